@@ -1,0 +1,256 @@
+"""Lays settings over one another, checks them, and makes the recipe.
+
+Precedence: command line, then recipe file, then the file it extends, then the defaults of the schema. Every problem
+is collected before anything is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from difflib import get_close_matches
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from neftcli.errors import Problem, RecipeError
+from neftcli.recipe import catalog
+from neftcli.recipe.schema import Key, Recipe, keys
+from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
+
+SHOW_OPTIONS = "neft recipes show quickstart --all    to see every option with its default"
+EXTENDS = "extends"
+NOT_HASHED = ("name", "about", "output_dir")
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[Layer] = ()) -> Recipe:
+    """The recipe of a name or path, with overrides laid over it.
+
+    Args:
+        name_or_path: A shipped recipe's name ("quickstart") or a file's path.
+        overrides: Layers of the command line, the strongest last.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    return resolve([*file_layers(name_or_path), *overrides])
+
+
+def file_layers(name_or_path: str) -> list[Layer]:
+    """The layers of a recipe file: those of what it extends, then its own."""
+    layers: list[Layer] = []
+    visited: list[Path] = []
+    path = catalog.find(name_or_path)
+    while True:
+        if path in visited:
+            raise RecipeError(Problem(f"{path}: a recipe can't extend itself", " -> ".join(p.name for p in visited)))
+        visited.append(path)
+        layer = read_layer(path)
+        parent = layer.pop(EXTENDS, None)
+        layers.insert(0, layer)
+        if parent is None:
+            return layers
+        if not isinstance(parent.value, str):
+            raise RecipeError(Problem(f"{parent.origin}: extends must name a recipe", parent.typed))
+        path = catalog.find(parent.value, beside=path.parent, origin=parent.origin)
+
+
+def assignment(text: str) -> Layer:
+    """The layer of one `--set key=value`."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(Problem("--set takes key=value", text, "--set training.learning_rate=1e-4"))
+    origin = f"--set {key.strip()}"
+    return {key.strip(): Setting(read_value(value, origin), origin, text)}
+
+
+def resolve(layers: Iterable[Layer]) -> Recipe:
+    """Lays `layers` over the defaults, checks everything, and returns the recipe.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    merged: Layer = {}
+    for layer in layers:
+        merged.update(layer)
+    problems: list[Problem] = []
+    known = {key.path: key for key in keys()}
+    nested: dict[str, Any] = {}
+    for path, setting in merged.items():
+        if _option_of(path, known) is None:
+            problems.append(_unknown(path, setting, known))
+        else:
+            _insert(nested, path, setting.value)
+    recipe, invalid = _validate(nested, merged, known)
+    problems += invalid
+    if recipe is None or problems:
+        raise RecipeError(*problems)
+    problems = _contradictions(recipe, merged)
+    if problems:
+        raise RecipeError(*problems)
+    return recipe
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = StringIO()
+    yaml.dump(_plain(asdict(recipe)), stream)
+    return stream.getvalue()
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """SHA-256 of all that determines the weights: the resolved recipe without its name and folder."""
+    content = {key: value for key, value in _plain(asdict(recipe)).items() if key not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _option_of(path: str, known: Mapping[str, Key]) -> Key | None:
+    """The option that `path` sets: itself, or the mapping that it is an entry of."""
+    if path in known:
+        return known[path]
+    parent = known.get(path.rpartition(".")[0])
+    return parent if parent is not None and _is_mapping(parent.type) else None
+
+
+def _is_mapping(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        annotation = annotation.__origin__
+    origin = get_origin(annotation)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _insert(nested: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        if not isinstance(nested.get(parent), dict):
+            nested[parent] = {}
+        nested = nested[parent]
+    nested[last] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _unknown(path: str, setting: Setting, known: Mapping[str, Key]) -> Problem:
+    sections = {key.rpartition(".")[0] for key in known} - {""}
+    if path in sections:
+        options = ", ".join(key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == path)
+        return Problem(
+            f"{setting.origin}: {path} is a section; give its options below it",
+            setting.typed,
+            f"{path}: {{...}}",
+            options,
+        )
+    nearest = nearest_key(path, known)
+    return Problem(f"{setting.origin}: {path} is not an option", setting.typed, SHOW_OPTIONS, nearest)
+
+
+def nearest_key(path: str, known: Iterable[str]) -> str:
+    """The known key most like `path`, by its full path or by its last part; empty where none is near."""
+    by_last_part = {key.rpartition(".")[2]: key for key in known}
+    whole = get_close_matches(path, known, n=1, cutoff=0.75)
+    if whole:
+        return whole[0]
+    last = get_close_matches(path.rpartition(".")[2], by_last_part, n=1, cutoff=0.7)
+    return by_last_part[last[0]] if last else ""
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Recipe)
+
+
+def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -> tuple[Recipe | None, list[Problem]]:
+    from pydantic import ValidationError
+
+    try:
+        # In JSON mode pydantic can be strict about values ("5" is no number) and still build dataclasses from mappings.
+        return _adapter().validate_json(json.dumps(nested), strict=True), []
+    except ValidationError as error:
+        problems = {}
+        for detail in error.errors():
+            path = _known_prefix(detail["loc"], known)
+            setting = merged.get(path) or next(s for key, s in merged.items() if key.startswith(path))
+            problems[path] = Problem(f"{setting.origin}: {path} must be {describe(known[path].type)}", setting.typed)
+        return None, list(problems.values())
+
+
+def _known_prefix(location: tuple[Any, ...], known: Mapping[str, Key]) -> str:
+    parts = [str(part) for part in location]
+    return next(path for end in range(len(parts), 0, -1) if (path := ".".join(parts[:end])) in known)
+
+
+def describe(annotation: Any) -> str:
+    """What a value must be, in words: "a finite number, 0 or more", "one of uniform, gaussian, symmetric"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = [text for bound in annotation.__metadata__ if (text := _bound(bound))]
+        return ", ".join([describe(annotation.__origin__), *bounds])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+    if origin is tuple:
+        return "a list of names"
+    if _is_mapping(annotation):
+        return "a mapping of names to names"
+    if arguments:
+        return " or ".join(describe(choice) for choice in arguments if choice is not type(None))
+    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}[annotation]
+
+
+def _bound(bound: Any) -> str:
+    match bound:
+        case Ge(ge=limit):
+            return f"{limit} or more"
+        case Gt(gt=limit):
+            return f"above {limit}"
+        case Le(le=limit):
+            return f"at most {limit}"
+        case Lt(lt=limit):
+            return "" if limit == float("inf") else f"below {limit}"
+        case MinLen():
+            return "not empty"
+        case _:
+            return ""
+
+
+def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
+    """Options that are each fine and can't stand together."""
+
+    def where(path: str) -> str:
+        return merged[path].origin if path in merged else "defaults"
+
+    problems = []
+    if recipe.quantization.type != "none" and recipe.adapter.type == "none":
+        problems.append(
+            Problem(
+                f"{where('quantization.type')}: quantization.type {recipe.quantization.type} needs an adapter: "
+                "4-bit weights can't be trained",
+                "adapter.type none",
+                "--qlora, or adapter.type: lora",
+            )
+        )
+    if recipe.adapter.modules_to_save and recipe.adapter.type == "none":
+        problems.append(
+            Problem(
+                f"{where('adapter.modules_to_save')}: adapter.modules_to_save needs adapter.type lora", "none", "--lora"
+            )
+        )
+    return problems

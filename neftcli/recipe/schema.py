@@ -1,0 +1,301 @@
+"""The schema of a recipe: the one place where an option is defined.
+
+Its YAML key, type, bounds, default, help text and command-line flag all stand in one `Annotated` line; the command
+line (`cli/options.py`), the checks (`loading.py`) and `neft recipes show --all` read them from here. The classes are
+plain frozen dataclasses so that `neft train --help` needs no pydantic; pydantic validates them in `loading.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a person reads about an option, and how it is typed.
+
+    Attributes:
+        help: One sentence on what it does and what a larger value costs.
+        flag: The command-line flag, or None where only the recipe and `--set` reach it.
+        switch: The value that the flag sets when it takes none (`--lora` sets `adapter.type` to "lora").
+        implies: What the switch sets beside it, as (dotted key, value).
+    """
+
+    help: str
+    flag: str | None = None
+    switch: str | bool | None = None
+    implies: tuple[tuple[str, str], ...] = ()
+
+
+NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Count = Annotated[int, Gt(0)]
+Name = Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which model is tuned."""
+
+    name: Annotated[Name, Option("An alias (see `neft models`), a hub id, a folder or a .gguf file.", "--model")] = (
+        "smollm2-135m"
+    )
+    revision: Annotated[Name | None, Option("Branch, tag or commit of a hub model.", "--revision")] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Option("Type of the loaded weights; auto: float32 for full tuning, bfloat16 for adapters on a GPU."),
+    ] = "auto"
+    chat_template: Annotated[
+        Name | None,
+        Option(
+            "alpaca, chatml, or a Jinja file; without it the model's own, or alpaca where it has none.",
+            "--chat-template",
+        ),
+    ] = None
+    trust_remote_code: Annotated[
+        bool, Option("Run Python code that comes with the model.", "--trust-remote-code", switch=True)
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which rows are learned, and how they become tokens."""
+
+    source: Annotated[
+        Name, Option("builtin, a json, jsonl, csv, parquet or .gz file, a folder, or a hub id.", "--dataset")
+    ] = "builtin"
+    config: Annotated[Name | None, Option("Configuration (subset) of a hub data set.")] = None
+    split: Annotated[Name, Option("Split of a hub data set to train on.")] = "train"
+    format: Annotated[
+        Literal["auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt"],
+        Option("How a row is laid out; auto looks at the columns and says what it found.", "--format"),
+    ] = "auto"
+    columns: Annotated[
+        Mapping[str, str], Option("Standard column name: the name it has in your rows, e.g. {instruction: question}.")
+    ] = field(default_factory=dict)
+    system_prompt: Annotated[str | None, Option("Put before every conversation that has no system turn.")] = None
+    max_rows: Annotated[Count | None, Option("Use only so many rows, chosen by the seed.", "--max-rows")] = None
+    max_length: Annotated[
+        Annotated[int, Ge(8)], Option("Longest row in tokens; longer rows are cut and counted.", "--max-length")
+    ] = 1024
+    completion_only_loss: Annotated[
+        bool | None,
+        Option("Loss on the answers only; without a value: true for pairs and chats, false for plain text."),
+    ] = None
+    held_out_rows: Annotated[
+        Annotated[int, Ge(0)],
+        Option("Rows kept for evaluation, at most a fifth of the data; 0 keeps none.", "--held-out-rows"),
+    ] = 200
+    held_out_source: Annotated[
+        Name | None, Option("File, folder or hub id to evaluate on, in place of rows kept back.", "--held-out")
+    ] = None
+    held_out_split: Annotated[Name | None, Option("Split of the hub data set to evaluate on.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neftune:
+    """The noise of NEFTune: x + alpha / sqrt(L d) * u."""
+
+    alpha: Annotated[
+        NonNegative, Option("NEFTune's noise alpha (the paper used 5, 10, 15); 0 is no noise at all.", "--alpha")
+    ] = 5.0
+    noise: Annotated[
+        Literal["uniform", "gaussian", "symmetric"],
+        Option("uniform (the paper), gaussian of equal variance, or symmetric (SymNoise: twice the work a step)."),
+    ] = "uniform"
+    length: Annotated[
+        Literal["tokens", "padded"],
+        Option("L: each document's real tokens, or the padded width, which reproduces Hugging Face's scaling."),
+    ] = "tokens"
+    schedule: Annotated[
+        Literal["constant", "linear_warmup", "linear_decay"],
+        Option("How alpha moves over training: constant, from 0 up to alpha, or from alpha down to 0."),
+    ] = "constant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Full fine-tuning, or LoRA."""
+
+    type: Annotated[
+        Literal["none", "lora"],
+        Option("none tunes all weights; lora trains small matrices beside frozen ones.", "--lora", switch="lora"),
+    ] = "none"
+    r: Annotated[Count, Option("LoRA's rank; higher learns more and costs memory.", "--lora-r")] = 16
+    lora_alpha: Annotated[Positive, Option("LoRA's scale is lora_alpha / r. Not NEFTune's alpha.", "--lora-alpha")] = (
+        32.0
+    )
+    lora_dropout: Annotated[Annotated[float, Ge(0), Lt(1)], Option("Dropout before LoRA's matrices.")] = 0.0
+    target_modules: Annotated[
+        Literal["all-linear"] | tuple[Name, ...], Option("Layers that get an adapter, or all-linear.")
+    ] = "all-linear"
+    modules_to_save: Annotated[
+        tuple[Name, ...], Option("Layers trained in full beside the adapter, e.g. [embed_tokens].")
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Four-bit weights under an adapter (QLoRA)."""
+
+    type: Annotated[
+        Literal["none", "nf4"],
+        Option(
+            "nf4 stores the frozen weights in 4 bits, under an adapter.",
+            "--qlora",
+            switch="nf4",
+            implies=(("adapter.type", "lora"),),
+        ),
+    ] = "none"
+    double_quantization: Annotated[bool, Option("Quantise the quantisation constants too (0.4 bits less).")] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The optimiser's work."""
+
+    num_train_epochs: Annotated[Positive, Option("Passes over the training rows.", "--epochs")] = 3.0
+    max_steps: Annotated[
+        Count | None, Option("Stop after so many updates, whatever the epochs say.", "--max-steps")
+    ] = None
+    per_device_train_batch_size: Annotated[
+        Count, Option("Rows computed at once on a device; more needs memory.", "--batch-size")
+    ] = 8
+    gradient_accumulation_steps: Annotated[Count, Option("Batches added up before an update.")] = 1
+    learning_rate: Annotated[
+        Positive | None, Option("Without a value: 5e-5 for full tuning, 2e-4 with LoRA.", "--learning-rate")
+    ] = None
+    lr_scheduler_type: Annotated[
+        Literal["cosine", "linear", "constant", "constant_with_warmup"], Option("Shape of the learning rate over time.")
+    ] = "cosine"
+    warmup_ratio: Annotated[Fraction, Option("Share of the updates over which the learning rate rises.")] = 0.03
+    weight_decay: Annotated[NonNegative, Option("Decay of the weights in AdamW.")] = 0.0
+    max_grad_norm: Annotated[Positive, Option("Gradients longer than this are shortened to it.")] = 1.0
+    optim: Annotated[
+        Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"],
+        Option("The optimiser; 8-bit and paged ones save GPU memory."),
+    ] = "adamw_torch_fused"
+    batching: Annotated[
+        Literal["padded", "padding_free", "packed"],
+        Option("padded rows, the same rows end to end, or several documents packed up to max_length."),
+    ] = "padded"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Option("Arithmetic of the matrix products; auto: bfloat16 where the hardware multiplies it."),
+    ] = "auto"
+    gradient_checkpointing: Annotated[
+        bool, Option("Recompute activations: less memory, about a third more time.", "--gradient-checkpointing", True)
+    ] = False
+    torch_compile: Annotated[bool, Option("Compile the model first; pays on long GPU runs.")] = False
+    logging_steps: Annotated[Count | None, Option("Updates between log rows; without a value about 20 rows a run.")] = (
+        None
+    )
+    seed: Annotated[
+        Annotated[int, Ge(0), Lt(2**32)], Option("Seed of data order, dropout, adapters and noise.", "--seed")
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How answers are generated."""
+
+    max_new_tokens: Annotated[Count, Option("Longest answer in tokens.")] = 128
+    repetition_penalty: Annotated[Positive, Option("1 is none; the authors used 1.2.")] = 1.2
+    do_sample: Annotated[bool, Option("Sample in place of taking the likeliest token.")] = False
+    temperature: Annotated[Positive, Option("Temperature when sampling.")] = 1.0
+    top_p: Annotated[Annotated[float, Gt(0), Le(1)], Option("Nucleus when sampling.")] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured while training, always without noise."""
+
+    every: Annotated[
+        Annotated[float, Gt(0), Le(1)], Option("Share of the run between two evaluations; 0.25 gives four.")
+    ] = 0.25
+    probe_rows: Annotated[Annotated[int, Ge(0)], Option("Training rows whose loss is measured with the noise off.")] = (
+        32
+    )
+    samples: Annotated[
+        Annotated[int, Ge(0)], Option("Held-out prompts answered before and after training.", "--samples")
+    ] = 3
+    per_device_eval_batch_size: Annotated[Count, Option("Rows evaluated at once.")] = 16
+    generation: Annotated[Generation, Option("How answers are generated.")] = field(default_factory=Generation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that determines a run, apart from the machine."""
+
+    name: Annotated[str, Option("The run's name starts with it.")] = "run"
+    about: Annotated[str, Option("One line for `neft recipes`.")] = ""
+    output_dir: Annotated[Name, Option("Folder in which the run's own folder is made.", "--output-dir")] = "runs"
+    model: Annotated[Model, Option("Which model is tuned.")] = field(default_factory=Model)
+    data: Annotated[Data, Option("Which rows are learned.")] = field(default_factory=Data)
+    neftune: Annotated[Neftune, Option("The noise.")] = field(default_factory=Neftune)
+    adapter: Annotated[Adapter, Option("Full fine-tuning, or LoRA.")] = field(default_factory=Adapter)
+    quantization: Annotated[Quantization, Option("Four-bit weights.")] = field(default_factory=Quantization)
+    training: Annotated[Training, Option("The optimiser's work.")] = field(default_factory=Training)
+    evaluation: Annotated[Evaluation, Option("Measurements while training.")] = field(default_factory=Evaluation)
+
+    def learning_rate(self) -> float:
+        """The learning rate in force: the recipe's, or 5e-5 for full tuning and 2e-4 with an adapter."""
+        if self.training.learning_rate is not None:
+            return self.training.learning_rate
+        return 5e-5 if self.adapter.type == "none" else 2e-4
+
+    def method(self) -> str:
+        """The way of tuning in the field's words: full, LoRA or QLoRA."""
+        if self.adapter.type == "none":
+            return "full"
+        return f"{'LoRA' if self.quantization.type == 'none' else 'QLoRA'} r{self.adapter.r}"
+
+    def run_name(self) -> str:
+        """Name of the run's folder: the recipe's name, alpha and seed."""
+        return f"{self.name}-a{self.neftune.alpha:g}-s{self.training.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One option of the schema, as the command line and the documentation need it."""
+
+    path: str
+    option: Option
+    type: Any
+    default: Any
+
+
+def keys(schema: type = Recipe, prefix: str = "") -> Iterator[Key]:
+    """All options below `schema`, depth first, with their dotted paths."""
+    hints = get_type_hints(schema, include_extras=True)
+    instance = schema()
+    for item in fields(schema):
+        annotation = hints[item.name]
+        option = next(extra for extra in annotation.__metadata__ if isinstance(extra, Option))
+        inner, path = annotation.__origin__, f"{prefix}{item.name}"
+        if is_dataclass(inner) and isinstance(inner, type):
+            yield from keys(inner, f"{path}.")
+        else:
+            yield Key(path, option, annotation, getattr(instance, item.name))
+
+
+def type_name(annotation: Any) -> str:
+    """A type as a person would say it: NUMBER, INTEGER, TEXT, or its choices with bars between."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return type_name(annotation.__origin__)
+    if origin is Literal:
+        return "|".join(str(choice) for choice in get_args(annotation))
+    if origin is tuple:
+        return "LIST"
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return "MAPPING"
+    if get_args(annotation):  # a union; "or nothing" goes without saying
+        names = [type_name(choice) for choice in get_args(annotation) if choice is not type(None)]
+        return "|".join(dict.fromkeys(names))
+    return {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT"}.get(annotation, str(annotation))
