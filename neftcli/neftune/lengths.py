@@ -50,6 +50,5 @@ def document_lengths(
 
 
 def padded_lengths(lengths: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """The width of the batch in place of each real length: the scaling of Hugging Face's hook, under padding and
-    packing alike. Pads stay 0."""
+    """The width of the batch in place of each real length, pads still 0: the scaling of Hugging Face's hook."""
     return torch.where(lengths > 0, lengths.shape[1], 0)

@@ -49,7 +49,7 @@ def directions(kind: NoiseKind, tokens: int, width: int, generator: torch.Genera
 
 
 def scales(lengths: Int[Tensor, "batch time"], alpha: float, width: int) -> Float[Tensor, "batch time"]:
-    """alpha / sqrt(L d) for each token, 0 where `lengths` is 0 (pads).
+    """The bound alpha / sqrt(L d) for each token, 0 where `lengths` is 0 (pads).
 
     Computed in float32 from whole numbers: bfloat16 can't hold every length above 256.
     """

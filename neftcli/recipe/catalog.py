@@ -23,6 +23,13 @@ def names() -> list[str]:
     return sorted((path.stem for path in folder().glob("*.yaml")), key=lambda name: (name != "quickstart", name))
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
+
+
 def find(name_or_path: str, beside: Path | None = None, origin: str = "--recipe") -> Path:
     """The file of a recipe.
 
@@ -37,11 +44,11 @@ def find(name_or_path: str, beside: Path | None = None, origin: str = "--recipe"
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         file = path if path.is_absolute() or beside is None else beside / path
-        if not file.is_file():
+        if not _is_file(file):
             raise RecipeError(Problem(f"{origin}: there is no recipe file of this name", name_or_path, LIST))
         return file
     shipped = folder() / f"{name_or_path}.yaml"
-    if not shipped.is_file():
+    if not _is_file(shipped):
         nearest = get_close_matches(name_or_path, names(), n=1)
         raise RecipeError(
             Problem(f"{origin}: there is no recipe of this name", name_or_path, LIST, nearest[0] if nearest else "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache
@@ -47,9 +47,10 @@ def file_layers(name_or_path: str) -> list[Layer]:
     visited: list[Path] = []
     path = catalog.find(name_or_path)
     while True:
-        if path in visited:
-            raise RecipeError(Problem(f"{path}: a recipe can't extend itself", " -> ".join(p.name for p in visited)))
-        visited.append(path)
+        if path.resolve() in visited:
+            chain = " -> ".join(file.name for file in [*visited, path])
+            raise RecipeError(Problem(f"{path}: a recipe can't extend itself", chain, "take out one of the `extends`"))
+        visited.append(path.resolve())
         layer = read_layer(path)
         parent = layer.pop(EXTENDS, None)
         layers.insert(0, layer)
@@ -77,7 +78,10 @@ def resolve(layers: Iterable[Layer]) -> Recipe:
     """
     merged: Layer = {}
     for layer in layers:
-        merged.update(layer)
+        for path, setting in layer.items():
+            # What a stronger setting replaces goes, so that `merged` is in the order in which settings apply.
+            merged = {key: old for key, old in merged.items() if not f"{key}.".startswith(f"{path}.")}
+            merged[path] = setting
     problems: list[Problem] = []
     known = {key.path: key for key in keys()}
     nested: dict[str, Any] = {}
@@ -185,15 +189,14 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
         # In JSON mode pydantic can be strict about values ("5" is no number) and still build dataclasses from mappings.
         return _adapter().validate_json(json.dumps(nested), strict=True), []
     except ValidationError as error:
-        problems = {}
+        problems = []
         for detail in error.errors():
-            path = _known_prefix(detail["loc"], known)
-            setting = merged.get(path) or next(s for key, s in merged.items() if key.startswith(path))
-            problems[path] = Problem(f"{setting.origin}: {path} must be {describe(known[path].type)}", setting.typed)
-        return None, list(problems.values())
+            path, setting = _known_prefix(detail["loc"], known), merged[_known_prefix(detail["loc"], merged)]
+            problems.append(Problem(f"{setting.origin}: {path} must be {describe(known[path].type)}", setting.typed))
+        return None, list(dict.fromkeys(problems))  # a union reports each of its choices
 
 
-def _known_prefix(location: tuple[Any, ...], known: Mapping[str, Key]) -> str:
+def _known_prefix(location: tuple[Any, ...], known: Container[str]) -> str:
     parts = [str(part) for part in location]
     return next(path for end in range(len(parts), 0, -1) if (path := ".".join(parts[:end])) in known)
 
@@ -250,7 +253,9 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
     if recipe.adapter.modules_to_save and recipe.adapter.type == "none":
         problems.append(
             Problem(
-                f"{where('adapter.modules_to_save')}: adapter.modules_to_save needs adapter.type lora", "none", "--lora"
+                f"{where('adapter.modules_to_save')}: adapter.modules_to_save needs adapter.type lora",
+                "adapter.type none",
+                "--lora",
             )
         )
     return problems

@@ -6,17 +6,26 @@ tag can run code, and every value keeps its line. Duplicate keys, anchors and ta
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from neftcli.errors import Problem, RecipeError
 
 TAG = "tag:yaml.org,2002:"
+KINDS = {
+    ScalarNode: ("str", "int", "float", "bool", "null", "timestamp", "merge", "value"),
+    SequenceNode: ("seq",),
+    MappingNode: ("map",),
+}
+LONGEST_NUMBER = 400  # characters; the largest float, written out, has 309
+DEEPEST = 20  # blocks in blocks; the schema needs three
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +64,20 @@ def read_layer(path: Path) -> Layer:
             Problem(f"{path}: can't be read", error.strerror or "", "neft recipes    to see the recipes that ship")
         ) from None
     node = _compose(text, str(path))
-    if node is None:
+    if node is None or (isinstance(node, ScalarNode) and not node.value):
         return {}
+    lines = text.splitlines()
     if not isinstance(node, MappingNode):
+        line = node.start_mark.line
         raise RecipeError(
-            Problem(f"{path}, line 1: a recipe must be a mapping of keys to values", text.strip().splitlines()[0][:60])
+            Problem(f"{path}, line {line + 1}: a recipe must be a mapping of keys to values", _typed(lines, line))
         )
+    refused = _refused(node, f"{path}, line {node.start_mark.line + 1}")
+    if refused:
+        raise RecipeError(refused)
     layer: Layer = {}
     problems: list[Problem] = []
-    _flatten(node, "", str(path), text.splitlines(), layer, problems, set())
+    _flatten(node, "", str(path), lines, layer, problems, {})
     if problems:
         raise RecipeError(*problems)
     return layer
@@ -77,25 +91,35 @@ def read_value(text: str, origin: str) -> Any:
     """
     node = _compose(text, origin)
     problems: list[Problem] = []
-    value = None if node is None else _value(node, origin, problems, set())
+    value = None if node is None else _value(node, origin, problems)
     if problems:
         raise RecipeError(*problems)
     return value
 
 
 def _compose(text: str, name: str) -> Node | None:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = DEEPEST
+    yaml.composer.warn_double_anchors = False  # every anchor is refused, with its line
     try:
-        return YAML(typ="safe", pure=True).compose(text)
+        node: Node | None = yaml.compose(text)
+        return node
     except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        line = error.problem_mark.line if error.problem_mark else 0
         column = error.problem_mark.column + 1 if error.problem_mark else 1
-        lines = text.splitlines()
-        typed = lines[line - 1].strip()[:60] if line <= len(lines) else "the end of the file"
-        raise RecipeError(
-            Problem(f"{name}, line {line}: this is not YAML: {error.problem} (column {column})", typed)
-        ) from None
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        broken = f"this is not YAML: {reason} (column {column})"
+        if isinstance(error, MaxDepthExceededError):
+            broken = f"blocks stand more than {DEEPEST} deep in one another"
+        typed = _typed(text.splitlines(), line) or "the end of the file"
+        raise RecipeError(Problem(f"{name}, line {line + 1}: {broken}", typed)) from None
     except YAMLError as error:
         raise RecipeError(Problem(f"{name}: this is not YAML", str(error).splitlines()[0])) from None
+
+
+def _typed(lines: list[str], line: int) -> str:
+    """The beginning of a line as it was typed; empty where YAML places something behind the last line."""
+    return lines[line].strip()[:60] if line < len(lines) else ""
 
 
 def _flatten(
@@ -105,74 +129,88 @@ def _flatten(
     lines: list[str],
     layer: Layer,
     problems: list[Problem],
-    seen: set[int],
+    first: dict[str, int],
 ) -> None:
-    """Adds the leaves of a mapping to `layer` under their dotted keys."""
-    if id(node) in seen:
-        problems.append(_anchor_problem(node, name))
-        return
-    seen.add(id(node))
+    """Adds the leaves of a mapping to `layer` under their dotted keys, and every key's first line to `first`."""
     for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        origin = f"{name}, line {line}"
-        typed = lines[line - 1].strip()
-        if not isinstance(key_node, ScalarNode) or key_node.value == "<<":
-            problems.append(Problem(f"{origin}: a key must be a plain word", typed))
+        line = key_node.start_mark.line
+        origin, typed = f"{name}, line {line + 1}", _typed(lines, line)
+        key = _key(key_node, origin, problems)
+        if key is None:
             continue
-        key = f"{prefix}{key_node.value}"
-        if key in layer or any(other.startswith(f"{key}.") for other in layer):
-            problems.append(Problem(f"{origin}: {key} is given twice", typed, "keep one of the two lines"))
-        elif isinstance(value_node, MappingNode) and value_node.value:
-            _flatten(value_node, f"{key}.", name, lines, layer, problems, seen)
+        key = f"{prefix}{key}"
+        if first.setdefault(key, line) != line or key in layer:
+            twice = f"{origin}: {key} is given twice, first in line {first[key] + 1}"
+            problems.append(Problem(twice, typed, "keep one of the two lines"))
+        elif isinstance(value_node, MappingNode) and value_node.value and _refused(value_node, origin) is None:
+            _flatten(value_node, f"{key}.", name, lines, layer, problems, first)
         else:
-            layer[key] = Setting(_value(value_node, origin, problems, seen), origin, typed)
+            layer[key] = Setting(_value(value_node, origin, problems), origin, typed)
 
 
-def _value(node: Node, origin: str, problems: list[Problem], seen: set[int]) -> Any:
-    """The value of a node: text, number, truth value, nothing, or a tuple of those."""
-    if not node.tag.startswith(TAG):
-        problems.append(Problem(f"{origin}: tags are not read", str(node.tag), "write the plain value"))
+def _value(node: Node, origin: str, problems: list[Problem]) -> Any:
+    """The value of a node: text, number, truth value, nothing, or a tuple or mapping of those."""
+    refused = _refused(node, origin)
+    if refused:
+        problems.append(refused)
         return None
     if isinstance(node, ScalarNode):
-        return _scalar(node.tag.removeprefix(TAG), node.value)
-    if id(node) in seen:
-        problems.append(_anchor_problem(node, origin))
-        return None
-    seen.add(id(node))
+        return _scalar(_kind(node), node.value)
     if isinstance(node, SequenceNode):
-        return tuple(_value(item, origin, problems, seen) for item in node.value)
-    return {
-        str(key.value): _value(value, origin, problems, seen)
-        for key, value in node.value
-        if isinstance(key, ScalarNode)
-    }
+        return tuple(_value(item, origin, problems) for item in node.value)
+    entries: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = _key(key_node, origin, problems)
+        if key is not None and key in entries:
+            problems.append(Problem(f"{origin}: {key} is given twice", "", "keep one of the two"))
+        elif key is not None:
+            entries[key] = _value(value_node, origin, problems)
+    return entries
+
+
+def _key(node: Node, origin: str, problems: list[Problem]) -> str | None:
+    """The text of a key, or None, with a problem added, where it is none."""
+    refused = _refused(node, origin)
+    if refused is None and not isinstance(node, ScalarNode):
+        refused = Problem(f"{origin}: a key must be a plain word", "a list or a mapping")
+    elif refused is None and node.value in ("", "<<"):
+        refused = Problem(f"{origin}: a key must be a plain word", node.value or "nothing")
+    if refused:
+        problems.append(refused)
+        return None
+    return str(node.value)
+
+
+def _kind(node: Node) -> str:
+    return str(node.tag).removeprefix(TAG)
+
+
+def _refused(node: Node, origin: str) -> Problem | None:
+    """What is wrong with a node whatever stands in it: an anchor, a tag that isn't YAML's own, or broken text."""
+    if node.anchor is not None:
+        return Problem(f"{origin}: anchors and aliases are not read", f"&{node.anchor}", "write the values out")
+    if _kind(node) not in KINDS[type(node)]:
+        return Problem(f"{origin}: tags are not read", str(node.tag).replace(TAG, "!!"), "write the plain value")
+    if isinstance(node, ScalarNode) and re.search("[\ud800-\udfff]", node.value):
+        return Problem(f"{origin}: half of a character is no text", ascii(node.value), "write the character itself")
+    return None
 
 
 def _scalar(kind: str, text: str) -> Any:
-    match kind:
-        case "null":
-            return None
-        case "bool":
-            return text.lower() == "true"
-        case "int":
-            return int(text.replace("_", ""), 0 if text.lstrip("+-").startswith(("0x", "0o")) else 10)
-        case "float":
-            return float(
-                text.replace("_", "")
-                .replace(".inf", "inf")
-                .replace(".Inf", "inf")
-                .replace(".INF", "inf")
-                .replace(".nan", "nan")
-                .replace(".NaN", "nan")
-                .replace(".NAN", "nan")
-            )
-        case _:
+    """A scalar's value; what YAML calls a number or truth value and Python can't read stays text."""
+    if kind == "null":
+        return None
+    if kind == "bool" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind in ("int", "float") and len(text) <= LONGEST_NUMBER:
+        try:
+            return _number(kind, text.replace("_", ""))
+        except ValueError:
             return text
+    return text
 
 
-def _anchor_problem(node: Node, name: str) -> Problem:
-    return Problem(
-        f"{name}, line {node.start_mark.line + 1}: anchors and aliases are not read",
-        "the same block used twice",
-        "write the values out",
-    )
+def _number(kind: str, text: str) -> int | float:
+    if kind == "int":
+        return int(text, 0 if text.lstrip("+-").startswith(("0x", "0o", "0b")) else 10)
+    return float(re.sub(r"\.(inf|nan)", r"\1", text.lower()))

@@ -1,0 +1,200 @@
+"""How rows are laid out, and the example that each one is.
+
+text                {"text": ...}
+prompt_completion   {"prompt": ..., "completion": ...}, both text or both lists of turns
+alpaca              {"instruction": ..., "input": ... (may be missing or empty), "output": ...}
+messages            {"messages": [{"role": ..., "content": ...}, ...]}
+sharegpt            {"conversations": [{"from": ..., "value": ...}, ...]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from neftcli.data.sources import Row
+from neftcli.errors import DataError, Problem
+
+Format = Literal["text", "prompt_completion", "alpaca", "messages", "sharegpt"]
+
+REQUIRED: dict[Format, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "text": ("text",),
+}
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "chatgpt": "assistant",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation; `context` is an Alpaca row's `input`."""
+
+    role: str
+    content: str
+    context: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row, whatever its layout was.
+
+    Attributes:
+        turns: The conversation; empty for plain text.
+        text: Plain text; empty for a conversation.
+        where: Where the row stands.
+    """
+
+    turns: tuple[Turn, ...]
+    text: str
+    where: str
+
+    def prompt(self) -> str:
+        """What is asked: everything before the last answer; the whole of a plain text."""
+        if not self.turns:
+            return self.text
+        asked = self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
+        return "\n".join(
+            part for turn in asked if turn.role != "system" for part in (turn.content, turn.context) if part
+        )
+
+    def answer(self) -> str:
+        """The last answer; empty for plain text."""
+        return self.turns[-1].content if self.turns and self.turns[-1].role == "assistant" else ""
+
+
+class UnusableRow(Exception):  # noqa: N818 - a row is left out and counted, nothing fails
+    """A row that holds nothing to learn; its message is the reason."""
+
+
+def detect(row: Row, columns: Mapping[str, str]) -> Format:
+    """The layout that the columns of `row` tell.
+
+    Raises:
+        DataError: No layout fits; names the columns found.
+    """
+    names = set(renamed(row, columns).values)
+    for layout, required in REQUIRED.items():
+        if names.issuperset(required):
+            return layout
+    found = ", ".join(row.values) or "no column"
+    raise DataError(
+        Problem(
+            f"{row.where}: the columns fit no known layout",
+            found,
+            "--set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
+            "(layouts: text; prompt, completion; instruction, output; messages; conversations)",
+        )
+    )
+
+
+def renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row under standard column names, by `data.columns`.
+
+    Raises:
+        DataError: A column that was named is not in the row.
+    """
+    if not columns:
+        return row
+    missing = [name for name in columns.values() if name not in row.values]
+    if missing:
+        raise DataError(
+            Problem(f"{row.where}: data.columns names a column that is not there: {missing[0]}", ", ".join(row.values))
+        )
+    taken = set(columns.values())
+    values = {name: value for name, value in row.values.items() if name not in taken}
+    return Row({**values, **{standard: row.values[name] for standard, name in columns.items()}}, row.where)
+
+
+def to_example(row: Row, layout: Format, system_prompt: str | None = None) -> Example:
+    """The example of a row under standard column names.
+
+    Raises:
+        DataError: A column is missing or holds another type than the layout says.
+        UnusableRow: The row is in order and holds nothing to learn (an empty answer, say).
+    """
+    for column in REQUIRED[layout]:
+        if column not in row.values:
+            raise DataError(Problem(f"{row.where}: the column {column} is missing", ", ".join(row.values)))
+    if layout == "text":
+        text = _text(row, "text")
+        if not text.strip():
+            raise UnusableRow("its text is empty")
+        return Example((), text, row.where)
+    turns = _turns(row, layout)
+    if system_prompt and turns and turns[0].role != "system":
+        turns = [Turn("system", system_prompt), *turns]
+    while turns and turns[-1].role != "assistant":  # a conversation that ends with a question: nothing answers it
+        turns.pop()
+    if not turns:
+        raise UnusableRow("it has no answer")
+    if not any(turn.role == "user" and (turn.content.strip() or turn.context.strip()) for turn in turns):
+        raise UnusableRow("it has no question")
+    if any(turn.role == "assistant" and not turn.content.strip() for turn in turns):
+        raise UnusableRow("an answer is empty")
+    return Example(tuple(turns), "", row.where)
+
+
+def _turns(row: Row, layout: Format) -> list[Turn]:
+    if layout == "alpaca":
+        context = _text(row, "input").strip() if row.values.get("input") is not None else ""
+        return [
+            Turn("user", _text(row, "instruction").strip(), context),
+            Turn("assistant", _text(row, "output").strip()),
+        ]
+    if layout == "prompt_completion":
+        prompt, completion = row.values["prompt"], row.values["completion"]
+        if isinstance(prompt, list) and isinstance(completion, list):
+            return _conversation(row, prompt + completion, "role", "content")
+        return [Turn("user", _text(row, "prompt").strip()), Turn("assistant", _text(row, "completion").strip())]
+    column, role, content = (
+        ("messages", "role", "content") if layout == "messages" else ("conversations", "from", "value")
+    )
+    value = row.values[column]
+    if not isinstance(value, list):
+        raise DataError(Problem(f"{row.where}: {column} must be a list of turns", _shown(value)))
+    if value and isinstance(value[0], dict) and role not in value[0] and {"role", "content"} <= set(value[0]):
+        role, content = "role", "content"
+    return _conversation(row, value, role, content)
+
+
+def _conversation(row: Row, value: list[Any], role_key: str, content_key: str) -> list[Turn]:
+    turns = []
+    for number, item in enumerate(value, 1):
+        where = f"{row.where}: turn {number}"
+        if not isinstance(item, dict) or role_key not in item or content_key not in item:
+            raise DataError(Problem(f"{where} must have {role_key} and {content_key}", _shown(item)))
+        role = ROLES.get(str(item[role_key]).lower())
+        if role is None:
+            raise DataError(
+                Problem(f"{where} has an unknown {role_key}", _shown(item[role_key]), f"one of {', '.join(ROLES)}")
+            )
+        if not isinstance(item[content_key], str):
+            raise DataError(Problem(f"{where}: {content_key} must be text", _shown(item[content_key])))
+        turns.append(Turn(role, item[content_key].strip()))
+    return turns
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.values[column]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(Problem(f"{row.where}: {column} must be text", _shown(value)))
+    return value
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__}: {str(value)[:60]}"

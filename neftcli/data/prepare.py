@@ -1,0 +1,201 @@
+"""From a recipe's `data` section to tokenised rows for training and for evaluation, with everything counted.
+
+Reading needs no tokenizer and no torch, so bad data is refused before either is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from neftcli.data.formats import Example, Format, UnusableRow, detect, renamed, to_example
+from neftcli.data.sources import BUILTIN, read_rows
+from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
+from neftcli.data.tokens import TokenRow, special_text, tokenize
+from neftcli.errors import DataError, Problem
+from neftcli.events import DataReady, SplitCounts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from neftcli.recipe.schema import Data
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the rows say, before any token.
+
+    Attributes:
+        train: Examples to learn from.
+        held_out: Examples to evaluate on.
+        layout: Row format of the training source.
+        rows_read: Rows read from it.
+        unusable: Reason to places of the rows that were left out.
+        leaked: Training rows left out since their prompt is held out.
+    """
+
+    train: list[Example]
+    held_out: list[Example]
+    layout: Format
+    rows_read: int
+    unusable: Mapping[str, list[str]]
+    leaked: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokenised rows, and the examples of the held-out side for generating answers.
+
+    Attributes:
+        train: Training rows.
+        held_out: Held-out rows.
+        held_out_examples: Their examples, in the same order.
+        counts: What a person is shown.
+    """
+
+    train: list[TokenRow]
+    held_out: list[TokenRow]
+    held_out_examples: list[Example]
+    counts: DataReady
+
+
+@dataclass
+class _Reader:
+    """Reads one source and remembers its layout and what was left out."""
+
+    data: Data
+    layout: Format | None = None
+    rows: int = 0
+    unusable: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def read(self, source: str, split: str) -> list[Example]:
+        examples = []
+        for row in read_rows(source, split, self.data.config):
+            self.rows += 1
+            if self.layout is None:
+                self.layout = detect(row, self.data.columns) if self.data.format == "auto" else self.data.format
+            try:
+                examples.append(to_example(renamed(row, self.data.columns), self.layout, self.data.system_prompt))
+            except UnusableRow as reason:
+                self.unusable[str(reason)].append(row.where)
+        return examples
+
+
+def read_examples(data: Data, seed: int) -> Examples:
+    """Reads and splits the data of a recipe.
+
+    Raises:
+        DataError: A source can't be read, fits no layout, or leaves nothing to train on.
+    """
+    reader = _Reader(data)
+    examples = reader.read(data.source, data.split)
+    if not examples:
+        raise DataError(
+            Problem(
+                f"{data.source}: no row can be learned from",
+                "; ".join(f"{len(places)} rows: {reason}" for reason, places in reader.unusable.items()),
+                f"neft data inspect {data.source}",
+            )
+        )
+    held_out_source, held_out_split = data.held_out_source, data.held_out_split or "train"
+    if data.source == BUILTIN and held_out_source is None:
+        held_out_source, held_out_split = BUILTIN, "held_out"
+    elif held_out_source is None and data.held_out_split is not None:
+        held_out_source = data.source
+    leaked = 0
+    if data.held_out_rows == 0:
+        train, held_out = examples, []
+    elif held_out_source is None:
+        chosen = choose(examples, data.max_rows, seed) if data.max_rows else examples
+        train, held_out = hold_out(chosen, data.held_out_rows, seed)
+    else:
+        held_out = _Reader(data).read(held_out_source, held_out_split)
+        if len(held_out) > data.held_out_rows:
+            held_out = choose(held_out, data.held_out_rows, seed)
+        train = without_prompts_of(examples, held_out)
+        leaked = len(examples) - len(train)
+    if data.max_rows and len(train) > data.max_rows:
+        train = choose(train, data.max_rows, seed)
+    if not train:
+        raise DataError(Problem(f"{data.source}: every training row's prompt is held out", f"{leaked} rows"))
+    assert reader.layout is not None  # noqa: S101 - at least one row was read
+    return Examples(train, held_out, reader.layout, reader.rows, reader.unusable, leaked)
+
+
+def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, template: str) -> Prepared:
+    """Tokenises both sides and counts.
+
+    Args:
+        examples: What `read_examples` returned.
+        data: The recipe's data section.
+        tokenizer: With its chat template set.
+        template: The template's name, for people.
+
+    Raises:
+        DataError: No token would carry loss.
+    """
+    plain_text = examples.layout == "text"
+    completion_only = not plain_text if data.completion_only_loss is None else data.completion_only_loss
+    unusable = {reason: list(places) for reason, places in examples.unusable.items()}
+    train = list(tokenize(tokenizer, examples.train, data.max_length, completion_only and not plain_text))
+    held_out = list(tokenize(tokenizer, examples.held_out, data.max_length, completion_only and not plain_text))
+    empty = [row.where for row in train if not row.loss_tokens()]
+    if empty:
+        unusable[f"no token with loss is left within data.max_length {data.max_length}"] = empty
+    train = [row for row in train if row.loss_tokens()]
+    pairs = [(row, example) for row, example in zip(held_out, examples.held_out, strict=True) if row.loss_tokens()]
+    if not train:
+        raise DataError(
+            Problem(
+                f"{data.source}: no token would carry loss, so there is nothing to learn",
+                f"{len(empty)} rows whose question alone fills data.max_length {data.max_length}",
+                f"--max-length {data.max_length * 4}",
+            )
+        )
+    counts = DataReady(
+        source="built-in set" if data.source == BUILTIN else data.source,
+        layout=examples.layout,
+        loss_on="answers" if completion_only and not plain_text else "all tokens",
+        template="" if plain_text else template,
+        rows_read=examples.rows_read,
+        unusable={reason: tuple(places) for reason, places in unusable.items()},
+        duplicates=duplicates(examples.train),
+        leaked=examples.leaked,
+        special_text=tuple(example.where for example in examples.train if special_text(tokenizer, example)),
+        train=count(train),
+        held_out=count([row for row, _ in pairs]),
+        fingerprint=_fingerprint(examples),
+    )
+    return Prepared(train, [row for row, _ in pairs], [example for _, example in pairs], counts)
+
+
+def count(rows: Sequence[TokenRow]) -> SplitCounts:
+    """The numbers of one side."""
+    if not rows:
+        return SplitCounts()
+    lengths = sorted(len(row.input_ids) for row in rows)
+    return SplitCounts(
+        rows=len(rows),
+        tokens=sum(lengths),
+        loss_tokens=sum(row.loss_tokens() for row in rows),
+        shortest=lengths[0],
+        median=lengths[len(lengths) // 2],
+        long=lengths[min(len(lengths) - 1, len(lengths) * 9 // 10)],
+        longest=lengths[-1],
+        cut=tuple(row.where for row in rows if row.cut),
+        without_stop=tuple(row.where for row in rows if not row.stops),
+    )
+
+
+def _fingerprint(examples: Examples) -> str:
+    digest = sha256()
+    for side in (examples.train, examples.held_out):
+        for example in side:
+            turns = [[turn.role, turn.content, turn.context] for turn in example.turns]
+            digest.update(json.dumps([turns, example.text]).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Evaluation, always without noise: the loss of rows (`loss.py`) and generated answers (`generation.py`)."""

@@ -1,0 +1,62 @@
+"""Answers to prompts, generated in batches and without noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+
+from neftcli.data.tokens import stop_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from neftcli.recipe.schema import Generation
+
+
+@torch.no_grad()
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    generation: Generation,
+    autocast: AbstractContextManager[object] | None = None,
+) -> list[str]:
+    """The answer to each prompt, without its stop token.
+
+    Args:
+        model: In any mode; it generates in eval mode and is put back as it was.
+        tokenizer: Its tokenizer.
+        prompts: Rendered by the chat template up to where the answer begins.
+        generation: The recipe's settings.
+        autocast: Arithmetic of the forward pass; as loaded if None.
+    """
+    if not prompts:
+        return []
+    from transformers import GenerationConfig
+
+    sampling = {"temperature": generation.temperature, "top_p": generation.top_p} if generation.do_sample else {}
+    settings = GenerationConfig(
+        max_new_tokens=generation.max_new_tokens,
+        repetition_penalty=generation.repetition_penalty,
+        do_sample=generation.do_sample,
+        eos_token_id=sorted(stop_tokens(tokenizer)),
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+    encoded = tokenizer(
+        list(prompts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+    ).to(model.device)
+    training = model.training
+    model.eval()
+    try:
+        with autocast or nullcontext():
+            tokens = model.generate(
+                input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], generation_config=settings
+            )
+    finally:
+        model.train(training)
+    new = tokens[:, encoded["input_ids"].shape[1] :]
+    return [str(text).strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

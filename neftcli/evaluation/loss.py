@@ -1,0 +1,101 @@
+"""The loss of rows without noise: negative log-likelihood in nats, weighted by tokens.
+
+The one definition of loss that this tool reports: while training, at its end, and in later comparisons. A row's value
+does not depend on its neighbours in the batch, up to the order of floating-point sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from neftcli.data.tokens import IGNORED, TokenRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class RowLoss:
+    """The loss of one row.
+
+    Attributes:
+        where: Where the row stands.
+        negative_log_likelihood: Sum over its tokens with loss, in nats.
+        tokens: Tokens with loss.
+        correct: Those that were the likeliest token.
+    """
+
+    where: str
+    negative_log_likelihood: float
+    tokens: int
+    correct: int
+
+
+def row_losses(
+    model: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    batch_size: int,
+    autocast: AbstractContextManager[object] | None = None,
+) -> list[RowLoss]:
+    """The loss of each row, in the order given.
+
+    Args:
+        model: In any mode; it is evaluated in eval mode, where no noise is added, and put back as it was.
+        rows: Tokenised rows.
+        batch_size: Rows computed at once; rows of like length are put together.
+        autocast: Arithmetic of the forward pass; as loaded if None.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    losses: dict[int, RowLoss] = {}
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = [rows[index] for index in chosen]
+            losses.update(zip(chosen, _batch_losses(model, batch, autocast or nullcontext()), strict=True))
+    finally:
+        model.train(training)
+    return [losses[index] for index in range(len(rows))]
+
+
+def mean_loss(losses: Sequence[RowLoss]) -> float | None:
+    """Nats a token with loss; None without rows."""
+    tokens = sum(loss.tokens for loss in losses)
+    return sum(loss.negative_log_likelihood for loss in losses) / tokens if tokens else None
+
+
+@torch.no_grad()
+def _batch_losses(
+    model: PreTrainedModel, batch: Sequence[TokenRow], autocast: AbstractContextManager[object]
+) -> list[RowLoss]:
+    width = max(len(row.input_ids) for row in batch)
+    input_ids = torch.zeros(len(batch), width, dtype=torch.int64)
+    labels = torch.full((len(batch), width), IGNORED)
+    mask = torch.zeros_like(input_ids)
+    for index, row in enumerate(batch):
+        input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        labels[index, : len(row.labels)] = torch.tensor(row.labels)
+        mask[index, : len(row.input_ids)] = 1
+    device = model.device
+    with autocast:
+        logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    targets = labels[:, 1:].to(device)  # (rows, time - 1)
+    scored = targets != IGNORED
+    scores = logits[:, :-1][scored].float()  # (tokens with loss, vocabulary)
+    wanted = targets[scored]
+    nll = torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
+    hits = scores.argmax(-1) == wanted
+    owner = torch.arange(len(batch), device=device)[:, None].expand_as(targets)[scored]
+    sums = torch.zeros(len(batch), dtype=torch.float64, device=device).index_add_(0, owner, nll.double())
+    correct = torch.zeros(len(batch), dtype=torch.int64, device=device).index_add_(0, owner, hits.long())
+    tokens = scored.sum(1)
+    return [
+        RowLoss(row.where, float(sums[index]), int(tokens[index]), int(correct[index]))
+        for index, row in enumerate(batch)
+    ]

@@ -1,0 +1,238 @@
+"""What a workflow tells whoever watches: frozen facts, and the one protocol of those who watch.
+
+A workflow never prints. The displays in `cli/display/`, the records in `runs/` and, later, a sweep all observe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the work begins that a person may wait for."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person should know, and can act on."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """One side of the data, counted in tokens after cutting at data.max_length.
+
+    Attributes:
+        rows: Rows.
+        tokens: Tokens of all rows.
+        loss_tokens: Tokens that carry loss.
+        shortest: Tokens of the shortest row.
+        median: Tokens of the median row.
+        long: The length that nine rows of ten do not exceed.
+        longest: Tokens of the longest row.
+        cut: Places of the rows that were longer than data.max_length.
+        without_stop: Places of the rows that do not end in a stop token with loss.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    shortest: int = 0
+    median: int = 0
+    long: int = 0
+    longest: int = 0
+    cut: tuple[str, ...] = ()
+    without_stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataReady:
+    """The data has been read, split and tokenised.
+
+    Attributes:
+        source: Where it comes from.
+        layout: The row format, detected or given.
+        loss_on: "answers" or "all tokens".
+        template: The chat template's name, or "" for plain text.
+        rows_read: Rows in the source.
+        unusable: Reason to the places of the rows that were left out for it.
+        duplicates: Rows that repeat an earlier one.
+        leaked: Training rows left out since their prompt is held out.
+        special_text: Places of rows that hold a special token as text.
+        train: The training side.
+        held_out: The held-out side.
+        fingerprint: SHA-256 of the examples of both sides.
+    """
+
+    source: str
+    layout: str
+    loss_on: str
+    template: str
+    rows_read: int
+    unusable: dict[str, tuple[str, ...]]
+    duplicates: int
+    leaked: int
+    special_text: tuple[str, ...]
+    train: SplitCounts
+    held_out: SplitCounts
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReady:
+    """The model is loaded and its adapters, if any, are on it.
+
+    Attributes:
+        name: Alias, id or path as it was given.
+        source: Where the weights come from.
+        method: full, LoRA r16, QLoRA r16.
+        parameters: All parameters.
+        trainable: Those that are trained.
+        precision: Arithmetic of the matrix products.
+        device: The device, in words.
+    """
+
+    name: str
+    source: str
+    method: str
+    parameters: int
+    trainable: int
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseMeasured:
+    """NEFTune is attached, and its strength was measured on the first batch.
+
+    Attributes:
+        alpha: NEFTune's alpha.
+        kind: uniform, gaussian or symmetric.
+        length: tokens or padded.
+        schedule: How alpha moves.
+        ratio: RMS of the noise over RMS of the signal at the input of layer 0; 0 for alpha 0.
+        embedding_scale: Factor of the architecture before the noise.
+        layer_gain: Factor of the architecture behind it.
+    """
+
+    alpha: float
+    kind: str
+    length: str
+    schedule: str
+    ratio: float
+    embedding_scale: float
+    layer_gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStarted:
+    """The first update is about to begin."""
+
+    run: str
+    total_steps: int
+    epochs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An update is done. Times in seconds; `remaining` is an estimate."""
+
+    step: int
+    total_steps: int
+    elapsed: float
+    remaining: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepLogged:
+    """A log row.
+
+    Attributes:
+        step: Updates done.
+        epoch: Passes over the training rows done.
+        loss: Mean loss of the updates since the last row, with the noise on.
+        learning_rate: Learning rate of the last update.
+        grad_norm: Norm of its gradient before clipping.
+        tokens_per_second: Real tokens (no pads) a second since the last row.
+        memory_bytes: Most memory used so far: of the GPU where there is one, else of the process.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Losses without noise, in nats a token with loss; None where there are no such rows."""
+
+    step: int
+    held_out_loss: float | None
+    train_loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A held-out prompt and its answers."""
+
+    prompt: str
+    reference: str
+    base: str
+    tuned: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The run is complete and its model saved.
+
+    Attributes:
+        run: The run's folder.
+        seconds: Wall time in all.
+        base_held_out_loss: Of the model before training.
+        held_out_loss: Of the tuned model.
+        base_train_loss: Of the model before training, on the probe rows.
+        train_loss: Of the tuned model on the probe rows, noise off.
+        samples: Answers before and after.
+        alpha: NEFTune's alpha, for what to type next.
+        recipe: The recipe's name, likewise.
+    """
+
+    run: str
+    seconds: float
+    base_held_out_loss: float | None
+    held_out_loss: float | None
+    base_train_loss: float | None
+    train_loss: float | None
+    samples: tuple[Sample, ...] = field(default=())
+    alpha: float = 0.0
+    recipe: str = ""
+
+
+Event = (
+    Phase
+    | Notice
+    | DataReady
+    | ModelReady
+    | NoiseMeasured
+    | TrainingStarted
+    | Progress
+    | StepLogged
+    | Evaluated
+    | RunFinished
+)
+
+
+class Observer(Protocol):
+    """Whoever watches a workflow."""
+
+    def notify(self, event: Event) -> None:
+        """Is told of an event; must not raise and must not take long."""

@@ -1,0 +1,109 @@
+"""Converts a .gguf file to a safetensors folder in the user's cache, once.
+
+Reading a .gguf takes transformers many times longer than reading safetensors (it parses the file's metadata for the
+configuration, the tokenizer and the weights anew), so the result is kept under the file's own hash. A cache entry is
+written beside its place and renamed, so that two processes and a crash are safe, and is checked by size and hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from neftcli.errors import ModelError, Problem
+
+MANIFEST = "neft-manifest.json"
+
+
+def cache_folder() -> Path:
+    """NEFT_CACHE, or `neft` in the user's cache folder."""
+    if "NEFT_CACHE" in os.environ:
+        return Path(os.environ["NEFT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "neft"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_converted(file: Path) -> bool:
+    """Whether the cache holds this file's conversion already (not verified)."""
+    return (_place(sha256(file)) / MANIFEST).is_file()
+
+
+def converted(file: Path) -> Path:
+    """The folder that holds `file` as safetensors, converting it where it isn't in the cache.
+
+    Raises:
+        ModelError: The file is no .gguf that transformers reads, or the `gguf` package is missing.
+    """
+    from filelock import FileLock
+
+    digest = sha256(file)
+    place = _place(digest)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):
+        if _verifies(place):
+            return place
+        shutil.rmtree(place, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{digest[:16]}.", dir=place.parent))
+        try:
+            _convert(file, scratch)
+            sizes = {item.name: [item.stat().st_size, sha256(item)] for item in sorted(scratch.iterdir())}
+            (scratch / MANIFEST).write_text(json.dumps({"source": digest, "files": sizes}, indent=1), encoding="utf-8")
+            scratch.rename(place)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return place
+
+
+def _place(digest: str) -> Path:
+    return cache_folder() / "models" / digest[:32]
+
+
+def _verifies(place: Path) -> bool:
+    manifest = place / MANIFEST
+    if not manifest.is_file():
+        return False
+    files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    return all(
+        (place / name).is_file() and (place / name).stat().st_size == size and sha256(place / name) == digest
+        for name, (size, digest) in files.items()
+    )
+
+
+def _convert(file: Path, target: Path) -> None:
+    if file.open("rb").read(4) != b"GGUF":
+        raise ModelError(Problem(f"{file}: this is not a .gguf file", "it does not begin with the letters GGUF"))
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise ModelError(
+            Problem(
+                f"{file}: reading .gguf needs the gguf package", "it is not installed", "pip install 'neftcli[gguf]'"
+            )
+        ) from None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(Problem(f"{file}: transformers can't read this .gguf", str(error).splitlines()[0])) from error
+    # The weights are plain numbers now; with the mark of quantisation on them save_pretrained refuses.
+    for mark in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config._name_or_path = file.stem
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -1,0 +1,32 @@
+"""Whether the hub can be reached, asked once and quickly.
+
+The hub's client retries an unreachable address for most of a minute. A machine without a network is answered in
+milliseconds by its name server, so that is asked first, and the libraries are told to use their cache only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from urllib.parse import urlsplit
+
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+def prefer_cache_if_unreachable() -> bool:
+    """Puts the hub's libraries in offline mode where its name is not known; to be called before they are imported.
+
+    Returns:
+        Whether the hub's libraries will use their cache only.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return True
+    if any(os.environ.get(proxy) for proxy in PROXIES):
+        return False
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        return True
+    return False

@@ -1,0 +1,113 @@
+"""An estimate of what training will need, before anything is loaded.
+
+    weights + gradients + optimiser + activations + logits
+
+The parts that scale with parameters are exact (they are counted on a model without storage); activations are the
+usual estimate of 34 bytes a token, layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198, without
+their attention term, which fused attention does not keep), and twice that in 32 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from neftcli.models.names import Reference
+
+if TYPE_CHECKING:
+    from neftcli.recipe.schema import Recipe
+
+NF4_BYTES = 0.5 + 0.127 / 8  # 4 bits, and a double-quantised constant for every 64 weights
+ADAMW_BYTES = 8
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes by what they are for.
+
+    Attributes:
+        parameters: All parameters of the model.
+        trainable: Those that are trained.
+        weights: Bytes of the weights, adapters among them.
+        gradients: Bytes of the gradients.
+        optimizer: Bytes of AdamW's two moments.
+        activations: Bytes kept for the backward pass, and the logits of a batch.
+    """
+
+    parameters: int
+    trainable: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    def total(self) -> float:
+        """Bytes in all, without what the libraries themselves take."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def estimate(
+    recipe: Recipe, reference: Reference, weight_bytes: int, activation_bytes: int, row_tokens: int
+) -> MemoryEstimate:
+    """What training by `recipe` will need.
+
+    Args:
+        recipe: The resolved recipe.
+        reference: Its model.
+        weight_bytes: Bytes of a loaded weight that isn't quantised.
+        activation_bytes: Bytes of a number in the forward pass, 2 or 4.
+        row_tokens: Tokens of the longest row of a batch.
+    """
+    config = _configuration(reference, recipe.model.trust_remote_code)
+    parameters, linear, adapter = _count(config, recipe.adapter.r)
+    full = recipe.adapter.type == "none"
+    trainable = parameters if full else adapter
+    four_bit = recipe.quantization.type == "nf4"
+    weights = (parameters - linear) * weight_bytes + linear * (NF4_BYTES if four_bit else weight_bytes)
+    text = config.get_text_config()
+    tokens = recipe.training.per_device_train_batch_size * row_tokens
+    if recipe.neftune.noise == "symmetric":
+        tokens *= 2
+    per_layer = 34 * tokens * text.hidden_size * activation_bytes / 2
+    layers = text.num_hidden_layers
+    if recipe.training.gradient_checkpointing:
+        activations = per_layer + layers * tokens * text.hidden_size * activation_bytes
+    else:
+        activations = layers * per_layer
+    return MemoryEstimate(
+        parameters=parameters,
+        trainable=trainable,
+        weights=weights + (0 if full else adapter * FLOAT32_BYTES),
+        gradients=trainable * FLOAT32_BYTES,
+        optimizer=trainable * ADAMW_BYTES,
+        activations=activations + tokens * text.vocab_size * FLOAT32_BYTES,
+    )
+
+
+def _configuration(reference: Reference, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    if reference.alias and reference.alias.architecture:
+        architecture = dict(reference.alias.architecture)
+        return AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    from neftcli.models.loading import explained, local_or_hub
+
+    with explained(reference):
+        return AutoConfig.from_pretrained(
+            local_or_hub(reference), revision=reference.revision, trust_remote_code=trust_remote_code
+        )
+
+
+def _count(config: Any, rank: int) -> tuple[int, int, int]:
+    """Parameters in all, those in linear layers without the vocabulary head, and those of a LoRA on all of these."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    linear = sum(module.weight.numel() for module in layers)
+    adapter = sum(rank * (module.in_features + module.out_features) for module in layers)
+    return model.num_parameters(), linear, adapter

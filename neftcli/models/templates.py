@@ -1,0 +1,71 @@
+"""The named chat templates, for models that have none or for reproducing the paper.
+
+`alpaca` is the prompt of Stanford Alpaca, word for word: it is a data format, and models tuned with other words are
+not comparable with the paper's. An Alpaca row's `input` travels as the key `input` of the user's message.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from neftcli.errors import ModelError, Problem
+
+ALPACA = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}"
+    "{% if message['input'] %}"
+    "{{ 'Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n' + message['content'] "
+    "+ '\n\n### Input:\n' + message['input'] + '\n\n### Response:' }}"
+    "{% else %}"
+    "{{ 'Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n' + message['content'] "
+    "+ '\n\n### Response:' }}"
+    "{% endif %}"
+    "{% else %}{{ message['content'] + eos_token }}{% if not loop.last %}{{ '\n\n' }}{% endif %}{% endif %}"
+    "{% endfor %}"
+)
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '<|im_end|>' }}{{ '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+NAMED = {"alpaca": ALPACA, "chatml": CHATML}
+
+
+def set_template(tokenizer: Any, wanted: str | None) -> str:
+    """Gives the tokenizer the template that was asked for, or alpaca where it has none.
+
+    Args:
+        tokenizer: Changed in place.
+        wanted: "alpaca", "chatml", the path of a Jinja file, or None for the model's own.
+
+    Returns:
+        The template's name, for people.
+
+    Raises:
+        ModelError: The name is unknown and there is no such file.
+    """
+    if wanted is None and tokenizer.chat_template:
+        return "the model's own chat template"
+    name = wanted or "alpaca"
+    if name in NAMED:
+        # A template of a tokenizer that begins every text with a BOS token must write it itself.
+        starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
+        tokenizer.chat_template = ("{{ bos_token }}" if starts else "") + NAMED[name]
+        return f"chat template {name}"
+    file = Path(name)
+    if not file.is_file():
+        raise ModelError(
+            Problem(
+                "model.chat_template: no template of this name, and no such file", name, f"one of {', '.join(NAMED)}"
+            )
+        )
+    tokenizer.chat_template = file.read_text(encoding="utf-8")
+    return f"chat template {file.name}"

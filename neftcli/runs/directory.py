@@ -1,0 +1,102 @@
+"""Makes a run's folder and writes its files whole: beside their place, to disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from neftcli.errors import InputError, Problem
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RunDirectory:
+    """The folder of one run.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, parent: Path, name: str) -> RunDirectory:
+        """Makes the folder `parent/name`, or `parent/name-2` and so on where that is taken.
+
+        Raises:
+            InputError: The name holds other characters than a folder should, or the parent can't be written.
+        """
+        if not NAME.fullmatch(name) or name.strip(".") == "":
+            raise InputError(
+                Problem(
+                    "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64",
+                    name,
+                    f"--name {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-')[:64] or 'my-run'}",
+                )
+            )
+        number = 1
+        while True:
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+                continue
+            except OSError as error:
+                raise InputError(
+                    Problem(f"output_dir: {parent} can't be written", error.strerror or "", "--output-dir FOLDER")
+                ) from None
+            return cls(path)
+
+    @property
+    def model(self) -> Path:
+        """Where the tuned weights or the adapter are kept."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trainer keeps what it needs while training."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """What the libraries said."""
+        return self.path / "train.log"
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file whole or not at all."""
+        write_whole(self.path / name, text)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Reads a JSON file of the run."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def append_line(self, name: str, content: dict[str, Any]) -> None:
+        """Adds one object as a line of a .jsonl file."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes `path` by a temporary file beside it, fsync, and a rename."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,75 @@
+"""`run.json`: what a run was, on what, and how it ended. Only the fields named here are written, never a token."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import neftcli
+from neftcli.recipe.loading import fingerprint
+
+if TYPE_CHECKING:
+    from neftcli.recipe.schema import Recipe
+    from neftcli.runs.directory import RunDirectory
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
+FILE = "run.json"
+
+
+class RunRecord:
+    """The record of one run, written again at each change.
+
+    Attributes:
+        fields: What the file holds.
+    """
+
+    def __init__(self, directory: RunDirectory, recipe: Recipe) -> None:
+        self._directory = directory
+        self.fields: dict[str, Any] = {
+            "status": "running",
+            "started": _now(),
+            "finished": None,
+            "recipe_sha256": fingerprint(recipe),
+            "seed": recipe.training.seed,
+            "neftune": {"alpha": recipe.neftune.alpha, "noise": recipe.neftune.noise, "length": recipe.neftune.length},
+            "versions": {"neftcli": neftcli.__version__, "python": platform.python_version(), **_versions()},
+            "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
+            "git": _git_commit(),
+        }
+        self.update()
+
+    def update(self, **fields: Any) -> None:
+        """Sets fields and writes the file."""
+        self.fields.update(fields)
+        self._directory.write_json(FILE, self.fields)
+
+    def end(self, status: str, **fields: Any) -> None:
+        """Writes how the run ended: finished, failed or interrupted."""
+        self.update(status=status, finished=_now(), **fields)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder that the command ran in, or None outside a repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=5)  # noqa: S607
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

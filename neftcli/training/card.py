@@ -1,0 +1,58 @@
+"""The model card of a run: what it is, how it was made, what was measured, and what that does not show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neftcli.events import RunFinished
+    from neftcli.models.names import Reference
+    from neftcli.recipe.schema import Recipe
+
+
+def model_card(recipe: Recipe, reference: Reference, record: dict[str, Any], finished: RunFinished) -> str:
+    """The text of `model/README.md`."""
+    hub_id = reference.alias.hub_id if reference.alias else reference.location if reference.kind == "hub" else None
+    head = ["---", "library_name: " + ("transformers" if recipe.adapter.type == "none" else "peft")]
+    head += [f"base_model: {hub_id}"] if hub_id else []
+    head += ["tags: [neftune, sft]", "---"]
+    noise = recipe.neftune
+    alpha = (
+        f"alpha {noise.alpha:g}, {noise.noise}, L = {noise.length}, {noise.schedule}"
+        if noise.alpha
+        else "none (alpha 0)"
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    body = [
+        "",
+        f"# {recipe.run_name()}",
+        "",
+        f"{reference.name} ({reference.source()}), fine-tuned ({recipe.method()}) on {recipe.data.source}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| NEFTune noise | {alpha} |",
+        f"| noise / embedding at layer 0 | {record['noise_to_embedding']:.3g} |",
+        f"| learning rate, seed | {recipe.learning_rate():g}, {recipe.training.seed} |",
+        f"| weights | {record['model_fingerprint']} |",
+        f"| data | sha256 {record['data_sha256']} |",
+        f"| recipe | sha256 {record['recipe_sha256']} |",
+        f"| trained on | {record['device']}, {record['precision']} |",
+        f"| versions | {versions} |",
+        "",
+        "| loss, nats a token, without noise | before | after |",
+        "|---|---|---|",
+        f"| held-out rows | {_loss(finished.base_held_out_loss)} | {_loss(finished.held_out_loss)} |",
+        f"| training rows (probe) | {_loss(finished.base_train_loss)} | {_loss(finished.train_loss)} |",
+        "",
+        "A lower loss here does not show that NEFTune helped: that takes the same recipe with alpha 0 and the same seed, "
+        "and a look at the answers.",
+        "",
+        "The whole recipe is in `recipe.yaml` beside this folder.",
+        "",
+    ]
+    return "\n".join(head + body)
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,126 @@
+"""What the machine is, and how it is set up for training."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from neftcli.recipe.schema import Recipe
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+KEEP_BELOW = 2**31 - 1
+TOP_PAD = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and in which arithmetic a run is computed.
+
+    Attributes:
+        device: cpu, cuda or mps.
+        name: The device in words.
+        bfloat16: The matrix products are computed in bfloat16.
+        weights: Type of the loaded weights that aren't quantised.
+    """
+
+    device: str
+    name: str
+    bfloat16: bool
+    weights: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The arithmetic of a forward pass, outside the trainer as inside it."""
+        import torch
+
+        return torch.autocast(self.device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+
+    def precision(self) -> str:
+        """The arithmetic in words."""
+        return "bf16" if self.bfloat16 else "fp32"
+
+
+def choose_machine(recipe: Recipe) -> Machine:
+    """The device that is there, and the types that `recipe` asks for or that are fast on it."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    wanted = recipe.training.precision
+    bfloat16 = wanted == "bfloat16" or (wanted == "auto" and multiplies_bfloat16(device))
+    if recipe.model.dtype != "auto":
+        weights = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.model.dtype]
+    elif device != "cpu" and recipe.adapter.type != "none" and bfloat16:
+        weights = torch.bfloat16  # frozen weights need no more; adapters are kept in float32
+    else:
+        weights = torch.float32
+    return Machine(device, _device_name(device), bfloat16, weights)
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether the hardware has instructions that multiply bfloat16 matrices."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("amx_bf16") or found.get("avx512_bf16") or found.get("bf16"))
+    return False
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed blocks for the next step, and says whether there was a glibc to tell.
+
+    By default it returns every large block to the system and has it faulted in again at the next step; on CPU that
+    can take as long as the arithmetic. The same as MALLOC_MMAP_THRESHOLD_ and its like, set from inside.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    done = [
+        libc.mallopt(M_MMAP_THRESHOLD, KEEP_BELOW),
+        libc.mallopt(M_TRIM_THRESHOLD, KEEP_BELOW),
+        libc.mallopt(M_TOP_PAD, TOP_PAD),
+    ]
+    return all(done)
+
+
+def peak_memory(device: str) -> int:
+    """Most bytes used so far: allocated on the GPU, or resident in the process."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+
+
+def available_memory(device: str) -> int | None:
+    """Bytes that can still be used, or None where the system does not say."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    if device == "cuda":
+        count = torch.cuda.device_count()
+        return f"{count} x {torch.cuda.get_device_name(0)}" if count > 1 else torch.cuda.get_device_name(0)
+    if device == "mps":
+        return "Apple GPU"
+    return f"CPU, {torch.get_num_threads()} threads"

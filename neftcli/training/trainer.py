@@ -1,0 +1,143 @@
+"""Assembles the SFTTrainer. The only file that imports trl.
+
+TRL does the training; what differs from its defaults is said here, with the reason. Hugging Face's own NEFTune stays
+off: the noise of `neftcli.neftune` is attached around `train()`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from neftcli.errors import NonFiniteLossError, Problem
+from neftcli.neftune import paired
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from neftcli.data.tokens import TokenRow
+    from neftcli.recipe.schema import Adapter, Recipe
+    from neftcli.runs.directory import RunDirectory
+    from neftcli.training.machine import Machine
+
+LOG_ROWS = 20
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer that stops at a loss that is no number, in place of logging 0 and going on."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            NonFiniteLossError: The loss is NaN or infinite.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteLossError(
+                Problem(
+                    f"the loss became {float(loss)} in update {self.state.global_step + 1}; nothing was learned from it",
+                    f"learning rate {self._get_learning_rate():.3g}, precision {'bf16' if self.args.bf16 else 'fp32'}",
+                    f"--learning-rate {self.args.learning_rate / 10:.1g}",
+                )
+            )
+        return loss
+
+
+def build_trainer(
+    recipe: Recipe,
+    machine: Machine,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[TokenRow],
+    directory: RunDirectory,
+    callback: TrainerCallback,
+) -> Trainer:
+    """The trainer of a recipe, ready to train.
+
+    Args:
+        recipe: The resolved recipe.
+        machine: Device and arithmetic.
+        model: Without adapters; the trainer puts them on after seeding, so that they start alike.
+        tokenizer: With a pad token.
+        rows: Tokenised training rows.
+        directory: The run's folder.
+        callback: Is told of every step.
+    """
+    trainer = Trainer(
+        model=model,
+        args=_arguments(recipe, machine, len(rows), directory),
+        train_dataset=Dataset.from_dict(
+            {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
+        ),
+        processing_class=tokenizer,
+        peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
+        callbacks=[callback],
+    )
+    if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
+        trainer.data_collator = paired(trainer.data_collator)
+    return trainer
+
+
+def _arguments(recipe: Recipe, machine: Machine, rows: int, directory: RunDirectory) -> SFTConfig:
+    training = recipe.training
+    return SFTConfig(
+        output_dir=str(directory.checkpoints),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=recipe.learning_rate(),
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=training.warmup_ratio if training.warmup_ratio < 1 else 0.999,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optim,
+        bf16=machine.bfloat16,
+        use_cpu=machine.device == "cpu",
+        # TRL recomputes activations by default; that costs a third of the time and is only needed without the memory.
+        gradient_checkpointing=training.gradient_checkpointing,
+        torch_compile=training.torch_compile,
+        packing=training.batching == "packed",
+        padding_free=training.batching != "padded",
+        # Rows are cut already; TRL refuses a maximum for rows that are laid end to end without packing.
+        max_length=recipe.data.max_length if training.batching == "packed" else None,
+        neftune_noise_alpha=None,
+        seed=training.seed,
+        data_seed=training.seed,
+        logging_steps=training.logging_steps or _logging_steps(recipe, rows),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",  # `watch.py` evaluates, by the one definition of loss that the whole tool uses
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=machine.device == "cuda",
+        remove_unused_columns=True,
+    )
+
+
+def _logging_steps(recipe: Recipe, rows: int) -> int:
+    training = recipe.training
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    steps = training.max_steps or int(training.num_train_epochs * max(1, rows / batch))
+    return max(1, steps // LOG_ROWS)
+
+
+def _lora(adapter: Adapter) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=adapter.target_modules
+        if isinstance(adapter.target_modules, str)
+        else list(adapter.target_modules),
+        modules_to_save=list(adapter.modules_to_save) or None,
+    )

@@ -1,0 +1,233 @@
+"""How strong the noise is at the input of the first layer.
+
+Oracle: the same quantities in float64 numpy from the weights themselves. With table E, the embedding hands on s E[ids]
+(s = sqrt(hidden) for Gemma, else 1), the noise e is added to it, and layer 0 sees m (s E[ids] + e) + p with m Granite's
+multiplier (else 1) and p OPT's learned positions (else 0). So
+
+    ratio = rms(m e) / rms(m s E[ids] + p)    embedding_scale = s    layer_gain = m    noise_rms = rms(e)
+
+over the real tokens, where e is what the training forward pass that follows the measurement adds.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from neftcli.errors import NeftuneError
+from neftcli.neftune import Strength, measure_strength, neftune
+from tests.tiny import FAMILIES, HIDDEN, Family, tiny_model
+
+ALPHA = 5.0
+LENGTHS = (12, 5)
+# peft 0.21 reads a property that transformers 5.23 has renamed, on every get_peft_model.
+PEFT_READS_A_RENAMED_PROPERTY = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers.modeling_utils"
+EMBEDDING_SCALE = {"opt": 1.0, "llama": 1.0, "gemma": math.sqrt(HIDDEN), "granite": 1.0}
+LAYER_GAIN = {"opt": 1.0, "llama": 1.0, "gemma": 1.0, "granite": 12.0}
+
+
+def padded_batch() -> dict[str, Tensor]:
+    mask = torch.tensor([[1] * length + [0] * (max(LENGTHS) - length) for length in LENGTHS])
+    token_ids = torch.randint(4, 256, mask.shape, generator=torch.Generator().manual_seed(1))
+    return {"input_ids": token_ids, "attention_mask": mask, "labels": token_ids.masked_fill(mask == 0, -100)}
+
+
+def padding_free_batch() -> dict[str, Tensor]:
+    batch = padded_batch()
+    real = batch["attention_mask"].bool()
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    return {"input_ids": batch["input_ids"][real][None], "position_ids": positions}
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def embedded(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The embedding's output in one forward pass, with every hook attached so far."""
+    seen: list[Tensor] = []
+    handle = model.get_input_embeddings().register_forward_hook(lambda _m, _a, output: seen.append(output.detach()))
+    try:
+        model(**batch)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def expected(model: nn.Module, family: Family, batch: dict[str, Tensor], noised: Tensor) -> Strength:
+    """The oracle, from the weights and from the noised vectors of a training forward pass."""
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    real = mask.bool().numpy()
+    state = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    table = next(value for name, value in state.items() if name.endswith("embed_tokens.weight"))
+    clean = EMBEDDING_SCALE[family] * table[batch["input_ids"].numpy()]
+    noise = noised.double().numpy() - clean
+    layer = LAYER_GAIN[family] * clean
+    if family == "opt":
+        positions = batch.get("position_ids", mask.cumsum(1) - 1).numpy() + 2  # OPT's table begins with two unused rows
+        layer = layer + state["model.decoder.embed_positions.weight"][positions]
+    return Strength(
+        ratio=rms(LAYER_GAIN[family] * noise[real]) / rms(layer[real]),
+        embedding_scale=EMBEDDING_SCALE[family],
+        layer_gain=LAYER_GAIN[family],
+        noise_rms=rms(noise[real]),
+    )
+
+
+def assert_close(measured: Strength, oracle: Strength) -> None:
+    # float32 differences of vectors around 0.1 are good to 1e-4 of the noise.
+    for name in Strength.__slots__:
+        assert getattr(measured, name) == pytest.approx(getattr(oracle, name), rel=1e-4), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch", [padded_batch(), padding_free_batch()], ids=["padded", "padding-free"])
+@pytest.mark.parametrize("kind", ["uniform", "gaussian"])
+def test_strength_equals_its_recomputation_in_float64(family: Family, batch: dict[str, Tensor], kind: Any) -> None:
+    model = tiny_model(family)
+    with neftune(model, ALPHA, noise=kind, seed=2) as noise:
+        measured = measure_strength(model, batch, noise)
+        noised = embedded(model, batch)
+    assert_close(measured, expected(model, family, batch, noised))
+
+
+def test_noise_rms_is_alpha_over_sqrt_3_l_d_for_one_document() -> None:
+    token_ids = torch.randint(4, 256, (1, 500), generator=torch.Generator().manual_seed(0))
+    model = tiny_model("llama")
+    with neftune(model, ALPHA) as noise:
+        measured = measure_strength(model, {"input_ids": token_ids}, noise)
+    # Five standard errors of a variance from 32,000 uniform draws, halved by the root.
+    error = 5 * math.sqrt(0.8 / (500 * HIDDEN)) / 2
+    assert measured.noise_rms == pytest.approx(ALPHA / math.sqrt(3 * 500 * HIDDEN), rel=error)
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_an_architecture_that_rescales_nothing_gives_no_warning(family: Family) -> None:
+    model = tiny_model(family)
+    with neftune(model, ALPHA) as noise:
+        measured = measure_strength(model, padded_batch(), noise)
+    assert measured.embedding_scale == pytest.approx(1.0, rel=1e-4)
+    assert measured.layer_gain == pytest.approx(1.0, rel=1e-4)
+    assert measured.warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("family", "says"),
+    [
+        ("gemma", "multiplies its embeddings by 8 before the noise is added: against the signal the noise is 8 times"),
+        ("granite", "multiplies the noise by 12 on its way to layer 0"),
+    ],
+)
+def test_an_architecture_that_rescales_is_warned_about(family: Family, says: str) -> None:
+    model = tiny_model(family)
+    with neftune(model, ALPHA) as noise:
+        (warning,) = measure_strength(model, padded_batch(), noise).warnings()
+    assert says in warning
+
+
+@pytest.mark.parametrize(("alpha", "schedule"), [(0.0, "constant"), (ALPHA, "linear_warmup")])
+def test_no_noise_has_no_strength_and_no_warning(alpha: float, schedule: Any) -> None:
+    model = tiny_model("llama")
+    with neftune(model, alpha, schedule=schedule, total_steps=10) as noise:
+        measured = measure_strength(model, padded_batch(), noise)
+    assert (measured.ratio, measured.noise_rms, measured.layer_gain) == (0.0, 0.0, 1.0)
+    assert measured.warnings() == []
+
+
+@pytest.mark.filterwarnings(PEFT_READS_A_RENAMED_PROPERTY)
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": "all-linear", "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=["lora", "modules_to_save", "lora on embed_tokens"],
+)
+def test_adapters_leave_the_strength_as_it_is(adapter: dict[str, Any]) -> None:
+    batch = padded_batch()
+    plain = tiny_model("llama")
+    with neftune(plain, ALPHA) as noise:
+        without = measure_strength(plain, batch, noise)
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=4, **adapter)).train()
+    with neftune(model, ALPHA) as noise:
+        assert_close(measure_strength(model, batch, noise), without)
+
+
+# What a measurement leaves behind
+
+
+def test_the_next_training_forward_draws_what_it_would_have_drawn() -> None:
+    model, batch = tiny_model("llama"), padded_batch()
+
+    def train(measure: bool) -> list[Tensor]:
+        outputs = []
+        with neftune(model, ALPHA, seed=5) as noise:
+            for step in range(2):
+                noise.begin_step(step)
+                for _micro_batch in range(2):
+                    if measure:
+                        measure_strength(model, batch, noise)
+                    outputs.append(embedded(model, batch))
+        return outputs
+
+    assert all(torch.equal(left, right) for left, right in zip(train(False), train(True), strict=True))
+
+
+def frozen_layer() -> nn.Module:
+    """Training, but for a part that its owner holds in evaluation mode, as frozen dropout or norms are."""
+    model = tiny_model("llama")
+    model.model.layers[0].eval()
+    return model
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: tiny_model("llama"), lambda: tiny_model("llama").eval(), frozen_layer],
+    ids=["train", "eval", "mix"],
+)
+def test_the_mode_of_every_module_stays_as_it_was(build: Any) -> None:
+    model = build()
+    before = {name: module.training for name, module in model.named_modules()}
+    with neftune(model, ALPHA) as noise:
+        measure_strength(model, padded_batch(), noise)
+        assert not noise.forced
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_no_gradient_no_hook_and_no_draw_from_the_global_generator_remains() -> None:
+    model = tiny_model("llama", attention_dropout=0.5)
+    state = torch.get_rng_state()
+    with neftune(model, ALPHA) as noise:
+        before = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+        measure_strength(model, padded_batch(), noise)
+        after = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    assert after == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_batch_that_fails_leaves_everything_as_it_was() -> None:
+    model, batch = tiny_model("llama"), padded_batch()
+    with neftune(model, ALPHA, seed=1) as noise:
+        expected_next = embedded(model, batch)
+        noise.begin_step(0)
+        with pytest.raises(IndexError):
+            measure_strength(model, {"input_ids": torch.tensor([[999_999]])}, noise)
+        assert model.training
+        assert not noise.forced
+        assert torch.equal(embedded(model, batch), expected_next)
+
+
+def test_a_model_whose_layers_cannot_be_found_is_refused() -> None:
+    model = tiny_model("llama")
+    model.config.num_hidden_layers = 7
+    with (
+        neftune(model, ALPHA) as noise,
+        pytest.raises(NeftuneError, match="no list of 7 layers found in LlamaForCausalLM"),
+    ):
+        measure_strength(model, padded_batch(), noise)
