@@ -217,6 +217,61 @@ class RunFinished:
     recipe: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as text, and whether it carries loss."""
+
+    text: str
+    loss: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedRow:
+    """A training row as the model sees it."""
+
+    where: str
+    tokens: tuple[Token, ...]
+    cut: bool
+    stops: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        recipe: The resolved recipe as YAML.
+        model: Where the weights come from.
+        method: full, LoRA r16, QLoRA r16.
+        device: The device, in words.
+        precision: Arithmetic of the matrix products.
+        updates: Updates of the optimiser in all.
+        parameters: All parameters.
+        trainable: Those that are trained.
+        weights_bytes: Estimated bytes of the weights,
+        gradients_bytes: of their gradients,
+        optimizer_bytes: of the optimiser,
+        activations_bytes: of what is kept for the backward pass and of the logits,
+        total_bytes: and of all of these.
+        available_bytes: Bytes free on the device now, or None.
+    """
+
+    recipe: str
+    model: str
+    method: str
+    device: str
+    precision: str
+    updates: int
+    parameters: int
+    trainable: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    total_bytes: int
+    available_bytes: int | None
+
+
 Event = (
     Phase
     | Notice
@@ -228,6 +283,8 @@ Event = (
     | StepLogged
     | Evaluated
     | RunFinished
+    | InspectedRow
+    | Plan
 )
 
 

@@ -98,7 +98,7 @@ def read_examples(data: Data, seed: int) -> Examples:
             Problem(
                 f"{data.source}: no row can be learned from",
                 "; ".join(f"{len(places)} rows: {reason}" for reason, places in reader.unusable.items()),
-                f"neft data inspect {data.source}",
+                f"neft data inspect --dataset {data.source}",
             )
         )
     held_out_source, held_out_split = data.held_out_source, data.held_out_split or "train"
@@ -107,6 +107,7 @@ def read_examples(data: Data, seed: int) -> Examples:
     elif held_out_source is None and data.held_out_split is not None:
         held_out_source = data.source
     leaked = 0
+    held_out: list[Example]
     if data.held_out_rows == 0:
         train, held_out = examples, []
     elif held_out_source is None:

@@ -213,7 +213,7 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
                 start = reader.line_num + 1
                 if None in values or None in values.values():
                     columns = len(reader.fieldnames or ())
-                    found = columns - sum(value is None for value in values.values()) + len(values.get(None) or ())  # type: ignore[call-overload]
+                    found = columns - sum(value is None for value in values.values()) + len(values.get(None) or ())
                     raise DataError(
                         Problem(f"{where}: a row must have the header's {columns} columns", f"{found} columns")
                     )

@@ -72,7 +72,7 @@ class Noise:
             "cumulative_lengths": given.get("cu_seq_lens_q"),
         }
 
-    @torch.compiler.disable  # the generator's seed changes every step; the rest of the model is still compiled
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the generator's seed changes every step; the rest of the model is still compiled
     def add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Forward hook of the embedding: adds the noise in training mode."""
         if not (module.training or self.forced):
@@ -166,8 +166,8 @@ def neftune(
         NeftuneError: alpha is negative or not finite, an option is unknown, or noise is attached already.
     """
     _check(alpha, noise, length, schedule, total_steps)
-    while isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "get_input_embeddings"):
-        model = model.module  # DistributedDataParallel
+    while not hasattr(model, "get_input_embeddings") and isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner  # DistributedDataParallel
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     if hasattr(embedding, MARK):
         raise _twice("this model has NEFTune noise attached already", "leave the first `with neftune(...)` block")

@@ -83,7 +83,8 @@ def measure_strength(model: nn.Module, batch: Mapping[str, Any], noise: Noise) -
             noised_embedding, noised = _run(model, batch, embedding, layer)
     finally:
         model.train(training)
-    weights = nn.functional.embedding(token_ids, _weight(embedding)) if _weight(embedding) is not None else None
+    table = _weight(embedding)
+    weights = None if table is None else nn.functional.embedding(token_ids, table)
     added = rms((noised_embedding - clean_embedding)[real])
     arrived = rms((noised - clean)[real])
     return Strength(

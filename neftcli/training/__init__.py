@@ -1,5 +1,5 @@
 """Training: from a recipe to a finished run.
 
 `run.py` does it in order, `trainer.py` assembles the SFTTrainer (the only file that imports trl), `watch.py` turns
-what the trainer does into events, `machine.py` chooses device, precision and allocator, `card.py` writes the model card.
+what the trainer does into events, `machine.py` chooses device, precision and allocator, and `card.py` writes the model card,
 """

@@ -45,8 +45,8 @@ def model_card(recipe: Recipe, reference: Reference, record: dict[str, Any], fin
         f"| held-out rows | {_loss(finished.base_held_out_loss)} | {_loss(finished.held_out_loss)} |",
         f"| training rows (probe) | {_loss(finished.base_train_loss)} | {_loss(finished.train_loss)} |",
         "",
-        "A lower loss here does not show that NEFTune helped: that takes the same recipe with alpha 0 and the same seed, "
-        "and a look at the answers.",
+        "A lower loss here does not show that NEFTune helped: that takes the same recipe with alpha 0 and the same "
+        "seed, and a look at the answers.",
         "",
         "The whole recipe is in `recipe.yaml` beside this folder.",
         "",

@@ -77,6 +77,27 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     return reference, read_examples(recipe.data, recipe.training.seed)
 
 
+def load_tokenizer_of(
+    recipe: Recipe, reference: Reference, layout: str, observer: Observer
+) -> tuple[PreTrainedTokenizerBase, str, list[str]]:
+    """The tokenizer with its chat template, the template's name, and notices.
+
+    Raises:
+        ModelError: The model or the template can't be found or read.
+    """
+    from neftcli.models.gguf import is_converted
+    from neftcli.models.loading import load_tokenizer
+    from neftcli.models.templates import set_template
+
+    if reference.kind == "gguf" and not is_converted(Path(reference.location)):
+        observer.notify(Phase("converting the .gguf, once (about half a minute for 135 M parameters)"))
+    else:
+        observer.notify(Phase("loading the tokenizer"))
+    tokenizer, notices = load_tokenizer(reference, recipe.model.trust_remote_code)
+    template = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
+    return tokenizer, template, notices
+
+
 class _Run:
     """The parts of one run, in the order in which they are done."""
 
@@ -132,18 +153,7 @@ class _Run:
         return finished
 
     def _tokenize(self, examples: Examples) -> tuple[PreTrainedTokenizerBase, Prepared]:
-        from neftcli.models.gguf import is_converted
-        from neftcli.models.loading import load_tokenizer
-        from neftcli.models.templates import set_template
-
-        if self.reference.kind == "gguf" and not is_converted(Path(self.reference.location)):
-            self.tell(Phase("converting the .gguf once (about half a minute for 135 M parameters)"))
-        else:
-            self.tell(Phase("loading the tokenizer"))
-        tokenizer, notices = load_tokenizer(self.reference, self.recipe.model.trust_remote_code)
-        template = ""
-        if examples.layout != "text":
-            template = set_template(tokenizer, self.recipe.model.chat_template)
+        tokenizer, template, notices = load_tokenizer_of(self.recipe, self.reference, examples.layout, self)
         self.tell(Phase("tokenising"))
         prepared = prepare(examples, self.recipe.data, tokenizer, template)
         self.record.update(data_sha256=prepared.counts.fingerprint)
@@ -206,7 +216,7 @@ class _Run:
     ) -> tuple[Any, Evaluated]:
         self.tell(Phase("preparing the trainer"))
         from neftcli.neftune import neftune
-        from neftcli.training.trainer import build_trainer
+        from neftcli.training.trainer import build_trainer, updates
         from neftcli.training.watch import Watch
 
         recipe = self.recipe
@@ -230,7 +240,7 @@ class _Run:
                 device=machine.name,
             )
         )
-        total_steps = _total_steps(trainer)
+        total_steps = updates(recipe, [len(row.input_ids) for row in prepared.train])
         settings = recipe.neftune
         with neftune(
             tuned,
@@ -286,13 +296,6 @@ class _Run:
             self.directory.checkpoints.rmdir()
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)
-
-
-def _total_steps(trainer: Any) -> int:
-    if trainer.args.max_steps > 0:
-        return int(trainer.args.max_steps)
-    initial = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
-    return int(initial[-1])
 
 
 @contextmanager

@@ -6,11 +6,13 @@ off: the noise of `neftcli.neftune` is attached around `train()`.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.neftune import paired
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 LOG_ROWS = 20
 
 
-class Trainer(SFTTrainer):  # type: ignore[misc]
+class Trainer(SFTTrainer):
     """SFTTrainer that stops at a loss that is no number, in place of logging 0 and going on."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -71,7 +73,7 @@ def build_trainer(
     """
     trainer = Trainer(
         model=model,
-        args=_arguments(recipe, machine, len(rows), directory),
+        args=_arguments(recipe, machine, rows, directory),
         train_dataset=Dataset.from_dict(
             {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
         ),
@@ -79,13 +81,15 @@ def build_trainer(
         peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
         callbacks=[callback],
     )
+    trainer.remove_callback(PrinterCallback)
     if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
         trainer.data_collator = paired(trainer.data_collator)
     return trainer
 
 
-def _arguments(recipe: Recipe, machine: Machine, rows: int, directory: RunDirectory) -> SFTConfig:
+def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], directory: RunDirectory) -> SFTConfig:
     training = recipe.training
+    total = updates(recipe, [len(row.input_ids) for row in rows])
     return SFTConfig(
         output_dir=str(directory.checkpoints),
         num_train_epochs=training.num_train_epochs,
@@ -110,7 +114,7 @@ def _arguments(recipe: Recipe, machine: Machine, rows: int, directory: RunDirect
         neftune_noise_alpha=None,
         seed=training.seed,
         data_seed=training.seed,
-        logging_steps=training.logging_steps or _logging_steps(recipe, rows),
+        logging_steps=training.logging_steps or max(1, total // LOG_ROWS),
         logging_nan_inf_filter=False,
         save_strategy="no",
         eval_strategy="no",  # `watch.py` evaluates, by the one definition of loss that the whole tool uses
@@ -121,11 +125,23 @@ def _arguments(recipe: Recipe, machine: Machine, rows: int, directory: RunDirect
     )
 
 
-def _logging_steps(recipe: Recipe, rows: int) -> int:
+def updates(recipe: Recipe, lengths: Sequence[int]) -> int:
+    """Updates of the optimiser in all.
+
+    Args:
+        recipe: The resolved recipe.
+        lengths: Tokens of each training row.
+    """
     training = recipe.training
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    steps = training.max_steps or int(training.num_train_epochs * max(1, rows / batch))
-    return max(1, steps // LOG_ROWS)
+    if training.max_steps:
+        return training.max_steps
+    rows = len(lengths)
+    if training.batching == "packed":
+        rows = len(
+            pack_dataset(Dataset.from_dict({"input_ids": [[0] * n for n in lengths]}), recipe.data.max_length, "bfd")
+        )
+    batches = math.ceil(rows / training.per_device_train_batch_size)
+    return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
 
 
 def _lora(adapter: Adapter) -> Any:

@@ -13,7 +13,7 @@ from neftcli.neftune import Noise
 from neftcli.training.machine import peak_memory
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """The one callback of the trainer.
 
     Attributes:

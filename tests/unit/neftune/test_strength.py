@@ -25,7 +25,9 @@ from tests.tiny import FAMILIES, HIDDEN, Family, tiny_model
 ALPHA = 5.0
 LENGTHS = (12, 5)
 # peft 0.21 reads a property that transformers 5.23 has renamed, on every get_peft_model.
-PEFT_READS_A_RENAMED_PROPERTY = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers.modeling_utils"
+PEFT_READS_A_RENAMED_PROPERTY = (
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers.modeling_utils"
+)
 EMBEDDING_SCALE = {"opt": 1.0, "llama": 1.0, "gemma": math.sqrt(HIDDEN), "granite": 1.0}
 LAYER_GAIN = {"opt": 1.0, "llama": 1.0, "gemma": 1.0, "granite": 12.0}
 

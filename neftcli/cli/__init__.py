@@ -1,0 +1,1 @@
+"""What a person types and sees: one file a command, and the displays. No torch here."""

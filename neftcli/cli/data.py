@@ -1,0 +1,32 @@
+"""`neft data inspect`: rows as the model sees them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from neftcli.cli.display import choose_display
+from neftcli.cli.options import with_recipe
+from neftcli.recipe.schema import Recipe
+
+app = typer.Typer(help="Look at data as the model sees it.", no_args_is_help=True)
+
+
+@app.callback()
+def root() -> None:
+    """Look at data as the model sees it."""
+
+
+@app.command("inspect")
+@with_recipe
+def inspect(
+    recipe: Recipe,
+    rows: Annotated[int, typer.Option("--rows", help="How many rows to show.", min=1)] = 3,
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
+) -> None:
+    """Show counts, and a few rows as the model sees them; the tokens that carry loss are coloured."""
+    from neftcli.training.plan import inspect_data
+
+    with choose_display(json_lines=json_lines, quiet=False) as display:
+        inspect_data(recipe, rows, display)

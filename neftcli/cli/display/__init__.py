@@ -1,0 +1,29 @@
+"""What a person or a program sees of a workflow: one observer for a terminal, one for plain lines, one for JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from neftcli.events import Observer
+
+
+@contextmanager
+def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
+    """The display for where the output goes: JSON if asked for, live on a terminal, plain lines elsewhere."""
+    if json_lines:
+        from neftcli.cli.display.json_lines import JsonLines
+
+        yield JsonLines(sys.stdout)
+    elif quiet or not sys.stdout.isatty():
+        from neftcli.cli.display.plain import PlainLines
+
+        yield PlainLines(sys.stdout, quiet=quiet)
+    else:
+        from neftcli.cli.display.live import LiveDisplay
+
+        with LiveDisplay() as display:
+            yield display

@@ -1,0 +1,231 @@
+"""The live display on a terminal: what runs, how far it is, the latest log rows, and at the end what came of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import singledispatchmethod
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from neftcli import events
+from neftcli.cli.display import text
+
+ROWS = 12
+WIDE = 110
+
+
+class LiveDisplay:
+    """Observes a workflow on a terminal.
+
+    What is settled (model, data, notices) is printed above, in the scrollback; the log rows and the progress are
+    redrawn below until the run ends, and then printed for good.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._rows: deque[tuple[events.StepLogged, events.Evaluated | None]] = deque(maxlen=ROWS)
+        self._phase: Spinner | None = None
+        self._progress: events.Progress | None = None
+        self._live = Live(console=self.console, auto_refresh=True, refresh_per_second=8, transient=True)
+        self._live.get_renderable = self._render  # type: ignore[method-assign]
+
+    def __enter__(self) -> LiveDisplay:
+        """Starts drawing."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stops drawing; the rows so far stay."""
+        rows = self._table() if self._rows else None
+        self._rows.clear()
+        self._phase = self._progress = None
+        self._live.stop()
+        if rows is not None:  # the run did not finish: its rows are still wanted
+            self.console.print(rows)
+
+    def notify(self, event: events.Event) -> None:
+        """Takes note of an event and draws."""
+        self._take(event)
+        if not isinstance(event, events.RunFinished):
+            self._live.refresh()
+
+    @singledispatchmethod
+    def _take(self, event: events.Event) -> None:
+        pass
+
+    @_take.register
+    def _(self, event: events.Phase) -> None:
+        self._phase = Spinner("dots", Text(f" {event.name}", style="dim"))
+
+    @_take.register
+    def _(self, event: events.Notice) -> None:
+        self._note(event.message)
+
+    @_take.register
+    def _(self, event: events.DataReady) -> None:
+        self._print(Text(text.data_line(event)))
+        details = [text.length_line(event.train), event.template]
+        self._print(Text(" · ".join(detail for detail in details if detail), style="dim"))
+        for notice in text.data_notices(event):
+            self._note(notice)
+
+    @_take.register
+    def _(self, event: events.ModelReady) -> None:
+        self._print(Text(text.model_line(event), style="bold"))
+        self._print(Text(f"from {event.source}", style="dim"))
+
+    @_take.register
+    def _(self, event: events.NoiseMeasured) -> None:
+        self._print(Text(text.noise_line(event), style="bold"))
+
+    @_take.register
+    def _(self, event: events.TrainingStarted) -> None:
+        self._phase = None
+        self._progress = events.Progress(0, event.total_steps, 0.0, 0.0)
+        self._print(Text(event.run, style="dim"))
+        self.console.print()
+
+    @_take.register
+    def _(self, event: events.Progress) -> None:
+        self._progress = event
+
+    @_take.register
+    def _(self, event: events.StepLogged) -> None:
+        self._rows.append((event, None))
+
+    @_take.register
+    def _(self, event: events.Evaluated) -> None:
+        if self._rows and self._rows[-1][0].step == event.step:
+            self._rows[-1] = (self._rows[-1][0], event)
+
+    @_take.register
+    def _(self, event: events.RunFinished) -> None:
+        rows = self._table() if self._rows else None
+        self._rows.clear()
+        self._phase = self._progress = None
+        self._live.stop()
+        if rows is not None:
+            self.console.print(rows)
+        self.console.print(closing(event))
+
+    @_take.register
+    def _(self, event: events.InspectedRow) -> None:
+        self.console.print(inspected(event))
+
+    @_take.register
+    def _(self, event: events.Plan) -> None:
+        self._phase = None
+        self.console.print(Text(event.recipe, style="dim"))
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, value in text.plan_rows(event):
+            table.add_row(f" {name}", value)
+        self.console.print(table)
+
+    def _print(self, line: Text) -> None:
+        self.console.print(Text.assemble(" ", line))
+
+    def _note(self, message: str) -> None:
+        self.console.print(Text(f" ! {text.harmless(message)}", style="yellow"))
+
+    def _render(self) -> RenderableType:
+        parts: list[RenderableType] = []
+        if self._rows:
+            parts.append(self._table())
+        if self._progress is not None:
+            parts += [Text(), self._bar(self._progress)]
+        if self._phase is not None:
+            parts.append(self._phase)
+        return Group(*parts)
+
+    def _bar(self, progress: events.Progress) -> RenderableType:
+        grid = Table.grid(padding=(0, 2))
+        share = progress.step / max(progress.total_steps, 1)
+        times = f"{text.duration(progress.elapsed)} gone, {text.duration(progress.remaining)} left"
+        if not progress.step:
+            times = "first update"
+        grid.add_row(
+            " ",
+            ProgressBar(total=max(progress.total_steps, 1), completed=progress.step, width=32),
+            f"{progress.step}/{progress.total_steps}",
+            f"{share:.0%}",
+            times,
+        )
+        return grid
+
+    def _table(self) -> Table:
+        wide = self.console.width >= WIDE
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        columns = ["step", "epoch", "loss", "noise off", "held-out", "lr", "grad", "tok/s", "memory"]
+        for column in columns:
+            table.add_column(f" {column}" if column == "step" else column, justify="right", no_wrap=True)
+        total = self._progress.total_steps if self._progress else 0
+        for row, evaluated in self._rows:
+            table.add_row(
+                f" {row.step}/{total}" if total else f" {row.step}",
+                f"{row.epoch:.2f}",
+                f"{row.loss:.4f}" if wide else f"{row.loss:.3f}",
+                f"{evaluated.train_loss:.3f}" if evaluated and evaluated.train_loss is not None else "-",
+                f"{evaluated.held_out_loss:.3f}" if evaluated and evaluated.held_out_loss is not None else "-",
+                f"{row.learning_rate:.1e}",
+                f"{row.grad_norm:.2f}",
+                f"{row.tokens_per_second:.0f}",
+                text.gibibytes(row.memory_bytes),
+            )
+        return table
+
+
+def closing(event: events.RunFinished) -> RenderableType:
+    """The last screen of a run."""
+    losses = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    losses.add_column(" loss, noise off")
+    for column in ("base", "tuned", "difference"):
+        losses.add_column(column, justify="right")
+    for name, before, after in (
+        ("held-out rows", event.base_held_out_loss, event.held_out_loss),
+        ("training rows", event.base_train_loss, event.train_loss),
+    ):
+        losses.add_row(f" {name}", text.loss(before), text.loss(after), text.difference(before, after))
+    parts: list[RenderableType] = [
+        Text(),
+        Text.assemble((" finished", "bold green"), f"   {event.run}   ", (text.duration(event.seconds), "dim")),
+        Text(),
+        losses,
+    ]
+    for sample in event.samples:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(" ", Text(">", style="dim"), Text(_short(sample.prompt), style="bold"))
+        grid.add_row(" ", Text("base", style="dim"), _short(sample.base))
+        grid.add_row(" ", Text("tuned", style="dim"), _short(sample.tuned))
+        parts += [Text(), grid]
+    commands = Table.grid(padding=(0, 1))
+    for number, (command, reason) in enumerate(text.next_commands(event)):
+        commands.add_row(" next " if number == 0 else "", Text(command, style="bold", overflow="fold"))
+        commands.add_row("", Text(reason, style="dim"))
+    return Group(*parts, Text(), commands)
+
+
+def inspected(event: events.InspectedRow) -> RenderableType:
+    """A row as the model sees it, the tokens that carry loss coloured and underlined."""
+    loss = sum(token.loss for token in event.tokens)
+    end = "cut" if event.cut else "ends with its stop token" if event.stops else "no stop token"
+    body = Text()
+    for token in event.tokens:
+        body.append(text.harmless(token.text), style="green underline" if token.loss else "dim")
+    head = Text(
+        f"{event.where} · {len(event.tokens)} tokens, {loss} with loss (green, underlined) · {end}", style="bold"
+    )
+    return Group(head, body, Text())
+
+
+def _short(answer: str) -> Text:
+    lines = text.harmless(answer).strip().splitlines() or [""]
+    shown = " ".join(line.strip() for line in lines if line.strip())
+    return Text(shown if len(shown) <= 300 else shown[:297] + "...")

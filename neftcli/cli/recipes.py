@@ -1,0 +1,93 @@
+"""`neft recipes`: lists, shows and copies the recipes that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from neftcli.errors import InputError, Problem
+from neftcli.recipe import catalog
+from neftcli.recipe.schema import keys, type_name
+
+app = typer.Typer(help="List, show and copy the recipes that ship.", invoke_without_command=True)
+
+
+@app.callback()
+def list_recipes(context: typer.Context) -> None:
+    """List the recipes that ship, with one line on each."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from neftcli.recipe.loading import load_recipe
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for name in catalog.names():
+        table.add_row(name, load_recipe(name).about)
+    console = Console()
+    console.print(table)
+    console.print("\nneft train --recipe NAME    neft recipes show NAME    neft recipes copy NAME FOLDER", style="dim")
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A shipped recipe, or a file.")],
+    every: Annotated[bool, typer.Option("--all", help="Every option, resolved, with what it does.")] = False,
+) -> None:
+    """Print a recipe; with --all every option in force, with what it does."""
+    if every:
+        typer.echo(_annotated(name))
+    else:
+        typer.echo(catalog.find(name, origin="neft recipes show").read_text(encoding="utf-8"), nl=False)
+
+
+@app.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(help="A shipped recipe.")],
+    target: Annotated[Path, typer.Argument(help="Folder or new file.")] = Path("."),
+) -> None:
+    """Copy a recipe, to change it."""
+    source = catalog.find(name, origin="neft recipes copy")
+    file = target / source.name if target.is_dir() else target
+    if file.exists():
+        raise InputError(
+            Problem(f"{file}: this file exists and is not overwritten", str(file), f"neft recipes copy {name} NEW.yaml")
+        )
+    if not file.parent.is_dir():
+        raise InputError(Problem(f"{file.parent}: there is no such folder", str(target), f"mkdir -p {file.parent}"))
+    file.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    typer.echo(f"{file}\nneft train --recipe {file if file.parent != Path('.') else f'./{file}'}")
+
+
+def _annotated(name: str) -> str:
+    """All options with their values in force, each with its help, type and flag."""
+    from ruamel.yaml import YAML
+
+    from neftcli.recipe.loading import load_recipe, to_yaml
+
+    values = YAML(typ="safe", pure=True).load(to_yaml(load_recipe(name)))
+    lines: list[str] = []
+    sections: list[str] = []
+    for key in keys():
+        *parents, last = key.path.split(".")
+        for depth, parent in enumerate(parents):
+            if sections[: depth + 1] != parents[: depth + 1]:
+                lines += ["", f"{'  ' * depth}{parent}:"]
+                sections = parents[: depth + 1]
+        value = values
+        for part in (*parents, last):
+            value = value[part]
+        indent = "  " * len(parents)
+        flag = f" {key.option.flag}" if key.option.flag else ""
+        lines += [f"{indent}# {key.option.help} [{type_name(key.type)}]{flag}", f"{indent}{last}: {_plain(value)}"]
+    return "\n".join(lines).lstrip("\n")
+
+
+def _plain(value: object) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)

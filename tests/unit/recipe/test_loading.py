@@ -1,0 +1,656 @@
+"""Laying settings over one another, and what is said when they are wrong.
+
+Oracles: the YAML 1.2 core schema for values, the written message for every kind of mistake, and two laws that
+hypothesis tries to break: what is written loads back equal, and nothing but RecipeError leaves the loader.
+"""
+
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from neftcli.errors import RecipeError
+from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve, to_yaml
+from neftcli.recipe.schema import Adapter, Option, Quantization, Recipe, keys
+from neftcli.recipe.yaml_file import Layer, Setting
+
+SHOW = "  try      neft recipes show quickstart --all    to see every option with its default"
+LIST = "  try      neft recipes    to see the recipes that ship"
+
+# tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
+quietly = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load(text: str, *overrides: str, name: str = "r.yaml") -> Recipe:
+    """The recipe of a file with this text, with `--set` overrides laid over it."""
+    Path(name).write_text(text, encoding="utf-8")
+    return load_recipe(name, [assignment(override) for override in overrides])
+
+
+def message(text: str, *overrides: str) -> str:
+    """What is said about a file with this text."""
+    with pytest.raises(RecipeError) as raised:
+        load(text, *overrides)
+    return str(raised.value)
+
+
+def said_of_set(text: str) -> str:
+    with pytest.raises(RecipeError) as raised:
+        resolve([assignment(text)])
+    return str(raised.value)
+
+
+# Precedence
+
+
+def test_each_layer_gives_way_to_the_next() -> None:
+    """Four keys, each set in one layer more than the one before, so that every layer wins once."""
+    Path("parent.yaml").write_text(
+        "data: {max_length: 100, max_rows: 100}\nneftune: {alpha: 1}\ntraining: {seed: 1}\n", encoding="utf-8"
+    )
+    child = "extends: parent.yaml\ndata: {max_rows: 200}\nneftune: {alpha: 2}\ntraining: {seed: 2}\n"
+    recipe = load(child, "neftune.alpha=3", "training.seed=3", "training.seed=4")
+    assert recipe.data.held_out_rows == Recipe().data.held_out_rows
+    assert recipe.data.max_length == 100
+    assert recipe.data.max_rows == 200
+    assert recipe.neftune.alpha == 3
+    assert recipe.training.seed == 4
+
+
+def test_extends_goes_on_to_grandparents_and_from_the_files_own_folder() -> None:
+    Path("shared").mkdir()
+    Path("shared/grandparent.yaml").write_text("training: {seed: 7, weight_decay: 0.5}\n", encoding="utf-8")
+    Path("shared/parent.yaml").write_text("extends: ./grandparent.yaml\ntraining: {seed: 8}\n", encoding="utf-8")
+    recipe = load("extends: shared/parent.yaml\n")
+    assert (recipe.training.seed, recipe.training.weight_decay) == (8, 0.5)
+
+
+def test_a_shipped_recipe_can_be_extended_by_name() -> None:
+    recipe = load("extends: quickstart\nname: mine\n")
+    assert recipe == replace(load_recipe("quickstart"), name="mine")
+
+
+def test_nothing_can_be_reset_to_its_absence() -> None:
+    assert load("data: {max_rows: 5}\n", "data.max_rows=null").data.max_rows is None
+
+
+def test_a_mapping_is_replaced_as_a_whole_and_extended_by_its_entries() -> None:
+    assert load("data:\n  columns: {output: a}\n", "data.columns={input: b}").data.columns == {"input": "b"}
+    assert load("data:\n  columns: {output: a}\n", "data.columns.input=b").data.columns == {"output": "a", "input": "b"}
+
+
+def test_an_entry_set_after_a_mapping_was_emptied_is_kept() -> None:
+    """The entry's key is older than the emptying, its value is newer."""
+    Path("parent.yaml").write_text("data:\n  columns: {output: old}\n", encoding="utf-8")
+    child = "extends: parent.yaml\ndata:\n  columns: {}\n"
+    assert load(child, "data.columns.output=new").data.columns == {"output": "new"}
+
+
+def test_dotted_keys_and_blocks_are_the_same() -> None:
+    assert load("neftune.alpha: 7\n") == load("neftune:\n  alpha: 7\n")
+
+
+def test_an_empty_file_is_the_defaults() -> None:
+    assert load("") == load("# nothing but words\n") == load("---\n") == Recipe()
+
+
+def test_name_words_and_folder_do_not_change_the_fingerprint() -> None:
+    assert fingerprint(load("name: a\nabout: b\noutput_dir: c\n")) == fingerprint(Recipe())
+    assert fingerprint(load("neftune: {alpha: 6}\n")) != fingerprint(Recipe())
+
+
+# Values, by the rules of YAML 1.2
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("2e-5", 2e-5),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("-3", -3),
+        ("0x10", 16),
+        ("0o17", 15),
+        ("0b101", 5),
+        ("007", 7),
+        ("+.inf", float("inf")),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("true", True),
+        ("FALSE", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("'5'", "5"),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("-_", "-_"),
+        ("._", "._"),
+        ("[a, b]", ("a", "b")),
+        ("[1, [x, null]]", (1, ("x", None))),
+        ("{a: b}", {"a": "b"}),
+        ("{a: {b: 2e-5}}", {"a": {"b": 2e-5}}),
+        ("a=b", "a=b"),
+    ],
+)
+def test_set_reads_a_value(typed: str, expected: Any) -> None:
+    (setting,) = assignment(f"some.key={typed}").values()
+    assert setting == Setting(expected, "--set some.key", f"some.key={typed}")
+    assert type(setting.value) is type(expected)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
+    Path("r.yaml").write_bytes(b"\xef\xbb\xbfname: marked\n")
+    assert load_recipe("r.yaml").name == "marked"
+
+
+# Messages: each is the whole text
+
+
+def test_an_unknown_key() -> None:
+    assert message("training:\n  learning_rte: 1e-4\n") == (
+        "r.yaml, line 2: training.learning_rte is not an option\n"
+        "  received learning_rte: 1e-4\n"
+        "  nearest  training.learning_rate\n"
+        f"{SHOW}"
+    )
+
+
+def test_an_unknown_key_on_the_command_line() -> None:
+    assert message("", "lora_alfa=1") == (
+        f"--set lora_alfa: lora_alfa is not an option\n  received lora_alfa=1\n  nearest  adapter.lora_alpha\n{SHOW}"
+    )
+
+
+def test_a_section_given_a_scalar() -> None:
+    assert message("neftune: 5\n") == (
+        "r.yaml, line 1: neftune is a section; give its options below it\n"
+        "  received neftune: 5\n"
+        "  nearest  alpha, noise, length, schedule\n"
+        "  try      neftune: {...}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "must"),
+    [
+        ("training", "per_device_train_batch_size: eight", "a whole number, above 0"),
+        ("training", "per_device_train_batch_size: 2.5", "a whole number, above 0"),
+        ("training", "learning_rate: '5e-5'", "a finite number, above 0"),
+        ("training", "gradient_checkpointing: no", "true or false"),
+        ("training", "seed: 4294967296", "a whole number, 0 or more, below 4294967296"),
+        ("training", "warmup_ratio: 1.5", "a finite number, 0 or more, at most 1"),
+        ("training", "lr_scheduler_type: cosin", "one of cosine, linear, constant, constant_with_warmup"),
+        ("data", "max_length: 7", "a whole number, 8 or more"),
+        ("data", "source:", "text, not empty"),
+        ("model", "name: 350", "text, not empty"),
+        ("neftune", "alpha: -5", "a finite number, 0 or more"),
+        ("neftune", "alpha: .nan", "a finite number, 0 or more"),
+        ("neftune", "alpha: .inf", "a finite number, 0 or more"),
+        ("neftune", "alpha: 1e999", "a finite number, 0 or more"),
+        ("adapter", "target_modules: [q_proj, 5]", "all-linear or a list of names"),
+        ("adapter", "modules_to_save: embed_tokens", "a list of names"),
+    ],
+)
+def test_a_wrong_type_or_a_value_out_of_range(section: str, line: str, must: str) -> None:
+    key = line.partition(":")[0]
+    assert message(f"{section}:\n  {line}\n") == f"r.yaml, line 2: {section}.{key} must be {must}\n  received {line}"
+
+
+def test_wrong_entries_of_a_mapping_are_told_each_with_its_line() -> None:
+    assert message("data:\n  columns:\n    input: context\n    output: 5\n    prompt: [a]\n") == (
+        "r.yaml, line 4: data.columns must be a mapping of names to names\n"
+        "  received output: 5\n"
+        "r.yaml, line 5: data.columns must be a mapping of names to names\n"
+        "  received prompt: [a]"
+    )
+
+
+def test_all_problems_are_told_at_once() -> None:
+    text = "model:\n  nam: x\nneftune:\n  alpha: .nan\ntraining:\n  optim: sgd\n"
+    assert message(text, "data.max_length=many", "lora=true") == (
+        "r.yaml, line 2: model.nam is not an option\n"
+        "  received nam: x\n"
+        "  nearest  model.name\n"
+        f"{SHOW}\n"
+        "--set lora: lora is not an option\n"
+        "  received lora=true\n"
+        f"{SHOW}\n"
+        "--set data.max_length: data.max_length must be a whole number, 8 or more\n"
+        "  received data.max_length=many\n"
+        "r.yaml, line 4: neftune.alpha must be a finite number, 0 or more\n"
+        "  received alpha: .nan\n"
+        "r.yaml, line 6: training.optim must be one of "
+        "adamw_torch_fused, adamw_torch, adamw_8bit, paged_adamw_32bit, paged_adamw_8bit\n"
+        "  received optim: sgd"
+    )
+
+
+def test_a_problem_names_the_layer_that_won() -> None:
+    assert message("neftune: {alpha: -1}\n", "neftune.alpha=-2").startswith("--set neftune.alpha: ")
+
+
+def test_a_duplicate_key_with_both_lines() -> None:
+    assert message("neftune:\n  alpha: 5\n  noise: gaussian\n  alpha: 10\n") == (
+        "r.yaml, line 4: neftune.alpha is given twice, first in line 2\n"
+        "  received alpha: 10\n"
+        "  try      keep one of the two lines"
+    )
+
+
+def test_a_duplicate_section() -> None:
+    assert message("neftune:\n  alpha: 5\nname: a\nneftune:\n  noise: gaussian\n") == (
+        "r.yaml, line 4: neftune is given twice, first in line 1\n"
+        "  received neftune:\n"
+        "  try      keep one of the two lines"
+    )
+
+
+def test_a_duplicate_key_in_a_block_and_dotted() -> None:
+    assert message("neftune:\n  alpha: 5\nneftune.alpha: 6\n").startswith(
+        "r.yaml, line 3: neftune.alpha is given twice, first in line 2\n"
+    )
+
+
+def test_a_duplicate_key_in_a_value() -> None:
+    assert said_of_set("data.columns={input: a, input: b}") == (
+        "--set data.columns: input is given twice\n  try      keep one of the two"
+    )
+
+
+def test_what_is_not_yaml() -> None:
+    assert message("name: a\nneftune: [1, 2\n") == (
+        "r.yaml, line 3: this is not YAML: while parsing a flow sequence, expected ',' or ']', "
+        "but got '<stream end>' (column 1)\n"
+        "  received the end of the file"
+    )
+
+
+def test_a_tab_as_indentation() -> None:
+    assert message("neftune:\n\talpha: 5\n") == (
+        "r.yaml, line 2: this is not YAML: while scanning for the next token, "
+        "found character '\\t' that cannot start any token (column 1)\n"
+        "  received alpha: 5"
+    )
+
+
+def test_two_documents_in_one_file() -> None:
+    assert message("name: a\n---\nname: b\n") == (
+        "r.yaml, line 2: this is not YAML: expected a single document in the stream, "
+        "but found another document (column 1)\n"
+        "  received ---"
+    )
+
+
+def test_characters_that_yaml_forbids() -> None:
+    assert message("name: \x01\n") == (
+        "r.yaml: this is not YAML\n  received unacceptable character #x0001: special characters are not allowed"
+    )
+
+
+def test_a_set_that_is_not_yaml() -> None:
+    assert said_of_set("adapter.modules_to_save=[a") == (
+        "--set adapter.modules_to_save, line 1: this is not YAML: while parsing a flow sequence, "
+        "expected ',' or ']', but got '<stream end>' (column 3)\n"
+        "  received [a"
+    )
+
+
+@pytest.mark.parametrize("text", ["alpha", "=5", ""])
+def test_a_set_without_key_or_value(text: str) -> None:
+    received = f"  received {text}\n" if text else ""
+    assert said_of_set(text) == (f"--set takes key=value\n{received}  try      --set training.learning_rate=1e-4")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "tag"),
+    [
+        ("name: a\nabout: !!python/object/apply:os.system ['touch hacked']\n", 2, "!!python/object/apply:os.system"),
+        ("name: !!python/object/apply:os.system 'touch hacked'\n", 1, "!!python/object/apply:os.system"),
+        ("name: a\nmodel: !!python/object:os.Path {name: a}\n", 2, "!!python/object:os.Path"),
+        ("!!python/object:os.Path\nname: a\n", 1, "!!python/object:os.Path"),
+        ("!!python/name:os.system '': a\n", 1, "!!python/name:os.system"),
+        ("name: !mine a\n", 1, "!mine"),
+        ("data:\n  columns: !!set {input, output}\n", 2, "!!set"),
+    ],
+)
+def test_a_tag_is_refused_and_runs_nothing(text: str, line: int, tag: str) -> None:
+    assert (
+        message(text) == f"r.yaml, line {line}: tags are not read\n  received {tag}\n  try      write the plain value"
+    )
+    assert not Path("hacked").exists()
+
+
+def test_anchor_and_alias() -> None:
+    assert message("name: &n a\nabout: *n\n") == (
+        "r.yaml, line 1: anchors and aliases are not read\n"
+        "  received &n\n"
+        "  try      write the values out\n"
+        "r.yaml, line 2: anchors and aliases are not read\n"
+        "  received &n\n"
+        "  try      write the values out"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["model: &m {name: a}\n", "&r\nname: a\n", "&k name: a\n", "name: &n [*n]\n", "name: &n a\nabout: &n b\n"]
+)
+def test_an_anchor_anywhere(text: str) -> None:
+    assert message(text).startswith("r.yaml, line 1: anchors and aliases are not read\n  received &")
+
+
+@pytest.mark.parametrize(
+    ("text", "received"), [("<<: {name: a}\n", "<<"), ("? [a]\n: b\n", "a list or a mapping"), (": b\n", "nothing")]
+)
+def test_a_key_that_is_no_word(text: str, received: str) -> None:
+    assert message(text) == f"r.yaml, line 1: a key must be a plain word\n  received {received}"
+
+
+@pytest.mark.parametrize(("text", "line", "received"), [("- a\n- b\n", 1, "- a"), ("# no\n\n5\n", 3, "5")])
+def test_a_list_or_a_scalar_at_top_level(text: str, line: int, received: str) -> None:
+    assert message(text) == f"r.yaml, line {line}: a recipe must be a mapping of keys to values\n  received {received}"
+
+
+def test_blocks_in_blocks_in_blocks() -> None:
+    assert message(f"name: {'[' * 2000}\n") == (
+        f"r.yaml, line 1: blocks stand more than 20 deep in one another\n  received name: {'[' * 54}"
+    )
+
+
+def test_half_of_a_character() -> None:
+    assert message('name: "\\ud800"\n') == (
+        "r.yaml, line 1: half of a character is no text\n  received '\\ud800'\n  try      write the character itself"
+    )
+
+
+def test_a_file_in_utf_16() -> None:
+    Path("r.yaml").write_bytes("name: a\n".encode("utf-16"))
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("r.yaml")
+    assert str(raised.value) == (
+        "r.yaml: a recipe must be UTF-8 text\n  received byte 0 is no UTF-8\n  try      iconv -t utf-8 r.yaml"
+    )
+
+
+def said_of(name: str) -> str:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(name)
+    return str(raised.value)
+
+
+def test_a_missing_file() -> None:
+    assert said_of("lost.yaml") == f"--recipe: there is no recipe file of this name\n  received lost.yaml\n{LIST}"
+
+
+def test_a_folder_is_no_file() -> None:
+    Path("folder.yaml").mkdir()
+    assert said_of("folder.yaml").startswith("--recipe: there is no recipe file of this name\n")
+
+
+def test_an_unknown_recipe() -> None:
+    assert said_of("quikstart") == (
+        f"--recipe: there is no recipe of this name\n  received quikstart\n  nearest  quickstart\n{LIST}"
+    )
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".yaml"])
+def test_a_name_too_long_for_the_file_system(name: str) -> None:
+    assert said_of(name).startswith("--recipe: there is no recipe")
+
+
+def test_extends_in_a_circle() -> None:
+    """Each turn spells the path anew, so only the place it leads to tells that it is the same file."""
+    Path("here").mkdir()
+    Path("here/a.yaml").write_text("extends: ../here/b.yaml\n", encoding="utf-8")
+    Path("here/b.yaml").write_text("extends: ../here/a.yaml\n", encoding="utf-8")
+    assert said_of("here/a.yaml") == (
+        "here/../here/../here/a.yaml: a recipe can't extend itself\n"
+        "  received a.yaml -> b.yaml -> a.yaml\n"
+        "  try      take out one of the `extends`"
+    )
+
+
+def test_extends_itself() -> None:
+    assert message("extends: r.yaml\n") == (
+        "r.yaml: a recipe can't extend itself\n  received r.yaml -> r.yaml\n  try      take out one of the `extends`"
+    )
+
+
+def test_extends_a_missing_recipe() -> None:
+    assert message("name: a\nextends: quickstrat\n") == (
+        f"r.yaml, line 2: there is no recipe of this name\n  received quickstrat\n  nearest  quickstart\n{LIST}"
+    )
+    assert message("extends: lost/r.yaml\n") == (
+        f"r.yaml, line 1: there is no recipe file of this name\n  received lost/r.yaml\n{LIST}"
+    )
+
+
+def test_extends_no_name() -> None:
+    assert message("extends: [quickstart]\n") == (
+        "r.yaml, line 1: extends must name a recipe\n  received extends: [quickstart]"
+    )
+
+
+def test_qlora_without_an_adapter() -> None:
+    assert message("quantization:\n  type: nf4\n") == (
+        "r.yaml, line 2: quantization.type nf4 needs an adapter: 4-bit weights can't be trained\n"
+        "  received adapter.type none\n"
+        "  try      --qlora, or adapter.type: lora"
+    )
+
+
+def test_modules_to_save_without_an_adapter() -> None:
+    assert message("adapter:\n  modules_to_save: [embed_tokens]\n") == (
+        "r.yaml, line 2: adapter.modules_to_save needs adapter.type lora\n"
+        "  received adapter.type none\n"
+        "  try      --lora"
+    )
+
+
+# Laws
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+# Texts that YAML would read as something else if they were written without quotes.
+TRICKY = st.sampled_from(
+    ["no", "true", "null", "~", "2e-5", "0x1", "0b1", "1_0", "=", "<<", "- a", "a: b", "#", "a\n b"]
+)
+COLUMN = st.text(string.ascii_letters + "_", min_size=1, max_size=8)
+
+
+def values_of(annotation: Any) -> st.SearchStrategy[Any]:
+    """Valid values of an option, from its type and bounds alone."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return bounded(
+            annotation.__origin__, [item for item in annotation.__metadata__ if not isinstance(item, Option)]
+        )
+    if annotation is type(None):
+        return st.none()
+    if origin is Literal:
+        return st.sampled_from(arguments)
+    if origin is tuple:
+        return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return st.dictionaries(COLUMN, TEXT | TRICKY, max_size=3)
+    if arguments:
+        return st.one_of(*map(values_of, arguments))
+    plain = {int: st.integers(), float: st.floats(), bool: st.booleans(), str: TEXT | TRICKY}
+    return plain[annotation]
+
+
+def bounded(annotation: Any, bounds: list[Any]) -> st.SearchStrategy[Any]:
+    """Values of `annotation` within `bounds`, which annotated-types defines as plain comparisons."""
+    if get_origin(annotation) is Annotated:
+        bounds = bounds + list(annotation.__metadata__)
+        annotation = annotation.__origin__
+    if annotation not in (int, float):
+        allowed = values_of(annotation)
+        return allowed.filter(bool) if any(isinstance(bound, MinLen) for bound in bounds) else allowed
+    low = max([bound.ge for bound in bounds if isinstance(bound, Ge)] + [b.gt for b in bounds if isinstance(b, Gt)])
+    high = [bound.le for bound in bounds if isinstance(bound, Le)] + [b.lt for b in bounds if isinstance(b, Lt)]
+    if annotation is int:
+        allowed = st.integers(low, min(high, default=10**12))
+    else:
+        allowed = st.floats(low, min(high, default=None), allow_nan=False, allow_infinity=False)
+    return allowed.filter(lambda value: all(holds(bound, value) for bound in bounds))
+
+
+def holds(bound: Any, value: Any) -> bool:
+    match bound:
+        case Ge(ge=limit):
+            return bool(value >= limit)
+        case Gt(gt=limit):
+            return bool(value > limit)
+        case Le(le=limit):
+            return bool(value <= limit)
+        case Lt(lt=limit):
+            return bool(value < limit)
+    raise AssertionError(f"the schema has a bound that this test doesn't know: {bound}")
+
+
+def section(schema: type) -> st.SearchStrategy[Any]:
+    """Instances of a section of the schema, sections below it included."""
+    hints = get_type_hints(schema, include_extras=True)
+    inner = {item.name: getattr(hints[item.name], "__origin__", None) for item in fields(schema)}
+    return st.builds(
+        schema,
+        **{name: section(type_) if is_dataclass(type_) else values_of(hints[name]) for name, type_ in inner.items()},
+    )
+
+
+def without_contradictions(recipe: Recipe) -> Recipe:
+    if recipe.adapter.type == "lora":
+        return recipe
+    return replace(recipe, adapter=replace(recipe.adapter, modules_to_save=()), quantization=Quantization())
+
+
+RECIPES = section(Recipe).map(without_contradictions)
+
+
+@quietly
+@given(recipe=RECIPES)
+@example(recipe=Recipe(adapter=Adapter(type="lora", target_modules=())))
+@example(recipe=Recipe(name="\ufeff\u2028\x85\0 ", about=" \t#\r\n"))
+def test_what_is_written_loads_back_equal(recipe: Recipe) -> None:
+    again = load(to_yaml(recipe))
+    assert again == recipe
+    assert fingerprint(again) == fingerprint(recipe)
+
+
+def layer_of(recipe: Recipe) -> Layer:
+    """All of a recipe's options as the settings of one layer."""
+    return {key.path: Setting(reduce(getattr, key.path.split("."), recipe), "", "") for key in keys()}
+
+
+FREE = [key.path for key in keys() if not key.path.startswith(("adapter.", "quantization."))]  # can't contradict others
+
+
+@quietly
+@given(weak=RECIPES, strong=RECIPES, chosen=st.sets(st.sampled_from(FREE)))
+def test_the_stronger_layer_decides_on_its_keys_and_on_no_other(weak: Recipe, strong: Recipe, chosen: set[str]) -> None:
+    override = {path: setting for path, setting in layer_of(strong).items() if path in chosen}
+    expected = layer_of(weak) | override
+    assert layer_of(resolve([layer_of(weak), override])) == expected
+
+
+def loads_or_says_why(load_it: Callable[[], Recipe]) -> None:
+    try:
+        recipe = load_it()
+    except RecipeError as error:
+        problems = error.problems
+    else:
+        assert isinstance(recipe, Recipe)
+        return
+    assert problems
+    assert all(problem.violated for problem in problems)
+
+
+def bytes_load_or_say_why(content: bytes) -> None:
+    Path("r.yaml").write_bytes(content)
+    loads_or_says_why(lambda: load_recipe("r.yaml"))
+
+
+@quietly
+@given(text=st.text())
+@example(text="\xa0")
+@example(text="?")
+@example(text="seed: 0x" + "f" * 5000)
+@example(text="training.seed: " + "9" * 5000)
+@example(text="training.warmup_ratio: 1" + "0" * 500 + ".0")
+@example(text="extends: " + "a" * 5000)
+@example(text='extends: "a\\0/b"')
+@example(text="%YAML 1.1\n---\nmodel.trust_remote_code: yes\ntraining.seed: 1:30\n")
+def test_any_text_loads_or_is_told_what_is_wrong(text: str) -> None:
+    bytes_load_or_say_why(text.encode("utf-8"))
+
+
+@quietly
+@given(content=st.binary())
+def test_any_bytes_load_or_are_told_what_is_wrong(content: bytes) -> None:
+    bytes_load_or_say_why(content)
+
+
+# Pieces of YAML in any order come closer to recipes than letters in any order.
+PIECES = [key.path for key in keys()] + [part for key in keys() for part in key.path.split(".")]
+PIECES += [
+    ": ",
+    ":\n  ",
+    "\n",
+    "\n  ",
+    "- ",
+    "{",
+    "}",
+    "[",
+    "]",
+    ", ",
+    "&a ",
+    "*a",
+    "!!int ",
+    "!x ",
+    "'",
+    '"',
+    "|\n ",
+    "? ",
+]
+PIECES += [
+    "5",
+    "-1",
+    "2e-5",
+    ".nan",
+    ".inf",
+    "-.inf",
+    "true",
+    "null",
+    "text",
+    "extends",
+    "r.yaml",
+    "quickstart",
+    "<<",
+    "#",
+]
+
+
+@quietly
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=12))
+def test_any_heap_of_yaml_loads_or_is_told_what_is_wrong(pieces: list[str]) -> None:
+    bytes_load_or_say_why("".join(pieces).encode("utf-8"))
+
+
+@quietly
+@given(text=st.text())
+def test_any_set_is_read_or_is_told_what_is_wrong(text: str) -> None:
+    loads_or_says_why(lambda: resolve([assignment(text)]))
