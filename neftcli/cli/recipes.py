@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from neftcli.errors import InputError, Problem
 from neftcli.recipe import catalog
 from neftcli.recipe.schema import keys, type_name

@@ -166,7 +166,7 @@ def _unreadable(reference: Reference, error: OSError) -> ModelError:
     if pickled:
         return ModelError(
             Problem(
-                f"model.name: {reference.name} has no safetensors weights; pickled weights (.bin) can run code and are not read",
+                f"model.name: {reference.name} has only pickled weights (.bin), which can run code and are not read",
                 first,
                 "load it where you trust it and write it again with save_pretrained",
             )

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 NF4_BYTES = 0.5 + 0.127 / 8  # 4 bits, and a double-quantised constant for every 64 weights
-ADAMW_BYTES = 8
 FLOAT32_BYTES = 4
 
 
@@ -64,6 +63,8 @@ def estimate(
     full = recipe.adapter.type == "none"
     trainable = parameters if full else adapter
     four_bit = recipe.quantization.type == "nf4"
+    # Gradients and AdamW's moments have the type of what is trained; adapters are float32, on 4-bit weights bfloat16.
+    trained_bytes = weight_bytes if full else 2 if four_bit else 4
     weights = (parameters - linear) * weight_bytes + linear * (NF4_BYTES if four_bit else weight_bytes)
     text = config.get_text_config()
     tokens = recipe.training.per_device_train_batch_size * row_tokens
@@ -78,9 +79,9 @@ def estimate(
     return MemoryEstimate(
         parameters=parameters,
         trainable=trainable,
-        weights=weights + (0 if full else adapter * FLOAT32_BYTES),
-        gradients=trainable * FLOAT32_BYTES,
-        optimizer=trainable * ADAMW_BYTES,
+        weights=weights + (0 if full else adapter * trained_bytes),
+        gradients=trainable * trained_bytes,
+        optimizer=2 * trainable * trained_bytes,
         activations=activations + tokens * text.vocab_size * FLOAT32_BYTES,
     )
 

@@ -103,8 +103,18 @@ def resolve(layers: Iterable[Layer]) -> Recipe:
 def to_yaml(recipe: Recipe) -> str:
     """The whole recipe as YAML that `load_recipe` reads back to an equal recipe."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import SafeRepresenter
 
+    class Representer(SafeRepresenter):
+        """Escapes the rarer line breaks; ruamel writes them as they are, and reads them back as spaces."""
+
+        def represent_str(self, data: str) -> Any:
+            breaks = any(character in data for character in "\x85\u2028\u2029")
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if breaks else None)
+
+    Representer.add_representer(str, Representer.represent_str)
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = Representer
     yaml.default_flow_style = False
     yaml.width = 4096
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

@@ -57,8 +57,8 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
     if result.available_bytes is not None and result.total_bytes > result.available_bytes:
         observer.notify(
             Notice(
-                f"this needs about {result.total_bytes / 2**30:.1f} GiB and {result.available_bytes / 2**30:.1f} GiB are "
-                "free: --batch-size with fewer rows, --gradient-checkpointing, --lora or --qlora"
+                f"this needs about {result.total_bytes / 2**30:.1f} GiB and {result.available_bytes / 2**30:.1f} GiB "
+                "are free: --batch-size with fewer rows, --gradient-checkpointing, --lora or --qlora"
             )
         )
     return result

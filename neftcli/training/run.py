@@ -216,6 +216,7 @@ class _Run:
     ) -> tuple[Any, Evaluated]:
         self.tell(Phase("preparing the trainer"))
         from neftcli.neftune import neftune
+        from neftcli.training.isolation import require_isolation
         from neftcli.training.trainer import build_trainer, updates
         from neftcli.training.watch import Watch
 
@@ -240,6 +241,9 @@ class _Run:
                 device=machine.name,
             )
         )
+        if recipe.training.batching != "padded":
+            rows = [trainer.train_dataset[index] for index in range(min(2, len(trainer.train_dataset)))]
+            require_isolation(tuned, trainer._prepare_inputs(trainer.data_collator(rows)), type(model).__name__)
         total_steps = updates(recipe, [len(row.input_ids) for row in prepared.train])
         settings = recipe.neftune
         with neftune(

@@ -43,7 +43,7 @@ class Trainer(SFTTrainer):
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(
                 Problem(
-                    f"the loss became {float(loss)} in update {self.state.global_step + 1}; nothing was learned from it",
+                    f"the loss became {float(loss)} in update {self.state.global_step + 1}",
                     f"learning rate {self._get_learning_rate():.3g}, precision {'bf16' if self.args.bf16 else 'fp32'}",
                     f"--learning-rate {self.args.learning_rate / 10:.1g}",
                 )

@@ -201,7 +201,7 @@ def closing(event: events.RunFinished) -> RenderableType:
     ]
     for sample in event.samples:
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(" ", Text(">", style="dim"), Text(_short(sample.prompt), style="bold"))
+        grid.add_row(" ", Text(">", style="dim"), _short(sample.prompt, "bold"))
         grid.add_row(" ", Text("base", style="dim"), _short(sample.base))
         grid.add_row(" ", Text("tuned", style="dim"), _short(sample.tuned))
         parts += [Text(), grid]
@@ -225,7 +225,7 @@ def inspected(event: events.InspectedRow) -> RenderableType:
     return Group(head, body, Text())
 
 
-def _short(answer: str) -> Text:
+def _short(answer: str, style: str = "") -> Text:
     lines = text.harmless(answer).strip().splitlines() or [""]
     shown = " ".join(line.strip() for line in lines if line.strip())
-    return Text(shown if len(shown) <= 300 else shown[:297] + "...")
+    return Text(shown if len(shown) <= 300 else shown[:297] + "...", style=style)

@@ -70,7 +70,7 @@ def noise_line(event: NoiseMeasured) -> str:
 
 def length_line(side: SplitCounts) -> str:
     """How long the rows are."""
-    return f"rows have {side.shortest} to {side.longest} tokens, half of them {side.median} or less, 9 of 10 {side.long} or less"
+    return f"{side.shortest} to {side.longest} tokens a row, median {side.median}, 9 of 10 at most {side.long}"
 
 
 def data_notices(event: DataReady) -> list[str]:

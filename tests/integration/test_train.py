@@ -1,0 +1,259 @@
+"""`neft train` on tiny models through the command line's own `main`.
+
+Oracles: the files that a run must leave, transformers and peft reading them back, and runs compared with each other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from neftcli.recipe.loading import load_recipe
+from tests.conftest import Result, events, quick_arguments
+
+Neft = Callable[..., Result]
+
+
+def weights_hash(run: Path) -> str:
+    """SHA-256 of a run's weights."""
+    [file] = (run / "model").glob("*.safetensors")
+    return sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_run_leaves_its_files_and_a_model_that_loads(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    result = neft(*quick)
+    assert result.code == 0, result.err
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    assert {file.name for file in run.iterdir()} >= {
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "model",
+    }
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["neftune"] == {"alpha": 5.0, "noise": "uniform", "length": "tokens"}
+    assert len(record["data_sha256"]) == 64
+    assert record["model_fingerprint"].startswith("sha256 ")
+    assert record["results"]["held_out_loss"] > 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "StepLogged"] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if line["event"] == "Evaluated"] == [0, 2, 4]
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 2
+    assert set(samples[0]) == {"prompt", "reference", "base", "tuned"}
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
+    assert "NEFTune noise | alpha 5" in (run / "model" / "README.md").read_text()
+
+
+def test_nothing_that_a_run_leaves_is_pickled(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    assert neft(*quick).code == 0
+    endings = {file.suffix for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+    assert not endings & {".bin", ".pt", ".pth", ".pkl", ".pickle"}
+
+
+def test_the_saved_recipe_repeats_the_run_to_the_bit(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    assert neft(*quick).code == 0
+    first = tmp_path / "runs" / "tiny-a5-s0"
+    assert neft("train", "--recipe", first / "recipe.yaml").code == 0
+    second = tmp_path / "runs" / "tiny-a5-s0-2"
+    assert weights_hash(first) == weights_hash(second)
+    assert load_recipe(str(first / "recipe.yaml")) == load_recipe(str(second / "recipe.yaml"))
+
+
+def test_alpha_and_seed_change_the_weights(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    for extra in ([], ["--alpha", "0"], ["--seed", "1"]):
+        assert neft(*quick, *extra).code == 0
+    hashes = {weights_hash(run) for run in (tmp_path / "runs").iterdir()}
+    assert {run.name for run in (tmp_path / "runs").iterdir()} == {"tiny-a5-s0", "tiny-a0-s0", "tiny-a5-s1"}
+    assert len(hashes) == 3
+
+
+@pytest.mark.parametrize("batching", ["padding_free", "packed"])
+def test_an_architecture_that_mixes_packed_documents_is_refused(
+    neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, batching: str
+) -> None:
+    """OPT in transformers 5.23 makes a mask of its own, through which a document reads those before it."""
+    arguments = quick_arguments(tiny_folder("opt"), rows_file, tmp_path / "runs")
+    result = neft(*arguments, "--set", f"training.batching={batching}", "--max-length", "400")
+    assert result.code == 1
+    assert "OPTForCausalLM lets documents that share a row see each other" in result.err
+    assert "--set training.batching=padded" in result.err
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "granite"])
+def test_rows_laid_end_to_end_train_as_padded_rows_do(
+    neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, family: str
+) -> None:
+    """The same rows, the same noise: equal weights up to the order of float32 sums."""
+    arguments = quick_arguments(tiny_folder(family), rows_file, tmp_path / "runs")
+    for batching in ("padded", "padding_free"):
+        done = neft(*arguments, "--set", f"training.batching={batching}", "--set", f"name={batching}")
+        assert done.code == 0, done.err
+    padded = load_file(next((tmp_path / "runs" / "padded-a5-s0" / "model").glob("*.safetensors")))
+    free = load_file(next((tmp_path / "runs" / "padding_free-a5-s0" / "model").glob("*.safetensors")))
+    # Gradients that are nothing but rounding become whole steps under AdamW (padding rows of the positions, keys'
+    # biases); they are as large as the learning rate and no larger, and the mean is far below.
+    worst = max(float((padded[name] - free[name]).abs().max()) for name in padded)
+    mean = sum(float((padded[name] - free[name]).abs().sum()) for name in padded) / sum(
+        tensor.numel() for tensor in padded.values()
+    )
+    assert worst < 4 * 2 * 5e-5
+    assert mean < 2e-7
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--set", "training.batching=packed", "--max-length", "400"],
+        ["--set", "neftune.noise=symmetric"],
+        ["--set", "neftune.noise=gaussian", "--set", "neftune.schedule=linear_decay"],
+        ["--set", "neftune.length=padded"],
+        ["--gradient-checkpointing", "--set", "training.gradient_accumulation_steps=2"],
+        ["--lora", "--lora-r", "4"],
+        ["--lora", "--set", "adapter.modules_to_save=[embed_tokens]"],
+        ["--qlora", "--lora-r", "4"],
+        ["--set", "training.precision=bfloat16"],
+    ],
+    ids=lambda extra: " ".join(extra),
+)
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes, peft and autocast warn on a CPU; the run's log keeps it
+def test_each_way_of_training_finishes_and_loads_again(
+    neft: Neft, quick: list[str], tmp_path: Path, tiny_folder: Callable[[str], Path], extra: list[str]
+) -> None:
+    result = neft(*quick, *extra, "--json")
+    assert result.code == 0, result.err
+    finished = events(result.out)[-1]
+    assert finished["event"] == "RunFinished"
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    if "lora" in extra[0]:
+        from peft import PeftModel
+
+        base = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"))
+        assert sum(p.numel() for p in PeftModel.from_pretrained(base, run / "model").parameters()) > 0
+        adapter = load_file(run / "model" / "adapter_model.safetensors")
+        assert any(float(tensor.abs().max()) > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    else:
+        AutoModelForCausalLM.from_pretrained(run / "model")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    result = neft(*quick, "--learning-rate", "1e30", "--set", "training.warmup_ratio=0")
+    assert result.code == 1
+    assert re.search(r"the loss became (nan|inf) in update \d", result.err)
+    assert "--learning-rate 1e+29" in result.err
+    assert json.loads((tmp_path / "runs" / "tiny-a5-s0" / "run.json").read_text())["status"] == "failed"
+    assert not (tmp_path / "runs" / "tiny-a5-s0" / "model").exists()
+
+
+def test_ctrl_c_ends_the_run_and_its_record_says_so(quick: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "neftcli.cli.main", *quick, "--set", "training.max_steps=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or "StepLogged" not in (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped by Ctrl-C" in err
+    assert "Traceback" not in err
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_what_the_libraries_say_goes_to_the_log(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    result = neft(*quick, "--set", "training.batching=packed", "--max-length", "400")
+    assert result.err == ""
+    assert "\x1b" not in result.out
+    log = tmp_path / "runs" / "tiny-a5-s0" / "train.log"
+    assert "trl" in log.read_text()  # TRL warns of packing without flash attention
+
+
+def test_plain_lines_carry_the_facts(neft: Neft, quick: list[str]) -> None:
+    out = neft(*quick).out
+    assert re.search(r"^data: .*rows\.jsonl \(prompt/completion\) · 48 rows · ", out, re.M)
+    assert re.search(
+        r"^noise: NEFTune alpha 5 · uniform · real lengths · noise/embedding \d+\.\d{3} at layer 0$", out, re.M
+    )
+    assert re.search(r"^step=4 of=4 epoch=0\.\d+ loss=\d\.\d+ .*tokens_per_second=\d+ .*eta=0s$", out, re.M)
+    assert re.search(r"^held_out_loss: base=\d\.\d+ tuned=\d\.\d+ difference=[+-]\d", out, re.M)
+
+
+def test_quiet_says_how_it_ended_and_no_more(neft: Neft, quick: list[str]) -> None:
+    lines = neft(*quick, "--quiet").out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["finished", "held_out_loss"]
+
+
+def test_a_dry_run_counts_and_leaves_nothing(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    result = neft(*quick, "--dry-run", "--json")
+    assert result.code == 0, result.err
+    plan = events(result.out)[-1]
+    assert plan["event"] == "Plan"
+    assert plan["updates"] == 4
+    assert plan["total_bytes"] == pytest.approx(
+        sum(plan[part] for part in ("weights_bytes", "gradients_bytes", "optimizer_bytes", "activations_bytes")), abs=4
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_tells_the_updates_that_training_does(neft: Neft, quick: list[str]) -> None:
+    """Oracle: the updates that the trainer itself counts, without a maximum."""
+    free = [part for part in quick if part != "training.max_steps=4"]
+    index = next(i for i, part in enumerate(free) if part == "--set" and free[i + 1] == "--set")
+    del free[index]
+    arguments = [*free, "--epochs", "1.5", "--set", "training.gradient_accumulation_steps=4", "--batch-size", "3"]
+    for batching in ("padded", "packed"):
+        extra = ["--set", f"training.batching={batching}", "--max-length", "400"]
+        planned = events(neft(*arguments, *extra, "--dry-run", "--json").out)[-1]["updates"]
+        told = events(neft(*arguments, *extra, "--json").out)
+        assert [e["step"] for e in told if e["event"] == "Progress"][-1] == planned
+        assert next(e["total_steps"] for e in told if e["event"] == "TrainingStarted") == planned
+
+
+def test_without_options_it_is_the_quickstart(neft: Neft, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from neftcli.training import plan
+
+    seen = []
+    monkeypatch.setattr(plan, "plan", lambda recipe, observer: seen.append(recipe))
+    assert neft("train", "--dry-run").code == 0
+    assert neft("train", "--dry-run", "--model", "opt-350m", "--alpha", "5").code == 0
+    assert seen[0] == load_recipe("quickstart")
+    assert (seen[1].name, seen[1].model.name, seen[1].data.source) == ("opt-350m", "opt-350m", "builtin")
+    assert seen[1].adapter.type == "none"
+
+
+def test_the_context_manager_serves_a_trainer_of_ones_own(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """The README's Python example."""
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+
+    from neftcli.neftune import neftune
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"))
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7, 8]] * 8, "labels": [[5, 6, 7, 8]] * 8})
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no"
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    before = model.get_input_embeddings().weight.detach().clone()
+    with neftune(model, alpha=5.0):
+        trainer.train()
+    assert not torch.equal(before, model.get_input_embeddings().weight)
+    assert not model.get_input_embeddings()._forward_hooks
