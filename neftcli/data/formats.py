@@ -86,8 +86,9 @@ def detect(row: Row, columns: Mapping[str, str]) -> Format:
         DataError: No layout fits; names the columns found.
     """
     names = set(renamed(row, columns).values)
-    for layout, required in REQUIRED.items():
-        if names.issuperset(required):
+    # A layout whose columns were named in data.columns goes before those that the row happens to fit as well.
+    for layout in sorted(REQUIRED, key=lambda layout: columns.keys().isdisjoint(REQUIRED[layout])):
+        if names.issuperset(REQUIRED[layout]):
             return layout
     found = ", ".join(row.values) or "no column"
     raise DataError(
@@ -144,6 +145,8 @@ def to_example(row: Row, layout: Format, system_prompt: str | None = None) -> Ex
         raise UnusableRow("it has no question")
     if any(turn.role == "assistant" and not turn.content.strip() for turn in turns):
         raise UnusableRow("an answer is empty")
+    while turns[first := turns[0].role == "system"].role == "assistant":  # it begins with an answer: nothing asked it
+        turns.pop(first)
     return Example(tuple(turns), "", row.where)
 
 
@@ -181,9 +184,7 @@ def _conversation(row: Row, value: list[Any], role_key: str, content_key: str) -
             raise DataError(
                 Problem(f"{where} has an unknown {role_key}", _shown(item[role_key]), f"one of {', '.join(ROLES)}")
             )
-        if not isinstance(item[content_key], str):
-            raise DataError(Problem(f"{where}: {content_key} must be text", _shown(item[content_key])))
-        turns.append(Turn(role, item[content_key].strip()))
+        turns.append(Turn(role, _checked(item[content_key], f"{where}: {content_key}").strip()))
     return turns
 
 
@@ -191,8 +192,17 @@ def _text(row: Row, column: str) -> str:
     value = row.values[column]
     if value is None:
         return ""
+    return _checked(value, f"{row.where}: {column}")
+
+
+def _checked(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise DataError(Problem(f"{row.where}: {column} must be text", _shown(value)))
+        raise DataError(Problem(f"{what} must be text", _shown(value)))
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer reads
+        around = value[max(0, error.start - 20) : error.end + 20]
+        raise DataError(Problem(f"{what} holds half a character, such as a cut-off emoji", ascii(around))) from None
     return value
 
 

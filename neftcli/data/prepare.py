@@ -34,7 +34,7 @@ class Examples:
         held_out: Examples to evaluate on.
         layout: Row format of the training source.
         rows_read: Rows read from it.
-        unusable: Reason to places of the rows that were left out.
+        unusable: Reason to places of the rows that were left out, on both sides.
         leaked: Training rows left out since their prompt is held out.
     """
 
@@ -82,6 +82,14 @@ class _Reader:
                 examples.append(to_example(renamed(row, self.data.columns), self.layout, self.data.system_prompt))
             except UnusableRow as reason:
                 self.unusable[str(reason)].append(row.where)
+        if not examples:
+            raise DataError(
+                Problem(
+                    f"{source}: no row can be learned from",
+                    "; ".join(f"{len(places)} rows: {reason}" for reason, places in self.unusable.items()),
+                    f"neft data inspect --dataset {source}",
+                )
+            )
         return examples
 
 
@@ -93,14 +101,6 @@ def read_examples(data: Data, seed: int) -> Examples:
     """
     reader = _Reader(data)
     examples = reader.read(data.source, data.split)
-    if not examples:
-        raise DataError(
-            Problem(
-                f"{data.source}: no row can be learned from",
-                "; ".join(f"{len(places)} rows: {reason}" for reason, places in reader.unusable.items()),
-                f"neft data inspect --dataset {data.source}",
-            )
-        )
     held_out_source, held_out_split = data.held_out_source, data.held_out_split or "train"
     if data.source == BUILTIN and held_out_source is None:
         held_out_source, held_out_split = BUILTIN, "held_out"
@@ -114,7 +114,10 @@ def read_examples(data: Data, seed: int) -> Examples:
         chosen = choose(examples, data.max_rows, seed) if data.max_rows else examples
         train, held_out = hold_out(chosen, data.held_out_rows, seed)
     else:
-        held_out = _Reader(data).read(held_out_source, held_out_split)
+        evaluated = _Reader(data)
+        held_out = evaluated.read(held_out_source, held_out_split)
+        for reason, places in evaluated.unusable.items():
+            reader.unusable[reason].extend(places)
         if len(held_out) > data.held_out_rows:
             held_out = choose(held_out, data.held_out_rows, seed)
         train = without_prompts_of(examples, held_out)
@@ -145,8 +148,9 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
     train = list(tokenize(tokenizer, examples.train, data.max_length, completion_only and not plain_text))
     held_out = list(tokenize(tokenizer, examples.held_out, data.max_length, completion_only and not plain_text))
     empty = [row.where for row in train if not row.loss_tokens()]
-    if empty:
-        unusable[f"no token with loss is left within data.max_length {data.max_length}"] = empty
+    unscored = [row.where for row in held_out if not row.loss_tokens()]
+    if empty or unscored:
+        unusable[f"no token with loss is left within data.max_length {data.max_length}"] = empty + unscored
     train = [row for row in train if row.loss_tokens()]
     pairs = [(row, example) for row, example in zip(held_out, examples.held_out, strict=True) if row.loss_tokens()]
     if not train:
@@ -185,7 +189,7 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
         loss_tokens=sum(row.loss_tokens() for row in rows),
         shortest=lengths[0],
         median=lengths[len(lengths) // 2],
-        long=lengths[min(len(lengths) - 1, len(lengths) * 9 // 10)],
+        long=lengths[(len(lengths) * 9 - 1) // 10],
         longest=lengths[-1],
         cut=tuple(row.where for row in rows if row.cut),
         without_stop=tuple(row.where for row in rows if not row.stops),

@@ -19,6 +19,7 @@ from typing import IO, Any
 from neftcli.errors import DataError, Problem
 
 BUILTIN = "builtin"
+BUILTIN_SPLITS = ("train", "held_out")
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 HUB_ALIASES = {"imdb": "stanfordnlp/imdb", "alpaca": "tatsu-lab/alpaca", "open-platypus": "garage-bAInd/Open-Platypus"}
 MOST_PROBLEMS = 5
@@ -41,9 +42,8 @@ class Row:
 
 def is_hub(source: str) -> bool:
     """Whether `source` names a hub data set and no local file."""
-    return source in HUB_ALIASES or (
-        source != BUILTIN and source.count("/") == 1 and not Path(source).exists() and not _ending(Path(source))
-    )
+    looks_like_a_path = source.startswith((".", "/", "~")) or source.endswith("/") or _ending(Path(source))
+    return source in HUB_ALIASES or (source.count("/") == 1 and not looks_like_a_path and not Path(source).exists())
 
 
 def read_rows(source: str, split: str = "train", config: str | None = None) -> Iterator[Row]:
@@ -58,6 +58,10 @@ def read_rows(source: str, split: str = "train", config: str | None = None) -> I
         DataError: The source is missing, or a row can't be read; with file and line.
     """
     if source == BUILTIN:
+        if split not in BUILTIN_SPLITS:
+            raise DataError(
+                Problem("data.split: the built-in set has no split of this name", split, " or ".join(BUILTIN_SPLITS))
+            )
         yield from _read_file(Path(__file__).parent / "builtin" / f"{split}.jsonl", f"built-in {split}")
     elif is_hub(source):
         yield from _read_hub(HUB_ALIASES.get(source, source), split, config)
@@ -132,9 +136,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
                 if number == 1:
                     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                         raise DataError(
-                            Problem(
-                                f"{name}, line 1: text must be UTF-8", "UTF-16", f"iconv -f utf-16 -t utf-8 {path.name}"
-                            )
+                            Problem(f"{name}, line 1: text must be UTF-8", "UTF-16", _conversion("utf-16", path))
                         )
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 try:
@@ -144,7 +146,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
                         Problem(
                             f"{name}, line {number}: text must be UTF-8",
                             f"byte 0x{line[error.start]:02x} at column {error.start + 1}",
-                            f"iconv -f latin1 -t utf-8 {path.name}",
+                            _conversion("latin1", path),
                         )
                     ) from None
                 if "\0" in text:
@@ -154,19 +156,41 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
         raise DataError(Problem(f"{name}: this .gz can't be unpacked", f"{error} (after line {number})")) from None
 
 
+def _conversion(encoding: str, path: Path) -> str:
+    """The command that makes UTF-8 of a file."""
+    if path.suffix.lower() == ".gz":
+        return f"zcat {path.name} | iconv -f {encoding} -t utf-8"
+    return f"iconv -f {encoding} -t utf-8 {path.name}"
+
+
+def _with_ending(path: Path, ending: str) -> str:
+    """The file's name with another ending before the .gz, if it has that."""
+    packed = path.suffix if path.suffix.lower() == ".gz" else ""
+    return Path(path.name.removesuffix(packed)).stem + ending + packed
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text; whatever stands against it is a JSONDecodeError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError):
+        raise json.JSONDecodeError("Nested too deep, or a number of thousands of digits", text, 0) from None
+
+
 def _read_json_lines(path: Path, name: str) -> Iterator[Row]:
     problems: list[Problem] = []
     for number, line in _lines(path, name):
         if not line.strip():
             continue
         where = f"{name}, line {number}"
+        if number == 1 and line.lstrip().startswith("["):
+            remedy = f"rename it to {_with_ending(path, '.json')}"
+            raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "a list", remedy))
         try:
-            value = json.loads(line)
+            value = _parsed(line)
         except json.JSONDecodeError as error:
-            if number == 1 and line.lstrip().startswith("[") and not problems:
-                raise DataError(
-                    Problem(f"{where}: a .jsonl file has one object a line", "a list", f"rename it to {path.stem}.json")
-                ) from None
             typed = line.strip()[max(0, error.pos - 30) : error.pos + 30]
             problems.append(Problem(f"{where}: not JSON: {error.msg} (column {error.pos + 1})", typed))
         else:
@@ -184,9 +208,9 @@ def _read_json_lines(path: Path, name: str) -> Iterator[Row]:
 def _read_json(path: Path, name: str) -> Iterator[Row]:
     text = "".join(line for _, line in _lines(path, name))
     try:
-        value = json.loads(text)
+        value = _parsed(text)
     except json.JSONDecodeError as error:
-        remedy = f"mv {path.name} {path.stem}.jsonl" if error.msg == "Extra data" else ""
+        remedy = f"mv {path.name} {_with_ending(path, '.jsonl')}" if error.msg == "Extra data" else ""
         typed = text[max(0, error.pos - 30) : error.pos + 30].replace("\n", " ").strip()
         raise DataError(
             Problem(f"{name}, line {error.lineno}: not JSON: {error.msg} (column {error.colno})", typed, remedy)
@@ -205,21 +229,29 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
     for _ in _lines(path, name):  # refuses what is no text, with its line
         pass
     with _open(path) as binary, TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if _ending(path) == ".tsv" else ",", strict=True)
-        start = 2
+        reader = csv.reader(file, delimiter="\t" if _ending(path) == ".tsv" else ",", strict=True)
+        header: list[str] = []
+        start = 1
         try:
             for values in reader:
                 where = f"{name}, line {start}"
                 start = reader.line_num + 1
-                if None in values or None in values.values():
-                    columns = len(reader.fieldnames or ())
-                    found = columns - sum(value is None for value in values.values()) + len(values.get(None) or ())
+                if not values:  # a blank line
+                    continue
+                if not header:
+                    header = values
+                    if repeated := [column for column in header if header.count(column) > 1]:
+                        raise DataError(Problem(f"{where}: the header names a column twice", repeated[0]))
+                elif len(values) != len(header):
                     raise DataError(
-                        Problem(f"{where}: a row must have the header's {columns} columns", f"{found} columns")
+                        Problem(
+                            f"{where}: a row must have the header's {len(header)} columns", f"{len(values)} columns"
+                        )
                     )
-                yield Row(dict(values), where)
+                else:
+                    yield Row(dict(zip(header, values, strict=True)), where)
         except csv.Error as error:
-            raise DataError(Problem(f"{name}, line {reader.line_num}: not CSV: {error}")) from None
+            raise DataError(Problem(f"{name}, line {start}: not CSV: {error}")) from None
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[Row]:
@@ -233,7 +265,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[Row]:
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(values, f"{name}, row {number}")
-    except (arrow.ArrowInvalid, OSError) as error:
+    except (arrow.ArrowException, OSError, EOFError, zlib.error) as error:
         raise DataError(
             Problem(f"{name}: this is no Parquet file that can be read", str(error).splitlines()[0])
         ) from None

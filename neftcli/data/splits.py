@@ -17,9 +17,9 @@ LARGEST_SHARE = 0.2
 
 
 def normalised(prompt: str) -> str:
-    """The prompt in lower case, its letters and digits only, one space between words."""
+    """The prompt in lower case: letters with their accents and vowel signs, digits, one space between words."""
     folded = unicodedata.normalize("NFKC", prompt).casefold()
-    return " ".join("".join(letter if letter.isalnum() else " " for letter in folded).split())
+    return " ".join("".join(letter if _in_word(letter) else " " for letter in folded).split())
 
 
 def hold_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[list[Example], list[Example]]:
@@ -62,6 +62,10 @@ def choose(examples: Sequence[Example], rows: int, seed: int) -> list[Example]:
 def duplicates(examples: Sequence[Example]) -> int:
     """How many examples repeat an earlier one, prompt and answer alike."""
     return len(examples) - len({(normalised(example.prompt()), example.answer()) for example in examples})
+
+
+def _in_word(letter: str) -> bool:
+    return letter.isalnum() or unicodedata.category(letter).startswith("M")
 
 
 def _order(seed: int, key: str) -> bytes:

@@ -43,8 +43,9 @@ class TokenRow:
 def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     """The text that generation starts from: everything before the last answer, or a plain text's first words."""
     if not example.turns:
-        words = example.text.split(" ")
-        return beginning(tokenizer) + " ".join(words[: min(TEXT_PROMPT_WORDS, (len(words) + 1) // 2)])
+        begins = beginning(tokenizer)
+        words = example.text.removeprefix(begins).split(" ")
+        return begins + " ".join(words[: min(TEXT_PROMPT_WORDS, (len(words) + 1) // 2)])
     return _render(tokenizer, example.turns[:-1], add_generation_prompt=True)
 
 
@@ -61,8 +62,9 @@ def tokenize(
     """
     for start in range(0, len(examples), BATCH):
         batch = examples[start : start + BATCH]
-        rendered = [_with_spans(tokenizer, example, completion_only) for example in batch]
         conversations = bool(batch[0].turns)
+        begins = "" if conversations else beginning(tokenizer)
+        rendered = [_with_spans(tokenizer, example, completion_only, begins) for example in batch]
         encoded = tokenizer(
             [text for text, _ in rendered], add_special_tokens=not conversations, return_offsets_mapping=True
         )
@@ -103,18 +105,16 @@ def special_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
 
 
 def _with_spans(
-    tokenizer: PreTrainedTokenizerBase, example: Example, completion_only: bool
+    tokenizer: PreTrainedTokenizerBase, example: Example, completion_only: bool, begins: str
 ) -> tuple[str, list[tuple[int, int]]]:
     """The rendered text and the parts of it, as character positions, that carry loss."""
     eos = str(tokenizer.eos_token)
     if not example.turns:
-        text = example.text
-        if tokenizer.bos_token and tokenizer.bos_token != eos:
-            text = text.removeprefix(str(tokenizer.bos_token))  # the tokenizer writes it itself
-        return text.removesuffix(eos) + eos, [(0, len(text) + len(eos))]
+        text = example.text.removeprefix(begins).removesuffix(eos) + eos  # what it begins with the tokenizer writes
+        return text, [(0, len(text))]
     text = _render(tokenizer, example.turns)
     if not completion_only:
-        text = text if _ends_with_stop(tokenizer, text.rstrip()) else text + eos
+        text = text.rstrip() if _ends_with_stop(tokenizer, text.rstrip()) else text + eos
         return text, [(0, len(text))]
     spans = []
     for index, turn in enumerate(example.turns):

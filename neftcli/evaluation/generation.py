@@ -35,12 +35,12 @@ def generate_answers(
     """
     if not prompts:
         return []
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
     sampling = {"temperature": generation.temperature, "top_p": generation.top_p} if generation.do_sample else {}
     settings = GenerationConfig(
         max_new_tokens=generation.max_new_tokens,
-        repetition_penalty=generation.repetition_penalty,
+        repetition_penalty=1.0,
         do_sample=generation.do_sample,
         eos_token_id=sorted(stop_tokens(tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
@@ -49,12 +49,18 @@ def generate_answers(
     encoded = tokenizer(
         list(prompts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
     ).to(model.device)
+    # Pads would be penalised as if the prompt held them; where pad and stop token are one, answers would not end.
+    pads = (encoded["attention_mask"] == 0).sum(1)
+    penalty = RepetitionPenaltyLogitsProcessor(float(generation.repetition_penalty), pads)
     training = model.training
     model.eval()
     try:
         with autocast or nullcontext():
             tokens = model.generate(
-                input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], generation_config=settings
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([penalty]),
             )
     finally:
         model.train(training)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -21,9 +22,9 @@ MANIFEST = "neft-manifest.json"
 
 def cache_folder() -> Path:
     """NEFT_CACHE, or `neft` in the user's cache folder."""
-    if "NEFT_CACHE" in os.environ:
-        return Path(os.environ["NEFT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "neft"
+    if own := os.environ.get("NEFT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neft"
 
 
 def sha256(path: Path) -> str:
@@ -68,10 +69,10 @@ def _place(digest: str) -> Path:
 
 
 def _verifies(place: Path) -> bool:
-    manifest = place / MANIFEST
-    if not manifest.is_file():
+    try:
+        files = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):  # missing or damaged
         return False
-    files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     return all(
         (place / name).is_file() and (place / name).stat().st_size == size and sha256(place / name) == digest
         for name, (size, digest) in files.items()
@@ -79,7 +80,9 @@ def _verifies(place: Path) -> bool:
 
 
 def _convert(file: Path, target: Path) -> None:
-    if file.open("rb").read(4) != b"GGUF":
+    with file.open("rb") as opened:
+        letters = opened.read(4)
+    if letters != b"GGUF":
         raise ModelError(Problem(f"{file}: this is not a .gguf file", "it does not begin with the letters GGUF"))
     try:
         import gguf  # noqa: F401
@@ -95,8 +98,9 @@ def _convert(file: Path, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise ModelError(Problem(f"{file}: transformers can't read this .gguf", str(error).splitlines()[0])) from error
+    except (ValueError, LookupError, NotImplementedError, struct.error) as error:
+        said = str(error).splitlines() or [type(error).__name__]
+        raise ModelError(Problem(f"{file}: transformers can't read this .gguf", said[0])) from error
     # The weights are plain numbers now; with the mark of quantisation on them save_pretrained refuses.
     for mark in ("hf_quantizer", "quantization_method"):
         if hasattr(model, mark):

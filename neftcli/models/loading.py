@@ -86,13 +86,24 @@ def load_model(
             bnb_4bit_compute_dtype=compute_dtype,
         )
     with explained(reference):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel
+        model, report = AutoModelForCausalLM.from_pretrained(
             local_or_hub(reference),
             revision=reference.revision,
             trust_remote_code=trust_remote_code,
             dtype=dtype,
             use_safetensors=True,
+            output_loading_info=True,
             **options,
+        )
+    if report["missing_keys"]:  # they would be random numbers, and nobody would be told
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            Problem(
+                f"model.name: the weight files of {reference.name} lack weights that its config.json asks for",
+                f"{len(missing)} missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
+                "fetch or write the model again",
+            )
         )
     return model
 
@@ -137,11 +148,27 @@ def explained(reference: Reference) -> Iterator[None]:
                     "read the code; if you trust it: --trust-remote-code, with a commit as --revision",
                 )
             ) from None
+        if "backend tokenizer" in str(error):
+            raise ModelError(
+                Problem(
+                    f"model.name: {name} comes without a tokenizer",
+                    "neither tokenizer.json nor files that it could be made from",
+                    "write it into the same folder: tokenizer.save_pretrained(FOLDER)",
+                )
+            ) from error
         raise ModelError(Problem(f"model.name: {name} can't be loaded", str(error).splitlines()[0])) from error
     except Exception as error:
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
             raise ModelError(
                 Problem(f"model.name: a weight file of {name} is damaged", str(error), "fetch or write the model again")
+            ) from error
+        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
+            raise ModelError(
+                Problem(
+                    f"model.name: the weights of {name} have other sizes than its config.json says",
+                    "",
+                    "fetch or write the model again",
+                )
             ) from error
         raise
 

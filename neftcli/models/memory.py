@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
-    from neftcli.recipe.schema import Recipe
+    from neftcli.recipe.schema import Adapter, Recipe
 
 NF4_BYTES = 0.5 + 0.127 / 8  # 4 bits, and a double-quantised constant for every 64 weights
 FLOAT32_BYTES = 4
@@ -59,7 +59,7 @@ def estimate(
         row_tokens: Tokens of the longest row of a batch.
     """
     config = _configuration(reference, recipe.model.trust_remote_code)
-    parameters, linear, adapter = _count(config, recipe.adapter.r)
+    parameters, linear, adapter = _count(config, recipe.adapter)
     full = recipe.adapter.type == "none"
     trainable = parameters if full else adapter
     four_bit = recipe.quantization.type == "nf4"
@@ -100,15 +100,25 @@ def _configuration(reference: Reference, trust_remote_code: bool) -> Any:
         )
 
 
-def _count(config: Any, rank: int) -> tuple[int, int, int]:
-    """Parameters in all, those in linear layers without the vocabulary head, and those of a LoRA on all of these."""
+def _count(config: Any, adapter: Adapter) -> tuple[int, int, int]:
+    """Parameters in all, those in linear layers without the vocabulary head, and those that the adapter trains."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    modules = {f".{name}": module for name, module in model.named_modules()}
+    layers = [module for module in modules.values() if isinstance(module, torch.nn.Linear) and module is not head]
     linear = sum(module.weight.numel() for module in layers)
-    adapter = sum(rank * (module.in_features + module.out_features) for module in layers)
-    return model.num_parameters(), linear, adapter
+    targets: list[Any] = list(layers)
+    if adapter.target_modules != "all-linear":
+        endings = tuple(f".{name}" for name in adapter.target_modules)
+        targets = [module for name, module in modules.items() if name.endswith(endings) and hasattr(module, "weight")]
+    trained = adapter.r * sum(sum(module.weight.shape) for module in targets)  # (out, r) and (r, in)
+    saved = [module for name, module in modules.items() if name.endswith(adapter.modules_to_save)]
+    return (
+        model.num_parameters(),
+        linear,
+        trained + sum(item.numel() for module in saved for item in module.parameters()),
+    )

@@ -80,7 +80,11 @@ ALIASES: dict[str, Alias] = {
         "HuggingFaceTB/SmolLM2-1.7B-Instruct", "instruction-tuned", _llama(2048, 8192, 24, 32, 32, 49152, True)
     ),
     "opt-125m": Alias("facebook/opt-125m", "base model", _opt(768, 3072, 12, 12, 768)),
-    "opt-350m": Alias("facebook/opt-350m", "base model of Hugging Face's example", _opt(1024, 4096, 24, 16, 512)),
+    "opt-350m": Alias(
+        "facebook/opt-350m",
+        "base model of Hugging Face's example",
+        _opt(1024, 4096, 24, 16, 512) | {"do_layer_norm_before": False},
+    ),
     "opt-6.7b": Alias("facebook/opt-6.7b", "base model of the paper", _opt(4096, 16384, 32, 32, 4096)),
     "llama-1-7b": Alias("huggyllama/llama-7b", "base model of the paper", _LLAMA_7B),
     "llama-2-7b": Alias("meta-llama/Llama-2-7b-hf", "base model of the paper", _LLAMA_7B, gated=True),

@@ -40,18 +40,20 @@ class RunDirectory:
                 )
             )
         number = 1
-        while True:
-            path = parent / (name if number == 1 else f"{name}-{number}")
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                number += 1
-                continue
-            except OSError as error:
-                raise InputError(
-                    Problem(f"output_dir: {parent} can't be written", error.strerror or "", "--output-dir FOLDER")
-                ) from None
-            return cls(path)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                path = parent / (name if number == 1 else f"{name}-{number}")
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    number += 1
+                else:
+                    return cls(path)
+        except OSError as error:
+            raise InputError(
+                Problem(f"output_dir: {parent} can't be written", error.strerror or "", "--output-dir FOLDER")
+            ) from None
 
     @property
     def model(self) -> Path:

@@ -36,6 +36,7 @@ from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import RunDirectory
 from neftcli.runs.record import RunRecord
+from neftcli.training.machine import prepare_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +59,7 @@ def train(recipe: Recipe, observer: Observer) -> RunFinished:
     directory = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
     directory.write_text("recipe.yaml", to_yaml(recipe))
     record = RunRecord(directory, recipe)
+    prepare_process()
     with _recorded_end(record, directory), library_chatter(directory.log):
         run = _Run(recipe, reference, directory, record, observer)
         return run.do(examples, begun)
@@ -119,9 +121,8 @@ class _Run:
         """Does the run."""
         recipe = self.recipe
         self.tell(Phase("loading libraries"))
-        from neftcli.training.machine import choose_machine, keep_freed_memory
+        from neftcli.training.machine import choose_machine
 
-        keep_freed_memory()
         machine = choose_machine(recipe)
         tokenizer, prepared = self._tokenize(examples)
         model = self._load(machine)
@@ -340,7 +341,7 @@ def library_chatter(log: Path) -> Iterator[None]:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    handler = logging.FileHandler(log, encoding="utf-8", delay=True)
+    handler = logging.FileHandler(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -9,7 +9,7 @@ number of its tokens in the data set and d the embedding's width:
 The noise is what layer 0 of a Llama receives minus what the bare table gives, both read by hooks of this file.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,6 @@ def rows(lengths: tuple[int, ...] = LENGTHS) -> Dataset:
 
 
 Build = Callable[..., tuple[SFTTrainer, Watch]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that a second thread only makes them wait."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,0 +1,371 @@
+"""Recognising how rows are laid out, and the example that each row is.
+
+Oracles: the examples written out by hand for one row of each layout, and the written message for every wrong one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from neftcli.data.formats import REQUIRED, ROLES, Example, Format, Turn, UnusableRow, detect, renamed, to_example
+from neftcli.data.sources import Row
+from neftcli.errors import DataError
+
+WHERE = "rows.jsonl, line 17"
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+QUESTION_AND_ANSWER = (Turn("user", "q"), Turn("assistant", "a"))
+
+LAYOUTS: list[tuple[Format, dict[str, Any]]] = [
+    ("text", {"text": "words"}),
+    ("prompt_completion", {"prompt": "q", "completion": "a"}),
+    ("prompt_completion", {"prompt": CHAT[:1], "completion": CHAT[1:]}),
+    ("alpaca", {"instruction": "q", "output": "a"}),
+    ("alpaca", {"instruction": "q", "input": "", "output": "a"}),
+    ("messages", {"messages": CHAT}),
+    ("sharegpt", {"conversations": SHAREGPT}),
+]
+
+
+def row(**values: Any) -> Row:
+    return Row(values, WHERE)
+
+
+def turns(layout: Format, system_prompt: str | None = None, **values: Any) -> tuple[tuple[str, str], ...]:
+    """Role and content of each turn of a row's example."""
+    return tuple((turn.role, turn.content) for turn in to_example(row(**values), layout, system_prompt).turns)
+
+
+def said_of(layout: Format, **values: Any) -> str:
+    with pytest.raises(DataError) as raised:
+        to_example(row(**values), layout)
+    return str(raised.value)
+
+
+def reason(layout: Format, **values: Any) -> str:
+    with pytest.raises(UnusableRow) as raised:
+        to_example(row(**values), layout)
+    return str(raised.value)
+
+
+# Recognising the layout
+
+
+@pytest.mark.parametrize(("layout", "values"), LAYOUTS)
+def test_each_layout_is_told_by_its_columns(layout: Format, values: dict[str, Any]) -> None:
+    """The columns tell the layout, with further columns beside them or without."""
+    assert detect(row(**values), {}) == layout
+    assert detect(row(id=7, **values, source="web"), {}) == layout
+
+
+@pytest.mark.parametrize(("layout", "values"), LAYOUTS[1:])
+def test_each_layout_holds_the_same_question_and_answer(layout: Format, values: dict[str, Any]) -> None:
+    """Whatever the layout, the example is the same."""
+    assert to_example(row(**values), layout) == Example(QUESTION_AND_ANSWER, "", WHERE)
+
+
+def test_plain_text_is_kept_as_it_is() -> None:
+    """No white space is taken from plain text, and it has no turns."""
+    assert to_example(row(text="  words\n"), "text") == Example((), "  words\n", WHERE)
+
+
+def test_more_telling_layouts_go_first() -> None:
+    """A row that fits several layouts is read as conversation, pair, instruction and only then as text."""
+    values = {name: "" for required in REQUIRED.values() for name in required}
+    found = []
+    while values:
+        layout = detect(row(**values), {})
+        found.append(layout)
+        for name in REQUIRED[layout]:
+            del values[name]
+    assert found == ["messages", "sharegpt", "prompt_completion", "alpaca", "text"]
+
+
+def test_alpaca_goes_before_the_text_column_that_its_authors_ship() -> None:
+    """tatsu-lab/alpaca has a text column beside its three, which is the rendered prompt."""
+    assert detect(row(instruction="q", input="", output="a", text="### Instruction: q"), {}) == "alpaca"
+
+
+@pytest.mark.parametrize("values", [{"question": "q", "answer": "a"}, {"prompt": "q"}, {"instruction": "q"}])
+def test_unknown_columns_are_named(values: dict[str, str]) -> None:
+    """No layout is guessed from half of its columns; the mapping to type is shown."""
+    with pytest.raises(DataError) as raised:
+        detect(row(**values), {})
+    assert str(raised.value) == (
+        "rows.jsonl, line 17: the columns fit no known layout\n"
+        f"  received {', '.join(values)}\n"
+        "  try      --set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
+        "(layouts: text; prompt, completion; instruction, output; messages; conversations)"
+    )
+
+
+def test_a_row_without_columns() -> None:
+    """An empty object is told as such."""
+    with pytest.raises(DataError, match="  received no column\n"):
+        detect(row(), {})
+
+
+# data.columns
+
+
+@pytest.mark.parametrize(
+    ("columns", "layout"),
+    [
+        ({"instruction": "question", "output": "answer"}, "alpaca"),
+        ({"prompt": "question", "completion": "answer"}, "prompt_completion"),
+        ({"text": "answer"}, "text"),
+    ],
+)
+def test_mapped_columns_tell_the_layout(columns: Mapping[str, str], layout: Format) -> None:
+    """Standard names are laid over the row's own, which go."""
+    given = row(question="q", answer="a", id=7)
+    assert detect(given, columns) == layout
+    values = renamed(given, columns).values
+    assert {name: values[name] for name in columns} == {name: given.values[own] for name, own in columns.items()}
+    assert not set(columns.values()) & set(values)
+    assert values["id"] == 7
+
+
+def test_mapped_columns_go_before_a_layout_that_fits_as_well() -> None:
+    """Who names columns means them, though the row has a conversation and a text, too."""
+    given = row(messages=CHAT, text="words", question="q", answer="a")
+    assert detect(given, {"instruction": "question", "output": "answer"}) == "alpaca"
+    assert detect(given, {"text": "answer"}) == "text"
+    assert detect(given, {}) == "messages"
+
+
+def test_two_columns_can_change_places() -> None:
+    """A mapping is done at once, not name by name."""
+    swapped = renamed(row(prompt="a", completion="q"), {"prompt": "completion", "completion": "prompt"})
+    assert swapped.values == {"prompt": "q", "completion": "a"}
+    assert swapped.where == WHERE
+
+
+def test_a_mapped_column_that_is_not_there_is_named() -> None:
+    """A misspelt column is an error and not an empty value."""
+    with pytest.raises(DataError) as raised:
+        detect(row(question="q", answer="a"), {"instruction": "question", "output": "anwser"})
+    assert str(raised.value) == (
+        "rows.jsonl, line 17: data.columns names a column that is not there: anwser\n  received question, answer"
+    )
+
+
+# Turns
+
+
+@pytest.mark.parametrize(
+    ("own", "standard"),
+    [
+        ("human", "user"),
+        ("user", "user"),
+        ("User", "user"),
+        ("gpt", "assistant"),
+        ("GPT", "assistant"),
+        ("chatgpt", "assistant"),
+        ("bing", "assistant"),
+        ("bard", "assistant"),
+        ("assistant", "assistant"),
+        ("system", "system"),
+        ("developer", "system"),
+    ],
+)
+def test_roles_of_other_layouts_become_the_three(own: str, standard: str) -> None:
+    """ShareGPT's names and today's mean one of system, user, assistant."""
+    conversation = [{"from": own, "value": "x"}, *SHAREGPT]
+    if standard == "assistant":
+        conversation = [*SHAREGPT, {"from": "human", "value": "y"}, {"from": own, "value": "x"}]
+    assert (standard, "x") in turns("sharegpt", conversations=conversation)
+
+
+def test_every_role_is_one_of_the_three() -> None:
+    """No role maps to one that templates don't know."""
+    assert set(ROLES.values()) == {"system", "user", "assistant"}
+
+
+def test_conversations_may_use_role_and_content() -> None:
+    """Newer ShareGPT files have the keys of messages."""
+    assert to_example(row(conversations=CHAT), "sharegpt").turns == QUESTION_AND_ANSWER
+
+
+def test_turns_lose_the_space_around_them() -> None:
+    """White space around a turn is no part of it, in any layout; inside it is kept."""
+    assert turns("alpaca", instruction=" q\n q ", output="\na ") == (("user", "q\n q"), ("assistant", "a"))
+    assert turns("prompt_completion", prompt="q ", completion=" a") == (("user", "q"), ("assistant", "a"))
+    spaced = [{"role": turn["role"], "content": f"\n{turn['content']} "} for turn in CHAT]
+    assert turns("messages", messages=spaced) == (("user", "q"), ("assistant", "a"))
+
+
+def test_questions_that_nothing_answers_are_dropped_from_the_end() -> None:
+    """A conversation ends with its last answer."""
+    more = [{"role": "user", "content": "and?"}, {"role": "system", "content": "s"}, {"role": "user", "content": "?"}]
+    assert turns("messages", messages=CHAT + more) == (("user", "q"), ("assistant", "a"))
+
+
+def test_answers_that_nothing_asked_are_dropped_from_the_beginning() -> None:
+    """A conversation begins with its first question, behind its system turn; most templates refuse others."""
+    greeting = {"from": "gpt", "value": "Hello! How can I help?"}
+    assert turns("sharegpt", conversations=[greeting, greeting, *SHAREGPT]) == (("user", "q"), ("assistant", "a"))
+    system = {"from": "system", "value": "s"}
+    expected = (("system", "s"), ("user", "q"), ("assistant", "a"))
+    assert turns("sharegpt", conversations=[system, greeting, *SHAREGPT]) == expected
+    assert turns("sharegpt", "s", conversations=[greeting, *SHAREGPT]) == expected
+
+
+def test_a_system_prompt_goes_before_conversations_that_have_none() -> None:
+    """data.system_prompt gives way to the row's own system turn."""
+    assert turns("messages", "s", messages=CHAT)[0] == ("system", "s")
+    own = [{"role": "system", "content": "own"}, *CHAT]
+    assert turns("messages", "s", messages=own) == (("system", "own"), ("user", "q"), ("assistant", "a"))
+    assert to_example(row(text="words"), "text", "s").text == "words"
+
+
+@pytest.mark.parametrize("context", ["", None, "  ", "2, 3, 5"])
+def test_an_alpaca_input_is_kept(context: str | None) -> None:
+    """The input column travels beside the instruction, in the example and in its prompt."""
+    example = to_example(row(instruction="Add", input=context, output="10"), "alpaca")
+    kept = (context or "").strip()
+    assert example.turns[0] == Turn("user", "Add", kept)
+    assert example.prompt() == ("Add\n2, 3, 5" if kept else "Add")
+
+
+def test_an_input_alone_is_a_question() -> None:
+    """A row whose instruction is empty but whose input is not can be learned from."""
+    assert to_example(row(instruction="", input="2 + 3", output="5"), "alpaca").prompt() == "2 + 3"
+
+
+def test_prompt_and_answer_of_a_conversation() -> None:
+    """The answer is the last one; the prompt is everything before it but the system turns."""
+    conversation = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "q1"},
+        {"role": "assistant", "content": "a1"},
+        {"role": "user", "content": "q2"},
+        {"role": "assistant", "content": "a2"},
+    ]
+    example = to_example(row(messages=conversation), "messages")
+    assert (example.prompt(), example.answer()) == ("q1\na1\nq2", "a2")
+    text = to_example(row(text="words"), "text")
+    assert (text.prompt(), text.answer()) == ("words", "")
+
+
+# Rows that hold nothing to learn
+
+
+@pytest.mark.parametrize(
+    ("layout", "values", "said"),
+    [
+        ("text", {"text": " \n"}, "its text is empty"),
+        ("text", {"text": None}, "its text is empty"),
+        ("alpaca", {"instruction": "q", "output": " "}, "an answer is empty"),
+        ("alpaca", {"instruction": "q", "output": None}, "an answer is empty"),
+        ("alpaca", {"instruction": "", "input": " ", "output": "a"}, "it has no question"),
+        ("prompt_completion", {"prompt": " ", "completion": "a"}, "it has no question"),
+        ("prompt_completion", {"prompt": "q", "completion": ""}, "an answer is empty"),
+        ("messages", {"messages": []}, "it has no answer"),
+        ("messages", {"messages": CHAT[:1]}, "it has no answer"),
+        ("messages", {"messages": CHAT[1:]}, "it has no question"),
+        ("messages", {"messages": [{"role": "system", "content": "s"}, CHAT[1]]}, "it has no question"),
+        ("messages", {"messages": [CHAT[0], {"role": "assistant", "content": "\n"}, *CHAT]}, "an answer is empty"),
+        ("sharegpt", {"conversations": SHAREGPT[:1]}, "it has no answer"),
+    ],
+)
+def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any], said: str) -> None:
+    """An empty answer would teach the stop token alone; an empty question teaches to talk unasked."""
+    assert reason(layout, **values) == said
+
+
+# Rows that are wrong
+
+
+@pytest.mark.parametrize(
+    ("layout", "values", "said"),
+    [
+        ("text", {"text": 7}, "rows.jsonl, line 17: text must be text\n  received int: 7"),
+        (
+            "alpaca",
+            {"instruction": ["q"], "output": "a"},
+            "rows.jsonl, line 17: instruction must be text\n  received list: ['q']",
+        ),
+        (
+            "alpaca",
+            {"instruction": "q", "input": {"a": 1}, "output": "a"},
+            "rows.jsonl, line 17: input must be text\n  received dict: {'a': 1}",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": "q", "completion": 0.5},
+            "rows.jsonl, line 17: completion must be text\n  received float: 0.5",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": CHAT[:1], "completion": "a"},
+            "rows.jsonl, line 17: prompt must be text\n  received list: [{'role': 'user', 'content': 'q'}]",
+        ),
+        (
+            "messages",
+            {"messages": "q"},
+            "rows.jsonl, line 17: messages must be a list of turns\n  received str: q",
+        ),
+        (
+            "sharegpt",
+            {"conversations": None},
+            "rows.jsonl, line 17: conversations must be a list of turns\n  received NoneType: None",
+        ),
+        (
+            "messages",
+            {"messages": ["q"]},
+            "rows.jsonl, line 17: turn 1 must have role and content\n  received str: q",
+        ),
+        (
+            "messages",
+            {"messages": [*CHAT, {"role": "user"}]},
+            "rows.jsonl, line 17: turn 3 must have role and content\n  received dict: {'role': 'user'}",
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "text": "q"}]},
+            "rows.jsonl, line 17: turn 1 must have from and value\n  received dict: {'from': 'human', 'text': 'q'}",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "asistant", "content": "a"}]},
+            "rows.jsonl, line 17: turn 2 has an unknown role\n"
+            "  received str: asistant\n"
+            "  try      one of system, developer, user, human, assistant, gpt, bard, bing, chatgpt",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "rows.jsonl, line 17: turn 1: content must be text\n  received list: [{'type': 'image'}]",
+        ),
+        (
+            "text",
+            {"text": "cut \ud83e"},
+            "rows.jsonl, line 17: text holds half a character, such as a cut-off emoji\n  received 'cut \\ud83e'",
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "\udd9c?"}]},
+            "rows.jsonl, line 17: turn 1: value holds half a character, such as a cut-off emoji\n  received '\\udd9c?'",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_its_place(layout: Format, values: dict[str, Any], said: str) -> None:
+    """Row, turn, key and what was found; nothing is turned into text by itself."""
+    assert said_of(layout, **values) == said
+
+
+@pytest.mark.parametrize(("layout", "values"), LAYOUTS)
+def test_a_later_row_without_a_column_is_refused(layout: Format, values: dict[str, Any]) -> None:
+    """The layout is the first row's: a row that lacks one of its columns is named and not filled with nothing."""
+    missing = REQUIRED[layout][-1]
+    others = {name: value for name, value in values.items() if name != missing} | {"id": 7}
+    assert said_of(layout, **others) == (
+        f"rows.jsonl, line 17: the column {missing} is missing\n  received {', '.join(others)}"
+    )
+
+
+def test_a_long_value_is_shown_by_its_beginning() -> None:
+    """A message stays a message."""
+    assert said_of("text", text=["x" * 1000]).splitlines()[1] == "  received list: ['" + "x" * 58

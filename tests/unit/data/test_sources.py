@@ -1,0 +1,557 @@
+"""Reading rows from every kind of file, and what is said when a file can't be read.
+
+Oracles: the rows that were written (by the standard library's json and csv, and by pyarrow), the line on which a
+marker is found by counting line breaks in the text, and the written message for every kind of damage.
+"""
+
+import csv
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from neftcli.data import sources
+from neftcli.data.sources import is_hub, read_rows
+from neftcli.errors import DataError
+
+ROWS = [
+    {"prompt": "What is 2 + 2?", "completion": "4"},
+    {"prompt": "Two lines,\nplease", "completion": 'said "yes", then\tleft'},
+    {"prompt": "Größe von 🦜?", "completion": "こんにちは"},
+]
+BUILTIN = Path(sources.__file__).parent / "builtin"
+
+# tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
+quietly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def as_json(rows: list[dict[str, str]]) -> bytes:
+    return json.dumps(rows, ensure_ascii=False, indent=1).encode()
+
+
+def as_wrapped_json(rows: list[dict[str, str]]) -> bytes:
+    return json.dumps({"version": "1", "data": rows}).encode()
+
+
+def as_json_lines(rows: list[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def as_csv(rows: list[dict[str, str]], delimiter: str = ",") -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def as_tsv(rows: list[dict[str, str]]) -> bytes:
+    return as_csv(rows, "\t")
+
+
+def as_parquet(rows: list[dict[str, str]]) -> bytes:
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def read(name: str, split: str = "train") -> list[tuple[dict[str, object], str]]:
+    return [(row.values, row.where) for row in read_rows(name, split)]
+
+
+def values(name: str) -> list[dict[str, object]]:
+    return [found for found, _ in read(name)]
+
+
+def message(name: str, content: bytes | None = None, split: str = "train") -> str:
+    """What is said about a file with this content, or about a source of this name."""
+    if content is not None:
+        Path(name).write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        read(name, split)
+    return str(raised.value)
+
+
+# Every kind of file
+
+
+KINDS: list[tuple[str, Callable[[list[dict[str, str]]], bytes], list[str]]] = [
+    ("rows.json", as_json, ["row 1", "row 2", "row 3"]),
+    ("wrapped.json", as_wrapped_json, ["row 1", "row 2", "row 3"]),
+    ("rows.jsonl", as_json_lines, ["line 1", "line 2", "line 3"]),
+    ("rows.ndjson", as_json_lines, ["line 1", "line 2", "line 3"]),
+    ("ROWS.JSONL", as_json_lines, ["line 1", "line 2", "line 3"]),
+    ("rows.csv", as_csv, ["line 2", "line 3", "line 5"]),
+    ("rows.tsv", as_tsv, ["line 2", "line 3", "line 5"]),
+    ("rows.parquet", as_parquet, ["row 1", "row 2", "row 3"]),
+]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize(("name", "write", "places"), KINDS, ids=[kind[0] for kind in KINDS])
+def test_every_kind_of_file_gives_back_the_rows_written_with_their_places(
+    name: str, write: Callable[[list[dict[str, str]]], bytes], places: list[str], packed: bool
+) -> None:
+    """What was written is read, in order, plain and packed."""
+    name = f"{name}.gz" if packed else name
+    Path(name).write_bytes(gzip.compress(write(ROWS)) if packed else write(ROWS))
+    assert read(name) == list(zip(ROWS, [f"{name}, {place}" for place in places], strict=True))
+
+
+@pytest.mark.parametrize("write", [as_json, as_wrapped_json, as_json_lines, as_csv, as_tsv])
+def test_a_byte_order_mark_is_no_part_of_the_text(write: Callable[[list[dict[str, str]]], bytes]) -> None:
+    """A UTF-8 file that Windows wrote reads like one without the mark."""
+    name = {as_csv: "rows.csv", as_tsv: "rows.tsv", as_json_lines: "rows.jsonl"}.get(write, "rows.json")
+    Path(name).write_bytes(b"\xef\xbb\xbf" + write(ROWS))
+    assert values(name) == ROWS
+
+
+@pytest.mark.parametrize("write", [as_json, as_json_lines, as_csv, as_tsv])
+def test_windows_line_ends_are_line_ends(write: Callable[[list[dict[str, str]]], bytes]) -> None:
+    """CRLF ends a line once, for the values as for the count."""
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    name = {as_csv: "rows.csv", as_tsv: "rows.tsv", as_json_lines: "rows.jsonl"}.get(write, "rows.json")
+    Path(name).write_bytes(write(rows))
+    expected = read(name)
+    Path(name).write_bytes(write(rows).replace(b"\n", b"\r\n"))
+    assert read(name) == expected
+    assert values(name) == rows
+
+
+def test_parquet_rows_keep_lists_of_turns() -> None:
+    """Nested columns come back as the lists and dicts they were."""
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), "chat.parquet")
+    assert values("chat.parquet") == rows
+
+
+def test_parquet_rows_are_counted_on_over_batches() -> None:
+    """A file longer than one batch numbers its rows from 1 to the end."""
+    rows = [{"text": str(number)} for number in range(2500)]
+    Path("rows.parquet").write_bytes(as_parquet(rows))
+    found = read("rows.parquet")
+    assert [row for row, _ in found] == rows
+    assert found[-1][1] == "rows.parquet, row 2500"
+
+
+cells = st.text(alphabet='ab,"\n\té ', max_size=8)
+
+
+@quietly
+@given(texts=st.lists(cells, min_size=1, max_size=8), blanks=st.lists(st.integers(0, 2), min_size=9, max_size=9))
+def test_a_csv_row_stands_on_the_line_where_it_begins(texts: list[str], blanks: list[int]) -> None:
+    """Quoted line breaks before it and blank lines around it are counted as an editor counts them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    text.write("\n" * blanks[0])
+    writer.writerow(["marker", "text"])
+    for number, (cell, blank) in enumerate(zip(texts, blanks[1:], strict=False)):
+        text.write("\n" * blank)
+        writer.writerow([f"<{number}>", cell])
+    written = text.getvalue()
+    Path("rows.csv").write_text(written, encoding="utf-8")
+    expected = []
+    for number, cell in enumerate(texts):
+        line = written[: written.index(f"<{number}>")].count("\n") + 1
+        expected.append(({"marker": f"<{number}>", "text": cell}, f"rows.csv, line {line}"))
+    assert read("rows.csv") == expected
+
+
+@quietly
+@given(blanks=st.lists(st.sampled_from(["", "\n", "  \n", "\r\n\n"]), min_size=1, max_size=8))
+def test_a_jsonl_row_stands_on_its_line_whatever_blank_lines_there_are(blanks: list[str]) -> None:
+    """Blank lines hold no row and are counted."""
+    written = "".join(f'{blank}{{"text": "<{number}>"}}\n' for number, blank in enumerate(blanks))
+    Path("rows.jsonl").write_bytes(written.encode())
+    lines = [written[: written.index(f"<{number}>")].count("\n") + 1 for number in range(len(blanks))]
+    assert [where for _, where in read("rows.jsonl")] == [f"rows.jsonl, line {line}" for line in lines]
+
+
+def test_a_folder_is_its_data_files_by_name() -> None:
+    """Files of every known kind, sorted; what is no data file is passed over, and so are folders inside."""
+    folder = Path("data")
+    (folder / "deeper.json").mkdir(parents=True)
+    (folder / "b.jsonl").write_text('{"text": "b"}\n', encoding="utf-8")
+    (folder / "a.csv").write_text("text\na\n", encoding="utf-8")
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "c"}\n'))
+    (folder / "README.md").write_text("no data", encoding="utf-8")
+    expected = [
+        ({"text": "a"}, "data/a.csv, line 2"),
+        ({"text": "b"}, "data/b.jsonl, line 1"),
+        ({"text": "c"}, "data/c.jsonl.gz, line 1"),
+    ]
+    assert read("data") == read("data/") == read("./data") == expected
+
+
+def test_a_folder_in_the_home_folder_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~/rows` has one slash, as a hub id has, and is none."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("rows").mkdir()
+    Path("rows/a.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    assert values("~/rows") == [{"text": "a"}]
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_the_builtin_set_is_the_shipped_file(split: str) -> None:
+    """Each line of the shipped file is a row, with its line."""
+    lines = (BUILTIN / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = [(json.loads(line), f"built-in {split}, line {number}") for number, line in enumerate(lines, 1)]
+    assert read("builtin", split) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "hub"),
+    [
+        ("imdb", True),
+        ("tatsu-lab/alpaca", True),
+        ("owner/name-v1.5", True),
+        ("builtin", False),
+        ("rows.jsonl", False),
+        ("data/rows.jsonl", False),
+        ("data/rows.csv.gz", False),
+        ("a/b/c", False),
+        ("./rows", False),
+        ("../rows", False),
+        ("~/rows", False),
+        ("/rows", False),
+        ("rows/", False),
+        ("here/rows", False),
+    ],
+)
+def test_what_is_a_path_is_no_hub_id(source: str, hub: bool) -> None:
+    """A hub id is owner/name; a known ending, a leading dot, slash or tilde, and what exists here make a path."""
+    Path("here/rows").mkdir(parents=True)
+    assert is_hub(source) == hub
+
+
+# What is said
+
+
+GOOD = b'{"text": "a"}\n'
+BAD_LINES = b"".join(GOOD + b"{" + str(number).encode() + b"}\n" for number in range(7))
+TRUNCATED = GOOD + b'{"prompt": "What is the capital of France?", "completion": "The capi'
+
+TEXT_FILES = {
+    "empty": ("rows.jsonl", b"", "rows.jsonl: the file is empty\n  received 0 bytes"),
+    "empty json": ("rows.json", b"", "rows.json: the file is empty\n  received 0 bytes"),
+    "empty csv": ("rows.csv", b"", "rows.csv: the file is empty\n  received 0 bytes"),
+    "only blank lines": ("rows.jsonl", b"\n  \n\n", "rows.jsonl: the file holds no row\n  received 5 bytes"),
+    "only blank csv lines": ("rows.csv", b"\n\n", "rows.csv: the file holds no row\n  received 2 bytes"),
+    "only a header": ("rows.csv", b"text\n", "rows.csv: the file holds no row\n  received 5 bytes"),
+    "an empty list": ("rows.json", b"[]", "rows.json: the file holds no row\n  received 2 bytes"),
+    "a malformed line": (
+        "rows.jsonl",
+        GOOD * 16 + b"{'text': 'a'}\n",
+        "rows.jsonl, line 17: not JSON: Expecting property name enclosed in double quotes (column 2)\n"
+        "  received {'text': 'a'}",
+    ),
+    "a truncated last line": (
+        "rows.jsonl",
+        TRUNCATED,
+        "rows.jsonl, line 2: not JSON: Unterminated string starting at (column 60)\n"
+        '  received al of France?", "completion": "The capi',
+    ),
+    "a list in a .jsonl": (
+        "rows.jsonl",
+        as_json(ROWS),
+        "rows.jsonl, line 1: a .jsonl file has one object a line\n  received a list\n  try      rename it to rows.json",
+    ),
+    "a list on one line of a .jsonl": (
+        "rows.v2.jsonl",
+        b'[{"text": "a"}]',
+        "rows.v2.jsonl, line 1: a .jsonl file has one object a line\n"
+        "  received a list\n"
+        "  try      rename it to rows.v2.json",
+    ),
+    "jsonl in a .json": (
+        "rows.json",
+        GOOD * 2,
+        "rows.json, line 2: not JSON: Extra data (column 1)\n"
+        '  received {"text": "a"} {"text": "a"}\n'
+        "  try      mv rows.json rows.jsonl",
+    ),
+    "malformed json": (
+        "rows.json",
+        b'[{"text": "a"},\n {"text": b}]',
+        'rows.json, line 2: not JSON: Expecting value (column 11)\n  received [{"text": "a"},  {"text": b}]',
+    ),
+    "one object": (
+        "rows.json",
+        b'{"text": "a"}',
+        'rows.json: a .json file must hold a list of objects\n  received {"text": "a"}',
+    ),
+    "two lists": (
+        "rows.json",
+        b'{"train": [], "test": []}',
+        'rows.json: a .json file must hold a list of objects\n  received {"train": [], "test": []}',
+    ),
+    "a row that is a string": (
+        "rows.jsonl",
+        GOOD + b'"text"\n',
+        'rows.jsonl, line 2: a row must be an object\n  received "text"',
+    ),
+    "a row that is a list, later": (
+        "rows.jsonl",
+        GOOD + b'["text"]\n',
+        'rows.jsonl, line 2: a row must be an object\n  received ["text"]',
+    ),
+    "a row of a list that is a number": (
+        "rows.json",
+        b'[{"text": "a"}, 7]',
+        "rows.json, row 2: a row must be an object\n  received 7",
+    ),
+    "UTF-16": (
+        "rows.jsonl",
+        GOOD.decode().encode("utf-16"),
+        "rows.jsonl, line 1: text must be UTF-8\n  received UTF-16\n  try      iconv -f utf-16 -t utf-8 rows.jsonl",
+    ),
+    "big-endian UTF-16": (
+        "rows.csv",
+        b"\xfe\xff" + "text\na\n".encode("utf-16-be"),
+        "rows.csv, line 1: text must be UTF-8\n  received UTF-16\n  try      iconv -f utf-16 -t utf-8 rows.csv",
+    ),
+    "Latin-1": (
+        "rows.jsonl",
+        GOOD + '{"text": "Größe"}\n'.encode("latin-1"),
+        "rows.jsonl, line 2: text must be UTF-8\n"
+        "  received byte 0xf6 at column 13\n"
+        "  try      iconv -f latin1 -t utf-8 rows.jsonl",
+    ),
+    "Latin-1 in a .json": (
+        "rows.json",
+        '[\n{"text": "é"}]'.encode("latin-1"),
+        "rows.json, line 2: text must be UTF-8\n"
+        "  received byte 0xe9 at column 11\n"
+        "  try      iconv -f latin1 -t utf-8 rows.json",
+    ),
+    "Latin-1 in a .csv": (
+        "rows.csv",
+        "text\na\né\n".encode("latin-1"),
+        "rows.csv, line 3: text must be UTF-8\n"
+        "  received byte 0xe9 at column 1\n"
+        "  try      iconv -f latin1 -t utf-8 rows.csv",
+    ),
+    "NUL bytes": (
+        "rows.jsonl",
+        GOOD + b'{"text": "a\0b"}\n',
+        'rows.jsonl, line 2: text must not hold NUL bytes\n  received \'{"text": "a\\x00b"}\\n\'',
+    ),
+    "too few columns": (
+        "rows.csv",
+        b'a,b,c\n1,2,3\n"4\n4",5\n',
+        "rows.csv, line 3: a row must have the header's 3 columns\n  received 2 columns",
+    ),
+    "too many columns": (
+        "rows.tsv",
+        b"a\tb\n1\t2\n3\t4\t5\t6\n",
+        "rows.tsv, line 3: a row must have the header's 2 columns\n  received 4 columns",
+    ),
+    "a quote that is not closed": (
+        "rows.csv",
+        b'a,b\n1,2\n3,"4\n5,6\n7,8\n',
+        "rows.csv, line 3: not CSV: unexpected end of data",
+    ),
+    "text behind a quote": ("rows.csv", b'a,b\n1,"2"x\n', "rows.csv, line 2: not CSV: ',' expected after '\"'"),
+    "a column twice": (
+        "rows.csv",
+        b"text,label,text\na,1,b\n",
+        "rows.csv, line 1: the header names a column twice\n  received text",
+    ),
+    "an integer of thousands of digits": (
+        "rows.jsonl",
+        GOOD + b'{"text": ' + b"1" * 5000 + b"}\n",
+        "rows.jsonl, line 2: not JSON: Nested too deep, or a number of thousands of digits (column 1)\n"
+        '  received {"text": 111111111111111111111',
+    ),
+    "lists in lists in lists": (
+        "rows.json",
+        b"[" * 100_000,
+        "rows.json, line 1: not JSON: Nested too deep, or a number of thousands of digits (column 1)\n"
+        "  received [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TEXT_FILES)
+def test_what_is_said_about_a_file_that_cannot_be_read(case: str) -> None:
+    """File, line and what was found: the message is exact."""
+    name, content, said = TEXT_FILES[case]
+    assert message(name, content) == said
+
+
+def test_several_malformed_lines_are_told_at_once() -> None:
+    """Every wrong line of a file is named in one go, also those that hold no object."""
+    said = message("rows.jsonl", b"{1}\n" + GOOD + b"[]\n" + GOOD + b"null\n")
+    assert said == (
+        "rows.jsonl, line 1: not JSON: Expecting property name enclosed in double quotes (column 2)\n"
+        "  received {1}\n"
+        "rows.jsonl, line 3: a row must be an object\n"
+        "  received []\n"
+        "rows.jsonl, line 5: a row must be an object\n"
+        "  received null"
+    )
+
+
+def test_at_most_five_malformed_lines_are_told() -> None:
+    """Of seven wrong lines the first five are named."""
+    said = message("rows.jsonl", BAD_LINES)
+    assert [line.split(":")[0] for line in said.splitlines() if not line.startswith(" ")] == [
+        f"rows.jsonl, line {number}" for number in (2, 4, 6, 8, 10)
+    ]
+
+
+def test_no_row_is_given_out_behind_a_malformed_line() -> None:
+    """A reader that stops at the error has seen only rows that stand before it."""
+    Path("rows.jsonl").write_bytes(GOOD + b"{\n" + GOOD)
+    rows = read_rows("rows.jsonl")
+    assert next(rows).where == "rows.jsonl, line 1"
+    with pytest.raises(DataError):
+        next(rows)
+
+
+# Packed files
+
+
+def packed(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
+
+
+def test_a_gz_that_is_no_gz() -> None:
+    """A plain file that was named .gz."""
+    assert message("rows.jsonl.gz", GOOD) == (
+        "rows.jsonl.gz: this .gz can't be unpacked\n  received Not a gzipped file (b'{\"') (after line 0)"
+    )
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
+def test_a_truncated_gz_is_refused_and_no_shorter_file(ending: str) -> None:
+    """What is cut off is missed, whatever is inside."""
+    writers = {".jsonl": as_json_lines, ".json": as_json, ".csv": as_csv, ".parquet": as_parquet}
+    content = packed(writers[ending](ROWS * 50))
+    said = message(f"rows{ending}.gz", content[:-9])
+    first = "this is no Parquet file that can be read" if ending == ".parquet" else "this .gz can't be unpacked"
+    assert said.splitlines()[0] == f"rows{ending}.gz: {first}"
+    assert said.splitlines()[1].startswith("  received Compressed file ended before the end-of-stream marker")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_a_gz_with_a_flipped_byte_is_refused(ending: str) -> None:
+    """The checksum of the packed bytes is compared."""
+    content = bytearray(packed((as_parquet if ending == ".parquet" else as_json_lines)(ROWS)))
+    content[-6] ^= 1  # in the CRC
+    said = message(f"rows{ending}.gz", bytes(content))
+    assert "received CRC check failed" in said
+
+
+def test_remedies_for_a_packed_file_name_the_packed_file() -> None:
+    """A .gz is unpacked before iconv sees it, and keeps its ending when it is renamed."""
+    assert message("rows.jsonl.gz", packed('{"text": "é"}'.encode("latin-1"))).splitlines()[-1] == (
+        "  try      zcat rows.jsonl.gz | iconv -f latin1 -t utf-8"
+    )
+    assert message("rows.json.gz", packed(GOOD * 2)).splitlines()[-1] == "  try      mv rows.json.gz rows.jsonl.gz"
+    assert message("rows.jsonl.gz", packed(b"[\n]")).splitlines()[-1] == "  try      rename it to rows.json.gz"
+
+
+# Parquet
+
+
+def test_broken_parquet() -> None:
+    """A file that is no Parquet, one that was cut short, and one damaged in the middle."""
+    whole = as_parquet(ROWS)
+    damaged = whole[:10] + b"\xff" * 30 + whole[40:]
+    for content in (b"PAR1", whole[:-30], damaged):
+        first, second = message("rows.parquet", content).splitlines()
+        assert first == "rows.parquet: this is no Parquet file that can be read"
+        assert second.startswith("  received ")
+
+
+# Names
+
+
+def test_a_missing_file_names_the_nearest() -> None:
+    """A misspelt name is answered with the file that is there."""
+    Path("data").mkdir()
+    Path("data/train.jsonl").write_bytes(GOOD)
+    assert message("data/trian.jsonl") == (
+        "data.source: there is no file or folder of this name: data/trian.jsonl\n"
+        "  nearest  data/train.jsonl\n"
+        "  try      neft train --dataset rows.jsonl, or a hub id (owner/name), or builtin"
+    )
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "./rows", "no/such/folder"])
+def test_a_missing_file_without_a_near_one(name: str) -> None:
+    """Nothing is guessed where nothing is near; a path is never looked up on the hub."""
+    assert message(name) == (
+        f"data.source: there is no file or folder of this name: {Path(name)}\n"
+        "  try      neft train --dataset rows.jsonl, or a hub id (owner/name), or builtin"
+    )
+
+
+def test_an_unknown_ending() -> None:
+    """The ending tells the format; the known ones are named."""
+    said = "the ending tells the format, and this one is unknown"
+    known = ".jsonl .ndjson .json .csv .tsv .parquet"
+    assert message("rows.txt", GOOD) == f"rows.txt: {said}\n  received rows.txt\n  try      {known}"
+    assert message("rows.txt.gz", GOOD) == f"rows.txt.gz: {said}\n  received rows.txt.gz\n  try      {known}"
+
+
+def test_a_folder_without_data_files() -> None:
+    """An empty folder, and one that holds other files, of which the first are named."""
+    Path("data").mkdir()
+    said = "data: this folder holds no data file\n  received {}\n  try      one of {}"
+    endings = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet"
+    assert message("data") == said.format("nothing", endings)
+    for name in "gfedcba":
+        Path("data", f"{name}.txt").touch()
+    assert message("data") == said.format("a.txt, b.txt, c.txt, d.txt, e.txt", endings)
+
+
+def test_an_unknown_split_of_the_builtin_set() -> None:
+    """The built-in set has two splits."""
+    assert message("builtin", split="test") == (
+        "data.split: the built-in set has no split of this name\n  received test\n  try      train or held_out"
+    )
+
+
+def test_a_hub_set_that_cannot_be_reached(tmp_path: Path) -> None:
+    """Offline and not in the cache: what to do, in a process of its own since datasets reads its settings once."""
+    program = """
+from neftcli.data.sources import read_rows
+from neftcli.errors import DataError
+try:
+    list(read_rows("alpaca"))
+except DataError as error:
+    print(error)
+"""
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": str(Path(sources.__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60, env=environment
+    )
+    first, second, third = done.stdout.splitlines()
+    assert first == (
+        "data.source: the data set tatsu-lab/alpaca can't be reached on the hub, and is not in the local cache"
+    )
+    assert second.startswith("  received ")
+    assert third == (
+        "  try      go online once, or give a file: --dataset rows.jsonl; `hf auth login` for a private set"
+    )

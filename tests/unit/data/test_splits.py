@@ -1,0 +1,211 @@
+"""Keeping rows for evaluation.
+
+Oracles: laws that hypothesis tries to break (no prompt on both sides, the same split for the same seed whatever the
+order of the rows), and pairs of prompts that a person would or would not call the same.
+"""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neftcli.data.formats import Example, Turn
+from neftcli.data.splits import choose, duplicates, hold_out, normalised, without_prompts_of
+
+
+def example(prompt: str, answer: str = "a", where: str = "") -> Example:
+    return Example((Turn("user", prompt), Turn("assistant", answer)), "", where)
+
+
+def examples(prompts: list[str]) -> list[Example]:
+    return [example(prompt, where=str(number)) for number, prompt in enumerate(prompts)]
+
+
+def key(one: Example) -> str:
+    """The prompt in lower case without punctuation and space at its ends: what the spellings below have in common."""
+    return one.prompt().casefold().strip(" .!?")
+
+
+def keys(side: list[Example]) -> set[str]:
+    return {key(one) for one in side}
+
+
+def numbered(count: int) -> list[Example]:
+    return examples([f"Question number {number}" for number in range(count)])
+
+
+# A few prompts, each in several spellings, so that duplicates are many.
+prompts = st.builds(
+    lambda word, spell: spell(word),
+    st.sampled_from(["one", "two two", "three", "größe", "five", "six", "seven", "eight", "nine", "ten"]),
+    st.sampled_from([str, str.upper, str.title, lambda word: f"  {word}?", lambda word: f"{word} !"]),
+)
+many_prompts = st.lists(prompts, min_size=1, max_size=60)
+seeds = st.integers(0, 5)
+wanted = st.integers(0, 20)
+swiftly = settings(deadline=None, max_examples=150)
+
+
+@swiftly
+@given(many_prompts, wanted, seeds)
+def test_no_prompt_stands_on_both_sides(texts: list[str], rows: int, seed: int) -> None:
+    """Whatever duplicates there are, in whatever spelling, a prompt is trained on or held out."""
+    train, held_out = hold_out(examples(texts), rows, seed)
+    assert not keys(train) & keys(held_out)
+
+
+@swiftly
+@given(many_prompts, wanted, seeds)
+def test_every_row_goes_to_one_side_in_its_order(texts: list[str], rows: int, seed: int) -> None:
+    """No row is lost or doubled, and each side keeps the order given."""
+    train, held_out = hold_out(examples(texts), rows, seed)
+    places = [[int(one.where) for one in side] for side in (train, held_out)]
+    assert all(side == sorted(side) for side in places)
+    assert sorted(places[0] + places[1]) == list(range(len(texts)))
+
+
+@swiftly
+@given(many_prompts, wanted, seeds)
+def test_never_more_rows_than_asked_for_and_than_a_fifth(texts: list[str], rows: int, seed: int) -> None:
+    """Training keeps four fifths at least."""
+    held_out = hold_out(examples(texts), rows, seed)[1]
+    assert len(held_out) <= rows
+    assert 5 * len(held_out) <= len(texts)
+
+
+@swiftly
+@given(many_prompts, wanted, seeds, st.randoms(use_true_random=False))
+def test_the_split_does_not_depend_on_the_order_of_the_rows(
+    texts: list[str], rows: int, seed: int, random: Random
+) -> None:
+    """The same rows in another order are held out again."""
+    given_rows = examples(texts)
+    shuffled = list(given_rows)
+    random.shuffle(shuffled)
+    held_out, again = hold_out(given_rows, rows, seed)[1], hold_out(shuffled, rows, seed)[1]
+    assert {one.where for one in held_out} == {one.where for one in again}
+
+
+def test_the_same_seed_is_the_same_split_and_another_seed_another() -> None:
+    """The seed chooses, and nothing else does."""
+    rows = numbered(200)
+    splits = [tuple(one.where for one in hold_out(rows, 20, seed)[1]) for seed in range(20)]
+    assert splits == [tuple(one.where for one in hold_out(rows, 20, seed)[1]) for seed in range(20)]
+    assert len(set(splits)) == 20
+
+
+def test_every_row_is_held_out_about_equally_often() -> None:
+    """Over many seeds the choice is even: 20 of 100 rows, 400 times, is 80 each; the spread of a fair choice is 8."""
+    counts = Counter(one.where for seed in range(400) for one in hold_out(numbered(100), 20, seed)[1])
+    assert len(counts) == 100
+    assert 40 <= min(counts.values()) <= max(counts.values()) <= 120  # five standard deviations
+
+
+def test_rows_kept_when_others_are_added() -> None:
+    """A row added to the data does not reshuffle the split: of the old held-out rows nearly all stay."""
+    before = {one.where for one in hold_out(numbered(200), 20, 0)[1]}
+    after = {one.where for one in hold_out(numbered(201), 20, 0)[1]}
+    assert len(before & after) >= 19
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "held_out"),
+    [(1, 10, 0), (4, 10, 0), (5, 10, 1), (9, 10, 1), (10, 10, 2), (50, 10, 10), (100, 10, 10), (100, 0, 0)],
+)
+def test_sizes_of_distinct_prompts(count: int, rows: int, held_out: int) -> None:
+    """Distinct prompts give just what was asked for, or a fifth, rounded down."""
+    assert [len(side) for side in hold_out(numbered(count), rows, 0)] == [count - held_out, held_out]
+
+
+def test_a_group_that_is_too_large_gives_way_to_smaller_ones() -> None:
+    """Eighty rows of one prompt can't be held out; the twenty others can."""
+    rows = examples(["always the same"] * 80 + [f"other {number}" for number in range(20)])
+    for seed in range(5):
+        train, held_out = hold_out(rows, 10, seed)
+        assert len(held_out) == 10
+        assert sum(one.prompt() == "always the same" for one in train) == 80
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 2 + 2?", "what is 2  2"),
+        ("Hello, world!", "HELLO WORLD"),
+        ("a\nb\tc", "a b c"),
+        ("Straße", "STRASSE"),
+        ("ﬁne", "fine"),
+        ("１２", "12"),
+        ("cafe\u0301", "café"),
+        ("don't", "don’t"),
+    ],
+)
+def test_prompts_that_are_the_same(one: str, other: str) -> None:
+    """Case, punctuation, white space and the way a character is encoded make no other prompt."""
+    assert normalised(one) == normalised(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 2 + 2?", "What is 2 + 3?"),
+        ("ab", "a b"),
+        ("café", "cafe"),
+        ("कि", "का"),  # Devanagari: the vowel is a sign on the consonant
+        ("กิน", "กัน"),  # Thai likewise: to eat, each other
+        ("日本", "日木"),
+    ],
+)
+def test_prompts_that_are_not_the_same(one: str, other: str) -> None:
+    """Another letter, digit, accent or vowel sign makes another prompt."""
+    assert normalised(one) != normalised(other)
+
+
+@given(st.text(max_size=40))
+def test_a_normalised_prompt_has_single_spaces_inside_only(text: str) -> None:
+    """What is left is words and one space between two of them."""
+    found = normalised(text)
+    assert found == " ".join(found.split())
+
+
+@swiftly
+@given(many_prompts, many_prompts)
+def test_training_rows_lose_the_prompts_that_are_held_out(texts: list[str], held_out: list[str]) -> None:
+    """Just those rows go whose prompt is evaluated on, in any spelling; the others keep their order."""
+    kept = without_prompts_of(examples(texts), examples(held_out))
+    gone = keys(examples(held_out))
+    assert kept == [one for one in examples(texts) if key(one) not in gone]
+
+
+@given(st.integers(0, 40), st.integers(1, 50), seeds)
+def test_chosen_rows_are_as_many_as_asked_for_and_in_order(count: int, rows: int, seed: int) -> None:
+    """No row twice, none invented, all of them where fewer are there."""
+    places = [int(one.where) for one in choose(numbered(count), rows, seed)]
+    assert len(places) == min(rows, count)
+    assert places == sorted(set(places))
+    assert set(places) <= set(range(count))
+
+
+def test_another_seed_chooses_other_rows() -> None:
+    """The seed chooses; equal prompts are chosen among as others are."""
+    for rows in (numbered(50), examples(["always the same"] * 50)):
+        chosen = [tuple(one.where for one in choose(rows, 10, seed)) for seed in range(10)]
+        assert chosen[0] == tuple(one.where for one in choose(rows, 10, 0))
+        assert len(set(chosen)) == 10
+
+
+def test_duplicates_repeat_prompt_and_answer() -> None:
+    """A repeated prompt with another answer is no duplicate; another spelling of the prompt is one."""
+    rows = [example("q", "a"), example("Q?", "a"), example("q", "b"), example("p", "a"), example("q", "a")]
+    assert duplicates(rows) == 2
+    assert duplicates([]) == 0
+
+
+def test_plain_text_is_its_own_prompt() -> None:
+    """The same text twice is one group and a duplicate."""
+    rows = [Example((), f"text {number // 2}", str(number)) for number in range(20)]
+    train, held_out = hold_out(rows, 4, 0)
+    assert len(held_out) == 4
+    assert not {one.text for one in train} & {one.text for one in held_out}
+    assert duplicates(rows) == 10

@@ -1,0 +1,518 @@
+"""Examples as the model sees them: which tokens there are, and which of them carry loss.
+
+Oracles: prompt and answer tokenised by hand, piece by piece. The tiny tokenizer has one token for each byte, so the
+tokens of a text are those of its pieces end to end, and each piece was written down with whether it carries loss. The
+pieces come from formatting strings in Python, not from the templates. The Alpaca prompts are copied from the words of
+stanford_alpaca's `train.py`, which the paper's code formats its data with.
+"""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from neftcli.data.formats import Example, Turn
+from neftcli.data.tokens import IGNORED, TokenRow, beginning, render_prompt, special_text, stop_tokens, tokenize
+from neftcli.errors import DataError, ModelError
+from neftcli.models.templates import set_template
+from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
+
+EOS = "</s>"
+BOS = "<s>"
+Pieces = list[tuple[str, bool]]
+
+PROMPT_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+PROMPT_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+# ChatML as chat models ship it: the stop token is <|im_end|> in every turn, and is not the end-of-text token.
+OWN_CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# No stop token anywhere, as old templates of base models have it.
+WITHOUT_STOP = (
+    "{% for message in messages %}"
+    "{{ ('Q: ' if message.role == 'user' else 'A: ') + message.content + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'A: ' }}{% endif %}"
+)
+# Keeps the last answer only, as templates do that strip the thinking of earlier turns.
+FORGETFUL = (
+    "{% for message in messages %}"
+    "{{ '<' + message.role + '>' }}"
+    "{{ message.content + eos_token if message.role == 'user' or loop.last else '' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def conversation(*turns: tuple[str, str] | tuple[str, str, str], where: str = "rows.jsonl, line 1") -> Example:
+    return Example(tuple(Turn(*turn) for turn in turns), "", where)
+
+
+def plain(text: str) -> Example:
+    return Example((), text, "rows.txt, line 1")
+
+
+SINGLE = conversation(("user", "What?"), ("assistant", "That."))
+MULTI = conversation(
+    ("system", "Be brief."), ("user", "one?"), ("assistant", "1"), ("user", "two?\nplease"), ("assistant", "2\n\n2")
+)
+
+
+# Tokenizers, each with the pieces of a conversation in its template
+
+
+def with_template(template: str | None, tokenizer: PreTrainedTokenizerFast | None = None) -> PreTrainedTokenizerFast:
+    tokenizer = tokenizer or tiny_tokenizer()
+    set_template(tokenizer, template)
+    return tokenizer
+
+
+def own_chatml() -> PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(
+        {
+            "additional_special_tokens": [
+                AddedToken("<|im_start|>", special=True),
+                AddedToken("<|im_end|>", special=True),
+            ]
+        }
+    )
+    tokenizer.chat_template = OWN_CHATML
+    return tokenizer
+
+
+def writes_bos(bos: str = BOS) -> PreTrainedTokenizerFast:
+    """A tokenizer that begins every text with `bos`, as Llama's and OPT's do."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = bos
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.convert_tokens_to_ids(bos))]
+    )
+    return tokenizer
+
+
+def alpaca_pieces(example: Example) -> Pieces:
+    pieces: Pieces = []
+    for number, turn in enumerate(example.turns, 1):
+        if turn.role == "system":
+            pieces.append((f"{turn.content}\n\n", False))
+        elif turn.role == "user" and turn.context:
+            pieces.append((PROMPT_WITH_INPUT.format(instruction=turn.content, input=turn.context), False))
+        elif turn.role == "user":
+            pieces.append((PROMPT_WITHOUT_INPUT.format(instruction=turn.content), False))
+        else:
+            pieces.append((turn.content + EOS, True))
+            pieces.append(("\n\n" if number < len(example.turns) else "", False))
+    return pieces
+
+
+def chatml_pieces(example: Example, stop: str = EOS) -> Pieces:
+    pieces: Pieces = []
+    for turn in example.turns:
+        answer = turn.role == "assistant"
+        content = f"{turn.content}\n\n{turn.context}" if turn.context else turn.content
+        pieces.append((f"<|im_start|>{turn.role}\n", False))
+        pieces.append((content + (stop if answer else "<|im_end|>"), answer))
+        pieces.append(("\n", False))
+    return pieces
+
+
+def own_pieces(example: Example) -> Pieces:
+    return chatml_pieces(example, "<|im_end|>")
+
+
+def bos_pieces(example: Example) -> Pieces:
+    return [(BOS, False), *alpaca_pieces(example)]
+
+
+Setup = tuple[PreTrainedTokenizerFast, Callable[[Example], Pieces]]
+SETUPS: dict[str, Setup] = {
+    "alpaca": (with_template("alpaca"), alpaca_pieces),
+    "chatml": (with_template("chatml"), chatml_pieces),
+    "own chatml": (own_chatml(), own_pieces),
+    "alpaca with bos": (with_template("alpaca", writes_bos()), bos_pieces),
+}
+setups = pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS.keys())
+
+
+# By hand
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def by_hand(tokenizer: PreTrainedTokenizerFast, pieces: Pieces) -> tuple[list[int], list[int]]:
+    """Token ids and labels of pieces of text, each tokenised by itself."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for text, loss in pieces:
+        piece = ids_of(tokenizer, text)
+        ids += piece
+        labels += piece if loss else [IGNORED] * len(piece)
+    return ids, labels
+
+
+def one(
+    tokenizer: PreTrainedTokenizerFast, example: Example, max_length: int = 10_000, completion_only: bool = True
+) -> TokenRow:
+    (row,) = tokenize(tokenizer, [example], max_length, completion_only)
+    return row
+
+
+def learned(tokenizer: PreTrainedTokenizerFast, row: TokenRow) -> str:
+    return str(tokenizer.decode([label for label in row.labels if label != IGNORED]))
+
+
+# Conversations
+
+
+@setups
+@pytest.mark.parametrize(
+    "example", [SINGLE, MULTI, conversation(("user", "Add", "2, 3"), ("assistant", "5"))], ids=["one", "many", "input"]
+)
+def test_the_answers_and_their_stop_tokens_carry_loss_and_nothing_else(setup: Setup, example: Example) -> None:
+    """Tokens and labels are those of the pieces written by hand."""
+    tokenizer, pieces = setup
+    ids, labels = by_hand(tokenizer, pieces(example))
+    assert one(tokenizer, example) == TokenRow(ids, labels, cut=False, stops=True, where="rows.jsonl, line 1")
+
+
+def test_each_answer_and_each_stop_token_once() -> None:
+    """Said once more in plain text, against an error in the pieces: what is learned is the answers."""
+    assert learned(SETUPS["alpaca"][0], one(SETUPS["alpaca"][0], MULTI)) == "1</s>2\n\n2</s>"
+    assert learned(SETUPS["chatml"][0], one(SETUPS["chatml"][0], MULTI)) == "1</s>2\n\n2</s>"
+    assert learned(SETUPS["own chatml"][0], one(SETUPS["own chatml"][0], MULTI)) == "1<|im_end|>2\n\n2<|im_end|>"
+
+
+words = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="<"), max_size=12).map(str.strip)
+answers = words.filter(bool)
+pairs = st.lists(st.tuples(words, answers), min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(system=st.none() | answers, pairs=pairs, context=words)
+@setups
+def test_whatever_is_said_the_labels_are_the_answers(
+    setup: Setup, system: str | None, pairs: list[tuple[str, str]], context: str
+) -> None:
+    """For any conversation in any script: tokens as by hand, and the labels decode to the answers."""
+    tokenizer, pieces = setup
+    turns = [Turn("system", system)] if system else []
+    for question, answer in pairs:
+        turns += [Turn("user", question, context), Turn("assistant", answer)]
+    example = Example(tuple(turns), "", "")
+    row = one(tokenizer, example)
+    assert (row.input_ids, row.labels) == by_hand(tokenizer, pieces(example))
+    stop = "<|im_end|>" if pieces is own_pieces else EOS
+    assert learned(tokenizer, row) == "".join(answer + stop for _, answer in pairs)
+
+
+@setups
+@pytest.mark.parametrize("example", [SINGLE, MULTI], ids=["one", "many"])
+def test_without_completion_only_every_token_carries_loss(setup: Setup, example: Example) -> None:
+    """All of the conversation up to its last stop token, which ends it."""
+    tokenizer, pieces = setup
+    ids = by_hand(tokenizer, pieces(example))[0]
+    last = max(position for position, token in enumerate(ids) if token in stop_tokens(tokenizer)) + 1
+    row = one(tokenizer, example, completion_only=False)
+    assert row.input_ids == row.labels == ids[:last]
+    assert row.stops
+
+
+def test_a_template_without_a_stop_token_gets_one_at_the_end() -> None:
+    """A model must learn to end, whatever its template: the last answer is followed by the end-of-text token."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = WITHOUT_STOP
+    example = conversation(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
+    pieces: Pieces = [("Q: q\nA: ", False), ("a\n", True), ("Q: r\nA: ", False), (f"b\n{EOS}", True)]
+    ids, labels = by_hand(tokenizer, pieces)
+    assert one(tokenizer, example) == TokenRow(ids, labels, cut=False, stops=True, where="rows.jsonl, line 1")
+    all_of_it = one(tokenizer, example, completion_only=False)
+    assert all_of_it.input_ids == all_of_it.labels == ids
+    assert all_of_it.stops
+
+
+def test_a_template_that_drops_earlier_answers_is_refused() -> None:
+    """Where a template is not made by appending turns, nobody can tell which tokens are answers."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = FORGETFUL
+    with pytest.raises(ModelError) as raised:
+        one(tokenizer, MULTI)
+    assert str(raised.value) == (
+        "model.chat_template: this chat template does not render a conversation by appending turns, so the tokens of "
+        "its answers can't be told\n"
+        "  received rows.jsonl, line 1\n"
+        "  try      --chat-template chatml, or --set data.completion_only_loss=false"
+    )
+    assert learned(tokenizer, one(tokenizer, SINGLE)) == "That.</s>"
+    assert one(tokenizer, MULTI, completion_only=False).stops
+
+
+def test_a_template_that_refuses_a_conversation() -> None:
+    """What the template says is passed on, with the roles it was given."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.role == 'system' %}"
+        "{{ raise_exception('System role not supported') }}"
+        "{% endif %}{{ message.content }}{% endfor %}"
+    )
+    with pytest.raises(DataError) as raised:
+        one(tokenizer, MULTI)
+    assert str(raised.value) == (
+        "model.chat_template: the chat template refuses a conversation: System role not supported\n"
+        "  received system, user, assistant, user, assistant\n"
+        "  try      --chat-template chatml"
+    )
+
+
+def test_a_token_that_begins_before_the_answer_carries_no_loss() -> None:
+    """A merge across the border belongs to the prompt; the rest of the answer is learned."""
+    vocabulary = {**tiny_tokenizer().get_vocab(), ":T": 247}
+    model = Tokenizer(models.BPE(vocab=vocabulary, merges=[(":", "T")], unk_token="<unk>"))  # noqa: S106 - no password
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = decoders.ByteLevel()
+    tokenizer = with_template("alpaca", PreTrainedTokenizerFast(tokenizer_object=model, **SPECIAL_TOKENS))
+    row = one(tokenizer, SINGLE)
+    assert 247 in row.input_ids
+    assert learned(tokenizer, row) == "hat.</s>"
+
+
+def test_the_stop_token_is_learned_where_it_is_the_pad_token_too() -> None:
+    """Labels go by place, not by token: pad == eos hides no stop token."""
+    tokenizer = with_template("alpaca")
+    tokenizer.pad_token = tokenizer.eos_token
+    row = one(tokenizer, SINGLE)
+    assert row.labels[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
+    assert row.stops
+    assert one(tokenizer, plain("words"), completion_only=False).labels[-1] == tokenizer.eos_token_id
+
+
+def test_stop_tokens_are_the_end_of_text_and_those_of_chat_templates() -> None:
+    """Tokens that end a turn are stop tokens if the tokenizer has them, and only then."""
+    assert stop_tokens(with_template("chatml")) == {2}
+    tokenizer = own_chatml()
+    assert stop_tokens(tokenizer) == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+
+def test_rows_keep_their_order_and_do_not_depend_on_their_neighbours() -> None:
+    """More rows than are tokenised at once come out as each does alone."""
+    tokenizer = SETUPS["chatml"][0]
+    examples = [
+        conversation(("user", "q" * (number % 7)), ("assistant", str(number)), where=str(number))
+        for number in range(1030)
+    ]
+    rows = list(tokenize(tokenizer, examples, 10_000, True))
+    assert [row.where for row in rows] == [example.where for example in examples]
+    for number in (0, 511, 512, 1029):
+        assert rows[number] == one(tokenizer, examples[number])
+
+
+def test_no_examples_are_no_rows() -> None:
+    """A side without rows is not an error here."""
+    assert list(tokenize(tiny_tokenizer(), [], 100, True)) == []
+
+
+# Plain text
+
+
+@pytest.mark.parametrize("text", ["words", f"{BOS}words", f"words{EOS}", f"{BOS}words{EOS}"])
+def test_plain_text_carries_loss_throughout_and_has_one_bos_and_one_eos(text: str) -> None:
+    """The tokenizer's BOS and our EOS stand once, also where the text was written with them."""
+    tokenizer = writes_bos()
+    words = ids_of(tokenizer, "words")
+    row = one(tokenizer, plain(text), completion_only=False)
+    assert row == TokenRow([1, *words, 2], [IGNORED, *words, 2], cut=False, stops=True, where="rows.txt, line 1")
+    assert row.loss_tokens() == len(words) + 1
+
+
+@pytest.mark.parametrize("text", ["words", f"{EOS}words", f"words{EOS}", f"{EOS}words{EOS}"])
+def test_plain_text_for_a_tokenizer_whose_bos_is_its_eos(text: str) -> None:
+    """OPT begins and ends a text with the same token, once each."""
+    tokenizer = writes_bos(EOS)
+    words = ids_of(tokenizer, "words")
+    row = one(tokenizer, plain(text), completion_only=False)
+    assert (row.input_ids, row.labels) == ([2, *words, 2], [IGNORED, *words, 2])
+
+
+def test_plain_text_keeps_a_bos_that_the_tokenizer_does_not_write() -> None:
+    """A text that was written with a BOS has it, if nobody else writes one."""
+    tokenizer = tiny_tokenizer()
+    words = ids_of(tokenizer, "words")
+    assert one(tokenizer, plain("words"), completion_only=False).input_ids == [*words, 2]
+    row = one(tokenizer, plain(f"{BOS}words"), completion_only=False)
+    assert row.input_ids == row.labels == [1, *words, 2]
+    assert row.loss_tokens() == len(words) + 1
+
+
+@pytest.mark.parametrize("name", ["alpaca", "chatml"])
+def test_a_conversation_begins_with_one_bos_if_the_tokenizer_writes_one(name: str) -> None:
+    """The template writes it in the tokenizer's place."""
+    row = one(with_template(name, writes_bos()), MULTI)
+    assert row.input_ids[0] == 1
+    assert row.input_ids.count(1) == 1
+    assert 1 not in one(with_template(name), MULTI).input_ids
+
+
+def test_what_a_tokenizer_begins_with() -> None:
+    """Its BOS where it writes one, else nothing."""
+    assert [beginning(tokenizer) for tokenizer in (tiny_tokenizer(), writes_bos(), writes_bos(EOS))] == ["", BOS, EOS]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=30))
+def test_any_plain_text_comes_back(text: str) -> None:
+    """All of a text is learned, and its end."""
+    tokenizer = writes_bos()
+    row = one(tokenizer, plain(text), completion_only=False)
+    assert tokenizer.decode(row.input_ids) == f"{BOS}{text}{EOS}"
+    assert row.labels == [IGNORED, *row.input_ids[1:]]
+
+
+# Cutting
+
+
+@setups
+def test_rows_are_cut_from_their_end(setup: Setup) -> None:
+    """At every length: the first tokens and their labels, flagged as cut, and stopping only with a stop token."""
+    tokenizer, pieces = setup
+    ids, labels = by_hand(tokenizer, pieces(MULTI))
+    for length in range(8, len(ids) + 3):
+        row = one(tokenizer, MULTI, max_length=length)
+        assert (row.input_ids, row.labels) == (ids[:length], labels[:length])
+        assert row.cut == (length < len(ids))
+        last = [label for label in labels[:length] if label != IGNORED][-1:]
+        assert row.stops == bool(last and last[0] in stop_tokens(tokenizer))
+        assert row.loss_tokens() == sum(label != IGNORED for label in labels[:length])
+
+
+def test_a_cut_answer_does_not_stop() -> None:
+    """One token short, the stop token is what is missing; one token shorter still, it is the answer's last."""
+    tokenizer = SETUPS["alpaca"][0]
+    whole = one(tokenizer, SINGLE)
+    length = len(whole.input_ids)
+    assert (whole.cut, whole.stops) == (False, True)
+    assert one(tokenizer, SINGLE, max_length=length) == whole
+    shorter = one(tokenizer, SINGLE, max_length=length - 1)
+    assert (shorter.cut, shorter.stops, learned(tokenizer, shorter)) == (True, False, "That.")
+
+
+def test_an_answer_that_is_wholly_cut_leaves_no_loss() -> None:
+    """The question alone fills the row."""
+    tokenizer = SETUPS["alpaca"][0]
+    prompt = len(ids_of(tokenizer, PROMPT_WITHOUT_INPUT.format(instruction="What?")))
+    row = one(tokenizer, SINGLE, max_length=prompt)
+    assert (row.loss_tokens(), row.cut, row.stops) == (0, True, False)
+    assert one(tokenizer, SINGLE, max_length=prompt + 1).loss_tokens() == 1
+
+
+def test_a_cut_text_does_not_stop() -> None:
+    """Plain text, likewise."""
+    row = one(tiny_tokenizer(), plain("words"), max_length=5, completion_only=False)
+    assert (row.loss_tokens(), row.cut, row.stops) == (4, True, False)
+
+
+def test_the_first_token_never_counts() -> None:
+    """Nothing predicts it."""
+    assert TokenRow([5, 6, 7], [5, 6, 7], False, False, "").loss_tokens() == 2
+    assert TokenRow([5], [5], False, False, "").loss_tokens() == 0
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("context", ["", "2, 3, 5"])
+def test_the_papers_prompt_is_exact(context: str) -> None:
+    """Stanford Alpaca's two prompts, word for word, and the answer directly behind."""
+    example = conversation(("user", "Add the numbers.", context), ("assistant", "10"))
+    prompt = (PROMPT_WITH_INPUT if context else PROMPT_WITHOUT_INPUT).format(
+        instruction="Add the numbers.", input=context
+    )
+    tokenizer = SETUPS["alpaca"][0]
+    assert render_prompt(tokenizer, example) == prompt
+    assert tokenizer.decode(one(tokenizer, example).input_ids) == f"{prompt}10</s>"
+
+
+@setups
+@pytest.mark.parametrize("example", [SINGLE, MULTI], ids=["one", "many"])
+def test_generation_starts_where_the_last_answer_began_in_training(setup: Setup, example: Example) -> None:
+    """The prompt's tokens are a row's first tokens, up to its last answer."""
+    tokenizer, pieces = setup
+    expected = "".join(text for text, _ in pieces(example))
+    prompt = render_prompt(tokenizer, example)
+    assert prompt == expected[: expected.rindex(example.answer())]
+    ids = ids_of(tokenizer, prompt)
+    row = one(tokenizer, example)
+    assert row.input_ids[: len(ids)] == ids
+    assert row.labels[len(ids)] != IGNORED == row.labels[len(ids) - 1]
+
+
+def test_a_plain_text_is_continued_from_its_first_words() -> None:
+    """Half of a short text, 32 words of a long one, behind one BOS."""
+    tokenizer = writes_bos()
+    assert render_prompt(tokenizer, plain("one two three four five")) == f"{BOS}one two three"
+    assert render_prompt(tokenizer, plain(f"{BOS}one two three four")) == f"{BOS}one two"
+    assert render_prompt(tokenizer, plain("word " * 100)) == BOS + " ".join(["word"] * 32)
+    assert render_prompt(tiny_tokenizer(), plain("word")) == "word"
+
+
+# Special tokens in the text
+
+
+@pytest.mark.parametrize(
+    ("example", "found"),
+    [
+        (conversation(("user", f"what does {EOS} mean?"), ("assistant", "the end")), EOS),
+        (conversation(("user", "how does a text end?"), ("assistant", f"with {EOS}")), EOS),
+        (conversation(("user", "explain", f"see {BOS}"), ("assistant", "the beginning")), BOS),
+        (plain("a <pad> here"), "<pad>"),
+        (conversation(("user", "a < b > c"), ("assistant", "/s")), ""),
+        (plain("words"), ""),
+    ],
+)
+def test_special_tokens_inside_text_are_found(example: Example, found: str) -> None:
+    """A token written as text in a question, an input, an answer or a text acts as the token: it is named."""
+    assert special_text(tiny_tokenizer(), example) == found
+
+
+def test_a_special_token_of_the_chat_template_inside_text_is_found() -> None:
+    """A turn that is forged in the data would otherwise look real."""
+    forged = conversation(("user", "hi<|im_end|>"), ("assistant", "a"))
+    assert special_text(own_chatml(), forged) == "<|im_end|>"
+    assert special_text(tiny_tokenizer(), forged) == ""
+
+
+def test_text_that_holds_the_stop_token_becomes_that_token() -> None:
+    """Why it is named: in the row it is the real one."""
+    example = conversation(("user", "q"), ("assistant", f"a{EOS}b"))
+    assert one(SETUPS["alpaca"][0], example).input_ids.count(2) == 2
+
+
+def test_a_row_can_be_written_as_json() -> None:
+    """Ids and labels are Python's own numbers, as `neft data inspect --json` needs them."""
+    row = one(SETUPS["alpaca"][0], SINGLE)
+    assert json.loads(json.dumps([row.input_ids, row.labels])) == [row.input_ids, row.labels]
+
+
+def test_the_pieces_are_not_trivial() -> None:
+    """The oracle itself: each example has tokens of both kinds in each template."""
+    for tokenizer, pieces in SETUPS.values():
+        for example in (SINGLE, MULTI):
+            labels = by_hand(tokenizer, pieces(example))[1]
+            assert 0 < sum(label != IGNORED for label in labels) < len(labels)

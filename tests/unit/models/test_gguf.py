@@ -1,0 +1,263 @@
+"""Converting a .gguf once into the user's cache.
+
+Oracles: a conversion that only writes a file and counts itself, so that what is in the cache and how often it was made
+are known; hashlib; and the written messages. The real conversion is tested with the real SmolLM2 (`make test-slow`).
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from neftcli.errors import ModelError
+from neftcli.models import gguf
+from neftcli.models.gguf import MANIFEST, cache_folder, converted, is_converted, sha256
+
+ROOT = Path(__file__).parents[3]
+Conversion = Callable[[Path, Path], None]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def file() -> Path:
+    path = Path("tiny.gguf")
+    path.write_bytes(b"GGUF and more")
+    return path
+
+
+@pytest.fixture
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were converted, each to a copy of itself and a configuration."""
+    done: list[Path] = []
+
+    def convert(source: Path, target: Path) -> None:
+        done.append(source)
+        (target / "model.safetensors").write_bytes(source.read_bytes())
+        (target / "config.json").write_text("{}", encoding="utf-8")
+
+    monkeypatch.setattr(gguf, "_convert", convert)
+    return done
+
+
+def said(file: Path) -> str:
+    with pytest.raises(ModelError) as raised:
+        converted(file)
+    return str(raised.value)
+
+
+def entries() -> list[str]:
+    """What the cache holds, but for locks."""
+    return sorted(item.name for item in (cache_folder() / "models").iterdir() if item.suffix != ".lock")
+
+
+# Once
+
+
+def test_a_file_is_converted_once(file: Path, conversions: list[Path]) -> None:
+    """The second time the cache answers, with the same folder and its files."""
+    assert not is_converted(file)
+    place = converted(file)
+    assert is_converted(file)
+    assert converted(file) == place
+    assert conversions == [file]
+    assert (place / "model.safetensors").read_bytes() == file.read_bytes()
+    assert sorted(item.name for item in place.iterdir()) == ["config.json", "model.safetensors", MANIFEST]
+    assert entries() == [place.name]
+
+
+def test_the_manifest_holds_sizes_and_hashes(file: Path, conversions: list[Path]) -> None:
+    """As hashlib computes them, and the source's."""
+    manifest = json.loads((converted(file) / MANIFEST).read_text(encoding="utf-8"))
+    content = file.read_bytes()
+    assert conversions
+    assert manifest == {
+        "source": hashlib.sha256(content).hexdigest(),
+        "files": {
+            "config.json": [2, hashlib.sha256(b"{}").hexdigest()],
+            "model.safetensors": [len(content), hashlib.sha256(content).hexdigest()],
+        },
+    }
+
+
+def test_the_content_counts_and_not_the_name(file: Path, conversions: list[Path]) -> None:
+    """A copy is the same model; a file with the same name and other content is another."""
+    place = converted(file)
+    copy = Path("copy.gguf")
+    copy.write_bytes(file.read_bytes())
+    assert is_converted(copy)
+    assert converted(copy) == place
+    file.write_bytes(b"GGUF of another model")
+    assert not is_converted(file)
+    other = converted(file)
+    assert other != place
+    assert (other / "model.safetensors").read_bytes() == file.read_bytes()
+    assert conversions == [file, file]
+
+
+# Damage
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def drop_a_key(path: Path) -> None:
+    path.write_text("{}", encoding="utf-8")
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a flipped bit": ("model.safetensors", flip),
+    "a file cut short": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+    "a missing file": ("config.json", Path.unlink),
+    "no manifest": (MANIFEST, Path.unlink),
+    "half a manifest": (MANIFEST, lambda path: path.write_bytes(path.read_bytes()[:20])),
+    "an empty manifest": (MANIFEST, lambda path: path.write_bytes(b"")),
+    "a manifest that is no text": (MANIFEST, lambda path: path.write_bytes(b"\xff\xfe\x00")),
+    "a manifest without files": (MANIFEST, drop_a_key),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_entry_is_made_again(kind: str, file: Path, conversions: list[Path]) -> None:
+    """Whatever was damaged, the entry that is returned is whole, and stays."""
+    place = converted(file)
+    name, damage = DAMAGE[kind]
+    damage(place / name)
+    assert converted(file) == place
+    assert len(conversions) == 2
+    assert (place / "model.safetensors").read_bytes() == file.read_bytes()
+    assert (place / "config.json").read_text(encoding="utf-8") == "{}"
+    assert converted(file) == place
+    assert len(conversions) == 2
+
+
+@pytest.mark.parametrize("failure", [ModelError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_failed_conversion_leaves_nothing(
+    failure: BaseException, file: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No entry, no half of one, and the next attempt succeeds."""
+    whole = gguf._convert
+
+    def fail(source: Path, target: Path) -> None:
+        whole(source, target)
+        raise failure
+
+    monkeypatch.setattr(gguf, "_convert", fail)
+    with pytest.raises(type(failure)):
+        converted(file)
+    assert entries() == []
+    assert not is_converted(file)
+    monkeypatch.setattr(gguf, "_convert", whole)
+    assert converted(file).is_dir()
+    assert len(conversions) == 2
+
+
+def test_two_processes_convert_once(file: Path, tmp_path: Path) -> None:
+    """The second waits for the first and takes its result: it asks for the lock while the first converts."""
+    program = """
+import sys
+from pathlib import Path
+import filelock
+from neftcli.models import gguf
+
+class Told(filelock.FileLock):
+    def acquire(self, *arguments, **options):
+        print("asking", flush=True)
+        return super().acquire(*arguments, **options)
+
+def convert(source, target):
+    print("converting", flush=True)
+    sys.stdin.readline()
+    (target / "config.json").write_text(sys.argv[1])
+
+filelock.FileLock = Told
+gguf._convert = convert
+print(gguf.converted(Path("tiny.gguf")), flush=True)
+"""
+
+    def start(name: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    with start("first") as first, start("second") as second:
+        assert first.stdout
+        assert second.stdout
+        # Whichever is first to the lock converts; the other has asked by then or will, and converts nothing.
+        assert first.stdout.readline() == second.stdout.readline() == "asking\n"
+        outputs = [process.communicate("go\n", timeout=60)[0].splitlines() for process in (first, second)]
+    assert sorted(len(lines) for lines in outputs) == [1, 2]
+    assert sum(lines[0] == "converting" for lines in outputs) == 1
+    (place,) = {lines[-1] for lines in outputs}
+    assert Path(place).parent == tmp_path / "cache/models"
+    assert (Path(place) / MANIFEST).is_file()
+
+
+# The cache's folder
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NEFT_CACHE, else XDG_CACHE_HOME/neft, else ~/.cache/neft; an empty variable is as good as none."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.setenv("NEFT_CACHE", "/own")
+    assert cache_folder() == Path("/own")
+    for unset in (lambda name: monkeypatch.setenv(name, ""), monkeypatch.delenv):
+        monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+        unset("NEFT_CACHE")
+        assert cache_folder() == Path("/xdg/neft")
+        unset("XDG_CACHE_HOME")
+        assert cache_folder() == tmp_path / "home/.cache/neft"
+
+
+def test_a_hash_is_hashlibs(file: Path) -> None:
+    """SHA-256 in hexadecimal."""
+    assert sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# Files that can't be converted
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a zip", b"ggufGGUF"])
+def test_a_file_that_is_no_gguf(content: bytes) -> None:
+    """Four letters tell."""
+    Path("x.gguf").write_bytes(content)
+    assert said(Path("x.gguf")) == (
+        "x.gguf: this is not a .gguf file\n  received it does not begin with the letters GGUF"
+    )
+    assert entries() == []
+
+
+@pytest.mark.parametrize("rest", [b"", b"\x03\0\0\0", b"\x03\0\0\0" + b"\x11" * 500, b"\x63\0\0\0" + bytes(500)])
+def test_a_gguf_that_is_damaged(rest: bytes) -> None:
+    """Cut short behind its first letters, or with nonsense behind them."""
+    Path("x.gguf").write_bytes(b"GGUF" + rest)
+    first, second = said(Path("x.gguf")).splitlines()
+    assert first == "x.gguf: transformers can't read this .gguf"
+    assert len(second) > len("  received ")
+    assert entries() == []
+
+
+def test_the_gguf_package_is_missing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra, and named as one types it."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert said(file) == (
+        "tiny.gguf: reading .gguf needs the gguf package\n"
+        "  received it is not installed\n"
+        "  try      pip install 'neftcli[gguf]'"
+    )

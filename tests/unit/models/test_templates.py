@@ -1,0 +1,120 @@
+"""Named chat templates.
+
+Oracles: whole conversations written out by hand, as Stanford Alpaca and ChatML have them.
+"""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from neftcli.errors import ModelError
+from neftcli.models.templates import ALPACA, CHATML, NAMED, set_template
+from tests.tiny import tiny_tokenizer
+
+BELOW = "Below is an instruction that describes a task"
+WRITE = "Write a response that appropriately completes the request."
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "one?"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "two?", "input": "2"},
+    {"role": "assistant", "content": "'2'"},
+]
+
+
+def rendered(template: str, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+    tokenizer = tiny_tokenizer()
+    set_template(tokenizer, template)
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+
+def writes_bos() -> PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+def test_alpaca_is_word_for_word() -> None:
+    """System turn, both prompts, answers with their stop token, and a blank line between two exchanges."""
+    assert rendered("alpaca", CHAT) == (
+        "Be brief.\n\n"
+        f"{BELOW}. {WRITE}\n\n### Instruction:\none?\n\n### Response:1</s>\n\n"
+        f"{BELOW}, paired with an input that provides further context. {WRITE}\n\n"
+        "### Instruction:\ntwo?\n\n### Input:\n2\n\n### Response:'2'</s>"
+    )
+
+
+def test_an_empty_input_is_no_input() -> None:
+    """The paper's prompt without an input is used where it is empty or missing."""
+    expected = f"{BELOW}. {WRITE}\n\n### Instruction:\nq\n\n### Response:"
+    for extra in ({}, {"input": ""}):
+        assert rendered("alpaca", [{"role": "user", "content": "q", **extra}], True) == expected
+
+
+def test_chatml_ends_every_turn() -> None:
+    """Answers end with the model's own stop token, other turns with ChatML's; the prompt opens the answer."""
+    begun = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n"
+    assert rendered("chatml", CHAT[:2], True) == begun
+    assert rendered("chatml", CHAT[:3]) == f"{begun}1</s>\n"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_templates_append(name: str) -> None:
+    """A conversation begins with the prompt of each of its parts, so that answers can be found in it."""
+    whole = rendered(name, CHAT)
+    for length in (2, 4):
+        assert whole.startswith(rendered(name, CHAT[:length], True) + CHAT[length]["content"] + "</s>")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_bos_token_is_written_once_if_the_tokenizer_writes_one(name: str) -> None:
+    """A conversation is tokenised without special tokens, so the template writes what the tokenizer would."""
+    tokenizer = writes_bos()
+    set_template(tokenizer, name)
+    with_bos = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert with_bos == "<s>" + rendered(name, CHAT)
+
+
+def test_a_model_keeps_its_own_template() -> None:
+    """Unless another is asked for."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    assert set_template(tokenizer, None) == "the model's own chat template"
+    assert tokenizer.chat_template == "{{ messages[0].content }}"
+    assert set_template(tokenizer, "chatml") == "chat template chatml"
+    assert tokenizer.chat_template == CHATML
+
+
+def test_a_model_without_a_template_gets_alpaca() -> None:
+    """The paper's, and it is named."""
+    tokenizer = tiny_tokenizer()
+    assert set_template(tokenizer, None) == "chat template alpaca"
+    assert tokenizer.chat_template == ALPACA
+
+
+def test_a_template_from_a_file(tmp_path: Path) -> None:
+    """The file's text as it stands, also for a tokenizer that writes a BOS: the file is its author's."""
+    file = tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}é{{ m.content }}{% endfor %}", encoding="utf-8")
+    tokenizer = writes_bos()
+    assert set_template(tokenizer, str(file)) == "chat template own.jinja"
+    assert tokenizer.apply_chat_template(CHAT[1:3], tokenize=False) == "éone?é1"
+
+
+@pytest.mark.parametrize("own", [None, "{{ messages[0].content }}"])
+def test_an_unknown_template(own: str | None) -> None:
+    """A misspelt name is refused, and the template stays what it was."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = own
+    with pytest.raises(ModelError) as raised:
+        set_template(tokenizer, "alpacca")
+    assert str(raised.value) == (
+        "model.chat_template: no template of this name, and no such file\n"
+        "  received alpacca\n"
+        "  try      one of alpaca, chatml"
+    )
+    assert tokenizer.chat_template == own
