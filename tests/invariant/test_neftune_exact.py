@@ -31,6 +31,8 @@ from tests.tiny import FAMILIES, HIDDEN, Family, save_tiny, tiny_model
 ALPHA = 5.0
 # Dynamo probes the gradient of every tensor that it meets, and torch warns that those of inner tensors aren't kept.
 COMPILER_PROBES_GRADIENTS = "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+# bitsandbytes 0.50 and inductor import torch.utils.mkldnn, which uses what torch 2.13 itself deprecates.
+TORCH_IMPORTS_ITS_JIT = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning:torch.jit"
 DROPOUT: dict[Family, dict[str, float]] = {
     "opt": {"dropout": 0.2},
     "llama": {"attention_dropout": 0.2},
@@ -437,8 +439,7 @@ def test_noise_leaves_the_projection_to_logits_as_it_is(family: Family, tied: bo
     assert (table.data_ptr() == head.weight.data_ptr()) is tied
 
 
-# bitsandbytes 0.50 imports a kernel through torch.jit, which torch 2.13 deprecates.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning:torch.jit")
+@pytest.mark.filterwarnings(TORCH_IMPORTS_ITS_JIT)
 @each_family
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_four_bit_weights_have_the_same_bounds(family: Family, compute: torch.dtype, tmp_path: Path) -> None:
@@ -551,6 +552,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings(COMPILER_PROBES_GRADIENTS)
+@pytest.mark.filterwarnings(TORCH_IMPORTS_ITS_JIT)
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_model_has_the_same_noise(backend: str) -> None:

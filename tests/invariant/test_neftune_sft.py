@@ -251,6 +251,7 @@ def test_every_family_has_its_documents_bounds(build: Build, family: Family, col
     assert_own_lengths(Watch(seen))
 
 
+# bitsandbytes 0.50 imports torch.utils.mkldnn, which uses what torch 2.13 itself deprecates.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning:torch.jit")
 @pytest.mark.parametrize("collation", COLLATIONS)
 def test_four_bit_weights_have_the_documents_bounds(build: Build, collation: str, tmp_path: Path) -> None:
