@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from neftcli.data.tokens import IGNORED, TokenRow
+from neftcli.evaluation.mode import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,15 +53,11 @@ def row_losses(
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     losses: dict[int, RowLoss] = {}
-    training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [rows[index] for index in chosen]
             losses.update(zip(chosen, _batch_losses(model, batch, autocast or nullcontext()), strict=True))
-    finally:
-        model.train(training)
     return [losses[index] for index in range(len(rows))]
 
 

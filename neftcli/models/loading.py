@@ -156,7 +156,7 @@ def explained(reference: Reference) -> Iterator[None]:
                     "write it into the same folder: tokenizer.save_pretrained(FOLDER)",
                 )
             ) from error
-        raise ModelError(Problem(f"model.name: {name} can't be loaded", str(error).splitlines()[0])) from error
+        raise ModelError(Problem(f"model.name: {name} can't be loaded", _first_line(error))) from error
     except Exception as error:
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
             raise ModelError(
@@ -174,8 +174,7 @@ def explained(reference: Reference) -> Iterator[None]:
 
 
 def _unreadable(reference: Reference, error: OSError) -> ModelError:
-    text = str(error)
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    text, first = str(error), _first_line(error)
     if "gated" in text.lower():
         return _gated(reference)
     if reference.kind == "hub" and "safetensors" not in text.split("and")[0]:
@@ -199,6 +198,11 @@ def _unreadable(reference: Reference, error: OSError) -> ModelError:
             )
         )
     return ModelError(Problem(f"model.name: {reference.name} can't be read", first, "check the folder's files"))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _gated(reference: Reference) -> ModelError:

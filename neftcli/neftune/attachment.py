@@ -8,6 +8,7 @@ activations and compiled models work as they are.
 
 import inspect
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
@@ -50,11 +51,14 @@ class Noise:
         self.step = 0
         self.forced = False
         self._forward = -1
+        self._told = False
+        self._forward_of: dict[int, int] = {}
         self._layout: dict[str, Tensor | None] = {}
 
     def begin_step(self, step: int) -> None:
         """Tells that update number `step` (from 0) begins."""
-        self.step, self._forward = step, -1
+        self.step, self._forward, self._told = step, -1, True
+        self._forward_of.clear()
 
     def current_alpha(self) -> float:
         """Alpha at this update, by the schedule."""
@@ -79,26 +83,43 @@ class Noise:
             return output
         if hasattr(module, HUGGING_FACE_MARK):
             raise _twice("Hugging Face's own noise was switched on meanwhile", "leave neftune_noise_alpha unset")
+        if self.schedule != "constant" and not self._told:
+            raise NeftuneError(
+                Problem(
+                    f"schedule {self.schedule} needs to know which update it is",
+                    "begin_step was never called",
+                    "noise.begin_step(step) before each update, from a trainer's callback",
+                )
+            )
         alpha = self.current_alpha()
-        # While gradients are computed a checkpointed embedding runs once more, and must see the noise it saw.
-        recomputing = torch._C._current_graph_task_id() != -1
-        if not recomputing:
-            self._forward += 1
+        forward = self._number_of_this_pass(args[0])
         if alpha == 0.0:
             return output
         generator = torch.Generator(output.device)
-        generator.manual_seed(generator_seed(self.seed, self.rank, self.step, self._forward))
+        generator.manual_seed(generator_seed(self.seed, self.rank, self.step, forward))
         noise = noise_like(self._lengths(args[0], output), alpha, output.shape[-1], self.kind, generator)
-        return (output.float() + noise).to(output.dtype)
+        return (output.to(torch.promote_types(output.dtype, torch.float32)) + noise).to(output.dtype)
+
+    def _number_of_this_pass(self, token_ids: Tensor) -> int:
+        """Counts a new batch. While gradients are computed a checkpointed embedding runs once more on the same token
+        ids, and must see the noise it saw.
+        """
+        recomputing = torch._C._current_graph_task_id() != -1
+        if recomputing and token_ids.data_ptr() in self._forward_of:
+            return self._forward_of[token_ids.data_ptr()]
+        self._forward += 1
+        self._forward_of[token_ids.data_ptr()] = self._forward
+        return self._forward
 
     @contextmanager
     def force(self) -> Iterator[None]:
         """Noise without training mode and without moving the count of forward passes."""
-        forward, self.forced = self._forward, True
+        forward, known, told = self._forward, dict(self._forward_of), self._told
+        self.forced = self._told = True
         try:
             yield
         finally:
-            self._forward, self.forced = forward, False
+            self._forward, self._forward_of, self._told, self.forced = forward, known, told, False
 
     def _lengths(self, token_ids: Tensor, output: Float[Tensor, "batch time width"]) -> Int[Tensor, "batch time"]:
         shape = (output.shape[0], output.shape[1])
@@ -178,6 +199,7 @@ def neftune(
     state = Noise(float(alpha), noise, length, schedule, total_steps, seed, rank)
     handles: list[RemovableHandle] = []
     setattr(embedding, MARK, state)
+    _forget_compiled()
     try:
         for module in _around(model, embedding):
             handles.append(module.register_forward_pre_hook(state.read_layout, with_kwargs=True))
@@ -187,6 +209,13 @@ def neftune(
         for handle in handles:
             handle.remove()
         delattr(embedding, MARK)
+        _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    """A model compiled before the hooks came or went would run on without noticing them."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _around(model: nn.Module, embedding: nn.Module) -> list[nn.Module]:
@@ -201,9 +230,9 @@ def _parameter_names(module: nn.Module) -> list[str]:
 
 
 def _require_pairs(token_ids: Int[Tensor, "batch time"], lengths: Int[Tensor, "batch time"]) -> None:
-    real = token_ids[lengths > 0]
-    half = real.numel() // 2
-    if real.numel() % 2 or not torch.equal(real[:half], real[half:]):
+    real = torch.stack([token_ids[lengths > 0], lengths[lengths > 0]])
+    half = real.shape[1] // 2
+    if real.shape[1] % 2 or not torch.equal(real[:, :half], real[:, half:]):
         raise NeftuneError(
             Problem(
                 "symmetric noise needs every row twice in a batch, all rows and then all rows again",
@@ -223,7 +252,7 @@ def _check(alpha: float, noise: str, length: str, schedule: str, total_steps: in
         problems.append(Problem("length must be one of tokens, padded", repr(length)))
     if schedule not in get_args(Schedule):
         problems.append(Problem(f"schedule must be one of {', '.join(get_args(Schedule))}", repr(schedule)))
-    elif schedule != "constant" and not total_steps:
+    elif schedule != "constant" and (not total_steps or total_steps < 1):
         problems.append(Problem(f"schedule {schedule} needs total_steps", repr(total_steps), "total_steps=1000"))
     if problems:
         raise NeftuneError(*problems)

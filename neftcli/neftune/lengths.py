@@ -36,12 +36,11 @@ def document_lengths(
         boundaries = cumulative_lengths.to(real.device, torch.int64)
         index = torch.arange(batch * time, device=real.device).view(shape)
         real = real & (index < boundaries[-1])
-        starts = (starts | torch.isin(index, boundaries)) & real
+        starts = starts | torch.isin(index, boundaries)
     elif position_ids is not None:
         positions = position_ids.expand(shape)
-        again = torch.zeros_like(real)
-        again[:, 1:] = (positions[:, 1:] <= positions[:, :-1]) & real[:, 1:] & real[:, :-1]
-        starts = starts | again
+        # A start only numbers the documents, and may stand on a pad; counting looks at real tokens.
+        starts[:, 1:] |= positions[:, 1:] <= positions[:, :-1]
     # Number the documents through the whole batch and count the real tokens of each.
     document = (starts.flatten().cumsum(0) - 1).clamp(min=0)
     counts = torch.zeros(batch * time, dtype=torch.int64, device=real.device)

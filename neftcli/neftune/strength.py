@@ -75,14 +75,15 @@ def measure_strength(model: nn.Module, batch: Mapping[str, Any], noise: Noise) -
         tuple(token_ids.shape), batch.get("attention_mask"), batch.get("position_ids"), batch.get("cu_seq_lens_q")
     )
     real = lengths > 0
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         clean_embedding, clean = _run(model, batch, embedding, layer)
         with noise.force():
             noised_embedding, noised = _run(model, batch, embedding, layer)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     table = _weight(embedding)
     weights = None if table is None else nn.functional.embedding(token_ids, table)
     added = rms((noised_embedding - clean_embedding)[real])

@@ -105,7 +105,7 @@ def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], direc
         bf16=machine.bfloat16,
         use_cpu=machine.device == "cpu",
         # TRL recomputes activations by default; that costs a third of the time and is only needed without the memory.
-        gradient_checkpointing=training.gradient_checkpointing,
+        activation_checkpointing=training.gradient_checkpointing,
         torch_compile=training.torch_compile,
         packing=training.batching == "packed",
         padding_free=training.batching != "padded",

@@ -179,11 +179,11 @@ def test_ctrl_c_ends_the_run_and_its_record_says_so(quick: list[str], tmp_path: 
 
 
 def test_what_the_libraries_say_goes_to_the_log(quick: list[str], tmp_path: Path) -> None:
-    result = neft_process(*quick)
+    result = neft_process(*quick, "--lora")
     assert result.err == ""
     assert "\x1b" not in result.out
     log = (tmp_path / "runs" / "tiny-a5-s0" / "train.log").read_text()
-    assert "`gradient_checkpointing` is deprecated" in log  # transformers says it of TRL's own default
+    assert "is_gradient_checkpointing" in log  # transformers warns of what peft 0.21 reads
 
 
 def test_plain_lines_carry_the_facts(neft: Neft, quick: list[str]) -> None:

