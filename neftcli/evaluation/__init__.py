@@ -1,1 +1,3 @@
-"""Evaluation, always without noise: the loss of rows (`loss.py`) and generated answers (`generation.py`)."""
+"""Evaluation, always without noise: the loss of rows (`loss.py`) and generated answers (`generation.py`), both in
+evaluation mode (`mode.py`).
+"""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from neftcli.data.tokens import stop_tokens
+from neftcli.evaluation.mode import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,17 +53,12 @@ def generate_answers(
     # Pads would be penalised as if the prompt held them; where pad and stop token are one, answers would not end.
     pads = (encoded["attention_mask"] == 0).sum(1)
     penalty = RepetitionPenaltyLogitsProcessor(float(generation.repetition_penalty), pads)
-    training = model.training
-    model.eval()
-    try:
-        with autocast or nullcontext():
-            tokens = model.generate(
-                input_ids=encoded["input_ids"],
-                attention_mask=encoded["attention_mask"],
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([penalty]),
-            )
-    finally:
-        model.train(training)
+    with evaluation_mode(model), autocast or nullcontext():
+        tokens = model.generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([penalty]),
+        )
     new = tokens[:, encoded["input_ids"].shape[1] :]
     return [str(text).strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -101,9 +101,7 @@ class Noise:
         return (output.to(torch.promote_types(output.dtype, torch.float32)) + noise).to(output.dtype)
 
     def _number_of_this_pass(self, token_ids: Tensor) -> int:
-        """Counts a new batch. While gradients are computed a checkpointed embedding runs once more on the same token
-        ids, and must see the noise it saw.
-        """
+        """Counts a new batch; a checkpointed embedding runs again on its own and must see the noise it saw."""
         recomputing = torch._C._current_graph_task_id() != -1
         if recomputing and token_ids.data_ptr() in self._forward_of:
             return self._forward_of[token_ids.data_ptr()]

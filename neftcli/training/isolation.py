@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from neftcli.errors import Problem, TrainingError
+from neftcli.evaluation.mode import evaluation_mode
 from neftcli.neftune import document_lengths
 
 TOLERANCE = 1e-4
@@ -51,12 +52,8 @@ def leak_between_documents(model: Any, batch: dict[str, Any]) -> float:
     other = token_ids.clone()
     other[0, :first] = other[0, :first].flip(0).roll(1)
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "input_ids")}
-    training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         before, after = (
             model(input_ids=ids, use_cache=False, **inputs).logits[0, first:end].float() for ids in (token_ids, other)
         )
-    finally:
-        model.train(training)
     return float((before - after).abs().max())

@@ -1,0 +1,50 @@
+"""Makes docs/demo.svg: runs `neft train` in a real terminal (tmux) and keeps what stands on it at the end.
+
+python docs/capture.py [--command "neft train"] [--width 100] [--height 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+SESSION = "neft-capture"
+DONE = "capture-is-done"
+
+
+def tmux(*arguments: str) -> str:
+    """Runs a tmux command and returns what it prints."""
+    return subprocess.run(["tmux", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def main() -> None:
+    """Runs the command, waits for its end and writes the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--command", default=f"{Path(sys.executable).parent / 'neft'} train")
+    parser.add_argument("--title", default="neft train")
+    parser.add_argument("--width", type=int, default=100)
+    parser.add_argument("--height", type=int, default=60)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "demo.svg")
+    options = parser.parse_args()
+    size = ("-x", str(options.width), "-y", str(options.height))
+    tmux("new-session", "-d", "-s", SESSION, *size, f"{options.command}; tmux wait-for -S {DONE}; sleep 60")
+    try:
+        tmux("wait-for", DONE)
+        time.sleep(1)
+        screen = tmux("capture-pane", "-e", "-p", "-t", SESSION).rstrip()
+    finally:
+        tmux("kill-session", "-t", SESSION)
+    console = Console(record=True, width=options.width, file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(screen))
+    console.save_svg(str(options.output), title=options.title)
+
+
+if __name__ == "__main__":
+    main()

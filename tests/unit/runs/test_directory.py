@@ -1,0 +1,305 @@
+"""The run directory.
+
+Oracles: the names that the design allows, the numbers 2, 3, 4... each given once however many ask at the same time,
+and a file that is either the old one or the new one.
+"""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from neftcli.errors import InputError
+from neftcli.runs import directory
+from neftcli.runs.directory import NAME, RunDirectory, write_whole
+
+root_writes_anywhere = pytest.mark.skipif(os.geteuid() == 0, reason="root can write to a read-only folder")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def message(name: str, parent: str = "runs") -> str:
+    with pytest.raises(InputError) as raised:
+        RunDirectory.create(Path(parent), name)
+    return str(raised.value)
+
+
+def names(folder: str | Path = ".") -> list[str]:
+    return sorted(item.name for item in Path(folder).iterdir())
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["run", "a", "run-a5-s0", "1.5_x", "-", "..x", "x" * 64])
+def test_letters_digits_dot_underscore_and_hyphen_make_a_name(name: str) -> None:
+    """The folder is made with that name, below parents that are made as well."""
+    found = RunDirectory.create(Path("some/runs"), name)
+    assert found.path == Path("some/runs") / name
+    assert names("some/runs") == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("", "my-run"),
+        (".", "my-run"),
+        ("..", "my-run"),
+        ("...", "my-run"),
+        ("../x", "x"),
+        ("a/b", "a-b"),
+        ("/etc", "etc"),
+        ("a b\tc", "a-b-c"),
+        ("größe", "gr-e"),
+        ("a\0b", "a-b"),
+        ("run\n", "run"),
+        ("x" * 65, "x" * 64),
+    ],
+)
+def test_other_names_are_refused_with_one_that_is_not(name: str, remedy: str) -> None:
+    """No name leaves the parent folder; the one to type instead is allowed."""
+    received = f"\n  received {name}" if name else ""
+    assert message(name) == (
+        "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64"
+        f"{received}\n  try      --name {remedy}"
+    )
+    assert NAME.fullmatch(remedy)
+    assert names() == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=70))
+def test_a_name_makes_a_folder_directly_below_its_parent_or_nothing(name: str) -> None:
+    """Whatever is typed: one new folder in the parent, or a message and nothing at all."""
+    parent = Path("parent")
+    parent.mkdir(exist_ok=True)
+    before = names(parent)
+    try:
+        found = RunDirectory.create(parent, name)
+    except InputError:
+        assert names(parent) == before
+    else:
+        assert found.path.parent == parent
+        assert found.path.is_dir()
+        assert len(names(parent)) == len(before) + 1
+    assert names() == ["parent"]
+
+
+# Numbers
+
+
+def test_a_name_that_is_taken_gets_a_number() -> None:
+    """No run overwrites another, nor takes a file's place."""
+    made = [RunDirectory.create(Path("runs"), "run").path.name for _ in range(3)]
+    Path("runs/run-4").touch()
+    made.append(RunDirectory.create(Path("runs"), "run").path.name)
+    assert made == ["run", "run-2", "run-3", "run-5"]
+
+
+def test_a_gap_is_filled_and_what_is_there_is_left_alone() -> None:
+    """The lowest free number is taken; the folders that were there keep their files."""
+    first = RunDirectory.create(Path("runs"), "run")
+    first.write_text("run.json", "{}")
+    Path("runs/run-3").mkdir()
+    assert RunDirectory.create(Path("runs"), "run").path.name == "run-2"
+    assert names(first.path) == ["run.json"]
+
+
+def test_many_at_once_get_a_folder_each() -> None:
+    """Sixteen threads that start together: sixteen names, none twice, no number left out."""
+    together = threading.Barrier(16)
+
+    def create(_: int) -> str:
+        together.wait(timeout=60)
+        return RunDirectory.create(Path("some/runs"), "run").path.name
+
+    with ThreadPoolExecutor(16) as pool:
+        made = sorted(pool.map(create, range(16)))
+    assert made == sorted(["run", *(f"run-{number}" for number in range(2, 17))])
+    assert names("some/runs") == made
+
+
+# Parents that can't be written
+
+
+@root_writes_anywhere
+def test_a_read_only_parent() -> None:
+    """The folder is named, with what the system says."""
+    Path("runs").mkdir(mode=0o500)
+    assert message("run") == (
+        "output_dir: runs can't be written\n  received Permission denied\n  try      --output-dir FOLDER"
+    )
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_what_the_system_says_is_passed_on(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that can't be made, for root as well: a read-only disk, or a full one."""
+    Path("runs").mkdir()
+
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert message("run") == (
+        f"output_dir: runs can't be written\n  received {os.strerror(code)}\n  try      --output-dir FOLDER"
+    )
+
+
+def test_a_parent_that_is_a_file() -> None:
+    """A file in the folder's place, and above it."""
+    Path("runs").touch()
+    assert message("run") == (
+        "output_dir: runs can't be written\n  received File exists\n  try      --output-dir FOLDER"
+    )
+    assert message("run", "runs/deeper") == (
+        "output_dir: runs/deeper can't be written\n  received Not a directory\n  try      --output-dir FOLDER"
+    )
+
+
+@pytest.mark.parametrize("parent", ["runs", "runs/deeper"])
+def test_a_parent_that_is_a_link_to_nowhere(parent: str) -> None:
+    """The disk behind it is not mounted; this must end, and be told."""
+    Path("runs").symlink_to("no/such/disk")
+    first, second, third = message("run", parent).splitlines()
+    assert first == f"output_dir: {parent} can't be written"
+    assert second == "  received File exists"
+    assert third == "  try      --output-dir FOLDER"
+
+
+# Files
+
+
+def test_the_places_of_a_run() -> None:
+    """As docs and tests of other modules name them."""
+    run = RunDirectory(Path("runs/run"))
+    assert (run.model, run.checkpoints) == (Path("runs/run/model"), Path("runs/run/checkpoints"))
+    assert run.log == Path("runs/run/train.log")
+
+
+def test_text_is_written_and_written_over() -> None:
+    """UTF-8, as it was given, readable by others, and nothing beside it."""
+    run = RunDirectory.create(Path("runs"), "run")
+    run.write_text("recipe.yaml", "old and longer\n")
+    run.write_text("recipe.yaml", "größe: 🦜\n")
+    assert (run.path / "recipe.yaml").read_bytes() == "größe: 🦜\n".encode()
+    assert (run.path / "recipe.yaml").stat().st_mode & 0o777 == 0o644
+    assert names(run.path) == ["recipe.yaml"]
+
+
+def test_json_comes_back() -> None:
+    """What is written is read, and is legible in the file."""
+    run = RunDirectory.create(Path("runs"), "run")
+    content = {"name": "größe", "losses": [1.5, None], "neftune": {"alpha": 5.0}}
+    run.write_json("run.json", content)
+    assert run.read_json("run.json") == content
+    text = (run.path / "run.json").read_text(encoding="utf-8")
+    assert '"name": "größe",\n' in text
+    assert text.endswith("}\n")
+
+
+def test_lines_are_added() -> None:
+    """One object a line, in order, in UTF-8; a line break inside a text breaks no line."""
+    run = RunDirectory.create(Path("runs"), "run")
+    rows = [{"step": 1, "loss": 2.5}, {"text": "two\nlines\u2028größe"}]
+    for row in rows:
+        run.append_line("metrics.jsonl", row)
+    lines = (run.path / "metrics.jsonl").read_bytes().split(b"\n")
+    assert [json.loads(line) for line in lines[:-1]] == rows
+    assert lines[-1] == b""
+
+
+# Whole or not at all
+
+
+def full_disk(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize(("fail", "raised"), [(full_disk, OSError), (interrupt, KeyboardInterrupt)])
+def test_a_failing_write_leaves_the_old_file(
+    function: str, fail: Callable[..., None], raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk or Ctrl-C at any step: the old content, and no temporary file."""
+    file = Path("run.json")
+    write_whole(file, "old")
+    with monkeypatch.context() as broken:
+        broken.setattr(directory.os, function, fail)
+        with pytest.raises(raised):
+            write_whole(file, "new")
+    assert file.read_text(encoding="utf-8") == "old"
+    assert names() == ["run.json"]
+    write_whole(file, "new")
+    assert file.read_text(encoding="utf-8") == "new"
+
+
+def test_text_that_cannot_be_encoded_leaves_the_old_file() -> None:
+    """It fails in the first step, before anything reached the disk."""
+    file = Path("run.json")
+    write_whole(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(file, "new \ud83e")
+    assert file.read_text(encoding="utf-8") == "old"
+    assert names() == ["run.json"]
+
+
+def test_the_file_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written, synchronised, then renamed: a crash in between leaves the old file."""
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(number: int) -> None:
+        (temporary,) = (name for name in names() if name != "run.json")
+        assert Path(temporary).read_text(encoding="utf-8") == "new"
+        steps.append("fsync")
+        fsync(number)
+
+    def rename(source: str, target: Path) -> None:
+        assert Path(source).parent.resolve() == target.parent.resolve()
+        steps.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(directory.os, "fsync", sync)
+    monkeypatch.setattr(directory.os, "replace", rename)
+    write_whole(Path("run.json"), "new")
+    assert steps == ["fsync", "replace"]
+    assert names() == ["run.json"]
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
+    """While one thread writes again and again, another never reads half of it."""
+    file = Path("run.json")
+    texts = {letter * 50_000 for letter in "ab"}
+    write_whole(file, "a" * 50_000)
+    done = threading.Event()
+    seen = set()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(file.read_text(encoding="utf-8"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for _ in range(50):
+            for text in sorted(texts):
+                write_whole(file, text)
+    finally:
+        done.set()
+        reader.join(timeout=60)
+    assert seen
+    assert seen <= texts

@@ -1,0 +1,140 @@
+"""`run.json`.
+
+Oracles: the list of fields in this file, written down apart from the code; a secret in the environment, looked for in
+every byte that was written; and a `git` that answers what the test tells it to.
+"""
+
+import json
+import os
+import platform
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import neftcli
+from neftcli.recipe.loading import fingerprint
+from neftcli.recipe.schema import Neftune, Recipe, Training
+from neftcli.runs.directory import RunDirectory
+from neftcli.runs.record import FILE, RunRecord
+
+RECIPE = Recipe(name="tiny", neftune=Neftune(alpha=10.0, noise="gaussian"), training=Training(seed=3))
+FIELDS = {"status", "started", "finished", "recipe_sha256", "seed", "neftune", "versions", "hardware", "git"}
+PACKAGES = {
+    "neftcli", "python", "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers",
+}  # fmt: skip
+SECRET = "hf_secret_0123456789"  # noqa: S105 - it is what must not be found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "runs", "run")
+
+
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `git` that runs the shell script in this file."""
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    return program
+
+
+def written(run: RunDirectory) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run.path / FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_record_is_written_at_once_with_its_fields_and_no_others(run: RunDirectory) -> None:
+    """A run that is killed in its first second has a record that says it was running."""
+    record = RunRecord(run, RECIPE)
+    found = written(run)
+    assert found == record.fields
+    assert found.keys() == FIELDS
+    assert (found["status"], found["finished"], found["seed"]) == ("running", None, 3)
+    assert found["neftune"] == {"alpha": 10.0, "noise": "gaussian", "length": "tokens"}
+    assert found["recipe_sha256"] == fingerprint(RECIPE)
+    assert found["hardware"] == {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def test_versions_are_those_installed(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each package that a result depends on; one that is not there is told as such."""
+    versions = RunRecord(run, RECIPE).fields["versions"]
+    assert versions.keys() == PACKAGES
+    for package in PACKAGES - {"neftcli", "python"}:
+        assert versions[package] == metadata.version(package)
+    assert (versions["neftcli"], versions["python"]) == (neftcli.__version__, platform.python_version())
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert RunRecord(run, RECIPE).fields["versions"]["bitsandbytes"] == "not installed"
+
+
+def test_times_have_their_zone(run: RunDirectory) -> None:
+    """ISO 8601 with an offset, and the end is not before the start."""
+    record = RunRecord(run, RECIPE)
+    record.end("finished")
+    started, finished = (datetime.fromisoformat(written(run)[key]) for key in ("started", "finished"))
+    assert started.tzinfo is not None
+    assert started <= finished
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "interrupted"])
+def test_the_end_of_a_run_is_written(status: str, run: RunDirectory) -> None:
+    """How it ended and what came of it; what was written before stays."""
+    record = RunRecord(run, RECIPE)
+    record.update(data_sha256="abc")
+    assert written(run)["data_sha256"] == "abc"
+    assert written(run)["status"] == "running"
+    record.end(status, held_out_loss=1.25)
+    found = written(run)
+    assert found.keys() == FIELDS | {"data_sha256", "held_out_loss"}
+    assert (found["status"], found["held_out_loss"], found["data_sha256"]) == (status, 1.25, "abc")
+    assert found["finished"] is not None
+
+
+def test_no_secret_of_the_environment_is_written(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens live in the environment; no file of a run holds one, nor any other value from there."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    record = RunRecord(run, RECIPE)
+    record.update(data_sha256="abc")
+    record.end("finished")
+    files = [file for file in run.path.rglob("*") if file.is_file()]
+    assert [file.name for file in files] == [FILE]
+    assert not any(SECRET.encode() in file.read_bytes() for file in files)
+    assert str(Path.home()) not in (run.path / FILE).read_text(encoding="utf-8")
+
+
+def test_the_commit_is_that_of_the_folder(run: RunDirectory, git: Path) -> None:
+    """What git says, without its line break."""
+    git.write_text('#!/bin/sh\n[ "$*" = "rev-parse HEAD" ] && echo 0123abc\n', encoding="utf-8")
+    assert RunRecord(run, RECIPE).fields["git"] == "0123abc"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'fatal: not a git repository' >&2; exit 128",
+        "echo HEAD; echo \"fatal: ambiguous argument 'HEAD'\" >&2; exit 128",  # a repository without a commit
+    ],
+)
+def test_without_a_commit_there_is_none(script: str, run: RunDirectory, git: Path) -> None:
+    """Outside a repository, and in one that has no commit yet."""
+    git.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    assert RunRecord(run, RECIPE).fields["git"] is None
+
+
+def test_without_git_there_is_no_commit(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without git runs as well."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert RunRecord(run, RECIPE).fields["git"] is None
