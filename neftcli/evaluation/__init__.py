@@ -1,3 +1,1 @@
-"""Evaluation, always without noise: the loss of rows (`loss.py`) and generated answers (`generation.py`), both in
-evaluation mode (`mode.py`).
-"""
+"""Evaluation, always without noise: the loss of rows (`loss.py`), generated answers (`generation.py`), `mode.py`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from functools import singledispatchmethod
 from types import TracebackType
 
@@ -16,20 +15,21 @@ from rich.text import Text
 from neftcli import events
 from neftcli.cli.display import text
 
-ROWS = 12
+RECENT_ROWS = 10
+EVALUATED_ROWS = 6
 WIDE = 110
 
 
 class LiveDisplay:
     """Observes a workflow on a terminal.
 
-    What is settled (model, data, notices) is printed above, in the scrollback; the log rows and the progress are
-    redrawn below until the run ends, and then printed for good.
+    What is settled (model, data, notices) is printed above, in the scrollback; the latest log rows, evaluations
+    and the progress are redrawn below until the run ends, and then printed for good.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
-        self._rows: deque[tuple[events.StepLogged, events.Evaluated | None]] = deque(maxlen=ROWS)
+        self._rows: list[tuple[events.StepLogged, events.Evaluated | None]] = []
         self._phase: Spinner | None = None
         self._progress: events.Progress | None = None
         self._live = Live(console=self.console, auto_refresh=True, refresh_per_second=8, transient=True)
@@ -100,6 +100,8 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.StepLogged) -> None:
         self._rows.append((event, None))
+        evaluated = [row for row in self._rows[:-RECENT_ROWS] if row[1] is not None]
+        self._rows = evaluated[-EVALUATED_ROWS:] + self._rows[-RECENT_ROWS:]
 
     @_take.register
     def _(self, event: events.Evaluated) -> None:

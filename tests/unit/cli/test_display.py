@@ -1,0 +1,146 @@
+"""The displays: what they write for each event.
+
+Oracles: texts written out in full, the json module, and a scan for control characters.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from neftcli import events
+from neftcli.cli.display import text
+from neftcli.cli.display.json_lines import JsonLines
+from neftcli.cli.display.live import LiveDisplay
+from neftcli.cli.display.plain import PlainLines
+
+COUNTS = events.SplitCounts(420, 44_000, 17_000, 77, 102, 119, 138, ("rows.jsonl, line 17",), ("rows.jsonl, line 17",))
+RUN: list[events.Event] = [
+    events.Phase("reading data"),
+    events.DataReady(
+        source="rows.jsonl",
+        layout="prompt_completion",
+        loss_on="answers",
+        template="the model's own chat template",
+        rows_read=425,
+        unusable={"an answer is empty": ("rows.jsonl, line 3",)},
+        duplicates=2,
+        leaked=1,
+        special_text=("rows.jsonl, line 9",),
+        train=COUNTS,
+        held_out=events.SplitCounts(),
+        fingerprint="0" * 64,
+    ),
+    events.ModelReady("tiny", "a folder", "LoRA r16", 134_515_008, 4_884_480, "bf16", "CPU, 2 threads"),
+    events.NoiseMeasured(5.0, "uniform", "tokens", "constant", 0.099, 1.0, 1.0),
+    events.TrainingStarted("runs/tiny-a5-s0", 10, 1.0),
+    events.Progress(1, 10, 3.0, 27.0),
+    events.StepLogged(1, 0.1, 2.5, 1e-4, 1.25, 371.0, 3 * 2**30),
+    events.Evaluated(1, 2.25, 2.0),
+    events.Notice("look here"),
+    events.RunFinished(
+        run="runs/tiny-a5-s0",
+        seconds=243.0,
+        base_held_out_loss=2.41,
+        held_out_loss=1.83,
+        base_train_loss=2.4,
+        train_loss=1.7,
+        samples=(events.Sample("Why is the sky blue?", "Light.", "\x1b[31mRed\x07 alert", "Blue light\nbounces."),),
+        alpha=5.0,
+        recipe="tiny",
+    ),
+]
+
+
+def live(width: int) -> str:
+    """What the live display leaves on a terminal of this width."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, height=40, force_terminal=True, color_system=None, highlight=False)
+    with LiveDisplay(console) as display:
+        for event in RUN:
+            display.notify(event)
+    return stream.getvalue()
+
+
+def test_plain_lines_are_these() -> None:
+    stream = io.StringIO()
+    display = PlainLines(stream)
+    for event in RUN:
+        display.notify(event)
+    assert stream.getvalue().splitlines() == [
+        "reading data ...",
+        "data: rows.jsonl (prompt/completion) · 420 rows · 17 k tokens with loss (answers) · no row held out",
+        "data: 77 to 138 tokens a row, median 102, 9 of 10 at most 119",
+        "data: the model's own chat template",
+        "note: 1 row (rows.jsonl, line 3) left out: an answer is empty",
+        "note: 1 training rows left out: their prompts are held out",
+        "note: 2 rows repeat an earlier row, prompt and answer; they are kept",
+        "note: 1 row (rows.jsonl, line 17) cut at data.max_length; --max-length keeps more",
+        "note: 1 row (rows.jsonl, line 17) end without a stop token with loss, so don't teach to stop",
+        "note: 1 row (rows.jsonl, line 9) hold a special token as text, and it will act as the token",
+        "note: no row is held out, so nothing will show whether training helped: data.held_out_rows",
+        "model: tiny · LoRA r16 · 4.9 M of 134.5 M trainable · bf16 · CPU, 2 threads",
+        "model: from a folder",
+        "noise: NEFTune alpha 5 · uniform · real lengths · noise/embedding 0.099 at layer 0",
+        "training: 10 updates, 1 epochs, in runs/tiny-a5-s0",
+        "step=1 of=10 epoch=0.10 loss=2.5000 grad_norm=1.250 lr=1.00e-04 tokens_per_second=371 memory_gib=3.00 eta=27s",
+        "step=1 held_out_loss=2.2500 train_loss_noise_off=2.0000",
+        "note: look here",
+        "finished: runs/tiny-a5-s0 in 243s",
+        "held_out_loss: base=2.4100 tuned=1.8300 difference=-0.5800",
+        "prompt: Why is the sky blue?",
+        "  base:  \N{REPLACEMENT CHARACTER}[31mRed\N{REPLACEMENT CHARACTER} alert",
+        "  tuned: Blue light bounces.",
+        "next: neft train --recipe runs/tiny-a5-s0/recipe.yaml --alpha 0    "
+        "the same without noise: only this shows what the noise did",
+        "next: cat runs/tiny-a5-s0/samples.jsonl    the answers in full",
+    ]
+
+
+def test_json_lines_are_json_whatever_the_numbers() -> None:
+    stream = io.StringIO()
+    display = JsonLines(stream)
+    for event in [*RUN, events.StepLogged(2, 0.2, float("nan"), 0.0, float("inf"), 0.0, 0)]:
+        display.notify(event)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines[:-1]] == [type(event).__name__ for event in RUN]
+    assert (lines[-1]["loss"], lines[-1]["grad_norm"]) == (None, None)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_closing_screen_fits_and_keeps_what_matters(width: int) -> None:
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", live(width))
+    closing = shown[shown.rindex("finished") :]
+    assert all(len(line.rstrip()) <= width for line in closing.splitlines())
+    for fact in ("2.4100", "1.8300", "-0.5800", "Why is the sky blue?", "Blue light bounces.", "--alpha 0"):
+        assert fact in closing, fact
+
+
+def test_what_a_model_says_can_not_act_on_the_terminal() -> None:
+    assert "\x1b[31mRed" not in live(100)
+    assert "\x07" not in live(100)
+
+
+def test_rows_of_an_unfinished_run_stay_on_the_screen() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=100, force_terminal=True, color_system=None)
+    with LiveDisplay(console) as display:
+        for event in RUN[:-1]:
+            display.notify(event)
+    assert "2.500" in stream.getvalue()[stream.getvalue().rindex("noise off") :]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(0, "0"), (420, "420"), (38_000, "38 k"), (134_515_008, "134.5 M"), (6_738_415_616, "6.74 B")]
+)
+def test_counts_are_short(number: int, shown: str) -> None:
+    assert text.count(number) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (59.6, "1:00"), (171, "2:51"), (3723, "1:02:03")])
+def test_durations_are_clock_times(seconds: float, shown: str) -> None:
+    assert text.duration(seconds) == shown

@@ -1,0 +1,226 @@
+"""Answers, generated in batches.
+
+Oracle: the model asked for one token at a time, one prompt at a time, without a cache, in float32; the repetition
+penalty of CTRL (Keskar et al., arXiv 1909.05858) applied by hand to the tokens of the prompt and of the answer so far.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from neftcli.data.tokens import stop_tokens
+from neftcli.evaluation.generation import generate_answers
+from neftcli.neftune import neftune
+from neftcli.recipe.schema import Generation
+from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
+
+PROMPTS = ["a", "What is the capital of France?", "zwölf"]
+LENGTH = 12
+GREEDY = Generation(max_new_tokens=LENGTH, repetition_penalty=1.0)
+PENALISED = Generation(max_new_tokens=LENGTH, repetition_penalty=1.5)
+
+
+def continuation(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: str, generation: Generation) -> list[int]:
+    """The likeliest tokens behind a prompt, without the stop token that ends them."""
+    model = model.eval()
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = len(ids)
+    while len(ids) < start + generation.max_new_tokens:
+        with torch.no_grad():
+            scores = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        for token in set(ids):
+            factor = generation.repetition_penalty
+            scores[token] = scores[token] * factor if scores[token] < 0 else scores[token] / factor
+        token = int(scores.argmax())
+        if token in stop_tokens(tokenizer):
+            break
+        ids.append(token)
+    return ids[start:]
+
+
+def by_hand(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: str, generation: Generation) -> str:
+    tokens = continuation(model, tokenizer, prompt, generation)
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def stopping_at(token: int, pads: bool) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with another end-of-text token, which pads, too, or does not."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
+    if pads:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@pytest.mark.parametrize("generation", [GREEDY, PENALISED], ids=["greedy", "penalised"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_of_a_batch_are_those_of_one_token_at_a_time(family: Family, generation: Generation) -> None:
+    """Padding on the left, the cache and the neighbours change no answer, with the repetition penalty or without."""
+    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    expected = [by_hand(model, tokenizer, prompt, generation) for prompt in PROMPTS]
+    assert generate_answers(model, tokenizer, PROMPTS, generation) == expected
+    assert [generate_answers(model, tokenizer, [prompt], generation)[0] for prompt in PROMPTS] == expected
+    assert all(expected)
+
+
+def test_the_penalty_changes_answers() -> None:
+    """Against a penalty that is read and then forgotten: it is part of the oracle above."""
+    model, tokenizer = tiny_model("opt"), tiny_tokenizer()
+    greedy, penalised = (generate_answers(model, tokenizer, PROMPTS, one) for one in (GREEDY, PENALISED))
+    assert greedy != penalised
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pads_are_not_penalised_as_if_the_prompt_held_them(family: Family) -> None:
+    """Where pad and stop token are one, a short prompt in a batch stops where it does alone."""
+    model = tiny_model(family)
+    first = continuation(model, tiny_tokenizer(), PROMPTS[0], PENALISED)[0]
+    tokenizer = stopping_at(first, pads=True)
+    assert tokenizer.eos_token not in "".join(PROMPTS)
+    assert by_hand(model, tokenizer, PROMPTS[0], PENALISED) == ""
+    answers = generate_answers(model, tokenizer, PROMPTS, PENALISED)
+    assert answers == [by_hand(model, tokenizer, prompt, PENALISED) for prompt in PROMPTS]
+
+
+# Ends
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stop_token_ends_an_answer_and_is_no_part_of_it(family: Family) -> None:
+    """One answer of a batch ends early; the others go on, and it stays as it was."""
+    model = tiny_model(family)
+    tokens = continuation(model, tiny_tokenizer(), PROMPTS[1], PENALISED)
+    stop = next(token for token in tokens[3:] if token not in tokens[:3])
+    tokenizer = stopping_at(stop, pads=False)
+    expected = tokenizer.decode(tokens[: tokens.index(stop)], skip_special_tokens=True).strip()
+    answers = generate_answers(model, tokenizer, PROMPTS, PENALISED)
+    assert answers[1] == expected
+    assert answers == [by_hand(model, tokenizer, prompt, PENALISED) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("name", ["</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"])
+def test_stop_tokens_of_chat_templates_end_an_answer(name: str) -> None:
+    """A model that writes x, y and then that token for ever has answered xy."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [name]} if name != "</s>" else {})
+    wanted = [*tokenizer("xy")["input_ids"], tokenizer.convert_tokens_to_ids(name)]
+    start = len("prompt")
+
+    def write(module: torch.nn.Module, arguments: Any, keywords: Any, output: Any) -> Any:
+        place = int(keywords["position_ids"][0, -1]) + 1 - start
+        output.logits[:, -1, wanted[min(place, 2)]] += 1000
+        return output
+
+    with model.register_forward_hook(write, with_kwargs=True):
+        assert generate_answers(model, tokenizer, ["prompt"], GREEDY) == ["xy"]
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_answers_are_at_most_so_long(length: int) -> None:
+    """One token is one byte here; max_new_tokens bounds them."""
+    model, tokenizer = tiny_model("opt"), tiny_tokenizer()
+    generation = Generation(max_new_tokens=length, repetition_penalty=1.0)
+    answers = generate_answers(model, tokenizer, PROMPTS, generation)
+    assert answers == [by_hand(model, tokenizer, prompt, generation) for prompt in PROMPTS]
+    assert all(0 < len(answer) <= length for answer in answers)
+
+
+# Settings
+
+
+def test_the_models_own_sampling_does_not_leak_in() -> None:
+    """Many chat models ship with do_sample on; what the recipe says holds."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    expected = generate_answers(model, tokenizer, PROMPTS, GREEDY)
+    model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, top_p=0.5, repetition_penalty=2.0)
+    model.generation_config.max_new_tokens = 3
+    for seed in range(3):
+        torch.manual_seed(seed)
+        assert generate_answers(model, tokenizer, PROMPTS, GREEDY) == expected
+
+
+def test_sampling_follows_the_seed_and_the_temperature() -> None:
+    """The same seed is the same answer, another seed another; next to no temperature is greedy."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    warm = Generation(max_new_tokens=LENGTH, repetition_penalty=1.0, do_sample=True)
+    answers = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        answers.append(generate_answers(model, tokenizer, PROMPTS, warm))
+    assert answers[0] == answers[1] != answers[2]
+    cold = Generation(max_new_tokens=LENGTH, repetition_penalty=1.0, do_sample=True, temperature=1e-4)
+    assert generate_answers(model, tokenizer, PROMPTS, cold) == generate_answers(model, tokenizer, PROMPTS, GREEDY)
+
+
+def test_special_tokens_are_not_added_to_a_rendered_prompt() -> None:
+    """The template wrote the BOS, if there is one; the tokenizer's side of padding is left as it was."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    seen: list[list[int]] = []
+
+    def look(module: torch.nn.Module, arguments: Any, keywords: Any) -> None:
+        seen.append(keywords["input_ids"].tolist())
+
+    with model.register_forward_pre_hook(look, with_kwargs=True):
+        generate_answers(model, tokenizer, ["<s>ab", "c"], Generation(max_new_tokens=1))
+    a, b, c = tokenizer("abc")["input_ids"]
+    assert seen == [[[1, a, b], [0, 0, c]]]
+    assert tokenizer.padding_side == "right"
+
+
+# Without noise, and what is left behind
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attached_noise_changes_nothing(training: bool) -> None:
+    """With NEFTune around it the answers are the same."""
+    model, tokenizer = tiny_model("opt").train(training), tiny_tokenizer()
+    expected = generate_answers(model, tokenizer, PROMPTS, GREEDY)
+    with neftune(model, alpha=200.0):
+        assert generate_answers(model, tokenizer, PROMPTS, GREEDY) == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_put_back(training: bool) -> None:
+    """As it was; dropout is off meanwhile, and no gradient is kept."""
+    model, tokenizer = tiny_model("opt", dropout=0.5).train(training), tiny_tokenizer()
+    answers = generate_answers(model, tokenizer, PROMPTS, GREEDY)
+    assert {module.training for module in model.modules()} == {training}
+    assert all(weight.grad is None for weight in model.parameters())
+    assert answers == [by_hand(model, tokenizer, prompt, GREEDY) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_put_back_after_a_failure(training: bool) -> None:
+    """Also when memory runs out while generating."""
+    model, tokenizer = tiny_model("llama").train(training), tiny_tokenizer()
+
+    def fail(module: torch.nn.Module, arguments: tuple[object, ...]) -> None:
+        assert not module.training
+        raise RuntimeError("out of memory")
+
+    with model.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="out of memory"):
+        generate_answers(model, tokenizer, PROMPTS, GREEDY)
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_bfloat16_arithmetic_is_used_where_it_is_given() -> None:
+    """The autocast holds while generating and ends with it."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    seen: list[torch.dtype] = []
+
+    def look(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> None:
+        seen.append(output.dtype)
+
+    with model.lm_head.register_forward_hook(look):
+        generate_answers(model, tokenizer, PROMPTS, GREEDY, torch.autocast("cpu", dtype=torch.bfloat16))
+        generate_answers(model, tokenizer, PROMPTS, GREEDY)
+    assert seen[0] == torch.bfloat16
+    assert seen[-1] == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_no_prompts_have_no_answers() -> None:
+    """Nothing is asked of the model."""
+    assert generate_answers(tiny_model("llama"), tiny_tokenizer(), [], GREEDY) == []

@@ -1,0 +1,72 @@
+"""The callback: when it evaluates, and what it tells of the time left.
+
+Oracle: the steps and numbers counted by hand.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from neftcli import events
+from neftcli.training.watch import Watch
+
+
+class Collector:
+    """Keeps the events."""
+
+    def __init__(self) -> None:
+        self.events: list[events.Event] = []
+
+    def notify(self, event: events.Event) -> None:
+        """Keeps one."""
+        self.events.append(event)
+
+
+def run(total: int, every: float, logging_steps: int) -> tuple[Collector, Watch]:
+    """A run of `total` updates, as the trainer calls its callback."""
+    collector = Collector()
+    watch = Watch(collector, lambda step: events.Evaluated(step, 1.0, 1.0), every, "cpu")
+    state = SimpleNamespace(global_step=0, max_steps=total, epoch=0.0)
+    control = SimpleNamespace(should_log=False)
+    watch.on_train_begin(None, state, control)
+    for step in range(1, total + 1):
+        watch.on_step_begin(None, state, control)
+        state.global_step = step
+        control.should_log = step % logging_steps == 0
+        watch.on_step_end(None, state, control)
+        if control.should_log:
+            watch.on_log(None, state, control, {"loss": 1.0, "num_tokens": 10.0 * step})
+    return collector, watch
+
+
+@pytest.mark.parametrize(
+    ("total", "every", "logging_steps", "expected"),
+    [
+        (20, 0.25, 1, [5, 10, 15, 20]),
+        (20, 0.25, 2, [6, 10, 16, 20]),
+        (20, 1.0, 1, [20]),
+        (7, 0.5, 1, [4, 7]),
+        (1, 0.25, 1, [1]),
+        (10, 0.1, 7, [7, 10]),
+    ],
+)
+def test_evaluations_come_at_the_first_log_row_when_due_and_at_the_end(
+    total: int, every: float, logging_steps: int, expected: list[int]
+) -> None:
+    collector, watch = run(total, every, logging_steps)
+    assert [event.step for event in collector.events if isinstance(event, events.Evaluated)] == expected
+    assert watch.evaluated is not None
+    assert watch.evaluated.step == total
+
+
+def test_the_last_update_has_a_log_row_whatever_the_logging_steps() -> None:
+    collector, _ = run(10, 1.0, 4)
+    assert [event.step for event in collector.events if isinstance(event, events.StepLogged)] == [4, 8, 10]
+
+
+def test_no_time_is_left_at_the_end() -> None:
+    collector, _ = run(5, 0.5, 1)
+    last = [event for event in collector.events if isinstance(event, events.Progress)][-1]
+    assert (last.step, last.total_steps, last.remaining) == (5, 5, 0.0)
