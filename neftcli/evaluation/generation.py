@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,12 +39,13 @@ def generate_answers(
         return []
     from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
+    stops = stop_tokens(tokenizer)
     sampling = {"temperature": generation.temperature, "top_p": generation.top_p} if generation.do_sample else {}
     settings = GenerationConfig(
         max_new_tokens=generation.max_new_tokens,
         repetition_penalty=1.0,
         do_sample=generation.do_sample,
-        eos_token_id=sorted(stop_tokens(tokenizer)),
+        eos_token_id=sorted(stops),
         pad_token_id=tokenizer.pad_token_id,
         **sampling,
     )
@@ -60,5 +62,7 @@ def generate_answers(
             generation_config=settings,
             logits_processor=LogitsProcessorList([penalty]),
         )
-    new = tokens[:, encoded["input_ids"].shape[1] :]
-    return [str(text).strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    new: list[list[int]] = tokens[:, encoded["input_ids"].shape[1] :].tolist()
+    # Not every tokenizer marks its stop tokens as special, so they are cut off and not left to the decoder.
+    answers = [list(takewhile(lambda token: token not in stops, row)) for row in new]
+    return [str(text).strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
