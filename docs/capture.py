@@ -24,6 +24,13 @@ def tmux(*arguments: str) -> str:
     return subprocess.run(["tmux", *arguments], check=True, capture_output=True, text=True).stdout
 
 
+def save_picture(screen: str, width: int, title: str, file: Path) -> None:
+    """Writes what stands on a terminal, with its escapes, as SVG."""
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(screen))
+    console.save_svg(str(file), title=title)
+
+
 def main() -> None:
     """Runs the command, waits for its end and writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,9 +48,7 @@ def main() -> None:
         screen = tmux("capture-pane", "-e", "-p", "-t", SESSION).rstrip()
     finally:
         tmux("kill-session", "-t", SESSION)
-    console = Console(record=True, width=options.width, file=io.StringIO(), force_terminal=True)
-    console.print(Text.from_ansi(screen))
-    console.save_svg(str(options.output), title=options.title)
+    save_picture(screen, options.width, options.title, options.output)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _tell([Problem("stopped by Ctrl-C before anything was started")], started=True)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the lines has gone (`neft train | head`)
+        sys.stderr.close()
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from neftcli.errors import InputError, Problem
+
 if TYPE_CHECKING:
     import torch
 
@@ -49,9 +51,21 @@ class Machine:
 
 
 def choose_machine(recipe: Recipe) -> Machine:
-    """The device that is there, and the types that `recipe` asks for or that are fast on it."""
+    """The device that is there, and the types that `recipe` asks for or that are fast on it.
+
+    Raises:
+        InputError: Several GPUs are visible.
+    """
     import torch
 
+    if torch.cuda.device_count() > 1:
+        raise InputError(
+            Problem(
+                "training runs on one GPU for now, and several are visible",
+                f"{torch.cuda.device_count()} GPUs",
+                "CUDA_VISIBLE_DEVICES=0 neft train ...",
+            )
+        )
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     wanted = recipe.training.precision
     bfloat16 = wanted == "bfloat16" or (wanted == "auto" and multiplies_bfloat16(device))
@@ -129,8 +143,7 @@ def _device_name(device: str) -> str:
     import torch
 
     if device == "cuda":
-        count = torch.cuda.device_count()
-        return f"{count} x {torch.cuda.get_device_name(0)}" if count > 1 else torch.cuda.get_device_name(0)
+        return torch.cuda.get_device_name(0)
     if device == "mps":
         return "Apple GPU"
     return f"CPU, {torch.get_num_threads()} threads"

@@ -49,9 +49,9 @@ def data_line(event: DataReady) -> str:
     train, held_out = event.train, event.held_out
     parts = [
         f"{event.source} ({event.layout.replace('_', '/')})",
-        f"{train.rows} rows",
+        f"{event.rows_read} rows read, {train.rows} to learn from",
         f"{count(train.loss_tokens)} tokens with loss ({event.loss_on})",
-        f"{held_out.rows} rows held out" if held_out.rows else "no row held out",
+        f"{held_out.rows} held out" if held_out.rows else "none held out",
     ]
     return " · ".join(parts)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.data.tokens import stop_tokens
@@ -160,8 +161,12 @@ def test_sampling_follows_the_seed_and_the_temperature() -> None:
 
 
 def test_special_tokens_are_not_added_to_a_rendered_prompt() -> None:
-    """The template wrote the BOS, if there is one; the tokenizer's side of padding is left as it was."""
+    """The template wrote the BOS, where the tokenizer writes one; its side of padding is left as it was."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    a, b, c = tokenizer("abc")["input_ids"]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     seen: list[list[int]] = []
 
     def look(module: torch.nn.Module, arguments: Any, keywords: Any) -> None:
@@ -169,7 +174,6 @@ def test_special_tokens_are_not_added_to_a_rendered_prompt() -> None:
 
     with model.register_forward_pre_hook(look, with_kwargs=True):
         generate_answers(model, tokenizer, ["<s>ab", "c"], Generation(max_new_tokens=1))
-    a, b, c = tokenizer("abc")["input_ids"]
     assert seen == [[[1, a, b], [0, 0, c]]]
     assert tokenizer.padding_side == "right"
 

@@ -157,6 +157,16 @@ def test_the_mode_is_put_back(training: bool) -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
+def test_modules_that_were_in_another_mode_are_put_back_in_theirs() -> None:
+    """A frozen part that somebody keeps in evaluation mode stays there when the rest trains on."""
+    model = tiny_model("llama").train()
+    model.model.layers[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    row_losses(model, ROWS, 3)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert set(before.values()) == {True, False}
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
 def test_the_mode_is_put_back_after_a_failure(training: bool, error: BaseException) -> None:
