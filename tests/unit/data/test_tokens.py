@@ -57,6 +57,11 @@ FORGETFUL = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
+# Opens an answer with words that no written answer has, as templates of reasoning models do.
+THINKING = (
+    "{% for message in messages %}{{ '<' + message.role + '>' + message.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant><think>' }}{% endif %}"
+)
 
 
 def conversation(*turns: tuple[str, str] | tuple[str, str, str], where: str = "rows.jsonl, line 1") -> Example:
@@ -263,6 +268,15 @@ def test_a_template_that_drops_earlier_answers_is_refused() -> None:
     )
     assert learned(tokenizer, one(tokenizer, SINGLE)) == "That.</s>"
     assert one(tokenizer, MULTI, completion_only=False).stops
+
+
+def test_a_template_that_opens_answers_with_other_words_is_refused() -> None:
+    """Where the prompt to answer is no beginning of the answered conversation, the answer's place is not known."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = THINKING
+    with pytest.raises(ModelError, match="does not render a conversation by appending turns"):
+        one(tokenizer, SINGLE)
+    assert one(tokenizer, SINGLE, completion_only=False).stops
 
 
 def test_a_template_that_refuses_a_conversation() -> None:
