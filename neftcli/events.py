@@ -67,6 +67,7 @@ class DataReady:
         train: The training side.
         held_out: The held-out side.
         fingerprint: SHA-256 of the examples of both sides.
+        unread: Columns of the first row that its layout does not read.
     """
 
     source: str
@@ -81,6 +82,7 @@ class DataReady:
     train: SplitCounts
     held_out: SplitCounts
     fingerprint: str
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

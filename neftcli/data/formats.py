@@ -3,6 +3,7 @@
 text                {"text": ...}
 prompt_completion   {"prompt": ..., "completion": ...}, both text or both lists of turns
 alpaca              {"instruction": ..., "input": ... (may be missing or empty), "output": ...}
+                    (these two and sharegpt may have "system", the system turn)
 messages            {"messages": [{"role": ..., "content": ...}, ...]}
 sharegpt            {"conversations": [{"from": ..., "value": ...}, ...]}
 """
@@ -24,6 +25,13 @@ REQUIRED: dict[Format, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
+}
+OPTIONAL: dict[Format, tuple[str, ...]] = {
+    "messages": (),
+    "sharegpt": ("system",),
+    "prompt_completion": ("system",),
+    "alpaca": ("input", "system"),
+    "text": (),
 }
 ROLES = {
     "system": "system",
@@ -101,6 +109,11 @@ def detect(row: Row, columns: Mapping[str, str]) -> Format:
     )
 
 
+def unread_columns(row: Row, layout: Format) -> tuple[str, ...]:
+    """Columns of a row under standard names that its layout does not read."""
+    return tuple(name for name in row.values if name not in REQUIRED[layout] + OPTIONAL[layout])
+
+
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     """The row under standard column names, by `data.columns`.
 
@@ -135,8 +148,9 @@ def to_example(row: Row, layout: Format, system_prompt: str | None = None) -> Ex
             raise UnusableRow("its text is empty")
         return Example((), text, row.where)
     turns = _turns(row, layout)
-    if system_prompt and turns and turns[0].role != "system":
-        turns = [Turn("system", system_prompt), *turns]
+    system = _text(row, "system").strip() if "system" in OPTIONAL[layout] and "system" in row.values else ""
+    if (system or system_prompt) and turns and turns[0].role != "system":
+        turns = [Turn("system", system or system_prompt or ""), *turns]
     while turns and turns[-1].role != "assistant":  # a conversation that ends with a question: nothing answers it
         turns.pop()
     if not turns:

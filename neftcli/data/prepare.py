@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from neftcli.data.formats import Example, Format, UnusableRow, detect, renamed, to_example
-from neftcli.data.sources import BUILTIN, read_rows
+from neftcli.data.formats import Example, Format, UnusableRow, detect, renamed, to_example, unread_columns
+from neftcli.data.sources import BUILTIN, is_hub, read_rows
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
 from neftcli.data.tokens import TokenRow, special_text, tokenize
 from neftcli.errors import DataError, Problem
@@ -36,6 +36,7 @@ class Examples:
         rows_read: Rows read from it.
         unusable: Reason to places of the rows that were left out, on both sides.
         leaked: Training rows left out since their prompt is held out.
+        unread: Columns that its layout does not read.
     """
 
     train: list[Example]
@@ -44,6 +45,7 @@ class Examples:
     rows_read: int
     unusable: Mapping[str, list[str]]
     leaked: int
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class _Reader:
     data: Data
     layout: Format | None = None
     rows: int = 0
+    unread: tuple[str, ...] = ()
     unusable: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def read(self, source: str, split: str) -> list[Example]:
@@ -78,6 +81,7 @@ class _Reader:
             self.rows += 1
             if self.layout is None:
                 self.layout = detect(row, self.data.columns) if self.data.format == "auto" else self.data.format
+                self.unread = unread_columns(renamed(row, self.data.columns), self.layout)
             try:
                 examples.append(to_example(renamed(row, self.data.columns), self.layout, self.data.system_prompt))
             except UnusableRow as reason:
@@ -99,6 +103,7 @@ def read_examples(data: Data, seed: int) -> Examples:
     Raises:
         DataError: A source can't be read, fits no layout, or leaves nothing to train on.
     """
+    _require_splits(data)
     reader = _Reader(data)
     examples = reader.read(data.source, data.split)
     held_out_source, held_out_split = data.held_out_source, data.held_out_split or "train"
@@ -127,7 +132,20 @@ def read_examples(data: Data, seed: int) -> Examples:
     if not train:
         raise DataError(Problem(f"{data.source}: every training row's prompt is held out", f"{leaked} rows"))
     assert reader.layout is not None  # noqa: S101 - at least one row was read
-    return Examples(train, held_out, reader.layout, reader.rows, reader.unusable, leaked)
+    return Examples(train, held_out, reader.layout, reader.rows, reader.unusable, leaked, reader.unread)
+
+
+def _require_splits(data: Data) -> None:
+    """Refuses a split of something that has none."""
+    asked = {"data.split": data.split if data.split != "train" else None, "data.held_out_split": data.held_out_split}
+    sources = {"data.split": data.source, "data.held_out_split": data.held_out_source or data.source}
+    problems = [
+        Problem(f"{key}: only a hub data set has splits, and {sources[key]} is none", split, "--held-out FILE")
+        for key, split in asked.items()
+        if split is not None and sources[key] != BUILTIN and not is_hub(sources[key])
+    ]
+    if problems:
+        raise DataError(*problems)
 
 
 def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, template: str) -> Prepared:
@@ -174,6 +192,7 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
         train=count(train),
         held_out=count([row for row, _ in pairs]),
         fingerprint=_fingerprint(examples),
+        unread=examples.unread,
     )
     return Prepared(train, [row for row, _ in pairs], [example for _, example in pairs], counts)
 

@@ -18,6 +18,27 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Generation
 
 
+class RepetitionPenalty:
+    """The repetition penalty over prompt and answer, but not on pads and stop tokens.
+
+    A chat template writes the stop token behind every turn of the prompt; penalised for that, answers would run on.
+    The prompts that the paper's authors generated from hold none, so this is their setting for chat models, too.
+    """
+
+    def __init__(self, penalty: float, pads: torch.Tensor, stops: set[int]) -> None:
+        from transformers import RepetitionPenaltyLogitsProcessor
+
+        self._penalise = RepetitionPenaltyLogitsProcessor(penalty, pads)
+        self._stops = sorted(stops)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores (rows, vocabulary) of the next token, penalised."""
+        unpenalised = scores[:, self._stops].clone()
+        penalised: torch.Tensor = self._penalise(input_ids, scores)
+        penalised[:, self._stops] = unpenalised
+        return penalised
+
+
 @torch.no_grad()
 def generate_answers(
     model: PreTrainedModel,
@@ -37,24 +58,23 @@ def generate_answers(
     """
     if not prompts:
         return []
-    from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+    from transformers import GenerationConfig, LogitsProcessorList
 
     stops = stop_tokens(tokenizer)
-    sampling = {"temperature": generation.temperature, "top_p": generation.top_p} if generation.do_sample else {}
+    sampling = {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
     settings = GenerationConfig(
         max_new_tokens=generation.max_new_tokens,
         repetition_penalty=1.0,
         do_sample=generation.do_sample,
         eos_token_id=sorted(stops),
         pad_token_id=tokenizer.pad_token_id,
-        **sampling,
+        **(sampling if generation.do_sample else {}),
     )
     encoded = tokenizer(
         list(prompts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
     ).to(model.device)
-    # Pads would be penalised as if the prompt held them; where pad and stop token are one, answers would not end.
     pads = (encoded["attention_mask"] == 0).sum(1)
-    penalty = RepetitionPenaltyLogitsProcessor(float(generation.repetition_penalty), pads)
+    penalty = RepetitionPenalty(float(generation.repetition_penalty), pads, stops)
     with evaluation_mode(model), autocast or nullcontext():
         tokens = model.generate(
             input_ids=encoded["input_ids"],

@@ -17,7 +17,8 @@ from neftcli.models.names import Reference
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Adapter, Recipe
 
-NF4_BYTES = 0.5 + 0.127 / 8  # 4 bits, and a double-quantised constant for every 64 weights
+NF4_BITS = 4
+CONSTANT_BITS = {False: 32 / 64, True: 8 / 64 + 32 / (64 * 256)}  # of a block of 64
 FLOAT32_BYTES = 4
 
 
@@ -65,7 +66,8 @@ def estimate(
     four_bit = recipe.quantization.type == "nf4"
     # Gradients and AdamW's moments have the type of what is trained; adapters are float32, on 4-bit weights bfloat16.
     trained_bytes = weight_bytes if full else 2 if four_bit else 4
-    weights = (parameters - linear) * weight_bytes + linear * (NF4_BYTES if four_bit else weight_bytes)
+    nf4_bytes = (NF4_BITS + CONSTANT_BITS[recipe.quantization.double_quantization]) / 8
+    weights = (parameters - linear) * weight_bytes + linear * (nf4_bytes if four_bit else weight_bytes)
     text = config.get_text_config()
     tokens = recipe.training.per_device_train_batch_size * row_tokens
     if recipe.neftune.noise == "symmetric":

@@ -232,7 +232,7 @@ class Evaluation:
 class Recipe:
     """All that determines a run, apart from the machine."""
 
-    name: Annotated[str, Option("The run's name starts with it.")] = "run"
+    name: Annotated[str, Option("The run's name starts with it.", "--name")] = "run"
     about: Annotated[str, Option("One line for `neft recipes`.")] = ""
     output_dir: Annotated[Name, Option("Folder in which the run's own folder is made.", "--output-dir")] = "runs"
     model: Annotated[Model, Option("Which model is tuned.")] = field(default_factory=Model)

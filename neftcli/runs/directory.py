@@ -11,6 +11,7 @@ from typing import Any
 
 from neftcli.errors import InputError, Problem
 
+SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -36,7 +37,7 @@ class RunDirectory:
                 Problem(
                     "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64",
                     name,
-                    f"--name {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-')[:64] or 'my-run'}",
+                    f"--name {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-')[:SUGGESTED] or 'my-run'}",
                 )
             )
         number = 1

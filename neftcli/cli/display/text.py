@@ -76,6 +76,8 @@ def length_line(side: SplitCounts) -> str:
 def data_notices(event: DataReady) -> list[str]:
     """What a person should know about the data before it is trained on."""
     notices = [f"{rows(places)} left out: {reason}" for reason, places in event.unusable.items()]
+    if event.unread:
+        notices.append(f"columns that are not read: {', '.join(event.unread)}")
     if event.leaked:
         notices.append(f"{event.leaked} training rows left out: their prompts are held out")
     if event.duplicates:

@@ -13,10 +13,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from neftcli.models.loading import load_model
-from neftcli.models.memory import NF4_BYTES, MemoryEstimate, estimate
+from neftcli.models.memory import MemoryEstimate, estimate
 from neftcli.models.names import ALIASES, Reference, resolve
 from neftcli.recipe.schema import Adapter, Neftune, Quantization, Recipe, Training
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model
+
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # the QLoRA paper: 0.127 bits a weight for the constants
 
 FULL = Recipe()
 LORA = replace(FULL, adapter=Adapter(type="lora", r=8))

@@ -63,7 +63,7 @@ def test_letters_digits_dot_underscore_and_hyphen_make_a_name(name: str) -> None
         ("größe", "gr-e"),
         ("a\0b", "a-b"),
         ("run\n", "run"),
-        ("x" * 65, "x" * 64),
+        ("x" * 65, "x" * 40),
     ],
 )
 def test_other_names_are_refused_with_one_that_is_not(name: str, remedy: str) -> None:
