@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from neftcli.models.loading import load_model
-from neftcli.models.memory import MemoryEstimate, estimate
+from neftcli.models.memory import CONSTANT_BITS, NF4_BITS, MemoryEstimate, estimate
 from neftcli.models.names import ALIASES, Reference, resolve
 from neftcli.recipe.schema import Adapter, Neftune, Quantization, Recipe, Training
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model
@@ -136,7 +136,8 @@ def test_four_bit_weights_are_bitsandbytes(family: Family, folders: dict[Family,
 
 def test_four_bits_are_a_little_more_than_half_a_byte() -> None:
     """QLoRA's paper counts 0.127 bits a parameter for doubly quantised constants."""
-    assert pytest.approx(4.127) == 8 * NF4_BYTES
+    assert pytest.approx(4.127, abs=1e-3) == NF4_BITS + CONSTANT_BITS[True]
+    assert pytest.approx(4.5) == NF4_BITS + CONSTANT_BITS[False]
 
 
 @pytest.mark.parametrize("name", ALIASES)
