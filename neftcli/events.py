@@ -59,7 +59,7 @@ class DataReady:
         layout: The row format, detected or given.
         loss_on: "answers" or "all tokens".
         template: The chat template's name, or "" for plain text.
-        rows_read: Rows in the source.
+        rows_read: Rows read, from the held-out source, too.
         unusable: Reason to the places of the rows that were left out for it.
         duplicates: Rows that repeat an earlier one.
         leaked: Training rows left out since their prompt is held out.

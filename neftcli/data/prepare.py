@@ -33,7 +33,7 @@ class Examples:
         train: Examples to learn from.
         held_out: Examples to evaluate on.
         layout: Row format of the training source.
-        rows_read: Rows read from it.
+        rows_read: Rows read, from the held-out source, too.
         unusable: Reason to places of the rows that were left out, on both sides.
         leaked: Training rows left out since their prompt is held out.
         unread: Columns that its layout does not read.
@@ -81,7 +81,7 @@ class _Reader:
             self.rows += 1
             if self.layout is None:
                 self.layout = detect(row, self.data.columns) if self.data.format == "auto" else self.data.format
-                self.unread = unread_columns(renamed(row, self.data.columns), self.layout)
+                self.unread = () if source == BUILTIN else unread_columns(renamed(row, self.data.columns), self.layout)
             try:
                 examples.append(to_example(renamed(row, self.data.columns), self.layout, self.data.system_prompt))
             except UnusableRow as reason:
@@ -121,6 +121,7 @@ def read_examples(data: Data, seed: int) -> Examples:
     else:
         evaluated = _Reader(data)
         held_out = evaluated.read(held_out_source, held_out_split)
+        reader.rows += evaluated.rows
         for reason, places in evaluated.unusable.items():
             reader.unusable[reason].extend(places)
         if len(held_out) > data.held_out_rows:

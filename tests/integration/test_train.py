@@ -188,7 +188,9 @@ def test_what_the_libraries_say_goes_to_the_log(quick: list[str], tmp_path: Path
 
 def test_plain_lines_carry_the_facts(neft: Neft, quick: list[str]) -> None:
     out = neft(*quick).out
-    assert re.search(r"^data: .*rows\.jsonl \(prompt/completion\) · 60 rows read, 48 to learn from · ", out, re.M)
+    assert re.search(
+        r"^data: .*rows\.jsonl \(prompt/completion\) · 60 rows read: 48 to learn from, 12 held out$", out, re.M
+    )
     assert re.search(
         r"^noise: NEFTune alpha 5 · uniform · real lengths · noise/embedding \d+\.\d{3} at layer 0$", out, re.M
     )

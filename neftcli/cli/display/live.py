@@ -72,8 +72,9 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.DataReady) -> None:
         self._print(Text(text.data_line(event)))
-        details = [text.length_line(event.train), event.template]
-        self._print(Text(" · ".join(detail for detail in details if detail), style="dim"))
+        for detail in (text.length_line(event), event.template):
+            if detail:
+                self._print(Text(detail, style="dim"))
         for notice in text.data_notices(event):
             self._note(notice)
 

@@ -39,7 +39,7 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.DataReady) -> list[str]:
-        lines = [f"data: {text.data_line(event)}", f"data: {text.length_line(event.train)}"]
+        lines = [f"data: {text.data_line(event)}", f"data: {text.length_line(event)}"]
         if event.template:
             lines.append(f"data: {event.template}")
         return lines + [f"note: {notice}" for notice in text.data_notices(event)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from neftcli.events import DataReady, ModelReady, NoiseMeasured, Plan, RunFinished, SplitCounts
+from neftcli.events import DataReady, ModelReady, NoiseMeasured, Plan, RunFinished
 
 PLACES = 3
 
@@ -47,13 +47,8 @@ def model_line(event: ModelReady) -> str:
 def data_line(event: DataReady) -> str:
     """On what."""
     train, held_out = event.train, event.held_out
-    parts = [
-        f"{event.source} ({event.layout.replace('_', '/')})",
-        f"{event.rows_read} rows read, {train.rows} to learn from",
-        f"{count(train.loss_tokens)} tokens with loss ({event.loss_on})",
-        f"{held_out.rows} held out" if held_out.rows else "none held out",
-    ]
-    return " · ".join(parts)
+    sides = f"{train.rows} to learn from, {held_out.rows or 'none'} held out"
+    return f"{event.source} ({event.layout.replace('_', '/')}) · {event.rows_read} rows read: {sides}"
 
 
 def noise_line(event: NoiseMeasured) -> str:
@@ -68,9 +63,11 @@ def noise_line(event: NoiseMeasured) -> str:
     )
 
 
-def length_line(side: SplitCounts) -> str:
-    """How long the rows are."""
-    return f"{side.shortest} to {side.longest} tokens a row, median {side.median}, 9 of 10 at most {side.long}"
+def length_line(event: DataReady) -> str:
+    """How many tokens carry loss, and how long the rows are."""
+    side = event.train
+    lengths = f"{side.shortest} to {side.longest} tokens a row, median {side.median}, 9 of 10 at most {side.long}"
+    return f"{count(side.loss_tokens)} tokens with loss ({event.loss_on}) · {lengths}"
 
 
 def data_notices(event: DataReady) -> list[str]:

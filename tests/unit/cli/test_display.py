@@ -73,9 +73,8 @@ def test_plain_lines_are_these() -> None:
         display.notify(event)
     assert stream.getvalue().splitlines() == [
         "reading data ...",
-        "data: rows.jsonl (prompt/completion) · 425 rows read, 420 to learn from · "
-        "17 k tokens with loss (answers) · none held out",
-        "data: 77 to 138 tokens a row, median 102, 9 of 10 at most 119",
+        "data: rows.jsonl (prompt/completion) · 425 rows read: 420 to learn from, none held out",
+        "data: 17 k tokens with loss (answers) · 77 to 138 tokens a row, median 102, 9 of 10 at most 119",
         "data: the model's own chat template",
         "note: 1 row (rows.jsonl, line 3) left out: an answer is empty",
         "note: 1 training rows left out: their prompts are held out",
