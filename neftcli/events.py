@@ -247,7 +247,7 @@ class Plan:
         method: full, LoRA r16, QLoRA r16.
         device: The device, in words.
         precision: Arithmetic of the matrix products.
-        updates: Updates of the optimiser in all.
+        updates: Updates of the optimiser in all; None where the data could not be counted.
         parameters: All parameters.
         trainable: Those that are trained.
         weights_bytes: Estimated bytes of the weights,
@@ -263,7 +263,7 @@ class Plan:
     method: str
     device: str
     precision: str
-    updates: int
+    updates: int | None
     parameters: int
     trainable: int
     weights_bytes: int

@@ -51,7 +51,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _resolve(recipe: str | None, assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -> Recipe:
-    from neftcli.recipe.loading import assignment, load_recipe
+    from neftcli.recipe.loading import assignment, load_recipe, resolve
     from neftcli.recipe.yaml_file import Setting, read_value
 
     layer: Layer = {}
@@ -67,13 +67,14 @@ def _resolve(recipe: str | None, assignments: list[str], typed: dict[str, Any], 
             is_text = type_name(key.type) == "TEXT"
             layer[key.path] = Setting(value if is_text else read_value(value, flag), flag, f"{flag} {value}")
     layers = [layer, *(assignment(text) for text in assignments)]
-    if recipe is None:
-        layers.insert(0, _own_name(layers))
+    own_name = _own_name(layers)
+    if recipe is None and own_name:
+        return resolve([own_name, *layers])
     return load_recipe(recipe or QUICKSTART, layers)
 
 
 def _own_name(layers: list[Layer]) -> Layer:
-    """A name for a run without `--recipe` that has another model or other data than the quickstart."""
+    """A name for a run of a model or data of one's own; empty where neither was typed."""
     from neftcli.recipe.yaml_file import Setting
 
     said = {path: setting.value for layer in layers for path, setting in layer.items()}
@@ -113,7 +114,8 @@ def _recipe_option() -> inspect.Parameter:
             typer.Option(
                 "--recipe",
                 metavar="NAME|FILE",
-                help="A shipped recipe (see `neft recipes`) or a YAML file; quickstart without it.",
+                help="A shipped recipe (see `neft recipes`) or a YAML file. Without it: the quickstart, or the defaults "
+                "where --model or --dataset is given.",
                 show_default=False,
                 rich_help_panel="Run",
             ),

@@ -77,7 +77,7 @@ class _Reader:
 
     def read(self, source: str, split: str) -> list[Example]:
         examples = []
-        for row in read_rows(source, split, self.data.config):
+        for row in read_rows(source, split, self.data.config if source == self.data.source else None):
             self.rows += 1
             if self.layout is None:
                 self.layout = detect(row, self.data.columns) if self.data.format == "auto" else self.data.format
@@ -106,10 +106,9 @@ def read_examples(data: Data, seed: int) -> Examples:
     _require_splits(data)
     reader = _Reader(data)
     examples = reader.read(data.source, data.split)
-    held_out_source, held_out_split = data.held_out_source, data.held_out_split or "train"
-    if data.source == BUILTIN and held_out_source is None:
-        held_out_source, held_out_split = BUILTIN, "held_out"
-    elif held_out_source is None and data.held_out_split is not None:
+    held_out_source = data.held_out_source or (BUILTIN if data.source == BUILTIN else None)
+    held_out_split = data.held_out_split or ("held_out" if held_out_source == BUILTIN else "train")
+    if held_out_source is None and data.held_out_split is not None:
         held_out_source = data.source
     leaked = 0
     held_out: list[Example]
@@ -121,6 +120,14 @@ def read_examples(data: Data, seed: int) -> Examples:
     else:
         evaluated = _Reader(data)
         held_out = evaluated.read(held_out_source, held_out_split)
+        if (evaluated.layout == "text") != (reader.layout == "text"):
+            raise DataError(
+                Problem(
+                    f"{held_out_source}: held-out rows must be plain text or conversations as the training rows are",
+                    f"{evaluated.layout}, and {reader.layout} in {data.source}",
+                    "--set data.columns='{...}'",
+                )
+            )
         reader.rows += evaluated.rows
         for reason, places in evaluated.unusable.items():
             reader.unusable[reason].extend(places)

@@ -273,11 +273,11 @@ def _read_parquet(path: Path, name: str) -> Iterator[Row]:
 
 def _read_hub(hub_id: str, split: str, config: str | None) -> Iterator[Row]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = load_dataset(hub_id, config, split=split)
-    except (ConnectionError, DatasetNotFoundError, OSError) as error:
+    except (ConnectionError, DatasetsError, OSError, RuntimeError) as error:
         raise DataError(
             Problem(
                 f"data.source: the data set {hub_id} can't be reached on the hub, and is not in the local cache",

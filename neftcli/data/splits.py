@@ -17,9 +17,9 @@ LARGEST_SHARE = 0.2
 
 
 def normalised(prompt: str) -> str:
-    """The prompt in lower case: letters with their accents and vowel signs, digits, one space between words."""
+    """The prompt in lower case: letters with their accents and vowel signs, digits, signs of arithmetic, one space between words."""
     folded = unicodedata.normalize("NFKC", prompt).casefold()
-    return " ".join("".join(letter if _in_word(letter) else " " for letter in folded).split())
+    return " ".join("".join(_kept(letter) for letter in folded).split())
 
 
 def hold_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[list[Example], list[Example]]:
@@ -64,8 +64,12 @@ def duplicates(examples: Sequence[Example]) -> int:
     return len(examples) - len({(normalised(example.prompt()), example.answer()) for example in examples})
 
 
-def _in_word(letter: str) -> bool:
-    return letter.isalnum() or unicodedata.category(letter).startswith("M")
+def _kept(letter: str) -> str:
+    """Letters, their marks and digits; signs of arithmetic and money as words of their own (3+5 is not 3*5)."""
+    category = unicodedata.category(letter)
+    if letter.isalnum() or category.startswith("M"):
+        return letter
+    return f" {letter} " if category in ("Sm", "Sc") or letter in "*/%^" else " "
 
 
 def _order(seed: int, key: str) -> bytes:

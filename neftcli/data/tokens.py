@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neftcli.data.formats import Example
 from neftcli.errors import DataError, ModelError, Problem
@@ -44,9 +44,17 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     """The text that generation starts from: everything before the last answer, or a plain text's first words."""
     if not example.turns:
         begins = beginning(tokenizer)
-        words = example.text.removeprefix(begins).split(" ")
-        return begins + " ".join(words[: min(TEXT_PROMPT_WORDS, (len(words) + 1) // 2)])
-    return _render(tokenizer, example.turns[:-1], add_generation_prompt=True)
+        return begins + prompt_and_reference(example)[0].removeprefix(begins)
+    return _render(tokenizer, example, len(example.turns) - 1, add_generation_prompt=True)
+
+
+def prompt_and_reference(example: Example) -> tuple[str, str]:
+    """What is asked and what the data answers; of a plain text its first words and the rest."""
+    if example.turns:
+        return example.prompt(), example.answer()
+    words = example.text.split(" ")
+    cut = min(TEXT_PROMPT_WORDS, (len(words) + 1) // 2)
+    return " ".join(words[:cut]), " ".join(words[cut:])
 
 
 def tokenize(
@@ -112,7 +120,7 @@ def _with_spans(
     if not example.turns:
         text = example.text.removeprefix(begins).removesuffix(eos) + eos  # what it begins with the tokenizer writes
         return text, [(0, len(text))]
-    text = _render(tokenizer, example.turns)
+    text = _render(tokenizer, example)
     if not completion_only:
         text = text.rstrip() if _ends_with_stop(tokenizer, text.rstrip()) else text + eos
         return text, [(0, len(text))]
@@ -120,8 +128,8 @@ def _with_spans(
     for index, turn in enumerate(example.turns):
         if turn.role != "assistant":
             continue
-        before = _render(tokenizer, example.turns[:index], add_generation_prompt=True)
-        upto = text if index == len(example.turns) - 1 else _render(tokenizer, example.turns[: index + 1])
+        before = _render(tokenizer, example, index, add_generation_prompt=True)
+        upto = text if index == len(example.turns) - 1 else _render(tokenizer, example, index + 1)
         if not (text.startswith(upto) and upto.startswith(before)):
             raise ModelError(
                 Problem(
@@ -149,10 +157,13 @@ def _ends_with_stop(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     return text.endswith(stops)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Any], add_generation_prompt: bool = False) -> str:
-    knows_input = "message['input']" in str(tokenizer.chat_template)
+def _render(
+    tokenizer: PreTrainedTokenizerBase, example: Example, turns: int | None = None, add_generation_prompt: bool = False
+) -> str:
+    """The first `turns` turns of a conversation as text, all of them if None."""
+    knows_input = "['input']" in str(tokenizer.chat_template)
     messages = []
-    for turn in turns:
+    for turn in example.turns[:turns]:
         if turn.context and not knows_input:
             messages.append({"role": turn.role, "content": f"{turn.content}\n\n{turn.context}"})
         else:
@@ -162,10 +173,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Any], add_genera
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
     except TemplateError as error:
-        roles = ", ".join(turn.role for turn in turns)
+        roles = ", ".join(turn.role for turn in example.turns)
         raise DataError(
             Problem(
-                f"model.chat_template: the chat template refuses a conversation: {error}",
+                f"{example.where}: the chat template refuses this conversation: {error}",
                 roles,
                 "--chat-template chatml",
             )

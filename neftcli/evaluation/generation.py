@@ -46,6 +46,7 @@ def generate_answers(
     prompts: Sequence[str],
     generation: Generation,
     autocast: AbstractContextManager[object] | None = None,
+    longest_prompt: int | None = None,
 ) -> list[str]:
     """The answer to each prompt, without its stop token.
 
@@ -55,6 +56,7 @@ def generate_answers(
         prompts: Rendered by the chat template up to where the answer begins.
         generation: The recipe's settings.
         autocast: Arithmetic of the forward pass; as loaded if None.
+        longest_prompt: Tokens of the longest prompt; of longer ones the end is kept. As long as they are if None.
     """
     if not prompts:
         return []
@@ -70,9 +72,9 @@ def generate_answers(
         pad_token_id=tokenizer.pad_token_id,
         **(sampling if generation.do_sample else {}),
     )
-    encoded = tokenizer(
-        list(prompts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-    ).to(model.device)
+    ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    kept = {"input_ids": [row[-longest_prompt:] if longest_prompt else row for row in ids]}
+    encoded = tokenizer.pad(kept, padding_side="left", return_tensors="pt").to(model.device)
     pads = (encoded["attention_mask"] == 0).sum(1)
     penalty = RepetitionPenalty(float(generation.repetition_penalty), pads, stops)
     with evaluation_mode(model), autocast or nullcontext():

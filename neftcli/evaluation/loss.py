@@ -57,7 +57,7 @@ def row_losses(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [rows[index] for index in chosen]
-            losses.update(zip(chosen, _batch_losses(model, batch, autocast or nullcontext()), strict=True))
+            losses.update(zip(chosen, _within_memory(model, batch, autocast or nullcontext()), strict=True))
     return [losses[index] for index in range(len(rows))]
 
 
@@ -65,6 +65,19 @@ def mean_loss(losses: Sequence[RowLoss]) -> float | None:
     """Nats a token with loss; None without rows."""
     tokens = sum(loss.tokens for loss in losses)
     return sum(loss.negative_log_likelihood for loss in losses) / tokens if tokens else None
+
+
+def _within_memory(
+    model: PreTrainedModel, batch: Sequence[TokenRow], autocast: AbstractContextManager[object]
+) -> list[RowLoss]:
+    """The losses of a batch, in halves where there is not the memory for the whole; the numbers are the same."""
+    try:
+        return _batch_losses(model, batch, autocast)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    half = len(batch) // 2
+    return _within_memory(model, batch[:half], autocast) + _within_memory(model, batch[half:], autocast)
 
 
 @torch.no_grad()
@@ -88,9 +101,11 @@ def _batch_losses(
     wanted = targets[scored]
     nll = torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
     hits = scores.argmax(-1) == wanted
-    owner = torch.arange(len(batch), device=device)[:, None].expand_as(targets)[scored]
-    sums = torch.zeros(len(batch), dtype=torch.float64, device=device).index_add_(0, owner, nll.double())
-    correct = torch.zeros(len(batch), dtype=torch.int64, device=device).index_add_(0, owner, hits.long())
+    # Summed on the CPU in float64, which not every GPU has.
+    scored = scored.cpu()
+    owner = torch.arange(len(batch))[:, None].expand_as(scored)[scored]
+    sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, nll.cpu().double())
+    correct = torch.zeros(len(batch), dtype=torch.int64).index_add_(0, owner, hits.cpu().long())
     tokens = scored.sum(1)
     return [
         RowLoss(row.where, float(sums[index]), int(tokens[index]), int(correct[index]))

@@ -88,9 +88,7 @@ def _convert(file: Path, target: Path) -> None:
         import gguf  # noqa: F401
     except ImportError:
         raise ModelError(
-            Problem(
-                f"{file}: reading .gguf needs the gguf package", "it is not installed", "pip install 'neftcli[gguf]'"
-            )
+            Problem(f"{file}: reading .gguf needs the gguf package", "it is not installed", "pip install gguf")
         ) from None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -6,6 +6,7 @@ Only safetensors are read, never pickles. Code that comes with a model runs only
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,12 @@ def load_model(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {}
+    if four_bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            Problem(
+                "quantization.type nf4 needs the bitsandbytes package", "it is not installed", "--lora without --qlora"
+            )
+        )
     if four_bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NF4_BITS = 4
 CONSTANT_BITS = {False: 32 / 64, True: 8 / 64 + 32 / (64 * 256)}  # of a block of 64
 FLOAT32_BYTES = 4
+MOMENT_BYTES = {"adamw_8bit": 1, "paged_adamw_8bit": 1, "paged_adamw_32bit": 4}  # others: the type of what is trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def estimate(
         trainable=trainable,
         weights=weights + (0 if full else adapter * trained_bytes),
         gradients=trainable * trained_bytes,
-        optimizer=2 * trainable * trained_bytes,
+        optimizer=2 * trainable * MOMENT_BYTES.get(recipe.training.optim, trained_bytes),
         activations=activations + tokens * text.vocab_size * FLOAT32_BYTES,
     )
 

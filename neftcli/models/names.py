@@ -131,6 +131,8 @@ def resolve(name: str, revision: str | None = None) -> Reference:
     Raises:
         ModelError: It is none of them.
     """
+    if revision is not None and Path(name).expanduser().exists():
+        raise ModelError(Problem("model.revision: only a model on the hub has revisions", f"{revision} of {name}"))
     alias = ALIASES.get(name)
     if alias is not None:
         packaged = _packaged_gguf(alias.package) if alias.package and revision is None else None
@@ -143,7 +145,15 @@ def resolve(name: str, revision: str | None = None) -> Reference:
             raise ModelError(Problem("model.name: there is no .gguf file of this name", name))
         return Reference(name, "gguf", str(path))
     if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise ModelError(
+                Problem(
+                    f"model.name: {name} is an adapter; a whole model is trained",
+                    "adapter_config.json",
+                    "its base model",
+                )
+            )
+        if not (path / "config.json").is_file():
             found = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
             raise ModelError(
                 Problem(

@@ -60,8 +60,14 @@ class Noise:
         self.step, self._forward, self._told = step, -1, True
         self._forward_of.clear()
 
+    def forget_layout(self) -> None:
+        """Lets go of the last batch."""
+        self._layout = {}
+
     def current_alpha(self) -> float:
-        """Alpha at this update, by the schedule."""
+        """Alpha at this update, by the schedule; the full one while its strength is measured."""
+        if self.forced:
+            return self.alpha
         return scheduled_alpha(self.alpha, self.schedule, self.step, self.total_steps or 1)
 
     def read_layout(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -124,7 +130,8 @@ class Noise:
         layout = self._layout
         mask, positions = layout.get("attention_mask"), layout.get("position_ids")
         boundaries = layout.get("cumulative_lengths")
-        if not layout or tuple(token_ids.shape) != tuple(layout["input_ids"].shape):  # type: ignore[union-attr]
+        known = layout.get("input_ids")
+        if known is None or known.shape != token_ids.shape or not torch.equal(known, token_ids):
             raise NeftuneError(
                 Problem(
                     "NEFTune needs the batch's layout: the embedding ran outside the model's own forward pass",
@@ -207,6 +214,7 @@ def neftune(
         for handle in handles:
             handle.remove()
         delattr(embedding, MARK)
+        state.forget_layout()
         _forget_compiled()
 
 

@@ -42,7 +42,7 @@ class Strength:
         if abs(self.embedding_scale - 1) > TOLERANCE:
             messages.append(
                 f"this architecture multiplies its embeddings by {self.embedding_scale:.3g} before the noise is added: "
-                f"against the signal the noise is {self.embedding_scale:.3g} times weaker than in the paper's models"
+                f"against the signal the noise is {1 / self.embedding_scale:.3g} times what it is in the paper's models"
             )
         if abs(self.layer_gain - 1) > TOLERANCE:
             messages.append(
@@ -98,7 +98,7 @@ def measure_strength(model: nn.Module, batch: Mapping[str, Any], noise: Noise) -
 
 def rms(values: Float[Tensor, "..."]) -> float:
     """Root of the mean of the squares."""
-    return float(values.double().square().mean().sqrt())
+    return float(values.cpu().double().square().mean().sqrt())
 
 
 def _run(model: nn.Module, batch: Mapping[str, Any], embedding: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -244,13 +244,30 @@ def _bound(bound: Any) -> str:
             return ""
 
 
+def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
+    """Options that do nothing without another: (their keys' beginning, whether it is there, its name, what to type)."""
+    lora, sampled = recipe.adapter.type == "lora", recipe.evaluation.generation.do_sample
+    sampling = ("do_sample: true", "--set evaluation.generation.do_sample=true")
+    return [
+        *((f"adapter.{key}", lora, "adapter.type lora", "--lora") for key in ("r", "lora_", "target_", "modules_")),
+        ("quantization.double", recipe.quantization.type != "none", "quantization.type nf4", "--qlora"),
+        *((f"evaluation.generation.{key}", sampled, *sampling) for key in ("temperature", "top_p")),
+    ]
+
+
 def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
     """Options that are each fine and can't stand together."""
 
     def where(path: str) -> str:
         return merged[path].origin if path in merged else "defaults"
 
-    problems = []
+    problems = [
+        Problem(f"{setting.origin}: {path} needs {needed}", setting.typed, remedy)
+        for path, setting in merged.items()
+        if setting.origin.startswith("--")
+        for prefix, met, needed, remedy in _needs(recipe)
+        if path.startswith(prefix) and not met
+    ]
     if recipe.quantization.type != "none" and recipe.adapter.type == "none":
         problems.append(
             Problem(
@@ -260,7 +277,7 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "--qlora, or adapter.type: lora",
             )
         )
-    if recipe.adapter.modules_to_save and recipe.adapter.type == "none":
+    if recipe.adapter.modules_to_save and recipe.adapter.type == "none" and not problems:
         problems.append(
             Problem(
                 f"{where('adapter.modules_to_save')}: adapter.modules_to_save needs adapter.type lora",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -77,7 +78,7 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file whole or not at all."""
-        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
         """Reads a JSON file of the run."""
@@ -86,7 +87,16 @@ class RunDirectory:
     def append_line(self, name: str, content: dict[str, Any]) -> None:
         """Adds one object as a line of a .jsonl file."""
         with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+            file.write(json.dumps(finite(content), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The value for JSON, which has no NaN and no infinity: null in their place."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -35,7 +35,12 @@ class RunRecord:
             "finished": None,
             "recipe_sha256": fingerprint(recipe),
             "seed": recipe.training.seed,
-            "neftune": {"alpha": recipe.neftune.alpha, "noise": recipe.neftune.noise, "length": recipe.neftune.length},
+            "neftune": {
+                "alpha": recipe.neftune.alpha,
+                "noise": recipe.neftune.noise,
+                "length": recipe.neftune.length,
+                "schedule": recipe.neftune.schedule,
+            },
             "versions": {"neftcli": neftcli.__version__, "python": platform.python_version(), **_versions()},
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
             "git": _git_commit(),

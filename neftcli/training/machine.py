@@ -47,22 +47,22 @@ class Machine:
 
     def precision(self) -> str:
         """The arithmetic in words."""
-        return "bf16" if self.bfloat16 else "fp32"
+        return "bf16" if self.bfloat16 or self.weights.itemsize == 2 else "fp32"
 
 
 def choose_machine(recipe: Recipe) -> Machine:
     """The device that is there, and the types that `recipe` asks for or that are fast on it.
 
     Raises:
-        InputError: Several GPUs are visible.
+        InputError: Several GPUs are visible, or a launcher started several processes.
     """
     import torch
 
-    if torch.cuda.device_count() > 1:
+    if torch.cuda.device_count() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             Problem(
-                "training runs on one GPU for now, and several are visible",
-                f"{torch.cuda.device_count()} GPUs",
+                "training runs in one process on one device for now",
+                f"{torch.cuda.device_count()} GPUs, WORLD_SIZE {os.environ.get('WORLD_SIZE', '1')}",
                 "CUDA_VISIBLE_DEVICES=0 neft train ...",
             )
         )

@@ -3,47 +3,71 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import Prepared, prepare
+from neftcli.errors import InputError
 from neftcli.events import InspectedRow, Notice, Observer, Phase, Plan, Token
+from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
-from neftcli.training.run import check_inputs, library_chatter
+from neftcli.training.chatter import library_chatter, quiet_environment
+from neftcli.training.inputs import check_inputs, load_tokenizer_of
 
 if TYPE_CHECKING:
-    from neftcli.models.names import Reference
+    from transformers import PreTrainedTokenizerBase
+
     from neftcli.recipe.schema import Recipe
 
 
 def plan(recipe: Recipe, observer: Observer) -> Plan:
     """The resolved recipe, the counted data, the number of updates and the memory that they need.
 
+    Where model or data can't be reached, what is known without them is still told, at data.max_length.
+
     Raises:
         InputError: The recipe names a model or data that can't be used, as `train` would.
     """
-    reference, prepared = _prepare(recipe, observer)
-    observer.notify(Phase("estimating memory"))
+    reference = resolve(recipe.model.name, recipe.model.revision)
+    try:
+        prepared, _ = _prepare(recipe, observer)
+    except InputError:
+        if not (reference.alias and reference.alias.architecture):
+            raise
+        observer.notify(_plan(recipe, reference, None))
+        raise
+    result = _plan(recipe, reference, prepared)
+    observer.notify(result)
+    if result.available_bytes is not None and result.total_bytes > result.available_bytes:
+        needed, free = result.total_bytes / 2**30, result.available_bytes / 2**30
+        observer.notify(
+            Notice(
+                f"this needs about {needed:.1f} GiB and {free:.1f} GiB are free: --batch-size with fewer rows, "
+                "--gradient-checkpointing, --lora or --qlora"
+            )
+        )
+    return result
+
+
+def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Plan:
     from neftcli.models.memory import estimate
     from neftcli.training.machine import available_memory, choose_machine
     from neftcli.training.trainer import updates
 
     machine = choose_machine(recipe)
-    packed = recipe.training.batching == "packed"
-    memory = estimate(
-        recipe,
-        reference,
-        machine.weights.itemsize,
-        2 if machine.bfloat16 else 4,
-        recipe.data.max_length if packed else prepared.counts.train.longest,
-    )
-    result = Plan(
+    whole_rows = prepared is None or recipe.training.batching == "packed"
+    row_tokens = recipe.data.max_length if whole_rows or prepared is None else prepared.counts.train.longest
+    activation_bytes = 2 if machine.precision() == "bf16" else 4
+    memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens)
+    lengths = [len(row.input_ids) for row in prepared.train] if prepared else []
+    return Plan(
         recipe=to_yaml(recipe),
         model=reference.source(),
         method=recipe.method(),
         device=machine.name,
         precision=machine.precision(),
-        updates=updates(recipe, [len(row.input_ids) for row in prepared.train]),
+        updates=updates(recipe, lengths) if prepared or recipe.training.max_steps else None,
         parameters=memory.parameters,
         trainable=memory.trainable,
         weights_bytes=int(memory.weights),
@@ -53,15 +77,6 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
         total_bytes=int(memory.total()),
         available_bytes=available_memory(machine.device),
     )
-    observer.notify(result)
-    if result.available_bytes is not None and result.total_bytes > result.available_bytes:
-        observer.notify(
-            Notice(
-                f"this needs about {result.total_bytes / 2**30:.1f} GiB and {result.available_bytes / 2**30:.1f} GiB "
-                "are free: --batch-size with fewer rows, --gradient-checkpointing, --lora or --qlora"
-            )
-        )
-    return result
 
 
 def inspect_data(recipe: Recipe, rows: int, observer: Observer) -> None:
@@ -71,22 +86,28 @@ def inspect_data(recipe: Recipe, rows: int, observer: Observer) -> None:
         InputError: The recipe names a model or data that can't be used.
     """
     from neftcli.data.tokens import IGNORED
-    from neftcli.models.loading import load_tokenizer
 
-    reference, prepared = _prepare(recipe, observer)
-    tokenizer, _ = load_tokenizer(reference, recipe.model.trust_remote_code)
+    prepared, tokenizer = _prepare(recipe, observer)
     for row in prepared.train[:rows]:
-        labels = [IGNORED, *row.labels[1:]]
-        tokens = tuple(
-            Token(tokenizer.decode([token_id]), label != IGNORED)
-            for token_id, label in zip(row.input_ids, labels, strict=True)
-        )
+        loss = [False, *(label != IGNORED for label in row.labels[1:])]
+        texts = token_texts(tokenizer, row.input_ids)
+        tokens = tuple(Token(text, carries) for text, carries in zip(texts, loss, strict=True))
         observer.notify(InspectedRow(row.where, tokens, row.cut, row.stops))
 
 
-def _prepare(recipe: Recipe, observer: Observer) -> tuple[Reference, Prepared]:
-    from neftcli.training.run import load_tokenizer_of
+def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; a character of several tokens stands with the last of them."""
+    texts, known = [], ""
+    for end in range(1, len(token_ids) + 1):
+        text = str(tokenizer.decode(token_ids[:end]))
+        complete = text.startswith(known) and not text.endswith("\N{REPLACEMENT CHARACTER}")
+        texts.append(text[len(known) :] if complete else "")
+        known = text if complete else known
+    return texts
 
+
+def _prepare(recipe: Recipe, observer: Observer) -> tuple[Prepared, PreTrainedTokenizerBase]:
+    quiet_environment()
     reference, examples = check_inputs(recipe, observer)
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
         tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)
@@ -95,4 +116,4 @@ def _prepare(recipe: Recipe, observer: Observer) -> tuple[Reference, Prepared]:
     observer.notify(prepared.counts)
     for notice in notices:
         observer.notify(Notice(notice))
-    return reference, prepared
+    return prepared, tokenizer

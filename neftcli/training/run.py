@@ -6,6 +6,7 @@ want to know is told as an event and written to the run's own files.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.formats import Example
-from neftcli.data.prepare import Examples, Prepared, prepare, read_examples
-from neftcli.data.sources import is_hub
-from neftcli.data.tokens import render_prompt
-from neftcli.errors import Interrupted, NeftError, Problem, TrainingError
+from neftcli.data.prepare import Examples, Prepared, prepare
+from neftcli.data.tokens import prompt_and_reference, render_prompt
+from neftcli.errors import InputError, Interrupted, NeftError, Problem, TrainingError
 from neftcli.events import (
     Evaluated,
     Event,
@@ -31,11 +31,12 @@ from neftcli.events import (
     StepLogged,
     TrainingStarted,
 )
-from neftcli.models.hub import prefer_cache_if_unreachable
-from neftcli.models.names import Reference, resolve
+from neftcli.models.names import Reference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import RunDirectory
 from neftcli.runs.record import RunRecord
+from neftcli.training.chatter import library_chatter, quiet_environment
+from neftcli.training.inputs import check_inputs, load_tokenizer_of, longest_sequence, require_positions
 from neftcli.training.machine import prepare_process
 
 if TYPE_CHECKING:
@@ -55,49 +56,15 @@ def train(recipe: Recipe, observer: Observer) -> RunFinished:
         Interrupted: Ctrl-C.
     """
     begun = time.perf_counter()
+    quiet_environment()
+    prepare_process()
     reference, examples = check_inputs(recipe, observer)
     directory = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
     directory.write_text("recipe.yaml", to_yaml(recipe))
     record = RunRecord(directory, recipe)
-    prepare_process()
     with _recorded_end(record, directory), library_chatter(directory.log):
         run = _Run(recipe, reference, directory, record, observer)
         return run.do(examples, begun)
-
-
-def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Examples]:
-    """Resolves the model's name and reads the data, without torch.
-
-    Raises:
-        InputError: Either can't be used.
-    """
-    reference = resolve(recipe.model.name, recipe.model.revision)
-    sources = [source for source in (recipe.data.source, recipe.data.held_out_source) if source]
-    if (reference.kind == "hub" or any(map(is_hub, sources))) and prefer_cache_if_unreachable():
-        observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
-    observer.notify(Phase("reading data"))
-    return reference, read_examples(recipe.data, recipe.training.seed)
-
-
-def load_tokenizer_of(
-    recipe: Recipe, reference: Reference, layout: str, observer: Observer
-) -> tuple[PreTrainedTokenizerBase, str, list[str]]:
-    """The tokenizer with its chat template, the template's name, and notices.
-
-    Raises:
-        ModelError: The model or the template can't be found or read.
-    """
-    from neftcli.models.gguf import is_converted
-    from neftcli.models.loading import load_tokenizer
-    from neftcli.models.templates import set_template
-
-    if reference.kind == "gguf" and not is_converted(Path(reference.location)):
-        observer.notify(Phase("converting the .gguf, once (about half a minute for 135 M parameters)"))
-    else:
-        observer.notify(Phase("loading the tokenizer"))
-    tokenizer, notices = load_tokenizer(reference, recipe.model.trust_remote_code)
-    template = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
-    return tokenizer, template, notices
 
 
 class _Run:
@@ -109,31 +76,31 @@ class _Run:
         self.recipe, self.reference, self.directory = recipe, reference, directory
         self.record, self.observer = record, observer
 
-    def tell(self, event: Event) -> None:
+    def notify(self, event: Event) -> None:
         """Tells the observer, and keeps what is a measurement in `metrics.jsonl`."""
         if isinstance(event, StepLogged | Evaluated):
             self.directory.append_line("metrics.jsonl", {"event": type(event).__name__, **asdict(event)})
         self.observer.notify(event)
 
-    notify = tell
-
     def do(self, examples: Examples, begun: float) -> RunFinished:
         """Does the run."""
         recipe = self.recipe
-        self.tell(Phase("loading libraries"))
+        self.notify(Phase("loading libraries"))
         from neftcli.training.machine import choose_machine
 
         machine = choose_machine(recipe)
         tokenizer, prepared = self._tokenize(examples)
         model = self._load(machine)
+        require_positions(model.config, prepared.counts)
         base = self._evaluate(0, model, prepared, machine)
         chosen = prepared.held_out_examples[: recipe.evaluation.samples]
         before = self._answers("answering held-out prompts before training", model, tokenizer, chosen, machine)
-        self.tell(base)
+        self.notify(base)
         tuned, last = self._train(model, tokenizer, prepared, machine)
+        self._save(tuned, tokenizer)
         after = self._answers("answering the same prompts after training", tuned, tokenizer, chosen, machine)
         samples = tuple(
-            Sample(example.prompt(), example.answer(), old, new)
+            Sample(*prompt_and_reference(example), old, new)
             for example, old, new in zip(chosen, before, after, strict=True)
         )
         for sample in samples:
@@ -149,18 +116,18 @@ class _Run:
             alpha=recipe.neftune.alpha,
             recipe=recipe.name,
         )
-        self._save(tuned, tokenizer, finished)
-        self.tell(finished)
+        self._conclude(finished)
+        self.notify(finished)
         return finished
 
     def _tokenize(self, examples: Examples) -> tuple[PreTrainedTokenizerBase, Prepared]:
         tokenizer, template, notices = load_tokenizer_of(self.recipe, self.reference, examples.layout, self)
-        self.tell(Phase("tokenising"))
+        self.notify(Phase("tokenising"))
         prepared = prepare(examples, self.recipe.data, tokenizer, template)
         self.record.update(data_sha256=prepared.counts.fingerprint)
-        self.tell(prepared.counts)
+        self.notify(prepared.counts)
         for notice in notices:
-            self.tell(Notice(notice))
+            self.notify(Notice(notice))
         return tokenizer, prepared
 
     def _load(self, machine: Machine) -> PreTrainedModel:
@@ -168,7 +135,7 @@ class _Run:
 
         from neftcli.models.loading import fingerprint, load_model
 
-        self.tell(Phase("loading the model"))
+        self.notify(Phase("loading the model"))
         quantization = self.recipe.quantization
         model = load_model(
             self.reference,
@@ -193,7 +160,7 @@ class _Run:
 
         settings = self.recipe.evaluation
         if step == 0:
-            self.tell(Phase("evaluating the model before training"))
+            self.notify(Phase("evaluating the model before training"))
         sides = [prepared.held_out, prepared.train[: settings.probe_rows]]
         losses = [
             mean_loss(row_losses(model, rows, settings.per_device_eval_batch_size, machine.autocast()))
@@ -208,14 +175,17 @@ class _Run:
 
         if not examples:
             return []
-        self.tell(Phase(phase))
+        self.notify(Phase(phase))
         prompts = [render_prompt(tokenizer, example) for example in examples]
-        return generate_answers(model, tokenizer, prompts, self.recipe.evaluation.generation, machine.autocast())
+        generation = self.recipe.evaluation.generation
+        limit = longest_sequence(model.config)
+        longest_prompt = None if limit is None else max(1, limit - generation.max_new_tokens)
+        return generate_answers(model, tokenizer, prompts, generation, machine.autocast(), longest_prompt)
 
     def _train(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, machine: Machine
     ) -> tuple[Any, Evaluated]:
-        self.tell(Phase("preparing the trainer"))
+        self.notify(Phase("preparing the trainer"))
         from neftcli.neftune import neftune
         from neftcli.training.isolation import require_isolation
         from neftcli.training.trainer import build_trainer, updates
@@ -231,7 +201,7 @@ class _Run:
         trainer = build_trainer(recipe, machine, model, tokenizer, prepared.train, self.directory, watch)
         tuned = trainer.model
         trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-        self.tell(
+        self.notify(
             ModelReady(
                 name=recipe.model.name,
                 source=self.reference.source(),
@@ -245,7 +215,8 @@ class _Run:
         if recipe.training.batching != "padded":
             rows = [trainer.train_dataset[index] for index in range(min(2, len(trainer.train_dataset)))]
             require_isolation(tuned, trainer._prepare_inputs(trainer.data_collator(rows)), type(model).__name__)
-        total_steps = updates(recipe, [len(row.input_ids) for row in prepared.train])
+        lengths = [len(row.input_ids) for row in prepared.train]
+        total_steps = updates(recipe, lengths)
         settings = recipe.neftune
         with neftune(
             tuned,
@@ -258,7 +229,8 @@ class _Run:
         ) as noise:
             watch.noise = noise
             self._measure_noise(trainer, noise)
-            self.tell(TrainingStarted(str(self.directory.path), total_steps, recipe.training.num_train_epochs))
+            epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
+            self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
             trainer.train()
         assert watch.evaluated is not None  # noqa: S101 - the last step always evaluates
         return tuned, watch.evaluated
@@ -273,7 +245,7 @@ class _Run:
             batch = trainer._prepare_inputs(trainer.data_collator(rows))
             strength = measure_strength(trainer.model, batch, noise)
         self.record.update(noise_to_embedding=strength.ratio)
-        self.tell(
+        self.notify(
             NoiseMeasured(
                 settings.alpha,
                 settings.noise,
@@ -285,20 +257,26 @@ class _Run:
             )
         )
         for warning in strength.warnings():
-            self.tell(Notice(warning))
+            self.notify(Notice(warning))
 
-    def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase, finished: RunFinished) -> None:
-        from neftcli.training.card import model_card
-
-        self.tell(Phase("saving the model"))
-        target = self.directory.model
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
-        (target / "README.md").write_text(
-            model_card(self.recipe, self.reference, self.record.fields, finished), "utf-8"
-        )
+    def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Saves weights and tokenizer, before anything else can go wrong."""
+        self.notify(Phase("saving the model"))
+        if self.recipe.adapter.type != "none":  # where the adapter finds its base model on another machine
+            reference = self.reference
+            base = reference.alias.hub_id if reference.alias else reference.location
+            model.peft_config["default"].base_model_name_or_path = base
+        model.save_pretrained(self.directory.model)
+        tokenizer.save_pretrained(self.directory.model)
         if self.directory.checkpoints.is_dir() and not any(self.directory.checkpoints.iterdir()):
             self.directory.checkpoints.rmdir()
+
+    def _conclude(self, finished: RunFinished) -> None:
+        """Writes the model card and the results."""
+        from neftcli.training.card import model_card
+
+        card = model_card(self.recipe, self.reference, self.record.fields, finished)
+        (self.directory.model / "README.md").write_text(card, "utf-8")
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)
 
@@ -310,12 +288,16 @@ def _recorded_end(record: RunRecord, directory: RunDirectory) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         record.end("interrupted")
+        saved = "the model was saved" if directory.model.is_dir() else "no model was saved"
         raise Interrupted(
             Problem(
-                f"stopped by Ctrl-C; no model was saved, the measurements so far are in {directory.path}",
+                f"stopped by Ctrl-C; {saved}, the measurements so far are in {directory.path}",
                 remedy="the same command again, from the beginning",
             )
         ) from None
+    except InputError:  # nothing was started, so nothing stays
+        shutil.rmtree(directory.path)
+        raise
     except NeftError as error:
         record.end("failed", error=str(error))
         raise
@@ -330,45 +312,3 @@ def _recorded_end(record: RunRecord, directory: RunDirectory) -> Iterator[None]:
                 )
             ) from error
         raise
-
-
-@contextmanager
-def library_chatter(log: Path) -> Iterator[None]:
-    """Sends what the libraries log and warn of to `log`, and switches their progress bars off."""
-    import logging
-    import os
-
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    handler = logging.FileHandler(log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.captureWarnings(True)
-    quieted = _quiet_libraries()
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        handler.close()
-        for logger, handlers, propagate in quieted:
-            logger.handlers, logger.propagate = handlers, propagate
-
-
-def _quiet_libraries() -> list[Any]:
-    """Takes the libraries' own handlers away, so that the root's is the only one."""
-    import logging
-
-    import datasets
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    changed = []
-    for name in ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface_hub", "torch"):
-        logger = logging.getLogger(name)
-        changed.append((logger, logger.handlers[:], logger.propagate))
-        logger.handlers, logger.propagate = [], True
-    return changed

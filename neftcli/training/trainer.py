@@ -125,15 +125,16 @@ def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], direc
     )
 
 
-def updates(recipe: Recipe, lengths: Sequence[int]) -> int:
+def updates(recipe: Recipe, lengths: Sequence[int], *, whole: bool = False) -> int:
     """Updates of the optimiser in all.
 
     Args:
         recipe: The resolved recipe.
         lengths: Tokens of each training row.
+        whole: As if training.max_steps did not end them early.
     """
     training = recipe.training
-    if training.max_steps:
+    if training.max_steps and not whole:
         return training.max_steps
     rows = len(lengths)
     if training.batching == "packed":

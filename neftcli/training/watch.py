@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
 
+from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.events import Evaluated, Observer, Progress, StepLogged
 from neftcli.neftune import Noise
 from neftcli.training.machine import peak_memory
@@ -39,19 +41,24 @@ class Watch(TrainerCallback):
             self.noise.begin_step(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tells of the progress; asks for a log row at the end and for an evaluation when one is due."""
+        """Tells of the progress; asks for a log row where an evaluation follows."""
         elapsed = time.perf_counter() - self._started
         training = elapsed - self._evaluation_seconds
         remaining = training / state.global_step * (state.max_steps - state.global_step)
         evaluations = self._evaluation_seconds / max(1, self._done(state.global_step, state.max_steps))
         remaining += evaluations * (round(1 / self._every) - self._done(state.global_step, state.max_steps))
         self._observer.notify(Progress(state.global_step, state.max_steps, elapsed, max(remaining, 0.0)))
-        if state.global_step == state.max_steps:
+        if self._is_due(state):
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """A log row, then the evaluation that is due after it."""
+        """A log row, then the evaluation that is due after it.
+
+        Raises:
+            NonFiniteLossError: The gradient or a loss is no number.
+        """
         if "loss" in logs:
+            _require_finite("the norm of the gradient", logs.get("grad_norm", 0.0), state.global_step)
             now = time.perf_counter()
             tokens = logs.get("num_tokens", 0.0)
             rate = (tokens - self._row_tokens) / (now - self._row_started)
@@ -67,18 +74,35 @@ class Watch(TrainerCallback):
                 )
             )
             self._row_tokens = tokens
-            self._evaluate_if_due(state)
+            if self._is_due(state):
+                self._evaluate_now(state.global_step)
             self._row_started = time.perf_counter()
 
-    def _evaluate_if_due(self, state: Any) -> None:
-        step = state.global_step
+    def _is_due(self, state: Any) -> bool:
+        """Whether an evaluation belongs behind this update."""
         last = self.evaluated.step if self.evaluated else 0
-        if step == state.max_steps or self._done(step, state.max_steps) > self._done(last, state.max_steps):
-            begun = time.perf_counter()
-            self.evaluated = self._evaluate(step)
-            self._evaluation_seconds += time.perf_counter() - begun
-            self._observer.notify(self.evaluated)
+        step, total = state.global_step, state.max_steps
+        return bool(step == total or self._done(step, total) > self._done(last, total))
+
+    def _evaluate_now(self, step: int) -> None:
+        begun = time.perf_counter()
+        self.evaluated = self._evaluate(step)
+        self._evaluation_seconds += time.perf_counter() - begun
+        _require_finite("the held-out loss", self.evaluated.held_out_loss or 0.0, step)
+        _require_finite("the loss of training rows without noise", self.evaluated.train_loss or 0.0, step)
+        self._observer.notify(self.evaluated)
 
     def _done(self, step: int, total: int) -> int:
         """How many evaluations are due up to `step`."""
         return int(step / total / self._every + 1e-9)
+
+
+def _require_finite(name: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteLossError(
+            Problem(
+                f"{name} became {value} in update {step}",
+                "",
+                "a smaller --learning-rate, or training.precision=float32",
+            )
+        )

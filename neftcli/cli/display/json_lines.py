@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
-from typing import IO, Any
+from typing import IO
 
+from neftcli.cli.display.pipe import write
 from neftcli.events import Event
+from neftcli.runs.directory import finite
 
 
 class JsonLines:
@@ -18,14 +19,5 @@ class JsonLines:
 
     def notify(self, event: Event) -> None:
         """Writes one line."""
-        line = {"event": type(event).__name__, **_finite(asdict(event))}
-        self._stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self._stream.flush()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        line = {"event": type(event).__name__, **finite(asdict(event))}
+        write(self._stream, json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")

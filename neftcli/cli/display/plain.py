@@ -7,6 +7,7 @@ from typing import IO
 
 from neftcli import events
 from neftcli.cli.display import text
+from neftcli.cli.display.pipe import write
 
 
 class PlainLines:
@@ -22,8 +23,7 @@ class PlainLines:
         if self._quiet and not isinstance(event, events.RunFinished | events.Notice):
             return
         for line in self._lines(event):
-            self._stream.write(text.harmless(line).replace("\n", " ") + "\n")
-        self._stream.flush()
+            write(self._stream, text.harmless(line).replace("\n", " ") + "\n")
 
     @singledispatchmethod
     def _lines(self, event: events.Event) -> list[str]:

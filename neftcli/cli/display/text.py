@@ -120,7 +120,7 @@ def plan_rows(event: Plan) -> list[tuple[str, str]]:
     return [
         ("model", f"{event.model}, {event.method}, {count(event.trainable)} of {count(event.parameters)} trainable"),
         ("device", f"{event.device}, {event.precision}"),
-        ("updates", f"{event.updates}"),
+        ("updates", "unknown without the data" if event.updates is None else f"{event.updates}"),
         ("weights", gibibytes(event.weights_bytes)),
         ("gradients", gibibytes(event.gradients_bytes)),
         ("optimiser", gibibytes(event.optimizer_bytes)),

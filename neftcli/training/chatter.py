@@ -1,0 +1,54 @@
+"""What the libraries say: their progress bars stay off, and what they log and warn of goes to the run's log."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface_hub", "torch", "bitsandbytes")
+
+
+def quiet_environment() -> None:
+    """Switches progress bars and telemetry off; to be called before the libraries are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+@contextmanager
+def library_chatter(log: Path) -> Iterator[None]:
+    """Sends what the libraries log and warn of to `log`, and switches their progress bars off."""
+    handler = logging.FileHandler(log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    quieted = _quiet_libraries()
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        handler.close()
+        for logger, handlers, propagate in quieted:
+            logger.handlers, logger.propagate = handlers, propagate
+
+
+def _quiet_libraries() -> list[Any]:
+    """Takes the libraries' own handlers away, so that the root's is the only one."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    changed = []
+    for name in LIBRARIES:
+        logger = logging.getLogger(name)
+        changed.append((logger, logger.handlers[:], logger.propagate))
+        logger.handlers, logger.propagate = [], True
+    return changed
