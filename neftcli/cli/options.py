@@ -114,7 +114,7 @@ def _recipe_option() -> inspect.Parameter:
             typer.Option(
                 "--recipe",
                 metavar="NAME|FILE",
-                help="A shipped recipe (see `neft recipes`) or a YAML file. Without it: the quickstart, or the defaults "
+                help="A shipped recipe (see `neft recipes`) or a YAML file. Without it: quickstart, or the defaults "
                 "where --model or --dataset is given.",
                 show_default=False,
                 rich_help_panel="Run",

@@ -17,7 +17,7 @@ LARGEST_SHARE = 0.2
 
 
 def normalised(prompt: str) -> str:
-    """The prompt in lower case: letters with their accents and vowel signs, digits, signs of arithmetic, one space between words."""
+    """The prompt in lower case: letters with their accents, digits and signs of arithmetic, one space between."""
     folded = unicodedata.normalize("NFKC", prompt).casefold()
     return " ".join("".join(_kept(letter) for letter in folded).split())
 

@@ -45,7 +45,7 @@ def test_a_run_leaves_its_files_and_a_model_that_loads(neft: Neft, quick: list[s
     }
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
-    assert record["neftune"] == {"alpha": 5.0, "noise": "uniform", "length": "tokens"}
+    assert record["neftune"] == {"alpha": 5.0, "noise": "uniform", "length": "tokens", "schedule": "constant"}
     assert len(record["data_sha256"]) == 64
     assert record["model_fingerprint"].startswith("sha256 ")
     assert record["results"]["held_out_loss"] > 0
@@ -159,6 +159,88 @@ def test_a_loss_that_is_no_number_ends_the_run(neft: Neft, quick: list[str], tmp
     assert "--learning-rate 1e+29" in result.err
     assert json.loads((tmp_path / "runs" / "tiny-a5-s0" / "run.json").read_text())["status"] == "failed"
     assert not (tmp_path / "runs" / "tiny-a5-s0" / "model").exists()
+
+
+def test_a_last_update_that_ruins_the_weights_is_no_finish(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    extra = ["--learning-rate", "1e38", "--set", "training.warmup_ratio=0", "--set", "training.max_steps=1"]
+    result = neft(*quick, *extra)
+    assert result.code == 1
+    assert "became nan in update 1" in result.err
+    record = json.loads((tmp_path / "runs" / "tiny-a5-s0" / "run.json").read_text(), parse_constant=pytest.fail)
+    assert record["status"] == "failed"
+
+
+def test_the_model_is_saved_before_its_answers_can_fail(
+    neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neftcli.evaluation import generation
+
+    answered = []
+
+    def answer(*arguments: object) -> list[str]:
+        answered.append(arguments)
+        if len(answered) == 2:
+            raise MemoryError("no memory for answers")
+        return ["", ""]
+
+    monkeypatch.setattr(generation, "generate_answers", answer)
+    result = neft(*quick)
+    assert result.code == 1
+    assert "there was not enough memory" in result.err
+    AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "tiny-a5-s0" / "model")
+
+
+def test_rows_longer_than_the_model_has_positions_for_are_refused(
+    neft: Neft, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps({"text": "ab " * 500}) + "\n" for _ in range(3)))
+    arguments = quick_arguments(tiny_folder("opt"), file, tmp_path / "runs")
+    result = neft(*arguments, "--max-length", "4096", "--held-out-rows", "0")
+    assert result.code == 2
+    assert (
+        "this model has positions for 1024 tokens\n  received a row of 1501 tokens\n  try      --max-length 1024"
+        in result.err
+    )
+    assert not any((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("extra", "needed"),
+    [
+        (["--lora-r", "4"], "--lora-r: adapter.r needs adapter.type lora"),
+        (["--set", "evaluation.generation.top_p=0.5"], "evaluation.generation.top_p needs do_sample: true"),
+        (["--set", "quantization.double_quantization=false"], "needs quantization.type nf4"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    neft: Neft, quick: list[str], extra: list[str], needed: str
+) -> None:
+    result = neft(*quick, *extra)
+    assert result.code == 2
+    assert needed in result.err
+
+
+def test_lora_without_a_recipe_has_its_own_learning_rate(neft: Neft, quick: list[str]) -> None:
+    for extra, expected in ((["--lora"], 2e-4), ([], 5e-5)):
+        told = events(neft(*quick, *extra, "--set", "training.warmup_ratio=0", "--json").out)
+        assert max(e["learning_rate"] for e in told if e["event"] == "StepLogged") == pytest.approx(expected)
+
+
+def test_held_out_rows_of_another_kind_are_refused(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "held.jsonl"
+    file.write_text('{"text": "plain text"}\n')
+    result = neft(*quick, "--held-out", file)
+    assert result.code == 2
+    assert "held-out rows must be plain text or conversations as the training rows are" in result.err
+
+
+def test_a_gated_or_unreachable_model_is_still_planned(neft: Neft, rows_file: Path) -> None:
+    result = neft("train", "--model", "llama-2-7b", "--dataset", rows_file, "--qlora", "--dry-run", "--json")
+    assert result.code == 2
+    assert "can't be reached" in result.err
+    plan = events(result.out)[-1]
+    assert (plan["event"], plan["parameters"], plan["updates"]) == ("Plan", 6_738_415_616, None)
 
 
 def test_ctrl_c_ends_the_run_and_its_record_says_so(quick: list[str], tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_a_template_that_refuses_a_conversation() -> None:
     with pytest.raises(DataError) as raised:
         one(tokenizer, MULTI)
     assert str(raised.value) == (
-        "model.chat_template: the chat template refuses a conversation: System role not supported\n"
+        f"{MULTI.where}: the chat template refuses this conversation: System role not supported\n"
         "  received system, user, assistant, user, assistant\n"
         "  try      --chat-template chatml"
     )

@@ -261,7 +261,5 @@ def test_the_gguf_package_is_missing(file: Path, monkeypatch: pytest.MonkeyPatch
     """It is an extra, and named as one types it."""
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert said(file) == (
-        "tiny.gguf: reading .gguf needs the gguf package\n"
-        "  received it is not installed\n"
-        "  try      pip install 'neftcli[gguf]'"
+        "tiny.gguf: reading .gguf needs the gguf package\n  received it is not installed\n  try      pip install gguf"
     )

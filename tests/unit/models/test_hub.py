@@ -1,7 +1,7 @@
 """Whether the hub can be reached.
 
-Oracles: a name server with a table of names, in place of the real one since tests use no network, and in a process of
-its own what the hub's client says of itself.
+Oracles: a table of the hosts that answer, in place of the network, which tests don't use, and in a process of its own
+what the hub's client says of itself.
 """
 
 import os
@@ -21,19 +21,20 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What the name server was asked, in an environment that says nothing about the hub."""
+    """What was connected to, in an environment that says nothing about the hub."""
     for name in (*PROXIES, "HF_HUB_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.setenv(name, "")  # so that it is put back, whatever the function under test does to it
         monkeypatch.delenv(name)
     names: list[tuple[str, int]] = []
 
-    def answer(host: str, port: int) -> list[str]:
-        names.append((host, port))
-        if host not in KNOWN:
+    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
+        names.append(address)
+        assert timeout < 10
+        if address[0] not in KNOWN:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return ["192.0.2.1"]
+        return socket.socket(socket.AF_UNIX)
 
-    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    monkeypatch.setattr(socket, "create_connection", connect)
     return names
 
 
@@ -49,12 +50,13 @@ def test_an_unknown_hub_means_the_cache(asked: list[tuple[str, int]], monkeypatc
 def test_a_known_hub_is_used(
     endpoint: str | None, asked: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without HF_ENDPOINT it is huggingface.co; one question is asked, and nothing is connected to."""
+    """Without HF_ENDPOINT it is huggingface.co; one connection is tried, to the port that the address names."""
     if endpoint:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
     assert not prefer_cache_if_unreachable()
     assert "HF_HUB_OFFLINE" not in os.environ
-    assert asked == [("mirror.example" if endpoint else "huggingface.co", 443)]
+    port = 8080 if endpoint and "8080" in endpoint else 443
+    assert asked == [("mirror.example" if endpoint else "huggingface.co", port)]
 
 
 @pytest.mark.parametrize("proxy", PROXIES)

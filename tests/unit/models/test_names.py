@@ -134,12 +134,23 @@ def test_a_hub_id_has_an_owner(revision: str | None) -> None:
     assert reference.source() == f"owner/name-1.5b{'@' + revision if revision else ''} on the hub"
 
 
-@pytest.mark.parametrize("config", ["config.json", "adapter_config.json"])
-def test_a_folder_with_a_config_is_a_model(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(ModelError, match="is an adapter; a whole model is trained"):
+        resolve(str(tmp_path))
+
+
+def test_a_local_model_has_no_revision(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ModelError, match="only a model on the hub has revisions"):
+        resolve(str(tmp_path), "main")
+
+
+def test_a_folder_with_a_config_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder goes before a hub id that is written like it, and ~ is the home folder."""
     folder = Path("runs/model")
     folder.mkdir(parents=True)
-    (folder / config).touch()
+    (folder / "config.json").touch()
     reference = resolve("runs/model")
     assert reference == Reference("runs/model", "folder", "runs/model")
     assert (reference.label(), reference.source()) == ("model", "runs/model")

@@ -120,7 +120,10 @@ def test_an_architecture_that_rescales_nothing_gives_no_warning(family: Family) 
 @pytest.mark.parametrize(
     ("family", "says"),
     [
-        ("gemma", "multiplies its embeddings by 8 before the noise is added: against the signal the noise is 8 times"),
+        (
+            "gemma",
+            "multiplies its embeddings by 8 before the noise is added: against the signal the noise is 0.125 times",
+        ),
         ("granite", "multiplies the noise by 12 on its way to layer 0"),
     ],
 )
@@ -131,10 +134,19 @@ def test_an_architecture_that_rescales_is_warned_about(family: Family, says: str
     assert says in warning
 
 
-@pytest.mark.parametrize(("alpha", "schedule"), [(0.0, "constant"), (ALPHA, "linear_warmup")])
-def test_no_noise_has_no_strength_and_no_warning(alpha: float, schedule: Any) -> None:
+@pytest.mark.parametrize("schedule", ["linear_warmup", "linear_decay"])
+def test_the_strength_is_that_of_the_full_alpha(schedule: Any) -> None:
+    """A schedule begins at 0 or ends there; what is told is what alpha stands for."""
+    model, found = tiny_model("granite"), []
+    for options in ({}, {"schedule": schedule, "total_steps": 10}):
+        with neftune(model, ALPHA, **options) as noise:
+            found.append(measure_strength(model, padded_batch(), noise))
+    assert found[0] == found[1]
+
+
+def test_no_noise_has_no_strength_and_no_warning() -> None:
     model = tiny_model("llama")
-    with neftune(model, alpha, schedule=schedule, total_steps=10) as noise:
+    with neftune(model, 0.0) as noise:
         measured = measure_strength(model, padded_batch(), noise)
     assert (measured.ratio, measured.noise_rms, measured.layer_gain) == (0.0, 0.0, 1.0)
     assert measured.warnings() == []

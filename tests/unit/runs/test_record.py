@@ -55,7 +55,7 @@ def test_the_record_is_written_at_once_with_its_fields_and_no_others(run: RunDir
     assert found == record.fields
     assert found.keys() == FIELDS
     assert (found["status"], found["finished"], found["seed"]) == ("running", None, 3)
-    assert found["neftune"] == {"alpha": 10.0, "noise": "gaussian", "length": "tokens"}
+    assert found["neftune"] == {"alpha": 10.0, "noise": "gaussian", "length": "tokens", "schedule": "constant"}
     assert found["recipe_sha256"] == fingerprint(RECIPE)
     assert found["hardware"] == {
         "machine": platform.machine(),

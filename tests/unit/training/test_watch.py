@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from neftcli import events
+from neftcli.errors import NonFiniteLossError
 from neftcli.training.watch import Watch
 
 
@@ -45,14 +46,14 @@ def run(total: int, every: float, logging_steps: int) -> tuple[Collector, Watch]
     ("total", "every", "logging_steps", "expected"),
     [
         (20, 0.25, 1, [5, 10, 15, 20]),
-        (20, 0.25, 2, [6, 10, 16, 20]),
+        (20, 0.25, 2, [5, 10, 15, 20]),
         (20, 1.0, 1, [20]),
         (7, 0.5, 1, [4, 7]),
         (1, 0.25, 1, [1]),
-        (10, 0.1, 7, [7, 10]),
+        (10, 0.5, 7, [5, 10]),
     ],
 )
-def test_evaluations_come_at_the_first_log_row_when_due_and_at_the_end(
+def test_evaluations_come_when_due_whatever_the_log_rows_and_at_the_end(
     total: int, every: float, logging_steps: int, expected: list[int]
 ) -> None:
     collector, watch = run(total, every, logging_steps)
@@ -64,6 +65,22 @@ def test_evaluations_come_at_the_first_log_row_when_due_and_at_the_end(
 def test_the_last_update_has_a_log_row_whatever_the_logging_steps() -> None:
     collector, _ = run(10, 1.0, 4)
     assert [event.step for event in collector.events if isinstance(event, events.StepLogged)] == [4, 8, 10]
+
+
+@pytest.mark.parametrize(
+    ("logs", "losses", "says"),
+    [
+        ({"loss": 1.0, "grad_norm": float("nan")}, (1.0, 1.0), "the norm of the gradient became nan in update 1"),
+        ({"loss": 1.0}, (float("inf"), 1.0), "the held-out loss became inf in update 1"),
+        ({"loss": 1.0}, (None, float("nan")), "the loss of training rows without noise became nan in update 1"),
+    ],
+)
+def test_a_number_that_is_none_stops_the_run(
+    logs: dict[str, float], losses: tuple[float | None, float | None], says: str
+) -> None:
+    watch = Watch(Collector(), lambda step: events.Evaluated(step, *losses), 1.0, "cpu")
+    with pytest.raises(NonFiniteLossError, match=says):
+        watch.on_log(None, SimpleNamespace(global_step=1, max_steps=1, epoch=1.0), None, logs)
 
 
 def test_no_time_is_left_at_the_end() -> None:
