@@ -104,9 +104,11 @@ def keep_freed_memory() -> bool:
     """Tells glibc to keep freed blocks for the next step, and says whether there was a glibc to tell.
 
     By default it returns every large block to the system and has it faulted in again at the next step; on CPU that
-    can take as long as the arithmetic. The same as MALLOC_MMAP_THRESHOLD_ and its like, set from inside.
+    can take as long as the arithmetic. The same as MALLOC_MMAP_THRESHOLD_ and its like, set from inside; where one of
+    those is set already (MALLOC_TRIM_THRESHOLD_=131072 is glibc's own default) nothing is changed. It costs memory.
     """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+    set_already = any(name.startswith("MALLOC_") for name in os.environ)
+    if set_already or sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
     done = [
