@@ -12,7 +12,7 @@ def models() -> None:
 
     table = Table(box=None, pad_edge=False)
     for column in ("alias", "hub id", "", ""):
-        table.add_column(column, no_wrap=column == "alias", overflow="fold")
+        table.add_column(column, no_wrap=column in ("alias", "hub id"), overflow="fold")
     for name, alias in ALIASES.items():
         here = resolve(name).kind == "gguf"
         without_hub = f"installed here ({alias.package})" if here else alias.install

@@ -90,8 +90,10 @@ class _Reader:
             raise DataError(
                 Problem(
                     f"{source}: no row can be learned from",
-                    "; ".join(f"{len(places)} rows: {reason}" for reason, places in self.unusable.items()),
-                    f"neft data inspect --dataset {source}",
+                    "; ".join(
+                        f"{reason} ({len(places)} rows, the first {places[0]})"
+                        for reason, places in self.unusable.items()
+                    ),
                 )
             )
         return examples

@@ -112,7 +112,20 @@ def load_model(
                 "fetch or write the model again",
             )
         )
+    keep_layout_for_training(model)
     return model
+
+
+def keep_layout_for_training(model: PreTrainedModel) -> None:
+    """Stops bitsandbytes from repacking 4-bit weights when they are evaluated on a CPU.
+
+    On processors with AVX512-BF16 its layers repack themselves for a kernel that has no gradient at their first forward
+    pass in evaluation mode, for good. A model that is evaluated before it is trained (as every run here is) would train
+    with wrong gradients; torch only warns.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def fingerprint(reference: Reference, model: PreTrainedModel) -> str:

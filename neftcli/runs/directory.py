@@ -38,7 +38,7 @@ class RunDirectory:
                 Problem(
                     "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64",
                     name,
-                    f"--name {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-')[:SUGGESTED] or 'my-run'}",
+                    f"--name {_allowed(name)}",
                 )
             )
         number = 1
@@ -88,6 +88,12 @@ class RunDirectory:
         """Adds one object as a line of a .jsonl file."""
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(content), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _allowed(name: str) -> str:
+    """A name like `name` that is allowed, without the alpha and seed that are written behind it anyway."""
+    plain = re.sub(r"-a[0-9.e+-]+-s[0-9]+$", "", name)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[:SUGGESTED] or "my-run"
 
 
 def finite(value: Any) -> Any:

@@ -21,14 +21,19 @@ def quiet_environment() -> None:
 
 
 @contextmanager
-def library_chatter(log: Path) -> Iterator[None]:
-    """Sends what the libraries log and warn of to `log`, and switches their progress bars off."""
+def library_chatter(log: Path, *, loaded: bool = True) -> Iterator[None]:
+    """Sends what the libraries log and warn of to `log`, and switches their progress bars off.
+
+    Args:
+        log: The file.
+        loaded: Load the libraries now, so that their own handlers are there to be taken away.
+    """
     handler = logging.FileHandler(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     logging.captureWarnings(True)
-    quieted = _quiet_libraries()
+    quieted = _quiet_libraries() if loaded else []
     try:
         yield
     finally:

@@ -30,14 +30,14 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
         InputError: The recipe names a model or data that can't be used, as `train` would.
     """
     reference = resolve(recipe.model.name, recipe.model.revision)
-    try:
-        prepared, _ = _prepare(recipe, observer)
-    except InputError:
-        if not (reference.alias and reference.alias.architecture):
+    with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log", loaded=False):
+        try:
+            prepared, _ = _prepare(recipe, observer)
+        except InputError:
+            if reference.alias and reference.alias.architecture:
+                observer.notify(_plan(recipe, reference, None))
             raise
-        observer.notify(_plan(recipe, reference, None))
-        raise
-    result = _plan(recipe, reference, prepared)
+        result = _plan(recipe, reference, prepared)
     observer.notify(result)
     if result.available_bytes is not None and result.total_bytes > result.available_bytes:
         needed, free = result.total_bytes / 2**30, result.available_bytes / 2**30

@@ -288,11 +288,14 @@ def _recorded_end(record: RunRecord, directory: RunDirectory) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         record.end("interrupted")
-        saved = "the model was saved" if directory.model.is_dir() else "no model was saved"
+        saved = directory.model.is_dir()
         raise Interrupted(
             Problem(
-                f"stopped by Ctrl-C; {saved}, the measurements so far are in {directory.path}",
-                remedy="the same command again, from the beginning",
+                f"stopped by Ctrl-C; {'the' if saved else 'no'} model was saved, the measurements so far are in "
+                f"{directory.path}",
+                remedy=f"{directory.model} is the tuned model"
+                if saved
+                else "the same command again, from the beginning",
             )
         ) from None
     except InputError:  # nothing was started, so nothing stays

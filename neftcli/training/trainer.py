@@ -98,7 +98,7 @@ def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], direc
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=recipe.learning_rate(),
         lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=training.warmup_ratio if training.warmup_ratio < 1 else 0.999,
+        warmup_steps=_warmup_steps(total, training.warmup_ratio),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim=training.optim,
@@ -123,6 +123,14 @@ def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], direc
         dataloader_pin_memory=machine.device == "cuda",
         remove_unused_columns=True,
     )
+
+
+def _warmup_steps(total: int, ratio: float) -> int:
+    """Updates over which the learning rate rises; none in runs so short that the first update would be all of them.
+
+    The first of them has a learning rate of 0, so one alone would only lose an update.
+    """
+    return math.ceil(total * ratio) if total * ratio >= 1 else 0
 
 
 def updates(recipe: Recipe, lengths: Sequence[int], *, whole: bool = False) -> int:

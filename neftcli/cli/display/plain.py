@@ -54,7 +54,7 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.TrainingStarted) -> list[str]:
-        return [f"training: {event.total_steps} updates, {event.epochs:g} epochs, in {event.run}"]
+        return [f"training: {event.total_steps} updates, {event.epochs:.3g} epochs, in {event.run}"]
 
     @_lines.register
     def _(self, event: events.Progress) -> list[str]:

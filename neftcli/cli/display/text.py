@@ -86,7 +86,15 @@ def data_notices(event: DataReady) -> list[str]:
     if event.special_text:
         notices.append(f"{rows(event.special_text)} hold a special token as text, and it will act as the token")
     if not event.held_out.rows:
-        notices.append("no row is held out, so nothing will show whether training helped: data.held_out_rows")
+        notices.append(
+            "no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
+            "training helped: --held-out FILE"
+        )
+    used = event.train.rows + event.held_out.rows + event.leaked + sum(map(len, event.unusable.values()))
+    if event.rows_read > used:
+        notices.append(
+            f"{event.rows_read - used} rows are not used: data.max_rows and data.held_out_rows leave them out"
+        )
     return notices
 
 
@@ -111,7 +119,8 @@ def next_commands(event: RunFinished) -> list[tuple[str, str]]:
     recipe = f"neft train --recipe {event.run}/recipe.yaml"
     other = "--alpha 0" if event.alpha else "--alpha 5"
     reason = "the same without noise: only this shows what the noise did" if event.alpha else "the same with noise"
-    return [(f"{recipe} {other}", reason), (f"cat {event.run}/samples.jsonl", "the answers in full")]
+    commands = [] if event.held_out_loss is None else [(f"{recipe} {other}", reason)]
+    return commands + ([(f"cat {event.run}/samples.jsonl", "the answers in full")] if event.samples else [])
 
 
 def plan_rows(event: Plan) -> list[tuple[str, str]]:
