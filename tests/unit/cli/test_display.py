@@ -82,7 +82,9 @@ def test_plain_lines_are_these() -> None:
         "note: 1 row (rows.jsonl, line 17) cut at data.max_length; --max-length keeps more",
         "note: 1 row (rows.jsonl, line 17) end without a stop token with loss, so don't teach to stop",
         "note: 1 row (rows.jsonl, line 9) hold a special token as text, and it will act as the token",
-        "note: no row is held out, so nothing will show whether training helped: data.held_out_rows",
+        "note: no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
+        "training helped: --held-out FILE",
+        "note: 3 rows are not used: data.max_rows and data.held_out_rows leave them out",
         "model: tiny · LoRA r16 · 4.9 M of 134.5 M trainable · bf16 · CPU, 2 threads",
         "model: from a folder",
         "noise: NEFTune alpha 5 · uniform · real lengths · noise/embedding 0.099 at layer 0",

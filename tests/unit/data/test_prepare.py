@@ -181,8 +181,8 @@ def test_a_source_without_a_usable_row() -> None:
     source = write("rows.jsonl", pair("q", ""), pair("", "a"), pair("r", " "))
     assert message(Data(source=source)) == (
         "rows.jsonl: no row can be learned from\n"
-        "  received 2 rows: an answer is empty; 1 rows: it has no question\n"
-        "  try      neft data inspect --dataset rows.jsonl"
+        "  received an answer is empty (2 rows, the first rows.jsonl, line 1); "
+        "it has no question (1 rows, the first rows.jsonl, line 2)"
     )
 
 
@@ -190,9 +190,7 @@ def test_a_held_out_source_without_a_usable_row() -> None:
     """Evaluation that was asked for does not vanish."""
     held_out = write("held.jsonl", pair("q", ""))
     assert message(Data(source=pairs(3), held_out_source=held_out)) == (
-        "held.jsonl: no row can be learned from\n"
-        "  received 1 rows: an answer is empty\n"
-        "  try      neft data inspect --dataset held.jsonl"
+        "held.jsonl: no row can be learned from\n  received an answer is empty (1 rows, the first held.jsonl, line 1)"
     )
 
 
