@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import subprocess
 import sys
 import time
@@ -28,7 +29,9 @@ def save_picture(screen: str, width: int, title: str, file: Path) -> None:
     """Writes what stands on a terminal, with its escapes, as SVG."""
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(screen))
-    console.save_svg(str(file), title=title)
+    svg = console.export_svg(title=title)
+    # Rich names fonts on a server; the picture should need no network.
+    file.write_text(re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
 def main() -> None:
