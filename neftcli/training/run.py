@@ -266,7 +266,10 @@ class _Run:
             reference = self.reference
             base = reference.alias.hub_id if reference.alias else reference.location
             model.peft_config["default"].base_model_name_or_path = base
-        model.save_pretrained(self.directory.model)
+            # No embedding is resized here; peft would ask the hub for the base model's size to make sure.
+            model.save_pretrained(self.directory.model, save_embedding_layers=False)
+        else:
+            model.save_pretrained(self.directory.model)
         tokenizer.save_pretrained(self.directory.model)
         if self.directory.checkpoints.is_dir() and not any(self.directory.checkpoints.iterdir()):
             self.directory.checkpoints.rmdir()
