@@ -128,10 +128,10 @@ def keep_layout_for_training(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def fingerprint(reference: Reference, model: PreTrainedModel) -> str:
+def fingerprint(reference: Reference, config: Any) -> str:
     """What identifies the weights: the hub's commit, the .gguf file's SHA-256, or that of the folder's weights."""
     if reference.kind == "hub":
-        return f"commit {getattr(model.config, '_commit_hash', None)}"
+        return f"commit {getattr(config, '_commit_hash', None)}"
     if reference.kind == "gguf":
         return f"sha256 {sha256(Path(reference.location))}"
     files = sorted(Path(reference.location).glob("*.safetensors"))

@@ -23,12 +23,14 @@ class Option:
         flag: The command-line flag, or None where only the recipe and `--set` reach it.
         switch: The value that the flag sets when it takes none (`--lora` sets `adapter.type` to "lora").
         implies: What the switch sets beside it, as (dotted key, value).
+        only_evaluation: `neft eval` has the flag, and training does not.
     """
 
     help: str
     flag: str | None = None
     switch: str | bool | None = None
     implies: tuple[tuple[str, str], ...] = ()
+    only_evaluation: bool = False
 
 
 NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
@@ -209,11 +211,34 @@ class Generation:
     do_sample: Annotated[bool, Option("Sample in place of taking the likeliest token.")] = False
     temperature: Annotated[Positive, Option("Temperature when sampling.")] = 1.0
     top_p: Annotated[Annotated[float, Gt(0), Le(1)], Option("Nucleus when sampling.")] = 1.0
+    batch_size: Annotated[Count, Option("Prompts answered at once; fewer where memory is short.")] = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Who decides which of two answers is better: a model behind an OpenAI-compatible server."""
+
+    base_url: Annotated[
+        Name | None,
+        Option("The server's address, e.g. http://127.0.0.1:8000/v1.", "--judge", only_evaluation=True),
+    ] = None
+    model: Annotated[Name | None, Option("The judge's name on that server.", "--judge-model", only_evaluation=True)] = (
+        None
+    )
+    prompt: Annotated[
+        Name | None,
+        Option("A text file to ask with, in place of the built-in one.", "--judge-prompt", only_evaluation=True),
+    ] = None
+    max_tokens: Annotated[Count, Option("Longest reply; more where your prompt asks for reasons first.")] = 16
+    temperature: Annotated[NonNegative, Option("The judge's temperature.")] = 0.0
+    concurrency: Annotated[Count, Option("Questions under way at once.")] = 4
+    timeout: Annotated[Positive, Option("Seconds to wait for a reply before it is asked for again.")] = 60.0
+    max_retries: Annotated[Annotated[int, Ge(0)], Option("Times a failed question is asked again, ever later.")] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured while training, always without noise."""
+    """What is measured, while training and by `neft eval`, always without noise."""
 
     every: Annotated[
         Annotated[float, Gt(0), Le(1)], Option("Share of the run between two evaluations; 0.25 gives four.")
@@ -224,8 +249,15 @@ class Evaluation:
     samples: Annotated[
         Annotated[int, Ge(0)], Option("Held-out prompts answered before and after training.", "--samples")
     ] = 3
-    per_device_eval_batch_size: Annotated[Count, Option("Rows evaluated at once.")] = 16
+    per_device_eval_batch_size: Annotated[
+        Count, Option("Rows whose loss is computed at once; fewer where memory is short.")
+    ] = 16
     generation: Annotated[Generation, Option("How answers are generated.")] = field(default_factory=Generation)
+    judge: Annotated[Judge, Option("Who compares answers.")] = field(default_factory=Judge)
+    tasks: Annotated[
+        tuple[Name, ...],
+        Option("Tasks of lm-evaluation-harness, names or YAML files.", "--tasks", only_evaluation=True),
+    ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

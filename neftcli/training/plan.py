@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from neftcli.data.prepare import Prepared, prepare
 from neftcli.errors import InputError
 from neftcli.events import InspectedRow, Notice, Observer, Phase, Plan, Token
+from neftcli.machine.chatter import library_chatter
+from neftcli.machine.process import prepare_process
+from neftcli.models.by_recipe import load_tokenizer_of
 from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
-from neftcli.training.chatter import library_chatter, quiet_environment
-from neftcli.training.inputs import check_inputs, load_tokenizer_of
+from neftcli.training.inputs import check_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,8 +53,8 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
 
 
 def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Plan:
+    from neftcli.machine.device import available_memory, choose_machine
     from neftcli.models.memory import estimate
-    from neftcli.training.machine import available_memory, choose_machine
     from neftcli.training.trainer import updates
 
     machine = choose_machine(recipe)
@@ -107,7 +109,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
 
 
 def _prepare(recipe: Recipe, observer: Observer) -> tuple[Prepared, PreTrainedTokenizerBase]:
-    quiet_environment()
+    prepare_process()
     reference, examples = check_inputs(recipe, observer)
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
         tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)

@@ -31,20 +31,21 @@ from neftcli.events import (
     StepLogged,
     TrainingStarted,
 )
+from neftcli.machine.chatter import library_chatter
+from neftcli.machine.process import prepare_process
+from neftcli.models.by_recipe import load_model_of, load_tokenizer_of, longest_sequence, require_positions
 from neftcli.models.names import Reference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import RunDirectory
 from neftcli.runs.record import RunRecord
-from neftcli.training.chatter import library_chatter, quiet_environment
-from neftcli.training.inputs import check_inputs, load_tokenizer_of, longest_sequence, require_positions
-from neftcli.training.machine import prepare_process
+from neftcli.training.inputs import check_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from neftcli.machine.device import Machine
     from neftcli.neftune import Noise
     from neftcli.recipe.schema import Recipe
-    from neftcli.training.machine import Machine
 
 
 def train(recipe: Recipe, observer: Observer) -> RunFinished:
@@ -56,7 +57,6 @@ def train(recipe: Recipe, observer: Observer) -> RunFinished:
         Interrupted: Ctrl-C.
     """
     begun = time.perf_counter()
-    quiet_environment()
     prepare_process()
     reference, examples = check_inputs(recipe, observer)
     directory = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
@@ -86,7 +86,7 @@ class _Run:
         """Does the run."""
         recipe = self.recipe
         self.notify(Phase("loading libraries"))
-        from neftcli.training.machine import choose_machine
+        from neftcli.machine.device import choose_machine
 
         machine = choose_machine(recipe)
         tokenizer, prepared = self._tokenize(examples)
@@ -131,24 +131,12 @@ class _Run:
         return tokenizer, prepared
 
     def _load(self, machine: Machine) -> PreTrainedModel:
-        import torch
-
-        from neftcli.models.loading import fingerprint, load_model
+        from neftcli.models.loading import fingerprint
 
         self.notify(Phase("loading the model"))
-        quantization = self.recipe.quantization
-        model = load_model(
-            self.reference,
-            machine.weights,
-            four_bit=quantization.type == "nf4",
-            double_quantization=quantization.double_quantization,
-            compute_dtype=torch.bfloat16 if machine.bfloat16 else torch.float32,
-            trust_remote_code=self.recipe.model.trust_remote_code,
-        )
-        if quantization.type == "none":
-            model.to(machine.device)
+        model = load_model_of(self.recipe, self.reference, machine)
         self.record.update(
-            model_fingerprint=fingerprint(self.reference, model),
+            model_fingerprint=fingerprint(self.reference, model.config),
             trust_remote_code=self.recipe.model.trust_remote_code,
             device=machine.name,
             precision=machine.precision(),

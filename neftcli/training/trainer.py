@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from neftcli.data.tokens import TokenRow
+    from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Adapter, Recipe
     from neftcli.runs.directory import RunDirectory
-    from neftcli.training.machine import Machine
 
 LOG_ROWS = 20
 

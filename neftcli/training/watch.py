@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.events import Evaluated, Observer, Progress, StepLogged
+from neftcli.machine.device import peak_memory
 from neftcli.neftune import Noise
-from neftcli.training.machine import peak_memory
 
 
 class Watch(TrainerCallback):

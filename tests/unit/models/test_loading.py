@@ -311,13 +311,13 @@ def test_a_four_bit_model_computes_on_a_cpu(saved: Path) -> None:
 def test_a_folders_fingerprint_is_that_of_its_weights(saved: Path, folder: Path) -> None:
     """The same wherever it lies and whatever lies beside it; another with one other weight."""
     model = load(folder)
-    before = fingerprint(resolve(str(saved)), model)
+    before = fingerprint(resolve(str(saved)), model.config)
     (folder / "README.md").write_text("changed", encoding="utf-8")
-    assert fingerprint(resolve("tiny"), model) == before
+    assert fingerprint(resolve("tiny"), model.config) == before
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"][0, 0] += 1
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert fingerprint(resolve("tiny"), model) != before
+    assert fingerprint(resolve("tiny"), model.config) != before
 
 
 def test_fingerprints_of_a_gguf_and_a_hub_model(tmp_path: Path) -> None:
@@ -325,9 +325,9 @@ def test_fingerprints_of_a_gguf_and_a_hub_model(tmp_path: Path) -> None:
     file = tmp_path / "x.gguf"
     file.write_bytes(b"GGUF")
     model = tiny_model("llama")
-    assert fingerprint(resolve(str(file)), model) == f"sha256 {hashlib.sha256(b'GGUF').hexdigest()}"
+    assert fingerprint(resolve(str(file)), model.config) == f"sha256 {hashlib.sha256(b'GGUF').hexdigest()}"
     model.config._commit_hash = "0123abc"
-    assert fingerprint(resolve("owner/name"), model) == "commit 0123abc"
+    assert fingerprint(resolve("owner/name"), model.config) == "commit 0123abc"
 
 
 # What the hub's client raises

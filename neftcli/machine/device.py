@@ -1,10 +1,8 @@
-"""What the machine is, and how it is set up for training."""
+"""The device, the arithmetic that is fast on it, and its memory."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -17,10 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from neftcli.recipe.schema import Recipe
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-KEEP_BELOW = 2**31 - 1
-TOP_PAD = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -90,35 +84,6 @@ def multiplies_bfloat16(device: str) -> bool:
     return False
 
 
-def prepare_process() -> None:
-    """Settings of the process that must come before torch is imported; what the user has set already stays.
-
-    Waiting OpenMP threads sleep in place of spinning: with one other busy process on two cores, spinning made an update
-    four to eight times slower.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks for the next step, and says whether there was a glibc to tell.
-
-    By default it returns every large block to the system and has it faulted in again at the next step; on CPU that
-    can take as long as the arithmetic. The same as MALLOC_MMAP_THRESHOLD_ and its like, set from inside; where one of
-    those is set already (MALLOC_TRIM_THRESHOLD_=131072 is glibc's own default) nothing is changed. It costs memory.
-    """
-    set_already = any(name.startswith("MALLOC_") for name in os.environ)
-    if set_already or sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    done = [
-        libc.mallopt(M_MMAP_THRESHOLD, KEEP_BELOW),
-        libc.mallopt(M_TRIM_THRESHOLD, KEEP_BELOW),
-        libc.mallopt(M_TOP_PAD, TOP_PAD),
-    ]
-    return all(done)
-
-
 def peak_memory(device: str) -> int:
     """Most bytes used so far: allocated on the GPU, or resident in the process."""
     if device == "cuda":
@@ -127,6 +92,16 @@ def peak_memory(device: str) -> int:
         return int(torch.cuda.max_memory_allocated())
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch's own, Python's, or that of torch's allocator on a CPU."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def available_memory(device: str) -> int | None:

@@ -1,0 +1,85 @@
+"""The tokenizer and the model that a recipe asks for, and whether its rows fit the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.errors import ModelError, Problem
+from neftcli.events import DataReady, Observer, Phase
+from neftcli.models.names import Reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from neftcli.machine.device import Machine
+    from neftcli.recipe.schema import Recipe
+
+
+def load_tokenizer_of(
+    recipe: Recipe, reference: Reference, layout: str, observer: Observer
+) -> tuple[PreTrainedTokenizerBase, str, list[str]]:
+    """The tokenizer with its chat template, the template's name, and notices.
+
+    Raises:
+        ModelError: The model or the template can't be found or read.
+    """
+    from neftcli.models.gguf import is_converted
+    from neftcli.models.loading import load_tokenizer
+    from neftcli.models.templates import set_template
+
+    if reference.kind == "gguf" and not is_converted(Path(reference.location)):
+        observer.notify(Phase("converting the .gguf, once (about half a minute for 135 M parameters)"))
+    else:
+        observer.notify(Phase("loading the tokenizer"))
+    tokenizer, notices = load_tokenizer(reference, recipe.model.trust_remote_code)
+    template = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
+    return tokenizer, template, notices
+
+
+def load_model_of(recipe: Recipe, reference: Reference, machine: Machine) -> PreTrainedModel:
+    """The model on the device, quantised if the recipe says so, without adapters.
+
+    Raises:
+        ModelError: It can't be found or read.
+    """
+    import torch
+
+    from neftcli.models.loading import load_model
+
+    quantization = recipe.quantization
+    model = load_model(
+        reference,
+        machine.weights,
+        four_bit=quantization.type == "nf4",
+        double_quantization=quantization.double_quantization,
+        compute_dtype=torch.bfloat16 if machine.bfloat16 else torch.float32,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    if quantization.type == "none":
+        model.to(machine.device)
+    return model
+
+
+def longest_sequence(config: Any) -> int | None:
+    """The longest sequence that a model has positions for, in tokens; None where its configuration names none."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def require_positions(config: Any, counts: DataReady) -> None:
+    """Checks that the model has a position for every token.
+
+    Raises:
+        ModelError: A row is longer than the model's longest sequence.
+    """
+    limit = longest_sequence(config)
+    longest = max(counts.train.longest, counts.held_out.longest)
+    if limit is not None and longest > limit:
+        raise ModelError(
+            Problem(
+                f"data.max_length: this model has positions for {limit} tokens",
+                f"a row of {longest} tokens",
+                f"--max-length {limit}",
+            )
+        )
