@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
 
 from neftcli.data.tokens import stop_tokens
+from neftcli.evaluation.batches import in_batches
 from neftcli.evaluation.mode import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from neftcli.events import Observer
     from neftcli.recipe.schema import Generation
 
 
@@ -39,7 +42,21 @@ class RepetitionPenalty:
         return penalised
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A generated answer.
+
+    Attributes:
+        text: Without its stop token and the white space around it.
+        tokens: Its tokens, without the stop token.
+        cut: It ended at max_new_tokens, not at a stop token.
+    """
+
+    text: str
+    tokens: int
+    cut: bool
+
+
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -47,19 +64,79 @@ def generate_answers(
     generation: Generation,
     autocast: AbstractContextManager[object] | None = None,
     longest_prompt: int | None = None,
-) -> list[str]:
-    """The answer to each prompt, without its stop token.
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> list[Answer]:
+    """The answer to each prompt, in the order given; the arguments are those of `answers_as_they_come`."""
+    found: dict[int, Answer] = {}
+    for batch in answers_as_they_come(
+        model, tokenizer, prompts, generation, autocast, longest_prompt, seed=seed, observer=observer
+    ):
+        found.update(batch)
+    return [found[index] for index in range(len(prompts))]
+
+
+def answers_as_they_come(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    generation: Generation,
+    autocast: AbstractContextManager[object] | None = None,
+    longest_prompt: int | None = None,
+    *,
+    known: Container[int] = (),
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> Iterator[list[tuple[int, Answer]]]:
+    """Places of prompts with their answers, batch by batch, the longest prompts first.
+
+    Prompts of like length share a batch. Greedy answers don't depend on the batch, up to the order of floating-point
+    sums; sampled ones depend on the seed and on the batch.
 
     Args:
-        model: In any mode; it generates in eval mode and is put back as it was.
+        model: In any mode; it generates in eval mode, asserted to be without noise, and is put back as it was.
         tokenizer: Its tokenizer.
         prompts: Rendered by the chat template up to where the answer begins.
-        generation: The recipe's settings.
+        generation: The recipe's settings; `batch_size` is halved where memory is short.
         autocast: Arithmetic of the forward pass; as loaded if None.
         longest_prompt: Tokens of the longest prompt; of longer ones the end is kept. As long as they are if None.
+        known: Places whose batch is not computed again if it holds no other.
+        seed: Of sampling; the global random state is left as it was.
+        observer: Is told of the halving.
+
+    Raises:
+        NeftuneError: Noise is on.
     """
     if not prompts:
-        return []
+        return
+    ids = [row[-longest_prompt:] if longest_prompt else row for row in _token_ids(tokenizer, prompts)]
+    order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
+
+    def compute(chosen: Sequence[int]) -> Sequence[Answer | None]:
+        if all(index in known for index in chosen):
+            return [None] * len(chosen)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed * len(ids) + chosen[0])
+            return _batch_answers(model, tokenizer, [ids[index] for index in chosen], generation, autocast)
+
+    with evaluation_mode(model):
+        for batch in in_batches(order, generation.batch_size, compute, observer):
+            yield [(index, answer) for index, answer in batch if answer is not None]
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@torch.no_grad()
+def _batch_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[list[int]],
+    generation: Generation,
+    autocast: AbstractContextManager[object] | None,
+) -> list[Answer]:
     from transformers import GenerationConfig, LogitsProcessorList
 
     stops = stop_tokens(tokenizer)
@@ -72,12 +149,10 @@ def generate_answers(
         pad_token_id=tokenizer.pad_token_id,
         **(sampling if generation.do_sample else {}),
     )
-    ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    kept = {"input_ids": [row[-longest_prompt:] if longest_prompt else row for row in ids]}
-    encoded = tokenizer.pad(kept, padding_side="left", return_tensors="pt").to(model.device)
+    encoded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
     pads = (encoded["attention_mask"] == 0).sum(1)
     penalty = RepetitionPenalty(float(generation.repetition_penalty), pads, stops)
-    with evaluation_mode(model), autocast or nullcontext():
+    with autocast or nullcontext():
         tokens = model.generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],
@@ -86,5 +161,9 @@ def generate_answers(
         )
     new: list[list[int]] = tokens[:, encoded["input_ids"].shape[1] :].tolist()
     # Not every tokenizer marks its stop tokens as special, so they are cut off and not left to the decoder.
-    answers = [list(takewhile(lambda token: token not in stops, row)) for row in new]
-    return [str(text).strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    kept = [list(takewhile(lambda token: token not in stops, row)) for row in new]
+    texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
+    return [
+        Answer(str(text).strip(), len(answer), len(answer) == generation.max_new_tokens)
+        for text, answer in zip(texts, kept, strict=True)
+    ]

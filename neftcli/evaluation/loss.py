@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from neftcli.data.tokens import IGNORED, TokenRow
+from neftcli.evaluation.batches import in_batches
 from neftcli.evaluation.mode import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from neftcli.events import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +45,29 @@ def row_losses(
     rows: Sequence[TokenRow],
     batch_size: int,
     autocast: AbstractContextManager[object] | None = None,
+    observer: Observer | None = None,
 ) -> list[RowLoss]:
     """The loss of each row, in the order given.
 
     Args:
-        model: In any mode; it is evaluated in eval mode, where no noise is added, and put back as it was.
+        model: In any mode; it is evaluated in eval mode, asserted to be without noise, and put back as it was.
         rows: Tokenised rows.
-        batch_size: Rows computed at once; rows of like length are put together.
+        batch_size: Rows computed at once; rows of like length are put together. Halved where memory is short.
         autocast: Arithmetic of the forward pass; as loaded if None.
+        observer: Is told of the halving.
+
+    Raises:
+        NeftuneError: Noise is on.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     losses: dict[int, RowLoss] = {}
+
+    def compute(chosen: Sequence[int]) -> list[RowLoss]:
+        return _batch_losses(model, [rows[index] for index in chosen], autocast or nullcontext())
+
     with evaluation_mode(model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = [rows[index] for index in chosen]
-            losses.update(zip(chosen, _within_memory(model, batch, autocast or nullcontext()), strict=True))
+        for batch in in_batches(order, batch_size, compute, observer):
+            losses.update(batch)
     return [losses[index] for index in range(len(rows))]
 
 
@@ -65,19 +75,6 @@ def mean_loss(losses: Sequence[RowLoss]) -> float | None:
     """Nats a token with loss; None without rows."""
     tokens = sum(loss.tokens for loss in losses)
     return sum(loss.negative_log_likelihood for loss in losses) / tokens if tokens else None
-
-
-def _within_memory(
-    model: PreTrainedModel, batch: Sequence[TokenRow], autocast: AbstractContextManager[object]
-) -> list[RowLoss]:
-    """The losses of a batch, in halves where there is not the memory for the whole; the numbers are the same."""
-    try:
-        return _batch_losses(model, batch, autocast)
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    half = len(batch) // 2
-    return _within_memory(model, batch[:half], autocast) + _within_memory(model, batch[half:], autocast)
 
 
 @torch.no_grad()

@@ -67,6 +67,12 @@ def longest_sequence(config: Any) -> int | None:
     return int(limit) if limit else None
 
 
+def longest_prompt(config: Any, max_new_tokens: int) -> int | None:
+    """Tokens of a prompt that leave positions for an answer; None where the configuration names no limit."""
+    limit = longest_sequence(config)
+    return None if limit is None else max(1, limit - max_new_tokens)
+
+
 def require_positions(config: Any, counts: DataReady) -> None:
     """Checks that the model has a position for every token.
 

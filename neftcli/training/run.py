@@ -33,7 +33,7 @@ from neftcli.events import (
 )
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
-from neftcli.models.by_recipe import load_model_of, load_tokenizer_of, longest_sequence, require_positions
+from neftcli.models.by_recipe import load_model_of, load_tokenizer_of, longest_prompt, require_positions
 from neftcli.models.names import Reference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import RunDirectory
@@ -97,7 +97,6 @@ class _Run:
         before = self._answers("answering held-out prompts before training", model, tokenizer, chosen, machine)
         self.notify(base)
         tuned, last = self._train(model, tokenizer, prepared, machine)
-        self._save(tuned, tokenizer)
         after = self._answers("answering the same prompts after training", tuned, tokenizer, chosen, machine)
         samples = tuple(
             Sample(*prompt_and_reference(example), old, new)
@@ -151,7 +150,7 @@ class _Run:
             self.notify(Phase("evaluating the model before training"))
         sides = [prepared.held_out, prepared.train[: settings.probe_rows]]
         losses = [
-            mean_loss(row_losses(model, rows, settings.per_device_eval_batch_size, machine.autocast()))
+            mean_loss(row_losses(model, rows, settings.per_device_eval_batch_size, machine.autocast(), self))
             for rows in sides
         ]
         return Evaluated(step, losses[0], losses[1])
@@ -166,9 +165,11 @@ class _Run:
         self.notify(Phase(phase))
         prompts = [render_prompt(tokenizer, example) for example in examples]
         generation = self.recipe.evaluation.generation
-        limit = longest_sequence(model.config)
-        longest_prompt = None if limit is None else max(1, limit - generation.max_new_tokens)
-        return generate_answers(model, tokenizer, prompts, generation, machine.autocast(), longest_prompt)
+        room = longest_prompt(model.config, generation.max_new_tokens)
+        answers = generate_answers(
+            model, tokenizer, prompts, generation, machine.autocast(), room, self.recipe.training.seed, self
+        )
+        return [answer.text for answer in answers]
 
     def _train(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, machine: Machine
@@ -185,6 +186,7 @@ class _Run:
             lambda step: self._evaluate(step, trainer.model, prepared, machine),
             recipe.evaluation.every,
             machine.device,
+            before_last=lambda: self._save(trainer.model, tokenizer),
         )
         trainer = build_trainer(recipe, machine, model, tokenizer, prepared.train, self.directory, watch)
         tuned = trainer.model
@@ -248,7 +250,7 @@ class _Run:
             self.notify(Notice(warning))
 
     def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Saves weights and tokenizer, before anything else can go wrong."""
+        """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
         self.notify(Phase("saving the model"))
         if self.recipe.adapter.type != "none":  # where the adapter finds its base model on another machine
             reference = self.reference
@@ -296,12 +298,15 @@ def _recorded_end(record: RunRecord, directory: RunDirectory) -> Iterator[None]:
         record.end("failed", error=str(error))
         raise
     except Exception as error:
+        from neftcli.machine.device import is_out_of_memory
+
         record.end("failed", error=f"{type(error).__name__}: {error}")
-        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        if is_out_of_memory(error):
+            kept = f"; the tuned model is in {directory.model}" if directory.model.is_dir() else ""
             raise TrainingError(
                 Problem(
-                    "there was not enough memory",
-                    str(error).splitlines()[0],
+                    f"there was not enough memory{kept}",
+                    str(error).splitlines()[0] if str(error) else type(error).__name__,
                     "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
                 )
             ) from error

@@ -16,17 +16,25 @@ from neftcli.neftune import Noise
 
 
 class Watch(TrainerCallback):
-    """The one callback of the trainer.
+    """The one callback of the trainer; `before_last` is called before the evaluation behind the last update.
 
     Attributes:
         noise: The attached noise; set when training begins.
         evaluated: The last evaluation and its step, so that none is done twice.
     """
 
-    def __init__(self, observer: Observer, evaluate: Callable[[int], Evaluated], every: float, device: str) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        evaluate: Callable[[int], Evaluated],
+        every: float,
+        device: str,
+        before_last: Callable[[], None],
+    ) -> None:
         self.noise: Noise | None = None
         self.evaluated: Evaluated | None = None
         self._observer, self._evaluate, self._every, self._device = observer, evaluate, every, device
+        self._before_last = before_last
         self._evaluation_seconds = 0.0
         self._started = self._row_started = 0.0
         self._row_tokens = 0.0
@@ -75,6 +83,8 @@ class Watch(TrainerCallback):
             )
             self._row_tokens = tokens
             if self._is_due(state):
+                if state.global_step == state.max_steps:
+                    self._before_last()
                 self._evaluate_now(state.global_step)
             self._row_started = time.perf_counter()
 

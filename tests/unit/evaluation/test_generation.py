@@ -4,6 +4,8 @@ Oracle: the model asked for one token at a time, one prompt at a time, without a
 penalty of CTRL (Keskar et al., arXiv 1909.05858) applied by hand to the tokens of the prompt and of the answer so far.
 """
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.data.tokens import stop_tokens
-from neftcli.evaluation.generation import generate_answers
+from neftcli.evaluation.generation import answers_as_they_come, generate_answers
 from neftcli.neftune import neftune
 from neftcli.recipe.schema import Generation
 from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
@@ -21,6 +23,11 @@ PROMPTS = ["a", "What is the capital of France?", "zwölf"]
 LENGTH = 12
 GREEDY = Generation(max_new_tokens=LENGTH, repetition_penalty=1.0)
 PENALISED = Generation(max_new_tokens=LENGTH, repetition_penalty=1.5)
+
+
+def texts(*arguments: Any, **keywords: Any) -> list[str]:
+    """The texts of `generate_answers`."""
+    return [answer.text for answer in generate_answers(*arguments, **keywords)]
 
 
 def model_of(family: Family) -> Any:
@@ -66,15 +73,15 @@ def test_answers_of_a_batch_are_those_of_one_token_at_a_time(family: Family, gen
     """Padding on the left, the cache and the neighbours change no answer, with the repetition penalty or without."""
     model, tokenizer = model_of(family), tiny_tokenizer()
     expected = [by_hand(model, tokenizer, prompt, generation) for prompt in PROMPTS]
-    assert generate_answers(model, tokenizer, PROMPTS, generation) == expected
-    assert [generate_answers(model, tokenizer, [prompt], generation)[0] for prompt in PROMPTS] == expected
+    assert texts(model, tokenizer, PROMPTS, generation) == expected
+    assert [texts(model, tokenizer, [prompt], generation)[0] for prompt in PROMPTS] == expected
     assert all(expected)
 
 
 def test_the_penalty_changes_answers() -> None:
     """Against a penalty that is read and then forgotten: it is part of the oracle above."""
     model, tokenizer = tiny_model("opt"), tiny_tokenizer()
-    greedy, penalised = (generate_answers(model, tokenizer, PROMPTS, one) for one in (GREEDY, PENALISED))
+    greedy, penalised = (texts(model, tokenizer, PROMPTS, one) for one in (GREEDY, PENALISED))
     assert greedy != penalised
 
 
@@ -86,7 +93,7 @@ def test_pads_are_not_penalised_as_if_the_prompt_held_them(family: Family) -> No
     tokenizer = stopping_at(first, pads=True)
     assert tokenizer.eos_token not in "".join(PROMPTS)
     assert by_hand(model, tokenizer, PROMPTS[0], PENALISED) == ""
-    answers = generate_answers(model, tokenizer, PROMPTS, PENALISED)
+    answers = texts(model, tokenizer, PROMPTS, PENALISED)
     assert answers == [by_hand(model, tokenizer, prompt, PENALISED) for prompt in PROMPTS]
 
 
@@ -101,7 +108,7 @@ def test_the_stop_token_ends_an_answer_and_is_no_part_of_it(family: Family) -> N
     stop = next(token for place, token in enumerate(tokens) if place > 2 and token not in tokens[:place])
     tokenizer = stopping_at(stop, pads=False)
     expected = tokenizer.decode(tokens[: tokens.index(stop)], skip_special_tokens=True).strip()
-    answers = generate_answers(model, tokenizer, PROMPTS, PENALISED)
+    answers = texts(model, tokenizer, PROMPTS, PENALISED)
     assert answers[1] == expected
     assert answers == [by_hand(model, tokenizer, prompt, PENALISED) for prompt in PROMPTS]
 
@@ -120,7 +127,7 @@ def test_stop_tokens_of_chat_templates_end_an_answer(name: str) -> None:
         return output
 
     with model.register_forward_hook(write, with_kwargs=True):
-        assert generate_answers(model, tokenizer, ["prompt"], GREEDY) == ["xy"]
+        assert texts(model, tokenizer, ["prompt"], GREEDY) == ["xy"]
 
 
 @pytest.mark.parametrize("length", [1, 5])
@@ -128,9 +135,66 @@ def test_answers_are_at_most_so_long(length: int) -> None:
     """One token is one byte here; max_new_tokens bounds them."""
     model, tokenizer = tiny_model("opt"), tiny_tokenizer()
     generation = Generation(max_new_tokens=length, repetition_penalty=1.0)
-    answers = generate_answers(model, tokenizer, PROMPTS, generation)
+    answers = texts(model, tokenizer, PROMPTS, generation)
     assert answers == [by_hand(model, tokenizer, prompt, generation) for prompt in PROMPTS]
     assert all(0 < len(answer) <= length for answer in answers)
+
+
+def test_tokens_are_counted_and_cut_answers_told_apart() -> None:
+    """Against the tokens written one at a time: the one that reaches its stop token is whole, the others are cut."""
+    model = model_of("llama")
+    tokens = continuation(model, tiny_tokenizer(), PROMPTS[1], PENALISED)
+    stop = next(token for place, token in enumerate(tokens) if place > 2 and token not in tokens[:place])
+    tokenizer = stopping_at(stop, pads=False)
+    answers = generate_answers(model, tokenizer, PROMPTS, PENALISED)
+    expected = [len(continuation(model, tokenizer, prompt, PENALISED)) for prompt in PROMPTS]
+    assert [answer.tokens for answer in answers] == expected
+    assert [answer.cut for answer in answers] == [count == LENGTH for count in expected]
+    assert {answer.cut for answer in answers} == {True, False}
+
+
+# Batches
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_batches_go_from_the_longest_prompt_and_change_no_answer(size: int) -> None:
+    """Places of like length together, every place once, whatever the size."""
+    model, tokenizer = model_of("llama"), tiny_tokenizer()
+    prompts = [*PROMPTS, "abc", "a long prompt, longer than all the others", "xyz"]
+    expected = [by_hand(model, tokenizer, prompt, GREEDY) for prompt in prompts]
+    came = list(answers_as_they_come(model, tokenizer, prompts, replace(GREEDY, batch_size=size)))
+    places = [place for batch in came for place, _ in batch]
+    assert [len(prompts[place].encode()) for place in places] == sorted(
+        (len(p.encode()) for p in prompts), reverse=True
+    )
+    assert {place: answer.text for batch in came for place, answer in batch} == dict(enumerate(expected))
+    assert [len(batch) for batch in came[:-1]] == [size] * (len(came) - 1)
+
+
+def test_a_batch_whose_answers_are_known_is_not_computed_again() -> None:
+    """And the others are what they would have been, sampled ones, too: an interrupted evaluation goes on."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    warm = Generation(max_new_tokens=LENGTH, do_sample=True, batch_size=1)
+    whole = generate_answers(model, tokenizer, PROMPTS, warm, seed=3)
+    rest = list(answers_as_they_come(model, tokenizer, PROMPTS, warm, known={1}, seed=3))
+    assert {place: answer for batch in rest for place, answer in batch} == {0: whole[0], 2: whole[2]}
+
+
+def test_a_batch_too_large_for_memory_is_halved_and_the_answers_stay() -> None:
+    """No batch of more than two rows fits: said once, and the smaller size stays."""
+    model, tokenizer = model_of("llama"), tiny_tokenizer()
+    prompts = [*PROMPTS, "abc", "xyz"]
+    expected = [by_hand(model, tokenizer, prompt, GREEDY) for prompt in prompts]
+    told: list[Any] = []
+
+    def scarce(module: torch.nn.Module, arguments: Any, keywords: Any) -> None:
+        if keywords["input_ids"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with model.register_forward_pre_hook(scarce, with_kwargs=True):
+        answers = texts(model, tokenizer, prompts, GREEDY, observer=SimpleNamespace(notify=told.append))
+    assert answers == expected
+    assert [notice.message for notice in told] == ["not enough memory for 5 rows at once; going on with 2"]
 
 
 # Settings
@@ -139,12 +203,12 @@ def test_answers_are_at_most_so_long(length: int) -> None:
 def test_the_models_own_sampling_does_not_leak_in() -> None:
     """Many chat models ship with do_sample on; what the recipe says holds."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    expected = generate_answers(model, tokenizer, PROMPTS, GREEDY)
+    expected = texts(model, tokenizer, PROMPTS, GREEDY)
     model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, top_p=0.5, repetition_penalty=2.0)
     model.generation_config.max_new_tokens = 3
     for seed in range(3):
         torch.manual_seed(seed)
-        assert generate_answers(model, tokenizer, PROMPTS, GREEDY) == expected
+        assert texts(model, tokenizer, PROMPTS, GREEDY) == expected
 
 
 def test_sampling_follows_the_seed_and_the_temperature() -> None:
@@ -153,11 +217,13 @@ def test_sampling_follows_the_seed_and_the_temperature() -> None:
     warm = Generation(max_new_tokens=LENGTH, repetition_penalty=1.0, do_sample=True)
     answers = []
     for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        answers.append(generate_answers(model, tokenizer, PROMPTS, warm))
+        torch.manual_seed(len(answers))  # the caller's random state is neither read nor moved
+        before = torch.get_rng_state()
+        answers.append(texts(model, tokenizer, PROMPTS, warm, seed=seed))
+        assert torch.equal(torch.get_rng_state(), before)
     assert answers[0] == answers[1] != answers[2]
     cold = Generation(max_new_tokens=LENGTH, repetition_penalty=1.0, do_sample=True, temperature=1e-4)
-    assert generate_answers(model, tokenizer, PROMPTS, cold) == generate_answers(model, tokenizer, PROMPTS, GREEDY)
+    assert texts(model, tokenizer, PROMPTS, cold) == texts(model, tokenizer, PROMPTS, GREEDY)
 
 
 def test_special_tokens_are_not_added_to_a_rendered_prompt() -> None:
@@ -173,7 +239,7 @@ def test_special_tokens_are_not_added_to_a_rendered_prompt() -> None:
         seen.append(keywords["input_ids"].tolist())
 
     with model.register_forward_pre_hook(look, with_kwargs=True):
-        generate_answers(model, tokenizer, ["<s>ab", "c"], Generation(max_new_tokens=1))
+        texts(model, tokenizer, ["<s>ab", "c"], Generation(max_new_tokens=1))
     assert seen == [[[1, a, b], [0, 0, c]]]
     assert tokenizer.padding_side == "right"
 
@@ -185,16 +251,16 @@ def test_special_tokens_are_not_added_to_a_rendered_prompt() -> None:
 def test_attached_noise_changes_nothing(training: bool) -> None:
     """With NEFTune around it the answers are the same."""
     model, tokenizer = tiny_model("opt").train(training), tiny_tokenizer()
-    expected = generate_answers(model, tokenizer, PROMPTS, GREEDY)
+    expected = texts(model, tokenizer, PROMPTS, GREEDY)
     with neftune(model, alpha=200.0):
-        assert generate_answers(model, tokenizer, PROMPTS, GREEDY) == expected
+        assert texts(model, tokenizer, PROMPTS, GREEDY) == expected
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_put_back(training: bool) -> None:
     """As it was; dropout is off meanwhile, and no gradient is kept."""
     model, tokenizer = tiny_model("opt", dropout=0.5).train(training), tiny_tokenizer()
-    answers = generate_answers(model, tokenizer, PROMPTS, GREEDY)
+    answers = texts(model, tokenizer, PROMPTS, GREEDY)
     assert {module.training for module in model.modules()} == {training}
     assert all(weight.grad is None for weight in model.parameters())
     assert answers == [by_hand(model, tokenizer, prompt, GREEDY) for prompt in PROMPTS]
@@ -210,7 +276,7 @@ def test_the_mode_is_put_back_after_a_failure(training: bool) -> None:
         raise RuntimeError("out of memory")
 
     with model.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="out of memory"):
-        generate_answers(model, tokenizer, PROMPTS, GREEDY)
+        texts(model, tokenizer, PROMPTS, GREEDY)
     assert {module.training for module in model.modules()} == {training}
 
 
@@ -223,8 +289,8 @@ def test_bfloat16_arithmetic_is_used_where_it_is_given() -> None:
         seen.append(output.dtype)
 
     with model.lm_head.register_forward_hook(look):
-        generate_answers(model, tokenizer, PROMPTS, GREEDY, torch.autocast("cpu", dtype=torch.bfloat16))
-        generate_answers(model, tokenizer, PROMPTS, GREEDY)
+        texts(model, tokenizer, PROMPTS, GREEDY, torch.autocast("cpu", dtype=torch.bfloat16))
+        texts(model, tokenizer, PROMPTS, GREEDY)
     assert seen[0] == torch.bfloat16
     assert seen[-1] == torch.float32
     assert not torch.is_autocast_enabled("cpu")
@@ -232,4 +298,4 @@ def test_bfloat16_arithmetic_is_used_where_it_is_given() -> None:
 
 def test_no_prompts_have_no_answers() -> None:
     """Nothing is asked of the model."""
-    assert generate_answers(tiny_model("llama"), tiny_tokenizer(), [], GREEDY) == []
+    assert texts(tiny_model("llama"), tiny_tokenizer(), [], GREEDY) == []

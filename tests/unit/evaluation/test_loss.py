@@ -6,6 +6,7 @@ and the same model without noise.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,6 +146,25 @@ def test_dropout_is_off() -> None:
     assert row_losses(model.train(), ROWS, 3) == row_losses(model.eval(), ROWS, 3)
 
 
+# Within memory
+
+
+def test_a_batch_too_large_for_memory_is_halved_and_gives_the_same_numbers() -> None:
+    """No more than two rows fit: said, and each row's loss is what it is in a batch of two, to the bit."""
+    told: list[Any] = []
+
+    def scarce(module: torch.nn.Module, arguments: Any, keywords: Any) -> None:
+        if keywords["input_ids"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = tiny_model("llama")
+    expected = row_losses(model, ROWS, 2)
+    with model.register_forward_pre_hook(scarce, with_kwargs=True):
+        found = row_losses(model, ROWS, 4, observer=SimpleNamespace(notify=told.append))
+    assert found == expected
+    assert [notice.message for notice in told] == ["not enough memory for 4 rows at once; going on with 2"]
+
+
 # What is left behind
 
 
@@ -168,9 +188,9 @@ def test_modules_that_were_in_another_mode_are_put_back_in_theirs() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), KeyboardInterrupt()])
 def test_the_mode_is_put_back_after_a_failure(training: bool, error: BaseException) -> None:
-    """Also when memory runs out in the second batch, or a person has seen enough."""
+    """Also when the second batch fails, or a person has seen enough."""
     model = tiny_model("llama").train(training)
     modes: list[bool] = []
 

@@ -28,7 +28,8 @@ class Collector:
 def run(total: int, every: float, logging_steps: int) -> tuple[Collector, Watch]:
     """A run of `total` updates, as the trainer calls its callback."""
     collector = Collector()
-    watch = Watch(collector, lambda step: events.Evaluated(step, 1.0, 1.0), every, "cpu")
+    saved = lambda: collector.notify(events.Notice("saved"))  # noqa: E731
+    watch = Watch(collector, lambda step: events.Evaluated(step, 1.0, 1.0), every, "cpu", saved)
     state = SimpleNamespace(global_step=0, max_steps=total, epoch=0.0)
     control = SimpleNamespace(should_log=False)
     watch.on_train_begin(None, state, control)
@@ -67,6 +68,13 @@ def test_the_last_update_has_a_log_row_whatever_the_logging_steps() -> None:
     assert [event.step for event in collector.events if isinstance(event, events.StepLogged)] == [4, 8, 10]
 
 
+def test_the_model_is_saved_once_between_the_last_update_and_its_evaluation() -> None:
+    collector, _ = run(4, 0.5, 1)
+    told = [type(event) for event in collector.events if not isinstance(event, events.Progress)]
+    assert told.count(events.Notice) == 1
+    assert told[-3:] == [events.StepLogged, events.Notice, events.Evaluated]
+
+
 @pytest.mark.parametrize(
     ("logs", "losses", "says"),
     [
@@ -78,7 +86,7 @@ def test_the_last_update_has_a_log_row_whatever_the_logging_steps() -> None:
 def test_a_number_that_is_none_stops_the_run(
     logs: dict[str, float], losses: tuple[float | None, float | None], says: str
 ) -> None:
-    watch = Watch(Collector(), lambda step: events.Evaluated(step, *losses), 1.0, "cpu")
+    watch = Watch(Collector(), lambda step: events.Evaluated(step, *losses), 1.0, "cpu", lambda: None)
     with pytest.raises(NonFiniteLossError, match=says):
         watch.on_log(None, SimpleNamespace(global_step=1, max_steps=1, epoch=1.0), None, logs)
 
