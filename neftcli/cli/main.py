@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import neftcli
-from neftcli.cli import data, models, recipes, train
+from neftcli.cli import data, eval, models, recipes, train
 from neftcli.errors import NeftError, Problem
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("eval")(eval.evaluate)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("models")(models.models)

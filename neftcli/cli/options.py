@@ -7,13 +7,13 @@ Values are read as YAML, exactly as in a recipe file, and checked with the rest 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neftcli.recipe.schema import Key, Recipe, keys, type_name
+from neftcli.recipe.schema import Key, keys, type_name
 
 if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
@@ -31,28 +31,59 @@ PANELS = {
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives `command` the options `--recipe`, `--set` and one flag for each flagged option of the schema.
+    """Gives `command` the options `--recipe`, `--set` and one flag for each flagged option of training.
 
     `command` takes the resolved recipe as its first argument.
     """
-    flagged = [key for key in keys() if key.option.flag]
+
+    def resolved(layers: list[Layer], recipe: str | None, **values: Any) -> None:
+        from neftcli.recipe.loading import load_recipe, resolve
+
+        own_name = _own_name(layers)
+        if recipe is None and own_name:
+            command(resolve([own_name, *layers]), **values)
+        else:
+            command(load_recipe(recipe or QUICKSTART, layers), **values)
+
+    flagged = [key for key in keys() if key.option.flag and not key.option.only_evaluation]
+    return _with_flags(command, resolved, flagged, [_recipe_option()])
+
+
+def with_overrides(paths: Container[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command `--set` and the flags of some options, for a recipe that something else determines.
+
+    The command takes the layers that were typed, the strongest last, as its first argument.
+
+    Args:
+        paths: Dotted keys of the options that get their flag, beside those of evaluation alone.
+    """
+    flagged = [key for key in keys() if key.option.flag and (key.option.only_evaluation or key.path in paths)]
+    return lambda command: _with_flags(command, command, flagged, [])
+
+
+def _with_flags(
+    command: Callable[..., None], call: Callable[..., None], flagged: list[Key], before: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """`call`, with the signature of `command` and the flags; it is given the typed layers first."""
 
     @wraps(command)
-    def wrapper(recipe: str | None, assignments: list[str] | None, **values: Any) -> None:
+    def wrapper(assignments: list[str] | None, **values: Any) -> None:
         typed = {key.path: values.pop(_parameter(key)) for key in flagged}
-        command(_resolve(recipe, assignments or [], typed, flagged), **values)
+        call(_layers(assignments or [], typed, flagged), **values)
 
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    parameters = [_recipe_option(), *(_flag(key) for key in flagged), _set_option()]
-    parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    ]
+    parameters = [*before, *(_flag(key) for key in flagged), _set_option(), *own]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
 
 
-def _resolve(recipe: str | None, assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -> Recipe:
-    from neftcli.recipe.loading import assignment, load_recipe, resolve
-    from neftcli.recipe.yaml_file import Setting, read_value
+def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -> list[Layer]:
+    from neftcli.recipe.loading import assignment
+    from neftcli.recipe.yaml_file import Setting
 
     layer: Layer = {}
     for key in flagged:
@@ -64,13 +95,18 @@ def _resolve(recipe: str | None, assignments: list[str], typed: dict[str, Any], 
             layer[key.path] = Setting(key.option.switch, flag, flag)
             layer.update({path: Setting(implied, flag, flag) for path, implied in key.option.implies})
         else:
-            is_text = type_name(key.type) == "TEXT"
-            layer[key.path] = Setting(value if is_text else read_value(value, flag), flag, f"{flag} {value}")
-    layers = [layer, *(assignment(text) for text in assignments)]
-    own_name = _own_name(layers)
-    if recipe is None and own_name:
-        return resolve([own_name, *layers])
-    return load_recipe(recipe or QUICKSTART, layers)
+            layer[key.path] = Setting(_flag_value(key, value, flag), flag, f"{flag} {value}")
+    return [layer, *(assignment(text) for text in assignments)]
+
+
+def _flag_value(key: Key, value: str, flag: str) -> Any:
+    """The value of a flag: text as it is, a list with commas between, anything else as in a recipe file."""
+    from neftcli.recipe.yaml_file import read_value
+
+    kind = type_name(key.type)
+    if kind == "LIST":
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value if kind == "TEXT" else read_value(value, flag)
 
 
 def _own_name(layers: list[Layer]) -> Layer:

@@ -33,6 +33,7 @@ OPTIONAL: dict[Format, tuple[str, ...]] = {
     "alpaca": ("input", "system"),
     "text": (),
 }
+ANSWER: dict[Format, str] = {"prompt_completion": "completion", "alpaca": "output"}
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -87,17 +88,24 @@ class UnusableRow(Exception):  # noqa: N818 - a row is left out and counted, not
     """A row that holds nothing to learn; its message is the reason."""
 
 
-def detect(row: Row, columns: Mapping[str, str]) -> Format:
+def detect(row: Row, columns: Mapping[str, str], *, answers: bool = True) -> Format:
     """The layout that the columns of `row` tell.
+
+    Args:
+        row: A row as it was read.
+        columns: The recipe's `data.columns`.
+        answers: The column of the answer must be there; without it a question alone will do.
 
     Raises:
         DataError: No layout fits; names the columns found.
     """
     names = set(renamed(row, columns).values)
     # A layout whose columns were named in data.columns goes before those that the row happens to fit as well.
-    for layout in sorted(REQUIRED, key=lambda layout: columns.keys().isdisjoint(REQUIRED[layout])):
-        if names.issuperset(REQUIRED[layout]):
-            return layout
+    layouts = sorted(REQUIRED, key=lambda layout: columns.keys().isdisjoint(REQUIRED[layout]))
+    for needed in (True, False) if not answers else (True,):
+        for layout in layouts:
+            if names.issuperset(_required(layout, needed)):
+                return layout
     found = ", ".join(row.values) or "no column"
     raise DataError(
         Problem(
@@ -107,6 +115,11 @@ def detect(row: Row, columns: Mapping[str, str]) -> Format:
             "(layouts: text; prompt, completion; instruction, output; messages; conversations)",
         )
     )
+
+
+def _required(layout: Format, answers: bool) -> list[str]:
+    """The columns that a layout needs, the answer's only where answers are wanted."""
+    return [column for column in REQUIRED[layout] if answers or column != ANSWER.get(layout)]
 
 
 def unread_columns(row: Row, layout: Format) -> tuple[str, ...]:
@@ -132,14 +145,21 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return Row({**values, **{standard: row.values[name] for standard, name in columns.items()}}, row.where)
 
 
-def to_example(row: Row, layout: Format, system_prompt: str | None = None) -> Example:
+def to_example(row: Row, layout: Format, system_prompt: str | None = None, *, answers: bool = True) -> Example:
     """The example of a row under standard column names.
+
+    Args:
+        row: Under standard column names.
+        layout: Its layout.
+        system_prompt: The system turn of a conversation that has none.
+        answers: It must end in an answer (what follows the last one is dropped); without it a question is enough, as
+            for a model that is to answer it.
 
     Raises:
         DataError: A column is missing or holds another type than the layout says.
         UnusableRow: The row is in order and holds nothing to learn (an empty answer, say).
     """
-    for column in REQUIRED[layout]:
+    for column in _required(layout, answers):
         if column not in row.values:
             raise DataError(Problem(f"{row.where}: the column {column} is missing", ", ".join(row.values)))
     if layout == "text":
@@ -151,7 +171,9 @@ def to_example(row: Row, layout: Format, system_prompt: str | None = None) -> Ex
     system = _text(row, "system").strip() if "system" in OPTIONAL[layout] and "system" in row.values else ""
     if (system or system_prompt) and turns and turns[0].role != "system":
         turns = [Turn("system", system or system_prompt or ""), *turns]
-    while turns and turns[-1].role != "assistant":  # a conversation that ends with a question: nothing answers it
+    if not answers and turns and turns[-1].role == "assistant" and not turns[-1].content.strip():
+        turns.pop()
+    while answers and turns and turns[-1].role != "assistant":  # it ends with a question: nothing answers it
         turns.pop()
     if not turns:
         raise UnusableRow("it has no answer")
@@ -172,9 +194,9 @@ def _turns(row: Row, layout: Format) -> list[Turn]:
             Turn("assistant", _text(row, "output").strip()),
         ]
     if layout == "prompt_completion":
-        prompt, completion = row.values["prompt"], row.values["completion"]
-        if isinstance(prompt, list) and isinstance(completion, list):
-            return _conversation(row, prompt + completion, "role", "content")
+        prompt, completion = row.values["prompt"], row.values.get("completion")
+        if isinstance(prompt, list) and isinstance(completion, list | None):
+            return _conversation(row, prompt + (completion or []), "role", "content")
         return [Turn("user", _text(row, "prompt").strip()), Turn("assistant", _text(row, "completion").strip())]
     column, role, content = (
         ("messages", "role", "content") if layout == "messages" else ("conversations", "from", "value")
@@ -203,7 +225,7 @@ def _conversation(row: Row, value: list[Any], role_key: str, content_key: str) -
 
 
 def _text(row: Row, column: str) -> str:
-    value = row.values[column]
+    value = row.values.get(column)
     if value is None:
         return ""
     return _checked(value, f"{row.where}: {column}")

@@ -67,9 +67,10 @@ class Prepared:
 
 @dataclass
 class _Reader:
-    """Reads one source and remembers its layout and what was left out."""
+    """Reads one source and remembers its layout and what was left out; `answers`: a row must hold one."""
 
     data: Data
+    answers: bool = True
     layout: Format | None = None
     rows: int = 0
     unread: tuple[str, ...] = ()
@@ -80,16 +81,18 @@ class _Reader:
         for row in read_rows(source, split, self.data.config if source == self.data.source else None):
             self.rows += 1
             if self.layout is None:
-                self.layout = detect(row, self.data.columns) if self.data.format == "auto" else self.data.format
+                given = self.data.format
+                self.layout = detect(row, self.data.columns, answers=self.answers) if given == "auto" else given
                 self.unread = () if source == BUILTIN else unread_columns(renamed(row, self.data.columns), self.layout)
+            standard = renamed(row, self.data.columns)
             try:
-                examples.append(to_example(renamed(row, self.data.columns), self.layout, self.data.system_prompt))
+                examples.append(to_example(standard, self.layout, self.data.system_prompt, answers=self.answers))
             except UnusableRow as reason:
                 self.unusable[str(reason)].append(row.where)
         if not examples:
             raise DataError(
                 Problem(
-                    f"{source}: no row can be learned from",
+                    f"{source}: no row can be {'learned from' if self.answers else 'evaluated on'}",
                     "; ".join(
                         f"{reason} ({len(places)} rows, the first {places[0]})"
                         for reason, places in self.unusable.items()
@@ -97,6 +100,38 @@ class _Reader:
                 )
             )
         return examples
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Rows to evaluate on, whether they hold an answer or not.
+
+    Attributes:
+        examples: The examples.
+        layout: Their row format.
+        rows_read: Rows read.
+        unusable: Reason to places of the rows that were left out.
+        unread: Columns that the layout does not read.
+    """
+
+    examples: list[Example]
+    layout: Format
+    rows_read: int
+    unusable: Mapping[str, list[str]]
+    unread: tuple[str, ...]
+
+
+def read_questions(data: Data) -> Questions:
+    """Reads `data.source` as rows to evaluate on, every one of them.
+
+    Raises:
+        DataError: The source can't be read, fits no layout, or holds no question.
+    """
+    _require_splits(data)
+    reader = _Reader(data, answers=False)
+    examples = reader.read(data.source, data.split)
+    assert reader.layout is not None  # noqa: S101 - at least one row was read
+    return Questions(examples, reader.layout, reader.rows, reader.unusable, reader.unread)
 
 
 def read_examples(data: Data, seed: int) -> Examples:
@@ -171,10 +206,10 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
         DataError: No token would carry loss.
     """
     plain_text = examples.layout == "text"
-    completion_only = not plain_text if data.completion_only_loss is None else data.completion_only_loss
+    completion_only = loss_on_answers(data, examples.layout)
     unusable = {reason: list(places) for reason, places in examples.unusable.items()}
-    train = list(tokenize(tokenizer, examples.train, data.max_length, completion_only and not plain_text))
-    held_out = list(tokenize(tokenizer, examples.held_out, data.max_length, completion_only and not plain_text))
+    train = list(tokenize(tokenizer, examples.train, data.max_length, completion_only))
+    held_out = list(tokenize(tokenizer, examples.held_out, data.max_length, completion_only))
     empty = [row.where for row in train if not row.loss_tokens()]
     unscored = [row.where for row in held_out if not row.loss_tokens()]
     if empty or unscored:
@@ -192,7 +227,7 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
     counts = DataReady(
         source="built-in set" if data.source == BUILTIN else data.source,
         layout=examples.layout,
-        loss_on="answers" if completion_only and not plain_text else "all tokens",
+        loss_on="answers" if completion_only else "all tokens",
         template="" if plain_text else template,
         rows_read=examples.rows_read,
         unusable={reason: tuple(places) for reason, places in unusable.items()},
@@ -201,10 +236,16 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
         special_text=tuple(example.where for example in examples.train if special_text(tokenizer, example)),
         train=count(train),
         held_out=count([row for row, _ in pairs]),
-        fingerprint=_fingerprint(examples),
+        fingerprint=fingerprint(examples.train, examples.held_out),
         unread=examples.unread,
     )
     return Prepared(train, [row for row, _ in pairs], [example for _, example in pairs], counts)
+
+
+def loss_on_answers(data: Data, layout: str) -> bool:
+    """Whether only answers carry loss: what the recipe says, else for conversations and not for plain text."""
+    wanted = True if data.completion_only_loss is None else data.completion_only_loss
+    return wanted and layout != "text"
 
 
 def count(rows: Sequence[TokenRow]) -> SplitCounts:
@@ -225,9 +266,10 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
     )
 
 
-def _fingerprint(examples: Examples) -> str:
+def fingerprint(*sides: Sequence[Example]) -> str:
+    """SHA-256 of the texts of examples, side by side."""
     digest = sha256()
-    for side in (examples.train, examples.held_out):
+    for side in sides:
         for example in side:
             turns = [[turn.role, turn.content, turn.context] for turn in example.turns]
             digest.update(json.dumps([turns, example.text]).encode())

@@ -45,7 +45,8 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     if not example.turns:
         begins = beginning(tokenizer)
         return begins + prompt_and_reference(example)[0].removeprefix(begins)
-    return _render(tokenizer, example, len(example.turns) - 1, add_generation_prompt=True)
+    asked = len(example.turns) - bool(example.answer())
+    return _render(tokenizer, example, asked, add_generation_prompt=True)
 
 
 def prompt_and_reference(example: Example) -> tuple[str, str]:

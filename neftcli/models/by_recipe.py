@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.events import DataReady, Observer, Phase
+from neftcli.events import Observer, Phase
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
@@ -73,14 +73,13 @@ def longest_prompt(config: Any, max_new_tokens: int) -> int | None:
     return None if limit is None else max(1, limit - max_new_tokens)
 
 
-def require_positions(config: Any, counts: DataReady) -> None:
-    """Checks that the model has a position for every token.
+def require_positions(config: Any, longest: int) -> None:
+    """Checks that the model has a position for every token of the longest row.
 
     Raises:
         ModelError: A row is longer than the model's longest sequence.
     """
     limit = longest_sequence(config)
-    longest = max(counts.train.longest, counts.held_out.longest)
     if limit is not None and longest > limit:
         raise ModelError(
             Problem(

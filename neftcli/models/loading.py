@@ -116,6 +116,19 @@ def load_model(
     return model
 
 
+def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapter that `folder` holds on it.
+
+    Raises:
+        ModelError: The adapter's files are damaged or do not fit the model.
+    """
+    from peft import PeftModel
+
+    reference = Reference(folder.parent.name, "folder", str(folder))
+    with explained(reference):
+        return PeftModel.from_pretrained(model, str(folder))
+
+
 def keep_layout_for_training(model: PreTrainedModel) -> None:
     """Stops bitsandbytes from repacking 4-bit weights when they are evaluated on a CPU.
 
@@ -134,9 +147,30 @@ def fingerprint(reference: Reference, config: Any) -> str:
         return f"commit {getattr(config, '_commit_hash', None)}"
     if reference.kind == "gguf":
         return f"sha256 {sha256(Path(reference.location))}"
-    files = sorted(Path(reference.location).glob("*.safetensors"))
-    hashes = {file.name: sha256(file) for file in files}
-    return f"sha256 {hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()}"
+    return f"sha256 {folder_sha256(Path(reference.location))}"
+
+
+def folder_sha256(folder: Path) -> str:
+    """SHA-256 over those of the safetensors files in a folder, in hexadecimal."""
+    hashes = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def published_fingerprint(reference: Reference, trust_remote_code: bool) -> str:
+    """`fingerprint` without loading the weights.
+
+    Raises:
+        ModelError: The model can't be reached.
+    """
+    from transformers import AutoConfig
+
+    config = None
+    if reference.kind == "hub":
+        with explained(reference):
+            config = AutoConfig.from_pretrained(
+                reference.location, revision=reference.revision, trust_remote_code=trust_remote_code
+            )
+    return fingerprint(reference, config)
 
 
 @contextmanager

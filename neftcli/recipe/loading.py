@@ -15,6 +15,7 @@ from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
@@ -121,6 +122,23 @@ def to_yaml(recipe: Recipe) -> str:
     stream = StringIO()
     yaml.dump(_plain(asdict(recipe)), stream)
     return stream.getvalue()
+
+
+def differences(first: Recipe, second: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted key to both values, for each option of the weights that differs between two recipes."""
+    values = [{key.path: _at(recipe, key.path) for key in keys()} for recipe in (first, second)]
+    return {
+        path: (values[0][path], values[1][path])
+        for path in values[0]
+        if values[0][path] != values[1][path] and path.partition(".")[0] not in (*NOT_HASHED, "evaluation")
+    }
+
+
+def _at(recipe: Recipe, path: str) -> Any:
+    value: Any = recipe
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -275,6 +293,14 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "4-bit weights can't be trained",
                 "adapter.type none",
                 "--qlora, or adapter.type: lora",
+            )
+        )
+    if urlsplit(recipe.evaluation.judge.base_url or "").username is not None:
+        problems.append(
+            Problem(
+                f"{where('evaluation.judge.base_url')}: evaluation.judge.base_url must hold no name and no password",
+                "an address with an @",
+                "export OPENAI_API_KEY=...    the key is read from the environment and written nowhere",
             )
         )
     if recipe.adapter.modules_to_save and recipe.adapter.type == "none" and not problems:

@@ -7,5 +7,6 @@ runs/NAME/
 ├── samples.jsonl    held-out prompts with the answers before and after
 ├── train.log        what the libraries said
 ├── checkpoints/     the trainer's own working folder
-└── model/           weights or adapter (safetensors), tokenizer, model card
+├── model/           weights or adapter (safetensors), tokenizer, model card
+└── evaluation/      what `neft eval` measured of it
 """

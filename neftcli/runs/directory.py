@@ -14,6 +14,15 @@ from neftcli.errors import InputError, Problem
 
 SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+RECORD = "run.json"
+TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
+
+
+def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
+    """The folder of a run: its path, its name below `parent`, or the path of its model; None where there is none."""
+    path = Path(name).expanduser()
+    places = [path, parent / path] + ([path.parent] if path.name == "model" else [])
+    return next((place for place in places if (place / RECORD).is_file()), None)
 
 
 class RunDirectory:
@@ -57,6 +66,26 @@ class RunDirectory:
                 Problem(f"output_dir: {parent} can't be written", error.strerror or "", "--output-dir FOLDER")
             ) from None
 
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The run in the folder `path`, whose model was saved.
+
+        Raises:
+            InputError: Its record can't be read, or no model was saved.
+        """
+        directory = cls(path)
+        try:
+            status = directory.read_json(RECORD)["status"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                Problem(
+                    f"{path / RECORD}: this is not the record of a run", f"{type(error).__name__}: {error}", TRAIN_AGAIN
+                )
+            ) from None
+        if not any(directory.model.glob("*.safetensors")):
+            raise InputError(Problem(f"{path}: this run has no model", f"status {status}", TRAIN_AGAIN))
+        return directory
+
     @property
     def model(self) -> Path:
         """Where the tuned weights or the adapter are kept."""
@@ -87,7 +116,12 @@ class RunDirectory:
     def append_line(self, name: str, content: dict[str, Any]) -> None:
         """Adds one object as a line of a .jsonl file."""
         with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(content), ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(json_line(content))
+
+
+def json_line(content: dict[str, Any]) -> str:
+    """An object as one line of a .jsonl file."""
+    return json.dumps(finite(content), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _allowed(name: str) -> str:

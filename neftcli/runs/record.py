@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import neftcli
 from neftcli.recipe.loading import fingerprint
+from neftcli.runs.directory import RECORD
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.runs.directory import RunDirectory
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
-FILE = "run.json"
 
 
 class RunRecord:
@@ -50,7 +50,7 @@ class RunRecord:
     def update(self, **fields: Any) -> None:
         """Sets fields and writes the file."""
         self.fields.update(fields)
-        self._directory.write_json(FILE, self.fields)
+        self._directory.write_json(RECORD, self.fields)
 
     def end(self, status: str, **fields: Any) -> None:
         """Writes how the run ended: finished, failed or interrupted."""

@@ -91,7 +91,7 @@ class _Run:
         machine = choose_machine(recipe)
         tokenizer, prepared = self._tokenize(examples)
         model = self._load(machine)
-        require_positions(model.config, prepared.counts)
+        require_positions(model.config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
         base = self._evaluate(0, model, prepared, machine)
         chosen = prepared.held_out_examples[: recipe.evaluation.samples]
         before = self._answers("answering held-out prompts before training", model, tokenizer, chosen, machine)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neftcli import events
-from neftcli.cli.display import text
+from neftcli.cli.display import report, text, words
 
 RECENT_ROWS = 10
 EVALUATED_ROWS = 6
@@ -32,6 +32,7 @@ class LiveDisplay:
         self._rows: list[tuple[events.StepLogged, events.Evaluated | None]] = []
         self._phase: Spinner | None = None
         self._progress: events.Progress | None = None
+        self._advance: events.Advance | None = None
         self._live = Live(console=self.console, auto_refresh=True, refresh_per_second=8, transient=True)
         self._live.get_renderable = self._render  # type: ignore[method-assign]
 
@@ -46,7 +47,7 @@ class LiveDisplay:
         """Stops drawing; the rows so far stay."""
         rows = self._table() if self._rows else None
         self._rows.clear()
-        self._phase = self._progress = None
+        self._phase = self._progress = self._advance = None
         self._live.stop()
         if rows is not None:  # the run did not finish: its rows are still wanted
             self.console.print(rows)
@@ -63,7 +64,7 @@ class LiveDisplay:
 
     @_take.register
     def _(self, event: events.Phase) -> None:
-        self._phase = Spinner("dots", Text(f" {event.name}", style="dim"))
+        self._phase, self._advance = Spinner("dots", Text(f" {event.name}", style="dim")), None
 
     @_take.register
     def _(self, event: events.Notice) -> None:
@@ -113,11 +114,27 @@ class LiveDisplay:
     def _(self, event: events.RunFinished) -> None:
         rows = self._table() if self._rows else None
         self._rows.clear()
-        self._phase = self._progress = None
+        self._phase = self._progress = self._advance = None
         self._live.stop()
         if rows is not None:
             self.console.print(rows)
         self.console.print(closing(event))
+
+    @_take.register
+    def _(self, event: events.RowsReady) -> None:
+        self._print(Text(words.rows_line(event)))
+        for notice in text.row_notices(event):
+            self._note(notice)
+
+    @_take.register
+    def _(self, event: events.Advance) -> None:
+        self._phase, self._advance = None, event
+
+    @_take.register
+    def _(self, event: events.EvaluationReport) -> None:
+        self._phase = self._advance = None
+        self._live.stop()
+        self.console.print(report.evaluated(event, self.console.width))
 
     @_take.register
     def _(self, event: events.InspectedRow) -> None:
@@ -144,24 +161,21 @@ class LiveDisplay:
             parts.append(self._table())
         if self._progress is not None:
             parts += [Text(), self._bar(self._progress)]
+        if self._advance is not None:
+            parts.append(self._part(self._advance))
         if self._phase is not None:
             parts.append(self._phase)
         return Group(*parts)
 
     def _bar(self, progress: events.Progress) -> RenderableType:
-        grid = Table.grid(padding=(0, 2))
-        share = progress.step / max(progress.total_steps, 1)
         times = f"{text.duration(progress.elapsed)} gone, {text.duration(progress.remaining)} left"
-        if not progress.step:
-            times = "first update"
-        grid.add_row(
-            " ",
-            ProgressBar(total=max(progress.total_steps, 1), completed=progress.step, width=32),
-            f"{progress.step}/{progress.total_steps}",
-            f"{share:.0%}",
-            times,
+        return _progress_line(progress.step, progress.total_steps, times if progress.step else "first update")
+
+    def _part(self, event: events.Advance) -> RenderableType:
+        times = (
+            f"{event.rate:.0f} {event.unit}/s, {text.duration(event.remaining)} left" if event.rate else "first ones"
         )
-        return grid
+        return Group(Text(f" {event.part}", style="dim"), _progress_line(event.done, event.total, times))
 
     def _table(self) -> Table:
         wide = self.console.width >= WIDE
@@ -185,6 +199,16 @@ class LiveDisplay:
         return table
 
 
+def _progress_line(done: int, total: int, times: str) -> RenderableType:
+    """A bar, how many of how many, and the times."""
+    grid = Table.grid(padding=(0, 2))
+    whole = max(total, 1)
+    grid.add_row(
+        " ", ProgressBar(total=whole, completed=done, width=32), f"{done}/{total}", f"{done / whole:.0%}", times
+    )
+    return grid
+
+
 def closing(event: events.RunFinished) -> RenderableType:
     """The last screen of a run."""
     losses = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
@@ -204,9 +228,9 @@ def closing(event: events.RunFinished) -> RenderableType:
     ]
     for sample in event.samples:
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(" ", Text(">", style="dim"), _short(sample.prompt, "bold"))
-        grid.add_row(" ", Text("base", style="dim"), _short(sample.base))
-        grid.add_row(" ", Text("tuned", style="dim"), _short(sample.tuned))
+        grid.add_row(" ", Text(">", style="dim"), text.shortened(sample.prompt, "bold"))
+        grid.add_row(" ", Text("base", style="dim"), text.shortened(sample.base))
+        grid.add_row(" ", Text("tuned", style="dim"), text.shortened(sample.tuned))
         parts += [Text(), grid]
     commands = Table.grid(padding=(0, 1))
     for number, (command, reason) in enumerate(text.next_commands(event)):
@@ -226,9 +250,3 @@ def inspected(event: events.InspectedRow) -> RenderableType:
         f"{event.where} · {len(event.tokens)} tokens, {loss} with loss (green, underlined) · {end}", style="bold"
     )
     return Group(head, body, Text())
-
-
-def _short(answer: str, style: str = "") -> Text:
-    lines = text.harmless(answer).strip().splitlines() or [""]
-    shown = " ".join(line.strip() for line in lines if line.strip())
-    return Text(shown if len(shown) <= 300 else shown[:297] + "...", style=style)

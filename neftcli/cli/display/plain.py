@@ -6,8 +6,10 @@ from functools import singledispatchmethod
 from typing import IO
 
 from neftcli import events
-from neftcli.cli.display import text
+from neftcli.cli.display import text, words
 from neftcli.cli.display.pipe import write
+
+FINAL = events.RunFinished | events.EvaluationReport | events.Notice
 
 
 class PlainLines:
@@ -20,7 +22,7 @@ class PlainLines:
 
     def notify(self, event: events.Event) -> None:
         """Writes the lines of an event, if it has any."""
-        if self._quiet and not isinstance(event, events.RunFinished | events.Notice):
+        if self._quiet and not isinstance(event, FINAL):
             return
         for line in self._lines(event):
             write(self._stream, text.harmless(line).replace("\n", " ") + "\n")
@@ -89,6 +91,40 @@ class PlainLines:
         for sample in event.samples:
             lines += [f"prompt: {sample.prompt}", f"  base:  {sample.base}", f"  tuned: {sample.tuned}"]
         return lines + [f"next: {command}    {reason}" for command, reason in text.next_commands(event)]
+
+    @_lines.register
+    def _(self, event: events.RowsReady) -> list[str]:
+        return [f"rows: {words.rows_line(event)}", *(f"note: {notice}" for notice in text.row_notices(event))]
+
+    @_lines.register
+    def _(self, event: events.Advance) -> list[str]:
+        return [
+            f"{event.part}: done={event.done} of={event.total} {event.unit}_per_second={event.rate:.1f} "
+            f"eta={event.remaining:.0f}s"
+        ]
+
+    @_lines.register
+    def _(self, event: events.EvaluationReport) -> list[str]:
+        lines = [f"{words.ROLES[model.role]}: {words.described(model)}" for model in event.models]
+        for row in event.metrics:
+            values = (
+                f"{model.role}={words.value(row.metric, found)}"
+                for model, found in zip(event.models, row.values, strict=True)
+            )
+            lines.append(f"{row.metric}: {' '.join(values)}")
+        for one in event.comparisons:
+            lines.append(
+                f"{one.metric} against {one.against}: "
+                f"difference={words.number(one.metric, one.difference, signed=True)} "
+                f"interval={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
+                f"n={one.n} can_see={words.number(one.metric, one.detectable)} verdict={one.verdict}"
+            )
+        lines += [*words.conclusions(event), event.scope, *(f"note: {remark}" for remark in event.remarks)]
+        for shown in event.shown:
+            lines += [f"prompt: {shown.prompt}", f"  reference: {shown.reference}"]
+            lines += [f"  {model.role}: {a}" for model, a in zip(event.models, shown.answers, strict=True)]
+        lines.append(f"finished: {event.folder} in {event.seconds:.0f}s")
+        return lines + [f"next: {command}    {reason}" for command, reason in words.next_commands(event)]
 
     @_lines.register
     def _(self, event: events.InspectedRow) -> list[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 
-from neftcli.events import DataReady, ModelReady, NoiseMeasured, Plan, RunFinished
+from rich.text import Text
+
+from neftcli.events import DataReady, ModelReady, NoiseMeasured, Plan, RowsReady, RunFinished
 
 PLACES = 3
+SHORT = 300
 
 
 def count(number: float) -> str:
@@ -36,6 +39,13 @@ def harmless(text: str) -> str:
         letter if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf") else "\N{REPLACEMENT CHARACTER}"
         for letter in text
     )
+
+
+def shortened(answer: str, style: str = "") -> Text:
+    """A prompt or an answer as one harmless line of at most 300 characters."""
+    lines = harmless(answer).strip().splitlines()
+    shown = " ".join(line.strip() for line in lines if line.strip())
+    return Text(shown if len(shown) <= SHORT else shown[: SHORT - 3] + "...", style=style)
 
 
 def model_line(event: ModelReady) -> str:
@@ -98,6 +108,16 @@ def data_notices(event: DataReady) -> list[str]:
     return notices
 
 
+def row_notices(event: RowsReady) -> list[str]:
+    """What a person should know about the rows that are evaluated on."""
+    notices = [f"{rows(places)} left out: {reason}" for reason, places in event.unusable.items()]
+    if event.unread:
+        notices.append(f"columns that are not read: {', '.join(event.unread)}")
+    if event.trained_on:
+        notices.append(f"{event.trained_on} rows left out: a model here was trained on their prompts")
+    return notices
+
+
 def rows(places: tuple[str, ...]) -> str:
     """How many rows, and where the first stand: "3 rows (rows.jsonl, line 17; ...)"."""
     shown = "; ".join(places[:PLACES]) + ("; ..." if len(places) > PLACES else "")
@@ -118,9 +138,13 @@ def next_commands(event: RunFinished) -> list[tuple[str, str]]:
     """What to type next, and why."""
     recipe = f"neft train --recipe {event.run}/recipe.yaml"
     other = "--alpha 0" if event.alpha else "--alpha 5"
-    reason = "the same without noise: only this shows what the noise did" if event.alpha else "the same with noise"
-    commands = [] if event.held_out_loss is None else [(f"{recipe} {other}", reason)]
-    return commands + ([(f"cat {event.run}/samples.jsonl", "the answers in full")] if event.samples else [])
+    reason = "the same without noise" if event.alpha else "the same with noise"
+    if event.held_out_loss is None:
+        return []
+    compared = f"neft eval {event.run} --baseline THAT_RUN"
+    if not event.alpha:
+        compared = f"neft eval THAT_RUN --baseline {event.run}"
+    return [(f"{recipe} {other}", reason), (compared, "did the noise help? loss, answers, intervals")]
 
 
 def plan_rows(event: Plan) -> list[tuple[str, str]]:

@@ -17,8 +17,8 @@ import pytest
 import neftcli
 from neftcli.recipe.loading import fingerprint
 from neftcli.recipe.schema import Neftune, Recipe, Training
-from neftcli.runs.directory import RunDirectory
-from neftcli.runs.record import FILE, RunRecord
+from neftcli.runs.directory import RECORD, RunDirectory
+from neftcli.runs.record import RunRecord
 
 RECIPE = Recipe(name="tiny", neftune=Neftune(alpha=10.0, noise="gaussian"), training=Training(seed=3))
 FIELDS = {"status", "started", "finished", "recipe_sha256", "seed", "neftune", "versions", "hardware", "git"}
@@ -44,7 +44,7 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def written(run: RunDirectory) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run.path / FILE).read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((run.path / RECORD).read_text(encoding="utf-8"))
     return found
 
 
@@ -110,7 +110,7 @@ def test_no_secret_of_the_environment_is_written(run: RunDirectory, monkeypatch:
     record.update(data_sha256="abc")
     record.end("finished")
     files = [file for file in run.path.rglob("*") if file.is_file()]
-    assert [file.name for file in files] == [FILE]
+    assert [file.name for file in files] == [RECORD]
     assert not any(SECRET.encode() in file.read_bytes() for file in files)
 
 

@@ -1,88 +1,8 @@
-"""What a workflow tells whoever watches: frozen facts, and the one protocol of those who watch.
-
-A workflow never prints. The displays in `cli/display/`, the records in `runs/` and, later, a sweep all observe.
-"""
+"""What a run tells, from its plan to its end."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A part of the work begins that a person may wait for."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something a person should know, and can act on."""
-
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class SplitCounts:
-    """One side of the data, counted in tokens after cutting at data.max_length.
-
-    Attributes:
-        rows: Rows.
-        tokens: Tokens of all rows.
-        loss_tokens: Tokens that carry loss.
-        shortest: Tokens of the shortest row.
-        median: Tokens of the median row.
-        long: The length that nine rows of ten do not exceed.
-        longest: Tokens of the longest row.
-        cut: Places of the rows that were longer than data.max_length.
-        without_stop: Places of the rows that do not end in a stop token with loss.
-    """
-
-    rows: int = 0
-    tokens: int = 0
-    loss_tokens: int = 0
-    shortest: int = 0
-    median: int = 0
-    long: int = 0
-    longest: int = 0
-    cut: tuple[str, ...] = ()
-    without_stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DataReady:
-    """The data has been read, split and tokenised.
-
-    Attributes:
-        source: Where it comes from.
-        layout: The row format, detected or given.
-        loss_on: "answers" or "all tokens".
-        template: The chat template's name, or "" for plain text.
-        rows_read: Rows read, from the held-out source, too.
-        unusable: Reason to the places of the rows that were left out for it.
-        duplicates: Rows that repeat an earlier one.
-        leaked: Training rows left out since their prompt is held out.
-        special_text: Places of rows that hold a special token as text.
-        train: The training side.
-        held_out: The held-out side.
-        fingerprint: SHA-256 of the examples of both sides.
-        unread: Columns of the first row that its layout does not read.
-    """
-
-    source: str
-    layout: str
-    loss_on: str
-    template: str
-    rows_read: int
-    unusable: dict[str, tuple[str, ...]]
-    duplicates: int
-    leaked: int
-    special_text: tuple[str, ...]
-    train: SplitCounts
-    held_out: SplitCounts
-    fingerprint: str
-    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,24 +140,6 @@ class RunFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """A token as text, and whether it carries loss."""
-
-    text: str
-    loss: bool
-
-
-@dataclass(frozen=True, slots=True)
-class InspectedRow:
-    """A training row as the model sees it."""
-
-    where: str
-    tokens: tuple[Token, ...]
-    cut: bool
-    stops: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What a run would do.
 
@@ -272,26 +174,3 @@ class Plan:
     activations_bytes: int
     total_bytes: int
     available_bytes: int | None
-
-
-Event = (
-    Phase
-    | Notice
-    | DataReady
-    | ModelReady
-    | NoiseMeasured
-    | TrainingStarted
-    | Progress
-    | StepLogged
-    | Evaluated
-    | RunFinished
-    | InspectedRow
-    | Plan
-)
-
-
-class Observer(Protocol):
-    """Whoever watches a workflow."""
-
-    def notify(self, event: Event) -> None:
-        """Is told of an event; must not raise and must not take long."""

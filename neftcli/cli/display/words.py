@@ -1,0 +1,98 @@
+"""The words and numbers of an evaluation's report that the terminal and the plain display share."""
+
+from __future__ import annotations
+
+from neftcli.events import Comparison, Estimated, EvaluatedModel, EvaluationReport, RowsReady
+
+SHARES = ("token accuracy", "exact match", "win rate", "win rate, matched", "cut at the limit", "2-gram repetition")
+ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
+MINUS = "-"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in per cent: those of ours that are shares, and benchmark tasks' accuracies."""
+    return metric in SHARES or metric.endswith((" acc", " acc_norm", " exact_match"))
+
+
+def number(metric: str, value: float | None, *, signed: bool = False) -> str:
+    """A metric's value, or a difference with its sign; a dash where there is none."""
+    if value is None:
+        return "-"
+    sign = "+" if signed else ""
+    if is_share(metric):
+        return f"{100 * value:{sign}.1f} %"
+    if "loss" in metric:
+        return f"{value:{sign}.4f}"
+    return f"{value:{sign}.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
+
+
+def value(metric: str, estimated: Estimated | None) -> str:
+    """A model's value."""
+    return number(metric, None if estimated is None else estimated.value)
+
+
+def interval(metric: str, low: float | None, high: float | None, *, signed: bool = True) -> str:
+    """The ends of a 95 % interval, or a dash."""
+    if low is None or high is None:
+        return "-"
+    return f"{number(metric, low, signed=signed)} ... {number(metric, high, signed=signed)}"
+
+
+def probability(p: float | None) -> str:
+    """A p value."""
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def described(model: EvaluatedModel) -> str:
+    """A model in a line."""
+    trained = "" if model.alpha is None else f" · alpha {model.alpha:g}, seed {model.seed}"
+    return f"{model.name}{trained} · {model.source}"
+
+
+def rows_line(event: RowsReady) -> str:
+    """Which rows are evaluated on."""
+    answers = "" if event.with_answer == event.rows else f", {event.with_answer} of them with a reference answer"
+    return f"{event.source} ({event.layout.replace('_', '/')}) · {event.rows} of {event.rows_read} rows{answers}"
+
+
+def against(report: EvaluationReport, role: str) -> list[Comparison]:
+    """The comparisons with one of the models."""
+    return [comparison for comparison in report.comparisons if comparison.against == role]
+
+
+def conclusions(report: EvaluationReport) -> list[str]:
+    """What can be said against each model, in a sentence; only of metrics that can be better or worse."""
+    quality = {row.metric for row in report.metrics if row.better != "none"}
+    lines = []
+    for model in report.models[1:]:
+        compared = [one for one in against(report, model.role) if one.metric in quality]
+        said = [
+            f"{word} in {', '.join(metrics)}"
+            for word in ("better", "worse")
+            if (metrics := [one.metric for one in compared if one.verdict == word])
+        ]
+        undecided = [one for one in compared if one.verdict == "not distinguishable"]
+        if undecided:
+            said.append(f"not distinguishable in {', '.join(map(_undecided, undecided))}")
+        if said:
+            lines.append(f"Against {ROLES[model.role]} {model.name}: {'; '.join(said)}.")
+    return lines
+
+
+def _undecided(one: Comparison) -> str:
+    if one.detectable is None:  # too few examples differ, or none
+        return one.metric
+    return f"{one.metric} (nothing under {number(one.metric, one.detectable)} could be seen)"
+
+
+def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
+    """What to type next, and why."""
+    main = report.models[0]
+    has_baseline = any(model.role == "baseline" for model in report.models)
+    commands = []
+    if main.alpha and not has_baseline:
+        commands.append((f"neft train --recipe {main.source}/recipe.yaml --alpha 0", "the same without noise, then"))
+        commands.append((f"neft eval {main.source} --baseline THAT_RUN", "what the noise did"))
+    if not report.shown and len(report.models) > 1:
+        commands.append(("the same command with --show 5", "answers side by side"))
+    return commands

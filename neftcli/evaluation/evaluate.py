@@ -1,0 +1,223 @@
+"""`neft eval`: measures models on rows that none was trained on, compares them, and writes all of it down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neftcli.errors import InputError, Interrupted, NeftError, Problem
+from neftcli.evaluation.rows import Rows, read_rows_for
+from neftcli.evaluation.subjects import Subject, base_of, find_subject
+from neftcli.events import Advance, EvaluationReport, Observer, Phase
+from neftcli.machine.chatter import library_chatter
+from neftcli.machine.process import prepare_process
+
+if TYPE_CHECKING:
+    from neftcli.evaluation.comparison import Scores
+    from neftcli.evaluation.measure import Results
+    from neftcli.recipe.yaml_file import Layer
+
+ALPACA_EVAL = "alpaca-eval"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `neft eval` was asked for.
+
+    Attributes:
+        subject: A run or a model.
+        baseline: Another run or model to compare with, or None.
+        dataset: Rows to evaluate on; None for those that the run held out.
+        split: Their split, or None.
+        max_rows: Use only so many of them.
+        overrides: Options of the recipe from the command line.
+        base: Compare with the model that the run began from, too.
+        answers: Generate answers.
+        show: How many prompts to show answers to, side by side.
+        export: "alpaca-eval", or None.
+    """
+
+    subject: str
+    baseline: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    max_rows: int | None = None
+    overrides: tuple[Layer, ...] = ()
+    base: bool = True
+    answers: bool = True
+    show: int = 0
+    export: str | None = None
+
+
+def evaluate(request: Request, observer: Observer) -> EvaluationReport:
+    """Does what `request` asks for; what was measured before is not measured again.
+
+    Raises:
+        InputError: A model, the rows or a setting can't be used; nothing was measured.
+        JudgeError: The judge could not be asked; what it said so far is kept.
+        Interrupted: Ctrl-C; what was measured is kept.
+    """
+    begun = time.perf_counter()
+    prepare_process()
+    subjects = _subjects(request)
+    _check(subjects, request)
+    rows = read_rows_for(
+        subjects, request.dataset, request.split, request.max_rows, _typed_data(request.overrides), observer
+    )
+    folder = subjects[0].home / "evaluation" / _folder_name(rows, subjects)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(Problem(f"{folder} can't be written", error.strerror or "")) from None
+    observer.notify(Phase("loading libraries"))
+    with _explained(folder), library_chatter(folder / "eval.log"):
+        results = _measure(subjects, rows, request, observer)
+        judged = _judge(results, rows, observer)
+        report = _report(request, results, judged, rows, folder, begun)
+    observer.notify(report)
+    return report
+
+
+def _subjects(request: Request) -> list[Subject]:
+    """What is evaluated: the run or model asked for, the baseline, the run's base model."""
+    main = find_subject(request.subject, "run", request.overrides)
+    subjects = [main]
+    if request.baseline is not None:
+        evaluation = [
+            {path: setting for path, setting in layer.items() if path.startswith("evaluation.")}
+            for layer in request.overrides
+        ]
+        subjects.append(find_subject(request.baseline, "baseline", evaluation))
+    base = base_of(main) if request.base else None
+    return [*subjects, base] if base else subjects
+
+
+def _check(subjects: Sequence[Subject], request: Request) -> None:
+    """Refuses what can't be done, before anything is loaded."""
+    from neftcli.evaluation.judge import check_judge
+    from neftcli.evaluation.tasks import check_tasks
+
+    settings = subjects[0].recipe.evaluation
+    check_judge(settings.judge)
+    judged = settings.judge.base_url is not None
+    if judged and len(subjects) == 1:
+        raise InputError(
+            Problem(
+                "--judge compares the answers of two models", "one model", "--baseline RUN, or a run without --no-base"
+            )
+        )
+    if request.export not in (None, ALPACA_EVAL):
+        raise InputError(Problem("--export writes one format", str(request.export), f"--export {ALPACA_EVAL}"))
+    wanted = {"--judge": judged, "--show": request.show > 0, "--export": request.export is not None}
+    needless = [name for name, given in wanted.items() if given and not request.answers]
+    if needless:
+        raise InputError(Problem(f"{needless[0]} needs answers", "--no-answers", "leave --no-answers out"))
+    if settings.tasks:
+        check_tasks(settings.tasks)
+
+
+def _typed_data(overrides: Sequence[Layer]) -> list[str]:
+    return [path for layer in overrides for path in layer if path.startswith("data.")]
+
+
+def _report(
+    request: Request, results: Sequence[Results], judged: Scores | None, rows: Rows, folder: Path, begun: float
+) -> EvaluationReport:
+    """Compares, and writes all of it."""
+    from neftcli.evaluation import report as writing
+    from neftcli.evaluation.comparison import compare
+
+    metrics, comparisons = compare(results, judged)
+    report = EvaluationReport(
+        models=tuple(one.subject.column() for one in results),
+        rows=len(rows.examples),
+        source=rows.source,
+        metrics=metrics,
+        comparisons=comparisons,
+        scope=writing.scope(results),
+        remarks=tuple(writing.remarks(results, judged, comparisons)),
+        shown=tuple(writing.most_different(results, rows, request.show)),
+        folder=str(folder),
+        seconds=time.perf_counter() - begun,
+    )
+    writing.write(report, results, judged, rows, folder, export=request.export == ALPACA_EVAL)
+    return report
+
+
+def _folder_name(rows: Rows, subjects: Sequence[Subject]) -> str:
+    baseline = next((subject.name for subject in subjects if subject.role == "baseline"), None)
+    return rows.label + (f"-vs-{baseline}" if baseline else "")
+
+
+def _measure(subjects: Sequence[Subject], rows: Rows, request: Request, observer: Observer) -> list[Results]:
+    from neftcli.evaluation.measure import Measurement
+    from neftcli.machine.device import choose_machine
+
+    main = subjects[0].recipe
+    machine = choose_machine(main)  # one arithmetic for all
+    return [
+        Measurement(subject, rows, main.evaluation, machine, main.training.seed, observer).run(answers=request.answers)
+        for subject in subjects
+    ]
+
+
+def _judge(results: Sequence[Results], rows: Rows, observer: Observer) -> Scores | None:
+    """The judge's scores against the baseline's answers, or the base model's where there is no baseline."""
+    settings = results[0].subject.recipe.evaluation.judge
+    if settings.base_url is None:
+        return None
+    from neftcli.data.tokens import prompt_and_reference
+    from neftcli.evaluation.comparison import Scores
+    from neftcli.evaluation.judge import Pair, judge_pairs, length_matched
+
+    opponent = results[1]
+    pairs = [
+        Pair(prompt_and_reference(example)[0], ours.text, theirs.text, prompt_and_reference(example)[1])
+        for example, ours, theirs in zip(rows.examples, results[0].answers, opponent.answers, strict=True)
+    ]
+    part = f"judge {settings.model}: {results[0].subject.name} against {opponent.subject.name}"
+    begun = time.perf_counter()
+
+    def advance(done: int, total: int) -> None:
+        elapsed = time.perf_counter() - begun
+        rate = done / elapsed if elapsed else 0.0
+        observer.notify(Advance(part, done, total, elapsed, (total - done) / rate if rate else 0.0, rate, "verdicts"))
+
+    cache = results[0].subject.home / "evaluation" / "verdicts.jsonl"
+    judged = judge_pairs(pairs, settings, cache, advance)
+    return Scores(
+        opponent.subject.role,
+        tuple(one.score for one in judged),
+        tuple(length_matched(pairs)),
+        tuple(one.verdicts for one in judged),
+    )
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What ends an evaluation early, in words that say what is kept."""
+    kept = f"what was measured so far is kept beside {folder}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            Problem(f"stopped by Ctrl-C; {kept}", remedy="the same command again goes on from there")
+        ) from None
+    except NeftError:
+        raise
+    except Exception as error:
+        from neftcli.machine.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise NeftError(
+            Problem(
+                f"there was not enough memory for one row alone; {kept}",
+                str(error).splitlines()[0] if str(error) else type(error).__name__,
+                "--max-length with fewer tokens, or --set evaluation.generation.max_new_tokens=64",
+            )
+        ) from error

@@ -1,0 +1,489 @@
+"""Pairwise judging: a model behind an OpenAI-compatible server says which of two answers is better.
+
+Each pair is asked about in both orders, because judges favour a place (Wang et al., arXiv 2305.17926); a verdict that
+turns with the order is a tie, as in MT-Bench (Zheng et al., arXiv 2306.05685). Every reply is written to a file as it
+comes, so that nothing is paid for twice. The key comes from OPENAI_API_KEY and appears in no file and no message.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import re
+import string
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from neftcli.errors import InputError, NeftError, Problem
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from neftcli.recipe.schema import Judge
+
+Verdict = Literal["answer", "opponent", "tie", "unparsed"]
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+BUILT_IN_PROMPT = Path(__file__).with_name("judge_prompt.txt")
+REQUIRED, OPTIONAL = ("instruction", "answer_a", "answer_b"), ("reference",)
+
+_WHERE = "evaluation.judge"
+_ADDRESS = re.compile(
+    r"(https?)://(?:[^@/?#\s]*@)?([a-z\d._-]+|\[[a-f\d:.]+\])(:\d+)?(/[^\s?#@]*)?", re.ASCII | re.IGNORECASE
+)
+_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_KEY_LIKE = re.compile(r"\bsk-[^\s\"'<>,]+")
+_AROUND_A_VERDICT = string.whitespace + "\u00a0\u3000\"'`“”‘’„«»*()[]{}<>"
+_SHORTEST_SECRET = 4  # shorter ones are no secrets, and to hide them would tear words and verdicts
+_LONGEST_QUOTE = 300
+_GRACE = 2.0  # seconds for replies that are under way, and paid for, when another question has failed for good
+
+
+class JudgeError(NeftError):
+    """The judge's server failed for good; what it has answered is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one instruction.
+
+    Attributes:
+        instruction: What was asked.
+        answer: The answer that is scored.
+        opponent: The answer it is compared with, the baseline's.
+        reference: A person's answer, for prompts that show one.
+    """
+
+    instruction: str
+    answer: str
+    opponent: str
+    reference: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """What the judge made of a pair.
+
+    Attributes:
+        score: 1 where the answer won in both orders, 0 where it lost in both, 0.5 for a tie and where the orders
+            disagree, None where a verdict could not be read.
+        verdicts: With the answer first, and with the opponent first.
+    """
+
+    score: float | None
+    verdicts: tuple[Verdict, Verdict]
+
+
+def judge_pairs(
+    pairs: Sequence[Pair], settings: Judge, cache: Path, advance: Callable[[int, int], None]
+) -> list[JudgedPair]:
+    """The judge's verdicts on the pairs, in their order; pairs whose answers are the same are ties without asking.
+
+    Args:
+        pairs: What is judged.
+        settings: The recipe's.
+        cache: JSON lines, one a reply; a question that is in it is not asked again.
+        advance: Is told the questions answered and all questions, at first and after each reply.
+
+    Raises:
+        InputError: The settings can't be used.
+        JudgeError: A question failed for good; the replies that came are in the cache.
+    """
+    _require_judge(settings)
+    template = string.Template(_prompt_text(settings))
+    prompts = [() if pair.answer.strip() == pair.opponent.strip() else _both_orders(template, pair) for pair in pairs]
+    questions = {_key(prompt, settings): prompt for both in prompts for prompt in both}
+    replies = _Replies(cache, settings)
+    _ask_all(questions, settings, replies, advance)
+    found = [[replies.texts[_key(prompt, settings)] for prompt in both] for both in prompts]
+    return [_judged(*both) if both else JudgedPair(0.5, ("tie", "tie")) for both in found]
+
+
+def length_matched(pairs: Sequence[Pair], tolerance: float = 1.25) -> list[bool]:
+    """Whether the answers of each pair are of like length, so that length can't be what won.
+
+    Args:
+        pairs: The pairs.
+        tolerance: Characters of the longer answer over those of the shorter, at most.
+    """
+    lengths = [sorted((len(pair.answer), len(pair.opponent))) for pair in pairs]
+    return [short == long or (short > 0 and long / short <= tolerance) for short, long in lengths]
+
+
+def verdict_in(reply: str) -> Literal["A", "B", "TIE"] | None:
+    """The verdict that a reply states; None where it states none in the form asked for. Nothing is guessed.
+
+    The form: A, B or TIE alone, or a last line `Verdict: A` behind reasons. Thoughts in a leading `<think>` block are
+    dropped; quotes, asterisks, brackets and a final full stop around a verdict do not count, nor does case.
+    """
+    stated = _bare(_THOUGHTS.sub("", reply))
+    last = _bare(stated.splitlines()[-1]) if stated else ""
+    label, colon, rest = last.partition(":")
+    if colon and label.casefold() == "verdict":
+        stated = _bare(rest)
+    verdicts: dict[str, Literal["A", "B", "TIE"]] = {"a": "A", "b": "B", "tie": "TIE"}
+    return verdicts.get(stated.casefold())
+
+
+def without_credentials(base_url: str) -> str:
+    """A server's address as it may be shown and stored: no user name, no password, no closing slash."""
+    if address := _ADDRESS.fullmatch(base_url):
+        scheme, host, port, path = address.groups("")
+        return f"{scheme.lower()}://{host.lower()}{port}{path}".rstrip("/")
+    # Not an address, so a password may stand anywhere before the last @.
+    return re.sub(r"^(https?://)?.*@", r"\1", base_url, flags=re.DOTALL)
+
+
+# What can be checked before anything is asked
+
+
+def check_judge(settings: Judge) -> None:
+    """Checks what can be checked before a model is loaded; settings without a judge are fine.
+
+    Raises:
+        InputError: The openai package is missing, half of the judge is, the address is no http(s) address, the key
+            can't be sent, or the prompt can't be used; all of it at once.
+    """
+    if settings.base_url or settings.model or settings.prompt:
+        _require_judge(settings)
+
+
+def _require_judge(settings: Judge) -> None:
+    problems = [*_server_problems(settings), *_prompt_problems(settings)]
+    if find_spec("openai") is None:
+        needs = f"{_WHERE}: a judge is asked through the openai package"
+        problems.append(Problem(needs, "it is not installed", "pip install 'neftcli[judge]'"))
+    if problems:
+        raise InputError(*problems)
+
+
+def _server_problems(settings: Judge) -> Iterator[Problem]:
+    example = "--judge http://127.0.0.1:8000/v1"
+    if settings.base_url is None:
+        yield Problem(f"{_WHERE}.base_url: a judge needs a server", "no address", example)
+    elif not _is_address(settings.base_url):
+        must = f"{_WHERE}.base_url must be an http:// or https:// address without ? and #"
+        yield Problem(must, without_credentials(settings.base_url), example)
+    if settings.model is None:
+        must = f"{_WHERE}.model: a judge needs the name that its server knows it by"
+        yield Problem(must, "no name", "--judge-model NAME")
+    if not re.fullmatch(r"[!-~]*", _api_key()):
+        must = f"{KEY_VARIABLE} must be of printable ASCII characters without spaces"
+        yield Problem(must, "others, not shown here", f"export {KEY_VARIABLE}=KEY")
+
+
+def _is_address(base_url: str) -> bool:
+    try:
+        return _ADDRESS.fullmatch(base_url) is not None and urlsplit(base_url).port != 0
+    except ValueError:  # a port above 65535, or brackets around what is no IPv6 address
+        return False
+
+
+def _prompt_problems(settings: Judge) -> Iterator[Problem]:
+    try:
+        template = string.Template(_prompt_text(settings))
+    except InputError as error:
+        yield from error.problems
+        return
+    where = f"{_WHERE}.prompt, {settings.prompt}"
+    known = ", ".join(f"${name}" for name in (*REQUIRED, *OPTIONAL))
+    if not template.is_valid():
+        yield Problem(f"{where}: a $ begins a placeholder", "one that begins none", "$$ for a dollar sign")
+    found = template.get_identifiers()
+    if missing := [f"${name}" for name in REQUIRED if name not in found]:
+        yield Problem(f"{where}: placeholders are missing", ", ".join(missing), f"a prompt with {known}")
+    if unknown := [f"${name}" for name in found if name not in REQUIRED + OPTIONAL]:
+        yield Problem(f"{where}: there is no such placeholder", ", ".join(unknown), f"only {known}")
+
+
+def _prompt_text(settings: Judge) -> str:
+    file = BUILT_IN_PROMPT if settings.prompt is None else Path(settings.prompt).expanduser()
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        must, found = f"{_WHERE}.prompt, {file}: a prompt is UTF-8 text", f"byte {error.start} is not"
+    except OSError as error:
+        must, found = f"{_WHERE}.prompt: {file} can't be read", error.strerror or str(error)
+    raise InputError(Problem(must, found, "--judge-prompt FILE"))
+
+
+# Questions and verdicts
+
+
+def _both_orders(template: string.Template, pair: Pair) -> tuple[str, str]:
+    """The prompts with the answer first and with the opponent first."""
+    answer, opponent = pair.answer.strip(), pair.opponent.strip()
+    first, second = (
+        template.substitute(instruction=pair.instruction, answer_a=a, answer_b=b, reference=pair.reference)
+        # JSON files can hold lone surrogates, and UTF-8 can't.
+        .encode("utf-8", "replace")
+        .decode("utf-8")
+        for a, b in ((answer, opponent), (opponent, answer))
+    )
+    return first, second
+
+
+def _key(prompt: str, settings: Judge) -> str:
+    """SHA-256 of all that determines a reply, in hexadecimal."""
+    server = without_credentials(settings.base_url or "")
+    asked = [server, settings.model, prompt, settings.max_tokens, float(settings.temperature)]
+    return sha256(json.dumps(asked).encode("ascii")).hexdigest()
+
+
+def _bare(text: str) -> str:
+    return text.strip(_AROUND_A_VERDICT).removesuffix(".").strip(_AROUND_A_VERDICT)
+
+
+def _judged(answer_first: str, opponent_first: str) -> JudgedPair:
+    a_is_answer: dict[str | None, Verdict] = {"A": "answer", "B": "opponent", "TIE": "tie", None: "unparsed"}
+    a_is_opponent = a_is_answer | {"A": "opponent", "B": "answer"}
+    verdicts = a_is_answer[verdict_in(answer_first)], a_is_opponent[verdict_in(opponent_first)]
+    won = {("answer", "answer"): 1.0, ("opponent", "opponent"): 0.0}
+    return JudgedPair(None if "unparsed" in verdicts else won.get(verdicts, 0.5), verdicts)
+
+
+# Replies, kept
+
+
+class _Replies:
+    """The replies in a file of JSON lines, each appended as it comes, from any thread."""
+
+    def __init__(self, file: Path, settings: Judge) -> None:
+        self.file = file
+        self.texts: dict[str, str] = {}
+        self._judge = {"server": without_credentials(settings.base_url or ""), "model": settings.model}
+        self._lock = threading.Lock()
+        self._read()
+
+    def _read(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        whole, _, torn = (self.file.read_bytes() if self.file.exists() else b"").rpartition(b"\n")
+        if torn:
+            # The process was killed while it wrote; the next line must not be glued to the rest of that one.
+            os.truncate(self.file, self.file.stat().st_size - len(torn))
+        for line in whole.splitlines():
+            try:
+                entry = json.loads(line)
+                key, reply = entry["key"], entry["reply"]
+            except (ValueError, KeyError, TypeError):  # damaged: it is asked again
+                continue
+            if isinstance(key, str) and isinstance(reply, str):
+                self.texts[key] = reply
+
+    def add(self, key: str, reply: str, usage: dict[str, int]) -> None:
+        """Keeps a reply, and the tokens that the server counted."""
+        line = json.dumps({"key": key, **self._judge, "reply": reply, "usage": usage}) + "\n"
+        with self._lock:
+            # Opened anew each time: a reply that comes after Ctrl-C is paid for, too, and finds no closed file.
+            with self.file.open("ab") as file:
+                file.write(line.encode("ascii"))
+            self.texts[key] = reply
+
+
+# The server
+
+
+def _ask_all(
+    questions: dict[str, str], settings: Judge, replies: _Replies, advance: Callable[[int, int], None]
+) -> None:
+    """Asks what has no reply yet, several questions at once; stops at the first that fails for good."""
+    unanswered = [item for item in questions.items() if item[0] not in replies.texts]
+    done = len(questions) - len(unanswered)
+    if questions:
+        advance(done, len(questions))
+    if not unanswered:
+        return
+    from multiprocessing import TimeoutError as NothingCame
+    from multiprocessing.pool import ThreadPool  # its threads, unlike concurrent.futures', are not waited for at exit
+
+    server = _Server(settings)
+    failed = threading.Event()
+
+    def ask(question: tuple[str, str]) -> Problem | bool:
+        if failed.is_set():
+            return False
+        answered = server.ask(question[1])
+        if isinstance(answered, Problem):
+            failed.set()
+            return answered
+        replies.add(question[0], *answered)
+        return True
+
+    failure = None
+    with ThreadPool(min(settings.concurrency, len(unanswered))) as pool, closing(server):
+        outcomes = pool.imap_unordered(ask, unanswered)
+        with suppress(StopIteration, NothingCame):
+            while True:
+                outcome = outcomes.next(None if failure is None else _GRACE)
+                if isinstance(outcome, Problem):
+                    failure = failure or outcome
+                elif outcome:
+                    done += 1
+                    advance(done, len(questions))
+    if failure is not None:
+        kept = sum(key in replies.texts for key in questions)
+        told = f"{failure.violated}; {kept} of {len(questions)} questions are answered and kept in {replies.file}"
+        raise JudgeError(Problem(told, failure.received, failure.remedy))
+
+
+class _Server:
+    """The connection to the judge; it asks, asks again where that may help, and hides secrets in what comes back.
+
+    Waiting and asking again is the openai client's work. A body that is no chat completion looks to it like a broken
+    connection (`_refuse_nonsense`), so that one count and one backoff hold for all failures.
+    """
+
+    def __init__(self, settings: Judge) -> None:
+        base_url = settings.base_url or ""
+        self._settings = settings
+        self._address = without_credentials(base_url)
+        self._limit = "max_tokens"
+        parts, key = urlsplit(base_url), _api_key()
+        credentials = (unquote(parts.username or ""), unquote(parts.password or ""))
+        basic = base64.b64encode(":".join(credentials).encode()).decode()
+        secrets = {key, parts.username, parts.password, *credentials, basic}
+        self._secrets = sorted((text for text in secrets if text and len(text) >= _SHORTEST_SECRET), key=len)[::-1]
+        _silence_transport()
+        with _without_openai_variables():
+            from openai import DefaultHttpxClient, OpenAI
+
+            self._client = OpenAI(
+                api_key=key or "none",
+                base_url=self._address,
+                timeout=settings.timeout,
+                max_retries=settings.max_retries,
+                http_client=DefaultHttpxClient(
+                    auth=credentials if any(credentials) else None, event_hooks={"response": [_refuse_nonsense]}
+                ),
+            )
+
+    def close(self) -> None:
+        """Nothing is sent any more, not even by questions that wait to be asked again."""
+        self._client.close()
+
+    def ask(self, prompt: str) -> tuple[str, dict[str, int]] | Problem:
+        """The reply to a prompt with the tokens it took, or what is wrong for good."""
+        from openai import APIConnectionError, APIStatusError
+
+        try:
+            reply, usage = _completion(self._send(prompt))
+        except APIStatusError as error:
+            return self._refusal(error)
+        except APIConnectionError as error:
+            return self._failure(f"the judge at {self._address} failed", self._broken(error))
+        return self._hide(reply), usage
+
+    def _send(self, prompt: str) -> str:
+        from openai import BadRequestError
+
+        limit = self._limit
+        try:
+            return self._post(prompt, limit)
+        except BadRequestError as error:
+            if limit != "max_tokens" or "max_completion_tokens" not in str(error):
+                raise
+        self._limit = "max_completion_tokens"  # what OpenAI's reasoning models call it, and no other server
+        return self._post(prompt, self._limit)
+
+    def _post(self, prompt: str, limit: str) -> str:
+        return self._client.chat.completions.with_raw_response.create(
+            model=self._settings.model or "",
+            messages=[{"role": "user", "content": prompt}],
+            temperature=self._settings.temperature,
+            extra_body={limit: self._settings.max_tokens},
+        ).text
+
+    def _refusal(self, error: Any) -> Problem:
+        """What an error status (openai.APIStatusError) means, and what to do."""
+        status, judge = error.status_code, f"the judge at {self._address}"
+        body = error.body if isinstance(error.body, dict) else {}
+        messages = [body[name] for name in ("message", "detail") if isinstance(body.get(name), str)]
+        said = f"{status}: {messages[0] if messages else error.response.text}"
+        if status in (401, 403):
+            key = f"the key in {KEY_VARIABLE}" if _api_key() else f"to answer without a key in {KEY_VARIABLE}"
+            return self._failure(f"{judge} refuses {key}", said, f"export {KEY_VARIABLE}=KEY, then ")
+        if status == 404:
+            unknown = f"{judge} knows no model {self._settings.model}, or the address is wrong"
+            return self._failure(unknown, said, "--judge-model NAME, --judge with an address that ends in /v1; ")
+        passes = status in (408, 409, 429) or status >= 500
+        return self._failure(f"{judge} failed", said, "" if passes else "put right what it says, then ")
+
+    def _broken(self, error: Exception) -> str:
+        """What broke a connection (openai.APIConnectionError)."""
+        from openai import APITimeoutError
+
+        if isinstance(error, APITimeoutError):
+            return f"no reply within {self._settings.timeout:g} seconds ({_WHERE}.timeout)"
+        return str(error.__cause__) or type(error.__cause__).__name__
+
+    def _failure(self, violated: str, said: str, first: str = "") -> Problem:
+        # Hidden before it is cut, so that no half of a key is left.
+        quoted = "".join(letter if letter.isprintable() else " " for letter in self._hide(said))
+        quoted = " ".join(quoted.split())
+        quoted = f"{quoted[:_LONGEST_QUOTE]}…" if len(quoted) > _LONGEST_QUOTE else quoted
+        return Problem(self._hide(violated), quoted, f"{first}the same command again: it goes on from there")
+
+    def _hide(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "[hidden]")
+        return _KEY_LIKE.sub("[hidden]", text)
+
+
+def _api_key() -> str:
+    return os.environ.get(KEY_VARIABLE, "").strip()
+
+
+def _refuse_nonsense(response: httpx2.Response) -> None:
+    """Treats a body that is no chat completion as a broken connection, which the openai client tries again."""
+    import httpx2
+
+    if response.is_success:
+        response.read()
+        try:
+            _completion(response.text)
+        except ValueError as error:
+            raise httpx2.RemoteProtocolError(str(error), request=response.request) from None
+
+
+def _completion(body: str) -> tuple[str, dict[str, int]]:
+    """The text of a chat completion and the tokens it took; ValueError says why there is none."""
+    try:
+        parsed = json.loads(body)
+        [choice, *_] = parsed["choices"]
+        text, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError(f"the body is no chat completion: {body}") from None
+    if not isinstance(text, str):
+        more = "; its length ran out, so raise evaluation.judge.max_tokens" if reason == "length" else ""
+        raise ValueError(f"the reply has no text (finish_reason {reason}){more}")
+    counts = parsed.get("usage")
+    counts = counts if isinstance(counts, dict) else {}
+    names = ("prompt_tokens", "completion_tokens")
+    return text, {name: counts[name] for name in names if isinstance(counts.get(name), int)}
+
+
+@contextmanager
+def _without_openai_variables() -> Iterator[None]:
+    """Hides OPENAI_* while the client is made: they redirect it, add headers to it, or make it log."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("OPENAI_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _silence_transport() -> None:
+    """No request, header or address gets into a log; for good, as a request may outlive the call that sent it."""
+    for name in ("openai", "httpx2", "httpcore2"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.CRITICAL + 1)
+        logger.propagate = False

@@ -1,0 +1,183 @@
+"""What can be evaluated: a run of this tool, the model that a run began from, or any model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from neftcli.errors import InputError, ModelError, Problem, RecipeError
+from neftcli.events import EvaluatedModel, Observer
+from neftcli.models.names import ALIASES, Reference, resolve
+from neftcli.recipe.loading import load_recipe
+from neftcli.recipe.loading import resolve as resolve_recipe
+from neftcli.recipe.yaml_file import Layer, Setting
+from neftcli.runs.directory import NAME, RunDirectory, find_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from neftcli.machine.device import Machine
+    from neftcli.recipe.schema import Recipe
+
+Role = Literal["run", "baseline", "base", "model"]
+VERSIONS = ("torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is evaluated.
+
+    Attributes:
+        role: What it is in the table.
+        name: The run's name, or the model's.
+        recipe: How it was trained, or how it is loaded.
+        reference: The weights; of a run with an adapter those below it.
+        home: The folder below which its results are kept.
+        run: The run that it is; None for a model.
+        tokenizer: The folder of the tokenizer, or None where it comes with the reference.
+    """
+
+    role: Role
+    name: str
+    recipe: Recipe
+    reference: Reference
+    home: Path
+    run: RunDirectory | None = None
+    tokenizer: Path | None = None
+
+    def column(self) -> EvaluatedModel:
+        """Its column of the table."""
+        trained = self.run is not None
+        return EvaluatedModel(
+            role=self.role,
+            name=self.name,
+            source=str(self.run.path) if self.run else self.reference.source(),
+            alpha=self.recipe.neftune.alpha if trained else None,
+            seed=self.recipe.training.seed if trained else None,
+        )
+
+    def has_adapter(self) -> bool:
+        """Whether it is an adapter on the reference's weights."""
+        return self.run is not None and self.recipe.adapter.type != "none"
+
+    def load_tokenizer(self, layout: str, observer: Observer) -> PreTrainedTokenizerBase:
+        """Its tokenizer, with a chat template unless rows are plain text."""
+        from neftcli.models.by_recipe import load_tokenizer_of
+        from neftcli.models.loading import load_tokenizer
+        from neftcli.models.templates import set_template
+
+        if self.tokenizer is None:
+            return load_tokenizer_of(self.recipe, self.reference, layout, observer)[0]
+        saved = Reference(self.name, "folder", str(self.tokenizer))
+        tokenizer, _ = load_tokenizer(saved, self.recipe.model.trust_remote_code)
+        if layout != "text":  # a saved tokenizer brings the template that the run was trained with
+            set_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
+        return tokenizer
+
+    def load(self, machine: Machine) -> PreTrainedModel:
+        """The model on the device, with its adapter.
+
+        Raises:
+            ModelError: It can't be found or read.
+        """
+        from neftcli.models.by_recipe import load_model_of
+        from neftcli.models.loading import load_adapter
+
+        model = load_model_of(self.recipe, self.reference, machine)
+        return load_adapter(model, self.run.model) if self.run and self.has_adapter() else model
+
+    def identity(self, machine: Machine) -> dict[str, Any]:
+        """All that its numbers depend on, rows and settings aside.
+
+        Raises:
+            ModelError: The hub can't tell which commit its model is of.
+        """
+        from neftcli.models.loading import folder_sha256, published_fingerprint
+
+        return {
+            "weights": published_fingerprint(self.reference, self.recipe.model.trust_remote_code),
+            "adapter": folder_sha256(self.run.model) if self.run and self.has_adapter() else None,
+            "quantization": [self.recipe.quantization.type, self.recipe.quantization.double_quantization],
+            "dtype": str(machine.weights),
+            "precision": machine.precision(),
+            "device": machine.device,
+            "versions": {name: metadata.version(name) for name in VERSIONS},
+        }
+
+
+def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
+    """What a name on the command line stands for: a run's folder or name, or a model.
+
+    Args:
+        name: As it was typed.
+        role: run or baseline; a model that is no run becomes "model" in place of "run".
+        overrides: Layers of the command line. A run's recipe says how it was trained, so only what concerns its
+            evaluation can be set.
+
+    Raises:
+        InputError: It is neither, or the run has no model.
+        RecipeError: An override does not fit.
+    """
+    try:
+        folder = find_run(name)
+        if folder is None:
+            return _model(name, role, overrides)
+    except OSError:  # a name too long for the file system
+        raise _unknown(name) from None
+    run = RunDirectory.open(folder)
+    fixed = [
+        Problem(f"{setting.origin}: a run is evaluated as it was trained", setting.typed, "leave it out")
+        for layer in overrides
+        for path, setting in layer.items()
+        if not path.startswith(("evaluation.", "data."))
+    ]
+    if fixed:
+        raise RecipeError(*fixed)
+    recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
+    reference = (
+        resolve(recipe.model.name, recipe.model.revision)
+        if recipe.adapter.type != "none"
+        else Reference(folder.name, "folder", str(run.model))
+    )
+    return Subject(role, folder.name, recipe, reference, folder, run, run.model)
+
+
+def base_of(subject: Subject) -> Subject | None:
+    """The model that a run began from; None for a model that is no run."""
+    if subject.run is None:
+        return None
+    recipe = subject.recipe
+    reference = resolve(recipe.model.name, recipe.model.revision)
+    home = subject.home.parent / _folder_name(reference)
+    return Subject("base", reference.label(), recipe, reference, home, None, subject.run.model)
+
+
+def _model(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
+    try:
+        named: Layer = {"model.name": Setting(name, "neft eval", name)}
+        recipe = resolve_recipe([named, *overrides])
+        reference = resolve(name, recipe.model.revision)
+    except ModelError:
+        if Path(name).exists():
+            raise
+        raise _unknown(name) from None
+    home = Path(recipe.output_dir) / _folder_name(reference)
+    return Subject("model" if role == "run" else role, reference.label(), recipe, reference, home)
+
+
+def _unknown(name: str) -> InputError:
+    known = [*ALIASES, *(path.parent.name for path in Path("runs").glob("*/run.json"))]
+    nearest = get_close_matches(Path(name).name, known, n=1, cutoff=0.5)
+    remedy = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"
+    return InputError(Problem("there is no run and no model of this name", name, remedy, nearest[0] if nearest else ""))
+
+
+def _folder_name(reference: Reference) -> str:
+    """The label as the name of a folder, and where it can't be one, a hash of it."""
+    label = reference.label()
+    return label if NAME.fullmatch(label) and label.strip(".") else sha256(label.encode()).hexdigest()[:16]

@@ -1,0 +1,110 @@
+"""What was read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """One side of the data, counted in tokens after cutting at data.max_length.
+
+    Attributes:
+        rows: Rows.
+        tokens: Tokens of all rows.
+        loss_tokens: Tokens that carry loss.
+        shortest: Tokens of the shortest row.
+        median: Tokens of the median row.
+        long: The length that nine rows of ten do not exceed.
+        longest: Tokens of the longest row.
+        cut: Places of the rows that were longer than data.max_length.
+        without_stop: Places of the rows that do not end in a stop token with loss.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    shortest: int = 0
+    median: int = 0
+    long: int = 0
+    longest: int = 0
+    cut: tuple[str, ...] = ()
+    without_stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataReady:
+    """The data has been read, split and tokenised.
+
+    Attributes:
+        source: Where it comes from.
+        layout: The row format, detected or given.
+        loss_on: "answers" or "all tokens".
+        template: The chat template's name, or "" for plain text.
+        rows_read: Rows read, from the held-out source, too.
+        unusable: Reason to the places of the rows that were left out for it.
+        duplicates: Rows that repeat an earlier one.
+        leaked: Training rows left out since their prompt is held out.
+        special_text: Places of rows that hold a special token as text.
+        train: The training side.
+        held_out: The held-out side.
+        fingerprint: SHA-256 of the examples of both sides.
+        unread: Columns of the first row that its layout does not read.
+    """
+
+    source: str
+    layout: str
+    loss_on: str
+    template: str
+    rows_read: int
+    unusable: dict[str, tuple[str, ...]]
+    duplicates: int
+    leaked: int
+    special_text: tuple[str, ...]
+    train: SplitCounts
+    held_out: SplitCounts
+    fingerprint: str
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowsReady:
+    """The rows to evaluate on have been read.
+
+    Attributes:
+        source: Where they come from.
+        layout: Their row format.
+        rows_read: Rows read.
+        rows: Rows that are evaluated on.
+        with_answer: Those that hold an answer, and so have a loss.
+        trained_on: Rows left out since a model here was trained on their prompt.
+        unusable: Reason to the places of the rows that were left out for it.
+        unread: Columns of the first row that its layout does not read.
+    """
+
+    source: str
+    layout: str
+    rows_read: int
+    rows: int
+    with_answer: int
+    trained_on: int
+    unusable: dict[str, tuple[str, ...]]
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as text, and whether it carries loss."""
+
+    text: str
+    loss: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedRow:
+    """A training row as the model sees it."""
+
+    where: str
+    tokens: tuple[Token, ...]
+    cut: bool
+    stops: bool

@@ -1,0 +1,141 @@
+"""What an evaluation tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a part of an evaluation is. Times in seconds; `remaining` is an estimate.
+
+    Attributes:
+        part: What is being done.
+        done: Items done.
+        total: Items in all.
+        elapsed: Seconds since it began.
+        remaining: Seconds that are left.
+        rate: Of `unit` a second.
+        unit: What the rate counts.
+    """
+
+    part: str
+    done: int
+    total: int
+    elapsed: float
+    remaining: float
+    rate: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedModel:
+    """A column of an evaluation's table.
+
+    Attributes:
+        role: run, baseline, base, or model.
+        name: The run's name, or the model's.
+        source: Its folder, or where its weights come from.
+        alpha: NEFTune's alpha of its training, or None for a model that is no run.
+        seed: The seed of its training, or None.
+    """
+
+    role: str
+    name: str
+    source: str
+    alpha: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """A number with its 95 % interval, where it has one, over `n` examples."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """A metric of every model.
+
+    Attributes:
+        metric: Its name.
+        unit: Its unit, or an empty string.
+        better: "lower", "higher", or "none" for a description that is neither good nor bad.
+        values: One for each model, in their order; None where it has none.
+    """
+
+    metric: str
+    unit: str
+    better: str
+    values: tuple[Estimated | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The evaluated model against another, example by example.
+
+    Attributes:
+        metric: The metric's name.
+        against: The other one's role.
+        difference: The evaluated model's value less the other one's.
+        low: Lower end of the difference's 95 % interval, or None.
+        high: Its upper end.
+        p: Two-sided p value of the paired test, or None.
+        p_adjusted: The same after Holm's correction over the comparisons of its kind.
+        n: Examples that have the metric on both sides.
+        detectable: The smallest true difference that would be found with a power of 0.8, or None.
+        verdict: better, worse, higher, lower, not distinguishable, or an empty string without a test.
+    """
+
+    metric: str
+    against: str
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_adjusted: float | None
+    n: int
+    detectable: float | None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """A prompt and what each model answers, in the order of the models."""
+
+    prompt: str
+    reference: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """What an evaluation found.
+
+    Attributes:
+        models: The columns; the first is what was evaluated.
+        rows: Rows evaluated on.
+        source: Where they come from.
+        metrics: What was measured.
+        comparisons: The evaluated model against the others.
+        scope: What the words "better" and "worse" are about.
+        remarks: What a person should know to read the numbers.
+        shown: Answers side by side, the most different first.
+        folder: Where all of it is written.
+        seconds: Wall time in all.
+    """
+
+    models: tuple[EvaluatedModel, ...]
+    rows: int
+    source: str
+    metrics: tuple[MetricRow, ...]
+    comparisons: tuple[Comparison, ...]
+    scope: str
+    remarks: tuple[str, ...]
+    shown: tuple[SideBySide, ...]
+    folder: str
+    seconds: float

@@ -1,0 +1,382 @@
+"""`neft eval` on tiny runs through the command line's own `main`.
+
+Oracles: what training itself measured, the same evaluation uninterrupted, answers and losses computed here by
+transformers, and files read back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from neftcli.data.tokens import tokenize
+from neftcli.evaluation.loss import mean_loss, row_losses
+from tests.conftest import Result, events, quick_arguments
+
+Neft = Callable[..., Result]
+SHORT = ("--set", "evaluation.generation.max_new_tokens=8")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `runs` with three runs of a tiny Llama: alpha 0, alpha 5, and alpha 5 with LoRA."""
+    output = tmp_path_factory.mktemp("trained") / "runs"
+    arguments = [*quick_arguments(tiny_folder("llama"), rows_file, output), "--set", "evaluation.samples=0"]
+    arguments += ["--learning-rate", "5e-3"]
+    for extra in (["--alpha", "0"], ["--alpha", "5"], ["--alpha", "5", "--lora", "--set", "name=lora"]):
+        command = [sys.executable, "-m", "neftcli.cli.main", *arguments, *extra]
+        subprocess.run(command, check=True, capture_output=True)
+    return output
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the runs that a test may change, in a folder of its own."""
+    shutil.copytree(trained, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+def report_of(result: Result) -> dict[str, Any]:
+    """The report that `--json` ends with."""
+    assert result.code == 0, result.err
+    return events(result.out)[-1]
+
+
+def values(report: dict[str, Any], metric: str) -> list[float | None]:
+    """A metric's values, the evaluated model first."""
+    [row] = [row for row in report["metrics"] if row["metric"] == metric]
+    return [None if one is None else one["value"] for one in row["values"]]
+
+
+def compared(report: dict[str, Any], metric: str, against: str) -> dict[str, Any]:
+    [one] = [one for one in report["comparisons"] if (one["metric"], one["against"]) == (metric, against)]
+    return one
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((run / "run.json").read_text())["results"]
+    return results
+
+
+@pytest.mark.parametrize("name", ["tiny-a5-s0", "lora-a5-s0"])
+def test_losses_are_those_that_training_measured(neft: Neft, runs: Path, name: str) -> None:
+    """The saved weights, read back, on the same rows in the same batches: to the bit, before and after training."""
+    report = report_of(neft("eval", runs / name, "--no-answers", "--json"))
+    assert [model["role"] for model in report["models"]] == ["run", "base"]
+    expected = recorded(runs / name)
+    assert values(report, "held-out loss") == [expected["held_out_loss"], expected["base_held_out_loss"]]
+
+
+def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft, runs: Path) -> None:
+    result = neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", "--show", 2, "--json", *SHORT)
+    report = report_of(result)
+    assert [(model["role"], model["name"], model["alpha"]) for model in report["models"]] == [
+        ("run", "tiny-a5-s0", 5.0),
+        ("baseline", "tiny-a0-s0", 0.0),
+        ("base", "llama", None),
+    ]
+    ours, theirs, _ = values(report, "held-out loss")
+    loss = compared(report, "held-out loss", "baseline")
+    assert loss["difference"] == pytest.approx(ours - theirs, abs=1e-12)  # type: ignore[operator]
+    assert loss["low"] <= loss["difference"] <= loss["high"]
+    assert loss["p"] <= loss["p_adjusted"] <= 1
+    assert loss["n"] == report["rows"] == 12
+    assert loss["verdict"] in ("better", "worse", "not distinguishable")
+    assert compared(report, "ROUGE-L", "baseline")["verdict"] in ("higher", "lower", "not distinguishable")
+    folder = Path(report["folder"])
+    assert folder == Path("runs/tiny-a5-s0/evaluation/held-out-vs-tiny-a0-s0")
+    written = json.loads((folder / "report.json").read_text())
+    assert {key: written[key] for key in report if key != "event"} == {k: v for k, v in report.items() if k != "event"}
+    lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+    assert len(lines) == 12
+    nats = sum(line["run"]["negative_log_likelihood"] for line in lines)
+    assert nats / sum(line["run"]["loss_tokens"] for line in lines) == pytest.approx(ours)
+    assert {len(one["answers"]) for one in report["shown"]} == {3}
+
+
+def test_answers_are_those_of_the_saved_model_one_prompt_at_a_time(neft: Neft, runs: Path) -> None:
+    """By transformers and peft alone, from the files of the run."""
+    report = report_of(neft("eval", "lora-a5-s0", "--no-base", "--json", *SHORT))
+    lines = [json.loads(line) for line in (Path(report["folder"]) / "examples.jsonl").read_text().splitlines()]
+    adapter = json.loads((runs / "lora-a5-s0" / "model" / "adapter_config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(adapter["base_model_name_or_path"])
+    model = PeftModel.from_pretrained(model, runs / "lora-a5-s0" / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(runs / "lora-a5-s0" / "model")
+    for line in lines:
+        chat = [{"role": "user", "content": line["prompt"], "input": ""}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False, repetition_penalty=1.2)
+        answer = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert line["run"]["answer"] == answer.strip()
+
+
+# Kept, and gone on with
+
+
+def kept_files(run: Path, kind: str) -> dict[int, str]:
+    [file] = (run / "evaluation").glob(f"{kind}-*.jsonl")
+    return {json.loads(line)["place"]: line for line in file.read_text().splitlines()}
+
+
+def test_what_is_measured_is_not_measured_again(neft: Neft, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second evaluation loads no model at all, and reports the same; one with another baseline neither."""
+    first = report_of(neft("eval", "tiny-a5-s0", "--json", *SHORT))
+    report_of(neft("eval", "tiny-a0-s0", "--json", *SHORT))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("neftcli.evaluation.subjects.Subject.load", refuse)
+    again = report_of(neft("eval", "tiny-a5-s0", "--json", *SHORT))
+    assert (again["metrics"], again["comparisons"]) == (first["metrics"], first["comparisons"])
+    assert neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT).code == 0
+
+
+def test_other_settings_weights_and_rows_are_measured_anew(neft: Neft, runs: Path) -> None:
+    """A cache that answers for something else would be worse than none."""
+    for extra in ([], ["--set", "evaluation.generation.repetition_penalty=1"], ["--max-rows", "5"]):
+        assert neft("eval", "tiny-a5-s0", "--no-base", *SHORT, *extra).code == 0
+    shutil.copytree(runs / "tiny-a0-s0" / "model", runs / "tiny-a5-s0" / "model", dirs_exist_ok=True)
+    assert neft("eval", "tiny-a5-s0", "--no-base", *SHORT).code == 0
+    assert len(list((runs / "tiny-a5-s0" / "evaluation").glob("answers-*.jsonl"))) == 4
+
+
+def test_a_torn_line_is_dropped_and_the_rest_goes_on(neft: Neft, runs: Path) -> None:
+    """Half of the answers, and a line that a kill tore: the missing ones are what they were."""
+    assert neft("eval", "tiny-a5-s0", "--no-base", *SHORT).code == 0
+    [file] = (runs / "tiny-a5-s0" / "evaluation").glob("answers-*.jsonl")
+    whole = kept_files(runs / "tiny-a5-s0", "answers")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:5]) + lines[5][:20])
+    assert neft("eval", "tiny-a5-s0", "--no-base", *SHORT).code == 0
+    assert kept_files(runs / "tiny-a5-s0", "answers") == whole
+
+
+def interrupted(runs: Path, sign: signal.Signals) -> subprocess.Popen[str]:
+    """An evaluation, one prompt at a time, that gets a signal after its first answers."""
+    command = [sys.executable, "-m", "neftcli.cli.main", "eval", "tiny-a5-s0", "--no-base"]
+    command += ["--set", "evaluation.generation.max_new_tokens=64", "--set", "evaluation.generation.batch_size=1"]
+    process = subprocess.Popen(command, cwd=runs.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(file.stat().st_size for file in (runs / "tiny-a5-s0" / "evaluation").glob("answers-*.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(sign)
+    return process
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_evaluation_goes_on(neft: Neft, runs: Path, sign: signal.Signals) -> None:
+    process = interrupted(runs, sign)
+    _, said = process.communicate(timeout=60)
+    if sign == signal.SIGINT:
+        assert process.returncode == 130
+        assert "stopped by Ctrl-C; what was measured so far is kept" in said
+        assert "the same command again goes on from there" in said
+    before = kept_files(runs / "tiny-a5-s0", "answers")
+    assert 0 < len(before) < 12
+    arguments = ["--no-base", "--set", "evaluation.generation.max_new_tokens=64"]
+    assert neft("eval", "tiny-a5-s0", *arguments, "--set", "evaluation.generation.batch_size=1").code == 0
+    after = kept_files(runs / "tiny-a5-s0", "answers")
+    assert after.items() >= before.items()
+    shutil.rmtree(runs / "tiny-a5-s0" / "evaluation")
+    assert neft("eval", "tiny-a5-s0", *arguments).code == 0
+    assert kept_files(runs / "tiny-a5-s0", "answers") == after
+
+
+# Rows
+
+
+def test_rows_that_were_trained_on_are_left_out(neft: Neft, runs: Path, rows_file: Path) -> None:
+    """The whole file again: only what was held out is left, also for a model that merely is the baseline."""
+    for command in (["tiny-a5-s0"], [str(rows_file.parent / "m"), "--baseline", "tiny-a5-s0"]):
+        if not Path(command[0]).name.startswith("tiny"):
+            shutil.copytree(runs / "tiny-a0-s0" / "model", rows_file.parent / "m", dirs_exist_ok=True)
+        told = events(neft("eval", *command, "--dataset", rows_file, "--no-answers", "--json").out)
+        [rows] = [event for event in told if event["event"] == "RowsReady"]
+        assert (rows["rows_read"], rows["rows"], rows["trained_on"]) == (60, 12, 48)
+
+
+def test_data_that_changed_since_training_is_refused(
+    neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "mine.jsonl"
+    shutil.copy(rows_file, data)
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    assert neft(*quick, "--dataset", data).code == 0
+    data.write_text(data.read_text().replace("Apple", "Pear"))
+    result = neft("eval", run)
+    assert result.code == 2
+    assert re.sub(r"[0-9a-f]{12}\.\.\.", "<hash>", result.err) == (
+        f"{data}: the data has changed since tiny-a5-s0 was trained, so which rows were held out is not known any "
+        "more\n"
+        "  received sha256 <hash> in run.json\n"
+        "  try      neft eval ... --dataset FILE, with rows that were not trained on\n"
+        "1 problem; nothing was started.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Name a river."},
+        {"instruction": "Name a river.", "input": "in France"},
+        {"instruction": "Name a river.", "output": ""},
+        {"messages": [{"role": "user", "content": "Name a river."}]},
+    ],
+)
+def test_questions_need_no_answer(neft: Neft, runs: Path, row: dict[str, Any]) -> None:
+    """They are answered; there is no loss and no ROUGE to report."""
+    Path("questions.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row).replace("river", "lake") + "\n")
+    report = report_of(neft("eval", "tiny-a5-s0", "--dataset", "questions.jsonl", "--json", *SHORT))
+    metrics = {one["metric"] for one in report["metrics"]}
+    assert "answer tokens" in metrics
+    assert not metrics & {"held-out loss", "perplexity", "ROUGE-L", "exact match"}
+
+
+def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tiny_folder: Callable[..., Path]) -> None:
+    """Its loss is that of its rows, rendered and tokenised here."""
+    report = report_of(neft("eval", tiny_folder("opt"), "--dataset", rows_file, "--no-answers", "--json"))
+    assert [model["role"] for model in report["models"]] == ["model"]
+    assert report["comparisons"] == []
+    from neftcli.data.prepare import read_questions
+    from neftcli.models.templates import set_template
+    from neftcli.recipe.schema import Data
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder("opt"))
+    set_template(tokenizer, None)
+    rows = list(tokenize(tokenizer, read_questions(Data(source=str(rows_file))).examples, 1024, True))
+    expected = mean_loss(row_losses(AutoModelForCausalLM.from_pretrained(tiny_folder("opt")), rows, 7))
+    assert values(report, "held-out loss")[0] == pytest.approx(expected, rel=1e-2)  # bfloat16 where it is fast
+
+
+def test_losses_of_other_tokens_are_not_compared(
+    neft: Neft, runs: Path, rows_file: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    """Another chat template makes other tokens of the same rows."""
+    other = runs.parent / "other"
+    shutil.copytree(tiny_folder("llama"), other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(other)
+    report = report_of(neft("eval", "tiny-a5-s0", "--baseline", other, "--no-base", "--json", *SHORT))
+    assert "held-out loss" not in {one["metric"] for one in report["comparisons"]}
+    assert "answer tokens" in {one["metric"] for one in report["comparisons"]}
+    assert "other reads the rows as other tokens, so its loss is not compared." in report["remarks"]
+
+
+def test_what_differs_beside_the_noise_is_said(neft: Neft, runs: Path) -> None:
+    alone = report_of(neft("eval", "tiny-a5-s0", "--no-answers", "--json"))
+    assert any("--baseline RUN, with alpha 0 and the same seed" in remark for remark in alone["remarks"])
+    noise = report_of(neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", "--no-answers", "--json"))
+    assert noise["remarks"] == []
+    more = report_of(neft("eval", "lora-a5-s0", "--baseline", "tiny-a0-s0", "--no-answers", "--json"))
+    assert more["remarks"] == ["The two runs differ in more than the noise: adapter.type lora and none."]
+
+
+# What else it writes and shows
+
+
+def test_answers_are_exported_for_alpaca_eval(neft: Neft, runs: Path) -> None:
+    report = report_of(neft("eval", "tiny-a5-s0", "--export", "alpaca-eval", "--no-base", "--json", *SHORT))
+    folder = Path(report["folder"])
+    outputs = json.loads((folder / "model_outputs.json").read_text())
+    lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+    assert [(one["instruction"], one["output"]) for one in outputs] == [
+        (line["prompt"], line["run"]["answer"]) for line in lines
+    ]
+    assert {one["generator"] for one in outputs} == {"tiny-a5-s0"}
+
+
+def test_plain_lines_and_no_control_characters(neft: Neft, runs: Path) -> None:
+    """An untrained byte model writes control characters; none reaches the terminal."""
+    result = neft("eval", "tiny-a5-s0", "--show", 12, *SHORT)
+    assert result.code == 0
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.out)
+    assert "held-out loss against base: difference=" in result.out
+    lines = result.out.splitlines()
+    assert sum(line.startswith("prompt: ") for line in lines) == 12
+    quiet = neft("eval", "tiny-a5-s0", "--quiet", *SHORT).out
+    assert quiet.startswith("this run: tiny-a5-s0")
+
+
+def test_benchmark_tasks_stand_in_the_table(neft: Neft, runs: Path) -> None:
+    rows = [{"question": f"{n} or {n + 1}?", "choices": ["a", "b"], "answer": n % 2} for n in range(10)]
+    data = Path("letters.jsonl").resolve()
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("letters.yaml").write_text(
+        f"task: letters\ndataset_path: json\ndataset_kwargs:\n  data_files: {{test: {data}}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: '{{answer}}'\nmetric_list:\n  - metric: acc\n"
+    )
+    report = report_of(neft("eval", "tiny-a5-s0", "--tasks", "letters.yaml", "--no-answers", "--json"))
+    assert all(0 <= value <= 1 for value in values(report, "letters acc"))  # type: ignore[operator]
+    assert compared(report, "letters acc", "base")["n"] == 10
+
+
+# Wrong input
+
+
+def test_a_misspelt_run_is_answered_with_the_nearest(neft: Neft, runs: Path) -> None:
+    result = neft("eval", "tiny-a5-s1")
+    assert result.code == 2
+    assert result.err == (
+        "there is no run and no model of this name\n"
+        "  received tiny-a5-s1\n"
+        "  nearest  tiny-a5-s0\n"
+        "  try      neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of "
+        "models\n"
+        "1 problem; nothing was started.\n"
+    )
+
+
+def test_a_run_without_a_model_is_refused(neft: Neft, runs: Path) -> None:
+    shutil.rmtree(runs / "tiny-a5-s0" / "model")
+    result = neft("eval", "tiny-a5-s0")
+    assert (result.code, result.err.splitlines()[0]) == (2, "runs/tiny-a5-s0: this run has no model")
+    (runs / "tiny-a0-s0" / "run.json").write_text("{")
+    result = neft("eval", "tiny-a0-s0")
+    assert (result.code, result.err.splitlines()[0]) == (
+        2,
+        "runs/tiny-a0-s0/run.json: this is not the record of a run",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--export", "csv"], "--export writes one format"),
+        (["--no-answers", "--show", "3"], "--show needs answers"),
+        (["--set", "training.seed=3"], "--set training.seed: a run is evaluated as it was trained"),
+        (["--set", "data.max_length=64"], "data.max_length: this needs --dataset"),
+        (["--judge", "http://127.0.0.1:1/v1"], "judge"),
+        (["--judge", "http://me:secret@127.0.0.1:1/v1", "--judge-model", "m"], "must hold no name and no password"),
+        (["--dataset", "missing.jsonl"], "there is no file or folder of this name: missing.jsonl"),
+        (["--set", "evaluation.generation.max_new_token=3"], "is not an option"),
+        (["--baseline", "x" * 300], "there is no run and no model of this name"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_before_anything_is_made(
+    neft: Neft, runs: Path, arguments: list[str], says: str
+) -> None:
+    result = neft("eval", "tiny-a5-s0", *arguments)
+    assert result.code == 2
+    assert says in result.err
+    assert "secret" not in result.err
+    assert "nothing was started" in result.err
+    assert not (runs / "tiny-a5-s0" / "evaluation").exists()

@@ -1,0 +1,124 @@
+"""A real judge (slow): SmolLM2-135M-Instruct behind `transformers serve`.
+
+Oracles: the server's process, which is gone when the second call has its answers; the reply file, read again by hand.
+Which verdicts so small a model gives is not asserted: it hardly knows the form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from neftcli.evaluation.judge import JudgeError, Pair, judge_pairs, verdict_in
+from neftcli.models.gguf import converted
+from neftcli.models.names import resolve
+from neftcli.recipe.schema import Judge
+
+pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]
+
+PAIRS = [
+    Pair("What is the capital of France?", "The capital of France is Paris.", "Bananas are yellow."),
+    Pair("Name three primary colours.", "Red.", "Red, yellow and blue."),
+    Pair("Say hello.", "Hello!", "Hello!\n"),
+]
+
+
+class RealServer:
+    """`transformers serve` as a process."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        serve = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--device", "cpu"]
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [*serve, "--host", "127.0.0.1", "--port", str(port)],
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            )
+
+    def wait(self, seconds: float) -> None:
+        """Until it answers."""
+        give_up = time.monotonic() + seconds
+        while time.monotonic() < give_up:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):  # noqa: S310
+                    return
+            except (urllib.error.URLError, TimeoutError):
+                time.sleep(0.5)
+        raise AssertionError(self.log.read_text())
+
+    def stop(self) -> None:
+        """Ends it, by force where it must be."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    """The folder of SmolLM2-135M-Instruct."""
+    return converted(Path(resolve("smollm2-135m").location))
+
+
+@pytest.fixture
+def server(model: Path, tmp_path: Path) -> Iterator[RealServer]:
+    """The server, with the model in memory."""
+    running = RealServer(model, tmp_path / "server.log")
+    try:
+        running.wait(180)
+        yield running
+    finally:
+        running.stop()
+
+
+def test_a_real_server_judges_and_is_not_asked_twice(server: RealServer, model: Path, tmp_path: Path) -> None:
+    """Two pairs in both orders, a tie that costs nothing; then the same without a server; then the server is missed."""
+    cache = tmp_path / "replies.jsonl"
+    settings = Judge(base_url=f"{server.url}/v1", model=str(model), concurrency=2, timeout=120, max_retries=1)
+    seen: list[tuple[int, int]] = []
+    first = judge_pairs(PAIRS, settings, cache, lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 4) for done in range(5)]
+    entries = [json.loads(line) for line in cache.read_text(encoding="utf-8").splitlines()]
+    print(*[(entry["reply"], entry["usage"]) for entry in entries], *first, sep="\n")
+    assert len({entry["key"] for entry in entries}) == 4
+    for entry in entries:
+        assert entry["reply"].strip()
+        assert entry["usage"]["prompt_tokens"] > 100
+        assert 0 < entry["usage"]["completion_tokens"] <= 16
+    unread = sum(verdict_in(entry["reply"]) is None for entry in entries)
+    assert sum(judged.verdicts.count("unparsed") for judged in first) == unread
+    assert all((judged.score is None) == ("unparsed" in judged.verdicts) for judged in first)
+    assert first[2].score == 0.5
+
+    server.stop()
+    assert judge_pairs(PAIRS, settings, cache, lambda done, total: None) == first
+    with pytest.raises(JudgeError, match="4 of 6 questions are answered"):
+        judge_pairs([*PAIRS, Pair("New?", "a", "b")], settings, cache, lambda done, total: None)
+
+
+def test_a_real_server_refuses_another_model(server: RealServer, tmp_path: Path) -> None:
+    """It serves one model; the refusal is quoted and comes at once."""
+    settings = Judge(base_url=f"{server.url}/v1", model="somebody/else", timeout=120, max_retries=0)
+    with pytest.raises(JudgeError, match="0 of 4 questions are answered") as caught:
+        judge_pairs(PAIRS, settings, tmp_path / "replies.jsonl", lambda done, total: None)
+    assert "somebody/else" in caught.value.problems[0].received
+    assert "put right what it says" in caught.value.problems[0].remedy

@@ -1,0 +1,819 @@
+"""Pairwise judging, against a real server on 127.0.0.1 that counts what it is asked and misbehaves when told.
+
+Oracles: judges whose verdicts are known beforehand (always the first answer; the longer one; a hash of the prompt);
+the server's own count of requests, for money, retries and order; exact fractions, for lengths; a search of every byte
+written, for secrets.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neftcli.errors import InputError, NeftError
+from neftcli.evaluation.judge import (
+    BUILT_IN_PROMPT,
+    JudgedPair,
+    JudgeError,
+    Pair,
+    check_judge,
+    judge_pairs,
+    length_matched,
+    verdict_in,
+    without_credentials,
+)
+from neftcli.machine.chatter import library_chatter
+from neftcli.recipe.schema import Judge
+from tests.judge_server import (
+    Behaviour,
+    Exchange,
+    JudgeServer,
+    body,
+    completion,
+    cut,
+    echoes_the_key,
+    judge_server,
+    says,
+    status,
+    stuck,
+)
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+
+KEY = "sk-proj-0123456789abcdefXYZ"
+PAIRS = [Pair("Name a fruit.", "Apple.", "A fruit is an apple, for one."), Pair("2 + 3?", "5", "It is five.")]
+
+
+@pytest.fixture(autouse=True)
+def quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short first backoff; nothing from the environment."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    """A server whose judge says A."""
+    with judge_server() as running:
+        yield running
+
+
+def judge_of(server: JudgeServer, **settings: object) -> Judge:
+    """Settings that ask this server, one question at a time."""
+    return replace(Judge(base_url=server.url, model="m", concurrency=1), **settings)  # type: ignore[arg-type]
+
+
+def silent(done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+def answers_in(prompt: str) -> tuple[str, str]:
+    """The answers A and B in the built-in prompt."""
+    found = re.search(r"=== Answer A ===\n(.*)\n\n=== Answer B ===\n(.*)\n\n=== Your", prompt, re.DOTALL)
+    assert found is not None
+    return found[1], found[2]
+
+
+def longer(prompt: str) -> str:
+    """A judge that likes length, wherever it stands."""
+    a, b = answers_in(prompt)
+    return "TIE" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
+
+
+def whim(prompt: str) -> str:
+    """A judge whose verdict hangs on every character, and is sometimes none."""
+    return ["A", "B", "TIE", "**A.**", "Verdict: B", "no idea"][hashlib.sha256(prompt.encode()).digest()[0] % 6]
+
+
+# What a reply states
+
+GOOD = [
+    *[("A", "A"), ("B", "B"), ("TIE", "TIE"), ("a", "A"), ("tie", "TIE"), (" \n B\t\n", "B"), ("A.", "A")],
+    *[("**A**", "A"), ("**A.**", "A"), ("**A**.", "A"), ("[[B]]", "B"), ('"TIE"', "TIE"), ("'b'.", "B")],
+    *[("`A`", "A"), ("“A”", "A"), ("(A)", "A"), ("Verdict: A", "A"), ("verdict:tie", "TIE")],
+    *[("A is vague.\nB is wrong.\nVerdict: A", "A"), ("Reasons.\n\n**Verdict:** [[B]].\n", "B")],
+    *[("**Verdict: TIE**", "TIE"), ("Verdict: A\nOn second thought:\nVerdict: B", "B")],
+    *[("<think>B? No.\nVerdict: B</think>\n\nA", "A"), (" <think></think>TIE", "TIE")],
+]
+NONE = [
+    *["", " ", "C", "A or B", "A B", "AB", "A, because it is right", "Answer A", "The answer is A", "A: B", "TIED"],
+    *["A..", "A!", "A?", "1", "AA", "A\nB", "A\nbecause it is right", "Verdict: A\nbut B is good, too", "tıe"],
+    *["Verdict: A or B", "My verdict: A", "Verdict A", "Verdict:", "Verdict: ", "verdict", "<think>A", "</think>A"],
+    *["<think>A</think>", "A <think>B</think>", "<think>hm</think>A because", "Α", "В", "neither", "None"],
+]
+
+
+@pytest.mark.parametrize(("reply", "verdict"), GOOD)
+def test_a_verdict_in_the_form_asked_for_is_read(reply: str, verdict: str) -> None:
+    assert verdict_in(reply) == verdict
+
+
+@pytest.mark.parametrize("reply", NONE)
+def test_any_other_reply_is_no_verdict(reply: str) -> None:
+    """Also Greek and Cyrillic letters that look right, and thoughts that were cut off."""
+    assert verdict_in(reply) is None
+
+
+@given(st.text('ABTIEabtie:. \n*[]<>/"verdictk', max_size=30))
+def test_no_verdict_is_guessed(reply: str) -> None:
+    """Where there is a verdict, the last line holds no other letters."""
+    verdict = verdict_in(reply)
+    if verdict is not None:
+        last = re.sub(r"[^\w\n]", "", re.sub(r"^\s*<think>.*?</think>", "", reply, flags=re.DOTALL)).split()[-1]
+        assert last.upper().removeprefix("VERDICT") == verdict
+
+
+# Both orders
+
+
+def test_each_pair_is_asked_in_both_orders(server: JudgeServer, tmp_path: Path) -> None:
+    """Two questions a pair, which differ in the answers' places; the settings go with them."""
+    chosen = judge_of(server, model="the-judge", max_tokens=33, temperature=0.25, timeout=7.5)
+    judge_pairs(PAIRS, chosen, tmp_path / "c.jsonl", silent)
+    asked = [answers_in(request.prompt) for request in server.requests]
+    assert sorted(asked) == sorted(
+        places for pair in PAIRS for places in ((pair.answer, pair.opponent), (pair.opponent, pair.answer))
+    )
+    for request in server.requests:
+        assert request.path == "/v1/chat/completions"
+        assert {name: request.body[name] for name in ("model", "max_tokens", "temperature")} == {
+            "model": "the-judge",
+            "max_tokens": 33,
+            "temperature": 0.25,
+        }
+        assert request.headers["x-stainless-read-timeout"] == "7.5"
+        assert request.headers["authorization"] == "Bearer none"
+
+
+words = st.text("abcdefgh ", min_size=1, max_size=12).map(lambda text: f"x{text}y")
+pairs_of_words = st.lists(st.builds(Pair, words, words, words), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=10)
+@given(pairs_of_words)
+def test_a_judge_that_likes_a_place_finds_only_ties(pairs: list[Pair]) -> None:
+    """Always A, or always B: whoever stands there, so nobody wins."""
+    for place in "AB":
+        with judge_server(lambda prompt, place=place: place) as server, tempfile.TemporaryDirectory() as folder:
+            found = judge_pairs(pairs, judge_of(server), Path(folder) / "c.jsonl", silent)
+        assert [judged.score for judged in found] == [0.5] * len(pairs)
+
+
+@settings(deadline=None, max_examples=10)
+@given(pairs_of_words)
+def test_a_judge_that_likes_length_lets_the_longer_answer_win(pairs: list[Pair]) -> None:
+    with judge_server(longer) as server, tempfile.TemporaryDirectory() as folder:
+        found = judge_pairs(pairs, judge_of(server, concurrency=3), Path(folder) / "c.jsonl", silent)
+    for pair, judged in zip(pairs, found, strict=True):
+        difference = len(pair.answer) - len(pair.opponent)
+        assert judged.score == (0.5 if difference == 0 else float(difference > 0))
+        assert judged.verdicts == (["opponent", "tie", "answer"][(difference > 0) - (difference < 0) + 1],) * 2
+
+
+@settings(deadline=None, max_examples=10)
+@given(pairs_of_words)
+def test_swapped_answers_have_the_other_score(pairs: list[Pair]) -> None:
+    """1 - score, from the same replies: nothing is asked anew. With any judge, and also where it states no verdict."""
+    swapped = [Pair(pair.instruction, pair.opponent, pair.answer) for pair in pairs]
+    other = {"answer": "opponent", "opponent": "answer", "tie": "tie", "unparsed": "unparsed"}
+    with judge_server(whim) as server, tempfile.TemporaryDirectory() as folder:
+        found = judge_pairs(pairs, judge_of(server), Path(folder) / "c.jsonl", silent)
+        asked = len(server.requests)
+        turned = judge_pairs(swapped, judge_of(server), Path(folder) / "c.jsonl", silent)
+        assert len(server.requests) == asked
+    for one, two in zip(found, turned, strict=True):
+        assert two.score == (None if one.score is None else 1 - one.score)
+        assert two.verdicts == tuple(other[verdict] for verdict in reversed(one.verdicts))
+
+
+@pytest.mark.parametrize(
+    ("replies", "expected"),
+    [
+        (("A", "B"), JudgedPair(1.0, ("answer", "answer"))),
+        (("B", "A"), JudgedPair(0.0, ("opponent", "opponent"))),
+        (("TIE", "TIE"), JudgedPair(0.5, ("tie", "tie"))),
+        (("A", "TIE"), JudgedPair(0.5, ("answer", "tie"))),
+        (("TIE", "A"), JudgedPair(0.5, ("tie", "opponent"))),
+        (("A", "A"), JudgedPair(0.5, ("answer", "opponent"))),
+        (("A", "hm"), JudgedPair(None, ("answer", "unparsed"))),
+        (("", "B"), JudgedPair(None, ("unparsed", "answer"))),
+        (("hm", "hm"), JudgedPair(None, ("unparsed", "unparsed"))),
+    ],
+)
+def test_two_verdicts_make_a_score(
+    replies: tuple[str, str], expected: JudgedPair, server: JudgeServer, tmp_path: Path
+) -> None:
+    """With the answer first, then with the opponent first; a verdict that can't be read is never half a one."""
+    server.script = [says(reply) for reply in replies]
+    assert judge_pairs(PAIRS[:1], judge_of(server), tmp_path / "c.jsonl", silent) == [expected]
+
+
+def test_equal_answers_are_a_tie_and_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """White space around them aside; no server is there."""
+    pairs = [Pair("q", "same", " same\n"), Pair("q", "", "  ")]
+    found = judge_pairs(pairs, Judge(base_url="http://127.0.0.1:9/v1", model="m"), tmp_path / "c.jsonl", silent)
+    assert found == [JudgedPair(0.5, ("tie", "tie"))] * 2
+    assert judge_pairs([], Judge(base_url="http://127.0.0.1:9/v1", model="m"), tmp_path / "c.jsonl", silent) == []
+
+
+def test_questions_are_under_way_at_once(tmp_path: Path) -> None:
+    """As many as `concurrency` says: each waits here until so many have met, and more than that never meet."""
+    meeting, lock, now, most = threading.Barrier(3, timeout=10), threading.Lock(), [0], [0]
+
+    def meet(prompt: str) -> str:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        meeting.wait()
+        with lock:
+            now[0] -= 1
+        return "A"
+
+    pairs = [Pair(f"question {number}", "a", "b") for number in range(6)]
+    with judge_server(meet) as server:
+        judge_pairs(pairs, judge_of(server, concurrency=3), tmp_path / "c.jsonl", silent)
+    assert most == [3]
+    assert len(server.requests) == 12
+
+
+def test_progress_counts_questions(server: JudgeServer, tmp_path: Path) -> None:
+    """Those of equal answers are none; those that are answered count at once."""
+    seen: list[tuple[int, int]] = []
+    cache = tmp_path / "c.jsonl"
+    judge_pairs([*PAIRS, Pair("q", "s", "s")], judge_of(server), cache, lambda done, total: seen.append((done, total)))
+    judge_pairs(PAIRS, judge_of(server), cache, lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (4, 4)]
+
+
+# Prompts
+
+
+def test_a_prompt_of_ones_own(server: JudgeServer, tmp_path: Path) -> None:
+    """Placeholders are filled once: what an answer says, dollars and all, stays as it is."""
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("\ufeffFor $$5: $instruction|${answer_a}|$answer_b|$reference", encoding="utf-8")
+    pair = Pair("$answer_b?", "costs $answer_b", "$$ \ud800", "é")
+    judge_pairs([pair], judge_of(server, prompt=str(prompt)), tmp_path / "c.jsonl", silent)
+    assert [request.prompt for request in server.requests] == [
+        "For $5: $answer_b?|costs $answer_b|$$ ?|é",
+        "For $5: $answer_b?|$$ ?|costs $answer_b|é",
+    ]
+
+
+def test_the_built_in_prompt_says_what_counts() -> None:
+    """It is short, shipped, and names the three verdicts."""
+    text = BUILT_IN_PROMPT.read_text(encoding="utf-8")
+    assert len(text) < 1500
+    for part in ("A, B or TIE", "helpfulness", "correctness", "Length", "order", "$instruction"):
+        assert part in text
+
+
+# Nothing is paid for twice
+
+
+def test_what_was_answered_is_not_asked_again(server: JudgeServer, tmp_path: Path) -> None:
+    """Also with the server gone; what decides a reply is in the key, and nothing else."""
+    cache = tmp_path / "deep" / "c.jsonl"
+    first = judge_pairs(PAIRS, judge_of(server), cache, silent)
+    written = cache.read_bytes()
+    assert len(server.requests) == 4
+    server.always = status(500)
+    for change in ({}, {"timeout": 1.0}, {"concurrency": 9}, {"max_retries": 0}, {"base_url": f"{server.url}/"}):
+        assert judge_pairs(PAIRS, judge_of(server, **change), cache, silent) == first
+    named = server.url.replace("//", "//user:password@")
+    assert judge_pairs(PAIRS, judge_of(server, base_url=named), cache, silent) == first
+    assert len(server.requests) == 4
+    assert cache.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "n"}, {"max_tokens": 17}, {"temperature": 0.5}, {"prompt": ""}, {"base_url": "other"}]
+)
+def test_what_decides_a_reply_is_asked_anew(change: dict[str, object], server: JudgeServer, tmp_path: Path) -> None:
+    if "prompt" in change:
+        change = {"prompt": str(tmp_path / "prompt.txt")}
+        (tmp_path / "prompt.txt").write_text("$instruction $answer_a $answer_b")
+    if "base_url" in change:
+        change = {"base_url": server.url.replace("/v1", "/v2")}
+    for chosen in (judge_of(server), judge_of(server, **change)):
+        judge_pairs(PAIRS, chosen, tmp_path / "c.jsonl", silent)
+    assert len(server.requests) == 8
+
+
+def test_equal_questions_are_asked_once(server: JudgeServer, tmp_path: Path) -> None:
+    """Two pairs of the same text, even turned round."""
+    pair = PAIRS[0]
+    found = judge_pairs(
+        [pair, pair, Pair(pair.instruction, pair.opponent, pair.answer)], judge_of(server), tmp_path / "c.jsonl", silent
+    )
+    assert len(server.requests) == 2
+    assert found[0] == found[1]
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.data())
+def test_a_torn_cache_loses_what_is_torn_and_nothing_else(data: st.DataObject) -> None:
+    """Killed at any byte: the lines that are whole are kept, the others asked again, and the file is whole again."""
+    with judge_server(whim) as server, tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder) / "c.jsonl"
+        expected = judge_pairs(PAIRS, judge_of(server), cache, silent)
+        whole = cache.read_bytes()
+        kept = whole[: data.draw(st.integers(0, len(whole)))]
+        cache.write_bytes(kept)
+        server.requests.clear()
+        assert judge_pairs(PAIRS, judge_of(server), cache, silent) == expected
+        assert len(server.requests) == 4 - kept.count(b"\n")
+        assert sorted(cache.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_damaged_lines_are_asked_again(server: JudgeServer, tmp_path: Path) -> None:
+    cache = tmp_path / "c.jsonl"
+    expected = judge_pairs(PAIRS, judge_of(server), cache, silent)
+    lines = cache.read_bytes().splitlines()
+    cache.write_bytes(b"\n".join([b"\xff\xfe", b"[]", b'{"key": 3, "reply": "A"}', b"null", *lines[2:], b""]))
+    assert judge_pairs(PAIRS, judge_of(server), cache, silent) == expected
+    assert len(server.requests) == 6
+
+
+def test_the_cache_holds_the_replies_text_and_tokens(server: JudgeServer, tmp_path: Path) -> None:
+    """One line a reply, without the prompt; the verdict is read off the text each time."""
+    cache = tmp_path / "c.jsonl"
+    server.judge = lambda prompt: "Well… \ud83d"
+    assert judge_pairs(PAIRS[:1], judge_of(server), cache, silent)[0].score is None
+    entries = [json.loads(line) for line in cache.read_text(encoding="utf-8").splitlines()]
+    for entry in entries:
+        assert re.fullmatch("[0-9a-f]{64}", entry.pop("key"))
+        assert entry == {
+            "server": server.url,
+            "model": "m",
+            "reply": "Well… \ud83d",
+            "usage": {"prompt_tokens": 7, "completion_tokens": 2},
+        }
+    cache.write_text(cache.read_text().replace(json.dumps("Well… \ud83d"), '"TIE"'))
+    assert judge_pairs(PAIRS[:1], judge_of(server), cache, silent) == [JudgedPair(0.5, ("tie", "tie"))]
+    assert len(server.requests) == 2
+
+
+# Failures that pass
+
+PASSING: dict[str, Behaviour] = {
+    "429": status(429, Retry_After="0.01"),
+    "408": status(408),
+    "409": status(409),
+    "500": status(500),
+    "503": status(503),
+    "slow": stuck,
+    "cut": cut,
+    "html": body("<html><body>Bad gateway</body></html>", "text/html"),
+    "no choices": body('{"object": "chat.completion"}'),
+    "empty choices": body('{"choices": []}'),
+    "an error with status 200": body('{"error": {"message": "overloaded"}}'),
+    "a list": body("[1, 2]"),
+    "half a JSON": body('{"choices": [{"mess'),
+    "null content": says(None),
+    "empty body": body(""),
+    "bytes": body(b"\xff\xfe\x00"),
+}
+
+
+@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING.keys())
+def test_a_failure_that_passes_is_asked_again(failure: Behaviour, server: JudgeServer, tmp_path: Path) -> None:
+    """Once, and the reply that comes is kept once."""
+    server.script = [failure]
+    chosen = judge_of(server, timeout=0.2, max_retries=1)
+    assert judge_pairs(PAIRS[:1], chosen, tmp_path / "c.jsonl", silent)[0].verdicts == ("answer", "opponent")
+    assert len(server.requests) == 3
+    assert server.requests[0].prompt == server.requests[1].prompt
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING.keys())
+def test_a_failure_that_stays_is_asked_again_so_often_and_no_more(
+    failure: Behaviour, server: JudgeServer, tmp_path: Path
+) -> None:
+    """`max_retries` times, whatever the failure is."""
+    server.always = failure
+    with pytest.raises(JudgeError, match=r"; 0 of 4 questions are answered and kept in") as caught:
+        judge_pairs(PAIRS, judge_of(server, timeout=0.1, max_retries=2), tmp_path / "c.jsonl", silent)
+    assert len(server.requests) == 3
+    assert caught.value.problems[0].remedy.endswith("the same command again: it goes on from there")
+    assert caught.value.exit_code == 1
+    assert isinstance(caught.value, NeftError)
+
+
+def test_the_server_is_quoted(server: JudgeServer, tmp_path: Path) -> None:
+    """What it said, in one line, cut where it is long."""
+    for behaviour, quote in [
+        (status(500, "out of\n  memory"), "500: out of memory"),
+        (status(400, "context too long"), "400: context too long"),
+        (body("<html>\n<p>" + "z" * 1000, "text/html"), f"the body is no chat completion: <html> <p>{'z' * 258}…"),
+        (says(None, "length"), "the reply has no text (finish_reason length); its length ran out, so raise"),
+        (stuck, "no reply within 0.1 seconds (evaluation.judge.timeout)"),
+        (body('{"detail": "no"}'), '{"detail": "no"}'),
+        (lambda exchange: exchange.send(500, '{"detail": "pinned"}'), "500: pinned"),
+        (lambda exchange: exchange.send(500, '{"detail": [1]}'), '500: {"detail": [1]}'),
+        (status(500, "\x1b[2Jcleared\x00"), "500: [2Jcleared"),
+    ]:
+        server.always = behaviour
+        with pytest.raises(JudgeError) as caught:
+            judge_pairs(PAIRS, judge_of(server, timeout=0.1, max_retries=0), tmp_path / "c.jsonl", silent)
+        assert quote in caught.value.problems[0].received
+
+
+def test_no_server_is_said(tmp_path: Path) -> None:
+    with judge_server() as server:
+        gone = judge_of(server, max_retries=1)
+    with pytest.raises(JudgeError, match=r"Connection refused"):
+        judge_pairs(PAIRS, gone, tmp_path / "c.jsonl", silent)
+
+
+def test_retry_after_is_heeded(server: JudgeServer, tmp_path: Path) -> None:
+    """The server's own seconds, in place of a backoff that would be over in a hundredth of them."""
+    server.script = [status(429, Retry_After="0.3")]
+    start = time.monotonic()
+    judge_pairs(PAIRS[:1], judge_of(server), tmp_path / "c.jsonl", silent)
+    assert time.monotonic() - start > 0.3
+
+
+def test_waits_grow(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They double, less a quarter at most; also for a body that is no chat completion."""
+    waited: list[float] = []
+    monkeypatch.setattr("openai._base_client.time.sleep", waited.append)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 1.0)
+    server.script = [status(500), body("<html>"), says(None)]
+    judge_pairs(PAIRS[:1], judge_of(server), tmp_path / "c.jsonl", silent)
+    waits = [seconds for seconds in waited if seconds > 0.5]  # the pool's own threads sleep a tenth of a second
+    assert len(waits) == 3
+    for seconds, most in zip(waits, (1, 2, 4), strict=True):
+        assert 0.75 * most <= seconds <= most
+
+
+def test_openais_newer_name_of_the_limit(server: JudgeServer, tmp_path: Path) -> None:
+    """Models that refuse max_tokens say what they want; they are asked so from then on, at no other 400."""
+    server.script = [status(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
+    judge_pairs(PAIRS, judge_of(server, max_tokens=9), tmp_path / "c.jsonl", silent)
+    limits = [{name: value for name, value in request.body.items() if "tokens" in name} for request in server.requests]
+    assert limits == [{"max_tokens": 9}, *[{"max_completion_tokens": 9}] * 4]
+    server.always = status(400, "max_completion_tokens and max_tokens are both wrong")
+    with pytest.raises(JudgeError):
+        judge_pairs([Pair("new", "a", "b")], judge_of(server), tmp_path / "c.jsonl", silent)
+    assert len(server.requests) == 7
+
+
+# Failures that stay
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_what_is_answered_before_a_failure_is_kept(concurrency: int, server: JudgeServer, tmp_path: Path) -> None:
+    """The same call goes on from there: each question is answered once, and the verdicts are those of one go."""
+    pairs = [Pair(f"question {number}", "a", "b") for number in range(10)]
+    chosen = judge_of(server, concurrency=concurrency, max_retries=0)
+    server.judge = whim
+    expected = judge_pairs(pairs, chosen, tmp_path / "other.jsonl", silent)
+    server.requests.clear()
+    server.script = [lambda exchange: exchange.reply(whim(exchange.request.prompt))] * 7
+    server.always = status(500, "broken")
+    with pytest.raises(JudgeError) as caught:
+        judge_pairs(pairs, chosen, tmp_path / "c.jsonl", silent)
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 7
+    assert f"; 7 of 20 questions are answered and kept in {tmp_path / 'c.jsonl'}" in str(caught.value)
+    assert len(server.requests) <= 7 + concurrency
+    server.always = None
+    server.requests.clear()
+    assert judge_pairs(pairs, chosen, tmp_path / "c.jsonl", silent) == expected
+    assert len(server.requests) == 13
+
+
+def test_a_failure_waits_a_little_for_what_is_under_way(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that is on its way is paid for and kept; one that does not come holds nobody up."""
+    monkeypatch.setattr("neftcli.evaluation.judge._GRACE", 0.8)
+
+    def slow(exchange: Exchange) -> None:
+        time.sleep(0.2)
+        exchange.reply("A")
+
+    chosen = judge_of(server, concurrency=3, max_retries=0)
+    server.script = [slow, stuck, status(400)]
+    start = time.monotonic()
+    with pytest.raises(JudgeError, match="1 of 4 questions are answered"):
+        judge_pairs(PAIRS, chosen, tmp_path / "c.jsonl", silent)
+    assert 0.2 < time.monotonic() - start < 6
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "key", "violated", "remedy"),
+    [
+        (401, KEY, "refuses the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then the same command again"),
+        (403, KEY, "refuses the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then the same command again"),
+        (401, "", "refuses to answer without a key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY"),
+        (404, "", "knows no model m, or the address is wrong", "--judge-model NAME"),
+        (400, "", "failed; 0 of 4", "put right what it says, then the same command again"),
+    ],
+)
+def test_a_wrong_key_or_name_fails_at_once(
+    code: int,
+    key: str,
+    violated: str,
+    remedy: str,
+    server: JudgeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One request and no more; the message says what to type."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    server.always = status(code, "go away")
+    with pytest.raises(JudgeError) as caught:
+        judge_pairs(PAIRS, judge_of(server, max_retries=5), tmp_path / "c.jsonl", silent)
+    [problem] = caught.value.problems
+    assert violated in problem.violated
+    assert problem.received == f"{code}: go away"
+    assert remedy in problem.remedy
+    assert len(server.requests) == 1
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from neftcli.evaluation.judge import Pair, judge_pairs
+from neftcli.recipe.schema import Judge
+assert "openai" not in sys.modules
+pairs = [Pair(f"question {number}", "a", "b") for number in range(50)]
+judge_pairs(pairs, Judge(base_url=sys.argv[1], model="m", concurrency=4), Path(sys.argv[2]), lambda done, total: None)
+"""
+
+
+@pytest.mark.parametrize("failure", [stuck, status(429, Retry_After="60")], ids=["no reply", "told to wait"])
+def test_ctrl_c_stops_at_once_and_keeps_what_is_answered(
+    failure: Behaviour, server: JudgeServer, tmp_path: Path
+) -> None:
+    """Though every thread waits for the server or to ask again; nothing is printed but Python's own word."""
+    cache = tmp_path / "c.jsonl"
+    server.script = [says("A")] * 5
+    server.always = failure
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, server.url, str(cache)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OPENAI_LOG": "debug"},
+    )
+    give_up = time.monotonic() + 60
+    while len(server.requests) < 9 or cache.read_bytes().count(b"\n") < 5:
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    time.sleep(0.2)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - start < 5
+    assert process.returncode == -signal.SIGINT
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "DEBUG" not in said
+    assert len(cache.read_text().splitlines()) == 5
+    assert len(server.requests) == 9
+
+
+# Secrets
+
+
+def everything_below(folder: Path) -> str:
+    """All bytes of all files, and their names."""
+    return "\n".join(str(file) + file.read_bytes().decode("latin-1") for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.fixture
+def run_log(tmp_path: Path) -> Iterator[None]:
+    """The run's log, as wide open as it gets."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.DEBUG)
+    with library_chatter(tmp_path / "log.txt", loaded=False):
+        logging.getLogger("neftcli.test").debug("the log is open")
+        yield
+    root.setLevel(level)
+    assert "the log is open" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("run_log")
+@pytest.mark.parametrize("behaviour", ["401", "reply", "html", "masked", "wait"])
+@pytest.mark.parametrize("place", ["variable", "address"])
+def test_no_secret_gets_out(
+    behaviour: str,
+    place: str,
+    server: JudgeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Neither the key nor a password in the address: not in a file, the log, a message, its context or the output."""
+    password = "Pass/w0rd-of-mine"  # noqa: S105
+    basic = base64.b64encode(f"somebody:{password}".encode()).decode()
+    url = server.url
+    if place == "variable":
+        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    else:
+        url = server.url.replace("//", "//somebody:Pass%2Fw0rd-of-mine@")
+    echo = {
+        "401": echoes_the_key,
+        "reply": lambda exchange: exchange.reply(f"Sent: {exchange.request.headers['authorization']} {password}"),
+        "html": body(f"<html>{'x' * 285} {KEY} {basic} {password} somebody", "text/html"),
+        "masked": status(401, "Incorrect API key provided: sk-proj-***********fXYZ."),
+        "wait": status(429, f"too many for {KEY} {basic}", Retry_After="0.01"),
+    }
+    server.always = echo[behaviour]
+    said = ""
+    with pytest.raises(JudgeError) if behaviour != "reply" else nullcontext() as caught:
+        judge_pairs(PAIRS, judge_of(server, base_url=url, max_retries=1), tmp_path / "c.jsonl", silent)
+    if caught is not None:
+        assert caught.value.__cause__ is None
+        assert caught.value.__context__ is None
+        said = str(caught.value) + "".join(traceback.format_exception(caught.value))
+    sent = {request.headers["authorization"] for request in server.requests}
+    assert sent == ({f"Bearer {KEY}"} if place == "variable" else {f"Basic {basic}"})
+    output = capfd.readouterr()
+    everywhere = everything_below(tmp_path) + said + output.out + output.err
+    secrets = [KEY, "sk-proj", "fXYZ"] if place == "variable" else [basic, password, "Pass%2F", "somebody"]
+    assert [secret for secret in secrets if secret in everywhere] == []
+
+
+@pytest.mark.parametrize("key", ["none", "EMPTY", "A", "B", "TIE"])
+def test_a_key_that_is_no_secret_spoils_no_verdict(
+    key: str, server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Local servers are given any word as a key."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    server.judge = longer
+    assert judge_pairs(PAIRS, judge_of(server), tmp_path / "c.jsonl", silent)[0].score == 0.0
+
+
+def test_the_environment_changes_nothing(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the key is read; the others are there again afterwards."""
+    others = {
+        "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+        "OPENAI_ORG_ID": "an-organisation",
+        "OPENAI_PROJECT_ID": "a-project",
+        "OPENAI_ADMIN_KEY": "an-admin-key",
+        "OPENAI_CUSTOM_HEADERS": "X-Mine: a-header\nAuthorization: Bearer another",
+        "OPENAI_LOG": "debug",
+        "OPENAI_API_KEY": KEY,
+    }
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    judge_pairs(PAIRS, judge_of(server), tmp_path / "c.jsonl", silent)
+    assert len(server.requests) == 4
+    for request in server.requests:
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        assert not {"openai-organization", "openai-project", "x-mine"} & set(request.headers)
+    assert {name: os.environ[name] for name in others} == others
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1"),
+        ("HTTPS://user:pw@Example.COM/v1/", "https://example.com/v1"),
+        ("http://token@host", "http://host"),
+        ("http://[::1]:80/v1", "http://[::1]:80/v1"),
+        ("http://user:pa/ss@host/v1", "http://host/v1"),
+        ("http://user:pa ss?@host/v1", "http://host/v1"),
+        ("user:pw@host/v1", "host/v1"),
+        ("ftp://user:pw@host", "host"),
+        ("http://user:p@ss@host", "http://host"),
+    ],
+)
+def test_an_address_is_shown_without_credentials(url: str, shown: str) -> None:
+    """Also one that can't be used."""
+    assert without_credentials(url) == shown
+
+
+# Before anything is asked
+
+FINE = Judge(base_url="http://127.0.0.1:8000/v1", model="m")
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Judge(),
+        FINE,
+        replace(FINE, base_url="https://user:pw@example.com"),
+        replace(FINE, base_url="http://[::1]:8000/v1/"),
+        replace(FINE, base_url="HTTP://my_host.lan:80"),
+    ],
+)
+def test_what_can_be_asked_passes(chosen: Judge) -> None:
+    """Also no judge at all."""
+    check_judge(chosen)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (replace(FINE, model=None), "evaluation.judge.model: a judge needs the name"),
+        (replace(FINE, base_url=None), "evaluation.judge.base_url: a judge needs a server"),
+        (Judge(prompt=str(BUILT_IN_PROMPT)), "evaluation.judge.base_url: a judge needs a server"),
+        *[
+            (replace(FINE, base_url=url), r"base_url must be an http:// or https:// address without \? and #")
+            for url in [
+                *["127.0.0.1:8000", "localhost:8000/v1", "ftp://host/v1", "http://", "http:///v1", "file:///etc/hosts"],
+                *["http://host:99999/v1", "http://host:0/v1", "http://ho st/v1", "http://host/v1?key=x", "http://[zz]"],
+                *["http://host/v1#x", "http://[::1", "http://[1:2]/v1", "http://host/v1\n", "http://hóst/v1"],
+            ]
+        ],
+    ],
+)
+def test_what_cannot_be_asked_is_told(chosen: Judge, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_judge(chosen)
+
+
+@pytest.mark.parametrize(
+    ("content", "messages"),
+    [
+        (None, ["can't be read"]),
+        (b"caf\xe9 $instruction $answer_a $answer_b", ["a prompt is UTF-8 text"]),
+        (b"", ["placeholders are missing\n  received $instruction, $answer_a, $answer_b\n"]),
+        (b"$instruction $answer_a", ["placeholders are missing\n  received $answer_b\n"]),
+        (b"$instruction $$answer_a $answer_b", ["placeholders are missing\n  received $answer_a\n"]),
+        (b"$instruction $answer_a $answer_b $answer_c", ["there is no such placeholder\n  received $answer_c\n"]),
+        (b"$instruction $answer_a $answer_b for 5$ ", ["a $ begins a placeholder"]),
+        (b"5$ $answer $answer_a", ["a $ begins", "are missing", "no such placeholder"]),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_told(content: bytes | None, messages: list[str], tmp_path: Path) -> None:
+    """With the placeholders that there are; several things at once."""
+    file = tmp_path / "prompt.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        check_judge(replace(FINE, prompt=str(file)))
+    assert len(caught.value.problems) == len(messages)
+    for message in (*messages, str(file)):
+        assert message in str(caught.value)
+
+
+def test_everything_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing package, no model, no address, no prompt, an impossible key: five problems, and no secret in them."""
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\nkey")
+    chosen = Judge(base_url="ftp://user:secret@host", prompt=str(tmp_path))
+    for check in (lambda: check_judge(chosen), lambda: judge_pairs(PAIRS, chosen, tmp_path / "c.jsonl", silent)):
+        with pytest.raises(InputError) as caught:
+            check()
+        assert len(caught.value.problems) == 5
+        assert "pip install 'neftcli[judge]'" in str(caught.value)
+        assert "secret" not in str(caught.value)
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_judging_without_a_judge_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a judge needs a server"):
+        judge_pairs(PAIRS, Judge(), tmp_path / "c.jsonl", silent)
+
+
+# Lengths
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))), st.sampled_from([1.0, 1.25, 1.5, 2.0]))
+def test_lengths_match_within_a_factor(lengths: list[tuple[int, int]], tolerance: float) -> None:
+    """As exact fractions say, whichever answer is the longer one."""
+    pairs = [Pair("q", "é" * a, "b" * b) for a, b in lengths]
+    turned = [Pair("q", pair.opponent, pair.answer) for pair in pairs]
+    expected = [max(a, b) <= Fraction(tolerance) * min(a, b) for a, b in lengths]
+    assert length_matched(pairs, tolerance) == length_matched(turned, tolerance) == expected
+
+
+def test_a_tolerance_holds_at_its_bound() -> None:
+    """A quarter more unless told otherwise; 115 characters beside 100 are within 1.15, whatever floats make of it."""
+    assert length_matched([Pair("q", "a" * 5, "b" * 4), Pair("q", "a" * 4, "b" * 6)]) == [True, False]
+    assert length_matched([Pair("q", "a" * 115, "b" * 100)], 1.15) == [True]
+
+
+def test_the_loopback_server_speaks_the_protocol() -> None:
+    """The openai client's own types read what it sends, strictly."""
+    from openai.types.chat import ChatCompletion
+
+    assert ChatCompletion.model_validate_json(completion("A")).choices[0].message.content == "A"

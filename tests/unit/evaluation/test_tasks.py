@@ -1,0 +1,659 @@
+"""Benchmark tasks by lm-evaluation-harness.
+
+Oracles: plain loops in float32, one text and one token at a time, for the log-likelihood of every choice, for greedy
+answers and for a perplexity; the harness's own `simple_evaluate`; the same model without noise; and the same tasks in
+other batches.
+"""
+
+import json
+import math
+import random
+import re
+import textwrap
+import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from neftcli.errors import InputError
+from neftcli.evaluation import tasks as tasks_module
+from neftcli.evaluation.tasks import TaskResult, check_tasks, run_tasks
+from neftcli.neftune import neftune
+from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+MODELS = {family: tiny_model(family) for family in FAMILIES}
+ROWS: list[dict[str, Any]] = [
+    {"question": "Name a fruit.", "choices": ["apple", "iron"], "answer": 0},
+    {"question": "Which of these is the largest number of them all?", "choices": ["3", "80", "7"], "answer": 1},
+    {"question": "Snow is", "choices": ["white and cold", "w", "a black bird", "hot"], "answer": 0},
+    {"question": "Q", "choices": ["yes", "no"], "answer": 1},
+    {"question": "Spell cat backwards.", "choices": ["tac", "cta", "a long wrong answer"], "answer": 2},
+]
+FRUIT = """
+    task: fruit
+    dataset_path: json
+    dataset_kwargs:
+      data_files:
+        test: rows.jsonl
+    test_split: test
+    output_type: multiple_choice
+    doc_to_text: "{{question}}"
+    doc_to_choice: "{{choices}}"
+    doc_to_target: "{{answer}}"
+"""
+ACCURACY = """
+    metric_list:
+      - metric: acc
+        aggregation: mean
+        higher_is_better: true
+"""
+CHOICES = """
+    process_results: !function counted.likelihood
+    metric_list:
+      - metric: choices
+        aggregation: mean
+        higher_is_better: false
+"""
+LIKELIHOOD = FRUIT + CHOICES
+NUMBERED = f"""{LIKELIHOOD}
+    process_docs: !function counted.numbered
+    fewshot_split: test
+    num_fewshot: 2
+"""
+WRITING = """
+    task: writing
+    dataset_path: json
+    dataset_kwargs:
+      data_files:
+        test: rows.jsonl
+    test_split: test
+    output_type: generate_until
+    doc_to_text: "{{question}}"
+    doc_to_target: "{{answer}}"
+    generation_kwargs:
+      until: ["a"]
+      max_gen_toks: 12
+    process_results: !function counted.checksum
+    metric_list:
+      - metric: checksum
+        aggregation: mean
+        higher_is_better: true
+"""
+READING = """
+    task: reading
+    dataset_path: json
+    dataset_kwargs:
+      data_files:
+        test: rows.jsonl
+    test_split: test
+    output_type: loglikelihood_rolling
+    doc_to_text: ""
+    doc_to_target: "{{question}}"
+    metric_list:
+      - metric: byte_perplexity
+"""
+FUNCTIONS = """
+    import random, zlib
+    def likelihood(doc, results):
+        return {"choices": sum(value * 2 ** place for place, (value, _) in enumerate(results))}
+    def checksum(doc, results):
+        return {"checksum": zlib.crc32(results[0].encode())}
+    def numbered(rows):
+        print("numbering")
+        return rows.map(lambda row: {"question": f"{row['question']} {random.random()}"})
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Callable[..., str]:
+    """Writes a task, its rows and its functions to a folder, and returns the task's path."""
+
+    def write(content: str, rows: list[dict[str, Any]] = ROWS, folder: str = "tasks") -> str:
+        place = tmp_path / folder
+        place.mkdir(exist_ok=True)
+        (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (place / "counted.py").write_text(textwrap.dedent(FUNCTIONS), encoding="utf-8")
+        text = textwrap.dedent(content)
+        name = re.search(r"^(?:task|group): (\w+)", text, re.MULTILINE)
+        file = place / f"{name[1] if name else 'nameless'}.yaml"
+        file.write_text(text, encoding="utf-8")
+        return str(file)
+
+    return write
+
+
+@pytest.fixture
+def small_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose tasks are the only ones the harness knows, as reading its own takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    folder = tmp_path / "known"
+    folder.mkdir()
+    known = lambda built_in: TaskManager(include_defaults=False, include_path=folder)  # noqa: E731
+    monkeypatch.setattr(tasks_module, "_manager", known)
+    return folder
+
+
+def choice_log_likelihoods(model: PreTrainedModel, row: dict[str, Any], autocast: Any = None) -> list[float]:
+    """Of each choice of a row, token by token."""
+    values = []
+    for choice in row["choices"]:
+        start = len(TOKENIZER(row["question"])["input_ids"])
+        ids = TOKENIZER(f"{row['question']} {choice}")["input_ids"]
+        with torch.no_grad(), autocast or nullcontext():
+            logits = model.eval()(input_ids=torch.tensor([ids[:-1]])).logits[0]
+        scores = logits.float().log_softmax(-1)
+        values.append(sum(float(scores[place - 1, ids[place]]) for place in range(start, len(ids))))
+    return values
+
+
+def weighed(values: list[float]) -> float:
+    """The same as `likelihood` of the tasks' functions: one number that depends on each choice."""
+    return sum(value * 2**place for place, value in enumerate(values))
+
+
+# Values
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_likelihoods_are_those_of_a_plain_loop(family: Family, task_file: Callable[..., str]) -> None:
+    """Of every choice of every row, in the order of the rows; within float32 (1e-5)."""
+    (result,) = run_tasks(MODELS[family], TOKENIZER, [task_file(LIKELIHOOD)], batch_size=3)
+    expected = [weighed(choice_log_likelihoods(MODELS[family], row)) for row in ROWS]
+    assert result.per_example == pytest.approx(expected, rel=1e-5)
+    assert result.value == pytest.approx(sum(expected) / len(ROWS), rel=1e-5)
+    assert (result.task, result.metric, result.higher_is_better) == ("fruit", "choices", False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_values_do_not_depend_on_the_batch(batch_size: int, task_file: Callable[..., str]) -> None:
+    file = task_file(LIKELIHOOD)
+    (expected,) = run_tasks(MODELS["opt"], TOKENIZER, [file], 3)
+    (result,) = run_tasks(MODELS["opt"], TOKENIZER, [file], batch_size)
+    assert result.per_example == pytest.approx(expected.per_example, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [(["acc", "acc_norm"], "acc_norm"), (["acc_norm", "acc"], "acc_norm"), (["exact_match", "acc"], "acc")],
+)
+def test_the_main_metric_is_the_normalised_accuracy_else_the_accuracy(
+    metrics: list[str], expected: str, task_file: Callable[..., str]
+) -> None:
+    """Hits of the likeliest choice, by the character where it is normalised."""
+    listed = "".join(
+        f"      - metric: {metric}\n        aggregation: mean\n        higher_is_better: true\n" for metric in metrics
+    )
+    (result,) = run_tasks(MODELS["llama"], TOKENIZER, [task_file(f"{FRUIT}    metric_list:\n{listed}")], 4)
+    assert result.metric == expected
+    hits = []
+    for row in ROWS:
+        values = choice_log_likelihoods(MODELS["llama"], row)
+        if expected == "acc_norm":
+            values = [value / len(choice) for value, choice in zip(values, row["choices"], strict=True)]
+        hits.append(float(values.index(max(values)) == row["answer"]))
+    assert result.per_example == tuple(hits)
+    assert result.value == pytest.approx(sum(hits) / len(hits))
+    assert result.higher_is_better
+    assert 0 < result.value < 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_answers_are_those_of_a_greedy_loop(family: Family, task_file: Callable[..., str]) -> None:
+    """Up to the stop text or twelve tokens, from prompts of several lengths in one batch."""
+    expected = []
+    for row in ROWS:
+        ids = TOKENIZER(row["question"])["input_ids"]
+        new: list[int] = []
+        while len(new) < 12 and 2 not in new:
+            with torch.no_grad():
+                new.append(int(MODELS[family].eval()(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
+        text = TOKENIZER.decode(new, skip_special_tokens=True).split("a")[0]
+        expected.append(float(zlib.crc32(text.encode())))
+    (result,) = run_tasks(MODELS[family], TOKENIZER, [task_file(WRITING)], 5)
+    assert result.per_example == tuple(expected)
+    assert len(set(expected)) > 1
+
+
+def test_a_metric_that_is_no_mean_has_no_value_a_document(task_file: Callable[..., str]) -> None:
+    """The perplexity a byte, exp(nats / bytes) over all rows; lower is better."""
+    (result,) = run_tasks(MODELS["llama"], TOKENIZER, [task_file(READING)], 2)
+    nats, size = 0.0, 0
+    for row in ROWS:
+        ids = TOKENIZER(row["question"])["input_ids"]
+        with torch.no_grad():
+            logits = MODELS["llama"].eval()(input_ids=torch.tensor([[1, *ids[:-1]]])).logits[0]
+        nats -= float(logits.log_softmax(-1)[range(len(ids)), ids].sum())
+        size += len(row["question"].encode())
+    assert result.value == pytest.approx(math.exp(nats / size), rel=1e-5)
+    assert (result.metric, result.higher_is_better, result.per_example) == ("byte_perplexity", False, ())
+
+
+def test_values_are_those_of_the_harness_itself(
+    task_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With examples drawn at random in the prompts, and numbers that the task draws at random."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    file = Path(task_file(NUMBERED))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(file.parent)
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # it asks pip and git for seconds
+        patch.setattr("lm_eval.evaluator.get_git_commit_hash", lambda: None)
+        harness = HFLM(tiny_model("llama"), tokenizer=tiny_tokenizer(), batch_size=4)
+        manager = TaskManager(include_defaults=False)
+        found = lm_eval.simple_evaluate(harness, tasks=[str(file)], task_manager=manager, bootstrap_iters=0)
+    assert found is not None
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "another cache")
+    (result,) = run_tasks(MODELS["llama"], TOKENIZER, [str(file)], 4)
+    assert result.value == found["results"]["fruit"]["choices,none"]
+    assert result.per_example == tuple(sample["choices"] for sample in found["samples"]["fruit"])
+
+
+def test_bfloat16_is_the_arithmetic_of_the_model_but_not_of_the_sums(task_file: Callable[..., str]) -> None:
+    """Logits come in the caller's autocast; their log-softmax is float32's, to 1e-6 of a loop that computes it so."""
+    model = tiny_model("llama")
+    file = task_file(LIKELIHOOD)
+    seen = []
+    model.register_forward_hook(lambda module, args, output: seen.append(output.logits.dtype))
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    (plain,) = run_tasks(model, TOKENIZER, [file], 1)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    (result,) = run_tasks(model, TOKENIZER, [file], 1, autocast)
+    assert set(seen) == {torch.bfloat16}
+    assert result.per_example != plain.per_example
+    expected = [weighed(choice_log_likelihoods(model, row, autocast)) for row in ROWS]
+    assert result.per_example == pytest.approx(expected, rel=1e-6)
+
+
+# Without noise, and without a trace
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attached_noise_changes_nothing(training: bool, task_file: Callable[..., str]) -> None:
+    """Results are the same to the bit, and the model goes back to its mode."""
+    model = MODELS["gemma"].train(training)
+    files = [task_file(LIKELIHOOD), task_file(WRITING)]
+    expected = run_tasks(model, TOKENIZER, files, 3)
+    with neftune(model, alpha=50.0):
+        assert run_tasks(model, TOKENIZER, files, 3) == expected
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_an_adapter_without_effect_changes_nothing(task_file: Callable[..., str]) -> None:
+    """A PEFT model is evaluated as it is; fresh LoRA matrices have a product of zero."""
+    files = [task_file(LIKELIHOOD), task_file(WRITING)]
+    expected = run_tasks(MODELS["llama"], TOKENIZER, files, 3)
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    adapted = peft.get_peft_model(tiny_model("llama"), settings)
+    assert run_tasks(adapted, TOKENIZER, files, 3) == expected
+
+
+def test_an_output_layer_of_its_own_stays_its_own(task_file: Callable[..., str]) -> None:
+    """The harness ties weights where the configuration says so; here they are not, and the loaded model counts."""
+    model = tiny_model("opt")
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
+    before = {name: weight.clone() for name, weight in model.named_parameters(remove_duplicate=False)}
+    (result,) = run_tasks(model, TOKENIZER, [task_file(LIKELIHOOD)], 3)
+    expected = [weighed(choice_log_likelihoods(model, row)) for row in ROWS]
+    assert result.per_example == pytest.approx(expected, rel=1e-5)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "tie_weights" not in vars(model)
+
+
+def test_random_states_and_the_tokenizer_are_left_as_they_were(task_file: Callable[..., str]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(99)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
+    run_tasks(MODELS["llama"], tokenizer, [task_file(NUMBERED), task_file(WRITING)], 2)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()) == states
+    assert tokenizer.pad_token is None
+
+
+def test_callers_seeds_change_nothing(
+    task_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a task draws at random is the same for two models, whatever was drawn before."""
+    file = task_file(NUMBERED)
+    results = []
+    for seed in (1, 2):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / f"cache {seed}")
+        random.seed(seed)
+        results += run_tasks(MODELS["llama"], TOKENIZER, [file], 2)
+    assert results[0] == results[1]
+
+
+def test_stdout_is_left_to_the_results(task_file: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
+    """What a task prints goes to stderr; there are no bars of the harness's model."""
+    run_tasks(MODELS["llama"], TOKENIZER, [task_file(text) for text in (NUMBERED, WRITING, READING)], 2)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "numbering" in captured.err
+    assert "requests" not in captured.err
+    assert "Tokenizing" not in captured.err
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+@pytest.mark.parametrize("content", [LIKELIHOOD, WRITING, READING])
+def test_the_batch_is_halved_where_memory_is_short(
+    content: str, error: Exception, task_file: Callable[..., str]
+) -> None:
+    """Three texts at once are too many: sixteen become two, and the values are the same."""
+    model = tiny_model("llama")
+    file = task_file(content)
+    (expected,) = run_tasks(model, TOKENIZER, [file], 16)
+    sizes = []
+
+    def refuse(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sizes.append(len(kwargs["input_ids"] if "input_ids" in kwargs else args[0]))
+        if sizes[-1] > 2:
+            raise error
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    (result,) = run_tasks(model, TOKENIZER, [file], 16)
+    assert result.value == pytest.approx(expected.value, rel=1e-5)
+    assert result.per_example == pytest.approx(expected.per_example, rel=1e-5)
+    assert max(sizes) > 2
+    assert sizes[-1] <= 2
+
+
+def test_what_does_not_fit_alone_fails(task_file: Callable[..., str]) -> None:
+    """And another error of the model is no shortage of memory."""
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("shapes differ")):
+        model = tiny_model("llama")
+        model.register_forward_pre_hook(_raising(error))
+        with pytest.raises(type(error), match=str(error)):
+            run_tasks(model, TOKENIZER, [task_file(FRUIT)], 4)
+        assert model.training
+
+
+def _raising(error: Exception) -> Callable[..., None]:
+    def hook(module: Any, args: Any) -> None:
+        raise error
+
+    return hook
+
+
+# Tasks and documents
+
+
+def test_no_task_is_no_work() -> None:
+    check_tasks([])
+    assert run_tasks(MODELS["llama"], TOKENIZER, [], 2) == []
+
+
+def test_files_are_looked_for_beside_the_task(
+    task_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any working folder, and not mixed up with another task's file of the same name or an earlier version."""
+    monkeypatch.chdir(tmp_path)
+    first = Path(task_file(LIKELIHOOD, ROWS[:2], "first")).relative_to(tmp_path)
+    second = Path(task_file(LIKELIHOOD, ROWS[2:], "second")).relative_to(tmp_path)
+    (whole,) = run_tasks(MODELS["llama"], TOKENIZER, [task_file(LIKELIHOOD)], 4)
+
+    def values(file: Path) -> tuple[float, ...]:
+        (result,) = run_tasks(MODELS["llama"], TOKENIZER, [str(file)], 4)
+        return result.per_example
+
+    assert values(first) == pytest.approx(whole.per_example[:2], rel=1e-5)
+    assert values(second) == pytest.approx(whole.per_example[2:], rel=1e-5)
+    task_file(LIKELIHOOD, ROWS[3:], "first")
+    assert values(first) == pytest.approx(whole.per_example[3:], rel=1e-5)
+    assert Path.cwd() == tmp_path
+
+
+def test_documents_tell_whether_results_may_be_paired(task_file: Callable[..., str]) -> None:
+    """The same for any model, and other where a row is missing, changed or in another place."""
+    file = task_file(LIKELIHOOD)
+    (first,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4)
+    (other_model,) = run_tasks(MODELS["opt"], TOKENIZER, [file], 4)
+    assert first.documents == other_model.documents
+    assert first.per_example != other_model.per_example
+    changed = [{**ROWS[0], "answer": 1}, *ROWS[1:]]
+    others = [
+        run_tasks(MODELS["llama"], TOKENIZER, [task_file(LIKELIHOOD, rows, folder)], 4)[0].documents
+        for folder, rows in {"fewer": ROWS[1:], "changed": changed, "turned": ROWS[::-1]}.items()
+    ]
+    others += [run_tasks(MODELS["llama"], TOKENIZER, [file], 4, limit=3)[0].documents]
+    assert len({first.documents, *others}) == 5
+
+
+def test_a_limit_takes_the_first_documents(task_file: Callable[..., str]) -> None:
+    file = task_file(LIKELIHOOD)
+    (whole,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4)
+    (limited,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4, limit=2)
+    assert limited.per_example == pytest.approx(whole.per_example[:2], rel=1e-5)
+
+
+def test_a_task_has_one_result_whatever_stands_beside_it(task_file: Callable[..., str]) -> None:
+    """In the order asked for; a task named twice is run once."""
+    fruit, writing = task_file(NUMBERED), task_file(WRITING)
+
+    def run(*files: str) -> list[TaskResult]:
+        return run_tasks(MODELS["llama"], TOKENIZER, files, 4)
+
+    assert run(writing, fruit, writing) == run(writing) + run(fruit)
+
+
+GROUP = """
+    group: garden
+    task:
+      - fruit
+      - herbs
+"""
+MEAN = """
+    aggregate_metric_list:
+      - metric: acc
+        weight_by_size: {by_size}
+"""
+
+
+@pytest.fixture
+def garden(small_index: Path, tmp_path: Path) -> Callable[[str], None]:
+    """Two known tasks with a tag and unequal numbers of rows, and a group of them."""
+    for name, rows in (("fruit", ROWS[:2]), ("herbs", ROWS[2:])):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        content = (FRUIT + ACCURACY).replace("rows.jsonl", str(file))
+        content = content.replace("task: fruit", f"task: {name}\n    tag: plants")
+        (small_index / f"{name}.yaml").write_text(textwrap.dedent(content), encoding="utf-8")
+
+    def write(mean: str) -> None:
+        (small_index / "garden.yaml").write_text(textwrap.dedent(GROUP + mean), encoding="utf-8")
+
+    return write
+
+
+def test_a_group_with_a_mean_is_one_result(garden: Callable[[str], None]) -> None:
+    """Over the documents of all its tasks; where each task counts alike, no mean of documents."""
+    fruit, herbs = run_tasks(MODELS["llama"], TOKENIZER, ["fruit", "herbs"], 4)
+    garden(MEAN.format(by_size="true"))
+    (by_size,) = run_tasks(MODELS["llama"], TOKENIZER, ["garden"], 4)
+    assert (by_size.task, by_size.metric) == ("garden", "acc")
+    assert by_size.per_example == fruit.per_example + herbs.per_example
+    assert by_size.value == pytest.approx(sum(by_size.per_example) / len(ROWS))
+    garden(MEAN.format(by_size="false"))
+    (by_task,) = run_tasks(MODELS["llama"], TOKENIZER, ["garden"], 4)
+    assert by_task.value == pytest.approx((fruit.value + herbs.value) / 2)
+    assert fruit.value != herbs.value
+    assert by_task.per_example == ()
+    assert by_task.documents == by_size.documents
+
+
+def test_a_tag_or_a_group_without_a_mean_is_a_result_for_each_task(garden: Callable[[str], None]) -> None:
+    expected = run_tasks(MODELS["llama"], TOKENIZER, ["fruit", "herbs"], 4)
+    garden("")
+    assert run_tasks(MODELS["llama"], TOKENIZER, ["garden"], 4) == expected
+    assert run_tasks(MODELS["llama"], TOKENIZER, ["plants"], 4) == expected
+
+
+def test_a_group_is_refused_for_one_of_its_tasks(garden: Callable[[str], None], small_index: Path) -> None:
+    garden(MEAN.format(by_size="true"))
+    with (small_index / "herbs.yaml").open("a", encoding="utf-8") as file:
+        file.write("unsafe_code: true\n")
+    check_tasks(["fruit"])
+    for name in ("herbs", "plants", "garden"):
+        assert message(lambda name=name: check_tasks([name])).startswith(f"{name} runs code that the model writes")
+
+
+# Errors
+
+
+def message(call: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks_module, "find_spec", lambda name: None)
+    assert message(lambda: check_tasks(["arc_easy", "mmlu"])) == (
+        "evaluation.tasks needs lm-evaluation-harness, which is not installed\n"
+        "  received arc_easy, mmlu\n"
+        "  try      pip install 'neftcli[tasks]'"
+    )
+
+
+@pytest.mark.slow
+def test_every_task_of_the_harness_is_known() -> None:
+    """Reads its whole index."""
+    try:
+        check_tasks(["arc_easy", "mmlu", "ai2_arc", "truthfulqa_mc2"])
+    finally:
+        tasks_module._manager.cache_clear()
+
+
+def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against some of its own tasks; all problems are told at once."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    own = Path(lm_eval.__file__).parent / "tasks"
+    folders = [own / name for name in ("arc", "hellaswag", "humaneval", "mmmu", "mmlu/default")]
+    manager = TaskManager(include_defaults=False, include_path=folders)
+    monkeypatch.setattr(tasks_module, "_manager", lambda built_in: manager)
+    check_tasks(["arc_easy", "mmlu", "ai2_arc"])
+    assert message(lambda: check_tasks(["arc_easy", "hela_swag", "humaneval", "mmmu_val", "qqqqqq"])) == (
+        "evaluation.tasks: lm-evaluation-harness has no task of this name\n"
+        "  received hela_swag\n"
+        "  nearest  hellaswag\n"
+        "  try      lm-eval ls tasks\n"
+        "humaneval runs code that the model writes, which neft does not do\n"
+        "  try      lm-eval ls tasks\n"
+        "mmmu_val shows images or sounds, and neft tunes models of text\n"
+        "  try      lm-eval ls tasks\n"
+        "evaluation.tasks: lm-evaluation-harness has no task of this name\n"
+        "  received qqqqqq\n"
+        "  try      lm-eval ls tasks"
+    )
+    assert message(lambda: run_tasks(MODELS["llama"], TOKENIZER, ["arc_easy"], 2)) == (
+        "arc_easy: its data must be on this machine or within reach on the hub\n"
+        "  received Couldn't reach 'allenai/ai2_arc' on the Hub (OfflineModeIsEnabled)\n"
+        "  try      connect to the network, unset HF_HUB_OFFLINE, and repeat the command"
+    )
+
+
+def test_files_that_are_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("fruit.yaml").write_text("dataset_path: json\ntest_split: test\n", encoding="utf-8")
+    Path("list.yaml").write_text("- fruit\n", encoding="utf-8")
+    Path("broken.yaml").write_text("task: [fruit\n", encoding="utf-8")
+    Path("group.yaml").write_text("group: garden\ntask: [fruit, herbs]\n", encoding="utf-8")
+    Path("unsafe.yml").write_text("task: unsafe\nunsafe_code: true\n", encoding="utf-8")
+    files = ["friut.yaml", "fruit.yaml", "list.yaml", "broken.yaml", "group.yaml", "unsafe.yml"]
+    assert message(lambda: check_tasks(files)) == (
+        "evaluation.tasks: there is no file of this name\n"
+        "  received friut.yaml\n"
+        "  nearest  fruit.yaml\n"
+        "  try      ls .\n"
+        "fruit.yaml: a task file must name its task\n"
+        "  received dataset_path, test_split\n"
+        "  try      task: my_task\n"
+        "list.yaml: a task file must name its task\n"
+        "  received no settings\n"
+        "  try      task: my_task\n"
+        "broken.yaml: a task file must be YAML\n"
+        "  received while parsing a flow sequence in \"broken.yaml\", line 1, column 7 expected ',' or ']', "
+        "but got '<stream end>' in \"broken.yaml\", line 2, column 1\n"
+        "  try      lm-eval ls tasks\n"
+        "group.yaml: a task file must be of one task and not of a group\n"
+        "  received group, task\n"
+        "  try      name its tasks one by one\n"
+        "unsafe.yml runs code that the model writes, which neft does not do\n"
+        "  try      lm-eval ls tasks"
+    )
+
+
+@pytest.mark.parametrize(
+    ("replaced", "by", "expected"),
+    [
+        (
+            "rows.jsonl",
+            "raws.jsonl",
+            "{file}: its data must be there\n"
+            "  received Unable to find '{folder}/raws.jsonl'\n"
+            "  try      name files relative to the task's YAML file",
+        ),
+        (
+            "output_type: multiple_choice",
+            "output_type: choices",
+            "{file} must be a task that lm-evaluation-harness can load\n"
+            "  received ValueError: Got invalid output_type 'choices', must be in "
+            "'loglikelihood,multiple_choice,loglikelihood_rolling,generate_until'\n"
+            "  try      correct {file}",
+        ),
+        (
+            "task: fruit",
+            "task: fruit\n    process_docs: !function counted.absent",
+            "{file} must be a task that lm-evaluation-harness can load\n"
+            "  received AttributeError: Module '{folder}/counted.py' has no function 'absent' (from YAML in {folder})\n"
+            "  try      correct {file}",
+        ),
+    ],
+)
+def test_tasks_that_cannot_be_loaded(replaced: str, by: str, expected: str, task_file: Callable[..., str]) -> None:
+    """Nothing is evaluated before all are loaded, and the model is left as it was."""
+    model = tiny_model("llama")
+    model.register_forward_pre_hook(_raising(AssertionError("evaluated")))
+    file = task_file(FRUIT.replace(replaced, by))
+    found = message(lambda: run_tasks(model, TOKENIZER, [task_file(WRITING), file], 2))
+    assert found == expected.format(file=file, folder=Path(file).parent)
+    assert model.training
+
+
+def test_a_package_that_a_task_needs(task_file: Callable[..., str]) -> None:
+    file = task_file(FRUIT)
+    Path(file).with_name("counted.py").write_text("import no_such_package\n", encoding="utf-8")
+    Path(file).write_text(f"{textwrap.dedent(FRUIT)}process_docs: !function counted.numbered\n", encoding="utf-8")
+    assert message(lambda: run_tasks(MODELS["llama"], TOKENIZER, [file], 2)) == (
+        f"{file} needs a Python package that is not installed\n"
+        "  received No module named 'no_such_package'\n"
+        "  try      pip install no_such_package"
+    )
