@@ -227,8 +227,10 @@ def _answered(questions: Sequence[_Question]) -> list[Comparison]:
     answers: dict[int, Comparison] = {}
     for asked in kinds.values():
         differences = [_difference(question, len(asked)) for question in asked]
-        adjusted = holm([difference.p if difference.p is not None else 1.0 for difference in differences])
-        for question, difference, p in zip(asked, differences, adjusted, strict=True):
+        tested = [difference.p for difference in differences if difference.p is not None]
+        adjusted = iter(holm(tested))
+        for question, difference in zip(asked, differences, strict=True):
+            p = None if difference.p is None else next(adjusted)
             answers[id(question)] = Comparison(
                 metric=question.name,
                 against=question.against,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.prepare import loss_on_answers
 from neftcli.data.tokens import TokenRow, prompt_and_reference, render_prompt, tokenize
+from neftcli.errors import NeftError, Problem
 from neftcli.evaluation.generation import Answer, answers_as_they_come
 from neftcli.evaluation.loss import RowLoss, row_losses
 from neftcli.evaluation.metrics import AnswerMetrics
@@ -121,6 +123,7 @@ class Measurement:
             losses = row_losses(
                 model, [scored[place] for place in missing], size, self.machine.autocast(), self.observer
             )
+            _require_finite(self.subject.name, losses)
             store.add({place: asdict(loss) for place, loss in zip(missing, losses, strict=True)})
         places = range(len(examples))
         kept = {place: RowLoss(**{key: store.found[place][key] for key in RowLoss.__slots__}) for place in scored}
@@ -188,6 +191,23 @@ class Measurement:
             store.add({place: asdict(result) for place, result in enumerate(results)})
         kept = [store.found[place] for place in range(len(names))]
         return [TaskResult(**{key: _tuple(one[key]) for key in TaskResult.__slots__}) for one in kept]
+
+
+def _require_finite(name: str, losses: Sequence[RowLoss]) -> None:
+    """Checks that every loss is a number.
+
+    Raises:
+        NeftError: One is not; the model's weights are broken.
+    """
+    broken = [loss for loss in losses if not math.isfinite(loss.negative_log_likelihood)]
+    if broken:
+        raise NeftError(
+            Problem(
+                f"{name}: the loss of a row is no number, so its weights are broken",
+                f"{broken[0].negative_log_likelihood} in {broken[0].where}, and in {len(broken) - 1} other rows",
+                "another model, or --set training.precision=float32 when it is trained",
+            )
+        )
 
 
 def _sha256(text: str) -> str:

@@ -16,9 +16,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
-import regex  # type: ignore[import-untyped]
-
-from neftcli.data.splits import normalised
+import regex
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
@@ -36,6 +34,9 @@ _WHITE_SPACE_WORD = regex.compile(rf"{_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})\S)+"
 _WORD_OF_LETTERS = regex.compile(
     rf"(?=[\p{{L}}\p{{N}}]){_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})[\p{{L}}\p{{N}}][\p{{M}}{_JOINERS}]*)+"
 )
+# Punctuation around a text that means nothing; the minus of a number and a per cent sign do.
+_AROUND = regex.compile(r"^(?:(?![-−]\p{N})[\p{P}\s])+|(?:(?!%)[\p{P}\s])+$")
+_AT_A_SIGN = regex.compile(r"(?<=[^\w\s]) | (?=[^\w\s])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class AnswerMetrics:
         bleu: Sentence BLEU by sacrebleu (Post 2018, arXiv 1804.08771), exponentially smoothed, effective order,
             0 to 100.
         chrf: Sentence chrF by sacrebleu, 0 to 100.
-        exact_match: 1 where the texts are the same but for case, punctuation and white space, else 0; None where the
-            reference is longer than `SHORT_REFERENCE` words.
+        exact_match: 1 where the texts are the same but for case, white space and punctuation around them, else 0; None
+            where the reference is longer than `SHORT_REFERENCE` words.
     """
 
     characters: int
@@ -136,10 +137,17 @@ def _log_diversity(words: Sequence[str]) -> float | None:
 
 
 def _exact_match(answer: str, reference: str) -> float | None:
+    """A minus sign and a decimal point inside make another answer; a full stop or quotes around it do not."""
     if len(_words(reference)) > SHORT_REFERENCE:
         return None
-    wanted = normalised(reference)
-    return float(normalised(answer) == wanted if wanted else answer.strip() == reference.strip())
+    return float(_core(answer) == _core(reference))
+
+
+def _core(text: str) -> str:
+    """The text without case, and without punctuation and white space around it, but with the sign of a number."""
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    stripped = _AROUND.sub("", _AT_A_SIGN.sub("", folded))
+    return stripped or folded
 
 
 def _is_mostly_unspaced(text: str) -> bool:

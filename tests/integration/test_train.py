@@ -177,16 +177,39 @@ def test_the_model_is_saved_before_its_answers_can_fail(
 
     answered = []
 
-    def answer(*arguments: object) -> list[str]:
+    def answer(*arguments: object) -> list[generation.Answer]:
         answered.append(arguments)
         if len(answered) == 2:
             raise MemoryError("no memory for answers")
-        return ["", ""]
+        return [generation.Answer("", 0, False)] * 2
 
     monkeypatch.setattr(generation, "generate_answers", answer)
     result = neft(*quick)
     assert result.code == 1
-    assert "there was not enough memory" in result.err
+    model = tmp_path / "runs" / "tiny-a5-s0" / "model"
+    assert f"there was not enough memory; the tuned model is in {model}" in result.err
+    AutoModelForCausalLM.from_pretrained(model)
+
+
+def test_the_model_is_saved_before_its_last_evaluation_can_fail(
+    neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out for a single row behind the last update: training has succeeded and nothing is lost."""
+    from neftcli.evaluation import loss
+
+    measured = []
+
+    def scarce(*arguments: object) -> list[loss.RowLoss]:
+        measured.append(arguments)
+        if len(measured) > 4:  # two sides before training and two half way
+            raise MemoryError
+        return [loss.RowLoss("", 1.0, 1, 0)]
+
+    monkeypatch.setattr(loss, "row_losses", scarce)
+    result = neft(*quick, "--set", "evaluation.samples=0")
+    assert result.code == 1
+    assert "there was not enough memory; the tuned model is in" in result.err
+    assert "received MemoryError" in result.err
     AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "tiny-a5-s0" / "model")
 
 

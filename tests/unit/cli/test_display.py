@@ -97,9 +97,8 @@ def test_plain_lines_are_these() -> None:
         "prompt: Why is the sky blue?",
         "  base:  \N{REPLACEMENT CHARACTER}[31mRed\N{REPLACEMENT CHARACTER} alert",
         "  tuned: Blue light bounces.",
-        "next: neft train --recipe runs/tiny-a5-s0/recipe.yaml --alpha 0    "
-        "the same without noise: only this shows what the noise did",
-        "next: cat runs/tiny-a5-s0/samples.jsonl    the answers in full",
+        "next: neft train --recipe runs/tiny-a5-s0/recipe.yaml --alpha 0    the same without noise",
+        "next: neft eval runs/tiny-a5-s0 --baseline THAT_RUN    did the noise help? loss, answers, intervals",
     ]
 
 

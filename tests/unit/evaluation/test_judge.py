@@ -7,21 +7,14 @@ written, for secrets.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import logging
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
-import time
-import traceback
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -30,32 +23,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.errors import InputError, NeftError
+from neftcli.errors import InputError
 from neftcli.evaluation.judge import (
     BUILT_IN_PROMPT,
     JudgedPair,
-    JudgeError,
     Pair,
     check_judge,
     judge_pairs,
     length_matched,
     verdict_in,
-    without_credentials,
 )
-from neftcli.machine.chatter import library_chatter
 from neftcli.recipe.schema import Judge
 from tests.judge_server import (
-    Behaviour,
-    Exchange,
     JudgeServer,
-    body,
     completion,
-    cut,
-    echoes_the_key,
     judge_server,
     says,
     status,
-    stuck,
 )
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -270,10 +254,10 @@ def test_progress_counts_questions(server: JudgeServer, tmp_path: Path) -> None:
 
 
 def test_a_prompt_of_ones_own(server: JudgeServer, tmp_path: Path) -> None:
-    """Placeholders are filled once: what an answer says, dollars and all, stays as it is."""
+    """Placeholders are filled once: what an answer says, dollars and all, stays; white space around it does not."""
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("\ufeffFor $$5: $instruction|${answer_a}|$answer_b|$reference", encoding="utf-8")
-    pair = Pair("$answer_b?", "costs $answer_b", "$$ \ud800", "é")
+    pair = Pair("$answer_b?", " costs $answer_b\n", "$$ \ud800", "é")
     judge_pairs([pair], judge_of(server, prompt=str(prompt)), tmp_path / "c.jsonl", silent)
     assert [request.prompt for request in server.requests] == [
         "For $5: $answer_b?|costs $answer_b|$$ ?|é",
@@ -373,340 +357,6 @@ def test_the_cache_holds_the_replies_text_and_tokens(server: JudgeServer, tmp_pa
     cache.write_text(cache.read_text().replace(json.dumps("Well… \ud83d"), '"TIE"'))
     assert judge_pairs(PAIRS[:1], judge_of(server), cache, silent) == [JudgedPair(0.5, ("tie", "tie"))]
     assert len(server.requests) == 2
-
-
-# Failures that pass
-
-PASSING: dict[str, Behaviour] = {
-    "429": status(429, Retry_After="0.01"),
-    "408": status(408),
-    "409": status(409),
-    "500": status(500),
-    "503": status(503),
-    "slow": stuck,
-    "cut": cut,
-    "html": body("<html><body>Bad gateway</body></html>", "text/html"),
-    "no choices": body('{"object": "chat.completion"}'),
-    "empty choices": body('{"choices": []}'),
-    "an error with status 200": body('{"error": {"message": "overloaded"}}'),
-    "a list": body("[1, 2]"),
-    "half a JSON": body('{"choices": [{"mess'),
-    "null content": says(None),
-    "empty body": body(""),
-    "bytes": body(b"\xff\xfe\x00"),
-}
-
-
-@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING.keys())
-def test_a_failure_that_passes_is_asked_again(failure: Behaviour, server: JudgeServer, tmp_path: Path) -> None:
-    """Once, and the reply that comes is kept once."""
-    server.script = [failure]
-    chosen = judge_of(server, timeout=0.2, max_retries=1)
-    assert judge_pairs(PAIRS[:1], chosen, tmp_path / "c.jsonl", silent)[0].verdicts == ("answer", "opponent")
-    assert len(server.requests) == 3
-    assert server.requests[0].prompt == server.requests[1].prompt
-    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2
-
-
-@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING.keys())
-def test_a_failure_that_stays_is_asked_again_so_often_and_no_more(
-    failure: Behaviour, server: JudgeServer, tmp_path: Path
-) -> None:
-    """`max_retries` times, whatever the failure is."""
-    server.always = failure
-    with pytest.raises(JudgeError, match=r"; 0 of 4 questions are answered and kept in") as caught:
-        judge_pairs(PAIRS, judge_of(server, timeout=0.1, max_retries=2), tmp_path / "c.jsonl", silent)
-    assert len(server.requests) == 3
-    assert caught.value.problems[0].remedy.endswith("the same command again: it goes on from there")
-    assert caught.value.exit_code == 1
-    assert isinstance(caught.value, NeftError)
-
-
-def test_the_server_is_quoted(server: JudgeServer, tmp_path: Path) -> None:
-    """What it said, in one line, cut where it is long."""
-    for behaviour, quote in [
-        (status(500, "out of\n  memory"), "500: out of memory"),
-        (status(400, "context too long"), "400: context too long"),
-        (body("<html>\n<p>" + "z" * 1000, "text/html"), f"the body is no chat completion: <html> <p>{'z' * 258}…"),
-        (says(None, "length"), "the reply has no text (finish_reason length); its length ran out, so raise"),
-        (stuck, "no reply within 0.1 seconds (evaluation.judge.timeout)"),
-        (body('{"detail": "no"}'), '{"detail": "no"}'),
-        (lambda exchange: exchange.send(500, '{"detail": "pinned"}'), "500: pinned"),
-        (lambda exchange: exchange.send(500, '{"detail": [1]}'), '500: {"detail": [1]}'),
-        (status(500, "\x1b[2Jcleared\x00"), "500: [2Jcleared"),
-    ]:
-        server.always = behaviour
-        with pytest.raises(JudgeError) as caught:
-            judge_pairs(PAIRS, judge_of(server, timeout=0.1, max_retries=0), tmp_path / "c.jsonl", silent)
-        assert quote in caught.value.problems[0].received
-
-
-def test_no_server_is_said(tmp_path: Path) -> None:
-    with judge_server() as server:
-        gone = judge_of(server, max_retries=1)
-    with pytest.raises(JudgeError, match=r"Connection refused"):
-        judge_pairs(PAIRS, gone, tmp_path / "c.jsonl", silent)
-
-
-def test_retry_after_is_heeded(server: JudgeServer, tmp_path: Path) -> None:
-    """The server's own seconds, in place of a backoff that would be over in a hundredth of them."""
-    server.script = [status(429, Retry_After="0.3")]
-    start = time.monotonic()
-    judge_pairs(PAIRS[:1], judge_of(server), tmp_path / "c.jsonl", silent)
-    assert time.monotonic() - start > 0.3
-
-
-def test_waits_grow(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They double, less a quarter at most; also for a body that is no chat completion."""
-    waited: list[float] = []
-    monkeypatch.setattr("openai._base_client.time.sleep", waited.append)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 1.0)
-    server.script = [status(500), body("<html>"), says(None)]
-    judge_pairs(PAIRS[:1], judge_of(server), tmp_path / "c.jsonl", silent)
-    waits = [seconds for seconds in waited if seconds > 0.5]  # the pool's own threads sleep a tenth of a second
-    assert len(waits) == 3
-    for seconds, most in zip(waits, (1, 2, 4), strict=True):
-        assert 0.75 * most <= seconds <= most
-
-
-def test_openais_newer_name_of_the_limit(server: JudgeServer, tmp_path: Path) -> None:
-    """Models that refuse max_tokens say what they want; they are asked so from then on, at no other 400."""
-    server.script = [status(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
-    judge_pairs(PAIRS, judge_of(server, max_tokens=9), tmp_path / "c.jsonl", silent)
-    limits = [{name: value for name, value in request.body.items() if "tokens" in name} for request in server.requests]
-    assert limits == [{"max_tokens": 9}, *[{"max_completion_tokens": 9}] * 4]
-    server.always = status(400, "max_completion_tokens and max_tokens are both wrong")
-    with pytest.raises(JudgeError):
-        judge_pairs([Pair("new", "a", "b")], judge_of(server), tmp_path / "c.jsonl", silent)
-    assert len(server.requests) == 7
-
-
-# Failures that stay
-
-
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_what_is_answered_before_a_failure_is_kept(concurrency: int, server: JudgeServer, tmp_path: Path) -> None:
-    """The same call goes on from there: each question is answered once, and the verdicts are those of one go."""
-    pairs = [Pair(f"question {number}", "a", "b") for number in range(10)]
-    chosen = judge_of(server, concurrency=concurrency, max_retries=0)
-    server.judge = whim
-    expected = judge_pairs(pairs, chosen, tmp_path / "other.jsonl", silent)
-    server.requests.clear()
-    server.script = [lambda exchange: exchange.reply(whim(exchange.request.prompt))] * 7
-    server.always = status(500, "broken")
-    with pytest.raises(JudgeError) as caught:
-        judge_pairs(pairs, chosen, tmp_path / "c.jsonl", silent)
-    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 7
-    assert f"; 7 of 20 questions are answered and kept in {tmp_path / 'c.jsonl'}" in str(caught.value)
-    assert len(server.requests) <= 7 + concurrency
-    server.always = None
-    server.requests.clear()
-    assert judge_pairs(pairs, chosen, tmp_path / "c.jsonl", silent) == expected
-    assert len(server.requests) == 13
-
-
-def test_a_failure_waits_a_little_for_what_is_under_way(
-    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A reply that is on its way is paid for and kept; one that does not come holds nobody up."""
-    monkeypatch.setattr("neftcli.evaluation.judge._GRACE", 0.8)
-
-    def slow(exchange: Exchange) -> None:
-        time.sleep(0.2)
-        exchange.reply("A")
-
-    chosen = judge_of(server, concurrency=3, max_retries=0)
-    server.script = [slow, stuck, status(400)]
-    start = time.monotonic()
-    with pytest.raises(JudgeError, match="1 of 4 questions are answered"):
-        judge_pairs(PAIRS, chosen, tmp_path / "c.jsonl", silent)
-    assert 0.2 < time.monotonic() - start < 6
-    assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize(
-    ("code", "key", "violated", "remedy"),
-    [
-        (401, KEY, "refuses the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then the same command again"),
-        (403, KEY, "refuses the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then the same command again"),
-        (401, "", "refuses to answer without a key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY"),
-        (404, "", "knows no model m, or the address is wrong", "--judge-model NAME"),
-        (400, "", "failed; 0 of 4", "put right what it says, then the same command again"),
-    ],
-)
-def test_a_wrong_key_or_name_fails_at_once(
-    code: int,
-    key: str,
-    violated: str,
-    remedy: str,
-    server: JudgeServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """One request and no more; the message says what to type."""
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    server.always = status(code, "go away")
-    with pytest.raises(JudgeError) as caught:
-        judge_pairs(PAIRS, judge_of(server, max_retries=5), tmp_path / "c.jsonl", silent)
-    [problem] = caught.value.problems
-    assert violated in problem.violated
-    assert problem.received == f"{code}: go away"
-    assert remedy in problem.remedy
-    assert len(server.requests) == 1
-
-
-INTERRUPTED = """
-import sys
-from pathlib import Path
-from neftcli.evaluation.judge import Pair, judge_pairs
-from neftcli.recipe.schema import Judge
-assert "openai" not in sys.modules
-pairs = [Pair(f"question {number}", "a", "b") for number in range(50)]
-judge_pairs(pairs, Judge(base_url=sys.argv[1], model="m", concurrency=4), Path(sys.argv[2]), lambda done, total: None)
-"""
-
-
-@pytest.mark.parametrize("failure", [stuck, status(429, Retry_After="60")], ids=["no reply", "told to wait"])
-def test_ctrl_c_stops_at_once_and_keeps_what_is_answered(
-    failure: Behaviour, server: JudgeServer, tmp_path: Path
-) -> None:
-    """Though every thread waits for the server or to ask again; nothing is printed but Python's own word."""
-    cache = tmp_path / "c.jsonl"
-    server.script = [says("A")] * 5
-    server.always = failure
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, server.url, str(cache)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OPENAI_LOG": "debug"},
-    )
-    give_up = time.monotonic() + 60
-    while len(server.requests) < 9 or cache.read_bytes().count(b"\n") < 5:
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-    time.sleep(0.2)
-    start = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert time.monotonic() - start < 5
-    assert process.returncode == -signal.SIGINT
-    assert said.rstrip().endswith("KeyboardInterrupt")
-    assert "DEBUG" not in said
-    assert len(cache.read_text().splitlines()) == 5
-    assert len(server.requests) == 9
-
-
-# Secrets
-
-
-def everything_below(folder: Path) -> str:
-    """All bytes of all files, and their names."""
-    return "\n".join(str(file) + file.read_bytes().decode("latin-1") for file in folder.rglob("*") if file.is_file())
-
-
-@pytest.fixture
-def run_log(tmp_path: Path) -> Iterator[None]:
-    """The run's log, as wide open as it gets."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.DEBUG)
-    with library_chatter(tmp_path / "log.txt", loaded=False):
-        logging.getLogger("neftcli.test").debug("the log is open")
-        yield
-    root.setLevel(level)
-    assert "the log is open" in (tmp_path / "log.txt").read_text()
-
-
-@pytest.mark.usefixtures("run_log")
-@pytest.mark.parametrize("behaviour", ["401", "reply", "html", "masked", "wait"])
-@pytest.mark.parametrize("place", ["variable", "address"])
-def test_no_secret_gets_out(
-    behaviour: str,
-    place: str,
-    server: JudgeServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """Neither the key nor a password in the address: not in a file, the log, a message, its context or the output."""
-    password = "Pass/w0rd-of-mine"  # noqa: S105
-    basic = base64.b64encode(f"somebody:{password}".encode()).decode()
-    url = server.url
-    if place == "variable":
-        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
-    else:
-        url = server.url.replace("//", "//somebody:Pass%2Fw0rd-of-mine@")
-    echo = {
-        "401": echoes_the_key,
-        "reply": lambda exchange: exchange.reply(f"Sent: {exchange.request.headers['authorization']} {password}"),
-        "html": body(f"<html>{'x' * 285} {KEY} {basic} {password} somebody", "text/html"),
-        "masked": status(401, "Incorrect API key provided: sk-proj-***********fXYZ."),
-        "wait": status(429, f"too many for {KEY} {basic}", Retry_After="0.01"),
-    }
-    server.always = echo[behaviour]
-    said = ""
-    with pytest.raises(JudgeError) if behaviour != "reply" else nullcontext() as caught:
-        judge_pairs(PAIRS, judge_of(server, base_url=url, max_retries=1), tmp_path / "c.jsonl", silent)
-    if caught is not None:
-        assert caught.value.__cause__ is None
-        assert caught.value.__context__ is None
-        said = str(caught.value) + "".join(traceback.format_exception(caught.value))
-    sent = {request.headers["authorization"] for request in server.requests}
-    assert sent == ({f"Bearer {KEY}"} if place == "variable" else {f"Basic {basic}"})
-    output = capfd.readouterr()
-    everywhere = everything_below(tmp_path) + said + output.out + output.err
-    secrets = [KEY, "sk-proj", "fXYZ"] if place == "variable" else [basic, password, "Pass%2F", "somebody"]
-    assert [secret for secret in secrets if secret in everywhere] == []
-
-
-@pytest.mark.parametrize("key", ["none", "EMPTY", "A", "B", "TIE"])
-def test_a_key_that_is_no_secret_spoils_no_verdict(
-    key: str, server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Local servers are given any word as a key."""
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    server.judge = longer
-    assert judge_pairs(PAIRS, judge_of(server), tmp_path / "c.jsonl", silent)[0].score == 0.0
-
-
-def test_the_environment_changes_nothing(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the key is read; the others are there again afterwards."""
-    others = {
-        "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
-        "OPENAI_ORG_ID": "an-organisation",
-        "OPENAI_PROJECT_ID": "a-project",
-        "OPENAI_ADMIN_KEY": "an-admin-key",
-        "OPENAI_CUSTOM_HEADERS": "X-Mine: a-header\nAuthorization: Bearer another",
-        "OPENAI_LOG": "debug",
-        "OPENAI_API_KEY": KEY,
-    }
-    for name, value in others.items():
-        monkeypatch.setenv(name, value)
-    judge_pairs(PAIRS, judge_of(server), tmp_path / "c.jsonl", silent)
-    assert len(server.requests) == 4
-    for request in server.requests:
-        assert request.headers["authorization"] == f"Bearer {KEY}"
-        assert not {"openai-organization", "openai-project", "x-mine"} & set(request.headers)
-    assert {name: os.environ[name] for name in others} == others
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1"),
-        ("HTTPS://user:pw@Example.COM/v1/", "https://example.com/v1"),
-        ("http://token@host", "http://host"),
-        ("http://[::1]:80/v1", "http://[::1]:80/v1"),
-        ("http://user:pa/ss@host/v1", "http://host/v1"),
-        ("http://user:pa ss?@host/v1", "http://host/v1"),
-        ("user:pw@host/v1", "host/v1"),
-        ("ftp://user:pw@host", "host"),
-        ("http://user:p@ss@host", "http://host"),
-    ],
-)
-def test_an_address_is_shown_without_credentials(url: str, shown: str) -> None:
-    """Also one that can't be used."""
-    assert without_credentials(url) == shown
 
 
 # Before anything is asked

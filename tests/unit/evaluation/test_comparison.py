@@ -1,0 +1,200 @@
+"""From results to the table.
+
+Oracles: sums by hand, `statistics.py` on the same numbers, Holm's correction over families counted here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from neftcli.data.tokens import TokenRow
+from neftcli.evaluation.comparison import METRICS, Scores, compare, same_tokens
+from neftcli.evaluation.generation import Answer
+from neftcli.evaluation.loss import RowLoss
+from neftcli.evaluation.measure import Results
+from neftcli.evaluation.metrics import measure
+from neftcli.evaluation.statistics import estimate, holm, paired_difference
+from neftcli.evaluation.tasks import TaskResult
+from neftcli.events import Comparison, MetricRow
+
+N = 40
+WORDS = ("blue", "green", "red", "sky", "sea", "sun", "wind", "rain", "snow", "leaf", "tree", "root", "stone")
+
+
+def results(role: str, seed: int, shift: float = 0.0) -> Results:
+    """A model's made-up results; every fourth example has no answer to score."""
+    generator = np.random.default_rng(seed)
+    scored = [place % 4 != 3 for place in range(N)]
+    tokens = [3 + place % 5 for place in range(N)]
+    rows = tuple(
+        TokenRow([place] * (count + 1), [-100] + [place] * count, False, True, f"row {place}") if has else None
+        for place, (count, has) in enumerate(zip(tokens, scored, strict=True))
+    )
+    losses = tuple(
+        RowLoss(f"row {place}", float(count * (2 + shift + generator.normal(0, 0.3))), count, min(count, place % 3))
+        if has
+        else None
+        for place, (count, has) in enumerate(zip(tokens, scored, strict=True))
+    )
+    texts = [" ".join(generator.choice(WORDS, size=int(generator.integers(1, 12)))) for _ in range(N)]
+    answers = tuple(Answer(text, len(text.split()), place % 7 == 0) for place, text in enumerate(texts))
+    references = [f"{WORDS[place % 9]} sky" if has else None for place, has in enumerate(scored)]
+    metrics = tuple(measure(text, reference) for text, reference in zip(texts, references, strict=True))
+    subject: Any = SimpleNamespace(role=role)
+    return Results(subject, rows, losses, answers, metrics)
+
+
+RUN, BASELINE, BASE = results("run", 0), results("baseline", 1, 0.4), results("base", 2, 1.0)
+
+
+def row(rows: tuple[MetricRow, ...], metric: str) -> MetricRow:
+    [found] = [one for one in rows if one.metric == metric]
+    return found
+
+
+def one(comparisons: tuple[Comparison, ...], metric: str, against: str) -> Comparison:
+    [found] = [each for each in comparisons if (each.metric, each.against) == (metric, against)]
+    return found
+
+
+def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
+    rows, comparisons = compare([RUN, BASELINE], None)
+    ours, theirs = ([loss for loss in side.losses if loss] for side in (RUN, BASELINE))
+    tokens = [loss.tokens for loss in ours]
+    nats = [[loss.negative_log_likelihood for loss in side] for side in (ours, theirs)]
+    shown = row(rows, "held-out loss").values[0]
+    assert shown is not None
+    assert shown.value == pytest.approx(sum(nats[0]) / sum(tokens))
+    assert shown.n == len(ours) == 30
+    found = one(comparisons, "held-out loss", "baseline")
+    asked = sum(each.better != "none" for each in rows if each.metric != "perplexity")
+    expected = paired_difference(nats[1], nats[0], tokens, comparisons=asked)
+    assert (found.difference, found.low, found.high, found.p, found.detectable) == (
+        expected.value,
+        expected.low,
+        expected.high,
+        expected.p,
+        expected.detectable,
+    )
+    assert found.verdict == "better"
+
+
+def test_perplexity_is_that_of_the_loss_and_not_tested_twice() -> None:
+    rows, comparisons = compare([RUN, BASELINE], None)
+    loss, perplexity = row(rows, "held-out loss").values[1], row(rows, "perplexity").values[1]
+    assert loss is not None
+    assert perplexity is not None
+    assert [perplexity.value, perplexity.low, perplexity.high] == [
+        math.exp(loss.value),
+        math.exp(loss.low or 0),
+        math.exp(loss.high or 0),
+    ]
+    assert "perplexity" not in {each.metric for each in comparisons}
+
+
+def test_what_judges_and_what_describes_are_corrected_apart_each_over_all_comparisons() -> None:
+    rows, comparisons = compare([RUN, BASELINE, BASE], None)
+    describes = {each.metric for each in rows if each.better == "none"}
+    for kind in (True, False):
+        family = [each for each in comparisons if (each.metric in describes) == kind]
+        assert {each.against for each in family} == {"baseline", "base"}
+        p_values = [each.p for each in family if each.p is not None]
+        assert [each.p_adjusted for each in family] == holm(p_values)
+        words = {each.verdict for each in family}
+        assert not words & ({"better", "worse"} if kind else {"higher", "lower"})
+
+
+def test_lower_overlap_with_references_is_no_regression() -> None:
+    """Answers that share nothing with the references: lower, and never worse."""
+    empty = replace(RUN, metrics=tuple(replace(each, rouge_l=each.rouge_l and 0.0) for each in RUN.metrics))
+    full = replace(BASELINE, metrics=tuple(replace(each, rouge_l=1.0) for each in BASELINE.metrics))
+    _, comparisons = compare([empty, full], None)
+    assert one(comparisons, "ROUGE-L", "baseline").verdict == "lower"
+
+
+def test_a_model_against_itself_is_not_distinguishable_in_anything() -> None:
+    _, comparisons = compare([RUN, replace(RUN, subject=BASELINE.subject)], None)
+    assert {each.verdict for each in comparisons} == {"not distinguishable"}
+    assert {each.difference for each in comparisons} == {0.0}
+
+
+def test_losses_of_other_tokens_are_not_compared() -> None:
+    """Also where only the labels differ."""
+    other = replace(BASELINE, rows=tuple(each and replace(each, labels=each.input_ids) for each in BASELINE.rows))
+    assert same_tokens(RUN, BASELINE)
+    assert not same_tokens(RUN, other)
+    rows, comparisons = compare([RUN, other], None)
+    assert not {each.metric for each in comparisons} & {"held-out loss", "token accuracy"}
+    assert row(rows, "held-out loss").values[1] is not None
+
+
+def test_without_answers_there_are_only_losses() -> None:
+    bare = [replace(side, answers=(), metrics=()) for side in (RUN, BASELINE)]
+    rows, _ = compare(bare, None)
+    assert [each.metric for each in rows] == ["held-out loss", "perplexity", "token accuracy"]
+
+
+def test_examples_without_a_value_on_either_side_are_left_out_of_both() -> None:
+    """Repetition needs two words: a one-word answer has none, and its pair does not count."""
+    _, comparisons = compare([RUN, BASELINE], None)
+    both = sum(
+        ours.repetition_2 is not None and theirs.repetition_2 is not None
+        for ours, theirs in zip(RUN.metrics, BASELINE.metrics, strict=True)
+    )
+    assert 0 < both < N
+    assert one(comparisons, "2-gram repetition", "baseline").n == both
+
+
+def test_a_single_example_has_a_difference_and_no_verdict() -> None:
+    first = [replace(side, rows=side.rows[:1], losses=side.losses[:1], answers=(), metrics=()) for side in (RUN, BASE)]
+    _, comparisons = compare(first, None)
+    found = one(comparisons, "held-out loss", "base")
+    assert (found.p, found.p_adjusted, found.verdict, found.n) == (None, None, "", 1)
+
+
+def test_win_rates_are_compared_with_one_half_and_over_pairs_of_like_length() -> None:
+    scores = tuple([1.0] * 20 + [0.5] * 6 + [0.0] * 10 + [None] * 4)
+    matched = tuple(place % 2 == 0 for place in range(N))
+    judged = Scores("baseline", scores, matched, tuple([("answer", "answer")] * N))
+    rows, comparisons = compare([RUN, BASELINE, BASE], judged)
+    shown = row(rows, "win rate").values
+    assert shown[0] is not None
+    assert (shown[0].value, shown[0].n, shown[1:]) == (23 / 36, 36, (None, None))
+    found = one(comparisons, "win rate", "baseline")
+    assert found.difference == pytest.approx(23 / 36 - 0.5)
+    half = [score for score, like in zip(scores, matched, strict=True) if like and score is not None]
+    like_length = one(comparisons, "win rate, matched", "baseline")
+    assert (like_length.n, like_length.difference) == (18, pytest.approx(float(np.mean(half)) - 0.5))
+
+
+def test_tasks_are_paired_by_document_and_only_if_they_are_the_same() -> None:
+    hits = [tuple(float(value) for value in np.random.default_rng(seed).integers(0, 2, 30)) for seed in range(2)]
+    tasks = [TaskResult("arc", "acc", sum(each) / 30, True, each, "same") for each in hits]
+    both = [replace(side, tasks=(task,)) for side, task in zip((RUN, BASELINE), tasks, strict=True)]
+    rows, comparisons = compare(both, None)
+    shown = row(rows, "arc acc").values[0]
+    expected = estimate(hits[0])
+    assert shown is not None
+    assert (shown.value, shown.low, shown.high) == (expected.value, expected.low, expected.high)
+    assert one(comparisons, "arc acc", "baseline").n == 30
+    both[1] = replace(both[1], tasks=(replace(tasks[1], documents="other"),))
+    assert "arc acc" not in {each.metric for each in compare(both, None)[1]}
+
+
+def test_a_task_without_values_per_document_is_shown_and_not_compared() -> None:
+    task = TaskResult("perplexing", "word_perplexity", 12.5, False, (), "same")
+    rows, comparisons = compare([replace(side, tasks=(task,)) for side in (RUN, BASELINE)], None)
+    shown = row(rows, "perplexing word_perplexity").values[0]
+    assert shown is not None
+    assert (shown.value, shown.low) == (12.5, None)
+    assert "perplexing word_perplexity" not in {each.metric for each in comparisons}
+
+
+def test_names_of_metrics_are_unique() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
