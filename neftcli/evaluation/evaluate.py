@@ -99,7 +99,6 @@ def _subjects(request: Request) -> list[Subject]:
 def _check(subjects: Sequence[Subject], request: Request) -> None:
     """Refuses what can't be done, before anything is loaded."""
     from neftcli.evaluation.judge import check_judge
-    from neftcli.evaluation.tasks import check_tasks
 
     settings = subjects[0].recipe.evaluation
     check_judge(settings.judge)
@@ -117,6 +116,8 @@ def _check(subjects: Sequence[Subject], request: Request) -> None:
     if needless:
         raise InputError(Problem(f"{needless[0]} needs answers", "--no-answers", "leave --no-answers out"))
     if settings.tasks:
+        from neftcli.evaluation.tasks import check_tasks
+
         check_tasks(settings.tasks)
 
 

