@@ -134,7 +134,7 @@ def read_questions(data: Data) -> Questions:
     return Questions(examples, reader.layout, reader.rows, reader.unusable, reader.unread)
 
 
-def read_examples(data: Data, seed: int) -> Examples:
+def read_examples(data: Data) -> Examples:
     """Reads and splits the data of a recipe.
 
     Raises:
@@ -152,8 +152,8 @@ def read_examples(data: Data, seed: int) -> Examples:
     if data.held_out_rows == 0:
         train, held_out = examples, []
     elif held_out_source is None:
-        chosen = choose(examples, data.max_rows, seed) if data.max_rows else examples
-        train, held_out = hold_out(chosen, data.held_out_rows, seed)
+        chosen = choose(examples, data.max_rows, data.split_seed) if data.max_rows else examples
+        train, held_out = hold_out(chosen, data.held_out_rows, data.split_seed)
     else:
         evaluated = _Reader(data)
         held_out = evaluated.read(held_out_source, held_out_split)
@@ -169,11 +169,11 @@ def read_examples(data: Data, seed: int) -> Examples:
         for reason, places in evaluated.unusable.items():
             reader.unusable[reason].extend(places)
         if len(held_out) > data.held_out_rows:
-            held_out = choose(held_out, data.held_out_rows, seed)
+            held_out = choose(held_out, data.held_out_rows, data.split_seed)
         train = without_prompts_of(examples, held_out)
         leaked = len(examples) - len(train)
     if data.max_rows and len(train) > data.max_rows:
-        train = choose(train, data.max_rows, seed)
+        train = choose(train, data.max_rows, data.split_seed)
     if not train:
         raise DataError(Problem(f"{data.source}: every training row's prompt is held out", f"{leaked} rows"))
     assert reader.layout is not None  # noqa: S101 - at least one row was read

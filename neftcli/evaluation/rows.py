@@ -124,7 +124,7 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
         raise DataError(
             Problem(f"{needless[0]}: this needs --dataset; a run's own rows are read as they were", "", DATASET)
         )
-    examples = read_examples(recipe.data, recipe.training.seed)
+    examples = read_examples(recipe.data)
     assert subject.run is not None  # noqa: S101 - only runs have rows of their own
     recorded = subject.run.read_json("run.json").get("data_sha256")
     if recorded != fingerprint(examples.train, examples.held_out):
@@ -146,7 +146,7 @@ def _trained_prompts(names: Sequence[str], recipes: Sequence[Recipe], observer: 
     prompts: set[str] = set()
     for name, recipe in zip(names, recipes, strict=True):
         try:
-            examples = read_examples(recipe.data, recipe.training.seed)
+            examples = read_examples(recipe.data)
         except DataError as error:
             reason = error.problems[0].violated
             observer.notify(

@@ -81,7 +81,7 @@ class Data:
         Mapping[str, str], Option("Standard column name: the name it has in your rows, e.g. {instruction: question}.")
     ] = field(default_factory=dict)
     system_prompt: Annotated[str | None, Option("Put before every conversation that has no system turn.")] = None
-    max_rows: Annotated[Count | None, Option("Use only so many rows, chosen by the seed.", "--max-rows")] = None
+    max_rows: Annotated[Count | None, Option("Use only so many rows, chosen by split_seed.", "--max-rows")] = None
     max_length: Annotated[
         Annotated[int, Ge(8)], Option("Longest row in tokens; longer rows are cut and counted.", "--max-length")
     ] = 1024
@@ -97,6 +97,10 @@ class Data:
         Name | None, Option("File, folder or hub id to evaluate on, in place of rows kept back.", "--held-out")
     ] = None
     held_out_split: Annotated[Name | None, Option("Split of the hub data set to evaluate on.")] = None
+    split_seed: Annotated[
+        Annotated[int, Ge(0), Lt(2**32)],
+        Option("Chooses which rows are held out; the same for every training seed, so that runs can be compared."),
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,4 +25,4 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     if (reference.kind == "hub" or any(map(is_hub, sources))) and prefer_cache_if_unreachable():
         observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
     observer.notify(Phase("reading data"))
-    return reference, read_examples(recipe.data, recipe.training.seed)
+    return reference, read_examples(recipe.data)

@@ -51,7 +51,7 @@ def pairs(rows: int, name: str = "rows.jsonl") -> str:
 def prepared(data: Data, seed: int = 0, template: str = "alpaca") -> Prepared:
     tokenizer = tiny_tokenizer()
     name = set_template(tokenizer, template)
-    return prepare(read_examples(data, seed), data, tokenizer, name)
+    return prepare(read_examples(replace(data, split_seed=seed)), data, tokenizer, name)
 
 
 def message(data: Data) -> str:
@@ -209,8 +209,8 @@ def test_the_first_row_tells_the_layout_unless_the_recipe_does() -> None:
     """data.format goes before what the columns look like."""
     row = {"prompt": "q", "completion": "a", "instruction": "i", "output": "o"}
     source = write("rows.jsonl", row)
-    assert read_examples(Data(source=source, held_out_rows=0), 0).layout == "prompt_completion"
-    chosen = read_examples(Data(source=source, held_out_rows=0, format="alpaca"), 0)
+    assert read_examples(Data(source=source, held_out_rows=0)).layout == "prompt_completion"
+    chosen = read_examples(Data(source=source, held_out_rows=0, format="alpaca"))
     assert (chosen.layout, prompts(chosen.train)) == ("alpaca", ["i"])
 
 
@@ -221,7 +221,7 @@ def test_columns_are_mapped_in_every_row_of_both_sources() -> None:
     data = Data(
         source=source, held_out_source=held_out, columns={"prompt": "q", "completion": "a"}, system_prompt="Be brief."
     )
-    found = read_examples(data, 0)
+    found = read_examples(data)
     assert (prompts(found.train), prompts(found.held_out)) == (["one", "two"], ["three"])
     assert {example.turns[0].content for example in found.train + found.held_out} == {"Be brief."}
 
@@ -244,7 +244,7 @@ def test_no_rows_are_held_out_where_none_are_wanted() -> None:
         Data(source=source, held_out_rows=0),
         Data(source=source, held_out_rows=0, held_out_source=pairs(5, "held.jsonl")),
     ):
-        found = read_examples(data, 0)
+        found = read_examples(data)
         assert (len(found.train), found.held_out, found.leaked) == (50, [], 0)
 
 
@@ -267,7 +267,7 @@ def test_of_a_long_held_out_source_as_many_rows_as_wanted_are_chosen() -> None:
     """held_out_rows bounds a source of its own too, and the seed chooses."""
     held_out = write("held.jsonl", *(pair(f"Other {number}") for number in range(40)))
     data = Data(source=pairs(10), held_out_source=held_out, held_out_rows=7)
-    sides = [prompts(read_examples(data, seed).held_out) for seed in (0, 0, 1)]
+    sides = [prompts(read_examples(replace(data, split_seed=seed)).held_out) for seed in (0, 0, 1)]
     assert [len(side) for side in sides] == [7, 7, 7]
     assert sides[0] == sides[1] != sides[2]
 
@@ -285,24 +285,24 @@ def test_unusable_rows_of_the_held_out_source_are_counted() -> None:
 def test_max_rows_bounds_what_is_used(rows: int, wanted: int, train: int, held_out: int) -> None:
     """At most so many rows on both sides together where rows are kept back, chosen by the seed."""
     data = Data(source=pairs(rows), max_rows=wanted)
-    found = read_examples(data, 0)
+    found = read_examples(data)
     assert (len(found.train), len(found.held_out)) == (train, held_out)
     assert found.rows_read == rows
-    assert read_examples(data, 0) == found
+    assert read_examples(data) == found
     if wanted < rows:
-        assert read_examples(data, 1).train != found.train
+        assert read_examples(replace(data, split_seed=1)).train != found.train
 
 
 def test_max_rows_bounds_the_training_side_beside_a_held_out_source() -> None:
     """The held-out source keeps its rows."""
     held_out = write("held.jsonl", *(pair(f"Other {number}") for number in range(30)))
-    found = read_examples(Data(source=pairs(50), held_out_source=held_out, max_rows=20), 0)
+    found = read_examples(Data(source=pairs(50), held_out_source=held_out, max_rows=20))
     assert (len(found.train), len(found.held_out)) == (20, 30)
 
 
 def test_the_builtin_set_has_its_own_held_out_rows() -> None:
     """Train and held-out are the shipped files, and share no prompt."""
-    found = read_examples(Data(), 0)
+    found = read_examples(Data())
     assert (found.rows_read, found.leaked, dict(found.unusable)) == (540, 0, {})
     assert (len(found.train), len(found.held_out)) == (432, 108)
     assert not {normalised(text) for text in prompts(found.train)} & {normalised(t) for t in prompts(found.held_out)}
@@ -366,7 +366,7 @@ def test_prepared_rows_are_the_tokens_of_the_examples() -> None:
     data = Data(source=pairs(30), held_out_rows=5, max_length=PROMPT_TOKENS + 20)
     tokenizer = tiny_tokenizer()
     set_template(tokenizer, "alpaca")
-    examples = read_examples(data, 3)
+    examples = read_examples(replace(data, split_seed=3))
     done = prepare(examples, data, tokenizer, "a name")
     assert done.counts.template == "a name"
     assert done.train == list(tokenize(tokenizer, examples.train, data.max_length, True))
@@ -379,7 +379,7 @@ def test_preparing_leaves_the_examples_as_they_are() -> None:
     data = Data(source=write("rows.jsonl", pair("q" * 50), pair("q"), pair("r", "")), held_out_rows=0)
     tokenizer = tiny_tokenizer()
     set_template(tokenizer, "alpaca")
-    examples: Examples = read_examples(data, 0)
+    examples: Examples = read_examples(data)
     short = replace(data, max_length=PROMPT_TOKENS + 20)
     first = prepare(examples, short, tokenizer, "").counts
     assert len(first.unusable) == 2
