@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neftcli.evaluation.metrics import distinct_n
-from neftcli.evaluation.statistics import Difference, estimate, holm, paired_difference, verdict
+from neftcli.evaluation.statistics import Better, Difference, estimate, holm, paired_difference, verdict
 from neftcli.events import Comparison, Estimated, MetricRow
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 """One number for each example; NaN where it has none."""
 
+FEWEST = 6  # pairs; with fewer no p value is below 0.05, whatever the differences
 LOSS, WIN_RATE, MATCHED_WIN_RATE = "held-out loss", "win rate", "win rate, matched"
 
 
@@ -41,7 +42,7 @@ class Metric:
 
     name: str
     unit: str
-    better: str
+    better: Better
     of: Callable[[Results], Values]
     weights: Callable[[Results], Values] | None = None
 
@@ -100,7 +101,7 @@ class _Question:
     """One comparison before its p value is corrected."""
 
     name: str
-    better: str
+    better: Better
     against: str
     first: Values
     second: Values
@@ -188,7 +189,8 @@ def _task_rows(results: Sequence[Results]) -> list[tuple[MetricRow, list[_Questi
     rows = []
     for place, ours in enumerate(results[0].tasks):
         of_all = [one.tasks[place] for one in results]
-        name, better = f"{ours.task} {ours.metric}", "higher" if ours.higher_is_better else "lower"
+        name = f"{ours.task} {ours.metric}"
+        better: Better = "higher" if ours.higher_is_better else "lower"
         estimates = tuple(
             _estimated(_values(one.per_example), None) or Estimated(one.value, None, None, 0) for one in of_all
         )
@@ -219,31 +221,31 @@ def _win_rates(judged: Scores | None, models: int) -> list[tuple[MetricRow, list
 
 
 def _answered(questions: Sequence[_Question]) -> list[Comparison]:
-    """The comparisons, each kind corrected for all of its own."""
-    kinds = {
-        kind: [question for question in questions if (question.better == "none") == kind and _pairs(question).any()]
-        for kind in (False, True)
-    }
-    answers: dict[int, Comparison] = {}
-    for asked in kinds.values():
-        differences = [_difference(question, len(asked)) for question in asked]
-        tested = [difference.p for difference in differences if difference.p is not None]
-        adjusted = iter(holm(tested))
-        for question, difference in zip(asked, differences, strict=True):
-            p = None if difference.p is None else next(adjusted)
-            answers[id(question)] = Comparison(
-                metric=question.name,
-                against=question.against,
-                difference=difference.value,
-                low=difference.low,
-                high=difference.high,
-                p=difference.p,
-                p_adjusted=p,
-                n=difference.n,
-                detectable=difference.detectable,
-                verdict=verdict(p, difference.value, question.better),  # type: ignore[arg-type]
-            )
-    return [answers[id(question)] for question in questions if id(question) in answers]
+    """The comparisons; those of a kind that can be decided at all are corrected together."""
+    found = {place: _difference(question, 1) for place, question in enumerate(questions) if _pairs(question).any()}
+    adjusted: dict[int, float] = {}
+    for describes in (False, True):
+        kind = [place for place in found if (questions[place].better == "none") == describes]
+        decidable = [place for place in kind if found[place].n >= FEWEST]
+        found.update({place: _difference(questions[place], len(decidable)) for place in decidable})
+        p_values = [p for place in decidable if (p := found[place].p) is not None]
+        adjusted.update(zip(decidable, holm(p_values), strict=True))
+    return [_comparison(questions[place], difference, adjusted.get(place)) for place, difference in found.items()]
+
+
+def _comparison(question: _Question, difference: Difference, p_adjusted: float | None) -> Comparison:
+    return Comparison(
+        metric=question.name,
+        against=question.against,
+        difference=difference.value,
+        low=difference.low,
+        high=difference.high,
+        p=None if p_adjusted is None else difference.p,
+        p_adjusted=p_adjusted,
+        n=difference.n,
+        detectable=None if p_adjusted is None else difference.detectable,
+        verdict=verdict(p_adjusted, difference.value, question.better),
+    )
 
 
 def _pairs(question: _Question) -> NDArray[np.bool_]:

@@ -151,11 +151,36 @@ def test_examples_without_a_value_on_either_side_are_left_out_of_both() -> None:
     assert one(comparisons, "2-gram repetition", "baseline").n == both
 
 
-def test_a_single_example_has_a_difference_and_no_verdict() -> None:
-    first = [replace(side, rows=side.rows[:1], losses=side.losses[:1], answers=(), metrics=()) for side in (RUN, BASE)]
-    _, comparisons = compare(first, None)
+@pytest.mark.parametrize(("rows", "n"), [(1, 1), (6, 5), (8, 6)])
+def test_too_few_examples_have_a_difference_and_no_verdict(rows: int, n: int) -> None:
+    """Five pairs can't give a p below 2 / 2^5."""
+    few = [
+        replace(side, rows=side.rows[:rows], losses=side.losses[:rows], answers=(), metrics=()) for side in (RUN, BASE)
+    ]
+    _, comparisons = compare(few, None)
     found = one(comparisons, "held-out loss", "base")
-    assert (found.p, found.p_adjusted, found.verdict, found.n) == (None, None, "", 1)
+    assert found.n == n
+    assert (found.p is None, found.p_adjusted is None, found.verdict == "") == (n < 6,) * 3
+    assert found.difference < 0
+
+
+def test_what_can_not_be_decided_makes_no_other_correction_stricter() -> None:
+    """Four short references more: the p values of the rest stay."""
+
+    def with_short_references(count: int) -> list[Results]:
+        return [
+            replace(
+                side,
+                metrics=tuple(
+                    replace(each, exact_match=1.0 if place < count else None) for place, each in enumerate(side.metrics)
+                ),
+            )
+            for side in (RUN, BASELINE)
+        ]
+
+    none, few = (compare(with_short_references(count), None)[1] for count in (0, 4))
+    assert one(few, "exact match", "baseline").p_adjusted is None
+    assert [each for each in few if each.metric != "exact match"] == list(none)
 
 
 def test_win_rates_are_compared_with_one_half_and_over_pairs_of_like_length() -> None:
