@@ -6,16 +6,17 @@ want to know is told as an event and written to the run's own files.
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.formats import Example
-from neftcli.data.prepare import Examples, Prepared, prepare
+from neftcli.data.prepare import Prepared
 from neftcli.data.tokens import prompt_and_reference, render_prompt
 from neftcli.errors import InputError, Interrupted, NeftError, Problem, TrainingError
 from neftcli.events import (
@@ -33,12 +34,13 @@ from neftcli.events import (
 )
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
-from neftcli.models.by_recipe import load_model_of, load_tokenizer_of, longest_prompt, require_positions
+from neftcli.models.by_recipe import longest_prompt
 from neftcli.models.names import Reference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.training.inputs import check_inputs
+from neftcli.training.materials import Materials, Shelf, introduce, load_materials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,8 +50,20 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def train(recipe: Recipe, observer: Observer) -> RunFinished:
+def train(
+    recipe: Recipe,
+    observer: Observer,
+    shelf: Shelf | None = None,
+    and_then: Callable[[RunDirectory, Any, Materials], None] | None = None,
+) -> RunFinished:
     """Fine-tunes by `recipe` and returns what came of it.
+
+    Args:
+        recipe: The resolved recipe.
+        observer: Is told what happens.
+        shelf: Keeps what was loaded for the next run with the same model and rows; the weights are the same to the bit
+            with it and without.
+        and_then: Is given the finished run's folder, its tuned model and the materials.
 
     Raises:
         InputError: The recipe names a model or data that can't be used; nothing was started.
@@ -58,23 +72,33 @@ def train(recipe: Recipe, observer: Observer) -> RunFinished:
     """
     begun = time.perf_counter()
     prepare_process()
-    reference, examples = check_inputs(recipe, observer)
+    materials = shelf.find(recipe) if shelf else None
+    inputs = None if materials else check_inputs(recipe, observer)
     directory = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
     directory.write_text("recipe.yaml", to_yaml(recipe))
     record = RunRecord(directory, recipe)
     with _recorded_end(record, directory), library_chatter(directory.log):
-        run = _Run(recipe, reference, directory, record, observer)
-        return run.do(examples, begun)
+        run = _Run(recipe, directory, record, observer)
+        if materials is None:
+            assert inputs is not None  # noqa: S101 - read above
+            materials = load_materials(recipe, *inputs, run)
+            if shelf:
+                shelf.keep(recipe, materials)
+        else:
+            introduce(materials.prepared, materials.notices, run)
+        model = copy.deepcopy(materials.model) if shelf else materials.model
+        finished, tuned = run.do(materials, model, begun)
+        if and_then is not None:
+            and_then(directory, tuned, materials)
+    observer.notify(finished)
+    return finished
 
 
 class _Run:
     """The parts of one run, in the order in which they are done."""
 
-    def __init__(
-        self, recipe: Recipe, reference: Reference, directory: RunDirectory, record: RunRecord, observer: Observer
-    ) -> None:
-        self.recipe, self.reference, self.directory = recipe, reference, directory
-        self.record, self.observer = record, observer
+    def __init__(self, recipe: Recipe, directory: RunDirectory, record: RunRecord, observer: Observer) -> None:
+        self.recipe, self.directory, self.record, self.observer = recipe, directory, record, observer
 
     def notify(self, event: Event) -> None:
         """Tells the observer, and keeps what is a measurement in `metrics.jsonl`."""
@@ -82,22 +106,27 @@ class _Run:
             self.directory.append_line("metrics.jsonl", {"event": type(event).__name__, **asdict(event)})
         self.observer.notify(event)
 
-    def do(self, examples: Examples, begun: float) -> RunFinished:
-        """Does the run."""
-        recipe = self.recipe
-        self.notify(Phase("loading libraries"))
-        from neftcli.machine.device import choose_machine
-
-        machine = choose_machine(recipe)
-        tokenizer, prepared = self._tokenize(examples)
-        model = self._load(machine)
-        require_positions(model.config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
-        base = self._evaluate(0, model, prepared, machine)
-        chosen = prepared.held_out_examples[: recipe.evaluation.samples]
-        before = self._answers("answering held-out prompts before training", model, tokenizer, chosen, machine)
+    def do(self, materials: Materials, model: PreTrainedModel, begun: float) -> tuple[RunFinished, Any]:
+        """Does the run with `model`, which is changed, and returns how it ended and the tuned model."""
+        recipe, machine, prepared = self.recipe, materials.machine, materials.prepared
+        self.record.update(
+            data_sha256=prepared.counts.fingerprint,
+            model_fingerprint=materials.fingerprint,
+            trust_remote_code=recipe.model.trust_remote_code,
+            device=machine.name,
+            precision=machine.precision(),
+        )
+        settings = recipe.evaluation
+        sides = (settings.per_device_eval_batch_size, settings.probe_rows)
+        base = materials.once(sides, lambda: self._evaluate(0, model, prepared, machine))
+        chosen = prepared.held_out_examples[: settings.samples]
+        before = materials.once(
+            (settings.samples, settings.generation, recipe.training.seed if settings.generation.do_sample else None),
+            lambda: self._answers("answering held-out prompts before training", model, materials, chosen),
+        )
         self.notify(base)
-        tuned, last = self._train(model, tokenizer, prepared, machine)
-        after = self._answers("answering the same prompts after training", tuned, tokenizer, chosen, machine)
+        tuned, last = self._train(materials, model)
+        after = self._answers("answering the same prompts after training", tuned, materials, chosen)
         samples = tuple(
             Sample(*prompt_and_reference(example), old, new)
             for example, old, new in zip(chosen, before, after, strict=True)
@@ -115,32 +144,8 @@ class _Run:
             alpha=recipe.neftune.alpha,
             recipe=recipe.name,
         )
-        self._conclude(finished)
-        self.notify(finished)
-        return finished
-
-    def _tokenize(self, examples: Examples) -> tuple[PreTrainedTokenizerBase, Prepared]:
-        tokenizer, template, notices = load_tokenizer_of(self.recipe, self.reference, examples.layout, self)
-        self.notify(Phase("tokenising"))
-        prepared = prepare(examples, self.recipe.data, tokenizer, template)
-        self.record.update(data_sha256=prepared.counts.fingerprint)
-        self.notify(prepared.counts)
-        for notice in notices:
-            self.notify(Notice(notice))
-        return tokenizer, prepared
-
-    def _load(self, machine: Machine) -> PreTrainedModel:
-        from neftcli.models.loading import fingerprint
-
-        self.notify(Phase("loading the model"))
-        model = load_model_of(self.recipe, self.reference, machine)
-        self.record.update(
-            model_fingerprint=fingerprint(self.reference, model.config),
-            trust_remote_code=self.recipe.model.trust_remote_code,
-            device=machine.name,
-            precision=machine.precision(),
-        )
-        return model
+        self._conclude(finished, materials.reference)
+        return finished, tuned
 
     def _evaluate(self, step: int, model: Any, prepared: Prepared, machine: Machine) -> Evaluated:
         from neftcli.evaluation.loss import mean_loss, row_losses
@@ -155,14 +160,13 @@ class _Run:
         ]
         return Evaluated(step, losses[0], losses[1])
 
-    def _answers(
-        self, phase: str, model: Any, tokenizer: PreTrainedTokenizerBase, examples: list[Example], machine: Machine
-    ) -> list[str]:
+    def _answers(self, phase: str, model: Any, materials: Materials, examples: list[Example]) -> list[str]:
         from neftcli.evaluation.generation import generate_answers
 
         if not examples:
             return []
         self.notify(Phase(phase))
+        tokenizer, machine = materials.tokenizer, materials.machine
         prompts = [render_prompt(tokenizer, example) for example in examples]
         generation = self.recipe.evaluation.generation
         room = longest_prompt(model.config, generation.max_new_tokens)
@@ -171,22 +175,21 @@ class _Run:
         )
         return [answer.text for answer in answers]
 
-    def _train(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, machine: Machine
-    ) -> tuple[Any, Evaluated]:
+    def _train(self, materials: Materials, model: PreTrainedModel) -> tuple[Any, Evaluated]:
         self.notify(Phase("preparing the trainer"))
         from neftcli.neftune import neftune
         from neftcli.training.isolation import require_isolation
         from neftcli.training.trainer import build_trainer, updates
         from neftcli.training.watch import Watch
 
-        recipe = self.recipe
+        recipe, machine = self.recipe, materials.machine
+        tokenizer, prepared, reference = materials.tokenizer, materials.prepared, materials.reference
         watch = Watch(
             self,
             lambda step: self._evaluate(step, trainer.model, prepared, machine),
             recipe.evaluation.every,
             machine.device,
-            before_last=lambda: self._save(trainer.model, tokenizer),
+            before_last=lambda: self._save(trainer.model, tokenizer, reference),
         )
         trainer = build_trainer(recipe, machine, model, tokenizer, prepared.train, self.directory, watch)
         tuned = trainer.model
@@ -194,7 +197,7 @@ class _Run:
         self.notify(
             ModelReady(
                 name=recipe.model.name,
-                source=self.reference.source(),
+                source=reference.source(),
                 method=recipe.method(),
                 parameters=int(model.num_parameters()),
                 trainable=trainable,
@@ -249,11 +252,10 @@ class _Run:
         for warning in strength.warnings():
             self.notify(Notice(warning))
 
-    def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase, reference: Reference) -> None:
         """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
         self.notify(Phase("saving the model"))
         if self.recipe.adapter.type != "none":  # where the adapter finds its base model on another machine
-            reference = self.reference
             base = reference.alias.hub_id if reference.alias else reference.location
             model.peft_config["default"].base_model_name_or_path = base
             # No embedding is resized here; peft would ask the hub for the base model's size to make sure.
@@ -264,11 +266,11 @@ class _Run:
         if self.directory.checkpoints.is_dir() and not any(self.directory.checkpoints.iterdir()):
             self.directory.checkpoints.rmdir()
 
-    def _conclude(self, finished: RunFinished) -> None:
+    def _conclude(self, finished: RunFinished, reference: Reference) -> None:
         """Writes the model card and the results."""
         from neftcli.training.card import model_card
 
-        card = model_card(self.recipe, self.reference, self.record.fields, finished)
+        card = model_card(self.recipe, reference, self.record.fields, finished)
         (self.directory.model / "README.md").write_text(card, "utf-8")
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)

@@ -1,0 +1,103 @@
+"""What a run needs before its first update: tokenizer, tokenised rows and the model, with what the model can do so far.
+
+None of it depends on noise, seed or optimiser, so a process that trains several runs of like recipes loads it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from neftcli.data.prepare import Examples, Prepared, prepare
+from neftcli.events import Notice, Observer, Phase
+from neftcli.models.by_recipe import load_model_of, load_tokenizer_of, require_positions
+from neftcli.models.names import Reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from neftcli.machine.device import Machine
+    from neftcli.recipe.schema import Recipe
+
+Found = TypeVar("Found")
+
+
+@dataclass
+class Materials:
+    """What runs of like recipes share.
+
+    Attributes:
+        reference: Where the model comes from.
+        machine: Device and arithmetic.
+        tokenizer: With its chat template.
+        notices: What had to be filled in in the tokenizer.
+        prepared: Tokenised rows.
+        model: As it was loaded; a run that shares it trains a copy.
+        fingerprint: What identifies its weights.
+    """
+
+    reference: Reference
+    machine: Machine
+    tokenizer: PreTrainedTokenizerBase
+    notices: list[str]
+    prepared: Prepared
+    model: PreTrainedModel
+    fingerprint: str
+    _known: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, measure: Callable[[], Found]) -> Found:
+        """What `measure` returns of the untrained model, measured at the first call with this key."""
+        if key not in self._known:
+            self._known[key] = measure()
+        found: Found = self._known[key]
+        return found
+
+
+class Shelf:
+    """Keeps the materials of the last recipe for the next one that needs the same."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._materials: Materials | None = None
+
+    def find(self, recipe: Recipe) -> Materials | None:
+        """The materials that `recipe` needs, if they are here."""
+        return self._materials if self._key == _key(recipe) else None
+
+    def keep(self, recipe: Recipe, materials: Materials) -> None:
+        """Keeps them in the place of what was here."""
+        self._key, self._materials = _key(recipe), materials
+
+
+def _key(recipe: Recipe) -> str:
+    """All of a recipe that materials depend on."""
+    return repr((recipe.model, recipe.data, recipe.quantization, recipe.adapter.type, recipe.training.precision))
+
+
+def load_materials(recipe: Recipe, reference: Reference, examples: Examples, observer: Observer) -> Materials:
+    """Loads what `recipe` needs.
+
+    Raises:
+        InputError: The model or the rows can't be used.
+    """
+    observer.notify(Phase("loading libraries"))
+    from neftcli.machine.device import choose_machine
+    from neftcli.models.loading import fingerprint
+
+    machine = choose_machine(recipe)
+    tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)
+    observer.notify(Phase("tokenising"))
+    prepared = prepare(examples, recipe.data, tokenizer, template)
+    introduce(prepared, notices, observer)
+    observer.notify(Phase("loading the model"))
+    model = load_model_of(recipe, reference, machine)
+    require_positions(model.config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
+    return Materials(reference, machine, tokenizer, notices, prepared, model, fingerprint(reference, model.config))
+
+
+def introduce(prepared: Prepared, notices: Sequence[str], observer: Observer) -> None:
+    """Tells of the rows and the tokenizer."""
+    observer.notify(prepared.counts)
+    for notice in notices:
+        observer.notify(Notice(notice))

@@ -1,0 +1,116 @@
+"""Runs that share what they loaded equal runs that loaded it themselves, to the bit.
+
+Oracle: SHA-256 of the weights of the same recipe trained alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.events import RunFinished
+from neftcli.recipe.loading import assignment, load_recipe
+from neftcli.recipe.schema import Recipe
+from neftcli.training.materials import Shelf
+from neftcli.training.run import train
+
+METHODS = {
+    "full": [],
+    "lora": ["adapter.type=lora", "adapter.lora_dropout=0.1"],
+    "qlora": ["adapter.type=lora", "quantization.type=nf4"],
+    "packed": ["training.batching=packed", "data.max_length=200"],
+}
+
+
+class Silent:
+    """Watches without a word."""
+
+    def notify(self, event: object) -> None:
+        """Does nothing."""
+
+
+@pytest.fixture
+def recipe(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """A recipe of three updates on a tiny model with dropout."""
+
+    def of(*sets: str) -> Recipe:
+        settings = [
+            f"model.name={tiny_folder('llama')}",
+            f"data.source={rows_file}",
+            f"output_dir={tmp_path / 'runs'}",
+            "training.max_steps=3",
+            "training.learning_rate=1e-3",
+            "evaluation.samples=1",
+            "evaluation.generation.max_new_tokens=4",
+            *sets,
+        ]
+        return load_recipe("quickstart", [assignment(text) for text in settings])
+
+    return of
+
+
+def outcome(finished: RunFinished) -> dict[str, Any]:
+    """A run's weights and all that it measured, without its name and its times."""
+    run = Path(finished.run)
+    [weights] = (run / "model").glob("*.safetensors")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_second", None)
+        line.pop("memory_bytes", None)
+    return {
+        "weights": sha256(weights.read_bytes()).hexdigest(),
+        "metrics": lines,
+        "samples": (run / "samples.jsonl").read_text(),
+        "base": (finished.base_held_out_loss, finished.base_train_loss),
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_comes_after_others_equals_the_run_alone(method: str, recipe: Callable[..., Recipe]) -> None:
+    """Alpha, seed and learning rate of those before it leave no trace."""
+    sets = METHODS[method]
+    cells = [
+        recipe(*sets, "neftune.alpha=15", "training.seed=3", "training.learning_rate=1e-2"),
+        recipe(*sets, "neftune.alpha=0"),
+        recipe(*sets, "neftune.alpha=5"),
+        recipe(*sets, "neftune.alpha=5", "training.seed=1"),
+    ]
+    shelf = Shelf()
+    shared = [outcome(train(cell, Silent(), shelf)) for cell in cells]
+    alone = [outcome(train(cell, Silent())) for cell in cells]
+    assert shared == alone
+    assert len({one["weights"] for one in shared}) == len(cells)
+
+
+def test_what_is_shared_is_loaded_once(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One load for three runs; another model, other rows or another way of tuning are loaded anew."""
+    from neftcli.training import materials
+
+    loads: list[str] = []
+    load = materials.load_model_of
+
+    def counted(*arguments: Any) -> Any:
+        loads.append(arguments[0].adapter.type)
+        return load(*arguments)
+
+    monkeypatch.setattr(materials, "load_model_of", counted)
+    shelf = Shelf()
+    for sets in (["neftune.alpha=0"], ["neftune.alpha=5"], ["training.seed=1"]):
+        train(recipe(*sets), Silent(), shelf)
+    assert loads == ["none"]
+    for sets in (["data.max_rows=30"], ["adapter.type=lora"], ["training.precision=float32"]):
+        train(recipe(*sets), Silent(), shelf)
+    assert loads == ["none", "none", "lora", "none"]
+
+
+def test_the_finished_run_is_handed_over_with_its_model(recipe: Callable[..., Recipe]) -> None:
+    handed: list[Any] = []
+    finished = train(recipe(), Silent(), and_then=lambda *found: handed.append(found))
+    [(directory, model, found)] = handed
+    assert str(directory.path) == finished.run
+    assert model is found.model  # without a shelf nobody else needs it
