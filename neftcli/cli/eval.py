@@ -12,7 +12,7 @@ from neftcli.cli.options import with_overrides
 WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", "data.max_length")
 
 
-@with_overrides(WITH_FLAGS)
+@with_overrides("eval", WITH_FLAGS)
 def evaluate(
     overrides: list[dict[str, Any]],
     subject: Annotated[

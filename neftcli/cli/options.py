@@ -45,19 +45,20 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
         else:
             command(load_recipe(recipe or QUICKSTART, layers), **values)
 
-    flagged = [key for key in keys() if key.option.flag and not key.option.only_evaluation]
+    flagged = [key for key in keys() if key.option.flag and not key.option.only]
     return _with_flags(command, resolved, flagged, [_recipe_option()])
 
 
-def with_overrides(paths: Container[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_overrides(name: str, paths: Container[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command `--set` and the flags of some options, for a recipe that something else determines.
 
     The command takes the layers that were typed, the strongest last, as its first argument.
 
     Args:
-        paths: Dotted keys of the options that get their flag, beside those of evaluation alone.
+        name: The command's name; options of this command alone get their flag.
+        paths: Dotted keys of other options that do.
     """
-    flagged = [key for key in keys() if key.option.flag and (key.option.only_evaluation or key.path in paths)]
+    flagged = [key for key in keys() if key.option.flag and (key.option.only == name or key.path in paths)]
     return lambda command: _with_flags(command, command, flagged, [])
 
 
@@ -105,7 +106,7 @@ def _flag_value(key: Key, value: str, flag: str) -> Any:
 
     kind = type_name(key.type)
     if kind == "LIST":
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        return tuple(read_value(part.strip(), flag) for part in value.split(",") if part.strip())
     return value if kind == "TEXT" else read_value(value, flag)
 
 

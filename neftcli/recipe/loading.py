@@ -26,7 +26,7 @@ from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
 
 SHOW_OPTIONS = "neft recipes show quickstart --all    to see every option with its default"
 EXTENDS = "extends"
-NOT_HASHED = ("name", "about", "output_dir")
+NOT_HASHED = ("name", "about", "output_dir", "evaluation", "sweep")  # nothing of these touches the weights
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[Layer] = ()) -> Recipe:
@@ -130,7 +130,7 @@ def differences(first: Recipe, second: Recipe) -> dict[str, tuple[Any, Any]]:
     return {
         path: (values[0][path], values[1][path])
         for path in values[0]
-        if values[0][path] != values[1][path] and path.partition(".")[0] not in (*NOT_HASHED, "evaluation")
+        if values[0][path] != values[1][path] and path.partition(".")[0] not in NOT_HASHED
     }
 
 
@@ -142,7 +142,7 @@ def _at(recipe: Recipe, path: str) -> Any:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 of all that determines the weights: the resolved recipe without its name and folder."""
+    """SHA-256 of all that determines the weights: the resolved recipe without its name, folder and evaluation."""
     content = {key: value for key, value in _plain(asdict(recipe)).items() if key not in NOT_HASHED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -238,7 +238,7 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
     if origin is tuple:
-        return "a list of names"
+        return f"a list, each {describe(arguments[0])}"
     if _is_mapping(annotation):
         return "a mapping of names to names"
     if arguments:

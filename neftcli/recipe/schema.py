@@ -23,14 +23,14 @@ class Option:
         flag: The command-line flag, or None where only the recipe and `--set` reach it.
         switch: The value that the flag sets when it takes none (`--lora` sets `adapter.type` to "lora").
         implies: What the switch sets beside it, as (dotted key, value).
-        only_evaluation: `neft eval` has the flag, and training does not.
+        only: The one command whose flag it is; where it is empty, all that take a recipe have it.
     """
 
     help: str
     flag: str | None = None
     switch: str | bool | None = None
     implies: tuple[tuple[str, str], ...] = ()
-    only_evaluation: bool = False
+    only: str = ""
 
 
 NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
@@ -224,14 +224,12 @@ class Judge:
 
     base_url: Annotated[
         Name | None,
-        Option("The server's address, e.g. http://127.0.0.1:8000/v1.", "--judge", only_evaluation=True),
+        Option("The server's address, e.g. http://127.0.0.1:8000/v1.", "--judge", only="eval"),
     ] = None
-    model: Annotated[Name | None, Option("The judge's name on that server.", "--judge-model", only_evaluation=True)] = (
-        None
-    )
+    model: Annotated[Name | None, Option("The judge's name on that server.", "--judge-model", only="eval")] = None
     prompt: Annotated[
         Name | None,
-        Option("A text file to ask with, in place of the built-in one.", "--judge-prompt", only_evaluation=True),
+        Option("A text file to ask with, in place of the built-in one.", "--judge-prompt", only="eval"),
     ] = None
     max_tokens: Annotated[Count, Option("Longest reply; more where your prompt asks for reasons first.")] = 16
     temperature: Annotated[NonNegative, Option("The judge's temperature.")] = 0.0
@@ -260,8 +258,35 @@ class Evaluation:
     judge: Annotated[Judge, Option("Who compares answers.")] = field(default_factory=Judge)
     tasks: Annotated[
         tuple[Name, ...],
-        Option("Tasks of lm-evaluation-harness, names or YAML files.", "--tasks", only_evaluation=True),
+        Option("Tasks of lm-evaluation-harness, names or YAML files.", "--tasks", only="eval"),
     ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Which cells `neft sweep-alpha` trains, and what decides between them."""
+
+    alphas: Annotated[
+        Annotated[tuple[NonNegative, ...], MinLen(1)],
+        Option("NEFTune alphas to compare; 0, the baseline, is always among them.", "--alphas", only="sweep-alpha"),
+    ] = (0.0, 5.0, 10.0, 15.0)
+    seeds: Annotated[
+        Count, Option("Training seeds of each arm: training.seed and those behind it.", "--seeds", only="sweep-alpha")
+    ] = 3
+    grid: Annotated[
+        tuple[Name, ...],
+        Option("Other options to sweep, each as KEY=VALUE,VALUE, e.g. training.learning_rate=1e-5,5e-5."),
+    ] = ()
+    metrics: Annotated[
+        Annotated[tuple[Literal["loss", "accuracy", "exact_match", "rouge_l", "win_rate", "tasks"], ...], MinLen(1)],
+        Option("What decides: the first chooses; all are tested, corrected together.", "--metric", only="sweep-alpha"),
+    ] = ("loss",)
+    answers: Annotated[bool, Option("Generate answers in each cell, for their lengths and repetition; costs time.")] = (
+        True
+    )
+    retries: Annotated[
+        Annotated[int, Ge(0)], Option("Times a cell is tried again after its worker died.", only="sweep-alpha")
+    ] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +303,7 @@ class Recipe:
     quantization: Annotated[Quantization, Option("Four-bit weights.")] = field(default_factory=Quantization)
     training: Annotated[Training, Option("The optimiser's work.")] = field(default_factory=Training)
     evaluation: Annotated[Evaluation, Option("Measurements while training.")] = field(default_factory=Evaluation)
+    sweep: Annotated[Sweep, Option("A grid of alphas.")] = field(default_factory=Sweep)
 
     def learning_rate(self) -> float:
         """The learning rate in force: the recipe's, or 5e-5 for full tuning and 2e-4 with an adapter."""

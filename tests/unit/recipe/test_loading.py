@@ -106,8 +106,10 @@ def test_an_empty_file_is_the_defaults() -> None:
     assert load("") == load("# nothing but words\n") == load("---\n") == Recipe()
 
 
-def test_name_words_and_folder_do_not_change_the_fingerprint() -> None:
+def test_what_leaves_the_weights_alone_does_not_change_the_fingerprint() -> None:
+    """Name, words, folder, evaluation and sweep."""
     assert fingerprint(load("name: a\nabout: b\noutput_dir: c\n")) == fingerprint(Recipe())
+    assert fingerprint(load("evaluation: {every: 1, samples: 0}\nsweep: {seeds: 6}\n")) == fingerprint(Recipe())
     assert fingerprint(load("neftune: {alpha: 6}\n")) != fingerprint(Recipe())
 
 
