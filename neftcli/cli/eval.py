@@ -27,7 +27,9 @@ def evaluate(
         typer.Option("--dataset", help="Rows to evaluate on; without it those that the run held out."),
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of a hub data set.")] = None,
-    max_rows: Annotated[int | None, typer.Option("--max-rows", help="Use only so many rows.", min=1)] = None,
+    max_rows: Annotated[
+        int | None, typer.Option("--max-rows", help="Use only so many rows, drawn at random, always the same.", min=1)
+    ] = None,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Compare with the run's base model, too.")] = True,
     answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Generate answers.")] = True,
     show: Annotated[

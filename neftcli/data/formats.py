@@ -79,6 +79,21 @@ class Example:
             part for turn in asked if turn.role != "system" for part in (turn.content, turn.context) if part
         )
 
+    def prompts(self) -> list[str]:
+        """What is asked before each of its answers, and at its end; the whole of a plain text."""
+        if not self.turns:
+            return [self.text]
+        ends = [place for place, turn in enumerate(self.turns) if turn.role == "assistant"]
+        return [Example(self.turns[:end], "", self.where).prompt() for end in {*ends, len(self.turns)} if end]
+
+    def transcript(self) -> str:
+        """What is asked, with who says what where it is more than one question."""
+        asked = self.turns[:-1] if self.answer() else self.turns
+        if len(asked) < 2:
+            return self.prompt()
+        said = ("\n".join(part for part in (turn.content, turn.context) if part) for turn in asked)
+        return "\n\n".join(f"{turn.role.capitalize()}: {text}" for turn, text in zip(asked, said, strict=True))
+
     def answer(self) -> str:
         """The last answer; empty for plain text."""
         return self.turns[-1].content if self.turns and self.turns[-1].role == "assistant" else ""

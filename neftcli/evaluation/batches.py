@@ -42,10 +42,15 @@ def in_batches(
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if observer is not None:
-                observer.notify(Notice(f"not enough memory for {len(batch)} rows at once; going on with {size}"))
+                observer.notify(not_enough_memory(len(batch), size))
             continue
         yield list(zip(batch, results, strict=True))
         start += len(batch)
+
+
+def not_enough_memory(size: int, smaller: int) -> Notice:
+    """What is said where a batch is halved."""
+    return Notice(f"not enough memory for {size} rows at once; going on with {smaller}")
 
 
 def _computed(compute: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:

@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from neftcli.errors import Problem
+from neftcli.errors import InputError, Problem
+from neftcli.models.hub import PATIENCE, PROXIES
 
 if TYPE_CHECKING:
     import httpx2
@@ -27,6 +29,7 @@ _ADDRESS = re.compile(
 _KEY_LIKE = re.compile(r"\bsk-[^\s\"'<>,]+")
 _SHORTEST_SECRET = 4  # shorter ones are no secrets, and to hide them would tear words and verdicts
 _LONGEST_QUOTE = 300
+OF_ONE_QUESTION = (400, 413, 422)
 
 
 def without_credentials(base_url: str) -> str:
@@ -34,8 +37,8 @@ def without_credentials(base_url: str) -> str:
     if address := _ADDRESS.fullmatch(base_url):
         scheme, host, port, path = address.groups("")
         return f"{scheme.lower()}://{host.lower()}{port}{path}".rstrip("/")
-    # Not an address, so a password may stand anywhere before the last @.
-    return re.sub(r"^(https?://)?.*@", r"\1", base_url, flags=re.DOTALL)
+    # Not an address, so a password may stand anywhere before the last @, and a key behind ? or #.
+    return re.split(r"[?#]", re.sub(r"^(https?://)?.*@", r"\1", base_url, flags=re.DOTALL))[0]
 
 
 def is_address(base_url: str) -> bool:
@@ -44,6 +47,33 @@ def is_address(base_url: str) -> bool:
         return _ADDRESS.fullmatch(base_url) is not None and urlsplit(base_url).port != 0
     except ValueError:  # a port above 65535, or brackets around what is no IPv6 address
         return False
+
+
+def require_reachable(settings: Judge) -> None:
+    """Tries a connection, so that a server that is not there is told of before hours of work.
+
+    Raises:
+        InputError: There is none. Behind a proxy nothing is tried.
+    """
+    if any(os.environ.get(name) for name in PROXIES):
+        return
+    address = urlsplit(settings.base_url or "")
+    port = address.port or (443 if address.scheme.lower() == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=PATIENCE).close()
+    except OSError as error:
+        shown = without_credentials(settings.base_url or "")
+        raise InputError(
+            Problem(
+                f"evaluation.judge.base_url: no connection to {shown}",
+                error.strerror or str(error),
+                "start the server, or put the address right: --judge http://127.0.0.1:8000/v1",
+            )
+        ) from None
+
+
+class Refused(Problem):
+    """What a server refuses of one question alone, such as its length or its content; others may be answered."""
 
 
 class ChatServer:
@@ -125,6 +155,9 @@ class ChatServer:
         if status == 404:
             unknown = f"{judge} knows no model {self._settings.model}, or the address is wrong"
             return self._failure(unknown, said, "--judge-model NAME, --judge with an address that ends in /v1; ")
+        if status in OF_ONE_QUESTION:
+            problem = self._failure(f"{judge} refuses the question", said, "put right what it says, then ")
+            return Refused(problem.violated, problem.received, problem.remedy)
         passes = status in (408, 409, 429) or status >= 500
         return self._failure(f"{judge} failed", said, "" if passes else "put right what it says, then ")
 

@@ -6,13 +6,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING
 
+from neftcli.data.prepare import fingerprint
+from neftcli.data.tokens import prompt_and_reference
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
+from neftcli.evaluation.report import other_differences
 from neftcli.evaluation.rows import Rows, read_rows_for
+from neftcli.evaluation.store import alone
 from neftcli.evaluation.subjects import Subject, base_of, find_subject
-from neftcli.events import Advance, EvaluationReport, Observer, Phase
+from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
 
@@ -68,17 +74,32 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
     rows = read_rows_for(
         subjects, request.dataset, request.split, request.max_rows, _typed_data(request.overrides), observer
     )
-    folder = subjects[0].home / "evaluation" / _folder_name(rows, subjects)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(Problem(f"{folder} can't be written", error.strerror or "")) from None
+    measurable = request.answers or subjects[0].recipe.evaluation.tasks
+    if not measurable and not any(example.answer() or example.text for example in rows.examples):
+        raise InputError(
+            Problem(
+                "there is nothing to measure",
+                f"{len(rows.examples)} rows without an answer, --no-answers",
+                "leave --no-answers out, or give rows with answers",
+            )
+        )
+    for subject in subjects:
+        if subject.role == "baseline":
+            for difference in other_differences(subjects[0], subject):
+                observer.notify(Notice(difference))
+    folder = _report_folder(rows, subjects, request)
     observer.notify(Phase("loading libraries"))
     with _explained(folder), library_chatter(folder / "eval.log"):
         results = _measure(subjects, rows, request, observer)
-        judged = _judge(results, rows, observer)
+        failure, judged = None, None
+        try:
+            judged = _judge(results, rows, observer)
+        except NeftError as error:  # what was measured is reported all the same
+            failure = error
         report = _report(request, results, judged, rows, folder, begun)
     observer.notify(report)
+    if failure is not None:
+        raise failure
     return report
 
 
@@ -98,6 +119,7 @@ def _subjects(request: Request) -> list[Subject]:
 
 def _check(subjects: Sequence[Subject], request: Request) -> None:
     """Refuses what can't be done, before anything is loaded."""
+    from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
 
     settings = subjects[0].recipe.evaluation
@@ -115,6 +137,8 @@ def _check(subjects: Sequence[Subject], request: Request) -> None:
     needless = [name for name, given in wanted.items() if given and not request.answers]
     if needless:
         raise InputError(Problem(f"{needless[0]} needs answers", "--no-answers", "leave --no-answers out"))
+    if judged:
+        require_reachable(settings.judge)
     if settings.tasks:
         from neftcli.evaluation.tasks import check_tasks
 
@@ -149,9 +173,32 @@ def _report(
     return report
 
 
-def _folder_name(rows: Rows, subjects: Sequence[Subject]) -> str:
+def _report_folder(rows: Rows, subjects: Sequence[Subject], request: Request) -> Path:
+    """The folder of the report: that of the same question asked before, else a new one.
+
+    Raises:
+        InputError: It can't be made.
+    """
     baseline = next((subject.name for subject in subjects if subject.role == "baseline"), None)
-    return rows.label + (f"-vs-{baseline}" if baseline else "")
+    name = rows.label + (f"-vs-{baseline}" if baseline else "")
+    asked = [fingerprint(rows.examples), str(subjects[0].recipe.evaluation), request.base, request.answers]
+    question = sha256(repr([*asked, request.export]).encode()).hexdigest() + "\n"
+    parent = subjects[0].home / "evaluation"
+    number = 1
+    try:
+        while True:
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            folder.mkdir(parents=True, exist_ok=True)
+            mark = folder / ".question"
+            if not mark.is_file():
+                mark.write_text(question)
+            if mark.read_text() == question:
+                return folder
+            number += 1
+    except OSError as error:
+        raise InputError(
+            Problem(f"{parent} can't be written", error.strerror or str(error), "free space, or rights to write there")
+        ) from None
 
 
 def _measure(subjects: Sequence[Subject], rows: Rows, request: Request, observer: Observer) -> list[Results]:
@@ -159,11 +206,12 @@ def _measure(subjects: Sequence[Subject], rows: Rows, request: Request, observer
     from neftcli.machine.device import choose_machine
 
     main = subjects[0].recipe
-    machine = choose_machine(main)  # one arithmetic for all
-    return [
-        Measurement(subject, rows, main.evaluation, machine, main.training.seed, observer).run(answers=request.answers)
-        for subject in subjects
+    machine = choose_machine(main, trains=subjects[0].run is not None)  # one arithmetic for all
+    settings, seed = main.evaluation, main.training.seed
+    measurements = [
+        Measurement(subject, rows, settings, machine, seed, observer, answers=request.answers) for subject in subjects
     ]
+    return [measurement.run() for measurement in measurements]
 
 
 def _judge(results: Sequence[Results], rows: Rows, observer: Observer) -> Scores | None:
@@ -171,13 +219,13 @@ def _judge(results: Sequence[Results], rows: Rows, observer: Observer) -> Scores
     settings = results[0].subject.recipe.evaluation.judge
     if settings.base_url is None:
         return None
-    from neftcli.data.tokens import prompt_and_reference
     from neftcli.evaluation.comparison import Scores
     from neftcli.evaluation.judge import Pair, judge_pairs, length_matched
+    from neftcli.evaluation.report import instruction
 
     opponent = results[1]
     pairs = [
-        Pair(prompt_and_reference(example)[0], ours.text, theirs.text, prompt_and_reference(example)[1])
+        Pair(instruction(example), ours.text, theirs.text, prompt_and_reference(example)[1])
         for example, ours, theirs in zip(rows.examples, results[0].answers, opponent.answers, strict=True)
     ]
     part = f"judge {settings.model}: {results[0].subject.name} against {opponent.subject.name}"
@@ -188,8 +236,9 @@ def _judge(results: Sequence[Results], rows: Rows, observer: Observer) -> Scores
         rate = done / elapsed if elapsed else 0.0
         observer.notify(Advance(part, done, total, elapsed, (total - done) / rate if rate else 0.0, rate, "verdicts"))
 
-    cache = results[0].subject.home / "evaluation" / "verdicts.jsonl"
-    judged = judge_pairs(pairs, settings, cache, advance)
+    place = results[0].subject.home.parent / "judge"  # of all runs beside this one
+    with alone(place, observer):
+        judged = judge_pairs(pairs, settings, place / "verdicts.jsonl", advance)
     return Scores(
         opponent.subject.role,
         tuple(one.score for one in judged),
@@ -208,8 +257,22 @@ def _explained(folder: Path) -> Iterator[None]:
         raise Interrupted(
             Problem(f"stopped by Ctrl-C; {kept}", remedy="the same command again goes on from there")
         ) from None
+    except InputError:  # nothing was measured, so nothing stays
+        rmtree(folder)
+        for parent in folder.parents[:2]:
+            if not any(parent.iterdir()):
+                parent.rmdir()
+        raise
     except NeftError:
         raise
+    except OSError as error:
+        raise NeftError(
+            Problem(
+                f"a file can't be read or written; {kept}",
+                f"{error.strerror or error}{': ' + str(error.filename) if error.filename else ''}",
+                "free space, or the file's rights, then the same command again",
+            )
+        ) from error
     except Exception as error:
         from neftcli.machine.device import is_out_of_memory
 
@@ -217,8 +280,8 @@ def _explained(folder: Path) -> Iterator[None]:
             raise
         raise NeftError(
             Problem(
-                f"there was not enough memory for one row alone; {kept}",
+                f"there was not enough memory to load a model, or for one row alone; {kept}",
                 str(error).splitlines()[0] if str(error) else type(error).__name__,
-                "--max-length with fewer tokens, or --set evaluation.generation.max_new_tokens=64",
+                "--set evaluation.generation.max_new_tokens=64, shorter rows, or a machine with more memory",
             )
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -152,7 +152,7 @@ def _batch_answers(
     encoded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
     pads = (encoded["attention_mask"] == 0).sum(1)
     penalty = RepetitionPenalty(float(generation.repetition_penalty), pads, stops)
-    with autocast or nullcontext():
+    with autocast or nullcontext(), _without_own_settings(model):
         tokens = model.generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],
@@ -167,3 +167,20 @@ def _batch_answers(
         Answer(str(text).strip(), len(answer), len(answer) == generation.max_new_tokens)
         for text, answer in zip(texts, kept, strict=True)
     ]
+
+
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Takes a model's own generation settings away: transformers fills in from them whatever ours leave unset."""
+    from transformers import GenerationConfig
+
+    wrapped = model.get_base_model() if hasattr(model, "get_base_model") else model  # of an adapter
+    models = [model] if wrapped is model else [model, wrapped]
+    own = [one.generation_config for one in models]
+    try:
+        for one in models:
+            one.generation_config = GenerationConfig()
+        yield
+    finally:
+        for one, settings in zip(models, own, strict=True):
+            one.generation_config = settings

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from neftcli.errors import InputError, NeftError, Problem
-from neftcli.evaluation.chat_server import KEY_VARIABLE, ChatServer, api_key, is_address, without_credentials
+from neftcli.evaluation.chat_server import KEY_VARIABLE, ChatServer, Refused, api_key, is_address, without_credentials
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Judge
@@ -93,7 +93,7 @@ def judge_pairs(
     questions = {_key(prompt, settings): prompt for both in prompts for prompt in both}
     replies = _Replies(cache, settings)
     _ask_all(questions, settings, replies, advance)
-    found = [[replies.texts[_key(prompt, settings)] for prompt in both] for both in prompts]
+    found = [[replies.texts.get(_key(prompt, settings), "") for prompt in both] for both in prompts]
     return [_judged(*both) if both else JudgedPair(0.5, ("tie", "tie")) for both in found]
 
 
@@ -258,7 +258,14 @@ class _Replies:
         with self._lock:
             # Opened anew each time: a reply that comes after Ctrl-C is paid for, too, and finds no closed file.
             with self.file.open("ab") as file:
-                file.write(line.encode("ascii"))
+                start = file.tell()
+                try:
+                    file.write(line.encode("ascii"))
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:  # a full disk: what was torn is taken away, or the next reply would be glued to it
+                    os.truncate(self.file, start)
+                    raise
             self.texts[key] = reply
 
 
@@ -268,7 +275,10 @@ class _Replies:
 def _ask_all(
     questions: dict[str, str], settings: Judge, replies: _Replies, advance: Callable[[int, int], None]
 ) -> None:
-    """Asks what has no reply yet, several questions at once; stops at the first that fails for good."""
+    """Asks what has no reply yet, several questions at once; stops at the first that fails for good.
+
+    A question that the server refuses while it answers others is left without a reply, and asked again next time.
+    """
     unanswered = [item for item in questions.items() if item[0] not in replies.texts]
     done = len(questions) - len(unanswered)
     if questions:
@@ -286,22 +296,29 @@ def _ask_all(
             return False
         answered = server.ask(question[1])
         if isinstance(answered, Problem):
-            failed.set()
+            if not isinstance(answered, Refused):
+                failed.set()
             return answered
         replies.add(question[0], *answered)
         return True
 
-    failure = None
+    failure, refused = None, None
     with ThreadPool(min(settings.concurrency, len(unanswered))) as pool, closing(server):
         outcomes = pool.imap_unordered(ask, unanswered)
         with suppress(StopIteration, NothingCame):
             while True:
                 outcome = outcomes.next(None if failure is None else _GRACE)
-                if isinstance(outcome, Problem):
+                if isinstance(outcome, Refused):
+                    refused = outcome
+                    done += 1
+                    advance(done, len(questions))
+                elif isinstance(outcome, Problem):
                     failure = failure or outcome
                 elif outcome:
                     done += 1
                     advance(done, len(questions))
+    if not any(key in replies.texts for key in questions):
+        failure = failure or refused  # it refuses all of them, so it is not the question
     if failure is not None:
         kept = sum(key in replies.texts for key in questions)
         told = f"{failure.violated}; {kept} of {len(questions)} questions are answered and kept in {replies.file}"

@@ -6,7 +6,7 @@ does not depend on its neighbours in the batch, up to the order of floating-poin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,7 +47,21 @@ def row_losses(
     autocast: AbstractContextManager[object] | None = None,
     observer: Observer | None = None,
 ) -> list[RowLoss]:
-    """The loss of each row, in the order given.
+    """The loss of each row, in the order given; the arguments are those of `losses_as_they_come`."""
+    losses: dict[int, RowLoss] = {}
+    for batch in losses_as_they_come(model, rows, batch_size, autocast, observer):
+        losses.update(batch)
+    return [losses[index] for index in range(len(rows))]
+
+
+def losses_as_they_come(
+    model: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    batch_size: int,
+    autocast: AbstractContextManager[object] | None = None,
+    observer: Observer | None = None,
+) -> Iterator[list[tuple[int, RowLoss]]]:
+    """Places of rows with their losses, batch by batch, the shortest rows first.
 
     Args:
         model: In any mode; it is evaluated in eval mode, asserted to be without noise, and put back as it was.
@@ -60,15 +74,12 @@ def row_losses(
         NeftuneError: Noise is on.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    losses: dict[int, RowLoss] = {}
 
     def compute(chosen: Sequence[int]) -> list[RowLoss]:
         return _batch_losses(model, [rows[index] for index in chosen], autocast or nullcontext())
 
     with evaluation_mode(model):
-        for batch in in_batches(order, batch_size, compute, observer):
-            losses.update(batch)
-    return [losses[index] for index in range(len(rows))]
+        yield from in_batches(order, batch_size, compute, observer)
 
 
 def mean_loss(losses: Sequence[RowLoss]) -> float | None:

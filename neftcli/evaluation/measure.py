@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +14,20 @@ from neftcli.data.prepare import loss_on_answers
 from neftcli.data.tokens import TokenRow, prompt_and_reference, render_prompt, tokenize
 from neftcli.errors import NeftError, Problem
 from neftcli.evaluation.generation import Answer, answers_as_they_come
-from neftcli.evaluation.loss import RowLoss, row_losses
+from neftcli.evaluation.loss import RowLoss, losses_as_they_come
 from neftcli.evaluation.metrics import AnswerMetrics
 from neftcli.evaluation.metrics import measure as measure_answer
 from neftcli.evaluation.store import Store, alone
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Advance, Notice, Observer, Phase
 from neftcli.models.by_recipe import longest_prompt, require_positions
+from neftcli.models.loading import load_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from neftcli.evaluation.rows import Rows
     from neftcli.evaluation.subjects import Subject
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Evaluation
-
 
 ONLY_SAMPLED = ("seed", "batch_size", "temperature", "top_p")  # greedy answers depend on none of them
 
@@ -55,40 +53,87 @@ class Results:
     tasks: tuple[TaskResult, ...] = ()
 
 
-@dataclass
+class Progress:
+    """Tells how far a part is, with its rate and the time that is left."""
+
+    def __init__(self, part: str, known: int, total: int, unit: str, observer: Observer) -> None:
+        self._part, self._known, self._total, self._unit, self._observer = part, known, total, unit, observer
+        self._begun, self._amount = time.perf_counter(), 0
+        observer.notify(Advance(part, known, total, 0.0, 0.0, 0.0, unit))
+
+    def add(self, done: int, amount: int) -> None:
+        """`done` items are done in all, and `amount` more of the unit."""
+        self._amount += amount
+        elapsed = time.perf_counter() - self._begun
+        remaining = elapsed / max(1, done - self._known) * (self._total - done)
+        rate = self._amount / elapsed if elapsed else 0.0
+        self._observer.notify(Advance(self._part, done, self._total, elapsed, remaining, rate, self._unit))
+
+
 class Measurement:
     """Measures one model on the rows; the model is loaded when the first number is not known yet.
 
-    Attributes:
+    Making one checks what can be checked without the weights.
+
+    Args:
         subject: What is measured.
         rows: On what.
         settings: How.
         machine: Where and in which arithmetic.
         seed: Of sampled answers.
         observer: Is told how far it is.
+        answers: Generate answers, too.
+        model: The model where it is loaded already.
+
+    Raises:
+        InputError: The model can't be found, is not what it was, or has too few positions for the rows.
     """
 
-    subject: Subject
-    rows: Rows
-    settings: Evaluation
-    machine: Machine
-    seed: int
-    observer: Observer
-    _model: Any = field(default=None, init=False)
+    def __init__(
+        self,
+        subject: Subject,
+        rows: Rows,
+        settings: Evaluation,
+        machine: Machine,
+        seed: int,
+        observer: Observer,
+        *,
+        answers: bool = True,
+        model: Any = None,
+    ) -> None:
+        self.subject, self.rows, self.settings, self.machine = subject, rows, settings, machine
+        self.seed, self.observer, self._model = seed, observer, model
+        self._tell("reading its tokenizer and settings")
+        self._tokenizer = subject.load_tokenizer(rows.layout, observer)
+        self._identity = subject.identity(machine) | {"tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str())}
+        config = load_config(subject.reference, subject.recipe.model.trust_remote_code)
+        self._scored = self._token_rows()
+        if lost := sum(bool(example.answer() or example.text) for example in rows.examples) - len(self._scored):
+            observer.notify(
+                Notice(f"{subject.name}: {lost} rows have no loss: their question alone fills data.max_length")
+            )
+        require_positions(config, max((len(row.input_ids) for row in self._scored.values()), default=0))
+        self._room = longest_prompt(config, settings.generation.max_new_tokens) if answers else None
+        self._prompts = [render_prompt(self._tokenizer, example) for example in rows.examples] if answers else []
 
-    def run(self, *, answers: bool) -> Results:
-        """All of it; with `answers` false only losses and tasks."""
-        self._tell("loading the tokenizer")
-        tokenizer = self.subject.load_tokenizer(self.rows.layout, self.observer)
-        identity = self.subject.identity(self.machine) | {"tokenizer": _sha256(tokenizer.backend_tokenizer.to_str())}
+    def run(self) -> Results:
+        """All of it."""
         with alone(self.subject.home / "evaluation", self.observer):
-            rows, losses = self._losses(tokenizer, identity)
-            found = self._answers(tokenizer, identity) if answers else []
-            tasks = self._tasks(tokenizer, identity)
+            losses = self._losses()
+            answers = self._answers()
+            tasks = [result for name in self.settings.tasks for result in self._task(name)]
         self._model = None
         references = [prompt_and_reference(example)[1] or None for example in self.rows.examples]
-        metrics = [measure_answer(one.text, text) for one, text in zip(found, references, strict=True)] if found else []
-        return Results(self.subject, rows, losses, tuple(found), tuple(metrics), tuple(tasks))
+        pairs = zip(answers, references, strict=True) if answers else ()
+        places = range(len(self.rows.examples))
+        return Results(
+            self.subject,
+            tuple(map(self._scored.get, places)),
+            tuple(map(losses.get, places)),
+            tuple(answers),
+            tuple(measure_answer(answer.text, reference) for answer, reference in pairs),
+            tuple(tasks),
+        )
 
     def _tell(self, what: str) -> None:
         self.observer.notify(Phase(f"{self.subject.name}: {what}"))
@@ -100,97 +145,91 @@ class Measurement:
         return self._model
 
     def _store(self, kind: str, depends_on: dict[str, Any]) -> Store:
-        return Store(self.subject.home / "evaluation", kind, depends_on)
+        return Store(self.subject.home / "evaluation", kind, {"model": self._identity, **depends_on})
 
-    def _losses(
-        self, tokenizer: PreTrainedTokenizerBase, identity: dict[str, Any]
-    ) -> tuple[tuple[TokenRow | None, ...], tuple[RowLoss | None, ...]]:
-        examples = self.rows.examples
-        with_answer = [place for place, example in enumerate(examples) if example.answer() or example.text]
-        chosen = [examples[place] for place in with_answer]
-        only_answers = loss_on_answers(self.rows.data, self.rows.layout)
-        tokens = list(tokenize(tokenizer, chosen, self.rows.data.max_length, only_answers))
-        scored = {place: row for place, row in zip(with_answer, tokens, strict=True) if row.loss_tokens()}
-        store = self._store(
-            "losses", {"model": identity, "rows": [[p, r.input_ids, r.labels] for p, r in scored.items()]}
-        )
+    def _token_rows(self) -> dict[int, TokenRow]:
+        """Place to tokens, of the examples that hold an answer of which something is left within data.max_length."""
+        examples, data = self.rows.examples, self.rows.data
+        places = [place for place, example in enumerate(examples) if example.answer() or example.text]
+        chosen = [examples[place] for place in places]
+        tokens = tokenize(self._tokenizer, chosen, data.max_length, loss_on_answers(data, self.rows.layout))
+        return {place: row for place, row in zip(places, tokens, strict=True) if row.loss_tokens()}
+
+    def _losses(self) -> dict[int, RowLoss]:
+        scored = self._scored
+        store = self._store("losses", {"rows": [[place, row.input_ids, row.labels] for place, row in scored.items()]})
         missing = [place for place in scored if place not in store.found]
         if missing:
             model = self._loaded()
-            require_positions(model.config, max(len(scored[place].input_ids) for place in missing))
-            self._tell(f"loss of {len(missing)} rows")
+            progress = Progress(f"{self.subject.name}: loss", len(store.found), len(scored), "rows", self.observer)
             size = self.settings.per_device_eval_batch_size
-            losses = row_losses(
-                model, [scored[place] for place in missing], size, self.machine.autocast(), self.observer
+            rows = [scored[place] for place in missing]
+            for batch in losses_as_they_come(model, rows, size, self.machine.autocast(), self.observer):
+                _require_finite(self.subject.name, [loss for _, loss in batch])
+                store.add({missing[index]: asdict(loss) for index, loss in batch})
+                progress.add(len(store.found), len(batch))
+        found = store.found
+        return {
+            place: RowLoss(
+                scored[place].where,
+                found[place]["negative_log_likelihood"],
+                found[place]["tokens"],
+                found[place]["correct"],
             )
-            _require_finite(self.subject.name, losses)
-            store.add({place: asdict(loss) for place, loss in zip(missing, losses, strict=True)})
-        places = range(len(examples))
-        kept = {place: RowLoss(**{key: store.found[place][key] for key in RowLoss.__slots__}) for place in scored}
-        return tuple(map(scored.get, places)), tuple(map(kept.get, places))
+            for place in scored
+        }
 
-    def _answers(self, tokenizer: PreTrainedTokenizerBase, identity: dict[str, Any]) -> list[Answer]:
-        generation = self.settings.generation
-        prompts = [render_prompt(tokenizer, example) for example in self.rows.examples]
-        chosen = asdict(generation)
-        if not generation.do_sample:  # a greedy answer depends on neither
-            chosen = {
-                name: value for name, value in chosen.items() if name not in ("batch_size", "temperature", "top_p")
-            }
-        depends_on = {"model": identity, "prompts": prompts, "settings": chosen}
-        store = self._store("answers", depends_on | ({"seed": self.seed} if generation.do_sample else {}))
-        if len(store.found) < len(prompts):
-            self._generate(tokenizer, prompts, store)
-        return [
-            Answer(**{name: store.found[place][name] for name in Answer.__slots__}) for place in range(len(prompts))
-        ]
+    def _answers(self) -> list[Answer]:
+        chosen = asdict(self.settings.generation) | {"seed": self.seed}
+        if not self.settings.generation.do_sample:
+            chosen = {name: value for name, value in chosen.items() if name not in ONLY_SAMPLED}
+        store = self._store("answers", {"prompts": self._prompts, "settings": chosen})
+        if len(store.found) < len(self._prompts):
+            self._generate(store)
+        kept = [store.found[place] for place in range(len(self._prompts))]
+        return [Answer(one["text"], one["tokens"], one["cut"]) for one in kept]
 
-    def _generate(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], store: Store) -> None:
-        model = self._loaded()
-        generation = self.settings.generation
-        room = longest_prompt(model.config, generation.max_new_tokens)
-        cut = sum(
-            room is not None and len(ids) > room for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        )
-        if cut:
-            self.observer.notify(Notice(f"{cut} prompts lose their beginning: the model has {room} positions for one"))
-        begun, tokens, known = time.perf_counter(), 0, len(store.found)
-        part = f"{self.subject.name}: answers"
-        self.observer.notify(Advance(part, known, len(prompts), 0.0, 0.0, 0.0, "tokens"))
+    def _generate(self, store: Store) -> None:
+        model, prompts = self._loaded(), self._prompts
+        lengths = [len(ids) for ids in self._tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+        if cut := sum(self._room is not None and length > self._room for length in lengths):
+            self.observer.notify(
+                Notice(f"{cut} prompts lose their beginning: the model has {self._room} positions for one")
+            )
+        progress = Progress(f"{self.subject.name}: answers", len(store.found), len(prompts), "tokens", self.observer)
         batches = answers_as_they_come(
             model,
-            tokenizer,
+            self._tokenizer,
             prompts,
-            generation,
+            self.settings.generation,
             self.machine.autocast(),
-            room,
+            self._room,
             known=frozenset(store.found),
             seed=self.seed,
             observer=self.observer,
         )
         for batch in batches:
-            if not batch:
-                continue
-            store.add({place: asdict(answer) for place, answer in batch})
-            tokens += sum(answer.tokens for _, answer in batch)
-            elapsed, done = time.perf_counter() - begun, len(store.found)
-            remaining = elapsed / max(1, done - known) * (len(prompts) - done)
-            self.observer.notify(Advance(part, done, len(prompts), elapsed, remaining, tokens / elapsed, "tokens"))
+            if batch:
+                store.add({place: asdict(answer) for place, answer in batch})
+                progress.add(len(store.found), sum(answer.tokens for _, answer in batch))
 
-    def _tasks(self, tokenizer: PreTrainedTokenizerBase, identity: dict[str, Any]) -> list[TaskResult]:
-        names = self.settings.tasks
-        if not names:
-            return []
-        files = {name: Path(name).read_text("utf-8") for name in names if Path(name).is_file()}
-        store = self._store("tasks", {"model": identity, "tasks": list(names), "files": files})
-        if not store.found or len(store.found) < store.found[0]["of"]:  # a group of tasks gives several results
-            model = self._loaded()
-            self._tell(f"tasks {', '.join(names)}")
-            size = self.settings.per_device_eval_batch_size
-            results = run_tasks(model, tokenizer, names, size, self.machine.autocast())
+    def _task(self, name: str) -> list[TaskResult]:
+        """The results of one task, several where it is a group. Those of a file of one's own are not kept.
+
+        What such a file includes and reads can't be told from outside.
+        """
+        kept = not Path(name).expanduser().is_file()
+        store = self._store("task", {"task": name}) if kept else None
+        if store is not None and store.found and len(store.found) == store.found[0]["of"]:
+            found = [store.found[place] for place in range(len(store.found))]
+            return [TaskResult(**{key: _tuple(one[key]) for key in TaskResult.__slots__}) for one in found]
+        model = self._loaded()
+        self._tell(f"task {name}")
+        size = self.settings.per_device_eval_batch_size
+        results = run_tasks(model, self._tokenizer, [name], size, self.machine.autocast(), self.observer)
+        if store is not None:
             store.add({place: asdict(result) | {"of": len(results)} for place, result in enumerate(results)})
-        kept = [store.found[place] for place in range(len(store.found))]
-        return [TaskResult(**{key: _tuple(one[key]) for key in TaskResult.__slots__}) for one in kept]
+        return results
 
 
 def _require_finite(name: str, losses: Sequence[RowLoss]) -> None:
@@ -204,8 +243,8 @@ def _require_finite(name: str, losses: Sequence[RowLoss]) -> None:
         raise NeftError(
             Problem(
                 f"{name}: the loss of a row is no number, so its weights are broken",
-                f"{broken[0].negative_log_likelihood} in {broken[0].where}, and in {len(broken) - 1} other rows",
-                "another model, or --set training.precision=float32 when it is trained",
+                f"{broken[0].negative_log_likelihood} in {broken[0].where}",
+                "another model; if a run's training ended so, a smaller --learning-rate",
             )
         )
 

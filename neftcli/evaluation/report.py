@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neftcli.data.formats import Example
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.evaluation.comparison import same_tokens
 from neftcli.evaluation.metrics import signatures, similarity
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
     from neftcli.evaluation.measure import Results
     from neftcli.evaluation.rows import Rows
+    from neftcli.evaluation.subjects import Subject
 
 OFTEN_CUT = 0.05
+DECIDES = "Intervals are of one comparison each; p is corrected for all of them, and decides."
 REFERENCE_METRICS = ("ROUGE-L", "BLEU", "chrF")
 
 
@@ -31,9 +34,9 @@ def scope(results: Sequence[Results]) -> str:
     if len(results) == 1:
         return f"Intervals are over {examples}: what others of their kind would give."
     if len(runs) < 2:
-        return f"Verdicts are over {examples}: what others of their kind would give, for these models."
+        return f"Verdicts are over {examples}: what others of their kind would give, for these models. {DECIDES}"
     seeds = f"seed {runs[0]}" if len(set(runs)) == 1 else f"seeds {runs[0]} and {runs[1]}"
-    return f"Verdicts are over {examples}, one run of each ({seeds}): they say nothing of other seeds."
+    return f"Verdicts are over {examples}, one run of each ({seeds}): they say nothing of other seeds. {DECIDES}"
 
 
 def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -41,13 +44,13 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
     main = results[0]
     baseline = next((one for one in results if one.subject.role == "baseline"), None)
     alpha = main.subject.recipe.neftune.alpha
-    if main.subject.run and alpha and baseline is None:
+    if main.subject.run and alpha and baseline is None and len(results) > 1:
         yield (
             "This shows what fine-tuning did. What the noise did shows only beside the same recipe without it: "
             "--baseline RUN, with alpha 0 and the same seed."
         )
-    if baseline and baseline.subject.run and main.subject.run:
-        yield from _other_differences(main, baseline)
+    if baseline:
+        yield from other_differences(main.subject, baseline.subject)
     for one in results[1:]:
         if not same_tokens(main, one):
             yield f"{one.subject.name} reads the rows as other tokens, so its loss is not compared."
@@ -57,7 +60,7 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
             limit = main.subject.recipe.evaluation.generation.max_new_tokens
             yield (
                 f"{cut} of {len(one.answers)} answers of {one.subject.name} were cut at {limit} tokens, and count as "
-                f"that long: --set evaluation.generation.max_new_tokens={2 * limit}"
+                "that long; evaluation.generation.max_new_tokens sets the limit."
             )
     if judged is not None:
         yield _judged(judged)
@@ -68,9 +71,11 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
         )
 
 
-def _other_differences(main: Results, baseline: Results) -> Iterator[str]:
+def other_differences(main: Subject, baseline: Subject) -> Iterator[str]:
     """Says where two runs differ in more than their noise."""
-    found = differences(main.subject.recipe, baseline.subject.recipe)
+    if not main.run or not baseline.run:
+        return
+    found = differences(main.saved_recipe(), baseline.saved_recipe())
     others = [
         f"{path} {ours} and {theirs}" for path, (ours, theirs) in found.items() if not path.startswith("neftune.")
     ]
@@ -80,13 +85,23 @@ def _other_differences(main: Results, baseline: Results) -> Iterator[str]:
         yield "Both runs have the same recipe."
 
 
+def instruction(example: Example) -> str:
+    """What is asked, for a judge, a leaderboard and a person; turns with who says them where there are several."""
+    return example.transcript() if example.turns else prompt_and_reference(example)[0]
+
+
 def _judged(judged: Scores) -> str:
     unparsed = sum("unparsed" in verdicts for verdicts in judged.verdicts)
+    if unparsed == len(judged.verdicts):
+        return (
+            "No verdict of the judge could be read, so there is no win rate: its replies are in judge/verdicts.jsonl "
+            "beside the runs; --judge-prompt asks in other words, evaluation.judge.max_tokens allows longer replies."
+        )
     parsed = [verdicts for verdicts in judged.verdicts if "unparsed" not in verdicts]
     split = sum(first != second for first, second in parsed)
     return (
         f"The judge's verdict depended on the order in {split} of {len(parsed)} pairs (ties, then); {unparsed} pairs "
-        "had a verdict that could not be read and are left out."
+        "had a verdict that could not be read or was refused, and are left out."
     )
 
 
@@ -99,8 +114,9 @@ def most_different(results: Sequence[Results], rows: Rows, count: int) -> Iterat
         similarity(ours.text, theirs.text) for ours, theirs in zip(results[0].answers, other.answers, strict=True)
     ]
     for place in sorted(range(len(likeness)), key=lambda place: (likeness[place], place))[:count]:
-        prompt, reference = prompt_and_reference(rows.examples[place])
-        yield SideBySide(prompt, reference, tuple(one.answers[place].text for one in results))
+        example = rows.examples[place]
+        reference = prompt_and_reference(example)[1]
+        yield SideBySide(instruction(example), reference, tuple(one.answers[place].text for one in results))
 
 
 def write(
@@ -154,7 +170,7 @@ def _outputs(main: Results, rows: Rows) -> list[dict[str, str]]:
     return [
         {
             "dataset": rows.label,
-            "instruction": prompt_and_reference(example)[0],
+            "instruction": instruction(example),
             "output": answer.text,
             "generator": main.subject.name,
         }

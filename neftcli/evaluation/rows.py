@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.formats import Example
-from neftcli.data.prepare import Questions, fingerprint, read_examples, read_questions
+from neftcli.data.prepare import Examples, Questions, fingerprint, read_examples, read_questions
 from neftcli.data.sources import BUILTIN, is_hub
 from neftcli.data.splits import choose, normalised
 from neftcli.errors import DataError, Problem
+from neftcli.evaluation.subjects import Subject, find_subject
 from neftcli.events import Notice, Observer, Phase, RowsReady
 from neftcli.models.hub import prefer_cache_if_unreachable
-from neftcli.recipe.loading import load_recipe
+from neftcli.runs.directory import RECORD, find_run
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.subjects import Subject
     from neftcli.recipe.schema import Data, Recipe
 
 DATASET = "neft eval ... --dataset FILE, with rows that were not trained on"
@@ -64,7 +64,7 @@ def read_rows_for(
     Raises:
         DataError: The rows can't be read, are no longer those that were held out, or were all trained on.
     """
-    recipes = [load_recipe(str(subject.run.path / "recipe.yaml")) for subject in subjects if subject.run]
+    recipes = [subject.saved_recipe() for subject in subjects if subject.run]
     sources = [source for recipe in recipes for source in (recipe.data.source, recipe.data.held_out_source) if source]
     hub = [is_hub(source) for source in [*sources, dataset or BUILTIN]]
     hub += [subject.reference.kind == "hub" for subject in subjects]
@@ -80,11 +80,12 @@ def read_rows_for(
         questions = read_questions(data)
         source = "built-in set, held out" if data.source == BUILTIN else data.source
         label = Path(data.source).name.partition(".")[0] or "rows"
-    trained = _trained_prompts([subject.name for subject in subjects if subject.run], recipes, observer)
-    kept = [example for example in questions.examples if normalised(example.prompt()) not in trained]
+    trained = _trained_prompts(subjects, observer)
+    distinct = list({(example.turns, example.text): example for example in questions.examples}.values())
+    kept = [example for example in distinct if trained.isdisjoint(map(normalised, example.prompts()))]
     if not kept:
         raise DataError(
-            Problem(f"{source}: a model here was trained on every one of these rows", f"{len(trained)} rows", DATASET)
+            Problem(f"{source}: a model here was trained on every one of these rows", f"{len(distinct)} rows", DATASET)
         )
     examples = choose(kept, max_rows, CHOSEN_BY) if max_rows and max_rows < len(kept) else kept
     observer.notify(
@@ -94,7 +95,8 @@ def read_rows_for(
             rows_read=questions.rows_read,
             rows=len(examples),
             with_answer=sum(bool(example.answer() or example.text) for example in examples),
-            trained_on=len(questions.examples) - len(kept),
+            trained_on=len(distinct) - len(kept),
+            repeated=len(questions.examples) - len(distinct),
             unusable={reason: tuple(places) for reason, places in questions.unusable.items()},
             unread=questions.unread,
         )
@@ -125,14 +127,12 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
             Problem(f"{needless[0]}: this needs --dataset; a run's own rows are read as they were", "", DATASET)
         )
     examples = read_examples(recipe.data)
-    assert subject.run is not None  # noqa: S101 - only runs have rows of their own
-    recorded = subject.run.read_json("run.json").get("data_sha256")
-    if recorded != fingerprint(examples.train, examples.held_out):
+    if not _is_unchanged(subject, examples):
         raise DataError(
             Problem(
                 f"{recipe.data.source}: the data has changed since {subject.name} was trained, so which rows were held "
                 "out is not known any more",
-                f"sha256 {str(recorded)[:12]}... in run.json",
+                "another data_sha256 than in run.json",
                 DATASET,
             )
         )
@@ -141,17 +141,42 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
     return Questions(examples.held_out, examples.layout, len(examples.held_out), {}, ())
 
 
-def _trained_prompts(names: Sequence[str], recipes: Sequence[Recipe], observer: Observer) -> set[str]:
-    """The normalised prompts that runs were trained on."""
+def _is_unchanged(subject: Subject, examples: Examples) -> bool:
+    """Whether a run's data is what it was trained on."""
+    assert subject.run is not None  # noqa: S101 - only runs are asked
+    return bool(subject.run.read_json(RECORD).get("data_sha256") == fingerprint(examples.train, examples.held_out))
+
+
+def _trained_prompts(subjects: Sequence[Subject], observer: Observer) -> set[str]:
+    """The normalised prompts that runs were trained on, with those of runs that they began from."""
     prompts: set[str] = set()
-    for name, recipe in zip(names, recipes, strict=True):
+    read: dict[str, Examples] = {}
+    for run in _with_their_origins(subjects):
+        data = run.saved_recipe().data
         try:
-            examples = read_examples(recipe.data)
+            examples = read.get(repr(data)) or read_examples(data)
+            changed = "" if _is_unchanged(run, examples) else "it has changed since"
         except DataError as error:
-            reason = error.problems[0].violated
-            observer.notify(
-                Notice(f"rows that {name} was trained on can't be told apart, since its data can't be read: {reason}")
-            )
+            changed = f"it can't be read: {error.problems[0].violated}"
+        if changed:
+            message = f"which rows {run.name} was trained on can't be told from its data: {changed}"
+            observer.notify(Notice(f"{message}; some of the rows here may be among them"))
         else:
-            prompts.update(normalised(example.prompt()) for example in examples.train)
+            read[repr(data)] = examples
+            prompts.update(normalised(prompt) for example in examples.train for prompt in example.prompts())
     return prompts
+
+
+def _with_their_origins(subjects: Sequence[Subject]) -> list[Subject]:
+    """The runs among the subjects, and the runs whose models those began from."""
+    runs: dict[Path, Subject] = {}
+    waiting = [subject for subject in subjects if subject.run]
+    while waiting:
+        run = waiting.pop()
+        assert run.run is not None  # noqa: S101 - only runs wait
+        if run.run.path.resolve() in runs:
+            continue
+        runs[run.run.path.resolve()] = run
+        if origin := find_run(run.saved_recipe().model.name):
+            waiting.append(find_subject(str(origin), "base", ()))
+    return list(runs.values())

@@ -40,7 +40,10 @@ class Store:
 
 
 def read_whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a last line that was torn by a kill is taken away, missing files have none."""
+    """The objects of a .jsonl file; missing files have none.
+
+    A last line that was torn by a kill is taken away; another that is damaged is left out, and measured again.
+    """
     if not path.is_file():
         return []
     content = path.read_bytes()
@@ -48,7 +51,17 @@ def read_whole_lines(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    # By bytes: a text's own line breaks count more characters than JSON escapes.
+    objects = [_object(line) for line in whole.split(b"\n")]
+    return [one for one in objects if one is not None]
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and "place" in value else None
 
 
 def append_lines(path: Path, objects: Any) -> None:

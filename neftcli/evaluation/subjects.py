@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +18,7 @@ from neftcli.models.names import ALIASES, Reference, resolve
 from neftcli.recipe.loading import load_recipe
 from neftcli.recipe.loading import resolve as resolve_recipe
 from neftcli.recipe.yaml_file import Layer, Setting
-from neftcli.runs.directory import NAME, RunDirectory, find_run
+from neftcli.runs.directory import NAME, RECORD, RunDirectory, find_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +27,16 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 Role = Literal["run", "baseline", "base", "model"]
-VERSIONS = ("torch", "transformers", "peft")
+VERSIONS = ("neftcli", "torch", "transformers", "tokenizers", "peft", "bitsandbytes")
+SETTINGS = ("*.json", "*.jinja", "*.py")
+READ = (
+    *("model.revision", "model.dtype", "model.chat_template", "model.trust_remote_code", "training.precision"),
+    *("data.config", "data.format", "data.columns", "data.system_prompt", "data.max_length"),
+    *("data.completion_only_loss", "evaluation.per_device_eval_batch_size", "evaluation.generation"),
+    *("evaluation.judge", "evaluation.tasks"),
+)
+"""What of a recipe an evaluation reads, and so can be set for one."""
+ADVICE = "neft recipes show quickstart --all    for the options below evaluation"
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Subject:
         home: The folder below which its results are kept.
         run: The run that it is; None for a model.
         tokenizer: The folder of the tokenizer, or None where it comes with the reference.
+        began_as: The fingerprint that the reference's weights must have, or None.
     """
 
     role: Role
@@ -49,6 +61,7 @@ class Subject:
     home: Path
     run: RunDirectory | None = None
     tokenizer: Path | None = None
+    began_as: str | None = None
 
     def column(self) -> EvaluatedModel:
         """Its column of the table."""
@@ -64,6 +77,10 @@ class Subject:
     def has_adapter(self) -> bool:
         """Whether it is an adapter on the reference's weights."""
         return self.run is not None and self.recipe.adapter.type != "none"
+
+    def saved_recipe(self) -> Recipe:
+        """How the run was trained, without what was typed since; of a model how it is loaded."""
+        return self.recipe if self.run is None else load_recipe(str(self.run.path / "recipe.yaml"))
 
     def load_tokenizer(self, layout: str, observer: Observer) -> PreTrainedTokenizerBase:
         """Its tokenizer, with a chat template unless rows are plain text."""
@@ -95,18 +112,29 @@ class Subject:
         """All that its numbers depend on, rows and settings aside.
 
         Raises:
-            ModelError: The hub can't tell which commit its model is of.
+            ModelError: It can't be reached, or a run's base model is not what the run was trained on.
         """
-        from neftcli.models.loading import folder_sha256, published_fingerprint
+        from neftcli.models.loading import fingerprint, folder_sha256, load_config
 
+        weights = fingerprint(self.reference, load_config(self.reference, self.recipe.model.trust_remote_code))
+        if self.began_as is not None and weights != self.began_as:
+            raise ModelError(
+                Problem(
+                    f"{self.reference.name} is not what the run was trained on: its weights have changed since",
+                    f"{weights}, and {self.began_as} in run.json",
+                    "--no-base" if self.run is None else "the weights of then, e.g. by model.revision",
+                )
+            )
+        local = self.reference.kind == "folder"
         return {
-            "weights": published_fingerprint(self.reference, self.recipe.model.trust_remote_code),
-            "adapter": folder_sha256(self.run.model) if self.run and self.has_adapter() else None,
+            "weights": weights,
+            "settings": folder_sha256(Path(self.reference.location), *SETTINGS) if local else None,
+            "adapter": folder_sha256(self.run.model, "*.safetensors", *SETTINGS)
+            if self.run and self.has_adapter()
+            else None,
             "quantization": [self.recipe.quantization.type, self.recipe.quantization.double_quantization],
-            "dtype": str(machine.weights),
-            "precision": machine.precision(),
-            "device": machine.device,
-            "versions": {name: metadata.version(name) for name in VERSIONS},
+            "arithmetic": [str(machine.weights), machine.bfloat16, machine.device],
+            "versions": {name: metadata.version(name) for name in VERSIONS if find_spec(name)},
         }
 
 
@@ -130,6 +158,8 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
     except OSError:  # a name too long for the file system
         raise _unknown(name) from None
     run = RunDirectory.open(folder)
+    recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
+    _require_read(overrides)
     fixed = [
         Problem(f"{setting.origin}: a run is evaluated as it was trained", setting.typed, "leave it out")
         for layer in overrides
@@ -138,13 +168,21 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
     ]
     if fixed:
         raise RecipeError(*fixed)
-    recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
     reference = (
         resolve(recipe.model.name, recipe.model.revision)
         if recipe.adapter.type != "none"
         else Reference(folder.name, "folder", str(run.model))
     )
-    return Subject(role, folder.name, recipe, reference, folder, run, run.model)
+    began_as = run.read_json(RECORD).get("model_fingerprint") if recipe.adapter.type != "none" else None
+    return Subject(role, folder.name, recipe, reference, folder, run, run.model, began_as)
+
+
+def _require_read(overrides: Sequence[Layer]) -> None:
+    """Refuses options that no evaluation reads."""
+    typed = [setting for layer in overrides for path, setting in layer.items() if not path.startswith(READ)]
+    if typed:
+        unread = "an evaluation does not read this option"
+        raise RecipeError(*(Problem(f"{one.origin}: {unread}", one.typed, ADVICE) for one in typed))
 
 
 def base_of(subject: Subject) -> Subject | None:
@@ -154,25 +192,35 @@ def base_of(subject: Subject) -> Subject | None:
     recipe = subject.recipe
     reference = resolve(recipe.model.name, recipe.model.revision)
     home = subject.home.parent / _folder_name(reference)
-    return Subject("base", reference.label(), recipe, reference, home, None, subject.run.model)
+    began_as = subject.run.read_json(RECORD).get("model_fingerprint")
+    return Subject("base", reference.label(), recipe, reference, home, None, subject.run.model, began_as)
 
 
 def _model(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
     try:
         named: Layer = {"model.name": Setting(name, "neft eval", name)}
         recipe = resolve_recipe([named, *overrides])
+        _require_read(overrides)
         reference = resolve(name, recipe.model.revision)
     except ModelError:
         if Path(name).exists():
             raise
         raise _unknown(name) from None
+    if reference.kind == "hub" and reference.alias is None and Path(name).parent.is_dir():
+        raise _unknown(name)  # such as runs/misspelt
     home = Path(recipe.output_dir) / _folder_name(reference)
     return Subject("model" if role == "run" else role, reference.label(), recipe, reference, home)
 
 
 def _unknown(name: str) -> InputError:
+    """What is said of a name that stands for nothing."""
     known = [*ALIASES, *(path.parent.name for path in Path("runs").glob("*/run.json"))]
     nearest = get_close_matches(Path(name).name, known, n=1, cutoff=0.5)
+    folders = []
+    with suppress(OSError):  # a name too long for the file system
+        folders = [place for place in (Path(name), Path("runs") / name) if (place / "model").is_dir()]
+    if folders:
+        return InputError(Problem(f"{folders[0]}: run.json is missing, so this is no run", name, f"{folders[0]}/model"))
     remedy = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"
     return InputError(Problem("there is no run and no model of this name", name, remedy, nearest[0] if nearest else ""))
 

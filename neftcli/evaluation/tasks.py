@@ -23,7 +23,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.errors import InputError, Problem
+from neftcli.evaluation.batches import not_enough_memory
 from neftcli.evaluation.mode import evaluation_mode
+from neftcli.events import Observer
 from neftcli.machine.device import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def run_tasks(
     tasks: Sequence[str],
     batch_size: int,
     autocast: AbstractContextManager[object] | None = None,
-    limit: int | None = None,
+    observer: Observer | None = None,
 ) -> list[TaskResult]:
     """The results of `model`, in the order of `tasks`.
 
@@ -105,7 +107,7 @@ def run_tasks(
             its own folder.
         batch_size: Texts computed at once; fewer where memory is short.
         autocast: Arithmetic of the forward pass; as loaded if None. Log-likelihoods are summed in float32 anyway.
-        limit: Documents of each task; all if None.
+        observer: Is told where the batch is halved.
 
     Raises:
         InputError: As in `check_tasks`, or a task's data can't be reached or used.
@@ -117,6 +119,7 @@ def run_tasks(
     # What tasks print would get among the results on stdout.
     with evaluation_mode(model), redirect_stdout(sys.stderr), _own_weights(model):
         harness_model = _harness_model(model, tokenizer, batch_size, autocast)
+        harness_model.observer = observer
         # All are loaded before the first is evaluated, which may take hours. Each is seeded, so that its result does
         # not depend on the tasks before it.
         loaded = []
@@ -125,7 +128,7 @@ def run_tasks(
                 loaded.append(_loaded(task))
         for harness_tasks in loaded:
             with _seeded():
-                results += _evaluated(harness_model, harness_tasks, limit)
+                results += _evaluated(harness_model, harness_tasks)
     return results
 
 
@@ -224,7 +227,7 @@ def _loading_problem(task: str, error: Exception) -> Problem:
     )
 
 
-def _evaluated(harness_model: Any, loaded: Any, limit: int | None) -> list[TaskResult]:
+def _evaluated(harness_model: Any, loaded: Any) -> list[TaskResult]:
     """The results of one task, or of what a group or tag holds."""
     from lm_eval import evaluate
 
@@ -232,7 +235,7 @@ def _evaluated(harness_model: Any, loaded: Any, limit: int | None) -> list[TaskR
         if part.get_config("num_fewshot") is None:
             part.set_config("num_fewshot", 0)
         part.set_fewshot_seed(FEWSHOT_SEED)
-    found = evaluate(harness_model, loaded, limit=limit, bootstrap_iters=0)
+    found = evaluate(harness_model, loaded, bootstrap_iters=0)
     parts_of = {name: [part.task_name for part in group.get_all_tasks()] for name, group in loaded["groups"].items()}
     inner = {child for children in loaded["group_map"].values() for child in children}
     results, covered = [], set()
@@ -305,6 +308,8 @@ def _harness_model_class() -> Any:
         Requests come longest first, so it is nearly always the first batch that fails, and little is computed again.
         """
 
+        observer: Observer | None = None
+
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
 
@@ -327,7 +332,10 @@ def _harness_model_class() -> Any:
                     if self.batch_size_per_gpu == 1 or not is_out_of_memory(error):
                         raise
                 # Behind the handler, whose error would keep the batch's tensors alive.
+                whole = self.batch_size_per_gpu
                 self.batch_size_per_gpu //= 2
+                if self.observer is not None:
+                    self.observer.notify(not_enough_memory(whole, self.batch_size_per_gpu))
 
     return QuietWithinMemory
 

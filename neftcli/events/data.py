@@ -77,7 +77,8 @@ class RowsReady:
         rows_read: Rows read.
         rows: Rows that are evaluated on.
         with_answer: Those that hold an answer, and so have a loss.
-        trained_on: Rows left out since a model here was trained on their prompt.
+        trained_on: Rows left out since a model here was trained on one of their prompts.
+        repeated: Rows left out since they repeat an earlier one.
         unusable: Reason to the places of the rows that were left out for it.
         unread: Columns of the first row that its layout does not read.
     """
@@ -88,6 +89,7 @@ class RowsReady:
     rows: int
     with_answer: int
     trained_on: int
+    repeated: int
     unusable: dict[str, tuple[str, ...]]
     unread: tuple[str, ...] = ()
 

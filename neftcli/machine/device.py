@@ -44,8 +44,12 @@ class Machine:
         return "bf16" if self.bfloat16 or self.weights.itemsize == 2 else "fp32"
 
 
-def choose_machine(recipe: Recipe) -> Machine:
+def choose_machine(recipe: Recipe, *, trains: bool = True) -> Machine:
     """The device that is there, and the types that `recipe` asks for or that are fast on it.
+
+    Args:
+        recipe: The resolved recipe.
+        trains: All weights may be trained; a model that is only measured needs no float32 on a GPU.
 
     Raises:
         InputError: Several GPUs are visible, or a launcher started several processes.
@@ -55,9 +59,9 @@ def choose_machine(recipe: Recipe) -> Machine:
     if torch.cuda.device_count() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             Problem(
-                "training runs in one process on one device for now",
+                "neft runs in one process on one device for now",
                 f"{torch.cuda.device_count()} GPUs, WORLD_SIZE {os.environ.get('WORLD_SIZE', '1')}",
-                "CUDA_VISIBLE_DEVICES=0 neft train ...",
+                "CUDA_VISIBLE_DEVICES=0 neft ...",
             )
         )
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -65,7 +69,7 @@ def choose_machine(recipe: Recipe) -> Machine:
     bfloat16 = wanted == "bfloat16" or (wanted == "auto" and multiplies_bfloat16(device))
     if recipe.model.dtype != "auto":
         weights = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.model.dtype]
-    elif device != "cpu" and recipe.adapter.type != "none" and bfloat16:
+    elif device != "cpu" and (recipe.adapter.type != "none" or not trains) and bfloat16:
         weights = torch.bfloat16  # frozen weights need no more; adapters are kept in float32
     else:
         weights = torch.float32

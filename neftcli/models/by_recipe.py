@@ -68,9 +68,21 @@ def longest_sequence(config: Any) -> int | None:
 
 
 def longest_prompt(config: Any, max_new_tokens: int) -> int | None:
-    """Tokens of a prompt that leave positions for an answer; None where the configuration names no limit."""
+    """Tokens of a prompt that leave positions for an answer; None where the configuration names no limit.
+
+    Raises:
+        ModelError: An answer alone would fill all positions.
+    """
     limit = longest_sequence(config)
-    return None if limit is None else max(1, limit - max_new_tokens)
+    if limit is not None and max_new_tokens >= limit:
+        raise ModelError(
+            Problem(
+                f"evaluation.generation.max_new_tokens must leave positions for a prompt: this model has {limit}",
+                str(max_new_tokens),
+                f"--set evaluation.generation.max_new_tokens={limit // 2}",
+            )
+        )
+    return None if limit is None else limit - max_new_tokens
 
 
 def require_positions(config: Any, longest: int) -> None:

@@ -150,27 +150,25 @@ def fingerprint(reference: Reference, config: Any) -> str:
     return f"sha256 {folder_sha256(Path(reference.location))}"
 
 
-def folder_sha256(folder: Path) -> str:
-    """SHA-256 over those of the safetensors files in a folder, in hexadecimal."""
-    hashes = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+def folder_sha256(folder: Path, *patterns: str) -> str:
+    """SHA-256 over those of files in a folder, in hexadecimal; of its safetensors files without patterns."""
+    files = {file for pattern in patterns or ("*.safetensors",) for file in folder.glob(pattern)}
+    hashes = {file.name: sha256(file) for file in sorted(files)}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
-def published_fingerprint(reference: Reference, trust_remote_code: bool) -> str:
-    """`fingerprint` without loading the weights.
+def load_config(reference: Reference, trust_remote_code: bool) -> Any:
+    """The model's configuration, without its weights.
 
     Raises:
         ModelError: The model can't be reached.
     """
     from transformers import AutoConfig
 
-    config = None
-    if reference.kind == "hub":
-        with explained(reference):
-            config = AutoConfig.from_pretrained(
-                reference.location, revision=reference.revision, trust_remote_code=trust_remote_code
-            )
-    return fingerprint(reference, config)
+    with explained(reference):
+        return AutoConfig.from_pretrained(
+            local_or_hub(reference), revision=reference.revision, trust_remote_code=trust_remote_code
+        )
 
 
 @contextmanager

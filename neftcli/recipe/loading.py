@@ -15,7 +15,6 @@ from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
@@ -295,7 +294,7 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "--qlora, or adapter.type: lora",
             )
         )
-    if urlsplit(recipe.evaluation.judge.base_url or "").username is not None:
+    if "@" in (recipe.evaluation.judge.base_url or ""):
         problems.append(
             Problem(
                 f"{where('evaluation.judge.base_url')}: evaluation.judge.base_url must hold no name and no password",

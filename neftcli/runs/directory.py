@@ -21,8 +21,10 @@ TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
 def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
     """The folder of a run: its path, its name below `parent`, or the path of its model; None where there is none."""
     path = Path(name).expanduser()
-    places = [path, parent / path] + ([path.parent] if path.name == "model" else [])
-    return next((place for place in places if (place / RECORD).is_file()), None)
+    whole = path.resolve()
+    places = [path, parent / path, *([path.parent] if whole.name == "model" else [])]
+    found = next((place for place in places if (place / RECORD).is_file()), None)
+    return found.resolve() if found is not None and not found.name else found  # "." has no name of its own
 
 
 class RunDirectory:
@@ -82,6 +84,8 @@ class RunDirectory:
                     f"{path / RECORD}: this is not the record of a run", f"{type(error).__name__}: {error}", TRAIN_AGAIN
                 )
             ) from None
+        if not (path / "recipe.yaml").is_file():
+            raise InputError(Problem(f"{path}: this run has no recipe.yaml", f"status {status}", TRAIN_AGAIN))
         if not any(directory.model.glob("*.safetensors")):
             raise InputError(Problem(f"{path}: this run has no model", f"status {status}", TRAIN_AGAIN))
         return directory

@@ -12,8 +12,8 @@ from neftcli.data.splits import normalised
 def chooses(examples: Sequence[Example]) -> list[bool]:
     """For each example whether it is of the half that chooses.
 
-    Prompts are ordered by a hash and taken in turn, so that equal prompts stay on one side and the sides do not depend on
-    the order of the rows.
+    Prompts are ordered by a hash and taken in turn, so that equal prompts stay on one side and the sides do not depend
+    on the order of the rows.
     """
     prompts = [normalised(example.prompt()) for example in examples]
     order = sorted(set(prompts), key=lambda prompt: blake2b(prompt.encode("utf-8", "surrogatepass")).digest())

@@ -25,6 +25,7 @@ from neftcli.data.tokens import tokenize
 from neftcli.evaluation.loss import mean_loss, row_losses
 from tests.conftest import Result, events, quick_arguments
 from tests.judge_server import judge_server, status
+from tests.tiny import tiny_model
 from tests.unit.evaluation.test_judge import longer
 
 Neft = Callable[..., Result]
@@ -214,6 +215,74 @@ def test_rows_that_were_trained_on_are_left_out(neft: Neft, runs: Path, rows_fil
         assert (rows["rows_read"], rows["rows"], rows["trained_on"]) == (60, 12, 48)
 
 
+def test_turns_that_were_trained_on_are_known_in_other_conversations(neft: Neft, runs: Path, rows_file: Path) -> None:
+    """Longer chats that begin with a question that was trained on."""
+    asked = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    longer = [
+        {
+            "messages": [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["completion"]},
+                {"role": "user", "content": "And why?"},
+                {"role": "assistant", "content": "So."},
+            ]
+        }
+        for row in asked
+    ]
+    Path("longer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in longer))
+    told = events(neft("eval", "tiny-a5-s0", "--dataset", "longer.jsonl", "--no-answers", "--json").out)
+    [rows] = [event for event in told if event["event"] == "RowsReady"]
+    assert (rows["rows_read"], rows["rows"], rows["trained_on"]) == (60, 12, 48)
+
+
+def test_repeated_rows_count_once(neft: Neft, runs: Path) -> None:
+    line = json.dumps({"prompt": "Name a river.", "completion": "Seine."}) + "\n"
+    Path("twice.jsonl").write_text(line * 3)
+    told = events(neft("eval", "tiny-a5-s0", "--dataset", "twice.jsonl", "--no-answers", "--no-base", "--json").out)
+    [rows] = [event for event in told if event["event"] == "RowsReady"]
+    assert (rows["rows"], rows["repeated"]) == (1, 2)
+
+
+def test_training_data_that_changed_is_said_where_rows_come_from_elsewhere(
+    neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "mine.jsonl"
+    shutil.copy(rows_file, data)
+    assert neft(*quick, "--dataset", data).code == 0
+    data.write_text(data.read_text().replace("Apple", "Pear"))
+    (tmp_path / "new.jsonl").write_text(json.dumps({"prompt": "Name a river.", "completion": "Seine."}) + "\n")
+    arguments = ["--dataset", tmp_path / "new.jsonl", "--no-answers", "--no-base"]
+    result = neft("eval", tmp_path / "runs" / "tiny-a5-s0", *arguments)
+    assert "note: which rows tiny-a5-s0 was trained on can't be told from its data: it has changed since" in result.out
+
+
+def test_a_base_model_that_changed_is_refused(neft: Neft, runs: Path, tiny_folder: Callable[..., Path]) -> None:
+    """An adapter on other weights would be evaluated as something that nobody trained."""
+    folder = runs.parent / "elsewhere"
+    shutil.copytree(tiny_folder("llama"), folder)
+    recipe = (runs / "lora-a5-s0" / "recipe.yaml").read_text().replace(str(tiny_folder("llama")), str(folder))
+    (runs / "lora-a5-s0" / "recipe.yaml").write_text(recipe)
+    assert neft("eval", "lora-a5-s0", "--no-answers").code == 0
+    tiny_model("llama", seed=1).save_pretrained(folder)
+    result = neft("eval", "lora-a5-s0", "--no-answers")
+    assert result.code == 2
+    assert "its weights have changed since" in result.err
+
+
+def test_answers_longer_than_the_model_are_refused(neft: Neft, runs: Path) -> None:
+    result = neft("eval", "tiny-a5-s0", "--set", "evaluation.generation.max_new_tokens=1024")
+    assert result.code == 2
+    assert "evaluation.generation.max_new_tokens must leave positions for a prompt: this model has 1024" in result.err
+
+
+def test_another_question_has_a_report_of_its_own(neft: Neft, runs: Path) -> None:
+    folders = [
+        report_of(neft("eval", "tiny-a5-s0", "--no-answers", "--json", *extra))["folder"]
+        for extra in ([], ["--max-rows", 5], [], ["--no-base"])
+    ]
+    assert folders == [f"runs/tiny-a5-s0/evaluation/held-out{end}" for end in ("", "-2", "", "-3")]
+
+
 def test_data_that_changed_since_training_is_refused(
     neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path
 ) -> None:
@@ -224,10 +293,10 @@ def test_data_that_changed_since_training_is_refused(
     data.write_text(data.read_text().replace("Apple", "Pear"))
     result = neft("eval", run)
     assert result.code == 2
-    assert re.sub(r"[0-9a-f]{12}\.\.\.", "<hash>", result.err) == (
+    assert result.err == (
         f"{data}: the data has changed since tiny-a5-s0 was trained, so which rows were held out is not known any "
         "more\n"
-        "  received sha256 <hash> in run.json\n"
+        "  received another data_sha256 than in run.json\n"
         "  try      neft eval ... --dataset FILE, with rows that were not trained on\n"
         "1 problem; nothing was started.\n"
     )
@@ -343,11 +412,22 @@ def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) ->
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_judge_that_is_not_there_is_told_of_before_anything_is_measured(neft: Neft, runs: Path) -> None:
+    with judge_server() as server:
+        address = server.url
+    result = neft("eval", "tiny-a5-s0", "--judge", address, "--judge-model", "m")
+    assert result.code == 2
+    assert f"evaluation.judge.base_url: no connection to {address}" in result.err
+    assert not (runs / "tiny-a5-s0" / "evaluation").exists()
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
 def test_a_judge_that_fails_keeps_what_was_measured(neft: Neft, runs: Path) -> None:
     with judge_server() as server:
         server.always = status(401)
         result = neft("eval", "tiny-a5-s0", "--judge", server.url, "--judge-model", "m", *SHORT)
     assert result.code == 1
+    assert "held-out loss: run=" in result.out  # what was measured is reported all the same
     assert "refuses to answer without a key in OPENAI_API_KEY" in result.err
     assert "the same command again: it goes on from there" in result.err
     assert len(kept_files(runs / "tiny-a5-s0", "answers")) == 12
@@ -395,17 +475,51 @@ def test_a_run_without_a_model_is_refused(neft: Neft, runs: Path) -> None:
     )
 
 
+def test_a_folder_that_lacks_a_file_of_a_run_is_told_so(neft: Neft, runs: Path) -> None:
+    (runs / "tiny-a5-s0" / "run.json").unlink()
+    assert "runs/tiny-a5-s0: run.json is missing" in neft("eval", "tiny-a5-s0").err
+    (runs / "tiny-a0-s0" / "recipe.yaml").unlink()
+    assert "runs/tiny-a0-s0: this run has no recipe.yaml" in neft("eval", "tiny-a0-s0").err
+    assert "there is no run and no model of this name" in neft("eval", "runs/tiny-a7-s0").err
+
+
+def test_what_a_failed_start_made_is_taken_away(neft: Neft, runs: Path) -> None:
+    """A hub model that can't be had leaves nothing that looks like a run."""
+    assert neft("eval", "opt-125m", "--no-answers").code == 2
+    assert not (runs / "opt-125m").exists()
+
+
+def test_rows_without_answers_and_no_answers_is_nothing_to_measure(neft: Neft, runs: Path) -> None:
+    Path("questions.jsonl").write_text('{"prompt": "Name a river."}\n')
+    result = neft("eval", "tiny-a5-s0", "--dataset", "questions.jsonl", "--no-answers")
+    assert result.code == 2
+    assert "there is nothing to measure" in result.err
+
+
+def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path) -> None:
+    rows = [{"prompt": "a" * 600, "completion": "b"}, {"prompt": "a", "completion": "b"}]
+    Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = neft("eval", "tiny-a5-s0", "--dataset", "long.jsonl", "--no-answers", "--no-base", "--max-length", "300")
+    assert "note: tiny-a5-s0: 1 rows have no loss: their question alone fills data.max_length" in result.out
+    assert "n=1" in result.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--export", "csv"], "--export writes one format"),
         (["--no-answers", "--show", "3"], "--show needs answers"),
-        (["--set", "training.seed=3"], "--set training.seed: a run is evaluated as it was trained"),
+        (["--set", "training.seed=3"], "--set training.seed: an evaluation does not read this option"),
+        (["--set", "evaluation.samples=3"], "--set evaluation.samples: an evaluation does not read this option"),
+        (["--chat-template", "chatml"], "--chat-template: a run is evaluated as it was trained"),
+        (["--judge", "http://[::1/v1", "--judge-model", "m"], "must be an http:// or https:// address"),
+        (["--judge", "https://h/v1?api-key=secret", "--judge-model", "m"], "received https://h/v1\n"),
         (["--set", "data.max_length=64"], "data.max_length: this needs --dataset"),
         (["--judge", "http://127.0.0.1:1/v1"], "judge"),
         (["--judge", "http://me:secret@127.0.0.1:1/v1", "--judge-model", "m"], "must hold no name and no password"),
         (["--dataset", "missing.jsonl"], "there is no file or folder of this name: missing.jsonl"),
         (["--set", "evaluation.generation.max_new_token=3"], "is not an option"),
+        (["--set", "evalution.tasks=[a]"], "evalution.tasks is not an option"),
         (["--baseline", "x" * 300], "there is no run and no model of this name"),
     ],
 )

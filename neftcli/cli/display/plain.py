@@ -98,10 +98,8 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.Advance) -> list[str]:
-        return [
-            f"{event.part}: done={event.done} of={event.total} {event.unit}_per_second={event.rate:.1f} "
-            f"eta={event.remaining:.0f}s"
-        ]
+        known = f" {event.unit}_per_second={event.rate:.1f} eta={event.remaining:.0f}s" if event.rate else ""
+        return [f"{event.part}: done={event.done} of={event.total}{known}"]
 
     @_lines.register
     def _(self, event: events.EvaluationReport) -> list[str]:
@@ -111,7 +109,9 @@ class PlainLines:
                 f"{model.role}={words.value(row.metric, found)}"
                 for model, found in zip(event.models, row.values, strict=True)
             )
-            lines.append(f"{row.metric}: {' '.join(values)}")
+            own = row.values[0] if len(event.models) == 1 else None
+            ends = words.interval(row.metric, own.low, own.high, signed=False) if own else ""
+            lines.append(f"{row.metric}: {' '.join(values)}{f' interval={ends} n={own.n}' if own else ''}")
         for one in event.comparisons:
             lines.append(
                 f"{one.metric} against {one.against}: "

@@ -27,12 +27,12 @@ def evaluated(report: EvaluationReport, width: int) -> RenderableType:
     parts.append(Text())
     parts += [_sentence(line, "bold") for line in words.conclusions(report)]
     parts.append(_sentence(report.scope, ""))
-    parts += [_sentence(remark, "dim") for remark in report.remarks]
+    parts += [_sentence(f"! {remark}", "yellow") for remark in report.remarks]
     for one in report.shown:
         parts += [Text(), _side_by_side(report, one)]
     parts += [
         Text(),
-        Text.assemble((" finished", "bold green"), f"   {report.folder}   ", (text.duration(report.seconds), "dim")),
+        Text.assemble((" finished", "bold green"), (f" {text.duration(report.seconds)}  ", "dim"), report.folder),
     ]
     for number, (command, reason) in enumerate(words.next_commands(report)):
         parts.append(Text.assemble(" next  " if number == 0 else "       ", (command, "bold"), ("   " + reason, "dim")))

@@ -115,6 +115,8 @@ def row_notices(event: RowsReady) -> list[str]:
         notices.append(f"columns that are not read: {', '.join(event.unread)}")
     if event.trained_on:
         notices.append(f"{event.trained_on} rows left out: a model here was trained on their prompts")
+    if event.repeated:
+        notices.append(f"{event.repeated} rows left out: they repeat an earlier row")
     return notices
 
 

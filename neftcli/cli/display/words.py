@@ -93,6 +93,7 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
     if main.alpha and not has_baseline:
         commands.append((f"neft train --recipe {main.source}/recipe.yaml --alpha 0", "the same without noise, then"))
         commands.append((f"neft eval {main.source} --baseline THAT_RUN", "what the noise did"))
-    if not report.shown and len(report.models) > 1:
+    has_answers = any(row.metric == "answer tokens" for row in report.metrics)
+    if not report.shown and has_answers and len(report.models) > 1:
         commands.append(("the same command with --show 5", "answers side by side"))
     return commands

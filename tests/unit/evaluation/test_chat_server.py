@@ -6,6 +6,7 @@ Oracles: the requests that a real server on loopback counts, and a search for th
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import os
 import signal
@@ -157,7 +158,7 @@ def test_openais_newer_name_of_the_limit(server: JudgeServer, tmp_path: Path) ->
     server.always = status(400, "max_completion_tokens and max_tokens are both wrong")
     with pytest.raises(JudgeError):
         judge_pairs([Pair("new", "a", "b")], judge_of(server), tmp_path / "c.jsonl", silent)
-    assert len(server.requests) == 7
+    assert len(server.requests) == 5 + 3  # max_tokens, the other name of it, and at once the other name
 
 
 # Failures that stay
@@ -184,6 +185,30 @@ def test_what_is_answered_before_a_failure_is_kept(concurrency: int, server: Jud
     assert len(server.requests) == 13
 
 
+@pytest.mark.parametrize("code", [400, 413, 422])
+def test_a_question_that_is_refused_alone_does_not_end_the_others(
+    code: int, server: JudgeServer, tmp_path: Path
+) -> None:
+    """Too long, say, or moderated: its pair has no score, the others have theirs, and it is asked again next time."""
+    pairs = [Pair("fine", "a", "b"), Pair("forbidden", "a", "b"), Pair("fine, too", "a", "b")]
+
+    def moderate(exchange: Exchange) -> None:
+        if "forbidden" in json.dumps(exchange.request.body):
+            status(code, "this is not discussed here")(exchange)
+        else:
+            exchange.reply("A")
+
+    server.always = moderate
+    told: list[tuple[int, int]] = []
+    found = judge_pairs(pairs, judge_of(server), tmp_path / "c.jsonl", lambda *numbers: told.append(numbers))
+    assert [one.score for one in found] == [0.5, None, 0.5]
+    assert found[1].verdicts == ("unparsed", "unparsed")
+    assert told[-1] == (6, 6)
+    asked = len(server.requests)
+    assert judge_pairs(pairs, judge_of(server), tmp_path / "c.jsonl", silent) == found
+    assert len(server.requests) == asked + 2
+
+
 def test_a_failure_waits_a_little_for_what_is_under_way(
     server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +220,7 @@ def test_a_failure_waits_a_little_for_what_is_under_way(
         exchange.reply("A")
 
     chosen = judge_of(server, concurrency=3, max_retries=0)
-    server.script = [slow, stuck, status(400)]
+    server.script = [slow, stuck, status(403)]
     start = time.monotonic()
     with pytest.raises(JudgeError, match="1 of 4 questions are answered"):
         judge_pairs(PAIRS, chosen, tmp_path / "c.jsonl", silent)
@@ -210,7 +235,7 @@ def test_a_failure_waits_a_little_for_what_is_under_way(
         (403, KEY, "refuses the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then the same command again"),
         (401, "", "refuses to answer without a key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY"),
         (404, "", "knows no model m, or the address is wrong", "--judge-model NAME"),
-        (400, "", "failed; 0 of 4", "put right what it says, then the same command again"),
+        (400, "", "refuses the question; 0 of 4", "put right what it says, then the same command again"),
     ],
 )
 def test_a_wrong_key_or_name_fails_at_once(
@@ -222,7 +247,7 @@ def test_a_wrong_key_or_name_fails_at_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One request and no more; the message says what to type."""
+    """None is asked again; the message says what to type."""
     monkeypatch.setenv("OPENAI_API_KEY", key)
     server.always = status(code, "go away")
     with pytest.raises(JudgeError) as caught:
@@ -231,7 +256,7 @@ def test_a_wrong_key_or_name_fails_at_once(
     assert violated in problem.violated
     assert problem.received == f"{code}: go away"
     assert remedy in problem.remedy
-    assert len(server.requests) == 1
+    assert len(server.requests) == (4 if code == 400 else 1)  # a 400 may be of one question alone
 
 
 INTERRUPTED = """

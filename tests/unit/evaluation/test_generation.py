@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
@@ -206,9 +207,15 @@ def test_the_models_own_sampling_does_not_leak_in() -> None:
     expected = texts(model, tokenizer, PROMPTS, GREEDY)
     model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, top_p=0.5, repetition_penalty=2.0)
     model.generation_config.max_new_tokens = 3
+    model.generation_config.update(num_beams=3, no_repeat_ngram_size=1, suppress_tokens=[*range(5, 120)], min_p=0.5)
+    own = model.generation_config
     for seed in range(3):
         torch.manual_seed(seed)
         assert texts(model, tokenizer, PROMPTS, GREEDY) == expected
+    assert model.generation_config is own
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))  # which changes nothing before it is trained
+    assert texts(adapted, tokenizer, PROMPTS, GREEDY) == expected
+    assert model.generation_config is own
 
 
 def test_sampling_follows_the_seed_and_the_temperature() -> None:

@@ -36,6 +36,23 @@ def test_the_first_result_of_an_item_stays(tmp_path: Path) -> None:
     assert [line["text"] for line in Store(tmp_path, "answers", {}).found.values()] == ["first", "other"]
 
 
+@given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=5))
+def test_any_text_is_found_again(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    """Also those with line breaks of which JSON knows nothing, such as U+2028."""
+    folder = tmp_path_factory.mktemp("store")
+    Store(folder, "answers", {}).add({place: {"text": text} for place, text in enumerate([*texts, "a\u2028b\x85c"])})
+    found = Store(folder, "answers", {}).found
+    assert [found[place]["text"] for place in range(len(texts) + 1)] == [*texts, "a\u2028b\x85c"]
+
+
+def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
+    store = Store(tmp_path, "answers", {})
+    store.add(RESULTS)
+    lines = store.path.read_bytes().splitlines(keepends=True)
+    store.path.write_bytes(b"".join([lines[0], b"\x00\xff{]\n", b"[]\n", *lines[2:]]))
+    assert sorted(Store(tmp_path, "answers", {}).found) == [0, 2, 3, 4]
+
+
 def test_each_thing_that_results_depend_on_has_a_file_of_its_own(tmp_path: Path) -> None:
     keys = [{"a": 1}, {"a": 2}, {"a": 1, "b": None}, {"b": 1}]
     paths = {Store(tmp_path, kind, key).path for kind in ("answers", "losses") for key in keys}

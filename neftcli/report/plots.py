@@ -1,0 +1,397 @@
+"""Plots of a sweep over alpha, each as PNG and SVG: a metric against alpha, and learning curves.
+
+Made for print: one column (88 mm) where few arms are drawn, else the page (180 mm), with text of 8 to 9 points. Colours
+are those of Okabe and Ito (Color Universal Design, 2008), ordered so that neighbours differ in grey; a marker or a
+dash pattern says the same as the colour. Values that are not finite are left out, and a line below the plot says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tempfile
+import textwrap
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")
+# 8 markers and 5 dash patterns: 40 pairs before one comes again, without any colour.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+GREY = "0.45"
+SINGLE: dict[str, Any] = {"marker": "o", "markersize": 3.2, "markerfacecolor": "white", "linestyle": "none"}
+UNTUNED: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": (0, (1, 2))}
+COLUMN, PAGE = 88.0, 180.0  # mm
+DPI = 300
+TYPE = 9.0  # points
+MANY = 8  # more arms than this take the page's width, more legend entries a smaller type
+REFERENCES = 4  # lines of alpha 0 that can be told apart
+ENLARGED = 0.4  # a second half that takes less of the range than this gets a panel of its own
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so widths are the same on every machine
+    "font.size": TYPE,
+    "axes.titlesize": TYPE,
+    "legend.handlelength": 2.8,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False),
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "0.9",
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "neft",
+}
+_one_at_a_time = threading.Lock()  # matplotlib's settings belong to the process
+
+
+@dataclass(frozen=True, slots=True)
+class ArmPoints:
+    """One arm of a sweep: a mean over seeds, its interval, and the seeds.
+
+    Attributes:
+        alpha: Noise strength.
+        label: Other swept settings, e.g. "learning_rate 1e-05"; empty without.
+        value: Mean over seeds.
+        low: Lower end of its 95 % interval; None without.
+        high: Upper end.
+        seeds: Each seed's value.
+    """
+
+    alpha: float
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    seeds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What one cell measured while training.
+
+    Attributes:
+        alpha: Noise strength.
+        label: Other swept settings; empty without.
+        seed: The cell's seed.
+        steps: Updates done at each measurement, ascending.
+        values: What was measured there.
+    """
+
+    alpha: float
+    label: str
+    seed: int
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+def plot_metric(
+    folder: Path, stem: str, metric: str, unit: str, better: str, points: Sequence[ArmPoints], base: float | None
+) -> list[Path]:
+    """Writes a metric against alpha, with intervals and single seeds, as `stem`.png and `stem`.svg.
+
+    Args:
+        folder: Where to; made if missing.
+        stem: The files' name.
+        metric: What was measured.
+        unit: Its unit, or an empty string.
+        better: lower, higher, or none where neither is good or bad in itself.
+        points: The arms, in any order.
+        base: The untuned model's value; drawn where it is near the others, else written below.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
+    with _style():
+        return _write(_metric_figure(metric, unit, better, points, base), folder, stem)
+
+
+def plot_curves(folder: Path, stem: str, title: str, unit: str, curves: Sequence[Curve]) -> list[Path]:
+    """Writes learning curves as `stem`.png and `stem`.svg: one panel per label, one style per alpha.
+
+    A thin line is one seed, a thick one the mean over an arm's seeds at the steps that all of them have.
+
+    Args:
+        folder: Where to; made if missing.
+        stem: The files' name.
+        title: What was measured.
+        unit: Its unit, or an empty string.
+        curves: One per cell, in any order.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
+    with _style():
+        return _write(_curves_figure(title, unit, curves), folder, stem)
+
+
+def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoints], base: float | None) -> Figure:
+    alphas = sorted({point.alpha for point in points})
+    labels = list(dict.fromkeys(point.label for point in points))
+    width = COLUMN if len(alphas) * len(labels) <= MANY else PAGE
+    figure = _figure(width, 70.0)
+    axes = figure.add_subplot()
+    places, gap = _place_alphas(axes, alphas, len(labels), width)
+    slot = gap * min(0.7 / max(1, len(labels)), 0.2 * len(alphas))
+    for number, label in enumerate(labels):
+        shift = (number - (len(labels) - 1) / 2) * slot
+        arms = sorted((point for point in points if point.label == label), key=lambda point: point.alpha)
+        _draw_arms(axes, [(places[arm.alpha] + shift, arm) for arm in arms], slot, number)
+        for arm in arms if len(labels) <= REFERENCES else ():
+            if arm.alpha == 0 and math.isfinite(arm.value):
+                colour = GREY if len(labels) == 1 else COLOURS[number % len(COLOURS)]
+                axes.axhline(arm.value, color=colour, linewidth=0.6, zorder=1, gid=f"alpha-0-{number}")
+    drawn = [end for point in points for end in (point.value, *point.seeds, *_interval(point)) if math.isfinite(end)]
+    notes = [_missing(points)]
+    if base is not None and math.isfinite(base):
+        low, high = _limits(drawn or [math.nan])
+        if low - (high - low) / 2 <= base <= high + (high - low) / 2:
+            axes.axhline(base, gid="base", **UNTUNED)
+            drawn.append(base)
+        else:
+            notes.append(f"Untuned model: {base:.6g}{', outside this range' if drawn else ''}.")
+    _scale(axes, drawn)
+    direction = "" if better == "none" else f"\n{better} is better"
+    axes.set_ylabel(textwrap.fill(f"{metric} ({unit})" if unit else metric, 34) + direction)
+    entries = _metric_legend(axes, labels, any(len(point.seeds) > 1 for point in points))
+    _finish(figure, entries, " ".join(filter(None, notes)))
+    return figure
+
+
+def _draw_arms(axes: Axes, arms: Sequence[tuple[float, ArmPoints]], slot: float, number: int) -> None:
+    """Draws the arms of one label, each at its place, with the width `slot` to itself."""
+    colour = COLOURS[number % len(COLOURS)]
+    for place, arm in arms:
+        if ends := _interval(arm):
+            gid = f"interval-{number}-{_number(arm.alpha)}"
+            axes.plot([place] * 2, ends, color=colour, marker="_", linewidth=1.0, gid=gid)
+    means = [(place, arm.value) for place, arm in arms if math.isfinite(arm.value)]
+    axes.plot(*zip(*means, strict=True), zorder=4, gid=f"mean-{number}", **_marks(number))
+    most = max((len(arm.seeds) for _, arm in arms), default=0)
+    if most > 1:
+        # Beside the bar, each seed always at the same distance, so that it is known again at the next alpha.
+        step = 0.32 * slot / math.ceil(most / 2)
+        singles = [
+            (place + step * (seed // 2 + 1) * (1 if seed % 2 else -1), value)
+            for place, arm in arms
+            for seed, value in enumerate(arm.seeds)
+            if math.isfinite(value)
+        ]
+        axes.plot(*zip(*singles, strict=True), color=colour, zorder=5, gid=f"seeds-{number}", **SINGLE)
+
+
+def _metric_legend(axes: Axes, labels: Sequence[str], several: bool) -> list[Line2D]:
+    """The legend's entries: the labels, and what those marks mean that were drawn; `several` says whether seeds are."""
+    colour = COLOURS[0] if len(labels) == 1 else GREY
+    blank = "as in the recipe" if len(labels) > 1 else "mean over seeds" if several else "one seed"
+    meanings = {
+        "interval": _entry("95 % interval", color=colour, marker="|", markersize=9, linestyle="none"),
+        "seeds": _entry("single seed", color=colour, **SINGLE),
+        "alpha": _entry("level of alpha 0", color=GREY, linewidth=0.6),
+        "base": _entry("untuned model", **UNTUNED),
+    }
+    drawn = {str(line.get_gid()).split("-")[0] for line in axes.lines}
+    arms = [_entry(label or blank, **_marks(number)) for number, label in enumerate(labels)]
+    return arms + [entry for kind, entry in meanings.items() if kind in drawn]
+
+
+def _curves_figure(title: str, unit: str, curves: Sequence[Curve]) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
+    alphas = sorted({curve.alpha for curve in curves})
+    shown, enlarged = _panels(curves)
+    columns = 2 if len(shown) == 4 else min(len(shown), 3)
+    rows = math.ceil(len(shown) / columns)
+    figure = _figure(PAGE, 80.0 if rows == 1 else 60.0 * rows)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[len(shown) :]:
+        axes.remove()
+    for place, (axes, (heading, chosen)) in enumerate(zip(grid, shown, strict=False)):
+        for number, alpha in enumerate(alphas):
+            _draw_seeds(axes, [curve for curve in chosen if curve.alpha == alpha], number)
+        axes.set_title(textwrap.fill(heading, 80 // columns))
+        if place + columns >= len(shown):
+            axes.set_xlabel("update")
+        if place and not enlarged:
+            axes.sharex(grid[0])
+            axes.tick_params(labelleft=place % columns == 0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        _scale(axes, _finite(chosen if enlarged else curves))
+    figure.supylabel(f"{title} ({unit})" if unit else title, fontsize=TYPE)
+    count, found = sum(len(curve.values) for curve in curves), len(_finite(curves))
+    note = f"Left out, as they are not finite: {count - found} of {count} values." if found < count else ""
+    _finish(figure, [_entry(f"alpha {_number(alpha)}", **_marks(number)) for number, alpha in enumerate(alphas)], note)
+    return figure
+
+
+def _panels(curves: Sequence[Curve]) -> tuple[list[tuple[str, list[Curve]]], bool]:
+    """Each panel's heading and curves; where the first updates take most of the range, the rest is enlarged (True)."""
+    labels = list(dict.fromkeys(curve.label for curve in curves)) or [""]
+    panels = [(label, [curve for curve in curves if curve.label == label]) for label in labels]
+    half = max((step for curve in curves for step in curve.steps), default=0) / 2
+    late = []
+    for curve in curves:
+        kept = sum(step < half for step in curve.steps)
+        late.append(replace(curve, steps=curve.steps[kept:], values=curve.values[kept:]))
+    values, ends = _finite(curves), _finite(late)
+    if len(labels) == 1 and ends and max(ends) - min(ends) < ENLARGED * (max(values) - min(values)):
+        label = labels[0] and f"{labels[0]}, "
+        return [(f"{label}all updates", panels[0][1]), (f"{label}second half, enlarged", late)], True
+    return panels, False
+
+
+def _draw_seeds(axes: Axes, curves: Sequence[Curve], number: int) -> None:
+    """Draws one arm: its seeds thin, their mean thick and with a few markers."""
+    found = [
+        {step: value for step, value in zip(curve.steps, curve.values, strict=True) if math.isfinite(value)}
+        for curve in curves
+    ]
+    for seed in found if len(found) > 1 else ():
+        points = zip(*sorted(seed.items()), strict=True)
+        axes.plot(*points, color=COLOURS[number % len(COLOURS)], linewidth=0.5, alpha=0.45, gid=f"seed-{number}")
+    shared = sorted(set.intersection(*map(set, found))) if found else []
+    means = [math.fsum(seed[step] for seed in found) / len(found) for step in shared]
+    every = max(1, len(means) // 6)
+    start = number * every // 4 % every  # so that not all arms have their markers at the same steps
+    axes.plot(shared, means, linewidth=1.6, markevery=(start, every), zorder=3, gid=f"mean-{number}", **_marks(number))
+
+
+def _marks(number: int) -> dict[str, Any]:
+    """Colour, marker and dash pattern of that number."""
+    colour, marker, dash = (kind[number % len(kind)] for kind in (COLOURS, MARKERS, DASHES))
+    return {"color": colour, "marker": marker, "linestyle": dash}
+
+
+def _entry(text: str, **marks: Any) -> Line2D:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=text, **marks)
+
+
+def _place_alphas(axes: Axes, alphas: Sequence[float], labels: int, width: float) -> tuple[dict[float, float], float]:
+    """Where each alpha stands, to scale where names and arms have room, else evenly; and the smallest gap."""
+    names = [_number(alpha) for alpha in alphas]
+    room = width / 25.4 * 72 - 70  # points; the rest is the other axis
+    name = max(map(len, names), default=1) * 0.65 * TYPE + 4
+    span = alphas[-1] - alphas[0] if alphas else 0.0
+    gap = min((after - before for before, after in itertools.pairwise(alphas)), default=1.0)
+    to_scale = not span or room * gap / (span + gap) >= max(name, 5.0 * labels)
+    places, gap = (list(alphas), gap) if to_scale else ([float(place) for place in range(len(alphas))], 1.0)
+    axes.set_xticks(places, names, rotation=90 if room < name * len(alphas) and not to_scale else 0)
+    if places:
+        axes.set_xlim(places[0] - 0.5 * gap, places[-1] + 0.5 * gap)
+    axes.set_xlabel("NEFTune alpha" if to_scale else "NEFTune alpha (not to scale)")
+    return dict(zip(alphas, places, strict=True)), gap
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """Sets limits that hold all values, and ticks with all their digits: no offset stands beside the axis."""
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter, StrMethodFormatter
+
+    if not values:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center")
+        return
+    low, high = _limits(values)
+    size = max(abs(low), abs(high))
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    if 1e-3 <= size < 1e6:
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    else:
+        digits = 2 + max(0, math.ceil(math.log10(size / (high - low))))
+        axes.yaxis.set_major_formatter(StrMethodFormatter(f"{{x:.{digits}e}}"))
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """The values' range and a margin; values that are equal but for rounding get a range of their size."""
+    low, high = min(values), max(values)
+    size = max(abs(low), abs(high))
+    margin = 0.06 * (high - low) if high - low > 1e-9 * size else (0.01 * size or 1.0)
+    return low - margin, high + margin
+
+
+def _finite(curves: Sequence[Curve]) -> list[float]:
+    return [value for curve in curves for value in curve.values if math.isfinite(value)]
+
+
+def _missing(points: Sequence[ArmPoints]) -> str:
+    """Which arms lack a value."""
+    arms = [point for point in points if not all(map(math.isfinite, (point.value, *point.seeds)))]
+    names = "; ".join(f"alpha {_number(arm.alpha)} {arm.label}".strip() for arm in arms)
+    return names and f"Values that are not finite are left out: {names}."
+
+
+def _interval(arm: ArmPoints) -> tuple[float, ...]:
+    """Both ends of the interval; nothing where one is missing."""
+    ends = tuple(end for end in (arm.low, arm.high) if end is not None and math.isfinite(end))
+    return ends if len(ends) == 2 else ()
+
+
+def _number(alpha: float) -> str:
+    short = f"{alpha:g}"
+    return short if float(short) == alpha else repr(alpha)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Matplotlib's own settings and ours, whatever the user's are; put back afterwards."""
+    import matplotlib.style
+
+    with _one_at_a_time, warnings.catch_warnings(), matplotlib.style.context(STYLE, after_reset=True):
+        warnings.filterwarnings("ignore", "Glyph")  # a box in the PNG; the SVG has the character
+        yield
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of that many millimetres, unknown to pyplot; it is drawn by Agg, or as SVG, when it is saved."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / 25.4, height / 25.4), dpi=DPI, layout="constrained")
+
+
+def _finish(figure: Figure, entries: Sequence[Line2D], note: str) -> None:
+    """Puts a legend above and a note below, and makes the figure higher by as much."""
+    width, height = figure.get_size_inches()
+    size = 8.0 if len(entries) <= MANY else 7.0
+    for entry in entries:
+        entry.set_label(textwrap.fill(str(entry.get_label()), int(72 * width / (0.62 * size)) - 8))
+    for columns in (5, 4, 3, 2, 1):
+        legend = figure.legend(handles=entries, loc="outside upper center", ncols=columns, fontsize=size)
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    height += legend.get_window_extent().height / figure.dpi
+    if note:
+        text = textwrap.fill(note, int(72 * width / (0.58 * 7)))
+        figure.supxlabel(text, fontsize=7, x=0.01, ha="left")
+        height += (text.count("\n") + 1) * 9 / 72
+    figure.set_size_inches(width, height)
+
+
+def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Writes the figure as PNG and SVG, each whole or not at all; the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    for path, metadata in zip(paths, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                figure.savefig(file, format=path.suffix[1:], metadata=metadata)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    return paths
