@@ -35,6 +35,7 @@ check: setup  ## ruff, mypy and the contracts of the imports: seconds
 	$(BIN)/mypy
 	$(BIN)/lint-imports --verbose
 
-bench: setup  ## the exactness table and the start-up times
+bench: setup  ## the exactness table, answers in batches, and the start-up times
 	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/startup.py

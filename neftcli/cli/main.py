@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import neftcli
-from neftcli.cli import data, eval, models, recipes, train
+from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.errors import NeftError, Problem
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
+app.command("sweep-alpha")(sweep.sweep_alpha)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("models")(models.models)

@@ -203,6 +203,19 @@ def _task_rows(results: Sequence[Results]) -> list[tuple[MetricRow, list[_Questi
     return rows
 
 
+def task_metrics(results: Results) -> dict[str, dict[str, object]]:
+    """Benchmark tasks with a value for each document: name to direction and values."""
+    return {
+        f"{task.task} {task.metric}": {
+            "better": "higher" if task.higher_is_better else "lower",
+            "values": list(task.per_example),
+            "weights": None,
+        }
+        for task in results.tasks
+        if task.per_example
+    }
+
+
 def _win_rates(judged: Scores | None, models: int) -> list[tuple[MetricRow, list[_Question]]]:
     """How often the evaluated model's answer won, over all pairs and over those of like length."""
     if judged is None:

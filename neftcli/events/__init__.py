@@ -24,6 +24,7 @@ from neftcli.events.evaluation import (
     MetricRow,
     SideBySide,
 )
+from neftcli.events.sweep import ArmRow, CellState, SweepReport, SweepStarted
 from neftcli.events.training import (
     Evaluated,
     ModelReady,
@@ -38,6 +39,8 @@ from neftcli.events.training import (
 
 __all__ = [
     "Advance",
+    "ArmRow",
+    "CellState",
     "Comparison",
     "DataReady",
     "Estimated",
@@ -60,6 +63,8 @@ __all__ = [
     "SideBySide",
     "SplitCounts",
     "StepLogged",
+    "SweepReport",
+    "SweepStarted",
     "Token",
     "TrainingStarted",
 ]
@@ -95,6 +100,9 @@ Event = (
     | RowsReady
     | Advance
     | EvaluationReport
+    | SweepStarted
+    | CellState
+    | SweepReport
 )
 
 

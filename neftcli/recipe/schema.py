@@ -210,7 +210,7 @@ class Training:
 class Generation:
     """How answers are generated."""
 
-    max_new_tokens: Annotated[Count, Option("Longest answer in tokens.")] = 128
+    max_new_tokens: Annotated[Count, Option("Longest answer in tokens.")] = 256
     repetition_penalty: Annotated[Positive, Option("1 is none; the authors used 1.2.")] = 1.2
     do_sample: Annotated[bool, Option("Sample in place of taking the likeliest token.")] = False
     temperature: Annotated[Positive, Option("Temperature when sampling.")] = 1.0

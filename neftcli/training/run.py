@@ -55,6 +55,7 @@ def train(
     observer: Observer,
     shelf: Shelf | None = None,
     and_then: Callable[[RunDirectory, Any, Materials], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> RunFinished:
     """Fine-tunes by `recipe` and returns what came of it.
 
@@ -64,11 +65,12 @@ def train(
         shelf: Keeps what was loaded for the next run with the same model and rows; the weights are the same to the bit
             with it and without.
         and_then: Is given the finished run's folder, its tuned model and the materials.
+        stop: Is asked behind every update whether to stop there.
 
     Raises:
         InputError: The recipe names a model or data that can't be used; nothing was started.
         TrainingError: Training started and could not go on; the run's record says so.
-        Interrupted: Ctrl-C.
+        Interrupted: Ctrl-C, or `stop` said so.
     """
     begun = time.perf_counter()
     prepare_process()
@@ -78,7 +80,7 @@ def train(
     directory.write_text("recipe.yaml", to_yaml(recipe))
     record = RunRecord(directory, recipe)
     with _recorded_end(record, directory), library_chatter(directory.log):
-        run = _Run(recipe, directory, record, observer)
+        run = _Run(recipe, directory, record, observer, stop)
         if materials is None:
             assert inputs is not None  # noqa: S101 - read above
             materials = load_materials(recipe, *inputs, run)
@@ -97,8 +99,16 @@ def train(
 class _Run:
     """The parts of one run, in the order in which they are done."""
 
-    def __init__(self, recipe: Recipe, directory: RunDirectory, record: RunRecord, observer: Observer) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: RunDirectory,
+        record: RunRecord,
+        observer: Observer,
+        stop: Callable[[], bool] | None,
+    ) -> None:
         self.recipe, self.directory, self.record, self.observer = recipe, directory, record, observer
+        self.stop = stop
 
     def notify(self, event: Event) -> None:
         """Tells the observer, and keeps what is a measurement in `metrics.jsonl`."""
@@ -190,6 +200,7 @@ class _Run:
             recipe.evaluation.every,
             machine.device,
             before_last=lambda: self._save(trainer.model, tokenizer, reference),
+            stop=self.stop,
         )
         trainer = build_trainer(recipe, machine, model, tokenizer, prepared.train, self.directory, watch)
         tuned = trainer.model

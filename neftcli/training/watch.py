@@ -16,7 +16,9 @@ from neftcli.neftune import Noise
 
 
 class Watch(TrainerCallback):
-    """The one callback of the trainer; `before_last` is called before the evaluation behind the last update.
+    """The one callback of the trainer.
+
+    `before_last` is called before the evaluation behind the last update, and `stop` is asked behind each update.
 
     Attributes:
         noise: The attached noise; set when training begins.
@@ -30,11 +32,12 @@ class Watch(TrainerCallback):
         every: float,
         device: str,
         before_last: Callable[[], None],
+        stop: Callable[[], bool] | None = None,
     ) -> None:
         self.noise: Noise | None = None
         self.evaluated: Evaluated | None = None
         self._observer, self._evaluate, self._every, self._device = observer, evaluate, every, device
-        self._before_last = before_last
+        self._before_last, self._stop = before_last, stop
         self._evaluation_seconds = 0.0
         self._started = self._row_started = 0.0
         self._row_tokens = 0.0
@@ -49,13 +52,19 @@ class Watch(TrainerCallback):
             self.noise.begin_step(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tells of the progress; asks for a log row where an evaluation follows."""
+        """Tells of the progress; asks for a log row where an evaluation follows.
+
+        Raises:
+            KeyboardInterrupt: The run is to stop here.
+        """
         elapsed = time.perf_counter() - self._started
         training = elapsed - self._evaluation_seconds
         remaining = training / state.global_step * (state.max_steps - state.global_step)
         evaluations = self._evaluation_seconds / max(1, self._done(state.global_step, state.max_steps))
         remaining += evaluations * (round(1 / self._every) - self._done(state.global_step, state.max_steps))
         self._observer.notify(Progress(state.global_step, state.max_steps, elapsed, max(remaining, 0.0)))
+        if self._stop is not None and self._stop():
+            raise KeyboardInterrupt
         if self._is_due(state):
             control.should_log = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import singledispatchmethod
 from types import TracebackType
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neftcli import events
-from neftcli.cli.display import report, text, words
+from neftcli.cli.display import report, sweep, text, words
 
 RECENT_ROWS = 10
 EVALUATED_ROWS = 6
@@ -33,6 +34,8 @@ class LiveDisplay:
         self._phase: Spinner | None = None
         self._progress: events.Progress | None = None
         self._advance: events.Advance | None = None
+        self._cells: dict[tuple[str, int], events.CellState] = {}
+        self._sweep_begun, self._done_before = 0.0, 0
         self._live = Live(console=self.console, auto_refresh=True, refresh_per_second=8, transient=True)
         self._live.get_renderable = self._render  # type: ignore[method-assign]
 
@@ -51,6 +54,8 @@ class LiveDisplay:
         self._live.stop()
         if rows is not None:  # the run did not finish: its rows are still wanted
             self.console.print(rows)
+        if self._cells:
+            self.console.print(self._cell_rows())
 
     def notify(self, event: events.Event) -> None:
         """Takes note of an event and draws."""
@@ -137,6 +142,27 @@ class LiveDisplay:
         self.console.print(report.evaluated(event, self.console.width))
 
     @_take.register
+    def _(self, event: events.SweepStarted) -> None:
+        self._cells = {(state.arm, state.seed): state for state in event.cells}
+        self._sweep_begun = time.monotonic()
+        self._done_before = sum(state.state == "done" for state in event.cells)
+        self._phase = None
+        self._print(Text(text.sweep_line(event), style="bold"))
+        if event.added_baseline:
+            self._note("alpha 0 was added: it is the baseline of every comparison")
+
+    @_take.register
+    def _(self, event: events.CellState) -> None:
+        self._cells[event.arm, event.seed] = event
+
+    @_take.register
+    def _(self, event: events.SweepReport) -> None:
+        self._live.stop()
+        self.console.print(self._cell_rows())
+        self._cells.clear()
+        self.console.print(sweep.verdict(event))
+
+    @_take.register
     def _(self, event: events.InspectedRow) -> None:
         self.console.print(inspected(event))
 
@@ -161,11 +187,17 @@ class LiveDisplay:
             parts.append(self._table())
         if self._progress is not None:
             parts += [Text(), self._bar(self._progress)]
+        if self._cells:
+            parts.append(self._cell_rows())
         if self._advance is not None:
             parts.append(self._part(self._advance))
         if self._phase is not None:
             parts.append(self._phase)
         return Group(*parts)
+
+    def _cell_rows(self) -> RenderableType:
+        elapsed = time.monotonic() - self._sweep_begun
+        return sweep.cells(list(self._cells.values()), elapsed, self._done_before)
 
     def _bar(self, progress: events.Progress) -> RenderableType:
         times = f"{text.duration(progress.elapsed)} gone, {text.duration(progress.remaining)} left"

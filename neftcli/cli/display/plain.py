@@ -9,7 +9,8 @@ from neftcli import events
 from neftcli.cli.display import text, words
 from neftcli.cli.display.pipe import write
 
-FINAL = events.RunFinished | events.EvaluationReport | events.Notice
+FINAL = events.RunFinished | events.EvaluationReport | events.SweepReport | events.Notice
+SOME = 5  # lines on the updates of a cell of a sweep
 
 
 class PlainLines:
@@ -19,6 +20,7 @@ class PlainLines:
         self._stream = stream
         self._quiet = quiet
         self._progress = events.Progress(0, 0, 0.0, 0.0)
+        self._told: tuple[str, str, int] | None = None  # the last cell of a sweep that was told of
 
     def notify(self, event: events.Event) -> None:
         """Writes the lines of an event, if it has any."""
@@ -125,6 +127,47 @@ class PlainLines:
             lines += [f"  {model.role}: {a}" for model, a in zip(event.models, shown.answers, strict=True)]
         lines.append(f"finished: {event.folder} in {event.seconds:.0f}s")
         return lines + [f"next: {command}    {reason}" for command, reason in words.next_commands(event)]
+
+    @_lines.register
+    def _(self, event: events.SweepStarted) -> list[str]:
+        added = ["note: alpha 0 was added: it is the baseline of every comparison"] if event.added_baseline else []
+        states = [f"cell {state.key}: {state.arm} seed={state.seed} state={state.state}" for state in event.cells]
+        return [f"sweep: {text.sweep_line(event)}", *added, *states]
+
+    @_lines.register
+    def _(self, event: events.CellState) -> list[str]:
+        told = (event.key, event.state, event.step // max(1, event.total_steps // SOME))
+        if told == self._told:
+            return []
+        self._told = told
+        step = f" step={event.step} of={event.total_steps}" if event.state == "training" else ""
+        loss = f" held_out_loss={event.loss:.4f}" if event.loss is not None else ""
+        left = f" eta={event.remaining:.0f}s" if event.remaining else ""
+        problem = f" problem={event.problem}" if event.problem else ""
+        return [f"cell {event.key}: {event.arm} seed={event.seed} state={event.state}{step}{loss}{left}{problem}"]
+
+    @_lines.register
+    def _(self, event: events.SweepReport) -> list[str]:
+        lines = []
+        for arm in event.arms:
+            values = " ".join(f"{name}={words.value(name, value)}" for name, value in arm.values.items())
+            lines.append(f"alpha {arm.alpha:g}{', ' + arm.label if arm.label else ''}: seeds={arm.seeds} {values}")
+            lines += [self._compared(arm, one) for one in arm.comparisons]
+        lines += [*event.conclusion, event.scope]
+        lines += [f"failed: {state.arm} seed={state.seed}: {state.problem}" for state in event.failed]
+        if event.unfinished:
+            lines.append(f"unfinished: {event.unfinished} cells")
+        if event.saved:
+            lines.append(f"saved by racing: {event.saved} cells")
+        return [*lines, f"finished: {event.folder} in {event.seconds:.0f}s, best -> {event.chosen}"]
+
+    def _compared(self, arm: events.ArmRow, one: events.Comparison) -> str:
+        return (
+            f"  {one.metric} of alpha {arm.alpha:g} against alpha 0: "
+            f"difference={words.number(one.metric, one.difference, signed=True)} "
+            f"interval={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
+            f"n={one.n} can_see={words.number(one.metric, one.detectable)} verdict={one.verdict}"
+        )
 
     @_lines.register
     def _(self, event: events.InspectedRow) -> list[str]:

@@ -6,7 +6,7 @@ import unicodedata
 
 from rich.text import Text
 
-from neftcli.events import DataReady, ModelReady, NoiseMeasured, Plan, RowsReady, RunFinished
+from neftcli.events import DataReady, ModelReady, NoiseMeasured, Plan, RowsReady, RunFinished, SweepStarted
 
 PLACES = 3
 SHORT = 300
@@ -106,6 +106,15 @@ def data_notices(event: DataReady) -> list[str]:
             f"{event.rows_read - used} rows are not used: data.max_rows and data.held_out_rows leave them out"
         )
     return notices
+
+
+def sweep_line(event: SweepStarted) -> str:
+    """What a sweep will do."""
+    done = sum(state.state == "done" for state in event.cells)
+    arms = len({state.arm for state in event.cells})
+    seeds = len({state.seed for state in event.cells})
+    before = f", {done} of them done before" if done else ""
+    return f"{event.folder} · {arms} arms x {seeds} seeds = {len(event.cells)} cells{before}"
 
 
 def row_notices(event: RowsReady) -> list[str]:

@@ -1,0 +1,75 @@
+"""Answers in batches against one prompt at a time, alternating, in one process.
+
+    python benchmarks/generation.py --prompts 32 --rounds 2
+
+Prints tokens a second (median over rounds), their ratios, and how many answers differ from those of batch 1:
+in float32 none should; in bfloat16 another batch can round a score the other way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+from neftcli.data.prepare import read_examples
+from neftcli.data.tokens import render_prompt
+from neftcli.evaluation.generation import generate_answers
+from neftcli.machine.device import choose_machine
+from neftcli.machine.process import prepare_process
+from neftcli.models.by_recipe import load_model_of
+from neftcli.models.loading import load_tokenizer
+from neftcli.models.names import resolve
+from neftcli.recipe.loading import assignment, load_recipe
+
+SIZES = (1, 8, 32)
+
+
+def main() -> None:
+    """Measures and prints a table for each arithmetic."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--model", default="smollm2-135m")
+    options = parser.parse_args()
+    prepare_process()
+    for precision in ("bfloat16", "float32"):
+        measure(options, precision)
+
+
+def measure(options: Any, precision: str) -> None:
+    """One arithmetic: every size in turn, round by round."""
+    recipe = load_recipe("quickstart", [assignment(f"training.precision={precision}")])
+    reference = resolve(options.model)
+    machine = choose_machine(recipe)
+    model = load_model_of(recipe, reference, machine)
+    tokenizer, _ = load_tokenizer(reference)
+    examples = read_examples(recipe.data).held_out[: options.prompts]
+    prompts = [render_prompt(tokenizer, example) for example in examples]
+    generation = replace(recipe.evaluation.generation, max_new_tokens=options.max_new_tokens)
+    rates: dict[int, list[float]] = {size: [] for size in SIZES}
+    texts: dict[int, list[str]] = {}
+    generate_answers(model, tokenizer, prompts[:2], generation, machine.autocast())  # first touch of memory
+    for _ in range(options.rounds):
+        for size in SIZES:
+            begun = time.perf_counter()
+            answers = generate_answers(
+                model, tokenizer, prompts, replace(generation, batch_size=size), machine.autocast()
+            )
+            seconds = time.perf_counter() - begun
+            rates[size].append(sum(answer.tokens for answer in answers) / seconds)
+            texts[size] = [answer.text for answer in answers]
+    print(f"\n{options.model}, {precision}, {machine.name}, {len(prompts)} prompts, {options.rounds} rounds")
+    print("batch   tokens/s   ratio to 1   answers that differ from batch 1")
+    single = statistics.median(rates[1])
+    for size in SIZES:
+        rate = statistics.median(rates[size])
+        other = sum(one != two for one, two in zip(texts[1], texts[size], strict=True))
+        print(f"{size:5}   {rate:8.1f}   {rate / single:10.2f}   {other} of {len(prompts)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A sweep on a terminal: one row a cell while it runs, and the verdict at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from neftcli.cli.display import text, words
+from neftcli.events import ArmRow, CellState, Comparison, SweepReport
+
+STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
+VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
+SETTLED = ("done", "failed", "dropped")
+
+
+def cells(states: Sequence[CellState], elapsed: float, begun_done: int) -> RenderableType:
+    """One row for each cell, and how far the whole is.
+
+    Args:
+        states: The cells.
+        elapsed: Seconds since the sweep began.
+        begun_done: Cells that were done before.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in (" arm", "seed", "state", "update", "held-out", "left"):
+        table.add_column(column, justify="left" if column in (" arm", "state") else "right", no_wrap=True)
+    for state in states:
+        table.add_row(
+            f" {state.arm}",
+            str(state.seed),
+            Text(state.state, style=STATE_STYLES.get(state.state, "dim")),
+            f"{state.step}/{state.total_steps}" if state.total_steps and state.state == "training" else "",
+            text.loss(state.loss) if state.loss is not None else "",
+            text.duration(state.remaining) if state.remaining and state.state == "training" else "",
+        )
+    done = sum(state.state in SETTLED for state in states)
+    new = done - begun_done
+    left = f", about {text.duration(elapsed / new * (len(states) - done))} left" if new else ""
+    grid = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=max(1, len(states)), completed=done, width=32)
+    grid.add_row(" ", bar, f"{done}/{len(states)} cells", f"{text.duration(elapsed)} gone{left}")
+    return Group(table, Text(), grid)
+
+
+def verdict(report: SweepReport) -> RenderableType:
+    """The last screen of a sweep."""
+    parts: list[RenderableType] = [Text()]
+    for metric in report.metrics:
+        parts += [_table(report, metric), Text()]
+    parts += [Text(f" {line}", style="bold") for line in report.conclusion]
+    parts.append(Text(f" {report.scope}"))
+    parts += [
+        Text(f" ! {state.arm}, seed {state.seed} failed: {state.problem}", style="red") for state in report.failed
+    ]
+    if report.unfinished:
+        parts.append(Text(f" ! {report.unfinished} cells are not done; this is of those that are", style="yellow"))
+    if report.saved:
+        parts.append(Text(f" Racing made {report.saved} cells needless."))
+    done = Text.assemble((" finished", "bold green"), (f" {text.duration(report.seconds)}  ", "dim"), report.folder)
+    return Group(
+        *parts, Text(), done, Text(f"       verdict.md, cells.csv, plots/, best -> {report.chosen}", style="dim")
+    )
+
+
+def _table(report: SweepReport, metric: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column(" arm", overflow="fold")
+    columns = [metric, "difference", "95 % interval", "p (Holm)", "can see"]
+    described = [name for name in ("answer tokens", "2-gram repetition") if name in report.arms[0].values]
+    for column in (*columns, *(name.split()[-1] for name in described)):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for arm in report.arms:
+        found = next((one for one in arm.comparisons if one.metric == metric), None)
+        table.add_row(
+            Text(f" alpha {arm.alpha:g}" + (f", {arm.label}" if arm.label else "")),
+            Text(words.value(metric, arm.values.get(metric))),
+            *_compared(metric, found),
+            *(Text(words.value(name, arm.values.get(name))) for name in described),
+            _word(arm, found),
+        )
+    return table
+
+
+def _compared(metric: str, found: Comparison | None) -> list[Text]:
+    if found is None:
+        return [Text("-")] * 4
+    return [
+        Text(words.number(metric, found.difference, signed=True)),
+        Text(words.interval(metric, found.low, found.high)),
+        Text(words.probability(found.p_adjusted)),
+        Text(words.number(metric, found.detectable)),
+    ]
+
+
+def _word(arm: ArmRow, found: Comparison | None) -> Text:
+    if found is None:
+        return Text("too few rows" if arm.alpha else "baseline", style="dim")
+    return Text(found.verdict + (" (dropped)" if arm.dropped else ""), style=VERDICT_STYLES.get(found.verdict, ""))

@@ -1,0 +1,55 @@
+"""`neft sweep-alpha`: which alpha, and are you sure?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from neftcli.cli.display import choose_display
+from neftcli.cli.options import QUICKSTART, with_overrides
+from neftcli.recipe.schema import keys
+
+OF_CELLS = frozenset(key.path for key in keys() if key.option.flag and not key.option.only) - {
+    "neftune.alpha",
+    "training.seed",
+}
+OF_ANSWERS = ("evaluation.judge.base_url", "evaluation.judge.model", "evaluation.judge.prompt", "evaluation.tasks")
+
+
+@with_overrides("sweep-alpha", OF_CELLS | frozenset(OF_ANSWERS))
+def sweep_alpha(
+    overrides: list[dict[str, Any]],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[SWEEP]", help="The folder of a sweep to go on with.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="NAME|FILE", help="What each cell is trained by; without it: quickstart."),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=V,V", help="Sweep another option as well. May be repeated."),
+    ] = None,
+    race: Annotated[
+        bool, typer.Option("--race", help="Arms that can't be the best any more get no further seeds.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and what is done; train nothing.")] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the result and errors.")] = False,
+) -> None:
+    """Train a grid of alphas with paired seeds, and say which differences can be told from nothing.
+
+    The same command again, or the sweep's folder, goes on: what is done is skipped.
+    """
+    from neftcli.recipe.loading import file_layers
+    from neftcli.recipe.yaml_file import Setting
+    from neftcli.sweep.sweep import Request, layers_of, sweep
+
+    typed = [*overrides]
+    if grid:
+        typed.append({"sweep.grid": Setting(tuple(grid), "--grid", ", ".join(grid))})
+    layers = layers_of(folder, typed) if folder else [*file_layers(recipe or QUICKSTART), *typed]
+    with choose_display(json_lines=json_lines, quiet=quiet) as display:
+        sweep(Request(tuple(layers), folder, race, dry_run), display)

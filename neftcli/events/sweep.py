@@ -1,0 +1,101 @@
+"""What a sweep tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neftcli.events.evaluation import Comparison, Estimated
+
+
+@dataclass(frozen=True, slots=True)
+class CellState:
+    """Where a cell of a sweep stands.
+
+    Attributes:
+        key: The first letters of the hash of what determines its weights.
+        arm: Its arm in words.
+        seed: Its training seed.
+        state: waiting, training, measuring, done, failed or dropped (by racing).
+        step: Updates done.
+        total_steps: Updates in all; 0 while they are not known.
+        loss: Held-out loss, measured last; None before.
+        remaining: Seconds that are left of its training; None where that is not known.
+        run: Its folder, or an empty string.
+        problem: Why it failed, or an empty string.
+    """
+
+    key: str
+    arm: str
+    seed: int
+    state: str
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    remaining: float | None = None
+    run: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepStarted:
+    """The cells of a sweep are planned.
+
+    Attributes:
+        folder: Where all of it is written.
+        cells: All of them, those that are done already as well.
+        added_baseline: Alpha 0 was not asked for, and was added.
+    """
+
+    folder: str
+    cells: tuple[CellState, ...]
+    added_baseline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRow:
+    """What a sweep found of one arm.
+
+    Attributes:
+        alpha: NEFTune's alpha.
+        label: Its other swept options; empty without a grid.
+        seeds: Seeds that it was measured with.
+        values: Metric to its mean over seeds with a 95 % interval over seeds and examples, on the untouched half.
+        comparisons: Against alpha 0, a metric each; empty for alpha 0 itself.
+        dropped: Racing gave it no further seeds.
+    """
+
+    alpha: float
+    label: str
+    seeds: int
+    values: dict[str, Estimated]
+    comparisons: tuple[Comparison, ...]
+    dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What a sweep found.
+
+    Attributes:
+        folder: Where all of it is written.
+        arms: A row each.
+        metrics: What decides; the first has chosen.
+        chosen: The arm that is recommended, in words.
+        conclusion: What can be said, sentence by sentence.
+        scope: What the verdicts are about.
+        failed: The cells that failed.
+        unfinished: Cells that are not done, since the sweep was stopped.
+        saved: Cells that racing made needless.
+        seconds: Wall time of this call.
+    """
+
+    folder: str
+    arms: tuple[ArmRow, ...]
+    metrics: tuple[str, ...]
+    chosen: str
+    conclusion: tuple[str, ...]
+    scope: str
+    failed: tuple[CellState, ...]
+    unfinished: int
+    saved: int
+    seconds: float

@@ -1,0 +1,57 @@
+"""Win rates of a sweep: each cell's answers against those of alpha 0 with the same seed, by the judge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.evaluation.judge import Pair, judge_pairs
+from neftcli.evaluation.store import alone
+from neftcli.events import Notice, Observer
+from neftcli.sweep.plan import Cell, baseline_of
+
+if TYPE_CHECKING:
+    from neftcli.recipe.schema import Judge
+
+WIN_RATE = "win rate"
+EVERY = 10.0  # seconds between two lines on how far the judge is
+
+
+def add_win_rates(
+    cells: Sequence[Cell], measured: Mapping[str, dict[str, Any]], judge: Judge, folder: Path, observer: Observer
+) -> None:
+    """Adds the metric "win rate" to what was measured: a score a row, and one half throughout for alpha 0.
+
+    Raises:
+        JudgeError: The judge could not be asked; its replies so far are kept.
+    """
+    of = {(cell.arm, cell.seed): measured[cell.key] for cell in cells if cell.key in measured}
+    for (arm, seed), content in of.items():
+        baseline = of.get((baseline_of(arm), seed))
+        scores: list[float | None] = [0.5] * len(content["prompts"])
+        if arm.alpha and baseline is None:
+            continue
+        if arm.alpha and baseline is not None:
+            rows = zip(content["prompts"], content["answers"], baseline["answers"], content["references"], strict=True)
+            pairs = [Pair(*row) for row in rows]
+            with alone(folder / "judge", observer):
+                advance = _Advance(f"judging {arm.name()}, seed {seed}", observer)
+                judged = judge_pairs(pairs, judge, folder / "judge" / "verdicts.jsonl", advance)
+            scores = [one.score for one in judged]
+        content["metrics"][WIN_RATE] = {"better": "higher", "values": scores, "weights": None}
+
+
+class _Advance:
+    """Says now and then how far the judge is."""
+
+    def __init__(self, what: str, observer: Observer) -> None:
+        self._what, self._observer, self._last = what, observer, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` questions are answered."""
+        now = time.monotonic()
+        if now - self._last > EVERY or done == total:
+            self._last = now
+            self._observer.notify(Notice(f"{self._what}: {done} of {total} questions answered"))

@@ -1,0 +1,354 @@
+"""`neft sweep-alpha`: trains a grid of alphas with paired seeds, measures every cell, and says what can be said."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.errors import InputError, Interrupted, NeftError, Problem
+from neftcli.events import CellState, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport, SweepStarted
+from neftcli.recipe.loading import resolve, to_yaml
+from neftcli.runs.directory import write_whole
+from neftcli.sweep.cell import clear_unborn, finished_run, measured
+from neftcli.sweep.local import LocalEngine, Outcome, devices
+from neftcli.sweep.plan import Arm, Cell, arms_of, plan_cells
+from neftcli.sweep.splits import chooses
+
+if TYPE_CHECKING:
+    from neftcli.recipe.schema import Recipe
+    from neftcli.recipe.yaml_file import Layer
+    from neftcli.sweep.verdict import Numbers
+
+RECIPE = "recipe.yaml"
+FEWEST_ROWS = 12  # in both halves together; with fewer nothing could be told apart
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `neft sweep-alpha` was asked for.
+
+    Attributes:
+        layers: The recipe and what was typed over it.
+        folder: The sweep's folder; None for one named after the recipe.
+        race: Give arms that can't be the best any more no further seeds.
+        dry_run: Show the cells only.
+    """
+
+    layers: tuple[Layer, ...]
+    folder: Path | None = None
+    race: bool = False
+    dry_run: bool = False
+
+
+def sweep(request: Request, observer: Observer) -> SweepReport | None:
+    """Does what `request` asks for; what is done is skipped. None for a dry run.
+
+    Raises:
+        InputError: The recipe, its data or the folder can't be used; nothing was started.
+        SweepError: Cells failed; the others are done and reported.
+        Interrupted: Ctrl-C; what is done is kept.
+    """
+    begun = time.perf_counter()
+    base = resolve(request.layers)
+    folder = request.folder or Path(base.output_dir) / f"{base.name}-sweep"
+    cells = [
+        replace(cell, recipe=replace(cell.recipe, output_dir=str(folder / "cells")))
+        for cell in plan_cells(base, request.layers)
+    ]
+    _check(base, observer)
+    observer.notify(
+        SweepStarted(str(folder), tuple(_state(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
+    )
+    if request.dry_run:
+        return None
+    with _alone(folder):
+        _same_sweep(folder, base)
+        run = _Sweep(folder, base, cells, observer)
+        run.train(race=request.race)
+        report = run.report(begun)
+    observer.notify(report)
+    run.end()
+    return report
+
+
+def _check(base: Recipe, observer: Observer) -> None:
+    """Refuses what can be refused before a worker is started."""
+    from neftcli.evaluation.chat_server import require_reachable
+    from neftcli.evaluation.judge import check_judge
+    from neftcli.training.inputs import check_inputs
+
+    judge = base.evaluation.judge
+    if "win_rate" in base.sweep.metrics and judge.base_url is None:
+        raise InputError(Problem("sweep.metrics win_rate needs a judge", "no server", "--judge URL --judge-model NAME"))
+    if {"win_rate", "rouge_l", "exact_match"} & set(base.sweep.metrics) and not base.sweep.answers:
+        raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
+    if "tasks" in base.sweep.metrics and not base.evaluation.tasks:
+        raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))
+    check_judge(judge)
+    if judge.base_url is not None:
+        require_reachable(judge)
+    _, examples = check_inputs(base, observer)
+    if len(examples.held_out) < FEWEST_ROWS:
+        raise InputError(
+            Problem(
+                f"a sweep needs at least {FEWEST_ROWS} held-out rows: half of them choose, the other half judges",
+                f"{len(examples.held_out)} rows",
+                "--held-out FILE, or --held-out-rows with more",
+            )
+        )
+
+
+def _state(cell: Cell, **known: Any) -> CellState:
+    """A cell as it stands on disk, with what is known beside."""
+    run = finished_run(Path(cell.recipe.output_dir), cell.key)
+    content = measured(run, cell.recipe) if run else None
+    settled: dict[str, Any] = {"state": "waiting"}
+    if run is not None and content is not None:
+        loss = run.read_json("run.json").get("results", {}).get("held_out_loss")
+        settled = {"state": "done", "run": str(run.path), "loss": loss}
+    return CellState(cell.key[:8], cell.arm.name(), cell.seed, **(settled | known))
+
+
+class _Sweep:
+    """A sweep at work: its cells, where they stand, and who is told."""
+
+    def __init__(self, folder: Path, base: Recipe, cells: list[Cell], observer: Observer) -> None:
+        self.folder, self.base, self.cells, self.observer = folder, base, cells, observer
+        self.states = {cell.key: _state(cell) for cell in cells}
+        self.dropped: list[Arm] = []
+
+    def train(self, *, race: bool) -> None:
+        """Does what is not done; with `race` seed by seed, dropping arms in between."""
+        engine = LocalEngine(devices(), self.base.sweep.retries, self.folder / "workers.log")
+        seeds = dict.fromkeys(cell.seed for cell in self.cells)
+        rounds = [[cell for cell in self.cells if cell.seed == seed] for seed in seeds]
+        clear_unborn(self.folder / "cells")
+        with _stopping(engine):
+            for number, cells in enumerate(rounds if race else [self.cells], 1):
+                racing = [cell for cell in cells if cell.arm not in self.dropped]
+                engine.run([cell for cell in racing if self.states[cell.key].state != "done"], self._told, self._ended)
+                if race and number < len(rounds):
+                    self._race(number, len(rounds))
+        clear_unborn(self.folder / "cells")
+        for cell in self.cells:
+            if cell.arm in self.dropped and self.states[cell.key].state == "waiting":
+                self._set(cell, state="dropped")
+
+    def _set(self, cell: Cell, **changes: Any) -> None:
+        self.states[cell.key] = replace(self.states[cell.key], **changes)
+        self.observer.notify(self.states[cell.key])
+
+    def _told(self, cell: Cell, event: Event) -> None:
+        match event:
+            case Progress():
+                known = {"step": event.step, "total_steps": event.total_steps, "remaining": event.remaining}
+                self._set(cell, state="training", **known)
+            case Evaluated():
+                self._set(cell, loss=event.held_out_loss)
+            case Phase() if self.states[cell.key].state == "waiting":
+                self._set(cell, state="starting")
+            case Phase() if "answer" in event.name or "reading its" in event.name:
+                self._set(cell, state="measuring", remaining=None)
+
+    def _ended(self, cell: Cell, outcome: Outcome) -> None:
+        if outcome.state == "done":
+            self._set(cell, state="done", run=outcome.run, remaining=0.0)
+        elif outcome.state == "failed":
+            problem = "; ".join(f"{one.violated}: {one.received}" for one in outcome.problems)
+            self._set(cell, state="failed", problem=problem)
+        else:
+            self._set(cell, state="waiting", step=0, remaining=None)
+
+    def _measured(self) -> dict[str, dict[str, Any]]:
+        """Key of a cell to what was measured of it, and of its answers by the judge."""
+        found = {}
+        for cell in self.cells:
+            run = finished_run(self.folder / "cells", cell.key)
+            content = measured(run, cell.recipe) if run else None
+            if content is not None:
+                found[cell.key] = content
+        if "win_rate" in self.base.sweep.metrics:
+            from neftcli.sweep.judged import add_win_rates
+
+            add_win_rates(self.cells, found, self.base.evaluation.judge, self.folder, self.observer)
+        return found
+
+    def _numbers(self) -> tuple[Numbers, dict[str, dict[str, Any]]]:
+        from neftcli.sweep.verdict import Numbers
+
+        content = self._measured()
+        prompts: list[str] = next((cell["prompts"] for cell in content.values()), [])
+        return Numbers(self.cells, content, chooses(prompts)), content
+
+    def _metrics(self, content: dict[str, dict[str, Any]]) -> list[str]:
+        """The names of the metrics that decide."""
+        from neftcli.sweep.verdict import METRIC_NAMES
+
+        names = []
+        for metric in self.base.sweep.metrics:
+            if metric != "tasks":
+                names.append(METRIC_NAMES[metric])
+                continue
+            known: dict[str, Any] = next((cell["metrics"] for cell in content.values()), {})
+            names += [name for name in known if name.rpartition(" ")[0] in " ".join(self.base.evaluation.tasks)]
+        return names
+
+    def _race(self, number: int, rounds: int) -> None:
+        """Drops the arms that can't be the best any more, by the half of the rows that chooses."""
+        from neftcli.sweep.racing import look
+
+        numbers, content = self._numbers()
+        metric = self._metrics(content)[0]
+        racing = [arm for arm in arms_of(self.cells) if arm not in self.dropped]
+        racing.sort(key=lambda arm: arm.alpha != 0)  # the race never drops its first arm
+        found = look(
+            {place: numbers.values(metric, arm, choosing=True)[:number] for place, arm in enumerate(racing)},
+            numbers.weights(metric, choosing=True),
+            "lower" if numbers.better(metric) == "lower" else "higher",
+            looks=max(1, rounds - 2),
+            arms=len(arms_of(self.cells)),
+        )
+        for arm in (racing[place] for place in found.dropped if racing[place].alpha):
+            self.dropped.append(arm)
+            self.observer.notify(Notice(f"{arm.name()} gets no further seeds: it can't be the best any more"))
+
+    def report(self, begun: float) -> SweepReport:
+        """The verdict, written to the sweep's folder."""
+        from neftcli.sweep.output import write
+        from neftcli.sweep.verdict import judge_sweep
+
+        numbers, content = self._numbers()
+        if not content:
+            self.end()
+        metrics = self._metrics(content)
+        verdict = judge_sweep(numbers, metrics, self.dropped)
+        states = list(self.states.values())
+        report = SweepReport(
+            folder=str(self.folder),
+            arms=verdict.arms,
+            metrics=tuple(metrics),
+            chosen=verdict.chosen.name(),
+            conclusion=verdict.conclusion,
+            scope=verdict.scope,
+            failed=tuple(state for state in states if state.state == "failed"),
+            unfinished=sum(state.state in ("waiting", "starting", "training", "measuring") for state in states),
+            saved=sum(state.state == "dropped" for state in states),
+            seconds=time.perf_counter() - begun,
+        )
+        write(report, states, numbers, metrics, verdict.chosen, self.cells)
+        return report
+
+    def end(self) -> None:
+        """Says by an error what is not done.
+
+        Raises:
+            SweepError: A cell failed.
+            Interrupted: The sweep was stopped.
+        """
+        failed = [state for state in self.states.values() if state.state == "failed"]
+        if failed:
+            again = AGAIN.format(self.folder)
+            raise SweepError(*(Problem(f"{one.arm}, seed {one.seed} failed", one.problem, again) for one in failed))
+        left = sum(state.state not in ("done", "dropped") for state in self.states.values())
+        if left:
+            told = f"stopped by Ctrl-C; {left} of {len(self.cells)} cells are left"
+            raise Interrupted(Problem(told, remedy=AGAIN.format(self.folder)))
+
+
+AGAIN = "neft sweep-alpha {}    goes on: what is done is skipped"
+
+
+class SweepError(NeftError):
+    """Cells of a sweep failed; the others are done."""
+
+
+@contextmanager
+def _stopping(engine: LocalEngine) -> Iterator[None]:
+    """The first Ctrl-C stops behind the update, the second at once."""
+    pressed = 0
+
+    def press(_number: int, _frame: object) -> None:
+        nonlocal pressed
+        pressed += 1
+        engine.stop()
+        if pressed > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(Problem("stopped at once; what is done is kept", remedy="the same command goes on")) from None
+    finally:
+        engine.close()
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Makes the sweep's folder and holds it.
+
+    Raises:
+        InputError: Another sweep is at work in it, or it can't be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            Problem(f"{folder}: another sweep is at work in this folder", "", "wait, or --name for another folder")
+        ) from None
+    except OSError as error:
+        raise InputError(
+            Problem(f"{folder} can't be written", error.strerror or str(error), "--output-dir FOLDER")
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _same_sweep(folder: Path, base: Recipe) -> None:
+    """Writes the recipe of a new sweep; of an old one checks that it is of the same model and rows.
+
+    Raises:
+        InputError: The folder holds a sweep of something else, whose cells can't stand in one table with these.
+    """
+    from neftcli.recipe.loading import differences, load_recipe
+
+    file = folder / RECIPE
+    if file.is_file():
+        found = differences(load_recipe(str(file)), base)
+        other = [path for path in found if path.startswith(("model.", "data."))]
+        if other:
+            raise InputError(
+                Problem(
+                    f"{folder}: this folder holds a sweep of another model or other rows",
+                    ", ".join(f"{path} {found[path][1]} (there {found[path][0]})" for path in other),
+                    "--name NAME for a folder of its own",
+                )
+            )
+    write_whole(file, to_yaml(base))
+
+
+def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:
+    """The layers of a sweep that is gone on with: its recipe, and what was typed over it.
+
+    Raises:
+        InputError: The folder holds no sweep.
+    """
+    from neftcli.recipe.loading import file_layers
+
+    if not (folder / RECIPE).is_file() or not (folder / "cells").is_dir():
+        raise InputError(
+            Problem(f"{folder}: there is no sweep in this folder", "", "neft sweep-alpha --recipe quickstart")
+        )
+    return [*file_layers(str(folder / RECIPE)), *typed]

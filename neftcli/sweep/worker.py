@@ -1,0 +1,91 @@
+"""A warm worker: a process that does one cell after another, and loads libraries, model and rows once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.events import Evaluated, Event, Phase, Progress
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.synchronize import Event as Flag
+
+    from neftcli.errors import Problem
+    from neftcli.recipe.schema import Recipe
+
+TOLD = (Phase, Progress, Evaluated)
+"""The events of a cell that the sweep is told of; the run keeps the others itself."""
+
+
+class Teller:
+    """Passes events on to the sweep."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def notify(self, event: Event) -> None:
+        """Sends what the sweep shows."""
+        if isinstance(event, TOLD):
+            self._connection.send(event)
+
+
+def work(connection: Connection, stop: Flag, device: str | None, log: Path) -> None:
+    """Does the cells that come through `connection`, until None comes.
+
+    Each is answered by events, then by ("done", folder), ("failed", problems, whether another try may help) or
+    ("stopped",).
+
+    Args:
+        connection: To the sweep.
+        stop: Set when cells are to stop behind their update.
+        device: CUDA_VISIBLE_DEVICES, or None to leave it.
+        log: Takes what libraries write past their logs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep decides what Ctrl-C means
+    _end_with_the_parent()
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    from neftcli.machine.process import prepare_process
+
+    prepare_process()
+    from neftcli.training.materials import Shelf
+
+    shelf, teller = Shelf(), Teller(connection)
+    while (recipe := connection.recv()) is not None:
+        connection.send(_outcome(recipe, shelf, teller, stop))
+
+
+def _outcome(recipe: Recipe, shelf: Any, teller: Teller, stop: Flag) -> tuple[Any, ...]:
+    from neftcli.errors import Interrupted, NeftError, Problem
+    from neftcli.sweep.cell import do_cell
+
+    try:
+        return "done", do_cell(recipe, shelf, teller, stop.is_set)
+    except Interrupted:
+        return ("stopped",)
+    except NeftError as error:
+        return "failed", error.problems, False
+    except Exception as error:
+        problem: Problem = Problem("the cell failed by a fault", f"{type(error).__name__}: {error}")
+        return "failed", (problem,), True
+
+
+def _end_with_the_parent() -> None:
+    """Ends this process when the sweep's is gone, also by a kill: nobody would hear of what it does."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

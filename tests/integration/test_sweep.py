@@ -1,0 +1,229 @@
+"""`neft sweep-alpha` on a tiny model, with real worker processes.
+
+Oracles: the same recipe trained by `neft train` alone, the files that a sweep must leave, and a sweep that nobody
+disturbed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Result, events, neft_process
+
+Neft = Callable[..., Result]
+
+
+@pytest.fixture
+def arguments(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[str]:
+    """A sweep of two alphas and two seeds on a tiny model, of three updates a cell."""
+    sets = {
+        "training.max_steps": 3,
+        "training.learning_rate": "5e-3",
+        "training.precision": "float32",
+        "evaluation.samples": 0,
+        "evaluation.probe_rows": 0,
+        "evaluation.generation.max_new_tokens": 4,
+        "name": "tiny",
+        "output_dir": tmp_path / "runs",
+    }
+    typed = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+    basis = ["--model", str(tiny_folder("llama")), "--dataset", str(rows_file), "--alphas", "0,5", "--seeds", "2"]
+    return ["sweep-alpha", *basis, *typed]
+
+
+def weights_of(run: Path) -> str:
+    [file] = (run / "model").glob("*.safetensors")
+    return sha256(file.read_bytes()).hexdigest()
+
+
+def cells_of(folder: Path) -> dict[str, str]:
+    """A sweep's runs and their weights."""
+    return {run.name: weights_of(run) for run in sorted((folder / "cells").iterdir())}
+
+
+def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
+    neft: Neft, arguments: list[str], tmp_path: Path
+) -> None:
+    result = neft(*arguments, "--json")
+    assert result.code == 0, result.err
+    folder = tmp_path / "runs" / "tiny-sweep"
+    report = events(result.out)[-1]
+    assert report["event"] == "SweepReport"
+    assert [(arm["alpha"], arm["seeds"]) for arm in report["arms"]] == [(0, 2), (5, 2)]
+    assert report["arms"][1]["comparisons"][0]["verdict"] in ("better", "worse", "not distinguishable")
+    assert {file.name for file in folder.iterdir()} >= {"sweep.json", "cells.csv", "verdict.md", "plots", "best"}
+    assert {file.name for file in (folder / "plots").iterdir()} >= {"held-out-loss.png", "learning-curves.svg"}
+    rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
+    assert [(row["arm"], row["seed"], row["state"]) for row in rows] == [
+        ("alpha 0", "0", "done"),
+        ("alpha 5", "0", "done"),
+        ("alpha 0", "1", "done"),
+        ("alpha 5", "1", "done"),
+    ]
+    assert (folder / "best" / "run.json").is_file()
+    before = cells_of(folder)
+    # A warm worker's cells are those of `neft train` alone, also the one that came after three others.
+    recipe = folder / "cells" / "tiny-a5-s1" / "recipe.yaml"
+    assert neft("train", "--recipe", recipe, "--output-dir", tmp_path / "alone").code == 0
+    assert weights_of(tmp_path / "alone" / "tiny-a5-s1") == before["tiny-a5-s1"]
+    # Again by its folder: nothing is trained, the report is the same.
+    stamps = {file: file.stat().st_mtime_ns for file in folder.rglob("model/*")}
+    again = events(neft("sweep-alpha", folder, "--json").out)
+    assert [one["state"] for one in again[-2 - 0 : -1] if one["event"] == "CellState"] == []
+    assert {key: again[-1][key] for key in ("arms", "conclusion")} == {
+        key: report[key] for key in ("arms", "conclusion")
+    }
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("model/*")} == stamps
+    # More seeds: the cells that are there stay.
+    more = events(neft("sweep-alpha", folder, "--seeds", "3", "--json").out)
+    assert [arm["seeds"] for arm in more[-1]["arms"]] == [3, 3]
+    assert cells_of(folder).items() >= before.items()
+
+
+def worker_of(process: subprocess.Popen[str]) -> int:
+    """The process id of a sweep's worker."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    command = (entry / "cmdline").read_text()
+                except OSError:
+                    continue
+                if parent == process.pid and "spawn_main" in command:
+                    return int(entry.name)
+        time.sleep(0.02)
+    raise AssertionError("no worker came")
+
+
+def started(arguments: list[str]) -> subprocess.Popen[str]:
+    """The sweep as a process, in a group of its own as a terminal would have it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "neftcli.cli.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
+    neft: Neft, arguments: list[str], tmp_path: Path
+) -> None:
+    """Both by kill -9, once a cell is done; in the end all cells are those of a sweep that nobody disturbed."""
+    folder = tmp_path / "runs" / "tiny-sweep"
+    done = lambda: (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").is_file()  # noqa: E731
+    process = started([*arguments, "--json"])
+    worker = worker_of(process)
+    wait_for(done, process)
+    os.kill(worker, signal.SIGKILL)
+    second = worker_of(process)
+    wait_for(lambda: Path(f"/proc/{second}").exists() and second != worker, process)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{second}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{second}").exists(), "a worker outlives its sweep"
+    result = neft("sweep-alpha", folder, "--json")
+    assert result.code == 0, result.err
+    told = events(result.out)
+    [plan] = [event for event in told if event["event"] == "SweepStarted"]
+    assert plan["cells"][0]["state"] == "done"
+    undisturbed = tmp_path / "other"
+    assert neft(*arguments, "--output-dir", undisturbed, "--set", f"output_dir={undisturbed}").code == 0
+    assert cells_of(folder) == cells_of(undisturbed / "tiny-sweep")
+
+
+def test_ctrl_c_stops_behind_the_update_and_says_what_is_left(arguments: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny-sweep"
+    process = started([*arguments, "--set", "training.max_steps=400"])
+    wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
+    other = neft_process("sweep-alpha", folder)
+    assert other.code == 2
+    assert "another sweep is at work in this folder" in other.err
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert "4 of 4 cells are left" in said
+    assert f"neft sweep-alpha {folder}    goes on" in said
+    [run] = (folder / "cells").iterdir()
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    """A learning rate that ends in NaN; the other point of the grid is done."""
+    result = neft(*arguments, "--seeds", "1", "--grid", "training.learning_rate=1e-3,1e30", "--json")
+    assert result.code == 1
+    report = events(result.out)[-1]
+    assert {state["arm"] for state in report["failed"]} == {
+        "alpha 0, learning_rate 1e+30",
+        "alpha 5, learning_rate 1e+30",
+    }
+    assert [arm["seeds"] for arm in report["arms"]] == [1, 1, 0, 0]
+    assert "became" in result.err
+    assert "goes on: what is done is skipped" in result.err
+
+
+def test_a_dry_run_shows_the_cells_and_makes_nothing(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    result = neft(*arguments, "--alphas", "5", "--dry-run")
+    assert result.code == 0
+    assert "2 arms x 2 seeds = 4 cells" in result.out
+    assert "alpha 0 was added" in result.out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--alphas", "5,five"], "sweep.alphas must be a list, each a finite number, 0 or more"),
+        (["--alphas", "-1"], "sweep.alphas must be a list, each a finite number, 0 or more"),
+        (["--seeds", "0"], "sweep.seeds must be a whole number, above 0"),
+        (["--metric", "bleu"], "sweep.metrics must be a list, each one of loss"),
+        (["--metric", "win_rate"], "sweep.metrics win_rate needs a judge"),
+        (["--metric", "tasks"], "sweep.metrics tasks needs tasks"),
+        (["--held-out-rows", "4"], "a sweep needs at least 12 held-out rows"),
+        (["--grid", "training.lr=1"], "training.lr is not an option"),
+        (["--dataset", "missing.jsonl"], "there is no file or folder of this name"),
+    ],
+)
+def test_what_can_not_be_swept_is_refused_before_anything_is_made(
+    neft: Neft, arguments: list[str], tmp_path: Path, extra: list[str], says: str
+) -> None:
+    result = neft(*arguments, *extra)
+    assert result.code == 2, result.out
+    assert says in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_without_a_sweep_and_another_models_sweep_are_refused(
+    neft: Neft, arguments: list[str], tmp_path: Path
+) -> None:
+    assert "there is no sweep in this folder" in neft("sweep-alpha", tmp_path).err
+    folder = tmp_path / "runs" / "tiny-sweep"
+    (folder / "cells").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("data: {max_rows: 20}\n")
+    result = neft(*arguments)
+    assert result.code == 2
+    assert "this folder holds a sweep of another model or other rows" in result.err

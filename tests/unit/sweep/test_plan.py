@@ -1,0 +1,81 @@
+"""The cells of a sweep.
+
+Oracle: products written out by hand, and recipes resolved one at a time.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neftcli.errors import RecipeError
+from neftcli.recipe.loading import assignment, file_layers, fingerprint, load_recipe, resolve
+from neftcli.sweep.plan import Cell, arms_of, plan_cells
+from neftcli.sweep.splits import chooses
+
+
+def cells_of(*sets: str) -> list[Cell]:
+    layers = [*file_layers("quickstart"), *map(assignment, sets)]
+    return plan_cells(resolve(layers), layers)
+
+
+def test_cells_are_arms_by_seeds_with_alpha_0_among_them_seed_by_seed() -> None:
+    cells = cells_of("sweep.alphas=[5, 10]", "sweep.seeds=2", "training.seed=7")
+    assert [(cell.seed, cell.arm.alpha) for cell in cells] == [(7, 0), (7, 5), (7, 10), (8, 0), (8, 5), (8, 10)]
+    assert [arm.name() for arm in arms_of(cells)] == ["alpha 0", "alpha 5", "alpha 10"]
+
+
+def test_a_cell_is_the_recipe_that_train_would_take() -> None:
+    """Known by the hash of what determines its weights, whatever the sweep around it."""
+    [cell] = [cell for cell in cells_of("sweep.seeds=2", "adapter.type=lora") if (cell.arm.alpha, cell.seed) == (10, 1)]
+    sets = ("neftune.alpha=10", "training.seed=1", "adapter.type=lora")
+    alone = load_recipe("quickstart", map(assignment, sets))
+    assert cell.key == fingerprint(cell.recipe) == fingerprint(alone)
+    others = cells_of("sweep.seeds=4", "adapter.type=lora", "sweep.alphas=[10]", "evaluation.samples=0")
+    assert cell.key in {other.key for other in others}
+
+
+def test_a_grid_is_every_combination_each_with_its_own_baseline() -> None:
+    cells = cells_of(
+        "sweep.alphas=[5]",
+        "sweep.seeds=1",
+        "sweep.grid=['training.learning_rate=1e-5,5e-5', 'adapter.type=none,lora']",
+    )
+    found = [
+        (cell.recipe.training.learning_rate, cell.recipe.adapter.type, cell.recipe.neftune.alpha) for cell in cells
+    ]
+    assert found == [(rate, kind, alpha) for rate in (1e-5, 5e-5) for kind in ("none", "lora") for alpha in (0, 5)]
+    assert cells[1].arm.name() == "alpha 5, learning_rate 1e-05, type none"
+    assert len({cell.recipe.run_name() for cell in cells}) == len({cell.key for cell in cells}) == 8
+
+
+@pytest.mark.parametrize(
+    ("axis", "says"),
+    [
+        ("training.learning_rate", "--grid takes KEY=VALUE,VALUE"),
+        ("training.learning_rat=1", "training.learning_rat is not an option"),
+        ("training.learning_rate=1e-5,fast", "must be a finite number, above 0"),
+        ("neftune.alpha=1,2", "this can't be an axis of the grid"),
+        ("training.seed=1,2", "this can't be an axis of the grid"),
+        ("data.max_rows=10,20", "this can't be an axis of the grid"),
+    ],
+)
+def test_a_grid_that_can_not_be_is_refused(axis: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        cells_of(f"sweep.grid=['{axis}']")
+
+
+@given(st.lists(st.text(min_size=1), max_size=40))
+def test_the_two_halves_share_no_question_and_do_not_depend_on_the_order(questions: list[str]) -> None:
+    sides = chooses(questions)
+    by_question: dict[str, set[bool]] = {}
+    for question, side in zip(questions, sides, strict=True):
+        by_question.setdefault(question, set()).add(side)
+    assert all(len(found) == 1 for found in by_question.values())
+    assert chooses(questions[::-1]) == sides[::-1]
+
+
+def test_the_halves_are_as_large_as_each_other() -> None:
+    sides = chooses([f"Question {number}?" for number in range(101)])
+    assert sum(sides) in (50, 51)
