@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import tempfile
 import textwrap
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from neftcli.runs.directory import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -384,14 +385,7 @@ def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
     for path, metadata in zip(paths, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                figure.savefig(file, format=path.suffix[1:], metadata=metadata)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        drawn = BytesIO()
+        figure.savefig(drawn, format=path.suffix[1:], metadata=metadata)
+        write_whole(path, drawn.getvalue())
     return paths

@@ -143,13 +143,11 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes `path` by a temporary file beside it, fsync, and a rename."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            file.write(text)
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)
