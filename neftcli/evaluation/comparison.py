@@ -210,6 +210,7 @@ def task_metrics(results: Results) -> dict[str, dict[str, object]]:
             "better": "higher" if task.higher_is_better else "lower",
             "values": list(task.per_example),
             "weights": None,
+            "of": "documents",
         }
         for task in results.tasks
         if task.per_example

@@ -187,16 +187,17 @@ class _Sweep:
 
     def _metrics(self, content: dict[str, dict[str, Any]]) -> list[str]:
         """The names of the metrics that decide."""
+        from neftcli.evaluation.comparison import METRICS
         from neftcli.sweep.verdict import METRIC_NAMES
 
-        names = []
-        for metric in self.base.sweep.metrics:
-            if metric != "tasks":
-                names.append(METRIC_NAMES[metric])
-                continue
-            known: dict[str, Any] = next((cell["metrics"] for cell in content.values()), {})
-            names += [name for name in known if name.rpartition(" ")[0] in " ".join(self.base.evaluation.tasks)]
-        return names
+        measured = next((list(cell["metrics"]) for cell in content.values()), [])
+        own = {metric.name for metric in METRICS} | set(METRIC_NAMES.values())
+        tasks = [name for name in measured if name not in own]
+        return [
+            name
+            for metric in self.base.sweep.metrics
+            for name in (tasks if metric == "tasks" else [METRIC_NAMES[metric]])
+        ]
 
     def _race(self, number: int, rounds: int) -> None:
         """Drops the arms that can't be the best any more, by the half of the rows that chooses."""

@@ -62,24 +62,31 @@ class Numbers:
         self._of = {(cell.arm, cell.seed): measured.get(cell.key) for cell in cells}
         self._choosing = np.array(choosing, dtype=bool)
 
+    def _half(self, metric: str, *, choosing: bool) -> NDArray[np.bool_]:
+        """Which of a metric's values are of the half asked for; a task has documents of its own, taken in turn."""
+        known = self._any(metric)
+        first = self._choosing
+        if known is not None and known.get("of") == "documents":
+            first = np.arange(len(known["values"])) % 2 == 0
+        return first if choosing else ~first
+
     def values(self, metric: str, arm: Arm, *, choosing: bool) -> Values:
         """(seeds, rows of the half); NaN where a cell is missing or a row has no value."""
-        rows = self._choosing if choosing else ~self._choosing
-        found = []
-        for seed in self.seeds:
+        half = self._half(metric, choosing=choosing)
+        found = np.full((len(self.seeds), len(half)), np.nan)
+        for place, seed in enumerate(self.seeds):
             content = (self._of[arm, seed] or {}).get("metrics", {}).get(metric)
-            numbers = [np.nan] * len(rows) if content is None else content["values"]
-            found.append(np.array([np.nan if number is None else number for number in numbers], dtype=float)[rows])
-        return np.array(found)
+            if content is not None:
+                found[place] = [np.nan if number is None else number for number in content["values"]]
+        return found[:, half]
 
     def weights(self, metric: str, *, choosing: bool) -> Values | None:
         """(rows of the half,), the same in all cells; None where the metric is a plain mean."""
-        rows = self._choosing if choosing else ~self._choosing
         known = self._any(metric)
         if known is None or known["weights"] is None:
             return None
-        numbers: Values = np.array([number or 0.0 for number in known["weights"]], dtype=float)[rows]
-        return numbers
+        numbers: Values = np.array([number or 0.0 for number in known["weights"]], dtype=float)
+        return numbers[self._half(metric, choosing=choosing)]
 
     def per_seed(self, metric: str, arm: Arm, *, choosing: bool) -> Values:
         """(measured seeds,): the metric of each."""

@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Result, events, neft_process
+from tests.judge_server import judge_server
+from tests.unit.evaluation.test_judge import longer
 
 Neft = Callable[..., Result]
 
@@ -184,6 +186,47 @@ def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments:
     assert [arm["seeds"] for arm in report["arms"]] == [1, 1, 0, 0]
     assert "became" in result.err
     assert "goes on: what is done is skipped" in result.err
+
+
+def test_ctrl_c_twice_stops_at_once(arguments: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny-sweep"
+    process = started([*arguments, "--set", "training.max_steps=4000"])
+    wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
+    worker = worker_of(process)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert not Path(f"/proc/{worker}").exists()
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    """Several metrics, corrected together; the judge is asked once for each pair and order, and never again."""
+    data = tmp_path / "letters.jsonl"
+    rows = [{"question": f"{n} or {n + 1}?", "choices": ["a", "b"], "answer": n % 2} for n in range(20)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "letters.yaml").write_text(
+        f"task: letters\ndataset_path: json\ndataset_kwargs:\n  data_files: {{test: {data}}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: '{{answer}}'\nmetric_list:\n  - metric: acc\n"
+    )
+    with judge_server(longer) as server:
+        extra = ["--seeds", "1", "--metric", "win_rate,loss", "--judge", server.url, "--judge-model", "m"]
+        result = neft(*arguments, *extra, "--json")
+        assert result.code == 0, result.err
+        asked = len(server.requests)
+        again = events(neft("sweep-alpha", tmp_path / "runs" / "tiny-sweep", "--json").out)[-1]
+        assert len(server.requests) == asked
+    report = events(result.out)[-1]
+    assert again["arms"] == report["arms"]
+    assert report["metrics"] == ["win rate", "held-out loss"]
+    assert report["arms"][0]["values"]["win rate"]["value"] == 0.5
+    assert [one["metric"] for one in report["arms"][1]["comparisons"]] == ["win rate", "held-out loss"]
+    tasks = ["--metric", "tasks", "--tasks", str(tmp_path / "letters.yaml"), "--name", "other", "--seeds", "1"]
+    report = events(neft(*arguments, *tasks, "--set", "name=other", "--json").out)[-1]
+    assert report["metrics"] == ["letters acc"]
 
 
 def test_a_dry_run_shows_the_cells_and_makes_nothing(neft: Neft, arguments: list[str], tmp_path: Path) -> None:

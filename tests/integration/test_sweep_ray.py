@@ -1,0 +1,152 @@
+"""The Ray engine on a real cluster of two nodes on this machine.
+
+Oracles: the same recipe trained by `neft train` alone, and a cluster that loses a node.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.errors import InputError
+from neftcli.events import Evaluated, Event, Progress
+from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve
+from neftcli.sweep.cell import finished_run, measured
+from neftcli.sweep.cluster import ARRIVING, RayEngine
+from neftcli.sweep.local import Outcome
+from neftcli.sweep.plan import Cell, plan_cells
+from tests.conftest import Result
+
+pytest.importorskip("ray", reason="the extra neftcli[ray] is not installed")
+pytestmark = pytest.mark.enable_socket
+
+STEPS = 30
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A cluster of two nodes of one CPU, with a token of its own."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", sha256(str(tmp_path).encode()).hexdigest())
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 2**27, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(num_cpus=1, object_store_memory=2**27)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def cells(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[Cell]:
+    """Two alphas and two seeds on a tiny model, and a fifth cell whose loss becomes NaN."""
+    sets = {
+        "model.name": tiny_folder("llama"),
+        "data.source": rows_file,
+        "training.max_steps": STEPS,
+        "training.learning_rate": "5e-3",
+        "training.precision": "float32",
+        "evaluation.samples": 0,
+        "evaluation.probe_rows": 0,
+        "evaluation.generation.max_new_tokens": 4,
+        "sweep.alphas": "[0, 5]",
+        "sweep.seeds": 2,
+        "name": "tiny",
+        "output_dir": tmp_path / "sweep" / "cells",
+    }
+    layers = [assignment(f"{key}={value}") for key, value in sets.items()]
+    planned = plan_cells(resolve(layers), layers)
+    wrong = replace(planned[0].recipe, training=replace(planned[0].recipe.training, learning_rate=1e30))
+    return [*planned, Cell(planned[0].arm, 0, wrong, fingerprint(wrong))]
+
+
+def weights_of(run: Path) -> str:
+    [file] = (run / "model").glob("*.safetensors")
+    return sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
+    cluster: Any, cells: list[Cell], rows_file: Path, neft: Callable[..., Result], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    *good, wrong = cells
+    said: list[tuple[str, Event]] = []
+    outcomes: list[tuple[str, Outcome]] = []
+    nodes = list(cluster.worker_nodes)
+
+    def told(cell: Cell, event: Event) -> None:
+        said.append((cell.key, event))
+        training = {key for key, event in said if isinstance(event, Progress)}
+        if nodes and len(training) == 2:  # one cell is at work on each node
+            cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+    engine = RayEngine(cluster.address, 2, folder)
+    try:
+        engine.run(cells, told, lambda cell, outcome: outcomes.append((cell.key, outcome)))
+    finally:
+        engine.close()
+    assert not nodes, "no node was lost"
+    ends = dict(outcomes)
+    assert len(outcomes) == len(ends) == 5
+    assert ends[wrong.key].state == "failed"
+    assert "became" in ends[wrong.key].problems[0].violated
+    first = [event.step for key, event in said if isinstance(event, Progress) and event.step == 1]
+    assert len(first) > 5 - 1, "no cell was tried again"
+    for cell in good:
+        assert ends[cell.key].state == "done", ends[cell.key]
+        run = finished_run(folder / "cells", cell.key)
+        assert run is not None
+        assert str(run.path) == ends[cell.key].run
+        assert measured(run, cell.recipe) is not None
+        assert load_recipe(str(run.path / "recipe.yaml")) == cell.recipe
+        card = (run.model / "README.md").read_text()
+        assert str(rows_file) in card
+        assert json.loads((run.path / "run.json").read_text())["recipe_sha256"] in card
+        assert any(key == cell.key and isinstance(event, Evaluated) and event.step == STEPS for key, event in said)
+        alone = tmp_path / "alone"
+        assert neft("train", "--recipe", run.path / "recipe.yaml", "--output-dir", alone).code == 0
+        assert weights_of(run.path) == weights_of(alone / run.path.name)
+    assert len(list((folder / "cells").iterdir())) == 4
+    assert not list(folder.glob(f"{ARRIVING}*"))
+
+
+def test_a_stopped_sweep_ends_its_cells_and_leaves_no_half_run(cells: list[Cell], cluster: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    long = [
+        replace(cell, recipe=replace(cell.recipe, training=replace(cell.recipe.training, max_steps=100_000)))
+        for cell in cells[:4]
+    ]
+    states: list[str] = []
+    engine = RayEngine(cluster.address, 1, folder)
+
+    def told(_cell: Cell, event: Event) -> None:
+        if isinstance(event, Progress):
+            engine.stop()
+
+    try:
+        engine.run(long, told, lambda _cell, outcome: states.append(outcome.state))
+        engine.run(long[:1], told, lambda _cell, outcome: states.append(outcome.state))
+    finally:
+        engine.close()
+    assert states == ["stopped"] * 5
+    assert not (folder / "cells").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "somewhere"])
+def test_a_cluster_that_is_not_there_is_refused_at_once(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=f"--ray-address {address}: there is no Ray cluster that can be joined"):
+        RayEngine(address, 0, tmp_path)
+    assert time.monotonic() - begun < 20
