@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from neftcli.data.prepare import fingerprint
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
-from neftcli.evaluation.report import other_differences
 from neftcli.evaluation.rows import Rows, read_rows_for
 from neftcli.evaluation.store import alone
 from neftcli.evaluation.subjects import Subject, base_of, find_subject
@@ -83,6 +82,8 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
                 "leave --no-answers out, or give rows with answers",
             )
         )
+    from neftcli.evaluation.report import other_differences
+
     for subject in subjects:
         if subject.role == "baseline":
             for difference in other_differences(subjects[0], subject):

@@ -13,11 +13,12 @@ from __future__ import annotations
 import io
 import os
 import socket
+import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -59,6 +60,7 @@ class RayEngine:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._ray, self._retries, self._folder, self._stopping = ray, retries, folder, False
+        self._loud = _quietened(folder / "workers.log")
         self._sent: dict[str, Any] = {}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._mailbox = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
@@ -81,6 +83,7 @@ class RayEngine:
     def close(self) -> None:
         """Ends the tasks at once and leaves the cluster; one that was started here ends."""
         self._ray.shutdown()
+        self._loud()
 
     def run(
         self,
@@ -203,10 +206,8 @@ class _Line:
         """Waits for the mailbox, which then has all that was sent."""
         import ray
 
-        try:
+        with suppress(ray.exceptions.RayError):  # a lost mailbox knows of no wish to stop; close() ends the task too
             self._answer = ray.get(self._mailbox.halted.remote(), timeout=PATIENCE)
-        except ray.exceptions.RayError:
-            pass  # the mailbox is lost, and with it the wish to stop; close() ends the task all the same
         self._asked = time.monotonic()
 
 
@@ -330,8 +331,8 @@ def _connected(address: str | None) -> Any:
         InputError: It is not installed, or the cluster can't be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default for a cluster of one's own, without its notice
+    if address is None and "ray" not in sys.modules:  # Ray reads it when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # its default for a cluster of one's own, without the notice
     try:
         import ray
     except ImportError:
@@ -355,6 +356,27 @@ def _connected(address: str | None) -> Any:
             )
         ) from None
     return ray
+
+
+def _quietened(log: Path) -> Callable[[], None]:
+    """Has Ray write to `log` what it prints on stdout of lost nodes, even by log_to_driver=False; returns the undoing.
+
+    The function is Ray's own affair; where it is gone, Ray prints.
+    """
+    from ray._private import worker
+
+    before = getattr(worker, "print_worker_logs", None)
+
+    def write(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in data["lines"])
+
+    def undo() -> None:
+        if before is not None:
+            worker.print_worker_logs = before
+
+    worker.print_worker_logs = write
+    return undo
 
 
 def _require_reachable(address: str) -> None:
