@@ -160,7 +160,7 @@ class LiveDisplay:
         self._live.stop()
         self.console.print(self._cell_rows())
         self._cells.clear()
-        self.console.print(sweep.verdict(event))
+        self.console.print(sweep.verdict(event, self.console.width))
 
     @_take.register
     def _(self, event: events.InspectedRow) -> None:

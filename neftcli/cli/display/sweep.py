@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,9 @@ from neftcli.events import ArmRow, CellState, Comparison, SweepReport
 
 STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
+DESCRIBED = ("answer tokens", "2-gram repetition")
+WIDE = 112
+INDENT = (0, 0, 0, 1)
 SETTLED = ("done", "failed", "dropped")
 
 
@@ -46,13 +50,13 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int) -> Rende
     return Group(table, Text(), grid)
 
 
-def verdict(report: SweepReport) -> RenderableType:
-    """The last screen of a sweep."""
+def verdict(report: SweepReport, width: int) -> RenderableType:
+    """The last screen of a sweep, for a terminal of `width` columns."""
     parts: list[RenderableType] = [Text()]
     for metric in report.metrics:
-        parts += [_table(report, metric), Text()]
-    parts += [Text(f" {line}", style="bold") for line in report.conclusion]
-    parts.append(Text(f" {report.scope}"))
+        parts += [_table(report, metric, wide=width >= WIDE), Text()]
+    parts += [Padding(Text(line, style="bold"), INDENT) for line in report.conclusion]
+    parts.append(Padding(Text(report.scope), INDENT))
     parts += [
         Text(f" ! {state.arm}, seed {state.seed} failed: {state.problem}", style="red") for state in report.failed
     ]
@@ -66,11 +70,11 @@ def verdict(report: SweepReport) -> RenderableType:
     )
 
 
-def _table(report: SweepReport, metric: str) -> Table:
+def _table(report: SweepReport, metric: str, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column(" arm", overflow="fold")
-    columns = [metric, "difference", "95 % interval", "p (Holm)", "can see"]
-    described = [name for name in ("answer tokens", "2-gram repetition") if name in report.arms[0].values]
+    columns = [metric, "difference", "95 % interval", "p (Holm)", *(["can see"] if wide else [])]
+    described = [name for name in DESCRIBED if wide and name in report.arms[0].values]
     for column in (*columns, *(name.split()[-1] for name in described)):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict")
@@ -79,7 +83,7 @@ def _table(report: SweepReport, metric: str) -> Table:
         table.add_row(
             Text(f" alpha {arm.alpha:g}" + (f", {arm.label}" if arm.label else "")),
             Text(words.value(metric, arm.values.get(metric))),
-            *_compared(metric, found),
+            *_compared(metric, found)[: len(columns) - 1],
             *(Text(words.value(name, arm.values.get(name))) for name in described),
             _word(arm, found),
         )

@@ -236,6 +236,78 @@ def test_a_report_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", report.replace("\r", ""))
 
 
+SWEEP = events.SweepReport(
+    folder="runs/mine-sweep",
+    arms=(
+        events.ArmRow(0.0, "", 3, {"held-out loss": events.Estimated(1.842, 1.8, 1.9, 54)}, ()),
+        events.ArmRow(
+            5.0,
+            "",
+            3,
+            {"held-out loss": events.Estimated(1.829, 1.8, 1.9, 54), "answer tokens": events.Estimated(66, 60, 70, 54)},
+            (
+                events.Comparison(
+                    "held-out loss", "alpha 0", -0.013, -0.031, 0.004, 0.1, 0.21, 54, 0.024, "not distinguishable"
+                ),
+            ),
+        ),
+    ),
+    metrics=("held-out loss",),
+    chosen="alpha 0",
+    conclusion=("Nothing here is better than no noise in held-out loss.",),
+    scope="Verdicts are over examples, for these 3 seeds.",
+    failed=(events.CellState("abc", "alpha 10", 1, "failed", problem="the loss became nan"),),
+    unfinished=1,
+    saved=2,
+    seconds=83.0,
+)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
+    cells = (
+        events.CellState("abc", "alpha 0", 0, "done", loss=1.842, run="x"),
+        events.CellState("def", "alpha 5", 0, "waiting"),
+    )
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
+    with LiveDisplay(console) as display:
+        for event in (
+            events.SweepStarted("runs/mine-sweep", cells, added_baseline=True),
+            events.CellState("def", "alpha 5", 0, "training", 3, 54, 1.9, 100.0),
+            SWEEP,
+        ):
+            display.notify(event)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert all(len(line.rstrip()) <= width for line in shown.splitlines())
+    whole = " ".join(shown.split())
+    for fact in (
+        "2 arms x 1 seeds = 2 cells, 1 of them done before",
+        "alpha 0 was added",
+        "3/54",
+        "-0.0310 ... +0.0040",
+        "not distinguishable",
+        "Nothing here is better than no noise",
+        "alpha 10, seed 1 failed: the loss became nan",
+        "1 cells are not done",
+        "Racing made 2 cells needless.",
+        "best -> alpha 0",
+    ):
+        assert fact in whole, fact
+
+
+def test_a_sweep_in_plain_lines_tells_each_change_once() -> None:
+    stream = io.StringIO()
+    display = PlainLines(stream)
+    for step in range(1, 11):
+        display.notify(events.CellState("abc", "alpha 5", 0, "training", step, 10, 1.9, 10.0 - step))
+    display.notify(SWEEP)
+    lines = stream.getvalue().splitlines()
+    assert sum(line.startswith("cell abc") for line in lines) == 6
+    assert lines[-1] == "finished: runs/mine-sweep in 83s, best -> alpha 0"
+    assert "failed: alpha 10 seed=1: the loss became nan" in lines
+
+
 @pytest.mark.parametrize(
     ("number", "shown"), [(0, "0"), (420, "420"), (38_000, "38 k"), (134_515_008, "134.5 M"), (6_738_415_616, "6.74 B")]
 )
