@@ -35,6 +35,13 @@ def sweep_alpha(
     race: Annotated[
         bool, typer.Option("--race", help="Arms that can't be the best any more get no further seeds.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="local|ray", help="Worker processes here, or tasks of a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", help="auto or HOST:PORT; without it a cluster on this machine is started."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and what is done; train nothing.")] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result and errors.")] = False,
@@ -52,4 +59,4 @@ def sweep_alpha(
         typed.append({"sweep.grid": Setting(tuple(grid), "--grid", ", ".join(grid))})
     layers = layers_of(folder, typed) if folder else [*file_layers(recipe or QUICKSTART), *typed]
     with choose_display(json_lines=json_lines, quiet=quiet) as display:
-        sweep(Request(tuple(layers), folder, race, dry_run), display)
+        sweep(Request(tuple(layers), folder, race, engine, ray_address, dry_run), display)

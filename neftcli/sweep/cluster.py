@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import socket
 import sys
 import tarfile
@@ -62,19 +63,21 @@ class RayEngine:
         self._ray, self._retries, self._folder, self._stopping = ray, retries, folder, False
         self._loud = _quietened(folder / "workers.log")
         self._sent: dict[str, Any] = {}
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self._mailbox = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+        self._taking: Any = None  # what cells said, on its way
+        # A soft wish would be given another node even while this one is free.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).options(scheduling_strategy=here).remote()
         gpus = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
         self._task = ray.remote(
             num_cpus=1,
             num_gpus=1 if any(gpus) else 0,
             max_retries=retries,
             retry_exceptions=False,
-            # A process that has used one GPU can't be given another one, so it is used again only where there is none.
+            # A process that has used one GPU can't change to another one.
             max_calls=1 if max(gpus, default=0) > 1 else 0,
         )(work)
         for rest in folder.glob(f"{ARRIVING}*"):
-            _remove(rest)
+            shutil.rmtree(rest)
 
     def stop(self) -> None:
         """Cells stop behind the update that they are in; waiting cells are not begun."""
@@ -107,10 +110,13 @@ class RayEngine:
         halted = False
         while waiting:
             ready, _ = self._ray.wait(list(waiting), timeout=POLL)
-            if self._stopping and not halted:
+            if self._stopping:
+                self._mailbox.halt.remote()
+                for ref in [] if halted else [ref for ref, cell in waiting.items() if cell.key not in begun]:
+                    self._ray.cancel(ref, force=False)
                 halted = True
-                self._halt([ref for ref, cell in waiting.items() if cell.key not in begun])
-            self._tell({cell.key: cell for cell in waiting.values()}, begun, told)
+            for _ in range(1 + len(ready)):  # what was on its way may lack the last events of a cell that has ended
+                self._tell({cell.key: cell for cell in waiting.values()}, begun, told, PATIENCE if ready else 0)
             for ref in ready:
                 cell = waiting.pop(ref)
                 ended(cell, self._outcome(ref, cell))
@@ -121,18 +127,19 @@ class RayEngine:
             if place not in self._sent:
                 self._sent[place] = self._ray.put(file.read_bytes())
         return self._task.remote(
-            cell.recipe, there, {place: [self._sent[place]] for place in files}, cell.key, self._mailbox
+            cell.recipe, there, list(files), cell.key, self._mailbox, *(self._sent[place] for place in files)
         )
 
-    def _halt(self, not_begun: Sequence[Any]) -> None:
-        self._mailbox.halt.remote()
-        for ref in not_begun:
-            self._ray.cancel(ref, force=False)
-
-    def _tell(self, cells: Mapping[str, Cell], begun: set[str], told: Callable[[Cell, Event], None]) -> None:
+    def _tell(
+        self, cells: Mapping[str, Cell], begun: set[str], told: Callable[[Cell, Event], None], patience: float
+    ) -> None:
         """Passes on what cells said; a mailbox that is lost costs the showing only."""
+        self._taking = self._taking or self._mailbox.take.remote()
+        if not self._ray.wait([self._taking], timeout=patience)[0]:
+            return
+        taken, self._taking = self._taking, None
         try:
-            said = self._ray.get(self._mailbox.take.remote(), timeout=PATIENCE)
+            said = self._ray.get(taken)
         except self._ray.exceptions.RayError:
             return
         for key, event in said:
@@ -185,11 +192,14 @@ class Mailbox:
 
 
 class _Line:
-    """A cell's line to the mailbox: a notifier of events, and the question whether to stop."""
+    """A cell's line to the mailbox: a notifier of events, and the question whether to stop.
+
+    It waits by futures: a task that waits by `ray.get` gives its CPU to another task meanwhile.
+    """
 
     def __init__(self, key: str, mailbox: Any) -> None:
         self._key, self._mailbox = key, mailbox
-        self._asked, self._answer = float("-inf"), False
+        self._asked, self._question, self._answer = time.monotonic(), mailbox.halted.remote().future(), False
 
     def notify(self, event: Event) -> None:
         """Sends what the sweep shows."""
@@ -197,46 +207,54 @@ class _Line:
             self._mailbox.tell.remote(self._key, event)
 
     def halted(self) -> bool:
-        """Whether to stop; asked over the network once a second at most."""
+        """Whether to stop, as far as is known; asked once a second at most."""
+        if self._question.done():
+            self._hear(0)
         if time.monotonic() - self._asked >= 1:
-            self.ask()
+            self._asked, self._question = time.monotonic(), self._mailbox.halted.remote().future()
         return self._answer
 
-    def ask(self) -> None:
-        """Waits for the mailbox, which then has all that was sent."""
+    def ask(self) -> bool:
+        """Whether to stop; the mailbox then has all that was sent."""
+        self._question = self._mailbox.halted.remote().future()
+        self._hear(PATIENCE)
+        return self._answer
+
+    def _hear(self, patience: float) -> None:
         import ray
 
-        with suppress(ray.exceptions.RayError):  # a lost mailbox knows of no wish to stop; close() ends the task too
-            self._answer = ray.get(self._mailbox.halted.remote(), timeout=PATIENCE)
-        self._asked = time.monotonic()
+        # A lost mailbox knows of no wish to stop; close() ends the task all the same.
+        with suppress(ray.exceptions.RayError, TimeoutError):
+            self._answer = self._question.result(timeout=patience)
 
 
-def work(recipe: Recipe, there: Recipe, files: Mapping[str, list[Any]], key: str, mailbox: Any) -> tuple[Any, ...]:
+def work(
+    recipe: Recipe, there: Recipe, places: Sequence[str], key: str, mailbox: Any, *contents: bytes
+) -> tuple[Any, ...]:
     """Does a cell on a node: ("done", name of the run, tar), ("failed", problems) or ("stopped",).
 
     Args:
         recipe: The cell's, which its run will name.
         there: The same with paths on the node, relative to the folder in which it is done.
-        files: Where to write what came along; each a list of one reference to its bytes.
+        places: Where to write the files that came along.
         key: The cell's.
         mailbox: Is told what happens.
+        contents: What these files hold.
     """
     global _shelf
     from neftcli.machine.process import prepare_process
 
     prepare_process()
-    import ray
-
     from neftcli.training.materials import Shelf
 
     _shelf = _shelf or Shelf()
     line = _Line(key, mailbox)
     try:
         with tempfile.TemporaryDirectory(prefix="neft-cell-") as folder, chdir(folder):
-            for place, [reference] in files.items():
+            for place, content in zip(places, contents, strict=True):
                 Path(place).parent.mkdir(parents=True, exist_ok=True)
-                Path(place).write_bytes(ray.get(reference))
-            if line.halted():
+                Path(place).write_bytes(content)
+            if line.ask():
                 return ("stopped",)
             run = RunDirectory(Path(do_cell(there, _shelf, line, line.halted)))
             _name_the_recipe(run, recipe, there)
@@ -303,7 +321,7 @@ def _arrived(content: bytes, name: str, folder: Path, key: str) -> Path:
             tar.extractall(place, filter="data")
         clear_unfinished(cells, key)
         while (old := finished_run(cells, key)) is not None:  # not measured, or not by these settings
-            _remove(old.path)
+            shutil.rmtree(old.path)
         run = RunDirectory.create(cells, name)
         place.replace(run.path)
     return run.path
@@ -316,12 +334,6 @@ def _arriving(folder: Path) -> Iterator[Path]:
         place = Path(outer) / "run"
         place.mkdir()
         yield place
-
-
-def _remove(folder: Path) -> None:
-    from shutil import rmtree
-
-    rmtree(folder)
 
 
 def _connected(address: str | None) -> Any:

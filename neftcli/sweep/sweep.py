@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
@@ -22,9 +23,11 @@ from neftcli.sweep.splits import chooses
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
+    from neftcli.sweep.cluster import RayEngine
     from neftcli.sweep.verdict import Numbers
 
 RECIPE = "recipe.yaml"
+ENGINES = ("local", "ray")
 FEWEST_ROWS = 12  # in both halves together; with fewer nothing could be told apart
 
 
@@ -36,12 +39,16 @@ class Request:
         layers: The recipe and what was typed over it.
         folder: The sweep's folder; None for one named after the recipe.
         race: Give arms that can't be the best any more no further seeds.
+        engine: local or ray.
+        ray_address: The cluster, as ray.init takes it; None for one on this machine.
         dry_run: Show the cells only.
     """
 
     layers: tuple[Layer, ...]
     folder: Path | None = None
     race: bool = False
+    engine: str = "local"
+    ray_address: str | None = None
     dry_run: bool = False
 
 
@@ -60,28 +67,34 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         replace(cell, recipe=replace(cell.recipe, output_dir=str(folder / "cells")))
         for cell in plan_cells(base, request.layers)
     ]
-    _check(base, observer)
+    _check(base, request, observer)
     observer.notify(
         SweepStarted(str(folder), tuple(_state(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )
     if request.dry_run:
         return None
-    with _alone(folder):
+    with _alone(folder), _kept_if_begun(folder):
         _same_sweep(folder, base)
         run = _Sweep(folder, base, cells, observer)
-        run.train(race=request.race)
+        run.train(request)
         report = run.report(begun)
     observer.notify(report)
     run.end()
     return report
 
 
-def _check(base: Recipe, observer: Observer) -> None:
+def _check(base: Recipe, request: Request, observer: Observer) -> None:
     """Refuses what can be refused before a worker is started."""
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
     from neftcli.training.inputs import check_inputs
 
+    if request.engine not in ENGINES:
+        raise InputError(
+            Problem("--engine: there is no such engine", request.engine, f"--engine {' or '.join(ENGINES)}")
+        )
+    if request.ray_address is not None and request.engine != "ray":
+        raise InputError(Problem("--ray-address needs --engine ray", request.ray_address, "--engine ray"))
     judge = base.evaluation.judge
     if "win_rate" in base.sweep.metrics and judge.base_url is None:
         raise InputError(Problem("sweep.metrics win_rate needs a judge", "no server", "--judge URL --judge-model NAME"))
@@ -122,9 +135,9 @@ class _Sweep:
         self.states = {cell.key: _state(cell) for cell in cells}
         self.dropped: list[Arm] = []
 
-    def train(self, *, race: bool) -> None:
-        """Does what is not done; with `race` seed by seed, dropping arms in between."""
-        engine = LocalEngine(devices(), self.base.sweep.retries, self.folder / "workers.log")
+    def train(self, request: Request) -> None:
+        """Does what is not done; with racing seed by seed, dropping arms in between."""
+        race, engine = request.race, self._engine(request)
         seeds = dict.fromkeys(cell.seed for cell in self.cells)
         rounds = [[cell for cell in self.cells if cell.seed == seed] for seed in seeds]
         clear_unborn(self.folder / "cells")
@@ -138,6 +151,13 @@ class _Sweep:
         for cell in self.cells:
             if cell.arm in self.dropped and self.states[cell.key].state == "waiting":
                 self._set(cell, state="dropped")
+
+    def _engine(self, request: Request) -> LocalEngine | RayEngine:
+        if request.engine == "ray":
+            from neftcli.sweep.cluster import RayEngine
+
+            return RayEngine(request.ray_address, self.base.sweep.retries, self.folder)
+        return LocalEngine(devices(), self.base.sweep.retries, self.folder / "workers.log")
 
     def _set(self, cell: Cell, **changes: Any) -> None:
         self.states[cell.key] = replace(self.states[cell.key], **changes)
@@ -269,7 +289,7 @@ class SweepError(NeftError):
 
 
 @contextmanager
-def _stopping(engine: LocalEngine) -> Iterator[None]:
+def _stopping(engine: LocalEngine | RayEngine) -> Iterator[None]:
     """The first Ctrl-C stops behind the update, the second at once."""
     pressed = 0
 
@@ -315,6 +335,17 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _kept_if_begun(folder: Path) -> Iterator[None]:
+    """Takes the folder away again where nothing was started in it."""
+    try:
+        yield
+    except InputError:
+        if not any((folder / "cells").glob("*")):
+            rmtree(folder)
+        raise
 
 
 def _same_sweep(folder: Path, base: Recipe) -> None:

@@ -248,6 +248,8 @@ def test_a_dry_run_shows_the_cells_and_makes_nothing(neft: Neft, arguments: list
         (["--metric", "tasks"], "sweep.metrics tasks needs tasks"),
         (["--held-out-rows", "4"], "a sweep needs at least 12 held-out rows"),
         (["--grid", "training.lr=1"], "training.lr is not an option"),
+        (["--engine", "spark"], "--engine: there is no such engine"),
+        (["--ray-address", "auto"], "--ray-address needs --engine ray"),
         (["--dataset", "missing.jsonl"], "there is no file or folder of this name"),
     ],
 )
@@ -265,7 +267,7 @@ def test_a_folder_without_a_sweep_and_another_models_sweep_are_refused(
 ) -> None:
     assert "there is no sweep in this folder" in neft("sweep-alpha", tmp_path).err
     folder = tmp_path / "runs" / "tiny-sweep"
-    (folder / "cells").mkdir(parents=True)
+    (folder / "cells" / "one").mkdir(parents=True)
     (folder / "recipe.yaml").write_text("data: {max_rows: 20}\n")
     result = neft(*arguments)
     assert result.code == 2
