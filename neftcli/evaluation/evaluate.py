@@ -258,11 +258,12 @@ def _explained(folder: Path) -> Iterator[None]:
         raise Interrupted(
             Problem(f"stopped by Ctrl-C; {kept}", remedy="the same command again goes on from there")
         ) from None
-    except InputError:  # nothing was measured, so nothing stays
-        rmtree(folder)
-        for parent in folder.parents[:2]:
-            if not any(parent.iterdir()):
-                parent.rmdir()
+    except InputError:  # nothing was measured, so nothing stays, but for an earlier report
+        if not (folder / "report.json").is_file():
+            rmtree(folder)
+            for parent in folder.parents[:2]:
+                if not any(parent.iterdir()):
+                    parent.rmdir()
         raise
     except NeftError:
         raise

@@ -284,9 +284,7 @@ class Sweep:
     answers: Annotated[bool, Option("Generate answers in each cell, for their lengths and repetition; costs time.")] = (
         True
     )
-    retries: Annotated[
-        Annotated[int, Ge(0)], Option("Times a cell is tried again after its worker died.", only="sweep-alpha")
-    ] = 2
+    retries: Annotated[Annotated[int, Ge(0)], Option("Times a cell is tried again after its worker died.")] = 2
 
 
 @dataclass(frozen=True, kw_only=True)

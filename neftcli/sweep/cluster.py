@@ -94,13 +94,7 @@ class RayEngine:
         told: Callable[[Cell, Event], None],
         ended: Callable[[Cell, Outcome], None],
     ) -> None:
-        """Does the cells, in their order as the cluster has room, and returns when all have ended.
-
-        Args:
-            cells: What is to be done.
-            told: Is told what happens in a cell.
-            ended: Is told how a cell ended.
-        """
+        """Does the cells, in their order as the cluster has room; the arguments are those of `LocalEngine.run`."""
         if self._stopping:
             for cell in cells:
                 ended(cell, Outcome("stopped"))
@@ -160,7 +154,7 @@ class RayEngine:
             if isinstance(error, self._ray.exceptions.RayTaskError):  # begins with the frames of another machine
                 return Outcome("failed", problems=(Problem("the task of this cell failed by a fault", lines[-1]),))
             lost = f"its worker or node was lost, and {self._retries} more tries did not help"
-            return Outcome("failed", problems=(Problem(lost, lines[0], "--retries with more"),))
+            return Outcome("failed", problems=(Problem(lost, lines[0], "--set sweep.retries=5"),))
         except (OSError, tarfile.TarError) as error:
             told = f"{type(error).__name__}: {error}"
             return Outcome("failed", problems=(Problem(f"{self._folder}: the run can't be written here", told),))

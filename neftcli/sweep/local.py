@@ -131,7 +131,9 @@ class LocalEngine:
             died = Problem(
                 f"the worker that trained it died {tries[cell.key] + 1} times",
                 f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
-                "more memory, a smaller batch, or --retries" if code == -9 else f"see {self._log}",
+                "a smaller batch or more memory; --set sweep.retries=5 tries more often"
+                if code == -9
+                else f"see {self._log}",
             )
             self._again(cell, (died,), waiting, tries, ended)
             return

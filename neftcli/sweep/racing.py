@@ -100,20 +100,6 @@ def look(
     return Look(max(len(value) for value in arrays.values()), dropped)
 
 
-def still_racing(
-    values: Mapping[int, npt.ArrayLike],
-    weights: npt.ArrayLike | None,
-    better: Literal["lower", "higher"],
-    *,
-    looks: int,
-    arms: int,
-    level: float = LEVEL,
-) -> list[int]:
-    """The arms that go on after `look`, in the order given."""
-    gone = look(values, weights, better, looks=looks, arms=arms, level=level).dropped
-    return [arm for arm in values if arm not in gone]
-
-
 def _worse_by(
     arm: npt.ArrayLike,
     other: npt.ArrayLike,

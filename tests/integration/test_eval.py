@@ -489,6 +489,18 @@ def test_what_a_failed_start_made_is_taken_away(neft: Neft, runs: Path) -> None:
     assert not (runs / "opt-125m").exists()
 
 
+def test_an_earlier_report_outlives_a_failed_start(neft: Neft, runs: Path) -> None:
+    """The same question again, after the run's model was damaged: an answer, and the old report stays."""
+    report = (
+        Path(report_of(neft("eval", "tiny-a5-s0", "--no-base", "--no-answers", "--json"))["folder"]) / "report.json"
+    )
+    before = report.read_bytes()
+    (runs / "tiny-a5-s0" / "model" / "tokenizer.json").write_text("{")
+    (runs / "tiny-a5-s0" / "model" / "config.json").unlink()
+    assert neft("eval", "tiny-a5-s0", "--no-base", "--no-answers").code == 2
+    assert report.read_bytes() == before
+
+
 def test_rows_without_answers_and_no_answers_is_nothing_to_measure(neft: Neft, runs: Path) -> None:
     Path("questions.jsonl").write_text('{"prompt": "Name a river."}\n')
     result = neft("eval", "tiny-a5-s0", "--dataset", "questions.jsonl", "--no-answers")

@@ -6,7 +6,6 @@ from neftcli.events import Comparison, Estimated, EvaluatedModel, EvaluationRepo
 
 SHARES = ("token accuracy", "exact match", "win rate", "win rate, matched", "cut at the limit", "2-gram repetition")
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
-MINUS = "-"
 
 
 def is_share(metric: str) -> bool:

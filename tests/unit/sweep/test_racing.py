@@ -5,6 +5,7 @@ most 5 % may lose the arm that is truly best (one-sided 99 % bounds, fixed seeds
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,18 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from neftcli.evaluation.statistics import LEVEL
-from neftcli.sweep.racing import Dropped, Look, look, still_racing
+from neftcli.sweep.racing import Dropped, Look, look
 from tests.unit.sweep.test_statistics import arms, tokens_of
 
 Floats = NDArray[np.float64]
 RACES = 300
 LOST = int(stats.binom.ppf(0.99, RACES, LEVEL))
+
+
+def still_racing(values: Any, *arguments: Any, **settings: Any) -> list[int]:
+    """The arms that go on after a look, in the order given."""
+    gone = look(values, *arguments, **settings).dropped
+    return [arm for arm in values if arm not in gone]
 
 
 def race(values: Floats, level: float = LEVEL) -> dict[int, int]:
