@@ -6,9 +6,10 @@ NeftError                     1   something failed
 │   ├── DataError                 a data file, row or column
 │   └── ModelError                a model's name, files, tokenizer or template
 ├── NeftuneError              1   noise would be attached twice, or lengths are unknown
-└── TrainingError             1   training started and can't go on
-    └── NonFiniteLossError        the loss became NaN or infinite
-Interrupted                 130   stopped by Ctrl-C
+├── TrainingError             1   training started and can't go on
+│   └── NonFiniteLossError        the loss became NaN or infinite
+├── Preempted                75   stopped behind an update by a signal; resumable
+└── Interrupted             130   stopped at once, by a second signal or where nothing can be saved
 
 Every message has three parts: what was violated, what was received, what to type next.
 """
@@ -80,7 +81,13 @@ class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
 
 
-class Interrupted(NeftError):  # noqa: N818 - it is a person's wish, not an error
-    """Stopped by Ctrl-C."""
+class Preempted(NeftError):  # noqa: N818 - it is somebody's wish, not an error
+    """Stopped by the first signal; what was done is saved and can be gone on with."""
+
+    exit_code = 75
+
+
+class Interrupted(NeftError):  # noqa: N818
+    """Stopped at once."""
 
     exit_code = 130

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from neftcli.cli.display import choose_display
-from neftcli.cli.options import with_recipe
-from neftcli.recipe.schema import Recipe
+from neftcli.cli.options import recipe_of, with_recipe
 
 app = typer.Typer(help="Look at data as the model sees it.", no_args_is_help=True)
 
@@ -21,7 +20,8 @@ def root() -> None:
 @app.command("inspect")
 @with_recipe
 def inspect(
-    recipe: Recipe,
+    layers: list[dict[str, Any]],
+    recipe: str | None,
     rows: Annotated[int, typer.Option("--rows", help="How many rows to show.", min=1)] = 3,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
 ) -> None:
@@ -29,4 +29,4 @@ def inspect(
     from neftcli.training.plan import inspect_data
 
     with choose_display(json_lines=json_lines, quiet=False) as display:
-        inspect_data(recipe, rows, display)
+        inspect_data(recipe_of(layers, recipe), rows, display)

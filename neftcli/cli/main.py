@@ -38,7 +38,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.", callback=_version)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")] = False,
 ) -> None:
-    """Exit codes: 0 finished, 1 failed, 2 something given can't be used, 130 stopped by Ctrl-C."""
+    """Exit codes: 0 finished, 1 failed, 2 bad input, 75 stopped and resumable, 130 stopped at once."""
 
 
 def _tell(problems: Sequence[Problem], *, started: bool) -> None:

@@ -16,6 +16,7 @@ import typer
 from neftcli.recipe.schema import Key, keys, type_name
 
 if TYPE_CHECKING:
+    from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
 
 QUICKSTART = "quickstart"
@@ -26,6 +27,7 @@ PANELS = {
     "adapter": "Adapter",
     "quantization": "Adapter",
     "training": "Training",
+    "checkpoints": "Training",
     "evaluation": "Evaluation",
 }
 
@@ -33,20 +35,21 @@ PANELS = {
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Gives `command` the options `--recipe`, `--set` and one flag for each flagged option of training.
 
-    `command` takes the resolved recipe as its first argument.
+    `command` takes the layers that were typed, the strongest last, as its first argument and the value of `--recipe` as
+    the argument `recipe`; `recipe_of` makes the recipe of both.
     """
-
-    def resolved(layers: list[Layer], recipe: str | None, **values: Any) -> None:
-        from neftcli.recipe.loading import load_recipe, resolve
-
-        own_name = _own_name(layers)
-        if recipe is None and own_name:
-            command(resolve([own_name, *layers]), **values)
-        else:
-            command(load_recipe(recipe or QUICKSTART, layers), **values)
-
     flagged = [key for key in keys() if key.option.flag and not key.option.only]
-    return _with_flags(command, resolved, flagged, [_recipe_option()])
+    return _with_flags(command, flagged, _recipe_option())
+
+
+def recipe_of(layers: list[Layer], recipe: str | None) -> Recipe:
+    """The recipe of a name or file with `layers` over it; without one the quickstart, or the defaults."""
+    from neftcli.recipe.loading import load_recipe, resolve
+
+    own_name = _own_name(layers)
+    if recipe is None and own_name:
+        return resolve([own_name, *layers])
+    return load_recipe(recipe or QUICKSTART, layers)
 
 
 def with_overrides(name: str, paths: Container[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -59,22 +62,21 @@ def with_overrides(name: str, paths: Container[str]) -> Callable[[Callable[..., 
         paths: Dotted keys of other options that do.
     """
     flagged = [key for key in keys() if key.option.flag and (key.option.only == name or key.path in paths)]
-    return lambda command: _with_flags(command, command, flagged, [])
+    return lambda command: _with_flags(command, flagged)
 
 
-def _with_flags(
-    command: Callable[..., None], call: Callable[..., None], flagged: list[Key], before: list[inspect.Parameter]
-) -> Callable[..., None]:
-    """`call`, with the signature of `command` and the flags; it is given the typed layers first."""
+def _with_flags(command: Callable[..., None], flagged: list[Key], *before: inspect.Parameter) -> Callable[..., None]:
+    """`command` with the flags, and the options `before` them; it is given the typed layers first."""
 
     @wraps(command)
     def wrapper(assignments: list[str] | None, **values: Any) -> None:
         typed = {key.path: values.pop(_parameter(key)) for key in flagged}
-        call(_layers(assignments or [], typed, flagged), **values)
+        command(_layers(assignments or [], typed, flagged), **values)
 
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        if parameter.name not in {known.name for known in before}
     ]
     parameters = [*before, *(_flag(key) for key in flagged), _set_option(), *own]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -105,7 +107,7 @@ def _flag_value(key: Key, value: str, flag: str) -> Any:
     from neftcli.recipe.yaml_file import read_value
 
     kind = type_name(key.type)
-    if kind == "LIST":
+    if kind == "LIST" and not value.lstrip().startswith("["):
         return tuple(read_value(part.strip(), flag) for part in value.split(",") if part.strip())
     return value if kind == "TEXT" else read_value(value, flag)
 

@@ -1,19 +1,32 @@
-"""`neft train`: fine-tunes by a recipe."""
+"""`neft train`: fine-tunes by a recipe, or goes on with a run that was stopped."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from neftcli.cli.display import choose_display
-from neftcli.cli.options import with_recipe
-from neftcli.recipe.schema import Recipe
+from neftcli.cli.options import recipe_of, with_recipe
+from neftcli.errors import InputError, Problem
 
 
 @with_recipe
 def train(
-    recipe: Recipe,
+    layers: list[dict[str, Any]],
+    recipe: str | None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume", metavar="RUN", help="Go on with a run that was stopped, by its own recipe.", show_default=False
+        ),
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="With --resume: go on though recipe, data or model differ.")
+    ] = False,
+    requeue_signal: Annotated[
+        str, typer.Option("--requeue-signal", metavar="NAME", help="Stops and saves, as Ctrl-C and SIGTERM do.")
+    ] = "SIGUSR1",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved recipe, the data and the memory; train nothing.")
     ] = False,
@@ -23,13 +36,27 @@ def train(
     """Fine-tune a model with NEFTune.
 
     Without options: SmolLM2-135M on the built-in set (the quickstart recipe). Command line beats recipe beats default.
+    A first Ctrl-C, SIGTERM or SIGUSR1 stops behind the update and saves (exit code 75); a second stops at once.
     """
+    if resume is not None and (recipe is not None or dry_run):
+        other = "--recipe" if recipe is not None else "--dry-run"
+        raise InputError(Problem(f"--resume and {other} can't stand together", remedy=f"neft train --resume {resume}"))
+    if accept_changes and resume is None:
+        raise InputError(Problem("--accept-changes needs --resume", remedy="neft train --resume RUN --accept-changes"))
     with choose_display(json_lines=json_lines, quiet=quiet) as display:
         if dry_run:
             from neftcli.training.plan import plan
 
-            plan(recipe, display)
-        else:
-            from neftcli.training.run import train as run
+            plan(recipe_of(layers, recipe), display)
+            return
+        from neftcli.training.resume import find_resumption
+        from neftcli.training.run import train as run
+        from neftcli.training.stopping import Stop
 
-            run(recipe, display)
+        stop = Stop()
+        with stop.listening(requeue_signal):
+            if resume is None:
+                run(recipe_of(layers, recipe), display, stop=stop)
+            else:
+                resolved, resumption = find_resumption(resume, layers, accept_changes=accept_changes)
+                run(resolved, display, stop=stop, resume=resumption)

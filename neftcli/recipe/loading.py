@@ -25,7 +25,22 @@ from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
 
 SHOW_OPTIONS = "neft recipes show quickstart --all    to see every option with its default"
 EXTENDS = "extends"
-NOT_HASHED = ("name", "about", "output_dir", "evaluation", "sweep")  # nothing of these touches the weights
+ELSEWHERE = {
+    "neftune_noise_alpha": "neftune.alpha",
+    "noise_alpha": "neftune.alpha",
+    "max_seq_length": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "lora_rank": "adapter.r",
+    "lora_target": "adapter.target_modules",
+    "model_name_or_path": "model.name",
+    "base_model": "model.name",
+    "dataset_name": "data.source",
+    "load_in_4bit": "quantization.type",
+    "num_epochs": "training.num_train_epochs",
+}
+"""Names of other tools whose letters would lead to another option."""
+# Nothing of these touches the weights.
+NOT_HASHED = ("name", "about", "output_dir", "checkpoints", "evaluation", "sweep")
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[Layer] = ()) -> Recipe:
@@ -57,7 +72,9 @@ def file_layers(name_or_path: str) -> list[Layer]:
         if parent is None:
             return layers
         if not isinstance(parent.value, str):
-            raise RecipeError(Problem(f"{parent.origin}: extends must name a recipe", parent.typed))
+            raise RecipeError(
+                Problem(f"{parent.origin}: extends must name a recipe", parent.typed, "extends: quickstart")
+            )
         path = catalog.find(parent.value, beside=path.parent, origin=parent.origin)
 
 
@@ -88,6 +105,10 @@ def resolve(layers: Iterable[Layer]) -> Recipe:
     for path, setting in merged.items():
         if _option_of(path, known) is None:
             problems.append(_unknown(path, setting, known))
+        elif not _encodes(setting.value):
+            # Flags alone can bring them: bytes that are no UTF-8 come as halves of characters from the shell.
+            held = f"{setting.origin}: {path} holds bytes that are no UTF-8"
+            problems.append(Problem(held, ascii(setting.value), "a name in UTF-8"))
         else:
             _insert(nested, path, setting.value)
     recipe, invalid = _validate(nested, merged, known)
@@ -141,7 +162,7 @@ def _at(recipe: Recipe, path: str) -> Any:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 of all that determines the weights: the resolved recipe without its name, folder and evaluation."""
+    """SHA-256 of all that determines the weights: the resolved recipe without what is in NOT_HASHED."""
     content = {key: value for key, value in _plain(asdict(recipe)).items() if key not in NOT_HASHED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -169,6 +190,14 @@ def _is_mapping(annotation: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
+def _encodes(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _insert(nested: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     for parent in parents:
@@ -181,19 +210,18 @@ def _insert(nested: dict[str, Any], path: str, value: Any) -> None:
 def _unknown(path: str, setting: Setting, known: Mapping[str, Key]) -> Problem:
     sections = {key.rpartition(".")[0] for key in known} - {""}
     if path in sections:
-        options = ", ".join(key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == path)
-        return Problem(
-            f"{setting.origin}: {path} is a section; give its options below it",
-            setting.typed,
-            f"{path}: {{...}}",
-            options,
-        )
+        options = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == path]
+        below = f"--set {path}.{options[0]}=VALUE" if setting.origin.startswith("--") else f"{path}: {{...}}"
+        violated = f"{setting.origin}: {path} is a section; give its options below it"
+        return Problem(violated, setting.typed, below, ", ".join(options))
     nearest = nearest_key(path, known)
     return Problem(f"{setting.origin}: {path} is not an option", setting.typed, SHOW_OPTIONS, nearest)
 
 
 def nearest_key(path: str, known: Iterable[str]) -> str:
     """The known key most like `path`, by its full path or by its last part; empty where none is near."""
+    if path.rpartition(".")[2] in ELSEWHERE:
+        return ELSEWHERE[path.rpartition(".")[2]]
     by_last_part = {key.rpartition(".")[2]: key for key in known}
     whole = get_close_matches(path, known, n=1, cutoff=0.75)
     if whole:

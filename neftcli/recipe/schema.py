@@ -207,6 +207,21 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """What is kept while a run trains, so that it can be gone on with."""
+
+    save_steps: Annotated[
+        Count | None, Option("Updates between two checkpoints; beside save_minutes.", "--save-steps")
+    ] = None
+    save_minutes: Annotated[Positive | None, Option("Minutes between two checkpoints; null for none by the clock.")] = (
+        15.0
+    )
+    save_total_limit: Annotated[
+        Count, Option("Checkpoints that are kept; an older one goes when a newer one is whole.")
+    ] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """How answers are generated."""
 
@@ -300,6 +315,7 @@ class Recipe:
     adapter: Annotated[Adapter, Option("Full fine-tuning, or LoRA.")] = field(default_factory=Adapter)
     quantization: Annotated[Quantization, Option("Four-bit weights.")] = field(default_factory=Quantization)
     training: Annotated[Training, Option("The optimiser's work.")] = field(default_factory=Training)
+    checkpoints: Annotated[Checkpoints, Option("What a stopped run goes on from.")] = field(default_factory=Checkpoints)
     evaluation: Annotated[Evaluation, Option("Measurements while training.")] = field(default_factory=Evaluation)
     sweep: Annotated[Sweep, Option("A grid of alphas.")] = field(default_factory=Sweep)
 

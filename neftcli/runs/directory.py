@@ -7,7 +7,11 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from neftcli.errors import InputError, Problem
@@ -97,13 +101,83 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the trainer keeps what it needs while training."""
+        """Where a run that trains keeps what it can go on from."""
         return self.path / "checkpoints"
 
     @property
     def log(self) -> Path:
         """What the libraries said."""
         return self.path / "train.log"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the run, so that no other process trains it at the same time; a killed process lets go.
+
+        Raises:
+            InputError: Another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                Problem(f"{self.path}: another process is training this run", remedy="wait until it has ended")
+            ) from None
+        except OSError as error:
+            raise InputError(
+                Problem(f"{self.path} can't be written", error.strerror or str(error), "a folder that can")
+            ) from None
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+    @contextmanager
+    def replacing_model(self) -> Iterator[Path]:
+        """A folder to save the model in, which takes the place of `model/` when all is in it."""
+        partial = self.path / "model.partial"
+        rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for file in partial.iterdir():
+                to_disk(file)
+        except BaseException:
+            rmtree(partial, ignore_errors=True)
+            raise
+        rmtree(self.model, ignore_errors=True)
+        partial.rename(self.model)
+
+    def forget_measurements(self) -> None:
+        """Takes away what a run measured that begins again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def forget_after(self, step: int, evaluated: int) -> None:
+        """Takes away what was measured behind a checkpoint, which will be measured again.
+
+        Args:
+            step: Updates done in the checkpoint.
+            evaluated: Updates done at its last evaluation.
+        """
+        file, kept = self.path / "metrics.jsonl", []
+        with file.open(encoding="utf-8") if file.is_file() else StringIO() as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except ValueError:  # the last line of a killed process
+                    continue
+                if row["step"] <= (evaluated if row["event"] == "Evaluated" else step):
+                    kept.append(line)
+        self.write_text("metrics.jsonl", "".join(kept))
+        (self.path / "samples.jsonl").unlink(missing_ok=True)
+
+    def forget_checkpoints(self) -> None:
+        """Takes the checkpoints away; a finished run has its model."""
+        rmtree(self.checkpoints, ignore_errors=True)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file whole or not at all."""
@@ -155,3 +229,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
+
+
+def to_disk(path: Path) -> None:
+    """Waits until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -23,16 +23,24 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 class RunRecord:
     """The record of one run, written again at each change.
 
+    Args:
+        directory: The run's folder.
+        recipe: What it is trained by.
+        resumed: What is known of the point that it goes on from; None for a new run.
+
     Attributes:
         fields: What the file holds.
     """
 
-    def __init__(self, directory: RunDirectory, recipe: Recipe) -> None:
+    def __init__(self, directory: RunDirectory, recipe: Recipe, resumed: dict[str, Any] | None = None) -> None:
         self._directory = directory
+        before = self._before = directory.read_json(RECORD) if resumed is not None else {}
+        again = [{"at": _now(), "after": before.get("status"), **resumed}] if resumed is not None else []
         self.fields: dict[str, Any] = {
             "status": "running",
-            "started": _now(),
+            "started": before.get("started", _now()),
             "finished": None,
+            "resumed": [*before.get("resumed", []), *again],
             "recipe_sha256": fingerprint(recipe),
             "seed": recipe.training.seed,
             "neftune": {
@@ -52,8 +60,16 @@ class RunRecord:
         self.fields.update(fields)
         self._directory.write_json(RECORD, self.fields)
 
+    def withdraw(self) -> None:
+        """Writes back what the file held before: the run was not gone on with."""
+        self._directory.write_json(RECORD, self._before)
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says of its run."""
+        return {key: self.fields[key] for key in ("recipe_sha256", "seed", "neftune", "versions")}
+
     def end(self, status: str, **fields: Any) -> None:
-        """Writes how the run ended: finished, failed or interrupted."""
+        """Writes how the run ended: finished, failed, preempted or interrupted."""
         self.update(status=status, finished=_now(), **fields)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -16,25 +17,40 @@ if TYPE_CHECKING:
     from neftcli.evaluation.measure import Results
     from neftcli.recipe.schema import Recipe
     from neftcli.training.materials import Materials, Shelf
+    from neftcli.training.resume import Resumption
+    from neftcli.training.stopping import Stop
 
 MEASURED = "evaluation/cell.json"
 
 
 def finished_run(cells: Path, key: str) -> RunDirectory | None:
     """The run below `cells` that was finished with the weights of `key`; None where there is none."""
-    for run, record in _runs(cells, key):
+    for run, record in runs_of(cells, key):
         if record.get("status") == "finished" and any(run.model.glob("*.safetensors")):
             return run
     return None
 
 
-def clear_unfinished(cells: Path, key: str) -> None:
-    """Takes away the folders of runs of `key` that were stopped in the middle: nothing of them can be gone on with."""
+def stopped_run(cells: Path, key: str, recipe: Recipe) -> Resumption | None:
+    """The run of `key` that was stopped and can be gone on with; those that can't be are taken away."""
     from shutil import rmtree
 
-    for run, record in _runs(cells, key):
-        if record.get("status") != "finished":
+    from neftcli.errors import InputError
+    from neftcli.training.resume import resumption_of
+
+    found = None
+    for run, record in runs_of(cells, key):
+        if record.get("status") == "finished":
+            continue
+        try:
+            resumption = resumption_of(run, recipe)
+        except InputError:  # none of its checkpoints verifies
+            resumption = None
+        if found is None and resumption is not None and resumption.checkpoint is not None:
+            found = resumption
+        else:
             rmtree(run.path)
+    return found
 
 
 def clear_unborn(cells: Path) -> None:
@@ -46,7 +62,8 @@ def clear_unborn(cells: Path) -> None:
             rmtree(folder)
 
 
-def _runs(cells: Path, key: str) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
+def runs_of(cells: Path, key: str) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
+    """The runs below `cells` by the recipe of `key`, with their records."""
     for file in sorted(cells.glob(f"*/{RECORD}")):
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
@@ -72,11 +89,12 @@ def settings_key(recipe: Recipe) -> str:
     return sha256(repr(parts).encode()).hexdigest()
 
 
-def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Any) -> str:
+def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str:
     """Trains and measures a cell, as far as it is not done, and returns its folder.
 
     Raises:
         NeftError: It can't be trained or measured.
+        Preempted: It was asked to stop, and is saved.
     """
     from neftcli.training.run import train
 
@@ -86,12 +104,12 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Any) -> str:
         if measured(run, recipe) is None:
             _measure_saved(run, recipe, observer)
         return str(run.path)
-    clear_unfinished(cells, key)
+    resume = stopped_run(cells, key, recipe)
 
     def and_then(directory: RunDirectory, tuned: Any, materials: Materials) -> None:
         _measure(directory, recipe, materials, observer, tuned)
 
-    return train(recipe, observer, shelf, and_then, stop).run
+    return train(recipe, observer, shelf, and_then, stop, resume).run
 
 
 def _measure_saved(run: RunDirectory, recipe: Recipe, observer: Observer) -> None:
@@ -110,6 +128,7 @@ def _measure(run: RunDirectory, recipe: Recipe, materials: Materials, observer: 
     from neftcli.evaluation.rows import Rows
     from neftcli.evaluation.subjects import find_subject
 
+    begun = time.perf_counter()
     examples = materials.prepared.held_out_examples
     rows = Rows(examples, recipe.data, materials.prepared.counts.layout, "held-out rows", "held-out")
     subject = find_subject(str(run.path), "run", ())
@@ -123,7 +142,8 @@ def _measure(run: RunDirectory, recipe: Recipe, materials: Materials, observer: 
         answers=recipe.sweep.answers,
         model=tuned,
     ).run()
-    run.write_json(MEASURED, {"settings": settings_key(recipe), **_content(results, rows)})
+    content = {"settings": settings_key(recipe), **_content(results, rows)}
+    run.write_json(MEASURED, content | {"seconds": time.perf_counter() - begun})
 
 
 def _content(results: Results, rows: Any) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, Interrupted, NeftError, Problem
+from neftcli.errors import InputError, NeftError, Preempted, Problem
 from neftcli.events import Event
 from neftcli.recipe.loading import fingerprint, to_yaml
 from neftcli.runs.directory import RECORD, RunDirectory
-from neftcli.sweep.cell import MEASURED, clear_unfinished, do_cell, finished_run, settings_key
+from neftcli.sweep.cell import MEASURED, do_cell, runs_of, settings_key
 from neftcli.sweep.local import Outcome
 from neftcli.sweep.worker import TOLD
 
@@ -240,6 +240,7 @@ def work(
 
     prepare_process()
     from neftcli.training.materials import Shelf
+    from neftcli.training.stopping import Stop
 
     _shelf = _shelf or Shelf()
     line = _Line(key, mailbox)
@@ -250,10 +251,10 @@ def work(
                 Path(place).write_bytes(content)
             if line.ask():
                 return ("stopped",)
-            run = RunDirectory(Path(do_cell(there, _shelf, line, line.halted)))
+            run = RunDirectory(Path(do_cell(there, _shelf, line, Stop(line.halted))))
             _name_the_recipe(run, recipe, there)
             return "done", run.path.name, _packed(run.path)
-    except Interrupted:
+    except Preempted:
         return ("stopped",)
     except NeftError as error:
         return "failed", error.problems
@@ -313,11 +314,11 @@ def _arrived(content: bytes, name: str, folder: Path, key: str) -> Path:
     with _arriving(folder) as place:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             tar.extractall(place, filter="data")
-        clear_unfinished(cells, key)
-        while (old := finished_run(cells, key)) is not None:  # not measured, or not by these settings
-            shutil.rmtree(old.path)
+        before = [run for run, _ in runs_of(cells, key)]  # not finished, not measured, or not by these settings
         run = RunDirectory.create(cells, name)
         place.replace(run.path)
+        for old in before:
+            shutil.rmtree(old.path)
     return run.path
 
 

@@ -58,12 +58,12 @@ class LocalEngine:
     def __init__(self, devices: Sequence[str | None], retries: int, log: Path) -> None:
         self._devices, self._retries, self._log = devices, retries, log
         self._context = multiprocessing.get_context("spawn")
-        self._stop = self._context.Event()
+        self._stop = self._context.RawValue("b", 0)  # no lock, which a killed worker could keep
         self._workers: list[_Worker] = []
 
     def stop(self) -> None:
         """Cells stop behind the update that they are in; waiting cells are not begun."""
-        self._stop.set()
+        self._stop.value = 1
 
     def close(self) -> None:
         """Ends the workers at once."""
@@ -91,9 +91,8 @@ class LocalEngine:
             self._workers.append(self._started(self._devices[len(self._workers)]))
         while True:
             for worker in self._workers:
-                if worker.cell is None and waiting and not self._stop.is_set():
-                    worker.cell = waiting.popleft()
-                    worker.connection.send(worker.cell.recipe)
+                if worker.cell is None and waiting and not self._stop.value:
+                    self._give(worker, waiting.popleft())
             busy = [worker for worker in self._workers if worker.cell is not None]
             if not busy:
                 break
@@ -103,6 +102,23 @@ class LocalEngine:
                     self._hear(worker, waiting, tries, told, ended)
         for cell in waiting:
             ended(cell, Outcome("stopped"))
+
+    def _give(self, worker: _Worker, cell: Cell) -> None:
+        """Gives a cell to an idle worker, or to another one in its place where it has died meanwhile."""
+        try:
+            worker.connection.send(cell.recipe)
+        except ConnectionError:
+            worker = self._replaced(worker)
+            worker.connection.send(cell.recipe)
+        worker.cell = cell
+
+    def _replaced(self, worker: _Worker) -> _Worker:
+        """A new worker in the place of one that has died."""
+        worker.process.join()
+        worker.connection.close()
+        place = self._workers.index(worker)
+        self._workers[place] = self._started(worker.device)
+        return self._workers[place]
 
     def _started(self, device: str | None) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -123,11 +139,12 @@ class LocalEngine:
         cell = worker.cell
         assert cell is not None  # noqa: S101 - only busy workers are heard
         try:
+            if not worker.connection.poll():  # dead, while a process that it started holds the connection open
+                raise EOFError
             said = worker.connection.recv()
         except (EOFError, ConnectionError):
-            worker.process.join()
+            self._replaced(worker)
             code = worker.process.exitcode
-            self._workers[self._workers.index(worker)] = self._started(worker.device)
             died = Problem(
                 f"the worker that trained it died {tries[cell.key] + 1} times",
                 f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
@@ -158,7 +175,7 @@ class LocalEngine:
     ) -> None:
         """Puts a cell back, first in line, until its tries are used up."""
         tries[cell.key] += 1
-        if self._stop.is_set():
+        if self._stop.value:
             ended(cell, Outcome("stopped"))
         elif tries[cell.key] > self._retries:
             ended(cell, Outcome("failed", problems=problems))

@@ -13,7 +13,6 @@ from neftcli.events import Evaluated, Event, Phase, Progress
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
-    from multiprocessing.synchronize import Event as Flag
 
     from neftcli.errors import Problem
     from neftcli.recipe.schema import Recipe
@@ -34,7 +33,7 @@ class Teller:
             self._connection.send(event)
 
 
-def work(connection: Connection, stop: Flag, device: str | None, log: Path) -> None:
+def work(connection: Connection, stop: Any, device: str | None, log: Path) -> None:
     """Does the cells that come through `connection`, until None comes.
 
     Each is answered by events, then by ("done", folder), ("failed", problems, whether another try may help) or
@@ -42,11 +41,12 @@ def work(connection: Connection, stop: Flag, device: str | None, log: Path) -> N
 
     Args:
         connection: To the sweep.
-        stop: Set when cells are to stop behind their update.
+        stop: Its value is 1 when cells are to stop behind their update.
         device: CUDA_VISIBLE_DEVICES, or None to leave it.
         log: Takes what libraries write past their logs.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep decides what Ctrl-C means
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a scheduler signals every process of a job,
+        signal.signal(number, signal.SIG_IGN)  # and the sweep decides what that means
     _end_with_the_parent()
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
@@ -63,13 +63,14 @@ def work(connection: Connection, stop: Flag, device: str | None, log: Path) -> N
         connection.send(_outcome(recipe, shelf, teller, stop))
 
 
-def _outcome(recipe: Recipe, shelf: Any, teller: Teller, stop: Flag) -> tuple[Any, ...]:
-    from neftcli.errors import Interrupted, NeftError, Problem
+def _outcome(recipe: Recipe, shelf: Any, teller: Teller, stop: Any) -> tuple[Any, ...]:
+    from neftcli.errors import NeftError, Preempted, Problem
     from neftcli.sweep.cell import do_cell
+    from neftcli.training.stopping import Stop
 
     try:
-        return "done", do_cell(recipe, shelf, teller, stop.is_set)
-    except Interrupted:
+        return "done", do_cell(recipe, shelf, teller, Stop(lambda: bool(stop.value)))
+    except Preempted:
         return ("stopped",)
     except NeftError as error:
         return "failed", error.problems, False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,11 +12,23 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
+def verbatim(text: str, *, in_table: bool = False) -> str:
+    """Text that Markdown shows letter by letter: no image, link, tag, line or column of its own.
+
+    Code between backticks, more of them than stand in a row within (CommonMark 0.31, 6.1); in a table a | gets a
+    backslash, which tables take away again.
+    """
+    line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{space}{line.replace('|', chr(92) + '|') if in_table else line}{space}{fence}"
+
+
 def model_card(recipe: Recipe, reference: Reference, record: dict[str, Any], finished: RunFinished) -> str:
     """The text of `model/README.md`."""
     hub_id = reference.alias.hub_id if reference.alias else reference.location if reference.kind == "hub" else None
     head = ["---", "library_name: " + ("transformers" if recipe.adapter.type == "none" else "peft")]
-    head += [f"base_model: {hub_id}"] if hub_id else []
+    head += [f"base_model: {json.dumps(hub_id)}"] if hub_id else []
     head += ["tags: [neftune, sft]", "---"]
     noise = recipe.neftune
     alpha = (
@@ -27,7 +41,8 @@ def model_card(recipe: Recipe, reference: Reference, record: dict[str, Any], fin
         "",
         f"# {recipe.run_name()}",
         "",
-        f"{reference.name} ({reference.source()}), fine-tuned ({recipe.method()}) on {recipe.data.source}.",
+        f"{verbatim(reference.name)} ({verbatim(reference.source())}), fine-tuned ({recipe.method()}) on "
+        f"{verbatim(recipe.data.source)}.",
         "",
         "| | |",
         "|---|---|",

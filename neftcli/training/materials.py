@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.data.prepare import Examples, Prepared, prepare
@@ -17,6 +18,7 @@ from neftcli.models.names import Reference
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from neftcli.data.tokens import TokenRow
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Recipe
 
@@ -94,6 +96,14 @@ def load_materials(recipe: Recipe, reference: Reference, examples: Examples, obs
     model = load_model_of(recipe, reference, machine)
     require_positions(model.config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
     return Materials(reference, machine, tokenizer, notices, prepared, model, fingerprint(reference, model.config))
+
+
+def tokens_sha256(rows: Sequence[TokenRow]) -> str:
+    """SHA-256 of what is learned: the rows' tokens and labels, in their order."""
+    digest = sha256()
+    for row in rows:
+        digest.update(repr((row.input_ids, row.labels)).encode())
+    return digest.hexdigest()
 
 
 def introduce(prepared: Prepared, notices: Sequence[str], observer: Observer) -> None:

@@ -7,18 +7,14 @@ want to know is told as an event and written to the run's own files.
 from __future__ import annotations
 
 import copy
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.formats import Example
 from neftcli.data.prepare import Prepared
 from neftcli.data.tokens import prompt_and_reference, render_prompt
-from neftcli.errors import InputError, Interrupted, NeftError, Problem, TrainingError
 from neftcli.events import (
     Evaluated,
     Event,
@@ -37,17 +33,22 @@ from neftcli.machine.process import prepare_process
 from neftcli.models.by_recipe import longest_prompt
 from neftcli.models.names import Reference
 from neftcli.recipe.loading import to_yaml
+from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RunDirectory
 from neftcli.runs.record import RunRecord
+from neftcli.training.ending import recorded_end
 from neftcli.training.inputs import check_inputs
-from neftcli.training.materials import Materials, Shelf, introduce, load_materials
+from neftcli.training.materials import Materials, Shelf, introduce, load_materials, tokens_sha256
+from neftcli.training.resume import Base, Resumption
+from neftcli.training.stopping import Stop
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from neftcli.machine.device import Machine
     from neftcli.neftune import Noise
     from neftcli.recipe.schema import Recipe
+    from neftcli.training.watch import Watch
 
 
 def train(
@@ -55,7 +56,8 @@ def train(
     observer: Observer,
     shelf: Shelf | None = None,
     and_then: Callable[[RunDirectory, Any, Materials], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Stop | None = None,
+    resume: Resumption | None = None,
 ) -> RunFinished:
     """Fine-tunes by `recipe` and returns what came of it.
 
@@ -65,33 +67,43 @@ def train(
         shelf: Keeps what was loaded for the next run with the same model and rows; the weights are the same to the bit
             with it and without.
         and_then: Is given the finished run's folder, its tuned model and the materials.
-        stop: Is asked behind every update whether to stop there.
+        stop: Says when to stop.
+        resume: The run that is gone on with; None for a new one.
 
     Raises:
         InputError: The recipe names a model or data that can't be used; nothing was started.
         TrainingError: Training started and could not go on; the run's record says so.
-        Interrupted: Ctrl-C, or `stop` said so.
+        Preempted: A stop was asked for; what was done is saved.
+        Interrupted: Stopped at once.
     """
-    begun = time.perf_counter()
+    begun = time.perf_counter() - (resume.seconds() if resume else 0.0)
+    stop = stop or Stop()
     prepare_process()
-    materials = shelf.find(recipe) if shelf else None
-    inputs = None if materials else check_inputs(recipe, observer)
-    directory = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
-    directory.write_text("recipe.yaml", to_yaml(recipe))
-    record = RunRecord(directory, recipe)
-    with _recorded_end(record, directory), library_chatter(directory.log):
-        run = _Run(recipe, directory, record, observer, stop)
-        if materials is None:
-            assert inputs is not None  # noqa: S101 - read above
-            materials = load_materials(recipe, *inputs, run)
-            if shelf:
-                shelf.keep(recipe, materials)
-        else:
-            introduce(materials.prepared, materials.notices, run)
-        model = copy.deepcopy(materials.model) if shelf else materials.model
-        finished, tuned = run.do(materials, model, begun)
-        if and_then is not None:
-            and_then(directory, tuned, materials)
+    with stop.at_once():
+        materials = shelf.find(recipe) if shelf else None
+        inputs = None if materials else check_inputs(recipe, observer)
+    directory = resume.directory if resume else RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
+    with directory.held():
+        record = RunRecord(directory, recipe, resume.told() if resume else None)
+        with recorded_end(record, directory, new=resume is None), library_chatter(directory.log):
+            if resume is None:
+                directory.write_text("recipe.yaml", to_yaml(recipe))
+            else:
+                resume.tell(observer)
+            run = _Run(recipe, directory, record, observer, stop, resume or Resumption(directory, None), begun)
+            with stop.at_once():
+                if materials is None:
+                    assert inputs is not None  # noqa: S101 - read above
+                    materials = load_materials(recipe, *inputs, run)
+                    if shelf:
+                        shelf.keep(recipe, materials)
+                else:
+                    introduce(materials.prepared, materials.notices, run)
+                model = copy.deepcopy(materials.model) if shelf else materials.model
+            finished, tuned = run.do(materials, model)
+            with stop.at_once():
+                if and_then is not None:
+                    and_then(directory, tuned, materials)
     observer.notify(finished)
     return finished
 
@@ -105,10 +117,12 @@ class _Run:
         directory: RunDirectory,
         record: RunRecord,
         observer: Observer,
-        stop: Callable[[], bool] | None,
+        stop: Stop,
+        resumption: Resumption,
+        begun: float,
     ) -> None:
         self.recipe, self.directory, self.record, self.observer = recipe, directory, record, observer
-        self.stop = stop
+        self.stop, self.resumption, self.begun = stop, resumption, begun
 
     def notify(self, event: Event) -> None:
         """Tells the observer, and keeps what is a measurement in `metrics.jsonl`."""
@@ -116,39 +130,41 @@ class _Run:
             self.directory.append_line("metrics.jsonl", {"event": type(event).__name__, **asdict(event)})
         self.observer.notify(event)
 
-    def do(self, materials: Materials, model: PreTrainedModel, begun: float) -> tuple[RunFinished, Any]:
+    def do(self, materials: Materials, model: PreTrainedModel) -> tuple[RunFinished, Any]:
         """Does the run with `model`, which is changed, and returns how it ended and the tuned model."""
         recipe, machine, prepared = self.recipe, materials.machine, materials.prepared
+        found = {
+            "data_sha256": prepared.counts.fingerprint,
+            "tokens_sha256": tokens_sha256(prepared.train),
+            "model_fingerprint": materials.fingerprint,
+        }
+        self.resumption.require_same(found)
+        if self.resumption.changes:
+            self.directory.write_text("recipe.yaml", to_yaml(recipe))
         self.record.update(
-            data_sha256=prepared.counts.fingerprint,
-            model_fingerprint=materials.fingerprint,
+            **found,
             trust_remote_code=recipe.model.trust_remote_code,
             device=machine.name,
             precision=machine.precision(),
         )
-        settings = recipe.evaluation
-        sides = (settings.per_device_eval_batch_size, settings.probe_rows)
-        base = materials.once(sides, lambda: self._evaluate(0, model, prepared, machine))
-        chosen = prepared.held_out_examples[: settings.samples]
-        before = materials.once(
-            (settings.samples, settings.generation, recipe.training.seed if settings.generation.do_sample else None),
-            lambda: self._answers("answering held-out prompts before training", model, materials, chosen),
-        )
-        self.notify(base)
-        tuned, last = self._train(materials, model)
-        after = self._answers("answering the same prompts after training", tuned, materials, chosen)
+        with self.stop.at_once():
+            base = self._base(materials, model)
+        tuned, last = self._train(materials, model, base, found)
+        with self.stop.at_once():
+            after = self._answers("answering the same prompts after training", tuned, materials)
+        examples = prepared.held_out_examples
         samples = tuple(
             Sample(*prompt_and_reference(example), old, new)
-            for example, old, new in zip(chosen, before, after, strict=True)
+            for example, old, new in zip(examples, base.answers, after, strict=False)
         )
         for sample in samples:
             self.directory.append_line("samples.jsonl", asdict(sample))
         finished = RunFinished(
             run=str(self.directory.path),
-            seconds=time.perf_counter() - begun,
-            base_held_out_loss=base.held_out_loss,
+            seconds=time.perf_counter() - self.begun,
+            base_held_out_loss=base.evaluated.held_out_loss,
             held_out_loss=last.held_out_loss,
-            base_train_loss=base.train_loss,
+            base_train_loss=base.evaluated.train_loss,
             train_loss=last.train_loss,
             samples=samples,
             alpha=recipe.neftune.alpha,
@@ -156,6 +172,24 @@ class _Run:
         )
         self._conclude(finished, materials.reference)
         return finished, tuned
+
+    def _base(self, materials: Materials, model: PreTrainedModel) -> Base:
+        """What the model can do before training; a resumed run knows it already."""
+        if self.resumption.checkpoint:
+            kept = self.resumption.watch()
+            self.directory.forget_after(self.resumption.step, (kept["evaluated"] or {"step": 0})["step"])
+            return Base(Evaluated(**kept["base"]["evaluated"]), kept["base"]["answers"])
+        self.directory.forget_measurements()
+        settings = self.recipe.evaluation
+        sides = (settings.per_device_eval_batch_size, settings.probe_rows)
+        evaluated = materials.once(sides, lambda: self._evaluate(0, model, materials.prepared, materials.machine))
+        seed = self.recipe.training.seed if settings.generation.do_sample else None
+        answers = materials.once(
+            (settings.samples, settings.generation, seed),
+            lambda: self._answers("answering held-out prompts before training", model, materials),
+        )
+        self.notify(evaluated)
+        return Base(evaluated, answers)
 
     def _evaluate(self, step: int, model: Any, prepared: Prepared, machine: Machine) -> Evaluated:
         from neftcli.evaluation.loss import mean_loss, row_losses
@@ -170,9 +204,10 @@ class _Run:
         ]
         return Evaluated(step, losses[0], losses[1])
 
-    def _answers(self, phase: str, model: Any, materials: Materials, examples: list[Example]) -> list[str]:
+    def _answers(self, phase: str, model: Any, materials: Materials) -> list[str]:
         from neftcli.evaluation.generation import generate_answers
 
+        examples = materials.prepared.held_out_examples[: self.recipe.evaluation.samples]
         if not examples:
             return []
         self.notify(Phase(phase))
@@ -185,37 +220,33 @@ class _Run:
         )
         return [answer.text for answer in answers]
 
-    def _train(self, materials: Materials, model: PreTrainedModel) -> tuple[Any, Evaluated]:
+    def _train(
+        self, materials: Materials, model: PreTrainedModel, base: Base, found: dict[str, str]
+    ) -> tuple[Any, Evaluated]:
         self.notify(Phase("preparing the trainer"))
         from neftcli.neftune import neftune
         from neftcli.training.isolation import require_isolation
+        from neftcli.training.space import require_space
         from neftcli.training.trainer import build_trainer, updates
         from neftcli.training.watch import Watch
 
-        recipe, machine = self.recipe, materials.machine
-        tokenizer, prepared, reference = materials.tokenizer, materials.prepared, materials.reference
+        recipe, machine, prepared = self.recipe, materials.machine, materials.prepared
         watch = Watch(
             self,
             lambda step: self._evaluate(step, trainer.model, prepared, machine),
-            recipe.evaluation.every,
+            recipe,
             machine.device,
-            before_last=lambda: self._save(trainer.model, tokenizer, reference),
+            before_last=lambda: self._save(trainer.model, materials),
             stop=self.stop,
+            base=base,
+            begun=self.begun,
         )
-        trainer = build_trainer(recipe, machine, model, tokenizer, prepared.train, self.directory, watch)
-        tuned = trainer.model
-        trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-        self.notify(
-            ModelReady(
-                name=recipe.model.name,
-                source=reference.source(),
-                method=recipe.method(),
-                parameters=int(model.num_parameters()),
-                trainable=trainable,
-                precision=machine.precision(),
-                device=machine.name,
-            )
-        )
+        checkpoints = Checkpoints(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
+        facts = {**found, **self.record.facts(), "recipe": to_yaml(recipe)}
+        trainer = build_trainer(recipe, machine, model, materials.tokenizer, prepared.train, checkpoints, facts, watch)
+        watch.trainer, tuned = trainer, trainer.model
+        self._tell_of_the_model(model, tuned, materials)
+        require_space(tuned, recipe, self.directory, self)
         if recipe.training.batching != "padded":
             rows = [trainer.train_dataset[index] for index in range(min(2, len(trainer.train_dataset)))]
             require_isolation(tuned, trainer._prepare_inputs(trainer.data_collator(rows)), type(model).__name__)
@@ -235,9 +266,38 @@ class _Run:
             self._measure_noise(trainer, noise)
             epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
             self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
-            trainer.train()
+            self._do_updates(trainer, watch, total_steps)
+        if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update
+            with self.stop.at_once():
+                watch.evaluate_now(total_steps, last=True)
         assert watch.evaluated is not None  # noqa: S101 - the last step always evaluates
         return tuned, watch.evaluated
+
+    def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
+        """Trains from the first update, or from behind that of the checkpoint."""
+        checkpoint = self.resumption.checkpoint
+        if checkpoint is None:
+            trainer.train()
+            return
+        watch.resume(self.resumption.watch())
+        if checkpoint.step < total_steps:
+            trainer.train(resume_from_checkpoint=str(checkpoint.path))
+        else:
+            trainer.load_weights(checkpoint.path)
+
+    def _tell_of_the_model(self, model: PreTrainedModel, tuned: Any, materials: Materials) -> None:
+        machine = materials.machine
+        self.notify(
+            ModelReady(
+                name=self.recipe.model.name,
+                source=materials.reference.source(),
+                method=self.recipe.method(),
+                parameters=int(model.num_parameters()),
+                trainable=sum(p.numel() for p in tuned.parameters() if p.requires_grad),
+                precision=machine.precision(),
+                device=machine.name,
+            )
+        )
 
     def _measure_noise(self, trainer: Any, noise: Noise) -> None:
         from neftcli.neftune import Strength, measure_strength
@@ -263,19 +323,18 @@ class _Run:
         for warning in strength.warnings():
             self.notify(Notice(warning))
 
-    def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase, reference: Reference) -> None:
+    def _save(self, model: Any, materials: Materials) -> None:
         """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
         self.notify(Phase("saving the model"))
+        from neftcli.training.trainer import save_weights
+
+        reference = materials.reference
         if self.recipe.adapter.type != "none":  # where the adapter finds its base model on another machine
             base = reference.alias.hub_id if reference.alias else reference.location
             model.peft_config["default"].base_model_name_or_path = base
-            # No embedding is resized here; peft would ask the hub for the base model's size to make sure.
-            model.save_pretrained(self.directory.model, save_embedding_layers=False)
-        else:
-            model.save_pretrained(self.directory.model)
-        tokenizer.save_pretrained(self.directory.model)
-        if self.directory.checkpoints.is_dir() and not any(self.directory.checkpoints.iterdir()):
-            self.directory.checkpoints.rmdir()
+        with self.directory.replacing_model() as folder:
+            save_weights(model, folder)
+            materials.tokenizer.save_pretrained(folder)
 
     def _conclude(self, finished: RunFinished, reference: Reference) -> None:
         """Writes the model card and the results."""
@@ -285,42 +344,4 @@ class _Run:
         (self.directory.model / "README.md").write_text(card, "utf-8")
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)
-
-
-@contextmanager
-def _recorded_end(record: RunRecord, directory: RunDirectory) -> Iterator[None]:
-    """Writes into the record how a run ended that did not finish."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        record.end("interrupted")
-        saved = directory.model.is_dir()
-        raise Interrupted(
-            Problem(
-                f"stopped by Ctrl-C; {'the' if saved else 'no'} model was saved, the measurements so far are in "
-                f"{directory.path}",
-                remedy=f"{directory.model} is the tuned model"
-                if saved
-                else "the same command again, from the beginning",
-            )
-        ) from None
-    except InputError:  # nothing was started, so nothing stays
-        shutil.rmtree(directory.path)
-        raise
-    except NeftError as error:
-        record.end("failed", error=str(error))
-        raise
-    except Exception as error:
-        from neftcli.machine.device import is_out_of_memory
-
-        record.end("failed", error=f"{type(error).__name__}: {error}")
-        if is_out_of_memory(error):
-            kept = f"; the tuned model is in {directory.model}" if directory.model.is_dir() else ""
-            raise TrainingError(
-                Problem(
-                    f"there was not enough memory{kept}",
-                    str(error).splitlines()[0] if str(error) else type(error).__name__,
-                    "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
-                )
-            ) from error
-        raise
+        self.directory.forget_checkpoints()

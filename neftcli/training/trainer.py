@@ -7,6 +7,7 @@ off: the noise of `neftcli.neftune` is attached around `train()`.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,20 +19,28 @@ from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.neftune import paired
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from neftcli.data.tokens import TokenRow
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Adapter, Recipe
-    from neftcli.runs.directory import RunDirectory
+    from neftcli.runs.checkpoints import Checkpoints
 
 LOG_ROWS = 20
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer that stops at a loss that is no number, in place of logging 0 and going on."""
+    """SFTTrainer that stops at a loss that is no number, and whose checkpoints verify.
+
+    Attributes:
+        checkpoints: Where checkpoints are kept.
+        facts: What they are of, for their manifests.
+    """
+
+    checkpoints: Checkpoints
+    facts: Mapping[str, Any]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass.
@@ -50,6 +59,51 @@ class Trainer(SFTTrainer):
             )
         return loss
 
+    def unlogged(self) -> dict[str, float]:
+        """What the next log row has summed up so far, and the tokens seen in all."""
+        return {
+            "loss": float(self._tr_loss),
+            "since": self._globalstep_last_logged,
+            "tokens": self._total_train_tokens,
+        }
+
+    def take_up(self, unlogged: Mapping[str, float]) -> None:
+        """Goes on with the log row of a checkpoint; the trainer itself begins a new one."""
+        self._tr_loss = torch.tensor(unlogged["loss"], device=self.args.device)
+        self._globalstep_last_logged = int(unlogged["since"])
+        self._total_train_tokens = int(unlogged["tokens"])
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """The weights of a checkpoint behind the last update, with nothing left to train."""
+        self._load_from_checkpoint(str(checkpoint))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves all that the run goes on from; rank 0 writes the manifest when every rank has written its part."""
+        step = self.state.global_step
+        try:
+            super(SFTTrainer, self)._save_checkpoint(model, trial)  # TRL would only add a model card
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (self.checkpoints.place(step) / "recipe.yaml").write_text(self.facts["recipe"], "utf-8")
+                facts = {key: value for key, value in self.facts.items() if key != "recipe"}
+                self.checkpoints.publish(step, {**facts, "processes": self.args.world_size})
+            self.accelerator.wait_for_everyone()
+        except BaseException:
+            self.checkpoints.discard(step)
+            raise
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Saves weights or adapter alone; the pickled arguments, which can hold a token, are left out."""
+        if self.args.should_save:
+            save_weights(self.model, Path(output_dir or self.args.output_dir), state_dict)
+
+
+def save_weights(model: Any, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
+    """Saves a model, or its adapter alone, as safetensors."""
+    # No embedding is resized here; peft would ask the hub for the base model's size to make sure.
+    options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+    model.save_pretrained(folder, state_dict=state_dict, **options)
+
 
 def build_trainer(
     recipe: Recipe,
@@ -57,7 +111,8 @@ def build_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[TokenRow],
-    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    facts: Mapping[str, Any],
     callback: TrainerCallback,
 ) -> Trainer:
     """The trainer of a recipe, ready to train.
@@ -68,12 +123,13 @@ def build_trainer(
         model: Without adapters; the trainer puts them on after seeding, so that they start alike.
         tokenizer: With a pad token.
         rows: Tokenised training rows.
-        directory: The run's folder.
+        checkpoints: Where checkpoints are kept.
+        facts: What they are of.
         callback: Is told of every step.
     """
     trainer = Trainer(
         model=model,
-        args=_arguments(recipe, machine, rows, directory),
+        args=_arguments(recipe, machine, rows, checkpoints.folder),
         train_dataset=Dataset.from_dict(
             {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
         ),
@@ -81,17 +137,22 @@ def build_trainer(
         peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
         callbacks=[callback],
     )
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16 and recipe.quantization.type != "none":
+            # TRL casts the adapters of quantised models to bfloat16, where small updates are rounded away.
+            parameter.data = parameter.data.float()
+    trainer.checkpoints, trainer.facts = checkpoints, facts
     trainer.remove_callback(PrinterCallback)
     if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
         trainer.data_collator = paired(trainer.data_collator)
     return trainer
 
 
-def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], directory: RunDirectory) -> SFTConfig:
+def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], folder: Path) -> SFTConfig:
     training = recipe.training
     total = updates(recipe, [len(row.input_ids) for row in rows])
     return SFTConfig(
-        output_dir=str(directory.checkpoints),
+        output_dir=str(folder),
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps or -1,
         per_device_train_batch_size=training.per_device_train_batch_size,
@@ -116,8 +177,8 @@ def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], direc
         data_seed=training.seed,
         logging_steps=training.logging_steps or max(1, total // LOG_ROWS),
         logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",  # `watch.py` evaluates, by the one definition of loss that the whole tool uses
+        save_strategy="no",  # `watch.py` says when, by updates, minutes and signals,
+        eval_strategy="no",  # and evaluates, by the one definition of loss that the whole tool uses
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=machine.device == "cuda",

@@ -1,26 +1,36 @@
-"""Turns what the trainer does into events, evaluates on the way, and tells the noise which update begins."""
+"""Turns what the trainer does into events, evaluates and saves on the way, and tells the noise which update begins."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.events import Evaluated, Observer, Progress, StepLogged
 from neftcli.machine.device import peak_memory
 from neftcli.neftune import Noise
+from neftcli.training.stopping import Stop, StopRequested
+
+if TYPE_CHECKING:
+    from neftcli.recipe.schema import Recipe
+    from neftcli.training.resume import Base
 
 
-class Watch(TrainerCallback):
+class Watch(TrainerCallback, ExportableState):
     """The one callback of the trainer.
 
-    `before_last` is called before the evaluation behind the last update, and `stop` is asked behind each update.
+    `before_last` is called before the evaluation behind the last update; `base` is kept with the checkpoints; `begun`
+    is when the run began, by time.perf_counter.
 
     Attributes:
+        trainer: Whose callback it is.
         noise: The attached noise; set when training begins.
         evaluated: The last evaluation and its step, so that none is done twice.
     """
@@ -29,22 +39,49 @@ class Watch(TrainerCallback):
         self,
         observer: Observer,
         evaluate: Callable[[int], Evaluated],
-        every: float,
+        recipe: Recipe,
         device: str,
         before_last: Callable[[], None],
-        stop: Callable[[], bool] | None = None,
+        stop: Stop,
+        base: Base,
+        begun: float,
     ) -> None:
+        self.trainer: Any = None
         self.noise: Noise | None = None
         self.evaluated: Evaluated | None = None
-        self._observer, self._evaluate, self._every, self._device = observer, evaluate, every, device
-        self._before_last, self._stop = before_last, stop
+        self._observer, self._evaluate, self._device = observer, evaluate, device
+        self._every, self._saving = recipe.evaluation.every, recipe.checkpoints
+        self._before_last, self._stop, self._base, self._begun = before_last, stop, base, begun
         self._evaluation_seconds = 0.0
-        self._started = self._row_started = 0.0
-        self._row_tokens = 0.0
+        self._started = self._row_started = self._saved = 0.0
+        self._first_step, self._row_tokens = 0, 0.0
+        self._resumed: dict[str, Any] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        if self.trainer is None or not hasattr(self.trainer, "_tr_loss"):
+            return {}
+        return {
+            "evaluated": asdict(self.evaluated) if self.evaluated else None,
+            "unlogged": self.trainer.unlogged(),
+            "base": asdict(self._base),
+            "seconds": time.perf_counter() - self._begun,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on with what a checkpoint kept."""
+        self._resumed = state
+        self.evaluated = Evaluated(**state["evaluated"]) if state["evaluated"] else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clocks."""
-        self._started = self._row_started = time.perf_counter()
+        """Starts the clocks, and makes up for an evaluation that a stop was asked before."""
+        if self._resumed:
+            self.trainer.take_up(self._resumed["unlogged"])
+            self._row_tokens = self._resumed["unlogged"]["tokens"]
+            if self._is_due(state):
+                self.evaluate_now(state.global_step, last=False)
+        self._first_step, self._evaluation_seconds = state.global_step, 0.0
+        self._started = self._row_started = self._saved = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Seeds the noise of this update."""
@@ -52,21 +89,33 @@ class Watch(TrainerCallback):
             self.noise.begin_step(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tells of the progress; asks for a log row where an evaluation follows.
-
-        Raises:
-            KeyboardInterrupt: The run is to stop here.
-        """
+        """Tells of the progress; asks for a checkpoint where one is due, and for a log row where an evaluation is."""
+        step, total = state.global_step, state.max_steps
         elapsed = time.perf_counter() - self._started
         training = elapsed - self._evaluation_seconds
-        remaining = training / state.global_step * (state.max_steps - state.global_step)
-        evaluations = self._evaluation_seconds / max(1, self._done(state.global_step, state.max_steps))
-        remaining += evaluations * (round(1 / self._every) - self._done(state.global_step, state.max_steps))
-        self._observer.notify(Progress(state.global_step, state.max_steps, elapsed, max(remaining, 0.0)))
-        if self._stop is not None and self._stop():
-            raise KeyboardInterrupt
+        remaining = training / (step - self._first_step) * (total - step)
+        done = self._done(step, total) - self._done(self._first_step, total)
+        remaining += self._evaluation_seconds / max(1, done) * (round(1 / self._every) - self._done(step, total))
+        self._observer.notify(Progress(step, total, elapsed, max(remaining, 0.0)))
         if self._is_due(state):
             control.should_log = True
+        if self._stop.asked() or (step < total and self._save_is_due(step)):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint is whole.
+
+        Raises:
+            StopRequested: It was the last, since the run is to stop.
+        """
+        self._saved = time.perf_counter()
+        if self._stop.asked():
+            raise StopRequested
+
+    def _save_is_due(self, step: int) -> bool:
+        by_steps = self._saving.save_steps is not None and step % self._saving.save_steps == 0
+        minutes = (time.perf_counter() - self._saved) / 60
+        return by_steps or (self._saving.save_minutes is not None and minutes >= self._saving.save_minutes)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """A log row, then the evaluation that is due after it.
@@ -91,10 +140,9 @@ class Watch(TrainerCallback):
                 )
             )
             self._row_tokens = tokens
-            if self._is_due(state):
-                if state.global_step == state.max_steps:
-                    self._before_last()
-                self._evaluate_now(state.global_step)
+            if self._is_due(state) and not self._stop.asked():
+                self.evaluate_now(state.global_step, last=state.global_step == state.max_steps)
+            control.should_save |= self._stop.asked()
             self._row_started = time.perf_counter()
 
     def _is_due(self, state: Any) -> bool:
@@ -103,13 +151,18 @@ class Watch(TrainerCallback):
         step, total = state.global_step, state.max_steps
         return bool(step == total or self._done(step, total) > self._done(last, total))
 
-    def _evaluate_now(self, step: int) -> None:
+    def evaluate_now(self, step: int, *, last: bool) -> None:
+        """The evaluation behind update `step`; a stop that is asked for meanwhile puts it off until the run goes on."""
         begun = time.perf_counter()
-        self.evaluated = self._evaluate(step)
+        if last:
+            self._before_last()
+        with suppress(StopRequested), self._stop.at_once():
+            self.evaluated = self._evaluate(step)
         self._evaluation_seconds += time.perf_counter() - begun
-        _require_finite("the held-out loss", self.evaluated.held_out_loss or 0.0, step)
-        _require_finite("the loss of training rows without noise", self.evaluated.train_loss or 0.0, step)
-        self._observer.notify(self.evaluated)
+        if self.evaluated is not None and self.evaluated.step == step:
+            _require_finite("the held-out loss", self.evaluated.held_out_loss or 0.0, step)
+            _require_finite("the loss of training rows without noise", self.evaluated.train_loss or 0.0, step)
+            self._observer.notify(self.evaluated)
 
     def _done(self, step: int, total: int) -> int:
         """How many evaluations are due up to `step`."""

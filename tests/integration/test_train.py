@@ -266,7 +266,19 @@ def test_a_gated_or_unreachable_model_is_still_planned(neft: Neft, rows_file: Pa
     assert (plan["event"], plan["parameters"], plan["updates"]) == ("Plan", 6_738_415_616, None)
 
 
-def test_ctrl_c_ends_the_run_and_its_record_says_so(quick: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        ([], signal.SIGINT),
+        ([], signal.SIGTERM),
+        ([], signal.SIGUSR1),
+        (["--requeue-signal", "USR2"], signal.SIGUSR2),
+    ],
+)
+def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
+    typed: list[str], sent: signal.Signals, quick: list[str], tmp_path: Path
+) -> None:
+    quick = [*quick, *typed]
     command = [sys.executable, "-m", "neftcli.cli.main", *quick, "--set", "training.max_steps=100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "runs" / "tiny-a5-s0"
@@ -275,12 +287,13 @@ def test_ctrl_c_ends_the_run_and_its_record_says_so(quick: list[str], tmp_path: 
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "stopped by Ctrl-C" in err
+    assert process.returncode == 75
+    assert re.search(rf"^stopped; {run}/checkpoints/checkpoint-(\d+) is safe, behind update \1$", err, re.M)
+    assert f"try      neft train --resume {run}" in err
     assert "Traceback" not in err
-    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert json.loads((run / "run.json").read_text())["status"] == "preempted"
 
 
 def test_what_the_libraries_say_goes_to_the_log(quick: list[str], tmp_path: Path) -> None:

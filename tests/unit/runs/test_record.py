@@ -21,7 +21,7 @@ from neftcli.runs.directory import RECORD, RunDirectory
 from neftcli.runs.record import RunRecord
 
 RECIPE = Recipe(name="tiny", neftune=Neftune(alpha=10.0, noise="gaussian"), training=Training(seed=3))
-FIELDS = {"status", "started", "finished", "recipe_sha256", "seed", "neftune", "versions", "hardware", "git"}
+FIELDS = {"status", "started", "finished", "recipe_sha256", "seed", "neftune", "versions", "hardware", "git", "resumed"}
 PACKAGES = {
     "neftcli", "python", "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers",
 }  # fmt: skip

@@ -1,0 +1,89 @@
+"""What the side-by-side measurements share: the same rows for every tool, and whole commands with time and memory.
+
+Rows are written as conversational prompt/completion pairs, the layout that neft and TRL read alike: the same
+template, the same tokens, loss on the completion in both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neftcli.data.prepare import read_examples
+from neftcli.models.names import resolve
+from neftcli.recipe.loading import assignment, load_recipe
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A command that ended well.
+
+    Attributes:
+        seconds: Wall time of all of it.
+        peak_bytes: Most memory that one of its processes had.
+        output: What it printed.
+    """
+
+    seconds: float
+    peak_bytes: int
+    output: str
+
+
+def run(command: Sequence[str | Path], folder: Path) -> Timed:
+    """Runs a command in `folder`.
+
+    Raises:
+        RuntimeError: It ended with an error; its last lines are told.
+    """
+    log = folder / "command.log"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    begun = time.perf_counter()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=environment
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begun
+    output = log.read_text(errors="replace")
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{output[-2000:]}")
+    return Timed(seconds, usage.ru_maxrss * 1024, output)
+
+
+def write_rows(folder: Path, dataset: str, training: int, held_out: int) -> tuple[Path, Path]:
+    """Writes training and held-out rows of a data set, each to the only file of a folder, and returns both folders."""
+    recipe = load_recipe(
+        "quickstart",
+        [assignment(f"data.source={dataset}"), assignment(f"data.held_out_rows={held_out}")],
+    )
+    examples = read_examples(recipe.data)
+    folders = []
+    for name, rows in (("train", examples.train[:training]), ("held-out", examples.held_out[:held_out])):
+        lines = []
+        for row in rows:
+            turns = [
+                {"role": turn.role, "content": "\n".join(part for part in (turn.content, turn.context) if part)}
+                for turn in row.turns
+            ]
+            lines.append(json.dumps({"prompt": turns[:-1], "completion": turns[-1:]}, ensure_ascii=False))
+        path = folder / name
+        path.mkdir(parents=True)
+        (path / "rows.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+        folders.append(path)
+    return folders[0], folders[1]
+
+
+def model_folder(name: str) -> Path:
+    """The model as a folder of safetensors, which every tool can load."""
+    from neftcli.models.gguf import converted
+
+    reference = resolve(name)
+    return converted(Path(reference.location)) if reference.kind == "gguf" else Path(reference.location)

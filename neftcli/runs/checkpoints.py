@@ -1,0 +1,174 @@
+"""Checkpoints that verify: a folder of files, and a manifest written last that knows the size and hash of each.
+
+checkpoints/
+└── checkpoint-STEP/
+    ├── ...                 weights or adapter, optimiser, schedule, random states, progress, recipe.yaml
+    └── manifest.json       files with sizes and SHA-256, what they are of, and its own SHA-256
+
+A folder without a manifest is none: its writer was stopped in the middle. Nothing is renamed but single files, so
+several processes can write into one folder; whoever writes the manifest waits for all of them first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from neftcli.runs.directory import to_disk, write_whole
+
+MANIFEST = "manifest.json"
+PLACE = re.compile(r"checkpoint-([0-9]+)")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that verified.
+
+    Attributes:
+        path: Its folder.
+        step: Updates done.
+        manifest: What it is of: recipe, noise, data, model, versions.
+    """
+
+    path: Path
+    step: int
+    manifest: Mapping[str, Any]
+
+
+class Damaged(Exception):  # noqa: N818 - a finding; the next older checkpoint is looked at
+    """A checkpoint does not verify; its message says why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: Where they are.
+        keep: How many are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def place(self, step: int) -> Path:
+        """The folder of the checkpoint behind update `step`."""
+        return self.folder / f"checkpoint-{step}"
+
+    def publish(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Makes the folder of `step` a checkpoint: all to disk, then the manifest; then older ones go.
+
+        Args:
+            step: Updates done.
+            facts: What the checkpoint is of.
+        """
+        place = self.place(step)
+        files = {}
+        for file in _files(place):
+            to_disk(file)
+            files[file.relative_to(place).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        to_disk(place)
+        write_whole(place / MANIFEST, _sealed({"format": FORMAT, "step": step, **facts, "files": files}))
+        to_disk(place)
+        to_disk(self.folder)
+        self._rotate(step)
+
+    def discard(self, step: int) -> None:
+        """Takes away the folder of `step`, which could not be finished."""
+        rmtree(self.place(step), ignore_errors=True)
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that verifies, and why each newer one was passed over."""
+        passed_over: list[str] = []
+        for step in sorted(self._steps(), reverse=True):
+            try:
+                return verify(self.place(step)), passed_over
+            except Damaged as damage:
+                passed_over.append(f"{self.place(step)}: {damage}")
+        return None, passed_over
+
+    def _steps(self) -> list[int]:
+        found = [PLACE.fullmatch(entry.name) for entry in self.folder.glob("checkpoint-*") if entry.is_dir()]
+        return [int(match[1]) for match in found if match]
+
+    def _rotate(self, newest: int) -> None:
+        """Takes away the oldest, never `newest`, which is whole, and those that were never finished."""
+        whole = sorted(step for step in self._steps() if (self.place(step) / MANIFEST).is_file() and step != newest)
+        unfinished = [step for step in self._steps() if not (self.place(step) / MANIFEST).is_file()]
+        surplus = len(whole) + 1 - self.keep
+        for step in [*whole[: max(0, surplus)], *unfinished]:
+            # The manifest goes first: a removal that is stopped in the middle leaves no checkpoint that looks whole.
+            (self.place(step) / MANIFEST).unlink(missing_ok=True)
+            rmtree(self.place(step))
+
+
+def verify(place: Path) -> Checkpoint:
+    """Reads every byte of a checkpoint.
+
+    Raises:
+        Damaged: A file is missing, too short, changed or not of it.
+    """
+    try:
+        text = (place / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise Damaged("it was never finished (there is no manifest.json)") from None
+    except OSError as error:
+        raise Damaged(f"manifest.json can't be read: {error.strerror}") from None
+    manifest = _unsealed(text)
+    if manifest.get("format") != FORMAT:
+        raise Damaged(f"manifest.json has format {manifest.get('format')}, this version of neft reads {FORMAT}")
+    for name, known in manifest["files"].items():
+        file = place / name
+        if not file.is_file():
+            raise Damaged(f"{name} is missing")
+        if file.stat().st_size != known["bytes"]:
+            raise Damaged(f"{name} has {file.stat().st_size} bytes, not {known['bytes']}")
+    for name, known in manifest["files"].items():
+        try:
+            found = _sha256(place / name)
+        except OSError as error:
+            raise Damaged(f"{name} can't be read: {error.strerror}") from None
+        if found != known["sha256"]:
+            raise Damaged(f"{name} is not what was written (its SHA-256 differs)")
+    strange = {file.relative_to(place).as_posix() for file in _files(place)} - manifest["files"].keys()
+    if strange:
+        raise Damaged(f"{min(strange)} was not written with it")
+    return Checkpoint(place, manifest["step"], manifest)
+
+
+def _sealed(content: Mapping[str, Any]) -> str:
+    """The manifest's text, with the SHA-256 of all else in it as its last entry."""
+    return _text({**content, "manifest_sha256": hashlib.sha256(_text(content).encode()).hexdigest()})
+
+
+def _unsealed(text: bytes) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(text)
+        seal = content.pop("manifest_sha256")
+        intact = _sealed(content).encode() == text and hashlib.sha256(_text(content).encode()).hexdigest() == seal
+    except (ValueError, AttributeError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise Damaged("manifest.json is not what was written")
+    return content
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _files(place: Path) -> list[Path]:
+    """All files of a checkpoint but its manifest and hidden ones."""
+    found = (file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith("."))
+    return [file for file in found if file != place / MANIFEST]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,106 @@
+"""How a run ends that does not finish: what its record says, what is safe, and what to type."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from neftcli.errors import InputError, Interrupted, NeftError, Preempted, Problem, TrainingError
+from neftcli.runs.checkpoints import Checkpoints
+from neftcli.runs.directory import RunDirectory
+from neftcli.runs.record import RunRecord
+from neftcli.training.stopping import StopRequested
+
+FULL = ("No space left", "os error 28", "os error 122", "PytorchStreamWriter failed")
+
+
+@contextmanager
+def recorded_end(record: RunRecord, directory: RunDirectory, *, new: bool) -> Iterator[None]:
+    """Writes into the record how a run ended that did not finish, and says what can be done.
+
+    Args:
+        record: The run's record.
+        directory: Its folder; a new run's goes where nothing was started.
+        new: It was not gone on with.
+    """
+    try:
+        yield
+    except StopRequested:
+        record.end("preempted")
+        raise Preempted(Problem(f"stopped; {_safe(directory)}", remedy=_again(directory))) from None
+    except KeyboardInterrupt:
+        record.end("interrupted")
+        raise Interrupted(Problem(f"stopped at once; {_safe(directory)}", remedy=_again(directory))) from None
+    except InputError:  # nothing was started, so nothing stays
+        if new:
+            shutil.rmtree(directory.path)
+        else:
+            record.withdraw()
+        raise
+    except NeftError as error:
+        record.end("failed", error=str(error))
+        raise
+    except Exception as error:
+        # On a full disk the record can't be written either; the message below is what counts then.
+        with suppress(OSError):
+            record.end("failed", error=f"{type(error).__name__}: {error}")
+        problem = _known(error, directory)
+        if problem is None:
+            raise
+        raise TrainingError(problem) from error
+
+
+def _known(error: Exception, directory: RunDirectory) -> Problem | None:
+    """What a person can do about an error that comes from the machine."""
+    from neftcli.machine.device import is_out_of_memory
+
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if is_disk_full(error):
+        free = shutil.disk_usage(directory.path).free / 2**20
+        return Problem(
+            f"the disk is full; {_safe(directory)}",
+            f"{said} ({free:.0f} MiB are free at {directory.path})",
+            f"make room, then {_again(directory)}",
+        )
+    if is_out_of_memory(error):
+        return Problem(
+            f"there was not enough memory; {_safe(directory)}",
+            said,
+            "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        return Problem(f"a file can't be written; {_safe(directory)}", said, _again(directory))
+    return None
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, says that the disk or a quota is full.
+
+    torch and safetensors write in their own code and tell only in words.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        text = str(error)
+        if any(
+            words in text for words in ("No space left", "os error 28", "os error 122", "PytorchStreamWriter failed")
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _safe(directory: RunDirectory) -> str:
+    """What of a run is safe, in words."""
+    checkpoint, _ = Checkpoints(directory.checkpoints, 1).newest()
+    if directory.model.is_dir():
+        return f"the tuned model is in {directory.model}"
+    if checkpoint is not None:
+        return f"{checkpoint.path} is safe, behind update {checkpoint.step}"
+    return f"no update was saved; what was measured is in {directory.path}"
+
+
+def _again(directory: RunDirectory) -> str:
+    return f"neft train --resume {directory.path}"

@@ -1,0 +1,208 @@
+"""From where a stopped run goes on, and whether it is still the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.errors import InputError, Problem
+from neftcli.events import Evaluated, Notice, Observer
+from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
+from neftcli.runs.checkpoints import Checkpoint, Checkpoints
+from neftcli.runs.directory import RECORD, RunDirectory, find_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from neftcli.recipe.schema import Recipe
+    from neftcli.recipe.yaml_file import Layer
+
+FIXED = ("adapter.", "quantization.", "model.", "training.optim")
+"""Options whose change leaves a checkpoint's tensors without a place."""
+ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the model could do before training.
+
+    Attributes:
+        evaluated: Its losses.
+        answers: What it said to the first held-out prompts.
+    """
+
+    evaluated: Evaluated
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run that is gone on with.
+
+    Attributes:
+        directory: Its folder.
+        checkpoint: From where; None where none was written yet, so it begins again.
+        passed_over: Newer checkpoints that don't verify, and why.
+        accept_changes: Go on though recipe, data or model have changed.
+        changes: What has.
+    """
+
+    directory: RunDirectory
+    checkpoint: Checkpoint | None
+    passed_over: tuple[str, ...] = ()
+    accept_changes: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Updates that are done."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    def watch(self) -> dict[str, Any]:
+        """What the watch kept in the checkpoint; empty without one."""
+        if self.checkpoint is None:
+            return {}
+        state = json.loads((self.checkpoint.path / "trainer_state.json").read_text("utf-8"))
+        kept: dict[str, Any] = state["stateful_callbacks"]["Watch"]
+        return kept
+
+    def seconds(self) -> float:
+        """How long the run had taken up to the checkpoint."""
+        return float(self.watch().get("seconds", 0.0))
+
+    def told(self) -> dict[str, Any]:
+        """What the run's record says of it."""
+        from_where = self.checkpoint.path.name if self.checkpoint else None
+        return {"checkpoint": from_where, "passed_over": list(self.passed_over), "changes": self.changes}
+
+    def tell(self, observer: Observer) -> None:
+        """Says from where the run goes on, and what was passed over."""
+        for reason in self.passed_over:
+            observer.notify(Notice(f"passed over {reason}"))
+        if self.checkpoint is None:
+            observer.notify(Notice(f"{self.directory.path} has no checkpoint yet: the run begins again"))
+        else:
+            observer.notify(Notice(f"going on behind update {self.step}, from {self.checkpoint.path}"))
+
+    def require_same(self, found: Mapping[str, Any]) -> None:
+        """Compares what the checkpoint is of with what was found now.
+
+        Args:
+            found: data_sha256, tokens_sha256 and model_fingerprint.
+
+        Raises:
+            InputError: The rows, their tokens or the model are others.
+        """
+        if self.checkpoint is None:
+            return
+        words = {
+            "model_fingerprint": "the model's files",
+            "data_sha256": "the rows",
+            "tokens_sha256": "the rows' tokens (the tokenizer or the chat template)",
+        }
+        manifest = self.checkpoint.manifest
+        other = {key: value for key, value in found.items() if manifest[key] != value}
+        if other and not self.accept_changes:
+            raise InputError(
+                *(
+                    Problem(
+                        f"{words[key]} changed since {self.checkpoint.path.name}",
+                        f"{value[:12]} (there {manifest[key][:12]})",
+                        ACCEPT,
+                    )
+                    for key, value in other.items()
+                )
+            )
+        self.changes.update(other)
+
+
+def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool) -> tuple[Recipe, Resumption]:
+    """The run of a name or folder, with the recipe that it goes on by.
+
+    Args:
+        name: The run's folder, or its name below runs/.
+        layers: What was typed beside it.
+        accept_changes: Go on though what was typed, or the run's recipe.yaml, differs from the checkpoint's.
+
+    Raises:
+        InputError: There is no such run, it is finished, or it is another run by now.
+    """
+    path = find_run(name)
+    if path is None:
+        raise InputError(Problem("--resume: there is no run in this folder", name, "neft train --resume runs/NAME"))
+    directory = RunDirectory(path)
+    if not (path / "recipe.yaml").is_file():
+        raise InputError(Problem(f"{path}: this run has no recipe.yaml", remedy="neft train    begins a new run"))
+    recipe = resolve([*file_layers(str(path / "recipe.yaml")), *layers])
+    resumption = resumption_of(directory, recipe, accept_changes=accept_changes)
+    _require_same_recipe(resumption, recipe)
+    return recipe, resumption
+
+
+def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bool = False) -> Resumption:
+    """From where the run in `directory` goes on.
+
+    Raises:
+        InputError: It is finished, its record can't be read, or it has checkpoints and none of them verifies.
+    """
+    try:
+        status = directory.read_json(RECORD)["status"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            Problem(
+                f"{directory.path / RECORD}: this is not the record of a run",
+                f"{type(error).__name__}: {error}",
+                "neft train    begins a new run",
+            )
+        ) from None
+    if status == "finished":
+        raise InputError(
+            Problem(f"{directory.path}: this run is finished", "", f"neft eval {directory.path}    to measure it")
+        )
+    checkpoints = Checkpoints(directory.checkpoints, recipe.checkpoints.save_total_limit)
+    newest, passed_over = checkpoints.newest()
+    if newest is None and any("never finished" not in reason for reason in passed_over):
+        raise InputError(
+            *(Problem(reason) for reason in passed_over),
+            Problem(
+                f"{directory.path}: none of its checkpoints verifies",
+                f"{len(passed_over)} checkpoints",
+                f"neft train --recipe {directory.path / 'recipe.yaml'}    trains it again, in a new folder",
+            ),
+        )
+    return Resumption(directory, newest, tuple(passed_over), accept_changes)
+
+
+def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
+    """Compares with the recipe that the checkpoint was made by.
+
+    Raises:
+        InputError: They differ in what touches the weights, and that was not accepted or can't be.
+    """
+    there = resumption.checkpoint.path if resumption.checkpoint else resumption.directory.path
+    changed = differences(load_recipe(str(there / "recipe.yaml")), recipe)
+    if not changed:
+        return
+    impossible = [path for path in changed if path.startswith(FIXED)]
+    refused = impossible if resumption.accept_changes else list(changed)
+    if refused:
+        raise InputError(
+            *(
+                Problem(
+                    f"--resume: {path} differs from that of {there.name}",
+                    f"{_shown(changed[path][1])} (there {_shown(changed[path][0])})",
+                    f"neft train --recipe {Path(there) / 'recipe.yaml'} ...    begins a new run"
+                    if path in impossible
+                    else ACCEPT,
+                )
+                for path in refused
+            )
+        )
+    resumption.changes.update({path: list(values) for path, values in changed.items()})
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)

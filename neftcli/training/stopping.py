@@ -1,0 +1,103 @@
+"""How a run is asked to stop: behind its update, where it can be saved; at once, where nothing would be lost by it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from neftcli.errors import InputError, Preempted, Problem
+
+REQUEUE_SIGNAL = "SIGUSR1"
+"""What Slurm sends as a warning, by `--signal=B:USR1@120`."""
+
+
+class StopRequested(KeyboardInterrupt):
+    """A stop was asked for while nothing would be lost; no library that catches exceptions keeps it."""
+
+
+def _nobody() -> bool:
+    return False
+
+
+class Stop:
+    """Whether a run is to stop.
+
+    The first signal lets the update end, the second raises KeyboardInterrupt at once.
+
+    Args:
+        asked: Is asked beside the signals; a worker of a sweep is told in this way.
+    """
+
+    def __init__(self, asked: Callable[[], bool] = _nobody) -> None:
+        self._asked_elsewhere = asked
+        self._signals = 0
+        self._at_once = False
+
+    def asked(self) -> bool:
+        """Whether the run is to stop behind its update."""
+        return self._signals > 0 or self._asked_elsewhere()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block a signal raises `StopRequested` in place of waiting for the update's end.
+
+        Raises:
+            StopRequested: Also where a signal came before the block.
+        """
+        if self._signals:
+            raise StopRequested
+        before, self._at_once = self._at_once, True
+        try:
+            yield
+        finally:
+            self._at_once = before
+
+    @contextmanager
+    def listening(
+        self, requeue_signal: str = REQUEUE_SIGNAL, first: Callable[[], None] | None = None
+    ) -> Iterator[None]:
+        """Listens to Ctrl-C, SIGTERM and `requeue_signal` within the block.
+
+        Args:
+            requeue_signal: The name of the signal by which a scheduler says that time is running out.
+            first: Is called at the first signal.
+
+        Raises:
+            Preempted: A signal came while nothing had been begun.
+            InputError: There is no such signal.
+        """
+
+        def heard(_number: int, _frame: object) -> None:
+            self._signals += 1
+            if self._signals > 1:
+                raise KeyboardInterrupt
+            if first is not None:
+                first()
+            if self._at_once:
+                raise StopRequested
+
+        numbers = {signal.SIGINT, signal.SIGTERM, signal_number(requeue_signal)}
+        before = {number: signal.signal(number, heard) for number in numbers}
+        try:
+            yield
+        except StopRequested:
+            raise Preempted(Problem("stopped before anything was begun", remedy="the same command again")) from None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def signal_number(name: str) -> signal.Signals:
+    """The signal of a name: SIGUSR1 or USR1.
+
+    Raises:
+        InputError: There is none, or no process can listen to it.
+    """
+    whole = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
+    found = getattr(signal, whole, None)
+    if not isinstance(found, signal.Signals) or whole in ("SIGKILL", "SIGSTOP"):
+        raise InputError(
+            Problem("--requeue-signal must name a signal that can be listened to", name, "--requeue-signal SIGUSR1")
+        )
+    return found

@@ -1,0 +1,249 @@
+"""`neft train --resume` as a person types it: what is refused, what is said, and what is safe.
+
+Oracles: the run that was never stopped, a disk that is really full, a folder that is really read-only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Result
+from tests.invariant.test_resume import Killer, result, run
+
+Neft = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A run that was killed behind its seventh update, with checkpoints behind the fourth and the sixth."""
+    output = tmp_path_factory.mktemp("stopped")
+    from tests.invariant.test_resume import BASIS, LORA
+
+    settings = {**BASIS, **LORA, "model.name": tiny_folder("llama"), "data.source": rows_file}
+    assert run(settings, output, killer=Killer(7)) == -signal.SIGKILL
+    return output / "run-a5-s0", settings
+
+
+@pytest.fixture
+def copy(stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """The stopped run, to be spoilt."""
+    shutil.copytree(stopped[0], tmp_path / "run-a5-s0")
+    return tmp_path / "run-a5-s0"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, but for the lock that a killed process leaves and what libraries said."""
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in (".lock", "train.log"))
+    return {str(file.relative_to(folder)): file.read_bytes() for file in found}
+
+
+def test_a_stopped_run_is_gone_on_with_and_says_from_where(
+    neft: Neft, copy: Path, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    said = neft("train", "--resume", copy)
+    assert said.code == 0, said.err
+    assert f"going on behind update 6, from {copy}/checkpoints/checkpoint-6" in " ".join((said.out + said.err).split())
+    assert run(stopped[1], tmp_path / "whole") == 0
+    assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
+    again = neft("train", "--resume", copy)
+    assert again.code == 2
+    assert "this run is finished" in again.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["--alpha", "10"], "neftune.alpha differs from that of checkpoint-6\n  received 10.0 (there 5.0)"),
+        (["--seed", "1"], "training.seed differs from that of checkpoint-6\n  received 1 (there 0)"),
+        (["--batch-size", "2"], "training.per_device_train_batch_size differs from that of checkpoint-6\n"),
+        (["--max-rows", "30"], "data.max_rows differs from that of checkpoint-6\n  received 30 (there 36)"),
+        (["--lora-r", "4"], "adapter.r differs from that of checkpoint-6\n  received 4 (there 2)"),
+        (["--model", "opt-350m"], "model.name differs from that of checkpoint-6\n"),
+        (["--epochs", "3", "--set", "neftune.noise=gaussian"], "2 problems"),
+    ],
+)
+def test_another_recipe_is_refused_and_the_difference_shown(
+    neft: Neft, copy: Path, typed: list[str], told: str
+) -> None:
+    before = files(copy)
+    said = neft("train", "--resume", copy, *typed)
+    assert said.code == 2
+    assert told in said.err
+    assert "Traceback" not in said.err
+    assert files(copy) == before
+
+
+def test_a_recipe_that_was_edited_is_refused_as_one_that_was_typed(neft: Neft, copy: Path) -> None:
+    file = copy / "recipe.yaml"
+    file.write_text(file.read_text().replace("learning_rate: 0.005", "learning_rate: 0.05"))
+    said = neft("train", "--resume", copy)
+    assert said.code == 2
+    assert "training.learning_rate differs from that of checkpoint-6\n  received 0.05 (there 0.005)" in said.err
+
+
+def test_a_change_can_be_accepted_and_is_recorded(neft: Neft, copy: Path) -> None:
+    said = neft("train", "--resume", copy, "--alpha", "10", "--accept-changes")
+    assert said.code == 0, said.err
+    [entry] = json.loads((copy / "run.json").read_text())["resumed"]
+    assert entry["changes"] == {"neftune.alpha": [5.0, 10.0]}
+    assert "alpha: 10" in (copy / "recipe.yaml").read_text()
+    said = neft("train", "--resume", copy, "--lora-r", "4", "--accept-changes")
+    assert said.code == 2
+
+
+def test_other_rows_or_another_model_behind_the_same_names_are_refused(
+    neft: Neft, stopped: tuple[Path, dict[str, Any]], copy: Path, tmp_path: Path
+) -> None:
+    rows, model = tmp_path / "rows.jsonl", tmp_path / "model"
+    shutil.copy(stopped[1]["data.source"], rows)
+    shutil.copytree(stopped[1]["model.name"], model)
+    own = {**stopped[1], "data.source": rows, "model.name": model}
+    assert run(own, tmp_path / "own", killer=Killer(5)) == -signal.SIGKILL
+    folder = tmp_path / "own" / "run-a5-s0"
+    rows.write_text(rows.read_text().replace("Apple", "Pear"))
+    before = files(folder)
+    said = neft("train", "--resume", folder)
+    assert said.code == 2
+    assert "the rows changed since checkpoint-4" in said.err
+    assert "--accept-changes" in said.err
+    assert files(folder) == before
+    shutil.copy(stopped[1]["data.source"], rows)
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said = neft("train", "--resume", folder)
+    assert said.code == 2
+    assert "the model's files changed since checkpoint-4" in said.err
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    neft: Neft, copy: Path, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    newest = copy / "checkpoints" / "checkpoint-6"
+    (newest / "rng_state.pth").unlink()
+    said = neft("train", "--resume", copy, "--json")
+    assert said.code == 0, said.err
+    assert "checkpoint-6: rng_state.pth is missing" in said.out
+    assert "going on behind update 4" in said.out
+    assert run(stopped[1], tmp_path / "whole") == 0
+    assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
+
+
+def test_where_no_checkpoint_verifies_each_is_named_and_nothing_is_trained(neft: Neft, copy: Path) -> None:
+    for place in (copy / "checkpoints").iterdir():
+        file = place / "optimizer.pt"
+        file.write_bytes(file.read_bytes()[:-10])
+    before = files(copy)
+    said = neft("train", "--resume", copy)
+    assert said.code == 2
+    for step in (4, 6):
+        assert f"checkpoint-{step}: optimizer.pt has" in said.err
+    assert "none of its checkpoints verifies" in said.err
+    assert files(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["--resume", "nowhere"], "--resume: there is no run in this folder"),
+        (["--accept-changes"], "--accept-changes needs --resume"),
+        (["--resume", "x", "--recipe", "quickstart"], "--resume and --recipe can't stand together"),
+        (["--resume", "x", "--dry-run"], "--resume and --dry-run can't stand together"),
+        (["--requeue-signal", "SIGNOTHING"], "--requeue-signal must name a signal"),
+        (["--requeue-signal", "KILL"], "--requeue-signal must name a signal"),
+    ],
+)
+def test_what_can_not_be_is_refused(neft: Neft, typed: list[str], told: str) -> None:
+    said = neft("train", *typed)
+    assert said.code == 2
+    assert told in said.err
+
+
+def test_a_run_is_not_trained_twice_at_once(neft: Neft, copy: Path) -> None:
+    from neftcli.runs.directory import RunDirectory
+
+    with RunDirectory(copy).held():
+        said = neft("train", "--resume", copy)
+    assert said.code == 2
+    assert "another process is training this run" in said.err
+
+
+@contextmanager
+def file_system(place: Path, *options: str) -> Iterator[None]:
+    """A file system of its own at `place`."""
+    place.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", *options, str(place)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root can mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_goes_on(
+    neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert run(stopped[1], tmp_path / "whole") == 0
+    typed = [part for key, value in stopped[1].items() for part in ("--set", f"{key}={value}")]
+    small = tmp_path / "small"
+    with file_system(small, "-t", "tmpfs", "-o", "size=1500k", "tmpfs"):
+        folder = small / "run-a5-s0"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "neftcli.cli.main", "train", *typed, "--output-dir", small],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while process.poll() is None and not list(folder.glob("checkpoints/*/manifest.json")):
+            time.sleep(0.005)
+        filler = small / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    os.write(file.fileno(), bytes(4096))
+            except OSError:
+                pass
+        _, said = process.communicate()
+        assert process.returncode == 1, said
+        assert "the disk is full" in said
+        assert "is safe, behind update" in said
+        assert f"neft train --resume {folder}" in said.replace("\n", " ")
+        assert "Traceback" not in said
+        filler.unlink()
+        assert neft("train", "--resume", folder).code == 0
+        assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
+
+
+def test_a_disk_without_room_for_the_model_is_refused_before_training(
+    neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    typed = [part for key, value in stopped[1].items() for part in ("--set", f"{key}={value}")]
+    with file_system(tmp_path / "small", "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
+        said = neft("train", *typed, "--set", "adapter.r=64", "--output-dir", tmp_path / "small")
+        assert said.code == 2
+        assert "the disk has no room for the tuned model" in said.err
+        assert list((tmp_path / "small").iterdir()) == []
+
+
+def test_a_read_only_folder_is_refused(neft: Neft, copy: Path, tmp_path: Path) -> None:
+    with file_system(tmp_path / "runs", "--bind", str(tmp_path / "run-a5-s0")):
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(tmp_path / "runs")], check=True)
+        said = neft("train", "--resume", tmp_path / "runs")
+        assert said.code == 2
+        assert "can't be written" in said.err
+        assert "Read-only file system" in said.err

@@ -1,0 +1,259 @@
+"""A run that was killed and gone on with equals the run that was never stopped, bit for bit.
+
+Oracle: the same recipe, undisturbed. Runs are killed (-9) by themselves behind an update, in the middle of writing a
+checkpoint, or stopped by a signal; then gone on with in a new process until they end. Compared are the hash of the
+weights and every line of metrics.jsonl but its times.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.events import Event, Phase, Progress
+from neftcli.recipe.loading import assignment, resolve
+from neftcli.runs.checkpoints import Checkpoints
+
+PRELOADED = ["neftcli.training.run", "neftcli.training.watch", "neftcli.training.trainer", "neftcli.models.loading"]
+BASIS = {
+    "name": "run",
+    "training.num_train_epochs": 2,
+    "training.per_device_train_batch_size": 4,
+    "training.learning_rate": "5e-3",
+    "training.logging_steps": 3,
+    "training.precision": "float32",
+    "data.max_rows": 36,
+    "data.held_out_rows": 6,
+    "evaluation.every": 0.3,
+    "evaluation.samples": 1,
+    "evaluation.probe_rows": 2,
+    "evaluation.generation.max_new_tokens": 3,
+    "checkpoints.save_steps": 2,
+}
+LORA = {"adapter.type": "lora", "adapter.r": 2, "adapter.lora_dropout": 0.1}
+MODES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full, dropout in the model, schedule": {"neftune.schedule": "linear_decay"},
+    "LoRA with dropout": LORA,
+    "LoRA, embedding trained in full": {**LORA, "adapter.modules_to_save": "[embed_tokens]"},
+    "QLoRA": {**LORA, "quantization.type": "nf4"},
+    "packed": {"training.batching": "packed", "data.max_length": 400, "training.per_device_train_batch_size": 1},
+    "padding-free": {"training.batching": "padding_free"},
+    "accumulation": {"training.gradient_accumulation_steps": 3, "training.per_device_train_batch_size": 2},
+    "symmetric noise, checkpointed activations": {
+        "neftune.noise": "symmetric",
+        "training.gradient_checkpointing": "true",
+    },
+}
+
+
+@dataclass
+class Killer:
+    """Ends its own process: behind an update, in an evaluation, or where a phase begins.
+
+    Attributes:
+        step: The update behind which it strikes; 0 for never.
+        signal: With what.
+        evaluating: Strikes in the first evaluation behind `step`, in place of at once.
+        phase: Strikes where the phase of this name begins, in place of behind an update.
+        twice: Strikes twice.
+        saving: Strikes in the first checkpoint from `step` on, when all but the manifest is written.
+    """
+
+    step: int = 0
+    signal: int = signal.SIGKILL
+    evaluating: bool = False
+    phase: str = ""
+    saving: bool = False
+    twice: bool = False
+    done: int = 0
+
+    def notify(self, event: Event) -> None:
+        """Strikes when its time has come."""
+        if isinstance(event, Progress):
+            self.done = event.step
+        behind = isinstance(event, Progress) and event.step == self.step and not self.evaluating and not self.saving
+        if behind or (isinstance(event, Phase) and event.name == self.phase):
+            self.strike()
+
+    def strike(self) -> None:
+        """Sends the signal."""
+        for _ in range(1 + self.twice):
+            os.kill(os.getpid(), self.signal)
+
+    def watch(self) -> None:
+        """Has evaluations, or checkpoints that lack their manifest only, be struck."""
+        from neftcli.evaluation import loss
+
+        row_losses, publish = loss.row_losses, Checkpoints.publish
+
+        def evaluating(*arguments: Any) -> Any:
+            if self.done >= self.step and self.evaluating:
+                self.evaluating = False
+                self.strike()
+            return row_losses(*arguments)
+
+        def saving(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
+            if step >= self.step and self.saving:
+                self.strike()
+            publish(checkpoints, step, facts)
+
+        loss.row_losses, Checkpoints.publish = evaluating, saving  # type: ignore[method-assign, assignment]
+
+
+def child(settings: dict[str, Any], output: Path, resume: str | None, killer: Killer) -> None:
+    """Trains in a process of its own, which ends as `neft train` would."""
+    import torch
+
+    from neftcli.errors import NeftError
+    from neftcli.training.resume import find_resumption
+    from neftcli.training.run import train
+    from neftcli.training.stopping import Stop
+
+    torch.set_num_threads(1)
+    killer.watch()
+    stop = Stop()
+    try:
+        with stop.listening():
+            if resume is None:
+                layers = [assignment(f"{key}={value}") for key, value in settings.items()]
+                train(resolve([*layers, assignment(f"output_dir={output}")]), killer, stop=stop)
+            else:
+                recipe, resumption = find_resumption(resume, [], accept_changes=False)
+                train(recipe, killer, stop=stop, resume=resumption)
+    except NeftError as error:
+        raise SystemExit(error.exit_code) from None
+
+
+def run(settings: dict[str, Any], output: Path, resume: Path | None = None, killer: Killer | None = None) -> int:
+    """The exit code of a run in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(
+        target=child, args=(settings, output, str(resume) if resume else None, killer or Killer())
+    )
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def result(folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """What must be equal: the weights' hash, and what was measured but for times and memory."""
+    [weights] = (folder / "model").glob("*.safetensors")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_second", None), line.pop("memory_bytes", None)
+    samples = (folder / "samples.jsonl").read_text()
+    return sha256(weights.read_bytes()).hexdigest(), [*lines, json.loads(samples)]
+
+
+@pytest.fixture(scope="module")
+def settings_of(tiny_folder: Callable[[str], Path], rows_file: Path) -> Callable[[str], dict[str, Any]]:
+    """The settings of a mode."""
+
+    def settings(mode: str) -> dict[str, Any]:
+        inputs = {"model.name": tiny_folder("opt" if "dropout in the model" in mode else "llama")}
+        return {**BASIS, **inputs, "data.source": rows_file, **MODES[mode]}
+
+    return settings
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    mode: str, settings_of: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = settings_of(mode)
+    assert run(settings, tmp_path / "whole") == 0
+    whole = tmp_path / "whole" / "run-a5-s0"
+    total = max(line["step"] for line in result(whole)[1][:-1])
+    steps = sorted(random.Random(mode).sample(range(3, total + 1), 3))
+    broken = tmp_path / "broken" / "run-a5-s0"
+    assert run(settings, broken.parent, killer=Killer(steps[0])) == -signal.SIGKILL
+    for step in steps[1:]:
+        assert json.loads((broken / "run.json").read_text())["status"] == "running"
+        assert run(settings, broken.parent, resume=broken, killer=Killer(step)) == -signal.SIGKILL
+    assert run(settings, broken.parent, resume=broken) == 0
+    assert result(broken) == result(whole), f"killed behind {steps} of {total} updates"
+    record = json.loads((broken / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert [entry["checkpoint"] for entry in record["resumed"]] == [
+        f"checkpoint-{(step - 1) // 2 * 2}" for step in steps
+    ]
+    assert not (broken / "checkpoints").exists()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    settings_of: Callable[[str], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """The settings of the LoRA mode, and a run by them that nobody stopped."""
+    settings, output = settings_of("LoRA with dropout"), tmp_path_factory.mktemp("whole")
+    assert run(settings, output) == 0
+    return settings, output / "run-a5-s0"
+
+
+RESUMABLE = 75
+
+
+@pytest.mark.parametrize(
+    ("killer", "code", "status", "checkpoint"),
+    [
+        (Killer(7, signal.SIGTERM), RESUMABLE, "preempted", "checkpoint-7"),
+        (Killer(7, signal.SIGUSR1), RESUMABLE, "preempted", "checkpoint-7"),
+        (Killer(7, signal.SIGINT), RESUMABLE, "preempted", "checkpoint-7"),
+        (Killer(5, signal.SIGTERM), RESUMABLE, "preempted", "checkpoint-5"),  # an evaluation is due behind it
+        (Killer(5, signal.SIGTERM, evaluating=True), RESUMABLE, "preempted", "checkpoint-5"),
+        (Killer(16, signal.SIGTERM), RESUMABLE, "preempted", "checkpoint-16"),  # the last update
+        (Killer(5, evaluating=True), -signal.SIGKILL, "running", "checkpoint-4"),
+        (Killer(5, saving=True), -signal.SIGKILL, "running", "checkpoint-4"),
+        (Killer(phase="saving the model"), -signal.SIGKILL, "running", "checkpoint-14"),
+        (Killer(phase="answering the same prompts after training"), -signal.SIGKILL, "running", "checkpoint-14"),
+        (
+            Killer(phase="answering the same prompts after training", signal=signal.SIGTERM),
+            RESUMABLE,
+            "preempted",
+            "checkpoint-14",
+        ),
+        (Killer(phase="loading the model"), -signal.SIGKILL, "running", None),
+        (Killer(phase="loading the model", signal=signal.SIGTERM), RESUMABLE, "preempted", None),
+        (Killer(1), -signal.SIGKILL, "running", None),
+    ],
+)
+def test_wherever_a_run_is_stopped_it_goes_on_to_the_same_bits(
+    killer: Killer,
+    code: int,
+    status: str,
+    checkpoint: str | None,
+    undisturbed: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+) -> None:
+    settings, whole = undisturbed
+    stopped = tmp_path / "run-a5-s0"
+    assert run(settings, tmp_path, killer=killer) == code
+    assert json.loads((stopped / "run.json").read_text())["status"] == status
+    assert run(settings, tmp_path, resume=stopped) == 0
+    assert result(stopped) == result(whole)
+    [entry] = json.loads((stopped / "run.json").read_text())["resumed"]
+    assert (entry["checkpoint"], entry["after"]) == (checkpoint, status)
+
+
+def test_a_second_signal_stops_at_once_and_the_last_checkpoint_is_there(
+    undisturbed: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    settings, whole = undisturbed
+    stopped = tmp_path / "run-a5-s0"
+    assert run(settings, tmp_path, killer=Killer(7, signal.SIGTERM, twice=True)) == 130
+    assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
+    assert run(settings, tmp_path, resume=stopped) == 0
+    assert result(stopped) == result(whole)
