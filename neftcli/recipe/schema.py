@@ -187,9 +187,12 @@ class Training:
         Option("The optimiser; 8-bit and paged ones save GPU memory."),
     ] = "adamw_torch_fused"
     batching: Annotated[
-        Literal["padded", "padding_free", "packed"],
-        Option("padded rows, the same rows end to end, or several documents packed up to max_length."),
-    ] = "padded"
+        Literal["auto", "padded", "padding_free", "packed"],
+        Option(
+            "padded rows, the same rows end to end, or several documents packed up to max_length; auto: end to end "
+            "where the model keeps documents apart (measured), padded elsewhere."
+        ),
+    ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
         Option("Arithmetic of the matrix products; auto: bfloat16 where the hardware multiplies it."),

@@ -18,10 +18,19 @@ def verbatim(text: str, *, in_table: bool = False) -> str:
     Code between backticks, more of them than stand in a row within (CommonMark 0.31, 6.1); in a table a | gets a
     backslash, which tables take away again.
     """
-    line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
+    line = _one_line(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     space = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{space}{line.replace('|', chr(92) + '|') if in_table else line}{space}{fence}"
+
+
+def escaped(text: str) -> str:
+    """A sentence as Markdown shows it word by word: a backslash before all that would begin something (0.31, 2.4)."""
+    return re.sub(r"([\\`*_\[\]<>&!|#~])", r"\\\1", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
 
 
 def model_card(recipe: Recipe, reference: Reference, record: dict[str, Any], finished: RunFinished) -> str:

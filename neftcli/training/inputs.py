@@ -8,6 +8,7 @@ from neftcli.data.prepare import Examples, read_examples
 from neftcli.data.sources import is_hub
 from neftcli.events import Notice, Observer, Phase
 from neftcli.models.hub import prefer_cache_if_unreachable
+from neftcli.models.loading import require_pinned_code
 from neftcli.models.names import Reference, resolve
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
         InputError: Either can't be used.
     """
     reference = resolve(recipe.model.name, recipe.model.revision)
+    require_pinned_code(reference, recipe.model.trust_remote_code)
     sources = [source for source in (recipe.data.source, recipe.data.held_out_source) if source]
     if (reference.kind == "hub" or any(map(is_hub, sources))) and prefer_cache_if_unreachable():
         observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))

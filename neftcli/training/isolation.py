@@ -7,37 +7,58 @@ logits are compared: they must not move.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from neftcli.errors import Problem, TrainingError
 from neftcli.evaluation.mode import evaluation_mode
+from neftcli.models.attention import attention_by_document
 from neftcli.neftune import document_lengths
 
 TOLERANCE = 1e-4
+LENGTH = 8
+Batching = Literal["auto", "padded", "padding_free", "packed"]
 
 
-def require_isolation(model: Any, batch: dict[str, Any], architecture: str) -> None:
-    """Checks that a document of `batch` does not depend on the one before it.
+def settled_batching(batching: Batching, model: Any) -> Batching:
+    """How rows are laid out: as asked for; end to end for "auto", or padded where the model would mix them.
 
     Args:
-        model: The model as it will be trained.
-        batch: A row of at least two documents, as the collator lays it out: with position ids, without padding.
-        architecture: The model's class, for the message.
+        batching: The recipe's.
+        model: The model, with or without adapters.
 
     Raises:
-        TrainingError: The second document's logits change with the first document's tokens.
+        TrainingError: Documents were to share a row and the model would mix them.
     """
-    leak = leak_between_documents(model, batch)
-    if leak > TOLERANCE:
-        raise TrainingError(
-            Problem(
-                f"{architecture} lets documents that share a row see each other, so they can't be packed",
-                f"another first document moves the second one's logits by {leak:.2g}",
-                "--set training.batching=padded",
-            )
+    if batching == "padded":
+        return batching
+    leak = leak_between_documents(model, two_documents(model))
+    if leak <= TOLERANCE:
+        return "padding_free" if batching == "auto" else batching
+    if batching == "auto":
+        return "padded"
+    raise TrainingError(
+        Problem(
+            f"{type(model).__name__} lets documents that share a row see each other, so they can't be packed",
+            f"another first document moves the second one's logits by {leak:.2g}",
+            "--set training.batching=padded",
         )
+    )
+
+
+def two_documents(model: Any) -> dict[str, Any]:
+    """A row of two documents, laid out as the collator does it."""
+    tokens = torch.arange(2 * LENGTH, device=model.device)[None] % model.config.get_text_config().vocab_size
+    bounds = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32, device=model.device)
+    return {
+        "input_ids": tokens,
+        "position_ids": torch.arange(LENGTH, device=model.device).repeat(2)[None],
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": LENGTH,
+        "max_length_k": LENGTH,
+    }
 
 
 @torch.no_grad()
@@ -52,7 +73,7 @@ def leak_between_documents(model: Any, batch: dict[str, Any]) -> float:
     other = token_ids.clone()
     other[0, :first] = other[0, :first].flip(0).roll(1)
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "input_ids")}
-    with evaluation_mode(model):
+    with evaluation_mode(model), attention_by_document(model, batch):
         before, after = (
             model(input_ids=ids, use_cache=False, **inputs).logits[0, first:end].float() for ids in (token_ids, other)
         )

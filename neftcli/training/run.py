@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,12 +225,14 @@ class _Run:
     ) -> tuple[Any, Evaluated]:
         self.notify(Phase("preparing the trainer"))
         from neftcli.neftune import neftune
-        from neftcli.training.isolation import require_isolation
+        from neftcli.training.isolation import settled_batching
         from neftcli.training.space import require_space
         from neftcli.training.trainer import build_trainer, updates
         from neftcli.training.watch import Watch
 
-        recipe, machine, prepared = self.recipe, materials.machine, materials.prepared
+        machine, prepared = materials.machine, materials.prepared
+        batching = settled_batching(self.recipe.training.batching, model)
+        recipe = replace(self.recipe, training=replace(self.recipe.training, batching=batching))
         watch = Watch(
             self,
             lambda step: self._evaluate(step, trainer.model, prepared, machine),
@@ -242,14 +244,12 @@ class _Run:
             begun=self.begun,
         )
         checkpoints = Checkpoints(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
-        facts = {**found, **self.record.facts(), "recipe": to_yaml(recipe)}
+        self.record.update(batching=batching)
+        facts = {**found, **self.record.facts(), "recipe": to_yaml(self.recipe)}
         trainer = build_trainer(recipe, machine, model, materials.tokenizer, prepared.train, checkpoints, facts, watch)
         watch.trainer, tuned = trainer, trainer.model
         self._tell_of_the_model(model, tuned, materials)
         require_space(tuned, recipe, self.directory, self)
-        if recipe.training.batching != "padded":
-            rows = [trainer.train_dataset[index] for index in range(min(2, len(trainer.train_dataset)))]
-            require_isolation(tuned, trainer._prepare_inputs(trainer.data_collator(rows)), type(model).__name__)
         lengths = [len(row.input_ids) for row in prepared.train]
         total_steps = updates(recipe, lengths)
         settings = recipe.neftune
@@ -300,6 +300,7 @@ class _Run:
         )
 
     def _measure_noise(self, trainer: Any, noise: Noise) -> None:
+        from neftcli.models.attention import attention_by_document
         from neftcli.neftune import Strength, measure_strength
 
         settings = self.recipe.neftune
@@ -307,7 +308,8 @@ class _Run:
         if settings.alpha > 0:
             rows = [trainer.train_dataset[index] for index in range(min(8, len(trainer.train_dataset)))]
             batch = trainer._prepare_inputs(trainer.data_collator(rows))
-            strength = measure_strength(trainer.model, batch, noise)
+            with attention_by_document(trainer.model, batch):
+                strength = measure_strength(trainer.model, batch, noise)
         self.record.update(noise_to_embedding=strength.ratio)
         self.notify(
             NoiseMeasured(

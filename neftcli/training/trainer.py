@@ -15,8 +15,11 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
+from neftcli.data.tokens import IGNORED
 from neftcli.errors import NonFiniteLossError, Problem
+from neftcli.models.attention import attention_by_document
 from neftcli.neftune import paired
+from neftcli.training.head import can_sum_labels, sum_of_labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,13 +45,14 @@ class Trainer(SFTTrainer):
     checkpoints: Checkpoints
     facts: Mapping[str, Any]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         """One forward and backward pass.
 
         Raises:
             NonFiniteLossError: The loss is NaN or infinite.
         """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        with attention_by_document(self.model, inputs):
+            loss: torch.Tensor = super().training_step(model, inputs, *args)
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(
                 Problem(
@@ -58,6 +62,26 @@ class Trainer(SFTTrainer):
                 )
             )
         return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Mean negative log-likelihood of the labels, in nats; over the whole update where gradients are added up.
+
+        TRL's own also measures entropy and accuracy at each step, and its head is slow without a GPU.
+        """
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if can_sum_labels(causal):
+            with self.accelerator.autocast():
+                total = sum_of_labels(causal, inputs)
+        else:
+            total = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum()
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED).sum()
+        mask = inputs.get("attention_mask")
+        self._total_train_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
 
     def unlogged(self) -> dict[str, float]:
         """What the next log row has summed up so far, and the tokens seen in all."""
@@ -130,8 +154,9 @@ def build_trainer(
     trainer = Trainer(
         model=model,
         args=_arguments(recipe, machine, rows, checkpoints.folder),
+        # Nothing predicts a row's first token, so it must not count as one with loss.
         train_dataset=Dataset.from_dict(
-            {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
+            {"input_ids": [row.input_ids for row in rows], "labels": [[IGNORED, *row.labels[1:]] for row in rows]}
         ),
         processing_class=tokenizer,
         peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,

@@ -48,7 +48,7 @@ MODES: dict[str, dict[str, Any]] = {
     "LoRA, embedding trained in full": {**LORA, "adapter.modules_to_save": "[embed_tokens]"},
     "QLoRA": {**LORA, "quantization.type": "nf4"},
     "packed": {"training.batching": "packed", "data.max_length": 400, "training.per_device_train_batch_size": 1},
-    "padding-free": {"training.batching": "padding_free"},
+    "padded": {"training.batching": "padded"},
     "accumulation": {"training.gradient_accumulation_steps": 3, "training.per_device_train_batch_size": 2},
     "symmetric noise, checkpointed activations": {
         "neftune.noise": "symmetric",
@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert run(settings, tmp_path / "whole") == 0
     whole = tmp_path / "whole" / "run-a5-s0"
     total = max(line["step"] for line in result(whole)[1][:-1])
-    steps = sorted(random.Random(mode).sample(range(3, total + 1), 3))
+    steps = sorted(random.Random(mode).sample(range(3, total + 1), 3))  # noqa: S311
     broken = tmp_path / "broken" / "run-a5-s0"
     assert run(settings, broken.parent, killer=Killer(steps[0])) == -signal.SIGKILL
     for step in steps[1:]:

@@ -5,11 +5,13 @@ Oracle: each architecture's own logits for the second document alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from neftcli.errors import TrainingError
-from neftcli.training.isolation import TOLERANCE, leak_between_documents, require_isolation
+from neftcli.training.isolation import TOLERANCE, leak_between_documents, settled_batching
 from tests.tiny import FAMILIES, Family, tiny_model
 
 
@@ -32,7 +34,21 @@ def test_the_measurement_agrees_with_the_document_alone(family: Family) -> None:
 
 def test_a_leak_is_refused_and_says_what_to_type() -> None:
     with pytest.raises(TrainingError, match=r"OPTForCausalLM lets documents .*[\s\S]*--set training.batching=padded"):
-        require_isolation(tiny_model("opt"), batch(), "OPTForCausalLM")
+        settled_batching("packed", leaking())
+
+
+def leaking() -> Any:
+    """OPT builds a mask of its own where its attention is not by document."""
+    model = tiny_model("opt")
+    model.config._attn_implementation = "eager"
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_laid_end_to_end_where_the_model_keeps_them_apart(family: Family) -> None:
+    assert settled_batching("auto", tiny_model(family)) == "padding_free"
+    assert settled_batching("padded", tiny_model(family)) == "padded"
+    assert settled_batching("auto", leaking()) == "padded"
 
 
 def test_one_document_alone_can_not_leak() -> None:

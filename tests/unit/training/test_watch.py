@@ -5,12 +5,17 @@ Oracle: the steps and numbers counted by hand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from neftcli import events
 from neftcli.errors import NonFiniteLossError
+from neftcli.events import Observer
+from neftcli.recipe.schema import Checkpoints, Evaluation, Recipe
+from neftcli.training.resume import Base
+from neftcli.training.stopping import Stop
 from neftcli.training.watch import Watch
 
 
@@ -25,13 +30,22 @@ class Collector:
         self.events.append(event)
 
 
+def watching(
+    observer: Observer, evaluate: Callable[[int], events.Evaluated], every: float, before_last: Callable[[], None]
+) -> Watch:
+    """A watch of a new run that nobody stops and that saves nothing."""
+    recipe = Recipe(evaluation=Evaluation(every=every), checkpoints=Checkpoints(save_minutes=None))
+    base = Base(events.Evaluated(0, 1.0, 1.0), [])
+    return Watch(observer, evaluate, recipe, "cpu", before_last, Stop(), base, 0.0)
+
+
 def run(total: int, every: float, logging_steps: int) -> tuple[Collector, Watch]:
     """A run of `total` updates, as the trainer calls its callback."""
     collector = Collector()
     saved = lambda: collector.notify(events.Notice("saved"))  # noqa: E731
-    watch = Watch(collector, lambda step: events.Evaluated(step, 1.0, 1.0), every, "cpu", saved)
+    watch = watching(collector, lambda step: events.Evaluated(step, 1.0, 1.0), every, saved)
     state = SimpleNamespace(global_step=0, max_steps=total, epoch=0.0)
-    control = SimpleNamespace(should_log=False)
+    control = SimpleNamespace(should_log=False, should_save=False)
     watch.on_train_begin(None, state, control)
     for step in range(1, total + 1):
         watch.on_step_begin(None, state, control)
@@ -86,7 +100,7 @@ def test_the_model_is_saved_once_between_the_last_update_and_its_evaluation() ->
 def test_a_number_that_is_none_stops_the_run(
     logs: dict[str, float], losses: tuple[float | None, float | None], says: str
 ) -> None:
-    watch = Watch(Collector(), lambda step: events.Evaluated(step, *losses), 1.0, "cpu", lambda: None)
+    watch = watching(Collector(), lambda step: events.Evaluated(step, *losses), 1.0, lambda: None)
     with pytest.raises(NonFiniteLossError, match=says):
         watch.on_log(None, SimpleNamespace(global_step=1, max_steps=1, epoch=1.0), None, logs)
 

@@ -1,0 +1,95 @@
+"""Attention over documents that lie end to end in one row, each by itself.
+
+With several documents in a row, transformers' `sdpa` builds a mask of the whole row: time and memory grow with the
+square of the row, and nearly all of it is masked. Here each document is one causal call, so nothing is computed that is
+thrown away, and no document can see another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+NAME = "neft_documents"
+OF_TORCH = "sdpa"
+
+
+def documents_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """softmax(Q K^T scaling) V within each document, causal.
+
+    Args:
+        module: The attention layer.
+        query: (1, heads, time, width).
+        key: (1, key heads, time, width).
+        value: (1, key heads, time, width).
+        attention_mask: None; documents need none.
+        dropout: Of the attention's weights.
+        scaling: Of the scores; 1 / sqrt(width) if None.
+        sliding_window: A token sees so many tokens at most, itself among them.
+        cu_seq_lens_q: Where documents begin, and the length of the row.
+        kwargs: What other kinds of attention take.
+
+    Returns:
+        (1, time, heads, width), and None in the place of the weights.
+    """
+    assert cu_seq_lens_q is not None and attention_mask is None, "only rows of documents come here"  # noqa: S101, PT018
+    parts = []
+    for begin, end in pairwise(cu_seq_lens_q.tolist()):
+        q, k, v = (tensor[:, :, begin:end] for tensor in (query, key, value))
+        band = None
+        if sliding_window is not None and end - begin > sliding_window:
+            ones = torch.ones(end - begin, end - begin, dtype=torch.bool, device=query.device)
+            band = ones.tril() & ones.triu(1 - sliding_window)
+        parts.append(
+            nn.functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=band,
+                dropout_p=dropout,
+                scale=scaling,
+                is_causal=band is None,
+                enable_gqa=query.shape[1] != key.shape[1],
+            ).transpose(1, 2)
+        )
+    return torch.cat(parts, dim=1), None
+
+
+AttentionInterface.register(NAME, documents_attention)
+
+
+@contextmanager
+def attention_by_document(model: Any, batch: Container[str]) -> Iterator[None]:
+    """Within the block, a model whose attention is torch's takes each document of a row by itself.
+
+    Args:
+        model: With or without adapters; models with another attention, flash attention say, are left as they are.
+        batch: What the model is given; where it does not say where documents begin, nothing is changed.
+    """
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}
+    by_document = "cu_seq_lens_q" in batch
+    chosen = [config for config in configs.values() if by_document and config._attn_implementation == OF_TORCH]
+    for config in chosen:
+        config._attn_implementation_internal = NAME
+    try:
+        yield
+    finally:
+        for config in chosen:
+            config._attn_implementation_internal = OF_TORCH

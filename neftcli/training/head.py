@@ -1,0 +1,80 @@
+"""The loss at the vocabulary head on a CPU, in one pass and only where there is a label.
+
+TRL projects every position, pads and prompts as well, computes the logits a second time for the backward pass and
+multiplies in float32 there. Here the gradient of a tile of logits is taken while it is at hand.
+
+    loss = sum over labels of logsumexp(W h) - (W h)[label]
+    d loss / d W h = softmax(W h) - onehot(label)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILE = 1024
+"""Labels whose logits are held at once."""
+RESCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+"""Settings of architectures that change their logits behind the head; TRL's own head knows them."""
+
+
+class _LabelLoss(torch.autograd.Function):
+    """Sum of the negative log-likelihoods of labels, with its gradients taken in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, kind: Any) -> Tensor:
+        """`hidden` (labels, width), `weight` (vocabulary, width), `labels` (labels); multiplied in `kind`."""
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_gradient = torch.zeros_like(hidden)
+        weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
+        bias_gradient = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
+        matrix = weight.detach().to(kind)
+        for begin in range(0, len(labels), TILE):
+            states, wanted = hidden[begin : begin + TILE].to(kind), labels[begin : begin + TILE, None]
+            logits = (states @ matrix.T).float()  # (tile, vocabulary)
+            if bias is not None:
+                logits += bias
+            total += (logits.logsumexp(1) - logits.gather(1, wanted)[:, 0]).sum()
+            gradient = torch.softmax(logits, 1, out=logits)
+            gradient.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=gradient.dtype))
+            if bias_gradient is not None:
+                bias_gradient += gradient.sum(0)
+            gradient = gradient.to(kind)
+            hidden_gradient[begin : begin + TILE] = gradient @ matrix
+            if weight_gradient is not None:
+                weight_gradient += gradient.T @ states
+        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales the gradients that are there already."""
+        return *(None if gradient is None else gradient.mul_(outer) for gradient in ctx.saved_tensors), None, None
+
+
+def can_sum_labels(model: Any) -> bool:
+    """Whether the model is on a CPU and its logits are W h + b: no adapter in the head, and nothing behind it."""
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    plain = all(getattr(config, name, None) in (None, 1.0) for name in RESCALES)
+    return plain and type(head) is torch.nn.Linear and head.weight.device.type == "cpu"
+
+
+def sum_of_labels(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """The summed negative log-likelihood of a batch, in nats.
+
+    Args:
+        model: A causal language model without a wrapper; adapters may be in it.
+        inputs: The collator's batch, with labels of -100 where there is no loss.
+    """
+    given = {name: value for name, value in inputs.items() if name != "labels"}
+    hidden = model.base_model(**given, use_cache=False).last_hidden_state[:, :-1]  # (rows, time - 1, width)
+    labels = inputs["labels"][:, 1:]
+    scored = labels != -100
+    head = model.get_output_embeddings()
+    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else head.weight.dtype
+    bias = getattr(head, "bias", None)
+    with torch.autocast("cpu", enabled=False):
+        loss: Tensor = _LabelLoss.apply(hidden[scored], head.weight, bias, labels[scored], kind)  # type: ignore[no-untyped-call]
+    return loss

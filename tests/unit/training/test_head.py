@@ -1,0 +1,78 @@
+"""The loss at the vocabulary head.
+
+Oracle: all logits of the model, cross-entropy and its gradients by torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from neftcli.training import head
+from neftcli.training.head import can_sum_labels, sum_of_labels
+from tests.tiny import Family, tiny_model
+
+
+def batch(*, masked: float = 0.4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 250, (3, 21), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 15:] = 0
+    labels = ids.masked_fill((torch.rand(ids.shape, generator=generator) < masked) | (mask == 0), -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def by_torch(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]).float(), inputs["labels"][:, 1:].reshape(-1), reduction="sum"
+    )
+
+
+def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    (loss / 7).backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("tile", [4, 1024])
+@pytest.mark.parametrize("family", ["llama", "opt"])  # tied and untied heads
+def test_loss_and_gradients_are_those_of_all_logits(family: Family, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "TILE", tile)
+    model, inputs = tiny_model(family).eval(), batch()
+    loss, expected = sum_of_labels(model, inputs), by_torch(model, inputs)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(model, loss), gradients(model, expected), atol=1e-6, rtol=1e-4)
+
+
+def test_in_bfloat16_the_loss_is_that_of_autocast() -> None:
+    model, inputs = tiny_model("llama").eval(), batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, expected = sum_of_labels(model, inputs), by_torch(model, inputs)
+    torch.testing.assert_close(loss, expected, rtol=2e-3, atol=0)
+    for found, wanted in zip(gradients(model, loss), gradients(model, expected), strict=True):
+        assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm()) + 1e-6
+
+
+def test_a_frozen_head_gets_no_gradient_and_a_batch_without_labels_is_zero() -> None:
+    model, inputs = tiny_model("llama").eval(), batch()
+    model.requires_grad_(False)
+    layer = model.model.layers[0].mlp.up_proj.requires_grad_(True)
+    expected = gradients(model, by_torch(model, inputs))
+    torch.testing.assert_close(gradients(model, sum_of_labels(model, inputs)), expected, atol=1e-6, rtol=1e-4)
+    assert layer.weight.grad is not None
+    nothing = sum_of_labels(model, {**inputs, "labels": torch.full_like(inputs["labels"], -100)})
+    [zero] = gradients(model, nothing)
+    assert nothing.item() == 0.0
+    assert not zero.any()
+
+
+def test_heads_that_rescale_or_hold_an_adapter_are_left_to_trl() -> None:
+    assert can_sum_labels(tiny_model("llama"))
+    assert not can_sum_labels(tiny_model("granite", logits_scaling=8.0))
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["lm_head"], r=2))
+    assert not can_sum_labels(adapted.get_base_model())
