@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from math import isfinite
 from typing import Any, Literal
 
 from neftcli.data.sources import Row
@@ -33,6 +35,8 @@ OPTIONAL: dict[Format, tuple[str, ...]] = {
     "alpaca": ("input", "system"),
     "text": (),
 }
+STANDARD = tuple(dict.fromkeys(name for names in (*REQUIRED.values(), *OPTIONAL.values()) for name in names))
+LONGEST_TEXT = 10_000_000  # characters; every step on the way to tokens takes minutes and gigabytes with ten times that
 ANSWER: dict[Format, str] = {"prompt_completion": "completion", "alpaca": "output"}
 ROLES = {
     "system": "system",
@@ -99,6 +103,9 @@ class Example:
         return self.turns[-1].content if self.turns and self.turns[-1].role == "assistant" else ""
 
 
+MOST_LETTERS = 300
+
+
 class UnusableRow(Exception):  # noqa: N818 - a row is left out and counted, nothing fails
     """A row that holds nothing to learn; its message is the reason."""
 
@@ -121,11 +128,10 @@ def detect(row: Row, columns: Mapping[str, str], *, answers: bool = True) -> For
         for layout in layouts:
             if names.issuperset(_required(layout, needed)):
                 return layout
-    found = ", ".join(row.values) or "no column"
     raise DataError(
         Problem(
             f"{row.where}: the columns fit no known layout",
-            found,
+            _names(row),
             "--set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
             "(layouts: text; prompt, completion; instruction, output; messages; conversations)",
         )
@@ -139,7 +145,27 @@ def _required(layout: Format, answers: bool) -> list[str]:
 
 def unread_columns(row: Row, layout: Format) -> tuple[str, ...]:
     """Columns of a row under standard names that its layout does not read."""
-    return tuple(name for name in row.values if name not in REQUIRED[layout] + OPTIONAL[layout])
+    return tuple(name or '""' for name in row.values if name not in REQUIRED[layout] + OPTIONAL[layout])
+
+
+def require_standard(columns: Mapping[str, str]) -> None:
+    """Checks the names on the left of `data.columns`; a misspelt one would be a column that nothing reads.
+
+    Raises:
+        DataError: One is no standard column.
+    """
+    problems = [
+        Problem(
+            "data.columns: the names on the left must be standard columns",
+            f"{name}: {columns[name]}",
+            f"one of {', '.join(STANDARD)}",
+            "".join(get_close_matches(name, STANDARD, n=1)),
+        )
+        for name in columns
+        if name not in STANDARD
+    ]
+    if problems:
+        raise DataError(*problems)
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:
@@ -153,7 +179,12 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     missing = [name for name in columns.values() if name not in row.values]
     if missing:
         raise DataError(
-            Problem(f"{row.where}: data.columns names a column that is not there: {missing[0]}", ", ".join(row.values))
+            Problem(
+                f"{row.where}: data.columns names a column that is not there: {missing[0]}",
+                _names(row),
+                "--set data.columns='{standard_name: name_in_your_rows}'",
+                "".join(get_close_matches(missing[0], row.values, n=1)),
+            )
         )
     taken = set(columns.values())
     values = {name: value for name, value in row.values.items() if name not in taken}
@@ -176,7 +207,13 @@ def to_example(row: Row, layout: Format, system_prompt: str | None = None, *, an
     """
     for column in _required(layout, answers):
         if column not in row.values:
-            raise DataError(Problem(f"{row.where}: the column {column} is missing", ", ".join(row.values)))
+            raise DataError(
+                Problem(
+                    f"{row.where}: the column {column} is missing",
+                    _names(row),
+                    f"rows of one layout, here {layout}: {', '.join(_required(layout, answers))}",
+                )
+            )
     if layout == "text":
         text = _text(row, "text")
         if not text.strip():
@@ -218,7 +255,13 @@ def _turns(row: Row, layout: Format) -> list[Turn]:
     )
     value = row.values[column]
     if not isinstance(value, list):
-        raise DataError(Problem(f"{row.where}: {column} must be a list of turns", _shown(value)))
+        raise DataError(
+            Problem(
+                f"{row.where}: {column} must be a list of turns",
+                _shown(value),
+                f'[{{"{role}": ..., "{content}": ...}}, ...]',
+            )
+        )
     if value and isinstance(value[0], dict) and role not in value[0] and {"role", "content"} <= set(value[0]):
         role, content = "role", "content"
     return _conversation(row, value, role, content)
@@ -229,7 +272,8 @@ def _conversation(row: Row, value: list[Any], role_key: str, content_key: str) -
     for number, item in enumerate(value, 1):
         where = f"{row.where}: turn {number}"
         if not isinstance(item, dict) or role_key not in item or content_key not in item:
-            raise DataError(Problem(f"{where} must have {role_key} and {content_key}", _shown(item)))
+            turn = f'{{"{role_key}": "user", "{content_key}": "..."}}'
+            raise DataError(Problem(f"{where} must have {role_key} and {content_key}", _shown(item), turn))
         role = ROLES.get(str(item[role_key]).lower())
         if role is None:
             raise DataError(
@@ -248,14 +292,29 @@ def _text(row: Row, column: str) -> str:
 
 def _checked(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise DataError(Problem(f"{what} must be text", _shown(value)))
+        number = isinstance(value, int | float) and isfinite(value)
+        raise DataError(Problem(f"{what} must be text", _shown(value), f'"{value}"' if number else 'a text: "..."'))
+    if len(value) > LONGEST_TEXT:
+        raise UnusableRow(f"a text in it is longer than {LONGEST_TEXT:,} characters")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer reads
         around = value[max(0, error.start - 20) : error.end + 20]
-        raise DataError(Problem(f"{what} holds half a character, such as a cut-off emoji", ascii(around))) from None
+        raise DataError(
+            Problem(
+                f"{what} holds half a character, such as a cut-off emoji",
+                ascii(around),
+                "the text without it, or whole",
+            )
+        ) from None
     return value
 
 
 def _shown(value: Any) -> str:
-    return f"{type(value).__name__}: {str(value)[:60]}"
+    return "null" if value is None else f"{type(value).__name__}: {str(value)[:60]}"
+
+
+def _names(row: Row) -> str:
+    """The columns of a row, in so many letters as a person reads."""
+    names = ", ".join(row.values) or "no column"
+    return names if len(names) <= MOST_LETTERS else f"{names[:MOST_LETTERS]}... ({len(row.values)} columns)"

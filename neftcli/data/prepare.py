@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from neftcli.data.formats import Example, Format, UnusableRow, detect, renamed, to_example, unread_columns
+from neftcli.data.formats import (
+    Example,
+    Format,
+    UnusableRow,
+    detect,
+    renamed,
+    require_standard,
+    to_example,
+    unread_columns,
+)
 from neftcli.data.sources import BUILTIN, is_hub, read_rows
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
 from neftcli.data.tokens import TokenRow, special_text, tokenize
@@ -77,6 +86,7 @@ class _Reader:
     unusable: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def read(self, source: str, split: str) -> list[Example]:
+        require_standard(self.data.columns)
         examples = []
         for row in read_rows(source, split, self.data.config if source == self.data.source else None):
             self.rows += 1
@@ -94,9 +104,10 @@ class _Reader:
                 Problem(
                     f"{source}: no row can be {'learned from' if self.answers else 'evaluated on'}",
                     "; ".join(
-                        f"{reason} ({len(places)} rows, the first {places[0]})"
+                        f"{reason} ({len(places)} row{'s' if len(places) > 1 else ''}, the first {places[0]})"
                         for reason, places in self.unusable.items()
                     ),
+                    "rows with a question and an answer; --set data.columns='{...}' where they have other names",
                 )
             )
         return examples
@@ -162,7 +173,7 @@ def read_examples(data: Data) -> Examples:
                 Problem(
                     f"{held_out_source}: held-out rows must be plain text or conversations as the training rows are",
                     f"{evaluated.layout}, and {reader.layout} in {data.source}",
-                    "--set data.columns='{...}'",
+                    "--held-out with rows of the same kind",
                 )
             )
         reader.rows += evaluated.rows
@@ -175,7 +186,13 @@ def read_examples(data: Data) -> Examples:
     if data.max_rows and len(train) > data.max_rows:
         train = choose(train, data.max_rows, data.split_seed)
     if not train:
-        raise DataError(Problem(f"{data.source}: every training row's prompt is held out", f"{leaked} rows"))
+        raise DataError(
+            Problem(
+                f"{data.source}: every training row's prompt is held out",
+                f"{leaked} rows",
+                "--held-out with other rows, or without it: a part of the rows is held out then",
+            )
+        )
     assert reader.layout is not None  # noqa: S101 - at least one row was read
     return Examples(train, held_out, reader.layout, reader.rows, reader.unusable, leaked, reader.unread)
 
@@ -185,7 +202,11 @@ def _require_splits(data: Data) -> None:
     asked = {"data.split": data.split if data.split != "train" else None, "data.held_out_split": data.held_out_split}
     sources = {"data.split": data.source, "data.held_out_split": data.held_out_source or data.source}
     problems = [
-        Problem(f"{key}: only a hub data set has splits, and {sources[key]} is none", split, "--held-out FILE")
+        Problem(
+            f"{key}: only a hub data set has splits, and {sources[key]} is none",
+            split,
+            "leave it out; rows to evaluate on can be a file of their own: --held-out FILE",
+        )
         for key, split in asked.items()
         if split is not None and sources[key] != BUILTIN and not is_hub(sources[key])
     ]

@@ -6,23 +6,26 @@ json, jsonl, csv, tsv, parquet, any of them as .gz, a folder of them, the built-
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from neftcli.data.text import lines, open_file, renaming, showing, through, with_ending
 from neftcli.errors import DataError, Problem
+from neftcli.recipe.nearest import at_home, exists, nearest_path
 
 BUILTIN = "builtin"
 BUILTIN_SPLITS = ("train", "held_out")
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 HUB_ALIASES = {"imdb": "stanfordnlp/imdb", "alpaca": "tatsu-lab/alpaca", "open-platypus": "garage-bAInd/Open-Platypus"}
 MOST_PROBLEMS = 5
+ONE_ROW = '{"prompt": "...", "completion": "..."}'
+COMMAS = "python -c \"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{}'))\""
 
 csv.field_size_limit(2**31 - 1)
 
@@ -43,7 +46,7 @@ class Row:
 def is_hub(source: str) -> bool:
     """Whether `source` names a hub data set and no local file."""
     looks_like_a_path = source.startswith((".", "/", "~")) or source.endswith("/") or _ending(Path(source))
-    return source in HUB_ALIASES or (source.count("/") == 1 and not looks_like_a_path and not Path(source).exists())
+    return source in HUB_ALIASES or (source.count("/") == 1 and not looks_like_a_path and not exists(Path(source)))
 
 
 def read_rows(source: str, split: str = "train", config: str | None = None) -> Iterator[Row]:
@@ -66,7 +69,7 @@ def read_rows(source: str, split: str = "train", config: str | None = None) -> I
     elif is_hub(source):
         yield from _read_hub(HUB_ALIASES.get(source, source), split, config)
     else:
-        for file in _files(Path(source).expanduser()):
+        for file in _files(at_home(source)):
             yield from _read_file(file, str(file))
 
 
@@ -78,6 +81,15 @@ def _ending(path: Path) -> str:
 
 
 def _files(path: Path) -> list[Path]:
+    if not exists(path):
+        raise DataError(
+            Problem(
+                f"data: there is no file or folder of this name: {path}",
+                "",
+                f"a file, a folder, a hub id (owner/name), or {BUILTIN}",
+                nearest_path(path, [BUILTIN, *HUB_ALIASES]),
+            )
+        )
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.is_file() and _ending(file))
         if not files:
@@ -85,15 +97,6 @@ def _files(path: Path) -> list[Path]:
                 Problem(f"{path}: this folder holds no data file", _listing(path), f"one of {', '.join(ENDINGS)}")
             )
         return files
-    if not path.is_file():
-        raise DataError(
-            Problem(
-                f"data.source: there is no file or folder of this name: {path}",
-                "",
-                "neft train --dataset rows.jsonl, or a hub id (owner/name), or builtin",
-                _nearest_file(path),
-            )
-        )
     if not _ending(path):
         raise DataError(
             Problem(f"{path}: the ending tells the format, and this one is unknown", path.name, " ".join(ENDINGS))
@@ -105,131 +108,136 @@ def _listing(folder: Path) -> str:
     return ", ".join(sorted(item.name for item in folder.iterdir())[:5]) or "nothing"
 
 
-def _nearest_file(path: Path) -> str:
-    names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-    nearest = get_close_matches(path.name, names, n=1)
-    return str(path.with_name(nearest[0])) if nearest else ""
-
-
 def _read_file(path: Path, name: str) -> Iterator[Row]:
     if path.stat().st_size == 0:
-        raise DataError(Problem(f"{name}: the file is empty", "0 bytes"))
+        raise DataError(Problem(f"{name}: the file is empty", "0 bytes", _rows_wanted(path)))
     read = {".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
     rows = 0
     for row in read.get(_ending(path), _read_json_lines)(path, name):
         rows += 1
         yield row
     if not rows:
-        raise DataError(Problem(f"{name}: the file holds no row", f"{path.stat().st_size} bytes"))
+        raise DataError(Problem(f"{name}: the file holds no row", f"{path.stat().st_size} bytes", _rows_wanted(path)))
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _rows_wanted(path: Path) -> str:
+    """What a file of this kind holds, for whoever has none in it."""
+    rows = {
+        ".json": f"a list of rows: [{ONE_ROW}, ...]",
+        ".csv": "the names of the columns, then a row a line",
+        ".parquet": "a table with a row or more",
+    }
+    ending = _ending(path)
+    return rows.get(".csv" if ending == ".tsv" else ending, f"a row a line: {ONE_ROW}")
 
 
-def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines of text; what is no UTF-8 text is refused with its line."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                        raise DataError(
-                            Problem(f"{name}, line 1: text must be UTF-8", "UTF-16", _conversion("utf-16", path))
-                        )
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        Problem(
-                            f"{name}, line {number}: text must be UTF-8",
-                            f"byte 0x{line[error.start]:02x} at column {error.start + 1}",
-                            _conversion("latin1", path),
-                        )
-                    ) from None
-                if "\0" in text:
-                    raise DataError(Problem(f"{name}, line {number}: text must not hold NUL bytes", repr(text[:40])))
-                yield number, text
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(Problem(f"{name}: this .gz can't be unpacked", f"{error} (after line {number})")) from None
+class _NotJson(Exception):  # noqa: N818 - told with file and line by whoever catches it
+    """A text that is no JSON, or that says two things at once."""
+
+    def __init__(self, said: str, text: str, position: int) -> None:
+        super().__init__(said)
+        self.said = said
+        self.position = position
+        self.line = text.count("\n", 0, position) + 1
+        self.column = position - text.rfind("\n", 0, position)
+        self.typed = text[max(0, position - 30) : position + 30].replace("\n", " ").strip()
 
 
-def _conversion(encoding: str, path: Path) -> str:
-    """The command that makes UTF-8 of a file."""
-    if path.suffix.lower() == ".gz":
-        return f"zcat {path.name} | iconv -f {encoding} -t utf-8"
-    return f"iconv -f {encoding} -t utf-8 {path.name}"
+class _RepeatedKey(Exception):  # noqa: N818
+    """A key stands twice in one object, so that one of its values would be lost."""
 
 
-def _with_ending(path: Path, ending: str) -> str:
-    """The file's name with another ending before the .gz, if it has that."""
-    packed = path.suffix if path.suffix.lower() == ".gz" else ""
-    return Path(path.name.removesuffix(packed)).stem + ending + packed
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise _RepeatedKey(Counter(key for key, _ in pairs).most_common(1)[0][0])
+    return values
 
 
 def _parsed(text: str) -> Any:
-    """The value of a JSON text; whatever stands against it is a JSONDecodeError."""
+    """The value of a JSON text.
+
+    Raises:
+        _NotJson: Whatever stands against it.
+    """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise _NotJson(f"not JSON: {error.msg}", text, error.pos) from None
+    except _RepeatedKey as error:
+        said = f"the key {str(error)[:40]} is given twice in one object"
+        raise _NotJson(said, text, max(0, text.find(json.dumps(str(error))))) from None
     except (RecursionError, ValueError):
-        raise json.JSONDecodeError("Nested too deep, or a number of thousands of digits", text, 0) from None
+        raise _NotJson("not JSON: nested too deep, or a number of thousands of digits", text, 0) from None
 
 
 def _read_json_lines(path: Path, name: str) -> Iterator[Row]:
     problems: list[Problem] = []
-    for number, line in _lines(path, name):
+    for number, line in lines(path, name):
         if not line.strip():
             continue
         where = f"{name}, line {number}"
-        if number == 1 and line.lstrip().startswith("["):
-            remedy = f"rename it to {_with_ending(path, '.json')}"
-            raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "a list", remedy))
+        if number == 1:
+            _require_lines(line, path, where)
         try:
             value = _parsed(line)
-        except json.JSONDecodeError as error:
-            typed = line.strip()[max(0, error.pos - 30) : error.pos + 30]
-            problems.append(Problem(f"{where}: not JSON: {error.msg} (column {error.pos + 1})", typed))
+        except _NotJson as error:
+            cut = not line.endswith("\n") and ("Unterminated" in error.said or error.position >= len(line.rstrip()))
+            remedy = "the file ends within a row: fetch or write it again" if cut else showing(path, number)
+            problems.append(Problem(f"{where}: {error.said} (column {error.column})", error.typed, remedy))
         else:
             if isinstance(value, dict):
                 if not problems:
                     yield Row(value, where)
                 continue
-            problems.append(Problem(f"{where}: a row must be an object", line.strip()[:60]))
+            problems.append(Problem(f"{where}: a row must be an object", line.strip()[:60], _rows_wanted(path)))
         if len(problems) == MOST_PROBLEMS:
             break
     if problems:
         raise DataError(*problems)
 
 
+def _require_lines(first: str, path: Path, where: str) -> None:
+    """Refuses a file whose first line shows that it has no row a line."""
+    beginning = first.strip()
+    if beginning.startswith("["):
+        remedy = renaming(path, with_ending(path, ".json"))
+        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "a list", remedy))
+    if beginning == "{" and first.endswith("\n"):
+        remedy = through("jq -c .", path, f"lines-{path.name}")
+        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "an object over several", remedy))
+
+
 def _read_json(path: Path, name: str) -> Iterator[Row]:
-    text = "".join(line for _, line in _lines(path, name))
+    text = "".join(line for _, line in lines(path, name))
     try:
         value = _parsed(text)
-    except json.JSONDecodeError as error:
-        remedy = f"mv {path.name} {_with_ending(path, '.jsonl')}" if error.msg == "Extra data" else ""
-        typed = text[max(0, error.pos - 30) : error.pos + 30].replace("\n", " ").strip()
+    except _NotJson as error:
+        several = error.said.endswith("Extra data")
+        remedy = renaming(path, with_ending(path, ".jsonl")) if several else showing(path, error.line)
         raise DataError(
-            Problem(f"{name}, line {error.lineno}: not JSON: {error.msg} (column {error.colno})", typed, remedy)
+            Problem(f"{name}, line {error.line}: {error.said} (column {error.column})", error.typed, remedy)
         ) from None
     if isinstance(value, dict) and len(lists := [item for item in value.values() if isinstance(item, list)]) == 1:
         value = lists[0]
     if not isinstance(value, list):
-        raise DataError(Problem(f"{name}: a .json file must hold a list of objects", text.strip()[:60]))
+        raise DataError(
+            Problem(f"{name}: a .json file must hold a list of objects", text.strip()[:60], _rows_wanted(path))
+        )
     for number, item in enumerate(value, 1):
         if not isinstance(item, dict):
-            raise DataError(Problem(f"{name}, row {number}: a row must be an object", json.dumps(item)[:60]))
+            raise DataError(
+                Problem(f"{name}, row {number}: a row must be an object", json.dumps(item)[:60], _rows_wanted(path))
+            )
         yield Row(item, f"{name}, row {number}")
 
 
 def _read_csv(path: Path, name: str) -> Iterator[Row]:
-    for _ in _lines(path, name):  # refuses what is no text, with its line
+    for _ in lines(path, name):  # refuses what is no text, with its line
         pass
-    with _open(path) as binary, TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if _ending(path) == ".tsv" else ",", strict=True)
+    delimiter = "\t" if _ending(path) == ".tsv" else ","
+    with open_file(path) as binary, TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         header: list[str] = []
         start = 1
         try:
@@ -240,18 +248,44 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
                     continue
                 if not header:
                     header = values
-                    if repeated := [column for column in header if header.count(column) > 1]:
-                        raise DataError(Problem(f"{where}: the header names a column twice", repeated[0]))
+                    _check_header(header, delimiter, path, where)
                 elif len(values) != len(header):
+                    mark = "tab" if delimiter == "\t" else "comma"
                     raise DataError(
                         Problem(
-                            f"{where}: a row must have the header's {len(header)} columns", f"{len(values)} columns"
+                            f"{where}: a row must have as many columns as the header: {len(header)}",
+                            str(len(values)),
+                            f'double quotes around a text that holds a {mark}: "..."',
                         )
                     )
                 else:
                     yield Row(dict(zip(header, values, strict=True)), where)
         except csv.Error as error:
-            raise DataError(Problem(f"{name}, line {start}: not CSV: {error}")) from None
+            raise DataError(
+                Problem(
+                    f"{name}, line {start}: not CSV: {error}",
+                    "a row that begins here",
+                    'close the quotes; a quote inside of a quoted text is written twice: ""',
+                )
+            ) from None
+
+
+def _check_header(header: list[str], delimiter: str, path: Path, where: str) -> None:
+    """Refuses column names that stand twice, or with something other than the format's delimiter between them."""
+    repeated = [column for column in header if header.count(column) > 1]
+    if repeated:
+        raise DataError(
+            Problem(f"{where}: the header names a column twice", repeated[0][:60], "a name of its own for each column")
+        )
+    other = next((mark for mark in ",\t;|" if mark in header[0]), "")
+    if len(header) > 1 or not other:
+        return
+    if {delimiter, other} == {",", "\t"}:
+        remedy = renaming(path, with_ending(path, ".tsv" if other == "\t" else ".csv"))
+    else:
+        remedy = through(COMMAS.format(other), path, f"commas-{with_ending(path, '.csv')}")
+    between = "commas" if delimiter == "," else "tabs"
+    raise DataError(Problem(f"{where}: {between} must stand between the columns", header[0][:60], remedy))
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[Row]:
@@ -259,15 +293,20 @@ def _read_parquet(path: Path, name: str) -> Iterator[Row]:
     from pyarrow import parquet
 
     try:
-        with _open(path) as binary:
+        with open_file(path) as binary:
             number = 0
             for batch in parquet.ParquetFile(binary).iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(values, f"{name}, row {number}")
-    except (arrow.ArrowException, OSError, EOFError, zlib.error) as error:
+    # ValueError: text that is no UTF-8, and with OverflowError dates that Python has not.
+    except (arrow.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise DataError(
-            Problem(f"{name}: this is no Parquet file that can be read", str(error).splitlines()[0])
+            Problem(
+                f"{name}: this is no Parquet file that can be read",
+                str(error).splitlines()[0],
+                "fetch or write the file again",
+            )
         ) from None
 
 
@@ -282,7 +321,8 @@ def _read_hub(hub_id: str, split: str, config: str | None) -> Iterator[Row]:
             Problem(
                 f"data.source: the data set {hub_id} can't be reached on the hub, and is not in the local cache",
                 str(error).splitlines()[0] if str(error) else type(error).__name__,
-                "go online once, or give a file: --dataset rows.jsonl; `hf auth login` for a private set",
+                "go online once, or give a file; `hf auth login` for a private set",
+                nearest_path(Path(hub_id)) if Path(hub_id).parent.is_dir() else "",
             )
         ) from None
     except ValueError as error:  # a split or configuration that the data set doesn't have

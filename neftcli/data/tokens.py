@@ -140,6 +140,14 @@ def _with_spans(
                     "--chat-template chatml, or --set data.completion_only_loss=false",
                 )
             )
+        if not upto[len(before) :].strip():
+            raise ModelError(
+                Problem(
+                    "model.chat_template: this chat template leaves an answer out, so there is nothing to learn",
+                    example.where,
+                    "--chat-template chatml",
+                )
+            )
         spans.append((len(before), _end_of_answer(tokenizer, upto, len(before))))
     if spans[-1][1] == len(text) and not _ends_with_stop(tokenizer, text):
         text += eos
@@ -169,11 +177,19 @@ def _render(
             messages.append({"role": turn.role, "content": f"{turn.content}\n\n{turn.context}"})
         else:
             messages.append({"role": turn.role, "content": turn.content, "input": turn.context})
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateError as error:
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            Problem(
+                f"model.chat_template: this is no Jinja template: {error.message}",
+                f"line {error.lineno}",
+                "--chat-template chatml",
+            )
+        ) from None
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         roles = ", ".join(turn.role for turn in example.turns)
         raise DataError(
             Problem(

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import fingerprint
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
 from neftcli.evaluation.rows import Rows, read_rows_for
-from neftcli.evaluation.store import alone
+from neftcli.evaluation.store import alone, require_own_file
 from neftcli.evaluation.subjects import Subject, base_of, find_subject
 from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
+from neftcli.runs.directory import write_whole
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
 
 ALPACA_EVAL = "alpaca-eval"
+QUESTION, LOG = ".question", "eval.log"
+TRUST = "model.trust_remote_code"
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
             for difference in other_differences(subjects[0], subject):
                 observer.notify(Notice(difference))
     folder = _report_folder(rows, subjects, request)
+    require_own_file(folder / LOG)
     observer.notify(Phase("loading libraries"))
-    with _explained(folder), library_chatter(folder / "eval.log"):
+    with _explained(folder), library_chatter(folder / LOG):
         results = _measure(subjects, rows, request, observer)
         failure, judged = None, None
         try:
@@ -105,17 +108,34 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
 
 
 def _subjects(request: Request) -> list[Subject]:
-    """What is evaluated: the run or model asked for, the baseline, the run's base model."""
-    main = find_subject(request.subject, "run", request.overrides)
+    """What is evaluated: the run or model asked for, the baseline, the run's base model.
+
+    A run's recipe may come from somebody else, so code that comes with a model runs only where that is typed.
+    """
+    trusted = [layer[TRUST].value for layer in request.overrides if TRUST in layer][-1:] == [True]
+    main = _trusting(find_subject(request.subject, "run", request.overrides), trusted)
     subjects = [main]
     if request.baseline is not None:
         evaluation = [
             {path: setting for path, setting in layer.items() if path.startswith("evaluation.")}
             for layer in request.overrides
         ]
-        subjects.append(find_subject(request.baseline, "baseline", evaluation))
+        subjects.append(_trusting(find_subject(request.baseline, "baseline", evaluation), trusted))
     base = base_of(main) if request.base else None
     return [*subjects, base] if base else subjects
+
+
+def _trusting(subject: Subject, trusted: bool) -> Subject:
+    """The subject, whose own code may run or not.
+
+    Raises:
+        ModelError: It may, and comes from the hub without a commit.
+    """
+    from neftcli.models.loading import require_pinned_code
+
+    require_pinned_code(subject.reference, trusted)
+    model = replace(subject.recipe.model, trust_remote_code=trusted)
+    return replace(subject, recipe=replace(subject.recipe, model=model))
 
 
 def _check(subjects: Sequence[Subject], request: Request) -> None:
@@ -190,9 +210,9 @@ def _report_folder(rows: Rows, subjects: Sequence[Subject], request: Request) ->
         while True:
             folder = parent / (name if number == 1 else f"{name}-{number}")
             folder.mkdir(parents=True, exist_ok=True)
-            mark = folder / ".question"
+            mark = folder / QUESTION
             if not mark.is_file():
-                mark.write_text(question)
+                write_whole(mark, question)
             if mark.read_text() == question:
                 return folder
             number += 1
@@ -258,12 +278,13 @@ def _explained(folder: Path) -> Iterator[None]:
         raise Interrupted(
             Problem(f"stopped by Ctrl-C; {kept}", remedy="the same command again goes on from there")
         ) from None
-    except InputError:  # nothing was measured, so nothing stays, but for an earlier report
+    except InputError:  # nothing was measured, so nothing stays of it, but for an earlier report
         if not (folder / "report.json").is_file():
-            rmtree(folder)
-            for parent in folder.parents[:2]:
-                if not any(parent.iterdir()):
-                    parent.rmdir()
+            for name in (QUESTION, LOG):
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # something else lies there, or the folder is a link
+                for empty in (folder, *folder.parents[:2]):
+                    empty.rmdir()
         raise
     except NeftError:
         raise

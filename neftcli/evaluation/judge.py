@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from neftcli.errors import InputError, NeftError, Problem
 from neftcli.evaluation.chat_server import KEY_VARIABLE, ChatServer, Refused, api_key, is_address, without_credentials
+from neftcli.evaluation.store import require_own_file
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Judge
@@ -84,7 +85,7 @@ def judge_pairs(
         advance: Is told the questions answered and all questions, at first and after each reply.
 
     Raises:
-        InputError: The settings can't be used.
+        InputError: The settings can't be used, or the cache is a link.
         JudgeError: A question failed for good; the replies that came are in the cache.
     """
     _require_judge(settings)
@@ -235,6 +236,7 @@ class _Replies:
         self.texts: dict[str, str] = {}
         self._judge = {"server": without_credentials(settings.base_url or ""), "model": settings.model}
         self._lock = threading.Lock()
+        require_own_file(file)
         self._read()
 
     def _read(self) -> None:

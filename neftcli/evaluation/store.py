@@ -30,6 +30,7 @@ class Store:
     def __init__(self, folder: Path, kind: str, depends_on: Mapping[str, Any]) -> None:
         digest = sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"{kind}-{digest[:16]}.jsonl"
+        require_own_file(self.path)
         self.found: dict[int, dict[str, Any]] = {line["place"]: line for line in read_whole_lines(self.path)}
 
     def add(self, results: Mapping[int, Mapping[str, Any]]) -> None:
@@ -37,6 +38,18 @@ class Store:
         new = {place: {"place": place, **result} for place, result in results.items() if place not in self.found}
         append_lines(self.path, new.values())
         self.found.update(new)
+
+
+def require_own_file(path: Path) -> None:
+    """Checks that a file that is added to is no link: in a folder of somebody else's one could lead anywhere.
+
+    Raises:
+        InputError: It is one.
+    """
+    if path.is_symlink():
+        raise InputError(
+            Problem(f"{path}: this file would be written to, and is a link", str(path.readlink()), f"rm {path}")
+        )
 
 
 def read_whole_lines(path: Path) -> list[dict[str, Any]]:

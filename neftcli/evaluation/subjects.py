@@ -17,6 +17,7 @@ from neftcli.events import EvaluatedModel, Observer
 from neftcli.models.names import ALIASES, Reference, resolve
 from neftcli.recipe.loading import load_recipe
 from neftcli.recipe.loading import resolve as resolve_recipe
+from neftcli.recipe.nearest import exists, nearest_path
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.directory import NAME, RECORD, RunDirectory, find_run
 
@@ -36,6 +37,7 @@ READ = (
     *("evaluation.judge", "evaluation.tasks"),
 )
 """What of a recipe an evaluation reads, and so can be set for one."""
+RUN = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"
 ADVICE = "neft recipes show quickstart --all    for the options below evaluation"
 
 
@@ -155,7 +157,7 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
         folder = find_run(name)
         if folder is None:
             return _model(name, role, overrides)
-    except OSError:  # a name too long for the file system
+    except (OSError, ValueError, RuntimeError):  # a name that no file system has
         raise _unknown(name) from None
     run = RunDirectory.open(folder)
     recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
@@ -164,7 +166,7 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
         Problem(f"{setting.origin}: a run is evaluated as it was trained", setting.typed, "leave it out")
         for layer in overrides
         for path, setting in layer.items()
-        if not path.startswith(("evaluation.", "data."))
+        if not path.startswith(("evaluation.", "data.", "model.trust_remote_code"))
     ]
     if fixed:
         raise RecipeError(*fixed)
@@ -203,9 +205,15 @@ def _model(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
         _require_read(overrides)
         reference = resolve(name, recipe.model.revision)
     except ModelError:
-        if Path(name).exists():
+        if not exists(Path(name)) or (Path(name) / "model").is_dir():
+            raise _unknown(name) from None
+        if any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise
-        raise _unknown(name) from None
+        said = f"{name}: this is no run and no model: run.json and config.json are missing"
+        found = "a file"
+        if Path(name).is_dir():
+            found = ", ".join(sorted(item.name for item in Path(name).iterdir())[:6]) or "nothing in it"
+        raise InputError(Problem(said, found, RUN)) from None
     if reference.kind == "hub" and reference.alias is None and Path(name).parent.is_dir():
         raise _unknown(name)  # such as runs/misspelt
     home = Path(recipe.output_dir) / _folder_name(reference)
@@ -217,12 +225,12 @@ def _unknown(name: str) -> InputError:
     known = [*ALIASES, *(path.parent.name for path in Path("runs").glob("*/run.json"))]
     nearest = get_close_matches(Path(name).name, known, n=1, cutoff=0.5)
     folders = []
-    with suppress(OSError):  # a name too long for the file system
+    with suppress(OSError, ValueError):  # a name that no file system has
         folders = [place for place in (Path(name), Path("runs") / name) if (place / "model").is_dir()]
     if folders:
         return InputError(Problem(f"{folders[0]}: run.json is missing, so this is no run", name, f"{folders[0]}/model"))
-    remedy = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"
-    return InputError(Problem("there is no run and no model of this name", name, remedy, nearest[0] if nearest else ""))
+    near = "".join(nearest) or nearest_path(Path(name))
+    return InputError(Problem("there is no run and no model of this name", name, RUN, near))
 
 
 def _folder_name(reference: Reference) -> str:

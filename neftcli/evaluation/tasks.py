@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from neftcli.errors import InputError, Problem
 from neftcli.evaluation.batches import not_enough_memory
 from neftcli.evaluation.mode import evaluation_mode
+from neftcli.evaluation.task_code import TRUST, code_in_task, sandboxed_templates
 from neftcli.events import Observer
 from neftcli.machine.device import is_out_of_memory
 
@@ -68,8 +70,8 @@ def check_tasks(tasks: Sequence[str]) -> None:
         tasks: Names of tasks, groups or tags that lm-evaluation-harness knows, or paths of YAML files of one task each.
 
     Raises:
-        InputError: The harness isn't installed, a name is not known, a file is missing or holds no task, or a task
-            would run code that the model writes or show it images or sounds.
+        InputError: The harness isn't installed, a name is not known, a file is missing, holds no task or would run
+            Python code of its own, or a task would run code that the model writes or show it images or sounds.
     """
     if not tasks:
         return
@@ -117,7 +119,7 @@ def run_tasks(
         return []
     results: list[TaskResult] = []
     # What tasks print would get among the results on stdout.
-    with evaluation_mode(model), redirect_stdout(sys.stderr), _own_weights(model):
+    with evaluation_mode(model), redirect_stdout(sys.stderr), _own_weights(model), sandboxed_templates():
         harness_model = _harness_model(model, tokenizer, batch_size, autocast)
         harness_model.observer = observer
         # All are loaded before the first is evaluated, which may take hours. Each is seeded, so that its result does
@@ -155,6 +157,12 @@ def _file_problem(task: str) -> Problem | None:
         return Problem(f"{task}: a task file must be of one task and not of a group", keys, "name its tasks one by one")
     if not {"task", "include"} & set(keys.split(", ")):
         return Problem(f"{task}: a task file must name its task", keys, "task: my_task")
+    if os.environ.get(TRUST) != "1" and (code := code_in_task(path)):
+        return Problem(
+            f"{task}: Python code that a task file brings does not run unasked",
+            code,
+            f"read the code; if you trust it: {TRUST}=1 neft ...",
+        )
     return _unfit(task, content)
 
 

@@ -24,7 +24,7 @@ from neftcli.events.evaluation import (
     MetricRow,
     SideBySide,
 )
-from neftcli.events.sweep import ArmRow, CellState, SweepReport, SweepStarted
+from neftcli.events.sweep import ArmRow, CellEstimate, CellState, SweepEstimate, SweepReport, SweepStarted
 from neftcli.events.training import (
     Evaluated,
     ModelReady,
@@ -40,6 +40,7 @@ from neftcli.events.training import (
 __all__ = [
     "Advance",
     "ArmRow",
+    "CellEstimate",
     "CellState",
     "Comparison",
     "DataReady",
@@ -63,6 +64,7 @@ __all__ = [
     "SideBySide",
     "SplitCounts",
     "StepLogged",
+    "SweepEstimate",
     "SweepReport",
     "SweepStarted",
     "Token",
@@ -102,6 +104,7 @@ Event = (
     | EvaluationReport
     | SweepStarted
     | CellState
+    | SweepEstimate
     | SweepReport
 )
 

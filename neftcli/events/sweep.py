@@ -52,6 +52,52 @@ class SweepStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class CellEstimate:
+    """How long a cell that is to do will take.
+
+    Attributes:
+        key: The first letters of the hash of what determines its weights.
+        arm: Its arm in words.
+        seed: Its training seed.
+        seconds: Estimated seconds, without its worker's start.
+    """
+
+    key: str
+    arm: str
+    seed: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SweepEstimate:
+    """How long what is left of a sweep will take, and what its cells share.
+
+    Attributes:
+        seconds: Estimated seconds in all.
+        workers: Workers that do it at the same time.
+        cells: Those that are to do.
+        parts: What of a cell takes how many seconds; empty where cells differ, or were timed whole.
+        timed: What the estimate was made from, by its name, and how much of it; empty where nothing is to do.
+        shared: What cells have in common, in words.
+        answer_tokens: Tokens that each answer is counted with, the most it may have; None where answers ended.
+        uncounted: What is left out, in words.
+        engine: local or ray; with ray it was timed on this machine, as if one worker did all.
+        race: Arms may be dropped, which is not counted on.
+    """
+
+    seconds: float
+    workers: int
+    cells: tuple[CellEstimate, ...]
+    parts: dict[str, float]
+    timed: dict[str, int]
+    shared: tuple[str, ...]
+    answer_tokens: int | None = None
+    uncounted: tuple[str, ...] = ()
+    engine: str = "local"
+    race: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ArmRow:
     """What a sweep found of one arm.
 
@@ -60,7 +106,7 @@ class ArmRow:
         label: Its other swept options; empty without a grid.
         seeds: Seeds that it was measured with.
         values: Metric to its mean over seeds with a 95 % interval over seeds and examples, on the untouched half.
-        comparisons: Against alpha 0, a metric each; empty for alpha 0 itself.
+        comparisons: Against alpha 0, each metric that could be compared; empty for alpha 0 itself.
         dropped: Racing gave it no further seeds.
     """
 
@@ -71,6 +117,15 @@ class ArmRow:
     comparisons: tuple[Comparison, ...]
     dropped: bool = False
 
+    def name(self) -> str:
+        """The whole arm in words."""
+        return arm_name(self.alpha, self.label)
+
+
+def arm_name(alpha: float, label: str) -> str:
+    """An arm in words, by its alpha and its other swept options: "alpha 5, learning_rate 1e-05"."""
+    return f"alpha {alpha:g}" + (f", {label}" if label else "")
+
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
@@ -80,7 +135,7 @@ class SweepReport:
         folder: Where all of it is written.
         arms: A row each.
         metrics: What decides; the first has chosen.
-        chosen: The arm that is recommended, in words.
+        chosen: The arm that is recommended, in words; empty where none is.
         conclusion: What can be said, sentence by sentence.
         scope: What the verdicts are about.
         failed: The cells that failed.

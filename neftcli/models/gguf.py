@@ -18,6 +18,7 @@ from pathlib import Path
 from neftcli.errors import ModelError, Problem
 
 MANIFEST = "neft-manifest.json"
+AGAIN = "fetch the file again, or the model's folder with safetensors"
 
 
 def cache_folder() -> Path:
@@ -83,7 +84,7 @@ def _convert(file: Path, target: Path) -> None:
     with file.open("rb") as opened:
         letters = opened.read(4)
     if letters != b"GGUF":
-        raise ModelError(Problem(f"{file}: this is not a .gguf file", "it does not begin with the letters GGUF"))
+        raise ModelError(Problem(f"{file}: this is not a .gguf file", "it does not begin with the letters GGUF", AGAIN))
     try:
         import gguf  # noqa: F401
     except ImportError:
@@ -98,7 +99,7 @@ def _convert(file: Path, target: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except (ValueError, LookupError, NotImplementedError, struct.error) as error:
         said = str(error).splitlines() or [type(error).__name__]
-        raise ModelError(Problem(f"{file}: transformers can't read this .gguf", said[0])) from error
+        raise ModelError(Problem(f"{file}: transformers can't read this .gguf", said[0], AGAIN)) from error
     # The weights are plain numbers now; with the mark of quantisation on them save_pretrained refuses.
     for mark in ("hf_quantizer", "quantization_method"):
         if hasattr(model, mark):

@@ -8,13 +8,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import ModelError, Problem
+from neftcli.errors import ModelError, NeftError, Problem
+from neftcli.models.damage import AGAIN, damage
 from neftcli.models.gguf import converted, sha256
 from neftcli.models.names import ALIASES, Reference
+from neftcli.recipe.nearest import nearest_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,10 +26,64 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
 
 def local_or_hub(reference: Reference) -> str:
     """What `from_pretrained` is given: a hub id, a folder, or the folder of a converted .gguf."""
     return str(converted(Path(reference.location))) if reference.kind == "gguf" else reference.location
+
+
+def source(reference: Reference, trust_remote_code: bool) -> dict[str, Any]:
+    """What every `from_pretrained` is given: where the files are, which of their versions, whether their code may run.
+
+    Raises:
+        ModelError: Code is to run that somebody else can change.
+    """
+    require_pinned_code(reference, trust_remote_code)
+    return {
+        "pretrained_model_name_or_path": local_or_hub(reference),
+        "revision": reference.revision,
+        # Of another repository, which a configuration may name, transformers would take the newest code.
+        "code_revision": reference.revision,
+        "trust_remote_code": trust_remote_code,
+    }
+
+
+def require_pinned_code(reference: Reference, trust_remote_code: bool) -> None:
+    """Checks that code which may run is of one commit of the hub, or lies in the model's folder.
+
+    Raises:
+        ModelError: Somebody else can change it.
+    """
+    if not trust_remote_code:
+        return
+    if reference.kind == "hub" and not COMMIT.fullmatch(reference.revision or ""):
+        raise ModelError(
+            Problem(
+                f"model.revision: code of {reference.location} runs only at a full commit id, which nobody can change",
+                reference.revision or "no revision",
+                "read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it",
+            )
+        )
+    for file in (Path(reference.location) / name for name in ("config.json", "tokenizer_config.json")):
+        if reference.kind == "folder" and (elsewhere := _code_elsewhere(file)):
+            raise ModelError(
+                Problem(
+                    f"{file}: code runs only from the model's own folder, where nobody else can change it",
+                    elsewhere,
+                    "copy its .py files into the folder, and take OWNER/NAME-- out of auto_map",
+                )
+            )
+
+
+def _code_elsewhere(file: Path) -> str:
+    """The first class in a configuration's `auto_map` that lies elsewhere on the hub: "owner/name--file.Class"."""
+    try:
+        mapped = json.loads(file.read_text(encoding="utf-8")).get("auto_map", {})
+    except (OSError, ValueError, AttributeError):  # missing or damaged, which is told when it is loaded
+        return ""
+    return next((text for text in re.findall(r'"([^"]*--[^"]*)"', json.dumps(mapped))), "")
 
 
 def load_tokenizer(reference: Reference, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, list[str]]:
@@ -37,13 +95,15 @@ def load_tokenizer(reference: Reference, trust_remote_code: bool = False) -> tup
     from transformers import AutoTokenizer
 
     with explained(reference):
-        tokenizer = AutoTokenizer.from_pretrained(
-            local_or_hub(reference), revision=reference.revision, trust_remote_code=trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(**source(reference, trust_remote_code))
     if not tokenizer.is_fast or tokenizer.eos_token is None:
         missing = "an end-of-text token" if tokenizer.is_fast else "a tokenizer.json"
         raise ModelError(
-            Problem(f"model.name: {reference.name} has a tokenizer without {missing}", type(tokenizer).__name__)
+            Problem(
+                f"model.name: {reference.name} has a tokenizer without {missing}",
+                type(tokenizer).__name__,
+                "eos_token in its tokenizer_config.json" if tokenizer.is_fast else "tokenizer.save_pretrained(FOLDER)",
+            )
         )
     notices = []
     if tokenizer.pad_token is None:
@@ -95,9 +155,7 @@ def load_model(
     with explained(reference):
         model: PreTrainedModel
         model, report = AutoModelForCausalLM.from_pretrained(
-            local_or_hub(reference),
-            revision=reference.revision,
-            trust_remote_code=trust_remote_code,
+            **source(reference, trust_remote_code),
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
@@ -109,7 +167,7 @@ def load_model(
             Problem(
                 f"model.name: the weight files of {reference.name} lack weights that its config.json asks for",
                 f"{len(missing)} missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
-                "fetch or write the model again",
+                AGAIN,
             )
         )
     keep_layout_for_training(model)
@@ -117,15 +175,23 @@ def load_model(
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with the adapter that `folder` holds on it.
+    """The model with the LoRA adapter that `folder` holds on it.
 
     Raises:
-        ModelError: The adapter's files are damaged or do not fit the model.
+        ModelError: The adapter's files are missing, pickled, damaged, of another kind, or do not fit the model.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     reference = Reference(folder.parent.name, "folder", str(folder))
+    if not (folder / "adapter_model.safetensors").is_file():  # peft would go on to a pickle, and then to the hub
+        found = ", ".join(sorted(item.name for item in folder.iterdir()))
+        if (folder / "adapter_model.bin").is_file():
+            raise _pickled(reference, found)
+        raise ModelError(Problem(f"{folder}: adapter_model.safetensors is missing", found, "neft train    again"))
     with explained(reference):
+        kind = PeftConfig.from_pretrained(str(folder)).peft_type
+        if kind != "LORA":  # others fetch more models and tokenizers, with options from their own files
+            raise ModelError(Problem(f"{folder}: the adapter of a run is LoRA", str(kind), "neft train    again"))
         return PeftModel.from_pretrained(model, str(folder))
 
 
@@ -166,9 +232,7 @@ def load_config(reference: Reference, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     with explained(reference):
-        return AutoConfig.from_pretrained(
-            local_or_hub(reference), revision=reference.revision, trust_remote_code=trust_remote_code
-        )
+        return AutoConfig.from_pretrained(**source(reference, trust_remote_code))
 
 
 @contextmanager
@@ -197,7 +261,8 @@ def explained(reference: Reference) -> Iterator[None]:
                 Problem(
                     f"model.name: {name} comes with Python code of its own, which does not run unasked",
                     "model.trust_remote_code false",
-                    "read the code; if you trust it: --trust-remote-code, with a commit as --revision",
+                    "read the code; if you trust it: --trust-remote-code"
+                    + (", with a commit as --revision" if reference.kind == "hub" else ""),
                 )
             ) from None
         if "backend tokenizer" in str(error):
@@ -208,21 +273,46 @@ def explained(reference: Reference) -> Iterator[None]:
                     "write it into the same folder: tokenizer.save_pretrained(FOLDER)",
                 )
             ) from error
-        raise ModelError(Problem(f"model.name: {name} can't be loaded", _first_line(error))) from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-            raise ModelError(
-                Problem(f"model.name: a weight file of {name} is damaged", str(error), "fetch or write the model again")
-            ) from error
-        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
-            raise ModelError(
-                Problem(
-                    f"model.name: the weights of {name} have other sizes than its config.json says",
-                    "",
-                    "fetch or write the model again",
-                )
-            ) from error
+        raise _unloadable(reference, error) from error
+    except UnpicklingError as error:  # of an index that names pickles; torch opened it with weights_only and refused it
+        raise _pickled(reference, "an index of safetensors that names other files") from error
+    except ImportError as error:
+        raise ModelError(
+            Problem(f"model.name: {name} needs a package that is not installed", _first_line(error))
+        ) from error
+    except NeftError:
         raise
+    except Exception as error:
+        told = _of_damaged_files(reference, error)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _of_damaged_files(reference: Reference, error: Exception) -> ModelError | None:
+    """What is said where files are to blame; None where a library or the machine is."""
+    name = reference.name
+    if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
+        found = _damage(reference) or (str(error), AGAIN)
+        return ModelError(Problem(f"model.name: a weight file of {name} is damaged", *found))
+    if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
+        violated = f"model.name: the weights of {name} have other sizes than its config.json says"
+        return ModelError(Problem(violated, "weights that do not fit", AGAIN))
+    # The libraries trip in many ways over files that are not what they expect; a RuntimeError is the machine's.
+    if reference.kind == "folder" and not isinstance(error, RuntimeError | MemoryError):
+        return _unloadable(reference, error)
+    return None
+
+
+def _damage(reference: Reference) -> tuple[str, str] | None:
+    return damage(Path(reference.location)) if reference.kind == "folder" else None
+
+
+def _unloadable(reference: Reference, error: Exception) -> ModelError:
+    """What is said of a model whose files the libraries choke on, in whichever way."""
+    said = _first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {_first_line(error)}"
+    newer = f"{AGAIN}, or with a newer transformers: pip install -U transformers"
+    return ModelError(Problem(f"model.name: {reference.name} can't be loaded", *(_damage(reference) or (said, newer))))
 
 
 def _unreadable(reference: Reference, error: OSError) -> ModelError:
@@ -238,23 +328,28 @@ def _unreadable(reference: Reference, error: OSError) -> ModelError:
                 f"model.name: {reference.source()} can't be reached, and is not in the local cache",
                 first,
                 f"{remedy}; without a network: {packages[0]}" if not (alias and alias.install) else remedy,
+                nearest_path(Path(reference.location)) if Path(reference.location).parent.is_dir() else "",
             )
         )
     pickled = any(Path(reference.location).glob("*.bin")) if reference.kind == "folder" else "safetensors" in text
     if pickled:
-        return ModelError(
-            Problem(
-                f"model.name: {reference.name} has only pickled weights (.bin), which can run code and are not read",
-                first,
-                "load it where you trust it and write it again with save_pretrained",
-            )
+        return _pickled(reference, first)
+    return ModelError(Problem(f"model.name: {reference.name} can't be read", *(_damage(reference) or (first, AGAIN))))
+
+
+def _pickled(reference: Reference, said: str) -> ModelError:
+    return ModelError(
+        Problem(
+            f"model.name: {reference.name} has only pickled weights (.bin), which can run code and are not read",
+            said,
+            "load it where you trust it and write it again with save_pretrained",
         )
-    return ModelError(Problem(f"model.name: {reference.name} can't be read", first, "check the folder's files"))
+    )
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _gated(reference: Reference) -> ModelError:

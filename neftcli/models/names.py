@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -10,8 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neftcli.errors import ModelError, Problem
+from neftcli.recipe.nearest import at_home, exists, nearest_path
 
 Kind = Literal["hub", "folder", "gguf"]
+
+HUB_ID = re.compile(r"(?=.{3,96}$)[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+PAGE = re.compile(r"https?://[^/]+/([^/?#]+/[^/?#]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ def _opt(hidden: int, ffn: int, layers: int, heads: int, projection: int) -> dic
 
 _LLAMA_7B = _llama(4096, 11008, 32, 32, 32, 32000, False)
 
+LIST = "neft models    to see the aliases; a hub id has an owner: owner/name"
 ALIASES: dict[str, Alias] = {
     "smollm2-135m": Alias(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -131,18 +137,22 @@ def resolve(name: str, revision: str | None = None) -> Reference:
     Raises:
         ModelError: It is none of them.
     """
-    if revision is not None and Path(name).expanduser().exists():
-        raise ModelError(Problem("model.revision: only a model on the hub has revisions", f"{revision} of {name}"))
+    path = at_home(name)
+    if revision is not None and exists(path):
+        raise ModelError(
+            Problem(
+                "model.revision: only a model on the hub has revisions", f"{revision} of {name}", "leave --revision out"
+            )
+        )
     alias = ALIASES.get(name)
     if alias is not None:
         packaged = _packaged_gguf(alias.package) if alias.package and revision is None else None
         if packaged is not None:
             return Reference(name, "gguf", str(packaged), None, alias)
         return Reference(name, "hub", alias.hub_id, revision, alias)
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(Problem("model.name: there is no .gguf file of this name", name))
+    if not exists(path):
+        return _on_the_hub(name, revision, path)
+    if path.suffix == ".gguf" and path.is_file():
         return Reference(name, "gguf", str(path))
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
@@ -150,7 +160,7 @@ def resolve(name: str, revision: str | None = None) -> Reference:
                 Problem(
                     f"model.name: {name} is an adapter; a whole model is trained",
                     "adapter_config.json",
-                    "its base model",
+                    "its base model; adapter_config.json names it",
                 )
             )
         if not (path / "config.json").is_file():
@@ -159,25 +169,37 @@ def resolve(name: str, revision: str | None = None) -> Reference:
                 Problem(
                     f"model.name: {name} is a folder without a model: config.json is missing",
                     f"it holds {found}",
-                    "neft train --model FOLDER, where FOLDER was written by save_pretrained",
+                    "--model FOLDER, where FOLDER was written by save_pretrained",
                 )
             )
         return Reference(name, "folder", str(path))
-    if path.is_file():
-        raise ModelError(Problem("model.name: a file must end in .gguf", name, "neft train --model FOLDER"))
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return Reference(name, "hub", name, revision)
-    if "/" in name or name.startswith("."):
-        raise ModelError(Problem("model.name: there is no such folder", name))
-    nearest = get_close_matches(name, ALIASES, n=1, cutoff=0.5)
     raise ModelError(
-        Problem(
-            "model.name: this is no alias, no folder and no hub id",
-            name,
-            "neft models    to see the aliases; a hub id has an owner: owner/name",
-            nearest[0] if nearest else "",
-        )
+        Problem("model.name: a file must end in .gguf", name, "the folder of a model, or a .gguf file in it")
     )
+
+
+def _on_the_hub(name: str, revision: str | None, path: Path) -> Reference:
+    """What the name of nothing that is here stands for: a model on the hub.
+
+    Raises:
+        ModelError: No hub id looks like this.
+    """
+    if path.suffix == ".gguf":
+        said = "model.name: there is no .gguf file of this name"
+        raise ModelError(Problem(said, name, LIST, nearest_path(path)))
+    page = PAGE.match(name)
+    if page:
+        raise ModelError(Problem("model.name: a hub id is no address", name, f"--model {page[1]}"))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        if HUB_ID.fullmatch(name):
+            return Reference(name, "hub", name, revision)
+        before, at, behind = name.partition("@")
+        remedy = f"--model {before} --revision {behind}" if at else LIST
+        raise ModelError(Problem("model.name: a hub id has letters, digits, . _ and -, at most 96", name, remedy))
+    if "/" in name or name.startswith("."):
+        raise ModelError(Problem("model.name: there is no such folder", name, LIST, nearest_path(path)))
+    nearest = "".join(get_close_matches(name, ALIASES, n=1, cutoff=0.5)) or nearest_path(path)
+    raise ModelError(Problem("model.name: this is no alias, no folder and no hub id", name, LIST, nearest))
 
 
 def _packaged_gguf(package: str) -> Path | None:

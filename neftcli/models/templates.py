@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neftcli.errors import ModelError, Problem
+from neftcli.recipe.nearest import exists, nearest_path
 
 ALPACA = (
     "{% for message in messages %}"
@@ -61,11 +62,18 @@ def set_template(tokenizer: Any, wanted: str | None) -> str:
         tokenizer.chat_template = ("{{ bos_token }}" if starts else "") + NAMED[name]
         return f"chat template {name}"
     file = Path(name)
-    if not file.is_file():
+    if not exists(file):
         raise ModelError(
             Problem(
-                "model.chat_template: no template of this name, and no such file", name, f"one of {', '.join(NAMED)}"
+                "model.chat_template: no template of this name, and no such file",
+                name,
+                f"one of {', '.join(NAMED)}",
+                nearest_path(file, NAMED),
             )
         )
-    tokenizer.chat_template = file.read_text(encoding="utf-8")
+    try:
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = f"model.chat_template: {file} is no UTF-8 text that can be read"
+        raise ModelError(Problem(said, str(error), f"one of {', '.join(NAMED)}, or a Jinja file")) from None
     return f"chat template {file.name}"

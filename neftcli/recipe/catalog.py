@@ -7,6 +7,7 @@ from pathlib import Path
 
 import neftcli
 from neftcli.errors import Problem, RecipeError
+from neftcli.recipe.nearest import nearest_path
 
 LIST = "neft recipes    to see the recipes that ship"
 
@@ -45,12 +46,12 @@ def find(name_or_path: str, beside: Path | None = None, origin: str = "--recipe"
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         file = path if path.is_absolute() or beside is None else beside / path
         if not _is_file(file):
-            raise RecipeError(Problem(f"{origin}: there is no recipe file of this name", name_or_path, LIST))
+            raise RecipeError(
+                Problem(f"{origin}: there is no recipe file of this name", name_or_path, LIST, nearest_path(file))
+            )
         return file
     shipped = folder() / f"{name_or_path}.yaml"
     if not _is_file(shipped):
-        nearest = get_close_matches(name_or_path, names(), n=1)
-        raise RecipeError(
-            Problem(f"{origin}: there is no recipe of this name", name_or_path, LIST, nearest[0] if nearest else "")
-        )
+        nearest = f"./{name_or_path}" if _is_file(path) else "".join(get_close_matches(name_or_path, names(), n=1))
+        raise RecipeError(Problem(f"{origin}: there is no recipe of this name", name_or_path, LIST, nearest))
     return shipped

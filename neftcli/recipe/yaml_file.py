@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from neftcli.errors import Problem, RecipeError
 
@@ -26,6 +28,14 @@ KINDS = {
 }
 LONGEST_NUMBER = 400  # characters; the largest float, written out, has 309
 DEEPEST = 20  # blocks in blocks; the schema needs three
+FORM = "neft recipes show quickstart    to see how a recipe is written"
+MENDING = {
+    "'\\t'": "spaces in place of the tab",
+    "mapping values are not allowed": "quotes around a text with a colon in it",
+    "another document": "one recipe in one file: take out the line with ---",
+    "<stream end>": "close the bracket that is open",
+}
+"""What ruamel says is wrong, in part, to what to do about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +66,7 @@ def read_layer(path: Path) -> Layer:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(
-            Problem(f"{path}: a recipe must be UTF-8 text", f"byte {error.start} is no UTF-8", f"iconv -t utf-8 {path}")
-        ) from None
+        raise RecipeError(_not_utf8(path, error)) from None
     except OSError as error:
         raise RecipeError(
             Problem(f"{path}: can't be read", error.strerror or "", "neft recipes    to see the recipes that ship")
@@ -70,7 +78,7 @@ def read_layer(path: Path) -> Layer:
     if not isinstance(node, MappingNode):
         line = node.start_mark.line
         raise RecipeError(
-            Problem(f"{path}, line {line + 1}: a recipe must be a mapping of keys to values", _typed(lines, line))
+            Problem(f"{path}, line {line + 1}: a recipe must be a mapping of keys to values", _typed(lines, line), FORM)
         )
     refused = _refused(node, f"{path}, line {node.start_mark.line + 1}")
     if refused:
@@ -97,6 +105,18 @@ def read_value(text: str, origin: str) -> Any:
     return value
 
 
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> Problem:
+    """What is said of a file in another encoding, or of one that is no text."""
+    violated, content = f"{path}: a recipe must be UTF-8 text", error.object
+    marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if b"\0" in content and not marked:
+        return Problem(violated, "bytes that are no text", FORM)
+    file, beside = quote(str(path)), quote(str(path.with_name(f"utf8-{path.name}")))
+    convert = f"iconv -f {'utf-16' if marked else 'latin1'} -t utf-8 < {file} > {beside}"
+    line = content.count(b"\n", 0, error.start) + 1
+    return Problem(violated, "UTF-16" if marked else f"byte 0x{content[error.start]:02x} in line {line}", convert)
+
+
 def _compose(text: str, name: str) -> Node | None:
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = DEEPEST
@@ -109,12 +129,20 @@ def _compose(text: str, name: str) -> Node | None:
         column = error.problem_mark.column + 1 if error.problem_mark else 1
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         broken = f"this is not YAML: {reason} (column {column})"
+        remedy = next((remedy for part, remedy in MENDING.items() if part in reason), FORM)
         if isinstance(error, MaxDepthExceededError):
             broken = f"blocks stand more than {DEEPEST} deep in one another"
         typed = _typed(text.splitlines(), line) or "the end of the file"
-        raise RecipeError(Problem(f"{name}, line {line + 1}: {broken}", typed)) from None
+        raise RecipeError(Problem(f"{name}, line {line + 1}: {broken}", typed, remedy)) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        character = f"U+{ord(text[error.position]):04X}"
+        violated = f"{name}, line {line}: this is not YAML: a character that may not stand in it"
+        raise RecipeError(
+            Problem(violated, character, "take it out, or write it as an escape in double quotes")
+        ) from None
     except YAMLError as error:
-        raise RecipeError(Problem(f"{name}: this is not YAML", str(error).splitlines()[0])) from None
+        raise RecipeError(Problem(f"{name}: this is not YAML", str(error).splitlines()[0], FORM)) from None
 
 
 def _typed(lines: list[str], line: int) -> str:
@@ -172,9 +200,10 @@ def _key(node: Node, origin: str, problems: list[Problem]) -> str | None:
     """The text of a key, or None, with a problem added, where it is none."""
     refused = _refused(node, origin)
     if refused is None and not isinstance(node, ScalarNode):
-        refused = Problem(f"{origin}: a key must be a plain word", "a list or a mapping")
+        refused = Problem(f"{origin}: a key must be a plain word", "a list or a mapping", "KEY: VALUE")
     elif refused is None and node.value in ("", "<<"):
-        refused = Problem(f"{origin}: a key must be a plain word", node.value or "nothing")
+        remedy = "write the values out" if node.value else "KEY: VALUE"
+        refused = Problem(f"{origin}: a key must be a plain word", node.value or "nothing", remedy)
     if refused:
         problems.append(refused)
         return None

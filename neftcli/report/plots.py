@@ -32,7 +32,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 GREY = "0.45"
 SINGLE: dict[str, Any] = {"marker": "o", "markersize": 3.2, "markerfacecolor": "white", "linestyle": "none"}
-UNTUNED: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": (0, (1, 2))}
 COLUMN, PAGE = 88.0, 180.0  # mm
 DPI = 300
 TYPE = 9.0  # points
@@ -66,7 +65,7 @@ class ArmPoints:
         value: Mean over seeds.
         low: Lower end of its 95 % interval; None without.
         high: Upper end.
-        seeds: Each seed's value.
+        seeds: Each seed's value, in the same order in all arms; None where it is not measured.
     """
 
     alpha: float
@@ -74,7 +73,7 @@ class ArmPoints:
     value: float
     low: float | None
     high: float | None
-    seeds: tuple[float, ...]
+    seeds: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class Curve:
 
 
 def plot_metric(
-    folder: Path, stem: str, metric: str, unit: str, better: str, points: Sequence[ArmPoints], base: float | None
+    folder: Path, stem: str, metric: str, unit: str, better: str, points: Sequence[ArmPoints]
 ) -> list[Path]:
     """Writes a metric against alpha, with intervals and single seeds, as `stem`.png and `stem`.svg.
 
@@ -108,13 +107,12 @@ def plot_metric(
         unit: Its unit, or an empty string.
         better: lower, higher, or none where neither is good or bad in itself.
         points: The arms, in any order.
-        base: The untuned model's value; drawn where it is near the others, else written below.
 
     Raises:
         OSError: The folder can't be written.
     """
     with _style():
-        return _write(_metric_figure(metric, unit, better, points, base), folder, stem)
+        return _write(_metric_figure(metric, unit, better, points), folder, stem)
 
 
 def plot_curves(folder: Path, stem: str, title: str, unit: str, curves: Sequence[Curve]) -> list[Path]:
@@ -136,7 +134,7 @@ def plot_curves(folder: Path, stem: str, title: str, unit: str, curves: Sequence
         return _write(_curves_figure(title, unit, curves), folder, stem)
 
 
-def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoints], base: float | None) -> Figure:
+def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoints]) -> Figure:
     alphas = sorted({point.alpha for point in points})
     labels = list(dict.fromkeys(point.label for point in points))
     width = COLUMN if len(alphas) * len(labels) <= MANY else PAGE
@@ -152,20 +150,12 @@ def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoin
             if arm.alpha == 0 and math.isfinite(arm.value):
                 colour = GREY if len(labels) == 1 else COLOURS[number % len(COLOURS)]
                 axes.axhline(arm.value, color=colour, linewidth=0.6, zorder=1, gid=f"alpha-0-{number}")
-    drawn = [end for point in points for end in (point.value, *point.seeds, *_interval(point)) if math.isfinite(end)]
-    notes = [_missing(points)]
-    if base is not None and math.isfinite(base):
-        low, high = _limits(drawn or [math.nan])
-        if low - (high - low) / 2 <= base <= high + (high - low) / 2:
-            axes.axhline(base, gid="base", **UNTUNED)
-            drawn.append(base)
-        else:
-            notes.append(f"Untuned model: {base:.6g}{', outside this range' if drawn else ''}.")
+    drawn = [end for point in points for end in (point.value, *_seeds(point), *_interval(point)) if math.isfinite(end)]
     _scale(axes, drawn)
     direction = "" if better == "none" else f"\n{better} is better"
     axes.set_ylabel(textwrap.fill(f"{metric} ({unit})" if unit else metric, 34) + direction)
-    entries = _metric_legend(axes, labels, any(len(point.seeds) > 1 for point in points))
-    _finish(figure, entries, " ".join(filter(None, notes)))
+    entries = _metric_legend(axes, labels, any(len(_seeds(point)) > 1 for point in points))
+    _finish(figure, entries, _missing(points))
     return figure
 
 
@@ -178,15 +168,14 @@ def _draw_arms(axes: Axes, arms: Sequence[tuple[float, ArmPoints]], slot: float,
             axes.plot([place] * 2, ends, color=colour, marker="_", linewidth=1.0, gid=gid)
     means = [(place, arm.value) for place, arm in arms if math.isfinite(arm.value)]
     axes.plot(*zip(*means, strict=True), zorder=4, gid=f"mean-{number}", **_marks(number))
-    most = max((len(arm.seeds) for _, arm in arms), default=0)
-    if most > 1:
+    if any(len(_seeds(arm)) > 1 for _, arm in arms):
         # Beside the bar, each seed always at the same distance, so that it is known again at the next alpha.
-        step = 0.32 * slot / math.ceil(most / 2)
+        step = 0.32 * slot / math.ceil(max(len(arm.seeds) for _, arm in arms) / 2)
         singles = [
             (place + step * (seed // 2 + 1) * (1 if seed % 2 else -1), value)
             for place, arm in arms
             for seed, value in enumerate(arm.seeds)
-            if math.isfinite(value)
+            if value is not None and math.isfinite(value)
         ]
         axes.plot(*zip(*singles, strict=True), color=colour, zorder=5, gid=f"seeds-{number}", **SINGLE)
 
@@ -199,7 +188,6 @@ def _metric_legend(axes: Axes, labels: Sequence[str], several: bool) -> list[Lin
         "interval": _entry("95 % interval", color=colour, marker="|", markersize=9, linestyle="none"),
         "seeds": _entry("single seed", color=colour, **SINGLE),
         "alpha": _entry("level of alpha 0", color=GREY, linewidth=0.6),
-        "base": _entry("untuned model", **UNTUNED),
     }
     drawn = {str(line.get_gid()).split("-")[0] for line in axes.lines}
     arms = [_entry(label or blank, **_marks(number)) for number, label in enumerate(labels)]
@@ -328,9 +316,14 @@ def _finite(curves: Sequence[Curve]) -> list[float]:
 
 def _missing(points: Sequence[ArmPoints]) -> str:
     """Which arms lack a value."""
-    arms = [point for point in points if not all(map(math.isfinite, (point.value, *point.seeds)))]
+    arms = [point for point in points if not all(map(math.isfinite, (point.value, *_seeds(point))))]
     names = "; ".join(f"alpha {_number(arm.alpha)} {arm.label}".strip() for arm in arms)
     return names and f"Values that are not finite are left out: {names}."
+
+
+def _seeds(arm: ArmPoints) -> tuple[float, ...]:
+    """The seeds that are measured."""
+    return tuple(value for value in arm.seeds if value is not None)
 
 
 def _interval(arm: ArmPoints) -> tuple[float, ...]:

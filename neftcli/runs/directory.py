@@ -6,11 +6,11 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
+from secrets import token_hex
 from shutil import rmtree
 from typing import Any
 
@@ -219,15 +219,15 @@ def finite(value: Any) -> Any:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    beside = path.with_name(f".{path.name}.{token_hex(4)}")
+    with beside.open("xb") as file:  # as private as the umask says
         try:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
+            beside.replace(path)
         except BaseException:
-            Path(file.name).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe.loading import fingerprint, resolve
 from neftcli.recipe.yaml_file import Setting, read_value
+from neftcli.runs.directory import NAME
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -68,8 +69,11 @@ def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
         layers: What it was resolved from; a grid's options are laid over them and checked like any other.
 
     Raises:
-        RecipeError: A grid names no option, an option twice, or a value that can't be.
+        RecipeError: A grid names no option, an option twice, or a value that can't be; or the name can't be a folder's.
     """
+    if not NAME.fullmatch(base.name):  # the sweep's folder has it, and the runs in it
+        said = "name: a sweep's name has letters, digits, dot, underscore and hyphen, at most 64"
+        raise RecipeError(Problem(said, base.name, "--name my-sweep"))
     sweep = base.sweep
     alphas = sorted({0.0, *sweep.alphas})
     points = _grid(sweep.grid)
@@ -104,7 +108,7 @@ def _grid(texts: Sequence[str]) -> list[Layer]:
     for text in texts:
         key, equals, values = (part.strip() for part in text.partition("="))
         origin = f"--grid {key}"
-        if not equals or not values:
+        if not (key and equals and values):
             problems.append(Problem("--grid takes KEY=VALUE,VALUE", text, "--grid training.learning_rate=1e-5,5e-5"))
         elif key in OWN or key.startswith(("sweep.", "data.")):
             remedy = {"neftune.alpha": "--alphas 0,5,10", "training.seed": "--seeds 3"}.get(key, "a sweep for each")
@@ -114,7 +118,10 @@ def _grid(texts: Sequence[str]) -> list[Layer]:
                 Problem(f"{origin}: this axis is given twice", text, f"--grid {key}=..., all values together")
             )
         else:
-            axes[key] = [Setting(read_value(value.strip(), origin), origin, text) for value in values.split(",")]
+            points = read_value(f"[{values}]", origin)  # a list of YAML's, so that a value can be one, too
+            axes[key] = [Setting(value, origin, text) for value in points]
+            if len(set(map(repr, points))) < len(points):
+                problems.append(Problem(f"{origin}: a value is given twice", text, "each value once"))
     if problems:
         raise RecipeError(*problems)
     return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]

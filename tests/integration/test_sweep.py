@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from hashlib import sha256
@@ -157,20 +159,30 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     assert cells_of(folder) == cells_of(undisturbed / "tiny-sweep")
 
 
-def test_ctrl_c_stops_behind_the_update_and_says_what_is_left(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
+    sent: signal.Signals, neft: Neft, arguments: list[str], tmp_path: Path
+) -> None:
+    arguments = [*arguments, "--alphas", "0", "--seeds", "1", "--set", "training.logging_steps=1"]
     folder = tmp_path / "runs" / "tiny-sweep"
     process = started([*arguments, "--set", "training.max_steps=400"])
     wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
     other = neft_process("sweep-alpha", folder)
     assert other.code == 2
     assert "another sweep is at work in this folder" in other.err
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, sent)
     _, said = process.communicate(timeout=90)
-    assert process.returncode == 130
-    assert "4 of 4 cells are left" in said
+    assert process.returncode == 75
+    assert "1 of 1 cells are left" in said
     assert f"neft sweep-alpha {folder}    goes on" in said
     [run] = (folder / "cells").iterdir()
-    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert json.loads((run / "run.json").read_text())["status"] == "preempted"
+    [checkpoint] = (run / "checkpoints").iterdir()
+    assert neft("sweep-alpha", folder).code == 0
+    [resumed] = json.loads((run / "run.json").read_text())["resumed"]
+    assert resumed["checkpoint"] == checkpoint.name
+    assert neft("train", "--recipe", run / "recipe.yaml", "--output-dir", tmp_path / "alone").code == 0
+    assert weights_of(tmp_path / "alone" / run.name) == weights_of(run)
 
 
 def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
@@ -228,12 +240,41 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
     assert report["metrics"] == ["letters acc"]
 
 
-def test_a_dry_run_shows_the_cells_and_makes_nothing(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+def test_a_dry_run_shows_the_cells_their_time_and_what_they_share_and_makes_nothing(
+    neft: Neft, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real updates of a process of its own, once as lines and once as JSON."""
+    written = tmp_path / "temporary"
+    written.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(written))
     result = neft(*arguments, "--alphas", "5", "--dry-run")
-    assert result.code == 0
+    assert result.code == 0, result.err
     assert "2 arms x 2 seeds = 4 cells" in result.out
     assert "alpha 0 was added" in result.out
+    assert re.search(r"estimate: about .* a cell, .* in all \(4 cells, 1 worker\)\n", result.out)
+    assert "estimate: measured on 2 updates, 12 losses, 12 begun answers\n" in result.out
+    assert "note: each answer is counted with 4 tokens, the most it may have\n" in result.out
+    assert "shared within a seed: data order, dropout, directions of the noise\n" in result.out
+    grid = ["--grid", "training.per_device_train_batch_size=2,8", "--set", "training.max_steps=1", "--seeds", "1"]
+    *_, found = events(neft(*arguments, *grid, "--set", "sweep.answers=false", "--dry-run", "--json").out)
+    assert found["event"] == "SweepEstimate"
+    assert [cell["arm"] for cell in found["cells"]] == [
+        f"alpha {alpha}, per_device_train_batch_size {size}" for size in (2, 8) for alpha in (0, 5)
+    ]
+    assert 0 < sum(cell["seconds"] for cell in found["cells"]) < found["seconds"]
+    assert found["timed"] == {"updates": 2, "losses": 24}
+    assert list(written.iterdir()) == []
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_refuses_a_model_that_can_not_be_used(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    dry, wet = (neft(*arguments, "--model", broken, *extra) for extra in (["--dry-run"], []))
+    assert dry.code == 2
+    assert dry.err.splitlines()[0] in wet.err
+    assert not list((tmp_path / "runs").glob("*/cells/*"))
 
 
 @pytest.mark.parametrize(

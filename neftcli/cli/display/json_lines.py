@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import IO
 
 from neftcli.cli.display.pipe import write
+from neftcli.cli.display.text import escaped
 from neftcli.events import Event
 from neftcli.runs.directory import finite
 
@@ -20,4 +21,4 @@ class JsonLines:
     def notify(self, event: Event) -> None:
         """Writes one line."""
         line = {"event": type(event).__name__, **finite(asdict(event))}
-        write(self._stream, json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        write(self._stream, escaped(json.dumps(line, ensure_ascii=False, allow_nan=False)) + "\n")

@@ -29,7 +29,7 @@ class LiveDisplay:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, markup=False, emoji=False)
         self._rows: list[tuple[events.StepLogged, events.Evaluated | None]] = []
         self._phase: Spinner | None = None
         self._progress: events.Progress | None = None
@@ -59,7 +59,7 @@ class LiveDisplay:
 
     def notify(self, event: events.Event) -> None:
         """Takes note of an event and draws."""
-        self._take(event)
+        self._take(text.all_harmless(event))
         if not isinstance(event, events.RunFinished):
             self._live.refresh()
 
@@ -154,6 +154,14 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.CellState) -> None:
         self._cells[event.arm, event.seed] = event
+
+    @_take.register
+    def _(self, event: events.SweepEstimate) -> None:
+        states = list(self._cells.values())
+        self._cells.clear()
+        self._phase = None
+        self._live.stop()
+        self.console.print(sweep.planned(states, event))
 
     @_take.register
     def _(self, event: events.SweepReport) -> None:

@@ -9,7 +9,7 @@ from neftcli import events
 from neftcli.cli.display import text, words
 from neftcli.cli.display.pipe import write
 
-FINAL = events.RunFinished | events.EvaluationReport | events.SweepReport | events.Notice
+FINAL = events.RunFinished | events.EvaluationReport | events.SweepReport | events.SweepEstimate | events.Notice
 SOME = 5  # lines on the updates of a cell of a sweep
 
 
@@ -133,6 +133,15 @@ class PlainLines:
         added = ["note: alpha 0 was added: it is the baseline of every comparison"] if event.added_baseline else []
         states = [f"cell {state.key}: {state.arm} seed={state.seed} state={state.state}" for state in event.cells]
         return [f"sweep: {text.sweep_line(event)}", *added, *states]
+
+    @_lines.register
+    def _(self, event: events.SweepEstimate) -> list[str]:
+        lines = [f"estimate: {line}" for line in text.estimate_lines(event)]
+        if self._quiet:
+            return lines
+        states = [f"cell {one.key}: {one.arm} seed={one.seed} seconds={one.seconds:.0f}" for one in event.cells]
+        notices = [f"note: {notice}" for notice in text.estimate_notices(event)]
+        return [*states, *lines, *notices, *(f"shared {what}" for what in event.shared)]
 
     @_lines.register
     def _(self, event: events.CellState) -> list[str]:

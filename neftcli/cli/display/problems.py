@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from neftcli.cli.display.text import all_harmless
 from neftcli.errors import Problem
 
 
@@ -14,7 +15,7 @@ def print_problems(problems: Sequence[Problem], *, started: bool) -> None:
     """Prints problems on stderr; without colour where that is no terminal."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for problem in problems:
-        first, *rest = problem.lines()
+        first, *rest = all_harmless(problem).lines()
         console.print(Text(first, style="bold red"))
         for line in rest:
             label, text = line[:11], line[11:]

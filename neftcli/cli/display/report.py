@@ -17,6 +17,7 @@ STYLES = {"better": "bold green", "worse": "bold red"}
 
 def evaluated(report: EvaluationReport, width: int) -> RenderableType:
     """The whole report, for a terminal of `width` columns."""
+    report = text.all_harmless(report)
     parts: list[RenderableType] = [Text(), _models(report), Text()]
     others = [model.role for model in report.models[1:]]
     parts.append(_table(report, others[0] if others else None, wide=width >= WIDE))
@@ -40,7 +41,7 @@ def evaluated(report: EvaluationReport, width: int) -> RenderableType:
 
 
 def _sentence(line: str, style: str) -> RenderableType:
-    return Padding(Text(text.harmless(line), style=style), (0, 0, 0, 1))
+    return Padding(Text(line, style=style), (0, 0, 0, 1))
 
 
 def _models(report: EvaluationReport) -> Table:

@@ -11,11 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from neftcli.cli.display import text, words
-from neftcli.events import ArmRow, CellState, Comparison, SweepReport
+from neftcli.events import ArmRow, CellState, Comparison, SweepEstimate, SweepReport
 
 STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
-DESCRIBED = ("answer tokens", "2-gram repetition")
 WIDE = 112
 INDENT = (0, 0, 0, 1)
 SETTLED = ("done", "failed", "dropped")
@@ -50,6 +49,24 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int) -> Rende
     return Group(table, Text(), grid)
 
 
+def planned(states: Sequence[CellState], estimate: SweepEstimate) -> RenderableType:
+    """What a dry run ends with: the cells, how long they will take, and what they share."""
+    seconds = {cell.key: text.roughly(cell.seconds) for cell in estimate.cells}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in (" arm", "seed", "state", "takes about"):
+        table.add_column(column, justify="right" if column in ("seed", "takes about") else "left", no_wrap=True)
+    for state in states:
+        style = STATE_STYLES.get(state.state, "dim")
+        takes = seconds.get(state.key, "")
+        table.add_row(f" {state.arm}", str(state.seed), Text(state.state, style=style), takes)
+    first, *lines = text.estimate_lines(estimate)
+    parts: list[RenderableType] = [table, Text(), Padding(Text(first, style="bold"), INDENT)]
+    parts += [Padding(Text(line), INDENT) for line in lines]
+    parts += [Padding(Text(f"! {notice}", style="yellow"), INDENT) for notice in text.estimate_notices(estimate)]
+    parts += [Text(), Text(" shared by the cells", style="dim")]
+    return Group(*parts, *(Padding(Text(what), (0, 0, 0, 3)) for what in estimate.shared))
+
+
 def verdict(report: SweepReport, width: int) -> RenderableType:
     """The last screen of a sweep, for a terminal of `width` columns."""
     parts: list[RenderableType] = [Text()]
@@ -65,23 +82,25 @@ def verdict(report: SweepReport, width: int) -> RenderableType:
     if report.saved:
         parts.append(Text(f" Racing made {report.saved} cells needless."))
     done = Text.assemble((" finished", "bold green"), (f" {text.duration(report.seconds)}  ", "dim"), report.folder)
-    return Group(
-        *parts, Text(), done, Text(f"       verdict.md, cells.csv, plots/, best -> {report.chosen}", style="dim")
-    )
+    best = f", best -> {report.chosen}" if report.chosen else ""
+    return Group(*parts, Text(), done, Text(f"       verdict.md, cells.csv, plots/{best}", style="dim"))
 
 
 def _table(report: SweepReport, metric: str, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column(" arm", overflow="fold")
+    seeds = len({arm.seeds for arm in report.arms}) > 1  # else a value would look as if it were over the same
     columns = [metric, "difference", "95 % interval", "p (Holm)", *(["can see"] if wide else [])]
-    described = [name for name in DESCRIBED if wide and name in report.arms[0].values]
-    for column in (*columns, *(name.split()[-1] for name in described)):
+    described = [name for arm in report.arms for name in arm.values if wide and name not in report.metrics]
+    described = list(dict.fromkeys(described))
+    for column in (*(["seeds"] if seeds else []), *columns, *(name.split()[-1] for name in described)):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict")
     for arm in report.arms:
         found = next((one for one in arm.comparisons if one.metric == metric), None)
         table.add_row(
-            Text(f" alpha {arm.alpha:g}" + (f", {arm.label}" if arm.label else "")),
+            Text(f" {arm.name()}"),
+            *([Text(str(arm.seeds))] if seeds else []),
             Text(words.value(metric, arm.values.get(metric))),
             *_compared(metric, found)[: len(columns) - 1],
             *(Text(words.value(name, arm.values.get(name))) for name in described),
@@ -103,5 +122,5 @@ def _compared(metric: str, found: Comparison | None) -> list[Text]:
 
 def _word(arm: ArmRow, found: Comparison | None) -> Text:
     if found is None:
-        return Text("too few rows" if arm.alpha else "baseline", style="dim")
+        return Text("not compared" if arm.alpha else "baseline", style="dim")
     return Text(found.verdict + (" (dropped)" if arm.dropped else ""), style=VERDICT_STYLES.get(found.verdict, ""))

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import unicodedata
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 from rich.text import Text
 
-from neftcli.events import DataReady, ModelReady, NoiseMeasured, Plan, RowsReady, RunFinished, SweepStarted
+from neftcli.events import (
+    DataReady,
+    ModelReady,
+    NoiseMeasured,
+    Plan,
+    RowsReady,
+    RunFinished,
+    SweepEstimate,
+    SweepStarted,
+)
 
 PLACES = 3
 SHORT = 300
+ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (such as reversed writing), half a character, line breaks
+JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # Persian and emoji need them
+
+Shown = TypeVar("Shown")
 
 
 def count(number: float) -> str:
@@ -33,12 +52,45 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def roughly(seconds: float) -> str:
+    """Estimated seconds as a person would say them, with about two digits: 45 s, 3 min 20 s, 12 min, 2 h 20 min."""
+    steps = ((90, 1), (600, 10), (5400, 60), (36_000, 600), (math.inf, 3600))
+    step = next(step for below, step in steps if seconds < below)
+    minutes, rest = divmod(max(1, round(seconds / step) * step), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
+
+
 def harmless(text: str) -> str:
     """Text of a model or a file without control characters, which could act on a terminal; line breaks stay."""
-    return "".join(
-        letter if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf") else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
-    )
+    return "".join("\N{REPLACEMENT CHARACTER}" if _acts(letter) else letter for letter in text)
+
+
+def all_harmless(value: Shown) -> Shown:
+    """An event, or a part of one, with every text in it harmless: file names, models' names, problems and answers."""
+    return _all_harmless(value)  # type: ignore[no-any-return]
+
+
+def _all_harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        return harmless(value)
+    if isinstance(value, tuple | list):
+        return type(value)(map(_all_harmless, value))
+    if isinstance(value, Mapping):
+        return {_all_harmless(key): _all_harmless(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _all_harmless(getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
+def escaped(json_text: str) -> str:
+    """JSON that says the same and holds no character that could act on a terminal."""
+    return re.sub(r"[^ -~]", lambda found: json.dumps(found[0])[1:-1] if _acts(found[0]) else found[0], json_text)
+
+
+def _acts(letter: str) -> bool:
+    return letter not in "\n" + JOINERS and unicodedata.category(letter) in ACTS
 
 
 def shortened(answer: str, style: str = "") -> Text:
@@ -115,6 +167,36 @@ def sweep_line(event: SweepStarted) -> str:
     seeds = len({state.seed for state in event.cells})
     before = f", {done} of them done before" if done else ""
     return f"{event.folder} · {arms} arms x {seeds} seeds = {len(event.cells)} cells{before}"
+
+
+def estimate_lines(event: SweepEstimate) -> list[str]:
+    """How long what is left of a sweep will take, and what that was made from."""
+    if not event.cells:
+        return ["nothing is left to do"]
+    least, most = (roughly(bound(cell.seconds for cell in event.cells)) for bound in (min, max))
+    cells, workers = len(event.cells), event.workers
+    lines = [
+        f"about {least}{'' if least == most else f' to {most}'} a cell, {roughly(event.seconds)} in all "
+        f"({cells} cell{'s' if cells > 1 else ''}, {workers} worker{'s' if workers > 1 else ''})"
+    ]
+    if event.parts:
+        lines.append("of a cell: " + ", ".join(f"{name} {roughly(part)}" for name, part in event.parts.items() if part))
+    timed = (f"{number} {name if number > 1 else name.removesuffix('s')}" for name, number in event.timed.items())
+    return [*lines, f"measured on {', '.join(timed)}"]
+
+
+def estimate_notices(event: SweepEstimate) -> list[str]:
+    """What a person should know to read an estimate."""
+    notices = []
+    if event.engine == "ray":
+        notices.append("measured on this machine, as if one worker did all; those of the cluster may differ")
+    if event.answer_tokens is not None:
+        notices.append(f"each answer is counted with {event.answer_tokens} tokens, the most it may have")
+    if event.race:
+        notices.append("racing may drop arms, which is not counted on")
+    if event.uncounted:
+        notices.append(f"not counted: {', '.join(event.uncounted)}")
+    return notices
 
 
 def row_notices(event: RowsReady) -> list[str]:

@@ -147,7 +147,10 @@ def test_a_mapped_column_that_is_not_there_is_named() -> None:
     with pytest.raises(DataError) as raised:
         detect(row(question="q", answer="a"), {"instruction": "question", "output": "anwser"})
     assert str(raised.value) == (
-        "rows.jsonl, line 17: data.columns names a column that is not there: anwser\n  received question, answer"
+        "rows.jsonl, line 17: data.columns names a column that is not there: anwser\n"
+        "  received question, answer\n"
+        "  nearest  answer\n"
+        "  try      --set data.columns='{standard_name: name_in_your_rows}'"
     )
 
 
@@ -281,51 +284,63 @@ def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any]
 @pytest.mark.parametrize(
     ("layout", "values", "said"),
     [
-        ("text", {"text": 7}, "rows.jsonl, line 17: text must be text\n  received int: 7"),
+        ("text", {"text": 7}, 'rows.jsonl, line 17: text must be text\n  received int: 7\n  try      "7"'),
         (
             "alpaca",
             {"instruction": ["q"], "output": "a"},
-            "rows.jsonl, line 17: instruction must be text\n  received list: ['q']",
+            "rows.jsonl, line 17: instruction must be text\n  received list: ['q']\n  try      a text: \"...\"",
         ),
         (
             "alpaca",
             {"instruction": "q", "input": {"a": 1}, "output": "a"},
-            "rows.jsonl, line 17: input must be text\n  received dict: {'a': 1}",
+            "rows.jsonl, line 17: input must be text\n  received dict: {'a': 1}\n  try      a text: \"...\"",
         ),
         (
             "prompt_completion",
             {"prompt": "q", "completion": 0.5},
-            "rows.jsonl, line 17: completion must be text\n  received float: 0.5",
+            'rows.jsonl, line 17: completion must be text\n  received float: 0.5\n  try      "0.5"',
         ),
         (
             "prompt_completion",
             {"prompt": CHAT[:1], "completion": "a"},
-            "rows.jsonl, line 17: prompt must be text\n  received list: [{'role': 'user', 'content': 'q'}]",
+            "rows.jsonl, line 17: prompt must be text\n"
+            "  received list: [{'role': 'user', 'content': 'q'}]\n"
+            '  try      a text: "..."',
         ),
         (
             "messages",
             {"messages": "q"},
-            "rows.jsonl, line 17: messages must be a list of turns\n  received str: q",
+            "rows.jsonl, line 17: messages must be a list of turns\n"
+            "  received str: q\n"
+            '  try      [{"role": ..., "content": ...}, ...]',
         ),
         (
             "sharegpt",
             {"conversations": None},
-            "rows.jsonl, line 17: conversations must be a list of turns\n  received NoneType: None",
+            "rows.jsonl, line 17: conversations must be a list of turns\n"
+            "  received null\n"
+            '  try      [{"from": ..., "value": ...}, ...]',
         ),
         (
             "messages",
             {"messages": ["q"]},
-            "rows.jsonl, line 17: turn 1 must have role and content\n  received str: q",
+            "rows.jsonl, line 17: turn 1 must have role and content\n"
+            "  received str: q\n"
+            '  try      {"role": "user", "content": "..."}',
         ),
         (
             "messages",
             {"messages": [*CHAT, {"role": "user"}]},
-            "rows.jsonl, line 17: turn 3 must have role and content\n  received dict: {'role': 'user'}",
+            "rows.jsonl, line 17: turn 3 must have role and content\n"
+            "  received dict: {'role': 'user'}\n"
+            '  try      {"role": "user", "content": "..."}',
         ),
         (
             "sharegpt",
             {"conversations": [{"from": "human", "text": "q"}]},
-            "rows.jsonl, line 17: turn 1 must have from and value\n  received dict: {'from': 'human', 'text': 'q'}",
+            "rows.jsonl, line 17: turn 1 must have from and value\n"
+            "  received dict: {'from': 'human', 'text': 'q'}\n"
+            '  try      {"from": "user", "value": "..."}',
         ),
         (
             "messages",
@@ -337,17 +352,23 @@ def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any]
         (
             "messages",
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "rows.jsonl, line 17: turn 1: content must be text\n  received list: [{'type': 'image'}]",
+            "rows.jsonl, line 17: turn 1: content must be text\n"
+            "  received list: [{'type': 'image'}]\n"
+            '  try      a text: "..."',
         ),
         (
             "text",
             {"text": "cut \ud83e"},
-            "rows.jsonl, line 17: text holds half a character, such as a cut-off emoji\n  received 'cut \\ud83e'",
+            "rows.jsonl, line 17: text holds half a character, such as a cut-off emoji\n"
+            "  received 'cut \\ud83e'\n"
+            "  try      the text without it, or whole",
         ),
         (
             "sharegpt",
             {"conversations": [{"from": "human", "value": "\udd9c?"}]},
-            "rows.jsonl, line 17: turn 1: value holds half a character, such as a cut-off emoji\n  received '\\udd9c?'",
+            "rows.jsonl, line 17: turn 1: value holds half a character, such as a cut-off emoji\n"
+            "  received '\\udd9c?'\n"
+            "  try      the text without it, or whole",
         ),
     ],
 )
@@ -362,7 +383,9 @@ def test_a_later_row_without_a_column_is_refused(layout: Format, values: dict[st
     missing = REQUIRED[layout][-1]
     others = {name: value for name, value in values.items() if name != missing} | {"id": 7}
     assert said_of(layout, **others) == (
-        f"rows.jsonl, line 17: the column {missing} is missing\n  received {', '.join(others)}"
+        f"rows.jsonl, line 17: the column {missing} is missing\n"
+        f"  received {', '.join(others)}\n"
+        f"  try      rows of one layout, here {layout}: {', '.join(REQUIRED[layout])}"
     )
 
 

@@ -182,7 +182,8 @@ def test_a_source_without_a_usable_row() -> None:
     assert message(Data(source=source)) == (
         "rows.jsonl: no row can be learned from\n"
         "  received an answer is empty (2 rows, the first rows.jsonl, line 1); "
-        "it has no question (1 rows, the first rows.jsonl, line 2)"
+        "it has no question (1 row, the first rows.jsonl, line 2)\n"
+        "  try      rows with a question and an answer; --set data.columns='{...}' where they have other names"
     )
 
 
@@ -190,7 +191,9 @@ def test_a_held_out_source_without_a_usable_row() -> None:
     """Evaluation that was asked for does not vanish."""
     held_out = write("held.jsonl", pair("q", ""))
     assert message(Data(source=pairs(3), held_out_source=held_out)) == (
-        "held.jsonl: no row can be learned from\n  received an answer is empty (1 rows, the first held.jsonl, line 1)"
+        "held.jsonl: no row can be learned from\n"
+        "  received an answer is empty (1 row, the first held.jsonl, line 1)\n"
+        "  try      rows with a question and an answer; --set data.columns='{...}' where they have other names"
     )
 
 
@@ -201,7 +204,9 @@ def test_a_row_of_another_layout_is_refused() -> None:
     """Mixed files are not filled up with nothing."""
     source = write("rows.jsonl", pair("q"), {"instruction": "q", "output": "a"})
     assert message(Data(source=source)) == (
-        "rows.jsonl, line 2: the column prompt is missing\n  received instruction, output"
+        "rows.jsonl, line 2: the column prompt is missing\n"
+        "  received instruction, output\n"
+        "  try      rows of one layout, here prompt_completion: prompt, completion"
     )
 
 
@@ -259,7 +264,9 @@ def test_training_rows_whose_prompt_is_in_the_held_out_source_leave_and_are_coun
 def test_a_held_out_source_that_holds_every_prompt() -> None:
     """Nothing is left to train on."""
     assert message(Data(source=pairs(4), held_out_source=pairs(4, "held.jsonl"))) == (
-        "rows.jsonl: every training row's prompt is held out\n  received 4 rows"
+        "rows.jsonl: every training row's prompt is held out\n"
+        "  received 4 rows\n"
+        "  try      --held-out with other rows, or without it: a part of the rows is held out then"
     )
 
 

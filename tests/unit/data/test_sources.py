@@ -247,36 +247,76 @@ BAD_LINES = b"".join(GOOD + b"{" + str(number).encode() + b"}\n" for number in r
 TRUNCATED = GOOD + b'{"prompt": "What is the capital of France?", "completion": "The capi'
 
 TEXT_FILES = {
-    "empty": ("rows.jsonl", b"", "rows.jsonl: the file is empty\n  received 0 bytes"),
-    "empty json": ("rows.json", b"", "rows.json: the file is empty\n  received 0 bytes"),
-    "empty csv": ("rows.csv", b"", "rows.csv: the file is empty\n  received 0 bytes"),
-    "only blank lines": ("rows.jsonl", b"\n  \n\n", "rows.jsonl: the file holds no row\n  received 5 bytes"),
-    "only blank csv lines": ("rows.csv", b"\n\n", "rows.csv: the file holds no row\n  received 2 bytes"),
-    "only a header": ("rows.csv", b"text\n", "rows.csv: the file holds no row\n  received 5 bytes"),
-    "an empty list": ("rows.json", b"[]", "rows.json: the file holds no row\n  received 2 bytes"),
+    "empty": (
+        "rows.jsonl",
+        b"",
+        "rows.jsonl: the file is empty\n"
+        "  received 0 bytes\n"
+        '  try      a row a line: {"prompt": "...", "completion": "..."}',
+    ),
+    "empty json": (
+        "rows.json",
+        b"",
+        "rows.json: the file is empty\n"
+        "  received 0 bytes\n"
+        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
+    ),
+    "empty csv": (
+        "rows.csv",
+        b"",
+        "rows.csv: the file is empty\n  received 0 bytes\n  try      the names of the columns, then a row a line",
+    ),
+    "only blank lines": (
+        "rows.jsonl",
+        b"\n  \n\n",
+        "rows.jsonl: the file holds no row\n"
+        "  received 5 bytes\n"
+        '  try      a row a line: {"prompt": "...", "completion": "..."}',
+    ),
+    "only blank csv lines": (
+        "rows.csv",
+        b"\n\n",
+        "rows.csv: the file holds no row\n  received 2 bytes\n  try      the names of the columns, then a row a line",
+    ),
+    "only a header": (
+        "rows.csv",
+        b"text\n",
+        "rows.csv: the file holds no row\n  received 5 bytes\n  try      the names of the columns, then a row a line",
+    ),
+    "an empty list": (
+        "rows.json",
+        b"[]",
+        "rows.json: the file holds no row\n"
+        "  received 2 bytes\n"
+        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
+    ),
     "a malformed line": (
         "rows.jsonl",
         GOOD * 16 + b"{'text': 'a'}\n",
         "rows.jsonl, line 17: not JSON: Expecting property name enclosed in double quotes (column 2)\n"
-        "  received {'text': 'a'}",
+        "  received {'text': 'a'}\n"
+        "  try      sed -n 17p rows.jsonl    shows the line",
     ),
     "a truncated last line": (
         "rows.jsonl",
         TRUNCATED,
         "rows.jsonl, line 2: not JSON: Unterminated string starting at (column 60)\n"
-        '  received al of France?", "completion": "The capi',
+        '  received al of France?", "completion": "The capi\n'
+        "  try      the file ends within a row: fetch or write it again",
     ),
     "a list in a .jsonl": (
         "rows.jsonl",
         as_json(ROWS),
-        "rows.jsonl, line 1: a .jsonl file has one object a line\n  received a list\n  try      rename it to rows.json",
+        "rows.jsonl, line 1: a .jsonl file has one object a line\n"
+        "  received a list\n"
+        "  try      mv rows.jsonl rows.json",
     ),
     "a list on one line of a .jsonl": (
         "rows.v2.jsonl",
         b'[{"text": "a"}]',
         "rows.v2.jsonl, line 1: a .jsonl file has one object a line\n"
         "  received a list\n"
-        "  try      rename it to rows.v2.json",
+        "  try      mv rows.v2.jsonl rows.v2.json",
     ),
     "jsonl in a .json": (
         "rows.json",
@@ -288,101 +328,135 @@ TEXT_FILES = {
     "malformed json": (
         "rows.json",
         b'[{"text": "a"},\n {"text": b}]',
-        'rows.json, line 2: not JSON: Expecting value (column 11)\n  received [{"text": "a"},  {"text": b}]',
+        "rows.json, line 2: not JSON: Expecting value (column 11)\n"
+        '  received [{"text": "a"},  {"text": b}]\n'
+        "  try      sed -n 2p rows.json    shows the line",
     ),
     "one object": (
         "rows.json",
         b'{"text": "a"}',
-        'rows.json: a .json file must hold a list of objects\n  received {"text": "a"}',
+        "rows.json: a .json file must hold a list of objects\n"
+        '  received {"text": "a"}\n'
+        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
     "two lists": (
         "rows.json",
         b'{"train": [], "test": []}',
-        'rows.json: a .json file must hold a list of objects\n  received {"train": [], "test": []}',
+        "rows.json: a .json file must hold a list of objects\n"
+        '  received {"train": [], "test": []}\n'
+        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
     "a row that is a string": (
         "rows.jsonl",
         GOOD + b'"text"\n',
-        'rows.jsonl, line 2: a row must be an object\n  received "text"',
+        "rows.jsonl, line 2: a row must be an object\n"
+        '  received "text"\n'
+        '  try      a row a line: {"prompt": "...", "completion": "..."}',
     ),
     "a row that is a list, later": (
         "rows.jsonl",
         GOOD + b'["text"]\n',
-        'rows.jsonl, line 2: a row must be an object\n  received ["text"]',
+        "rows.jsonl, line 2: a row must be an object\n"
+        '  received ["text"]\n'
+        '  try      a row a line: {"prompt": "...", "completion": "..."}',
     ),
     "a row of a list that is a number": (
         "rows.json",
         b'[{"text": "a"}, 7]',
-        "rows.json, row 2: a row must be an object\n  received 7",
+        "rows.json, row 2: a row must be an object\n"
+        "  received 7\n"
+        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
     "UTF-16": (
         "rows.jsonl",
         GOOD.decode().encode("utf-16"),
-        "rows.jsonl, line 1: text must be UTF-8\n  received UTF-16\n  try      iconv -f utf-16 -t utf-8 rows.jsonl",
+        "rows.jsonl, line 1: text must be UTF-8\n"
+        "  received UTF-16\n"
+        "  try      iconv -f utf-16 -t utf-8 < rows.jsonl > utf8-rows.jsonl",
     ),
     "big-endian UTF-16": (
         "rows.csv",
         b"\xfe\xff" + "text\na\n".encode("utf-16-be"),
-        "rows.csv, line 1: text must be UTF-8\n  received UTF-16\n  try      iconv -f utf-16 -t utf-8 rows.csv",
+        "rows.csv, line 1: text must be UTF-8\n"
+        "  received UTF-16\n"
+        "  try      iconv -f utf-16 -t utf-8 < rows.csv > utf8-rows.csv",
     ),
     "Latin-1": (
         "rows.jsonl",
         GOOD + '{"text": "Größe"}\n'.encode("latin-1"),
         "rows.jsonl, line 2: text must be UTF-8\n"
         "  received byte 0xf6 at column 13\n"
-        "  try      iconv -f latin1 -t utf-8 rows.jsonl",
+        "  try      iconv -f latin1 -t utf-8 < rows.jsonl > utf8-rows.jsonl",
     ),
     "Latin-1 in a .json": (
         "rows.json",
         '[\n{"text": "é"}]'.encode("latin-1"),
         "rows.json, line 2: text must be UTF-8\n"
         "  received byte 0xe9 at column 11\n"
-        "  try      iconv -f latin1 -t utf-8 rows.json",
+        "  try      iconv -f latin1 -t utf-8 < rows.json > utf8-rows.json",
     ),
     "Latin-1 in a .csv": (
         "rows.csv",
         "text\na\né\n".encode("latin-1"),
         "rows.csv, line 3: text must be UTF-8\n"
         "  received byte 0xe9 at column 1\n"
-        "  try      iconv -f latin1 -t utf-8 rows.csv",
+        "  try      iconv -f latin1 -t utf-8 < rows.csv > utf8-rows.csv",
     ),
     "NUL bytes": (
         "rows.jsonl",
         GOOD + b'{"text": "a\0b"}\n',
-        'rows.jsonl, line 2: text must not hold NUL bytes\n  received \'{"text": "a\\x00b"}\\n\'',
+        "rows.jsonl, line 2: text must not hold NUL bytes\n"
+        '  received \'{"text": "a\\x00b"}\\n\'\n'
+        "  try      tr -d '\\0' < rows.jsonl > clean-rows.jsonl",
     ),
     "too few columns": (
         "rows.csv",
         b'a,b,c\n1,2,3\n"4\n4",5\n',
-        "rows.csv, line 3: a row must have the header's 3 columns\n  received 2 columns",
+        "rows.csv, line 3: a row must have as many columns as the header: 3\n"
+        "  received 2\n"
+        '  try      double quotes around a text that holds a comma: "..."',
     ),
     "too many columns": (
         "rows.tsv",
         b"a\tb\n1\t2\n3\t4\t5\t6\n",
-        "rows.tsv, line 3: a row must have the header's 2 columns\n  received 4 columns",
+        "rows.tsv, line 3: a row must have as many columns as the header: 2\n"
+        "  received 4\n"
+        '  try      double quotes around a text that holds a tab: "..."',
     ),
     "a quote that is not closed": (
         "rows.csv",
         b'a,b\n1,2\n3,"4\n5,6\n7,8\n',
-        "rows.csv, line 3: not CSV: unexpected end of data",
+        "rows.csv, line 3: not CSV: unexpected end of data\n"
+        "  received a row that begins here\n"
+        '  try      close the quotes; a quote inside of a quoted text is written twice: ""',
     ),
-    "text behind a quote": ("rows.csv", b'a,b\n1,"2"x\n', "rows.csv, line 2: not CSV: ',' expected after '\"'"),
+    "text behind a quote": (
+        "rows.csv",
+        b'a,b\n1,"2"x\n',
+        "rows.csv, line 2: not CSV: ',' expected after '\"'\n"
+        "  received a row that begins here\n"
+        '  try      close the quotes; a quote inside of a quoted text is written twice: ""',
+    ),
     "a column twice": (
         "rows.csv",
         b"text,label,text\na,1,b\n",
-        "rows.csv, line 1: the header names a column twice\n  received text",
+        "rows.csv, line 1: the header names a column twice\n"
+        "  received text\n"
+        "  try      a name of its own for each column",
     ),
     "an integer of thousands of digits": (
         "rows.jsonl",
         GOOD + b'{"text": ' + b"1" * 5000 + b"}\n",
-        "rows.jsonl, line 2: not JSON: Nested too deep, or a number of thousands of digits (column 1)\n"
-        '  received {"text": 111111111111111111111',
+        "rows.jsonl, line 2: not JSON: nested too deep, or a number of thousands of digits (column 1)\n"
+        '  received {"text": 111111111111111111111\n'
+        "  try      sed -n 2p rows.jsonl    shows the line",
     ),
     "lists in lists in lists": (
         "rows.json",
         b"[" * 100_000,
-        "rows.json, line 1: not JSON: Nested too deep, or a number of thousands of digits (column 1)\n"
-        "  received [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+        "rows.json, line 1: not JSON: nested too deep, or a number of thousands of digits (column 1)\n"
+        "  received [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\n"
+        "  try      sed -n 1p rows.json    shows the line",
     ),
 }
 
@@ -400,10 +474,13 @@ def test_several_malformed_lines_are_told_at_once() -> None:
     assert said == (
         "rows.jsonl, line 1: not JSON: Expecting property name enclosed in double quotes (column 2)\n"
         "  received {1}\n"
+        "  try      sed -n 1p rows.jsonl    shows the line\n"
         "rows.jsonl, line 3: a row must be an object\n"
         "  received []\n"
+        '  try      a row a line: {"prompt": "...", "completion": "..."}\n'
         "rows.jsonl, line 5: a row must be an object\n"
-        "  received null"
+        "  received null\n"
+        '  try      a row a line: {"prompt": "...", "completion": "..."}'
     )
 
 
@@ -434,7 +511,9 @@ def packed(content: bytes) -> bytes:
 def test_a_gz_that_is_no_gz() -> None:
     """A plain file that was named .gz."""
     assert message("rows.jsonl.gz", GOOD) == (
-        "rows.jsonl.gz: this .gz can't be unpacked\n  received Not a gzipped file (b'{\"') (after line 0)"
+        "rows.jsonl.gz: this .gz can't be unpacked\n"
+        "  received Not a gzipped file (b'{\"') (after line 0)\n"
+        "  try      mv rows.jsonl.gz rows.jsonl"
     )
 
 
@@ -461,10 +540,10 @@ def test_a_gz_with_a_flipped_byte_is_refused(ending: str) -> None:
 def test_remedies_for_a_packed_file_name_the_packed_file() -> None:
     """A .gz is unpacked before iconv sees it, and keeps its ending when it is renamed."""
     assert message("rows.jsonl.gz", packed('{"text": "é"}'.encode("latin-1"))).splitlines()[-1] == (
-        "  try      zcat rows.jsonl.gz | iconv -f latin1 -t utf-8"
+        "  try      zcat rows.jsonl.gz | iconv -f latin1 -t utf-8 | gzip > utf8-rows.jsonl.gz"
     )
     assert message("rows.json.gz", packed(GOOD * 2)).splitlines()[-1] == "  try      mv rows.json.gz rows.jsonl.gz"
-    assert message("rows.jsonl.gz", packed(b"[\n]")).splitlines()[-1] == "  try      rename it to rows.json.gz"
+    assert message("rows.jsonl.gz", packed(b"[\n]")).splitlines()[-1] == "  try      mv rows.jsonl.gz rows.json.gz"
 
 
 # Parquet
@@ -475,9 +554,10 @@ def test_broken_parquet() -> None:
     whole = as_parquet(ROWS)
     damaged = whole[:10] + b"\xff" * 30 + whole[40:]
     for content in (b"PAR1", whole[:-30], damaged):
-        first, second = message("rows.parquet", content).splitlines()
+        first, second, third = message("rows.parquet", content).splitlines()
         assert first == "rows.parquet: this is no Parquet file that can be read"
         assert second.startswith("  received ")
+        assert third == "  try      fetch or write the file again"
 
 
 # Names
@@ -488,9 +568,9 @@ def test_a_missing_file_names_the_nearest() -> None:
     Path("data").mkdir()
     Path("data/train.jsonl").write_bytes(GOOD)
     assert message("data/trian.jsonl") == (
-        "data.source: there is no file or folder of this name: data/trian.jsonl\n"
+        "data: there is no file or folder of this name: data/trian.jsonl\n"
         "  nearest  data/train.jsonl\n"
-        "  try      neft train --dataset rows.jsonl, or a hub id (owner/name), or builtin"
+        "  try      a file, a folder, a hub id (owner/name), or builtin"
     )
 
 
@@ -498,8 +578,8 @@ def test_a_missing_file_names_the_nearest() -> None:
 def test_a_missing_file_without_a_near_one(name: str) -> None:
     """Nothing is guessed where nothing is near; a path is never looked up on the hub."""
     assert message(name) == (
-        f"data.source: there is no file or folder of this name: {Path(name)}\n"
-        "  try      neft train --dataset rows.jsonl, or a hub id (owner/name), or builtin"
+        f"data: there is no file or folder of this name: {Path(name)}\n"
+        "  try      a file, a folder, a hub id (owner/name), or builtin"
     )
 
 
@@ -552,6 +632,4 @@ except DataError as error:
         "data.source: the data set tatsu-lab/alpaca can't be reached on the hub, and is not in the local cache"
     )
     assert second.startswith("  received ")
-    assert third == (
-        "  try      go online once, or give a file: --dataset rows.jsonl; `hf auth login` for a private set"
-    )
+    assert third == ("  try      go online once, or give a file; `hf auth login` for a private set")

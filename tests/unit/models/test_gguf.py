@@ -242,7 +242,9 @@ def test_a_file_that_is_no_gguf(content: bytes) -> None:
     """Four letters tell."""
     Path("x.gguf").write_bytes(content)
     assert said(Path("x.gguf")) == (
-        "x.gguf: this is not a .gguf file\n  received it does not begin with the letters GGUF"
+        "x.gguf: this is not a .gguf file\n"
+        "  received it does not begin with the letters GGUF\n"
+        "  try      fetch the file again, or the model's folder with safetensors"
     )
     assert entries() == []
 
@@ -251,9 +253,10 @@ def test_a_file_that_is_no_gguf(content: bytes) -> None:
 def test_a_gguf_that_is_damaged(rest: bytes) -> None:
     """Cut short behind its first letters, or with nonsense behind them."""
     Path("x.gguf").write_bytes(b"GGUF" + rest)
-    first, second = said(Path("x.gguf")).splitlines()
+    first, second, third = said(Path("x.gguf")).splitlines()
     assert first == "x.gguf: transformers can't read this .gguf"
     assert len(second) > len("  received ")
+    assert third == "  try      fetch the file again, or the model's folder with safetensors"
     assert entries() == []
 
 

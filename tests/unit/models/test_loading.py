@@ -88,9 +88,10 @@ def test_a_tokenizer_without_a_pad_token_gets_one_and_it_is_told(unknown: str | 
 def test_a_tokenizer_without_an_end_of_text_token_is_refused(folder: Path) -> None:
     """A model tuned with it would never learn to stop."""
     edit(folder / "tokenizer_config.json", eos_token=None)
-    first, second = said_of_tokenizer(folder).splitlines()
+    first, second, third = said_of_tokenizer(folder).splitlines()
     assert first == "model.name: tiny has a tokenizer without an end-of-text token"
     assert second.startswith("  received ")
+    assert third == "  try      eos_token in its tokenizer_config.json"
 
 
 def test_a_folder_without_a_tokenizer(folder: Path) -> None:
@@ -107,9 +108,10 @@ def test_a_folder_without_a_tokenizer(folder: Path) -> None:
 def test_a_damaged_tokenizer(folder: Path) -> None:
     """Half a JSON file is told as unreadable."""
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
-    first, second = said_of_tokenizer(folder).splitlines()
+    first, second, third = said_of_tokenizer(folder).splitlines()
     assert first == "model.name: tiny can't be loaded"
-    assert second.startswith("  received ")
+    assert second.startswith("  received tokenizer.json is not JSON: ")
+    assert third == "  try      fetch or write the model again"
 
 
 # Models
@@ -192,7 +194,7 @@ def test_a_folder_without_weights(folder: Path) -> None:
     first, second, third = said_of_model(folder).splitlines()
     assert first == "model.name: tiny can't be read"
     assert second.startswith("  received ")
-    assert third == "  try      check the folder's files"
+    assert third == "  try      fetch or write the model again"
 
 
 def test_a_missing_part_of_the_weights(folder: Path) -> None:
@@ -232,6 +234,7 @@ def test_weights_of_other_sizes(folder: Path) -> None:
     edit(folder / "config.json", vocab_size=300)
     assert said_of_model(folder) == (
         "model.name: the weights of tiny have other sizes than its config.json says\n"
+        "  received weights that do not fit\n"
         "  try      fetch or write the model again"
     )
 
@@ -255,7 +258,7 @@ def test_code_that_comes_with_a_model_does_not_run_unasked(folder: Path) -> None
     assert said_of_model(folder) == (
         "model.name: tiny comes with Python code of its own, which does not run unasked\n"
         "  received model.trust_remote_code false\n"
-        "  try      read the code; if you trust it: --trust-remote-code, with a commit as --revision"
+        "  try      read the code; if you trust it: --trust-remote-code"
     )
     assert not Path("ran").exists()
 

@@ -174,7 +174,7 @@ def test_half_a_folder() -> None:
     said = (
         "model.name: half is a folder without a model: config.json is missing\n"
         "  received it holds {}\n"
-        "  try      neft train --model FOLDER, where FOLDER was written by save_pretrained"
+        "  try      --model FOLDER, where FOLDER was written by save_pretrained"
     )
     assert message("half") == said.format("nothing")
     (folder / "tokenizer.json").touch()
@@ -184,22 +184,33 @@ def test_half_a_folder() -> None:
 
 def test_a_missing_gguf_file() -> None:
     """It is not looked for on the hub, though it has one slash."""
-    assert message("some/tiny.gguf") == "model.name: there is no .gguf file of this name\n  received some/tiny.gguf"
+    assert message("some/tiny.gguf") == (
+        "model.name: there is no .gguf file of this name\n"
+        "  received some/tiny.gguf\n"
+        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+    )
 
 
 def test_a_file_of_another_kind() -> None:
     """Weights alone are no model."""
     Path("model.safetensors").touch()
     assert message("model.safetensors") == (
-        "model.name: a file must end in .gguf\n  received model.safetensors\n  try      neft train --model FOLDER"
+        "model.name: a file must end in .gguf\n"
+        "  received model.safetensors\n"
+        "  try      the folder of a model, or a .gguf file in it"
     )
 
 
 @pytest.mark.parametrize("name", ["./model", "../model", "/no/model", "~/model", "a/b/c", ".model"])
 def test_a_missing_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written as a path is not looked up on the hub."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert message(name) == f"model.name: there is no such folder\n  received {name}"
+    assert message(name) == (
+        f"model.name: there is no such folder\n  received {name}\n"
+        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+    )
 
 
 def test_names_are_answered_without_torch() -> None:

@@ -115,6 +115,7 @@ def test_an_unknown_template(own: str | None) -> None:
     assert str(raised.value) == (
         "model.chat_template: no template of this name, and no such file\n"
         "  received alpacca\n"
+        "  nearest  alpaca\n"
         "  try      one of alpaca, chatml"
     )
     assert tokenizer.chat_template == own

@@ -23,6 +23,7 @@ from neftcli.recipe.yaml_file import Layer, Setting
 
 SHOW = "  try      neft recipes show quickstart --all    to see every option with its default"
 LIST = "  try      neft recipes    to see the recipes that ship"
+FORM = "  try      neft recipes show quickstart    to see how a recipe is written"
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
 quietly = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -275,9 +276,10 @@ def test_a_duplicate_key_in_a_value() -> None:
 
 def test_what_is_not_yaml() -> None:
     assert message("name: a\nneftune: [1, 2\n") == (
-        "r.yaml, line 3: this is not YAML: while parsing a flow sequence, expected ',' or ']', "
-        "but got '<stream end>' (column 1)\n"
-        "  received the end of the file"
+        "r.yaml, line 3: this is not YAML: while parsing a flow sequence, "
+        "expected ',' or ']', but got '<stream end>' (column 1)\n"
+        "  received the end of the file\n"
+        "  try      close the bracket that is open"
     )
 
 
@@ -285,7 +287,8 @@ def test_a_tab_as_indentation() -> None:
     assert message("neftune:\n\talpha: 5\n") == (
         "r.yaml, line 2: this is not YAML: while scanning for the next token, "
         "found character '\\t' that cannot start any token (column 1)\n"
-        "  received alpha: 5"
+        "  received alpha: 5\n"
+        "  try      spaces in place of the tab"
     )
 
 
@@ -293,13 +296,16 @@ def test_two_documents_in_one_file() -> None:
     assert message("name: a\n---\nname: b\n") == (
         "r.yaml, line 2: this is not YAML: expected a single document in the stream, "
         "but found another document (column 1)\n"
-        "  received ---"
+        "  received ---\n"
+        "  try      one recipe in one file: take out the line with ---"
     )
 
 
 def test_characters_that_yaml_forbids() -> None:
     assert message("name: \x01\n") == (
-        "r.yaml: this is not YAML\n  received unacceptable character #x0001: special characters are not allowed"
+        "r.yaml, line 1: this is not YAML: a character that may not stand in it\n"
+        "  received U+0001\n"
+        "  try      take it out, or write it as an escape in double quotes"
     )
 
 
@@ -307,7 +313,8 @@ def test_a_set_that_is_not_yaml() -> None:
     assert said_of_set("adapter.modules_to_save=[a") == (
         "--set adapter.modules_to_save, line 1: this is not YAML: while parsing a flow sequence, "
         "expected ',' or ']', but got '<stream end>' (column 3)\n"
-        "  received [a"
+        "  received [a\n"
+        "  try      close the bracket that is open"
     )
 
 
@@ -355,20 +362,28 @@ def test_an_anchor_anywhere(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "received"), [("<<: {name: a}\n", "<<"), ("? [a]\n: b\n", "a list or a mapping"), (": b\n", "nothing")]
+    ("text", "received", "remedy"),
+    [
+        ("<<: {name: a}\n", "<<", "write the values out"),
+        ("? [a]\n: b\n", "a list or a mapping", "KEY: VALUE"),
+        (": b\n", "nothing", "KEY: VALUE"),
+    ],
 )
-def test_a_key_that_is_no_word(text: str, received: str) -> None:
-    assert message(text) == f"r.yaml, line 1: a key must be a plain word\n  received {received}"
+def test_a_key_that_is_no_word(text: str, received: str, remedy: str) -> None:
+    said = f"r.yaml, line 1: a key must be a plain word\n  received {received}\n  try      {remedy}"
+    assert message(text) == said
 
 
 @pytest.mark.parametrize(("text", "line", "received"), [("- a\n- b\n", 1, "- a"), ("# no\n\n5\n", 3, "5")])
 def test_a_list_or_a_scalar_at_top_level(text: str, line: int, received: str) -> None:
-    assert message(text) == f"r.yaml, line {line}: a recipe must be a mapping of keys to values\n  received {received}"
+    assert message(text) == (
+        f"r.yaml, line {line}: a recipe must be a mapping of keys to values\n  received {received}\n{FORM}"
+    )
 
 
 def test_blocks_in_blocks_in_blocks() -> None:
     assert message(f"name: {'[' * 2000}\n") == (
-        f"r.yaml, line 1: blocks stand more than 20 deep in one another\n  received name: {'[' * 54}"
+        f"r.yaml, line 1: blocks stand more than 20 deep in one another\n  received name: {'[' * 54}\n{FORM}"
     )
 
 
@@ -383,7 +398,9 @@ def test_a_file_in_utf_16() -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe("r.yaml")
     assert str(raised.value) == (
-        "r.yaml: a recipe must be UTF-8 text\n  received byte 0 is no UTF-8\n  try      iconv -t utf-8 r.yaml"
+        "r.yaml: a recipe must be UTF-8 text\n"
+        "  received UTF-16\n"
+        "  try      iconv -f utf-16 -t utf-8 < r.yaml > utf8-r.yaml"
     )
 
 
@@ -442,7 +459,7 @@ def test_extends_a_missing_recipe() -> None:
 
 def test_extends_no_name() -> None:
     assert message("extends: [quickstart]\n") == (
-        "r.yaml, line 1: extends must name a recipe\n  received extends: [quickstart]"
+        "r.yaml, line 1: extends must name a recipe\n  received extends: [quickstart]\n  try      extends: quickstart"
     )
 
 

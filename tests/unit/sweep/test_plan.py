@@ -59,11 +59,28 @@ def test_a_grid_is_every_combination_each_with_its_own_baseline() -> None:
         ("neftune.alpha=1,2", "this can't be an axis of the grid"),
         ("training.seed=1,2", "this can't be an axis of the grid"),
         ("data.max_rows=10,20", "this can't be an axis of the grid"),
+        ("=1,2", "--grid takes KEY=VALUE,VALUE"),
+        ("training.learning_rate=1e-4,1e-4", "a value is given twice"),
+        ("training.learning_rate=1e-4,,2e-4", "this is not YAML"),
     ],
 )
 def test_a_grid_that_can_not_be_is_refused(axis: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         cells_of(f"sweep.grid=['{axis}']")
+
+
+def test_a_value_of_a_grid_can_be_a_list() -> None:
+    cells = cells_of(
+        "sweep.seeds=1", "adapter.type=lora", "sweep.grid=['adapter.target_modules=[q_proj,k_proj],all-linear,']"
+    )
+    assert {cell.recipe.adapter.target_modules for cell in cells} == {("q_proj", "k_proj"), "all-linear"}
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 80, "ä"])
+def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
+    """The sweep's own folder has it, and no cell would be the first to notice."""
+    with pytest.raises(RecipeError, match="name: a sweep's name has letters"):
+        cells_of(f"name='{name}'")
 
 
 @given(st.lists(st.text(min_size=1), max_size=40))

@@ -1,0 +1,113 @@
+"""Text files line by line, and the shell commands that mend what can't be read."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from shlex import quote
+from typing import IO
+
+from neftcli.errors import DataError, Problem
+
+MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked if it is a .gz."""
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines of text.
+
+    Raises:
+        DataError: The file can't be unpacked or is no UTF-8 text; with the line.
+    """
+    number = 0
+    try:
+        with open_file(path) as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    _require_text(line, path, name)
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        Problem(
+                            f"{name}, line {number}: text must be UTF-8",
+                            f"byte 0x{line[error.start]:02x} at column {error.start + 1}",
+                            through("iconv -f latin1 -t utf-8", path, f"utf8-{path.name}"),
+                        )
+                    ) from None
+                if "\0" in text:
+                    without = through("tr -d '\\0'", path, f"clean-{path.name}")
+                    raise DataError(
+                        Problem(f"{name}, line {number}: text must not hold NUL bytes", repr(text[:40]), without)
+                    )
+                yield number, text
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        plain = str(error).startswith("Not a gzipped file")
+        raise DataError(
+            Problem(
+                f"{name}: this .gz can't be unpacked",
+                f"{error} (after line {number})",
+                f"mv {quote(str(path))} {quote(str(path.with_suffix('')))}"
+                if plain
+                else f"gzip -t {quote(str(path))}    tells whether it is whole; fetch or pack it again",
+            )
+        ) from None
+
+
+def _require_text(line: bytes, path: Path, name: str) -> None:
+    """Refuses what the beginning of a file gives away: text in another encoding, or no text at all.
+
+    Raises:
+        DataError: With the command that makes it readable.
+    """
+    encoding = next((encoding for mark, encoding in MARKS if line.startswith(mark)), "")
+    if not encoding and line[1:4:2] == b"\0\0":
+        encoding = "utf-16le"
+    elif not encoding and line[0:3:2] == b"\0\0" and line[1:2] != b"\0":
+        encoding = "utf-16be"
+    if encoding:
+        remedy = through(f"iconv -f {encoding} -t utf-8", path, f"utf8-{path.name}")
+        raise DataError(Problem(f"{name}, line 1: text must be UTF-8", encoding.upper(), remedy))
+    packed = path.suffix.lower() == ".gz"
+    kinds = {
+        b"\x1f\x8b": ("gzip", f"gunzip {quote(str(path))}" if packed else renaming(path, f"{path.name}.gz")),
+        b"PK\3\4": ("a zip archive", f"unzip {quote(str(path))}"),
+        b"PAR1\x15": ("Parquet", renaming(path, with_ending(path, ".parquet"))),
+    }
+    for letters, (kind, remedy) in kinds.items():
+        if line.startswith(letters):
+            raise DataError(Problem(f"{name}: this is no text", kind, remedy))
+
+
+def through(command: str, path: Path, target: str) -> str:
+    """The shell command that sends a file through `command` into another beside it, unpacking and packing a .gz."""
+    source, beside = quote(str(path)), quote(str(path.with_name(target)))
+    if path.suffix.lower() == ".gz":
+        return f"zcat {source} | {command} | gzip > {beside}"
+    return f"{command} < {source} > {beside}"
+
+
+def renaming(path: Path, name: str) -> str:
+    """The shell command that gives a file another name in its folder."""
+    return f"mv {quote(str(path))} {quote(str(path.with_name(name)))}"
+
+
+def with_ending(path: Path, ending: str) -> str:
+    """The file's name with another ending before the .gz, if it has that."""
+    packed = path.suffix if path.suffix.lower() == ".gz" else ""
+    return Path(path.name.removesuffix(packed)).stem + ending + packed
+
+
+def showing(path: Path, number: int) -> str:
+    """The shell command that shows a line."""
+    line = f"sed -n {number}p"
+    packed = path.suffix.lower() == ".gz"
+    command = f"zcat {quote(str(path))} | {line}" if packed else f"{line} {quote(str(path))}"
+    return f"{command}    shows the line"

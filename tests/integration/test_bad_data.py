@@ -1,0 +1,291 @@
+"""Data that can't be used, or only in part, through the real command line.
+
+Oracles: the whole message of each case, written out in bad_input/data.txt; the folder as it was before; the number of
+rows that were written on purpose, for what is legitimate; and a shell: the command that a message says to type is
+typed, and the rows are there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.data.sources import read_rows
+from tests.bad_input import Case, Content, Neft, lay, messages, require_harmless, require_refused
+
+GOOD = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(20)]
+ROW = json.dumps(GOOD[0]) + "\n"
+HUGE = 100_000_000  # bytes
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def llama(tiny_folder: Callable[[str], Path]) -> Path:
+    """Written before a test listens to what is said."""
+    return tiny_folder("llama")
+
+
+def lines(*rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def data(name: str, content: Content, *more: str) -> Case:
+    """A run on one file; the model is never reached."""
+    return source(name, *more, files={name: content})
+
+
+def source(name: str, *more: str, files: dict[str, Content] | None = None) -> Case:
+    return Case(("train", "--model", "smollm2-135m", "--dataset", name, *more), files or {})
+
+
+def turns(*given: Any) -> str:
+    return lines({"messages": list(given)})
+
+
+def table(columns: dict[str, list[Any]], edit: Callable[[bytes], bytes] = bytes) -> Callable[[Path], None]:
+    """A Parquet file, with its bytes edited."""
+
+    def write(path: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table(columns), path)
+        path.write_bytes(edit(path.read_bytes()))
+
+    return write
+
+
+def huge(before: bytes, behind: bytes = b"") -> Callable[[Path], None]:
+    """A file of 100 MB."""
+    return lambda path: path.write_bytes(before + b"x" * HUGE + behind) and None
+
+
+SEMICOLONS = "prompt;completion\nHello, friend;Hi\n"
+TWO = {"prompt": ["q"] * 5, "completion": ["a"] * 5}
+
+DATA = {
+    "a malformed line": data("d/rows.jsonl", f"{ROW}{{'prompt': 'q'}}\n{ROW}"),
+    "several malformed lines": data("rows.jsonl", f"nothing\n{ROW}[]\n7\n"),
+    "a truncated line": data("rows.jsonl", ROW + ROW[:30]),
+    "a truncated list": data("rows.json", json.dumps(GOOD)[:-40]),
+    "a key twice": data("rows.jsonl", '{"prompt": "q", "prompt": "another", "completion": "a"}\n'),
+    "UTF-16": data("d/rows.jsonl", ROW.encode("utf-16")),
+    "UTF-16 without a mark": data("rows.jsonl", ROW.encode("utf-16-le")),
+    "UTF-32": data("rows.csv", "prompt,completion\nq,a\n".encode("utf-32")),
+    "Latin-1": data("d/my rows.jsonl", (ROW + '{"prompt": "Größe?", "completion": "a"}\n').encode("latin-1")),
+    "Latin-1 in a .gz": data("rows.jsonl.gz", gzip.compress(ROW.replace("q", "ö").encode("latin-1"))),
+    "NUL bytes": data("rows.jsonl", ROW.replace("q", "q\0")),
+    "an empty file": data("rows.jsonl", ""),
+    "blank lines": data("rows.jsonl", "\n\n"),
+    "only a header": data("rows.csv", "prompt,completion\n"),
+    "an empty list": data("rows.json", "[]"),
+    "an empty folder": source("rows", files={"rows": None}),
+    "a folder without data": source("rows", files={"rows/a.txt": "", "rows/b.pdf": ""}),
+    "a folder with one bad file": source("rows", files={"rows/a.jsonl": ROW, "rows/b.jsonl": "{"}),
+    "a folder of mixed layouts": source("rows", files={"rows/a.jsonl": ROW, "rows/b.jsonl": lines({"text": "words"})}),
+    "mixed schemas": data("rows.jsonl", ROW + lines({"instruction": "q", "output": "a"})),
+    "a number for a text": data("rows.jsonl", ROW + lines({"prompt": "q", "completion": 5})),
+    "a list for a text": data("rows.jsonl", lines({"prompt": ["q"], "completion": "a"})),
+    "not a number": data("rows.jsonl", '{"prompt": NaN, "completion": "a"}\n'),
+    "nothing but nulls": data("rows.jsonl", lines({"prompt": None, "completion": None})),
+    "empty completions": data(
+        "rows.jsonl", lines({"prompt": "q", "completion": " "}, {"prompt": "r", "completion": ""})
+    ),
+    "half a character": data("rows.jsonl", '{"prompt": "\\ud83d", "completion": "a"}\n'),
+    "a number of thousands of digits": data("rows.jsonl", '{"prompt": ' + "1" * 5000 + "}\n"),
+    "lists in lists": data("rows.json", "[" * 100_000),
+    "wrong columns": data("rows.jsonl", lines({"question": "q", "answer": "a"})),
+    "columns that act on a terminal": data("rows.jsonl", lines({"\x1b[2Jq": "\x1b[2J", "\x9ba\u202e": ""})),
+    "thousands of columns": data("rows.jsonl", lines({f"column {number}": 0 for number in range(5000)})),
+    "a column name of 1 MB": data("rows.jsonl", lines({"x" * 1_000_000: 0})),
+    "a layout that it has not": data("rows.jsonl", ROW, "--format", "alpaca"),
+    "a column that is not there": data(
+        "rows.jsonl", ROW, "--set", "data.columns={prompt: promt, completion: completion}"
+    ),
+    "a standard column misspelt": data("rows.jsonl", ROW, "--set", "data.columns={prompt: prompt, inptu: completion}"),
+    "turns as a text": data("rows.jsonl", lines({"messages": "hello"})),
+    "a turn without a role": data("rows.jsonl", turns({"content": "q"})),
+    "a turn of an unknown role": data("rows.jsonl", turns({"role": "robot", "content": "q"})),
+    "a turn in parts": data("rows.jsonl", turns({"role": "user", "content": [{"type": "text", "text": "q"}]})),
+    "a turn of nothing": data("rows.jsonl", turns({"role": "user", "content": None})),
+    "only questions": data("rows.jsonl", turns({"role": "user", "content": "q"})),
+    "a gz that is no gz": data("d/rows.jsonl.gz", ROW),
+    "a truncated gz": data("rows.jsonl.gz", gzip.compress(lines(*GOOD).encode(), mtime=0)[:-9]),
+    "a gz in a gz": data("rows.jsonl.gz", gzip.compress(gzip.compress(ROW.encode()))),
+    "a gz that is not named so": data("rows.jsonl", gzip.compress(ROW.encode())),
+    "a zip that is not named so": data("rows.jsonl", b"PK\3\4\x14\0"),
+    "an ending that is unknown": data("rows.zip", b"PK\3\4"),
+    "a Parquet that is none": data("rows.parquet", ROW),
+    "a truncated Parquet": data("rows.parquet", table(TWO, lambda content: content[:-20])),
+    "a Parquet that is not named so": data("rows.jsonl", table(TWO)),
+    "a Parquet of bytes": data("rows.parquet", table({"prompt": [b"q"], "completion": [b"a"]})),
+    "a Parquet of numbers": data("rows.parquet", table({"prompt": ["q"], "completion": [1]})),
+    "a CSV with semicolons": data("d/rows.csv", SEMICOLONS),
+    "a packed CSV with semicolons": data("rows.csv.gz", gzip.compress(SEMICOLONS.encode())),
+    "a CSV with tabs": data("rows.csv", SEMICOLONS.replace(";", "\t")),
+    "a TSV with commas": data("rows.tsv", "prompt,completion\nq,a\n"),
+    "a comma without quotes": data("rows.csv", "prompt,completion\nHello, friend,Hi\n"),
+    "a quote that is open": data("rows.csv", 'prompt,completion\nq,"a\nr,b\n'),
+    "a header that names a column twice": data("rows.csv", "prompt,prompt\nq,a\n"),
+    "one object": data("rows.json", json.dumps(GOOD[0])),
+    "lines in a .json": data("d/rows.json", lines(*GOOD)),
+    "a list in a .jsonl": data("d/rows.jsonl", json.dumps(GOOD)),
+    "an object over several lines": data("rows.jsonl", json.dumps(GOOD[0], indent=1)),
+    "a name misspelt": source("data/trian.jsonl", files={"data/train.jsonl": ROW}),
+    "a folder misspelt": source("my/dta/train.jsonl", files={"my/data/train.jsonl": ROW}),
+    "an ending misspelt": source("data/train.json", files={"data/train.jsonl": ROW}),
+    "a folder like a hub id": source("data/rwos", files={"data/rows/a.jsonl": ROW}),
+    "the built-in set misspelt": source("builtn"),
+    "nothing of this name": source("nothing.jsonl"),
+    "a name with a NUL": source("a\0.jsonl"),
+    "a name that acts on a terminal": source("\x1b[2J.jsonl"),
+    "a name in no encoding": source("a\udcff.jsonl"),
+    "a name too long": source("a" * 300 + ".jsonl"),
+    "the home of nobody": source("~0/rows.jsonl"),
+    "a split of the built-in set": source("builtin", "--set", "data.split=test"),
+    "a split of a file": data("rows.jsonl", ROW, "--set", "data.split=test"),
+    "a held-out split of a file": data("rows.jsonl", ROW, "--set", "data.held_out_split=test"),
+    "held-out rows that are not there": data("rows.jsonl", ROW, "--held-out", "lost.jsonl"),
+    "held-out rows of another kind": source(
+        "rows.jsonl", "--held-out", "h.jsonl", files={"rows.jsonl": ROW, "h.jsonl": lines({"text": "words"})}
+    ),
+    "held-out rows that are all rows": data("rows.jsonl", ROW, "--held-out", "rows.jsonl"),
+    "a row of 100 MB": data("rows.jsonl", huge(b'{"prompt": "', b'", "completion": "a"}\n')),
+    "a line of 100 MB": data("rows.jsonl", huge(b"")),
+    "a cell of 100 MB": data("rows.csv", huge(b"prompt,completion\n")),
+    "a truncated list of 100 MB": data("rows.json", huge(b'[{"prompt": "q", "completion": "')),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_that_can_not_be_used(neft: Neft, name: str) -> None:
+    require_refused(neft, DATA[name], messages("data")[name])
+
+
+def test_every_message_has_a_case() -> None:
+    assert messages("data").keys() == DATA.keys()
+
+
+MENDED = {
+    "UTF-16": "d/utf8-rows.jsonl",
+    "UTF-16 without a mark": "utf8-rows.jsonl",
+    "UTF-32": "utf8-rows.csv",
+    "Latin-1": "d/utf8-my rows.jsonl",
+    "Latin-1 in a .gz": "utf8-rows.jsonl.gz",
+    "NUL bytes": "clean-rows.jsonl",
+    "a gz that is no gz": "d/rows.jsonl",
+    "a gz that is not named so": "rows.jsonl.gz",
+    "a Parquet that is not named so": "rows.parquet",
+    "a CSV with semicolons": "d/commas-rows.csv",
+    "a packed CSV with semicolons": "commas-rows.csv.gz",
+    "a CSV with tabs": "rows.tsv",
+    "a TSV with commas": "rows.csv",
+    "lines in a .json": "d/rows.jsonl",
+    "a list in a .jsonl": "d/rows.json",
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_what_a_message_says_to_type_mends_the_file(name: str) -> None:
+    """The command is typed into a shell as it stands, and its file holds rows of two texts."""
+    lay(DATA[name].files)
+    command = messages("data")[name].split("  try      ")[1].partition("    ")[0]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["sh", "-ec", command], check=True, env={**os.environ, "PATH": path}, capture_output=True)
+    rows = list(read_rows(MENDED[name]))
+    assert rows
+    assert all(row.values.keys() == {"prompt", "completion"} and all(row.values.values()) for row in rows)
+    assert not any("\0" in text for row in rows for text in row.values.values())
+
+
+# Legitimate, with the right count
+
+
+def inspected(neft: Neft, tiny: Path, content: Content, *more: str, name: str = "rows.jsonl") -> list[str]:
+    """What `neft data inspect` says of a file, without its phases and the row that it shows."""
+    lay({name: content})
+    result = neft("data", "inspect", "--model", tiny, "--dataset", name, "--rows", "1", *more)
+    assert result.code == 0, result.err
+    require_harmless(result)
+    told = ("data: rows", "data: tok", "note: ")
+    return [line for line in result.out.splitlines() if line.startswith(told)]
+
+
+ALL = "data: rows.jsonl (prompt/completion) · 20 rows read: 16 to learn from, 4 held out"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("\ufeff" + lines(*GOOD), [ALL]),
+        (lines(*GOOD).replace("\n", "\r\n"), [ALL]),
+        (lines(*GOOD).replace("\n", "\n\n"), [ALL]),
+        (lines(*GOOD).rstrip("\n"), [ALL]),
+        (
+            lines(*GOOD, *GOOD),
+            [
+                ALL.replace("20 rows", "40 rows").replace("16 to", "32 to").replace("4 held", "8 held"),
+                "note: 16 rows repeat an earlier row, prompt and answer; they are kept",
+            ],
+        ),
+        (
+            lines(*GOOD, {"prompt": "q", "completion": ""}, {"prompt": "", "completion": "a"}),
+            [
+                ALL.replace("20 rows", "22 rows"),
+                "note: 1 row (rows.jsonl, line 21) left out: an answer is empty",
+                "note: 1 row (rows.jsonl, line 22) left out: it has no question",
+            ],
+        ),
+        (
+            lines(*GOOD, {"prompt": "x" * 3000, "completion": "a"}),
+            [
+                ALL.replace("20 rows", "21 rows"),
+                "note: 1 row (rows.jsonl, line 21) left out: no token with loss is left within data.max_length 1024",
+            ],
+        ),
+        (
+            lambda path: (
+                path.write_text(lines(*GOOD) + '{"prompt": "' + "x" * HUGE + '", "completion": "a"}\n') and None
+            ),
+            [
+                ALL.replace("20 rows", "21 rows"),
+                "note: 1 row (rows.jsonl, line 21) left out: a text in it is longer than 10,000,000 characters",
+            ],
+        ),
+    ],
+    ids=["BOM", "CRLF", "blank lines", "no last line break", "duplicates", "empty texts", "too long", "100 MB"],
+)
+def test_what_is_legitimate_is_read_and_counted(neft: Neft, llama: Path, content: Content, said: list[str]) -> None:
+    assert inspected(neft, llama, content) == said
+
+
+def test_a_special_token_inside_text_is_told(neft: Neft, llama: Path) -> None:
+    special = lines(*GOOD, {"prompt": "say </s> twice", "completion": "</s></s>, that is"})
+    assert inspected(neft, llama, special)[-1] == (
+        "note: 1 row (rows.jsonl, line 21) hold a special token as text, and it will act as the token"
+    )
+
+
+def test_rows_without_a_token_with_loss_are_refused(neft: Neft, llama: Path) -> None:
+    """Every label masked: what others train on with a loss of 0.0."""
+    lay({"rows.jsonl": lines(*({"prompt": "x" * 3000, "completion": "a"} for _ in range(9)))})
+    result = neft("data", "inspect", "--model", llama, "--dataset", "rows.jsonl")
+    assert (result.code, result.err) == (
+        2,
+        "rows.jsonl: no token would carry loss, so there is nothing to learn\n"
+        "  received 9 rows whose question alone fills data.max_length 1024\n"
+        "  try      --max-length 4096\n"
+        "1 problem; nothing was started.\n",
+    )

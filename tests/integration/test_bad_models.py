@@ -1,0 +1,166 @@
+"""Models and chat templates that can't be used, through the real command line.
+
+Oracles: the whole message of each case, written out in bad_input/models.txt; the folder as it was before; and for what
+remote code and pickles would run, that it did not.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bad_input import Case, Content, Neft, messages, require_refused
+
+ROWS = "".join(f'{{"prompt": "question {number}", "completion": "answer"}}\n' for number in range(20))
+TINY: dict[str, Path] = {}  # what the fixture below fills in: the folder that the cases copy
+Edit = Callable[[bytes], bytes]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    TINY["llama"] = tiny_folder("llama")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def name(given: str, *more: str, **files: Content) -> Case:
+    """A run of a model of this name; `__` in the name of a file stands for a dot."""
+    named = {file.replace("__", "."): content for file, content in files.items()}
+    arguments = ("train", "--model", given, "--dataset", "rows.jsonl", *more)
+    return Case(arguments, {"rows.jsonl": ROWS, **named})
+
+
+def folder(*without: str, **edits: Edit | bytes) -> Case:
+    """A run of a copy of a tiny Llama, without some of its files and with others edited."""
+
+    def write(path: Path) -> None:
+        shutil.copytree(TINY["llama"], path)
+        for file in without:
+            (path / file).unlink()
+        for key, edit in edits.items():
+            file = path / key.replace("__", ".")
+            file.write_bytes(edit(file.read_bytes()) if callable(edit) else edit)
+
+    return name("model", model=write)
+
+
+def fields(**changed: Any) -> Edit:
+    """Other values of fields in a JSON file."""
+    return lambda content: json.dumps(json.loads(content) | changed).encode()
+
+
+def pickled(path: Path) -> None:
+    """A folder whose weights are a pickle that would make a file."""
+    shutil.copytree(TINY["llama"], path)
+    (path / "model.safetensors").unlink()
+    (path / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(Vhacked\nVw\ntR.")
+
+
+def template(content: Content) -> Case:
+    case = folder()
+    return Case((*case.arguments, "--chat-template", "t.jinja"), {**case.files, "t.jinja": content})
+
+
+EVIL = b"open('hacked', 'w')\n"
+OWN_CODE = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+INDEX = b'{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+MODELS = {
+    "an alias misspelt": name("opt-350"),
+    "no alias": name("zzzz"),
+    "an empty name": name(""),
+    "a name with a NUL": name("a\0b"),
+    "a name that acts on a terminal": name("\x1b[2J"),
+    "a name in no encoding": name("a\udcff"),
+    "a name too long": name("a" * 300),
+    "the home of nobody": name("~0/model"),
+    "an address": name("https://hub.invalid/facebook/opt-350m"),
+    "a revision in the name": name("facebook/opt-350m@main"),
+    "no hub id": name("my models/llama"),
+    "a folder that is not there": name("./lost"),
+    "a folder misspelt": name("./modls/llama", **{"models/llama/config.json": "{}"}),
+    "a file": name("rows.jsonl"),
+    "an empty folder": name("model", model=None),
+    "a folder of other things": name("model", **{"model/a.txt": "", "model/b.py": ""}),
+    "a revision of a folder": name("model", "--revision", "main", model=None),
+    "an adapter": name("model", **{"model/adapter_config.json": "{}"}),
+    "a .gguf that is not there": name("lost.gguf"),
+    "a .gguf that is none": name("x.gguf", x__gguf="no gguf"),
+    "an empty .gguf": name("x.gguf", x__gguf=""),
+    "a .gguf of its first letters": name("x.gguf", x__gguf=b"GGUF"),
+    "a .gguf of nothing": name("x.gguf", x__gguf=b"GGUF\3\0\0\0" + bytes(16)),
+    "no config.json": folder("config.json"),
+    "a config.json that is no JSON": folder(config__json=b"{'model_type': 'llama'}"),
+    "a config.json that is a list": folder(config__json=b"[]"),
+    "a config.json of nothing": folder(config__json=b"{}"),
+    "a config.json in UTF-16": folder(config__json=lambda content: content.decode().encode("utf-16")),
+    "an unknown architecture": folder(config__json=fields(model_type="\x1b[2Jzzz")),
+    "a size that is a text": folder(config__json=fields(hidden_size="big")),
+    "no heads": folder(config__json=fields(num_attention_heads=0)),
+    "a size that the weights have not": folder(config__json=fields(hidden_size=32)),
+    "more layers than weights": folder(config__json=fields(num_hidden_layers=3)),
+    "too few positions": folder(config__json=fields(max_position_embeddings=16)),
+    "no weights": folder("model.safetensors"),
+    "pickled weights": name("model", model=pickled),
+    "corrupt weights": folder(model__safetensors=b"garbage" * 100),
+    "empty weights": folder(model__safetensors=b""),
+    "truncated weights": folder(model__safetensors=lambda content: content[:-1000]),
+    "a pointer for weights": folder(model__safetensors=POINTER),
+    "an index of weights that are not there": folder("model.safetensors", **{"model.safetensors.index__json": INDEX}),
+    "an index that is no JSON": folder("model.safetensors", **{"model.safetensors.index__json": b"{"}),
+    "no tokenizer": folder("tokenizer.json", "tokenizer_config.json"),
+    "a tokenizer that is no JSON": folder(tokenizer__json=b"no JSON"),
+    "a tokenizer of nothing": folder(tokenizer__json=b"{}"),
+    "a tokenizer_config that is no JSON": folder(tokenizer_config__json=b"{"),
+    "a tokenizer without an end": folder(tokenizer_config__json=fields(eos_token=None)),
+    "a model with code": folder(config__json=fields(auto_map=OWN_CODE, model_type="evil"), evil__py=EVIL),
+    "a tokenizer with code": folder(
+        tokenizer_config__json=fields(auto_map={"AutoTokenizer": ["evil.Own", None]}, tokenizer_class="Own"),
+        evil__py=EVIL,
+    ),
+    "an unknown template": name("model", "--chat-template", "chatlm", model=lambda path: folder().files["model"](path)),
+    "a template that is no Jinja": template("{% for message in messages %}"),
+    "a template that is no text": template(b"\xff"),
+    "a template that is a folder": template(None),
+    "a template that goes wrong": template("{{ messages[0].turn.text }}"),
+    "a template without end": template("{% for i in range(10 ** 9) %}x{% endfor %}"),
+    "a template that breaks out": template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
+    "a template without answers": template("{{ messages[0].content }}"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_a_model_that_can_not_be_used(neft: Neft, case: str) -> None:
+    require_refused(neft, MODELS[case], messages("models")[case])
+    assert not Path("hacked").exists()
+
+
+def test_every_message_has_a_case() -> None:
+    assert messages("models").keys() == MODELS.keys()
+
+
+def test_a_folder_like_a_hub_id_is_suggested(neft: Neft) -> None:
+    """Asked for on the hub first, since a folder may have an owner's name."""
+    Path("models/llama").mkdir(parents=True)
+    Path("rows.jsonl").write_text(ROWS)
+    result = neft("train", "--model", "models/llma", "--dataset", "rows.jsonl")
+    assert result.code == 2
+    assert "\n  nearest  models/llama\n" in result.err
+
+
+def test_without_a_chat_template_alpaca_is_taken_and_told(neft: Neft) -> None:
+    Path("rows.jsonl").write_text(ROWS)
+    result = neft("data", "inspect", "--model", TINY["llama"], "--dataset", "rows.jsonl", "--rows", "1")
+    assert result.code == 0
+    assert "data: chat template alpaca\n" in result.out

@@ -1,0 +1,508 @@
+"""Hostile files, names and answers through the command line's own `main`, and where secrets go.
+
+Oracles: a folder that only hostile code would make (each such file is shown to make it where nothing stops it),
+canaries as keys and tokens, the server that was sent them, and Unicode's categories of characters.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import stat
+import sys
+import traceback
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neftcli.cli import main as command_line
+from neftcli.recipe.schema import Recipe
+from neftcli.runs.checkpoints import MANIFEST, Checkpoints
+from neftcli.sweep.cell import clear_unborn, finished_run, stopped_run
+from tests.conftest import Result, quick_arguments
+from tests.judge_server import echoes_the_key, judge_server
+from tests.unit.evaluation.test_judge import longer
+
+SHORT = ("--set", "evaluation.generation.max_new_tokens=4", "--no-base")
+
+
+def neft(*arguments: object) -> Result:
+    """Runs `neft` in this process; with --debug the traceback that Python would print is on stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, ["neft", *map(str, arguments)]
+    code = 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            command_line.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except Exception:
+        code = 1
+        err.write(traceback.format_exc())
+    finally:
+        sys.argv = before
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+class Makes:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def pickled(folder: Path) -> bytes:
+    """A file in torch's form that makes `folder` when it is unpickled."""
+    stream = io.BytesIO()
+    torch.save(Makes(folder), stream)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `runs` with three runs of a tiny Llama: alpha 0, alpha 5, and alpha 5 with LoRA."""
+    output = tmp_path_factory.mktemp("trained") / "runs"
+    arguments = [*quick_arguments(tiny_folder("llama"), rows_file, output), "--learning-rate", "5e-3"]
+    for extra in (["--alpha", "0"], ["--alpha", "5"], ["--lora", "--set", "name=lora"]):
+        result = neft(*arguments, *extra)
+        assert result.code == 0, result.err
+    return output
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the runs that a test may change, in a folder of its own."""
+    shutil.copytree(trained, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Path]:
+    """The folder that hostile files would make; that none has is asserted at the end."""
+    folder = tmp_path / "made"
+    yield folder
+    assert not folder.exists()
+
+
+# Pickles
+
+
+def test_the_pickles_of_these_tests_do_make_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(pickled(tmp_path / "made"))
+    torch.load(tmp_path / "x.pt", weights_only=False)
+    assert (tmp_path / "made").is_dir()
+    (tmp_path / "made").rmdir()
+    pickle.loads(pickle.dumps(Makes(tmp_path / "made")))  # noqa: S301 - that is the point
+    assert (tmp_path / "made").is_dir()
+
+
+OF_A_MANIFEST = ("format", "step", "files", "manifest_sha256")
+IN_A_RUN = (
+    *("model/training_args.bin", "model/pytorch_model.bin", "model/adapter_model.bin", "model/tokenizer.pkl"),
+    *("checkpoints/step-2/optimizer.pt", "checkpoints/step-2/scheduler.pt", "checkpoints/step-2/rng_state.pth"),
+    *("checkpoints/checkpoint-2/training_args.bin", "checkpoints/checkpoint-2/pytorch_model.bin", "train.pkl"),
+)
+
+
+@pytest.mark.parametrize("name", ["tiny-a5-s0", "lora-a5-s0"])
+def test_pickles_in_a_run_are_not_opened(name: str, runs: Path, made: Path) -> None:
+    """The run is evaluated, and gone on from, as if they were not there."""
+    before = neft("eval", runs / name, "--no-answers", "--no-base", "--quiet")
+    shutil.rmtree(runs / name / "evaluation")
+    for file in IN_A_RUN:
+        (runs / name / file).parent.mkdir(parents=True, exist_ok=True)
+        (runs / name / file).write_bytes(pickled(made))
+    after = neft("eval", runs / name, "--no-answers", "--no-base", "--quiet")
+    assert (before.code, after.code) == (0, 0)
+    measured = [[line for line in result.out.splitlines() if "held-out loss" in line] for result in (before, after)]
+    assert len(measured[0]) > 0
+    assert measured[0] == measured[1]
+
+
+def test_pickles_in_the_place_of_what_is_kept_are_not_opened(runs: Path, made: Path) -> None:
+    """Files of an evaluation's results, the judge's replies and a sweep's cells: measured anew, or told."""
+    run = runs / "tiny-a5-s0"
+    assert neft("eval", run, "--no-base", *SHORT).code == 0
+    kept = [*(run / "evaluation").glob("*.jsonl")]
+    assert {file.name.partition("-")[0] for file in kept} == {"losses", "answers"}
+    for file in kept:
+        file.write_bytes(pickled(made))
+    assert neft("eval", run, "--no-base", *SHORT).code == 0
+    sweep = runs / "run-sweep"
+    for file in (
+        "recipe.yaml",
+        "cells/a/run.json",
+        "cells/a/evaluation/cell.json",
+        "cells/b/recipe.yaml",
+        "sweep.json",
+    ):
+        (sweep / file).parent.mkdir(parents=True, exist_ok=True)
+        (sweep / file).write_bytes(pickled(made))
+    assert neft("sweep-alpha", sweep).code == 2
+    assert finished_run(sweep / "cells", "key") is None
+    assert stopped_run(sweep / "cells", "key", Recipe()) is None
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
+def test_pickles_in_a_checkpoint_that_is_sealed_anew_do_not_run(
+    name: str,
+    tiny_folder: Callable[[str], Path],
+    rows_file: Path,
+    tmp_path: Path,
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever can write a checkpoint can write its manifest, so what it holds is not trusted for that."""
+    publish = Checkpoints.publish
+
+    def publish_and_stop(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
+        publish(checkpoints, step, facts)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "publish", publish_and_stop)
+        stopped = neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs"), "--save-steps", "2")
+    [checkpoint] = (tmp_path / "runs").glob("*/checkpoints/checkpoint-2")
+    assert stopped.code == 75, stopped.err
+    assert not (checkpoint / "training_args.bin").exists()
+    if name == "pytorch_model.bin":
+        (checkpoint / "model.safetensors").unlink()
+    (checkpoint / name).write_bytes(pickled(made))
+    facts = json.loads((checkpoint / MANIFEST).read_text())
+    publish(Checkpoints(checkpoint.parent, 2), 2, {key: facts[key] for key in facts if key not in OF_A_MANIFEST})
+    resumed = neft("train", "--resume", checkpoint.parents[1])
+    assert "going on behind update 2" in resumed.out
+    assert resumed.code == 1
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".pkl", ".pt", ".npy"])
+def test_pickles_in_the_place_of_rows_are_refused(ending: str, tmp_path: Path, made: Path) -> None:
+    file = tmp_path / f"rows{ending}"
+    file.write_bytes(pickle.dumps(Makes(made)))
+    result = neft("train", "--dataset", file, "--output-dir", tmp_path / "runs")
+    assert (result.code, (tmp_path / "runs").exists()) == (2, False), result.err
+
+
+def test_nothing_pickled_is_left(runs: Path) -> None:
+    """No training_args.bin, which holds tokens where one was given, and nothing else that torch or pickle wrote."""
+    left = [file.name for file in runs.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert left == []
+
+
+# Code
+
+
+def bring_code(model: Path, made: Path) -> None:
+    """Makes a model's classes its own, in a file that makes a folder when it is imported."""
+    (model / "own.py").write_text(
+        f"import os\nos.makedirs({str(made)!r}, exist_ok=True)\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Own(LlamaConfig): model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM): config_class = Own\n"
+    )
+    config = json.loads((model / "config.json").read_text())
+    config |= {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}, "model_type": "own"}
+    (model / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def with_code(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A model with code of its own."""
+    model = shutil.copytree(tiny_folder("llama"), tmp_path / "with-code")
+    bring_code(model, tmp_path / "code-ran")
+    return model
+
+
+def test_code_of_a_model_runs_where_it_is_asked_for_and_that_is_recorded(
+    with_code: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    arguments = [*quick_arguments(with_code, rows_file, tmp_path / "runs"), "--set", "evaluation.samples=0"]
+    refused = neft(*arguments)
+    assert refused.code == 2
+    assert "--trust-remote-code" in refused.err.splitlines()[2]
+    assert not (tmp_path / "code-ran").exists()
+    assert not any((tmp_path / "runs").glob("*"))
+    assert neft(*arguments, "--trust-remote-code").code == 0
+    assert (tmp_path / "code-ran").is_dir()
+    [record] = (tmp_path / "runs").glob("*/run.json")
+    assert json.loads(record.read_text())["trust_remote_code"] is True
+
+
+def test_that_no_code_was_asked_for_is_recorded(runs: Path) -> None:
+    records = [json.loads(file.read_text()) for file in runs.glob("*/run.json")]
+    assert [record["trust_remote_code"] for record in records] == [False] * 3
+
+
+@pytest.mark.parametrize("place", ["run", "baseline"])
+def test_a_run_of_somebody_else_runs_no_code_unasked(place: str, runs: Path, tmp_path: Path) -> None:
+    """Even where its own recipe says that it may: the switch is what is typed here."""
+    theirs = runs / "tiny-a5-s0"
+    bring_code(theirs / "model", tmp_path / "code-ran")
+    recipe = (theirs / "recipe.yaml").read_text()
+    assert "trust_remote_code: false" in recipe
+    (theirs / "recipe.yaml").write_text(recipe.replace("trust_remote_code: false", "trust_remote_code: true"))
+    both = [theirs] if place == "run" else [runs / "tiny-a0-s0", "--baseline", theirs]
+    refused = neft("eval", *both, "--no-answers", "--no-base")
+    assert refused.code == 2
+    assert "comes with Python code of its own, which does not run unasked" in refused.err
+    assert not (tmp_path / "code-ran").exists()
+    asked = neft("eval", *both, "--no-answers", "--no-base", "--trust-remote-code")
+    assert asked.code == 0, asked.err
+    assert (tmp_path / "code-ran").is_dir()
+
+
+@pytest.mark.parametrize("revision", [(), ("--revision", "main"), ("--revision", "0123abc")])
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_code_of_the_hub_needs_a_commit(
+    command: str, revision: tuple[str, ...], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subject = ["--model", "owner/name"] if command == "train" else ["owner/name"]
+    result = neft(command, *subject, "--dataset", rows_file, "--trust-remote-code", *revision)
+    assert result.code == 2
+    assert result.err.splitlines() == [
+        "model.revision: code of owner/name runs only at a full commit id, which nobody can change",
+        f"  received {revision[1] if revision else 'no revision'}",
+        "  try      read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it",
+        "1 problem; nothing was started.",
+    ]
+    assert not any((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize("whose", ["a file's", "the model's own"])
+def test_a_chat_template_is_rendered_in_a_sandbox(
+    whose: str, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, made: Path
+) -> None:
+    template = f"{{{{ cycler.__init__.__globals__.os.mkdir('{made}') }}}}"
+    model = shutil.copytree(tiny_folder("llama"), tmp_path / "model")
+    file = model / "chat_template.jinja" if whose == "the model's own" else tmp_path / "own.jinja"
+    file.write_text(template)
+    typed = ["--chat-template", file] if whose == "a file's" else []
+    result = neft(*quick_arguments(model, rows_file, tmp_path / "runs"), *typed)
+    assert result.code == 2
+    assert "access to attribute '__init__' of 'type' object is unsafe" in result.err
+
+
+def test_code_of_a_task_file_is_refused_before_anything_is_measured(runs: Path, tmp_path: Path, made: Path) -> None:
+    (tmp_path / "own.py").write_text(f"import os\nos.mkdir({str(made)!r})\ndef docs(rows): return rows\n")
+    (tmp_path / "task.yaml").write_text("task: own\nprocess_docs: !function own.docs\n")
+    result = neft("eval", runs / "tiny-a5-s0", "--tasks", tmp_path / "task.yaml", "--no-answers")
+    assert result.code == 2
+    assert "NEFT_TRUST_TASK_CODE=1" in result.err
+    assert not (runs / "tiny-a5-s0" / "evaluation").exists()
+
+
+# Secrets
+
+CANARIES = {
+    "HF_TOKEN": "hf_canaryOfTheHub0123456789",
+    "HUGGING_FACE_HUB_TOKEN": "hf_canaryOfTheHubOfOld0123456789",
+    "OPENAI_API_KEY": "canary-of-the-judge-0123456789",
+    "WANDB_API_KEY": "canaryOfWandb0123456789abcdef0123456789",
+    "AWS_SECRET_ACCESS_KEY": "canaryOfAws0123456789",
+}
+
+
+@pytest.fixture
+def canaries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys and tokens in the environment, and what no output and no file may hold."""
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    return [*CANARIES.values(), "canary", "Canary"]
+
+
+def everything_below(folder: Path) -> str:
+    """All bytes of all files, and their names."""
+    return "\n".join(str(file) + file.read_bytes().decode("latin-1") for file in folder.rglob("*") if file.is_file())
+
+
+def leaked(secrets: list[str], results: list[Result], folder: Path) -> list[str]:
+    everywhere = "".join(result.out + result.err for result in results) + everything_below(folder)
+    return [secret for secret in secrets if secret in everywhere]
+
+
+def test_the_search_for_secrets_finds_them(tmp_path: Path) -> None:
+    (tmp_path / ".hidden").write_text("x canary-a y")
+    assert leaked(["canary-a", "b"], [Result(0, "", "b")], tmp_path) == ["canary-a", "b"]
+
+
+@pytest.mark.parametrize("extra", [(), ("--json",), ("--debug",)])
+def test_no_secret_gets_out_of_training(
+    extra: tuple[str, ...], canaries: list[str], tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    """A run that finishes, one whose loss becomes NaN, and one of a model that the hub is asked for."""
+    arguments = quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
+    results = [
+        neft(*arguments, *extra),
+        neft(*arguments, "--learning-rate", "1e30", *extra),
+        neft(*quick_arguments(Path("owner/name"), rows_file, tmp_path / "runs"), *extra),
+    ]
+    assert [result.code for result in results] == ([0, 1, 1] if "--debug" in extra else [0, 1, 2])
+    assert leaked(canaries, results, tmp_path) == []
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+@pytest.mark.parametrize("extra", [(), ("--json",), ("--debug",)])
+def test_no_secret_gets_out_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], runs: Path) -> None:
+    """A judge that answers, one that refuses and sends the key back, and one whose address holds a password."""
+    judged = ["eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT, *extra, "--judge-model", "m", "--judge"]
+    with judge_server(longer) as server:
+        server.always = echoes_the_key
+        refused = neft(*judged, server.url)
+        server.always = None
+        answered = neft(*judged, server.url)
+        sent = {request.headers["authorization"] for request in server.requests}
+        password = neft(*judged, server.url.replace("//", "//somebody:canaryPassword@"))
+        query = neft(*judged, f"{server.url}?key=canaryQuery")
+    assert sent == {f"Bearer {CANARIES['OPENAI_API_KEY']}"}
+    assert (refused.code, answered.code) == (1, 0), answered.err
+    assert "refuses the key in OPENAI_API_KEY" in refused.err
+    if "--debug" in extra:
+        assert all("Traceback" in result.err for result in (refused, password, query))
+    assert leaked(canaries, [refused, answered, password, query], runs.parent) == []
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_no_secret_gets_out_of_a_sweep(
+    canaries: list[str], tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    """Its recipe, its cells, the log of its workers, its judge's replies and its verdict."""
+    arguments = quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")[1:]
+    arguments += ["--alphas", "0,5", "--seeds", "1", "--metric", "win_rate", "--judge-model", "m"]
+    arguments += ["--set", "training.learning_rate=5e-3", "--set", "evaluation.samples=0"]
+    with judge_server(longer) as server:
+        server.always = echoes_the_key
+        refused = neft("sweep-alpha", *arguments, "--judge", server.url)
+        server.always = None
+        answered = neft("sweep-alpha", *arguments, "--judge", server.url, "--json")
+        password = server.url.replace("//", "//somebody:canaryPassword@")
+        typed = neft("sweep-alpha", *arguments, "--judge", password, "--debug")
+        assert {request.headers["authorization"] for request in server.requests} == {
+            f"Bearer {CANARIES['OPENAI_API_KEY']}"
+        }
+    assert (refused.code, answered.code, typed.code) == (1, 0, 1), answered.err
+    files = {file.name for file in (tmp_path / "runs").rglob("*")}
+    assert {"recipe.yaml", "run.json", "train.log", "workers.log", "verdicts.jsonl", "verdict.md"} <= files
+    assert "training_args.bin" not in files
+    assert leaked(canaries, [refused, answered, typed], tmp_path) == []
+
+
+# Names
+
+
+def acting(text: str) -> set[str]:
+    """The characters of an output that could act on a terminal, line breaks aside."""
+    acts = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return {letter for letter in text if letter != "\n" and unicodedata.category(letter) in acts}
+
+
+def test_names_of_files_can_not_act_on_the_terminal(
+    tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    """Of rows, a model, a template and a task, in what is said of them and in what is said against them."""
+    name = "\x1b]0;title\x07\x1b[31m\x9b1m\u202egnp [red] :smile: |![](x)<img src=x>"
+    model = shutil.copytree(tiny_folder("llama"), tmp_path / name)
+    rows = shutil.copy(rows_file, tmp_path / f"{name}.jsonl")
+    template = tmp_path / f"{name}.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
+    good = neft(*quick_arguments(model, rows, tmp_path / "runs"), "--chat-template", template)
+    assert good.code == 0, good.err
+    arguments = quick_arguments(model, rows, tmp_path / "runs")
+    [run] = (tmp_path / "runs").iterdir()
+    bad = [
+        neft(*arguments, "--chat-template", f"{name}absent"),
+        neft(*arguments, "--dataset", f"{name}absent.jsonl"),
+        neft(*arguments, "--recipe", f"{name}absent.yaml"),
+        neft(*arguments, "--set", f"{name}=1"),
+        neft("eval", f"{name}absent"),
+        neft("eval", run, "--tasks", json.dumps(f"{name}absent.yaml")),
+    ]
+    assert [result.code for result in bad] == [2] * len(bad)
+    assert acting("".join(result.out + result.err for result in (good, *bad))) == set()
+    assert "[red] :smile:" in good.out
+    assert ["[red] :smile:" in result.err for result in bad] == [True] * len(bad)
+    card = (run / "model" / "README.md").read_text()
+    assert acting(card) == set()
+    assert f"`{tmp_path}/" in card
+
+
+# Files
+
+
+def test_files_are_as_private_as_the_umask_says(
+    tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    before = os.umask(0o077)
+    try:
+        assert neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")).code == 0
+    finally:
+        os.umask(before)
+    open_ones = [file.name for file in (tmp_path / "runs").rglob("*") if stat.S_IMODE(file.stat().st_mode) & 0o077]
+    assert open_ones == []
+
+
+def test_what_a_failed_evaluation_takes_away_is_its_own(
+    runs: Path, tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what somebody put beside it nor what a link leads to."""
+    run, outside = runs / "tiny-a5-s0", tmp_path / "outside"
+    for folder in (run / "evaluation" / "held-out", outside / "held-out"):
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").write_text("mine")
+    too_long = ("eval", run, "--no-base", "--set", "evaluation.generation.max_new_tokens=5000")
+    assert neft(*too_long).code == 2
+    assert (run / "evaluation" / "held-out" / "notes.txt").read_text() == "mine"
+    shutil.rmtree(run / "evaluation")
+    for link in (run / "evaluation", runs / "tiny-a0-s0" / "evaluation" / "held-out"):
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(outside if link.name == "evaluation" else outside / "held-out")
+        assert neft("eval", link.parents[link.name == "held-out"], *too_long[2:]).code == 2
+        assert [file.name for file in outside.rglob("*") if file.is_file()] == ["notes.txt"]
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+@pytest.mark.parametrize("kind", ["losses", "answers", "log", "verdicts"])
+def test_links_in_the_place_of_what_is_kept_are_not_written_through(kind: str, runs: Path, tmp_path: Path) -> None:
+    """Files that are added to would cut a last line that has no end, and go on behind it."""
+    run, mine = runs / "tiny-a5-s0", tmp_path / "mine.txt"
+    with judge_server(longer) as server:
+        judged = ("--baseline", "tiny-a0-s0", "--judge", server.url, "--judge-model", "m")
+        assert neft("eval", run, *judged, *SHORT).code == 0
+        [file] = {
+            "log": run.glob("evaluation/*/eval.log"),
+            "verdicts": runs.glob("judge/verdicts.jsonl"),
+        }.get(kind, run.glob(f"evaluation/{kind}-*.jsonl"))
+        mine.write_text("mine, without an end")
+        file.unlink()
+        file.symlink_to(mine)
+        result = neft("eval", run, *judged, *SHORT)
+    assert (result.code, mine.read_text()) == (2, "mine, without an end")
+    assert f"{file.relative_to(tmp_path)}: this file would be written to, and is a link" in result.err
+
+
+def test_links_among_the_cells_of_a_sweep_are_not_followed_by_what_clears_them(tmp_path: Path) -> None:
+    cells, outside = tmp_path / "cells", tmp_path / "outside"
+    for name, record in (("unborn", None), ("unfinished", {"recipe_sha256": "k", "status": "running"})):
+        (outside / name).mkdir(parents=True)
+        (outside / name / "notes.txt").write_text("mine")
+        if record:
+            (outside / name / "run.json").write_text(json.dumps(record))
+        cells.mkdir(exist_ok=True)
+        (cells / name).symlink_to(outside / name)
+    for clear in (lambda: clear_unborn(cells), lambda: stopped_run(cells, "k", Recipe())):
+        with suppress(OSError):  # shutil refuses a link
+            clear()
+    assert len(list(outside.rglob("notes.txt"))) == 2

@@ -1,0 +1,163 @@
+"""Text of models, data and file names on its way to a terminal: it can't act there, and isn't read as markup.
+
+Oracles: Unicode's categories of characters, what a terminal is written without the text, and the json module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from neftcli import events
+from neftcli.cli.display import report, text
+from neftcli.cli.display.json_lines import JsonLines
+from neftcli.cli.display.live import LiveDisplay
+from neftcli.cli.display.plain import PlainLines
+from neftcli.cli.display.problems import print_problems
+from neftcli.errors import Problem
+from tests.unit.cli.test_display import REPORT, RUN, SWEEP
+
+HOSTILE = (
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b]8;;http://127.0.0.1\x1b\\link\x1b]8;;\x1b\\ \x9b31m \rover \x08\x7f "
+    "\u202egnp.exe\u202c \u2066x\u2069 \u200f [red]x[/red] [link=http://127.0.0.1]y[/link] [/nope] :smile: "
+)
+ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")
+MARKUP = ("[red]x[/red]", "[link=http://127.0.0.1]", "[/nope]", ":smile:")
+OWN = re.compile(r"\x1b\[(\?25[lh]|[12]?[KA])|\r")  # what Rich's live display itself draws with
+WORDS = ("role", "against", "verdict", "better", "state", "layout", "kind", "length", "schedule", "loss_on", "metrics")
+
+EVENTS: list[events.Event] = [
+    *RUN,
+    REPORT,
+    events.RowsReady("rows.jsonl", "text", 4, 3, 0, 0, 0, {"it is empty": ("rows.jsonl, line 3",)}, ("column",)),
+    events.Advance("mine: answers", 3, 9, 1.0, 2.0, 50.0, "tokens"),
+    events.SweepStarted("runs/s", (events.CellState("abc", "alpha 0", 0, "failed", problem="why"),), True),
+    events.CellState("abc", "alpha 0", 0, "failed", problem="why"),
+    SWEEP,
+    events.InspectedRow("rows.jsonl, line 1", (events.Token("a", True), events.Token("b", False)), False, True),
+    events.Plan("name: x", "m", "full", "CPU", "fp32", 3, 10, 10, 1, 1, 1, 1, 4, 8),
+]
+
+
+def hostile(value: Any, name: str = "") -> Any:
+    """The value with hostile text before every text in it that is not one of the project's own words."""
+    if isinstance(value, str):
+        return value if name in WORDS else HOSTILE + value
+    if isinstance(value, tuple):
+        return tuple(hostile(item, name) for item in value)
+    if isinstance(value, dict):
+        return {hostile(key, name): hostile(item, name) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: hostile(getattr(value, field.name), field.name) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value
+
+
+def acting(shown: str) -> set[str]:
+    """The characters of an output that could act on a terminal, line breaks and Rich's own aside."""
+    return {letter for letter in OWN.sub("", shown) if letter != "\n" and unicodedata.category(letter) in ACTS}
+
+
+def on_a_terminal(event: events.Event, width: int = 100) -> str:
+    """What the live display writes of an event, as `neft` makes its console, and at the end of its work."""
+    display = LiveDisplay()
+    display.console.file = stream = io.StringIO()
+    display.console.width = width
+    display.console._force_terminal = True
+    display.console._color_system = None
+    with display:
+        display.notify(event)
+    return stream.getvalue()
+
+
+def test_the_hostile_text_is_hostile() -> None:
+    """Each kind of it would be found in an output that holds it."""
+    assert acting(HOSTILE) == set("\x1b\x07\x9b\x08\x7f\u202e\u202c\u2066\u2069\u200f")
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_plain_lines_hold_nothing_that_acts(event: events.Event) -> None:
+    stream = io.StringIO()
+    PlainLines(stream).notify(hostile(event))
+    assert acting(stream.getvalue()) == set()
+
+
+def test_a_terminal_is_written_nothing_that_acts_and_no_markup_is_read() -> None:
+    """Of every event; Rich raises where it takes [/nope] for the end of a style."""
+    shown = "".join(on_a_terminal(hostile(event)) for event in EVENTS)
+    assert acting(shown) == set()
+    assert MARKUP[-1] in shown
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_report_on_a_terminal_holds_nothing_that_acts_and_no_markup_is_read(width: int) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
+    console.print(report.evaluated(hostile(REPORT), width))
+    assert acting(stream.getvalue()) == set()
+    assert all(markup in "".join(stream.getvalue().split("\n")) for markup in ("[red]x[/red]", "[/nope]"))
+
+
+def test_a_problem_holds_nothing_that_acts_and_no_markup_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    print_problems([hostile(Problem("x must be y", "z", "type a", "b"))], started=True)
+    shown = capsys.readouterr().err
+    assert acting(shown) == set()
+    assert len(shown.splitlines()) == 4
+    assert all(shown.count(markup) == 4 for markup in MARKUP)
+
+
+def test_json_lines_hold_nothing_that_acts_and_say_the_same() -> None:
+    stream = io.StringIO()
+    event = hostile(events.Notice("x"))
+    JsonLines(stream).notify(event)
+    assert acting(stream.getvalue()) == set()
+    assert json.loads(stream.getvalue())["message"] == event.message
+
+
+@given(st.text())
+def test_harmless_text_keeps_all_that_does_not_act(given: str) -> None:
+    """Letter by letter: the same, or the replacement character; joiners, which writing and emoji need, stay."""
+    shown = text.harmless(given)
+    assert len(shown) == len(given)
+    for before, after in zip(given, shown, strict=True):
+        stays = before in "\n\u200c\u200d" or unicodedata.category(before) not in ACTS
+        assert after == (before if stays else "\N{REPLACEMENT CHARACTER}")
+
+
+@given(st.text() | st.text(alphabet=st.characters(categories=["Cs", "Cc", "Cf"])))
+def test_escaped_json_says_the_same_and_can_be_written(given: str) -> None:
+    """The same as JSON in pure ASCII; half characters (which JSON files can hold and UTF-8 can't) among it."""
+    written = text.escaped(json.dumps({given: [given]}, ensure_ascii=False))
+    assert json.loads(written.encode("utf-8")) == json.loads(json.dumps({given: [given]}))
+    assert acting(written.replace("\u200c", "").replace("\u200d", "")) == set()
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_every_text_of_every_event_is_made_harmless(event: events.Event) -> None:
+    """Nothing that acts is left anywhere in it; an event without hostile text stays what it is."""
+    cleaned = text.all_harmless(hostile(event))
+    assert type(cleaned) is type(event)
+    assert acting("".join(map(str, _texts(cleaned)))) == set()
+    harmless = text.all_harmless(event)
+    assert text.all_harmless(harmless) == harmless
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [part for item in value for part in _texts(item)]
+    if isinstance(value, dict):
+        return _texts([*value.keys(), *value.values()])
+    if dataclasses.is_dataclass(value):
+        return [part for field in dataclasses.fields(value) for part in _texts(getattr(value, field.name))]
+    return []

@@ -1,0 +1,167 @@
+"""Whatever stands in a file, it is read or refused; nothing else comes out of the readers.
+
+Oracles: two laws that hypothesis tries to break. Any bytes under any ending give rows that are examples, are counted as
+unusable, or are answered with a DataError that says what is wrong and what to type; and a packed file, a Parquet or a
+list that was cut short is never read as a shorter one.
+"""
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from neftcli.data.prepare import read_examples, read_questions
+from neftcli.data.sources import ENDINGS, is_hub
+from neftcli.errors import DataError, Problem
+from neftcli.recipe.nearest import exists
+from neftcli.recipe.schema import Data
+
+# tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
+quietly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def reads_or_says_why(name: str, content: bytes, **settings_of_data: Any) -> None:
+    Path(name).write_bytes(content)
+    data = Data(source=name, **settings_of_data)
+    for read in (read_examples, read_questions):
+        problems: tuple[Problem, ...] = ()
+        try:
+            rows_read = read(data).rows_read
+        except DataError as error:
+            problems, rows_read = error.problems, 0
+        assert bool(problems) != bool(rows_read)
+        assert all(problem.violated and problem.remedy for problem in problems), problems
+
+
+NAMES = st.sampled_from([f"rows{ending}{packed}" for ending in ENDINGS for packed in ("", ".gz")])
+
+
+@quietly
+@given(name=NAMES, content=st.binary(max_size=200), packed=st.booleans())
+@example(name="rows.jsonl", content=b"\xff\xfe", packed=False)
+@example(name="rows.jsonl", content=b"\x1f\x8b", packed=True)
+@example(name="rows.csv", content=b'"', packed=False)
+@example(name="rows.parquet", content=b"PAR1PAR1", packed=False)
+def test_any_bytes(name: str, content: bytes, packed: bool) -> None:
+    """Bytes at random, as they are and as what a .gz unpacks to."""
+    reads_or_says_why(name, gzip.compress(content) if packed else content)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+TURNS = st.lists(
+    st.dictionaries(
+        st.sampled_from(["role", "content", "from", "value"]),
+        st.sampled_from(["user", "assistant", "system", "gpt", "human", "", "words"]) | VALUES,
+        max_size=4,
+    ),
+    max_size=4,
+)
+COLUMNS = ["text", "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "system"]
+ROWS = st.dictionaries(st.sampled_from(COLUMNS) | st.text(max_size=4), st.text(max_size=8) | VALUES | TURNS, max_size=5)
+FORMATS = st.sampled_from(["auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt"])
+
+
+@quietly
+@given(rows=st.lists(ROWS | VALUES, max_size=4), layout=FORMATS, mapped=st.booleans())
+@example(
+    rows=[{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]}],
+    layout="auto",
+    mapped=False,
+)
+@example(rows=[{"prompt": [], "completion": []}], layout="auto", mapped=False)
+@example(rows=[{"conversations": [{}]}], layout="auto", mapped=True)
+def test_any_rows_of_json(rows: list[Any], layout: Any, mapped: bool) -> None:
+    """Standard columns and others with values of any type, as lines, as a list, and renamed by data.columns."""
+    columns = {"instruction": "prompt", "output": "text"} if mapped else {}
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    reads_or_says_why("rows.jsonl", lines.encode(), format=layout, columns=columns)
+    reads_or_says_why("rows.json", json.dumps(rows).encode(), format=layout, columns=columns)
+
+
+@quietly
+@given(
+    header=st.lists(st.sampled_from(COLUMNS) | st.text(max_size=4), max_size=4),
+    cells=st.lists(st.lists(st.text(max_size=6), max_size=4), max_size=4),
+    delimiter=st.sampled_from(",\t;|"),
+)
+def test_any_table(header: list[str], cells: list[list[str]], delimiter: str) -> None:
+    """Tables with names at random, rows of any length and each of the usual delimiters."""
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([header, *cells])
+    for name in ("rows.csv", "rows.tsv"):
+        reads_or_says_why(name, text.getvalue().encode("utf-8", "surrogatepass"))
+
+
+WHOLE = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(6)]
+
+
+def written(ending: str) -> bytes:
+    if ending == ".parquet":
+        buffer = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(WHOLE), buffer)
+        return buffer.getvalue()
+    if ending == ".json":
+        return json.dumps(WHOLE).encode()
+    if ending in (".csv", ".tsv"):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(WHOLE[0]), delimiter="\t" if ending == ".tsv" else ",", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(WHOLE)
+        return text.getvalue().encode()
+    return "".join(json.dumps(row) + "\n" for row in WHOLE).encode()
+
+
+@quietly
+@given(ending=st.sampled_from(ENDINGS), place=st.integers(0, 2000), byte=st.integers(0, 255), packed=st.booleans())
+@example(ending=".parquet", place=265, byte=128, packed=False)  # no UTF-8 in a column's name, and in its text
+@example(ending=".parquet", place=178, byte=128, packed=False)
+def test_a_file_with_one_byte_changed(ending: str, place: int, byte: int, packed: bool) -> None:
+    """One byte of a whole file is another: it is read, or refused in words; a .gz never passes for whole."""
+    whole = written(ending)
+    content = bytearray(gzip.compress(whole, mtime=0) if packed else whole)
+    content[place % len(content)] = byte
+    reads_or_says_why(f"rows{ending}{'.gz' if packed else ''}", bytes(content))
+
+
+@quietly
+@given(ending=st.sampled_from(ENDINGS), length=st.integers(0, 2000), packed=st.booleans())
+def test_a_file_cut_short(ending: str, length: int, packed: bool) -> None:
+    """Packed, as Parquet or as one JSON list, a file that is cut off is refused, however little is missing."""
+    content = gzip.compress(written(ending), mtime=0) if packed else written(ending)
+    name, cut = f"rows{ending}{'.gz' if packed else ''}", content[: length % len(content)]
+    reads_or_says_why(name, cut)
+    if packed or ending in (".parquet", ".json"):
+        with pytest.raises(DataError):
+            read_examples(Data(source=name))
+
+
+@quietly
+@given(name=st.text(min_size=1, max_size=300))
+@example(name="a" * 5000)
+@example(name="a\0.jsonl")
+@example(name="~nobody/rows")
+@example(name="~0")
+@example(name="\ud800.csv")
+def test_any_name_that_is_no_hub_id(name: str) -> None:
+    """A name of nothing is answered in words, whatever characters it has; a hub id is not looked up here."""
+    if is_hub(name) or name == "builtin" or exists(Path(name)):
+        return
+    with pytest.raises(DataError):
+        read_examples(Data(source=name))

@@ -1,0 +1,268 @@
+"""Code and pickles that come with models and adapters: what runs, what is read, and what is said.
+
+Oracles: folders that only their code would make; the same files loaded by the library that would run them; the
+written messages.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+from neftcli.errors import ModelError
+from neftcli.models.loading import load_adapter, load_config, load_model, load_tokenizer, require_pinned_code, source
+from neftcli.models.names import Reference, resolve
+from tests.tiny import tiny_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OWN = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}
+
+
+class Makes:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def pickles(folder: Path) -> dict[str, bytes]:
+    """A bare pickle and one in torch's form that make `folder`."""
+    stream = io.BytesIO()
+    torch.save(Makes(folder), stream)
+    return {"bare": pickle.dumps(Makes(folder), protocol=2), "torch": stream.getvalue()}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """The folder that hostile files would make."""
+    return tmp_path / "made"
+
+
+@pytest.fixture
+def folder(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a tiny model, to be changed."""
+    return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "tiny"))
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def refusal(load: Callable[[], object]) -> str:
+    with pytest.raises(ModelError) as raised:
+        load()
+    return str(raised.value)
+
+
+# Pickles
+
+
+@pytest.mark.parametrize("kind", ["bare", "torch"])
+def test_the_pickles_of_these_tests_do_make_the_folder(kind: str, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(pickles(made)[kind])
+    if kind == "bare":
+        pickle.loads((tmp_path / "x").read_bytes())  # noqa: S301 - that is the point
+    else:
+        torch.load(tmp_path / "x", weights_only=False)
+    assert made.is_dir()
+
+
+def only_pickle(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+
+
+def an_index_that_names_pickles(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "shard.bin").write_bytes(content)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tiny_model("llama").state_dict(), "shard.bin")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def an_adapter_beside_the_model(folder: Path, content: bytes) -> None:
+    (folder / "adapter_model.bin").write_bytes(content)
+    (folder / "adapter_config.json").write_text(
+        json.dumps(LoraConfig(target_modules="all-linear").to_dict(), default=list)
+    )
+
+
+@pytest.mark.parametrize("kind", ["bare", "torch"])
+@pytest.mark.parametrize("plant", [only_pickle, an_index_that_names_pickles, an_adapter_beside_the_model])
+def test_pickled_weights_are_refused(plant: Callable[[Path, bytes], None], kind: str, folder: Path, made: Path) -> None:
+    plant(folder, pickles(made)[kind])
+    said = refusal(lambda: load_model(resolve(str(folder)), torch.float32))
+    assert "has only pickled weights (.bin), which can run code and are not read" in said
+    assert said.endswith("  try      load it where you trust it and write it again with save_pretrained")
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("kind", ["bare", "torch"])
+def test_a_pickle_in_the_place_of_safetensors_is_damaged(kind: str, folder: Path, made: Path) -> None:
+    (folder / "model.safetensors").write_bytes(pickles(made)[kind])
+    assert "is damaged" in refusal(lambda: load_model(resolve(str(folder)), torch.float32))
+    assert not made.exists()
+
+
+def test_pickles_beside_safetensors_are_not_opened(folder: Path, made: Path) -> None:
+    """The weights are those of the safetensors."""
+    for name in (
+        "pytorch_model.bin",
+        "training_args.bin",
+        "optimizer.pt",
+        "vocab.pkl",
+        "tokenizer.pkl",
+        "tokenizer.bin",
+    ):
+        (folder / name).write_bytes(pickles(made)["torch"])
+    model = load_model(resolve(str(folder)), torch.float32)
+    load_tokenizer(resolve(str(folder)))
+    expected = tiny_model("llama").state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+    assert not made.exists()
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """An adapter's folder, as a run's."""
+    get_peft_model(tiny_model("llama"), LoraConfig(target_modules="all-linear")).save_pretrained(
+        tmp_path / "run" / "model"
+    )
+    return tmp_path / "run" / "model"
+
+
+def test_a_pickled_adapter_is_refused(adapter: Path, made: Path) -> None:
+    """Also with other safetensors beside it; and where there is none at all, the hub is not asked for one."""
+    (adapter / "adapter_model.safetensors").rename(adapter / "other.safetensors")
+    said = refusal(lambda: load_adapter(tiny_model("llama"), adapter))
+    assert said.startswith(
+        f"{adapter}: adapter_model.safetensors is missing\n  received README.md, adapter_config.json"
+    )
+    for content in pickles(made).values():
+        (adapter / "adapter_model.bin").write_bytes(content)
+        said = refusal(lambda: load_adapter(tiny_model("llama"), adapter))
+        assert said.startswith("model.name: run has only pickled weights (.bin)")
+    assert not made.exists()
+
+
+def test_an_adapter_of_another_kind_is_refused(adapter: Path) -> None:
+    """Prompt tuning would load a tokenizer by name, with options (trust_remote_code) from its own file."""
+    other = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    content = json.dumps(other.to_dict(), default=str)
+    (adapter / "adapter_config.json").write_text(content.replace("PeftType.", ""))
+    said = refusal(lambda: load_adapter(tiny_model("llama"), adapter))
+    assert said.splitlines()[0] == f"{adapter}: the adapter of a run is LoRA"
+
+
+def test_a_right_adapter_is_loaded(adapter: Path) -> None:
+    assert load_adapter(tiny_model("llama"), adapter).peft_config["default"].peft_type == "LORA"
+
+
+# Code
+
+
+def with_code(folder: Path, made: Path, prefix: str = "") -> Reference:
+    """A model whose configuration and weights are of classes of its own."""
+    (folder / "own.py").write_text(
+        f"import os\nos.makedirs({str(made)!r}, exist_ok=True)\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Own(LlamaConfig): model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM): config_class = Own\n"
+    )
+    edit(folder / "config.json", auto_map={key: prefix + name for key, name in OWN.items()}, model_type="own")
+    return resolve(str(folder))
+
+
+def test_code_of_a_folder_runs_where_it_is_asked_for_and_nowhere_else(folder: Path, made: Path) -> None:
+    reference = with_code(folder, made)
+    load_tokenizer(reference)  # which has no code
+    for load in (lambda: load_config(reference, False), lambda: load_model(reference, torch.float32)):
+        said = refusal(load)
+        assert "comes with Python code of its own, which does not run unasked" in said
+        assert said.endswith("  try      read the code; if you trust it: --trust-remote-code")
+    assert not made.exists()
+    assert type(load_model(reference, torch.float32, trust_remote_code=True)).__name__ == "OwnModel"
+    assert made.is_dir()
+
+
+def test_code_of_a_tokenizer_does_not_run_unasked(folder: Path, made: Path) -> None:
+    (folder / "own.py").write_text(f"import os\nos.mkdir({str(made)!r})\n")
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Slow", "own.Fast"]}, tokenizer_class="Fast")
+    assert "does not run unasked" in refusal(lambda: load_tokenizer(resolve(str(folder))))
+    assert not made.exists()
+
+
+HUB = Reference("owner/name", "hub", "owner/name")
+
+
+@pytest.fixture
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where the hub would be asked."""
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", pytest.fail)
+    for module in ("transformers.utils.hub", "transformers.dynamic_module_utils"):
+        monkeypatch.setattr(
+            f"{module}.cached_file" if "dynamic" in module else f"{module}.hf_hub_download", pytest.fail
+        )
+
+
+@pytest.mark.usefixtures("_no_hub")
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:7], COMMIT.upper(), f"{COMMIT}0", f" {COMMIT}"])
+def test_code_of_the_hub_needs_a_commit_before_anything_is_asked_for(revision: str | None) -> None:
+    reference = Reference("owner/name", "hub", "owner/name", revision)
+    for load in (
+        lambda: require_pinned_code(reference, True),
+        lambda: load_config(reference, True),
+        lambda: load_tokenizer(reference, True),
+        lambda: load_model(reference, torch.float32, trust_remote_code=True),
+    ):
+        assert refusal(load) == (
+            "model.revision: code of owner/name runs only at a full commit id, which nobody can change\n"
+            f"  received {revision or 'no revision'}\n"
+            "  try      read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it"
+        )
+
+
+def test_what_is_loaded_is_of_the_commit() -> None:
+    """Files and code alike; without code any revision is as good as before."""
+    assert source(Reference("owner/name", "hub", "owner/name", COMMIT), True) == {
+        "pretrained_model_name_or_path": "owner/name",
+        "revision": COMMIT,
+        "code_revision": COMMIT,
+        "trust_remote_code": True,
+    }
+    assert source(HUB, False)["revision"] is None
+
+
+@pytest.mark.usefixtures("_no_hub")
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_that_a_folder_fetches_from_the_hub_is_refused(file: str, folder: Path) -> None:
+    """Whatever lies there today is not what lies there tomorrow."""
+    mapped = {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Slow", "somebody/else--own.Fast"]}
+    edit(folder / file, auto_map=mapped)
+    assert refusal(lambda: load_tokenizer(resolve(str(folder)), True)) == (
+        f"{folder / file}: code runs only from the model's own folder, where nobody else can change it\n"
+        "  received somebody/else--own.Fast\n"
+        "  try      copy its .py files into the folder, and take OWNER/NAME-- out of auto_map"
+    )
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_a_kernel_of_the_hub_is_not_fetched(name: str, folder: Path) -> None:
+    """A configuration may name one; without its package it is told, and with it transformers asks for more."""
+    edit(folder / "config.json", **{name: "somebody/kernel"})
+    said = refusal(lambda: load_model(resolve(str(folder)), torch.float32))
+    assert "needs a package that is not installed" in said
+    assert "kernels" in said

@@ -1,0 +1,48 @@
+"""A sweep's verdict as Markdown: names of tasks, swept options and problems are shown letter by letter.
+
+Oracle: markdown-it-py, an independent reader of CommonMark and its tables, which says what a text would become.
+"""
+
+from __future__ import annotations
+
+from markdown_it import MarkdownIt
+
+from neftcli import events
+from neftcli.sweep.output import verdict_text
+from tests.unit.cli.test_display import SWEEP
+from tests.unit.training.test_card import HOSTILE
+
+READER = MarkdownIt("commonmark").enable("table")
+
+
+def kinds(text: str) -> list[str]:
+    """Everything that a reader makes of a text, in order: headings, tables, code, images, links, tags."""
+    return [part.type for block in READER.parse(text) for part in [block, *(block.children or [])]]
+
+
+def report_with(text: str) -> events.SweepReport:
+    """A report whose task, swept option and problem hold a text."""
+    metric = f"{text} acc"
+    arms = tuple(
+        events.ArmRow(arm.alpha, f"chat_template {text}", 3, {metric: events.Estimated(0.5, 0.4, 0.6, 54)}, ())
+        for arm in SWEEP.arms
+    )
+    failed = (events.CellState("abc", f"alpha 10, chat_template {text}", 1, "failed", problem=text),)
+    return events.SweepReport(
+        folder=f"runs/{text}",
+        arms=arms,
+        metrics=(metric,),
+        chosen="alpha 0",
+        conclusion=SWEEP.conclusion,
+        scope=SWEEP.scope,
+        failed=failed,
+        unfinished=0,
+        saved=0,
+        seconds=1.0,
+    )
+
+
+def test_names_in_the_verdict_bring_nothing_with_them() -> None:
+    plain, hostile_one = verdict_text(report_with("x")), verdict_text(report_with(HOSTILE))
+    assert not any(kind.startswith(("image", "link", "html")) for kind in kinds(hostile_one))
+    assert kinds(hostile_one) == kinds(plain)

@@ -1,0 +1,173 @@
+"""What a sweep leaves and shows.
+
+Oracles: the files themselves (JSON, a link's target, matplotlib's line in the SVG), another report of the same folder,
+and the numbers that were given.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from neftcli.cli.display import sweep as display
+from neftcli.evaluation.comparison import LOSS, WIN_RATE
+from neftcli.events import CellEstimate, CellState, SweepEstimate, SweepReport
+from neftcli.report.plots import Curve
+from neftcli.sweep import output
+from neftcli.sweep.plan import Arm, Cell
+from neftcli.sweep.verdict import Numbers, judge_sweep
+from tests.unit.sweep.test_verdict import CHOOSING, measured, plan, with_win_rates
+
+
+def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[CellState]:
+    """Each cell that is measured as a run with one line of a learning curve: its place in the plan."""
+    states = []
+    for number, cell in enumerate(cells):
+        run = folder / "cells" / f"{cell.recipe.run_name()}-{cell.key[:8]}"
+        if cell.key in content:
+            run.mkdir(parents=True, exist_ok=True)
+            line = {"event": "Evaluated", "step": 3, "held_out_loss": float(number)}
+            (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        done = {"state": "done", "run": str(run)} if cell.key in content else {"state": "waiting"}
+        states.append(CellState(cell.key[:8], cell.arm.name(), cell.seed, **done))
+    return states
+
+
+def reported(folder: Path, cells: list[Cell], content: dict[str, Any], *metrics: str) -> SweepReport:
+    """Writes the report of what is measured, as a sweep does."""
+    numbers = Numbers(cells, content, CHOOSING)
+    verdict = judge_sweep(numbers, metrics, [])
+    chosen = verdict.recommended.name() if verdict.recommended else ""
+    report = SweepReport(
+        str(folder), verdict.arms, metrics, chosen, verdict.conclusion, verdict.scope, (), 0, 0, seconds=1.0
+    )
+    output.write(report, states_of(cells, content, folder), numbers, metrics, verdict.recommended, cells)
+    return report
+
+
+def stems(folder: Path) -> set[str]:
+    return {file.stem for file in (folder / "plots").iterdir()}
+
+
+def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -> None:
+    """`best` and the plots of an earlier report go with it; a file that a person put beside them stays."""
+    cells = plan("sweep.alphas=[5]")
+    content = with_win_rates(cells, {Arm(5.0): 0.95})
+    reported(tmp_path, cells, content, WIN_RATE, LOSS)
+    assert stems(tmp_path) == {"win-rate", "held-out-loss", "answer-tokens", "learning-curves"}
+    assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
+    (tmp_path / "plots" / "mine.png").write_text("mine")
+    baselines = {cell.key: content[cell.key] for cell in cells if not cell.arm.alpha}
+    report = reported(tmp_path, cells, baselines, LOSS)
+    assert report.chosen == ""
+    assert not (tmp_path / "best").is_symlink()
+    assert stems(tmp_path) == {"held-out-loss", "answer-tokens", "learning-curves", "mine"}
+    reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)
+    assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
+
+
+def test_best_does_not_stay_where_the_recommended_arm_has_no_run(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: -0.1})
+    numbers = Numbers(cells, content, CHOOSING)
+    reported(tmp_path, cells, content, LOSS)
+    assert (tmp_path / "best").is_symlink()
+    output._link(tmp_path, Arm(5.0), cells, states_of(cells, {}, tmp_path))
+    assert not (tmp_path / "best").is_symlink()
+    assert judge_sweep(numbers, [LOSS], []).recommended == Arm(5.0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"arms": [1]}', '{"arms": 5}', "{}", "\xff"])
+def test_an_earlier_report_that_can_not_be_read_takes_nothing_away(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_bytes(text.encode("latin-1"))
+    assert output._plots_of(tmp_path / "sweep.json") == set()
+
+
+def test_an_arm_has_one_name_wherever_it_is_shown(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]", "sweep.grid=['training.learning_rate=1e-5,5e-5']")
+    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), LOSS)
+    assert [row.name() for row in report.arms] == [arm.name() for arm in Numbers(cells, {}, CHOOSING).arms]
+
+
+def test_curves_are_those_of_arms_whose_names_round_to_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Curve] = []
+    monkeypatch.setattr(output, "plot_curves", lambda *arguments: drawn.extend(arguments[-1]))
+    monkeypatch.setattr(output, "plot_metric", lambda *arguments: None)
+    cells = plan("sweep.alphas=[5, 5.0000001]", "sweep.seeds=2")
+    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0, 5.0000001: 0}), LOSS)
+    assert [(curve.alpha, curve.seed, curve.values) for curve in drawn] == [
+        (cell.arm.alpha, cell.seed, (float(place),)) for place, cell in enumerate(cells)
+    ]
+
+
+def test_a_seed_keeps_its_place_in_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(output, "plot_curves", lambda *arguments: None)
+    monkeypatch.setattr(output, "plot_metric", lambda *arguments: drawn.append(arguments))
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: 0})
+    del content[cells[1].key]  # alpha 5, first seed
+    reported(tmp_path, cells, content, LOSS)
+    loss = next(arguments for arguments in drawn if arguments[2] == LOSS)
+    assert loss[3:5] == ("nats a token", "lower")
+    assert [[seed is None for seed in arm.seeds] for arm in loss[5]] == [[False] * 3, [True, False, False]]
+
+
+# On a terminal and in Markdown
+
+
+def shown(renderable: Any, width: int = 80) -> list[str]:
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None, highlight=False).print(renderable)
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_seeds_stand_beside_values_where_arms_have_other_seeds(tmp_path: Path, width: int) -> None:
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: 0})
+    whole = shown(display.verdict(reported(tmp_path, cells, content, LOSS), width), width)
+    assert "seeds" not in next(line for line in whole if line.startswith(" arm"))
+    del content[cells[-1].key]
+    lines = shown(display.verdict(reported(tmp_path, cells, content, LOSS), width), width)
+    head = next(line for line in lines if line.startswith(" arm"))
+    rows = [line for line in lines if re.match(r" alpha \d+ +\d ", line)]
+    assert [line[: head.index("seeds") + 5].split()[-1] for line in rows] == ["3", "2"]
+    assert all(len(line) <= width for line in lines)
+
+
+def test_arms_that_are_not_compared_say_so_and_there_is_no_best(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]")
+    report = reported(tmp_path, cells, measured(cells[:1], {0: 0}), LOSS)
+    whole = " ".join(shown(display.verdict(report, 80)))
+    assert "not compared" in whole
+    assert "best ->" not in whole
+    markdown = (tmp_path / "verdict.md").read_text()
+    assert "| alpha 5 | 0 | - | - | - | - | - | - | not compared |" in markdown
+
+
+def test_what_only_some_arms_have_is_shown_for_them(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: 0})
+    for cell in cells:
+        if not cell.arm.alpha:
+            del content[cell.key]["metrics"]["answer tokens"]
+    lines = shown(display.verdict(reported(tmp_path, cells, content, LOSS), 140), 140)
+    assert next(line for line in lines if line.startswith(" arm")).split()[-2] == "tokens"
+    assert any(line.startswith(" alpha 5") and " 10.00 " in line for line in lines)
+
+
+def test_a_dry_run_finds_its_cells_by_their_hash() -> None:
+    """Two arms whose names are the same have each its own time."""
+    states = [CellState(key, "alpha 5", 0, "waiting") for key in ("abc", "def")]
+    cells = tuple(CellEstimate(key, "alpha 5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
+    lines = shown(display.planned(states, SweepEstimate(60.0, 1, cells, {}, {"updates": 2}, ())))
+    assert [line.split()[-2:] for line in lines if line.startswith(" alpha 5")] == [["20", "s"], ["40", "s"]]

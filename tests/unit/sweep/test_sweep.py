@@ -1,0 +1,184 @@
+"""The sweep around its cells: what it refuses, how it races, and how it says to go on.
+
+Oracles: `shlex` for the command, `judge_sweep` on the cells that a race left, and planted numbers; no cell is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.errors import Preempted
+from neftcli.evaluation.comparison import LOSS
+from neftcli.events import CellState, Event, Notice
+from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.sweep import sweep as module
+from neftcli.sweep.local import Outcome
+from neftcli.sweep.plan import Arm, Cell
+from neftcli.sweep.sweep import Request, _again, _Sweep
+from tests.conftest import Result
+from tests.unit.sweep.test_verdict import ROWS, measured, plan, shifted
+
+
+class Told:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def notify(self, event: Event) -> None:
+        """Keeps one."""
+        self.events.append(event)
+
+
+class Engine:
+    """Says at once that cells are done, each with a run that holds one line of a curve."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.done = folder, set[str]()
+
+    def run(self, cells: Sequence[Cell], _told: Any, ended: Callable[[Cell, Outcome], None]) -> None:
+        """Does the cells."""
+        for cell in cells:
+            run = self.folder / "runs" / cell.key
+            run.mkdir(parents=True)
+            line = {"event": "Evaluated", "step": 1, "held_out_loss": 2.0}
+            (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+            self.done.add(cell.key)
+            ended(cell, Outcome("done", str(run)))
+
+    def stop(self) -> None:
+        """Nothing is at work."""
+
+    def close(self) -> None:
+        """There are no workers."""
+
+
+def sweep_of(
+    folder: Path, cells: list[Cell], content: dict[str, Any], *sets: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[_Sweep, Engine, Told]:
+    """A sweep whose cells are done at once and have the numbers given."""
+    told, engine = Told(), Engine(folder)
+    base = resolve([*file_layers("quickstart"), *map(assignment, sets)])
+    run = _Sweep(folder, base, cells, told, "the same again")
+    prompts = {"prompts": [f"Question {number}?" for number in range(ROWS)]}
+    monkeypatch.setattr(run, "_engine", lambda request: engine)
+    monkeypatch.setattr(
+        run, "_measured", lambda: {key: content[key] | prompts for key in engine.done if key in content}
+    )
+    return run, engine, told
+
+
+def test_a_race_saves_cells_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alpha 10, worse, leaves after the third of five seeds; the verdict is on what was trained."""
+    cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=5")
+    content = measured(cells, {0: 0, 5: -0.05, 10: 0.03})
+    for cell in cells:  # seeds that differ: two of them are no evidence
+        if cell.arm.alpha == 10:
+            shifted(content, cell, (0, 0.01, 0.005)[cell.seed % 3])
+    run, engine, told = sweep_of(tmp_path, cells, content, monkeypatch=monkeypatch)
+    run.train(Request((), race=True))
+    report = run.report(0.0)
+    run.end()
+    assert [(cell.arm.alpha, cell.seed) for cell in cells if cell.key not in engine.done] == [(10.0, 3), (10.0, 4)]
+    [notice] = [event.text for event in told.events if isinstance(event, Notice)]
+    assert notice.startswith("alpha 10 gets no further seeds: worse than alpha 5 by ")
+    assert notice.endswith(f" at least in {LOSS}, where rows choose")
+    assert 0 < float(notice.split(" by ")[1].split()[0]) < 0.08
+    assert [arm.seeds for arm in report.arms] == [5, 5, 3]
+    assert [arm.dropped for arm in report.arms] == [False, False, True]
+    assert (report.saved, report.unfinished, report.chosen) == (2, 0, "alpha 5")
+    assert [state.state for state in run.states.values()].count("dropped") == 2
+    again, engine, _ = sweep_of(tmp_path / "again", cells, content, monkeypatch=monkeypatch)
+    again.train(Request((), race=False))
+    assert len(engine.done) == len(cells)
+
+
+def test_a_race_of_which_nothing_is_measured_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cells of the first seeds failed, with a metric whose name is not known before one is measured."""
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=3")
+    sets = ("sweep.metrics=[tasks]", "evaluation.tasks=[arc_easy]")
+    run, engine, _ = sweep_of(tmp_path, cells, {}, *sets, monkeypatch=monkeypatch)
+    run.train(Request((), race=True))
+    assert len(engine.done) == len(cells)
+
+
+def test_a_stopped_sweep_recommends_by_the_seeds_that_all_arms_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seed of three is harder, and alpha 10 lacks it; `best` is not its run."""
+    cells = plan("sweep.alphas=[5, 10]")
+    content = measured(cells, {0: 0, 5: -0.15, 10: -0.05})
+    for cell in cells:
+        shifted(content, cell, 1.0 if cell.seed == 2 else 0.0)
+    run, engine, _ = sweep_of(tmp_path, cells, content, monkeypatch=monkeypatch)
+    engine.run([cell for cell in cells if (cell.arm.alpha, cell.seed) != (10, 2)], None, run._ended)
+    report = run.report(0.0)
+    assert report.chosen == "alpha 5"
+    assert (tmp_path / "best").resolve().name == next(cell.key for cell in cells if cell.arm == Arm(5.0))
+    with pytest.raises(Preempted) as caught:
+        run.end()
+    assert caught.value.problems[0].remedy == "the same again"
+    assert {state.state for state in run.states.values()} == {"done", "waiting"}
+    assert all(isinstance(state, CellState) for state in run.states.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({}, []),
+        ({"race": True}, ["--race"]),
+        ({"engine": "ray"}, ["--engine", "ray"]),
+        (
+            {"race": True, "engine": "ray", "ray_address": "ray://a:1"},
+            ["--race", "--engine", "ray", "--ray-address", "ray://a:1"],
+        ),
+    ],
+)
+def test_the_command_that_goes_on_does_it_in_the_same_way(settings: dict[str, Any], options: list[str]) -> None:
+    folder = Path("my runs/it's a sweep")
+    command, gap, _ = _again(folder, Request((), **settings)).partition("    goes on")
+    assert gap
+    assert shlex.split(command) == ["neft", "sweep-alpha", str(folder), *options]
+
+
+# What is refused before anything is made
+
+
+@pytest.mark.parametrize("axis", ["model.name=a,b", "model.revision=a,b", "model.chat_template=alpaca,chatml"])
+def test_models_are_not_swept(neft: Callable[..., Result], tmp_path: Path, axis: str) -> None:
+    result = neft("sweep-alpha", "--recipe", "quickstart", "--output-dir", tmp_path / "runs", "--grid", axis)
+    assert result.code == 2
+    assert "losses over other tokens can't be compared" in result.err
+    assert axis in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("questions", "halves"),
+    [([0] * 10 + [1, 2], None), ([0] * 200, None), (list(range(10)), None), (list(range(12)), (6, 6))],
+)
+def test_both_halves_need_rows(
+    tmp_path: Path,
+    rows_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    questions: list[int],
+    halves: tuple[int, int] | None,
+) -> None:
+    """Rows of one question are on one side, so that it is the halves that count and not the rows."""
+    held_out = tmp_path / "held_out.jsonl"
+    rows = [{"prompt": f"Which is {number}?", "completion": f"{place}"} for place, number in enumerate(questions)]
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = {"data.source": rows_file, "data.held_out_source": held_out, "data.held_out_rows": 200}
+    layers = [*file_layers("quickstart"), *(assignment(f"{key}={value}") for key, value in sets.items())]
+    request = Request(tuple(layers))
+    if halves:
+        module._check(resolve(layers), request, Told())
+    else:
+        with pytest.raises(module.InputError, match="a sweep needs at least 12 held-out rows: 6 that choose"):
+            module._check(resolve(layers), request, Told())
