@@ -135,7 +135,7 @@ class SweepReport:
         folder: Where all of it is written.
         arms: A row each.
         metrics: What decides; the first has chosen.
-        chosen: The arm that is recommended, in words; empty where none is.
+        recommended: The arm that is recommended, in words; empty where none is.
         conclusion: What can be said, sentence by sentence.
         scope: What the verdicts are about.
         failed: The cells that failed.
@@ -147,7 +147,7 @@ class SweepReport:
     folder: str
     arms: tuple[ArmRow, ...]
     metrics: tuple[str, ...]
-    chosen: str
+    recommended: str
     conclusion: tuple[str, ...]
     scope: str
     failed: tuple[CellState, ...]

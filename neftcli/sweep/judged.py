@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neftcli.evaluation.comparison import WIN_RATE
 from neftcli.evaluation.judge import Pair, judge_pairs
 from neftcli.evaluation.store import alone
 from neftcli.events import Notice, Observer
@@ -15,7 +16,6 @@ from neftcli.sweep.plan import Cell, baseline_of
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Judge
 
-WIN_RATE = "win rate"
 EVERY = 10.0  # seconds between two lines on how far the judge is
 
 

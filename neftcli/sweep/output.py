@@ -1,4 +1,7 @@
-"""What a sweep leaves: sweep.json, cells.csv, verdict.md, plots/ and best, a link to the run that is recommended."""
+"""What a sweep leaves: sweep.json, cells.csv, verdict.md, plots/ and best, a link to the run that is recommended.
+
+What an earlier call left and this one no longer says is taken away: plots of other metrics, and `best`.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,19 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neftcli.evaluation.comparison import LOSS, METRICS
 from neftcli.events import ArmRow, CellState, SweepReport
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import finite, write_whole
+from neftcli.training.card import escaped
 
 if TYPE_CHECKING:
     from neftcli.sweep.plan import Arm, Cell
     from neftcli.sweep.verdict import Numbers
+
+SWEEP = "sweep.json"
+CURVES = "learning-curves"
+UNITS = {metric.name: metric.unit for metric in METRICS}
 
 
 def write(
@@ -25,17 +34,30 @@ def write(
     states: Sequence[CellState],
     numbers: Numbers,
     metrics: Sequence[str],
-    chosen: Arm,
+    recommended: Arm | None,
     cells: Sequence[Cell],
 ) -> None:
-    """Writes all of it to the report's folder."""
+    """Writes all of it to the report's folder.
+
+    Args:
+        report: What was found.
+        states: The cells as they stand, in the order of the plan.
+        numbers: What was measured.
+        metrics: Those that decide.
+        recommended: The arm that `best` points to; None for no link.
+        cells: The plan.
+    """
     folder = Path(report.folder)
+    earlier = _plots_of(folder / SWEEP)
     content = {**asdict(report), "cells": [asdict(state) for state in states]}
-    write_whole(folder / "sweep.json", json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     write_whole(folder / "cells.csv", _table(states))
     write_whole(folder / "verdict.md", verdict_text(report))
-    _plot(folder / "plots", report, numbers, metrics, states)
-    _link(folder, chosen, cells, states)
+    drawn = _plot(folder / "plots", report, numbers, metrics, list(zip(cells, states, strict=True)))
+    for stem in earlier - drawn:
+        for kind in ("png", "svg"):
+            (folder / "plots" / f"{stem}.{kind}").unlink(missing_ok=True)
+    _link(folder, recommended, cells, states)
 
 
 def _table(states: Sequence[CellState]) -> str:
@@ -50,12 +72,12 @@ def verdict_text(report: SweepReport) -> str:
     """The report in Markdown."""
     names = list(dict.fromkeys(name for arm in report.arms for name in arm.values))
     head = ["arm", "seeds", *names, "difference", "95 % interval", "p (Holm)", "can see", "verdict"]
-    lines = [f"# {Path(report.folder).name}", "", *report.conclusion, "", report.scope, ""]
+    lines = [f"# {escaped(Path(report.folder).name)}", "", *map(escaped, report.conclusion), "", report.scope, ""]
     for metric in report.metrics:
-        lines += [f"## {metric}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
+        lines += [f"## {escaped(metric)}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
         lines += [_row(_cells(arm, names, metric)) for arm in report.arms]
         lines.append("")
-    lines += [f"Failed: {state.arm}, seed {state.seed}: {state.problem}" for state in report.failed]
+    lines += [escaped(f"Failed: {state.arm}, seed {state.seed}: {state.problem}") for state in report.failed]
     if report.unfinished:
         lines.append(f"{report.unfinished} cells are not done: the table is of those that are.")
     if report.saved:
@@ -64,15 +86,15 @@ def verdict_text(report: SweepReport) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(map(escaped, cells)) + " |"
 
 
 def _cells(arm: ArmRow, names: Sequence[str], metric: str) -> list[str]:
-    name = f"alpha {arm.alpha:g}" + (f", {arm.label}" if arm.label else "")
+    name = arm.name()
     values = [f"{arm.values[one].value:.4g}" if one in arm.values else "-" for one in names]
     found = next((one for one in arm.comparisons if one.metric == metric), None)
     if found is None:
-        return [name, str(arm.seeds), *values, "-", "-", "-", "-", "baseline" if not arm.alpha else "too few rows"]
+        return [name, str(arm.seeds), *values, "-", "-", "-", "-", "not compared" if arm.alpha else "baseline"]
     interval = "-" if found.low is None or found.high is None else f"{found.low:+.4g} ... {found.high:+.4g}"
     p = "-" if found.p_adjusted is None else f"{found.p_adjusted:.3f}"
     can_see = "-" if found.detectable is None else f"{found.detectable:.4g}"
@@ -80,42 +102,62 @@ def _cells(arm: ArmRow, names: Sequence[str], metric: str) -> list[str]:
     return [name, str(arm.seeds), *values, f"{found.difference:+.4g}", interval, p, can_see, found.verdict + dropped]
 
 
+def _stem(metric: str) -> str:
+    """The name of a metric's plots."""
+    return "".join(letter if letter.isalnum() else "-" for letter in metric.lower())
+
+
+def _plots_of(file: Path) -> set[str]:
+    """The stems of the plots that belong to an earlier report; none where there is none that can be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {CURVES, *(_stem(name) for arm in content["arms"] for name in arm["values"])}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
+
+
 def _plot(
-    folder: Path, report: SweepReport, numbers: Numbers, metrics: Sequence[str], states: Sequence[CellState]
-) -> None:
+    folder: Path,
+    report: SweepReport,
+    numbers: Numbers,
+    metrics: Sequence[str],
+    cells: Sequence[tuple[Cell, CellState]],
+) -> set[str]:
+    """Draws every metric and the curves, and says by which stems."""
+    drawn = set()
     for metric in dict.fromkeys(name for arm in report.arms for name in arm.values):
         points = []
         for arm, row in zip(numbers.arms, report.arms, strict=True):
             if metric in row.values:
                 found = row.values[metric]
-                seeds = tuple(numbers.per_seed(metric, arm, choosing=False).tolist())
+                seeds = numbers.per_seed(metric, arm, choosing=False)
                 points.append(ArmPoints(arm.alpha, arm.label(), found.value, found.low, found.high, seeds))
-        stem = "".join(letter if letter.isalnum() else "-" for letter in metric.lower())
         better = numbers.better(metric) if metric in metrics else "none"
-        unit = "nats a token" if metric == "held-out loss" else ""
-        plot_metric(folder, stem, metric, unit, better, points, None)
-    curves = [curve for state in states if (curve := _curve(state, numbers)) is not None]
+        plot_metric(folder, _stem(metric), metric, UNITS.get(metric, ""), better, points)
+        drawn.add(_stem(metric))
+    curves = [_curve(cell, Path(state.run)) for cell, state in cells if state.run]
     if curves:
-        plot_curves(folder, "learning-curves", "held-out loss", "nats a token", curves)
+        plot_curves(folder, CURVES, LOSS, UNITS[LOSS], curves)
+        drawn.add(CURVES)
+    return drawn
 
 
-def _curve(state: CellState, numbers: Numbers) -> Curve | None:
+def _curve(cell: Cell, run: Path) -> Curve:
     """A cell's held-out loss over its updates."""
-    if not state.run:
-        return None
-    lines = [json.loads(line) for line in (Path(state.run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found = [line for line in lines if line["event"] == "Evaluated" and line["held_out_loss"] is not None]
-    arm = next(arm for arm in numbers.arms if arm.name() == state.arm)
     steps, losses = (tuple(line[key] for line in found) for key in ("step", "held_out_loss"))
-    return Curve(arm.alpha, arm.label(), state.seed, steps, losses)
+    return Curve(cell.arm.alpha, cell.arm.label(), cell.seed, steps, losses)
 
 
-def _link(folder: Path, chosen: Arm, cells: Sequence[Cell], states: Sequence[CellState]) -> None:
-    """Points `best` at the recommended arm's first run, in one step."""
-    runs = [state.run for cell, state in zip(cells, states, strict=True) if cell.arm == chosen and state.run]
+def _link(folder: Path, recommended: Arm | None, cells: Sequence[Cell], states: Sequence[CellState]) -> None:
+    """Points `best` at the recommended arm's first run, in one step; without one there is no link."""
+    runs = [state.run for cell, state in zip(cells, states, strict=True) if cell.arm == recommended and state.run]
+    best, beside = folder / "best", folder / ".best"
     if not runs:
+        if best.is_symlink():
+            best.unlink()
         return
-    beside = folder / ".best"
     beside.unlink(missing_ok=True)
     beside.symlink_to(os.path.relpath(runs[0], folder))
-    beside.replace(folder / "best")
+    beside.replace(best)

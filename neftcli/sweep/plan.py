@@ -12,6 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Problem, RecipeError
+from neftcli.events.sweep import arm_name
 from neftcli.recipe.loading import fingerprint, resolve
 from neftcli.recipe.yaml_file import Setting, read_value
 from neftcli.runs.directory import NAME
@@ -41,7 +42,7 @@ class Arm:
 
     def name(self) -> str:
         """The whole arm in words."""
-        return f"alpha {self.alpha:g}" + (f", {self.label()}" if self.grid else "")
+        return arm_name(self.alpha, self.label())
 
 
 @dataclass(frozen=True)

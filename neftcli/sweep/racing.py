@@ -18,15 +18,19 @@ after four by 3.1, after five by 2.2. So two or three seeds only drop an arm tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from neftcli.evaluation.statistics import LEVEL
 from neftcli.sweep.statistics import complete, margin, variance_components
+
+if TYPE_CHECKING:
+    from neftcli.sweep.plan import Arm
+    from neftcli.sweep.verdict import Numbers
 
 BASELINE = 0
 
@@ -45,16 +49,47 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a look at the race decided.
+class Left:
+    """An arm that left.
 
     Attributes:
-        after_seeds: Seeds so far.
-        dropped: The arms that leave.
+        arm: Which.
+        worse_than: The arm that it is worse than by most.
+        by: By at least this.
     """
 
-    after_seeds: int
-    dropped: Mapping[int, Dropped]
+    arm: Arm
+    worse_than: Arm
+    by: float
+
+
+def leaving(numbers: Numbers, metric: str, gone: Sequence[Arm], *, after: int, seeds: int) -> list[Left]:
+    """The arms that leave a sweep's race now, by the half of the rows that chooses; arms without noise never do.
+
+    Only arms that the metric can choose among race with each other. The chance of losing a best one is shared by all
+    races, as each counts the arms of all.
+
+    Args:
+        numbers: What was measured.
+        metric: The metric that chooses.
+        gone: Arms that left before.
+        after: Seeds so far.
+        seeds: Seeds that the race is over.
+    """
+    found = []
+    for group in numbers.groups(metric):
+        # The race never drops its first arm.
+        racing = sorted((arm for arm in group if arm not in gone), key=lambda arm: arm.alpha != 0)
+        if racing:
+            dropped = look(
+                {place: numbers.values(metric, arm, choosing=True)[:after] for place, arm in enumerate(racing)},
+                numbers.weights(metric, racing[0], choosing=True),
+                "lower" if numbers.better(metric) == "lower" else "higher",
+                looks=max(1, seeds - 2),
+                arms=len(numbers.arms),
+            )
+            found += [Left(racing[place], racing[why.worse_than], why.by) for place, why in dropped.items()]
+    return [left for left in found if left.arm.alpha]
 
 
 def look(
@@ -65,7 +100,7 @@ def look(
     looks: int,
     arms: int,
     level: float = LEVEL,
-) -> Look:
+) -> dict[int, Dropped]:
     """Which of the arms still racing leave now.
 
     Args:
@@ -78,7 +113,7 @@ def look(
         level: The chance that the truly best arm leaves in the race.
 
     Returns:
-        The look. The arm `BASELINE` never leaves, and some arm always stays.
+        The arms that leave, and why. The arm `BASELINE` never leaves, and some arm always stays.
 
     Raises:
         ValueError: No arms, fewer than one look, more arms racing than began, or what `complete` refuses.
@@ -97,7 +132,7 @@ def look(
         most = max(bounds, key=bounds.__getitem__)
         if bounds[most] > 0:
             dropped[arm] = Dropped(most, bounds[most])
-    return Look(max(len(value) for value in arrays.values()), dropped)
+    return dropped
 
 
 def _worse_by(

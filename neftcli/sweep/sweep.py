@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, Interrupted, NeftError, Problem
+from neftcli.errors import InputError, Interrupted, NeftError, Preempted, Problem
 from neftcli.events import CellState, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport, SweepStarted
 from neftcli.recipe.loading import resolve, to_yaml
 from neftcli.runs.directory import write_whole
 from neftcli.sweep.cell import clear_unborn, finished_run, measured
 from neftcli.sweep.local import LocalEngine, Outcome, devices
-from neftcli.sweep.plan import Arm, Cell, arms_of, plan_cells
+from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.splits import chooses
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 ENGINES = ("local", "ray")
-FEWEST_ROWS = 12  # in both halves together; with fewer nothing could be told apart
+OTHER_TOKENS = ("model.name", "model.revision", "model.chat_template")  # whose losses can't stand in one table
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Request:
         race: Give arms that can't be the best any more no further seeds.
         engine: local or ray.
         ray_address: The cluster, as ray.init takes it; None for one on this machine.
-        dry_run: Show the cells only.
+        dry_run: Show the cells, how long they will take and what they share; train nothing.
     """
 
     layers: tuple[Layer, ...]
@@ -58,7 +58,8 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     Raises:
         InputError: The recipe, its data or the folder can't be used; nothing was started.
         SweepError: Cells failed; the others are done and reported.
-        Interrupted: Ctrl-C; what is done is kept.
+        Preempted: A stop was asked for; what is done is kept, and cells in the middle can be gone on with.
+        Interrupted: Stopped at once; what is done is kept.
     """
     begun = time.perf_counter()
     base = resolve(request.layers)
@@ -72,10 +73,13 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         SweepStarted(str(folder), tuple(_state(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )
     if request.dry_run:
+        from neftcli.sweep.estimate import estimate
+
+        observer.notify(estimate(cells, request.engine, request.race, observer))
         return None
     with _alone(folder), _kept_if_begun(folder):
         _same_sweep(folder, base)
-        run = _Sweep(folder, base, cells, observer)
+        run = _Sweep(folder, base, cells, observer, _again(folder, request))
         run.train(request)
         report = run.report(begun)
     observer.notify(report)
@@ -86,7 +90,9 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
 def _check(base: Recipe, request: Request, observer: Observer) -> None:
     """Refuses what can be refused before a worker is started."""
     from neftcli.evaluation.chat_server import require_reachable
+    from neftcli.evaluation.comparison import FEWEST
     from neftcli.evaluation.judge import check_judge
+    from neftcli.evaluation.report import instruction
     from neftcli.training.inputs import check_inputs
 
     if request.engine not in ENGINES:
@@ -95,6 +101,13 @@ def _check(base: Recipe, request: Request, observer: Observer) -> None:
         )
     if request.ray_address is not None and request.engine != "ray":
         raise InputError(Problem("--ray-address needs --engine ray", request.ray_address, "--engine ray"))
+    for axis in base.sweep.grid:
+        if axis.partition("=")[0].strip() in OTHER_TOKENS:
+            raise InputError(
+                Problem(
+                    "--grid: losses over other tokens can't be compared, nor this be swept", axis, "a sweep for each"
+                )
+            )
     judge = base.evaluation.judge
     if "win_rate" in base.sweep.metrics and judge.base_url is None:
         raise InputError(Problem("sweep.metrics win_rate needs a judge", "no server", "--judge URL --judge-model NAME"))
@@ -106,11 +119,13 @@ def _check(base: Recipe, request: Request, observer: Observer) -> None:
     if judge.base_url is not None:
         require_reachable(judge)
     _, examples = check_inputs(base, observer)
-    if len(examples.held_out) < FEWEST_ROWS:
+    sides = chooses([instruction(example) for example in examples.held_out])
+    halves = sum(sides), len(sides) - sum(sides)
+    if min(halves) < FEWEST:
         raise InputError(
             Problem(
-                f"a sweep needs at least {FEWEST_ROWS} held-out rows: half of them choose, the other half judges",
-                f"{len(examples.held_out)} rows",
+                f"a sweep needs at least {2 * FEWEST} held-out rows: {FEWEST} that choose and {FEWEST} that judge",
+                f"{halves[0]} and {halves[1]} rows; those of one question are not parted",
                 "--held-out FILE, or --held-out-rows with more",
             )
         )
@@ -130,8 +145,8 @@ def _state(cell: Cell, **known: Any) -> CellState:
 class _Sweep:
     """A sweep at work: its cells, where they stand, and who is told."""
 
-    def __init__(self, folder: Path, base: Recipe, cells: list[Cell], observer: Observer) -> None:
-        self.folder, self.base, self.cells, self.observer = folder, base, cells, observer
+    def __init__(self, folder: Path, base: Recipe, cells: list[Cell], observer: Observer, again: str) -> None:
+        self.folder, self.base, self.cells, self.observer, self.again = folder, base, cells, observer, again
         self.states = {cell.key: _state(cell) for cell in cells}
         self.dropped: list[Arm] = []
 
@@ -221,22 +236,14 @@ class _Sweep:
 
     def _race(self, number: int, rounds: int) -> None:
         """Drops the arms that can't be the best any more, by the half of the rows that chooses."""
-        from neftcli.sweep.racing import look
+        from neftcli.sweep.racing import leaving
 
         numbers, content = self._numbers()
-        metric = self._metrics(content)[0]
-        racing = [arm for arm in arms_of(self.cells) if arm not in self.dropped]
-        racing.sort(key=lambda arm: arm.alpha != 0)  # the race never drops its first arm
-        found = look(
-            {place: numbers.values(metric, arm, choosing=True)[:number] for place, arm in enumerate(racing)},
-            numbers.weights(metric, choosing=True),
-            "lower" if numbers.better(metric) == "lower" else "higher",
-            looks=max(1, rounds - 2),
-            arms=len(arms_of(self.cells)),
-        )
-        for arm in (racing[place] for place in found.dropped if racing[place].alpha):
-            self.dropped.append(arm)
-            self.observer.notify(Notice(f"{arm.name()} gets no further seeds: it can't be the best any more"))
+        for metric in self._metrics(content)[:1]:
+            for left in leaving(numbers, metric, self.dropped, after=number, seeds=rounds):
+                self.dropped.append(left.arm)
+                why = f"worse than {left.worse_than.name()} by {left.by:.2g} at least in {metric}"
+                self.observer.notify(Notice(f"{left.arm.name()} gets no further seeds: {why}, where rows choose"))
 
     def report(self, begun: float) -> SweepReport:
         """The verdict, written to the sweep's folder."""
@@ -253,7 +260,7 @@ class _Sweep:
             folder=str(self.folder),
             arms=verdict.arms,
             metrics=tuple(metrics),
-            chosen=verdict.chosen.name(),
+            recommended=verdict.recommended.name() if verdict.recommended else "",
             conclusion=verdict.conclusion,
             scope=verdict.scope,
             failed=tuple(state for state in states if state.state == "failed"),
@@ -261,7 +268,7 @@ class _Sweep:
             saved=sum(state.state == "dropped" for state in states),
             seconds=time.perf_counter() - begun,
         )
-        write(report, states, numbers, metrics, verdict.chosen, self.cells)
+        write(report, states, numbers, metrics, verdict.recommended, self.cells)
         return report
 
     def end(self) -> None:
@@ -269,19 +276,23 @@ class _Sweep:
 
         Raises:
             SweepError: A cell failed.
-            Interrupted: The sweep was stopped.
+            Preempted: The sweep was stopped.
         """
         failed = [state for state in self.states.values() if state.state == "failed"]
         if failed:
-            again = AGAIN.format(self.folder)
-            raise SweepError(*(Problem(f"{one.arm}, seed {one.seed} failed", one.problem, again) for one in failed))
+            told = ((f"{one.arm}, seed {one.seed} failed", one.problem) for one in failed)
+            raise SweepError(*(Problem(*each, self.again) for each in told))
         left = sum(state.state not in ("done", "dropped") for state in self.states.values())
         if left:
-            told = f"stopped by Ctrl-C; {left} of {len(self.cells)} cells are left"
-            raise Interrupted(Problem(told, remedy=AGAIN.format(self.folder)))
+            raise Preempted(Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=self.again))
 
 
-AGAIN = "neft sweep-alpha {}    goes on: what is done is skipped"
+def _again(folder: Path, request: Request) -> str:
+    """The command that goes on; how cells are done is in no file."""
+    words = ["neft", "sweep-alpha", str(folder), *(["--race"] if request.race else [])]
+    words += ["--engine", request.engine] if request.engine != "local" else []
+    words += ["--ray-address", request.ray_address] if request.ray_address is not None else []
+    return f"{shlex.join(words)}    goes on: what is done is skipped"
 
 
 class SweepError(NeftError):
@@ -290,24 +301,16 @@ class SweepError(NeftError):
 
 @contextmanager
 def _stopping(engine: LocalEngine | RayEngine) -> Iterator[None]:
-    """The first Ctrl-C stops behind the update, the second at once."""
-    pressed = 0
+    """The first signal stops cells behind their update, the second at once."""
+    from neftcli.training.stopping import Stop
 
-    def press(_number: int, _frame: object) -> None:
-        nonlocal pressed
-        pressed += 1
-        engine.stop()
-        if pressed > 1:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, press)
     try:
-        yield
+        with Stop().listening(first=engine.stop):
+            yield
     except KeyboardInterrupt:
         raise Interrupted(Problem("stopped at once; what is done is kept", remedy="the same command goes on")) from None
     finally:
         engine.close()
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neftcli.evaluation.comparison import FEWEST, LOSS, WIN_RATE
 from neftcli.evaluation.statistics import Better, holm, verdict
 from neftcli.events import ArmRow, Comparison, Estimated
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of
-from neftcli.sweep.statistics import ArmDifference, arm_difference, arm_estimate, needed
+from neftcli.sweep.statistics import ArmDifference, arm_difference, arm_estimate, complete, needed
 
-Values = NDArray[np.float64]
+Values: TypeAlias = NDArray[np.float64]
+Differences: TypeAlias = Mapping[tuple[Arm, str], ArmDifference]
+Compared: TypeAlias = Mapping[Arm, Mapping[str, Comparison]]
+
 METRIC_NAMES = {
-    "loss": "held-out loss",
+    "loss": LOSS,
     "accuracy": "token accuracy",
     "exact_match": "exact match",
     "rouge_l": "ROUGE-L",
-    "win_rate": "win rate",
+    "win_rate": WIN_RATE,
 }
 DESCRIBED = ("answer tokens", "2-gram repetition")
 DIRECTIONS: dict[str, Better] = {"ROUGE-L": "higher"}  # asked for as a metric it decides, and more is better
 UNDECIDED = "not distinguishable"
-FEWEST = 6  # rows of a half with which a p value can be below 0.05
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,30 @@ class Verdict:
 
     Attributes:
         arms: A row each, in the order of the plan.
-        chosen: The recommended arm.
+        recommended: The arm to take; None where nothing was compared, or no metric chooses between all arms.
         conclusion: What can be said, sentence by sentence.
         scope: What the verdicts are about.
     """
 
     arms: tuple[ArmRow, ...]
-    chosen: Arm
+    recommended: Arm | None
     conclusion: tuple[str, ...]
     scope: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the first metric says of a group of arms, on the half that chooses.
+
+    Attributes:
+        best: The best of all; None where no seed, or no row, has them all.
+        plain: The best of those without noise.
+        seeds: The seeds that all have, by which it was chosen.
+    """
+
+    best: Arm | None
+    plain: Arm | None
+    seeds: int
 
 
 class Numbers:
@@ -62,13 +80,17 @@ class Numbers:
         self._of = {(cell.arm, cell.seed): measured.get(cell.key) for cell in cells}
         self._choosing = np.array(choosing, dtype=bool)
 
-    def _half(self, metric: str, *, choosing: bool) -> NDArray[np.bool_]:
-        """Which of a metric's values are of the half asked for; a task has documents of its own, taken in turn."""
-        known = self._any(metric)
-        first = self._choosing
-        if known is not None and known.get("of") == "documents":
-            first = np.arange(len(known["values"])) % 2 == 0
-        return first if choosing else ~first
+    def groups(self, metric: str) -> list[list[Arm]]:
+        """The measured arms in groups within which the metric can choose.
+
+        A win rate is against the arm's own alpha 0; a mean over tokens is one of other things where tokens are others.
+        """
+        groups: dict[object, list[Arm]] = {}
+        for arm in self.arms:
+            if known := self._any(metric, [arm]):
+                key = arm.grid if metric == WIN_RATE else tuple(known["weights"] or ())
+                groups.setdefault(key, []).append(arm)
+        return list(groups.values())
 
     def values(self, metric: str, arm: Arm, *, choosing: bool) -> Values:
         """(seeds, rows of the half); NaN where a cell is missing or a row has no value."""
@@ -80,21 +102,28 @@ class Numbers:
                 found[place] = [np.nan if number is None else number for number in content["values"]]
         return found[:, half]
 
-    def weights(self, metric: str, *, choosing: bool) -> Values | None:
-        """(rows of the half,), the same in all cells; None where the metric is a plain mean."""
-        known = self._any(metric)
+    def weights(self, metric: str, arm: Arm, *, choosing: bool) -> Values | None:
+        """(rows of the half,), the arm's own in all its cells; None where the metric is a plain mean."""
+        known = self._any(metric, [arm])
         if known is None or known["weights"] is None:
             return None
         numbers: Values = np.array([number or 0.0 for number in known["weights"]], dtype=float)
         return numbers[self._half(metric, choosing=choosing)]
 
-    def per_seed(self, metric: str, arm: Arm, *, choosing: bool) -> Values:
-        """(measured seeds,): the metric of each."""
-        values, weights = self.values(metric, arm, choosing=choosing), self.weights(metric, choosing=choosing)
-        known = values[~np.isnan(values).all(axis=1)]
-        counts = np.where(np.isnan(known), 0.0, 1.0 if weights is None else weights).sum(axis=1)
-        means: Values = np.nansum(known, axis=1) / counts
-        return means
+    def shared(self, metric: str, arms: Sequence[Arm], *, choosing: bool) -> tuple[list[Values], Values | None]:
+        """The arms' values and the weights, of the seeds and rows of the half that all of them have; maybe none."""
+        columns = [self.values(metric, arm, choosing=choosing) for arm in arms]
+        return complete(columns, self.weights(metric, arms[0], choosing=choosing))
+
+    def per_seed(self, metric: str, arm: Arm, *, choosing: bool) -> tuple[float | None, ...]:
+        """The metric of each seed, by the rows that the seed has; None where a cell is missing."""
+        found: list[float | None] = []
+        weights = self.weights(metric, arm, choosing=choosing)
+        for values in self.values(metric, arm, choosing=choosing):
+            there = ~np.isnan(values)
+            total = there.sum() if weights is None else weights[there].sum()
+            found.append(float(values[there].sum() / total) if total else None)
+        return tuple(found)
 
     def better(self, metric: str) -> Better:
         """The direction that is good."""
@@ -102,14 +131,25 @@ class Numbers:
         found: Better = known["better"] if known else "none"
         return DIRECTIONS.get(metric, found)
 
-    def _any(self, metric: str) -> Mapping[str, Any] | None:
-        """A metric as some cell has it."""
-        cells = (cell["metrics"] for cell in self._of.values() if cell)
-        return next((metrics[metric] for metrics in cells if metric in metrics), None)
+    def is_of_documents(self, metric: str) -> bool:
+        """Whether it is of a benchmark's documents and not of the held-out rows."""
+        return (self._any(metric) or {}).get("of") == "documents"
 
     def measured_seeds(self, arm: Arm) -> int:
         """Seeds whose cell of this arm is measured."""
         return sum(self._of[arm, seed] is not None for seed in self.seeds)
+
+    def _half(self, metric: str, *, choosing: bool) -> NDArray[np.bool_]:
+        """Which of a metric's values are of the half asked for; a task has documents of its own, taken in turn."""
+        known, first = self._any(metric), self._choosing
+        if known is not None and self.is_of_documents(metric):
+            first = np.arange(len(known["values"])) % 2 == 0
+        return first if choosing else ~first
+
+    def _any(self, metric: str, arms: Sequence[Arm] | None = None) -> Mapping[str, Any] | None:
+        """A metric as some cell of the arms, or of all, has it."""
+        cells = (cell["metrics"] for (arm, _), cell in self._of.items() if cell and (arms is None or arm in arms))
+        return next((metrics[metric] for metrics in cells if metric in metrics), None)
 
 
 def judge_sweep(numbers: Numbers, metrics: Sequence[str], dropped: Sequence[Arm]) -> Verdict:
@@ -120,56 +160,63 @@ def judge_sweep(numbers: Numbers, metrics: Sequence[str], dropped: Sequence[Arm]
         metrics: Names of the metrics that decide; the first chooses.
         dropped: Arms that racing gave no further seeds.
     """
-    chosen = _best(numbers, metrics[0])
-    noised = [arm for arm in numbers.arms if arm.alpha]
-    compared = [(arm, one) for arm in noised for one in metrics if _rows(numbers, one, arm) >= FEWEST]
-    found = {pair: _difference(numbers, *pair, len(compared)) for pair in compared}
-    tested = [pair for pair in compared if found[pair].p is not None]
-    adjusted = dict(zip(tested, holm([found[pair].p or 0.0 for pair in tested]), strict=True))
-    rows = []
-    for arm in numbers.arms:
-        shown = [*metrics, *(name for name in DESCRIBED if name not in metrics)]
-        values = {metric: estimate for metric in shown if (estimate := _estimate(numbers, metric, arm)) is not None}
-        comparisons = [
-            _comparison(metric, numbers.better(metric), found[arm, metric], adjusted.get((arm, metric)))
+    found = _differences(numbers, metrics)
+    adjusted = dict(zip(found, holm([one.p or 0.0 for one in found.values()]), strict=True))
+    compared = {
+        arm: {
+            metric: _comparison(metric, numbers.better(metric), found[arm, metric], adjusted[arm, metric])
             for metric in metrics
             if (arm, metric) in found
-        ]
-        rows.append(
-            ArmRow(arm.alpha, arm.label(), numbers.measured_seeds(arm), values, tuple(comparisons), arm in dropped)
-        )
-    first = {
-        arm: next((one for one in row.comparisons if one.metric == metrics[0]), None)
-        for arm, row in zip(numbers.arms, rows, strict=True)
+        }
+        for arm in numbers.arms
     }
-    recommended = _recommended(chosen, first)
-    conclusion = _conclusion(numbers, metrics[0], chosen, recommended, first, found)
-    return Verdict(tuple(rows), recommended, tuple(conclusion), _scope(numbers, list(found.values())))
+    rows = []
+    for arm in numbers.arms:
+        shown = dict.fromkeys([*metrics, *DESCRIBED])
+        values = {metric: estimate for metric in shown if (estimate := _estimate(numbers, metric, arm)) is not None}
+        comparisons = tuple(compared[arm].values())
+        seeds = numbers.measured_seeds(arm)
+        rows.append(ArmRow(arm.alpha, arm.label(), seeds, values, comparisons, arm in dropped))
+    lines = [_summary(numbers, metric, compared) for metric in metrics]
+    said, recommended = _advice(numbers, metrics, dropped, compared)
+    lines += [*said, *_more(numbers, metrics[0], compared, found)]
+    if found and metrics[0] == LOSS and WIN_RATE not in metrics:
+        lines.append(
+            "The paper found its gains in answers and hardly in loss: --metric win_rate with --judge URL looks there."
+        )
+    return Verdict(tuple(rows), recommended, tuple(lines), _scope(found))
 
 
-def _rows(numbers: Numbers, metric: str, arm: Arm) -> int:
-    both = numbers.values(metric, arm, choosing=False) + numbers.values(metric, baseline_of(arm), choosing=False)
-    return int((~np.isnan(both)).any(axis=0).sum())
+def _differences(numbers: Numbers, metrics: Sequence[str]) -> dict[tuple[Arm, str], ArmDifference]:
+    """The family that is corrected together: every noised arm and metric with enough seeds and rows."""
+    family = {}
+    for arm in (arm for arm in numbers.arms if arm.alpha):
+        for metric in metrics:
+            arrays, weights = numbers.shared(metric, [baseline_of(arm), arm], choosing=False)
+            if not _lacks(arrays[0]):
+                family[arm, metric] = (arrays[0], arrays[1], weights)
+    return {pair: arm_difference(*arrays, comparisons=len(family)) for pair, arrays in family.items()}
 
 
-def _difference(numbers: Numbers, arm: Arm, metric: str, comparisons: int) -> ArmDifference:
-    return arm_difference(
-        numbers.values(metric, baseline_of(arm), choosing=False),
-        numbers.values(metric, arm, choosing=False),
-        numbers.weights(metric, choosing=False),
-        comparisons=comparisons,
-    )
+def _lacks(values: Values) -> str:
+    """What a pair's complete values (seeds, rows) lack to be compared, in words; an empty string where nothing."""
+    seeds, rows = values.shape
+    if not seeds:
+        return "no seed is done both with noise and without"
+    if rows < FEWEST:
+        return f"fewer than {FEWEST} rows of the half that judges have a value in every seed"
+    return ""
 
 
 def _estimate(numbers: Numbers, metric: str, arm: Arm) -> Estimated | None:
-    values = numbers.values(metric, arm, choosing=False)
-    if np.isnan(values).all():
+    [values], weights = numbers.shared(metric, [arm], choosing=False)
+    if not values.size:
         return None
-    found = arm_estimate(values, numbers.weights(metric, choosing=False))
+    found = arm_estimate(values, weights)
     return Estimated(found.value, found.low, found.high, found.n)
 
 
-def _comparison(metric: str, better: Better, found: ArmDifference, p_adjusted: float | None) -> Comparison:
+def _comparison(metric: str, better: Better, found: ArmDifference, p_adjusted: float) -> Comparison:
     return Comparison(
         metric=metric,
         against="alpha 0",
@@ -184,81 +231,161 @@ def _comparison(metric: str, better: Better, found: ArmDifference, p_adjusted: f
     )
 
 
-def _best(numbers: Numbers, metric: str) -> Arm:
-    """The arm that is best on the half that chooses."""
-    found = {arm: numbers.per_seed(metric, arm, choosing=True) for arm in numbers.arms}
-    means = {arm: float(seeds.mean()) for arm, seeds in found.items() if seeds.size}
-    if not means:
-        return numbers.arms[0]
+def _choice(numbers: Numbers, metric: str, arms: Sequence[Arm]) -> Choice:
+    """Of arms that have values at all, by the mean over the seeds and rows of the choosing half that all have."""
+    measured = [arm for arm in arms if not np.isnan(numbers.values(metric, arm, choosing=True)).all()]
+    if not measured:
+        return Choice(None, None, 0)
+    arrays, _ = numbers.shared(metric, measured, choosing=True)
+    seeds = len(arrays[0])
+    if not arrays[0].size:
+        return Choice(None, None, seeds)
     sign = 1.0 if numbers.better(metric) == "lower" else -1.0
-    return min(means, key=lambda arm: sign * means[arm])
+    # All have the same weights, whose sum does not change the order.
+    badness = {arm: sign * float(values.sum()) for arm, values in zip(measured, arrays, strict=True)}
+    plain = [arm for arm in measured if not arm.alpha]
+    return Choice(min(badness, key=badness.__getitem__), min(plain, key=badness.__getitem__) if plain else None, seeds)
 
 
-def _recommended(chosen: Arm, first: Mapping[Arm, Comparison | None]) -> Arm:
-    """The chosen arm if it is better than alpha 0 on the untouched half, else alpha 0."""
-    comparison = first[chosen]
-    return chosen if comparison is not None and comparison.verdict == "better" else replace(chosen, alpha=0.0)
+def _recommended(choice: Choice, metric: str, group: Sequence[Arm], compared: Compared) -> Arm | None:
+    """The best arm if it is better than alpha 0 on the untouched half, and worse in no metric; else the best alpha 0.
+
+    None where nothing was compared, or nothing chosen.
+    """
+    if choice.best is None or not any(metric in compared[arm] for arm in group):
+        return None
+    return choice.plain if _against(choice.best, metric, compared) else choice.best
 
 
-def _conclusion(
-    numbers: Numbers,
-    metric: str,
-    chosen: Arm,
-    recommended: Arm,
-    first: Mapping[Arm, Comparison | None],
-    found: Mapping[tuple[Arm, str], ArmDifference],
-) -> list[str]:
-    said = {
-        word: [arm.name() for arm, one in first.items() if one is not None and one.verdict == word]
-        for word in ("better", "worse")
-    }
-    lines = []
-    if said["better"]:
-        lines.append(f"Better than no noise in {metric}: {', '.join(said['better'])}.")
-    else:
-        lines.append(f"Nothing here is better than no noise in {metric}.")
-    if said["worse"]:
-        lines.append(f"Worse: {', '.join(said['worse'])}.")
-    if chosen.alpha and recommended == chosen:
-        lines.append(f"Recommended: {chosen.name()}, chosen on the other half of the rows.")
-    elif chosen.alpha:
-        lines.append(
-            f"{chosen.name()} was best on the half that chooses, and is not better on the untouched half. "
-            "Recommended: the plain baseline (alpha 0), or more evidence."
+def _against(arm: Arm, metric: str, compared: Compared) -> str:
+    """What speaks against an arm that was best on the half that chooses, in words; an empty string if nothing does."""
+    if metric not in compared[arm]:
+        return "" if not arm.alpha else "could not be compared on the untouched half"
+    if compared[arm][metric].verdict != "better":
+        return "is not better on the untouched half"
+    worse = [one.metric for one in compared[arm].values() if one.verdict == "worse"]
+    return f"is worse in {', '.join(worse)}" if worse else ""
+
+
+def _advice(
+    numbers: Numbers, metrics: Sequence[str], dropped: Sequence[Arm], compared: Compared
+) -> tuple[list[str], Arm | None]:
+    """What to take and why, and the arm where it is one."""
+    metric, lines = metrics[0], []
+    groups = numbers.groups(metric)
+    racing = [[arm for arm in group if arm not in dropped] for group in groups]
+    choices = [_choice(numbers, metric, group) for group in racing]
+    found = [_recommended(choice, metric, group, compared) for choice, group in zip(choices, groups, strict=True)]
+    for choice, recommended in zip(choices, found, strict=True):
+        if recommended is None or choice.best is None:
+            continue
+        if recommended == choice.best and recommended.alpha:
+            lines.append(f"Recommended: {recommended.name()}, chosen on the other half of the rows.")
+        elif recommended == choice.best:
+            lines.append(f"Recommended: the plain baseline ({recommended.name()}).")
+        else:
+            lines.append(
+                f"{choice.best.name()} was best on the half that chooses, and "
+                f"{_against(choice.best, metric, compared)}. "
+                f"Recommended: the plain baseline ({recommended.name()}), or more evidence."
+            )
+    if not any(metric in of for of in compared.values()):
+        lines.append("So nothing is recommended.")
+    elif not any(found):
+        lines.append("No seed and row has all arms, so nothing is chosen or recommended.")
+    elif len(groups) > 1:
+        what = "against alpha 0 with the same options" if metric == WIN_RATE else "over tokens, which are not the same"
+        lines.append(f"{metric.capitalize()} is {what}: it chooses nothing between these, and best points nowhere.")
+    seeds = {numbers.measured_seeds(arm) for group in racing for arm in group} - {0}
+    if any(found) and len(seeds) > 1:
+        by = " and ".join(
+            sorted({f"{choice.seeds} of {len(numbers.seeds)} seeds" for choice in choices if choice.best})
         )
-    else:
-        lines.append("Recommended: the plain baseline (alpha 0).")
-    open_ones = [found[arm, metric] for arm, one in first.items() if one is not None and one.verdict == UNDECIDED]
-    lines += _more(open_ones)
-    if metric == METRIC_NAMES["loss"]:
-        lines.append(
-            "The paper found its gains in answers and hardly in loss: --metric win_rate with --judge URL looks there."
+        lines.append(f"Chosen by the {by} that all arms have; the values shown are over each arm's own.")
+    return lines, found[0] if len(found) == 1 else None
+
+
+def _summary(numbers: Numbers, metric: str, compared: Compared) -> str:
+    """Which arms differ from no noise in a metric, and which were not compared."""
+    noised = [arm for arm in numbers.arms if arm.alpha]
+    lacking: dict[str, list[str]] = {}
+    for arm in (arm for arm in noised if metric not in compared[arm]):
+        arrays, _ = numbers.shared(metric, [baseline_of(arm), arm], choosing=False)
+        lacking.setdefault(_lacks(arrays[0]), []).append(arm.name())
+    if sum(map(len, lacking.values())) == len(noised):
+        return f"Nothing could be compared in {metric} yet: {'; '.join(lacking) or 'no arm has noise'}."
+
+    def those(word: str) -> str:
+        return ", ".join(
+            arm.name() for arm in noised if metric in compared[arm] and compared[arm][metric].verdict == word
         )
-    return lines
+
+    parts = [
+        f"Better than no noise in {metric}: {those('better')}."
+        if those("better")
+        else f"Nothing here is better than no noise in {metric}."
+    ]
+    if those("worse"):
+        parts.append(f"Worse: {those('worse')}.")
+    parts += [f"Not compared: {', '.join(names)} ({reason})." for reason, names in lacking.items()]
+    return " ".join(parts)
 
 
-def _more(undecided: Sequence[ArmDifference]) -> list[str]:
+def _more(numbers: Numbers, metric: str, compared: Compared, found: Differences) -> list[str]:
     """What could have been seen, and what would settle the largest undecided difference."""
+    undecided = [found[arm, metric] for arm, of in compared.items() if metric in of and of[metric].verdict == UNDECIDED]
+    if not undecided:
+        return []
     visible = [one.detectable for one in undecided if one.detectable is not None]
     if not visible:
-        return []
-    largest = max(undecided, key=lambda one: abs(one.value))
+        return ["What this sweep could have seen is not known: no difference varies, or too few rows differ."]
     lines = [f"This sweep could have seen a difference of {max(visible):.4g}."]
+    largest = max(undecided, key=lambda one: abs(one.value))
     if largest.value:
-        more = needed(largest, abs(largest.value))
-        ways = [f"{more.rows} rows" if more.rows else "", f"{more.seeds} seeds" if more.seeds else ""]
-        if any(ways):
-            either = " or ".join(way for way in ways if way)
-            lines.append(f"To tell {abs(largest.value):.2g} from nothing, about {either} are needed.")
+        lines += _needed(largest, "documents" if numbers.is_of_documents(metric) else "held-out rows")
     return lines
 
 
-def _scope(numbers: Numbers, differences: Sequence[ArmDifference]) -> str:
-    rows = max((one.n for one in differences), default=0)
-    seeds = len(numbers.seeds)
-    if any(one.scope == "seeds and examples" for one in differences):
-        return f"Verdicts are over seeds and examples: {seeds} seeds, {rows} rows that chose nothing."
-    return (
-        f"Verdicts are over examples, for these {seeds} seeds ({rows} rows that chose nothing): so few support "
-        "no claim about others. Intervals are over seeds and examples, of one comparison each."
-    )
+def _needed(difference: ArmDifference, rows: str) -> list[str]:
+    """Rows in both halves, and seeds, that would tell a difference from nothing; each with its claim."""
+    more = needed(difference, abs(difference.value))
+    of_rows = f"about {2 * more.rows} {rows}, half of which judge" if more.rows else ""
+    of_seeds = f"about {more.seeds} seeds" if more.seeds else ""
+    if difference.scope == "examples":
+        of_rows = of_rows and f"{of_rows}, for {_these(difference.seeds)}"
+        of_seeds = of_seeds and f"for others too, {of_seeds}"
+    ways = ("; " if difference.scope == "examples" else ", or ").join(filter(None, (of_rows, of_seeds)))
+    return [f"To tell {abs(difference.value):.2g} from nothing takes {ways}."] if ways else []
+
+
+def _scope(found: Differences) -> str:
+    """What the verdicts are about; arms with too few seeds for a claim over seeds are named."""
+    wide = [one for one in found.values() if one.scope == "seeds and examples"]
+    narrow = {arm: one for (arm, _), one in found.items() if one.scope == "examples"}
+    parts = []
+    if wide:
+        parts.append(
+            f"Verdicts are over seeds and examples: {_span(one.seeds for one in wide)} seeds, "
+            f"{_span(one.n for one in wide)} rows that chose nothing."
+        )
+    if narrow:
+        whose = f"Those on {', '.join(arm.name() for arm in narrow)}" if wide else "Verdicts"
+        few = [one for one in found.values() if one.scope == "examples"]
+        seeds = {one.seeds for one in few}
+        parts += [
+            f"{whose} are over examples, for {_these(*seeds)} ({_span(one.n for one in few)} rows that chose nothing): "
+            "so few support no claim about others.",
+            f"Intervals are over {'examples' if seeds == {1} else 'seeds and examples'}"
+            f"{', with one seed over examples' if 1 in seeds and len(seeds) > 1 else ''}, of one comparison each.",
+        ]
+    return " ".join(parts) or "There is no verdict yet."
+
+
+def _these(*seeds: int) -> str:
+    return "this one seed" if set(seeds) == {1} else f"these {_span(seeds)} seeds"
+
+
+def _span(counts: Iterable[int]) -> str:
+    """The counts as one number, or as a range: "2 to 7"."""
+    few, *_, many = sorted([*counts] * 2)
+    return str(few) if few == many else f"{few} to {many}"

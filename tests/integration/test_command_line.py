@@ -27,7 +27,6 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "nump
         (["eval", "no-such-run"], 2),
         (["sweep-alpha", "--help"], 0),
         (["sweep-alpha", "--alphas", "-1"], 2),
-        (["sweep-alpha", "--dry-run"], 0),
         (["eval", "smollm2-135m", "--dataset", "bad.jsonl"], 2),
         (["eval", "smollm2-135m", "--judge", "http://127.0.0.1:1"], 2),
         (["recipes"], 0),

@@ -84,19 +84,7 @@ def test_alpha_and_seed_change_the_weights(neft: Neft, quick: list[str], tmp_pat
     assert len(hashes) == 3
 
 
-@pytest.mark.parametrize("batching", ["padding_free", "packed"])
-def test_an_architecture_that_mixes_packed_documents_is_refused(
-    neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, batching: str
-) -> None:
-    """OPT in transformers 5.23 makes a mask of its own, through which a document reads those before it."""
-    arguments = quick_arguments(tiny_folder("opt"), rows_file, tmp_path / "runs")
-    result = neft(*arguments, "--set", f"training.batching={batching}", "--max-length", "400")
-    assert result.code == 1
-    assert "OPTForCausalLM lets documents that share a row see each other" in result.err
-    assert "--set training.batching=padded" in result.err
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma", "granite"])
+@pytest.mark.parametrize("family", ["llama", "gemma", "granite", "opt"])
 def test_rows_laid_end_to_end_train_as_padded_rows_do(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, family: str
 ) -> None:

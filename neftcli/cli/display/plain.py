@@ -160,7 +160,7 @@ class PlainLines:
         lines = []
         for arm in event.arms:
             values = " ".join(f"{name}={words.value(name, value)}" for name, value in arm.values.items())
-            lines.append(f"alpha {arm.alpha:g}{', ' + arm.label if arm.label else ''}: seeds={arm.seeds} {values}")
+            lines.append(f"{arm.name()}: seeds={arm.seeds} {values}")
             lines += [self._compared(arm, one) for one in arm.comparisons]
         lines += [*event.conclusion, event.scope]
         lines += [f"failed: {state.arm} seed={state.seed}: {state.problem}" for state in event.failed]
@@ -168,11 +168,12 @@ class PlainLines:
             lines.append(f"unfinished: {event.unfinished} cells")
         if event.saved:
             lines.append(f"saved by racing: {event.saved} cells")
-        return [*lines, f"finished: {event.folder} in {event.seconds:.0f}s, best -> {event.chosen}"]
+        best = f", best -> {event.recommended}" if event.recommended else ""
+        return [*lines, f"finished: {event.folder} in {event.seconds:.0f}s{best}"]
 
     def _compared(self, arm: events.ArmRow, one: events.Comparison) -> str:
         return (
-            f"  {one.metric} of alpha {arm.alpha:g} against alpha 0: "
+            f"  {one.metric} of {arm.name()} against alpha 0: "
             f"difference={words.number(one.metric, one.difference, signed=True)} "
             f"interval={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
             f"n={one.n} can_see={words.number(one.metric, one.detectable)} verdict={one.verdict}"

@@ -82,7 +82,7 @@ def verdict(report: SweepReport, width: int) -> RenderableType:
     if report.saved:
         parts.append(Text(f" Racing made {report.saved} cells needless."))
     done = Text.assemble((" finished", "bold green"), (f" {text.duration(report.seconds)}  ", "dim"), report.folder)
-    best = f", best -> {report.chosen}" if report.chosen else ""
+    best = f", best -> {report.recommended}" if report.recommended else ""
     return Group(*parts, Text(), done, Text(f"       verdict.md, cells.csv, plots/{best}", style="dim"))
 
 

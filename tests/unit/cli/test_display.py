@@ -253,7 +253,7 @@ SWEEP = events.SweepReport(
         ),
     ),
     metrics=("held-out loss",),
-    chosen="alpha 0",
+    recommended="alpha 0",
     conclusion=("Nothing here is better than no noise in held-out loss.",),
     scope="Verdicts are over examples, for these 3 seeds.",
     failed=(events.CellState("abc", "alpha 10", 1, "failed", problem="the loss became nan"),),

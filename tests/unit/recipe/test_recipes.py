@@ -159,7 +159,7 @@ def test_the_base_has_the_settings_of_the_authors_code() -> None:
     assert (recipe.data.source, recipe.data.format, recipe.data.max_length) == ("tatsu-lab/alpaca", "alpaca", 512)
     assert (recipe.learning_rate(), training.lr_scheduler_type, training.warmup_ratio) == (5e-5, "cosine", 0.03)
     assert (training.weight_decay, training.max_grad_norm, training.max_steps) == (0, 1, 52002 * 3 // 128)
-    assert (training.batching, training.optim) == ("padded", "adamw_torch_fused")
+    assert (training.batching, training.optim) == ("auto", "adamw_torch_fused")
     assert (recipe.neftune.noise, recipe.neftune.length, recipe.neftune.schedule) == ("uniform", "tokens", "constant")
 
 

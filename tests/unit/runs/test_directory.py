@@ -229,16 +229,16 @@ def interrupt(*arguments: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("function", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize(("place", "function"), [("os", "fsync"), ("Path", "replace")])
 @pytest.mark.parametrize(("fail", "raised"), [(full_disk, OSError), (interrupt, KeyboardInterrupt)])
 def test_a_failing_write_leaves_the_old_file(
-    function: str, fail: Callable[..., None], raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    place: str, function: str, fail: Callable[..., None], raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk or Ctrl-C at any step: the old content, and no temporary file."""
     file = Path("run.json")
     write_whole(file, "old")
     with monkeypatch.context() as broken:
-        broken.setattr(directory.os, function, fail)
+        broken.setattr(getattr(directory, place), function, fail)
         with pytest.raises(raised):
             write_whole(file, "new")
     assert file.read_text(encoding="utf-8") == "old"

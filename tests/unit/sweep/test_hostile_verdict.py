@@ -32,7 +32,7 @@ def report_with(text: str) -> events.SweepReport:
         folder=f"runs/{text}",
         arms=arms,
         metrics=(metric,),
-        chosen="alpha 0",
+        recommended="alpha 0",
         conclusion=SWEEP.conclusion,
         scope=SWEEP.scope,
         failed=failed,

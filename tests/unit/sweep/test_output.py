@@ -65,7 +65,7 @@ def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -
     (tmp_path / "plots" / "mine.png").write_text("mine")
     baselines = {cell.key: content[cell.key] for cell in cells if not cell.arm.alpha}
     report = reported(tmp_path, cells, baselines, LOSS)
-    assert report.chosen == ""
+    assert report.recommended == ""
     assert not (tmp_path / "best").is_symlink()
     assert stems(tmp_path) == {"held-out-loss", "answer-tokens", "learning-curves", "mine"}
     reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)

@@ -1,7 +1,8 @@
 """Races of arms over seeds.
 
 Oracles: Student's bound from scipy where only seeds vary; the binomial distribution for simulated races, of which at
-most 5 % may lose the arm that is truly best (one-sided 99 % bounds, fixed seeds); laws (direction, order, unit).
+most 5 % may lose the arm that is truly best (one-sided 99 % bounds, fixed seeds); laws (direction, order, unit);
+and `look` itself where a sweep's arms race.
 """
 
 import math
@@ -12,9 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from neftcli.evaluation.comparison import LOSS, WIN_RATE
 from neftcli.evaluation.statistics import LEVEL
-from neftcli.sweep.racing import Dropped, Look, look
+from neftcli.sweep.plan import Arm
+from neftcli.sweep.racing import Dropped, Left, leaving, look
+from neftcli.sweep.verdict import Numbers
 from tests.unit.sweep.test_statistics import arms, tokens_of
+from tests.unit.sweep.test_verdict import CHOOSING, measured, plan, rate_of, shifted, with_win_rates
 
 Floats = NDArray[np.float64]
 RACES = 300
@@ -23,7 +28,7 @@ LOST = int(stats.binom.ppf(0.99, RACES, LEVEL))
 
 def still_racing(values: Any, *arguments: Any, **settings: Any) -> list[int]:
     """The arms that go on after a look, in the order given."""
-    gone = look(values, *arguments, **settings).dropped
+    gone = look(values, *arguments, **settings)
     return [arm for arm in values if arm not in gone]
 
 
@@ -55,7 +60,7 @@ def test_the_bounds_are_those_stated() -> None:
         for excess in (0.999, 1.001):
             worse = baseline[:seeds] + (gains[:seeds] - gains[:seeds].mean() + excess * bound)[:, None]
             values = {0: baseline[:seeds], 1: worse}
-            found = look(values, None, "lower", looks=4, arms=4).dropped
+            found = look(values, None, "lower", looks=4, arms=4)
             assert list(found) == ([1] if excess > 1 else [])
             if excess > 1:
                 assert found[1] == Dropped(0, pytest.approx(0.001 * bound, rel=1e-3))
@@ -74,7 +79,7 @@ def test_examples_count_as_much_as_seeds() -> None:
 def test_an_arm_is_measured_against_the_one_that_it_is_worse_than_by_most() -> None:
     values = {arm: arms(4, 30, 0)[0] + gap for arm, gap in enumerate((5.0, 9.0, 0.0, 3.0))}
     found = look(values, None, "lower", looks=4, arms=4)
-    assert found == Look(4, {1: Dropped(2, pytest.approx(9)), 3: Dropped(2, pytest.approx(3))})
+    assert found == {1: Dropped(2, pytest.approx(9)), 3: Dropped(2, pytest.approx(3))}
 
 
 def test_the_baseline_stays_and_some_arm_always_does() -> None:
@@ -99,7 +104,7 @@ def test_only_what_both_arms_have_is_compared() -> None:
     racing = dict(enumerate(values))
     assert still_racing(racing, None, "lower", looks=4, arms=3) == [0, 2]
     without = {arm: np.delete(value, 1, 0) for arm, value in racing.items()}
-    assert look(racing, None, "lower", looks=4, arms=3).dropped == look(without, None, "lower", looks=4, arms=3).dropped
+    assert look(racing, None, "lower", looks=4, arms=3) == look(without, None, "lower", looks=4, arms=3)
     values[2] = np.nan
     assert still_racing(dict(enumerate(values)), None, "lower", looks=4, arms=3) == [0, 2]
 
@@ -128,7 +133,7 @@ def test_direction_order_and_unit_change_nothing(weighted: bool) -> None:
 
 def test_more_looks_or_more_arms_ask_for_more() -> None:
     values = {0: arms(4, 40, 3)[0], 1: arms(4, 40, 3)[1] + 2.5}
-    bounds = [look(values, None, "lower", looks=looks, arms=k).dropped[1].by for looks, k in ((1, 2), (2, 2), (2, 3))]
+    bounds = [look(values, None, "lower", looks=looks, arms=k)[1].by for looks, k in ((1, 2), (2, 2), (2, 3))]
     assert bounds[0] > bounds[1] > bounds[2] > 0
     # The chance is shared by looks and arms alike.
     assert look(values, None, "lower", looks=2, arms=2) == look(values, None, "lower", looks=1, arms=3)
@@ -141,6 +146,40 @@ def test_a_race_that_can_not_be_is_refused(looks_and_arms: tuple[int, int]) -> N
         look(dict(enumerate(arms(3, 9, 0))), None, "lower", looks=looks, arms=count)
     with pytest.raises(ValueError, match="a race needs"):
         look({}, None, "lower", looks=2, arms=2)
+
+
+# In a sweep
+
+
+def test_the_arms_of_a_sweep_leave_by_the_half_that_chooses_with_what_they_are_worse_than() -> None:
+    cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=4")
+    numbers = Numbers(cells, measured(cells, {0: 0, 5: -0.1, 10: 5}), CHOOSING)
+    values = {place: numbers.values(LOSS, arm, choosing=True)[:3] for place, arm in enumerate(numbers.arms)}
+    weights = numbers.weights(LOSS, numbers.arms[0], choosing=True)
+    expected = look(values, weights, "lower", looks=2, arms=3)
+    assert list(expected) == [2]
+    [left] = leaving(numbers, LOSS, [], after=3, seeds=4)
+    assert left == Left(Arm(10.0), Arm(5.0), expected[2].by)
+    assert leaving(numbers, LOSS, [Arm(10.0)], after=3, seeds=4) == []
+    judging = measured(cells, {0: 0, 5: 0, 10: 5}, {0: 0, 5: 0, 10: 0})
+    assert leaving(Numbers(cells, judging, CHOOSING), LOSS, [], after=3, seeds=4) == []
+
+
+def test_a_point_of_a_grid_races_by_win_rate_within_itself_and_by_loss_with_all() -> None:
+    """90 % against a ruined baseline puts no arm of the good point out; arms without noise never leave."""
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=5", "sweep.grid=['training.learning_rate=1e-5,5e-5']")
+    good, ruined = (Arm(5.0, (("training.learning_rate", rate),)) for rate in (1e-5, 5e-5))
+    content = with_win_rates(cells, {good: 0.5, ruined: 1.0})
+    for cell in cells:
+        shifted(content, cell, 5.0 if rate_of(cell.arm) == 5e-5 else 0.0)
+    numbers = Numbers(cells, content, CHOOSING)
+    assert leaving(numbers, WIN_RATE, [], after=4, seeds=5) == []
+    assert [left.arm for left in leaving(numbers, LOSS, [], after=4, seeds=5)] == [ruined]
+
+
+def test_a_race_before_anything_is_measured_drops_nothing() -> None:
+    cells = plan("sweep.alphas=[5]")
+    assert leaving(Numbers(cells, {}, []), LOSS, [], after=1, seeds=3) == []
 
 
 # By simulation

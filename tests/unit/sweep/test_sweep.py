@@ -86,13 +86,13 @@ def test_a_race_saves_cells_and_says_why(tmp_path: Path, monkeypatch: pytest.Mon
     report = run.report(0.0)
     run.end()
     assert [(cell.arm.alpha, cell.seed) for cell in cells if cell.key not in engine.done] == [(10.0, 3), (10.0, 4)]
-    [notice] = [event.text for event in told.events if isinstance(event, Notice)]
+    [notice] = [event.message for event in told.events if isinstance(event, Notice)]
     assert notice.startswith("alpha 10 gets no further seeds: worse than alpha 5 by ")
     assert notice.endswith(f" at least in {LOSS}, where rows choose")
     assert 0 < float(notice.split(" by ")[1].split()[0]) < 0.08
     assert [arm.seeds for arm in report.arms] == [5, 5, 3]
     assert [arm.dropped for arm in report.arms] == [False, False, True]
-    assert (report.saved, report.unfinished, report.chosen) == (2, 0, "alpha 5")
+    assert (report.saved, report.unfinished, report.recommended) == (2, 0, "alpha 5")
     assert [state.state for state in run.states.values()].count("dropped") == 2
     again, engine, _ = sweep_of(tmp_path / "again", cells, content, monkeypatch=monkeypatch)
     again.train(Request((), race=False))
@@ -119,7 +119,7 @@ def test_a_stopped_sweep_recommends_by_the_seeds_that_all_arms_have(
     run, engine, _ = sweep_of(tmp_path, cells, content, monkeypatch=monkeypatch)
     engine.run([cell for cell in cells if (cell.arm.alpha, cell.seed) != (10, 2)], None, run._ended)
     report = run.report(0.0)
-    assert report.chosen == "alpha 5"
+    assert report.recommended == "alpha 5"
     assert (tmp_path / "best").resolve().name == next(cell.key for cell in cells if cell.arm == Arm(5.0))
     with pytest.raises(Preempted) as caught:
         run.end()
