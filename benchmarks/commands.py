@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,18 +37,18 @@ class Timed:
     output: str
 
 
-def run(command: Sequence[str | Path], folder: Path) -> Timed:
-    """Runs a command in `folder`.
+def run(command: Sequence[str | Path], folder: Path, environment: Mapping[str, str] | None = None) -> Timed:
+    """Runs a command in `folder`, with `environment` over that of this process.
 
     Raises:
         RuntimeError: It ended with an error; its last lines are told.
     """
     log = folder / "command.log"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **(environment or {})}
     begun = time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen(
-            [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=environment
+            [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=variables
         )
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begun

@@ -1,0 +1,216 @@
+"""`neft train` against what a user would run elsewhere: the same rows, updates and tokens with loss, whole commands.
+
+    python benchmarks/training.py --updates 8 --rounds 2                       # full, all contenders
+    python benchmarks/training.py --method lora --contenders neft,trl,trl-best
+
+    neft       `neft train`, its defaults
+    neft-small `neft train` with freed memory given back to the system: less memory
+    trl        `trl sft --use_cpu`, its other defaults
+    trl-best   the same with its best flags: two threads, memory kept, padding-free, nothing recomputed
+    script     a plain SFTTrainer script without tuning
+    soup       `soup train`, in an environment of its own (--soup FOLDER of a virtual environment)
+
+Alternating, medians. Each trains for the same number of updates on the same rows, with the same batch size and learning
+rate, evaluates nothing on the way, and saves its model, whose held-out loss is then measured alike. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands import BIN, Timed, model_folder, run, write_rows
+
+HELD_OUT = 64
+RATES = {"full": "5e-5", "lora": "2e-4", "qlora": "2e-4"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every contender does.
+
+    Attributes:
+        method: full, lora or qlora.
+        model: A folder of safetensors.
+        rows: A folder with one file of conversational prompts and completions.
+        updates: Of the optimiser.
+        batch_size: Rows an update.
+    """
+
+    method: str
+    model: Path
+    rows: Path
+    updates: int
+    batch_size: int
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=RATES, default="full")
+    parser.add_argument("--contenders", default="neft,neft-small,trl,trl-best,script")
+    parser.add_argument("--updates", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--dataset", default="builtin", help="any data set that neft reads")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--soup", type=Path, help="the virtual environment that soup-cli is installed in")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(options, Path(scratch))
+
+
+def measure(options: Any, folder: Path) -> None:
+    """All contenders in turn, round by round; then the held-out loss of what each saved."""
+    rows, held_out = write_rows(folder, options.dataset, options.updates * options.batch_size, HELD_OUT)
+    model = model_folder(options.model)
+    task = Task(options.method, model, rows, options.updates, options.batch_size)
+    tokens = tokens_in(model, rows)
+    names = options.contenders.split(",")
+    found: dict[str, list[Timed]] = {name: [] for name in names}
+    for turn in range(options.rounds):
+        for name in names:
+            output = folder / f"{name}-{turn}"
+            command, environment = command_of(name, task, output, options.soup)
+            found[name].append(run(command, folder, environment))
+            print(f"# {name}: {found[name][-1].seconds:.1f} s", flush=True)
+    print(f"\n{options.method}, {options.updates} updates of {options.batch_size} rows, {tokens} real tokens")
+    print("contender    whole command, s   ratio to neft   tokens/s of it   peak memory, GiB   held-out loss")
+    basis = statistics.median(timed.seconds for timed in found[names[0]])
+    for name in names:
+        seconds = statistics.median(timed.seconds for timed in found[name])
+        peak = max(timed.peak_bytes for timed in found[name]) / 2**30
+        loss = held_out_loss(task, folder / f"{name}-0", held_out, folder)
+        rate = tokens / seconds
+        print(f"{name:11}{seconds:19.1f}{seconds / basis:16.2f}{rate:17.0f}{peak:19.2f}{loss:16.4f}", flush=True)
+
+
+def tokens_in(model: Path, rows: Path) -> int:
+    """Tokens of the training rows, pads not counted."""
+    from neftcli.data.prepare import prepare, read_examples
+    from neftcli.models.by_recipe import load_tokenizer_of
+    from neftcli.models.names import resolve
+    from neftcli.recipe.loading import assignment
+    from neftcli.recipe.loading import resolve as recipe_of
+
+    class Nobody:
+        """Hears nothing."""
+
+        def notify(self, event: Any) -> None:
+            """Is told."""
+
+    sets = {"model.name": model, "data.source": rows, "data.held_out_rows": 0}
+    recipe = recipe_of([assignment(f"{key}={value}") for key, value in sets.items()])
+    examples = read_examples(recipe.data)
+    tokenizer, template, _ = load_tokenizer_of(recipe, resolve(str(model)), examples.layout, Nobody())
+    return prepare(examples, recipe.data, tokenizer, template).counts.train.tokens
+
+
+def command_of(name: str, task: Task, output: Path, soup: Path | None) -> tuple[list[str | Path], Mapping[str, str]]:
+    """The command of a contender, and what it changes in the environment."""
+    if name.startswith("neft"):
+        return neft_command(task, output), {"MALLOC_TRIM_THRESHOLD_": "131072"} if name == "neft-small" else {}
+    if name == "script":
+        script = Path(__file__).with_name("plain_script.py")
+        arguments = [task.model, task.rows, output, task.method, task.updates, task.batch_size, RATES[task.method]]
+        return [BIN / "python", script, *map(str, arguments)], {}
+    if name == "soup":
+        if soup is None:
+            raise SystemExit("soup needs --soup FOLDER: a virtual environment with soup-cli")
+        return soup_command(task, output, soup), {}
+    best = name == "trl-best"
+    kept = {
+        "OMP_NUM_THREADS": str(os.cpu_count()),
+        "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
+        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+        "MALLOC_TOP_PAD_": str(2**28),
+    }
+    return trl_command(task, output, best=best), kept if best else {}
+
+
+def neft_command(task: Task, output: Path) -> list[str | Path]:
+    """`neft train` with its defaults; what it would measure on the way is left out, as the others don't."""
+    sets = {"name": output.name, "evaluation.samples": 0, "evaluation.probe_rows": 0, "data.held_out_rows": 0}
+    switch = {"full": [], "lora": ["--lora"], "qlora": ["--qlora"]}[task.method]
+    return [
+        *(BIN / "neft", "train", "--model", task.model, "--dataset", task.rows, "--output-dir", output, *switch),
+        *("--max-steps", str(task.updates), "--batch-size", str(task.batch_size)),
+        *("--learning-rate", RATES[task.method], "--alpha", "0"),
+        *(part for key, value in sets.items() for part in ("--set", f"{key}={value}")),
+    ]
+
+
+def trl_command(task: Task, output: Path, *, best: bool) -> list[str | Path]:
+    """`trl sft` with its own defaults, or with those that were fastest of what it offers."""
+    lora = ["--use_peft", "--lora_r", "16", "--lora_alpha", "32", "--lora_target_modules", "all-linear"]
+    flags = ["--padding_free", "true", "--max_length", "None", "--activation_checkpointing", "false"]
+    return [
+        *(BIN / "trl", "sft", "--use_cpu", "--model_name_or_path", task.model, "--dataset_name", task.rows),
+        *("--output_dir", output, "--report_to", "none", "--save_strategy", "no"),
+        *("--max_steps", str(task.updates), "--per_device_train_batch_size", str(task.batch_size)),
+        *("--learning_rate", RATES[task.method], "--lr_scheduler_type", "cosine"),
+        *(lora if task.method != "full" else []),
+        *(["--load_in_4bit"] if task.method == "qlora" else []),
+        *(flags if best else []),
+    ]
+
+
+def soup_command(task: Task, output: Path, soup: Path) -> list[str | Path]:
+    """`soup train` by a YAML of its own."""
+    lora = {"r": 16, "alpha": 32, "target_modules": "auto"}
+    content = {
+        "base": str(task.model),
+        "task": "sft",
+        "data": {"train": str(next(task.rows.glob("*.jsonl"))), "format": "auto", "max_length": 1024},
+        "training": {
+            "epochs": 1,
+            "lr": float(RATES[task.method]),
+            "batch_size": task.batch_size,
+            "lora": lora if task.method != "full" else None,
+            "quantization": "4bit" if task.method == "qlora" else "none",
+        },
+        "output": str(output),
+    }
+    file = output.with_suffix(".yaml")
+    file.write_text(json.dumps(content, indent=1), "utf-8")
+    return [soup / "bin" / "soup", "train", "--config", file, "--yes"]
+
+
+def held_out_loss(task: Task, output: Path, held_out: Path, folder: Path) -> float:
+    """Nats a token with loss of the model that a contender saved."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from neftcli.data.prepare import prepare, read_examples
+    from neftcli.evaluation.loss import mean_loss, row_losses
+    from neftcli.models.loading import load_tokenizer
+    from neftcli.models.names import resolve
+    from neftcli.recipe.loading import assignment
+    from neftcli.recipe.loading import resolve as recipe_of
+
+    saved = next(iter(output.glob("*/model")), output)
+    recipe = recipe_of([assignment(f"data.source={held_out}"), assignment("data.held_out_rows=0")])
+    tokenizer, _ = load_tokenizer(resolve(str(task.model)))
+    rows = prepare(read_examples(recipe.data), recipe.data, tokenizer, "model").train
+    if (saved / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        model: Any = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, saved)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32)
+    loss = mean_loss(row_losses(model, rows, 16, torch.autocast("cpu", dtype=torch.bfloat16)))
+    shutil.rmtree(saved)
+    return float("nan") if loss is None else loss
+
+
+if __name__ == "__main__":
+    main()
