@@ -40,10 +40,14 @@ def show(
     every: Annotated[bool, typer.Option("--all", help="Every option, resolved, with what it does.")] = False,
 ) -> None:
     """Print a recipe; with --all every option in force, with what it does."""
+    from neftcli.recipe.loading import file_layers
+
     if every:
         typer.echo(_annotated(name))
     else:
-        typer.echo(catalog.find(name, origin="neft recipes show").read_text(encoding="utf-8"), nl=False)
+        file = catalog.find(name, origin="neft recipes show")
+        file_layers(str(file))  # refuses what is no recipe
+        typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
 @app.command("copy")

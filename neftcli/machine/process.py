@@ -43,8 +43,9 @@ def keep_freed_memory() -> bool:
 
 
 def _quiet_libraries() -> None:
-    """Switches the libraries' progress bars and telemetry off."""
+    """Switches the libraries' progress bars, telemetry and downloads of code off."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("USE_HUB_KERNELS", "0")  # a model's config.json could name code to load

@@ -322,11 +322,11 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "--qlora, or adapter.type: lora",
             )
         )
-    if "@" in (recipe.evaluation.judge.base_url or ""):
+    if {"@", "?", "#"} & set(recipe.evaluation.judge.base_url or ""):
         problems.append(
             Problem(
-                f"{where('evaluation.judge.base_url')}: evaluation.judge.base_url must hold no name and no password",
-                "an address with an @",
+                f"{where('evaluation.judge.base_url')}: evaluation.judge.base_url must hold no name, password or key",
+                "an address with @, ? or #",
                 "export OPENAI_API_KEY=...    the key is read from the environment and written nowhere",
             )
         )

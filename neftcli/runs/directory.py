@@ -15,19 +15,23 @@ from shutil import rmtree
 from typing import Any
 
 from neftcli.errors import InputError, Problem
+from neftcli.recipe.nearest import at_home
 
 SUGGESTED = 40  # alpha, seed and a number still have to fit behind
-NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 RECORD = "run.json"
 TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
 
 
 def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
     """The folder of a run: its path, its name below `parent`, or the path of its model; None where there is none."""
-    path = Path(name).expanduser()
-    whole = path.resolve()
-    places = [path, parent / path, *([path.parent] if whole.name == "model" else [])]
-    found = next((place for place in places if (place / RECORD).is_file()), None)
+    path = at_home(name)
+    try:
+        whole = path.resolve()
+        places = [path, parent / path, *([path.parent] if whole.name == "model" else [])]
+        found = next((place for place in places if (place / RECORD).is_file()), None)
+    except (OSError, ValueError):  # no file system would have this name
+        return None
     return found.resolve() if found is not None and not found.name else found  # "." has no name of its own
 
 
@@ -48,10 +52,11 @@ class RunDirectory:
         Raises:
             InputError: The name holds other characters than a folder should, or the parent can't be written.
         """
-        if not NAME.fullmatch(name) or name.strip(".") == "":
+        if not NAME.fullmatch(name):
             raise InputError(
                 Problem(
-                    "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64",
+                    "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64, "
+                    "no dot or hyphen first",
                     name,
                     f"--name {_allowed(name)}",
                 )
@@ -67,9 +72,10 @@ class RunDirectory:
                     number += 1
                 else:
                     return cls(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            received = getattr(error, "strerror", None) or str(error)
             raise InputError(
-                Problem(f"output_dir: {parent} can't be written", error.strerror or "", "--output-dir FOLDER")
+                Problem(f"output_dir: {parent} can't be written", received, "--output-dir FOLDER")
             ) from None
 
     @classmethod
@@ -82,7 +88,7 @@ class RunDirectory:
         directory = cls(path)
         try:
             status = directory.read_json(RECORD)["status"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 Problem(
                     f"{path / RECORD}: this is not the record of a run", f"{type(error).__name__}: {error}", TRAIN_AGAIN

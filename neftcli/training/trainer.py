@@ -71,7 +71,7 @@ class Trainer(SFTTrainer):
         TRL's own also measures entropy and accuracy at each step, and its head is slow without a GPU.
         """
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if can_sum_labels(causal):
+        if self.args.world_size == 1 and can_sum_labels(causal):
             with self.accelerator.autocast():
                 total = sum_of_labels(causal, inputs)
         else:

@@ -528,7 +528,7 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
         (["--judge", "https://h/v1?api-key=secret", "--judge-model", "m"], "received https://h/v1\n"),
         (["--set", "data.max_length=64"], "data.max_length: this needs --dataset"),
         (["--judge", "http://127.0.0.1:1/v1"], "judge"),
-        (["--judge", "http://me:secret@127.0.0.1:1/v1", "--judge-model", "m"], "must hold no name and no password"),
+        (["--judge", "http://me:secret@127.0.0.1:1/v1", "--judge-model", "m"], "must hold no name, password or key"),
         (["--dataset", "missing.jsonl"], "there is no file or folder of this name: missing.jsonl"),
         (["--set", "evaluation.generation.max_new_token=3"], "is not an option"),
         (["--set", "evalution.tasks=[a]"], "evalution.tasks is not an option"),
