@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -55,7 +56,7 @@ def main() -> None:
         app(args=arguments, prog_name="neft")
     except NeftError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _tell(error.problems, started=error.exit_code != 2)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -49,7 +49,7 @@ def recipe_of(layers: list[Layer], recipe: str | None) -> Recipe:
     own_name = _own_name(layers)
     if recipe is None and own_name:
         return resolve([own_name, *layers])
-    return load_recipe(recipe or QUICKSTART, layers)
+    return load_recipe(QUICKSTART if recipe is None else recipe, layers)
 
 
 def with_overrides(name: str, paths: Container[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from neftcli.cli.display import choose_display
 from neftcli.cli.options import QUICKSTART, with_overrides
+from neftcli.errors import InputError, Problem
 from neftcli.recipe.schema import keys
 
 OF_CELLS = frozenset(key.path for key in keys() if key.option.flag and not key.option.only) - {
@@ -52,8 +54,12 @@ def sweep_alpha(
     """
     from neftcli.recipe.loading import file_layers
     from neftcli.recipe.yaml_file import Setting
-    from neftcli.sweep.sweep import Request, layers_of, sweep
+    from neftcli.sweep.folder import layers_of
+    from neftcli.sweep.sweep import Request, sweep
 
+    if folder is not None and recipe is not None:
+        same = f"neft sweep-alpha {shlex.quote(str(folder))}"
+        raise InputError(Problem("a sweep's folder and --recipe can't stand together: it has its own", recipe, same))
     typed = [*overrides]
     if grid:
         typed.append({"sweep.grid": Setting(tuple(grid), "--grid", ", ".join(grid))})

@@ -35,7 +35,7 @@ def code_in_task(file: Path, seen: frozenset[Path] = frozenset()) -> str:
     settings = yaml.safe_load(file.read_bytes())
     if not isinstance(settings, dict):
         return ""
-    if metric := _fetched_metric(settings):
+    if metric := next(filter(None, map(_fetched_metric, _mappings(settings))), ""):
         return f"metric {metric} in {file.name}, which is not the harness's own and would be fetched"
     included = settings.get("include", [])
     paths = [file.parent / str(name) for name in (included if isinstance(included, list) else [included])]
@@ -56,6 +56,21 @@ def _nodes(root: Any, yaml: Any) -> Iterator[Any]:
             waiting += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             waiting += node.value
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """All mappings in a YAML value, at every depth: a group holds tasks, which hold metrics."""
+    waiting, known = [value], set()
+    while waiting:
+        found = waiting.pop()
+        if id(found) in known:
+            continue
+        known.add(id(found))
+        if isinstance(found, dict):
+            yield found
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
 
 
 def _fetched_metric(settings: dict[str, Any]) -> str:

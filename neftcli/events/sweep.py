@@ -15,13 +15,15 @@ class CellState:
         key: The first letters of the hash of what determines its weights.
         arm: Its arm in words.
         seed: Its training seed.
-        state: waiting, training, measuring, done, failed or dropped (by racing).
+        state: waiting, starting, training, measuring, done, failed or dropped (by racing).
         step: Updates done.
         total_steps: Updates in all; 0 while they are not known.
         loss: Held-out loss, measured last; None before.
-        remaining: Seconds that are left of its training; None where that is not known.
+        remaining: Seconds that are left of its training, or of the part that is measured; None where that is not known.
         run: Its folder, or an empty string.
         problem: Why it failed, or an empty string.
+        measured: Rows or answers that are done of the part that is measured.
+        to_measure: Those in all; 0 before.
     """
 
     key: str
@@ -34,6 +36,8 @@ class CellState:
     remaining: float | None = None
     run: str = ""
     problem: str = ""
+    measured: int = 0
+    to_measure: int = 0
 
 
 @dataclass(frozen=True, slots=True)

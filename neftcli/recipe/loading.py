@@ -144,13 +144,20 @@ def to_yaml(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def differences(first: Recipe, second: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Dotted key to both values, for each option of the weights that differs between two recipes."""
+def differences(first: Recipe, second: Recipe, of: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Dotted key to both values, for each option that differs between two recipes.
+
+    Args:
+        first: A recipe.
+        second: Another.
+        of: How the compared keys begin; those that touch the weights where it is empty.
+    """
     values = [{key.path: _at(recipe, key.path) for key in keys()} for recipe in (first, second)]
     return {
         path: (values[0][path], values[1][path])
         for path in values[0]
-        if values[0][path] != values[1][path] and path.partition(".")[0] not in NOT_HASHED
+        if values[0][path] != values[1][path]
+        and (path.startswith(of) if of else path.partition(".")[0] not in NOT_HASHED)
     }
 
 

@@ -80,8 +80,14 @@ class Checkpoints:
         self._rotate(step)
 
     def discard(self, step: int) -> None:
-        """Takes away the folder of `step`, which could not be finished."""
-        rmtree(self.place(step), ignore_errors=True)
+        """Takes away the folder of `step` where it could not be finished."""
+        if not (self.place(step) / MANIFEST).is_file():
+            rmtree(self.place(step), ignore_errors=True)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that was finished, unread: a message must not take minutes."""
+        whole = [step for step in self._steps() if (self.place(step) / MANIFEST).is_file()]
+        return self.place(max(whole)) if whole else None
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that verifies, and why each newer one was passed over."""
@@ -104,8 +110,9 @@ class Checkpoints:
         surplus = len(whole) + 1 - self.keep
         for step in [*whole[: max(0, surplus)], *unfinished]:
             # The manifest goes first: a removal that is stopped in the middle leaves no checkpoint that looks whole.
+            # What can't be removed now is no checkpoint any more, and the next rotation tries again.
             (self.place(step) / MANIFEST).unlink(missing_ok=True)
-            rmtree(self.place(step))
+            rmtree(self.place(step), ignore_errors=True)
 
 
 def verify(place: Path) -> Checkpoint:
@@ -124,11 +131,12 @@ def verify(place: Path) -> Checkpoint:
     if manifest.get("format") != FORMAT:
         raise Damaged(f"manifest.json has format {manifest.get('format')}, this version of neft reads {FORMAT}")
     for name, known in manifest["files"].items():
-        file = place / name
-        if not file.is_file():
-            raise Damaged(f"{name} is missing")
-        if file.stat().st_size != known["bytes"]:
-            raise Damaged(f"{name} has {file.stat().st_size} bytes, not {known['bytes']}")
+        try:
+            size = (place / name).stat().st_size
+        except OSError:
+            raise Damaged(f"{name} is missing") from None
+        if size != known["bytes"]:
+            raise Damaged(f"{name} has {size} bytes, not {known['bytes']}")
     for name, known in manifest["files"].items():
         try:
             found = _sha256(place / name)

@@ -149,21 +149,23 @@ class RunDirectory:
         partial.mkdir()
         try:
             yield partial
-            for file in partial.iterdir():
+            for file in [*partial.iterdir(), partial]:
                 to_disk(file)
         except BaseException:
             rmtree(partial, ignore_errors=True)
             raise
         rmtree(self.model, ignore_errors=True)
         partial.rename(self.model)
+        to_disk(self.path)
 
     def forget_measurements(self) -> None:
-        """Takes away what a run measured that begins again."""
+        """Takes away what a run measured and saved that begins again."""
+        rmtree(self.model, ignore_errors=True)
         for name in ("metrics.jsonl", "samples.jsonl"):
             (self.path / name).unlink(missing_ok=True)
 
     def forget_after(self, step: int, evaluated: int) -> None:
-        """Takes away what was measured behind a checkpoint, which will be measured again.
+        """Takes away what was measured and saved behind a checkpoint, which will be done again.
 
         Args:
             step: Updates done in the checkpoint.
@@ -180,6 +182,7 @@ class RunDirectory:
                     kept.append(line)
         self.write_text("metrics.jsonl", "".join(kept))
         (self.path / "samples.jsonl").unlink(missing_ok=True)
+        rmtree(self.model, ignore_errors=True)
 
     def forget_checkpoints(self) -> None:
         """Takes the checkpoints away; a finished run has its model."""

@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
-from neftcli.events import Observer
+from neftcli.errors import InputError, Preempted, Problem
+from neftcli.events import Advance, Event, Observer, Phase
 from neftcli.recipe.loading import fingerprint
 from neftcli.runs.directory import RECORD, RunDirectory
 
 if TYPE_CHECKING:
     from neftcli.evaluation.measure import Results
+    from neftcli.evaluation.rows import Rows
+    from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Recipe
     from neftcli.training.materials import Materials, Shelf
     from neftcli.training.resume import Resumption
     from neftcli.training.stopping import Stop
 
 MEASURED = "evaluation/cell.json"
+MEASURING = "measuring the cell"
+"""The phase by which a cell says that its training is done."""
+PARTS = {"settings": str, "prompts": list, "references": list, "answers": list, "metrics": dict}
 
 
 def finished_run(cells: Path, key: str) -> RunDirectory | None:
@@ -33,9 +41,6 @@ def finished_run(cells: Path, key: str) -> RunDirectory | None:
 
 def stopped_run(cells: Path, key: str, recipe: Recipe) -> Resumption | None:
     """The run of `key` that was stopped and can be gone on with; those that can't be are taken away."""
-    from shutil import rmtree
-
-    from neftcli.errors import InputError
     from neftcli.training.resume import resumption_of
 
     found = None
@@ -49,37 +54,60 @@ def stopped_run(cells: Path, key: str, recipe: Recipe) -> Resumption | None:
         if found is None and resumption is not None and resumption.checkpoint is not None:
             found = resumption
         else:
-            rmtree(run.path)
+            take_away(run.path)
     return found
 
 
 def clear_unborn(cells: Path) -> None:
     """Takes away folders that a killed worker made and had not written a record to; only while no worker is at work."""
-    from shutil import rmtree
-
     for folder in cells.glob("*/"):
         if not (folder / RECORD).is_file():
-            rmtree(folder)
+            take_away(folder)
+
+
+def take_away(folder: Path) -> None:
+    """Removes the folder of a run; where that is a link, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        rmtree(folder)
+
+
+def records(cells: Path) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
+    """The runs below `cells` that have a record."""
+    for file in sorted(cells.glob(f"*/{RECORD}")):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict):
+            yield RunDirectory(file.parent), record
 
 
 def runs_of(cells: Path, key: str) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
     """The runs below `cells` by the recipe of `key`, with their records."""
-    for file in sorted(cells.glob(f"*/{RECORD}")):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        if record.get("recipe_sha256") == key:
-            yield RunDirectory(file.parent), record
+    return ((run, record) for run, record in records(cells) if record.get("recipe_sha256") == key)
 
 
 def measured(run: RunDirectory, recipe: Recipe) -> dict[str, Any] | None:
-    """What was measured of a cell by the settings of `recipe`; None where that is still to do."""
-    file = run.path / MEASURED
-    if not file.is_file():
+    """What was measured of a cell by the settings of `recipe`; None where that is still to do, or damaged."""
+    try:
+        content = run.read_json(MEASURED)
+    except (OSError, ValueError):
         return None
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content if content["settings"] == settings_key(recipe) else None
+    return content if _is_whole(content) and content["settings"] == settings_key(recipe) else None
+
+
+def _is_whole(content: Any) -> bool:
+    """Whether all that a cell's numbers are read from is there."""
+    return (
+        isinstance(content, dict)
+        and all(isinstance(content.get(part), kind) for part, kind in PARTS.items())
+        and all(
+            isinstance(metric, dict) and isinstance(metric.get("values"), list) and {"better", "weights"} <= {*metric}
+            for metric in content["metrics"].values()
+        )
+    )
 
 
 def settings_key(recipe: Recipe) -> str:
@@ -102,51 +130,83 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str
     run = finished_run(cells, key)
     if run is not None:
         if measured(run, recipe) is None:
-            _measure_saved(run, recipe, observer)
+            _measure_saved(run, recipe, shelf, _Stoppable(observer, stop))
         return str(run.path)
     resume = stopped_run(cells, key, recipe)
 
     def and_then(directory: RunDirectory, tuned: Any, materials: Materials) -> None:
-        _measure(directory, recipe, materials, observer, tuned)
+        rows = _rows(recipe, materials.prepared.held_out_examples, materials.prepared.counts.layout)
+        _measure(directory, recipe, rows, materials.machine, _Stoppable(observer, stop), tuned)
 
     return train(recipe, observer, shelf, and_then, stop, resume).run
 
 
-def _measure_saved(run: RunDirectory, recipe: Recipe, observer: Observer) -> None:
-    """Measures a run that was finished and not measured: its worker was killed between the two."""
+class _Stoppable:
+    """Passes on what is told while a cell is measured, and ends that where a stop was asked for.
+
+    What is told of is on the disk by then, so that nothing is measured twice.
+    """
+
+    def __init__(self, observer: Observer, stop: Stop) -> None:
+        self._observer, self._stop = observer, stop
+
+    def notify(self, event: Event) -> None:
+        """Passes it on.
+
+        Raises:
+            Preempted: A stop was asked for.
+        """
+        if isinstance(event, Advance | Phase) and self._stop.asked():
+            raise Preempted(Problem("stopped while the cell was measured; what was measured is kept"))
+        self._observer.notify(event)
+
+
+def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Observer) -> None:
+    """Measures a run that was finished and not measured, without the model that it began from."""
+    from neftcli.data.prepare import loss_on_answers
+    from neftcli.data.tokens import tokenize
     from neftcli.machine.chatter import library_chatter
+    from neftcli.machine.device import choose_machine
+    from neftcli.models.by_recipe import load_tokenizer_of
     from neftcli.training.inputs import check_inputs
-    from neftcli.training.materials import load_materials
 
-    reference, examples = check_inputs(recipe, observer)
     with library_chatter(run.log):
-        _measure(run, recipe, load_materials(recipe, reference, examples, observer), observer, None)
+        materials = shelf.find(recipe)
+        if materials is not None:
+            examples, layout = materials.prepared.held_out_examples, materials.prepared.counts.layout
+        else:
+            reference, found = check_inputs(recipe, observer)
+            layout, data = found.layout, recipe.data
+            tokenizer, _, _ = load_tokenizer_of(recipe, reference, layout, observer)
+            tokens = tokenize(tokenizer, found.held_out, data.max_length, loss_on_answers(data, layout))
+            # As in `prepare`: a row of which no token with loss is left is none.
+            examples = [one for row, one in zip(tokens, found.held_out, strict=True) if row.loss_tokens()]
+        _measure(run, recipe, _rows(recipe, examples, layout), choose_machine(recipe), observer, None)
 
 
-def _measure(run: RunDirectory, recipe: Recipe, materials: Materials, observer: Observer, tuned: Any) -> None:
-    from neftcli.evaluation.measure import Measurement
+def _rows(recipe: Recipe, examples: Any, layout: Any) -> Rows:
     from neftcli.evaluation.rows import Rows
+
+    return Rows(examples, recipe.data, layout, "held-out rows", "held-out")
+
+
+def _measure(run: RunDirectory, recipe: Recipe, rows: Rows, machine: Machine, observer: Observer, tuned: Any) -> None:
+    from neftcli.evaluation.measure import Measurement
     from neftcli.evaluation.subjects import find_subject
 
     begun = time.perf_counter()
-    examples = materials.prepared.held_out_examples
-    rows = Rows(examples, recipe.data, materials.prepared.counts.layout, "held-out rows", "held-out")
+    observer.notify(Phase(MEASURING))
     subject = find_subject(str(run.path), "run", ())
-    results = Measurement(
-        subject,
-        rows,
-        recipe.evaluation,
-        materials.machine,
-        recipe.training.seed,
-        observer,
-        answers=recipe.sweep.answers,
-        model=tuned,
-    ).run()
+    # The run's own recipe may be somebody else's: whether a model's own code runs is for the cell's to say.
+    model = replace(subject.recipe.model, trust_remote_code=recipe.model.trust_remote_code)
+    subject = replace(subject, recipe=replace(subject.recipe, model=model))
+    seed, answers = recipe.training.seed, recipe.sweep.answers
+    results = Measurement(subject, rows, recipe.evaluation, machine, seed, observer, answers=answers, model=tuned).run()
     content = {"settings": settings_key(recipe), **_content(results, rows)}
     run.write_json(MEASURED, content | {"seconds": time.perf_counter() - begun})
 
 
-def _content(results: Results, rows: Any) -> dict[str, Any]:
+def _content(results: Results, rows: Rows) -> dict[str, Any]:
     """A cell's numbers, example by example, as JSON."""
     from neftcli.evaluation.comparison import METRICS, task_metrics
     from neftcli.evaluation.report import instruction

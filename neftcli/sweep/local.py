@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -184,8 +185,12 @@ class LocalEngine:
 
 
 def devices() -> list[str | None]:
-    """One entry for each GPU that torch would see, or one for the CPU."""
+    """One entry for each GPU that torch would see, as CUDA_VISIBLE_DEVICES takes it, or one for the CPU."""
     import torch
 
     count: Any = torch.cuda.device_count()
-    return [str(number) for number in range(count)] if count > 1 else [None]
+    if count < 2:
+        return [None]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs that a person or a scheduler chose
+    names = given.split(",")[:count] if given else map(str, range(count))
+    return [*map(str.strip, names)]

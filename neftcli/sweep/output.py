@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SWEEP = "sweep.json"
 CURVES = "learning-curves"
+OF_THE_MOMENT = ("remaining", "measured", "to_measure")  # of a cell that is at work
 UNITS = {metric.name: metric.unit for metric in METRICS}
 
 
@@ -49,7 +50,8 @@ def write(
     """
     folder = Path(report.folder)
     earlier = _plots_of(folder / SWEEP)
-    content = {**asdict(report), "cells": [asdict(state) for state in states]}
+    cells_now = [{key: value for key, value in asdict(state).items() if key not in OF_THE_MOMENT} for state in states]
+    content = {**asdict(report), "cells": cells_now}
     write_whole(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     write_whole(folder / "cells.csv", _table(states))
     write_whole(folder / "verdict.md", verdict_text(report))
@@ -62,7 +64,8 @@ def write(
 
 def _table(states: Sequence[CellState]) -> str:
     text = StringIO()
-    writer = csv.DictWriter(text, [name for name in CellState.__slots__ if name != "remaining"], extrasaction="ignore")
+    names = [name for name in CellState.__slots__ if name not in OF_THE_MOMENT]
+    writer = csv.DictWriter(text, names, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(asdict(state) for state in states)
     return text.getvalue()

@@ -1,6 +1,6 @@
 """The cells of a sweep: each an ordinary recipe, known by the hash of all that determines its weights.
 
-arms  = grid points x alphas     (alpha 0, the baseline, with each grid point)
+arms  = grid points x alphas     (alpha 0, the baseline, with each grid point but for the noise's own options)
 cells = arms x seeds             (seed by seed, so that a sweep that is stopped early is whole for fewer seeds)
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.events.sweep import arm_name
-from neftcli.recipe.loading import fingerprint, resolve
+from neftcli.recipe.loading import NOT_HASHED, fingerprint, resolve
 from neftcli.recipe.yaml_file import Setting, read_value
 from neftcli.runs.directory import NAME
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
 
-OWN = ("neftune.alpha", "training.seed")
+OWN = {"neftune.alpha": "--alphas 0,5,10", "training.seed": "--seeds 3"}
+OTHER_RUNS = ("data", *NOT_HASHED)
+"""No axes: cells of other rows can't be compared, and by the others weights are the same."""
+OF_NOISE = "neftune."
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
         layers: What it was resolved from; a grid's options are laid over them and checked like any other.
 
     Raises:
-        RecipeError: A grid names no option, an option twice, or a value that can't be; or the name can't be a folder's.
+        RecipeError: A grid names no option, an option or a value twice, or a value that can't be; or the name can't be
+            a folder's.
     """
     if not NAME.fullmatch(base.name):  # the sweep's folder has it, and the runs in it
         said = "name: a sweep's name has letters, digits, dot, underscore and hyphen, at most 64"
@@ -78,18 +82,22 @@ def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
     sweep = base.sweep
     alphas = sorted({0.0, *sweep.alphas})
     points = _grid(sweep.grid)
-    cells = []
+    cells: dict[tuple[Arm, int], Cell] = {}
     for seed, point, alpha in product(range(sweep.seeds), range(len(points)), alphas):
         arm = Arm(alpha, tuple((key, setting.value) for key, setting in points[point].items()))
+        arm = arm if alpha else baseline_of(arm)
+        if (arm, seed) in cells:  # alpha 0, at another point of the noise
+            continue
         recipe = resolve([*layers, points[point]]) if points[point] else base
         recipe = replace(
             recipe,
             name=f"{base.name}-g{point}" if len(points) > 1 else base.name,
-            neftune=replace(recipe.neftune, alpha=alpha),
+            neftune=replace(recipe.neftune if alpha else base.neftune, alpha=alpha),
             training=replace(recipe.training, seed=base.training.seed + seed),
         )
-        cells.append(Cell(arm, recipe.training.seed, recipe, fingerprint(recipe)))
-    return cells
+        cells[arm, seed] = Cell(arm, recipe.training.seed, recipe, fingerprint(recipe))
+    assert len({cell.key for cell in cells.values()}) == len(cells)  # noqa: S101 - every axis is hashed
+    return list(cells.values())
 
 
 def arms_of(cells: Sequence[Cell]) -> list[Arm]:
@@ -98,8 +106,8 @@ def arms_of(cells: Sequence[Cell]) -> list[Arm]:
 
 
 def baseline_of(arm: Arm) -> Arm:
-    """The arm without noise that an arm is compared with: the same but for alpha."""
-    return replace(arm, alpha=0.0)
+    """The arm without noise that an arm is compared with: the same but for alpha and the noise's other options."""
+    return Arm(0.0, tuple(pair for pair in arm.grid if not pair[0].startswith(OF_NOISE)))
 
 
 def _grid(texts: Sequence[str]) -> list[Layer]:
@@ -111,9 +119,10 @@ def _grid(texts: Sequence[str]) -> list[Layer]:
         origin = f"--grid {key}"
         if not (key and equals and values):
             problems.append(Problem("--grid takes KEY=VALUE,VALUE", text, "--grid training.learning_rate=1e-5,5e-5"))
-        elif key in OWN or key.startswith(("sweep.", "data.")):
-            remedy = {"neftune.alpha": "--alphas 0,5,10", "training.seed": "--seeds 3"}.get(key, "a sweep for each")
-            problems.append(Problem(f"{origin}: this can't be an axis of the grid", text, remedy))
+        elif key in OWN or key.partition(".")[0] in OTHER_RUNS:
+            problems.append(
+                Problem(f"{origin}: this can't be an axis of the grid", text, OWN.get(key, "a sweep for each"))
+            )
         elif key in axes:
             problems.append(
                 Problem(f"{origin}: this axis is given twice", text, f"--grid {key}=..., all values together")
@@ -121,7 +130,7 @@ def _grid(texts: Sequence[str]) -> list[Layer]:
         else:
             points = read_value(f"[{values}]", origin)  # a list of YAML's, so that a value can be one, too
             axes[key] = [Setting(value, origin, text) for value in points]
-            if len(set(map(repr, points))) < len(points):
+            if any(value in points[:place] for place, value in enumerate(points)):
                 problems.append(Problem(f"{origin}: a value is given twice", text, "each value once"))
     if problems:
         raise RecipeError(*problems)

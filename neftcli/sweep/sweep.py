@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, Interrupted, NeftError, Preempted, Problem
-from neftcli.events import CellState, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport, SweepStarted
+from neftcli.errors import InputError, NeftError, Preempted, Problem
+from neftcli.events import (
+    Advance,
+    CellState,
+    Evaluated,
+    Event,
+    Notice,
+    Observer,
+    Phase,
+    Progress,
+    SweepReport,
+    SweepStarted,
+)
 from neftcli.recipe.loading import resolve, to_yaml
-from neftcli.runs.directory import write_whole
-from neftcli.sweep.cell import clear_unborn, finished_run, measured
+from neftcli.runs.directory import RECORD, RunDirectory, write_whole
+from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
+from neftcli.sweep.folder import RECIPE, explained, held, require_alike, require_same_inputs, require_same_sweep
 from neftcli.sweep.local import LocalEngine, Outcome, devices
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.splits import chooses
+from neftcli.training.stopping import Stop, StopRequested
 
 if TYPE_CHECKING:
+    from neftcli.data.prepare import Examples
+    from neftcli.models.names import Reference
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
     from neftcli.sweep.cluster import RayEngine
     from neftcli.sweep.verdict import Numbers
 
-RECIPE = "recipe.yaml"
 ENGINES = ("local", "ray")
+RACED = 4  # seeds from which on a race saves something where arms are only worse
 OTHER_TOKENS = ("model.name", "model.revision", "model.chat_template")  # whose losses can't stand in one table
 
 
@@ -68,31 +80,44 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         replace(cell, recipe=replace(cell.recipe, output_dir=str(folder / "cells")))
         for cell in plan_cells(base, request.layers)
     ]
-    _check(base, request, observer)
+    require_same_inputs(cells, *_check(base, request, observer))
     observer.notify(
         SweepStarted(str(folder), tuple(_state(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )
+    if request.race and base.sweep.seeds < RACED:
+        observer.notify(Notice(_hardly_a_race(base.sweep.seeds)))
     if request.dry_run:
         from neftcli.sweep.estimate import estimate
 
         observer.notify(estimate(cells, request.engine, request.race, observer))
         return None
-    with _alone(folder), _kept_if_begun(folder):
-        _same_sweep(folder, base)
-        run = _Sweep(folder, base, cells, observer, _again(folder, request))
-        run.train(request)
-        report = run.report(begun)
-    observer.notify(report)
-    run.end()
+    again = _again(folder, request, base)
+    with explained(again), held(folder):
+        require_same_sweep(folder, base)
+        run = _Sweep(folder, base, cells, observer, again)
+        with run.stop.listening(first=run.halt):
+            run.train(request)
+            report = run.report(begun)
+        observer.notify(report)
+        run.end()
     return report
 
 
-def _check(base: Recipe, request: Request, observer: Observer) -> None:
-    """Refuses what can be refused before a worker is started."""
+def _hardly_a_race(seeds: int) -> str:
+    """What is said of a race over so few seeds."""
+    few = f"--race: {seeds} seed{'s' if seeds > 1 else ''}"
+    if seeds < RACED - 1:
+        return f"{few} can't save anything: an arm can only leave after two, if there is a third"
+    return f"{few} hardly save anything: after two, only an arm leaves that has gone wrong altogether"
+
+
+def _check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference, Examples]:
+    """Refuses what can be refused before a worker is started; what the cells are trained on."""
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.comparison import FEWEST
     from neftcli.evaluation.judge import check_judge
     from neftcli.evaluation.report import instruction
+    from neftcli.evaluation.tasks import check_tasks
     from neftcli.training.inputs import check_inputs
 
     if request.engine not in ENGINES:
@@ -115,10 +140,11 @@ def _check(base: Recipe, request: Request, observer: Observer) -> None:
         raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
     if "tasks" in base.sweep.metrics and not base.evaluation.tasks:
         raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))
+    check_tasks(base.evaluation.tasks)
     check_judge(judge)
     if judge.base_url is not None:
         require_reachable(judge)
-    _, examples = check_inputs(base, observer)
+    reference, examples = check_inputs(base, observer)
     sides = chooses([instruction(example) for example in examples.held_out])
     halves = sum(sides), len(sides) - sum(sides)
     if min(halves) < FEWEST:
@@ -129,6 +155,7 @@ def _check(base: Recipe, request: Request, observer: Observer) -> None:
                 "--held-out FILE, or --held-out-rows with more",
             )
         )
+    return reference, examples
 
 
 def _state(cell: Cell, **known: Any) -> CellState:
@@ -137,31 +164,50 @@ def _state(cell: Cell, **known: Any) -> CellState:
     content = measured(run, cell.recipe) if run else None
     settled: dict[str, Any] = {"state": "waiting"}
     if run is not None and content is not None:
-        loss = run.read_json("run.json").get("results", {}).get("held_out_loss")
-        settled = {"state": "done", "run": str(run.path), "loss": loss}
+        results = run.read_json(RECORD).get("results")
+        loss = results.get("held_out_loss") if isinstance(results, dict) else None
+        settled = {"state": "done", "run": str(run.path), "loss": loss if isinstance(loss, float) else None}
     return CellState(cell.key[:8], cell.arm.name(), cell.seed, **(settled | known))
 
 
 class _Sweep:
-    """A sweep at work: its cells, where they stand, and who is told."""
+    """A sweep at work: its cells, where they stand, and who is told.
+
+    Attributes:
+        stop: The first signal stops cells behind their update, the second at once.
+    """
 
     def __init__(self, folder: Path, base: Recipe, cells: list[Cell], observer: Observer, again: str) -> None:
         self.folder, self.base, self.cells, self.observer, self.again = folder, base, cells, observer, again
         self.states = {cell.key: _state(cell) for cell in cells}
         self.dropped: list[Arm] = []
+        self.stop = Stop()
+        self._engine_at_work: LocalEngine | RayEngine | None = None
+        self._unwritten: OSError | None = None
+
+    def halt(self) -> None:
+        """Cells stop behind their update; may be called by a signal."""
+        if self._engine_at_work is not None:
+            self._engine_at_work.stop()
 
     def train(self, request: Request) -> None:
         """Does what is not done; with racing seed by seed, dropping arms in between."""
         race, engine = request.race, self._engine(request)
+        self._engine_at_work = engine
         seeds = dict.fromkeys(cell.seed for cell in self.cells)
         rounds = [[cell for cell in self.cells if cell.seed == seed] for seed in seeds]
-        clear_unborn(self.folder / "cells")
-        with _stopping(engine):
+        try:
+            write_whole(self.folder / RECIPE, to_yaml(self.base))  # only now: nothing changes where there is no engine
+            clear_unborn(self.folder / "cells")
             for number, cells in enumerate(rounds if race else [self.cells], 1):
                 racing = [cell for cell in cells if cell.arm not in self.dropped]
+                if self.stop.asked():
+                    self.halt()  # it was asked for before there was an engine
                 engine.run([cell for cell in racing if self.states[cell.key].state != "done"], self._told, self._ended)
-                if race and number < len(rounds):
+                if race and number < len(rounds) and not self.stop.asked():
                     self._race(number, len(rounds))
+        finally:
+            engine.close()
         clear_unborn(self.folder / "cells")
         for cell in self.cells:
             if cell.arm in self.dropped and self.states[cell.key].state == "waiting":
@@ -185,10 +231,14 @@ class _Sweep:
                 self._set(cell, state="training", **known)
             case Evaluated():
                 self._set(cell, loss=event.held_out_loss)
+            case Phase() if event.name == MEASURING:
+                self._set(cell, state="measuring", remaining=None)
             case Phase() if self.states[cell.key].state == "waiting":
                 self._set(cell, state="starting")
-            case Phase() if "answer" in event.name or "reading its" in event.name:
-                self._set(cell, state="measuring", remaining=None)
+            case Advance():
+                self._set(cell, measured=event.done, to_measure=event.total, remaining=event.remaining)
+            case Notice():
+                self.observer.notify(event)
 
     def _ended(self, cell: Cell, outcome: Outcome) -> None:
         if outcome.state == "done":
@@ -197,21 +247,30 @@ class _Sweep:
             problem = "; ".join(f"{one.violated}: {one.received}" for one in outcome.problems)
             self._set(cell, state="failed", problem=problem)
         else:
-            self._set(cell, state="waiting", step=0, remaining=None)
+            self._set(cell, state="waiting", step=0, measured=0, to_measure=0, remaining=None)
 
     def _measured(self) -> dict[str, dict[str, Any]]:
         """Key of a cell to what was measured of it, and of its answers by the judge."""
-        found = {}
+        found: dict[str, tuple[RunDirectory, dict[str, Any]]] = {}
         for cell in self.cells:
             run = finished_run(self.folder / "cells", cell.key)
-            content = measured(run, cell.recipe) if run else None
-            if content is not None:
-                found[cell.key] = content
+            if run is not None and (content := measured(run, cell.recipe)) is not None:
+                found[cell.key] = run, content
+        require_alike(found, self.again)
+        contents = {key: content for key, (_, content) in found.items()}
         if "win_rate" in self.base.sweep.metrics:
-            from neftcli.sweep.judged import add_win_rates
+            self._judge(contents)
+        return contents
 
-            add_win_rates(self.cells, found, self.base.evaluation.judge, self.folder, self.observer)
-        return found
+    def _judge(self, contents: dict[str, dict[str, Any]]) -> None:
+        """Adds what the judge says; it is not asked any more where the sweep is to stop."""
+        from neftcli.sweep.judged import add_win_rates
+
+        try:
+            with self.stop.at_once():
+                add_win_rates(self.cells, contents, self.base.evaluation.judge, self.folder, self.observer)
+        except StopRequested:
+            self.observer.notify(Notice("the judge is not asked any more, since the sweep is to stop"))
 
     def _numbers(self) -> tuple[Numbers, dict[str, dict[str, Any]]]:
         from neftcli.sweep.verdict import Numbers
@@ -221,24 +280,39 @@ class _Sweep:
         return Numbers(self.cells, content, chooses(prompts)), content
 
     def _metrics(self, content: dict[str, dict[str, Any]]) -> list[str]:
-        """The names of the metrics that decide."""
+        """The names of the metrics that decide.
+
+        Raises:
+            NeftError: There is none: only tasks were asked for, and these can't be compared document by document.
+        """
         from neftcli.evaluation.comparison import METRICS
         from neftcli.sweep.verdict import METRIC_NAMES
 
         measured = next((list(cell["metrics"]) for cell in content.values()), [])
         own = {metric.name for metric in METRICS} | set(METRIC_NAMES.values())
         tasks = [name for name in measured if name not in own]
-        return [
+        names = [
             name
             for metric in self.base.sweep.metrics
             for name in (tasks if metric == "tasks" else [METRIC_NAMES[metric]])
         ]
+        if not names and content:
+            raise NeftError(
+                Problem(
+                    "sweep.metrics tasks: none of these tasks has a value for each document to compare",
+                    ", ".join(self.base.evaluation.tasks),
+                    f"neft sweep-alpha {shlex.quote(str(self.folder))} --metric loss    all cells are kept",
+                )
+            )
+        return names
 
     def _race(self, number: int, rounds: int) -> None:
         """Drops the arms that can't be the best any more, by the half of the rows that chooses."""
         from neftcli.sweep.racing import leaving
 
         numbers, content = self._numbers()
+        if self.stop.asked():  # then the judge may not have been asked all
+            return
         for metric in self._metrics(content)[:1]:
             for left in leaving(numbers, metric, self.dropped, after=number, seeds=rounds):
                 self.dropped.append(left.arm)
@@ -268,16 +342,22 @@ class _Sweep:
             saved=sum(state.state == "dropped" for state in states),
             seconds=time.perf_counter() - begun,
         )
-        write(report, states, numbers, metrics, verdict.recommended, self.cells)
+        try:
+            write(report, states, numbers, metrics, verdict.recommended, self.cells)
+        except OSError as error:  # what was found is shown all the same
+            self._unwritten = error
         return report
 
     def end(self) -> None:
         """Says by an error what is not done.
 
         Raises:
+            OSError: The report could not be written.
             SweepError: A cell failed.
             Preempted: The sweep was stopped.
         """
+        if self._unwritten is not None:
+            raise self._unwritten
         failed = [state for state in self.states.values() if state.state == "failed"]
         if failed:
             told = ((f"{one.arm}, seed {one.seed} failed", one.problem) for one in failed)
@@ -287,103 +367,14 @@ class _Sweep:
             raise Preempted(Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=self.again))
 
 
-def _again(folder: Path, request: Request) -> str:
+def _again(folder: Path, request: Request, base: Recipe) -> str:
     """The command that goes on; how cells are done is in no file."""
     words = ["neft", "sweep-alpha", str(folder), *(["--race"] if request.race else [])]
     words += ["--engine", request.engine] if request.engine != "local" else []
     words += ["--ray-address", request.ray_address] if request.ray_address is not None else []
+    words += ["--trust-remote-code"] if base.model.trust_remote_code else []
     return f"{shlex.join(words)}    goes on: what is done is skipped"
 
 
 class SweepError(NeftError):
     """Cells of a sweep failed; the others are done."""
-
-
-@contextmanager
-def _stopping(engine: LocalEngine | RayEngine) -> Iterator[None]:
-    """The first signal stops cells behind their update, the second at once."""
-    from neftcli.training.stopping import Stop
-
-    try:
-        with Stop().listening(first=engine.stop):
-            yield
-    except KeyboardInterrupt:
-        raise Interrupted(Problem("stopped at once; what is done is kept", remedy="the same command goes on")) from None
-    finally:
-        engine.close()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Makes the sweep's folder and holds it.
-
-    Raises:
-        InputError: Another sweep is at work in it, or it can't be written.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            Problem(f"{folder}: another sweep is at work in this folder", "", "wait, or --name for another folder")
-        ) from None
-    except OSError as error:
-        raise InputError(
-            Problem(f"{folder} can't be written", error.strerror or str(error), "--output-dir FOLDER")
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _kept_if_begun(folder: Path) -> Iterator[None]:
-    """Takes the folder away again where nothing was started in it."""
-    try:
-        yield
-    except InputError:
-        if not any((folder / "cells").glob("*")):
-            rmtree(folder)
-        raise
-
-
-def _same_sweep(folder: Path, base: Recipe) -> None:
-    """Writes the recipe of a new sweep; of an old one checks that it is of the same model and rows.
-
-    Raises:
-        InputError: The folder holds a sweep of something else, whose cells can't stand in one table with these.
-    """
-    from neftcli.recipe.loading import differences, load_recipe
-
-    file = folder / RECIPE
-    if file.is_file():
-        found = differences(load_recipe(str(file)), base)
-        other = [path for path in found if path.startswith(("model.", "data."))]
-        if other:
-            raise InputError(
-                Problem(
-                    f"{folder}: this folder holds a sweep of another model or other rows",
-                    ", ".join(f"{path} {found[path][1]} (there {found[path][0]})" for path in other),
-                    "--name NAME for a folder of its own",
-                )
-            )
-    write_whole(file, to_yaml(base))
-
-
-def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:
-    """The layers of a sweep that is gone on with: its recipe, and what was typed over it.
-
-    Raises:
-        InputError: The folder holds no sweep.
-    """
-    from neftcli.recipe.loading import file_layers
-
-    if not (folder / RECIPE).is_file() or not (folder / "cells").is_dir():
-        raise InputError(
-            Problem(f"{folder}: there is no sweep in this folder", "", "neft sweep-alpha --recipe quickstart")
-        )
-    return [*file_layers(str(folder / RECIPE)), *typed]

@@ -88,7 +88,7 @@ class Numbers:
         groups: dict[object, list[Arm]] = {}
         for arm in self.arms:
             if known := self._any(metric, [arm]):
-                key = arm.grid if metric == WIN_RATE else tuple(known["weights"] or ())
+                key = baseline_of(arm).grid if metric == WIN_RATE else tuple(known["weights"] or ())
                 groups.setdefault(key, []).append(arm)
         return list(groups.values())
 

@@ -9,7 +9,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.events import Evaluated, Event, Phase, Progress
+from neftcli.events import Advance, Evaluated, Event, Phase, Progress
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from neftcli.errors import Problem
     from neftcli.recipe.schema import Recipe
 
-TOLD = (Phase, Progress, Evaluated)
+TOLD = (Phase, Progress, Evaluated, Advance)
 """The events of a cell that the sweep is told of; the run keeps the others itself."""
 
 
@@ -34,7 +34,7 @@ class Teller:
 
 
 def work(connection: Connection, stop: Any, device: str | None, log: Path) -> None:
-    """Does the cells that come through `connection`, until None comes.
+    """Does the cells that come through `connection`, until the sweep ends this process.
 
     Each is answered by events, then by ("done", folder), ("failed", problems, whether another try may help) or
     ("stopped",).
@@ -59,12 +59,12 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
     from neftcli.training.materials import Shelf
 
     shelf, teller = Shelf(), Teller(connection)
-    while (recipe := connection.recv()) is not None:
-        connection.send(_outcome(recipe, shelf, teller, stop))
+    while True:
+        connection.send(_outcome(connection.recv(), shelf, teller, stop))
 
 
 def _outcome(recipe: Recipe, shelf: Any, teller: Teller, stop: Any) -> tuple[Any, ...]:
-    from neftcli.errors import NeftError, Preempted, Problem
+    from neftcli.errors import Preempted
     from neftcli.sweep.cell import do_cell
     from neftcli.training.stopping import Stop
 
@@ -72,11 +72,21 @@ def _outcome(recipe: Recipe, shelf: Any, teller: Teller, stop: Any) -> tuple[Any
         return "done", do_cell(recipe, shelf, teller, Stop(lambda: bool(stop.value)))
     except Preempted:
         return ("stopped",)
-    except NeftError as error:
-        return "failed", error.problems, False
     except Exception as error:
-        problem: Problem = Problem("the cell failed by a fault", f"{type(error).__name__}: {error}")
-        return "failed", (problem,), True
+        return "failed", *why(error)
+
+
+def why(error: Exception) -> tuple[tuple[Problem, ...], bool]:
+    """Why a cell failed, and whether another try may help."""
+    from neftcli.errors import NeftError, Problem
+    from neftcli.training.ending import is_disk_full
+
+    if isinstance(error, NeftError):
+        return error.problems, False
+    told = f"{type(error).__name__}: {error}"
+    if is_disk_full(error):
+        return (Problem("the disk is full", told, "make room"),), False
+    return (Problem("the cell failed by a fault", told),), True
 
 
 def _end_with_the_parent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from neftcli.runs.record import RunRecord
 from neftcli.training.stopping import StopRequested
 
 FULL = ("No space left", "os error 28", "os error 122", "PytorchStreamWriter failed")
+"""How torch and safetensors, which write in code of their own, say that the disk is full."""
 
 
 @contextmanager
@@ -27,28 +29,31 @@ def recorded_end(record: RunRecord, directory: RunDirectory, *, new: bool) -> It
     """
     try:
         yield
-    except StopRequested:
-        record.end("preempted")
-        raise Preempted(Problem(f"stopped; {_safe(directory)}", remedy=_again(directory))) from None
-    except KeyboardInterrupt:
-        record.end("interrupted")
-        raise Interrupted(Problem(f"stopped at once; {_safe(directory)}", remedy=_again(directory))) from None
-    except InputError:  # nothing was started, so nothing stays
+    except BaseException as error:
+        if record.fields["status"] == "finished":  # whatever came behind it
+            raise
+        _record(error, record, directory, new=new)
+        raise
+
+
+def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *, new: bool) -> None:
+    """Writes the end, and raises what a person is told in place of `error` where it is something else."""
+    if isinstance(error, InputError):  # nothing was started, so nothing stays
         if new:
             shutil.rmtree(directory.path)
         else:
             record.withdraw()
-        raise
-    except NeftError as error:
-        record.end("failed", error=str(error))
-        raise
-    except Exception as error:
-        # On a full disk the record can't be written either; the message below is what counts then.
-        with suppress(OSError):
-            record.end("failed", error=f"{type(error).__name__}: {error}")
-        problem = _known(error, directory)
-        if problem is None:
-            raise
+        return
+    statuses: dict[type, str] = {StopRequested: "preempted", KeyboardInterrupt: "interrupted"}
+    status = statuses.get(type(error), "failed")
+    told = {"error": f"{type(error).__name__}: {error}"} if status == "failed" else {}
+    with suppress(OSError):  # on a full disk; the message below is what counts then
+        record.end(status, **told)
+    if isinstance(error, StopRequested):
+        raise Preempted(Problem(f"stopped; {_safe(directory)}", remedy=_again(directory))) from None
+    if isinstance(error, KeyboardInterrupt):
+        raise Interrupted(Problem(f"stopped at once; {_safe(directory)}", remedy=_again(directory))) from None
+    if isinstance(error, Exception) and not isinstance(error, NeftError) and (problem := _known(error, directory)):
         raise TrainingError(problem) from error
 
 
@@ -76,10 +81,7 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, says that the disk or a quota is full.
-
-    torch and safetensors write in their own code and tell only in words.
-    """
+    """Whether an error, or what it was raised from, says that the disk or a quota is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
@@ -94,13 +96,15 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 def _safe(directory: RunDirectory) -> str:
     """What of a run is safe, in words."""
-    checkpoint, _ = Checkpoints(directory.checkpoints, 1).newest()
+    checkpoint = Checkpoints(directory.checkpoints, 1).latest()
     if directory.model.is_dir():
         return f"the tuned model is in {directory.model}"
     if checkpoint is not None:
-        return f"{checkpoint.path} is safe, behind update {checkpoint.step}"
+        return f"{checkpoint} is safe, behind update {checkpoint.name.rpartition('-')[2]}"
     return f"no update was saved; what was measured is in {directory.path}"
 
 
 def _again(directory: RunDirectory) -> str:
-    return f"neft train --resume {directory.path}"
+    if not (directory.path / "recipe.yaml").is_file():
+        return "the same command again"
+    return f"neft train --resume {shlex.quote(str(directory.path))}"

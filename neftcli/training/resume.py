@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
+from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
 from neftcli.runs.directory import RECORD, RunDirectory, find_run
 
@@ -20,8 +21,17 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
 
-FIXED = ("adapter.", "quantization.", "model.", "training.optim")
-"""Options whose change leaves a checkpoint's tensors without a place."""
+FIXED = (
+    *("adapter.", "quantization.", "model."),  # the checkpoint's tensors would have no place
+    *("training.optim", "training.learning_rate", "training.weight_decay", "training.logging_steps"),  # it holds these
+    *(
+        "evaluation.samples",
+        "evaluation.probe_rows",
+        "evaluation.generation",
+    ),  # before and after must be measured alike
+)
+"""Options whose change can't be accepted."""
+ALIKE = FIXED[-3:]
 ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
 
 
@@ -60,6 +70,17 @@ class Resumption:
     def step(self) -> int:
         """Updates that are done."""
         return self.checkpoint.step if self.checkpoint else 0
+
+    def require_as_found(self) -> None:
+        """Checks, when nobody else can train the run any more, that nobody did since it was looked at.
+
+        Raises:
+            InputError: It was gone on with.
+        """
+        gone = self.checkpoint is not None and not self.checkpoint.path.is_dir()
+        if gone or self.directory.read_json(RECORD)["status"] == "finished":
+            told = f"{self.directory.path}: another process went on with this run meanwhile"
+            raise InputError(Problem(told, remedy="the same command again"))
 
     def watch(self) -> dict[str, Any]:
         """What the watch kept in the checkpoint; empty without one."""
@@ -128,7 +149,8 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
         accept_changes: Go on though what was typed, or the run's recipe.yaml, differs from the checkpoint's.
 
     Raises:
-        InputError: There is no such run, it is finished, or it is another run by now.
+        InputError: There is no such run, it is finished, it is another run by now, or it would run a model's own code
+            unasked.
     """
     path = find_run(name)
     if path is None:
@@ -136,7 +158,12 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     directory = RunDirectory(path)
     if not (path / "recipe.yaml").is_file():
         raise InputError(Problem(f"{path}: this run has no recipe.yaml", remedy="neft train    begins a new run"))
+    typed = [setting for layer in layers for key, setting in layer.items() if key in ("name", "output_dir")]
+    if typed:
+        refused = (Problem(f"{one.origin} and --resume can't stand together", one.typed) for one in typed)
+        raise InputError(*refused)
     recipe = resolve([*file_layers(str(path / "recipe.yaml")), *layers])
+    require_typed_trust(recipe, layers, path / "recipe.yaml", f"neft train --resume {shlex.quote(str(path))}")
     resumption = resumption_of(directory, recipe, accept_changes=accept_changes)
     _require_same_recipe(resumption, recipe)
     return recipe, resumption
@@ -160,7 +187,10 @@ def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bo
         ) from None
     if status == "finished":
         raise InputError(
-            Problem(f"{directory.path}: this run is finished", "", f"neft eval {directory.path}    to measure it")
+            Problem(
+                f"{directory.path}: this run is finished",
+                remedy=f"neft eval {shlex.quote(str(directory.path))}    to measure it",
+            )
         )
     checkpoints = Checkpoints(directory.checkpoints, recipe.checkpoints.save_total_limit)
     newest, passed_over = checkpoints.newest()
@@ -170,7 +200,8 @@ def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bo
             Problem(
                 f"{directory.path}: none of its checkpoints verifies",
                 f"{len(passed_over)} checkpoints",
-                f"neft train --recipe {directory.path / 'recipe.yaml'}    trains it again, in a new folder",
+                f"neft train --recipe {shlex.quote(str(directory.path / 'recipe.yaml'))}    trains it again, in a new "
+                "folder",
             ),
         )
     return Resumption(directory, newest, tuple(passed_over), accept_changes)
@@ -183,7 +214,10 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
         InputError: They differ in what touches the weights, and that was not accepted or can't be.
     """
     there = resumption.checkpoint.path if resumption.checkpoint else resumption.directory.path
-    changed = differences(load_recipe(str(there / "recipe.yaml")), recipe)
+    before = load_recipe(str(there / "recipe.yaml"))
+    changed = differences(before, recipe)
+    if resumption.checkpoint:
+        changed |= differences(before, recipe, ALIKE)
     if not changed:
         return
     impossible = [path for path in changed if path.startswith(FIXED)]
@@ -194,7 +228,7 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
                 Problem(
                     f"--resume: {path} differs from that of {there.name}",
                     f"{_shown(changed[path][1])} (there {_shown(changed[path][0])})",
-                    f"neft train --recipe {Path(there) / 'recipe.yaml'} ...    begins a new run"
+                    f"neft train --recipe {shlex.quote(str(there / 'recipe.yaml'))}    begins a new run"
                     if path in impossible
                     else ACCEPT,
                 )

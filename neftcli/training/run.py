@@ -40,7 +40,7 @@ from neftcli.training.ending import recorded_end
 from neftcli.training.inputs import check_inputs
 from neftcli.training.materials import Materials, Shelf, introduce, load_materials, tokens_sha256
 from neftcli.training.resume import Base, Resumption
-from neftcli.training.stopping import Stop
+from neftcli.training.stopping import Stop, StopRequested
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +66,8 @@ def train(
         observer: Is told what happens.
         shelf: Keeps what was loaded for the next run with the same model and rows; the weights are the same to the bit
             with it and without.
-        and_then: Is given the finished run's folder, its tuned model and the materials.
+        and_then: Is given the finished run's folder, its tuned model and the materials. What it raises is raised, and
+            the run stays finished.
         stop: Says when to stop.
         resume: The run that is gone on with; None for a new one.
 
@@ -76,7 +77,7 @@ def train(
         Preempted: A stop was asked for; what was done is saved.
         Interrupted: Stopped at once.
     """
-    begun = time.perf_counter() - (resume.seconds() if resume else 0.0)
+    begun = time.perf_counter()
     stop = stop or Stop()
     prepare_process()
     with stop.at_once():
@@ -84,10 +85,13 @@ def train(
         inputs = None if materials else check_inputs(recipe, observer)
     directory = resume.directory if resume else RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
     with directory.held():
+        if resume:
+            resume.require_as_found()
+            begun -= resume.seconds()
         record = RunRecord(directory, recipe, resume.told() if resume else None)
         with recorded_end(record, directory, new=resume is None), library_chatter(directory.log):
             if resume is None:
-                directory.write_text("recipe.yaml", to_yaml(recipe))
+                directory.write_text("recipe.yaml", to_yaml(recipe))  # from here on it can be gone on with
             else:
                 resume.tell(observer)
             run = _Run(recipe, directory, record, observer, stop, resume or Resumption(directory, None), begun)
@@ -101,9 +105,9 @@ def train(
                     introduce(materials.prepared, materials.notices, run)
                 model = copy.deepcopy(materials.model) if shelf else materials.model
             finished, tuned = run.do(materials, model)
-            with stop.at_once():
-                if and_then is not None:
-                    and_then(directory, tuned, materials)
+        if and_then is not None:  # behind the recorded end: whatever becomes of this, the run is finished
+            with library_chatter(directory.log):
+                and_then(directory, tuned, materials)
     observer.notify(finished)
     return finished
 
@@ -139,8 +143,7 @@ class _Run:
             "model_fingerprint": materials.fingerprint,
         }
         self.resumption.require_same(found)
-        if self.resumption.changes:
-            self.directory.write_text("recipe.yaml", to_yaml(recipe))
+        self.directory.write_text("recipe.yaml", to_yaml(recipe))
         self.record.update(
             **found,
             trust_remote_code=recipe.model.trust_remote_code,
@@ -268,9 +271,9 @@ class _Run:
             self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
             self._do_updates(trainer, watch, total_steps)
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update
-            with self.stop.at_once():
-                watch.evaluate_now(total_steps, last=True)
-        assert watch.evaluated is not None  # noqa: S101 - the last step always evaluates
+            watch.evaluate_now(total_steps, last=True)
+        if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
+            raise StopRequested
         return tuned, watch.evaluated
 
     def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:

@@ -12,6 +12,9 @@ REQUEUE_SIGNAL = "SIGUSR1"
 """What Slurm sends as a warning, by `--signal=B:USR1@120`."""
 
 
+WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU")
+
+
 class StopRequested(KeyboardInterrupt):
     """A stop was asked for while nothing would be lost; no library that catches exceptions keeps it."""
 
@@ -92,12 +95,12 @@ def signal_number(name: str) -> signal.Signals:
     """The signal of a name: SIGUSR1 or USR1.
 
     Raises:
-        InputError: There is none, or no process can listen to it.
+        InputError: It is none that a scheduler warns by.
     """
     whole = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
     found = getattr(signal, whole, None)
-    if not isinstance(found, signal.Signals) or whole in ("SIGKILL", "SIGSTOP"):
+    if not isinstance(found, signal.Signals) or whole not in WARNINGS:
         raise InputError(
-            Problem("--requeue-signal must name a signal that can be listened to", name, "--requeue-signal SIGUSR1")
+            Problem(f"--requeue-signal must be one of {', '.join(WARNINGS)}", name, "--requeue-signal SIGUSR1")
         )
     return found

@@ -19,6 +19,7 @@ from neftcli.data.tokens import IGNORED
 from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.models.attention import attention_by_document
 from neftcli.neftune import paired
+from neftcli.runs.directory import to_disk
 from neftcli.training.head import can_sum_labels, sum_of_labels
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ class Trainer(SFTTrainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 (self.checkpoints.place(step) / "recipe.yaml").write_text(self.facts["recipe"], "utf-8")
+                if (metrics := self.checkpoints.folder.parent / "metrics.jsonl").is_file():
+                    to_disk(metrics)
                 facts = {key: value for key, value in self.facts.items() if key != "recipe"}
                 self.checkpoints.publish(step, {**facts, "processes": self.args.world_size})
             self.accelerator.wait_for_everyone()

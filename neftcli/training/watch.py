@@ -80,6 +80,8 @@ class Watch(TrainerCallback, ExportableState):
             self._row_tokens = self._resumed["unlogged"]["tokens"]
             if self._is_due(state):
                 self.evaluate_now(state.global_step, last=False)
+            if self._is_due(state):  # stopped again; its checkpoint is there
+                raise StopRequested
         self._first_step, self._evaluation_seconds = state.global_step, 0.0
         self._started = self._row_started = self._saved = time.perf_counter()
 

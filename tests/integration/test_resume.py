@@ -74,6 +74,10 @@ def test_a_stopped_run_is_gone_on_with_and_says_from_where(
         (["--lora-r", "4"], "adapter.r differs from that of checkpoint-6\n  received 4 (there 2)"),
         (["--model", "opt-350m"], "model.name differs from that of checkpoint-6\n"),
         (["--epochs", "3", "--set", "neftune.noise=gaussian"], "2 problems"),
+        (["--learning-rate", "1e-4", "--accept-changes"], "training.learning_rate differs from that of checkpoint-6\n"),
+        (["--samples", "2", "--accept-changes"], "evaluation.samples differs from that of checkpoint-6\n"),
+        (["--name", "other"], "--name and --resume can't stand together\n  received --name other"),
+        (["--output-dir", "other"], "--output-dir and --resume can't stand together\n"),
     ],
 )
 def test_another_recipe_is_refused_and_the_difference_shown(
@@ -164,8 +168,9 @@ def test_where_no_checkpoint_verifies_each_is_named_and_nothing_is_trained(neft:
         (["--accept-changes"], "--accept-changes needs --resume"),
         (["--resume", "x", "--recipe", "quickstart"], "--resume and --recipe can't stand together"),
         (["--resume", "x", "--dry-run"], "--resume and --dry-run can't stand together"),
-        (["--requeue-signal", "SIGNOTHING"], "--requeue-signal must name a signal"),
-        (["--requeue-signal", "KILL"], "--requeue-signal must name a signal"),
+        (["--requeue-signal", "SIGNOTHING"], "--requeue-signal must be one of SIGUSR1, "),
+        (["--requeue-signal", "SIGCHLD"], "--requeue-signal must be one of SIGUSR1, "),
+        (["--recipe", ""], "there is no recipe"),
     ],
 )
 def test_what_can_not_be_is_refused(neft: Neft, typed: list[str], told: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from neftcli.sweep.splits import chooses
 from tests.conftest import Result, events, neft_process
 from tests.judge_server import judge_server
 from tests.unit.evaluation.test_judge import longer
@@ -29,8 +30,7 @@ from tests.unit.evaluation.test_judge import longer
 Neft = Callable[..., Result]
 
 
-@pytest.fixture
-def arguments(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[str]:
+def sweep_arguments(model: Path, rows: Path, output: Path) -> list[str]:
     """A sweep of two alphas and two seeds on a tiny model, of three updates a cell."""
     sets = {
         "training.max_steps": 3,
@@ -40,16 +40,37 @@ def arguments(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Pat
         "evaluation.probe_rows": 0,
         "evaluation.generation.max_new_tokens": 4,
         "name": "tiny",
-        "output_dir": tmp_path / "runs",
+        "output_dir": output,
     }
     typed = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-    basis = ["--model", str(tiny_folder("llama")), "--dataset", str(rows_file), "--alphas", "0,5", "--seeds", "2"]
+    basis = ["--model", str(model), "--dataset", str(rows), "--alphas", "0,5", "--seeds", "2"]
     return ["sweep-alpha", *basis, *typed]
+
+
+@pytest.fixture
+def arguments(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[str]:
+    """Those of a sweep into `tmp_path/runs`."""
+    return sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
 
 
 def weights_of(run: Path) -> str:
     [file] = (run / "model").glob("*.safetensors")
     return sha256(file.read_bytes()).hexdigest()
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    return content
+
+
+def mean_loss(cells: list[dict[str, Any]], choosing: list[bool]) -> float:
+    """The held-out loss over seeds and the rows that judge, in nats a token."""
+    losses = [cell["metrics"]["held-out loss"] for cell in cells]
+    nats, tokens = (
+        sum(value for loss in losses for value, first in zip(loss[part], choosing, strict=True) if not first)
+        for part in ("values", "weights")
+    )
+    return float(nats / tokens)
 
 
 def cells_of(folder: Path) -> dict[str, str]:
@@ -66,7 +87,15 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     report = events(result.out)[-1]
     assert report["event"] == "SweepReport"
     assert [(arm["alpha"], arm["seeds"]) for arm in report["arms"]] == [(0, 2), (5, 2)]
-    assert report["arms"][1]["comparisons"][0]["verdict"] in ("better", "worse", "not distinguishable")
+    [comparison] = report["arms"][1]["comparisons"]
+    cells = {state["arm"]: [] for state in report_of(folder)["cells"]}
+    for state in report_of(folder)["cells"]:
+        cells[state["arm"]].append(json.loads((Path(state["run"]) / "evaluation" / "cell.json").read_text()))
+    sides = [chooses(content["prompts"]) for content in cells["alpha 0"]]
+    assert sides[0] == sides[1]
+    assert comparison["n"] == sides[0].count(False)
+    means = {arm: mean_loss(contents, sides[0]) for arm, contents in cells.items()}
+    assert comparison["difference"] == pytest.approx(means["alpha 5"] - means["alpha 0"], rel=1e-9)
     assert {file.name for file in folder.iterdir()} >= {"sweep.json", "cells.csv", "verdict.md", "plots", "best"}
     assert {file.name for file in (folder / "plots").iterdir()} >= {"held-out-loss.png", "learning-curves.svg"}
     rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
@@ -85,7 +114,9 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     # Again by its folder: nothing is trained, the report is the same.
     stamps = {file: file.stat().st_mtime_ns for file in folder.rglob("model/*")}
     again = events(neft("sweep-alpha", folder, "--json").out)
-    assert [one["state"] for one in again[-2 - 0 : -1] if one["event"] == "CellState"] == []
+    assert [one["state"] for one in again if one["event"] == "CellState"] == []
+    [plan] = [one for one in again if one["event"] == "SweepStarted"]
+    assert [state["state"] for state in plan["cells"]] == ["done"] * 4
     assert {key: again[-1][key] for key in ("arms", "conclusion")} == {
         key: report[key] for key in ("arms", "conclusion")
     }

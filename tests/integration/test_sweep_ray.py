@@ -1,6 +1,7 @@
 """The Ray engine on a real cluster of two nodes on this machine.
 
-Oracles: the same recipe trained by `neft train` alone, and a cluster that loses a node.
+Oracles: the same recipe trained by `neft train` alone, a cluster that loses a node, and `neft train --resume` on a run
+that a node began.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,12 +20,16 @@ from typing import Any
 import pytest
 
 from neftcli.errors import InputError
-from neftcli.events import Evaluated, Event, Progress
+from neftcli.events import Evaluated, Event, Notice, Progress
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve
+from neftcli.runs.directory import RunDirectory
+from neftcli.sweep import cluster as module
 from neftcli.sweep.cell import finished_run, measured
-from neftcli.sweep.cluster import ARRIVING, RayEngine
+from neftcli.sweep.cluster import RayEngine
 from neftcli.sweep.local import Outcome
 from neftcli.sweep.plan import Cell, plan_cells
+from neftcli.sweep.travel import ARRIVING
+from neftcli.training.resume import find_resumption
 from tests.conftest import Result
 
 # Ray reads these when it is imported: nobody else on this machine can join, and nothing is written to the home folder.
@@ -132,27 +138,106 @@ def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
     assert not list(folder.glob(f"{ARRIVING}*"))
 
 
-@pytest.mark.slow
-def test_a_stopped_sweep_ends_its_cells_and_leaves_no_half_run(cells: list[Cell], cluster: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    long = [
-        replace(cell, recipe=replace(cell.recipe, training=replace(cell.recipe.training, max_steps=100_000)))
-        for cell in cells[:4]
-    ]
-    states: list[str] = []
-    engine = RayEngine(cluster.address, 1, folder)
-
-    def told(_cell: Cell, event: Event) -> None:
-        if isinstance(event, Progress):
-            engine.stop()
-
+def done_by(engine: RayEngine, cells: list[Cell], told: Callable[[Cell, Event], None]) -> list[Outcome]:
+    """How cells end, after which the cluster is left."""
+    outcomes: list[Outcome] = []
     try:
-        engine.run(long, told, lambda _cell, outcome: states.append(outcome.state))
-        engine.run(long[:1], told, lambda _cell, outcome: states.append(outcome.state))
+        engine.run(cells, told, lambda _cell, outcome: outcomes.append(outcome))
     finally:
         engine.close()
-    assert states == ["stopped"] * 5
-    assert not (folder / "cells").exists()
+    return outcomes
+
+
+@pytest.mark.slow
+def test_a_stopped_cell_comes_back_and_is_gone_on_with_to_the_same_bits(
+    cells: list[Cell], cluster: Any, neft: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Stopped by the sweep; its run, checkpoint and all, is as one that was stopped here, and goes along again."""
+    folder = tmp_path / "sweep"
+    recipe = replace(cells[1].recipe, training=replace(cells[1].recipe.training, max_steps=1000))
+    long = [
+        Cell(cells[1].arm, seed, one, fingerprint(one))
+        for seed in range(4)
+        for one in [replace(recipe, training=replace(recipe.training, seed=seed))]
+    ]
+    engine = RayEngine(cluster.address, 1, folder)
+    stop = lambda _cell, event: engine.stop() if isinstance(event, Progress) else None  # noqa: E731
+    outcomes = done_by(engine, long, stop)
+    assert [outcome.state for outcome in outcomes] == ["stopped"] * 4
+    runs = [*(folder / "cells").iterdir()]
+    assert 1 <= len(runs) <= 2, "there are two CPUs"
+    [cell] = [one for one in long if one.recipe.run_name() == runs[0].name]
+    resolved, resumption = find_resumption(str(runs[0]), (), accept_changes=False)
+    assert resolved == cell.recipe
+    assert 0 < resumption.step < 1000
+    said: list[Event] = []
+    [outcome] = done_by(RayEngine(cluster.address, 1, folder), [cell], lambda _cell, event: said.append(event))
+    assert outcome == Outcome("done", str(runs[0]))
+    assert min(event.step for event in said if isinstance(event, Progress)) > resumption.step
+    assert json.loads((runs[0] / "run.json").read_text())["resumed"][0]["checkpoint"] == f"checkpoint-{resumption.step}"
+    alone = tmp_path / "alone"
+    assert neft("train", "--recipe", runs[0] / "recipe.yaml", "--output-dir", alone).code == 0
+    assert weights_of(runs[0]) == weights_of(alone / runs[0].name)
+
+
+@pytest.mark.slow
+def test_what_is_trained_is_only_measured(
+    cells: list[Cell], cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By other settings than before, with a task file whose path is relative, on the weights that are there."""
+    letters = {"question": "{n} or {m}?", "choices": ["a", "b"], "answer": 0}
+    (tmp_path / "letters.jsonl").write_text("".join(json.dumps(letters) + "\n" for _ in range(8)))
+    (tmp_path / "letters.yaml").write_text(
+        f"task: letters\ndataset_path: json\ndataset_kwargs:\n  data_files: {{test: {tmp_path}/letters.jsonl}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\n"
+        "doc_to_choice: '{{choices}}'\ndoc_to_target: '{{answer}}'\nmetric_list:\n  - metric: acc\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "sweep"
+    [cell] = cells[1:2]
+    [first] = done_by(RayEngine(cluster.address, 1, folder), [cell], lambda _cell, _event: None)
+    run = RunDirectory(Path(first.run))
+    before = weights_of(run.path), measured(run, cell.recipe)
+    assert before[1] is not None
+    evaluation = replace(cell.recipe.evaluation, tasks=("letters.yaml",))
+    other = replace(cell, recipe=replace(cell.recipe, evaluation=evaluation))
+    said: list[Event] = []
+    [again] = done_by(RayEngine(cluster.address, 1, folder), [other], lambda _cell, event: said.append(event))
+    assert again == first
+    assert not [event for event in said if isinstance(event, Progress)], "it was trained again"
+    assert weights_of(run.path) == before[0]
+    content = measured(run, other.recipe)
+    assert content is not None
+    assert content["metrics"].pop("letters acc")
+    assert content["metrics"] == before[1]["metrics"]
+    assert load_recipe(str(run.path / "recipe.yaml")) == other.recipe
+    assert len(list((folder / "cells").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_cluster_without_room_is_told_of_once(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(module, "NO_ROOM", 1.0)
+    node = {"num_cpus": 0, "object_store_memory": 2**27, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        engine = RayEngine(cluster.address, 1, tmp_path / "sweep")
+        said: list[Event] = []
+
+        def told(_cell: Cell, event: Event) -> None:
+            said.append(event)
+            threading.Timer(2.5, engine.stop).start()
+
+        outcomes = done_by(engine, cells[:2], told)
+    finally:
+        cluster.shutdown()
+    assert [outcome.state for outcome in outcomes] == ["stopped"] * 2
+    [notice] = said
+    assert isinstance(notice, Notice)
+    assert notice.message == "the Ray cluster has no room for a cell: 1 CPU must be free; cells wait for it"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "somewhere"])

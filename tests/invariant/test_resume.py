@@ -23,6 +23,7 @@ import pytest
 from neftcli.events import Event, Phase, Progress
 from neftcli.recipe.loading import assignment, resolve
 from neftcli.runs.checkpoints import Checkpoints
+from tests.tiny import save_tiny
 
 PRELOADED = ["neftcli.training.run", "neftcli.training.watch", "neftcli.training.trainer", "neftcli.models.loading"]
 BASIS = {
@@ -49,7 +50,12 @@ MODES: dict[str, dict[str, Any]] = {
     "QLoRA": {**LORA, "quantization.type": "nf4"},
     "packed": {"training.batching": "packed", "data.max_length": 400, "training.per_device_train_batch_size": 1},
     "padded": {"training.batching": "padded"},
-    "accumulation": {"training.gradient_accumulation_steps": 3, "training.per_device_train_batch_size": 2},
+    "accumulation with a rest, 8-bit optimiser, part of an epoch": {
+        "training.gradient_accumulation_steps": 4,
+        "training.per_device_train_batch_size": 2,
+        "training.num_train_epochs": 2.6,
+        "training.optim": "adamw_8bit",
+    },
     "symmetric noise, checkpointed activations": {
         "neftune.noise": "symmetric",
         "training.gradient_checkpointing": "true",
@@ -159,11 +165,17 @@ def result(folder: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def settings_of(tiny_folder: Callable[[str], Path], rows_file: Path) -> Callable[[str], dict[str, Any]]:
+def settings_of(
+    tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
     """The settings of a mode."""
 
     def settings(mode: str) -> dict[str, Any]:
-        inputs = {"model.name": tiny_folder("opt" if "dropout in the model" in mode else "llama")}
+        model = tiny_folder("llama")
+        if "dropout in the model" in mode:
+            model = tmp_path_factory.mktemp("models") / "opt"
+            save_tiny(model, "opt", dropout=0.2)
+        inputs = {"model.name": model}
         return {**BASIS, **inputs, "data.source": rows_file, **MODES[mode]}
 
     return settings
@@ -214,6 +226,7 @@ RESUMABLE = 75
         (Killer(7, signal.SIGINT), RESUMABLE, "preempted", "checkpoint-7"),
         (Killer(5, signal.SIGTERM), RESUMABLE, "preempted", "checkpoint-5"),  # an evaluation is due behind it
         (Killer(5, signal.SIGTERM, evaluating=True), RESUMABLE, "preempted", "checkpoint-5"),
+        (Killer(16, signal.SIGTERM, evaluating=True), RESUMABLE, "preempted", "checkpoint-16"),
         (Killer(16, signal.SIGTERM), RESUMABLE, "preempted", "checkpoint-16"),  # the last update
         (Killer(5, evaluating=True), -signal.SIGKILL, "running", "checkpoint-4"),
         (Killer(5, saving=True), -signal.SIGKILL, "running", "checkpoint-4"),
@@ -246,6 +259,19 @@ def test_wherever_a_run_is_stopped_it_goes_on_to_the_same_bits(
     assert result(stopped) == result(whole)
     [entry] = json.loads((stopped / "run.json").read_text())["resumed"]
     assert (entry["checkpoint"], entry["after"]) == (checkpoint, status)
+
+
+@pytest.mark.parametrize("step", [5, 16])
+def test_a_run_that_is_stopped_again_in_the_evaluation_that_it_makes_up_for(
+    step: int, undisturbed: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    settings, whole = undisturbed
+    stopped = tmp_path / "run-a5-s0"
+    assert run(settings, tmp_path, killer=Killer(step, signal.SIGTERM, evaluating=True)) == RESUMABLE
+    again = Killer(0, signal.SIGTERM, evaluating=True)
+    assert run(settings, tmp_path, resume=stopped, killer=again) == RESUMABLE
+    assert run(settings, tmp_path, resume=stopped) == 0
+    assert result(stopped) == result(whole)
 
 
 def test_a_second_signal_stops_at_once_and_the_last_checkpoint_is_there(

@@ -34,7 +34,7 @@ class LiveDisplay:
         self._phase: Spinner | None = None
         self._progress: events.Progress | None = None
         self._advance: events.Advance | None = None
-        self._cells: dict[tuple[str, int], events.CellState] = {}
+        self._cells: dict[str, events.CellState] = {}
         self._sweep_begun, self._done_before = 0.0, 0
         self._live = Live(console=self.console, auto_refresh=True, refresh_per_second=8, transient=True)
         self._live.get_renderable = self._render  # type: ignore[method-assign]
@@ -143,7 +143,7 @@ class LiveDisplay:
 
     @_take.register
     def _(self, event: events.SweepStarted) -> None:
-        self._cells = {(state.arm, state.seed): state for state in event.cells}
+        self._cells = {state.key: state for state in event.cells}
         self._sweep_begun = time.monotonic()
         self._done_before = sum(state.state == "done" for state in event.cells)
         self._phase = None
@@ -153,7 +153,7 @@ class LiveDisplay:
 
     @_take.register
     def _(self, event: events.CellState) -> None:
-        self._cells[event.arm, event.seed] = event
+        self._cells[event.key] = event
 
     @_take.register
     def _(self, event: events.SweepEstimate) -> None:
@@ -196,16 +196,16 @@ class LiveDisplay:
         if self._progress is not None:
             parts += [Text(), self._bar(self._progress)]
         if self._cells:
-            parts.append(self._cell_rows())
+            parts.append(self._cell_rows(self.console.height))
         if self._advance is not None:
             parts.append(self._part(self._advance))
         if self._phase is not None:
             parts.append(self._phase)
         return Group(*parts)
 
-    def _cell_rows(self) -> RenderableType:
+    def _cell_rows(self, height: int | None = None) -> RenderableType:
         elapsed = time.monotonic() - self._sweep_begun
-        return sweep.cells(list(self._cells.values()), elapsed, self._done_before)
+        return sweep.cells(list(self._cells.values()), elapsed, self._done_before, height)
 
     def _bar(self, progress: events.Progress) -> RenderableType:
         times = f"{text.duration(progress.elapsed)} gone, {text.duration(progress.remaining)} left"

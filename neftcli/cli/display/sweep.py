@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -17,36 +18,53 @@ STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "meas
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
 WIDE = 112
 INDENT = (0, 0, 0, 1)
+AROUND = 5  # lines of a live table that are no cells: its head, the progress, and what else is at work
 SETTLED = ("done", "failed", "dropped")
 
 
-def cells(states: Sequence[CellState], elapsed: float, begun_done: int) -> RenderableType:
+def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: int | None = None) -> RenderableType:
     """One row for each cell, and how far the whole is.
 
     Args:
         states: The cells.
         elapsed: Seconds since the sweep began.
         begun_done: Cells that were done before.
+        height: Lines that there are; cells for which there is no row are counted in one. None for all rows.
     """
+    shown = states if height is None or len(states) + AROUND <= height else _foremost(states, height - AROUND - 1)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in (" arm", "seed", "state", "update", "held-out", "left"):
         table.add_column(column, justify="left" if column in (" arm", "state") else "right", no_wrap=True)
-    for state in states:
+    for state in shown:
+        part, total = (state.step, state.total_steps) if state.state == "training" else (0, 0)
+        if state.state == "measuring":
+            part, total = state.measured, state.to_measure
         table.add_row(
             f" {state.arm}",
             str(state.seed),
             Text(state.state, style=STATE_STYLES.get(state.state, "dim")),
-            f"{state.step}/{state.total_steps}" if state.total_steps and state.state == "training" else "",
+            f"{part}/{total}" if total else "",
             text.loss(state.loss) if state.loss is not None else "",
-            text.duration(state.remaining) if state.remaining and state.state == "training" else "",
+            text.duration(state.remaining) if state.remaining and total else "",
         )
+    others = Counter(state.state for state in states) - Counter(state.state for state in shown)
+    more = [Text(f" and {', '.join(f'{number} {name}' for name, number in others.items())}", style="dim")]
     done = sum(state.state in SETTLED for state in states)
     new = done - begun_done
     left = f", about {text.duration(elapsed / new * (len(states) - done))} left" if new else ""
     grid = Table.grid(padding=(0, 2))
     bar = ProgressBar(total=max(1, len(states)), completed=done, width=32)
     grid.add_row(" ", bar, f"{done}/{len(states)} cells", f"{text.duration(elapsed)} gone{left}")
-    return Group(table, Text(), grid)
+    return Group(table, *(more if others else []), Text(), grid)
+
+
+def _foremost(states: Sequence[CellState], number: int) -> list[CellState]:
+    """As many cells in their order: those at work or failed, then those that come next, then those done last."""
+    at_work = [state for state in states if state.state not in ("waiting", "done", "dropped")]
+    waiting = [state for state in states if state.state == "waiting"]
+    settled = [state for state in reversed(states) if state.state in ("done", "dropped")]
+    chosen = {id(state) for state in [*at_work, *waiting, *settled][: max(0, number)]}
+    return [state for state in states if id(state) in chosen]
 
 
 def planned(states: Sequence[CellState], estimate: SweepEstimate) -> RenderableType:

@@ -83,6 +83,27 @@ def test_the_newest_that_verifies_is_taken_and_each_newer_one_is_named(tmp_path:
     ]
 
 
+def test_a_rotation_that_fails_leaves_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second signal in the middle of it, with one checkpoint kept: the trainer discards what has no manifest only."""
+    checkpoints = Checkpoints(tmp_path, 1)
+    write(checkpoints, 2)
+
+    def stopped(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("neftcli.runs.checkpoints.rmtree", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write(checkpoints, 4)
+    checkpoints.discard(4)
+    newest, _ = checkpoints.newest()
+    assert newest is not None
+    assert newest.step == 4
+    assert checkpoints.latest() == newest.path
+    write(checkpoints, 6)
+    assert [place.name for place in tmp_path.iterdir()] == ["checkpoint-6"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(keep=st.integers(1, 4), finished=st.lists(st.booleans(), min_size=1, max_size=9))
 def test_the_last_good_one_is_always_there(

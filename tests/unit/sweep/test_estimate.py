@@ -145,6 +145,11 @@ def planned(folder: Path, **options: Any) -> list[Cell]:
     return [replace(cell, recipe=replace(cell.recipe, output_dir=str(folder))) for cell in cells]
 
 
+def measured_by(cell: Cell) -> dict[str, object]:
+    """What was measured of a cell, without a number in it."""
+    return {"settings": settings_key(cell.recipe), "prompts": [], "references": [], "answers": [], "metrics": {}}
+
+
 def finish(cell: Cell, training: float, measuring: float | None) -> None:
     """Writes what a cell leaves that was trained; and measured, where it was."""
     run = Path(cell.recipe.output_dir) / cell.recipe.run_name()
@@ -154,7 +159,7 @@ def finish(cell: Cell, training: float, measuring: float | None) -> None:
     record = {"status": "finished", "recipe_sha256": cell.key, "results": {"seconds": training}}
     (run / "run.json").write_text(json.dumps(record))
     if measuring is not None:
-        content = {"settings": settings_key(cell.recipe), "seconds": measuring}
+        content = measured_by(cell) | {"seconds": measuring}
         (run / "evaluation" / "cell.json").write_text(json.dumps(content))
 
 
@@ -184,7 +189,7 @@ def test_cells_are_estimated_by_those_that_are_done(tmp_path: Path, probed: list
     for cell in cells[3:]:
         finish(cell, 1.0, 1.0)
     (tmp_path / cells[2].recipe.run_name() / "evaluation" / "cell.json").write_text(
-        json.dumps({"settings": settings_key(cells[2].recipe)})  # of a sweep that did not note seconds
+        json.dumps(measured_by(cells[2]))  # of a sweep that did not note seconds
     )
     found = estimate(cells, "local", False, Silent())
     assert (found.seconds, found.cells, found.timed) == (0, (), {})

@@ -171,3 +171,38 @@ def test_a_dry_run_finds_its_cells_by_their_hash() -> None:
     cells = tuple(CellEstimate(key, "alpha 5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
     lines = shown(display.planned(states, SweepEstimate(60.0, 1, cells, {}, {"updates": 2}, ())))
     assert [line.split()[-2:] for line in lines if line.startswith(" alpha 5")] == [["20", "s"], ["40", "s"]]
+
+
+def states(*names: str) -> list[CellState]:
+    return [CellState(f"k{place}", f"alpha {place}", 0, name) for place, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("height", [8, 10, 24, 40, 100])
+def test_more_cells_than_lines_leave_the_progress_in_sight(height: int) -> None:
+    """Cells at work and failed have a row, whatever their place; what has none is counted."""
+    names = ["done"] * 30 + ["failed", "training", "measuring"] + ["waiting"] * 20
+    lines = shown(display.cells(states(*names), 10.0, 0, height))
+    assert len(lines) <= height - 2
+    assert "31/53 cells" in lines[-1]
+    for place in (30, 31, 32)[: height - 6]:
+        assert any(line.startswith(f" alpha {place} ") for line in lines)
+    rows = [int(line.split()[1]) for line in lines if line.startswith(" alpha ")]
+    assert rows == sorted(rows)
+    told = re.search(r"^ and (.*)$", "\n".join(lines), re.MULTILINE)
+    counted = sum(map(int, re.findall(r"\d+", told[1]))) if told else 0
+    assert len(rows) + counted == len(names)
+    assert len(shown(display.cells(states(*names), 10.0, 0))) == len(names) + 3
+
+
+def test_while_a_cell_is_measured_its_row_moves() -> None:
+    state = CellState("k", "alpha 5", 0, "measuring", 54, 54, 1.9, 75.0, measured=32, to_measure=200)
+    [row] = [line for line in shown(display.cells([state], 1.0, 0)) if line.startswith(" alpha 5")]
+    assert row.split() == ["alpha", "5", "0", "measuring", "32/200", "1.9000", "1:15"]
+
+
+def test_what_is_of_the_moment_is_in_no_file(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]")
+    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), LOSS)
+    columns = set((tmp_path / "cells.csv").read_text().splitlines()[0].split(","))
+    assert columns == {"key", "arm", "seed", "state", "step", "total_steps", "loss", "run", "problem"}
+    assert {*json.loads((tmp_path / "sweep.json").read_text())["cells"][0]} == columns

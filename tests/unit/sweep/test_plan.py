@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from neftcli.errors import RecipeError
 from neftcli.recipe.loading import assignment, file_layers, fingerprint, load_recipe, resolve
-from neftcli.sweep.plan import Cell, arms_of, plan_cells
+from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of, plan_cells
 from neftcli.sweep.splits import chooses
 
 
@@ -59,6 +59,14 @@ def test_a_grid_is_every_combination_each_with_its_own_baseline() -> None:
         ("neftune.alpha=1,2", "this can't be an axis of the grid"),
         ("training.seed=1,2", "this can't be an axis of the grid"),
         ("data.max_rows=10,20", "this can't be an axis of the grid"),
+        ("sweep.seeds=1,2", "this can't be an axis of the grid"),
+        ("evaluation.generation.max_new_tokens=3,4", "this can't be an axis of the grid"),
+        ("evaluation.samples=0,1", "this can't be an axis of the grid"),
+        ("checkpoints.save_steps=1,2", "this can't be an axis of the grid"),
+        ("output_dir=a,b", "this can't be an axis of the grid"),
+        ("name=a,b", "this can't be an axis of the grid"),
+        ("about=a,b", "this can't be an axis of the grid"),
+        ("training.weight_decay=1,1.0", "a value is given twice"),
         ("=1,2", "--grid takes KEY=VALUE,VALUE"),
         ("training.learning_rate=1e-4,1e-4", "a value is given twice"),
         ("training.learning_rate=1e-4,,2e-4", "this is not YAML"),
@@ -74,6 +82,32 @@ def test_a_value_of_a_grid_can_be_a_list() -> None:
         "sweep.seeds=1", "adapter.type=lora", "sweep.grid=['adapter.target_modules=[q_proj,k_proj],all-linear,']"
     )
     assert {cell.recipe.adapter.target_modules for cell in cells} == {("q_proj", "k_proj"), "all-linear"}
+
+
+def test_options_of_the_noise_have_one_baseline_for_all_points() -> None:
+    """It is trained once a seed, by the recipe's own noise section, and each noised arm is compared with it."""
+    cells = cells_of(
+        "sweep.alphas=[5]",
+        "sweep.seeds=2",
+        "sweep.grid=['neftune.noise=uniform,gaussian', 'training.learning_rate=1e-5,5e-5']",
+    )
+    assert [cell.arm.name() for cell in cells[:6]] == [
+        "alpha 0, learning_rate 1e-05",
+        "alpha 5, noise uniform, learning_rate 1e-05",
+        "alpha 0, learning_rate 5e-05",
+        "alpha 5, noise uniform, learning_rate 5e-05",
+        "alpha 5, noise gaussian, learning_rate 1e-05",
+        "alpha 5, noise gaussian, learning_rate 5e-05",
+    ]
+    assert len(cells) == len({cell.key for cell in cells}) == len({cell.recipe.run_name() for cell in cells}) == 12
+    planned = {cell.arm for cell in cells}
+    for cell in cells:
+        baseline = baseline_of(cell.arm)
+        assert baseline in planned
+        rates = {one.recipe.training.learning_rate for one in cells if one.arm == baseline}
+        assert rates == {cell.recipe.training.learning_rate}
+    [alone] = {cell.key for cell in cells_of("sweep.seeds=1", "training.learning_rate=1e-5") if cell.arm == Arm(0.0)}
+    assert cells[0].key == alone
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 80, "ä"])

@@ -6,18 +6,23 @@ Oracles: `shlex` for the command, `judge_sweep` on the cells that a race left, a
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from neftcli.errors import Preempted
+from neftcli.errors import NeftError, Preempted
 from neftcli.evaluation.comparison import LOSS
-from neftcli.events import CellState, Event, Notice
+from neftcli.events import Advance, CellState, Event, Notice, Phase, Progress
 from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.recipe.schema import Recipe
 from neftcli.sweep import sweep as module
+from neftcli.sweep.cell import MEASURING
 from neftcli.sweep.local import Outcome
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.sweep import Request, _again, _Sweep
@@ -40,7 +45,7 @@ class Engine:
     """Says at once that cells are done, each with a run that holds one line of a curve."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.done = folder, set[str]()
+        self.folder, self.done, self.stopped = folder, set[str](), False
 
     def run(self, cells: Sequence[Cell], _told: Any, ended: Callable[[Cell, Outcome], None]) -> None:
         """Does the cells."""
@@ -54,6 +59,7 @@ class Engine:
 
     def stop(self) -> None:
         """Nothing is at work."""
+        self.stopped = True
 
     def close(self) -> None:
         """There are no workers."""
@@ -94,6 +100,7 @@ def test_a_race_saves_cells_and_says_why(tmp_path: Path, monkeypatch: pytest.Mon
     assert [arm.dropped for arm in report.arms] == [False, False, True]
     assert (report.saved, report.unfinished, report.recommended) == (2, 0, "alpha 5")
     assert [state.state for state in run.states.values()].count("dropped") == 2
+    (tmp_path / "again").mkdir()
     again, engine, _ = sweep_of(tmp_path / "again", cells, content, monkeypatch=monkeypatch)
     again.train(Request((), race=False))
     assert len(engine.done) == len(cells)
@@ -142,9 +149,105 @@ def test_a_stopped_sweep_recommends_by_the_seeds_that_all_arms_have(
 )
 def test_the_command_that_goes_on_does_it_in_the_same_way(settings: dict[str, Any], options: list[str]) -> None:
     folder = Path("my runs/it's a sweep")
-    command, gap, _ = _again(folder, Request((), **settings)).partition("    goes on")
-    assert gap
-    assert shlex.split(command) == ["neft", "sweep-alpha", str(folder), *options]
+    for trusts in (False, True):
+        base = replace(Recipe(), model=replace(Recipe().model, trust_remote_code=trusts))
+        command, gap, _ = _again(folder, Request((), **settings), base).partition("    goes on")
+        assert gap
+        trust = ["--trust-remote-code"] if trusts else []
+        assert shlex.split(command) == ["neft", "sweep-alpha", str(folder), *options, *trust]
+
+
+def test_what_a_cell_tells_becomes_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers to samples before training are no measuring; what an engine says goes on to whoever watches."""
+    [cell, *_] = cells = plan("sweep.alphas=[5]")
+    run, _, told = sweep_of(tmp_path, cells, {}, monkeypatch=monkeypatch)
+    seen = []
+    for event in (
+        Phase("answering held-out prompts before training"),
+        Progress(1, 4, 1.0, 3.0),
+        Phase("answering the same prompts after training"),
+        Phase(MEASURING),
+        Advance("x: loss", 3, 12, 1.0, 3.0, 3.0, "rows"),
+    ):
+        run._told(cell, event)
+        state = run.states[cell.key]
+        seen.append((state.state, state.step, state.measured, state.to_measure, state.remaining))
+    assert seen == [
+        ("starting", 0, 0, 0, None),
+        ("training", 1, 0, 0, 3.0),
+        ("training", 1, 0, 0, 3.0),
+        ("measuring", 1, 0, 0, None),
+        ("measuring", 1, 3, 12, 3.0),
+    ]
+    run._told(cell, Notice("no room"))
+    assert told.events[-1] == Notice("no room")
+
+
+def test_a_sweep_that_is_to_stop_asks_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes once before the judge is asked, and once while it is."""
+    asked: list[str] = []
+
+    def judge(*_arguments: Any) -> None:
+        asked.append("asked")
+        os.kill(os.getpid(), signal.SIGTERM)
+        asked.append("and still is")
+
+    monkeypatch.setattr("neftcli.sweep.judged.add_win_rates", judge)
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=3")
+    run, engine, told = sweep_of(tmp_path, cells, measured(cells, {0: 0, 5: 0}), monkeypatch=monkeypatch)
+    with run.stop.listening(first=run.halt):
+        run._judge({})
+        assert run.stop.asked()
+        run._judge({})
+        run.train(Request((), race=True))
+    assert asked == ["asked"]
+    assert engine.stopped
+    assert [event.message for event in told.events if isinstance(event, Notice)] == [
+        "the judge is not asked any more, since the sweep is to stop"
+    ] * 2
+
+
+def test_a_report_that_can_not_be_written_is_shown_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = plan("sweep.alphas=[5]")
+    run, engine, _ = sweep_of(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), monkeypatch=monkeypatch)
+    engine.run(cells, None, run._ended)
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("neftcli.sweep.output.write", full)
+    assert run.report(0.0).recommended == "alpha 5"
+    with pytest.raises(OSError, match="No space left"):
+        run.end()
+
+
+def test_tasks_without_values_of_single_documents_decide_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone they are told of, with what to type; beside another metric that one decides."""
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: 0})
+    sets = ["sweep.metrics=[tasks]", "evaluation.tasks=[wikitext]"]
+    run, engine, _ = sweep_of(tmp_path, cells, content, *sets, monkeypatch=monkeypatch)
+    engine.run(cells, None, run._ended)
+    with pytest.raises(
+        NeftError, match=r"(?s)none of these tasks has a value for each document.*wikitext.*--metric loss"
+    ):
+        run.report(0.0)
+    (tmp_path / "both").mkdir()
+    sets[0] = "sweep.metrics=[tasks, loss]"
+    run, engine, _ = sweep_of(tmp_path / "both", cells, content, *sets, monkeypatch=monkeypatch)
+    engine.run(cells, None, run._ended)
+    assert run.report(0.0).metrics == (LOSS,)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"), [(1, "1 seed can't save anything"), (2, "2 seeds can't save"), (3, "3 seeds hardly save")]
+)
+def test_a_race_over_few_seeds_is_said_to_save_little(seeds: int, said: str) -> None:
+    assert said in module._hardly_a_race(seeds)
 
 
 # What is refused before anything is made

@@ -1,0 +1,198 @@
+"""The folder of a sweep: who is at work in it, of what model and rows it is, and what of it stays."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any
+
+from neftcli.errors import InputError, Interrupted, NeftError, Problem
+from neftcli.recipe.trust import require_typed_trust
+from neftcli.runs.directory import RECORD, RunDirectory
+from neftcli.sweep.cell import records
+
+if TYPE_CHECKING:
+    from neftcli.data.prepare import Examples
+    from neftcli.models.names import Reference
+    from neftcli.recipe.schema import Recipe
+    from neftcli.recipe.yaml_file import Layer
+    from neftcli.sweep.plan import Cell
+
+RECIPE = "recipe.yaml"
+INPUTS = {"data_sha256": "the rows", "model_fingerprint": "the model's files"}
+"""What a run's record says of what it was trained on."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Makes a sweep's folder and holds it; where nothing was started, takes away what was made, and nothing else.
+
+    Raises:
+        InputError: Another sweep is at work in it, or it can't be written.
+    """
+    from filelock import FileLock, Timeout
+
+    made: list[Path] = []
+    try:
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            Problem(f"{folder}: another sweep is at work in this folder", "", "wait, or --name for another folder")
+        ) from None
+    except OSError as error:
+        raise InputError(
+            Problem(f"{folder} can't be written", error.strerror or str(error), "--output-dir FOLDER")
+        ) from None
+    try:
+        yield
+    except InputError:
+        if folder in made and not any((folder / "cells").glob("*")):
+            rmtree(folder)
+            with suppress(OSError):  # somebody else has begun something there
+                for parent in made[1:]:
+                    parent.rmdir()
+        raise
+    finally:
+        lock.release()
+
+
+@contextmanager
+def explained(again: str) -> Iterator[None]:
+    """What ends a sweep early, in words that say what is kept.
+
+    Args:
+        again: The command that goes on.
+
+    Raises:
+        Interrupted: It was stopped at once.
+        NeftError: The disk is full.
+    """
+    from neftcli.training.ending import is_disk_full
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(Problem("stopped at once; what is done is kept", remedy=again)) from None
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        where = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+        raise NeftError(Problem("the disk is full; what is done is kept", where, f"make room, then {again}")) from error
+
+
+def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:
+    """The layers of a sweep that is gone on with: its recipe, and what was typed over it.
+
+    Raises:
+        InputError: The folder holds no sweep, or one that would run a model's own code unasked.
+    """
+    from neftcli.recipe.loading import file_layers, resolve
+
+    try:
+        found = (folder / RECIPE).is_file() and (folder / "cells").is_dir()
+    except OSError:  # a name that no file system has
+        found = False
+    if not found:
+        raise InputError(
+            Problem(f"{folder}: there is no sweep in this folder", "", "neft sweep-alpha --recipe quickstart")
+        )
+    layers = [*file_layers(str(folder / RECIPE)), *typed]
+    command = shlex.join(("neft", "sweep-alpha", str(folder)))
+    require_typed_trust(resolve(layers), typed, folder / RECIPE, command)
+    return layers
+
+
+def require_same_sweep(folder: Path, base: Recipe) -> None:
+    """Checks that what the folder holds is of the same model and rows.
+
+    Raises:
+        InputError: It is a sweep of something else, whose cells can't stand in one table with these.
+    """
+    from neftcli.recipe.loading import differences, load_recipe
+
+    file = folder / RECIPE
+    if not file.is_file():
+        return
+    found = differences(load_recipe(str(file)), base)
+    other = [path for path in found if path.startswith(("model.", "data."))]
+    if other:
+        raise InputError(
+            Problem(
+                f"{folder}: this folder holds a sweep of another model or other rows",
+                ", ".join(f"{path} {found[path][1]} (there {found[path][0]})" for path in other),
+                "--name NAME for a folder of its own",
+            )
+        )
+
+
+def require_same_inputs(cells: Sequence[Cell], reference: Reference, examples: Examples) -> None:
+    """Compares what the cells that are begun were trained on with what lies at the same paths now.
+
+    A model of the hub is known by its commit, and looked at only when the cells are compared.
+
+    Raises:
+        InputError: A file was changed; other cells would be of something else.
+    """
+    from neftcli.data.prepare import fingerprint as of_rows
+    from neftcli.models.loading import fingerprint as of_model
+
+    keys = {cell.key for cell in cells}
+    begun = [found for found in records(Path(cells[0].recipe.output_dir)) if found[1].get("recipe_sha256") in keys]
+    if not begun:
+        return
+    now = {"data_sha256": of_rows(examples.train, examples.held_out)}
+    if reference.kind != "hub":
+        now["model_fingerprint"] = of_model(reference, None)
+    problems = []
+    for name, value in now.items():
+        others = [run.path.name for run, record in begun if record.get(name) not in (None, value)]
+        if others:
+            problems.append(
+                Problem(
+                    f"{INPUTS[name]} changed since cells were trained, so others can't stand in one table with them",
+                    _listed(others),
+                    f"{INPUTS[name]} of then, or --name NAME for a folder of its own",
+                )
+            )
+    if problems:
+        raise InputError(*problems)
+
+
+def require_alike(measured: Mapping[str, tuple[RunDirectory, Mapping[str, Any]]], again: str) -> None:
+    """Checks that all cells were trained on and measured on the same, before they are paired row by row.
+
+    Args:
+        measured: Key of a cell to its run and what was measured of it.
+        again: The command that goes on.
+
+    Raises:
+        NeftError: Something was changed while the sweep was at work.
+    """
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for run, content in measured.values():
+        record = run.read_json(RECORD)
+        facts = {what: str(record.get(name)) for name, what in INPUTS.items()}
+        facts["the held-out rows"] = repr((content["prompts"], content["references"]))
+        for what, value in facts.items():
+            kinds.setdefault(what, {}).setdefault(value, []).append(run.path.name)
+    for what, groups in kinds.items():
+        if len(groups) > 1:
+            raise NeftError(
+                Problem(
+                    f"{what} changed between cells, so they can't stand in one table",
+                    "; others: ".join(map(_listed, groups.values())),
+                    f"rm -r those of them that are not wanted, below cells/, then {again}",
+                )
+            )
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,182 @@
+"""Sweeps on a tiny model whose files, disk or machine change, and a race, through the command line.
+
+Oracles: the same recipe trained by `neft train` alone, the files of the sweep as they were before, a disk that is
+really full, and the number of cells of a plan.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Result, events
+from tests.integration.test_resume import file_system
+from tests.integration.test_sweep import cells_of, started, sweep_arguments, wait_for, weights_of
+
+Neft = Callable[..., Result]
+
+
+def measured_of(folder: Path) -> dict[str, Any]:
+    """A sweep's cells and what was measured of them, without how long that took."""
+    found = {}
+    for file in sorted(folder.glob("cells/*/evaluation/cell.json")):
+        found[file.parts[-3]] = json.loads(file.read_text())
+        found[file.parts[-3]].pop("seconds")
+    return found
+
+
+def stamps_of(folder: Path) -> dict[Path, int]:
+    """When the weights of a sweep's cells were written."""
+    return {file: file.stat().st_mtime_ns for file in folder.glob("cells/*/model/*.safetensors")}
+
+
+def require_same_alone(neft: Neft, cell: Path, output: Path) -> None:
+    """Trains a cell's recipe by `neft train`, to the same bits."""
+    assert neft("train", "--recipe", cell / "recipe.yaml", "--output-dir", output).code == 0
+    assert weights_of(output / cell.name) == weights_of(cell)
+
+
+def test_a_cell_that_is_not_measured_is_and_other_rows_are_refused(
+    neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    rows, held_out = tmp_path / "rows.jsonl", tmp_path / "held_out.jsonl"
+    lines = rows_file.read_text().splitlines(keepends=True)
+    rows.write_text("".join(lines[:40]))
+    held_out.write_text("".join(lines[40:]))
+    basis = sweep_arguments(tiny_folder("llama"), rows, tmp_path / "runs")
+    assert neft(*basis, "--held-out", held_out, "--seeds", "1").code == 0
+    folder = tmp_path / "runs" / "tiny-sweep"
+    measured, stamps = measured_of(folder), stamps_of(folder)
+    recipe = (folder / "recipe.yaml").read_text()
+    # Its worker was killed between the two, or its file is spoilt.
+    (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").unlink()
+    (folder / "cells" / "tiny-a5-s0" / "evaluation" / "cell.json").write_text("{")
+    told = events(neft("sweep-alpha", folder, "--json").out)
+    assert {one["state"] for one in told if one["event"] == "CellState"} == {"starting", "measuring", "done"}
+    assert measured_of(folder) == measured
+    assert stamps_of(folder) == stamps
+    # As many rows as before, in another order: paired place by place with the old ones they would say anything.
+    for file in (held_out, rows):
+        before = file.read_text()
+        file.write_text("".join(before.splitlines(keepends=True)[::-1]))
+        result = neft("sweep-alpha", folder, "--seeds", "2")
+        assert result.code == 2
+        assert "the rows changed since cells were trained" in result.err
+        assert "tiny-a0-s0, tiny-a5-s0" in result.err
+        assert (folder / "recipe.yaml").read_text() == recipe
+        assert stamps_of(folder) == stamps
+        file.write_text(before)
+    assert neft("sweep-alpha", folder, "--seeds", "2").code == 0
+    assert stamps_of(folder).items() > stamps.items()
+
+
+def test_a_race_with_two_workers(
+    neft: Neft,
+    tiny_folder: Callable[[str], Path],
+    rows_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A learning rate that learns nothing leaves behind the second of three seeds; the race goes on as it was."""
+    monkeypatch.setattr("neftcli.sweep.sweep.devices", lambda: [None, None])
+    basis = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
+    grid = ["--grid", "training.learning_rate=2e-2,1e-9", "--set", "training.max_steps=12", "--seeds", "3", "--race"]
+    result = neft(*basis, *grid, "--set", "sweep.answers=false", "--json")
+    assert result.code == 0, result.err
+    told = events(result.out)
+    folder, report = tmp_path / "runs" / "tiny-sweep", told[-1]
+    notices = [one["message"] for one in told if one["event"] == "Notice"]
+    assert "--race: 3 seeds hardly save anything" in notices[0]
+    [left] = [notice for notice in notices if "gets no further seeds" in notice]
+    assert left.startswith("alpha 5, learning_rate 1e-09 gets no further seeds: worse than alpha ")
+    dropped = [arm for arm in report["arms"] if arm["dropped"]]
+    assert [(arm["alpha"], arm["label"], arm["seeds"]) for arm in dropped] == [(5, "learning_rate 1e-09", 2)]
+    assert (report["saved"], report["unfinished"], len(cells_of(folder))) == (1, 0, 11)
+    rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
+    assert [row["state"] for row in rows].count("dropped") == 1
+    # Two at a time, and each to the same bits as alone.
+    states, together = dict[str, str](), 0
+    for one in told:
+        if one["event"] == "CellState":
+            states[one["key"]] = one["state"]
+            together = max(together, sum(state == "starting" for state in states.values()))
+    assert together == 2
+    for name in ("tiny-g0-a5-s2", "tiny-g1-a0-s1"):
+        assert (
+            neft("train", "--recipe", folder / "cells" / name / "recipe.yaml", "--output-dir", tmp_path / "one").code
+            == 0
+        )
+        assert weights_of(tmp_path / "one" / name) == weights_of(folder / "cells" / name)
+    stamps = stamps_of(folder)
+    again = events(neft("sweep-alpha", folder, "--race", "--json").out)[-1]
+    assert (again["arms"], again["saved"]) == (report["arms"], 1)
+    assert stamps_of(folder) == stamps
+
+
+def test_a_full_disk_costs_no_cell_that_is_done(
+    neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    basis = [*sweep_arguments(tiny_folder("llama"), rows_file, small), "--set", "sweep.answers=false"]
+    with file_system(small, "-t", "tmpfs", "-o", "size=30m", "tmpfs"):
+        folder = small / "tiny-sweep"
+        process = started(basis)
+        wait_for(lambda: (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").is_file(), process)
+        with (small / "filler").open("wb") as file:
+            try:
+                while True:
+                    os.write(file.fileno(), bytes(4096))
+            except OSError:
+                pass
+        said = "".join(process.communicate(timeout=120))
+        assert process.returncode == 1, said
+        assert "the disk is full; what is done is kept" in said
+        assert f"neft sweep-alpha {folder}" in said
+        assert "alpha 0: seeds=1" in said, "what was found is shown all the same"
+        assert "a fault" not in said
+        assert "Traceback" not in said
+        stamps = {file: stamp for file, stamp in stamps_of(folder).items() if "a0-s0" in str(file)}
+        assert stamps
+        (small / "filler").unlink()
+        assert neft(*basis).code == 0
+        assert stamps_of(folder).items() >= stamps.items()
+        assert len(measured_of(folder)) == 4
+        require_same_alone(neft, folder / "cells" / "tiny-a5-s1", tmp_path / "alone")
+
+
+def test_tasks_that_there_are_not_are_refused_before_a_cell_is_trained(
+    neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="the extra neftcli[tasks] is not installed")
+    basis = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
+    result = neft(*basis, "--metric", "tasks", "--tasks", "no_such_task")
+    assert result.code == 2
+    assert "lm-evaluation-harness has no task of this name" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.enable_socket
+def test_a_cluster_that_is_not_there_costs_no_file(
+    neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    """A folder whose cells somebody took away, to save space; and one that was not there."""
+    pytest.importorskip("ray", reason="the extra neftcli[ray] is not installed")
+    basis = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
+    folder = tmp_path / "runs" / "tiny-sweep"
+    for there in (False, True):
+        if there:
+            (folder / "judge").mkdir(parents=True)
+            (folder / "judge" / "verdicts.jsonl").write_text("{}\n")
+            (folder / "notes.txt").write_text("mine")
+        result = neft(*basis, "--engine", "ray", "--ray-address", "127.0.0.1:1")
+        assert result.code == 2
+        assert "there is no Ray cluster that can be joined" in result.err
+        left = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {".lock"}
+        assert left == ({"judge/verdicts.jsonl", "notes.txt"} if there else set())
+        assert folder.exists() is there

@@ -1,0 +1,186 @@
+"""A cell in this process: what is kept of it when something goes wrong, and what is not believed.
+
+Oracles: the files of the same cell that nothing disturbed, and a trainer that must not be called.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.errors import InputError, NeftError, Preempted, Problem
+from neftcli.evaluation.measure import Measurement
+from neftcli.events import Advance, Event, Phase
+from neftcli.recipe.loading import assignment, fingerprint, load_recipe
+from neftcli.recipe.schema import Recipe
+from neftcli.runs.directory import RunDirectory
+from neftcli.sweep import cell as module
+from neftcli.sweep.cell import MEASURED, clear_unborn, do_cell, finished_run, measured, settings_key, stopped_run
+from neftcli.sweep.worker import why
+from neftcli.training.materials import Shelf
+from neftcli.training.run import train
+from neftcli.training.stopping import Stop
+
+
+class Told:
+    """Keeps what it is told, and asks for a stop at the first event of a kind."""
+
+    def __init__(self, stops_at: type[object] | None = None) -> None:
+        self.events: list[Event] = []
+        self._stops_at = stops_at
+
+    def notify(self, event: Event) -> None:
+        """Keeps one."""
+        self.events.append(event)
+
+    def asked(self) -> bool:
+        """Whether such an event came."""
+        return self._stops_at is not None and any(isinstance(event, self._stops_at) for event in self.events)
+
+
+@pytest.fixture
+def recipe(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> Recipe:
+    sets = {
+        "model.name": tiny_folder("llama"),
+        "data.source": rows_file,
+        "output_dir": tmp_path / "cells",
+        "training.max_steps": 2,
+        "training.precision": "float32",
+        "evaluation.samples": 0,
+        "evaluation.probe_rows": 0,
+        "evaluation.generation.max_new_tokens": 3,
+    }
+    return load_recipe("quickstart", [assignment(f"{key}={value}") for key, value in sets.items()])
+
+
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nothing may be trained."""
+
+    def fail(*_arguments: Any, **_named: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("neftcli.training.run.train", fail)
+
+
+def numbers(run: RunDirectory) -> dict[str, Any]:
+    """What was measured, without how long that took."""
+    content: dict[str, Any] = json.loads((run.path / MEASURED).read_text())
+    content.pop("seconds")
+    return content
+
+
+@pytest.mark.parametrize("error", [InputError(Problem("no task of this name")), NeftError("x"), ValueError("a fault")])
+def test_what_fails_behind_the_training_leaves_a_finished_run(error: Exception, recipe: Recipe) -> None:
+    def and_then(*_found: Any) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        train(recipe, Told(), and_then=and_then)
+    run = finished_run(Path(recipe.output_dir), fingerprint(recipe))
+    assert run is not None
+    assert not run.checkpoints.exists()
+
+
+def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it failed, once it was stopped behind its first losses, twice its file was spoilt; each is mended."""
+    folder = do_cell(recipe, Shelf(), Told(), Stop())
+    run, shelf = RunDirectory(Path(folder)), Shelf()
+    undisturbed = numbers(run)
+    untrained(monkeypatch)
+    for spoilt in ("", "{", "[]", json.dumps({"settings": settings_key(recipe)})):
+        (run.path / MEASURED).write_text(spoilt)
+        assert measured(run, recipe) is None
+    for store in (run.path / "evaluation").glob("*.jsonl"):
+        store.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Measurement, "run", lambda _self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            do_cell(recipe, shelf, Told(), Stop())
+    told = Told(stops_at=Advance)
+    with pytest.raises(Preempted):
+        do_cell(recipe, shelf, told, Stop(told.asked))
+    assert json.loads((run.path / "run.json").read_text())["status"] == "finished"
+    told = Told()
+    assert do_cell(recipe, shelf, told, Stop()) == folder
+    assert numbers(run) == undisturbed
+    phases = [event.name for event in told.events if isinstance(event, Phase)]
+    assert phases.count(module.MEASURING) == 1
+    assert phases.count("loading the model") == 0, "the base model is not measured"
+
+
+def test_a_cells_own_recipe_does_not_say_whether_code_runs(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's finished cell, not measured, by a recipe that trusts."""
+    run = RunDirectory(Path(do_cell(recipe, Shelf(), Told(), Stop())))
+    (run.path / MEASURED).unlink()
+    text = (run.path / "recipe.yaml").read_text()
+    (run.path / "recipe.yaml").write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
+    trusted: list[bool] = []
+    load = Measurement.__init__
+
+    def watched(self: Measurement, subject: Any, *arguments: Any, **named: Any) -> None:
+        trusted.append(subject.recipe.model.trust_remote_code)
+        load(self, subject, *arguments, **named)
+
+    monkeypatch.setattr(Measurement, "__init__", watched)
+    do_cell(recipe, Shelf(), Told(), Stop())
+    assert trusted == [False]
+
+
+@pytest.mark.parametrize("place", ["settings", "prompts", "references", "answers", "metrics"])
+def test_a_damaged_file_of_numbers_counts_as_none(place: str, recipe: Recipe, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / "evaluation").mkdir()
+    whole: dict[str, Any] = {
+        "settings": settings_key(recipe),
+        "prompts": ["a"],
+        "references": ["b"],
+        "answers": ["c"],
+        "metrics": {"loss": {"better": "lower", "values": [1.0], "weights": None}},
+    }
+    run.write_json(MEASURED, whole)
+    assert measured(run, recipe) == whole
+    run.write_json(MEASURED, {key: value for key, value in whole.items() if key != place})
+    assert measured(run, recipe) is None
+    run.write_json(MEASURED, whole | {place: 5})
+    assert measured(run, recipe) is None
+    run.write_json(MEASURED, whole | {"metrics": {"loss": [1.0]}})
+    assert measured(run, recipe) is None
+
+
+def test_of_cells_that_are_links_the_links_alone_go(tmp_path: Path) -> None:
+    cells, outside = tmp_path / "cells", tmp_path / "outside"
+    cells.mkdir()
+    for name, record in (("unborn", None), ("unfinished", {"recipe_sha256": "k", "status": "running"})):
+        (outside / name).mkdir(parents=True)
+        if record:
+            (outside / name / "run.json").write_text(json.dumps(record))
+        (cells / name).symlink_to(outside / name)
+    clear_unborn(cells)
+    assert [place.name for place in cells.iterdir()] == ["unfinished"]
+    assert stopped_run(cells, "k", Recipe()) is None
+    assert not list(cells.iterdir())
+    assert (outside / "unborn").is_dir()
+    assert (outside / "unfinished" / "run.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), False),
+        (NeftError("said"), False),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (ValueError("a fault"), True),
+    ],
+)
+def test_only_a_fault_is_tried_again(error: Exception, again: bool) -> None:
+    problems, may_help = why(error)
+    assert may_help is again
+    assert problems
