@@ -393,7 +393,7 @@ def test_no_secret_gets_out_of_a_sweep(
         assert {request.headers["authorization"] for request in server.requests} == {
             f"Bearer {CANARIES['OPENAI_API_KEY']}"
         }
-    assert (refused.code, answered.code, typed.code) == (1, 0, 1), answered.err
+    assert (refused.code, answered.code, typed.code) == (1, 0, 2), answered.err
     files = {file.name for file in (tmp_path / "runs").rglob("*")}
     assert {"recipe.yaml", "run.json", "train.log", "workers.log", "verdicts.jsonl", "verdict.md"} <= files
     assert "training_args.bin" not in files
