@@ -525,7 +525,7 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
         (["--set", "evaluation.samples=3"], "--set evaluation.samples: an evaluation does not read this option"),
         (["--chat-template", "chatml"], "--chat-template: a run is evaluated as it was trained"),
         (["--judge", "http://[::1/v1", "--judge-model", "m"], "must be an http:// or https:// address"),
-        (["--judge", "https://h/v1?api-key=secret", "--judge-model", "m"], "received https://h/v1\n"),
+        (["--judge", "https://h/v1?api-key=secret", "--judge-model", "m"], "must hold no name, password or key"),
         (["--set", "data.max_length=64"], "data.max_length: this needs --dataset"),
         (["--judge", "http://127.0.0.1:1/v1"], "judge"),
         (["--judge", "http://me:secret@127.0.0.1:1/v1", "--judge-model", "m"], "must hold no name, password or key"),
