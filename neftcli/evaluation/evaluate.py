@@ -19,6 +19,7 @@ from neftcli.evaluation.subjects import Subject, base_of, find_subject
 from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
+from neftcli.recipe.trust import TRUST
 from neftcli.runs.directory import write_whole
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 ALPACA_EVAL = "alpaca-eval"
 QUESTION, LOG = ".question", "eval.log"
-TRUST = "model.trust_remote_code"
 
 
 @dataclass(frozen=True)

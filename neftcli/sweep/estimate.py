@@ -29,8 +29,7 @@ from neftcli.events import CellEstimate, Event, Observer, Phase, Progress, Sweep
 from neftcli.runs.directory import RECORD
 from neftcli.sweep.cell import finished_run, measured
 from neftcli.sweep.local import devices
-from neftcli.training.materials import Materials, Shelf, load_materials
-from neftcli.training.materials import _key as materials_key
+from neftcli.training.materials import Materials, Shelf, load_materials, materials_key
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -58,7 +58,7 @@ def model_card(recipe: Recipe, reference: Reference, record: dict[str, Any], fin
         f"| NEFTune noise | {alpha} |",
         f"| noise / embedding at layer 0 | {record['noise_to_embedding']:.3g} |",
         f"| learning rate, seed | {recipe.learning_rate():g}, {recipe.training.seed} |",
-        f"| weights | {record['model_fingerprint']} |",
+        f"| base model's weights | {record['model_fingerprint']} |",
         f"| data | sha256 {record['data_sha256']} |",
         f"| recipe | sha256 {record['recipe_sha256']} |",
         f"| trained on | {record['device']}, {record['precision']} |",

@@ -85,10 +85,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        text = str(error)
-        if any(
-            words in text for words in ("No space left", "os error 28", "os error 122", "PytorchStreamWriter failed")
-        ):
+        if any(words in str(error) for words in FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -65,14 +65,14 @@ class Shelf:
 
     def find(self, recipe: Recipe) -> Materials | None:
         """The materials that `recipe` needs, if they are here."""
-        return self._materials if self._key == _key(recipe) else None
+        return self._materials if self._key == materials_key(recipe) else None
 
     def keep(self, recipe: Recipe, materials: Materials) -> None:
         """Keeps them in the place of what was here."""
-        self._key, self._materials = _key(recipe), materials
+        self._key, self._materials = materials_key(recipe), materials
 
 
-def _key(recipe: Recipe) -> str:
+def materials_key(recipe: Recipe) -> str:
     """All of a recipe that materials depend on."""
     return repr((recipe.model, recipe.data, recipe.quantization, recipe.adapter.type, recipe.training.precision))
 

@@ -21,17 +21,14 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
 
+ALIKE = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
+"""What is measured before training and behind it, which must be the same to be compared."""
 FIXED = (
     *("adapter.", "quantization.", "model."),  # the checkpoint's tensors would have no place
     *("training.optim", "training.learning_rate", "training.weight_decay", "training.logging_steps"),  # it holds these
-    *(
-        "evaluation.samples",
-        "evaluation.probe_rows",
-        "evaluation.generation",
-    ),  # before and after must be measured alike
+    *ALIKE,
 )
 """Options whose change can't be accepted."""
-ALIKE = FIXED[-3:]
 ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
 
 

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from neftcli.errors import NonFiniteLossError, Problem
-from neftcli.events import Evaluated, Observer, Progress, StepLogged
+from neftcli.events import Evaluated, Observer, Phase, Progress, StepLogged
 from neftcli.machine.device import peak_memory
 from neftcli.neftune import Noise
 from neftcli.training.stopping import Stop, StopRequested
@@ -102,6 +102,8 @@ class Watch(TrainerCallback, ExportableState):
         if self._is_due(state):
             control.should_log = True
         if self._stop.asked() or (step < total and self._save_is_due(step)):
+            if self._stop.asked():
+                self._observer.notify(Phase("stopping: saving a checkpoint"))
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

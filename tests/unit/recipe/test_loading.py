@@ -4,6 +4,7 @@ Oracles: the YAML 1.2 core schema for values, the written message for every kind
 hypothesis tries to break: what is written loads back equal, and nothing but RecipeError leaves the loader.
 """
 
+import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -553,7 +554,7 @@ def section(schema: type) -> st.SearchStrategy[Any]:
 
 def without_contradictions(recipe: Recipe) -> Recipe:
     judge = recipe.evaluation.judge
-    plain = replace(judge, base_url=judge.base_url and judge.base_url.replace("@", "a"))
+    plain = replace(judge, base_url=judge.base_url and re.sub("[@?#]", "a", judge.base_url))
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, judge=plain))
     if recipe.adapter.type == "lora":
         return recipe
