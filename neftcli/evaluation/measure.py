@@ -84,6 +84,7 @@ class Measurement:
         observer: Is told how far it is.
         answers: Generate answers, too.
         model: The model where it is loaded already.
+        known: Rows with their losses by this model, in the order of `rows`, where they were measured just now.
 
     Raises:
         InputError: The model can't be found, is not what it was, or has too few positions for the rows.
@@ -100,9 +101,10 @@ class Measurement:
         *,
         answers: bool = True,
         model: Any = None,
+        known: Sequence[tuple[TokenRow, RowLoss]] = (),
     ) -> None:
         self.subject, self.rows, self.settings, self.machine = subject, rows, settings, machine
-        self.seed, self.observer, self._model = seed, observer, model
+        self.seed, self.observer, self._model, self._known = seed, observer, model, known
         self._tell("reading its tokenizer and settings")
         self._tokenizer = subject.load_tokenizer(rows.layout, observer)
         self._identity = subject.identity(machine) | {"tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str())}
@@ -158,6 +160,8 @@ class Measurement:
     def _losses(self) -> dict[int, RowLoss]:
         scored = self._scored
         store = self._store("losses", {"rows": [[place, row.input_ids, row.labels] for place, row in scored.items()]})
+        pairs = zip(scored.items(), self._known, strict=False)
+        store.add({place: asdict(loss) for (place, row), (known, loss) in pairs if row == known})
         missing = [place for place in scored if place not in store.found]
         if missing:
             model = self._loaded()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,12 +17,15 @@ from neftcli.recipe.loading import fingerprint
 from neftcli.runs.directory import RECORD, RunDirectory
 
 if TYPE_CHECKING:
+    from neftcli.data.tokens import TokenRow
+    from neftcli.evaluation.loss import RowLoss
     from neftcli.evaluation.measure import Results
     from neftcli.evaluation.rows import Rows
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Recipe
-    from neftcli.training.materials import Materials, Shelf
+    from neftcli.training.materials import Shelf
     from neftcli.training.resume import Resumption
+    from neftcli.training.run import Trained
     from neftcli.training.stopping import Stop
 
 MEASURED = "evaluation/cell.json"
@@ -134,9 +137,11 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str
         return str(run.path)
     resume = stopped_run(cells, key, recipe)
 
-    def and_then(directory: RunDirectory, tuned: Any, materials: Materials) -> None:
-        rows = _rows(recipe, materials.prepared.held_out_examples, materials.prepared.counts.layout)
-        _measure(directory, recipe, rows, materials.machine, _Stoppable(observer, stop), tuned)
+    def and_then(trained: Trained) -> None:
+        prepared, machine = trained.materials.prepared, trained.materials.machine
+        rows = _rows(recipe, prepared.held_out_examples, prepared.counts.layout)
+        known = tuple(zip(prepared.held_out, trained.losses, strict=False))
+        _measure(trained.directory, recipe, rows, machine, _Stoppable(observer, stop), trained.model, known)
 
     return train(recipe, observer, shelf, and_then, stop, resume).run
 
@@ -181,7 +186,7 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Ob
             tokens = tokenize(tokenizer, found.held_out, data.max_length, loss_on_answers(data, layout))
             # As in `prepare`: a row of which no token with loss is left is none.
             examples = [one for row, one in zip(tokens, found.held_out, strict=True) if row.loss_tokens()]
-        _measure(run, recipe, _rows(recipe, examples, layout), choose_machine(recipe), observer, None)
+        _measure(run, recipe, _rows(recipe, examples, layout), choose_machine(recipe), observer, None, ())
 
 
 def _rows(recipe: Recipe, examples: Any, layout: Any) -> Rows:
@@ -190,7 +195,15 @@ def _rows(recipe: Recipe, examples: Any, layout: Any) -> Rows:
     return Rows(examples, recipe.data, layout, "held-out rows", "held-out")
 
 
-def _measure(run: RunDirectory, recipe: Recipe, rows: Rows, machine: Machine, observer: Observer, tuned: Any) -> None:
+def _measure(
+    run: RunDirectory,
+    recipe: Recipe,
+    rows: Rows,
+    machine: Machine,
+    observer: Observer,
+    tuned: Any,
+    known: Sequence[tuple[TokenRow, RowLoss]],
+) -> None:
     from neftcli.evaluation.measure import Measurement
     from neftcli.evaluation.subjects import find_subject
 
@@ -201,8 +214,10 @@ def _measure(run: RunDirectory, recipe: Recipe, rows: Rows, machine: Machine, ob
     model = replace(subject.recipe.model, trust_remote_code=recipe.model.trust_remote_code)
     subject = replace(subject, recipe=replace(subject.recipe, model=model))
     seed, answers = recipe.training.seed, recipe.sweep.answers
-    results = Measurement(subject, rows, recipe.evaluation, machine, seed, observer, answers=answers, model=tuned).run()
-    content = {"settings": settings_key(recipe), **_content(results, rows)}
+    measurement = Measurement(
+        subject, rows, recipe.evaluation, machine, seed, observer, answers=answers, model=tuned, known=known
+    )
+    content = {"settings": settings_key(recipe), **_content(measurement.run(), rows)}
     run.write_json(MEASURED, content | {"seconds": time.perf_counter() - begun})
 
 

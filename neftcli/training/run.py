@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +45,36 @@ from neftcli.training.stopping import Stop, StopRequested
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from neftcli.evaluation.loss import RowLoss
     from neftcli.machine.device import Machine
     from neftcli.neftune import Noise
     from neftcli.recipe.schema import Recipe
     from neftcli.training.watch import Watch
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A run that has just finished, with what is still in memory of it.
+
+    Attributes:
+        directory: Its folder.
+        model: The tuned model.
+        materials: What it was made from.
+        losses: Of the prepared held-out rows, behind the last update; empty where that was measured by an earlier
+            process.
+    """
+
+    directory: RunDirectory
+    model: Any
+    materials: Materials
+    losses: Sequence[RowLoss]
+
+
 def train(
     recipe: Recipe,
     observer: Observer,
     shelf: Shelf | None = None,
-    and_then: Callable[[RunDirectory, Any, Materials], None] | None = None,
+    and_then: Callable[[Trained], None] | None = None,
     stop: Stop | None = None,
     resume: Resumption | None = None,
 ) -> RunFinished:
@@ -66,8 +85,7 @@ def train(
         observer: Is told what happens.
         shelf: Keeps what was loaded for the next run with the same model and rows; the weights are the same to the bit
             with it and without.
-        and_then: Is given the finished run's folder, its tuned model and the materials. What it raises is raised, and
-            the run stays finished.
+        and_then: Is given the finished run. What it raises is raised, and the run stays finished.
         stop: Says when to stop.
         resume: The run that is gone on with; None for a new one.
 
@@ -107,7 +125,7 @@ def train(
             finished, tuned = run.do(materials, model)
         if and_then is not None:  # behind the recorded end: whatever becomes of this, the run is finished
             with library_chatter(directory.log):
-                and_then(directory, tuned, materials)
+                and_then(Trained(directory, tuned, materials, run.losses))
     observer.notify(finished)
     return finished
 
@@ -127,6 +145,7 @@ class _Run:
     ) -> None:
         self.recipe, self.directory, self.record, self.observer = recipe, directory, record, observer
         self.stop, self.resumption, self.begun = stop, resumption, begun
+        self.losses: Sequence[RowLoss] = ()
 
     def notify(self, event: Event) -> None:
         """Tells the observer, and keeps what is a measurement in `metrics.jsonl`."""
@@ -201,11 +220,11 @@ class _Run:
         if step == 0:
             self.notify(Phase("evaluating the model before training"))
         sides = [prepared.held_out, prepared.train[: settings.probe_rows]]
-        losses = [
-            mean_loss(row_losses(model, rows, settings.per_device_eval_batch_size, machine.autocast(), self))
-            for rows in sides
-        ]
-        return Evaluated(step, losses[0], losses[1])
+        size = settings.per_device_eval_batch_size
+        self.losses = ()
+        held_out, probe = (row_losses(model, rows, size, machine.autocast(), self) for rows in sides)
+        self.losses = held_out
+        return Evaluated(step, mean_loss(held_out), mean_loss(probe))
 
     def _answers(self, phase: str, model: Any, materials: Materials) -> list[str]:
         from neftcli.evaluation.generation import generate_answers

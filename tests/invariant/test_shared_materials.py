@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from neftcli.evaluation.loss import mean_loss
 from neftcli.events import RunFinished
 from neftcli.recipe.loading import assignment, load_recipe
 from neftcli.recipe.schema import Recipe
@@ -110,7 +111,8 @@ def test_what_is_shared_is_loaded_once(recipe: Callable[..., Recipe], monkeypatc
 
 def test_the_finished_run_is_handed_over_with_its_model(recipe: Callable[..., Recipe]) -> None:
     handed: list[Any] = []
-    finished = train(recipe(), Silent(), and_then=lambda *found: handed.append(found))
-    [(directory, model, found)] = handed
-    assert str(directory.path) == finished.run
-    assert model is found.model  # without a shelf nobody else needs it
+    finished = train(recipe(), Silent(), and_then=handed.append)
+    [trained] = handed
+    assert str(trained.directory.path) == finished.run
+    assert trained.model is trained.materials.model  # without a shelf nobody else needs it
+    assert mean_loss(trained.losses) == finished.held_out_loss

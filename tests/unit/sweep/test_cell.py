@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,18 @@ def test_what_fails_behind_the_training_leaves_a_finished_run(error: Exception, 
     run = finished_run(Path(recipe.output_dir), fingerprint(recipe))
     assert run is not None
     assert not run.checkpoints.exists()
+
+
+def test_the_losses_of_the_last_evaluation_are_not_computed_again(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That they are the same numbers as those of the saved run, the next test shows."""
+    monkeypatch.setattr("neftcli.evaluation.measure.losses_as_they_come", lambda *_arguments: 1 / 0)
+    run = RunDirectory(Path(do_cell(recipe, Shelf(), Told(), Stop())))
+    losses = numbers(run)["metrics"]["held-out loss"]
+    record = json.loads((run.path / "run.json").read_text())
+    mean = sum(map(operator.mul, losses["values"], losses["weights"])) / sum(losses["weights"])
+    assert mean == pytest.approx(record["results"]["held_out_loss"], rel=1e-12)
 
 
 def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
