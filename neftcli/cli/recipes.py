@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -64,8 +65,10 @@ def copy(
         )
     if not file.parent.is_dir():
         raise InputError(Problem(f"{file.parent}: there is no such folder", str(target), f"mkdir -p {file.parent}"))
-    file.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    typer.echo(f"{file}\nneft train --recipe {file if file.parent != Path('.') else f'./{file}'}")
+    command = f"neft train --recipe {shlex.quote(str(file))}"
+    text = source.read_text(encoding="utf-8")
+    file.write_text(text.replace(f"neft train --recipe {source.stem}\n", f"{command}\n", 1), encoding="utf-8")
+    typer.echo(f"{file}\n{command}")
 
 
 def _annotated(name: str) -> str:

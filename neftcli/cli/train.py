@@ -36,7 +36,7 @@ def train(
     """Fine-tune a model with NEFTune.
 
     Without options: SmolLM2-135M on the built-in set (the quickstart recipe). Command line beats recipe beats default.
-    A first Ctrl-C, SIGTERM or SIGUSR1 stops behind the update and saves (exit code 75); a second stops at once.
+    A first Ctrl-C, SIGTERM or SIGUSR1 stops after the update and saves (exit code 75); a second stops at once.
     """
     if resume is not None and (recipe is not None or dry_run):
         other = "--recipe" if recipe is not None else "--dry-run"
@@ -51,10 +51,10 @@ def train(
             return
         from neftcli.training.resume import find_resumption
         from neftcli.training.run import train as run
-        from neftcli.training.stopping import Stop
+        from neftcli.training.stopping import Stop, tell_of_stop
 
         stop = Stop()
-        with stop.listening(requeue_signal):
+        with stop.listening(requeue_signal, first=lambda: tell_of_stop(display)):
             if resume is None:
                 run(recipe_of(layers, recipe), display, stop=stop)
             else:

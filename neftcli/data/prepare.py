@@ -46,6 +46,7 @@ class Examples:
         unusable: Reason to places of the rows that were left out, on both sides.
         leaked: Training rows left out since their prompt is held out.
         unread: Columns that its layout does not read.
+        unused: Option to the number of rows that it leaves out.
     """
 
     train: list[Example]
@@ -55,6 +56,7 @@ class Examples:
     unusable: Mapping[str, list[str]]
     leaked: int
     unread: tuple[str, ...] = ()
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,12 @@ def read_examples(data: Data) -> Examples:
     if held_out_source is None and data.held_out_split is not None:
         held_out_source = data.source
     leaked = 0
+    unused = {"data.held_out_rows": 0, "data.max_rows": 0}
     held_out: list[Example]
     if data.held_out_rows == 0:
         train, held_out = examples, []
     elif held_out_source is None:
-        chosen = choose(examples, data.max_rows, data.split_seed) if data.max_rows else examples
+        chosen = _at_most(examples, data.max_rows, data.split_seed)
         train, held_out = hold_out(chosen, data.held_out_rows, data.split_seed)
     else:
         evaluated = _Reader(data)
@@ -179,12 +182,14 @@ def read_examples(data: Data) -> Examples:
         reader.rows += evaluated.rows
         for reason, places in evaluated.unusable.items():
             reader.unusable[reason].extend(places)
-        if len(held_out) > data.held_out_rows:
-            held_out = choose(held_out, data.held_out_rows, data.split_seed)
+        there = len(held_out)
+        held_out = _at_most(held_out, data.held_out_rows, data.split_seed)
+        unused["data.held_out_rows"] = there - len(held_out)
         train = without_prompts_of(examples, held_out)
         leaked = len(examples) - len(train)
-    if data.max_rows and len(train) > data.max_rows:
-        train = choose(train, data.max_rows, data.split_seed)
+    train = _at_most(train, data.max_rows, data.split_seed)
+    own = len(held_out) if held_out_source is None else 0
+    unused["data.max_rows"] = len(examples) - leaked - len(train) - own
     if not train:
         raise DataError(
             Problem(
@@ -194,7 +199,13 @@ def read_examples(data: Data) -> Examples:
             )
         )
     assert reader.layout is not None  # noqa: S101 - at least one row was read
-    return Examples(train, held_out, reader.layout, reader.rows, reader.unusable, leaked, reader.unread)
+    unused = {option: number for option, number in unused.items() if number}
+    return Examples(train, held_out, reader.layout, reader.rows, reader.unusable, leaked, reader.unread, unused)
+
+
+def _at_most(examples: list[Example], most: int | None, seed: int) -> list[Example]:
+    """All examples, or `most` of them."""
+    return examples if most is None or len(examples) <= most else choose(examples, most, seed)
 
 
 def _require_splits(data: Data) -> None:
@@ -259,6 +270,7 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
         held_out=count([row for row, _ in pairs]),
         fingerprint=fingerprint(examples.train, examples.held_out),
         unread=examples.unread,
+        unused=examples.unused,
     )
     return Prepared(train, [row for row, _ in pairs], [example for _, example in pairs], counts)
 

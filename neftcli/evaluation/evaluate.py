@@ -189,6 +189,7 @@ def _report(
         shown=tuple(writing.most_different(results, rows, request.show)),
         folder=str(folder),
         seconds=time.perf_counter() - begun,
+        counterpart=results[0].subject.counterpart(),
     )
     writing.write(report, results, judged, rows, folder, export=request.export == ALPACA_EVAL)
     return report

@@ -16,6 +16,7 @@ import torch
 from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.evaluation.batches import in_batches
 from neftcli.evaluation.mode import evaluation_mode
+from neftcli.models.head import label_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,17 +101,12 @@ def _batch_losses(
         input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
         labels[index, : len(row.labels)] = torch.tensor(row.labels)
         mask[index, : len(row.input_ids)] = 1
-    device = model.device
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
     with autocast:
-        logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    targets = labels[:, 1:].to(device)  # (rows, time - 1)
-    scored = targets != IGNORED
-    scores = logits[:, :-1][scored].float()  # (tokens with loss, vocabulary)
-    wanted = targets[scored]
-    nll = torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
-    hits = scores.argmax(-1) == wanted
+        nll, hits = label_scores(causal, {name: tensor.to(model.device) for name, tensor in inputs.items()})
     # Summed on the CPU in float64, which not every GPU has.
-    scored = scored.cpu()
+    scored = labels[:, 1:] != IGNORED  # (rows, time - 1)
     owner = torch.arange(len(batch))[:, None].expand_as(scored)[scored]
     sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, nll.cpu().double())
     correct = torch.zeros(len(batch), dtype=torch.int64).index_add_(0, owner, hits.cpu().long())

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from neftcli.errors import InputError, ModelError, Problem, RecipeError
-from neftcli.events import EvaluatedModel, Observer
+from neftcli.events import Counterpart, EvaluatedModel, Observer
 from neftcli.models.names import ALIASES, Reference, resolve
 from neftcli.recipe.loading import load_recipe
 from neftcli.recipe.loading import resolve as resolve_recipe
 from neftcli.recipe.nearest import exists, nearest_path
 from neftcli.recipe.yaml_file import Layer, Setting
+from neftcli.runs.counterpart import find_counterpart
 from neftcli.runs.directory import NAME, RECORD, RunDirectory, find_run
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class Subject:
             alpha=self.recipe.neftune.alpha if trained else None,
             seed=self.recipe.training.seed if trained else None,
         )
+
+    def counterpart(self) -> Counterpart | None:
+        """What it is compared with to see what the noise did; None of a model that is no run."""
+        return None if self.run is None else find_counterpart(self.run.path.parent, self.saved_recipe())
 
     def has_adapter(self) -> bool:
         """Whether it is an adapter on the reference's weights."""

@@ -26,11 +26,13 @@ from neftcli.events.evaluation import (
 )
 from neftcli.events.sweep import ArmRow, CellEstimate, CellState, SweepEstimate, SweepReport, SweepStarted
 from neftcli.events.training import (
+    Counterpart,
     Evaluated,
     ModelReady,
     NoiseMeasured,
     Plan,
     Progress,
+    Resolved,
     RunFinished,
     Sample,
     StepLogged,
@@ -43,6 +45,7 @@ __all__ = [
     "CellEstimate",
     "CellState",
     "Comparison",
+    "Counterpart",
     "DataReady",
     "Estimated",
     "Evaluated",
@@ -58,6 +61,7 @@ __all__ = [
     "Phase",
     "Plan",
     "Progress",
+    "Resolved",
     "RowsReady",
     "RunFinished",
     "Sample",
@@ -90,6 +94,7 @@ Event = (
     Phase
     | Notice
     | DataReady
+    | Resolved
     | ModelReady
     | NoiseMeasured
     | TrainingStarted

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class DataReady:
         held_out: The held-out side.
         fingerprint: SHA-256 of the examples of both sides.
         unread: Columns of the first row that its layout does not read.
+        unused: Option to the number of rows that it leaves out.
     """
 
     source: str
@@ -65,6 +67,7 @@ class DataReady:
     held_out: SplitCounts
     fingerprint: str
     unread: tuple[str, ...] = ()
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

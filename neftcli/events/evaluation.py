@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from neftcli.events.training import Counterpart
+
 
 @dataclass(frozen=True, slots=True)
 class Advance:
@@ -127,6 +129,7 @@ class EvaluationReport:
         shown: Answers side by side, the most different first.
         folder: Where all of it is written.
         seconds: Wall time in all.
+        counterpart: The run to compare the evaluated one with, where that is a run.
     """
 
     models: tuple[EvaluatedModel, ...]
@@ -139,3 +142,4 @@ class EvaluationReport:
     shown: tuple[SideBySide, ...]
     folder: str
     seconds: float
+    counterpart: Counterpart | None = None

@@ -113,6 +113,21 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Counterpart:
+    """The run that another is compared with: the same but for the noise.
+
+    Attributes:
+        run: Its folder.
+        alpha: Its alpha.
+        exists: It is there and finished.
+    """
+
+    run: str
+    alpha: float
+    exists: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RunFinished:
     """The run is complete and its model saved.
 
@@ -125,7 +140,7 @@ class RunFinished:
         train_loss: Of the tuned model on the probe rows, noise off.
         samples: Answers before and after.
         alpha: NEFTune's alpha, for what to type next.
-        recipe: The recipe's name, likewise.
+        counterpart: What to compare it with, likewise.
     """
 
     run: str
@@ -136,7 +151,14 @@ class RunFinished:
     train_loss: float | None
     samples: tuple[Sample, ...] = field(default=())
     alpha: float = 0.0
-    recipe: str = ""
+    counterpart: Counterpart | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The recipe with every option in force, as YAML."""
+
+    recipe: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +166,6 @@ class Plan:
     """What a run would do.
 
     Attributes:
-        recipe: The resolved recipe as YAML.
         model: Where the weights come from.
         method: full, LoRA r16, QLoRA r16.
         device: The device, in words.
@@ -160,7 +181,6 @@ class Plan:
         available_bytes: Bytes free on the device now, or None.
     """
 
-    recipe: str
     model: str
     method: str
     device: str

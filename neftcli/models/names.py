@@ -122,6 +122,10 @@ class Reference:
             self.name if self.alias else Path(self.location).stem if self.kind == "gguf" else Path(self.location).name
         )
 
+    def anywhere(self) -> str:
+        """By what it is found on another machine: the hub id where there is one, else its path."""
+        return self.alias.hub_id if self.alias else self.location
+
     def source(self) -> str:
         """Where the weights come from, for people."""
         if self.kind == "hub":
@@ -198,7 +202,8 @@ def _on_the_hub(name: str, revision: str | None, path: Path) -> Reference:
         raise ModelError(Problem("model.name: a hub id has letters, digits, . _ and -, at most 96", name, remedy))
     if "/" in name or name.startswith("."):
         raise ModelError(Problem("model.name: there is no such folder", name, LIST, nearest_path(path)))
-    nearest = "".join(get_close_matches(name, ALIASES, n=1, cutoff=0.5)) or nearest_path(path)
+    near = get_close_matches(name, ALIASES, n=len(ALIASES), cutoff=0.6)
+    nearest = next((alias for alias in ALIASES if alias in near), "") or nearest_path(path)  # the first needs no hub
     raise ModelError(Problem("model.name: this is no alias, no folder and no hub id", name, LIST, nearest))
 
 

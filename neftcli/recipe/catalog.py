@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import neftcli
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe.nearest import nearest_path
 
+YAML = (".yaml", ".yml")
 LIST = "neft recipes    to see the recipes that ship"
 
 
@@ -43,7 +46,9 @@ def find(name_or_path: str, beside: Path | None = None, origin: str = "--recipe"
         RecipeError: There is no such file or recipe.
     """
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    with suppress(OSError, ValueError):  # a name that no file system would have
+        _require_recipe(path, name_or_path, origin)
+    if path.suffix in YAML or len(path.parts) > 1:
         file = path if path.is_absolute() or beside is None else beside / path
         if not _is_file(file):
             raise RecipeError(
@@ -52,6 +57,21 @@ def find(name_or_path: str, beside: Path | None = None, origin: str = "--recipe"
         return file
     shipped = folder() / f"{name_or_path}.yaml"
     if not _is_file(shipped):
-        nearest = f"./{name_or_path}" if _is_file(path) else "".join(get_close_matches(name_or_path, names(), n=1))
+        nearest = "".join(get_close_matches(name_or_path, names(), n=1))
         raise RecipeError(Problem(f"{origin}: there is no recipe of this name", name_or_path, LIST, nearest))
     return shipped
+
+
+def _require_recipe(path: Path, name: str, origin: str) -> None:
+    """Refuses what is there and is no recipe.
+
+    Raises:
+        RecipeError: It is a folder, or a file that does not end in .yaml.
+    """
+    inside = path / "recipe.yaml"
+    if path.is_dir() and len(path.parts) > 1:
+        remedy = f"--recipe {shlex.quote(str(inside))}" if inside.is_file() else LIST
+        raise RecipeError(Problem(f"{origin}: a recipe is a file, and this is a folder", name, remedy))
+    if path.suffix not in YAML and path.is_file():
+        remedy = f"--dataset {shlex.quote(name)}    if it holds rows; a recipe ends in .yaml"
+        raise RecipeError(Problem(f"{origin}: a recipe file ends in .yaml", name, remedy))

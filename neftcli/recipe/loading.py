@@ -37,8 +37,11 @@ ELSEWHERE = {
     "dataset_name": "data.source",
     "load_in_4bit": "quantization.type",
     "num_epochs": "training.num_train_epochs",
+    "lr": "training.learning_rate",
 }
 """Names of other tools whose letters would lead to another option."""
+SHORT = 4
+"""Letters of a word that stands in too many options to be a hint."""
 # Nothing of these touches the weights.
 NOT_HASHED = ("name", "about", "output_dir", "checkpoints", "evaluation", "sweep")
 
@@ -233,8 +236,11 @@ def nearest_key(path: str, known: Iterable[str]) -> str:
     whole = get_close_matches(path, known, n=1, cutoff=0.75)
     if whole:
         return whole[0]
-    last = get_close_matches(path.rpartition(".")[2], by_last_part, n=1, cutoff=0.7)
-    return by_last_part[last[0]] if last else ""
+    typed = path.rpartition(".")[2]
+    last = get_close_matches(typed, by_last_part, n=1, cutoff=0.7)
+    # "batch_size" is like "batching", and is meant for what it is a part of.
+    parts = [name for name in by_last_part if len(typed) > SHORT and f"_{typed}" in f"_{name}"]
+    return by_last_part[[*parts, *last][0]] if parts or last else ""
 
 
 @cache
@@ -254,8 +260,19 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
         problems = []
         for detail in error.errors():
             path, setting = _known_prefix(detail["loc"], known), merged[_known_prefix(detail["loc"], merged)]
-            problems.append(Problem(f"{setting.origin}: {path} must be {describe(known[path].type)}", setting.typed))
+            violated = f"{setting.origin}: {path} must be {describe(known[path].type)}"
+            problems.append(Problem(violated, setting.typed, _meant(path, setting.value)))
         return None, list(dict.fromkeys(problems))  # a union reports each of its choices
+
+
+def _meant(path: str, value: Any) -> str:
+    """What to type for a list where one number belongs; empty where that isn't it."""
+    listed = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(" ", "")
+    if "," not in listed:
+        return ""
+    if path == "neftune.alpha":
+        return f"neft sweep-alpha --alphas {listed}"
+    return f"--seeds {listed.count(',') + 1}    a number of seeds" if path == "sweep.seeds" else ""
 
 
 def _known_prefix(location: tuple[Any, ...], known: Container[str]) -> str:

@@ -81,7 +81,10 @@ class Data:
         Mapping[str, str], Option("Standard column name: the name it has in your rows, e.g. {instruction: question}.")
     ] = field(default_factory=dict)
     system_prompt: Annotated[str | None, Option("Put before every conversation that has no system turn.")] = None
-    max_rows: Annotated[Count | None, Option("Use only so many rows, chosen by split_seed.", "--max-rows")] = None
+    max_rows: Annotated[
+        Count | None,
+        Option("Use only so many rows, chosen by split_seed; rows held out of them are among these.", "--max-rows"),
+    ] = None
     max_length: Annotated[
         Annotated[int, Ge(8)], Option("Longest row in tokens; longer rows are cut and counted.", "--max-length")
     ] = 1024
@@ -289,7 +292,7 @@ class Sweep:
         Option("NEFTune alphas to compare; 0, the baseline, is always among them.", "--alphas", only="sweep-alpha"),
     ] = (0.0, 5.0, 10.0, 15.0)
     seeds: Annotated[
-        Count, Option("Training seeds of each arm: training.seed and those behind it.", "--seeds", only="sweep-alpha")
+        Count, Option("Training seeds of each arm: training.seed and the ones after it.", "--seeds", only="sweep-alpha")
     ] = 3
     grid: Annotated[
         tuple[Name, ...],

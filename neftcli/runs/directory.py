@@ -7,8 +7,9 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from shutil import rmtree
@@ -19,6 +20,7 @@ from neftcli.recipe.nearest import at_home
 
 SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+SUFFIX = re.compile(r"-a[0-9.e+-]+-s[0-9]+$")
 RECORD = "run.json"
 TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
 
@@ -52,31 +54,25 @@ class RunDirectory:
         Raises:
             InputError: The name holds other characters than a folder should, or the parent can't be written.
         """
-        if not NAME.fullmatch(name):
-            raise InputError(
-                Problem(
-                    "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64, "
-                    "no dot or hyphen first",
-                    name,
-                    f"--name {_allowed(name)}",
-                )
-            )
-        number = 1
+        require_name(name)
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                path = parent / (name if number == 1 else f"{name}-{number}")
-                try:
+            for path in cls.places(parent, name):
+                with suppress(FileExistsError):
                     path.mkdir()
-                except FileExistsError:
-                    number += 1
-                else:
                     return cls(path)
         except (OSError, ValueError) as error:
             received = getattr(error, "strerror", None) or str(error)
             raise InputError(
                 Problem(f"output_dir: {parent} can't be written", received, "--output-dir FOLDER")
             ) from None
+        raise AssertionError("there is always another place")
+
+    @staticmethod
+    def places(parent: Path, name: str) -> Iterator[Path]:
+        """Where a run of this name may be: NAME, NAME-2 and so on, without end."""
+        yield parent / name
+        yield from (parent / f"{name}-{number}" for number in count(2))
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -149,8 +145,11 @@ class RunDirectory:
         partial.mkdir()
         try:
             yield partial
-            for file in [*partial.iterdir(), partial]:
+            readable = partial.stat().st_mode & 0o666  # as the umask says; safetensors' own files are private
+            for file in partial.iterdir():
+                file.chmod(readable)
                 to_disk(file)
+            to_disk(partial)
         except BaseException:
             rmtree(partial, ignore_errors=True)
             raise
@@ -206,6 +205,23 @@ class RunDirectory:
             file.write(json_line(content))
 
 
+def require_name(name: str) -> None:
+    """Checks the name of a run.
+
+    Raises:
+        InputError: It holds other characters than a folder should.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(
+            Problem(
+                "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64, "
+                "no dot or hyphen first",
+                re.sub(SUFFIX, "", name),
+                f"--name {_allowed(name)}",
+            )
+        )
+
+
 def json_line(content: dict[str, Any]) -> str:
     """An object as one line of a .jsonl file."""
     return json.dumps(finite(content), ensure_ascii=False, allow_nan=False) + "\n"
@@ -213,8 +229,7 @@ def json_line(content: dict[str, Any]) -> str:
 
 def _allowed(name: str) -> str:
     """A name like `name` that is allowed, without the alpha and seed that are written behind it anyway."""
-    plain = re.sub(r"-a[0-9.e+-]+-s[0-9]+$", "", name)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[:SUGGESTED] or "my-run"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(SUFFIX, "", name)).strip(".-")[:SUGGESTED] or "my-run"
 
 
 def finite(value: Any) -> Any:

@@ -28,7 +28,7 @@ from neftcli.sweep.folder import RECIPE, explained, held, require_alike, require
 from neftcli.sweep.local import LocalEngine, Outcome, devices
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.splits import chooses
-from neftcli.training.stopping import Stop, StopRequested
+from neftcli.training.stopping import Stop, StopRequested, tell_of_stop
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
@@ -95,7 +95,7 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     with explained(again), held(folder):
         require_same_sweep(folder, base)
         run = _Sweep(folder, base, cells, observer, again)
-        with run.stop.listening(first=run.halt):
+        with run.stop.listening(first=run.asked_to_stop):
             run.train(request)
             report = run.report(begun)
         observer.notify(report)
@@ -126,6 +126,8 @@ def _check(base: Recipe, request: Request, observer: Observer) -> tuple[Referenc
         )
     if request.ray_address is not None and request.engine != "ray":
         raise InputError(Problem("--ray-address needs --engine ray", request.ray_address, "--engine ray"))
+    if not any(base.sweep.alphas) and not base.sweep.grid:
+        raise InputError(Problem("a sweep needs an alpha beside 0 to compare with it", "--alphas 0", "--alphas 0,5,10"))
     for axis in base.sweep.grid:
         if axis.partition("=")[0].strip() in OTHER_TOKENS:
             raise InputError(
@@ -184,6 +186,11 @@ class _Sweep:
         self.stop = Stop()
         self._engine_at_work: LocalEngine | RayEngine | None = None
         self._unwritten: OSError | None = None
+
+    def asked_to_stop(self) -> None:
+        """The first signal came."""
+        tell_of_stop(self.observer)
+        self.halt()
 
     def halt(self) -> None:
         """Cells stop behind their update; may be called by a signal."""

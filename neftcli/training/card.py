@@ -33,8 +33,10 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
 
 
-def model_card(recipe: Recipe, reference: Reference, record: dict[str, Any], finished: RunFinished) -> str:
-    """The text of `model/README.md`."""
+def model_card(
+    recipe: Recipe, reference: Reference, record: dict[str, Any], finished: RunFinished, *, chat: bool
+) -> str:
+    """The text of `model/README.md`; `chat`: the model was tuned on conversations, not on plain text."""
     hub_id = reference.alias.hub_id if reference.alias else reference.location if reference.kind == "hub" else None
     head = ["---", "library_name: " + ("transformers" if recipe.adapter.type == "none" else "peft")]
     head += [f"base_model: {json.dumps(hub_id)}"] if hub_id else []
@@ -58,11 +60,17 @@ def model_card(recipe: Recipe, reference: Reference, record: dict[str, Any], fin
         f"| NEFTune noise | {alpha} |",
         f"| noise / embedding at layer 0 | {record['noise_to_embedding']:.3g} |",
         f"| learning rate, seed | {recipe.learning_rate():g}, {recipe.training.seed} |",
+        *(
+            f"| {verbatim(name, in_table=True)} | sha256 {digest} |"
+            for name, digest in record["weights_sha256"].items()
+        ),
         f"| base model's weights | {record['model_fingerprint']} |",
         f"| data | sha256 {record['data_sha256']} |",
         f"| recipe | sha256 {record['recipe_sha256']} |",
         f"| trained on | {record['device']}, {record['precision']} |",
         f"| versions | {versions} |",
+        "",
+        *_usage(recipe, reference, chat=chat),
         "",
         "| loss, nats a token, without noise | before | after |",
         "|---|---|---|",
@@ -76,6 +84,36 @@ def model_card(recipe: Recipe, reference: Reference, record: dict[str, Any], fin
         "",
     ]
     return "\n".join(head + body)
+
+
+def _usage(recipe: Recipe, reference: Reference, *, chat: bool) -> list[str]:
+    """Lines of Python that load the model from the card's folder and ask it something."""
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'folder = "."  # where this card is']
+    base = json.dumps(reference.anywhere())
+    if recipe.adapter.type == "none":
+        lines.append("model = AutoModelForCausalLM.from_pretrained(folder)")
+    else:
+        lines.insert(0, "from peft import PeftModel")
+        lines += [
+            f"base = {base}  # or a folder; `neft models NAME` prints that of an installed package",
+            "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)",
+        ]
+    lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
+    if chat:
+        lines += [
+            'turns = [{"role": "user", "content": "What is a glacier?"}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+        ]
+    else:
+        lines.append('inputs = tokenizer("Once upon a time", return_tensors="pt")')
+    lines += [
+        "answer = model.generate(**inputs, max_new_tokens=200)[0, inputs.input_ids.shape[1] :]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
+    ]
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", base)), default=0))
+    return [f"{fence}python", *lines, fence]
 
 
 def _loss(value: float | None) -> str:

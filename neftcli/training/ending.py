@@ -97,7 +97,7 @@ def _safe(directory: RunDirectory) -> str:
     if directory.model.is_dir():
         return f"the tuned model is in {directory.model}"
     if checkpoint is not None:
-        return f"{checkpoint} is safe, behind update {checkpoint.name.rpartition('-')[2]}"
+        return f"{checkpoint} is safe, after update {checkpoint.name.rpartition('-')[2]}"
     return f"no update was saved; what was measured is in {directory.path}"
 
 

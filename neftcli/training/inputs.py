@@ -10,6 +10,7 @@ from neftcli.events import Notice, Observer, Phase
 from neftcli.models.hub import prefer_cache_if_unreachable
 from neftcli.models.loading import require_pinned_code
 from neftcli.models.names import Reference, resolve
+from neftcli.runs.directory import require_name
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -21,6 +22,7 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     Raises:
         InputError: Either can't be used.
     """
+    require_name(recipe.run_name())
     reference = resolve(recipe.model.name, recipe.model.revision)
     require_pinned_code(reference, recipe.model.trust_remote_code)
     sources = [source for source in (recipe.data.source, recipe.data.held_out_source) if source]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import Prepared, prepare
 from neftcli.errors import InputError
-from neftcli.events import InspectedRow, Notice, Observer, Phase, Plan, Token
+from neftcli.events import InspectedRow, Notice, Observer, Phase, Plan, Resolved, Token
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
 from neftcli.models.by_recipe import load_tokenizer_of
@@ -32,6 +32,7 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
         InputError: The recipe names a model or data that can't be used, as `train` would.
     """
     reference = resolve(recipe.model.name, recipe.model.revision)
+    observer.notify(Resolved(to_yaml(recipe)))
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log", loaded=False):
         try:
             prepared, _ = _prepare(recipe, observer)
@@ -64,7 +65,6 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
     memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens)
     lengths = [len(row.input_ids) for row in prepared.train] if prepared else []
     return Plan(
-        recipe=to_yaml(recipe),
         model=reference.source(),
         method=recipe.method(),
         device=machine.name,

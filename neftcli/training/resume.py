@@ -6,11 +6,13 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
+from neftcli.recipe.nearest import at_home, nearest_path
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
 from neftcli.runs.directory import RECORD, RunDirectory, find_run
@@ -103,7 +105,7 @@ class Resumption:
         if self.checkpoint is None:
             observer.notify(Notice(f"{self.directory.path} has no checkpoint yet: the run begins again"))
         else:
-            observer.notify(Notice(f"going on behind update {self.step}, from {self.checkpoint.path}"))
+            observer.notify(Notice(f"going on after update {self.step}, from {self.checkpoint.path}"))
 
     def require_same(self, found: Mapping[str, Any]) -> None:
         """Compares what the checkpoint is of with what was found now.
@@ -151,7 +153,7 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     """
     path = find_run(name)
     if path is None:
-        raise InputError(Problem("--resume: there is no run in this folder", name, "neft train --resume runs/NAME"))
+        raise InputError(_no_run(name))
     directory = RunDirectory(path)
     if not (path / "recipe.yaml").is_file():
         raise InputError(Problem(f"{path}: this run has no recipe.yaml", remedy="neft train    begins a new run"))
@@ -164,6 +166,19 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     resumption = resumption_of(directory, recipe, accept_changes=accept_changes)
     _require_same_recipe(resumption, recipe)
     return recipe, resumption
+
+
+def _no_run(name: str) -> Problem:
+    """What is said of a name that is no run's."""
+    path = at_home(name)
+    inside = next((parent for parent in path.parents if (parent / RECORD).is_file()), None)
+    if inside is not None:  # a checkpoint's folder
+        return Problem("--resume takes the run's own folder", name, f"neft train --resume {shlex.quote(str(inside))}")
+    nearest = nearest_path(Path("runs") / name) or nearest_path(path)
+    if nearest and (Path(nearest) / RECORD).is_file():
+        again = f"neft train --resume {shlex.quote(nearest)}"
+        return Problem("--resume: there is no run in this folder", name, again, nearest)
+    return Problem("--resume: there is no run in this folder", name, "ls runs    to see those that there are")
 
 
 def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bool = False) -> Resumption:

@@ -31,9 +31,11 @@ from neftcli.events import (
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
 from neftcli.models.by_recipe import longest_prompt
+from neftcli.models.gguf import sha256
 from neftcli.models.names import Reference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.checkpoints import Checkpoints
+from neftcli.runs.counterpart import find_counterpart
 from neftcli.runs.directory import RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.training.ending import recorded_end
@@ -190,9 +192,9 @@ class _Run:
             train_loss=last.train_loss,
             samples=samples,
             alpha=recipe.neftune.alpha,
-            recipe=recipe.name,
+            counterpart=find_counterpart(self.directory.path.parent, recipe),
         )
-        self._conclude(finished, materials.reference)
+        self._conclude(finished, materials.reference, prepared.counts.layout)
         return finished, tuned
 
     def _base(self, materials: Materials, model: PreTrainedModel) -> Base:
@@ -217,8 +219,7 @@ class _Run:
         from neftcli.evaluation.loss import mean_loss, row_losses
 
         settings = self.recipe.evaluation
-        if step == 0:
-            self.notify(Phase("evaluating the model before training"))
+        self.notify(Phase("evaluating" if step else "evaluating the model before training"))
         sides = [prepared.held_out, prepared.train[: settings.probe_rows]]
         size = settings.per_device_eval_batch_size
         self.losses = ()
@@ -354,17 +355,18 @@ class _Run:
 
         reference = materials.reference
         if self.recipe.adapter.type != "none":  # where the adapter finds its base model on another machine
-            base = reference.alias.hub_id if reference.alias else reference.location
-            model.peft_config["default"].base_model_name_or_path = base
+            model.peft_config["default"].base_model_name_or_path = reference.anywhere()
         with self.directory.replacing_model() as folder:
             save_weights(model, folder)
             materials.tokenizer.save_pretrained(folder)
 
-    def _conclude(self, finished: RunFinished, reference: Reference) -> None:
+    def _conclude(self, finished: RunFinished, reference: Reference, layout: str) -> None:
         """Writes the model card and the results."""
         from neftcli.training.card import model_card
 
-        card = model_card(self.recipe, reference, self.record.fields, finished)
+        weights = {file.name: sha256(file) for file in sorted(self.directory.model.glob("*.safetensors"))}
+        self.record.update(weights_sha256=weights)
+        card = model_card(self.recipe, reference, self.record.fields, finished, chat=layout != "text")
         (self.directory.model / "README.md").write_text(card, "utf-8")
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)

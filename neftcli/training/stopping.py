@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 
 from neftcli.errors import InputError, Preempted, Problem
+from neftcli.events import Notice, Observer
 
 REQUEUE_SIGNAL = "SIGUSR1"
 """What Slurm sends as a warning, by `--signal=B:USR1@120`."""
@@ -64,7 +66,7 @@ class Stop:
 
         Args:
             requeue_signal: The name of the signal by which a scheduler says that time is running out.
-            first: Is called at the first signal.
+            first: Is called at the first signal, where the update's end is waited for.
 
         Raises:
             Preempted: A signal came while nothing had been begun.
@@ -75,10 +77,10 @@ class Stop:
             self._signals += 1
             if self._signals > 1:
                 raise KeyboardInterrupt
-            if first is not None:
-                first()
             if self._at_once:
                 raise StopRequested
+            if first is not None:
+                first()
 
         numbers = {signal.SIGINT, signal.SIGTERM, signal_number(requeue_signal)}
         before = {number: signal.signal(number, heard) for number in numbers}
@@ -89,6 +91,12 @@ class Stop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def tell_of_stop(observer: Observer) -> None:
+    """Says what a first signal does; by a thread, since the one that was interrupted may be writing just now."""
+    notice = Notice("stopping: this update is finished and saved first; Ctrl-C again stops at once, without saving")
+    Thread(target=observer.notify, args=(notice,), daemon=True).start()
 
 
 def signal_number(name: str) -> signal.Signals:

@@ -18,9 +18,9 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from neftcli.data.tokens import IGNORED
 from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.models.attention import attention_by_document
+from neftcli.models.head import can_sum_labels, sum_of_labels
 from neftcli.neftune import paired
 from neftcli.runs.directory import to_disk
-from neftcli.training.head import can_sum_labels, sum_of_labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

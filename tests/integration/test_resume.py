@@ -56,7 +56,7 @@ def test_a_stopped_run_is_gone_on_with_and_says_from_where(
 ) -> None:
     said = neft("train", "--resume", copy)
     assert said.code == 0, said.err
-    assert f"going on behind update 6, from {copy}/checkpoints/checkpoint-6" in " ".join((said.out + said.err).split())
+    assert f"going on after update 6, from {copy}/checkpoints/checkpoint-6" in " ".join((said.out + said.err).split())
     assert run(stopped[1], tmp_path / "whole") == 0
     assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
     again = neft("train", "--resume", copy)
@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     said = neft("train", "--resume", copy, "--json")
     assert said.code == 0, said.err
     assert "checkpoint-6: rng_state.pth is missing" in said.out
-    assert "going on behind update 4" in said.out
+    assert "going on after update 4" in said.out
     assert run(stopped[1], tmp_path / "whole") == 0
     assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
 
@@ -226,7 +226,7 @@ def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_goes_on(
         _, said = process.communicate()
         assert process.returncode == 1, said
         assert "the disk is full" in said
-        assert "is safe, behind update" in said
+        assert "is safe, after update" in said
         assert f"neft train --resume {folder}" in said.replace("\n", " ")
         assert "Traceback" not in said
         filler.unlink()

@@ -278,7 +278,7 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert re.search(rf"^stopped; {run}/checkpoints/checkpoint-(\d+) is safe, behind update \1$", err, re.M)
+    assert re.search(rf"^stopped; {run}/checkpoints/checkpoint-(\d+) is safe, after update \1$", err, re.M)
     assert f"try      neft train --resume {run}" in err
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from neftcli.errors import InputError, Problem
+
 if TYPE_CHECKING:
     from neftcli.events import Observer
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 @contextmanager
 def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
     """The display for where the output goes: JSON if asked for, live on a terminal, plain lines elsewhere."""
+    if json_lines and quiet:
+        raise InputError(Problem("--json and --quiet can't stand together", remedy="--json    prints every event"))
     if json_lines:
         from neftcli.cli.display.json_lines import JsonLines
 

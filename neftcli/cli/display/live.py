@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -33,6 +34,7 @@ class LiveDisplay:
         self._rows: list[tuple[events.StepLogged, events.Evaluated | None]] = []
         self._phase: Spinner | None = None
         self._progress: events.Progress | None = None
+        self._progressed = 0.0  # when that was told
         self._advance: events.Advance | None = None
         self._cells: dict[str, events.CellState] = {}
         self._sweep_begun, self._done_before = 0.0, 0
@@ -95,14 +97,14 @@ class LiveDisplay:
 
     @_take.register
     def _(self, event: events.TrainingStarted) -> None:
-        self._phase = None
+        self._phase, self._progressed = None, time.monotonic()
         self._progress = events.Progress(0, event.total_steps, 0.0, 0.0)
         self._print(Text(event.run, style="dim"))
         self.console.print()
 
     @_take.register
     def _(self, event: events.Progress) -> None:
-        self._progress = event
+        self._phase, self._progress, self._progressed = None, event, time.monotonic()
 
     @_take.register
     def _(self, event: events.StepLogged) -> None:
@@ -175,19 +177,24 @@ class LiveDisplay:
         self.console.print(inspected(event))
 
     @_take.register
+    def _(self, event: events.Resolved) -> None:
+        self.console.print(Text(event.recipe, style="dim"))
+
+    @_take.register
     def _(self, event: events.Plan) -> None:
         self._phase = None
-        self.console.print(Text(event.recipe, style="dim"))
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, value in text.plan_rows(event):
             table.add_row(f" {name}", value)
         self.console.print(table)
 
     def _print(self, line: Text) -> None:
-        self.console.print(Text.assemble(" ", line))
+        self.console.print(Padding(line, sweep.INDENT))
 
     def _note(self, message: str) -> None:
-        self.console.print(Text(f" ! {text.harmless(message)}", style="yellow"))
+        line = Table.grid(padding=(0, 1))
+        line.add_row("", Text("!", style="yellow"), Text(text.harmless(message), style="yellow", overflow="fold"))
+        self.console.print(line)
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []
@@ -208,8 +215,11 @@ class LiveDisplay:
         return sweep.cells(list(self._cells.values()), elapsed, self._done_before, height)
 
     def _bar(self, progress: events.Progress) -> RenderableType:
-        times = f"{text.duration(progress.elapsed)} gone, {text.duration(progress.remaining)} left"
-        return _progress_line(progress.step, progress.total_steps, times if progress.step else "first update")
+        since = time.monotonic() - self._progressed
+        gone, left = progress.elapsed + since, max(progress.remaining - since, 0.0)
+        times = f"{text.duration(gone)} gone"
+        times += f", {text.duration(left)} left" if progress.step else ", first update"
+        return _progress_line(progress.step, progress.total_steps, times)
 
     def _part(self, event: events.Advance) -> RenderableType:
         times = (

@@ -83,11 +83,12 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.RunFinished) -> list[str]:
-        lines = [
-            f"finished: {event.run} in {event.seconds:.0f}s",
-            f"held_out_loss: base={text.loss(event.base_held_out_loss)} tuned={text.loss(event.held_out_loss)} "
-            f"difference={text.difference(event.base_held_out_loss, event.held_out_loss)}",
-        ]
+        lines = [f"finished: {event.run} in {event.seconds:.0f}s"]
+        if event.held_out_loss is not None:
+            lines.append(
+                f"held_out_loss: base={text.loss(event.base_held_out_loss)} tuned={text.loss(event.held_out_loss)} "
+                f"difference={text.difference(event.base_held_out_loss, event.held_out_loss)}"
+            )
         if self._quiet:
             return lines
         for sample in event.samples:
@@ -187,4 +188,8 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.Plan) -> list[str]:
-        return [*event.recipe.splitlines(), *(f"{name}: {value}" for name, value in text.plan_rows(event))]
+        return [f"{name}: {value}" for name, value in text.plan_rows(event)]
+
+    @_lines.register
+    def _(self, event: events.Resolved) -> list[str]:
+        return event.recipe.splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from rich.text import Text
 
 from neftcli.events import (
+    Counterpart,
     DataReady,
     ModelReady,
     NoiseMeasured,
@@ -152,11 +154,7 @@ def data_notices(event: DataReady) -> list[str]:
             "no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
             "training helped: --held-out FILE"
         )
-    used = event.train.rows + event.held_out.rows + event.leaked + sum(map(len, event.unusable.values()))
-    if event.rows_read > used:
-        notices.append(
-            f"{event.rows_read - used} rows are not used: data.max_rows and data.held_out_rows leave them out"
-        )
+    notices += [f"{number} rows are not used: {option} leaves them out" for option, number in event.unused.items()]
     return notices
 
 
@@ -213,7 +211,10 @@ def row_notices(event: RowsReady) -> list[str]:
 
 def rows(places: tuple[str, ...]) -> str:
     """How many rows, and where the first stand: "3 rows (rows.jsonl, line 17; ...)"."""
-    shown = "; ".join(places[:PLACES]) + ("; ..." if len(places) > PLACES else "")
+    first, *others = places[:PLACES]
+    file = first.rpartition(", ")[0]
+    same = [other.removeprefix(f"{file}, ") if file else other for other in others]  # a file is named once
+    shown = "; ".join([first, *same]) + ("; ..." if len(places) > PLACES else "")
     return f"{len(places)} row{'s' if len(places) > 1 else ''} ({shown})"
 
 
@@ -229,15 +230,20 @@ def loss(value: float | None) -> str:
 
 def next_commands(event: RunFinished) -> list[tuple[str, str]]:
     """What to type next, and why."""
-    recipe = f"neft train --recipe {event.run}/recipe.yaml"
-    other = "--alpha 0" if event.alpha else "--alpha 5"
-    reason = "the same without noise" if event.alpha else "the same with noise"
-    if event.held_out_loss is None:
+    if event.held_out_loss is None or event.counterpart is None:
         return []
-    compared = f"neft eval {event.run} --baseline THAT_RUN"
-    if not event.alpha:
-        compared = f"neft eval THAT_RUN --baseline {event.run}"
-    return [(f"{recipe} {other}", reason), (compared, "did the noise help? loss, answers, intervals")]
+    return comparing(event.run, event.alpha, event.counterpart)
+
+
+def comparing(run: str, alpha: float, other: Counterpart) -> list[tuple[str, str]]:
+    """How a run is compared with the same one with and without noise, which may have to be trained first."""
+    commands = []
+    if not other.exists:
+        recipe = shlex.quote(f"{run}/recipe.yaml")
+        reason = "the same without noise" if alpha else "the same with noise"
+        commands.append((f"neft train --recipe {recipe} --alpha {other.alpha:g}", reason))
+    noisy, plain = map(shlex.quote, (run, other.run) if alpha else (other.run, run))
+    return [*commands, (f"neft eval {noisy} --baseline {plain}", "did the noise help? loss, answers, intervals")]
 
 
 def plan_rows(event: Plan) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from neftcli.cli.display.text import comparing
 from neftcli.events import Comparison, Estimated, EvaluatedModel, EvaluationReport, RowsReady
 
 SHARES = ("token accuracy", "exact match", "win rate", "win rate, matched", "cut at the limit", "2-gram repetition")
@@ -89,9 +90,8 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
     main = report.models[0]
     has_baseline = any(model.role == "baseline" for model in report.models)
     commands = []
-    if main.alpha and not has_baseline:
-        commands.append((f"neft train --recipe {main.source}/recipe.yaml --alpha 0", "the same without noise, then"))
-        commands.append((f"neft eval {main.source} --baseline THAT_RUN", "what the noise did"))
+    if main.alpha and not has_baseline and report.counterpart is not None:
+        commands += comparing(main.source, main.alpha, report.counterpart)
     has_answers = any(row.metric == "answer tokens" for row in report.metrics)
     if not report.shown and has_answers and len(report.models) > 1:
         commands.append(("the same command with --show 5", "answers side by side"))

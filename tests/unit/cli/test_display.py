@@ -34,6 +34,7 @@ RUN: list[events.Event] = [
         train=COUNTS,
         held_out=events.SplitCounts(),
         fingerprint="0" * 64,
+        unused={"data.max_rows": 3},
     ),
     events.ModelReady("tiny", "a folder", "LoRA r16", 134_515_008, 4_884_480, "bf16", "CPU, 2 threads"),
     events.NoiseMeasured(5.0, "uniform", "tokens", "constant", 0.099, 1.0, 1.0),
@@ -51,7 +52,7 @@ RUN: list[events.Event] = [
         train_loss=1.7,
         samples=(events.Sample("Why is the sky blue?", "Light.", "\x1b[31mRed\x07 alert", "Blue light\nbounces."),),
         alpha=5.0,
-        recipe="tiny",
+        counterpart=events.Counterpart("runs/tiny-a0-s0", 0.0, exists=False),
     ),
 ]
 
@@ -84,7 +85,7 @@ def test_plain_lines_are_these() -> None:
         "note: 1 row (rows.jsonl, line 9) hold a special token as text, and it will act as the token",
         "note: no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
         "training helped: --held-out FILE",
-        "note: 3 rows are not used: data.max_rows and data.held_out_rows leave them out",
+        "note: 3 rows are not used: data.max_rows leaves them out",
         "model: tiny · LoRA r16 · 4.9 M of 134.5 M trainable · bf16 · CPU, 2 threads",
         "model: from a folder",
         "noise: NEFTune alpha 5 · uniform · real lengths · noise/embedding 0.099 at layer 0",
@@ -98,7 +99,7 @@ def test_plain_lines_are_these() -> None:
         "  base:  \N{REPLACEMENT CHARACTER}[31mRed\N{REPLACEMENT CHARACTER} alert",
         "  tuned: Blue light bounces.",
         "next: neft train --recipe runs/tiny-a5-s0/recipe.yaml --alpha 0    the same without noise",
-        "next: neft eval runs/tiny-a5-s0 --baseline THAT_RUN    did the noise help? loss, answers, intervals",
+        "next: neft eval runs/tiny-a5-s0 --baseline runs/tiny-a0-s0    did the noise help? loss, answers, intervals",
     ]
 
 

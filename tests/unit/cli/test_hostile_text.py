@@ -44,7 +44,8 @@ EVENTS: list[events.Event] = [
     events.CellState("abc", "alpha 0", 0, "failed", problem="why"),
     SWEEP,
     events.InspectedRow("rows.jsonl, line 1", (events.Token("a", True), events.Token("b", False)), False, True),
-    events.Plan("name: x", "m", "full", "CPU", "fp32", 3, 10, 10, 1, 1, 1, 1, 4, 8),
+    events.Resolved("name: x"),
+    events.Plan("m", "full", "CPU", "fp32", 3, 10, 10, 1, 1, 1, 1, 4, 8),
 ]
 
 

@@ -28,9 +28,10 @@ RECORD = {
     "recipe_sha256": "0",
     "device": "CPU",
     "precision": "fp32",
+    "weights_sha256": {"model.safetensors": "0"},
     "versions": {"torch": "2"},
 }
-FINISHED = RunFinished("runs/x", 1.0, 2.0, 1.0, 2.0, 1.0, (), 5.0, "x")
+FINISHED = RunFinished("runs/x", 1.0, 2.0, 1.0, 2.0, 1.0, (), 5.0)
 
 
 def kinds(text: str) -> list[str]:
@@ -61,7 +62,7 @@ def test_any_text_is_shown_as_it_is_written(text: str) -> None:
 
 def card_of(name: str, source: str) -> str:
     recipe = Recipe(data=Data(source=source))
-    return model_card(recipe, Reference(name, "folder", name), RECORD, FINISHED)
+    return model_card(recipe, Reference(name, "folder", name), RECORD, FINISHED, chat=True)
 
 
 def test_names_in_the_card_bring_nothing_with_them() -> None:
@@ -82,7 +83,7 @@ def test_a_hub_id_stays_one_value_of_the_head() -> None:
     """What the hub reads as YAML before the card."""
     from ruamel.yaml import YAML
 
-    card = model_card(Recipe(), Reference("x", "hub", 'a/b"\nlicense: none'), RECORD, FINISHED)
+    card = model_card(Recipe(), Reference("x", "hub", 'a/b"\nlicense: none'), RECORD, FINISHED, chat=True)
     head = YAML(typ="safe", pure=True).load(card.split("---")[1])
     assert head["base_model"] == 'a/b"\nlicense: none'
     assert sorted(head) == ["base_model", "library_name", "tags"]

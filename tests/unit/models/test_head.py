@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from neftcli.training import head
-from neftcli.training.head import can_sum_labels, sum_of_labels
+from neftcli.models import head
+from neftcli.models.head import can_sum_labels, label_scores, sum_of_labels
 from tests.tiny import Family, tiny_model
 
 
@@ -76,3 +76,26 @@ def test_heads_that_rescale_or_hold_an_adapter_are_left_to_trl() -> None:
 
     adapted = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["lm_head"], r=2))
     assert not can_sum_labels(adapted.get_base_model())
+
+
+@pytest.mark.parametrize("tile", [4, 1024])
+@pytest.mark.parametrize("family", ["llama", "opt", "granite"])  # tied, untied, and with rescaled logits
+def test_the_scores_of_labels_are_those_of_all_logits(
+    family: Family, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "TILE", tile)
+    model = tiny_model(family, **({"logits_scaling": 8.0} if family == "granite" else {})).eval()
+    inputs = batch()
+    with torch.no_grad():
+        losses, hits = label_scores(model, inputs)
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1].double()
+    labels = inputs["labels"][:, 1:]
+    scored = labels != -100
+    expected = torch.nn.functional.cross_entropy(logits[scored], labels[scored], reduction="none")
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(hits, logits[scored].argmax(-1) == labels[scored])
+
+
+def test_a_batch_without_labels_has_no_scores() -> None:
+    inputs = batch(masked=1.0)
+    assert [len(found) for found in label_scores(tiny_model("llama").eval(), inputs)] == [0, 0]

@@ -1,7 +1,7 @@
-"""The loss at the vocabulary head on a CPU, in one pass and only where there is a label.
+"""The vocabulary head where there is a label, and nowhere else.
 
-TRL projects every position, pads and prompts as well, computes the logits a second time for the backward pass and
-multiplies in float32 there. Here the gradient of a tile of logits is taken while it is at hand.
+On a CPU, TRL's head projects every position, pads and prompts as well, computes the logits a second time for the
+backward pass and multiplies in float32 there. Here the gradient of a tile of logits is taken while it is at hand.
 
     loss = sum over labels of logsumexp(W h) - (W h)[label]
     d loss / d W h = softmax(W h) - onehot(label)
@@ -54,11 +54,44 @@ class _LabelLoss(torch.autograd.Function):
         return *(None if gradient is None else gradient.mul_(outer) for gradient in ctx.saved_tensors), None, None
 
 
-def can_sum_labels(model: Any) -> bool:
-    """Whether the model is on a CPU and its logits are W h + b: no adapter in the head, and nothing behind it."""
+def is_plain(model: Any) -> bool:
+    """Whether the model's logits are W h + b: no adapter in the head, and nothing behind it."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    plain = all(getattr(config, name, None) in (None, 1.0) for name in RESCALES)
-    return plain and type(head) is torch.nn.Linear and head.weight.device.type == "cpu"
+    return type(head) is torch.nn.Linear and all(getattr(config, name, None) in (None, 1.0) for name in RESCALES)
+
+
+def can_sum_labels(model: Any) -> bool:
+    """Whether `sum_of_labels` can train the model: on a CPU, with a plain head."""
+    return is_plain(model) and model.get_output_embeddings().weight.device.type == "cpu"
+
+
+def label_scores(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each label in nats, and whether it was the likeliest token; without gradients.
+
+    Args:
+        model: A causal language model without a wrapper, on any device.
+        inputs: A batch, with labels of -100 where there is no loss.
+
+    Returns:
+        Two vectors over the labels, row by row.
+    """
+    given = {name: value for name, value in inputs.items() if name != "labels"}
+    labels = inputs["labels"][:, 1:]
+    scored = labels != -100
+    wanted = labels[scored]
+    if not is_plain(model):
+        logits = model(**given, use_cache=False).logits[:, :-1][scored].float()
+        return torch.nn.functional.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
+    hidden = model.base_model(**given, use_cache=False).last_hidden_state[:, :-1][scored]  # (labels, width)
+    head = model.get_output_embeddings()
+    losses, hits = [], []
+    for begin in range(0, len(wanted), TILE):
+        logits, tile = head(hidden[begin : begin + TILE]).float(), wanted[begin : begin + TILE]
+        losses.append(torch.nn.functional.cross_entropy(logits, tile, reduction="none"))
+        hits.append(logits.argmax(-1) == tile)
+    if not losses:
+        return hidden.new_zeros(0, dtype=torch.float32), wanted == wanted
+    return torch.cat(losses), torch.cat(hits)
 
 
 def sum_of_labels(model: Any, inputs: dict[str, Tensor]) -> Tensor:

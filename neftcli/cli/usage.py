@@ -1,0 +1,94 @@
+"""What was typed wrongly, told as every other problem: what was violated, what was received, what to type."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from neftcli.errors import Problem
+
+MEANT = {
+    "--lr": "--learning-rate",
+    "--bs": "--batch-size",
+    "--data": "--dataset",
+    "--epoch": "--epochs",
+    "--output": "--output-dir",
+    "--alpha": "--alphas",
+}
+"""Other tools' names of options; taken where the command has the option."""
+COMMANDS = {"resume": "neft train --resume RUN", "sweep": "neft sweep-alpha", "finetune": "neft train"}
+
+
+def usage_problem(error: Any) -> Problem:
+    """The problem of one of typer's own errors."""
+    command = error.ctx.command_path if error.ctx is not None else "neft"
+    options, message = _options(error.ctx), error.format_message()
+    if name := getattr(error, "option_name", None):
+        if "such option" in message:
+            nearest = _nearest(name, options)
+            return Problem(f"{command}: there is no option {name}", name, _help(command), nearest)
+        return Problem(_sentence(message), name)
+    if found := re.search(r"unexpected extra arguments? \((.*)\)", message.replace("argument(s)", "arguments")):
+        return _extra(command, found[1], options)
+    if found := re.search(r"No such command '([^']*)'", message):
+        return _no_command(error.ctx, command, found[1])
+    if isinstance(error, typer.BadParameter) and error.__cause__ is not None and error.param is not None:
+        return _bad_value(command, error)
+    return Problem(f"{command}: {_sentence(message)}", remedy=_help(command))
+
+
+def _options(context: Any) -> list[str]:
+    parameters = context.command.params if context is not None else []
+    return [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
+
+
+def _nearest(name: str, options: Sequence[str]) -> str:
+    if MEANT.get(name) in options:
+        return MEANT[name]
+    return "".join(get_close_matches(name, options, n=1)) or next((one for one in options if name[2:] in one), "")
+
+
+def _extra(command: str, arguments: str, options: Sequence[str]) -> Problem:
+    """Something that stands where the command takes nothing."""
+    from neftcli.recipe import catalog
+
+    said = f"{command}: nothing can stand here without an option"
+    first, quoted = arguments.split()[0], shlex.quote(arguments)
+    if command == "neft sweep-alpha" and re.fullmatch(r"[\d. ]+", arguments):
+        return Problem(f"{command}: the alphas are one list, with commas", arguments, f"{command} --alphas 0,5,10")
+    if "--recipe" in options and (arguments in catalog.names() or Path(first).suffix in (".yaml", ".yml")):
+        return Problem(said, arguments, f"{command} --recipe {quoted}")
+    if "--dataset" in options and Path(arguments).exists():
+        return Problem(said, arguments, f"{command} --dataset {quoted}")
+    return Problem(said, arguments, _help(command))
+
+
+def _no_command(context: Any, command: str, name: str) -> Problem:
+    names = context.command.list_commands(context) if context is not None else []
+    nearest = "".join(get_close_matches(name, names, n=1, cutoff=0.5))
+    remedy = COMMANDS.get(name, "") if command == "neft" else ""
+    return Problem(f"{command}: there is no command {name}", name, remedy or _help(command), nearest)
+
+
+def _bad_value(command: str, error: Any) -> Problem:
+    """A value that pydantic refused."""
+    option, detail = error.param.opts[0], error.__cause__.errors()[0]
+    bounds = detail.get("ctx", {})
+    wanted = f"{bounds['ge']} or more" if "ge" in bounds else "a whole number" if "int" in detail["type"] else ""
+    said = f"must be {wanted}" if wanted else _sentence(detail["msg"])
+    return Problem(f"{option} {said}", str(detail["input"]), _help(command))
+
+
+def _sentence(message: str) -> str:
+    """A message without its capital and its full stop."""
+    return (message[:1].lower() + message[1:]).rstrip(".")
+
+
+def _help(command: str) -> str:
+    return f"{command} --help"
