@@ -122,7 +122,7 @@ def _own_name(layers: list[Layer]) -> Layer:
         return {}
     name = "-".join(part.rstrip("/").rpartition("/")[2].partition(".")[0] or "run" for part in parts)
     cleaned = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name if letter.isascii())
-    return {"name": Setting(cleaned[:40] or "run", "--model and --dataset", name)}
+    return {"name": Setting(cleaned.lstrip("-")[:40] or "run", "--model and --dataset", name)}
 
 
 def _parameter(key: Key) -> str:

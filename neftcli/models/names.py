@@ -6,7 +6,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,8 +202,8 @@ def _on_the_hub(name: str, revision: str | None, path: Path) -> Reference:
         raise ModelError(Problem("model.name: a hub id has letters, digits, . _ and -, at most 96", name, remedy))
     if "/" in name or name.startswith("."):
         raise ModelError(Problem("model.name: there is no such folder", name, LIST, nearest_path(path)))
-    near = get_close_matches(name, ALIASES, n=len(ALIASES), cutoff=0.6)
-    nearest = next((alias for alias in ALIASES if alias in near), "") or nearest_path(path)  # the first needs no hub
+    likest = max(ALIASES, key=lambda alias: SequenceMatcher(None, name, alias).ratio())  # the first of several
+    nearest = likest if get_close_matches(name, [likest]) else nearest_path(path)
     raise ModelError(Problem("model.name: this is no alias, no folder and no hub id", name, LIST, nearest))
 
 

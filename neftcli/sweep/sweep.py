@@ -84,6 +84,8 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     observer.notify(
         SweepStarted(str(folder), tuple(_state(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )
+    if not any(base.sweep.alphas) and not base.sweep.grid:
+        observer.notify(Notice("nothing will be compared: alpha 0 stands alone; --alphas 0,5,10 compares"))
     if request.race and base.sweep.seeds < RACED:
         observer.notify(Notice(_hardly_a_race(base.sweep.seeds)))
     if request.dry_run:
@@ -126,8 +128,6 @@ def _check(base: Recipe, request: Request, observer: Observer) -> tuple[Referenc
         )
     if request.ray_address is not None and request.engine != "ray":
         raise InputError(Problem("--ray-address needs --engine ray", request.ray_address, "--engine ray"))
-    if not any(base.sweep.alphas) and not base.sweep.grid:
-        raise InputError(Problem("a sweep needs an alpha beside 0 to compare with it", "--alphas 0", "--alphas 0,5,10"))
     for axis in base.sweep.grid:
         if axis.partition("=")[0].strip() in OTHER_TOKENS:
             raise InputError(
@@ -236,7 +236,7 @@ class _Sweep:
             case Progress():
                 known = {"step": event.step, "total_steps": event.total_steps, "remaining": event.remaining}
                 self._set(cell, state="training", **known)
-            case Evaluated():
+            case Evaluated() if event.step:  # before that it is the base model's
                 self._set(cell, loss=event.held_out_loss)
             case Phase() if event.name == MEASURING:
                 self._set(cell, state="measuring", remaining=None)

@@ -22,8 +22,8 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     Raises:
         InputError: Either can't be used.
     """
-    require_name(recipe.run_name())
     reference = resolve(recipe.model.name, recipe.model.revision)
+    require_name(recipe.run_name())
     require_pinned_code(reference, recipe.model.trust_remote_code)
     sources = [source for source in (recipe.data.source, recipe.data.held_out_source) if source]
     if (reference.kind == "hub" or any(map(is_hub, sources))) and prefer_cache_if_unreachable():

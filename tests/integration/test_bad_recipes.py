@@ -171,6 +171,32 @@ FLAGS = {
     "a sweep with a broken recipe": Case(
         ("sweep-alpha", "runs/x"), {"runs/x/recipe.yaml": "name: [", "runs/x/cells": None}
     ),
+    "a recipe without its option": Case(("train", "quickstart")),
+    "a recipe file without its option": Case(("train", "own.yaml")),
+    "rows without their option": Case(("data", "inspect", "rows.jsonl"), {"rows.jsonl": ROWS}),
+    "alphas apart": sweep("--alphas", "0", "5", "10"),
+    "seeds one by one": sweep("--seeds", "0,1,2"),
+    "an alpha for a sweep": sweep("--alpha", "5"),
+    "another tool's option": train("--lr", "1e-4"),
+    "an option misspelt": train("--learning-rat", "1e-4"),
+    "an option like none": train("--zzz"),
+    "an option without its value": Case(("train", "--alpha")),
+    "a switch with a value": train("--quiet=1"),
+    "another tool's command": Case(("resume", "runs/x")),
+    "a command misspelt": Case(("swep",)),
+    "a command below another misspelt": Case(("recipes", "shw")),
+    "nothing to evaluate": Case(("eval",)),
+    "answers to show in words": evaluation("smollm2-135m", "--show", "five"),
+    "no rows to show": Case(("data", "inspect", "--rows", "0")),
+    "plain lines and JSON": train("--json", "--quiet"),
+    "a run to go on with that is misspelt": Case(
+        ("train", "--resume", "tiny-a5-so"), {"runs/tiny-a5-s0/run.json": RECORD}
+    ),
+    "a checkpoint to go on with": Case(
+        ("train", "--resume", "runs/x/checkpoints/checkpoint-2"),
+        {"runs/x/run.json": RECORD, "runs/x/checkpoints/checkpoint-2/manifest.json": "{}"},
+    ),
+    "a run to go on with that is nowhere": Case(("train", "--resume", "x")),
 }
 
 

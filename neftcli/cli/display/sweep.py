@@ -33,7 +33,7 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     """
     shown = states if height is None or len(states) + AROUND <= height else _foremost(states, height - AROUND - 1)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in (" arm", "seed", "state", "update", "held-out", "left"):
+    for column in (" arm", "seed", "state", "update", "held-out, all", "left"):
         table.add_column(column, justify="left" if column in (" arm", "state") else "right", no_wrap=True)
     for state in shown:
         part, total = (state.step, state.total_steps) if state.state == "training" else (0, 0)

@@ -159,7 +159,7 @@ def test_a_batch_too_large_for_memory_is_halved_and_gives_the_same_numbers() -> 
 
     model = tiny_model("llama")
     expected = row_losses(model, ROWS, 2)
-    with model.register_forward_pre_hook(scarce, with_kwargs=True):
+    with model.base_model.register_forward_pre_hook(scarce, with_kwargs=True):
         found = row_losses(model, ROWS, 4, observer=SimpleNamespace(notify=told.append))
     assert found == expected
     assert [notice.message for notice in told] == ["not enough memory for 4 rows at once; going on with 2"]
@@ -199,7 +199,7 @@ def test_the_mode_is_put_back_after_a_failure(training: bool, error: BaseExcepti
         if len(modes) == 2:
             raise error
 
-    with model.register_forward_pre_hook(fail), pytest.raises(type(error)):
+    with model.base_model.register_forward_pre_hook(fail), pytest.raises(type(error)):
         row_losses(model, ROWS, 3)
     assert modes == [False, False]
     assert {module.training for module in model.modules()} == {training}
