@@ -177,8 +177,9 @@ class Plan:
         gradients_bytes: of their gradients,
         optimizer_bytes: of the optimiser,
         activations_bytes: of what is kept for the backward pass and of the logits,
+        libraries_bytes: of the libraries, measured; 0 on a GPU,
         total_bytes: and of all of these.
-        available_bytes: Bytes free on the device now, or None.
+        available_bytes: Bytes free on the device now.
     """
 
     model: str
@@ -192,5 +193,6 @@ class Plan:
     gradients_bytes: int
     optimizer_bytes: int
     activations_bytes: int
+    libraries_bytes: int
     total_bytes: int
-    available_bytes: int | None
+    available_bytes: int

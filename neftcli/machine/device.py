@@ -108,16 +108,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def available_memory(device: str) -> int | None:
-    """Bytes that can still be used, or None where the system does not say."""
+def available_memory(device: str) -> int:
+    """Bytes that can still be used."""
     if device == "cuda":
         import torch
 
         return int(torch.cuda.mem_get_info()[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return None
+    import psutil
+
+    return int(psutil.virtual_memory().available)  # what caches hold can be had
+
+
+def process_memory() -> int:
+    """Bytes of memory that this process has now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def _device_name(device: str) -> str:

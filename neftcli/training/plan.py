@@ -42,7 +42,7 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
             raise
         result = _plan(recipe, reference, prepared)
     observer.notify(result)
-    if result.available_bytes is not None and result.total_bytes > result.available_bytes:
+    if result.total_bytes > result.available_bytes:
         needed, free = result.total_bytes / 2**30, result.available_bytes / 2**30
         observer.notify(
             Notice(
@@ -54,7 +54,7 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
 
 
 def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Plan:
-    from neftcli.machine.device import available_memory, choose_machine
+    from neftcli.machine.device import available_memory, choose_machine, process_memory
     from neftcli.models.memory import estimate
     from neftcli.training.trainer import updates
 
@@ -63,6 +63,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
     row_tokens = recipe.data.max_length if whole_rows or prepared is None else prepared.counts.train.longest
     activation_bytes = 2 if machine.precision() == "bf16" else 4
     memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens)
+    libraries = process_memory() if machine.device == "cpu" else 0
     lengths = [len(row.input_ids) for row in prepared.train] if prepared else []
     return Plan(
         model=reference.source(),
@@ -76,7 +77,8 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
         gradients_bytes=int(memory.gradients),
         optimizer_bytes=int(memory.optimizer),
         activations_bytes=int(memory.activations),
-        total_bytes=int(memory.total()),
+        libraries_bytes=libraries,
+        total_bytes=int(memory.total()) + libraries,
         available_bytes=available_memory(machine.device),
     )
 

@@ -316,7 +316,7 @@ def test_a_dry_run_counts_and_leaves_nothing(neft: Neft, quick: list[str], tmp_p
     assert plan["event"] == "Plan"
     assert plan["updates"] == 4
     assert plan["total_bytes"] == pytest.approx(
-        sum(plan[part] for part in ("weights_bytes", "gradients_bytes", "optimizer_bytes", "activations_bytes")), abs=4
+        sum(plan[f"{part}_bytes"] for part in ("weights", "gradients", "optimizer", "activations", "libraries")), abs=4
     )
     assert not (tmp_path / "runs").exists()
 

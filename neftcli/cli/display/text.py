@@ -248,7 +248,7 @@ def comparing(run: str, alpha: float, other: Counterpart) -> list[tuple[str, str
 
 def plan_rows(event: Plan) -> list[tuple[str, str]]:
     """The plan as names and values."""
-    free = "" if event.available_bytes is None else f", {gibibytes(event.available_bytes)} free"
+    libraries = [("libraries", gibibytes(event.libraries_bytes))] if event.libraries_bytes else []
     return [
         ("model", f"{event.model}, {event.method}, {count(event.trainable)} of {count(event.parameters)} trainable"),
         ("device", f"{event.device}, {event.precision}"),
@@ -257,5 +257,6 @@ def plan_rows(event: Plan) -> list[tuple[str, str]]:
         ("gradients", gibibytes(event.gradients_bytes)),
         ("optimiser", gibibytes(event.optimizer_bytes)),
         ("activations", f"{gibibytes(event.activations_bytes)} (at the longest row)"),
-        ("memory", f"about {gibibytes(event.total_bytes)} in all, the libraries' own aside{free}"),
+        *libraries,
+        ("memory", f"about {gibibytes(event.total_bytes)} in all, {gibibytes(event.available_bytes)} free"),
     ]
