@@ -41,9 +41,10 @@ def evaluate(
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result and errors.")] = False,
 ) -> None:
-    """Measure a run or a model on held-out rows: loss, answers, a judge, benchmark tasks, against a baseline.
+    """Measure a run or a model on held-out rows, and compare it.
 
-    What was measured before is kept, and not measured again: an evaluation that was stopped goes on.
+    Loss, answers, a judge and benchmark tasks, against a baseline and the base model. What was measured before is
+    kept, and not measured again: an evaluation that was stopped goes on.
     """
     from neftcli.evaluation.evaluate import Request
     from neftcli.evaluation.evaluate import evaluate as run

@@ -11,6 +11,7 @@ import typer
 
 import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
+from neftcli.cli.help import Command, HelpOption
 from neftcli.errors import NeftError, Problem
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -19,14 +20,17 @@ INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 app = typer.Typer(
     help="Fine-tune language models with NEFTune, and learn with evidence whether it helped.",
+    epilog="To begin: neft train",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    add_help_option=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-app.command("train")(train.train)
-app.command("eval")(eval.evaluate)
-app.command("sweep-alpha")(sweep.sweep_alpha)
+app.command("train", cls=Command)(train.train)
+app.command("eval", cls=Command)(eval.evaluate)
+app.command("sweep-alpha", cls=Command)(sweep.sweep_alpha)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("models")(models.models)
@@ -42,6 +46,7 @@ def _version(wanted: bool) -> None:
 def root(
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.", callback=_version)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")] = False,
+    show_help: HelpOption = False,
 ) -> None:
     """Exit codes: 0 finished, 1 failed, 2 bad input, 75 stopped and resumable, 130 stopped at once."""
 
@@ -64,7 +69,9 @@ def main() -> None:
     except UsageError as error:
         if debug:
             traceback.print_exc()
-        if str(error):  # else the command's help was shown
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help of a group
+            typer.echo(str(error), err=True)
+        else:
             from neftcli.cli.usage import usage_problem
 
             _tell([usage_problem(error)], started=False)

@@ -13,7 +13,10 @@ def models(
         typer.Argument(metavar="[NAME]", help="Print the folder, or the hub id, from which transformers loads it."),
     ] = None,
 ) -> None:
-    """List the short names of models, and whether each needs a licence or can be had without the hub."""
+    """List the short names of models, or find one.
+
+    The list says whether each needs a licence or can be had without the hub.
+    """
     from neftcli.models.names import resolve
 
     if name is None:

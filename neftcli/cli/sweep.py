@@ -48,9 +48,10 @@ def sweep_alpha(
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result and errors.")] = False,
 ) -> None:
-    """Train a grid of alphas with paired seeds, and say which differences can be told from nothing.
+    """Train a grid of alphas, and say which of them differ.
 
-    The same command again, or the sweep's folder, goes on: what is done is skipped.
+    Seeds are paired, and the verdict comes with intervals. The same command again, or the sweep's folder, goes on: what
+    is done is skipped.
     """
     from neftcli.recipe.loading import file_layers
     from neftcli.recipe.yaml_file import Setting

@@ -7,8 +7,9 @@ plain frozen dataclasses so that `neft train --help` needs no pydantic; pydantic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -352,18 +353,21 @@ class Key:
     default: Any
 
 
-def keys(schema: type = Recipe, prefix: str = "") -> Iterator[Key]:
+@cache
+def keys(schema: type = Recipe, prefix: str = "") -> tuple[Key, ...]:
     """All options below `schema`, depth first, with their dotted paths."""
     hints = get_type_hints(schema, include_extras=True)
     instance = schema()
+    found: list[Key] = []
     for item in fields(schema):
         annotation = hints[item.name]
         option = next(extra for extra in annotation.__metadata__ if isinstance(extra, Option))
         inner, path = annotation.__origin__, f"{prefix}{item.name}"
         if is_dataclass(inner) and isinstance(inner, type):
-            yield from keys(inner, f"{path}.")
+            found += keys(inner, f"{path}.")
         else:
-            yield Key(path, option, annotation, getattr(instance, item.name))
+            found.append(Key(path, option, annotation, getattr(instance, item.name)))
+    return tuple(found)
 
 
 def type_name(annotation: Any) -> str:

@@ -51,6 +51,26 @@ def test_what_answers_at_once_loads_no_heavy_library(arguments: list[str], code:
     assert done.stdout.splitlines()[-1] == f"LOADED {code} []", done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["train", "--help"], ["eval", "-h"], ["recipes", "--help"]])
+def test_a_help_page_loads_only_what_it_shows(arguments: list[str], tmp_path: Path) -> None:
+    """Neither what checks recipes nor what draws; `benchmarks/startup.py` has the times."""
+    script = (
+        "import sys\nfrom neftcli.cli.main import main\nsys.argv = ['neft', *sys.argv[1:]]\n"
+        "try:\n    main()\nfinally:\n    print(sorted({'pydantic', 'rich.console', 'ruamel.yaml'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: neft")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_group_alone_shows_its_help(neft: Neft) -> None:
+    for arguments in ([], ["data"]):
+        result = neft(*arguments)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.startswith("Usage: neft")
+        assert "problem" not in result.err
+
+
 def test_every_bad_flag_is_told_at_once(neft: Neft) -> None:
     result = neft("train", "--alpha", "five", "--seed", "-1", "--set", "trainig.max_steps=2", "--set", "nonsense")
     assert result.code == 2
