@@ -87,6 +87,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, typer.Abort) and isinstance(error.__cause__, Exception):  # what typer makes of EOFError
+            error = error.__cause__
         problem = Problem(
             "this is a fault of neft or of a library below it, not of what you typed",
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,6 +59,9 @@ def sweep_alpha(
     from neftcli.sweep.folder import layers_of
     from neftcli.sweep.sweep import Request, sweep
 
+    if folder is not None and not folder.exists() and re.fullmatch(r"[\d.]+", str(folder)):
+        listed = "--alphas 0,5,10"
+        raise InputError(Problem("the alphas are one list, with commas", str(folder), f"neft sweep-alpha {listed}"))
     if folder is not None and recipe is not None:
         same = f"neft sweep-alpha {shlex.quote(str(folder))}"
         raise InputError(Problem("a sweep's folder and --recipe can't stand together: it has its own", recipe, same))

@@ -51,10 +51,10 @@ def train(
             return
         from neftcli.training.resume import find_resumption
         from neftcli.training.run import train as run
-        from neftcli.training.stopping import Stop, tell_of_stop
+        from neftcli.training.stopping import Stop
 
         stop = Stop()
-        with stop.listening(requeue_signal, first=lambda: tell_of_stop(display)):
+        with stop.listening(requeue_signal, first=lambda: stop.tell(display)):
             if resume is None:
                 run(recipe_of(layers, recipe), display, stop=stop)
             else:

@@ -12,16 +12,10 @@ from typing import Any
 import typer
 
 from neftcli.errors import Problem
+from neftcli.recipe.schema import keys
 
-MEANT = {
-    "--lr": "--learning-rate",
-    "--bs": "--batch-size",
-    "--data": "--dataset",
-    "--epoch": "--epochs",
-    "--output": "--output-dir",
-    "--alpha": "--alphas",
-}
-"""Other tools' names of options; taken where the command has the option."""
+SHORT = 5
+"""Characters of an option that is a part of too many others."""
 COMMANDS = {"resume": "neft train --resume RUN", "sweep": "neft sweep-alpha", "finetune": "neft train"}
 
 
@@ -33,7 +27,7 @@ def usage_problem(error: Any) -> Problem:
         if "such option" in message:
             nearest = _nearest(name, options)
             return Problem(f"{command}: there is no option {name}", name, _help(command), nearest)
-        return Problem(_sentence(message), name)
+        return Problem(_sentence(message), name, f"{name} VALUE" if "requires" in message else name)
     if found := re.search(r"unexpected extra arguments? \((.*)\)", message.replace("argument(s)", "arguments")):
         return _extra(command, found[1], options)
     if found := re.search(r"No such command '([^']*)'", message):
@@ -49,9 +43,15 @@ def _options(context: Any) -> list[str]:
 
 
 def _nearest(name: str, options: Sequence[str]) -> str:
-    if MEANT.get(name) in options:
-        return MEANT[name]
-    return "".join(get_close_matches(name, options, n=1)) or next((one for one in options if name[2:] in one), "")
+    """The option that was meant: by another tool's name for it, by its letters, or as a part of its name."""
+    from neftcli.recipe.loading import ELSEWHERE
+
+    elsewhere = ELSEWHERE.get(name[2:].replace("-", "_"))
+    flags = {key.path: key.option.flag for key in keys()}
+    if elsewhere is not None and flags[elsewhere] in options:
+        return str(flags[elsewhere])
+    parts = [one for one in options if len(name) > SHORT and name[2:] in one]
+    return next(iter([*get_close_matches(name, options, n=1), *parts]), "")
 
 
 def _extra(command: str, arguments: str, options: Sequence[str]) -> Problem:

@@ -12,7 +12,7 @@ import torch
 
 from neftcli.data.tokens import stop_tokens
 from neftcli.evaluation.batches import in_batches
-from neftcli.evaluation.mode import evaluation_mode
+from neftcli.models.mode import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,8 +15,8 @@ import torch
 
 from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.evaluation.batches import in_batches
-from neftcli.evaluation.mode import evaluation_mode
 from neftcli.models.head import label_scores
+from neftcli.models.mode import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -79,7 +79,7 @@ class Subject:
 
     def counterpart(self) -> Counterpart | None:
         """What it is compared with to see what the noise did; None of a model that is no run."""
-        return None if self.run is None else find_counterpart(self.run.path.parent, self.saved_recipe())
+        return None if self.run is None else find_counterpart(self.saved_recipe())
 
     def has_adapter(self) -> bool:
         """Whether it is an adapter on the reference's weights."""

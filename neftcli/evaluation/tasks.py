@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.errors import InputError, Problem
 from neftcli.evaluation.batches import not_enough_memory
-from neftcli.evaluation.mode import evaluation_mode
 from neftcli.evaluation.task_code import TRUST, code_in_task, sandboxed_templates
 from neftcli.events import Observer
 from neftcli.machine.device import is_out_of_memory
+from neftcli.models.mode import evaluation_mode
 
 if TYPE_CHECKING:
     import torch

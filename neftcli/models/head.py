@@ -10,14 +10,16 @@ backward pass and multiplies in float32 there. Here the gradient of a tile of lo
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from neftcli.models.mode import evaluation_mode
+
 TILE = 1024
 """Labels whose logits are held at once."""
-RESCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-"""Settings of architectures that change their logits behind the head; TRL's own head knows them."""
+_PLAIN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 class _LabelLoss(torch.autograd.Function):
@@ -55,13 +57,33 @@ class _LabelLoss(torch.autograd.Function):
 
 
 def is_plain(model: Any) -> bool:
-    """Whether the model's logits are W h + b: no adapter in the head, and nothing behind it."""
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
-    return type(head) is torch.nn.Linear and all(getattr(config, name, None) in (None, 1.0) for name in RESCALES)
+    """Whether the model's logits are W h + b: no adapter in the head, and nothing before or behind it.
+
+    Architectures cap, scale and cut their logits under many names, so it is measured, once for each model.
+    """
+    if model not in _PLAIN:
+        _PLAIN[model] = _measured_plain(model)
+    return _PLAIN[model]
+
+
+@torch.no_grad()
+def _measured_plain(model: Any) -> bool:
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or model.base_model is model:
+        return False
+    token_ids = torch.arange(8, device=head.weight.device)[None] % head.out_features
+    with evaluation_mode(model), torch.autocast(head.weight.device.type, enabled=False):
+        logits = model(input_ids=token_ids, use_cache=False).logits
+        hidden = getattr(model.base_model(input_ids=token_ids, use_cache=False), "last_hidden_state", None)
+        if hidden is None or hidden.shape[-1] != head.in_features:
+            return False
+        projected = head(hidden.to(head.weight.dtype))
+    # To the bit: a cap of 30 hardly moves the small logits of a model that has yet to learn.
+    return torch.equal(projected.nan_to_num(), logits.nan_to_num())
 
 
 def can_sum_labels(model: Any) -> bool:
-    """Whether `sum_of_labels` can train the model: on a CPU, with a plain head."""
+    """Whether `sum_of_labels` can train the model: on a CPU, with a plain head. To be asked while no noise is on."""
     return is_plain(model) and model.get_output_embeddings().weight.device.type == "cpu"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -30,7 +29,14 @@ def names() -> list[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name too long for the file system
+    except (OSError, ValueError):  # a name that no file system would have
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 
@@ -46,10 +52,9 @@ def find(name_or_path: str, beside: Path | None = None, origin: str = "--recipe"
         RecipeError: There is no such file or recipe.
     """
     path = Path(name_or_path)
-    with suppress(OSError, ValueError):  # a name that no file system would have
-        _require_recipe(path, name_or_path, origin)
+    file = path if path.is_absolute() or beside is None else beside / path
     if path.suffix in YAML or len(path.parts) > 1:
-        file = path if path.is_absolute() or beside is None else beside / path
+        _require_recipe(file, name_or_path, origin)
         if not _is_file(file):
             raise RecipeError(
                 Problem(f"{origin}: there is no recipe file of this name", name_or_path, LIST, nearest_path(file))
@@ -57,6 +62,7 @@ def find(name_or_path: str, beside: Path | None = None, origin: str = "--recipe"
         return file
     shipped = folder() / f"{name_or_path}.yaml"
     if not _is_file(shipped):
+        _require_recipe(file, name_or_path, origin)
         nearest = "".join(get_close_matches(name_or_path, names(), n=1))
         raise RecipeError(Problem(f"{origin}: there is no recipe of this name", name_or_path, LIST, nearest))
     return shipped
@@ -69,9 +75,9 @@ def _require_recipe(path: Path, name: str, origin: str) -> None:
         RecipeError: It is a folder, or a file that does not end in .yaml.
     """
     inside = path / "recipe.yaml"
-    if path.is_dir() and len(path.parts) > 1:
+    if name and _is_folder(path):
         remedy = f"--recipe {shlex.quote(str(inside))}" if inside.is_file() else LIST
         raise RecipeError(Problem(f"{origin}: a recipe is a file, and this is a folder", name, remedy))
-    if path.suffix not in YAML and path.is_file():
+    if path.suffix not in YAML and _is_file(path):
         remedy = f"--dataset {shlex.quote(name)}    if it holds rows; a recipe ends in .yaml"
         raise RecipeError(Problem(f"{origin}: a recipe file ends in .yaml", name, remedy))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -38,6 +39,7 @@ ELSEWHERE = {
     "load_in_4bit": "quantization.type",
     "num_epochs": "training.num_train_epochs",
     "lr": "training.learning_rate",
+    "bs": "training.per_device_train_batch_size",
 }
 """Names of other tools whose letters would lead to another option."""
 SHORT = 4
@@ -268,7 +270,7 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
 def _meant(path: str, value: Any) -> str:
     """What to type for a list where one number belongs; empty where that isn't it."""
     listed = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(" ", "")
-    if "," not in listed:
+    if not re.fullmatch(r"[0-9.e+-]+(,[0-9.e+-]+)+", listed):
         return ""
     if path == "neftune.alpha":
         return f"neft sweep-alpha --alphas {listed}"

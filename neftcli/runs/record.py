@@ -57,8 +57,9 @@ class RunRecord:
 
     def update(self, **fields: Any) -> None:
         """Sets fields and writes the file."""
-        self.fields.update(fields)
-        self._directory.write_json(RECORD, self.fields)
+        changed = {**self.fields, **fields}
+        self._directory.write_json(RECORD, changed)
+        self.fields = changed  # what the file says, also where it could not be written
 
     def withdraw(self) -> None:
         """Writes back what the file held before: the run was not gone on with."""

@@ -28,7 +28,7 @@ from neftcli.sweep.folder import RECIPE, explained, held, require_alike, require
 from neftcli.sweep.local import LocalEngine, Outcome, devices
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.splits import chooses
-from neftcli.training.stopping import Stop, StopRequested, tell_of_stop
+from neftcli.training.stopping import Stop, StopRequested, say_stopping
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
@@ -189,7 +189,7 @@ class _Sweep:
 
     def asked_to_stop(self) -> None:
         """The first signal came."""
-        tell_of_stop(self.observer)
+        say_stopping(self.observer, "cells finish and save their update first" if self._engine_at_work else "")
         self.halt()
 
     def halt(self) -> None:

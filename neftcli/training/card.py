@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,17 +89,21 @@ def model_card(
 
 def _usage(recipe: Recipe, reference: Reference, *, chat: bool) -> list[str]:
     """Lines of Python that load the model from the card's folder and ask it something."""
+    trust = ", trust_remote_code=True" if recipe.model.trust_remote_code else ""
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'folder = "."  # where this card is']
-    base = json.dumps(reference.anywhere())
     if recipe.adapter.type == "none":
-        lines.append("model = AutoModelForCausalLM.from_pretrained(folder)")
+        lines.append(f"model = AutoModelForCausalLM.from_pretrained(folder{trust})")
     else:
+        revision = f", revision={json.dumps(reference.revision)}" if reference.revision else ""
+        here = _one_line(shlex.quote(reference.name))
+        other = f"  # or what `neft models {here}` prints: a folder with the same weights"
         lines.insert(0, "from peft import PeftModel")
         lines += [
-            f"base = {base}  # or a folder; `neft models NAME` prints that of an installed package",
-            "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)",
+            f"base = {json.dumps(reference.anywhere())}{other if reference.kind == 'gguf' else ''}",
+            f"model = AutoModelForCausalLM.from_pretrained(base{revision}{trust})",
+            "model = PeftModel.from_pretrained(model, folder)",
         ]
-    lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
+    lines.append(f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})")
     if chat:
         lines += [
             'turns = [{"role": "user", "content": "What is a glacier?"}]',
@@ -112,7 +117,7 @@ def _usage(recipe: Recipe, reference: Reference, *, chat: bool) -> list[str]:
         "answer = model.generate(**inputs, max_new_tokens=200)[0, inputs.input_ids.shape[1] :]",
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
     ]
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", base)), default=0))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(lines))), default=0))
     return [f"{fence}python", *lines, fence]
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 
 from neftcli.errors import Problem, TrainingError
-from neftcli.evaluation.mode import evaluation_mode
 from neftcli.models.attention import attention_by_document
+from neftcli.models.mode import evaluation_mode
 from neftcli.neftune import document_lengths
 
 TOLERANCE = 1e-4

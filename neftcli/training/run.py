@@ -192,7 +192,7 @@ class _Run:
             train_loss=last.train_loss,
             samples=samples,
             alpha=recipe.neftune.alpha,
-            counterpart=find_counterpart(self.directory.path.parent, recipe),
+            counterpart=find_counterpart(recipe),
         )
         self._conclude(finished, materials.reference, prepared.counts.layout)
         return finished, tuned
@@ -299,14 +299,15 @@ class _Run:
     def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
         """Trains from the first update, or from behind that of the checkpoint."""
         checkpoint = self.resumption.checkpoint
-        if checkpoint is None:
-            trainer.train()
-            return
-        watch.resume(self.resumption.watch())
-        if checkpoint.step < total_steps:
-            trainer.train(resume_from_checkpoint=str(checkpoint.path))
-        else:
-            trainer.load_weights(checkpoint.path)
+        with self.stop.behind_updates():
+            if checkpoint is None:
+                trainer.train()
+                return
+            watch.resume(self.resumption.watch())
+            if checkpoint.step < total_steps:
+                trainer.train(resume_from_checkpoint=str(checkpoint.path))
+            else:
+                trainer.load_weights(checkpoint.path)
 
     def _tell_of_the_model(self, model: PreTrainedModel, tuned: Any, materials: Materials) -> None:
         machine = materials.machine
@@ -356,6 +357,7 @@ class _Run:
         reference = materials.reference
         if self.recipe.adapter.type != "none":  # where the adapter finds its base model on another machine
             model.peft_config["default"].base_model_name_or_path = reference.anywhere()
+            model.peft_config["default"].revision = reference.revision
         with self.directory.replacing_model() as folder:
             save_weights(model, folder)
             materials.tokenizer.save_pretrained(folder)

@@ -38,6 +38,7 @@ class Stop:
         self._asked_elsewhere = asked
         self._signals = 0
         self._at_once = False
+        self._in_updates = False
 
     def asked(self) -> bool:
         """Whether the run is to stop behind its update."""
@@ -57,6 +58,19 @@ class Stop:
             yield
         finally:
             self._at_once = before
+
+    @contextmanager
+    def behind_updates(self) -> Iterator[None]:
+        """Within the block updates are done, and what was done up to a stop is saved."""
+        self._in_updates = True
+        try:
+            yield
+        finally:
+            self._in_updates = False
+
+    def tell(self, observer: Observer) -> None:
+        """Says what a first signal does."""
+        say_stopping(observer, "this update is finished and saved first" if self._in_updates else "")
 
     @contextmanager
     def listening(
@@ -93,9 +107,9 @@ class Stop:
                 signal.signal(number, handler)
 
 
-def tell_of_stop(observer: Observer) -> None:
-    """Says what a first signal does; by a thread, since the one that was interrupted may be writing just now."""
-    notice = Notice("stopping: this update is finished and saved first; Ctrl-C again stops at once, without saving")
+def say_stopping(observer: Observer, first: str) -> None:
+    """Says what comes `first`; by a thread, since the one that was interrupted may be writing just now."""
+    notice = Notice(f"stopping: {first}; Ctrl-C again stops at once, without saving" if first else "stopping")
     Thread(target=observer.notify, args=(notice,), daemon=True).start()
 
 

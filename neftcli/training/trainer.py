@@ -41,8 +41,10 @@ class Trainer(SFTTrainer):
     Attributes:
         checkpoints: Where checkpoints are kept.
         facts: What they are of, for their manifests.
+        sums_labels: The loss is taken by `models/head.py` and not by TRL's head.
     """
 
+    sums_labels: bool
     checkpoints: Checkpoints
     facts: Mapping[str, Any]
 
@@ -71,10 +73,9 @@ class Trainer(SFTTrainer):
 
         TRL's own also measures entropy and accuracy at each step, and its head is slow without a GPU.
         """
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if self.args.world_size == 1 and can_sum_labels(causal):
+        if self.sums_labels:
             with self.accelerator.autocast():
-                total = sum_of_labels(causal, inputs)
+                total = sum_of_labels(_without_adapter(model), inputs)
         else:
             total = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum()
         if num_items_in_batch is None:
@@ -132,6 +133,11 @@ def save_weights(model: Any, folder: Path, state_dict: dict[str, Any] | None = N
     model.save_pretrained(folder, state_dict=state_dict, **options)
 
 
+def _without_adapter(model: Any) -> Any:
+    """The causal model, its layers with their adapters, without peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def build_trainer(
     recipe: Recipe,
     machine: Machine,
@@ -170,6 +176,7 @@ def build_trainer(
             # TRL casts the adapters of quantised models to bfloat16, where small updates are rounded away.
             parameter.data = parameter.data.float()
     trainer.checkpoints, trainer.facts = checkpoints, facts
+    trainer.sums_labels = trainer.args.world_size == 1 and can_sum_labels(_without_adapter(trainer.model))
     trainer.remove_callback(PrinterCallback)
     if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
         trainer.data_collator = paired(trainer.data_collator)

@@ -174,6 +174,12 @@ FLAGS = {
     "a recipe without its option": Case(("train", "quickstart")),
     "a recipe file without its option": Case(("train", "own.yaml")),
     "rows without their option": Case(("data", "inspect", "rows.jsonl"), {"rows.jsonl": ROWS}),
+    "two alphas apart": sweep("--alphas", "0", "5"),
+    "an alpha that is a command": Case(
+        ("train", "--recipe", "r.yaml"), {"r.yaml": 'neftune: {alpha: "5,$(touch pwned)"}\n'}
+    ),
+    "a copy that no recipe could be": Case(("recipes", "copy", "quickstart", "own")),
+    "a copy into no folder": Case(("recipes", "copy", "quickstart", "no dir;x/y.yaml")),
     "alphas apart": sweep("--alphas", "0", "5", "10"),
     "seeds one by one": sweep("--seeds", "0,1,2"),
     "an alpha for a sweep": sweep("--alpha", "5"),
@@ -210,6 +216,17 @@ def test_a_flag_that_can_not_be_used(neft: Neft, name: str) -> None:
 def test_every_message_has_a_case() -> None:
     assert messages("recipes").keys() == RECIPES.keys()
     assert messages("flags").keys() == FLAGS.keys()
+
+
+def test_a_file_with_the_name_of_a_shipped_recipe_hides_nothing(neft: Neft) -> None:
+    Path("quickstart").write_text("notes\n")
+    assert neft("recipes", "show", "quickstart").code == 0
+    Path("base").mkdir()
+    Path("base/b.yaml").mkdir()
+    Path("sub/base").mkdir(parents=True)
+    Path("sub/base/b.yaml").write_text("name: x\n")
+    Path("sub/c.yaml").write_text("extends: base/b.yaml\n")
+    assert neft("recipes", "show", "sub/c.yaml").code == 0
 
 
 def test_alphas_can_stand_in_brackets(neft: Neft) -> None:

@@ -63,6 +63,22 @@ def test_a_help_page_loads_only_what_it_shows(arguments: list[str], tmp_path: Pa
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_models_by_name_say_from_where_transformers_loads_them(neft: Neft, tiny_folder: Callable[[str], Path]) -> None:
+    assert neft("models", "opt-350m").out == "facebook/opt-350m\n"
+    assert neft("models", tiny_folder("llama")).out == f"{tiny_folder('llama')}\n"
+    assert neft("models", "opt-35m").code == 2
+
+
+def test_what_is_known_of_typers_own_errors_still_holds() -> None:
+    """They are not exported; a newer typer that has them elsewhere is found here."""
+    from neftcli.cli.main import UsageError, app
+
+    for arguments, kind in ((["train", "--zzz"], "NoSuchOption"), (["nope"], "UsageError"), ([], "NoArgsIsHelpError")):
+        with pytest.raises(UsageError) as caught:
+            app(args=arguments, prog_name="neft", standalone_mode=False)
+        assert type(caught.value).__name__ == kind
+
+
 def test_a_group_alone_shows_its_help(neft: Neft) -> None:
     for arguments in ([], ["data"]):
         result = neft(*arguments)

@@ -5,6 +5,7 @@ Oracles: the run that was never stopped, a disk that is really full, a folder th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from neftcli.runs.directory import RunDirectory
 from tests.conftest import Result
 from tests.invariant.test_resume import Killer, result, run
 
@@ -232,6 +234,29 @@ def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_goes_on(
         filler.unlink()
         assert neft("train", "--resume", folder).code == 0
         assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
+
+
+def test_a_disk_that_is_full_at_the_last_write_leaves_a_run_that_can_be_gone_on_with(
+    neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record can't say "finished"; what is safe is said, and it is finished when there is room."""
+    typed = [part for key, value in stopped[1].items() for part in ("--set", f"{key}={value}")]
+    write = RunDirectory.write_json
+
+    def full(self: RunDirectory, name: str, content: Any) -> None:
+        if content.get("status") == "finished":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "write_json", full)
+        said = neft("train", *typed, "--output-dir", tmp_path)
+    folder = tmp_path / "run-a5-s0"
+    assert said.code == 1
+    assert f"the disk is full; the tuned model is in {folder}/model" in said.err.replace("\n", " ")
+    assert neft("train", "--resume", folder).code == 0
+    assert run(stopped[1], tmp_path / "whole") == 0
+    assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
 
 
 def test_a_disk_without_room_for_the_model_is_refused_before_training(

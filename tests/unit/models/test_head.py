@@ -69,6 +69,35 @@ def test_a_frozen_head_gets_no_gradient_and_a_batch_without_labels_is_zero() -> 
     assert not zero.any()
 
 
+def peculiar(name: str) -> Any:
+    """A tiny model whose logits are no W h + b of its decoder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    extra: dict[str, dict[str, Any]] = {
+        "recurrent_gemma": {"intermediate_size": 64, "num_key_value_heads": 1, "num_hidden_layers": 3},
+        "modernbert-decoder": {"intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        "gemma2": {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16, "final_logit_softcapping": 1.0},
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **{**small, **extra[name]})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", ["recurrent_gemma", "modernbert-decoder", "gemma2"])
+def test_logits_that_are_capped_or_come_from_another_layer_are_the_models_own(name: str) -> None:
+    model, inputs = peculiar(name), batch()
+    with torch.no_grad():
+        for weight in model.parameters():  # logits large enough to be capped
+            weight.mul_(4.0)
+        losses, _ = label_scores(model, inputs)
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
+    assert not can_sum_labels(model)
+    labels = inputs["labels"][:, 1:]
+    expected = torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="none")
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_heads_that_rescale_or_hold_an_adapter_are_left_to_trl() -> None:
     assert can_sum_labels(tiny_model("llama"))
     assert not can_sum_labels(tiny_model("granite", logits_scaling=8.0))

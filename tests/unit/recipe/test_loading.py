@@ -417,7 +417,7 @@ def test_a_missing_file() -> None:
 
 def test_a_folder_is_no_file() -> None:
     Path("folder.yaml").mkdir()
-    assert said_of("folder.yaml").startswith("--recipe: there is no recipe file of this name\n")
+    assert said_of("folder.yaml").startswith("--recipe: a recipe is a file, and this is a folder\n")
 
 
 def test_an_unknown_recipe() -> None:

@@ -4,6 +4,7 @@ Oracles: the list of fields in this file, written down apart from the code; a se
 every byte that was written; and a `git` that answers what the test tells it to.
 """
 
+import errno
 import json
 import os
 import platform
@@ -137,3 +138,17 @@ def test_without_git_there_is_no_commit(run: RunDirectory, monkeypatch: pytest.M
     """A machine without git runs as well."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert RunRecord(run, RECIPE).fields["git"] is None
+
+
+def test_what_could_not_be_written_is_not_believed(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that failed to say "finished" still says what its file says, to whoever ends the run."""
+    record = RunRecord(run, RECIPE)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            record.end("finished")
+    assert record.fields["status"] == written(run)["status"] == "running"
+
+
+def full(*_arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -12,7 +12,7 @@ import torch
 
 from neftcli.errors import NeftuneError
 from neftcli.evaluation.loss import row_losses
-from neftcli.evaluation.mode import evaluation_mode
+from neftcli.models.mode import evaluation_mode
 from neftcli.neftune import neftune
 from tests.tiny import FAMILIES, Family, tiny_model
 from tests.unit.evaluation.test_loss import ROWS

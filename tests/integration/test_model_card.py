@@ -1,0 +1,77 @@
+"""The lines of Python in a model card: typed as they stand, in the folder where they stand.
+
+Oracle: the weights and the answer of the model in memory, loaded by peft and transformers from the run's files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import Result
+
+
+def code_of(card: str) -> str:
+    """The card's Python."""
+    found = re.search(r"^```python\n(.*?)^```$", card, re.S | re.M)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("method", [[], ["--lora"]])
+@pytest.mark.parametrize("layout", ["chat", "text"])
+def test_the_lines_of_the_card_load_the_tuned_model_and_ask_it(
+    method: list[str],
+    layout: str,
+    quick: list[str],
+    neft: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [*quick]
+    if layout == "text":
+        rows = tmp_path / "text.jsonl"
+        rows.write_text("".join(f'{{"text": "line {number} of a text"}}\n' for number in range(40)))
+        arguments[arguments.index("--dataset") + 1] = str(rows)
+    done = neft(*arguments, *method)
+    assert done.code == 0, done.err
+    [folder] = (tmp_path / "runs").glob("*/model")
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    code = code_of((folder / "README.md").read_text()).replace("max_new_tokens=200", "max_new_tokens=4")
+    assert ("apply_chat_template" in code) == (layout == "chat")
+    exec(code, names)  # noqa: S102 - it is what a reader of the card would type
+    assert "Traceback" not in capsys.readouterr().out
+    from safetensors.torch import load_file
+
+    [file] = folder.glob("*.safetensors")
+    saved, loaded = load_file(file), names["model"].state_dict()
+    for name, weight in saved.items():
+        here = name.replace(".weight", ".default.weight") if method else name
+        torch.testing.assert_close(loaded[here].float(), weight.float(), rtol=0, atol=0)
+
+
+def test_the_tuned_weights_are_known_by_their_hash_and_can_be_read_by_others(
+    quick: list[str], neft: Callable[..., Result], tmp_path: Path
+) -> None:
+    import hashlib
+    import json
+    import os
+
+    mask = os.umask(0o022)
+    try:
+        assert neft(*quick).code == 0
+    finally:
+        os.umask(mask)
+    [run] = (tmp_path / "runs").iterdir()
+    [file] = (run / "model").glob("*.safetensors")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert json.loads((run / "run.json").read_text())["weights_sha256"] == {file.name: digest}
+    assert f"| sha256 {digest} |" in (run / "model" / "README.md").read_text()
+    assert {item.stat().st_mode & 0o777 for item in (run / "model").iterdir()} == {0o644}
