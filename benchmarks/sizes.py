@@ -1,0 +1,157 @@
+"""What training costs against the size of what is trained: rows, lengths, batches and widths; synthetic, one at a time.
+
+    python benchmarks/sizes.py                      # all four tables, about a quarter of an hour on two cores
+    python benchmarks/sizes.py --tables rows,width
+
+    rows     whole commands of two updates with a tiny model: what reading, splitting and tokenising cost
+    length   SmolLM2-135M, full, 2048 tokens an update as rows of 128 to 2048
+    batch    SmolLM2-135M, full, 1 to 16 rows of 128 tokens an update
+    width    Llamas with random weights, 8 layers, 256 to 1024 wide, 8 rows of 128 tokens an update
+
+Tokens a second are those of the updates after the first, and peak memory is the process' own. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from commands import BIN, Timed, model_folder, run
+
+UPDATES = 4
+WORDS = ["the", "of", "and", "water", "in", "is", "to", "glacier", "for", "as", "with", "on", "that", "slow", "ice"]
+Row = tuple[str, ...]
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", default="rows,length,batch,width")
+    options = parser.parse_args()
+    tables: dict[str, tuple[Row, Callable[[Path], Iterator[Row]]]] = {
+        "rows": (("rows", "whole command, s", "ms a row", "peak memory, GiB"), rows_table),
+        "length": (("tokens a row", "rows an update", "tokens/s", "peak memory, GiB"), length_table),
+        "batch": (("rows an update", "tokens an update", "tokens/s", "peak memory, GiB"), batch_table),
+        "width": (("width", "parameters", "tokens/s", "TFLOP/s", "peak memory, GiB"), width_table),
+    }
+    for name in options.tables.split(","):
+        head, table = tables[name]
+        print(f"\n| {' | '.join(head)} |\n|{'---:|' * len(head)}", flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            for row in table(Path(scratch)):
+                print(f"| {' | '.join(row)} |", flush=True)
+
+
+def rows_table(folder: Path) -> Iterator[Row]:
+    """Two updates with 10^2 to 10^5 rows of pairs."""
+    model = llama(folder, 64, 2)
+    before = None
+    for power in range(2, 6):
+        rows = folder / f"{power}.jsonl"
+        with rows.open("w") as file:
+            for number in range(10**power):
+                question = f"question {number}: {text(30, number)}"
+                file.write(json.dumps({"prompt": question, "completion": text(60, -number)}) + "\n")
+        done = train(folder, f"r{power}", model, rows, 8, 256, updates=2)[0]
+        more = "" if before is None else f"{1000 * (done.seconds - before) / (0.9 * 10**power):.2f}"
+        before = done.seconds
+        yield f"{10**power:,}", f"{done.seconds:.1f}", more, gibibytes(done)
+
+
+def length_table(folder: Path) -> Iterator[Row]:
+    """The same tokens an update, in longer rows."""
+    model, rows = model_folder("smollm2-135m"), long_rows(folder)
+    for length in (128, 256, 512, 1024, 2048):
+        done, rate = train(folder, f"l{length}", model, rows, 2048 // length, length)
+        yield str(length), str(2048 // length), f"{rate:.0f}", gibibytes(done)
+
+
+def batch_table(folder: Path) -> Iterator[Row]:
+    """More rows an update."""
+    model, rows = model_folder("smollm2-135m"), long_rows(folder)
+    for batch in (1, 2, 4, 8, 16):
+        done, rate = train(folder, f"b{batch}", model, rows, batch, 128)
+        yield str(batch), str(batch * 128), f"{rate:.0f}", gibibytes(done)
+
+
+def width_table(folder: Path) -> Iterator[Row]:
+    """Wider models; an update's arithmetic is about 6 x parameters x tokens."""
+    rows = long_rows(folder)
+    for width in (256, 512, 1024):
+        model = llama(folder, width, 8)
+        done, rate = train(folder, f"w{width}", model, rows, 8, 128)
+        parameters = json.loads((model / "parameters.json").read_text())
+        yield (
+            str(width),
+            f"{parameters / 1e6:.1f} M",
+            f"{rate:.0f}",
+            f"{6 * parameters * rate / 1e12:.2f}",
+            gibibytes(done),
+        )
+
+
+def train(
+    folder: Path, name: str, model: Path, rows: Path, batch: int, length: int, updates: int = UPDATES
+) -> tuple[Timed, float]:
+    """A whole `neft train` that evaluates nothing, and its tokens a second after the first update."""
+    sets = {"name": name, "evaluation.samples": 0, "evaluation.probe_rows": 0, "data.held_out_rows": 0}
+    sets |= {"data.max_length": length, "training.logging_steps": 1, "neftune.alpha": 5}
+    done = run(
+        [
+            *(BIN / "neft", "train", "--model", model, "--dataset", rows, "--output-dir", folder / "runs"),
+            *("--max-steps", str(updates), "--batch-size", str(batch)),
+            *(part for key, value in sets.items() for part in ("--set", f"{key}={value}")),
+        ],
+        folder,
+    )
+    lines = (folder / "runs" / f"{name}-a5-s0" / "metrics.jsonl").read_text().splitlines()
+    rates = [row["tokens_per_second"] for row in map(json.loads, lines) if row["event"] == "StepLogged"][1:]
+    return done, len(rates) / sum(1 / rate for rate in rates)  # of equal updates
+
+
+def long_rows(folder: Path) -> Path:
+    """Plain texts that are longer than any length here, so that each is cut to it."""
+    rows = folder / "long.jsonl"
+    rows.write_text("".join(json.dumps({"text": text(2600, number)}) + "\n" for number in range(UPDATES * 16)))
+    return rows
+
+
+def text(words: int, seed: int) -> str:
+    """So many words."""
+    return " ".join(random.Random(seed).choices(WORDS, k=words))  # noqa: S311 - no secret
+
+
+def llama(folder: Path, width: int, layers: int) -> Path:
+    """A Llama with random weights and the vocabulary of SmolLM2."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("smollm2-135m"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        num_key_value_heads=max(1, width // 64),
+        tie_word_embeddings=True,
+    )
+    place = folder / f"llama-{width}"
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    (place / "parameters.json").write_text(str(model.num_parameters()))
+    return place
+
+
+def gibibytes(done: Timed) -> str:
+    """Peak memory."""
+    return f"{done.peak_bytes / 2**30:.2f}"
+
+
+if __name__ == "__main__":
+    main()
