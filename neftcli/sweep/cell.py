@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,8 +13,8 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Preempted, Problem
-from neftcli.events import Advance, Event, Observer, Phase
-from neftcli.recipe.loading import fingerprint
+from neftcli.events import Advance, Event, Notice, Observer, Phase
+from neftcli.recipe.loading import differences, fingerprint, load_recipe
 from neftcli.runs.directory import RECORD, RunDirectory
 
 if TYPE_CHECKING:
@@ -42,30 +43,59 @@ def finished_run(cells: Path, key: str) -> RunDirectory | None:
     return None
 
 
-def stopped_run(cells: Path, key: str, recipe: Recipe) -> Resumption | None:
-    """The run of `key` that was stopped and can be gone on with; those that can't be are taken away."""
-    from neftcli.training.resume import resumption_of
+def stopped_run(cells: Path, key: str, recipe: Recipe, observer: Observer | None = None) -> Resumption | None:
+    """The run of `key` that was stopped and can be gone on with.
 
+    Others of it are taken away, but for those whose checkpoints are damaged: a person may still want them.
+
+    Args:
+        cells: Where runs are.
+        key: The hash of the cell's recipe.
+        recipe: By what it is gone on with.
+        observer: Is told of what is not gone on with.
+
+    Raises:
+        InputError: Another process is training it.
+    """
     found = None
     for run, record in runs_of(cells, key):
         if record.get("status") == "finished":
             continue
-        try:
-            resumption = resumption_of(run, recipe)
-        except InputError:  # none of its checkpoints verifies
-            resumption = None
-        if found is None and resumption is not None and resumption.checkpoint is not None:
-            found = resumption
-        else:
-            take_away(run.path)
+        with nullcontext() if run.path.is_symlink() else run.held():
+            resumption, why_not = _resumption(run, recipe)
+            if observer is not None:
+                for reason in why_not:
+                    observer.notify(Notice(reason))
+            if found is None and resumption is not None:
+                found = resumption
+            elif not why_not or resumption is not None:
+                take_away(run.path)
     return found
+
+
+def _resumption(run: RunDirectory, recipe: Recipe) -> tuple[Resumption | None, list[str]]:
+    """From where a run goes on, or None and, where something of it stays, why."""
+    from neftcli.training.resume import ALIKE, resumption_of
+
+    try:
+        resumption = resumption_of(run, recipe)
+        if resumption.checkpoint is None:
+            return None, []
+        other = differences(load_recipe(str(run.path / "recipe.yaml")), recipe, ALIKE)
+    except InputError as error:
+        begun = f"{run.path} stays as it is, and the cell begins again in another folder"
+        return None, [*(problem.violated for problem in error.problems), begun]
+    if other:  # what was measured before training would stand beside something else
+        return None, [f"{run.path.name} begins again: {', '.join(other)} differs from what it was begun with"]
+    return resumption, []
 
 
 def clear_unborn(cells: Path) -> None:
     """Takes away folders that a killed worker made and had not written a record to; only while no worker is at work."""
     for folder in cells.glob("*/"):
         if not (folder / RECORD).is_file():
-            take_away(folder)
+            with suppress(InputError), nullcontext() if folder.is_symlink() else RunDirectory(folder).held():
+                take_away(folder)
 
 
 def take_away(folder: Path) -> None:
@@ -135,7 +165,7 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str
         if measured(run, recipe) is None:
             _measure_saved(run, recipe, shelf, _Stoppable(observer, stop))
         return str(run.path)
-    resume = stopped_run(cells, key, recipe)
+    resume = stopped_run(cells, key, recipe, observer)
 
     def and_then(trained: Trained) -> None:
         prepared, machine = trained.materials.prepared, trained.materials.machine

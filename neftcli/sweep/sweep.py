@@ -186,6 +186,7 @@ class _Sweep:
         self.stop = Stop()
         self._engine_at_work: LocalEngine | RayEngine | None = None
         self._unwritten: OSError | None = None
+        self._said: set[str] = set()
 
     def asked_to_stop(self) -> None:
         """The first signal came."""
@@ -205,6 +206,7 @@ class _Sweep:
         rounds = [[cell for cell in self.cells if cell.seed == seed] for seed in seeds]
         try:
             write_whole(self.folder / RECIPE, to_yaml(self.base))  # only now: nothing changes where there is no engine
+            (self.folder / "cells").mkdir(exist_ok=True)  # with the recipe it is what a sweep is known by
             clear_unborn(self.folder / "cells")
             for number, cells in enumerate(rounds if race else [self.cells], 1):
                 racing = [cell for cell in cells if cell.arm not in self.dropped]
@@ -244,7 +246,8 @@ class _Sweep:
                 self._set(cell, state="starting")
             case Advance():
                 self._set(cell, measured=event.done, to_measure=event.total, remaining=event.remaining)
-            case Notice():
+            case Notice() if event.message not in self._said:  # many are the same for all cells
+                self._said.add(event.message)
                 self.observer.notify(event)
 
     def _ended(self, cell: Cell, outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.events import Advance, Evaluated, Event, Phase, Progress
+from neftcli.events import Advance, Evaluated, Event, Notice, Phase, Progress
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from neftcli.errors import Problem
     from neftcli.recipe.schema import Recipe
 
-TOLD = (Phase, Progress, Evaluated, Advance)
+TOLD = (Phase, Progress, Evaluated, Advance, Notice)
 """The events of a cell that the sweep is told of; the run keeps the others itself."""
 
 

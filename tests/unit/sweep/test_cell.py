@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import pytest
 
 from neftcli.errors import InputError, NeftError, Preempted, Problem
 from neftcli.evaluation.measure import Measurement
-from neftcli.events import Advance, Event, Phase
+from neftcli.events import Advance, Event, Notice, Phase
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
@@ -196,3 +200,68 @@ def test_only_a_fault_is_tried_again(error: Exception, again: bool) -> None:
     problems, may_help = why(error)
     assert may_help is again
     assert problems
+
+
+def stopped_cell(recipe: Recipe) -> RunDirectory:
+    """A run of the cell's recipe that was stopped behind its first update."""
+    saving = replace(recipe, checkpoints=replace(recipe.checkpoints, save_steps=1))
+    with pytest.raises(Preempted):
+        do_cell(saving, Shelf(), Told(), AfterUpdate())
+    [run] = [RunDirectory(path.parent) for path in Path(recipe.output_dir).glob("*/run.json")]
+    assert list(run.checkpoints.glob("*/manifest.json"))
+    return run
+
+
+class AfterUpdate(Stop):
+    """Asks for a stop as soon as an update is being done."""
+
+    def asked(self) -> bool:
+        """Whether updates have begun."""
+        return self._in_updates
+
+
+def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None:
+    run = stopped_cell(recipe)
+    for checkpoint in run.checkpoints.iterdir():  # nothing to go on from: it would be taken away
+        shutil.rmtree(checkpoint)
+    script = (
+        "import sys, pathlib; from neftcli.runs.directory import RunDirectory\n"
+        "with RunDirectory(pathlib.Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another process is training this run"):
+            stopped_run(run.path.parent, fingerprint(recipe), recipe)
+        (run.path / "run.json").rename(run.path / "no.json")
+        clear_unborn(run.path.parent)
+        assert other.stdin is not None
+        other.stdin.close()
+    assert run.path.is_dir()
+    clear_unborn(run.path.parent)
+    assert not run.path.exists()
+
+
+def test_a_run_with_damaged_checkpoints_stays_and_the_cell_begins_in_another_folder(recipe: Recipe) -> None:
+    run, told = stopped_cell(recipe), Told()
+    for manifest in run.checkpoints.glob("*/manifest.json"):
+        manifest.write_text(manifest.read_text() + "x")
+    again = do_cell(recipe, Shelf(), told, Stop())
+    assert again == f"{run.path}-2"
+    assert list(run.checkpoints.glob("*/manifest.json"))
+    said = " ".join(event.message for event in told.events if isinstance(event, Notice))
+    assert "none of its checkpoints verifies" in said
+    assert f"{run.path} stays as it is" in said
+    found = finished_run(run.path.parent, fingerprint(recipe))
+    assert found is not None
+    assert str(found.path) == again
+
+
+def test_a_run_that_was_begun_with_other_probe_rows_is_not_gone_on_with(recipe: Recipe) -> None:
+    run, told = stopped_cell(recipe), Told()
+    other = replace(recipe, evaluation=replace(recipe.evaluation, probe_rows=3))
+    assert fingerprint(other) == fingerprint(recipe)
+    assert do_cell(other, Shelf(), told, Stop()) == f"{run.path}-2"
+    assert any("evaluation.probe_rows differs" in event.message for event in told.events if isinstance(event, Notice))
