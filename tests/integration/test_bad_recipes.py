@@ -166,6 +166,7 @@ FLAGS = {
     "an address without its engine": sweep("--ray-address", "auto"),
     "too few rows for a sweep": sweep(),
     "a sweep with ../ in its name": sweep("--name", "../escaped"),
+    "a sweep's name too long for its cells": sweep("--name", "x" * 58, "--grid", "training.weight_decay=0,1"),
     "a sweep that is none": Case(("sweep-alpha", "runs/none")),
     "a folder that is no sweep": Case(("sweep-alpha", "runs/x"), {"runs/x/notes": ""}),
     "a sweep with a broken recipe": Case(
