@@ -155,9 +155,10 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str
 
     Raises:
         NeftError: It can't be trained or measured.
-        Preempted: It was asked to stop, and is saved.
+        Preempted: It was asked to stop, and what there is of it is saved.
     """
     from neftcli.training.run import train
+    from neftcli.training.stopping import StopRequested
 
     cells, key = Path(recipe.output_dir), fingerprint(recipe)
     run = finished_run(cells, key)
@@ -173,7 +174,10 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str
         known = tuple(zip(prepared.held_out, trained.losses, strict=False))
         _measure(trained.directory, recipe, rows, machine, _Stoppable(observer, stop), trained.model, known)
 
-    return train(recipe, observer, shelf, and_then, stop, resume).run
+    try:
+        return train(recipe, observer, shelf, and_then, stop, resume).run
+    except StopRequested:
+        raise Preempted(Problem("stopped before the cell was begun")) from None
 
 
 class _Stoppable:

@@ -7,6 +7,7 @@ run comes back whole, in memory, as a tar: fit for adapters and for models of a 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -20,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, NeftError, Problem
 from neftcli.events import Event, Notice
-from neftcli.sweep.cell import runs_of
+from neftcli.sweep.cell import finished_run, runs_of, stopped_run
 from neftcli.sweep.local import Outcome
 from neftcli.sweep.node import PATIENCE, Errand, Mailbox, Returned, work
-from neftcli.sweep.travel import arrived, begun_run, clear_arriving, for_a_node, packed
+from neftcli.sweep.travel import arrived, clear_arriving, for_a_node, packed
+from neftcli.training.ending import is_disk_full
 
 if TYPE_CHECKING:
+    from neftcli.runs.directory import RunDirectory
     from neftcli.sweep.plan import Cell
 
 POLL = 0.2  # seconds between two looks at what cells say
@@ -87,7 +90,11 @@ class RayEngine:
         told: Callable[[Cell, Event], None],
         ended: Callable[[Cell, Outcome], None],
     ) -> None:
-        """Does the cells, in their order as the cluster has room; the arguments are those of `LocalEngine.run`."""
+        """Does the cells, in their order as the cluster has room; the arguments are those of `LocalEngine.run`.
+
+        Raises:
+            OSError: The disk of the sweep's folder is full, so that no run can arrive any more.
+        """
         queue, tries, halted = deque(cells), Counter[str](), False
         # Runs that go along are large, so then only as many cells are given as soon have room.
         any_run = any(any(runs_of(self._folder / "cells", cell.key)) for cell in cells)
@@ -99,7 +106,7 @@ class RayEngine:
                     ended(cell, Outcome("stopped"))
                 queue.clear()
             while queue and len(self._waiting) < most:
-                self._submit(queue.popleft())
+                self._submit(queue.popleft(), told, ended)
             ready, _ = self._ray.wait(list(self._waiting), timeout=POLL) if self._waiting else ([], [])
             if self._stopping:
                 self._mailbox.halt.remote()
@@ -113,17 +120,38 @@ class RayEngine:
                 self._end(ref, queue, tries, ended)
             self._say_where_there_is_no_room(told)
 
-    def _submit(self, cell: Cell) -> None:
-        """Gives a cell to the cluster, with what is there of it."""
+    def _submit(self, cell: Cell, told: Callable[[Cell, Event], None], ended: Callable[[Cell, Outcome], None]) -> None:
+        """Gives a cell to the cluster, with what is there of it; one that another process trains has failed."""
+        try:
+            run = self._begun_run(cell, told)
+        except InputError as error:
+            ended(cell, Outcome("failed", problems=error.problems))
+            return
         there, files = for_a_node(cell.recipe)
         for place, file in files.items():
             if place not in self._sent:
                 self._sent[place] = self._ray.put(file.read_bytes())
-        run = begun_run(self._folder / "cells", cell.recipe)
         errand = Errand(cell.recipe, there, cell.key, tuple(files), run.path.name if run else "")
         luggage = self._ray.put(packed(run.path)) if run else b""
         ref = self._task.remote(errand, self._mailbox, luggage, *(self._sent[place] for place in files))
         self._waiting[ref] = cell
+
+    def _begun_run(self, cell: Cell, told: Callable[[Cell, Event], None]) -> RunDirectory | None:
+        """The run that goes along with a cell; what is not gone on with is told here, since a node never sees it.
+
+        Raises:
+            InputError: Another process is training it.
+        """
+        cells = self._folder / "cells"
+        run = finished_run(cells, cell.key)
+        if run is not None:
+            return run
+        resumption = stopped_run(cells, cell.key, cell.recipe, _Voice(cell, told))
+        if resumption is None:
+            return None
+        for reason in resumption.passed_over:
+            told(cell, Notice(f"passed over {reason}"))
+        return resumption.directory
 
     def _tell(self, told: Callable[[Cell, Event], None], patience: float) -> None:
         """Passes on what cells said; a mailbox that is lost costs the showing only."""
@@ -159,7 +187,11 @@ class RayEngine:
             ended(cell, outcome)
 
     def _outcome(self, ref: Any, cell: Cell) -> tuple[Outcome, bool]:
-        """How a task ended, and whether another try may help; the run that it returned arrives."""
+        """How a task ended, and whether another try may help; the run that it returned arrives.
+
+        Raises:
+            OSError: The disk is full here: what further tasks do would be lost in the same way.
+        """
         try:
             found: Returned = self._ray.get(ref, timeout=PATIENCE)
             run = str(arrived(found.content, found.name, self._folder, cell.key)) if found.content else ""
@@ -176,6 +208,9 @@ class RayEngine:
             lost = f"its worker or node was lost, and {self._retries} more tries did not help"
             return Outcome("failed", "", (Problem(lost, lines[0], "--set sweep.retries=5"),)), False
         except (NeftError, OSError, tarfile.TarError) as error:
+            if is_disk_full(error):
+                where = str(self._folder / "cells")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where) from error
             told = f"{type(error).__name__}: {error}"
             return Outcome("failed", "", (Problem(f"{self._folder}: the run can't be written here", told),)), False
 
@@ -194,6 +229,17 @@ class RayEngine:
                     waiting[0],
                     Notice(f"the Ray cluster has no room for a cell: {needed} must be free; cells wait for it"),
                 )
+
+
+class _Voice:
+    """Tells what is said of one cell."""
+
+    def __init__(self, cell: Cell, told: Callable[[Cell, Event], None]) -> None:
+        self._cell, self._told = cell, told
+
+    def notify(self, event: Event) -> None:
+        """Passes it on."""
+        self._told(self._cell, event)
 
 
 def _connected(address: str | None) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Problem
 from neftcli.events import Event
-from neftcli.sweep.worker import work
+from neftcli.sweep.worker import signals_put_off, work
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -124,7 +124,8 @@ class LocalEngine:
     def _started(self, device: str | None) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=work, args=(theirs, self._stop, device, self._log), daemon=True)
-        process.start()
+        with signals_put_off():  # it imports libraries before it can ignore them
+            process.start()
         theirs.close()
         return _Worker(process, ours, device)
 

@@ -75,6 +75,7 @@ def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
     Raises:
         RecipeError: A grid names no option, an option or a value twice, or a value that can't be; or the name can't be
             a folder's.
+        InputError: With what is written behind it, the name is too long for a cell.
     """
     if not NAME.fullmatch(base.name):  # the sweep's folder has it, and the runs in it
         said = "name: a sweep's name has letters, digits, dot, underscore and hyphen, at most 64"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from multiprocessing import parent_process
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import parent_process, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,21 @@ if TYPE_CHECKING:
 
 TOLD = (Phase, Progress, Evaluated, Advance, Notice)
 """The events of a cell that the sweep is told of; the run keeps the others itself."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""A scheduler sends them to every process of a job; the sweep alone decides what that means."""
+
+
+@contextmanager
+def signals_put_off() -> Iterator[None]:
+    """Puts `SIGNALS` off in the block, also in a process that is started there, until that lets them through itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        # It comes with the first process that is spawned, and lets SIGINT and SIGTERM through again in this one.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Teller:
@@ -45,8 +62,9 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
         device: CUDA_VISIBLE_DEVICES, or None to leave it.
         log: Takes what libraries write past their logs.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a scheduler signals every process of a job,
-        signal.signal(number, signal.SIG_IGN)  # and the sweep decides what that means
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # put off until here by `signals_put_off`
     _end_with_the_parent()
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)

@@ -49,9 +49,9 @@ class Stop:
         """Within the block a signal raises `StopRequested` in place of waiting for the update's end.
 
         Raises:
-            StopRequested: Also where a signal came before the block.
+            StopRequested: Also where a stop was asked for before the block.
         """
-        if self._signals:
+        if self.asked():
             raise StopRequested
         before, self._at_once = self._at_once, True
         try:

@@ -190,6 +190,23 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     assert cells_of(folder) == cells_of(undisturbed / "tiny-sweep")
 
 
+def test_a_signal_to_all_while_a_worker_starts_is_no_fault_and_the_sweep_can_be_gone_on_with(
+    neft: Neft, arguments: list[str], tmp_path: Path
+) -> None:
+    """The worker imports libraries then; no cell is begun, and the command that is printed goes on."""
+    arguments = [*arguments, "--alphas", "0", "--seeds", "1", "--set", "sweep.answers=false"]
+    folder = tmp_path / "runs" / "tiny-sweep"
+    process = started(arguments)
+    worker_of(process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "Traceback" not in out + said
+    assert f"neft sweep-alpha {folder}    goes on" in said
+    assert not list((folder / "cells").glob("*/metrics.jsonl"))
+    assert neft("sweep-alpha", folder).code == 0
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
     sent: signal.Signals, neft: Neft, arguments: list[str], tmp_path: Path

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neftcli.errors import RecipeError
+from neftcli.errors import InputError, RecipeError
 from neftcli.recipe.loading import assignment, file_layers, fingerprint, load_recipe, resolve
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of, plan_cells
 from neftcli.sweep.splits import chooses
@@ -115,6 +115,14 @@ def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
     """The sweep's own folder has it, and no cell would be the first to notice."""
     with pytest.raises(RecipeError, match="name: a sweep's name has letters"):
         cells_of(f"name='{name}'")
+
+
+@pytest.mark.parametrize(("room", "grid"), [(len("-a5-s0"), "[]"), (len("-g0-a5-s0"), "['adapter.type=none,lora']")])
+def test_a_name_that_is_too_long_for_a_cell_is_refused_for_the_whole_sweep(room: int, grid: str) -> None:
+    sets = ["sweep.alphas=[5]", "sweep.seeds=1", f"sweep.grid={grid}"]
+    assert {len(cell.recipe.run_name()) for cell in cells_of(f"name={'x' * (64 - room)}", *sets)} == {64}
+    with pytest.raises(InputError, match="name: a run's name has letters"):
+        cells_of(f"name={'x' * (65 - room)}", *sets)
 
 
 @given(st.lists(st.text(min_size=1), max_size=40))
