@@ -248,6 +248,7 @@ def comparing(run: str, alpha: float, other: Counterpart) -> list[tuple[str, str
 
 def plan_rows(event: Plan) -> list[tuple[str, str]]:
     """The plan as names and values."""
+    kept = ", up to twice that in a long run (freed memory is kept)" if event.libraries_bytes else ""
     libraries = [("libraries", gibibytes(event.libraries_bytes))] if event.libraries_bytes else []
     return [
         ("model", f"{event.model}, {event.method}, {count(event.trainable)} of {count(event.parameters)} trainable"),
@@ -258,5 +259,5 @@ def plan_rows(event: Plan) -> list[tuple[str, str]]:
         ("optimiser", gibibytes(event.optimizer_bytes)),
         ("activations", f"{gibibytes(event.activations_bytes)} (at the longest row)"),
         *libraries,
-        ("memory", f"about {gibibytes(event.total_bytes)} in all, {gibibytes(event.available_bytes)} free"),
+        ("memory", f"about {gibibytes(event.total_bytes)} in all{kept}, {gibibytes(event.available_bytes)} free"),
     ]
