@@ -180,6 +180,7 @@ class Plan:
         libraries_bytes: of the libraries, measured; 0 on a GPU,
         total_bytes: and of all of these.
         available_bytes: Bytes free on the device now.
+        keeps_freed: Freed memory is kept for the next update, so that a long run needs more.
     """
 
     model: str
@@ -196,3 +197,4 @@ class Plan:
     libraries_bytes: int
     total_bytes: int
     available_bytes: int
+    keeps_freed: bool

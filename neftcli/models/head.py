@@ -19,7 +19,7 @@ from neftcli.models.mode import evaluation_mode
 
 TILE = 1024
 """Labels whose logits are held at once."""
-_PLAIN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_PLAIN: WeakKeyDictionary[torch.nn.Linear, bool] = WeakKeyDictionary()
 
 
 class _LabelLoss(torch.autograd.Function):
@@ -59,18 +59,19 @@ class _LabelLoss(torch.autograd.Function):
 def is_plain(model: Any) -> bool:
     """Whether the model's logits are W h + b: no adapter in the head, and nothing before or behind it.
 
-    Architectures cap, scale and cut their logits under many names, so it is measured, once for each model.
+    Architectures cap, scale and cut their logits under many names, so it is measured, once for each head: an adapter
+    takes the head's place in a model that was measured before.
     """
-    if model not in _PLAIN:
-        _PLAIN[model] = _measured_plain(model)
-    return _PLAIN[model]
-
-
-@torch.no_grad()
-def _measured_plain(model: Any) -> bool:
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or model.base_model is model:
         return False
+    if head not in _PLAIN:
+        _PLAIN[head] = _measured_plain(model, head)
+    return _PLAIN[head]
+
+
+@torch.no_grad()
+def _measured_plain(model: Any, head: torch.nn.Linear) -> bool:
     token_ids = torch.arange(8, device=head.weight.device)[None] % head.out_features
     with evaluation_mode(model), torch.autocast(head.weight.device.type, enabled=False):
         logits = model(input_ids=token_ids, use_cache=False).logits
@@ -107,12 +108,10 @@ def label_scores(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     hidden = model.base_model(**given, use_cache=False).last_hidden_state[:, :-1][scored]  # (labels, width)
     head = model.get_output_embeddings()
     losses, hits = [], []
-    for begin in range(0, len(wanted), TILE):
+    for begin in range(0, max(1, len(wanted)), TILE):  # one tile, though it be empty
         logits, tile = head(hidden[begin : begin + TILE]).float(), wanted[begin : begin + TILE]
         losses.append(torch.nn.functional.cross_entropy(logits, tile, reduction="none"))
         hits.append(logits.argmax(-1) == tile)
-    if not losses:
-        return hidden.new_zeros(0, dtype=torch.float32), wanted == wanted
     return torch.cat(losses), torch.cat(hits)
 
 

@@ -340,7 +340,8 @@ class Recipe:
 
     def run_name(self) -> str:
         """Name of the run's folder: the recipe's name, alpha and seed."""
-        return f"{self.name}-a{self.neftune.alpha:g}-s{self.training.seed}"
+        alpha = f"{self.neftune.alpha:g}".replace("+", "")  # 1e+06: a name holds no plus
+        return f"{self.name}-a{alpha}-s{self.training.seed}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,8 @@ def _resumption(run: RunDirectory, recipe: Recipe) -> tuple[Resumption | None, l
         begun = f"{run.path} stays as it is, and the cell begins again in another folder"
         return None, [*(problem.violated for problem in error.problems), begun]
     if other:  # what was measured before training would stand beside something else
-        return None, [f"{run.path.name} begins again: {', '.join(other)} differs from what it was begun with"]
+        begun = f"{', '.join(other)} differs from what it was begun with"
+        return None, [f"{run.path} stays as it is, and the cell begins again in another folder: {begun}"]
     return resumption, []
 
 

@@ -194,7 +194,7 @@ class RayEngine:
         """
         try:
             found: Returned = self._ray.get(ref, timeout=PATIENCE)
-            run = str(arrived(found.content, found.name, self._folder, cell.key)) if found.content else ""
+            run = str(arrived(found.content, found.name, self._folder, cell.recipe)) if found.content else ""
             done = found.state == "done"
             return Outcome(found.state, run if done else "", found.problems), found.again
         except self._ray.exceptions.GetTimeoutError:

@@ -216,6 +216,7 @@ class _Sweep:
                 if race and number < len(rounds) and not self.stop.asked():
                     self._race(number, len(rounds))
         finally:
+            self._engine_at_work = None
             engine.close()
         clear_unborn(self.folder / "cells")
         for cell in self.cells:

@@ -19,10 +19,11 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
+from neftcli.errors import InputError
 from neftcli.recipe.loading import fingerprint, to_yaml
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RECORD, RunDirectory
-from neftcli.sweep.cell import MEASURED, finished_run, measured, runs_of, settings_key, stopped_run, take_away
+from neftcli.sweep.cell import MEASURED, finished_run, measured, settings_key, stopped_run, take_away
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -111,8 +112,10 @@ def unpacked(content: bytes, folder: Path) -> None:
         tar.extractall(folder, filter="data")
 
 
-def arrived(content: bytes, name: str, folder: Path, key: str) -> Path:
-    """Unpacks a run beside the cells, then renames it into its place among them; those of before go when it is there.
+def arrived(content: bytes, name: str, folder: Path, recipe: Recipe) -> Path:
+    """Unpacks a run beside the cells, then renames it into its place among them; the one it went on with goes then.
+
+    One that another process trains by now stays, as do those that are damaged or were begun otherwise.
 
     Raises:
         InputError: Its place can't be made.
@@ -124,11 +127,13 @@ def arrived(content: bytes, name: str, folder: Path, key: str) -> Path:
     with tempfile.TemporaryDirectory(prefix=ARRIVING, dir=folder) as outer:
         place = Path(outer) / "run"
         unpacked(content, place)
-        before = [run for run, _ in runs_of(cells, key)]  # not finished, not measured, or not by these settings
+        before = None
+        with suppress(InputError):  # it is held
+            before = begun_run(cells, recipe)
         run = RunDirectory.create(cells, name)
         place.replace(run.path)
-    for old in before:
-        take_away(old.path)
+    if before is not None:
+        take_away(before.path)
     if run.path.name != name and not (cells / name).exists():
         run = RunDirectory(run.path.rename(cells / name))
     return run.path

@@ -11,7 +11,7 @@ from neftcli.data.prepare import Prepared, prepare
 from neftcli.errors import InputError
 from neftcli.events import InspectedRow, Notice, Observer, Phase, Plan, Resolved, Token
 from neftcli.machine.chatter import library_chatter
-from neftcli.machine.process import prepare_process
+from neftcli.machine.process import keep_freed_memory, prepare_process
 from neftcli.models.by_recipe import load_tokenizer_of
 from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
@@ -80,6 +80,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
         libraries_bytes=libraries,
         total_bytes=int(memory.total()) + libraries,
         available_bytes=available_memory(machine.device),
+        keeps_freed=machine.device == "cpu" and keep_freed_memory(),
     )
 
 

@@ -248,7 +248,7 @@ def comparing(run: str, alpha: float, other: Counterpart) -> list[tuple[str, str
 
 def plan_rows(event: Plan) -> list[tuple[str, str]]:
     """The plan as names and values."""
-    kept = ", up to twice that in a long run (freed memory is kept)" if event.libraries_bytes else ""
+    kept = ", up to twice that in a long run (freed memory is kept)" if event.keeps_freed else ""
     libraries = [("libraries", gibibytes(event.libraries_bytes))] if event.libraries_bytes else []
     return [
         ("model", f"{event.model}, {event.method}, {count(event.trainable)} of {count(event.parameters)} trainable"),

@@ -45,7 +45,7 @@ EVENTS: list[events.Event] = [
     SWEEP,
     events.InspectedRow("rows.jsonl, line 1", (events.Token("a", True), events.Token("b", False)), False, True),
     events.Resolved("name: x"),
-    events.Plan("m", "full", "CPU", "fp32", 3, 10, 10, 1, 1, 1, 1, 1, 5, 8),
+    events.Plan("m", "full", "CPU", "fp32", 3, 10, 10, 1, 1, 1, 1, 1, 5, 8, keeps_freed=True),
 ]
 
 

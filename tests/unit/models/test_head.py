@@ -103,8 +103,14 @@ def test_heads_that_rescale_or_hold_an_adapter_are_left_to_trl() -> None:
     assert not can_sum_labels(tiny_model("granite", logits_scaling=8.0))
     from peft import LoraConfig, get_peft_model
 
-    adapted = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["lm_head"], r=2))
-    assert not can_sum_labels(adapted.get_base_model())
+    model = tiny_model("llama")
+    assert can_sum_labels(model)  # as before training, when the model as it was is evaluated
+    adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head"], r=2)).get_base_model()
+    assert adapted is model
+    assert not can_sum_labels(adapted)
+    torch.nn.init.normal_(adapted.lm_head.lora_B["default"].weight)
+    losses, _ = label_scores(adapted.eval(), batch())
+    torch.testing.assert_close(losses.sum(), by_torch(adapted, batch()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tile", [4, 1024])

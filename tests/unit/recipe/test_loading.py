@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from neftcli.errors import RecipeError
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve, to_yaml
-from neftcli.recipe.schema import Adapter, Option, Quantization, Recipe, keys
+from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe, keys
 from neftcli.recipe.yaml_file import Layer, Setting
 
 SHOW = "  try      neft recipes show quickstart --all    to see every option with its default"
@@ -678,3 +678,10 @@ def test_any_heap_of_yaml_loads_or_is_told_what_is_wrong(pieces: list[str]) -> N
 @given(text=st.text())
 def test_any_set_is_read_or_is_told_what_is_wrong(text: str) -> None:
     loads_or_says_why(lambda: resolve([assignment(text)]))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 5.0, 2.5, 1e6, 1e30, 1e-7])
+def test_every_alpha_gives_a_name_that_a_folder_can_have(alpha: float) -> None:
+    from neftcli.runs.directory import require_name
+
+    require_name(Recipe(name="x", neftune=Neftune(alpha=alpha)).run_name())

@@ -130,16 +130,21 @@ def test_a_fault_is_tried_again_and_what_is_wrong_is_not(tmp_path: Path) -> None
     assert ended(stopping, cell) == (["stopped"], 1)
 
 
-@pytest.mark.parametrize("error", [InputError(Problem("can't be written")), OSError(errno.EIO, "Input/output error")])
-def test_a_run_that_can_not_arrive_is_a_failed_cell(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    [cell, *_] = plan("sweep.alphas=[5]")
+def let_no_run_arrive(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on each that comes ends in `error`."""
 
     def fail(*_arguments: object) -> None:
         raise error
 
     monkeypatch.setattr(cluster, "arrived", fail)
+
+
+@pytest.mark.parametrize("error", [InputError(Problem("can't be written")), OSError(errno.EIO, "Input/output error")])
+def test_a_run_that_can_not_arrive_is_a_failed_cell(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [cell, *_] = plan("sweep.alphas=[5]")
+    let_no_run_arrive(error, monkeypatch)
     outcome, again = engine(tmp_path, Returned("done", name="x", content=b"tar"))._outcome("ref", cell)
     assert (outcome.state, again) == ("failed", False)
     assert "the run can't be written here" in outcome.problems[0].violated
@@ -170,11 +175,7 @@ def test_a_full_disk_ends_the_sweep_and_not_cell_by_cell(
 ) -> None:
     """No run can arrive any more, so nothing further is trained for nothing."""
     [cell, *_] = plan("sweep.alphas=[5]")
-
-    def fail(*_arguments: object) -> None:
-        raise error
-
-    monkeypatch.setattr(cluster, "arrived", fail)
+    let_no_run_arrive(error, monkeypatch)
     full = engine(tmp_path, Returned("done", name="x", content=b"tar"))
     with pytest.raises(NeftError, match="the disk is full; what is done is kept") as caught, explained("neft again"):
         ended(full, cell)

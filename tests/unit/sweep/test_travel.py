@@ -97,13 +97,32 @@ def test_a_run_that_goes_and_comes_back_is_the_same(status: str, recipe: Recipe,
     assert (newest.step, newest.manifest["recipe_sha256"], passed_over) == (4, fingerprint(there), [])
     assert recipe.data.source not in b"".join(content(sent).values()).decode()
     name_the_recipe(sent, recipe, there)
-    place = arrived(packed(sent.path), sent.path.name, tmp_path, fingerprint(recipe))
+    place = arrived(packed(sent.path), sent.path.name, tmp_path, recipe)
     assert place == run.path
     older = [name for name in before if "checkpoint-2" in name]
     assert older
     assert content(run) == {name: held for name, held in before.items() if name not in older}
     assert [one.name for one in (tmp_path / "cells").iterdir()] == [run.path.name]
     assert not list(tmp_path.glob(f"{ARRIVING}*"))
+
+
+def test_a_run_that_arrives_takes_no_others_place(recipe: Recipe, tmp_path: Path) -> None:
+    """Neither that of one whose checkpoints are damaged, nor that of one that another process trains."""
+    damaged = begun(tmp_path / "cells", recipe, "preempted")
+    tar = packed(damaged.path)
+    for manifest in damaged.checkpoints.glob("*/manifest.json"):
+        manifest.write_text(manifest.read_text() + "x")
+    kept = content(damaged)
+    first = RunDirectory(arrived(tar, damaged.path.name, tmp_path, recipe))
+    assert first.path.name == f"{damaged.path.name}-2"
+    with first.held():
+        second = arrived(tar, damaged.path.name, tmp_path, recipe)
+        assert (first.path / "run.json").is_file()
+    assert second.name == f"{damaged.path.name}-3"
+    assert content(damaged) == kept
+    third = arrived(tar, damaged.path.name, tmp_path, recipe)  # nobody holds the others now
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == {damaged.path.name, third.name}
+    assert content(damaged) == kept
 
 
 def test_what_is_not_there_yet_and_what_was_measured_otherwise_is_left(recipe: Recipe, tmp_path: Path) -> None:
@@ -132,7 +151,7 @@ def test_a_run_that_can_not_be_put_in_place_costs_none_that_is_there(
         with monkeypatch.context() as patch:
             patch.setattr(Path, step, fail)
             with pytest.raises(OSError, match="Input/output"):
-                arrived(tar, run.path.name, tmp_path, fingerprint(recipe))
+                arrived(tar, run.path.name, tmp_path, recipe)
         found = begun_run(tmp_path / "cells", recipe)
         assert found is not None
         assert content(found) == before
