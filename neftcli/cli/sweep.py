@@ -24,8 +24,9 @@ OF_ANSWERS = ("evaluation.judge.base_url", "evaluation.judge.model", "evaluation
 @with_overrides("sweep-alpha", OF_CELLS | frozenset(OF_ANSWERS))
 def sweep_alpha(
     overrides: list[dict[str, Any]],
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[SWEEP]", help="The folder of a sweep to go on with.", show_default=False)
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[SWEEP]", help="A sweep to go on with: its folder, or name.", show_default=False),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -56,12 +57,13 @@ def sweep_alpha(
     """
     from neftcli.recipe.loading import file_layers
     from neftcli.recipe.yaml_file import Setting
-    from neftcli.sweep.folder import layers_of
+    from neftcli.sweep.folder import layers_of, sweep_of
     from neftcli.sweep.sweep import Request, sweep
 
-    if folder is not None and not folder.exists() and re.fullmatch(r"[\d.]+", str(folder)):
+    if name is not None and re.fullmatch(r"[\d.]+", name) and not Path(name).exists():
         listed = "--alphas 0,5,10"
-        raise InputError(Problem("the alphas are one list, with commas", str(folder), f"neft sweep-alpha {listed}"))
+        raise InputError(Problem("the alphas are one list, with commas", name, f"neft sweep-alpha {listed}"))
+    folder = None if name is None else sweep_of(name)
     if folder is not None and recipe is not None:
         same = f"neft sweep-alpha {shlex.quote(str(folder))}"
         raise InputError(Problem("a sweep's folder and --recipe can't stand together: it has its own", recipe, same))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from neftcli.recipe.loading import resolve as resolve_recipe
 from neftcli.recipe.nearest import exists, nearest_path
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.counterpart import find_counterpart
-from neftcli.runs.directory import NAME, RECORD, RunDirectory, find_run
+from neftcli.runs.directory import CELLS, NAME, RECORD, RunDirectory, find_run, find_sweep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -160,6 +161,9 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
     """
     try:
         folder = find_run(name)
+        if folder is None and (sweep := find_sweep(name)) is not None:
+            told = f"a run: ls {shlex.quote(f'{sweep}/{CELLS}')}    shows the sweep's"
+            raise InputError(Problem("this is a sweep; what is evaluated is a run or a model", name, told))
         if folder is None:
             return _model(name, role, overrides)
     except (OSError, ValueError, RuntimeError):  # a name that no file system has

@@ -15,7 +15,7 @@ class CellState:
         key: The first letters of the hash of what determines its weights.
         arm: Its arm in words.
         seed: Its training seed.
-        state: waiting, starting, training, measuring, done, failed or dropped (by racing).
+        state: waiting, starting, training, measuring, stopped, done, failed or dropped (by racing).
         step: Updates done.
         total_steps: Updates in all; 0 while they are not known.
         loss: Held-out loss, measured last; None before.
@@ -24,6 +24,7 @@ class CellState:
         problem: Why it failed, or an empty string.
         measured: Rows or answers that are done of the part that is measured.
         to_measure: Those in all; 0 before.
+        retries: Times that it was begun again in this call, after its worker was lost or a fault.
     """
 
     key: str
@@ -38,6 +39,15 @@ class CellState:
     problem: str = ""
     measured: int = 0
     to_measure: int = 0
+    retries: int = 0
+
+    def name(self) -> str:
+        """The cell in words."""
+        return f"{self.arm}, seed {self.seed}"
+
+    def tries(self) -> str:
+        """That it was tried more than once, in words; else an empty string."""
+        return f"try {self.retries + 1}" if self.retries else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,7 @@ class SweepReport:
         conclusion: What can be said, sentence by sentence.
         scope: What the verdicts are about.
         failed: The cells that failed.
+        retried: Those that were begun again in this call, after their worker was lost or a fault.
         unfinished: Cells that are not done, since the sweep was stopped.
         saved: Cells that racing made needless.
         seconds: Wall time of this call.
@@ -155,6 +166,21 @@ class SweepReport:
     conclusion: tuple[str, ...]
     scope: str
     failed: tuple[CellState, ...]
+    retried: tuple[CellState, ...]
     unfinished: int
     saved: int
     seconds: float
+
+    def failures(self) -> list[str]:
+        """The cells that failed, in words."""
+        return [f"{state.name()} failed: {state.problem}" for state in self.failed]
+
+    def remarks(self) -> list[str]:
+        """What else is to say of the cells."""
+        lines = [f"{state.name()} was begun again ({state.tries()}): its worker was lost" for state in self.retried]
+        if self.unfinished:
+            left = "1 cell is" if self.unfinished == 1 else f"{self.unfinished} cells are"
+            lines.append(f"{left} not done: the table is of those that are")
+        if self.saved:
+            lines.append(f"racing made {self.saved} cell{'s' if self.saved > 1 else ''} needless")
+        return lines

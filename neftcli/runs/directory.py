@@ -22,6 +22,9 @@ SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 SUFFIX = re.compile(r"-a[0-9.e+-]+-s[0-9]+$")
 RECORD = "run.json"
+RECIPE = "recipe.yaml"
+CELLS = "cells"
+"""Where a sweep keeps its runs."""
 TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
 
 
@@ -35,6 +38,16 @@ def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
     except (OSError, ValueError):  # no file system would have this name
         return None
     return found.resolve() if found is not None and not found.name else found  # "." has no name of its own
+
+
+def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
+    """The folder of a sweep: its path, or its name below `parent`; None where there is none."""
+    path = at_home(name)
+    try:
+        places = (path, parent / path)
+        return next((place for place in places if (place / RECIPE).is_file() and (place / CELLS).is_dir()), None)
+    except (OSError, ValueError):  # no file system would have this name
+        return None
 
 
 class RunDirectory:

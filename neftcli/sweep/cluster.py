@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, NeftError, Problem
 from neftcli.events import Event, Notice
+from neftcli.runs.directory import CELLS
 from neftcli.sweep.cell import finished_run, runs_of, stopped_run
 from neftcli.sweep.local import Outcome
-from neftcli.sweep.node import PATIENCE, Errand, Mailbox, Returned, work
+from neftcli.sweep.node import BEGINNING, PATIENCE, Errand, Mailbox, Returned, work
 from neftcli.sweep.travel import arrived, clear_arriving, for_a_node, packed
 from neftcli.training.ending import is_disk_full
 
@@ -97,7 +98,7 @@ class RayEngine:
         """
         queue, tries, halted = deque(cells), Counter[str](), False
         # Runs that go along are large, so then only as many cells are given as soon have room.
-        any_run = any(any(runs_of(self._folder / "cells", cell.key)) for cell in cells)
+        any_run = any(any(runs_of(self._folder / CELLS, cell.key)) for cell in cells)
         most = 2 * self._slots if any_run else len(cells)
         self._idle_since = time.monotonic()
         while queue or self._waiting:
@@ -115,7 +116,7 @@ class RayEngine:
                         self._ray.cancel(ref, force=False)
                 halted = True
             for _ in range(1 + len(ready)):  # what was on its way may lack the last events of a cell that has ended
-                self._tell(told, PATIENCE if ready else 0)
+                self._tell(told, ended, PATIENCE if ready else 0)
             for ref in ready:
                 self._end(ref, queue, tries, ended)
             self._say_where_there_is_no_room(told)
@@ -142,7 +143,7 @@ class RayEngine:
         Raises:
             InputError: Another process is training it.
         """
-        cells = self._folder / "cells"
+        cells = self._folder / CELLS
         run = finished_run(cells, cell.key)
         if run is not None:
             return run
@@ -153,7 +154,9 @@ class RayEngine:
             told(cell, Notice(f"passed over {reason}"))
         return resumption.directory
 
-    def _tell(self, told: Callable[[Cell, Event], None], patience: float) -> None:
+    def _tell(
+        self, told: Callable[[Cell, Event], None], ended: Callable[[Cell, Outcome], None], patience: float
+    ) -> None:
         """Passes on what cells said; a mailbox that is lost costs the showing only."""
         cells = {cell.key: cell for cell in self._waiting.values()}
         self._taking = self._taking or self._mailbox.take.remote()
@@ -166,6 +169,8 @@ class RayEngine:
             return
         for key, event in said:
             if key in cells:
+                if event == BEGINNING and key in self._begun:
+                    ended(cells[key], Outcome("again", problems=(Problem("lost", "its worker or node"),)))
                 self._begun.add(key)
                 told(cells[key], event)
 
@@ -182,6 +187,7 @@ class RayEngine:
         if again and self._stopping:
             ended(cell, Outcome("stopped"))
         elif again and tries[cell.key] <= self._retries:
+            ended(cell, Outcome("again", problems=outcome.problems))
             queue.appendleft(cell)
         else:
             ended(cell, outcome)
@@ -209,7 +215,7 @@ class RayEngine:
             return Outcome("failed", "", (Problem(lost, lines[0], "--set sweep.retries=5"),)), False
         except (NeftError, OSError, tarfile.TarError) as error:
             if is_disk_full(error):
-                where = str(self._folder / "cells")
+                where = str(self._folder / CELLS)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where) from error
             told = f"{type(error).__name__}: {error}"
             return Outcome("failed", "", (Problem(f"{self._folder}: the run can't be written here", told),)), False

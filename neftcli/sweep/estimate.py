@@ -29,6 +29,7 @@ from neftcli.events import CellEstimate, Event, Observer, Phase, Progress, Sweep
 from neftcli.runs.directory import RECORD
 from neftcli.sweep.cell import finished_run, measured
 from neftcli.sweep.local import devices
+from neftcli.sweep.worker import ignore_signals, signals_put_off
 from neftcli.training.materials import Materials, Shelf, load_materials, materials_key
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Costs:
         return {
             "updates": self.preparing + self.updates * self.update,
             "losses": rows * self.row + after["losses"],
-            "answers": self._answers(recipe.evaluation.samples, recipe) + after["answers"],
+            "sample answers": self._answers(recipe.evaluation.samples, recipe),
+            "answers": after["answers"],
         }
 
     def measuring(self, recipe: Recipe) -> dict[str, float]:
@@ -225,7 +227,8 @@ def _probed(recipes: Mapping[str, Recipe], observer: Observer) -> tuple[dict[str
         ours, theirs = context.Pipe()
         arguments = (theirs, tuple(recipes.values()), Path(folder), time.time())
         process = context.Process(target=probe, args=arguments, daemon=True)
-        process.start()
+        with signals_put_off():  # until it ignores them
+            process.start()
         theirs.close()
         try:
             while isinstance(said := ours.recv(), Phase):
@@ -253,7 +256,7 @@ def probe(connection: Connection, recipes: Sequence[Recipe], folder: Path, begun
         folder: Takes all that is written.
         begun: When the process was started, in seconds since the epoch.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the dry run decides what Ctrl-C means
+    ignore_signals()  # the dry run decides what they mean
     with (folder / "output.log").open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -10,8 +10,9 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
+from neftcli.recipe.nearest import nearest_path
 from neftcli.recipe.trust import require_typed_trust
-from neftcli.runs.directory import RECORD, RunDirectory
+from neftcli.runs.directory import CELLS, RECIPE, RECORD, RunDirectory, find_run, find_sweep
 from neftcli.sweep.cell import records
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
     from neftcli.sweep.plan import Cell
 
-RECIPE = "recipe.yaml"
+BEGIN = "the same command again"
 INPUTS = {"data_sha256": "the rows", "model_fingerprint": "the model's files"}
 """What a run's record says of what it was trained on."""
 
@@ -52,7 +53,7 @@ def held(folder: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if folder in made and not any((folder / "cells").glob("*")):
+        if folder in made and not any((folder / CELLS).glob("*")):
             rmtree(folder)
             with suppress(OSError):  # somebody else has begun something there
                 for parent in made[1:]:
@@ -63,11 +64,12 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def explained(again: str) -> Iterator[None]:
+def explained(folder: Path, again: str) -> Iterator[None]:
     """What ends a sweep early, in words that say what is kept.
 
     Args:
-        again: The command that goes on.
+        folder: Of the sweep.
+        again: The command that goes on, once the sweep's recipe is in its folder.
 
     Raises:
         Interrupted: It was stopped at once.
@@ -78,30 +80,41 @@ def explained(again: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        again = again if find_sweep(str(folder)) else BEGIN
         raise Interrupted(Problem("stopped at once; what is done is kept", remedy=again)) from None
     except OSError as error:
         if not is_disk_full(error):
             raise
+        again = again if find_sweep(str(folder)) else BEGIN
         where = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
         raise NeftError(Problem("the disk is full; what is done is kept", where, f"make room, then {again}")) from error
+
+
+def sweep_of(name: str) -> Path:
+    """The folder of the sweep that was typed.
+
+    Raises:
+        InputError: There is none; the nearest is named.
+    """
+    folder = find_sweep(name)
+    if folder is not None:
+        return folder
+    near = nearest_path(Path("runs") / name) or nearest_path(Path(name))
+    if near and find_sweep(near) is not None:
+        again = f"neft sweep-alpha {shlex.quote(near)}"
+        raise InputError(Problem("there is no sweep in this folder", name, again, near))
+    told = "this is a run, not a sweep" if find_run(name) is not None else "there is no sweep in this folder"
+    raise InputError(Problem(told, name, "neft sweep-alpha --recipe quickstart    begins one"))
 
 
 def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:
     """The layers of a sweep that is gone on with: its recipe, and what was typed over it.
 
     Raises:
-        InputError: The folder holds no sweep, or one that would run a model's own code unasked.
+        InputError: It would run a model's own code unasked.
     """
     from neftcli.recipe.loading import file_layers, resolve
 
-    try:
-        found = (folder / RECIPE).is_file() and (folder / "cells").is_dir()
-    except OSError:  # a name that no file system has
-        found = False
-    if not found:
-        raise InputError(
-            Problem(f"{folder}: there is no sweep in this folder", "", "neft sweep-alpha --recipe quickstart")
-        )
     layers = [*file_layers(str(folder / RECIPE)), *typed]
     command = shlex.join(("neft", "sweep-alpha", str(folder)))
     require_typed_trust(resolve(layers), typed, folder / RECIPE, command)
@@ -109,10 +122,10 @@ def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:
 
 
 def require_same_sweep(folder: Path, base: Recipe) -> None:
-    """Checks that what the folder holds is of the same model and rows.
+    """Checks that the sweep which the folder holds differs by its `sweep` section and by what is measured, at most.
 
     Raises:
-        InputError: It is a sweep of something else, whose cells can't stand in one table with these.
+        InputError: Its cells are trained otherwise: these would take their place, or stand in one table with them.
     """
     from neftcli.recipe.loading import differences, load_recipe
 
@@ -120,12 +133,12 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
     if not file.is_file():
         return
     found = differences(load_recipe(str(file)), base)
-    other = [path for path in found if path.startswith(("model.", "data."))]
-    if other:
+    found.pop("neftune.alpha", None)  # each cell has its own
+    if found:
         raise InputError(
             Problem(
-                f"{folder}: this folder holds a sweep of another model or other rows",
-                ", ".join(f"{path} {found[path][1]} (there {found[path][0]})" for path in other),
+                f"{folder}: this folder holds a sweep whose cells are trained otherwise",
+                ", ".join(f"{path} {now} (there {there})" for path, (there, now) in found.items()),
                 "--name NAME for a folder of its own",
             )
         )

@@ -34,12 +34,12 @@ class _Worker:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: done, failed or stopped.
+    """How a cell, or a try of it, ended.
 
     Attributes:
-        state: done, failed or stopped.
+        state: done, failed, stopped, or again: it is back in line.
         run: Its folder, where it is done.
-        problems: Why it failed.
+        problems: Why it failed, or is tried again.
     """
 
     state: str
@@ -147,8 +147,9 @@ class LocalEngine:
         except (EOFError, ConnectionError):
             self._replaced(worker)
             code = worker.process.exitcode
+            times = f" {tries[cell.key] + 1} times" if tries[cell.key] else ""
             died = Problem(
-                f"the worker that trained it died {tries[cell.key] + 1} times",
+                f"the worker that trained it died{times}",
                 f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
                 "a smaller batch or more memory; --set sweep.retries=5 tries more often"
                 if code == -9
@@ -182,6 +183,7 @@ class LocalEngine:
         elif tries[cell.key] > self._retries:
             ended(cell, Outcome("failed", problems=problems))
         else:
+            ended(cell, Outcome("again", problems=problems))
             waiting.appendleft(cell)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Preempted, Problem
-from neftcli.events import Event
+from neftcli.events import Event, Phase
 from neftcli.sweep.cell import do_cell
 from neftcli.sweep.travel import begun_run, name_the_recipe, packed, unpacked, workplace
 from neftcli.sweep.worker import TOLD, why
@@ -17,6 +17,8 @@ from neftcli.sweep.worker import TOLD, why
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
+BEGINNING = Phase("beginning the cell")
+"""The first that a task says; said again, its node was lost and Ray has given it to another one."""
 PATIENCE = 5.0  # seconds for an answer over the network
 
 _shelf: Any = None  # a worker process of Ray does many tasks, and loads once
@@ -139,6 +141,7 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
 
     _shelf = _shelf or Shelf()
     line = _Line(errand.key, mailbox)
+    line.notify(BEGINNING)
     try:
         with workplace() as folder, chdir(folder):
             for place, content in zip(errand.places, contents, strict=True):

@@ -80,11 +80,7 @@ def verdict_text(report: SweepReport) -> str:
         lines += [f"## {escaped(metric)}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
         lines += [_row(_cells(arm, names, metric)) for arm in report.arms]
         lines.append("")
-    lines += [escaped(f"Failed: {state.arm}, seed {state.seed}: {state.problem}") for state in report.failed]
-    if report.unfinished:
-        lines.append(f"{report.unfinished} cells are not done: the table is of those that are.")
-    if report.saved:
-        lines.append(f"Racing made {report.saved} cells needless.")
+    lines += [f"- {escaped(line)}" for line in (*report.failures(), *report.remarks())]
     return "\n".join(lines).rstrip() + "\n"
 
 

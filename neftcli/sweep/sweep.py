@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from dataclasses import dataclass, replace
@@ -22,9 +23,9 @@ from neftcli.events import (
     SweepStarted,
 )
 from neftcli.recipe.loading import resolve, to_yaml
-from neftcli.runs.directory import RECORD, RunDirectory, write_whole
+from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, write_whole
 from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
-from neftcli.sweep.folder import RECIPE, explained, held, require_alike, require_same_inputs, require_same_sweep
+from neftcli.sweep.folder import explained, held, require_alike, require_same_inputs, require_same_sweep
 from neftcli.sweep.local import LocalEngine, Outcome, devices
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.splits import chooses
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("local", "ray")
 RACED = 4  # seeds from which on a race saves something where arms are only worse
+UNBEGUN: dict[str, Any] = {"step": 0, "loss": None, "measured": 0, "to_measure": 0, "remaining": None}
 OTHER_TOKENS = ("model.name", "model.revision", "model.chat_template")  # whose losses can't stand in one table
 
 
@@ -77,7 +79,7 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     base = resolve(request.layers)
     folder = request.folder or Path(base.output_dir) / f"{base.name}-sweep"
     cells = [
-        replace(cell, recipe=replace(cell.recipe, output_dir=str(folder / "cells")))
+        replace(cell, recipe=replace(cell.recipe, output_dir=str(folder / CELLS)))
         for cell in plan_cells(base, request.layers)
     ]
     require_same_inputs(cells, *_check(base, request, observer))
@@ -94,7 +96,7 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         observer.notify(estimate(cells, request.engine, request.race, observer))
         return None
     again = _again(folder, request, base)
-    with explained(again), held(folder):
+    with explained(folder, again), held(folder):
         require_same_sweep(folder, base)
         run = _Sweep(folder, base, cells, observer, again)
         with run.stop.listening(first=run.asked_to_stop):
@@ -166,10 +168,18 @@ def _state(cell: Cell, **known: Any) -> CellState:
     content = measured(run, cell.recipe) if run else None
     settled: dict[str, Any] = {"state": "waiting"}
     if run is not None and content is not None:
-        results = run.read_json(RECORD).get("results")
-        loss = results.get("held_out_loss") if isinstance(results, dict) else None
-        settled = {"state": "done", "run": str(run.path), "loss": loss if isinstance(loss, float) else None}
+        settled = {"state": "done", "run": str(run.path), **_last_evaluation(run)}
     return CellState(cell.key[:8], cell.arm.name(), cell.seed, **(settled | known))
+
+
+def _last_evaluation(run: RunDirectory) -> dict[str, Any]:
+    """What a finished run's last evaluation says for the table; nothing where a person took it away."""
+    try:
+        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["event"] == "Evaluated"]
+        return {"step": rows[-1]["step"], "total_steps": rows[-1]["step"], "loss": rows[-1]["held_out_loss"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 class _Sweep:
@@ -206,8 +216,8 @@ class _Sweep:
         rounds = [[cell for cell in self.cells if cell.seed == seed] for seed in seeds]
         try:
             write_whole(self.folder / RECIPE, to_yaml(self.base))  # only now: nothing changes where there is no engine
-            (self.folder / "cells").mkdir(exist_ok=True)  # with the recipe it is what a sweep is known by
-            clear_unborn(self.folder / "cells")
+            (self.folder / CELLS).mkdir(exist_ok=True)  # with the recipe it is what a sweep is known by
+            clear_unborn(self.folder / CELLS)
             for number, cells in enumerate(rounds if race else [self.cells], 1):
                 racing = [cell for cell in cells if cell.arm not in self.dropped]
                 if self.stop.asked():
@@ -218,7 +228,7 @@ class _Sweep:
         finally:
             self._engine_at_work = None
             engine.close()
-        clear_unborn(self.folder / "cells")
+        clear_unborn(self.folder / CELLS)
         for cell in self.cells:
             if cell.arm in self.dropped and self.states[cell.key].state == "waiting":
                 self._set(cell, state="dropped")
@@ -255,16 +265,21 @@ class _Sweep:
         if outcome.state == "done":
             self._set(cell, state="done", run=outcome.run, remaining=0.0)
         elif outcome.state == "failed":
-            problem = "; ".join(f"{one.violated}: {one.received}" for one in outcome.problems)
-            self._set(cell, state="failed", problem=problem)
+            self._set(cell, state="failed", problem=_why(outcome))
+        elif outcome.state == "again":
+            self._set(cell, state="waiting", **UNBEGUN, retries=self.states[cell.key].retries + 1)
+            name = self.states[cell.key].name()
+            self.observer.notify(Notice(f"{name} is tried again: {_why(outcome)}"))
+        elif self.states[cell.key].state == "waiting":
+            self._set(cell, state="waiting")
         else:
-            self._set(cell, state="waiting", step=0, measured=0, to_measure=0, remaining=None)
+            self._set(cell, state="stopped", remaining=None)
 
     def _measured(self) -> dict[str, dict[str, Any]]:
         """Key of a cell to what was measured of it, and of its answers by the judge."""
         found: dict[str, tuple[RunDirectory, dict[str, Any]]] = {}
         for cell in self.cells:
-            run = finished_run(self.folder / "cells", cell.key)
+            run = finished_run(self.folder / CELLS, cell.key)
             if run is not None and (content := measured(run, cell.recipe)) is not None:
                 found[cell.key] = run, content
         require_alike(found, self.again)
@@ -349,7 +364,8 @@ class _Sweep:
             conclusion=verdict.conclusion,
             scope=verdict.scope,
             failed=tuple(state for state in states if state.state == "failed"),
-            unfinished=sum(state.state in ("waiting", "starting", "training", "measuring") for state in states),
+            retried=tuple(state for state in states if state.retries),
+            unfinished=sum(state.state not in ("done", "failed", "dropped") for state in states),
             saved=sum(state.state == "dropped" for state in states),
             seconds=time.perf_counter() - begun,
         )
@@ -371,11 +387,16 @@ class _Sweep:
             raise self._unwritten
         failed = [state for state in self.states.values() if state.state == "failed"]
         if failed:
-            told = ((f"{one.arm}, seed {one.seed} failed", one.problem) for one in failed)
+            told = ((f"{one.name()} failed", one.problem) for one in failed)
             raise SweepError(*(Problem(*each, self.again) for each in told))
         left = sum(state.state not in ("done", "dropped") for state in self.states.values())
         if left:
             raise Preempted(Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=self.again))
+
+
+def _why(outcome: Outcome) -> str:
+    """Why a cell failed or is tried again, in one line."""
+    return "; ".join(f"{one.violated}: {one.received}" for one in outcome.problems)
 
 
 def _again(folder: Path, request: Request, base: Recipe) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import InputError
 from neftcli.recipe.loading import fingerprint, to_yaml
 from neftcli.runs.checkpoints import Checkpoints
-from neftcli.runs.directory import RECORD, RunDirectory
+from neftcli.runs.directory import CELLS, RECORD, RunDirectory
 from neftcli.sweep.cell import MEASURED, finished_run, measured, settings_key, stopped_run, take_away
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def for_a_node(recipe: Recipe) -> tuple[Recipe, dict[str, Path]]:
     tasks = (path(task, stays=True) if Path(task).suffix in (".yaml", ".yml") else task for task in evaluation.tasks)
     there = replace(
         recipe,
-        output_dir="cells",
+        output_dir=CELLS,
         model=replace(model, name=path(model.name, stays=True), chat_template=path(model.chat_template)),
         data=replace(data, source=path(data.source), held_out_source=path(data.held_out_source)),
         evaluation=replace(evaluation, tasks=tuple(tasks)),
@@ -122,7 +122,7 @@ def arrived(content: bytes, name: str, folder: Path, recipe: Recipe) -> Path:
         OSError: It can't be written.
         TarError: It is damaged.
     """
-    cells = folder / "cells"
+    cells = folder / CELLS
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=ARRIVING, dir=folder) as outer:
         place = Path(outer) / "run"

@@ -38,6 +38,13 @@ def signals_put_off() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def ignore_signals() -> None:
+    """Ignores `SIGNALS`, which were put off until here."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 class Teller:
     """Passes events on to the sweep."""
 
@@ -62,9 +69,7 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
         device: CUDA_VISIBLE_DEVICES, or None to leave it.
         log: Takes what libraries write past their logs.
     """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # put off until here by `signals_put_off`
+    ignore_signals()
     _end_with_the_parent()
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)

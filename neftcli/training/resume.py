@@ -15,7 +15,7 @@ from neftcli.recipe.loading import differences, file_layers, load_recipe, resolv
 from neftcli.recipe.nearest import at_home, nearest_path
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
-from neftcli.runs.directory import RECORD, RunDirectory, find_run
+from neftcli.runs.directory import RECORD, RunDirectory, find_run, find_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,6 +174,8 @@ def _no_run(name: str) -> Problem:
     inside = next((parent for parent in path.parents if (parent / RECORD).is_file()), None)
     if inside is not None:  # a checkpoint's folder
         return Problem("--resume takes the run's own folder", name, f"neft train --resume {shlex.quote(str(inside))}")
+    if (sweep := find_sweep(name)) is not None:
+        return Problem("--resume takes a run; this is a sweep", name, f"neft sweep-alpha {shlex.quote(str(sweep))}")
     nearest = nearest_path(Path("runs") / name) or nearest_path(path)
     if nearest and (Path(nearest) / RECORD).is_file():
         again = f"neft train --resume {shlex.quote(nearest)}"

@@ -173,9 +173,14 @@ class _Run:
         )
         with self.stop.at_once():
             base = self._base(materials, model)
-        tuned, last = self._train(materials, model, base, found)
-        with self.stop.at_once():
-            after = self._answers("answering the same prompts after training", tuned, materials)
+        trainer, last = self._train(materials, model, base, found)
+        tuned = trainer.model
+        try:
+            with self.stop.at_once():
+                after = self._answers("answering the same prompts after training", tuned, materials)
+        except StopRequested:
+            trainer.save_behind_the_last(last.step)
+            raise
         examples = prepared.held_out_examples
         samples = tuple(
             Sample(*prompt_and_reference(example), old, new)
@@ -294,7 +299,7 @@ class _Run:
             watch.evaluate_now(total_steps, last=True)
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
             raise StopRequested
-        return tuned, watch.evaluated
+        return trainer, watch.evaluated
 
     def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
         """Trains from the first update, or from behind that of the checkpoint."""

@@ -103,6 +103,11 @@ class Trainer(SFTTrainer):
         """The weights of a checkpoint behind the last update, with nothing left to train."""
         self._load_from_checkpoint(str(checkpoint))
 
+    def save_behind_the_last(self, step: int) -> None:
+        """A checkpoint behind the last update, `step`, where there is none."""
+        if not self.checkpoints.place(step).is_dir():
+            self._save_checkpoint(self.model, None)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves all that the run goes on from; rank 0 writes the manifest when every rank has written its part."""
         step = self.state.global_step

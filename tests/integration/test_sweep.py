@@ -121,6 +121,14 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
         key: report[key] for key in ("arms", "conclusion")
     }
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("model/*")} == stamps
+    assert again[-1]["retried"] == []
+    rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
+    assert {(row["step"], row["total_steps"]) for row in rows} == {("3", "3")}
+    # Other options of the weights would be other cells in the same table.
+    refused = neft("sweep-alpha", folder, "--max-steps", "4")
+    assert refused.code == 2
+    assert "this folder holds a sweep whose cells are trained otherwise" in refused.err
+    assert "training.max_steps 4 (there 3)" in refused.err
     # More seeds: the cells that are there stay.
     more = events(neft("sweep-alpha", folder, "--seeds", "3", "--json").out)
     assert [arm["seeds"] for arm in more[-1]["arms"]] == [3, 3]
@@ -188,6 +196,25 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     undisturbed = tmp_path / "other"
     assert neft(*arguments, "--output-dir", undisturbed, "--set", f"output_dir={undisturbed}").code == 0
     assert cells_of(folder) == cells_of(undisturbed / "tiny-sweep")
+
+
+def test_a_cell_that_is_tried_again_is_named(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    """In the lines, the table and the verdict; its worker is killed while it trains."""
+    arguments = [*arguments, "--alphas", "0", "--seeds", "1", "--set", "training.logging_steps=1"]
+    folder = tmp_path / "runs" / "tiny-sweep"
+    process = started([*arguments, "--set", "training.max_steps=60", "--json"])
+    worker = worker_of(process)
+    wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
+    os.kill(worker, signal.SIGKILL)
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    told = events(out)
+    died = "alpha 0, seed 0 is tried again: the worker that trained it died: signal 9"
+    assert [one["message"] for one in told if one["event"] == "Notice" and "again" in one["message"]] == [died]
+    assert [state["retries"] for state in told[-1]["retried"]] == [1]
+    assert "alpha 0, seed 0 was begun again (try 2): its worker was lost" in (folder / "verdict.md").read_text()
+    [row] = csv.DictReader((folder / "cells.csv").read_text().splitlines())
+    assert (row["state"], row["retries"]) == ("done", "1")
 
 
 def test_a_signal_to_all_while_a_worker_starts_is_no_fault_and_the_sweep_can_be_gone_on_with(
@@ -351,12 +378,18 @@ def test_what_can_not_be_swept_is_refused_before_anything_is_made(
 
 
 def test_a_folder_without_a_sweep_and_another_models_sweep_are_refused(
-    neft: Neft, arguments: list[str], tmp_path: Path
+    neft: Neft, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "there is no sweep in this folder" in neft("sweep-alpha", tmp_path).err
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "tiny-sweep"
     (folder / "cells" / "one").mkdir(parents=True)
     (folder / "recipe.yaml").write_text("data: {max_rows: 20}\n")
+    near = neft("sweep-alpha", "tiny-swep").err
+    assert "nearest runs/tiny-sweep" in " ".join(near.split())
+    assert "neft sweep-alpha runs/tiny-sweep" in near
+    assert "this is a sweep" in neft("train", "--resume", "tiny-sweep").err
+    assert "this is a sweep" in neft("eval", folder).err
     result = neft(*arguments)
     assert result.code == 2
-    assert "this folder holds a sweep of another model or other rows" in result.err
+    assert "this folder holds a sweep whose cells are trained otherwise" in result.err

@@ -236,7 +236,7 @@ RESUMABLE = 75
             Killer(phase="answering the same prompts after training", signal=signal.SIGTERM),
             RESUMABLE,
             "preempted",
-            "checkpoint-14",
+            "checkpoint-16",
         ),
         (Killer(phase="loading the model"), -signal.SIGKILL, "running", None),
         (Killer(phase="loading the model", signal=signal.SIGTERM), RESUMABLE, "preempted", None),

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from neftcli import events
 from neftcli.cli.display import report, sweep, text, words
+from neftcli.cli.display.following import following
 
 RECENT_ROWS = 10
 EVALUATED_ROWS = 6
@@ -282,11 +283,7 @@ def closing(event: events.RunFinished) -> RenderableType:
         grid.add_row(" ", Text("base", style="dim"), text.shortened(sample.base))
         grid.add_row(" ", Text("tuned", style="dim"), text.shortened(sample.tuned))
         parts += [Text(), grid]
-    commands = Table.grid(padding=(0, 1))
-    for number, (command, reason) in enumerate(text.next_commands(event)):
-        commands.add_row(" next " if number == 0 else "", Text(command, style="bold", overflow="fold"))
-        commands.add_row("", Text(reason, style="dim"))
-    return Group(*parts, Text(), commands)
+    return Group(*parts, Text(), following(text.next_commands(event)))
 
 
 def inspected(event: events.InspectedRow) -> RenderableType:

@@ -154,7 +154,9 @@ class PlainLines:
         loss = f" held_out_loss={event.loss:.4f}" if event.loss is not None else ""
         left = f" eta={event.remaining:.0f}s" if event.remaining else ""
         problem = f" problem={event.problem}" if event.problem else ""
-        return [f"cell {event.key}: {event.arm} seed={event.seed} state={event.state}{step}{loss}{left}{problem}"]
+        tries = f" try={event.retries + 1}" if event.retries else ""
+        more = f"{step}{loss}{left}{tries}{problem}"
+        return [f"cell {event.key}: {event.arm} seed={event.seed} state={event.state}{more}"]
 
     @_lines.register
     def _(self, event: events.SweepReport) -> list[str]:
@@ -164,13 +166,11 @@ class PlainLines:
             lines.append(f"{arm.name()}: seeds={arm.seeds} {values}")
             lines += [self._compared(arm, one) for one in arm.comparisons]
         lines += [*event.conclusion, event.scope]
-        lines += [f"failed: {state.arm} seed={state.seed}: {state.problem}" for state in event.failed]
-        if event.unfinished:
-            lines.append(f"unfinished: {event.unfinished} cells")
-        if event.saved:
-            lines.append(f"saved by racing: {event.saved} cells")
+        lines += [*event.failures(), *event.remarks()]
         best = f", best -> {event.recommended}" if event.recommended else ""
-        return [*lines, f"finished: {event.folder} in {event.seconds:.0f}s{best}"]
+        how = "stopped" if event.unfinished else "finished"
+        lines.append(f"{how}: {event.folder} in {event.seconds:.0f}s{best}")
+        return lines + [f"next: {command}    {reason}" for command, reason in words.next_of_a_sweep(event)]
 
     def _compared(self, arm: events.ArmRow, one: events.Comparison) -> str:
         return (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from neftcli.cli.display.text import all_harmless
+from neftcli.cli.display.text import all_harmless, some
 from neftcli.errors import Problem
 
 
@@ -21,5 +21,4 @@ def print_problems(problems: Sequence[Problem], *, started: bool) -> None:
             label, text = line[:11], line[11:]
             console.print(Text.assemble((label, "dim"), text))
     if not started:
-        count = len(problems)
-        console.print(Text(f"{count} problem{'s' if count > 1 else ''}; nothing was started.", style="dim"))
+        console.print(Text(f"{some(len(problems), 'problem')}; nothing was started.", style="dim"))

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neftcli.cli.display import text, words
+from neftcli.cli.display.following import following
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 
 WIDE = 126
@@ -35,9 +36,7 @@ def evaluated(report: EvaluationReport, width: int) -> RenderableType:
         Text(),
         Text.assemble((" finished", "bold green"), (f" {text.duration(report.seconds)}  ", "dim"), report.folder),
     ]
-    for number, (command, reason) in enumerate(words.next_commands(report)):
-        parts.append(Text.assemble(" next  " if number == 0 else "       ", (command, "bold"), ("   " + reason, "dim")))
-    return Group(*parts)
+    return Group(*parts, following(words.next_commands(report)))
 
 
 def _sentence(line: str, style: str) -> RenderableType:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neftcli.cli.display import text, words
+from neftcli.cli.display.following import following
 from neftcli.events import ArmRow, CellState, Comparison, SweepEstimate, SweepReport
 
 STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
@@ -42,7 +43,7 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
         table.add_row(
             f" {state.arm}",
             str(state.seed),
-            Text(state.state, style=STATE_STYLES.get(state.state, "dim")),
+            Text(", ".join(filter(None, (state.state, state.tries()))), style=STATE_STYLES.get(state.state, "dim")),
             f"{part}/{total}" if total else "",
             text.loss(state.loss) if state.loss is not None else "",
             text.duration(state.remaining) if state.remaining and total else "",
@@ -92,16 +93,13 @@ def verdict(report: SweepReport, width: int) -> RenderableType:
         parts += [_table(report, metric, wide=width >= WIDE), Text()]
     parts += [Padding(Text(line, style="bold"), INDENT) for line in report.conclusion]
     parts.append(Padding(Text(report.scope), INDENT))
-    parts += [
-        Text(f" ! {state.arm}, seed {state.seed} failed: {state.problem}", style="red") for state in report.failed
-    ]
-    if report.unfinished:
-        parts.append(Text(f" ! {report.unfinished} cells are not done; this is of those that are", style="yellow"))
-    if report.saved:
-        parts.append(Text(f" Racing made {report.saved} cells needless."))
-    done = Text.assemble((" finished", "bold green"), (f" {text.duration(report.seconds)}  ", "dim"), report.folder)
+    parts += [Padding(Text(f"! {line}", style="red"), INDENT) for line in report.failures()]
+    parts += [Padding(Text(f"! {line}", style="yellow"), INDENT) for line in report.remarks()]
+    how = (" stopped", "bold yellow") if report.unfinished else (" finished", "bold green")
+    done = Text.assemble(how, (f" {text.duration(report.seconds)}  ", "dim"), report.folder)
     best = f", best -> {report.recommended}" if report.recommended else ""
-    return Group(*parts, Text(), done, Text(f"       verdict.md, cells.csv, plots/{best}", style="dim"))
+    left = Text(f"       verdict.md, cells.csv, plots/{best}", style="dim")
+    return Group(*parts, Text(), done, left, following(words.next_of_a_sweep(report)))
 
 
 def _table(report: SweepReport, metric: str, *, wide: bool) -> Table:

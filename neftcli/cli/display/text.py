@@ -42,6 +42,11 @@ def count(number: float) -> str:
     return f"{number / 1e6:.1f} M" if number < 1e9 else f"{number / 1e9:.2f} B"
 
 
+def some(number: int, noun: str) -> str:
+    """A number of things: "1 arm", "3 arms"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def gibibytes(number: int) -> str:
     """Bytes in GiB."""
     return f"{number / 2**30:.1f} GiB"
@@ -161,10 +166,10 @@ def data_notices(event: DataReady) -> list[str]:
 def sweep_line(event: SweepStarted) -> str:
     """What a sweep will do."""
     done = sum(state.state == "done" for state in event.cells)
-    arms = len({state.arm for state in event.cells})
-    seeds = len({state.seed for state in event.cells})
+    arms = some(len({state.arm for state in event.cells}), "arm")
+    seeds = some(len({state.seed for state in event.cells}), "seed")
     before = f", {done} of them done before" if done else ""
-    return f"{event.folder} · {arms} arms x {seeds} seeds = {len(event.cells)} cells{before}"
+    return f"{event.folder} · {arms} x {seeds} = {some(len(event.cells), 'cell')}{before}"
 
 
 def estimate_lines(event: SweepEstimate) -> list[str]:
@@ -172,10 +177,9 @@ def estimate_lines(event: SweepEstimate) -> list[str]:
     if not event.cells:
         return ["nothing is left to do"]
     least, most = (roughly(bound(cell.seconds for cell in event.cells)) for bound in (min, max))
-    cells, workers = len(event.cells), event.workers
     lines = [
         f"about {least}{'' if least == most else f' to {most}'} a cell, {roughly(event.seconds)} in all "
-        f"({cells} cell{'s' if cells > 1 else ''}, {workers} worker{'s' if workers > 1 else ''})"
+        f"({some(len(event.cells), 'cell')}, {some(event.workers, 'worker')})"
     ]
     if event.parts:
         lines.append("of a cell: " + ", ".join(f"{name} {roughly(part)}" for name, part in event.parts.items() if part))
@@ -215,7 +219,7 @@ def rows(places: tuple[str, ...]) -> str:
     file = first.rpartition(", ")[0]
     same = [other.removeprefix(f"{file}, ") if file else other for other in others]  # a file is named once
     shown = "; ".join([first, *same]) + ("; ..." if len(places) > PLACES else "")
-    return f"{len(places)} row{'s' if len(places) > 1 else ''} ({shown})"
+    return f"{some(len(places), 'row')} ({shown})"
 
 
 def difference(before: float | None, after: float | None) -> str:

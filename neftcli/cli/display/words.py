@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+
 from neftcli.cli.display.text import comparing
-from neftcli.events import Comparison, Estimated, EvaluatedModel, EvaluationReport, RowsReady
+from neftcli.events import Comparison, Estimated, EvaluatedModel, EvaluationReport, RowsReady, SweepReport
 
 SHARES = ("token accuracy", "exact match", "win rate", "win rate, matched", "cut at the limit", "2-gram repetition")
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
@@ -95,4 +97,17 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
     has_answers = any(row.metric == "answer tokens" for row in report.metrics)
     if not report.shown and has_answers and len(report.models) > 1:
         commands.append(("the same command with --show 5", "answers side by side"))
+    return commands
+
+
+def next_of_a_sweep(report: SweepReport) -> list[tuple[str, str]]:
+    """What to type next, and why; an unfinished sweep says how it is gone on with as it ends."""
+    commands = []
+    folder, seeds = shlex.quote(report.folder), max(arm.seeds for arm in report.arms)
+    if report.unfinished or report.failed:
+        return []
+    if report.recommended:
+        commands.append((f"neft eval {folder}/best --show 5", "its answers beside those of the base model"))
+    if any(one.verdict == "not distinguishable" for arm in report.arms for one in arm.comparisons):
+        commands.append((f"neft sweep-alpha {folder} --seeds {2 * seeds}", "more evidence; what is done stays"))
     return commands

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -258,10 +259,12 @@ SWEEP = events.SweepReport(
     conclusion=("Nothing here is better than no noise in held-out loss.",),
     scope="Verdicts are over examples, for these 3 seeds.",
     failed=(events.CellState("abc", "alpha 10", 1, "failed", problem="the loss became nan"),),
+    retried=(events.CellState("def", "alpha 5", 0, "done", retries=1),),
     unfinished=1,
     saved=2,
     seconds=83.0,
 )
+DONE = replace(SWEEP, failed=(), retried=(), unfinished=0, saved=0)
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
@@ -283,18 +286,21 @@ def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
     assert all(len(line.rstrip()) <= width for line in shown.splitlines())
     whole = " ".join(shown.split())
     for fact in (
-        "2 arms x 1 seeds = 2 cells, 1 of them done before",
+        "2 arms x 1 seed = 2 cells, 1 of them done before",
         "alpha 0 was added",
         "3/54",
         "-0.0310 ... +0.0040",
         "not distinguishable",
         "Nothing here is better than no noise",
         "alpha 10, seed 1 failed: the loss became nan",
-        "1 cells are not done",
-        "Racing made 2 cells needless.",
+        "1 cell is not done",
+        "racing made 2 cells needless",
+        "alpha 5, seed 0 was begun again (try 2)",
+        "stopped 1:23 runs/mine-sweep",
         "best -> alpha 0",
     ):
         assert fact in whole, fact
+    assert " next " not in whole, "the error at its end says how it is gone on with"
 
 
 def test_a_sweep_in_plain_lines_tells_each_change_once() -> None:
@@ -305,8 +311,17 @@ def test_a_sweep_in_plain_lines_tells_each_change_once() -> None:
     display.notify(SWEEP)
     lines = stream.getvalue().splitlines()
     assert sum(line.startswith("cell abc") for line in lines) == 6
-    assert lines[-1] == "finished: runs/mine-sweep in 83s, best -> alpha 0"
-    assert "failed: alpha 10 seed=1: the loss became nan" in lines
+    assert lines[-1] == "stopped: runs/mine-sweep in 83s, best -> alpha 0"
+    assert "alpha 10, seed 1 failed: the loss became nan" in lines
+
+
+def test_a_finished_sweep_says_what_to_type_next() -> None:
+    lines = PlainLines(io.StringIO())._lines(DONE)
+    assert lines[-3:] == [
+        "finished: runs/mine-sweep in 83s, best -> alpha 0",
+        "next: neft eval runs/mine-sweep/best --show 5    its answers beside those of the base model",
+        "next: neft sweep-alpha runs/mine-sweep --seeds 6    more evidence; what is done stays",
+    ]
 
 
 @pytest.mark.parametrize(

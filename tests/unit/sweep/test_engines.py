@@ -123,7 +123,10 @@ def test_a_fault_is_tried_again_and_what_is_wrong_is_not(tmp_path: Path) -> None
     """As often as the local engine does it."""
     [cell, *_] = plan("sweep.alphas=[5]")
     problem = (Problem("x"),)
-    assert ended(engine(tmp_path, Returned("failed", problem, again=True), retries=2), cell) == (["failed"], 3)
+    assert ended(engine(tmp_path, Returned("failed", problem, again=True), retries=2), cell) == (
+        ["again", "again", "failed"],
+        3,
+    )
     assert ended(engine(tmp_path, Returned("failed", problem), retries=2), cell) == (["failed"], 1)
     stopping = engine(tmp_path, Returned("failed", problem, again=True))
     stopping.stop()
@@ -177,12 +180,13 @@ def test_a_full_disk_ends_the_sweep_and_not_cell_by_cell(
     [cell, *_] = plan("sweep.alphas=[5]")
     let_no_run_arrive(error, monkeypatch)
     full = engine(tmp_path, Returned("done", name="x", content=b"tar"))
-    with pytest.raises(NeftError, match="the disk is full; what is done is kept") as caught, explained("neft again"):
+    kept = "the disk is full; what is done is kept"
+    with pytest.raises(NeftError, match=kept) as caught, explained(tmp_path, "neft again"):
         ended(full, cell)
     assert not isinstance(caught.value, InputError), "something was started"
     [problem] = caught.value.problems
     assert str(tmp_path) in problem.received
-    assert problem.remedy == "make room, then neft again"
+    assert problem.remedy == "make room, then the same command again"
 
 
 # What goes along with a cell

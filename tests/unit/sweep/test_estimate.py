@@ -88,9 +88,10 @@ def test_a_cell_is_the_sum_of_its_parts() -> None:
     """By hand: 20 answers are two batches of 8 and one of 4, which lies on the line through the two sizes."""
     recipe = recipe_of()
     assert COSTS.worker(recipe) == 10 + 24 * 0.5 + 6
-    assert COSTS.cell(recipe) == {"updates": 4 + 40, "losses": (2 * 24 + 20) * 0.5, "answers": 6 + 2 * 16 + 8}
+    losses = (2 * 24 + 20) * 0.5
+    assert COSTS.cell(recipe) == {"updates": 4 + 40, "losses": losses, "sample answers": 6, "answers": 2 * 16 + 8}
     assert COSTS.measuring(recipe) == {"losses": 10, "answers": 40}
-    assert COSTS.cell(recipe_of(answers=False))["answers"] == 6
+    assert COSTS.cell(recipe_of(answers=False)) == COSTS.cell(recipe) | {"answers": 0}
     assert replace(COSTS, batches={}).cell(recipe)["answers"] == 0
     assert replace(COSTS, batches={8: 16.0}).measuring(recipe)["answers"] == 3 * 16
 

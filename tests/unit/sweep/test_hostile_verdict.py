@@ -36,6 +36,7 @@ def report_with(text: str) -> events.SweepReport:
         conclusion=SWEEP.conclusion,
         scope=SWEEP.scope,
         failed=failed,
+        retried=(),
         unfinished=0,
         saved=0,
         seconds=1.0,
