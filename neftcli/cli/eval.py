@@ -44,11 +44,13 @@ def evaluate(
     """Measure a run or a model on held-out rows, and compare it.
 
     Loss, answers, a judge and benchmark tasks, against a baseline and the base model. What was measured before is
-    kept, and not measured again: an evaluation that was stopped goes on.
+    kept, and not measured again: an evaluation that was stopped (Ctrl-C, SIGTERM or SIGUSR1: exit code 75) goes on.
     """
     from neftcli.evaluation.evaluate import Request
     from neftcli.evaluation.evaluate import evaluate as run
+    from neftcli.training.stopping import Stop
 
     request = Request(subject, baseline, dataset, split, max_rows, tuple(overrides), base, answers, show, export)
-    with choose_display(json_lines=json_lines, quiet=quiet) as display:
+    stop = Stop()
+    with choose_display(json_lines=json_lines, quiet=quiet) as display, stop.listening(), stop.at_once():
         run(request, display)

@@ -24,7 +24,7 @@ OF_ANSWERS = ("evaluation.judge.base_url", "evaluation.judge.model", "evaluation
 @with_overrides("sweep-alpha", OF_CELLS | frozenset(OF_ANSWERS))
 def sweep_alpha(
     overrides: list[dict[str, Any]],
-    name: Annotated[
+    earlier: Annotated[
         str | None,
         typer.Argument(metavar="[SWEEP]", help="A sweep to go on with: its folder, or name.", show_default=False),
     ] = None,
@@ -60,10 +60,10 @@ def sweep_alpha(
     from neftcli.sweep.folder import layers_of, sweep_of
     from neftcli.sweep.sweep import Request, sweep
 
-    if name is not None and re.fullmatch(r"[\d.]+", name) and not Path(name).exists():
+    if earlier is not None and re.fullmatch(r"[\d.]+", earlier) and not Path(earlier).exists():
         listed = "--alphas 0,5,10"
-        raise InputError(Problem("the alphas are one list, with commas", name, f"neft sweep-alpha {listed}"))
-    folder = None if name is None else sweep_of(name)
+        raise InputError(Problem("the alphas are one list, with commas", earlier, f"neft sweep-alpha {listed}"))
+    folder = None if earlier is None else sweep_of(earlier)
     if folder is not None and recipe is not None:
         same = f"neft sweep-alpha {shlex.quote(str(folder))}"
         raise InputError(Problem("a sweep's folder and --recipe can't stand together: it has its own", recipe, same))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +26,7 @@ def usage_problem(error: Any) -> Problem:
     options, message = _options(error.ctx), error.format_message()
     if name := getattr(error, "option_name", None):
         if "such option" in message:
+            name = _whole(name)
             nearest = _nearest(name, options)
             return Problem(f"{command}: there is no option {name}", name, _help(command), nearest)
         return Problem(_sentence(message), name, f"{name} VALUE" if "requires" in message else name)
@@ -51,7 +53,14 @@ def _nearest(name: str, options: Sequence[str]) -> str:
     if elsewhere is not None and flags[elsewhere] in options:
         return str(flags[elsewhere])
     parts = [one for one in options if len(name) > SHORT and name[2:] in one]
-    return next(iter([*get_close_matches(name, options, n=1), *parts]), "")
+    return next(iter([*get_close_matches(f"--{name.lstrip('-')}", options, n=1), *parts]), "")
+
+
+def _whole(name: str) -> str:
+    """The option as it was typed, of which the parser takes the first letter alone: -alpha."""
+    if name.startswith("--"):
+        return name
+    return next((typed for typed in sys.argv if typed.startswith(name) and typed[:2] != "--"), name).partition("=")[0]
 
 
 def _extra(command: str, arguments: str, options: Sequence[str]) -> Problem:
@@ -64,6 +73,8 @@ def _extra(command: str, arguments: str, options: Sequence[str]) -> Problem:
         return Problem(f"{command}: the alphas are one list, with commas", arguments, f"{command} --alphas 0,5,10")
     if "--recipe" in options and (arguments in catalog.names() or Path(first).suffix in (".yaml", ".yml")):
         return Problem(said, arguments, f"{command} --recipe {quoted}")
+    if command == "neft eval" and len(arguments.split()) == 1:
+        return Problem(f"{command}: one run or model is measured", arguments, f"{command} RUN --baseline {quoted}")
     if "--dataset" in options and Path(arguments).exists():
         return Problem(said, arguments, f"{command} --dataset {quoted}")
     return Problem(said, arguments, _help(command))

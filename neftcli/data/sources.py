@@ -84,8 +84,8 @@ def _files(path: Path) -> list[Path]:
     if not exists(path):
         raise DataError(
             Problem(
-                f"data: there is no file or folder of this name: {path}",
-                "",
+                "data: there is no file or folder of this name",
+                str(path),
                 f"a file, a folder, a hub id (owner/name), or {BUILTIN}",
                 nearest_path(path, [BUILTIN, *HUB_ALIASES]),
             )
@@ -129,6 +129,9 @@ def _rows_wanted(path: Path) -> str:
     }
     ending = _ending(path)
     return rows.get(".csv" if ending == ".tsv" else ending, f"a row a line: {ONE_ROW}")
+
+
+CUT = "the file ends within a row: fetch or write it again"
 
 
 class _NotJson(Exception):  # noqa: N818 - told with file and line by whoever catches it
@@ -183,7 +186,7 @@ def _read_json_lines(path: Path, name: str) -> Iterator[Row]:
             value = _parsed(line)
         except _NotJson as error:
             cut = not line.endswith("\n") and ("Unterminated" in error.said or error.position >= len(line.rstrip()))
-            remedy = "the file ends within a row: fetch or write it again" if cut else showing(path, number)
+            remedy = CUT if cut else showing(path, number)
             problems.append(Problem(f"{where}: {error.said} (column {error.column})", error.typed, remedy))
         else:
             if isinstance(value, dict):
@@ -214,7 +217,10 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
         value = _parsed(text)
     except _NotJson as error:
         several = error.said.endswith("Extra data")
-        remedy = renaming(path, with_ending(path, ".jsonl")) if several else showing(path, error.line)
+        cut = error.position >= len(text.rstrip())
+        remedy = CUT if cut else showing(path, error.line)
+        if several:
+            remedy = renaming(path, with_ending(path, ".jsonl"))
         raise DataError(
             Problem(f"{name}, line {error.line}: {error.said} (column {error.column})", error.typed, remedy)
         ) from None

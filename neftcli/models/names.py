@@ -39,6 +39,13 @@ class Alias:
     package: str = ""
     install: str = ""
 
+    def packaged(self) -> Path | None:
+        """The .gguf file inside its package, which is found and not imported; None where there is none."""
+        spec = importlib.util.find_spec(self.package) if self.package else None
+        places = spec.submodule_search_locations if spec is not None else None
+        files = (file for place in places or () for file in sorted(Path(place).glob("*.gguf")))
+        return next(files, None)
+
 
 def _llama(
     hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool
@@ -150,7 +157,7 @@ def resolve(name: str, revision: str | None = None) -> Reference:
         )
     alias = ALIASES.get(name)
     if alias is not None:
-        packaged = _packaged_gguf(alias.package) if alias.package and revision is None else None
+        packaged = alias.packaged() if revision is None else None
         if packaged is not None:
             return Reference(name, "gguf", str(packaged), None, alias)
         return Reference(name, "hub", alias.hub_id, revision, alias)
@@ -205,15 +212,3 @@ def _on_the_hub(name: str, revision: str | None, path: Path) -> Reference:
     likest = max(ALIASES, key=lambda alias: SequenceMatcher(None, name, alias).ratio())  # the first of several
     nearest = likest if get_close_matches(name, [likest]) else nearest_path(path)
     raise ModelError(Problem("model.name: this is no alias, no folder and no hub id", name, LIST, nearest))
-
-
-def _packaged_gguf(package: str) -> Path | None:
-    """The .gguf file inside an installed package, which is found and not imported."""
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        return None
-    for place in spec.submodule_search_locations or ():
-        files = sorted(Path(place).glob("*.gguf"))
-        if files:
-            return files[0]
-    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -263,7 +264,9 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
         for detail in error.errors():
             path, setting = _known_prefix(detail["loc"], known), merged[_known_prefix(detail["loc"], merged)]
             violated = f"{setting.origin}: {path} must be {describe(known[path].type)}"
-            problems.append(Problem(violated, setting.typed, _meant(path, setting.value)))
+            near = _nearest_choice(known[path], setting.value)
+            remedy = _meant(path, setting.value) or _to_type(known[path], setting.origin, near)
+            problems.append(Problem(violated, setting.typed, remedy, near))
         return None, list(dict.fromkeys(problems))  # a union reports each of its choices
 
 
@@ -275,6 +278,47 @@ def _meant(path: str, value: Any) -> str:
     if path == "neftune.alpha":
         return f"neft sweep-alpha --alphas {listed}"
     return f"--seeds {listed.count(',') + 1}    a number of seeds" if path == "sweep.seeds" else ""
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words that a value may be; none where it is no choice."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in arguments]
+    inner = arguments[:1] if get_origin(annotation) is Annotated else arguments
+    return [word for argument in inner for word in _choices(argument)]
+
+
+def _nearest_choice(key: Key, value: Any) -> str:
+    """The choice of an option that begins like `value`, the default first, or is like it; empty where none is."""
+    typed = str(value[0] if isinstance(value, tuple) and len(value) == 1 else value)
+    choices = _choices(key.type)
+    begins = [word for word in (str(key.default), *choices) if word in choices and typed and word.startswith(typed)]
+    return "".join([*begins, *get_close_matches(typed, choices, n=1)][:1])
+
+
+def _to_type(key: Key, origin: str, near: str) -> str:
+    """What to type in place of a value that can't be: the choice that is near it, or the default."""
+    if key.default is None and not near:
+        return "leave it out    it needs no value"
+    value = near or key.default
+    why = "" if near else "    the default"
+    if origin == key.option.flag:
+        return f"{origin} {','.join(map(_written, value)) if isinstance(value, tuple) else _written(value)}{why}"
+    if origin.startswith("--set"):
+        return f"--set {shlex.quote(f'{key.path}={_written(value)}')}{why}"
+    return f"{key.path.rpartition('.')[2]}: {_written(value)}{why}"
+
+
+def _written(value: Any) -> str:
+    """A value as YAML has it in a line."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_written(one)}' for name, one in value.items())}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 def _known_prefix(location: tuple[Any, ...], known: Container[str]) -> str:

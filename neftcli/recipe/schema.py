@@ -169,7 +169,9 @@ class Quantization:
 class Training:
     """The optimiser's work."""
 
-    num_train_epochs: Annotated[Positive, Option("Passes over the training rows.", "--epochs")] = 3.0
+    num_train_epochs: Annotated[
+        Annotated[float, Gt(0), Le(100_000)], Option("Passes over the training rows.", "--epochs")
+    ] = 3.0
     max_steps: Annotated[
         Count | None, Option("Stop after so many updates, whatever the epochs say.", "--max-steps")
     ] = None

@@ -14,8 +14,11 @@ from neftcli.runs.directory import RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.training.stopping import StopRequested
 
-FULL = ("No space left", "os error 28", "os error 122", "PytorchStreamWriter failed")
-"""How torch and safetensors, which write in code of their own, say that the disk is full."""
+FULL = ("No space left", "os error 28", "os error 122")
+"""How safetensors, which writes in code of its own, says that the disk is full."""
+WRITER = "PytorchStreamWriter failed"
+"""How torch says that a file could not be written, for whatever reason."""
+LITTLE = 2**26  # bytes free: with less, that reason is a full disk
 
 
 @contextmanager
@@ -62,11 +65,11 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
     from neftcli.machine.device import is_out_of_memory
 
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if is_disk_full(error):
-        free = shutil.disk_usage(directory.path).free / 2**20
+    free = shutil.disk_usage(directory.path).free
+    if is_disk_full(error) or (WRITER in str(error) and free < LITTLE):
         return Problem(
             f"the disk is full; {_safe(directory)}",
-            f"{said} ({free:.0f} MiB are free at {directory.path})",
+            f"{said} ({free / 2**20:.0f} MiB are free at {directory.path})",
             f"make room, then {_again(directory)}",
         )
     if is_out_of_memory(error):
@@ -75,7 +78,8 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
             said,
             "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
         )
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+    refused = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    if refused or WRITER in str(error):
         return Problem(f"a file can't be written; {_safe(directory)}", said, _again(directory))
     return None
 

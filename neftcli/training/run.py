@@ -32,6 +32,7 @@ from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
 from neftcli.models.by_recipe import longest_prompt
 from neftcli.models.gguf import sha256
+from neftcli.models.layers import require_layers
 from neftcli.models.names import Reference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.checkpoints import Checkpoints
@@ -158,6 +159,7 @@ class _Run:
     def do(self, materials: Materials, model: PreTrainedModel) -> tuple[RunFinished, Any]:
         """Does the run with `model`, which is changed, and returns how it ended and the tuned model."""
         recipe, machine, prepared = self.recipe, materials.machine, materials.prepared
+        require_layers(model, recipe.adapter)
         found = {
             "data_sha256": prepared.counts.fingerprint,
             "tokens_sha256": tokens_sha256(prepared.train),
@@ -259,6 +261,7 @@ class _Run:
         from neftcli.training.watch import Watch
 
         machine, prepared = materials.machine, materials.prepared
+        parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
         batching = settled_batching(self.recipe.training.batching, model)
         recipe = replace(self.recipe, training=replace(self.recipe.training, batching=batching))
         watch = Watch(
@@ -276,7 +279,7 @@ class _Run:
         facts = {**found, **self.record.facts(), "recipe": to_yaml(self.recipe)}
         trainer = build_trainer(recipe, machine, model, materials.tokenizer, prepared.train, checkpoints, facts, watch)
         watch.trainer, tuned = trainer, trainer.model
-        self._tell_of_the_model(model, tuned, materials)
+        self._tell_of_the_model(parameters, tuned, materials)
         require_space(tuned, recipe, self.directory, self)
         lengths = [len(row.input_ids) for row in prepared.train]
         total_steps = updates(recipe, lengths)
@@ -299,6 +302,8 @@ class _Run:
             watch.evaluate_now(total_steps, last=True)
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
             raise StopRequested
+        if not self.directory.model.is_dir():  # the checkpoint was saved behind the last evaluation
+            self._save(tuned, materials)
         return trainer, watch.evaluated
 
     def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
@@ -314,14 +319,14 @@ class _Run:
             else:
                 trainer.load_weights(checkpoint.path)
 
-    def _tell_of_the_model(self, model: PreTrainedModel, tuned: Any, materials: Materials) -> None:
+    def _tell_of_the_model(self, parameters: int, tuned: Any, materials: Materials) -> None:
         machine = materials.machine
         self.notify(
             ModelReady(
                 name=self.recipe.model.name,
                 source=materials.reference.source(),
                 method=self.recipe.method(),
-                parameters=int(model.num_parameters()),
+                parameters=parameters,
                 trainable=sum(p.numel() for p in tuned.parameters() if p.requires_grad),
                 precision=machine.precision(),
                 device=machine.name,

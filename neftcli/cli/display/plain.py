@@ -9,7 +9,10 @@ from neftcli import events
 from neftcli.cli.display import text, words
 from neftcli.cli.display.pipe import write
 
-FINAL = events.RunFinished | events.EvaluationReport | events.SweepReport | events.SweepEstimate | events.Notice
+FINAL = (
+    *(events.RunFinished, events.EvaluationReport, events.SweepReport, events.SweepEstimate),
+    *(events.Plan, events.InspectedRow, events.Notice),
+)
 SOME = 5  # lines on the updates of a cell of a sweep
 
 
@@ -188,7 +191,8 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.Plan) -> list[str]:
-        return [f"{name}: {value}" for name, value in text.plan_rows(event)]
+        lines = [f"{name}: {value}" for name, value in text.plan_rows(event)]
+        return lines[-1:] if self._quiet else lines
 
     @_lines.register
     def _(self, event: events.Resolved) -> list[str]:

@@ -568,7 +568,8 @@ def test_a_missing_file_names_the_nearest() -> None:
     Path("data").mkdir()
     Path("data/train.jsonl").write_bytes(GOOD)
     assert message("data/trian.jsonl") == (
-        "data: there is no file or folder of this name: data/trian.jsonl\n"
+        "data: there is no file or folder of this name\n"
+        "  received data/trian.jsonl\n"
         "  nearest  data/train.jsonl\n"
         "  try      a file, a folder, a hub id (owner/name), or builtin"
     )
@@ -578,7 +579,7 @@ def test_a_missing_file_names_the_nearest() -> None:
 def test_a_missing_file_without_a_near_one(name: str) -> None:
     """Nothing is guessed where nothing is near; a path is never looked up on the hub."""
     assert message(name) == (
-        f"data: there is no file or folder of this name: {Path(name)}\n"
+        f"data: there is no file or folder of this name\n  received {Path(name)}\n"
         "  try      a file, a folder, a hub id (owner/name), or builtin"
     )
 

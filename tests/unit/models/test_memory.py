@@ -165,7 +165,7 @@ def test_adamw_holds_two_moments_of_a_gradient_each(recipe: Recipe, folders: dic
     """Gradients and moments are held for what is trained, and for nothing else."""
     found = estimated(folders["llama"], recipe)
     assert found.optimizer == 2 * found.gradients
-    assert found.gradients / found.trainable in (2, 4)
+    assert found.gradients / found.trainable == 4, "all that is trained is float32 here, adapters on 4 bits too"
     assert found.total() == found.weights + found.gradients + found.optimizer + found.activations
 
 

@@ -211,15 +211,24 @@ def test_a_section_given_a_scalar() -> None:
 )
 def test_a_wrong_type_or_a_value_out_of_range(section: str, line: str, must: str) -> None:
     key = line.partition(":")[0]
-    assert message(f"{section}:\n  {line}\n") == f"r.yaml, line 2: {section}.{key} must be {must}\n  received {line}"
+    violated, received, *others = message(f"{section}:\n  {line}\n").splitlines()
+    assert violated == f"r.yaml, line 2: {section}.{key} must be {must}"
+    assert received == f"  received {line}"
+    remedy = others[-1].removeprefix("  try      ").partition("    ")[0]
+    if remedy == "leave it out":
+        assert "it needs no value" in others[-1]
+    else:  # what is proposed is what can be typed
+        assert load(f"{section}:\n  {remedy}\n")
 
 
 def test_wrong_entries_of_a_mapping_are_told_each_with_its_line() -> None:
     assert message("data:\n  columns:\n    input: context\n    output: 5\n    prompt: [a]\n") == (
         "r.yaml, line 4: data.columns must be a mapping of names to names\n"
         "  received output: 5\n"
+        "  try      columns: {}    the default\n"
         "r.yaml, line 5: data.columns must be a mapping of names to names\n"
-        "  received prompt: [a]"
+        "  received prompt: [a]\n"
+        "  try      columns: {}    the default"
     )
 
 
@@ -235,11 +244,14 @@ def test_all_problems_are_told_at_once() -> None:
         f"{SHOW}\n"
         "--set data.max_length: data.max_length must be a whole number, 8 or more\n"
         "  received data.max_length=many\n"
+        "  try      --set data.max_length=1024    the default\n"
         "r.yaml, line 4: neftune.alpha must be a finite number, 0 or more\n"
         "  received alpha: .nan\n"
+        "  try      alpha: 5    the default\n"
         "r.yaml, line 6: training.optim must be one of "
         "adamw_torch_fused, adamw_torch, adamw_8bit, paged_adamw_32bit, paged_adamw_8bit\n"
-        "  received optim: sgd"
+        "  received optim: sgd\n"
+        "  try      optim: adamw_torch_fused    the default"
     )
 
 

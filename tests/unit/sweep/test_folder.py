@@ -20,7 +20,7 @@ from neftcli.models.loading import fingerprint as of_model
 from neftcli.recipe.loading import assignment, file_layers, resolve, to_yaml
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
-from neftcli.sweep.folder import explained, held, layers_of, require_alike, require_same_inputs
+from neftcli.sweep.folder import explained, held, layers_of, require_alike, require_same_inputs, sweep_of
 from neftcli.sweep.plan import Cell, plan_cells
 from neftcli.training.inputs import check_inputs
 from neftcli.training.resume import find_resumption
@@ -177,10 +177,12 @@ def test_cells_that_are_not_alike_are_not_compared(other: str, cells: list[Cell]
 @pytest.mark.parametrize("name", ["none", "x" * 300, "a\0b"])
 def test_a_name_of_no_folder_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="there is no sweep in this folder"):
-        layers_of(Path(name), [])
+        sweep_of(name)
 
 
 def test_a_folder_and_a_recipe_can_not_stand_together(neft: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
     result = neft("sweep-alpha", tmp_path, "--recipe", "quickstart")
     assert result.code == 2
     assert "a sweep's folder and --recipe can't stand together" in result.err

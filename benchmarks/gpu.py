@@ -1,0 +1,229 @@
+"""LLaMA-2-7B's architecture on one GPU, against `trl sft` with its best flags: one call, under ten minutes.
+
+    python benchmarks/gpu.py                    # random weights, LoRA and QLoRA in bf16, rows of 512 and 2048 tokens
+    python benchmarks/gpu.py --tiny             # the same way with a model of no size, on a CPU: does the script run?
+
+Each contender trains on the same rows, all of whose tokens have loss, for the same updates: `neft train` with alpha 5,
+the same with alpha 0 (the difference is the cost of the noise), and `trl sft` padding-free in bf16. Tokens a second are
+those of the training loop, its first update with it; memory is what the device says while the command runs. What of
+the chip's peak is used:
+
+    share = tokens/s * (4 * frozen + 6 * trained parameters) / peak     (QLoRA, too: its products are in bf16)
+
+A command is begun only while there is time for it; those that were not begun are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands import BIN, model_folder, run
+
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense bf16, data sheets
+CONTENDERS = ("neft, alpha 5", "neft, alpha 0", "trl sft")
+WORDS = ["the", "of", "and", "water", "in", "is", "to", "glacier", "for", "as", "with", "on", "that", "slow", "ice"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every contender does.
+
+    Attributes:
+        method: lora or qlora.
+        length: Tokens a row.
+        batch_size: Rows an update.
+        updates: Of the optimiser.
+        model: A folder.
+        rows: A folder with one file of texts that are longer than a row.
+        cpu: It runs without a GPU.
+    """
+
+    method: str
+    length: int
+    batch_size: int
+    updates: int
+    model: Path
+    rows: Path
+    cpu: bool
+
+    def tokens(self) -> int:
+        """Tokens of all updates."""
+        return self.length * self.batch_size * self.updates
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a model of no size on a CPU")
+    parser.add_argument("--updates", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=540, help="seconds after which no command is begun")
+    parser.add_argument("--methods", default="lora,qlora")
+    options = parser.parse_args()
+    begun, device = time.monotonic(), "CPU" if options.tiny else gpu_name()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model = llama(folder / "model", tiny=options.tiny)
+        parameters = json.loads((model / "parameters.json").read_text())
+        print(f"# {device}, {parameters / 1e9:.2f} B parameters with random weights", flush=True)
+        print("| method | tokens a row | contender | tokens/s | / trl sft | share of peak | memory, GiB | command, s |")
+        print("|---|---:|---|---:|---:|---:|---:|---:|", flush=True)
+        longest = 0.0
+        for method in options.methods.split(","):
+            for length, batch_size in ((64, 2), (128, 1)) if options.tiny else ((512, 8), (2048, 2)):
+                rows = texts(folder / f"{method}-{length}", length, options.updates * batch_size)
+                task = Task(method, length, batch_size, options.updates, model, rows, options.tiny)
+                rates: dict[str, float] = {}
+                for name in reversed(CONTENDERS):
+                    if time.monotonic() - begun + longest > options.budget:
+                        print(f"# no time was left for {method}, {length} tokens, {name}", flush=True)
+                        continue
+                    at = time.monotonic()
+                    print(measured(name, task, folder, device, parameters, rates), flush=True)
+                    longest = max(longest, time.monotonic() - at)
+
+
+def measured(name: str, task: Task, folder: Path, device: str, parameters: int, rates: dict[str, float]) -> str:
+    """Runs a contender; its row of the table. `rates` gets its tokens a second."""
+    output = folder / re.sub(r"\W+", "-", f"{task.method}-{task.length}-{name}")
+    command = trl_command(task, output) if name == "trl sft" else neft_command(task, output, name[-1])
+    with memory_watched(task.cpu) as peak:
+        done = run(command, folder)
+    memory = max(peak) if peak else done.peak_bytes / 2**30
+    seconds = trl_seconds(done.output) if name == "trl sft" else neft_seconds(output, task)
+    rates[name] = task.tokens() / seconds
+    ratio = f"{rates[name] / rates['trl sft']:.2f}" if "trl sft" in rates else "-"
+    peaks = [value for card, value in PEAKS.items() if card in device]
+    share = f"{rates[name] * 4 * parameters / peaks[0]:.0%}" if peaks else "-"
+    cells = [task.method, str(task.length), name, f"{rates[name]:.0f}", ratio, share]
+    return f"| {' | '.join([*cells, f'{memory:.1f}', f'{done.seconds:.0f}'])} |"
+
+
+def neft_command(task: Task, output: Path, alpha: str) -> list[str | Path]:
+    """`neft train` with its defaults, and without what it measures beside."""
+    sets = {
+        **{"name": "gpu", "evaluation.samples": 0, "evaluation.probe_rows": 0, "data.held_out_rows": 0},
+        **{"training.logging_steps": 1, "data.max_length": task.length, "model.dtype": "bfloat16"},
+    }
+    return [
+        *(BIN / "neft", "train", "--model", task.model, "--dataset", task.rows, "--output-dir", output),
+        *(f"--{task.method}", "--alpha", alpha, "--max-steps", str(task.updates)),
+        *("--batch-size", str(task.batch_size)),
+        *(part for key, value in sets.items() for part in ("--set", f"{key}={value}")),
+    ]
+
+
+def trl_command(task: Task, output: Path) -> list[str | Path]:
+    """`trl sft` with what is fastest of what it offers here."""
+    return [
+        *(BIN / "trl", "sft", *(["--use_cpu"] if task.cpu else ["--bf16", "true", "--dtype", "bfloat16"])),
+        *("--model_name_or_path", task.model, "--dataset_name", task.rows, "--output_dir", output),
+        *("--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"),
+        *("--max_steps", str(task.updates), "--per_device_train_batch_size", str(task.batch_size)),
+        *("--max_length", str(task.length), "--activation_checkpointing", "false", "--learning_rate", "2e-4"),
+        *("--use_peft", "--lora_r", "16", "--lora_alpha", "32", "--lora_target_modules", "all-linear"),
+        *(["--load_in_4bit"] if task.method == "qlora" else []),
+    ]
+
+
+def neft_seconds(output: Path, task: Task) -> float:
+    """Of the training loop, by the run's own lines."""
+    [file] = output.glob("*/metrics.jsonl")
+    rates = [row["tokens_per_second"] for row in map(json.loads, file.open()) if row["event"] == "StepLogged"]
+    if len(rates) != task.updates:
+        raise RuntimeError(f"{file}: {len(rates)} of {task.updates} updates were logged")
+    return sum(task.length * task.batch_size / rate for rate in rates)
+
+
+def trl_seconds(printed: str) -> float:
+    """Of the training loop, by what the trainer prints at its end."""
+    found = re.search(r"'train_runtime': '?([\d.]+)", printed)
+    if found is None:
+        raise RuntimeError(f"trl did not say how long it trained:\n{printed[-2000:]}")
+    return float(found[1])
+
+
+@contextmanager
+def memory_watched(cpu: bool) -> Iterator[list[float]]:
+    """Within the block the memory in use of the first GPU is noted, in GiB; nothing without one."""
+    before = 0.0 if cpu else used()
+    seen: list[float] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.25):
+            seen.append(used() - before)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if not cpu:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        if not cpu:
+            thread.join()
+
+
+def used() -> float:
+    """GiB of the first GPU that are in use."""
+    return float(asked("memory.used").split()[0]) / 1024
+
+
+def gpu_name() -> str:
+    """The first GPU's."""
+    return asked("name")
+
+
+def asked(what: str) -> str:
+    """A property of the first GPU, as nvidia-smi says it."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader", "--id=0"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def texts(folder: Path, length: int, rows: int) -> Path:
+    """Texts of more than `length` tokens each, so that every row is cut to it."""
+    folder.mkdir()
+    lines = (
+        json.dumps({"text": " ".join(WORDS[(row + word) % len(WORDS)] for word in range(2 * length))})
+        for row in range(rows)
+    )
+    (folder / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+def llama(folder: Path, *, tiny: bool) -> Path:
+    """LLaMA-2-7B with random weights and SmolLM2's tokenizer, whose 49,152 words take the place of its 32,000."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from neftcli.models.names import ALIASES
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("smollm2-135m"))
+    architecture = {**ALIASES["llama-2-7b"].architecture, "vocab_size": len(tokenizer)}
+    if tiny:
+        small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+        architecture |= {**small, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    with torch.device("cpu" if tiny else "cuda"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "parameters.json").write_text(str(model.num_parameters()))
+    del model
+    torch.cuda.empty_cache()  # nothing without a GPU
+    return folder
+
+
+if __name__ == "__main__":
+    main()
