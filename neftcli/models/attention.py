@@ -52,12 +52,16 @@ def documents_attention(
         (1, time, heads, width), and None in the place of the weights.
     """
     assert cu_seq_lens_q is not None and attention_mask is None, "only rows of documents come here"  # noqa: S101, PT018
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave float32; the fused one would be cast
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (tensor.to(kind) for tensor in (query, key, value))
     parts = []
-    for begin, end in pairwise(cu_seq_lens_q.tolist()):
-        q, k, v = (tensor[:, :, begin:end] for tensor in (query, key, value))
-        band = None
-        if sliding_window is not None and end - begin > sliding_window:
-            ones = torch.ones(end - begin, end - begin, dtype=torch.bool, device=query.device)
+    lengths = [end - begin for begin, end in pairwise(cu_seq_lens_q.tolist())]
+    # Split, not sliced: the gradient of a slice is as large as the row.
+    for q, k, v in zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True):
+        band, length = None, q.shape[2]
+        if sliding_window is not None and length > sliding_window:
+            ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
             band = ones.tril() & ones.triu(1 - sliding_window)
         if band is None and suits(q, dropout):
             parts.append(short_attention(q, k, v, scaling).transpose(1, 2))

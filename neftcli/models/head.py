@@ -18,8 +18,21 @@ from torch import Tensor
 from neftcli.models.mode import evaluation_mode
 
 TILE = 1024
-"""Labels whose logits are held at once."""
+"""Labels whose gradients are held and multiplied at once."""
+STRIP = 256
+"""Labels whose logits are: few enough for a processor's cache, through which they go several times."""
 _PLAIN: WeakKeyDictionary[torch.nn.Linear, bool] = WeakKeyDictionary()
+
+
+def _softmax_less_one(logits: Tensor, bias: Tensor | None, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihoods (labels, 1), and their gradient by the logits (labels, vocabulary), both float32."""
+    scores = logits.float() if bias is None else logits.float() + bias
+    scores -= scores.amax(1, keepdim=True)
+    of_label = scores.gather(1, wanted)
+    exponentials = scores.exp_()
+    sums = exponentials.sum(1, keepdim=True)
+    gradient = exponentials.div_(sums)
+    return sums.log() - of_label, gradient.scatter_add_(1, wanted, torch.full_like(of_label, -1.0))
 
 
 class _LabelLoss(torch.autograd.Function):
@@ -35,15 +48,14 @@ class _LabelLoss(torch.autograd.Function):
         matrix = weight.detach().to(kind)
         for begin in range(0, len(labels), TILE):
             states, wanted = hidden[begin : begin + TILE].to(kind), labels[begin : begin + TILE, None]
-            logits = (states @ matrix.T).float()  # (tile, vocabulary)
-            if bias is not None:
-                logits += bias
-            total += (logits.logsumexp(1) - logits.gather(1, wanted)[:, 0]).sum()
-            gradient = torch.softmax(logits, 1, out=logits)
-            gradient.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=gradient.dtype))
-            if bias_gradient is not None:
-                bias_gradient += gradient.sum(0)
-            gradient = gradient.to(kind)
+            gradient = states.new_empty(len(states), len(matrix))  # (tile, vocabulary)
+            for first in range(0, len(states), STRIP):
+                strip = slice(first, first + STRIP)
+                losses, of_logits = _softmax_less_one(states[strip] @ matrix.T, bias, wanted[strip])
+                total += losses.sum()
+                if bias_gradient is not None:
+                    bias_gradient += of_logits.sum(0)
+                gradient[strip] = of_logits
             hidden_gradient[begin : begin + TILE] = gradient @ matrix
             if weight_gradient is not None:
                 weight_gradient += gradient.T @ states

@@ -39,7 +39,8 @@ def short_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | 
         (1, heads, time, width of a value).
     """
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = _ShortAttention.apply(query, key, value, factor)  # type: ignore[no-untyped-call]
+    with torch.autocast("cpu", enabled=False):  # the scores are float32
+        output: Tensor = _ShortAttention.apply(query, key, value, factor)  # type: ignore[no-untyped-call]
     return output
 
 
