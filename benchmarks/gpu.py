@@ -8,7 +8,7 @@ the same with alpha 0 (the difference is the cost of the noise), and `trl sft` p
 those of the training loop, its first update with it; memory is what the device says while the command runs. What of
 the chip's peak is used:
 
-    share = tokens/s * (4 * frozen + 6 * trained parameters) / peak     (QLoRA, too: its products are in bf16)
+    share = tokens/s * 4 * parameters / peak     (frozen weights get no gradient; QLoRA's products are in bf16, too)
 
 A command is begun only while there is time for it; those that were not begun are named.
 """
