@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -53,14 +52,15 @@ def sweep_alpha(
     """Train a grid of alphas, and say which of them differ.
 
     Seeds are paired, and the verdict comes with intervals. The same command again, or the sweep's folder, goes on: what
-    is done is skipped.
+    is done is skipped. With --name, the folder's recipe begins a sweep of its own.
     """
     from neftcli.recipe.loading import file_layers
     from neftcli.recipe.yaml_file import Setting
+    from neftcli.runs.directory import find_sweep
     from neftcli.sweep.folder import layers_of, sweep_of
     from neftcli.sweep.sweep import Request, sweep
 
-    if earlier is not None and re.fullmatch(r"[\d.]+", earlier) and not Path(earlier).exists():
+    if earlier is not None and re.fullmatch(r"[\d.]+", earlier) and find_sweep(earlier) is None:
         listed = "--alphas 0,5,10"
         raise InputError(Problem("the alphas are one list, with commas", earlier, f"neft sweep-alpha {listed}"))
     folder = None if earlier is None else sweep_of(earlier)
@@ -72,4 +72,6 @@ def sweep_alpha(
         typed.append({"sweep.grid": Setting(tuple(grid), "--grid", ", ".join(grid))})
     layers = layers_of(folder, typed) if folder else [*file_layers(recipe or QUICKSTART), *typed]
     with choose_display(json_lines=json_lines, quiet=quiet) as display:
-        sweep(Request(tuple(layers), folder, race, engine, ray_address, dry_run), display)
+        elsewhere = any(key in ("name", "output_dir") for layer in typed for key in layer)
+        place = None if elsewhere else folder
+        sweep(Request(tuple(layers), place, race, engine, ray_address, dry_run), display)

@@ -144,6 +144,7 @@ class _NotJson(Exception):  # noqa: N818 - told with file and line by whoever ca
         self.line = text.count("\n", 0, position) + 1
         self.column = position - text.rfind("\n", 0, position)
         self.typed = text[max(0, position - 30) : position + 30].replace("\n", " ").strip()
+        self.cut = "Unterminated" in said or position >= len(text.rstrip())
 
 
 class _RepeatedKey(Exception):  # noqa: N818
@@ -185,8 +186,7 @@ def _read_json_lines(path: Path, name: str) -> Iterator[Row]:
         try:
             value = _parsed(line)
         except _NotJson as error:
-            cut = not line.endswith("\n") and ("Unterminated" in error.said or error.position >= len(line.rstrip()))
-            remedy = CUT if cut else showing(path, number)
+            remedy = CUT if error.cut and not line.endswith("\n") else showing(path, number)
             problems.append(Problem(f"{where}: {error.said} (column {error.column})", error.typed, remedy))
         else:
             if isinstance(value, dict):
@@ -217,8 +217,7 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
         value = _parsed(text)
     except _NotJson as error:
         several = error.said.endswith("Extra data")
-        cut = error.position >= len(text.rstrip())
-        remedy = CUT if cut else showing(path, error.line)
+        remedy = CUT if error.cut else showing(path, error.line)
         if several:
             remedy = renaming(path, with_ending(path, ".jsonl"))
         raise DataError(

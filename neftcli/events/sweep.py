@@ -157,6 +157,7 @@ class SweepReport:
         unfinished: Cells that are not done, since the sweep was stopped.
         saved: Cells that racing made needless.
         seconds: Wall time of this call.
+        again: The command that goes on with it.
     """
 
     folder: str
@@ -170,6 +171,7 @@ class SweepReport:
     unfinished: int
     saved: int
     seconds: float
+    again: str
 
     def failures(self) -> list[str]:
         """The cells that failed, in words."""
@@ -177,7 +179,7 @@ class SweepReport:
 
     def remarks(self) -> list[str]:
         """What else is to say of the cells."""
-        lines = [f"{state.name()} was begun again ({state.tries()}): its worker was lost" for state in self.retried]
+        lines = [f"{state.name()} was begun again ({state.tries()})" for state in self.retried]
         if self.unfinished:
             left = "1 cell is" if self.unfinished == 1 else f"{self.unfinished} cells are"
             lines.append(f"{left} not done: the table is of those that are")

@@ -23,3 +23,16 @@ def damage(folder: Path) -> tuple[str, str] | None:
         if not isinstance(value, dict):
             return f"{file.name} holds a {type(value).__name__} and no object", AGAIN
     return None
+
+
+def is_cut(file: Path) -> bool:
+    """Whether a file of safetensors has another length than its header says, as after a copy that was stopped."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+        try:
+            tensors = json.loads(opened.read(min(header, size)))
+            ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return True
+    return bool(size != 8 + header + max(ends, default=0))

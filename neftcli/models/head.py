@@ -14,13 +14,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from neftcli.models.mode import evaluation_mode
 
 TILE = 1024
 """Labels whose gradients are held and multiplied at once."""
 STRIP = 256
-"""Labels whose logits are: few enough for a processor's cache, through which they go several times."""
+"""Labels whose logits are, in float32."""
 _PLAIN: WeakKeyDictionary[torch.nn.Linear, bool] = WeakKeyDictionary()
 
 
@@ -63,6 +64,7 @@ class _LabelLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         """Scales the gradients that are there already."""
         return *(None if gradient is None else gradient.mul_(outer) for gradient in ctx.saved_tensors), None, None

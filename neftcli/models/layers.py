@@ -16,6 +16,11 @@ def layers_named(model: Any, name: str) -> list[Any]:
     return [module for path, module in model.named_modules() if f".{path}".endswith(f".{name}")]
 
 
+def layers_saved(model: Any, name: str) -> list[Any]:
+    """The modules whose dotted path ends with the letters of `name`: peft's way with those that are trained in full."""
+    return [module for path, module in model.named_modules() if path.endswith(name)]
+
+
 def require_layers(model: Any, adapter: Adapter) -> None:
     """Checks that every layer which an adapter names is there; peft is silent where only some are.
 
@@ -34,7 +39,7 @@ def require_layers(model: Any, adapter: Adapter) -> None:
     for option, names in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save)):
         possible = [name for name, module in known.items() if option != "target_modules" or isinstance(module, kinds)]
         for name in names:
-            found = layers_named(model, name)
+            found = layers_named(model, name) if option == "target_modules" else layers_saved(model, name)
             if found and (option != "target_modules" or all(isinstance(module, kinds) for module in found)):
                 continue
             said = "this layer of the model gets no adapter" if found else "the model has no layer of this name"

@@ -3,8 +3,9 @@
     weights + gradients + optimiser + activations + logits
 
 The parts that scale with parameters are exact (they are counted on a model without storage); activations are the
-usual estimate of 34 bytes a token, layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198, without
-their attention term, which fused attention does not keep), and twice that in 32 bits.
+usual estimate of 34 bytes a token, layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198), and twice
+that in 32 bits. Their attention term counts where `short_attention` keeps weights: 2 bytes a token, layer, head and
+token of its document. Fused attention keeps none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from neftcli.models.layers import layers_named, require_layers
+from neftcli.models.layers import layers_named, layers_saved, require_layers
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ class MemoryEstimate:
 
 
 def estimate(
-    recipe: Recipe, reference: Reference, weight_bytes: int, activation_bytes: int, row_tokens: int
+    recipe: Recipe,
+    reference: Reference,
+    weight_bytes: int,
+    activation_bytes: int,
+    row_tokens: int,
+    device: str,
 ) -> MemoryEstimate:
     """What training by `recipe` will need.
 
@@ -60,7 +66,10 @@ def estimate(
         weight_bytes: Bytes of a loaded weight that isn't quantised.
         activation_bytes: Bytes of a number in the forward pass, 2 or 4.
         row_tokens: Tokens of the longest row of a batch.
+        device: cpu or cuda.
     """
+    from neftcli.models.short_attention import LONGEST
+
     config = _configuration(reference, recipe.model.trust_remote_code)
     parameters, linear, adapter = _count(config, recipe.adapter)
     full = recipe.adapter.type == "none"
@@ -74,6 +83,8 @@ def estimate(
     if recipe.neftune.noise == "symmetric":
         tokens *= 2
     per_layer = 34 * tokens * text.hidden_size * activation_bytes / 2
+    if device == "cpu" and activation_bytes == 2 and row_tokens <= LONGEST:
+        per_layer += 2 * tokens * text.num_attention_heads * row_tokens
     layers = text.num_hidden_layers
     if recipe.training.gradient_checkpointing:
         activations = per_layer + layers * tokens * text.hidden_size * activation_bytes
@@ -118,7 +129,7 @@ def _count(config: Any, adapter: Adapter) -> tuple[int, int, int]:
     if adapter.target_modules != "all-linear":
         targets = [module for name in adapter.target_modules for module in layers_named(model, name)]
     trained = adapter.r * sum(sum(module.weight.shape) for module in targets)  # (out, r) and (r, in)
-    saved = [module for name in adapter.modules_to_save for module in layers_named(model, name)]
+    saved = [module for name in adapter.modules_to_save for module in layers_saved(model, name)]
     return (
         model.num_parameters(),
         linear,

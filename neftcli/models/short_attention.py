@@ -10,11 +10,12 @@ for the backward pass, so memory grows with the square of the document.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LONGEST = 512
 """Tokens up to which whole products are faster by a half, and the weights that are kept are few."""
@@ -52,25 +53,27 @@ class _ShortAttention(torch.autograd.Function):
         """As `short_attention`."""
         _, heads, time, width = query.shape
         groups = key.shape[1]
-        q = (query * scaling)[0].reshape(groups, -1, width)
-        k, v = key[0], value[0]
-        scores = torch.baddbmm(_mask(time, heads // groups), q.float(), k.float().transpose(1, 2))
+        q, k, v = query[0].reshape(groups, -1, width), key[0], value[0]
+        scores = (q.float() * scaling) @ k.float().transpose(1, 2)
+        scores.view(groups, heads // groups, time, time).add_(_behind(query.device)[:time, :time])
         weights = torch.softmax(scores, -1, out=scores).to(query.dtype)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scaling = scaling
         return (weights @ v).view(1, heads, time, v.shape[-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """As above; the softmax's own backward pass is torch's."""
         q, k, v, weights = ctx.saved_tensors
         outer = gradient[0].reshape(len(v), -1, v.shape[-1])
         of_scores = torch._softmax_backward_data(outer @ v.transpose(1, 2), weights, -1, weights.dtype)
-        of_query = ((of_scores @ k) * ctx.scaling).view(1, gradient.shape[1], -1, k.shape[-1])
-        return of_query, (of_scores.transpose(1, 2) @ q)[None], (weights.transpose(1, 2) @ outer)[None], None
+        of_query = (of_scores @ k).mul_(ctx.scaling).view(1, gradient.shape[1], -1, k.shape[-1])
+        of_key = (of_scores.transpose(1, 2) @ q).mul_(ctx.scaling)
+        return of_query, of_key[None], (weights.transpose(1, 2) @ outer)[None], None
 
 
-@lru_cache(maxsize=64)
-def _mask(time: int, times: int) -> Tensor:
-    """(1, times x time, time): minus infinity where a key comes behind the query."""
-    return torch.full((time, time), -torch.inf).triu(1).repeat(times, 1)[None]
+@cache
+def _behind(device: torch.device) -> Tensor:
+    """(LONGEST, LONGEST): minus infinity where a key comes behind the query."""
+    return torch.full((LONGEST, LONGEST), -torch.inf, device=device).triu(1)

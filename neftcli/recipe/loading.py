@@ -300,9 +300,13 @@ def _nearest_choice(key: Key, value: Any) -> str:
 def _to_type(key: Key, origin: str, near: str) -> str:
     """What to type in place of a value that can't be: the choice that is near it, or the default."""
     if key.default is None and not near:
+        if origin.startswith("--grid"):
+            return ""
         return "leave it out    it needs no value"
-    value = near or key.default
+    value = key.default if not near else (near,) if isinstance(key.default, tuple) else near
     why = "" if near else "    the default"
+    if origin.startswith("--grid"):
+        return f"--grid {key.path}={_written(value)},..."
     if origin == key.option.flag:
         return f"{origin} {','.join(map(_written, value)) if isinstance(value, tuple) else _written(value)}{why}"
     if origin.startswith("--set"):

@@ -37,6 +37,8 @@ def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
         found = next((place for place in places if (place / RECORD).is_file()), None)
     except (OSError, ValueError):  # no file system would have this name
         return None
+    if found is not None and found.is_symlink():  # a sweep's `best` has the name of the run that it points to
+        found = Path(os.path.normpath(found.parent / found.readlink()))
     return found.resolve() if found is not None and not found.name else found  # "." has no name of its own
 
 

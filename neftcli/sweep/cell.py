@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Preempted, Problem
 from neftcli.events import Advance, Event, Notice, Observer, Phase
+from neftcli.models.damage import is_cut
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
 from neftcli.runs.directory import RECORD, RunDirectory
 
@@ -38,7 +39,8 @@ PARTS = {"settings": str, "prompts": list, "references": list, "answers": list, 
 def finished_run(cells: Path, key: str) -> RunDirectory | None:
     """The run below `cells` that was finished with the weights of `key`; None where there is none."""
     for run, record in runs_of(cells, key):
-        if record.get("status") == "finished" and any(run.model.glob("*.safetensors")):
+        weights = sorted(run.model.glob("*.safetensors"))
+        if record.get("status") == "finished" and weights and not any(map(is_cut, weights)):
             return run
     return None
 

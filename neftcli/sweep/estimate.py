@@ -29,7 +29,7 @@ from neftcli.events import CellEstimate, Event, Observer, Phase, Progress, Sweep
 from neftcli.runs.directory import RECORD
 from neftcli.sweep.cell import finished_run, measured
 from neftcli.sweep.local import devices
-from neftcli.sweep.worker import ignore_signals, signals_put_off
+from neftcli.sweep.worker import end_with_the_parent, ignore_signals, signals_put_off
 from neftcli.training.materials import Materials, Shelf, load_materials, materials_key
 
 if TYPE_CHECKING:
@@ -257,6 +257,7 @@ def probe(connection: Connection, recipes: Sequence[Recipe], folder: Path, begun
         begun: When the process was started, in seconds since the epoch.
     """
     ignore_signals()  # the dry run decides what they mean
+    end_with_the_parent()
     with (folder / "output.log").open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

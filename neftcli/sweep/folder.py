@@ -99,11 +99,13 @@ def sweep_of(name: str) -> Path:
     folder = find_sweep(name)
     if folder is not None:
         return folder
-    near = nearest_path(Path("runs") / name) or nearest_path(Path(name))
+    run = find_run(name)
+    above = find_sweep(str(run.parent.parent)) if run is not None else find_sweep(f"{name}-sweep")
+    near = str(above) if above is not None else nearest_path(Path("runs") / name) or nearest_path(Path(name))
     if near and find_sweep(near) is not None:
         again = f"neft sweep-alpha {shlex.quote(near)}"
-        raise InputError(Problem("there is no sweep in this folder", name, again, near))
-    told = "this is a run, not a sweep" if find_run(name) is not None else "there is no sweep in this folder"
+        raise InputError(Problem("this is no sweep", name, again, near))
+    told = "this is a run, not a sweep" if run is not None else "there is no sweep in this folder"
     raise InputError(Problem(told, name, "neft sweep-alpha --recipe quickstart    begins one"))
 
 
@@ -130,7 +132,7 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
     from neftcli.recipe.loading import differences, load_recipe
 
     file = folder / RECIPE
-    if not file.is_file():
+    if not file.is_file() or not any(records(folder / CELLS)):
         return
     found = differences(load_recipe(str(file)), base)
     found.pop("neftune.alpha", None)  # each cell has its own
@@ -169,7 +171,7 @@ def require_same_inputs(cells: Sequence[Cell], reference: Reference, examples: E
             problems.append(
                 Problem(
                     f"{INPUTS[name]} changed since cells were trained, so others can't stand in one table with them",
-                    _listed(others),
+                    listed(others),
                     f"{INPUTS[name]} of then, or --name NAME for a folder of its own",
                 )
             )
@@ -199,13 +201,13 @@ def require_alike(measured: Mapping[str, tuple[RunDirectory, Mapping[str, Any]]]
             raise NeftError(
                 Problem(
                     f"{what} changed between cells, so they can't stand in one table",
-                    "; others: ".join(map(_listed, groups.values())),
+                    "; others: ".join(map(listed, groups.values())),
                     f"rm -r those of them that are not wanted, below cells/, then {again}",
                 )
             )
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
+def listed(names: Sequence[str], most: int = 4) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -53,7 +53,7 @@ def write(
     cells_now = [{key: value for key, value in asdict(state).items() if key not in OF_THE_MOMENT} for state in states]
     content = {**asdict(report), "cells": cells_now}
     write_whole(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
-    write_whole(folder / "cells.csv", _table(states))
+    write_cells(folder, states)
     write_whole(folder / "verdict.md", verdict_text(report))
     drawn = _plot(folder / "plots", report, numbers, metrics, list(zip(cells, states, strict=True)))
     for stem in earlier - drawn:
@@ -62,13 +62,14 @@ def write(
     _link(folder, recommended, cells, states)
 
 
-def _table(states: Sequence[CellState]) -> str:
+def write_cells(folder: Path, states: Sequence[CellState]) -> None:
+    """Writes cells.csv, one row a cell."""
     text = StringIO()
     names = [name for name in CellState.__slots__ if name not in OF_THE_MOMENT]
     writer = csv.DictWriter(text, names, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(asdict(state) for state in states)
-    return text.getvalue()
+    write_whole(folder / "cells.csv", text.getvalue())
 
 
 def verdict_text(report: SweepReport) -> str:

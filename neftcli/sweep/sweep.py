@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import InputError, NeftError, Preempted, Problem
 from neftcli.events import (
     Advance,
-    CellState,
     Evaluated,
     Event,
     Notice,
@@ -29,6 +27,7 @@ from neftcli.sweep.folder import explained, held, require_alike, require_same_in
 from neftcli.sweep.local import LocalEngine, Outcome, devices
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.splits import chooses
+from neftcli.sweep.standing import state_of, tell_of_others
 from neftcli.training.stopping import Stop, StopRequested, say_stopping
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("local", "ray")
 RACED = 4  # seeds from which on a race saves something where arms are only worse
+GOES_ON = "    goes on: what is done is skipped"
 UNBEGUN: dict[str, Any] = {"step": 0, "loss": None, "measured": 0, "to_measure": 0, "remaining": None}
 OTHER_TOKENS = ("model.name", "model.revision", "model.chat_template")  # whose losses can't stand in one table
 
@@ -78,14 +78,16 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     begun = time.perf_counter()
     base = resolve(request.layers)
     folder = request.folder or Path(base.output_dir) / f"{base.name}-sweep"
+    require_same_sweep(folder, base)
     cells = [
         replace(cell, recipe=replace(cell.recipe, output_dir=str(folder / CELLS)))
         for cell in plan_cells(base, request.layers)
     ]
     require_same_inputs(cells, *_check(base, request, observer))
     observer.notify(
-        SweepStarted(str(folder), tuple(_state(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
+        SweepStarted(str(folder), tuple(state_of(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )
+    tell_of_others(folder, cells, observer)
     if not any(base.sweep.alphas) and not base.sweep.grid:
         observer.notify(Notice("nothing will be compared: alpha 0 stands alone; --alphas 0,5,10 compares"))
     if request.race and base.sweep.seeds < RACED:
@@ -96,8 +98,7 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         observer.notify(estimate(cells, request.engine, request.race, observer))
         return None
     again = _again(folder, request, base)
-    with explained(folder, again), held(folder):
-        require_same_sweep(folder, base)
+    with explained(folder, f"{again}{GOES_ON}"), held(folder):
         run = _Sweep(folder, base, cells, observer, again)
         with run.stop.listening(first=run.asked_to_stop):
             run.train(request)
@@ -134,7 +135,7 @@ def _check(base: Recipe, request: Request, observer: Observer) -> tuple[Referenc
         if axis.partition("=")[0].strip() in OTHER_TOKENS:
             raise InputError(
                 Problem(
-                    "--grid: losses over other tokens can't be compared, nor this be swept", axis, "a sweep for each"
+                    "--grid: its losses are over other tokens and can't stand in one table", axis, "a sweep for each"
                 )
             )
     judge = base.evaluation.judge
@@ -162,26 +163,6 @@ def _check(base: Recipe, request: Request, observer: Observer) -> tuple[Referenc
     return reference, examples
 
 
-def _state(cell: Cell, **known: Any) -> CellState:
-    """A cell as it stands on disk, with what is known beside."""
-    run = finished_run(Path(cell.recipe.output_dir), cell.key)
-    content = measured(run, cell.recipe) if run else None
-    settled: dict[str, Any] = {"state": "waiting"}
-    if run is not None and content is not None:
-        settled = {"state": "done", "run": str(run.path), **_last_evaluation(run)}
-    return CellState(cell.key[:8], cell.arm.name(), cell.seed, **(settled | known))
-
-
-def _last_evaluation(run: RunDirectory) -> dict[str, Any]:
-    """What a finished run's last evaluation says for the table; nothing where a person took it away."""
-    try:
-        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if row["event"] == "Evaluated"]
-        return {"step": rows[-1]["step"], "total_steps": rows[-1]["step"], "loss": rows[-1]["held_out_loss"]}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-
-
 class _Sweep:
     """A sweep at work: its cells, where they stand, and who is told.
 
@@ -191,12 +172,13 @@ class _Sweep:
 
     def __init__(self, folder: Path, base: Recipe, cells: list[Cell], observer: Observer, again: str) -> None:
         self.folder, self.base, self.cells, self.observer, self.again = folder, base, cells, observer, again
-        self.states = {cell.key: _state(cell) for cell in cells}
+        self.states = {cell.key: state_of(cell) for cell in cells}
         self.dropped: list[Arm] = []
         self.stop = Stop()
         self._engine_at_work: LocalEngine | RayEngine | None = None
         self._unwritten: OSError | None = None
         self._said: set[str] = set()
+        self._remedies: dict[str, str] = {}  # key of a cell that failed to what its own message says to type
 
     def asked_to_stop(self) -> None:
         """The first signal came."""
@@ -230,7 +212,7 @@ class _Sweep:
             engine.close()
         clear_unborn(self.folder / CELLS)
         for cell in self.cells:
-            if cell.arm in self.dropped and self.states[cell.key].state == "waiting":
+            if cell.arm in self.dropped and self.states[cell.key].state in ("waiting", "stopped"):
                 self._set(cell, state="dropped")
 
     def _engine(self, request: Request) -> LocalEngine | RayEngine:
@@ -253,7 +235,7 @@ class _Sweep:
                 self._set(cell, loss=event.held_out_loss)
             case Phase() if event.name == MEASURING:
                 self._set(cell, state="measuring", remaining=None)
-            case Phase() if self.states[cell.key].state == "waiting":
+            case Phase() if self.states[cell.key].state in ("waiting", "stopped"):
                 self._set(cell, state="starting")
             case Advance():
                 self._set(cell, measured=event.done, to_measure=event.total, remaining=event.remaining)
@@ -265,6 +247,7 @@ class _Sweep:
         if outcome.state == "done":
             self._set(cell, state="done", run=outcome.run, remaining=0.0)
         elif outcome.state == "failed":
+            self._remedies[cell.key[:8]] = next((one.remedy for one in outcome.problems if one.remedy), "")
             self._set(cell, state="failed", problem=_why(outcome))
         elif outcome.state == "again":
             self._set(cell, state="waiting", **UNBEGUN, retries=self.states[cell.key].retries + 1)
@@ -282,7 +265,7 @@ class _Sweep:
             run = finished_run(self.folder / CELLS, cell.key)
             if run is not None and (content := measured(run, cell.recipe)) is not None:
                 found[cell.key] = run, content
-        require_alike(found, self.again)
+        require_alike(found, f"{self.again}{GOES_ON}")
         contents = {key: content for key, (_, content) in found.items()}
         if "win_rate" in self.base.sweep.metrics:
             self._judge(contents)
@@ -352,6 +335,7 @@ class _Sweep:
 
         numbers, content = self._numbers()
         if not content:
+            self._note_failures()
             self.end()
         metrics = self._metrics(content)
         verdict = judge_sweep(numbers, metrics, self.dropped)
@@ -368,12 +352,22 @@ class _Sweep:
             unfinished=sum(state.state not in ("done", "failed", "dropped") for state in states),
             saved=sum(state.state == "dropped" for state in states),
             seconds=time.perf_counter() - begun,
+            again=self.again,
         )
         try:
             write(report, states, numbers, metrics, verdict.recommended, self.cells)
         except OSError as error:  # what was found is shown all the same
             self._unwritten = error
         return report
+
+    def _note_failures(self) -> None:
+        """Why cells failed, where there is nothing else to report."""
+        from neftcli.sweep.output import write_cells
+
+        try:
+            write_cells(self.folder, list(self.states.values()))
+        except OSError as error:
+            self._unwritten = error
 
     def end(self) -> None:
         """Says by an error what is not done.
@@ -387,16 +381,24 @@ class _Sweep:
             raise self._unwritten
         failed = [state for state in self.states.values() if state.state == "failed"]
         if failed:
-            told = ((f"{one.name()} failed", one.problem) for one in failed)
-            raise SweepError(*(Problem(*each, self.again) for each in told))
+            own = (self._remedies.get(one.key, "") for one in failed)
+            then = (f"{remedy}; then " if remedy else "" for remedy in own)
+            raise SweepError(
+                *(
+                    Problem(f"{one.name()} failed: {one.problem}", remedy=f"{first}{self.again}{GOES_ON}")
+                    for one, first in zip(failed, then, strict=True)
+                )
+            )
         left = sum(state.state not in ("done", "dropped") for state in self.states.values())
         if left:
-            raise Preempted(Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=self.again))
+            raise Preempted(
+                Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=f"{self.again}{GOES_ON}")
+            )
 
 
 def _why(outcome: Outcome) -> str:
     """Why a cell failed or is tried again, in one line."""
-    return "; ".join(f"{one.violated}: {one.received}" for one in outcome.problems)
+    return "; ".join(": ".join(filter(None, (one.violated, one.received))) for one in outcome.problems)
 
 
 def _again(folder: Path, request: Request, base: Recipe) -> str:
@@ -405,7 +407,7 @@ def _again(folder: Path, request: Request, base: Recipe) -> str:
     words += ["--engine", request.engine] if request.engine != "local" else []
     words += ["--ray-address", request.ray_address] if request.ray_address is not None else []
     words += ["--trust-remote-code"] if base.model.trust_remote_code else []
-    return f"{shlex.join(words)}    goes on: what is done is skipped"
+    return shlex.join(words)
 
 
 class SweepError(NeftError):

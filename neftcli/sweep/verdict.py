@@ -339,7 +339,9 @@ def _more(numbers: Numbers, metric: str, compared: Compared, found: Differences)
     visible = [one.detectable for one in undecided if one.detectable is not None]
     if not visible:
         return ["What this sweep could have seen is not known: no difference varies, or too few rows differ."]
-    lines = [f"This sweep could have seen a difference of {max(visible):.4g}."]
+    narrow = [one.seeds for one in undecided if one.scope == "examples"]
+    among = f" for {_these(*narrow)}" if narrow else ""
+    lines = [f"This sweep could have seen a difference of {max(visible):.4g}{among}."]
     largest = max(undecided, key=lambda one: abs(one.value))
     if largest.value:
         lines += _needed(largest, "documents" if numbers.is_of_documents(metric) else "held-out rows")

@@ -70,7 +70,7 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
         log: Takes what libraries write past their logs.
     """
     ignore_signals()
-    _end_with_the_parent()
+    end_with_the_parent()
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -112,7 +112,7 @@ def why(error: Exception) -> tuple[tuple[Problem, ...], bool]:
     return (Problem("the cell failed by a fault", told),), True
 
 
-def _end_with_the_parent() -> None:
+def end_with_the_parent() -> None:
     """Ends this process when the sweep's is gone, also by a kill: nobody would hear of what it does."""
     parent = parent_process()
     if parent is None:

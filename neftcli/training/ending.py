@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from neftcli.errors import InputError, Interrupted, NeftError, Preempted, Problem, TrainingError
 from neftcli.runs.checkpoints import Checkpoints
@@ -16,7 +18,7 @@ from neftcli.training.stopping import StopRequested
 
 FULL = ("No space left", "os error 28", "os error 122")
 """How safetensors, which writes in code of its own, says that the disk is full."""
-WRITER = "PytorchStreamWriter failed"
+WRITER = ("PytorchStreamWriter failed", "iostream error", "unexpected pos")
 """How torch says that a file could not be written, for whatever reason."""
 LITTLE = 2**26  # bytes free: with less, that reason is a full disk
 
@@ -66,7 +68,7 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
 
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     free = shutil.disk_usage(directory.path).free
-    if is_disk_full(error) or (WRITER in str(error) and free < LITTLE):
+    if is_disk_full(error):
         return Problem(
             f"the disk is full; {_safe(directory)}",
             f"{said} ({free / 2**20:.0f} MiB are free at {directory.path})",
@@ -79,20 +81,36 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
             "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
         )
     refused = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-    if refused or WRITER in str(error):
+    if refused or _says(error, WRITER):
         return Problem(f"a file can't be written; {_safe(directory)}", said, _again(directory))
     return None
 
 
-def is_disk_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or what it was raised from, says that the disk or a quota is full."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return _says(error, FULL) or any(isinstance(one, OSError) and one.errno in numbers for one in _chain(error))
+
+
+def raise_if_full(error: BaseException, folder: Path) -> None:
+    """Says in the system's words that the disk is full, where torch could not write; before anything is taken away.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    if _says(error, WRITER) and shutil.disk_usage(folder).free < LITTLE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+
+
+def _says(error: BaseException, words: Sequence[str]) -> bool:
+    return any(word in str(one) for one in _chain(error) for word in words)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        if any(words in str(error) for words in FULL):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def _safe(directory: RunDirectory) -> str:

@@ -62,7 +62,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
     whole_rows = prepared is None or recipe.training.batching == "packed"
     row_tokens = recipe.data.max_length if whole_rows or prepared is None else prepared.counts.train.longest
     activation_bytes = 2 if machine.precision() == "bf16" else 4
-    memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens)
+    memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens, machine.device)
     libraries = process_memory() if machine.device == "cpu" else 0
     lengths = [len(row.input_ids) for row in prepared.train] if prepared else []
     return Plan(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Adapter, Recipe
     from neftcli.runs.checkpoints import Checkpoints
+from neftcli.training.ending import raise_if_full
 
 LOG_ROWS = 20
 
@@ -104,8 +105,8 @@ class Trainer(SFTTrainer):
         self._load_from_checkpoint(str(checkpoint))
 
     def save_behind_the_last(self, step: int) -> None:
-        """A checkpoint behind the last update, `step`, where there is none."""
-        if not self.checkpoints.place(step).is_dir():
+        """A checkpoint behind the last update, `step`, where this process did it and none was saved there."""
+        if self.state.global_step == step and self.checkpoints.latest() != self.checkpoints.place(step):
             self._save_checkpoint(self.model, None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -121,8 +122,11 @@ class Trainer(SFTTrainer):
                 facts = {key: value for key, value in self.facts.items() if key != "recipe"}
                 self.checkpoints.publish(step, {**facts, "processes": self.args.world_size})
             self.accelerator.wait_for_everyone()
-        except BaseException:
-            self.checkpoints.discard(step)
+        except BaseException as error:
+            try:
+                raise_if_full(error, self.checkpoints.folder)
+            finally:
+                self.checkpoints.discard(step)
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

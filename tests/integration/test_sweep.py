@@ -79,7 +79,7 @@ def cells_of(folder: Path) -> dict[str, str]:
 
 
 def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
-    neft: Neft, arguments: list[str], tmp_path: Path
+    neft: Neft, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = neft(*arguments, "--json")
     assert result.code == 0, result.err
@@ -129,6 +129,25 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     assert refused.code == 2
     assert "this folder holds a sweep whose cells are trained otherwise" in refused.err
     assert "training.max_steps 4 (there 3)" in refused.err
+    dry = neft("sweep-alpha", folder, "--max-steps", "4", "--dry-run")
+    assert (dry.code, "alpha" in dry.out) == (2, False)
+    monkeypatch.chdir(tmp_path)
+    other = events(neft("sweep-alpha", folder, "--max-steps", "4", "--name", "more", "--dry-run", "--json").out)
+    assert [one["folder"] for one in other if one["event"] == "SweepStarted"] == [f"{tmp_path}/runs/more-sweep"]
+    # Fewer seeds: what is left out is said.
+    fewer = events(neft("sweep-alpha", folder, "--seeds", "1", "--json").out)
+    [left] = [one["message"] for one in fewer if one["event"] == "Notice" and "left out" in one["message"]]
+    assert "tiny-a0-s1, tiny-a5-s1" in left
+    # A model that was cut is no model any more.
+    [weights] = (folder / "cells" / "tiny-a5-s1" / "model").glob("*.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4])
+    [plan] = [
+        one for one in events(neft("sweep-alpha", folder, "--seeds", "2", "--dry-run", "--json").out) if "cells" in one
+    ][:1]
+    assert [state["state"] for state in plan["cells"]] == ["done", "done", "done", "waiting"]
+    weights.write_bytes(whole)
+    assert neft("eval", folder / "best", "--no-base", "--no-answers").code == 0
     # More seeds: the cells that are there stay.
     more = events(neft("sweep-alpha", folder, "--seeds", "3", "--json").out)
     assert [arm["seeds"] for arm in more[-1]["arms"]] == [3, 3]
@@ -212,7 +231,7 @@ def test_a_cell_that_is_tried_again_is_named(neft: Neft, arguments: list[str], t
     died = "alpha 0, seed 0 is tried again: the worker that trained it died: signal 9"
     assert [one["message"] for one in told if one["event"] == "Notice" and "again" in one["message"]] == [died]
     assert [state["retries"] for state in told[-1]["retried"]] == [1]
-    assert "alpha 0, seed 0 was begun again (try 2): its worker was lost" in (folder / "verdict.md").read_text()
+    assert "alpha 0, seed 0 was begun again (try 2)" in (folder / "verdict.md").read_text()
     [row] = csv.DictReader((folder / "cells.csv").read_text().splitlines())
     assert (row["state"], row["retries"]) == ("done", "1")
 
@@ -384,6 +403,7 @@ def test_a_folder_without_a_sweep_and_another_models_sweep_are_refused(
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "tiny-sweep"
     (folder / "cells" / "one").mkdir(parents=True)
+    (folder / "cells" / "one" / "run.json").write_text("{}")
     (folder / "recipe.yaml").write_text("data: {max_rows: 20}\n")
     near = neft("sweep-alpha", "tiny-swep").err
     assert "nearest runs/tiny-sweep" in " ".join(near.split())

@@ -18,8 +18,10 @@ from neftcli.events import ArmRow, CellState, Comparison, SweepEstimate, SweepRe
 STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
 WIDE = 112
+REASON = 40  # columns for why a cell failed
 INDENT = (0, 0, 0, 1)
 AROUND = 5  # lines of a live table that are no cells: its head, the progress, and what else is at work
+TRAINING = 0.9
 SETTLED = ("done", "failed", "dropped")
 
 
@@ -35,7 +37,10 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     shown = states if height is None or len(states) + AROUND <= height else _foremost(states, height - AROUND - 1)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in (" arm", "seed", "state", "update", "held-out, all", "left"):
-        table.add_column(column, justify="left" if column in (" arm", "state") else "right", no_wrap=True)
+        if column == "state":
+            table.add_column(column, max_width=REASON, overflow="fold")
+        else:
+            table.add_column(column, justify="left" if column == " arm" else "right", no_wrap=True)
     for state in shown:
         part, total = (state.step, state.total_steps) if state.state == "training" else (0, 0)
         if state.state == "measuring":
@@ -43,7 +48,7 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
         table.add_row(
             f" {state.arm}",
             str(state.seed),
-            Text(", ".join(filter(None, (state.state, state.tries()))), style=STATE_STYLES.get(state.state, "dim")),
+            Text(": ".join(filter(None, (_where(state), state.problem))), style=STATE_STYLES.get(state.state, "dim")),
             f"{part}/{total}" if total else "",
             text.loss(state.loss) if state.loss is not None else "",
             text.duration(state.remaining) if state.remaining and total else "",
@@ -51,12 +56,27 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     others = Counter(state.state for state in states) - Counter(state.state for state in shown)
     more = [Text(f" and {', '.join(f'{number} {name}' for name, number in others.items())}", style="dim")]
     done = sum(state.state in SETTLED for state in states)
-    new = done - begun_done
-    left = f", about {text.duration(elapsed / new * (len(states) - done))} left" if new else ""
+    parts = sum(map(part_done, states))
+    new = parts - begun_done
+    left = f", about {text.duration(elapsed / new * (len(states) - parts))} left" if new else ""
     grid = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=max(1, len(states)), completed=done, width=32)
+    bar = ProgressBar(total=max(1, len(states)), completed=parts, width=32)
     grid.add_row(" ", bar, f"{done}/{len(states)} cells", f"{text.duration(elapsed)} gone{left}")
     return Group(table, *(more if others else []), Text(), grid)
+
+
+def _where(state: CellState) -> str:
+    """How a cell stands, and that it was tried more than once."""
+    return ", ".join(filter(None, (state.state, state.tries())))
+
+
+def part_done(state: CellState) -> float:
+    """How much of a cell is done, from 0 to 1: nine tenths are its training."""
+    if state.state in SETTLED:
+        return 1.0
+    if state.state == "measuring":
+        return TRAINING + (1 - TRAINING) * (state.measured / state.to_measure if state.to_measure else 0.0)
+    return TRAINING * state.step / state.total_steps if state.total_steps else 0.0
 
 
 def _foremost(states: Sequence[CellState], number: int) -> list[CellState]:

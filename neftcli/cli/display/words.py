@@ -109,5 +109,5 @@ def next_of_a_sweep(report: SweepReport) -> list[tuple[str, str]]:
     if report.recommended:
         commands.append((f"neft eval {folder}/best --show 5", "its answers beside those of the base model"))
     if any(one.verdict == "not distinguishable" for arm in report.arms for one in arm.comparisons):
-        commands.append((f"neft sweep-alpha {folder} --seeds {2 * seeds}", "more evidence; what is done stays"))
+        commands.append((f"{report.again} --seeds {2 * seeds}", "more evidence; what is done stays"))
     return commands

@@ -263,6 +263,7 @@ SWEEP = events.SweepReport(
     unfinished=1,
     saved=2,
     seconds=83.0,
+    again="neft sweep-alpha runs/mine-sweep --race",
 )
 DONE = replace(SWEEP, failed=(), retried=(), unfinished=0, saved=0)
 
@@ -320,7 +321,7 @@ def test_a_finished_sweep_says_what_to_type_next() -> None:
     assert lines[-3:] == [
         "finished: runs/mine-sweep in 83s, best -> alpha 0",
         "next: neft eval runs/mine-sweep/best --show 5    its answers beside those of the base model",
-        "next: neft sweep-alpha runs/mine-sweep --seeds 6    more evidence; what is done stays",
+        "next: neft sweep-alpha runs/mine-sweep --race --seeds 6    more evidence; what is done stays",
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from neftcli.errors import RecipeError
-from neftcli.models.layers import layers_named, require_layers
+from neftcli.models.layers import layers_named, layers_saved, require_layers
 from neftcli.recipe.schema import Adapter
 from tests.tiny import FAMILIES, Family, tiny_model
 
@@ -24,6 +24,17 @@ def test_all_linear_and_names_that_peft_finds_are_taken(family: Family) -> None:
     adapted = get_peft_model(tiny_model(family), LoraConfig(r=2, target_modules="all-linear"))
     names = {path.split(".lora_A")[0].rpartition(".")[2] for path, _ in adapted.named_parameters() if ".lora_A" in path}
     require_layers(model, replace(LORA, target_modules=tuple(sorted(names)), modules_to_save=("lm_head",)))
+
+
+def test_modules_that_are_trained_in_full_are_found_as_peft_finds_them() -> None:
+    """By the letters at their end: norm is every norm of a Llama."""
+    for name in ("norm", "head", "embed_tokens"):
+        model = tiny_model("llama")
+        require_layers(model, replace(LORA, modules_to_save=(name,)))
+        found = sum(parameter.numel() for module in layers_saved(model, name) for parameter in module.parameters())
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[name]))
+        copies = (p.numel() for path, p in adapted.named_parameters() if "modules_to_save" in path and p.requires_grad)
+        assert found == sum(copies), name
 
 
 def test_a_path_of_several_parts_is_found_as_peft_finds_it() -> None:

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from neftcli import events
 from neftcli.cli.display import text
@@ -156,7 +158,7 @@ def finish(cell: Cell, training: float, measuring: float | None) -> None:
     run = Path(cell.recipe.output_dir) / cell.recipe.run_name()
     for folder in (run / "model", run / "evaluation"):
         folder.mkdir(parents=True)
-    (run / "model" / "model.safetensors").touch()
+    save_file({"weight": torch.zeros(2)}, run / "model" / "model.safetensors")
     record = {"status": "finished", "recipe_sha256": cell.key, "results": {"seconds": training}}
     (run / "run.json").write_text(json.dumps(record))
     if measuring is not None:

@@ -83,6 +83,8 @@ def test_a_refused_sweep_leaves_the_recipe_of_the_one_that_is_there(
     folder = tmp_path / "runs" / "x-sweep"
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text("data: {max_rows: 20}\n")
+    (folder / "cells" / "one").mkdir(parents=True)
+    (folder / "cells" / "one" / "run.json").write_text("{}")
     (folder / "notes.txt").write_text("mine")
     before = files(folder)
     named = ["--name", "x", "--output-dir", tmp_path / "runs", "--model", tiny_folder("llama"), "--dataset", rows_file]

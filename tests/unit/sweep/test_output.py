@@ -45,7 +45,18 @@ def reported(folder: Path, cells: list[Cell], content: dict[str, Any], *metrics:
     verdict = judge_sweep(numbers, metrics, [])
     chosen = verdict.recommended.name() if verdict.recommended else ""
     report = SweepReport(
-        str(folder), verdict.arms, metrics, chosen, verdict.conclusion, verdict.scope, (), (), 0, 0, seconds=1.0
+        str(folder),
+        verdict.arms,
+        metrics,
+        chosen,
+        verdict.conclusion,
+        verdict.scope,
+        (),
+        (),
+        0,
+        0,
+        seconds=1.0,
+        again="x",
     )
     output.write(report, states_of(cells, content, folder), numbers, metrics, verdict.recommended, cells)
     return report

@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe, to_yaml
 from neftcli.recipe.schema import Recipe
@@ -49,7 +51,7 @@ def begun(cells: Path, recipe: Recipe, status: str) -> RunDirectory:
     run.write_text("recipe.yaml", to_yaml(recipe))
     run.write_json("run.json", {"status": status, "recipe_sha256": fingerprint(recipe)})
     run.model.mkdir()
-    (run.model / "model.safetensors").write_bytes(b"weights")
+    save_file({"weight": torch.arange(3)}, run.model / "model.safetensors")
     (run.model / "README.md").write_text(f"{fingerprint(recipe)}, of {recipe.data.source}\n")
     (run.path / "evaluation").mkdir()
     empty: dict[str, object] = {"prompts": [], "references": [], "answers": [], "metrics": {}}

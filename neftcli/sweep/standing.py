@@ -1,0 +1,55 @@
+"""How the cells of a sweep stand on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.events import CellState, Notice, Observer
+from neftcli.runs.checkpoints import Checkpoints
+from neftcli.runs.directory import CELLS, RunDirectory
+from neftcli.sweep.cell import finished_run, measured, records, runs_of
+from neftcli.sweep.folder import listed
+
+if TYPE_CHECKING:
+    from neftcli.sweep.plan import Cell
+
+
+def state_of(cell: Cell) -> CellState:
+    """A cell as it stands on disk."""
+    run = finished_run(Path(cell.recipe.output_dir), cell.key)
+    content = measured(run, cell.recipe) if run else None
+    settled: dict[str, Any] = {"state": "waiting"}
+    if any(_has_checkpoint(begun) for begun, _ in runs_of(Path(cell.recipe.output_dir), cell.key)):
+        settled = {"state": "stopped"}
+    if run is not None and content is not None:
+        settled = {"state": "done", "run": str(run.path), **_last_evaluation(run)}
+    return CellState(cell.key[:8], cell.arm.name(), cell.seed, **settled)
+
+
+def _has_checkpoint(run: RunDirectory) -> bool:
+    return Checkpoints(run.checkpoints, 1).latest() is not None
+
+
+def _last_evaluation(run: RunDirectory) -> dict[str, Any]:
+    """What a finished run's last evaluation says for the table; nothing where a person took it away."""
+    try:
+        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["event"] == "Evaluated"]
+        return {"step": rows[-1]["step"], "total_steps": rows[-1]["step"], "loss": rows[-1]["held_out_loss"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def tell_of_others(folder: Path, cells: Sequence[Cell], observer: Observer) -> None:
+    """Says how many finished cells of the folder are not of this plan, as with fewer seeds than before."""
+    keys = {cell.key for cell in cells}
+    others = [
+        run.path.name
+        for run, record in records(folder / CELLS)
+        if record.get("status") == "finished" and record.get("recipe_sha256") not in keys
+    ]
+    if others:
+        observer.notify(Notice(f"left out, since they are not asked for: {listed(others)}, done before"))
