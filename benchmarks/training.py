@@ -173,12 +173,16 @@ def trl_command(task: Task, output: Path, *, best: bool) -> list[str | Path]:
 
 
 def soup_command(task: Task, output: Path, soup: Path) -> list[str | Path]:
-    """`soup train` by a YAML of its own."""
+    """`soup train` by a YAML of its own, the rows as whole chats, since it knows no pairs."""
+    chats = output.with_suffix(".jsonl")
+    with chats.open("w") as file:
+        for row in map(json.loads, next(task.rows.glob("*.jsonl")).open()):
+            file.write(json.dumps({"messages": row["prompt"] + row["completion"]}) + "\n")
     lora = {"r": 0 if task.method == "full" else 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
     content = {
         "base": str(task.model),
         "task": "sft",
-        "data": {"train": str(next(task.rows.glob("*.jsonl"))), "format": "auto", "max_length": 1024},
+        "data": {"train": str(chats), "format": "chatml", "max_length": 1024, "train_on_responses_only": True},
         "training": {
             "epochs": 1,
             "lr": float(RATES[task.method]),

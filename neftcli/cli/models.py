@@ -42,12 +42,13 @@ def _list() -> None:
     from neftcli.models.names import ALIASES, resolve
 
     table = Table(box=None, pad_edge=False)
-    for column in ("alias", "hub id", "", ""):
-        table.add_column(column, no_wrap=column in ("alias", "hub id"), overflow="fold")
+    for column in ("alias", "hub id", ""):
+        table.add_column(column, no_wrap=bool(column), overflow="fold")
     for name, alias in ALIASES.items():
         here = resolve(name).kind == "gguf"
         without_hub = f"installed here ({alias.package})" if here else alias.install
-        table.add_row(name, alias.hub_id, alias.about, "licence to accept on the hub" if alias.gated else without_hub)
+        how = "licence to accept on the hub" if alias.gated else without_hub
+        table.add_row(name, alias.hub_id, "; ".join(filter(None, (alias.about, how))))
     console = Console()
     console.print(table)
     console.print(

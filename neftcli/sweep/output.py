@@ -18,6 +18,7 @@ from neftcli.evaluation.comparison import LOSS, METRICS
 from neftcli.events import ArmRow, CellState, SweepReport
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import finite, write_whole
+from neftcli.sweep.plan import baseline_of
 from neftcli.training.card import escaped
 
 if TYPE_CHECKING:
@@ -107,11 +108,17 @@ def _stem(metric: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in metric.lower())
 
 
+def _difference_stem(metric: str) -> str:
+    """The name of the plots of its differences from alpha 0."""
+    return f"{_stem(metric)}-difference"
+
+
 def _plots_of(file: Path) -> set[str]:
     """The stems of the plots that belong to an earlier report; none where there is none that can be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return {CURVES, *(_stem(name) for arm in content["arms"] for name in arm["values"])}
+        differences = {_difference_stem(one["metric"]) for arm in content["arms"] for one in arm["comparisons"]}
+        return {CURVES, *differences, *(_stem(name) for arm in content["arms"] for name in arm["values"])}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return set()
 
@@ -135,11 +142,32 @@ def _plot(
         better = numbers.better(metric) if metric in metrics else "none"
         plot_metric(folder, _stem(metric), metric, UNITS.get(metric, ""), better, points)
         drawn.add(_stem(metric))
+        if any(one.metric == metric for row in report.arms for one in row.comparisons):
+            points = _differences(report, numbers, metric)
+            name, stem = f"{metric}, difference from alpha 0", _difference_stem(metric)
+            plot_metric(folder, stem, name, UNITS.get(metric, ""), better, points)
+            drawn.add(stem)
     curves = [_curve(cell, Path(state.run)) for cell, state in cells if state.run]
     if curves:
         plot_curves(folder, CURVES, LOSS, UNITS[LOSS], curves)
         drawn.add(CURVES)
     return drawn
+
+
+def _differences(report: SweepReport, numbers: Numbers, metric: str) -> list[ArmPoints]:
+    """What is compared: each arm less its own alpha 0, with the interval of the paired difference and each seed's."""
+    points = []
+    for arm, row in zip(numbers.arms, report.arms, strict=True):
+        found = next((one for one in row.comparisons if one.metric == metric), None)
+        seeds = numbers.per_seed(metric, arm, choosing=False)
+        if not arm.alpha:
+            points.append(ArmPoints(0.0, arm.label(), 0.0, None, None, tuple(None for _ in seeds)))
+        elif found is not None:
+            plain = numbers.per_seed(metric, baseline_of(arm), choosing=False)
+            pairs = zip(seeds, plain, strict=True)
+            each = tuple(None if one is None or other is None else one - other for one, other in pairs)
+            points.append(ArmPoints(arm.alpha, arm.label(), found.difference, found.low, found.high, each))
+    return points
 
 
 def _curve(cell: Cell, run: Path) -> Curve:

@@ -18,7 +18,7 @@ from rich.console import Console
 from neftcli.cli.display import sweep as display
 from neftcli.evaluation.comparison import LOSS, WIN_RATE
 from neftcli.events import CellEstimate, CellState, SweepEstimate, SweepReport
-from neftcli.report.plots import Curve
+from neftcli.report.plots import ArmPoints, Curve
 from neftcli.sweep import output
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.verdict import Numbers, judge_sweep
@@ -71,7 +71,8 @@ def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -
     cells = plan("sweep.alphas=[5]")
     content = with_win_rates(cells, {Arm(5.0): 0.95})
     reported(tmp_path, cells, content, WIN_RATE, LOSS)
-    assert stems(tmp_path) == {"win-rate", "held-out-loss", "answer-tokens", "learning-curves"}
+    both = {"win-rate", "win-rate-difference", "held-out-loss", "held-out-loss-difference"}
+    assert stems(tmp_path) == {*both, "answer-tokens", "learning-curves"}
     assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
     (tmp_path / "plots" / "mine.png").write_text("mine")
     baselines = {cell.key: content[cell.key] for cell in cells if not cell.arm.alpha}
@@ -81,6 +82,22 @@ def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -
     assert stems(tmp_path) == {"held-out-loss", "answer-tokens", "learning-curves", "mine"}
     reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)
     assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
+
+
+def test_what_decides_is_drawn_as_the_paired_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the verdict's own numbers; a seed's difference is that of its two levels."""
+    drawn: dict[str, list[ArmPoints]] = {}
+    monkeypatch.setattr(
+        output, "plot_metric", lambda _folder, stem, _name, _unit, _better, arms: drawn.update({stem: arms})
+    )
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=3")
+    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)
+    [comparison] = report.arms[1].comparisons
+    plain, noised = drawn["held-out-loss-difference"]
+    assert (plain.alpha, plain.value, plain.low, plain.high, plain.seeds) == (0, 0, None, None, (None,) * 3)
+    assert (noised.value, noised.low, noised.high) == (comparison.difference, comparison.low, comparison.high)
+    levels = [arm.seeds for arm in drawn["held-out-loss"]]
+    assert noised.seeds == tuple(one - other for other, one in zip(*levels, strict=True))  # type: ignore[operator]
 
 
 def test_best_does_not_stay_where_the_recommended_arm_has_no_run(tmp_path: Path) -> None:
