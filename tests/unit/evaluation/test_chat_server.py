@@ -260,10 +260,12 @@ def test_a_wrong_key_or_name_fails_at_once(
 
 
 INTERRUPTED = """
+import signal
 import sys
 from pathlib import Path
 from neftcli.evaluation.judge import Pair, judge_pairs
 from neftcli.recipe.schema import Judge
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this was started behind an &
 assert "openai" not in sys.modules
 pairs = [Pair(f"question {number}", "a", "b") for number in range(50)]
 judge_pairs(pairs, Judge(base_url=sys.argv[1], model="m", concurrency=4), Path(sys.argv[2]), lambda done, total: None)
