@@ -369,6 +369,12 @@ class _Sweep:
         except OSError as error:
             self._unwritten = error
 
+    def _mend(self, key: str) -> str:
+        """What to do about a cell that failed; an option of its own would make it another cell."""
+        own = self._remedies.get(key, "")
+        first = "leave its arm out, or" if not own or own.startswith("--") else f"{own}, then"
+        return f"{first} {self.again}    tries it again: what is done is skipped"
+
     def end(self) -> None:
         """Says by an error what is not done.
 
@@ -381,13 +387,8 @@ class _Sweep:
             raise self._unwritten
         failed = [state for state in self.states.values() if state.state == "failed"]
         if failed:
-            own = (self._remedies.get(one.key, "") for one in failed)
-            then = (f"{remedy}; then " if remedy else "" for remedy in own)
             raise SweepError(
-                *(
-                    Problem(f"{one.name()} failed: {one.problem}", remedy=f"{first}{self.again}{GOES_ON}")
-                    for one, first in zip(failed, then, strict=True)
-                )
+                *(Problem(f"{one.name()} failed: {one.problem}", remedy=self._mend(one.key)) for one in failed)
             )
         left = sum(state.state not in ("done", "dropped") for state in self.states.values())
         if left:

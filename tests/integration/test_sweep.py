@@ -290,7 +290,7 @@ def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments:
     }
     assert [arm["seeds"] for arm in report["arms"]] == [1, 1, 0, 0]
     assert "became" in result.err
-    assert "goes on: what is done is skipped" in result.err
+    assert "leave its arm out, or neft sweep-alpha" in result.err
 
 
 def test_ctrl_c_twice_stops_at_once(arguments: list[str], tmp_path: Path) -> None:
