@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from neftcli import events
-from neftcli.cli.display import text
+from neftcli.cli.display import sweep, text
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.live import LiveDisplay
 from neftcli.cli.display.plain import PlainLines
@@ -302,6 +302,20 @@ def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
     ):
         assert fact in whole, fact
     assert " next " not in whole, "the error at its end says how it is gone on with"
+
+
+@pytest.mark.parametrize(
+    ("state", "left"),
+    [
+        (events.CellState("b", "alpha 5", 0, "training", 5, 10), "0:04"),  # 1 + 0.9 / 2 cells in 10 s, 0.55 are left
+        (events.CellState("b", "alpha 5", 0, "measuring", 10, 10, measured=3, to_measure=6), "0:00"),  # 0.05 are left
+        (events.CellState("b", "alpha 5", 0, "waiting"), "0:10"),
+    ],
+)
+def test_the_time_left_of_a_sweep_counts_cells_at_work(state: events.CellState, left: str) -> None:
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(sweep.cells([events.CellState("a", "alpha 0", 0, "done"), state], 10.0, 0))
+    assert f"1/2 cells  0:10 gone, about {left} left" in " ".join(console.export_text().split("   "))
 
 
 def test_a_sweep_in_plain_lines_tells_each_change_once() -> None:
