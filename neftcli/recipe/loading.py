@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import shlex
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
-
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from typing import Any
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe import catalog
 from neftcli.recipe.schema import Key, Recipe, keys
+from neftcli.recipe.values import describe, is_mapping, meant, nearest_choice, to_type
 from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
 
 SHOW_OPTIONS = "neft recipes show quickstart --all    to see every option with its default"
@@ -193,14 +190,7 @@ def _option_of(path: str, known: Mapping[str, Key]) -> Key | None:
     if path in known:
         return known[path]
     parent = known.get(path.rpartition(".")[0])
-    return parent if parent is not None and _is_mapping(parent.type) else None
-
-
-def _is_mapping(annotation: Any) -> bool:
-    if get_origin(annotation) is Annotated:
-        annotation = annotation.__origin__
-    origin = get_origin(annotation)
-    return isinstance(origin, type) and issubclass(origin, Mapping)
+    return parent if parent is not None and is_mapping(parent.type) else None
 
 
 def _encodes(value: Any) -> bool:
@@ -264,103 +254,15 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
         for detail in error.errors():
             path, setting = _known_prefix(detail["loc"], known), merged[_known_prefix(detail["loc"], merged)]
             violated = f"{setting.origin}: {path} must be {describe(known[path].type)}"
-            near = _nearest_choice(known[path], setting.value)
-            remedy = _meant(path, setting.value) or _to_type(known[path], setting.origin, near)
+            near = nearest_choice(known[path], setting.value)
+            remedy = meant(path, setting.value) or to_type(known[path], setting.origin, near)
             problems.append(Problem(violated, setting.typed, remedy, near))
         return None, list(dict.fromkeys(problems))  # a union reports each of its choices
-
-
-def _meant(path: str, value: Any) -> str:
-    """What to type for a list where one number belongs; empty where that isn't it."""
-    listed = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(" ", "")
-    if not re.fullmatch(r"[0-9.e+-]+(,[0-9.e+-]+)+", listed):
-        return ""
-    if path == "neftune.alpha":
-        return f"neft sweep-alpha --alphas {listed}"
-    return f"--seeds {listed.count(',') + 1}    a number of seeds" if path == "sweep.seeds" else ""
-
-
-def _choices(annotation: Any) -> list[str]:
-    """The words that a value may be; none where it is no choice."""
-    arguments = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        return [str(word) for word in arguments]
-    inner = arguments[:1] if get_origin(annotation) is Annotated else arguments
-    return [word for argument in inner for word in _choices(argument)]
-
-
-def _nearest_choice(key: Key, value: Any) -> str:
-    """The choice of an option that begins like `value`, the default first, or is like it; empty where none is."""
-    typed = str(value[0] if isinstance(value, tuple) and len(value) == 1 else value)
-    choices = _choices(key.type)
-    begins = [word for word in (str(key.default), *choices) if word in choices and typed and word.startswith(typed)]
-    return "".join([*begins, *get_close_matches(typed, choices, n=1)][:1])
-
-
-def _to_type(key: Key, origin: str, near: str) -> str:
-    """What to type in place of a value that can't be: the choice that is near it, or the default."""
-    if key.default is None and not near:
-        if origin.startswith("--grid"):
-            return ""
-        return "leave it out    it needs no value"
-    value = key.default if not near else (near,) if isinstance(key.default, tuple) else near
-    why = "" if near else "    the default"
-    if origin.startswith("--grid"):
-        return f"--grid {key.path}={_written(value)},..."
-    if origin == key.option.flag:
-        return f"{origin} {','.join(map(_written, value)) if isinstance(value, tuple) else _written(value)}{why}"
-    if origin.startswith("--set"):
-        return f"--set {shlex.quote(f'{key.path}={_written(value)}')}{why}"
-    return f"{key.path.rpartition('.')[2]}: {_written(value)}{why}"
-
-
-def _written(value: Any) -> str:
-    """A value as YAML has it in a line."""
-    if isinstance(value, tuple):
-        return f"[{','.join(map(_written, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{name}: {_written(one)}' for name, one in value.items())}}}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 def _known_prefix(location: tuple[Any, ...], known: Container[str]) -> str:
     parts = [str(part) for part in location]
     return next(path for end in range(len(parts), 0, -1) if (path := ".".join(parts[:end])) in known)
-
-
-def describe(annotation: Any) -> str:
-    """What a value must be, in words: "a finite number, 0 or more", "one of uniform, gaussian, symmetric"."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        bounds = [text for bound in annotation.__metadata__ if (text := _bound(bound))]
-        return ", ".join([describe(annotation.__origin__), *bounds])
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
-    if origin is tuple:
-        return f"a list, each {describe(arguments[0])}"
-    if _is_mapping(annotation):
-        return "a mapping of names to names"
-    if arguments:
-        return " or ".join(describe(choice) for choice in arguments if choice is not type(None))
-    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}[annotation]
-
-
-def _bound(bound: Any) -> str:
-    match bound:
-        case Ge(ge=limit):
-            return f"{limit} or more"
-        case Gt(gt=limit):
-            return f"above {limit}"
-        case Le(le=limit):
-            return f"at most {limit}"
-        case Lt(lt=limit):
-            return "" if limit == float("inf") else f"below {limit}"
-        case MinLen():
-            return "not empty"
-        case _:
-            return ""
 
 
 def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:

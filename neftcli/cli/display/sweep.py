@@ -81,8 +81,8 @@ def part_done(state: CellState) -> float:
 
 def _foremost(states: Sequence[CellState], number: int) -> list[CellState]:
     """As many cells in their order: those at work or failed, then those that come next, then those done last."""
-    at_work = [state for state in states if state.state not in ("waiting", "done", "dropped")]
-    waiting = [state for state in states if state.state == "waiting"]
+    at_work = [state for state in states if state.state not in ("waiting", "stopped", "done", "dropped")]
+    waiting = [state for state in states if state.state in ("waiting", "stopped")]
     settled = [state for state in reversed(states) if state.state in ("done", "dropped")]
     chosen = {id(state) for state in [*at_work, *waiting, *settled][: max(0, number)]}
     return [state for state in states if id(state) in chosen]
