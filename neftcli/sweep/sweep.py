@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, NeftError, Preempted, Problem
+from neftcli.errors import NeftError, Preempted, Problem
 from neftcli.events import (
     Advance,
     Evaluated,
@@ -22,6 +22,7 @@ from neftcli.events import (
 )
 from neftcli.recipe.loading import resolve, to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, write_whole
+from neftcli.sweep.asked import check
 from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
 from neftcli.sweep.folder import explained, held, require_alike, require_same_inputs, require_same_sweep
 from neftcli.sweep.local import LocalEngine, Outcome, devices
@@ -31,18 +32,14 @@ from neftcli.sweep.standing import state_of, tell_of_others
 from neftcli.training.stopping import Stop, StopRequested, say_stopping
 
 if TYPE_CHECKING:
-    from neftcli.data.prepare import Examples
-    from neftcli.models.names import Reference
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
     from neftcli.sweep.cluster import RayEngine
     from neftcli.sweep.verdict import Numbers
 
-ENGINES = ("local", "ray")
 RACED = 4  # seeds from which on a race saves something where arms are only worse
 GOES_ON = "    goes on: what is done is skipped"
 UNBEGUN: dict[str, Any] = {"step": 0, "loss": None, "measured": 0, "to_measure": 0, "remaining": None}
-OTHER_TOKENS = ("model.name", "model.revision", "model.chat_template")  # whose losses can't stand in one table
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         replace(cell, recipe=replace(cell.recipe, output_dir=str(folder / CELLS)))
         for cell in plan_cells(base, request.layers)
     ]
-    require_same_inputs(cells, *_check(base, request, observer))
+    require_same_inputs(cells, *check(base, request, observer))
     observer.notify(
         SweepStarted(str(folder), tuple(state_of(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )
@@ -114,53 +111,6 @@ def _hardly_a_race(seeds: int) -> str:
     if seeds < RACED - 1:
         return f"{few} can't save anything: an arm can only leave after two, if there is a third"
     return f"{few} hardly save anything: after two, only an arm leaves that has gone wrong altogether"
-
-
-def _check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference, Examples]:
-    """Refuses what can be refused before a worker is started; what the cells are trained on."""
-    from neftcli.evaluation.chat_server import require_reachable
-    from neftcli.evaluation.comparison import FEWEST
-    from neftcli.evaluation.judge import check_judge
-    from neftcli.evaluation.report import instruction
-    from neftcli.evaluation.tasks import check_tasks
-    from neftcli.training.inputs import check_inputs
-
-    if request.engine not in ENGINES:
-        raise InputError(
-            Problem("--engine: there is no such engine", request.engine, f"--engine {' or '.join(ENGINES)}")
-        )
-    if request.ray_address is not None and request.engine != "ray":
-        raise InputError(Problem("--ray-address needs --engine ray", request.ray_address, "--engine ray"))
-    for axis in base.sweep.grid:
-        if axis.partition("=")[0].strip() in OTHER_TOKENS:
-            raise InputError(
-                Problem(
-                    "--grid: its losses are over other tokens and can't stand in one table", axis, "a sweep for each"
-                )
-            )
-    judge = base.evaluation.judge
-    if "win_rate" in base.sweep.metrics and judge.base_url is None:
-        raise InputError(Problem("sweep.metrics win_rate needs a judge", "no server", "--judge URL --judge-model NAME"))
-    if {"win_rate", "rouge_l", "exact_match"} & set(base.sweep.metrics) and not base.sweep.answers:
-        raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
-    if "tasks" in base.sweep.metrics and not base.evaluation.tasks:
-        raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))
-    check_tasks(base.evaluation.tasks)
-    check_judge(judge)
-    if judge.base_url is not None:
-        require_reachable(judge)
-    reference, examples = check_inputs(base, observer)
-    sides = chooses([instruction(example) for example in examples.held_out])
-    halves = sum(sides), len(sides) - sum(sides)
-    if min(halves) < FEWEST:
-        raise InputError(
-            Problem(
-                f"a sweep needs at least {2 * FEWEST} held-out rows: {FEWEST} that choose and {FEWEST} that judge",
-                f"{halves[0]} and {halves[1]} rows; those of one question are not parted",
-                "--held-out FILE, or --held-out-rows with more",
-            )
-        )
-    return reference, examples
 
 
 class _Sweep:

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from neftcli.errors import NeftError, Preempted
+from neftcli.errors import InputError, NeftError, Preempted
 from neftcli.evaluation.comparison import LOSS
 from neftcli.events import Advance, CellState, Event, Notice, Phase, Progress
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.recipe.schema import Recipe
 from neftcli.sweep import sweep as module
+from neftcli.sweep.asked import check
 from neftcli.sweep.cell import MEASURING
 from neftcli.sweep.local import Outcome
 from neftcli.sweep.plan import Arm, Cell
@@ -280,7 +281,7 @@ def test_both_halves_need_rows(
     layers = [*file_layers("quickstart"), *(assignment(f"{key}={value}") for key, value in sets.items())]
     request = Request(tuple(layers))
     if halves:
-        module._check(resolve(layers), request, Told())
+        check(resolve(layers), request, Told())
     else:
-        with pytest.raises(module.InputError, match="a sweep needs at least 12 held-out rows: 6 that choose"):
-            module._check(resolve(layers), request, Told())
+        with pytest.raises(InputError, match="a sweep needs at least 12 held-out rows: 6 that choose"):
+            check(resolve(layers), request, Told())

@@ -1,0 +1,65 @@
+"""What is refused of a sweep before a worker is started."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neftcli.errors import InputError, Problem
+from neftcli.events import Observer
+from neftcli.sweep.splits import chooses
+
+if TYPE_CHECKING:
+    from neftcli.data.prepare import Examples
+    from neftcli.models.names import Reference
+    from neftcli.recipe.schema import Recipe
+    from neftcli.sweep.sweep import Request
+
+ENGINES = ("local", "ray")
+OTHER_TOKENS = ("model.name", "model.revision", "model.chat_template")  # whose losses can't stand in one table
+
+
+def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference, Examples]:
+    """Refuses what can be refused before a worker is started; what the cells are trained on."""
+    from neftcli.evaluation.chat_server import require_reachable
+    from neftcli.evaluation.comparison import FEWEST
+    from neftcli.evaluation.judge import check_judge
+    from neftcli.evaluation.report import instruction
+    from neftcli.evaluation.tasks import check_tasks
+    from neftcli.training.inputs import check_inputs
+
+    if request.engine not in ENGINES:
+        raise InputError(
+            Problem("--engine: there is no such engine", request.engine, f"--engine {' or '.join(ENGINES)}")
+        )
+    if request.ray_address is not None and request.engine != "ray":
+        raise InputError(Problem("--ray-address needs --engine ray", request.ray_address, "--engine ray"))
+    for axis in base.sweep.grid:
+        if axis.partition("=")[0].strip() in OTHER_TOKENS:
+            raise InputError(
+                Problem(
+                    "--grid: its losses are over other tokens and can't stand in one table", axis, "a sweep for each"
+                )
+            )
+    judge = base.evaluation.judge
+    if "win_rate" in base.sweep.metrics and judge.base_url is None:
+        raise InputError(Problem("sweep.metrics win_rate needs a judge", "no server", "--judge URL --judge-model NAME"))
+    if {"win_rate", "rouge_l", "exact_match"} & set(base.sweep.metrics) and not base.sweep.answers:
+        raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
+    if "tasks" in base.sweep.metrics and not base.evaluation.tasks:
+        raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))
+    check_tasks(base.evaluation.tasks)
+    check_judge(judge)
+    if judge.base_url is not None:
+        require_reachable(judge)
+    reference, examples = check_inputs(base, observer)
+    sides = chooses([instruction(example) for example in examples.held_out])
+    halves = sum(sides), len(sides) - sum(sides)
+    if min(halves) < FEWEST:
+        raise InputError(
+            Problem(
+                f"a sweep needs at least {2 * FEWEST} held-out rows: {FEWEST} that choose and {FEWEST} that judge",
+                f"{halves[0]} and {halves[1]} rows; those of one question are not parted",
+                "--held-out FILE, or --held-out-rows with more",
+            )
+        )
+    return reference, examples
