@@ -193,10 +193,11 @@ class Training:
         Option("The optimiser; 8-bit and paged ones save GPU memory."),
     ] = "adamw_torch_fused"
     batching: Annotated[
-        Literal["auto", "padded", "padding_free", "packed"],
+        Literal["auto", "padded", "bucketed", "padding_free", "packed"],
         Option(
-            "padded rows, the same rows end to end, or several documents packed up to max_length; auto: end to end "
-            "where the model keeps documents apart (measured), padded elsewhere."
+            "padded rows, padded beside rows of like length (bucketed: fewer pads, another order), the same rows end "
+            "to end (padding_free), or several documents packed up to max_length; auto: end to end where the model "
+            "keeps documents apart (measured), padded elsewhere."
         ),
     ] = "auto"
     precision: Annotated[

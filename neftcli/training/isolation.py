@@ -18,7 +18,7 @@ from neftcli.neftune import document_lengths
 
 TOLERANCE = 1e-4
 LENGTH = 8
-Batching = Literal["auto", "padded", "padding_free", "packed"]
+Batching = Literal["auto", "padded", "bucketed", "padding_free", "packed"]
 
 
 def settled_batching(batching: Batching, model: Any) -> Batching:
@@ -31,7 +31,7 @@ def settled_batching(batching: Batching, model: Any) -> Batching:
     Raises:
         TrainingError: Documents were to share a row and the model would mix them.
     """
-    if batching == "padded":
+    if batching in ("padded", "bucketed"):
         return batching
     leak = leak_between_documents(model, two_documents(model))
     if leak <= TOLERANCE:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import InputError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
-from neftcli.recipe.nearest import at_home, nearest_path
+from neftcli.recipe.nearest import at_home, exists, nearest_path
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
 from neftcli.runs.directory import RECORD, RunDirectory, find_run, find_sweep
@@ -31,6 +31,8 @@ FIXED = (
     *ALIKE,
 )
 """Options whose change can't be accepted."""
+PLACES = ("model.name", "data.source", "data.held_out_source")
+"""Options that say where something lies. What lies there is compared by its content."""
 ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
 
 
@@ -232,6 +234,7 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
     changed = differences(before, recipe)
     if resumption.checkpoint:
         changed |= differences(before, recipe, ALIKE)
+        changed = {path: values for path, values in changed.items() if path not in PLACES or not _moved(*values)}
     if not changed:
         return
     impossible = [path for path in changed if path.startswith(FIXED)]
@@ -250,6 +253,11 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
             )
         )
     resumption.changes.update({path: list(values) for path, values in changed.items()})
+
+
+def _moved(before: str | None, now: str | None) -> bool:
+    """Whether nothing lies in the old place any more, and something in the new one."""
+    return before is not None and now is not None and exists(at_home(now)) and not exists(at_home(before))
 
 
 def _shown(value: Any) -> str:

@@ -54,6 +54,11 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.training.watch import Watch
 
+PADDED = (
+    "{} lets documents that share a row see each other, so rows are padded; --set training.batching=bucketed "
+    "puts rows of like length beside each other: fewer pads, another order"
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -264,6 +269,8 @@ class _Run:
         parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
         batching = settled_batching(self.recipe.training.batching, model)
         recipe = replace(self.recipe, training=replace(self.recipe.training, batching=batching))
+        if batching == "padded" and self.recipe.training.batching == "auto":
+            self.notify(Notice(PADDED.format(type(model).__name__)))
         watch = Watch(
             self,
             lambda step: self._evaluate(step, trainer.model, prepared, machine),

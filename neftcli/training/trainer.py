@@ -21,6 +21,8 @@ from neftcli.models.attention import attention_by_document
 from neftcli.models.head import can_sum_labels, sum_of_labels
 from neftcli.neftune import paired
 from neftcli.runs.directory import to_disk
+from neftcli.training.buckets import LengthBuckets
+from neftcli.training.ending import raise_if_full
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Adapter, Recipe
     from neftcli.runs.checkpoints import Checkpoints
-from neftcli.training.ending import raise_if_full
 
 LOG_ROWS = 20
 
@@ -43,9 +44,11 @@ class Trainer(SFTTrainer):
         checkpoints: Where checkpoints are kept.
         facts: What they are of, for their manifests.
         sums_labels: The loss is taken by `models/head.py` and not by TRL's head.
+        buckets: The order of the rows where they are bucketed by length.
     """
 
     sums_labels: bool
+    buckets: LengthBuckets | None
     checkpoints: Checkpoints
     facts: Mapping[str, Any]
 
@@ -85,6 +88,9 @@ class Trainer(SFTTrainer):
         self._total_train_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        return self.buckets or super()._get_train_sampler(train_dataset)
 
     def unlogged(self) -> dict[str, float]:
         """What the next log row has summed up so far, and the tokens seen in all."""
@@ -185,6 +191,10 @@ def build_trainer(
             # TRL casts the adapters of quantised models to bfloat16, where small updates are rounded away.
             parameter.data = parameter.data.float()
     trainer.checkpoints, trainer.facts = checkpoints, facts
+    trainer.buckets = None
+    if recipe.training.batching == "bucketed":
+        rows_of_an_update = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
+        trainer.buckets = LengthBuckets([len(row.input_ids) for row in rows], rows_of_an_update, recipe.training.seed)
     trainer.sums_labels = trainer.args.world_size == 1 and can_sum_labels(_without_adapter(trainer.model))
     trainer.remove_callback(PrinterCallback)
     if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
@@ -213,7 +223,7 @@ def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], folde
         activation_checkpointing=training.gradient_checkpointing,
         torch_compile=training.torch_compile,
         packing=training.batching == "packed",
-        padding_free=training.batching != "padded",
+        padding_free=training.batching in ("padding_free", "packed"),
         # Rows are cut already; TRL refuses a maximum for rows that are laid end to end without packing.
         max_length=recipe.data.max_length if training.batching == "packed" else None,
         neftune_noise_alpha=None,

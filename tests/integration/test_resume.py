@@ -137,6 +137,27 @@ def test_other_rows_or_another_model_behind_the_same_names_are_refused(
     assert "the model's files changed since checkpoint-4" in said.err
 
 
+def test_rows_and_a_model_that_were_moved_are_taken_by_their_content(
+    neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    rows, model = tmp_path / "rows.jsonl", tmp_path / "model"
+    shutil.copy(stopped[1]["data.source"], rows)
+    shutil.copytree(stopped[1]["model.name"], model)
+    own = {**stopped[1], "data.source": rows, "model.name": model}
+    assert run(own, tmp_path / "own", killer=Killer(5)) == -signal.SIGKILL
+    folder = tmp_path / "own" / "run-a5-s0"
+    rows.rename(tmp_path / "moved.jsonl")
+    model.rename(tmp_path / "moved")
+    said = neft("train", "--resume", folder)
+    assert said.code == 2
+    assert "model.name: there is no such folder" in said.err
+    typed = ["--model", tmp_path / "moved", "--dataset", tmp_path / "moved.jsonl"]
+    said = neft("train", "--resume", folder, *typed)
+    assert said.code == 0, said.err
+    assert run(stopped[1], tmp_path / "whole") == 0
+    assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_named(
     neft: Neft, copy: Path, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

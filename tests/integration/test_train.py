@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM
 
 from neftcli.recipe.loading import load_recipe
 from tests.conftest import Result, events, neft_process, quick_arguments
+from tests.tiny import tiny_tokenizer
 
 Neft = Callable[..., Result]
 
@@ -103,6 +104,28 @@ def test_rows_laid_end_to_end_train_as_padded_rows_do(
     )
     assert worst < 4 * 2 * 5e-5
     assert mean < 2e-7
+
+
+def test_rows_of_a_model_that_mixes_documents_are_padded_or_bucketed(
+    neft: Neft, rows_file: Path, tmp_path: Path
+) -> None:
+    """Bloom's positions come from its attention mask, so documents of one row can't be told apart."""
+    config = BloomConfig(vocab_size=256, hidden_size=64, n_layer=2, n_head=2, pad_token_id=0, eos_token_id=2)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    tiny_tokenizer().save_pretrained(tmp_path / "bloom")
+    arguments = quick_arguments(tmp_path / "bloom", rows_file, tmp_path / "runs")
+    told = "BloomForCausalLM lets documents that share a row see each other, so rows are padded"
+    for batching, laid_out in (("auto", "padded"), ("bucketed", "bucketed")):
+        done = neft(*arguments, "--set", f"training.batching={batching}", "--set", f"name={batching}")
+        assert done.code == 0, done.err
+        assert (told in done.out) == (batching == "auto")
+        record = json.loads((tmp_path / "runs" / f"{batching}-a5-s0" / "run.json").read_text())
+        assert record["batching"] == laid_out
+    first, second = (weights_hash(tmp_path / "runs" / f"{name}-a5-s0") for name in ("auto", "bucketed"))
+    assert first != second
+    refused = neft(*arguments, "--set", "training.batching=packed", "--max-length", "400")
+    assert refused.code == 1
+    assert "--set training.batching=padded" in refused.err
 
 
 @pytest.mark.parametrize(

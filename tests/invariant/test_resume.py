@@ -50,6 +50,12 @@ MODES: dict[str, dict[str, Any]] = {
     "QLoRA": {**LORA, "quantization.type": "nf4"},
     "packed": {"training.batching": "packed", "data.max_length": 400, "training.per_device_train_batch_size": 1},
     "padded": {"training.batching": "padded"},
+    "length-bucketed, accumulation, dropout": {
+        **LORA,
+        "training.batching": "bucketed",
+        "training.gradient_accumulation_steps": 2,
+        "training.per_device_train_batch_size": 2,
+    },
     "accumulation with a rest, 8-bit optimiser, part of an epoch": {
         "training.gradient_accumulation_steps": 4,
         "training.per_device_train_batch_size": 2,
