@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +39,16 @@ class Timed:
     output: str
 
 
-def run(command: Sequence[str | Path], folder: Path, environment: Mapping[str, str] | None = None) -> Timed:
-    """Runs a command in `folder`, with `environment` over that of this process.
+def run(
+    command: Sequence[str | Path],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    limit: float | None = None,
+) -> Timed:
+    """Runs a command in `folder`, with `environment` over that of this process, for `limit` seconds at most.
 
     Raises:
-        RuntimeError: It ended with an error; its last lines are told.
+        RuntimeError: It ended with an error, or was ended at its limit; its last lines are told.
     """
     log = folder / "command.log"
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **(environment or {})}
@@ -50,11 +57,17 @@ def run(command: Sequence[str | Path], folder: Path, environment: Mapping[str, s
         process = subprocess.Popen(
             [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=variables
         )
+        end = threading.Timer(limit or threading.TIMEOUT_MAX, os.kill, (process.pid, signal.SIGKILL))
+        end.daemon = True
+        end.start()
         _, status, usage = os.wait4(process.pid, 0)
+        end.cancel()
     seconds = time.perf_counter() - begun
     output = log.read_text(errors="replace")
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))}\n{output[-2000:]}")
+    code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        why = f"ended after {seconds:.0f} s" if code == -signal.SIGKILL else f"exit code {code}"
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{output[-2000:]}\n{why}")
     return Timed(seconds, usage.ru_maxrss * 1024, output)
 
 

@@ -10,7 +10,7 @@ what the device says while the command runs. What of the chip's peak is used:
 
     share = tokens/s * 4 * parameters / peak     (frozen weights get no gradient; QLoRA's products are in bf16, too)
 
-A command is begun only while there is time for it; those that were not begun are named.
+A command is begun only while there is time for it, and ended when there is none; those are named.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a model of no size on a CPU")
     parser.add_argument("--updates", type=int, default=8)
-    parser.add_argument("--budget", type=float, default=540, help="seconds after which no command is begun")
+    parser.add_argument("--budget", type=float, default=540, help="seconds for all commands together")
     parser.add_argument("--methods", default="lora,qlora")
     options = parser.parse_args()
     begun, device = time.monotonic(), "CPU" if options.tiny else gpu_name()
@@ -90,18 +90,21 @@ def main() -> None:
                         continue
                     at = time.monotonic()
                     try:
-                        print(measured(name, task, folder, device, parameters, rates), flush=True)
-                    except RuntimeError as error:  # out of memory, say: the others are measured all the same
+                        left = options.budget - (at - begun)
+                        print(measured(name, task, folder, device, parameters, rates, left), flush=True)
+                    except RuntimeError as error:  # out of memory or time, say: the others are measured all the same
                         print(f"# {method}, {length} tokens, {name} failed: {str(error)[-300:]}", flush=True)
                     longest = max(longest, time.monotonic() - at)
 
 
-def measured(name: str, task: Task, folder: Path, device: str, parameters: int, rates: dict[str, float]) -> str:
-    """Runs a contender; its row of the table. `rates` gets its tokens a second."""
+def measured(
+    name: str, task: Task, folder: Path, device: str, parameters: int, rates: dict[str, float], limit: float
+) -> str:
+    """Runs a contender for `limit` seconds at most; its row of the table. `rates` gets its tokens a second."""
     output = folder / re.sub(r"\W+", "-", f"{task.method}-{task.length}-{name}")
     command = trl_command(task, output) if name == "trl sft" else neft_command(task, output, name[-1])
     with memory_watched(task.cpu) as peak:
-        done = run(command, folder)
+        done = run(command, folder, limit=limit)
     memory = max(peak) if peak else done.peak_bytes / 2**30
     seconds = trl_seconds(done.output) if name == "trl sft" else neft_seconds(output, task)
     rates[name] = task.tokens() / seconds

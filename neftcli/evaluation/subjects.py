@@ -21,7 +21,7 @@ from neftcli.recipe.loading import resolve as resolve_recipe
 from neftcli.recipe.nearest import exists, nearest_path
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.counterpart import find_counterpart
-from neftcli.runs.directory import CELLS, NAME, RECORD, RunDirectory, find_run, find_sweep
+from neftcli.runs.directory import CELLS, NAME, RECIPE, RECORD, RunDirectory, find_run, find_sweep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ class Subject:
 
     def saved_recipe(self) -> Recipe:
         """How the run was trained, without what was typed since; of a model how it is loaded."""
-        return self.recipe if self.run is None else load_recipe(str(self.run.path / "recipe.yaml"))
+        return self.recipe if self.run is None else load_recipe(str(self.run.path / RECIPE))
 
     def load_tokenizer(self, layout: str, observer: Observer) -> PreTrainedTokenizerBase:
         """Its tokenizer, with a chat template unless rows are plain text."""
@@ -169,7 +169,7 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
     except (OSError, ValueError, RuntimeError):  # a name that no file system has
         raise _unknown(name) from None
     run = RunDirectory.open(folder)
-    recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
+    recipe = load_recipe(str(folder / RECIPE), overrides)
     _require_read(overrides)
     fixed = [
         Problem(f"{setting.origin}: a run is evaluated as it was trained", setting.typed, "leave it out")

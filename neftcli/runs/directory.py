@@ -105,7 +105,7 @@ class RunDirectory:
                     f"{path / RECORD}: this is not the record of a run", f"{type(error).__name__}: {error}", TRAIN_AGAIN
                 )
             ) from None
-        if not (path / "recipe.yaml").is_file():
+        if not (path / RECIPE).is_file():
             raise InputError(Problem(f"{path}: this run has no recipe.yaml", f"status {status}", TRAIN_AGAIN))
         if not any(directory.model.glob("*.safetensors")):
             raise InputError(Problem(f"{path}: this run has no model", f"status {status}", TRAIN_AGAIN))

@@ -16,7 +16,7 @@ from neftcli.errors import InputError, Preempted, Problem
 from neftcli.events import Advance, Event, Notice, Observer, Phase
 from neftcli.models.damage import is_cut
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
-from neftcli.runs.directory import RECORD, RunDirectory
+from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -83,7 +83,7 @@ def _resumption(run: RunDirectory, recipe: Recipe) -> tuple[Resumption | None, l
         resumption = resumption_of(run, recipe)
         if resumption.checkpoint is None:
             return None, []
-        other = differences(load_recipe(str(run.path / "recipe.yaml")), recipe, ALIKE)
+        other = differences(load_recipe(str(run.path / RECIPE)), recipe, ALIKE)
     except InputError as error:
         begun = f"{run.path} stays as it is, and the cell begins again in another folder"
         return None, [*(problem.violated for problem in error.problems), begun]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import InputError
 from neftcli.recipe.loading import fingerprint, to_yaml
 from neftcli.runs.checkpoints import Checkpoints
-from neftcli.runs.directory import CELLS, RECORD, RunDirectory
+from neftcli.runs.directory import CELLS, RECIPE, RECORD, RunDirectory
 from neftcli.sweep.cell import MEASURED, finished_run, measured, settings_key, stopped_run, take_away
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
     content = measured(run, other)  # what was measured by other settings stays theirs
     if content is not None:
         run.write_json(MEASURED, content | {"settings": settings_key(recipe)})
-    run.write_text("recipe.yaml", to_yaml(recipe))
+    run.write_text(RECIPE, to_yaml(recipe))
     run.write_json(RECORD, {**run.read_json(RECORD), "recipe_sha256": fingerprint(recipe)})
     newest, _ = Checkpoints(run.checkpoints, keep=sys.maxsize).newest()
     if newest is not None:
-        (newest.path / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        (newest.path / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
         facts = {key: value for key, value in newest.manifest.items() if key not in ("format", "step", "files")}
         Checkpoints(run.checkpoints, keep=1).publish(newest.step, facts | {"recipe_sha256": fingerprint(recipe)})
     card = run.model / "README.md"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from neftcli.errors import InputError, Interrupted, NeftError, Preempted, Problem, TrainingError
 from neftcli.runs.checkpoints import Checkpoints
-from neftcli.runs.directory import RunDirectory
+from neftcli.runs.directory import RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.training.stopping import StopRequested
 
@@ -124,6 +124,6 @@ def _safe(directory: RunDirectory) -> str:
 
 
 def _again(directory: RunDirectory) -> str:
-    if not (directory.path / "recipe.yaml").is_file():
+    if not (directory.path / RECIPE).is_file():
         return "the same command again"
     return f"neft train --resume {shlex.quote(str(directory.path))}"

@@ -15,7 +15,7 @@ from neftcli.recipe.loading import differences, file_layers, load_recipe, resolv
 from neftcli.recipe.nearest import at_home, exists, nearest_path
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
-from neftcli.runs.directory import RECORD, RunDirectory, find_run, find_sweep
+from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,14 +157,14 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     if path is None:
         raise InputError(_no_run(name))
     directory = RunDirectory(path)
-    if not (path / "recipe.yaml").is_file():
+    if not (path / RECIPE).is_file():
         raise InputError(Problem(f"{path}: this run has no recipe.yaml", remedy="neft train    begins a new run"))
     typed = [setting for layer in layers for key, setting in layer.items() if key in ("name", "output_dir")]
     if typed:
         refused = (Problem(f"{one.origin} and --resume can't stand together", one.typed) for one in typed)
         raise InputError(*refused)
-    recipe = resolve([*file_layers(str(path / "recipe.yaml")), *layers])
-    require_typed_trust(recipe, layers, path / "recipe.yaml", f"neft train --resume {shlex.quote(str(path))}")
+    recipe = resolve([*file_layers(str(path / RECIPE)), *layers])
+    require_typed_trust(recipe, layers, path / RECIPE, f"neft train --resume {shlex.quote(str(path))}")
     resumption = resumption_of(directory, recipe, accept_changes=accept_changes)
     _require_same_recipe(resumption, recipe)
     return recipe, resumption
@@ -216,8 +216,7 @@ def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bo
             Problem(
                 f"{directory.path}: none of its checkpoints verifies",
                 f"{len(passed_over)} checkpoints",
-                f"neft train --recipe {shlex.quote(str(directory.path / 'recipe.yaml'))}    trains it again, in a new "
-                "folder",
+                f"neft train --recipe {shlex.quote(str(directory.path / RECIPE))}    trains it again, in a new folder",
             ),
         )
     return Resumption(directory, newest, tuple(passed_over), accept_changes)
@@ -230,7 +229,7 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
         InputError: They differ in what touches the weights, and that was not accepted or can't be.
     """
     there = resumption.checkpoint.path if resumption.checkpoint else resumption.directory.path
-    before = load_recipe(str(there / "recipe.yaml"))
+    before = load_recipe(str(there / RECIPE))
     changed = differences(before, recipe)
     if resumption.checkpoint:
         changed |= differences(before, recipe, ALIKE)
@@ -245,7 +244,7 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
                 Problem(
                     f"--resume: {path} differs from that of {there.name}",
                     f"{_shown(changed[path][1])} (there {_shown(changed[path][0])})",
-                    f"neft train --recipe {shlex.quote(str(there / 'recipe.yaml'))}    begins a new run"
+                    f"neft train --recipe {shlex.quote(str(there / RECIPE))}    begins a new run"
                     if path in impossible
                     else ACCEPT,
                 )

@@ -37,7 +37,7 @@ from neftcli.models.names import Reference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.counterpart import find_counterpart
-from neftcli.runs.directory import RunDirectory
+from neftcli.runs.directory import RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.training.ending import recorded_end
 from neftcli.training.inputs import check_inputs
@@ -117,7 +117,7 @@ def train(
         record = RunRecord(directory, recipe, resume.told() if resume else None)
         with recorded_end(record, directory, new=resume is None), library_chatter(directory.log):
             if resume is None:
-                directory.write_text("recipe.yaml", to_yaml(recipe))  # from here on it can be gone on with
+                directory.write_text(RECIPE, to_yaml(recipe))  # from here on it can be gone on with
             else:
                 resume.tell(observer)
             run = _Run(recipe, directory, record, observer, stop, resume or Resumption(directory, None), begun)
@@ -171,7 +171,7 @@ class _Run:
             "model_fingerprint": materials.fingerprint,
         }
         self.resumption.require_same(found)
-        self.directory.write_text("recipe.yaml", to_yaml(recipe))
+        self.directory.write_text(RECIPE, to_yaml(recipe))
         self.record.update(
             **found,
             trust_remote_code=recipe.model.trust_remote_code,

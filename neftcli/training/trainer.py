@@ -20,7 +20,7 @@ from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.models.attention import attention_by_document
 from neftcli.models.head import can_sum_labels, sum_of_labels
 from neftcli.neftune import paired
-from neftcli.runs.directory import to_disk
+from neftcli.runs.directory import RECIPE, to_disk
 from neftcli.training.buckets import LengthBuckets
 from neftcli.training.ending import raise_if_full
 
@@ -122,7 +122,7 @@ class Trainer(SFTTrainer):
             super(SFTTrainer, self)._save_checkpoint(model, trial)  # TRL would only add a model card
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                (self.checkpoints.place(step) / "recipe.yaml").write_text(self.facts["recipe"], "utf-8")
+                (self.checkpoints.place(step) / RECIPE).write_text(self.facts["recipe"], "utf-8")
                 if (metrics := self.checkpoints.folder.parent / "metrics.jsonl").is_file():
                     to_disk(metrics)
                 facts = {key: value for key, value in self.facts.items() if key != "recipe"}
