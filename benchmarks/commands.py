@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 
 from neftcli.data.prepare import read_examples
 from neftcli.models.names import resolve
@@ -30,11 +32,13 @@ class Timed:
         seconds: Wall time of all of it.
         peak_bytes: Most memory that one of its processes had.
         output: What it printed.
+        anonymous_bytes: Most memory of the command's own process that is no page of a file; 0 where /proc doesn't tell.
     """
 
     seconds: float
     peak_bytes: int
     output: str
+    anonymous_bytes: int = 0
 
 
 def run(command: Sequence[str | Path], folder: Path, environment: Mapping[str, str] | None = None) -> Timed:
@@ -50,12 +54,26 @@ def run(command: Sequence[str | Path], folder: Path, environment: Mapping[str, s
         process = subprocess.Popen(
             [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=variables
         )
+        ended, peaks = Event(), [0]
+        watching = Thread(target=_watch, args=(process.pid, ended, peaks))
+        watching.start()
         _, status, usage = os.wait4(process.pid, 0)
+        ended.set()
+        watching.join()
     seconds = time.perf_counter() - begun
     output = log.read_text(errors="replace")
     if os.waitstatus_to_exitcode(status) != 0:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{output[-2000:]}")
-    return Timed(seconds, usage.ru_maxrss * 1024, output)
+    return Timed(seconds, usage.ru_maxrss * 1024, output, peaks[0])
+
+
+def _watch(process: int, ended: Event, peaks: list[int]) -> None:
+    """Looks at a process' anonymous memory fifty times a second; the kernel keeps a peak only of all its memory."""
+    status = Path(f"/proc/{process}/status")
+    while not ended.wait(0.02):
+        with suppress(OSError, StopIteration):
+            line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon:"))
+            peaks[0] = max(peaks[0], int(line.split()[1]) * 1024)
 
 
 def write_rows(folder: Path, dataset: str, training: int, held_out: int) -> tuple[Path, Path]:
