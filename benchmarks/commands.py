@@ -11,11 +11,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 
 from neftcli.data.prepare import read_examples
 from neftcli.models.names import resolve
@@ -32,11 +33,13 @@ class Timed:
         seconds: Wall time of all of it.
         peak_bytes: Most memory that one of its processes had.
         output: What it printed.
+        anonymous_bytes: Most memory of the command's own process that is no page of a file; 0 where /proc doesn't tell.
     """
 
     seconds: float
     peak_bytes: int
     output: str
+    anonymous_bytes: int = 0
 
 
 def run(
@@ -57,18 +60,33 @@ def run(
         process = subprocess.Popen(
             [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=variables
         )
-        end = threading.Timer(limit or threading.TIMEOUT_MAX, os.kill, (process.pid, signal.SIGKILL))
-        end.daemon = True
-        end.start()
+        ended, peaks = Event(), [0]
+        watching = Thread(target=_watch, args=(process, ended, peaks, limit))
+        watching.start()
         _, status, usage = os.wait4(process.pid, 0)
-        end.cancel()
+        ended.set()
+        watching.join()
     seconds = time.perf_counter() - begun
     output = log.read_text(errors="replace")
     code = os.waitstatus_to_exitcode(status)
     if code != 0:
         why = f"ended after {seconds:.0f} s" if code == -signal.SIGKILL else f"exit code {code}"
         raise RuntimeError(f"{' '.join(map(str, command))}\n{output[-2000:]}\n{why}")
-    return Timed(seconds, usage.ru_maxrss * 1024, output)
+    return Timed(seconds, usage.ru_maxrss * 1024, output, peaks[0])
+
+
+def _watch(process: subprocess.Popen[bytes], ended: Event, peaks: list[int], limit: float | None) -> None:
+    """Looks at a process' anonymous memory fifty times a second (the kernel keeps a peak only of all its memory).
+
+    Ends it at its limit.
+    """
+    status, last = Path(f"/proc/{process.pid}/status"), time.monotonic() + (limit or float("inf"))
+    while not ended.wait(0.02):
+        if time.monotonic() > last:
+            os.kill(process.pid, signal.SIGKILL)
+        with suppress(OSError, StopIteration):
+            line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon:"))
+            peaks[0] = max(peaks[0], int(line.split()[1]) * 1024)
 
 
 def write_rows(folder: Path, dataset: str, training: int, held_out: int) -> tuple[Path, Path]:

@@ -2,13 +2,15 @@
 
     python benchmarks/sizes.py                      # all four tables, about a quarter of an hour on two cores
     python benchmarks/sizes.py --tables rows,width
+    python benchmarks/sizes.py --tables rows --rows 1000,500000
 
     rows     whole commands of two updates with a tiny model: what reading, splitting and tokenising cost
     length   SmolLM2-135M, full, 2048 tokens an update as rows of 128 to 2048
     batch    SmolLM2-135M, full, 1 to 16 rows of 128 tokens an update
     width    Llamas with random weights, 8 layers, 256 to 1024 wide, 8 rows of 128 tokens an update
 
-Tokens a second are those of the updates after the first, and peak memory is the process' own. Prints Markdown.
+Tokens a second are those of the updates after the first, and peak memory is the process' own. Anonymous memory is what
+is no page of a file: pages of mapped files (libraries, weights, rows) go when memory is short. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,14 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default="rows,length,batch,width")
+    parser.add_argument("--rows", default="1000,10000,100000", help="numbers of rows of the table rows, rising")
     options = parser.parse_args()
+    numbers = [int(number) for number in options.rows.split(",")]
     tables: dict[str, tuple[Row, Callable[[Path], Iterator[Row]]]] = {
-        "rows": (("rows", "whole command, s", "ms a row", "peak memory, GiB"), rows_table),
+        "rows": (
+            ("rows", "whole command, s", "ms a row", "peak memory, GiB", "anonymous, MiB", "bytes a row"),
+            lambda folder: rows_table(folder, numbers),
+        ),
         "length": (("tokens a row", "rows an update", "tokens/s", "peak memory, GiB"), length_table),
         "batch": (("rows an update", "tokens an update", "tokens/s", "peak memory, GiB"), batch_table),
         "width": (("width", "parameters", "tokens/s", "TFLOP/s", "peak memory, GiB"), width_table),
@@ -47,20 +54,25 @@ def main() -> None:
                 print(f"| {' | '.join(row)} |", flush=True)
 
 
-def rows_table(folder: Path) -> Iterator[Row]:
-    """Two updates with 10^2 to 10^5 rows of pairs."""
+def rows_table(folder: Path, numbers: Sequence[int]) -> Iterator[Row]:
+    """Two updates with pairs of about 130 tokens; time and memory a row are those of the rows that are more."""
     model = llama(folder, 64, 2)
-    before = None
-    for power in range(2, 6):
-        rows = folder / f"{power}.jsonl"
+    before: tuple[int, Timed] | None = None
+    for number in numbers:
+        rows = folder / f"{number}.jsonl"
         with rows.open("w") as file:
-            for number in range(10**power):
-                question = f"question {number}: {text(30, number)}"
-                file.write(json.dumps({"prompt": question, "completion": text(60, -number)}) + "\n")
-        done = train(folder, f"r{power}", model, rows, 8, 256, updates=2)[0]
-        more = "" if before is None else f"{1000 * (done.seconds - before) / (0.9 * 10**power):.2f}"
-        before = done.seconds
-        yield f"{10**power:,}", f"{done.seconds:.1f}", more, gibibytes(done)
+            for place in range(number):
+                question = f"question {place}: {text(30, place)}"
+                file.write(json.dumps({"prompt": question, "completion": text(60, -place)}) + "\n")
+        done = train(folder, f"r{number}", model, rows, 8, 256, updates=2)[0]
+        milliseconds = octets = ""
+        if before is not None:
+            more = number - before[0]
+            milliseconds = f"{1000 * (done.seconds - before[1].seconds) / more:.2f}"
+            octets = f"{(done.anonymous_bytes - before[1].anonymous_bytes) / more:,.0f}"
+        before = number, done
+        anonymous = f"{done.anonymous_bytes / 2**20:,.0f}"
+        yield f"{number:,}", f"{done.seconds:.1f}", milliseconds, gibibytes(done), anonymous, octets
 
 
 def length_table(folder: Path) -> Iterator[Row]:

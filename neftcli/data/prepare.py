@@ -5,9 +5,9 @@ Reading needs no tokenizer and no torch, so bad data is refused before either is
 
 from __future__ import annotations
 
-import json
+from array import array
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from neftcli.data.formats import (
     to_example,
     unread_columns,
 )
+from neftcli.data.rows import ExampleRows, TokenRows
 from neftcli.data.sources import BUILTIN, is_hub, read_rows
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
 from neftcli.data.tokens import TokenRow, special_text, tokenize
@@ -49,8 +50,8 @@ class Examples:
         unused: Option to the number of rows that it leaves out.
     """
 
-    train: list[Example]
-    held_out: list[Example]
+    train: ExampleRows
+    held_out: ExampleRows
     layout: Format
     rows_read: int
     unusable: Mapping[str, list[str]]
@@ -70,9 +71,9 @@ class Prepared:
         counts: What a person is shown.
     """
 
-    train: list[TokenRow]
-    held_out: list[TokenRow]
-    held_out_examples: list[Example]
+    train: TokenRows
+    held_out: TokenRows
+    held_out_examples: ExampleRows
     counts: DataReady
 
 
@@ -87,20 +88,9 @@ class _Reader:
     unread: tuple[str, ...] = ()
     unusable: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def read(self, source: str, split: str) -> list[Example]:
+    def read(self, source: str, split: str) -> ExampleRows:
         require_standard(self.data.columns)
-        examples = []
-        for row in read_rows(source, split, self.data.config if source == self.data.source else None):
-            self.rows += 1
-            if self.layout is None:
-                given = self.data.format
-                self.layout = detect(row, self.data.columns, answers=self.answers) if given == "auto" else given
-                self.unread = () if source == BUILTIN else unread_columns(renamed(row, self.data.columns), self.layout)
-            standard = renamed(row, self.data.columns)
-            try:
-                examples.append(to_example(standard, self.layout, self.data.system_prompt, answers=self.answers))
-            except UnusableRow as reason:
-                self.unusable[str(reason)].append(row.where)
+        examples = ExampleRows.of(self._examples(source, split))
         if not examples:
             raise DataError(
                 Problem(
@@ -113,6 +103,19 @@ class _Reader:
                 )
             )
         return examples
+
+    def _examples(self, source: str, split: str) -> Iterator[Example]:
+        for row in read_rows(source, split, self.data.config if source == self.data.source else None):
+            self.rows += 1
+            if self.layout is None:
+                given = self.data.format
+                self.layout = detect(row, self.data.columns, answers=self.answers) if given == "auto" else given
+                self.unread = () if source == BUILTIN else unread_columns(renamed(row, self.data.columns), self.layout)
+            standard = renamed(row, self.data.columns)
+            try:
+                yield to_example(standard, self.layout, self.data.system_prompt, answers=self.answers)
+            except UnusableRow as reason:
+                self.unusable[str(reason)].append(row.where)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Questions:
         unread: Columns that the layout does not read.
     """
 
-    examples: list[Example]
+    examples: ExampleRows
     layout: Format
     rows_read: int
     unusable: Mapping[str, list[str]]
@@ -162,12 +165,11 @@ def read_examples(data: Data) -> Examples:
         held_out_source = data.source
     leaked = 0
     unused = {"data.held_out_rows": 0, "data.max_rows": 0}
-    held_out: list[Example]
     if data.held_out_rows == 0:
-        train, held_out = examples, []
+        train, held_out = examples, examples[:0]
     elif held_out_source is None:
         chosen = _at_most(examples, data.max_rows, data.split_seed)
-        train, held_out = hold_out(chosen, data.held_out_rows, data.split_seed)
+        train, held_out = map(chosen.select, hold_out(chosen, data.held_out_rows, data.split_seed))
     else:
         evaluated = _Reader(data)
         held_out = evaluated.read(held_out_source, held_out_split)
@@ -185,7 +187,7 @@ def read_examples(data: Data) -> Examples:
         there = len(held_out)
         held_out = _at_most(held_out, data.held_out_rows, data.split_seed)
         unused["data.held_out_rows"] = there - len(held_out)
-        train = without_prompts_of(examples, held_out)
+        train = examples.select(without_prompts_of(examples, held_out))
         leaked = len(examples) - len(train)
     train = _at_most(train, data.max_rows, data.split_seed)
     own = len(held_out) if held_out_source is None else 0
@@ -203,9 +205,9 @@ def read_examples(data: Data) -> Examples:
     return Examples(train, held_out, reader.layout, reader.rows, reader.unusable, leaked, reader.unread, unused)
 
 
-def _at_most(examples: list[Example], most: int | None, seed: int) -> list[Example]:
+def _at_most(examples: ExampleRows, most: int | None, seed: int) -> ExampleRows:
     """All examples, or `most` of them."""
-    return examples if most is None or len(examples) <= most else choose(examples, most, seed)
+    return examples if most is None or len(examples) <= most else examples.select(choose(examples, most, seed))
 
 
 def _require_splits(data: Data) -> None:
@@ -240,14 +242,11 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
     plain_text = examples.layout == "text"
     completion_only = loss_on_answers(data, examples.layout)
     unusable = {reason: list(places) for reason, places in examples.unusable.items()}
-    train = list(tokenize(tokenizer, examples.train, data.max_length, completion_only))
-    held_out = list(tokenize(tokenizer, examples.held_out, data.max_length, completion_only))
-    empty = [row.where for row in train if not row.loss_tokens()]
-    unscored = [row.where for row in held_out if not row.loss_tokens()]
+    train, learned = learnable(tokenizer, examples.train, data.max_length, completion_only)
+    held_out, scored = learnable(tokenizer, examples.held_out, data.max_length, completion_only)
+    empty, unscored = _others(examples.train, learned), _others(examples.held_out, scored)
     if empty or unscored:
         unusable[f"no token with loss is left within data.max_length {data.max_length}"] = empty + unscored
-    train = [row for row in train if row.loss_tokens()]
-    pairs = [(row, example) for row, example in zip(held_out, examples.held_out, strict=True) if row.loss_tokens()]
     if not train:
         raise DataError(
             Problem(
@@ -267,12 +266,35 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
         leaked=examples.leaked,
         special_text=tuple(example.where for example in examples.train if special_text(tokenizer, example)),
         train=count(train),
-        held_out=count([row for row, _ in pairs]),
+        held_out=count(held_out),
         fingerprint=fingerprint(examples.train, examples.held_out),
         unread=examples.unread,
         unused=examples.unused,
     )
-    return Prepared(train, [row for row, _ in pairs], [example for _, example in pairs], counts)
+    return Prepared(train, held_out, examples.held_out.select(scored), counts)
+
+
+def learnable(
+    tokenizer: PreTrainedTokenizerBase, examples: ExampleRows, max_length: int, completion_only: bool
+) -> tuple[TokenRows, Sequence[int]]:
+    """The tokens of the examples of which some carry loss, and the places of those examples."""
+    places = array("q")
+
+    def rows() -> Iterator[TokenRow]:
+        for place, row in enumerate(tokenize(tokenizer, examples, max_length, completion_only)):
+            if row.loss_tokens():
+                places.append(place)
+                yield row
+
+    return TokenRows.of(rows()), places
+
+
+def _others(examples: ExampleRows, places: Sequence[int]) -> list[str]:
+    """Where the examples stand that are at none of the places."""
+    import numpy
+
+    others = numpy.setdiff1d(numpy.arange(len(examples)), numpy.asarray(places), assume_unique=True)
+    return [example.where for example in examples.select(others)]
 
 
 def loss_on_answers(data: Data, layout: str) -> bool:
@@ -285,26 +307,36 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
     """The numbers of one side."""
     if not rows:
         return SplitCounts()
-    lengths = sorted(len(row.input_ids) for row in rows)
+    import numpy
+
+    lengths, loss_tokens = array("l"), 0
+    cut, without_stop = [], []
+    for row in rows:
+        lengths.append(len(row.input_ids))
+        loss_tokens += row.loss_tokens()
+        if row.cut:
+            cut.append(row.where)
+        if not row.stops:
+            without_stop.append(row.where)
+    ordered = numpy.sort(lengths)
     return SplitCounts(
-        rows=len(rows),
-        tokens=sum(lengths),
-        loss_tokens=sum(row.loss_tokens() for row in rows),
-        shortest=lengths[0],
-        median=lengths[len(lengths) // 2],
-        long=lengths[(len(lengths) * 9 - 1) // 10],
-        longest=lengths[-1],
-        cut=tuple(row.where for row in rows if row.cut),
-        without_stop=tuple(row.where for row in rows if not row.stops),
+        rows=len(ordered),
+        tokens=int(ordered.sum()),
+        loss_tokens=loss_tokens,
+        shortest=int(ordered[0]),
+        median=int(ordered[len(ordered) // 2]),
+        long=int(ordered[(len(ordered) * 9 - 1) // 10]),
+        longest=int(ordered[-1]),
+        cut=tuple(cut),
+        without_stop=tuple(without_stop),
     )
 
 
-def fingerprint(*sides: Sequence[Example]) -> str:
+def fingerprint(*sides: ExampleRows) -> str:
     """SHA-256 of the texts of examples, side by side."""
     digest = sha256()
     for side in sides:
-        for example in side:
-            turns = [[turn.role, turn.content, turn.context] for turn in example.turns]
-            digest.update(json.dumps([turns, example.text]).encode())
+        for content in side.contents():
+            digest.update(content)
         digest.update(b"\n")
     return digest.hexdigest()

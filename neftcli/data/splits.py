@@ -1,17 +1,26 @@
 """Keeps rows for evaluation so that no prompt stands on both sides.
 
 Rows whose prompts are the same but for case, punctuation and white space form one group, and a group goes to one side
-whole. Which groups are held out depends on the seed and the prompts, not on the order of the rows.
+whole. Which groups are held out depends on the seed and the prompts, not on the order of the rows. Of each row no more
+is kept in memory than sixteen bytes of a hash and its place.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
 
 from neftcli.data.formats import Example
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    Places: TypeAlias = NDArray[numpy.int64]
+    Digests: TypeAlias = NDArray[numpy.bytes_]
 
 LARGEST_SHARE = 0.2
 
@@ -19,10 +28,10 @@ LARGEST_SHARE = 0.2
 def normalised(prompt: str) -> str:
     """The prompt in lower case: letters with their accents, digits and signs of arithmetic, one space between."""
     folded = unicodedata.normalize("NFKC", prompt).casefold()
-    return " ".join("".join(_kept(letter) for letter in folded).split())
+    return " ".join(folded.translate(_KEPT).split())
 
 
-def hold_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[Places, Places]:
     """Splits into training and held-out examples, each in the order given.
 
     Args:
@@ -31,37 +40,82 @@ def hold_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[list[Ex
         seed: Chooses the groups.
 
     Returns:
-        (training, held out).
+        The places of (training, held out).
     """
+    import numpy
+
     limit = min(rows, int(len(examples) * LARGEST_SHARE))
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        groups[normalised(example.prompt())].append(index)
-    chosen: set[int] = set()
-    for key in sorted(groups, key=lambda key: _order(seed, key)):
-        if len(chosen) == limit:
+    order, begins = _grouped(_digests((f"{seed}/{normalised(one.prompt())}" for one in examples), len(examples)))
+    chosen, number = numpy.zeros(len(examples), dtype=bool), 0
+    for begin, end in pairwise(begins):
+        if number == limit:
             break
-        if len(chosen) + len(groups[key]) <= limit:
-            chosen.update(groups[key])
-    train = [example for index, example in enumerate(examples) if index not in chosen]
-    return train, [examples[index] for index in sorted(chosen)]
+        if number + end - begin <= limit:
+            chosen[order[begin:end]] = True
+            number += end - begin
+    return numpy.flatnonzero(~chosen), numpy.flatnonzero(chosen)
 
 
-def without_prompts_of(examples: Sequence[Example], held_out: Sequence[Example]) -> list[Example]:
-    """The examples whose prompts do not stand in `held_out`."""
-    keys = {normalised(example.prompt()) for example in held_out}
-    return [example for example in examples if normalised(example.prompt()) not in keys]
+def without_prompts_of(examples: Sequence[Example], held_out: Sequence[Example]) -> Places:
+    """The places of the examples whose prompts do not stand in `held_out`."""
+    import numpy
+
+    prompts, gone = (_digests((normalised(one.prompt()) for one in side), len(side)) for side in (examples, held_out))
+    return numpy.flatnonzero(~numpy.isin(prompts, gone))
 
 
-def choose(examples: Sequence[Example], rows: int, seed: int) -> list[Example]:
-    """`rows` of the examples, chosen by the seed, in the order given."""
-    order = sorted(range(len(examples)), key=lambda index: _order(seed, f"{index}/{examples[index].prompt()}"))
-    return [examples[index] for index in sorted(order[:rows])]
+def choose(examples: Sequence[Example], rows: int, seed: int) -> Places:
+    """The places of `rows` of the examples, chosen by the seed, in the order given."""
+    import numpy
+
+    keys = _digests((f"{seed}/{place}/{one.prompt()}" for place, one in enumerate(examples)), len(examples))
+    return numpy.sort(numpy.argsort(keys, kind="stable")[:rows])
 
 
 def duplicates(examples: Sequence[Example]) -> int:
     """How many examples repeat an earlier one, prompt and answer alike."""
-    return len(examples) - len({(normalised(example.prompt()), example.answer()) for example in examples})
+    keys = _digests((f"{normalised(one.prompt())}\0{one.answer()}" for one in examples), len(examples))
+    return len(examples) - (len(_grouped(keys)[1]) - 1)
+
+
+def distinct(examples: Sequence[Example]) -> Places:
+    """The places of examples of which no two say the same, the last of each kind in the place of the first."""
+    import numpy
+
+    order, begins = _grouped(_digests((repr((one.turns, one.text)) for one in examples), len(examples)))
+    first, last = order[begins[:-1]], order[begins[1:] - 1]
+    return last[numpy.argsort(first)]
+
+
+def all_prompts(examples: Sequence[Example]) -> Digests:
+    """What is asked anywhere in the examples, for `unseen`."""
+    return _digests(normalised(prompt) for one in examples for prompt in one.prompts())
+
+
+def unseen(examples: Sequence[Example], seen: Digests) -> Places:
+    """The places of the examples that ask nothing of what was `seen`."""
+    import numpy
+
+    owners = numpy.repeat(numpy.arange(len(examples)), [len(one.prompts()) for one in examples])
+    return numpy.setdiff1d(numpy.arange(len(examples)), owners[numpy.isin(all_prompts(examples), seen)])
+
+
+def _digests(keys: Iterable[str], number: int = -1) -> Digests:
+    """Sixteen bytes for each of `number` keys (-1: as many as come): two keys that differ never share them."""
+    import numpy
+
+    digests = (blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest() for key in keys)
+    return numpy.fromiter(digests, dtype="S16", count=number)
+
+
+def _grouped(digests: Digests) -> tuple[Places, Places]:
+    """Places in the order of their digests, and where in it each group of equal ones begins, with the end behind."""
+    import numpy
+
+    order = numpy.argsort(digests, kind="stable")
+    ordered = digests[order]
+    begins = 1 + numpy.flatnonzero(ordered[1:] != ordered[:-1])
+    return order, numpy.unique(numpy.concatenate([[0], begins, [len(digests)]]))
 
 
 def _kept(letter: str) -> str:
@@ -72,5 +126,12 @@ def _kept(letter: str) -> str:
     return f" {letter} " if category in ("Sm", "Sc") or letter in "*/%^" else " "
 
 
-def _order(seed: int, key: str) -> bytes:
-    return blake2b(f"{seed}/{key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+class _Kept(dict[int, str]):
+    """`_kept` of each letter, by its number; worked out once."""
+
+    def __missing__(self, letter: int) -> str:
+        self[letter] = kept = _kept(chr(letter))
+        return kept
+
+
+_KEPT = _Kept()

@@ -70,7 +70,7 @@ def tokenize(
         ModelError: The chat template renders a conversation otherwise than by appending its turns.
     """
     for start in range(0, len(examples), BATCH):
-        batch = examples[start : start + BATCH]
+        batch = list(examples[start : start + BATCH])
         conversations = bool(batch[0].turns)
         begins = "" if conversations else beginning(tokenizer)
         rendered = [_with_spans(tokenizer, example, completion_only, begins) for example in batch]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neftcli.data.formats import Example
 from neftcli.data.prepare import Examples, Questions, fingerprint, read_examples, read_questions
+from neftcli.data.rows import ExampleRows
 from neftcli.data.sources import BUILTIN, is_hub
-from neftcli.data.splits import choose, normalised
+from neftcli.data.splits import all_prompts, choose, distinct, unseen
 from neftcli.errors import DataError, Problem
 from neftcli.evaluation.subjects import Subject, find_subject
 from neftcli.events import Notice, Observer, Phase, RowsReady
@@ -18,6 +18,7 @@ from neftcli.models.hub import prefer_cache_if_unreachable
 from neftcli.runs.directory import RECORD, find_run
 
 if TYPE_CHECKING:
+    from neftcli.data.splits import Digests
     from neftcli.recipe.schema import Data, Recipe
 
 DATASET = "neft eval ... --dataset FILE, with rows that were not trained on"
@@ -36,7 +37,7 @@ class Rows:
         label: The same for a folder's name.
     """
 
-    examples: list[Example]
+    examples: ExampleRows
     data: Data
     layout: str
     source: str
@@ -81,13 +82,13 @@ def read_rows_for(
         source = "built-in set, held out" if data.source == BUILTIN else data.source
         label = Path(data.source).name.partition(".")[0] or "rows"
     trained = _trained_prompts(subjects, observer)
-    distinct = list({(example.turns, example.text): example for example in questions.examples}.values())
-    kept = [example for example in distinct if trained.isdisjoint(map(normalised, example.prompts()))]
+    various = questions.examples.select(distinct(questions.examples))
+    kept = various.select(unseen(various, trained))
     if not kept:
         raise DataError(
-            Problem(f"{source}: a model here was trained on every one of these rows", f"{len(distinct)} rows", DATASET)
+            Problem(f"{source}: a model here was trained on every one of these rows", f"{len(various)} rows", DATASET)
         )
-    examples = choose(kept, max_rows, CHOSEN_BY) if max_rows and max_rows < len(kept) else kept
+    examples = kept.select(choose(kept, max_rows, CHOSEN_BY)) if max_rows and max_rows < len(kept) else kept
     observer.notify(
         RowsReady(
             source=source,
@@ -95,8 +96,8 @@ def read_rows_for(
             rows_read=questions.rows_read,
             rows=len(examples),
             with_answer=sum(bool(example.answer() or example.text) for example in examples),
-            trained_on=len(distinct) - len(kept),
-            repeated=len(questions.examples) - len(distinct),
+            trained_on=len(various) - len(kept),
+            repeated=len(questions.examples) - len(various),
             unusable={reason: tuple(places) for reason, places in questions.unusable.items()},
             unread=questions.unread,
         )
@@ -147,9 +148,11 @@ def _is_unchanged(subject: Subject, examples: Examples) -> bool:
     return bool(subject.run.read_json(RECORD).get("data_sha256") == fingerprint(examples.train, examples.held_out))
 
 
-def _trained_prompts(subjects: Sequence[Subject], observer: Observer) -> set[str]:
-    """The normalised prompts that runs were trained on, with those of runs that they began from."""
-    prompts: set[str] = set()
+def _trained_prompts(subjects: Sequence[Subject], observer: Observer) -> Digests:
+    """The prompts that runs were trained on, with those of runs that they began from."""
+    import numpy
+
+    prompts: list[Digests] = []
     read: dict[str, Examples] = {}
     for run in _with_their_origins(subjects):
         data = run.saved_recipe().data
@@ -163,8 +166,8 @@ def _trained_prompts(subjects: Sequence[Subject], observer: Observer) -> set[str
             observer.notify(Notice(f"{message}; some of the rows here may be among them"))
         else:
             read[repr(data)] = examples
-            prompts.update(normalised(prompt) for example in examples.train for prompt in example.prompts())
-    return prompts
+            prompts.append(all_prompts(examples.train))
+    return numpy.concatenate(prompts) if prompts else all_prompts([])
 
 
 def _with_their_origins(subjects: Sequence[Subject]) -> list[Subject]:

@@ -1,1 +1,1 @@
-"""The machine: device and arithmetic (`device.py`), settings of the process (`process.py`), the libraries' chatter."""
+"""The machine: device and arithmetic, settings of the process, its cache folder, and the libraries' chatter."""

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import tempfile
 from pathlib import Path
 
 from neftcli.errors import ModelError, Problem
+from neftcli.machine.cache import cache_folder
 
 MANIFEST = "neft-manifest.json"
 AGAIN = "fetch the file again, or the model's folder with safetensors"
-
-
-def cache_folder() -> Path:
-    """NEFT_CACHE, or `neft` in the user's cache folder."""
-    if own := os.environ.get("NEFT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neft"
 
 
 def sha256(path: Path) -> str:

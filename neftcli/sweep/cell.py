@@ -205,8 +205,7 @@ class _Stoppable:
 
 def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Observer) -> None:
     """Measures a run that was finished and not measured, without the model that it began from."""
-    from neftcli.data.prepare import loss_on_answers
-    from neftcli.data.tokens import tokenize
+    from neftcli.data.prepare import learnable, loss_on_answers
     from neftcli.machine.chatter import library_chatter
     from neftcli.machine.device import choose_machine
     from neftcli.models.by_recipe import load_tokenizer_of
@@ -220,9 +219,8 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Ob
             reference, found = check_inputs(recipe, observer)
             layout, data = found.layout, recipe.data
             tokenizer, _, _ = load_tokenizer_of(recipe, reference, layout, observer)
-            tokens = tokenize(tokenizer, found.held_out, data.max_length, loss_on_answers(data, layout))
-            # As in `prepare`: a row of which no token with loss is left is none.
-            examples = [one for row, one in zip(tokens, found.held_out, strict=True) if row.loss_tokens()]
+            places = learnable(tokenizer, found.held_out, data.max_length, loss_on_answers(data, layout))[1]
+            examples = found.held_out.select(places)
         _measure(run, recipe, _rows(recipe, examples, layout), choose_machine(recipe), observer, None, ())
 
 

@@ -330,7 +330,7 @@ def _all_costs(recipes: Sequence[Recipe], folder: Path, begun: float, connection
             answers, batches = _time_answers(recipe, materials, clock)
             preparing = _time_updates(recipe, materials, folder, clock)
             update, timed = clock.update()
-            whole = updates(recipe, [len(row.input_ids) for row in prepared.train])
+            whole = updates(recipe, prepared.train.lengths())
             probe_rows = min(recipe.evaluation.probe_rows, len(prepared.train))
             told = {"updates": timed, "losses": rows, BEGUN: answers}
             yield Costs(start, preparing, update, row, batches, whole, len(prepared.held_out), probe_rows, told)

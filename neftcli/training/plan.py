@@ -20,6 +20,7 @@ from neftcli.training.inputs import check_inputs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from neftcli.data.splits import Places
     from neftcli.recipe.schema import Recipe
 
 
@@ -64,7 +65,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
     activation_bytes = 2 if machine.precision() == "bf16" else 4
     memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens, machine.device)
     libraries = process_memory() if machine.device == "cpu" else 0
-    lengths = [len(row.input_ids) for row in prepared.train] if prepared else []
+    lengths: Sequence[int] | Places = prepared.train.lengths() if prepared else ()
     return Plan(
         model=reference.source(),
         method=recipe.method(),

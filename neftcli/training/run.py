@@ -288,7 +288,7 @@ class _Run:
         watch.trainer, tuned = trainer, trainer.model
         self._tell_of_the_model(parameters, tuned, materials)
         require_space(tuned, recipe, self.directory, self)
-        lengths = [len(row.input_ids) for row in prepared.train]
+        lengths = prepared.train.lengths()
         total_steps = updates(recipe, lengths)
         settings = recipe.neftune
         with neftune(

@@ -7,6 +7,7 @@ off: the noise of `neftcli.neftune` is attached around `train()`.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
+from neftcli.data.store import Batches
 from neftcli.data.tokens import IGNORED
 from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.models.attention import attention_by_document
@@ -29,12 +31,15 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from neftcli.data.tokens import TokenRow
+    from neftcli.data.rows import TokenRows
+    from neftcli.data.splits import Places
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Adapter, Recipe
     from neftcli.runs.checkpoints import Checkpoints
 
 LOG_ROWS = 20
+PIECE = 10_000
+"""Rows packed at once: a multiple of the thousand that TRL packs at once, so that the same rows are put together."""
 
 
 class Trainer(SFTTrainer):
@@ -158,7 +163,7 @@ def build_trainer(
     machine: Machine,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[TokenRow],
+    rows: TokenRows,
     checkpoints: Checkpoints,
     facts: Mapping[str, Any],
     callback: TrainerCallback,
@@ -178,10 +183,9 @@ def build_trainer(
     trainer = Trainer(
         model=model,
         args=_arguments(recipe, machine, rows, checkpoints.folder),
-        # Nothing predicts a row's first token, so it must not count as one with loss.
-        train_dataset=Dataset.from_dict(
-            {"input_ids": [row.input_ids for row in rows], "labels": [[IGNORED, *row.labels[1:]] for row in rows]}
-        ),
+        train_dataset=_packed(rows, recipe.data.max_length)
+        if recipe.training.batching == "packed"
+        else _dataset(rows.columns()),
         processing_class=tokenizer,
         peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
         callbacks=[callback],
@@ -194,7 +198,7 @@ def build_trainer(
     trainer.buckets = None
     if recipe.training.batching == "bucketed":
         rows_of_an_update = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
-        trainer.buckets = LengthBuckets([len(row.input_ids) for row in rows], rows_of_an_update, recipe.training.seed)
+        trainer.buckets = LengthBuckets(rows.lengths().tolist(), rows_of_an_update, recipe.training.seed)
     trainer.sums_labels = trainer.args.world_size == 1 and can_sum_labels(_without_adapter(trainer.model))
     trainer.remove_callback(PrinterCallback)
     if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
@@ -202,9 +206,25 @@ def build_trainer(
     return trainer
 
 
-def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], folder: Path) -> SFTConfig:
+def _dataset(table: Any) -> Dataset:
+    """A table as the trainer reads it; without a fingerprint all of it would be pickled for one."""
+    return Dataset(table, fingerprint="rows")
+
+
+def _packed(rows: TokenRows, max_length: int) -> Dataset:
+    """Rows as TRL packs them, piece by piece; it would keep all of them in memory."""
+    table = rows.columns()
+    with closing(Batches()) as packed:
+        for start in range(0, len(rows), PIECE):
+            piece = pack_dataset(_dataset(table.slice(start, PIECE)), max_length, "bfd")
+            for batch in piece.data.to_batches():
+                packed.append(batch)
+        return _dataset(packed.table())
+
+
+def _arguments(recipe: Recipe, machine: Machine, rows: TokenRows, folder: Path) -> SFTConfig:
     training = recipe.training
-    total = updates(recipe, [len(row.input_ids) for row in rows])
+    total = updates(recipe, rows.lengths())
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=training.num_train_epochs,
@@ -222,10 +242,9 @@ def _arguments(recipe: Recipe, machine: Machine, rows: Sequence[TokenRow], folde
         # TRL recomputes activations by default; that costs a third of the time and is only needed without the memory.
         activation_checkpointing=training.gradient_checkpointing,
         torch_compile=training.torch_compile,
-        packing=training.batching == "packed",
+        packing=False,  # they are packed already, if they are to be
         padding_free=training.batching in ("padding_free", "packed"),
-        # Rows are cut already; TRL refuses a maximum for rows that are laid end to end without packing.
-        max_length=recipe.data.max_length if training.batching == "packed" else None,
+        max_length=None,  # and cut
         neftune_noise_alpha=None,
         seed=training.seed,
         data_seed=training.seed,
@@ -248,7 +267,7 @@ def _warmup_steps(total: int, ratio: float) -> int:
     return math.ceil(total * ratio) if total * ratio >= 1 else 0
 
 
-def updates(recipe: Recipe, lengths: Sequence[int], *, whole: bool = False) -> int:
+def updates(recipe: Recipe, lengths: Sequence[int] | Places, *, whole: bool = False) -> int:
     """Updates of the optimiser in all.
 
     Args:
@@ -261,8 +280,10 @@ def updates(recipe: Recipe, lengths: Sequence[int], *, whole: bool = False) -> i
         return training.max_steps
     rows = len(lengths)
     if training.batching == "packed":
-        rows = len(
-            pack_dataset(Dataset.from_dict({"input_ids": [[0] * n for n in lengths]}), recipe.data.max_length, "bfd")
+        pieces = (lengths[start : start + PIECE] for start in range(0, rows, PIECE))
+        rows = sum(
+            len(pack_dataset(Dataset.from_dict({"input_ids": [[0] * n for n in piece]}), recipe.data.max_length, "bfd"))
+            for piece in pieces
         )
     batches = math.ceil(rows / training.per_device_train_batch_size)
     return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))

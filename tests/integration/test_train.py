@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM
 
+from neftcli.data import store
 from neftcli.recipe.loading import load_recipe
 from tests.conftest import Result, events, neft_process, quick_arguments
 from tests.tiny import tiny_tokenizer
@@ -83,6 +84,30 @@ def test_alpha_and_seed_change_the_weights(neft: Neft, quick: list[str], tmp_pat
     hashes = {weights_hash(run) for run in (tmp_path / "runs").iterdir()}
     assert {run.name for run in (tmp_path / "runs").iterdir()} == {"tiny-a5-s0", "tiny-a0-s0", "tiny-a5-s1"}
     assert len(hashes) == 3
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_rows_in_a_file_train_as_rows_in_memory_do(
+    neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str
+) -> None:
+    """To the bit, in its records, too; where the file can't be, nothing is started."""
+    monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "BATCH_ROWS", 7)
+    arguments = [*quick, "--set", f"training.batching={batching}"]
+    assert neft(*arguments).code == 0
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(store, "MOST_IN_MEMORY", 0)
+    assert neft(*arguments).code == 0
+    assert list((tmp_path / "cache").iterdir()) == []
+    memory, file = (tmp_path / "runs" / name for name in ("tiny-a5-s0", "tiny-a5-s0-2"))
+    assert weights_hash(memory) == weights_hash(file)
+    records = [json.loads((run / "run.json").read_text()) for run in (memory, file)]
+    assert len({(record["data_sha256"], record["tokens_sha256"]) for record in records}) == 1
+    monkeypatch.setenv("NEFT_CACHE", str(quick[4]))  # the file of rows
+    done = neft(*arguments)
+    assert done.code == 2
+    assert "the rows are too many for memory, and can't be kept in a file there" in done.err
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "granite", "opt"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
+from neftcli.data.rows import TokenRows
 from neftcli.data.tokens import TokenRow
 from neftcli.machine.device import Machine
 from neftcli.recipe.loading import assignment, resolve
@@ -32,7 +33,9 @@ rows = [TokenRow([5 + n, 9, 20 + n, 31, 7], [-100, 9, 20 + n, 31, 7], False, Tru
 machine = Machine("cpu", "CPU", False, torch.float32)
 checkpoints = Checkpoints(folder / "checkpoints", 9)
 facts = {"recipe": "name: two\n", "recipe_sha256": "0"}
-trainer = build_trainer(recipe, machine, tiny_model("llama"), tiny_tokenizer(), rows, checkpoints, facts, SaveEach())
+trainer = build_trainer(
+    recipe, machine, tiny_model("llama"), tiny_tokenizer(), TokenRows.of(rows), checkpoints, facts, SaveEach()
+)
 trainer.train(resume_from_checkpoint=resumed[0] if resumed else None)
 if trainer.args.should_save:
     trainer.model.save_pretrained(folder / "model")

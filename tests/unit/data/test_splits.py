@@ -4,15 +4,18 @@ Oracles: laws that hypothesis tries to break (no prompt on both sides, the same 
 order of the rows), and pairs of prompts that a person would or would not call the same.
 """
 
+import unicodedata
 from collections import Counter
+from hashlib import blake2b
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neftcli.data import splits
 from neftcli.data.formats import Example, Turn
-from neftcli.data.splits import choose, duplicates, hold_out, normalised, without_prompts_of
+from neftcli.data.splits import duplicates, normalised
 
 
 def example(prompt: str, answer: str = "a", where: str = "") -> Example:
@@ -30,6 +33,19 @@ def key(one: Example) -> str:
 
 def keys(side: list[Example]) -> set[str]:
     return {key(one) for one in side}
+
+
+def hold_out(rows: list[Example], number: int, seed: int) -> tuple[list[Example], list[Example]]:
+    train, held_out = splits.hold_out(rows, number, seed)
+    return [rows[place] for place in train], [rows[place] for place in held_out]
+
+
+def choose(rows: list[Example], number: int, seed: int) -> list[Example]:
+    return [rows[place] for place in splits.choose(rows, number, seed)]
+
+
+def without_prompts_of(rows: list[Example], held_out: list[Example]) -> list[Example]:
+    return [rows[place] for place in splits.without_prompts_of(rows, held_out)]
 
 
 def numbered(count: int) -> list[Example]:
@@ -211,3 +227,73 @@ def test_plain_text_is_its_own_prompt() -> None:
     assert len(held_out) == 4
     assert not {one.text for one in train} & {one.text for one in held_out}
     assert duplicates(rows) == 10
+
+
+# The same choice as by dictionaries of prompts
+
+
+def by_groups(rows: list[Example], number: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """The rule in so many words: groups in the order of their hash, whole, as long as they fit."""
+    limit = min(number, int(len(rows) * 0.2))
+    groups: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(normalised(row.prompt()), []).append(place)
+    chosen: list[int] = []
+    for prompt in sorted(groups, key=lambda prompt: hashed(f"{seed}/{prompt}")):
+        if len(chosen) == limit:
+            break
+        if len(chosen) + len(groups[prompt]) <= limit:
+            chosen += groups[prompt]
+    train = [row for place, row in enumerate(rows) if place not in chosen]
+    return train, [rows[place] for place in sorted(chosen)]
+
+
+def hashed(key: str) -> bytes:
+    return blake2b(key.encode(), digest_size=16).digest()
+
+
+@swiftly
+@given(many_prompts, wanted, seeds)
+def test_the_split_is_that_by_groups(texts: list[str], rows: int, seed: int) -> None:
+    """To the row and its place."""
+    assert hold_out(examples(texts), rows, seed) == by_groups(examples(texts), rows, seed)
+
+
+@swiftly
+@given(many_prompts, wanted, seeds)
+def test_the_choice_is_that_by_hashes(texts: list[str], rows: int, seed: int) -> None:
+    """Of each row's place and prompt."""
+    given_rows = examples(texts)
+    order = sorted(range(len(texts)), key=lambda place: hashed(f"{seed}/{place}/{given_rows[place].prompt()}"))
+    assert choose(given_rows, rows, seed) == [given_rows[place] for place in sorted(order[:rows])]
+
+
+@swiftly
+@given(many_prompts, st.lists(st.sampled_from("ab"), min_size=60, max_size=60))
+def test_duplicates_and_distinct_rows_are_those_of_sets(texts: list[str], answers: list[str]) -> None:
+    """The last of equal rows stands in the place of the first, as in a dictionary."""
+    rows = [example(text, answer, str(place)) for place, (text, answer) in enumerate(zip(texts, answers, strict=False))]
+    assert duplicates(rows) == len(rows) - len({(normalised(row.prompt()), row.answer()) for row in rows})
+    last = list({(row.turns, row.text): row for row in rows}.values())
+    assert [rows[place] for place in splits.distinct(rows)] == last
+
+
+@swiftly
+@given(many_prompts, many_prompts)
+def test_rows_that_ask_what_was_seen_anywhere_in_a_conversation(texts: list[str], seen: list[str]) -> None:
+    """Also where it is not the last question."""
+    rows = [
+        Example((Turn("user", first), Turn("assistant", "a"), Turn("user", second), Turn("assistant", "b")), "", "")
+        for first, second in zip(texts, reversed(texts), strict=True)
+    ]
+    known = {normalised(prompt) for row in examples(seen) for prompt in row.prompts()}
+    kept = [place for place, row in enumerate(rows) if known.isdisjoint(map(normalised, row.prompts()))]
+    assert splits.unseen(rows, splits.all_prompts(examples(seen))).tolist() == kept
+    assert splits.unseen(rows, splits.all_prompts([])).tolist() == list(range(len(rows)))
+
+
+@given(st.text())
+def test_letters_are_looked_up_as_they_are_judged_one_by_one(text: str) -> None:
+    """The table of letters is filled as they come."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    assert normalised(text) == " ".join("".join(splits._kept(letter) for letter in folded).split())

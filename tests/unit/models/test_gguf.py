@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from neftcli.errors import ModelError
+from neftcli.machine.cache import cache_folder
 from neftcli.models import gguf
-from neftcli.models.gguf import MANIFEST, cache_folder, converted, is_converted, sha256
+from neftcli.models.gguf import MANIFEST, converted, is_converted, sha256
 
 ROOT = Path(__file__).parents[3]
 Conversion = Callable[[Path, Path], None]
@@ -210,23 +211,6 @@ print(gguf.converted(Path("tiny.gguf")), flush=True)
     (place,) = {lines[-1] for lines in outputs}
     assert Path(place).parent == tmp_path / "cache/models"
     assert (Path(place) / MANIFEST).is_file()
-
-
-# The cache's folder
-
-
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NEFT_CACHE, else XDG_CACHE_HOME/neft, else ~/.cache/neft; an empty variable is as good as none."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    monkeypatch.setenv("NEFT_CACHE", "/own")
-    assert cache_folder() == Path("/own")
-    for unset in (lambda name: monkeypatch.setenv(name, ""), monkeypatch.delenv):
-        monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-        unset("NEFT_CACHE")
-        assert cache_folder() == Path("/xdg/neft")
-        unset("XDG_CACHE_HOME")
-        assert cache_folder() == tmp_path / "home/.cache/neft"
 
 
 def test_a_hash_is_hashlibs(file: Path) -> None:
