@@ -48,6 +48,7 @@ class Examples:
         leaked: Training rows left out since their prompt is held out.
         unread: Columns that its layout does not read.
         unused: Option to the number of rows that it leaves out.
+        splits_itself: The held-out rows come from the training source's own.
     """
 
     train: ExampleRows
@@ -58,6 +59,7 @@ class Examples:
     leaked: int
     unread: tuple[str, ...] = ()
     unused: Mapping[str, int] = field(default_factory=dict)
+    splits_itself: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,8 @@ def read_examples(data: Data) -> Examples:
         )
     assert reader.layout is not None  # noqa: S101 - at least one row was read
     unused = {option: number for option, number in unused.items() if number}
-    return Examples(train, held_out, reader.layout, reader.rows, reader.unusable, leaked, reader.unread, unused)
+    counts = reader.rows, reader.unusable, leaked, reader.unread, unused
+    return Examples(train, held_out, reader.layout, *counts, splits_itself=held_out_source is None)
 
 
 def _at_most(examples: ExampleRows, most: int | None, seed: int) -> ExampleRows:

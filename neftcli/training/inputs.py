@@ -29,4 +29,9 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     if (reference.kind == "hub" or any(map(is_hub, sources))) and prefer_cache_if_unreachable():
         observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
     observer.notify(Phase("reading data"))
-    return reference, read_examples(recipe.data)
+    examples = read_examples(recipe.data)
+    asked, found = recipe.data.held_out_rows, len(examples.held_out)
+    if found < asked and examples.splits_itself:
+        limit = "a fifth at most, and rows of one prompt together"
+        observer.notify(Notice(f"{found} rows are held out, not {asked}: {limit}"))
+    return reference, examples

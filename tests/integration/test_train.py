@@ -131,6 +131,14 @@ def test_rows_laid_end_to_end_train_as_padded_rows_do(
     assert mean < 2e-7
 
 
+def test_fewer_held_out_rows_than_asked_for_are_told(neft: Neft, quick: list[str], rows_file: Path) -> None:
+    rows = len(rows_file.read_text().splitlines())
+    done = neft(*quick, "--held-out-rows", "9999", "--dry-run")
+    assert done.code == 0, done.err
+    assert f"{rows // 5} rows are held out, not 9999" in " ".join(done.out.split())
+    assert "are held out, not" not in neft(*quick, "--held-out-rows", "2", "--dry-run").out
+
+
 def test_rows_of_a_model_that_mixes_documents_are_padded_or_bucketed(
     neft: Neft, rows_file: Path, tmp_path: Path
 ) -> None:
