@@ -58,7 +58,12 @@ def run(
     begun = time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen(
-            [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=variables
+            [str(part) for part in command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=variables,
+            start_new_session=True,
         )
         ended, peaks = Event(), [0]
         watching = Thread(target=_watch, args=(process, ended, peaks, limit))
@@ -70,7 +75,7 @@ def run(
     output = log.read_text(errors="replace")
     code = os.waitstatus_to_exitcode(status)
     if code != 0:
-        why = f"ended after {seconds:.0f} s" if code == -signal.SIGKILL else f"exit code {code}"
+        why = f"exit code {code} after {seconds:.0f} s"
         raise RuntimeError(f"{' '.join(map(str, command))}\n{output[-2000:]}\n{why}")
     return Timed(seconds, usage.ru_maxrss * 1024, output, peaks[0])
 
@@ -83,7 +88,8 @@ def _watch(process: subprocess.Popen[bytes], ended: Event, peaks: list[int], lim
     status, last = Path(f"/proc/{process.pid}/status"), time.monotonic() + (limit or float("inf"))
     while not ended.wait(0.02):
         if time.monotonic() > last:
-            os.kill(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # `trl sft` trains in a process of its own
         with suppress(OSError, StopIteration):
             line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon:"))
             peaks[0] = max(peaks[0], int(line.split()[1]) * 1024)

@@ -62,15 +62,13 @@ class TokenRows(Rows[TokenRow]):
         from pyarrow import compute
 
         lengths = compute.list_value_length(self._table["input_ids"]).to_numpy()
-        return numpy.asarray(lengths[numpy.asarray(self._places)])
+        return numpy.asarray(lengths[self._numbers()])
 
     def columns(self) -> Any:
         """`input_ids` and `labels` as a `pyarrow.Table`, without a copy where these are all rows of their table."""
-        import numpy
-
         table = self._table.select(["input_ids", "labels"])
         whole = isinstance(self._places, range) and self._places == range(table.num_rows)
-        return table if whole else table.take(numpy.asarray(self._places))
+        return table if whole else table.take(self._numbers())
 
     @staticmethod
     def _size(row: TokenRow) -> int:

@@ -7,6 +7,7 @@ nearly does not grow with the rows. The file has no name: nothing of it is left 
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import tempfile
 from abc import abstractmethod
@@ -65,6 +66,7 @@ class Batches:
         with self._told_without_room():
             self._writer.close()
             self._file.flush()
+            os.fsync(self._file.fileno())  # a disk of the network says only now that it is full
         mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return arrow.ipc.open_stream(arrow.py_buffer(mapped)).read_all()
 
@@ -102,7 +104,7 @@ class Batches:
 
 
 class Rows(Sequence[Item]):
-    """Rows of a table, or some of them in an order of their own; each is made when it is looked at.
+    """Rows of a table, or some of them in an order of their own; each is made when it is looked at, by one thread.
 
     Args:
         table: A `pyarrow.Table`.
@@ -134,13 +136,18 @@ class Rows(Sequence[Item]):
             batches.append(cls._encoded(pending))
             return cls(batches.table())
 
-    def select(self, places: Iterable[int]) -> Self:
+    def select(self, places: Sequence[int] | Places) -> Self:
         """The rows at these places, in this order; no row is copied."""
         import numpy
 
+        return self._view(self._numbers()[numpy.asarray(places, dtype=numpy.int64)])
+
+    def _numbers(self) -> Places:
+        """The rows' places in the table."""
+        import numpy
+
         mine = self._places
-        mine = numpy.arange(mine.start, mine.stop, mine.step) if isinstance(mine, range) else mine
-        return self._view(mine[numpy.asarray(places, dtype=numpy.int64)])
+        return numpy.arange(mine.start, mine.stop, mine.step) if isinstance(mine, range) else mine
 
     def _view(self, places: range | Places) -> Self:
         view = copy(self)

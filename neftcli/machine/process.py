@@ -17,12 +17,13 @@ TOP_PAD = 256 * 2**20
 def prepare_process() -> None:
     """Settings of the process that must come before torch is imported; what the user has set already stays.
 
-    Waiting OpenMP threads spin for a moment and then sleep. GNU's default is to spin for milliseconds: with one other
-    busy process on two cores an update takes half as long again, or much longer. Without spinning at all it takes a
-    tenth longer where the machine is idle.
+    Waiting threads of GNU's OpenMP spin for a moment and then sleep; those of others, which know no number of spins,
+    sleep at once. GNU's default is to spin for milliseconds: with one other busy process on two cores an update takes
+    half as long again, or much longer. Without spinning at all it takes a tenth longer where the machine is idle.
     """
     _quiet_libraries()
     if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # for libraries other than GNU's, which knows spins
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     keep_freed_memory()
 

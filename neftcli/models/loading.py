@@ -207,18 +207,22 @@ def keep_layout_for_training(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+IDENTITY = ("*.safetensors", "config.json", "*.py")
+"""What a model in a folder is: weights, settings, and code of its own."""
+
+
 def fingerprint(reference: Reference, config: Any) -> str:
-    """What identifies the weights: the hub's commit, the .gguf file's SHA-256, or that of the folder's weights."""
+    """What identifies a model: the hub's commit, or the SHA-256 of the .gguf file or of the folder's IDENTITY."""
     if reference.kind == "hub":
         return f"commit {getattr(config, '_commit_hash', None)}"
     if reference.kind == "gguf":
         return f"sha256 {sha256(Path(reference.location))}"
-    return f"sha256 {folder_sha256(Path(reference.location))}"
+    return f"sha256 {folder_sha256(Path(reference.location), *IDENTITY)}"
 
 
 def folder_sha256(folder: Path, *patterns: str) -> str:
-    """SHA-256 over those of files in a folder, in hexadecimal; of its safetensors files without patterns."""
-    files = {file for pattern in patterns or ("*.safetensors",) for file in folder.glob(pattern)}
+    """SHA-256 over those of files in a folder, in hexadecimal."""
+    files = {file for pattern in patterns for file in folder.glob(pattern)}
     hashes = {file.name: sha256(file) for file in sorted(files)}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 

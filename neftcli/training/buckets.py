@@ -5,8 +5,6 @@ A padded batch computes as many pads as its longest row asks for; in batches of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -19,12 +17,12 @@ class LengthBuckets(LengthGroupedSampler):
 
     Args:
         lengths: Tokens of each row.
-        rows: Rows of an update.
+        rows: Rows of an update, on one device.
         seed: The recipe's.
     """
 
-    def __init__(self, lengths: Sequence[int], rows: int, seed: int) -> None:
-        super().__init__(rows, lengths=list(lengths), generator=torch.Generator())
+    def __init__(self, lengths: list[int], rows: int, seed: int) -> None:
+        super().__init__(rows, lengths=lengths, generator=torch.Generator())
         self.seed = seed
         self.set_epoch(0)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, Problem
+from neftcli.data.sources import BUILTIN, is_hub
+from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
+from neftcli.models.names import resolve as resolve_model
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
 from neftcli.recipe.nearest import at_home, exists, nearest_path
 from neftcli.recipe.trust import require_typed_trust
@@ -31,8 +33,8 @@ FIXED = (
     *ALIKE,
 )
 """Options whose change can't be accepted."""
-PLACES = ("model.name", "data.source", "data.held_out_source")
-"""Options that say where something lies. What lies there is compared by its content."""
+PLACES = {"model.name": "--model", "data.source": "--dataset", "data.held_out_source": "--held-out"}
+"""Options that say where something lies, and their flags. What was moved is compared by its content."""
 ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
 
 
@@ -127,15 +129,17 @@ class Resumption:
         }
         manifest = self.checkpoint.manifest
         other = {key: value for key, value in found.items() if manifest[key] != value}
-        if other and not self.accept_changes:
+        impossible = {"model_fingerprint"} if "model.name" in self.changes else set()
+        refused = impossible & set(other) if self.accept_changes else set(other)
+        if refused:
             raise InputError(
                 *(
                     Problem(
                         f"{words[key]} changed since {self.checkpoint.path.name}",
-                        f"{value[:12]} (there {manifest[key][:12]})",
-                        ACCEPT,
+                        f"{other[key][:20]} (there {manifest[key][:20]})",
+                        "--model with the model that the run began from" if key in impossible else ACCEPT,
                     )
-                    for key, value in other.items()
+                    for key in sorted(refused)
                 )
             )
         self.changes.update(other)
@@ -167,7 +171,26 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     require_typed_trust(recipe, layers, path / RECIPE, f"neft train --resume {shlex.quote(str(path))}")
     resumption = resumption_of(directory, recipe, accept_changes=accept_changes)
     _require_same_recipe(resumption, recipe)
+    _require_in_place(recipe, path)
     return recipe, resumption
+
+
+def _require_in_place(recipe: Recipe, run: Path) -> None:
+    """Refuses a model's folder or rows that lie where they did no more, and says how their new place is named."""
+    problems = []
+    try:
+        resolve_model(recipe.model.name, recipe.model.revision)
+    except ModelError as error:
+        problems += [("model.name", problem) for problem in error.problems]
+    for path, source in (("data.source", recipe.data.source), ("data.held_out_source", recipe.data.held_out_source)):
+        if source and source != BUILTIN and not is_hub(source) and not exists(at_home(source)):
+            told = f"{path}: there is no file or folder of this name"
+            problems.append((path, Problem(told, source, nearest=nearest_path(at_home(source)))))
+    if problems:
+        again = f"neft train --resume {shlex.quote(str(run))}"
+        raise InputError(
+            *(replace(problem, remedy=f"{again} {PLACES[path]} PLACE    where it is now") for path, problem in problems)
+        )
 
 
 def _no_run(name: str) -> Problem:
@@ -233,7 +256,9 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
     changed = differences(before, recipe)
     if resumption.checkpoint:
         changed |= differences(before, recipe, ALIKE)
-        changed = {path: values for path, values in changed.items() if path not in PLACES or not _moved(*values)}
+    moved = {path: list(values) for path, values in changed.items() if path in PLACES and _moved(*values)}
+    resumption.changes.update(moved)
+    changed = {path: values for path, values in changed.items() if path not in moved}
     if not changed:
         return
     impossible = [path for path in changed if path.startswith(FIXED)]

@@ -111,15 +111,33 @@ def test_a_change_can_be_accepted_and_is_recorded(neft: Neft, copy: Path) -> Non
     assert said.code == 2
 
 
-def test_other_rows_or_another_model_behind_the_same_names_are_refused(
-    neft: Neft, stopped: tuple[Path, dict[str, Any]], copy: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def movable(stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A run that was killed, and its own copies of rows and model: the run's folder, the rows, the model's folder."""
     rows, model = tmp_path / "rows.jsonl", tmp_path / "model"
     shutil.copy(stopped[1]["data.source"], rows)
     shutil.copytree(stopped[1]["model.name"], model)
     own = {**stopped[1], "data.source": rows, "model.name": model}
     assert run(own, tmp_path / "own", killer=Killer(5)) == -signal.SIGKILL
-    folder = tmp_path / "own" / "run-a5-s0"
+    return tmp_path / "own" / "run-a5-s0", rows, model
+
+
+def change_last_byte(file: Path) -> None:
+    """Other weights of the same shapes."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def change_settings(file: Path) -> None:
+    """Another model of the same weights."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 1e-3}))
+
+
+def test_other_rows_or_another_model_behind_the_same_names_are_refused(
+    neft: Neft, stopped: tuple[Path, dict[str, Any]], movable: tuple[Path, Path, Path]
+) -> None:
+    folder, rows, model = movable
     rows.write_text(rows.read_text().replace("Apple", "Pear"))
     before = files(folder)
     said = neft("train", "--resume", folder)
@@ -128,34 +146,69 @@ def test_other_rows_or_another_model_behind_the_same_names_are_refused(
     assert "--accept-changes" in said.err
     assert files(folder) == before
     shutil.copy(stopped[1]["data.source"], rows)
-    weights = model / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    settings = (model / "config.json").read_text()
+    change_settings(model / "config.json")
+    said = neft("train", "--resume", folder)
+    assert said.code == 2
+    assert "the model's files changed since checkpoint-4" in said.err
+    (model / "config.json").write_text(settings)
+    change_last_byte(model / "model.safetensors")
     said = neft("train", "--resume", folder)
     assert said.code == 2
     assert "the model's files changed since checkpoint-4" in said.err
 
 
 def test_rows_and_a_model_that_were_moved_are_taken_by_their_content(
-    neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+    neft: Neft, stopped: tuple[Path, dict[str, Any]], movable: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    rows, model = tmp_path / "rows.jsonl", tmp_path / "model"
-    shutil.copy(stopped[1]["data.source"], rows)
-    shutil.copytree(stopped[1]["model.name"], model)
-    own = {**stopped[1], "data.source": rows, "model.name": model}
-    assert run(own, tmp_path / "own", killer=Killer(5)) == -signal.SIGKILL
-    folder = tmp_path / "own" / "run-a5-s0"
+    folder, rows, model = movable
     rows.rename(tmp_path / "moved.jsonl")
     model.rename(tmp_path / "moved")
     said = neft("train", "--resume", folder)
     assert said.code == 2
-    assert "model.name: there is no such folder" in said.err
+    assert "2 problems" in said.err
+    for told, flag in (
+        ("model.name: there is no such folder", "--model"),
+        ("data.source: there is no file", "--dataset"),
+    ):
+        assert told in said.err
+        assert f"neft train --resume {folder} {flag} PLACE    where it is now" in said.err
     typed = ["--model", tmp_path / "moved", "--dataset", tmp_path / "moved.jsonl"]
     said = neft("train", "--resume", folder, *typed)
     assert said.code == 0, said.err
+    [entry] = json.loads((folder / "run.json").read_text())["resumed"]
+    assert entry["changes"] == {
+        "model.name": [str(model), str(tmp_path / "moved")],
+        "data.source": [str(rows), str(tmp_path / "moved.jsonl")],
+    }
     assert run(stopped[1], tmp_path / "whole") == 0
     assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
+
+
+def test_another_model_or_other_rows_in_a_new_place_are_refused(
+    neft: Neft, movable: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    folder, rows, model = movable
+    before = files(folder)
+    shutil.copytree(model, tmp_path / "copy")
+    said = neft("train", "--resume", folder, "--model", tmp_path / "copy")  # the old one is still there: no move
+    assert said.code == 2
+    assert "model.name differs from that of checkpoint-4" in said.err
+    model.rename(tmp_path / "moved")
+    change_settings(tmp_path / "moved" / "config.json")
+    for typed in ([], ["--accept-changes"]):
+        said = neft("train", "--resume", folder, "--model", tmp_path / "moved", *typed)
+        assert said.code == 2
+        assert "the model's files changed since checkpoint-4" in said.err
+        assert "--model with the model that the run began from" in said.err
+    (tmp_path / "copy").rename(model)
+    rows.rename(tmp_path / "moved.jsonl")
+    moved = tmp_path / "moved.jsonl"
+    moved.write_text(moved.read_text().replace("Apple", "Pear"))
+    said = neft("train", "--resume", folder, "--dataset", moved)
+    assert said.code == 2
+    assert "the rows changed since checkpoint-4" in said.err
+    assert files(folder) == before
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(
