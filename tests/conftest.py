@@ -9,7 +9,8 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", NO_COLOR="
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,16 @@ def quick_arguments(model: Path, rows: Path, output: Path) -> list[str]:
 def events(text: str) -> list[dict[str, Any]]:
     """The events that `--json` wrote."""
     return [json.loads(line) for line in text.splitlines()]
+
+
+@contextmanager
+def file_system(place: Path, *options: str) -> Iterator[None]:
+    """A file system of its own at `place`."""
+    place.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", *options, str(place)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root can mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)

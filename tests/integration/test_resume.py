@@ -13,15 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from neftcli.runs.directory import RunDirectory
-from tests.conftest import Result
+from tests.conftest import Result, file_system
 from tests.invariant.test_resume import Killer, result, run
 
 Neft = Callable[..., Result]
@@ -262,19 +261,6 @@ def test_a_run_is_not_trained_twice_at_once(neft: Neft, copy: Path) -> None:
         said = neft("train", "--resume", copy)
     assert said.code == 2
     assert "another process is training this run" in said.err
-
-
-@contextmanager
-def file_system(place: Path, *options: str) -> Iterator[None]:
-    """A file system of its own at `place`."""
-    place.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", *options, str(place)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("only root can mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_goes_on(

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Result, events
-from tests.integration.test_resume import file_system
+from tests.conftest import Result, events, file_system
 from tests.integration.test_sweep import cells_of, started, sweep_arguments, wait_for, weights_of
 
 Neft = Callable[..., Result]

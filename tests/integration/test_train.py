@@ -88,7 +88,7 @@ def test_alpha_and_seed_change_the_weights(neft: Neft, quick: list[str], tmp_pat
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])
 def test_rows_in_a_file_train_as_rows_in_memory_do(
-    neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str
+    neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str
 ) -> None:
     """To the bit, in its records, too; where the file can't be, nothing is started."""
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
@@ -103,7 +103,7 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
     assert weights_hash(memory) == weights_hash(file)
     records = [json.loads((run / "run.json").read_text()) for run in (memory, file)]
     assert len({(record["data_sha256"], record["tokens_sha256"]) for record in records}) == 1
-    monkeypatch.setenv("NEFT_CACHE", str(quick[4]))  # the file of rows
+    monkeypatch.setenv("NEFT_CACHE", str(rows_file))
     done = neft(*arguments)
     assert done.code == 2
     assert "the rows are too many for memory, and can't be kept in a file there" in done.err

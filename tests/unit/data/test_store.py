@@ -26,7 +26,7 @@ from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.errors import DataError
 from neftcli.recipe.schema import Data
 from neftcli.training.materials import tokens_sha256
-from tests.integration.test_resume import file_system
+from tests.conftest import file_system
 
 MANY = 20_000
 
@@ -107,8 +107,14 @@ def test_tokens_are_columns_for_a_trainer(where: str) -> None:
     kept = TokenRows.of(rows)
     assert kept.lengths().tolist() == [len(row.input_ids) for row in rows]
     assert kept.select([5, 2]).lengths().tolist() == [len(rows[5].input_ids), len(rows[2].input_ids)]
-    for view, expected in ((kept, rows), (kept.select([5, 2]), [rows[5], rows[2]]), (kept[:3], rows[:3])):
+    for expected, view in (
+        (rows, kept),
+        ([rows[5], rows[2]], kept.select([5, 2])),
+        (rows[:3], kept[:3]),
+        ([], kept[:0]),
+    ):
         table = view.columns()
+        assert view.lengths().tolist() == [len(row.input_ids) for row in expected]
         assert table["input_ids"].to_pylist() == [row.input_ids for row in expected]
         assert table["labels"].to_pylist() == [[IGNORED, *row.labels[1:]] for row in expected]
     ours, theirs = (table["labels"].chunk(2).buffers()[-1].address for table in (kept._table, kept.columns()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neftcli.training.ending import is_disk_full, raise_if_full
-from tests.integration.test_resume import file_system
+from tests.conftest import file_system
 
 
 @pytest.mark.parametrize("kib", [64, 300, 900])
