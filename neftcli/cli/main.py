@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import typer
 import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.help import Command, HelpOption
-from neftcli.errors import NeftError, Problem
+from neftcli.errors import Interrupted, NeftError, Preempted, Problem
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What all that typer refuses is an instance of; typer itself exports only some of its kinds."""
@@ -57,6 +58,14 @@ def _tell(problems: Sequence[Problem], *, started: bool) -> None:
     print_problems(problems, started=started)
 
 
+def _ignore_signals() -> None:
+    """All is saved and said: a further signal, while libraries end, would only spoil the exit code."""
+    from neftcli.training.stopping import WARNINGS
+
+    for name in WARNINGS:
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
+
+
 def main() -> None:
     """Runs the command line; what this tool raises on purpose becomes a message and an exit code."""
     debug = "--debug" in sys.argv
@@ -79,6 +88,8 @@ def main() -> None:
     except NeftError as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, Preempted | Interrupted):
+            _ignore_signals()
         _tell(error.problems, started=error.exit_code != 2)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # whoever read the lines has gone (`neft train | head`)

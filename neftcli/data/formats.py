@@ -128,12 +128,14 @@ def detect(row: Row, columns: Mapping[str, str], *, answers: bool = True) -> For
         for layout in layouts:
             if names.issuperset(_required(layout, needed)):
                 return layout
+    lower = {name.strip().lower() for name in names}
     raise DataError(
         Problem(
             f"{row.where}: the columns fit no known layout",
             _names(row),
             "--set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
             "(layouts: text; prompt, completion; instruction, output; messages; conversations)",
+            ", ".join(standard for standard in STANDARD if standard not in names and standard in lower),
         )
     )
 

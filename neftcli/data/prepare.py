@@ -5,9 +5,10 @@ Reading needs no tokenizer and no torch, so bad data is refused before either is
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -79,12 +80,20 @@ class Prepared:
     counts: DataReady
 
 
+def _nobody(*_: int) -> None:
+    pass
+
+
 @dataclass
 class _Reader:
-    """Reads one source and remembers its layout and what was left out; `answers`: a row must hold one."""
+    """Reads one source and remembers its layout and what was left out.
+
+    `answers`: a row must hold one; `told` is called with the rows so far.
+    """
 
     data: Data
     answers: bool = True
+    told: Callable[[int], None] = _nobody
     layout: Format | None = None
     rows: int = 0
     unread: tuple[str, ...] = ()
@@ -109,6 +118,7 @@ class _Reader:
     def _examples(self, source: str, split: str) -> Iterator[Example]:
         for row in read_rows(source, split, self.data.config if source == self.data.source else None):
             self.rows += 1
+            self.told(self.rows)
             if self.layout is None:
                 given = self.data.format
                 self.layout = detect(row, self.data.columns, answers=self.answers) if given == "auto" else given
@@ -152,15 +162,21 @@ def read_questions(data: Data) -> Questions:
     return Questions(examples, reader.layout, reader.rows, reader.unusable, reader.unread)
 
 
-def read_examples(data: Data) -> Examples:
-    """Reads and splits the data of a recipe.
+def read_examples(data: Data, told: Callable[[int], None] = _nobody) -> Examples:
+    """Reads and splits the data of a recipe; `told` is called with the rows read so far.
 
     Raises:
         DataError: A source can't be read, fits no layout, or leaves nothing to train on.
     """
     _require_splits(data)
-    reader = _Reader(data)
+    if data.held_out_rows == 0 and data.held_out_source is not None:
+        told = "data.held_out_rows 0 evaluates on nothing, and data.held_out_source names rows to evaluate on"
+        raise DataError(Problem(told, data.held_out_source, "--held-out without --held-out-rows 0, or neither"))
+    reader = _Reader(data, told=told)
     examples = reader.read(data.source, data.split)
+    if reader.layout == "text" and data.completion_only_loss:
+        told = f"data.completion_only_loss true: {data.source} is plain text, which has no answers"
+        raise DataError(Problem(told, "layout text", "--set data.completion_only_loss=false"))
     held_out_source = data.held_out_source or (BUILTIN if data.source == BUILTIN else None)
     held_out_split = data.held_out_split or ("held_out" if held_out_source == BUILTIN else "train")
     if held_out_source is None and data.held_out_split is not None:
@@ -230,7 +246,13 @@ def _require_splits(data: Data) -> None:
         raise DataError(*problems)
 
 
-def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, template: str) -> Prepared:
+def prepare(
+    examples: Examples,
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    told: Callable[[int, int], None] = _nobody,
+) -> Prepared:
     """Tokenises both sides and counts.
 
     Args:
@@ -238,6 +260,7 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
         data: The recipe's data section.
         tokenizer: With its chat template set.
         template: The template's name, for people.
+        told: Is called with the rows that are tokenised, and all of them.
 
     Raises:
         DataError: No token would carry loss.
@@ -245,8 +268,10 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
     plain_text = examples.layout == "text"
     completion_only = loss_on_answers(data, examples.layout)
     unusable = {reason: list(places) for reason, places in examples.unusable.items()}
-    train, learned = learnable(tokenizer, examples.train, data.max_length, completion_only)
-    held_out, scored = learnable(tokenizer, examples.held_out, data.max_length, completion_only)
+    rows, done = len(examples.train) + len(examples.held_out), itertools.count(1)
+    settings = data.max_length, completion_only, lambda: told(next(done), rows)
+    train, learned = learnable(tokenizer, examples.train, *settings)
+    held_out, scored = learnable(tokenizer, examples.held_out, *settings)
     empty, unscored = _others(examples.train, learned), _others(examples.held_out, scored)
     if empty or unscored:
         unusable[f"no token with loss is left within data.max_length {data.max_length}"] = empty + unscored
@@ -278,13 +303,18 @@ def prepare(examples: Examples, data: Data, tokenizer: PreTrainedTokenizerBase, 
 
 
 def learnable(
-    tokenizer: PreTrainedTokenizerBase, examples: ExampleRows, max_length: int, completion_only: bool
+    tokenizer: PreTrainedTokenizerBase,
+    examples: ExampleRows,
+    max_length: int,
+    completion_only: bool,
+    each: Callable[[], None] = _nobody,
 ) -> tuple[TokenRows, Sequence[int]]:
-    """The tokens of the examples of which some carry loss, and the places of those examples."""
+    """The tokens of the examples of which some carry loss, and the places of those; `each` is called for every one."""
     places = array("q")
 
     def rows() -> Iterator[TokenRow]:
         for place, row in enumerate(tokenize(tokenizer, examples, max_length, completion_only)):
+            each()
             if row.loss_tokens():
                 places.append(place)
                 yield row

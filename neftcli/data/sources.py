@@ -203,12 +203,21 @@ def _read_json_lines(path: Path, name: str) -> Iterator[Row]:
 def _require_lines(first: str, path: Path, where: str) -> None:
     """Refuses a file whose first line shows that it has no row a line."""
     beginning = first.strip()
-    if beginning.startswith("["):
+    if beginning.startswith("[") and not _is_list_of_others(beginning):
         remedy = renaming(path, with_ending(path, ".json"))
         raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "a list", remedy))
     if beginning == "{" and first.endswith("\n"):
         remedy = through("jq -c .", path, f"lines-{path.name}")
         raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "an object over several", remedy))
+
+
+def _is_list_of_others(line: str) -> bool:
+    """Whether a line is a whole list of what are no rows, so that another ending would not help."""
+    try:
+        value = _parsed(line)
+    except _NotJson:
+        return False
+    return isinstance(value, list) and not all(isinstance(item, dict) for item in value)
 
 
 def _read_json(path: Path, name: str) -> Iterator[Row]:

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import mmap
 import os
-import shutil
 import tempfile
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from neftcli.errors import DataError, Problem
-from neftcli.machine.cache import cache_folder
+from neftcli.machine.cache import written_in_cache
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from neftcli.data.splits import Places
 
 MOST_IN_MEMORY = 16 * 2**20
 """Bytes of a `Batches` that are kept in memory; beyond, all of it goes to a file."""
+KEPT = f"rows beyond {MOST_IN_MEMORY >> 20} MiB"
 BATCH_ROWS = 1024
 BATCH_SIZE = 2**20
 """Letters or tokens at which a batch ends before it has so many rows."""
@@ -45,25 +46,25 @@ class Batches:
         """Adds a batch.
 
         Raises:
-            DataError: The disk has no room for it.
+            InputError: The disk has no room for it.
         """
         self._bytes += batch.nbytes
         self._kept.append(batch)
         if self._writer is not None or self._bytes > MOST_IN_MEMORY:
-            with self._told_without_room():
-                self._spill()
+            with written_in_cache(KEPT) as folder:
+                self._spill(folder)
 
     def table(self) -> Any:
         """All batches as a `pyarrow.Table`, without a copy; the last call before `close`.
 
         Raises:
-            DataError: The disk has no room for the last of them.
+            InputError: The disk has no room for the last of them.
         """
         import pyarrow as arrow
 
         if self._writer is None:
             return arrow.Table.from_batches(self._kept)
-        with self._told_without_room():
+        with written_in_cache(KEPT):
             self._writer.close()
             self._file.flush()
             os.fsync(self._file.fileno())  # a disk of the network says only now that it is full
@@ -76,31 +77,14 @@ class Batches:
             with suppress(OSError):  # on a full disk: it writes what is left
                 self._file.close()
 
-    def _spill(self) -> None:
+    def _spill(self, folder: Path) -> None:
         import pyarrow as arrow
 
         if self._writer is None:
-            folder = cache_folder()
-            folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - see `close`
             self._writer = arrow.ipc.new_stream(self._file, self._kept[0].schema)
         while self._kept:
             self._writer.write_batch(self._kept.pop(0))
-
-    @contextmanager
-    def _told_without_room(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            folder = cache_folder()
-            free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)" if folder.is_dir() else ""
-            raise DataError(
-                Problem(
-                    f"{folder}: the rows are too many for memory, and can't be kept in a file there",
-                    f"{error.strerror or error}{free}",
-                    "NEFT_CACHE=FOLDER before the command, with a folder that has room",
-                )
-            ) from None
 
 
 class Rows(Sequence[Item]):
@@ -123,7 +107,7 @@ class Rows(Sequence[Item]):
         """Keeps rows as they come.
 
         Raises:
-            DataError: They are too many for memory, and the disk has no room for them.
+            InputError: They are too many for memory, and the disk has no room for them.
         """
         pending, size = [], 0
         with closing(Batches()) as batches:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from neftcli.errors import ModelError, Problem
-from neftcli.machine.cache import cache_folder
+from neftcli.machine.cache import cache_folder, written_in_cache
 
 MANIFEST = "neft-manifest.json"
 AGAIN = "fetch the file again, or the model's folder with safetensors"
@@ -37,15 +37,25 @@ def converted(file: Path) -> Path:
 
     Raises:
         ModelError: The file is no .gguf that transformers reads, or the `gguf` package is missing.
+        InputError: The cache can't be written.
     """
-    from filelock import FileLock
-
     digest = sha256(file)
     place = _place(digest)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    if _verifies(place):  # also where the cache can only be read
+        return place
+    with written_in_cache(f"{file.name} as safetensors"):
+        place.parent.mkdir(exist_ok=True)
+        _convert_to(place, file, digest)
+    return place
+
+
+def _convert_to(place: Path, file: Path, digest: str) -> None:
+    """Makes `place` where it is not there, or damaged; one process at a time."""
+    from filelock import FileLock
+
     with FileLock(place.with_suffix(".lock")):
         if _verifies(place):
-            return place
+            return
         shutil.rmtree(place, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{digest[:16]}.", dir=place.parent))
         try:
@@ -55,7 +65,6 @@ def converted(file: Path) -> Path:
             scratch.rename(place)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return place
 
 
 def _place(digest: str) -> Path:
@@ -85,12 +94,13 @@ def _convert(file: Path, target: Path) -> None:
             Problem(f"{file}: reading .gguf needs the gguf package", "it is not installed", "pip install gguf")
         ) from None
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, LookupError, NotImplementedError, struct.error) as error:
+    except (OSError, ValueError, LookupError, NotImplementedError, struct.error) as error:
         said = str(error).splitlines() or [type(error).__name__]
         raise ModelError(Problem(f"{file}: transformers can't read this .gguf", said[0], AGAIN)) from error
     # The weights are plain numbers now; with the mark of quantisation on them save_pretrained refuses.
@@ -101,5 +111,8 @@ def _convert(file: Path, target: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config._name_or_path = file.stem
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    try:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    except SafetensorError as error:  # its words for a full disk
+        raise OSError(str(error)) from error

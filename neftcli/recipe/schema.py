@@ -95,7 +95,10 @@ class Data:
     ] = None
     held_out_rows: Annotated[
         Annotated[int, Ge(0)],
-        Option("Rows kept for evaluation, at most a fifth of the data; 0 keeps none.", "--held-out-rows"),
+        Option(
+            "Rows kept for evaluation, at most a fifth of the data, or taken of --held-out; 0 is none.",
+            "--held-out-rows",
+        ),
     ] = 200
     held_out_source: Annotated[
         Name | None, Option("File, folder or hub id to evaluate on, in place of rows kept back.", "--held-out")

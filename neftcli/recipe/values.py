@@ -45,7 +45,7 @@ def to_type(key: Key, origin: str, near: str) -> str:
     if key.default is None and not near:
         if origin.startswith("--grid"):
             return ""
-        return "leave it out    it needs no value"
+        return "leave it out    by default it is not set"
     value = key.default if not near else (near,) if isinstance(key.default, tuple) else near
     why = "" if near else "    the default"
     if origin.startswith("--grid"):

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import StringIO
 from itertools import count
@@ -59,8 +60,9 @@ class RunDirectory:
         path: The folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, made: Sequence[Path] = ()) -> None:
         self.path = path
+        self._made = made  # the folders around it that came with it
 
     @classmethod
     def create(cls, parent: Path, name: str) -> RunDirectory:
@@ -71,17 +73,25 @@ class RunDirectory:
         """
         require_name(name)
         try:
+            made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             parent.mkdir(parents=True, exist_ok=True)
             for path in cls.places(parent, name):
                 with suppress(FileExistsError):
                     path.mkdir()
-                    return cls(path)
+                    return cls(path, made)
         except (OSError, ValueError) as error:
             received = getattr(error, "strerror", None) or str(error)
             raise InputError(
                 Problem(f"output_dir: {parent} can't be written", received, "--output-dir FOLDER")
             ) from None
         raise AssertionError("there is always another place")
+
+    def remove(self) -> None:
+        """Takes the folder away, and those around it that were made with it and hold nothing else."""
+        rmtree(self.path)
+        with suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     @staticmethod
     def places(parent: Path, name: str) -> Iterator[Path]:
@@ -108,7 +118,10 @@ class RunDirectory:
         if not (path / RECIPE).is_file():
             raise InputError(Problem(f"{path}: this run has no recipe.yaml", f"status {status}", TRAIN_AGAIN))
         if not any(directory.model.glob("*.safetensors")):
-            raise InputError(Problem(f"{path}: this run has no model", f"status {status}", TRAIN_AGAIN))
+            again = (
+                f"neft train --resume {shlex.quote(str(path))}    to finish it" if status != "finished" else TRAIN_AGAIN
+            )
+            raise InputError(Problem(f"{path}: this run has no model", f"status {status}", again))
         return directory
 
     @property

@@ -187,7 +187,7 @@ class _Sweep:
                 self._set(cell, state="measuring", remaining=None)
             case Phase() if self.states[cell.key].state in ("waiting", "stopped"):
                 self._set(cell, state="starting")
-            case Advance():
+            case Advance() if self.states[cell.key].state == "measuring":
                 self._set(cell, measured=event.done, to_measure=event.total, remaining=event.remaining)
             case Notice() if event.message not in self._said:  # many are the same for all cells
                 self._said.add(event.message)

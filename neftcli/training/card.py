@@ -7,6 +7,8 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from neftcli.training.resume import mixed
+
 if TYPE_CHECKING:
     from neftcli.events import RunFinished
     from neftcli.models.names import Reference
@@ -68,6 +70,7 @@ def model_card(
         f"| base model's weights | {record['model_fingerprint']} |",
         f"| data | sha256 {record['data_sha256']} |",
         f"| recipe | sha256 {record['recipe_sha256']} |",
+        *(f"| mixed | {verbatim(change, in_table=True)} |" for once in record["resumed"] for change in mixed(once)),
         f"| trained on | {record['device']}, {record['precision']} |",
         f"| versions | {versions} |",
         "",

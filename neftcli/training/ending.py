@@ -41,11 +41,29 @@ def recorded_end(record: RunRecord, directory: RunDirectory, *, new: bool) -> It
         raise
 
 
+@contextmanager
+def told_where_full(directory: RunDirectory, *, new: bool) -> Iterator[None]:
+    """Says what can be done where a run's record can't be written at its beginning; a new run's folder goes.
+
+    Raises:
+        TrainingError: The disk is full or read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        problem = _known(error, directory)
+        if new:
+            directory.remove()
+        if problem is None:
+            raise
+        raise TrainingError(problem) from error
+
+
 def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *, new: bool) -> None:
     """Writes the end, and raises what a person is told in place of `error` where it is something else."""
     if isinstance(error, InputError):  # nothing was started, so nothing stays
         if new:
-            shutil.rmtree(directory.path)
+            directory.remove()
         else:
             record.withdraw()
         return
@@ -115,12 +133,15 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _safe(directory: RunDirectory) -> str:
     """What of a run is safe, in words."""
+    if not (directory.path / RECIPE).is_file():
+        return "nothing was started"
     checkpoint = Checkpoints(directory.checkpoints, 1).latest()
     if directory.model.is_dir():
         return f"the tuned model is in {directory.model}"
     if checkpoint is not None:
         return f"{checkpoint} is safe, after update {checkpoint.name.rpartition('-')[2]}"
-    return f"no update was saved; what was measured is in {directory.path}"
+    measured = "what was measured" if (directory.path / "metrics.jsonl").is_file() else "the recipe"
+    return f"no update was saved; {measured} is in {directory.path}"
 
 
 def _again(directory: RunDirectory) -> str:

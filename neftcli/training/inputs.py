@@ -10,7 +10,9 @@ from neftcli.events import Notice, Observer, Phase
 from neftcli.models.hub import prefer_cache_if_unreachable
 from neftcli.models.loading import require_pinned_code
 from neftcli.models.names import Reference, resolve
+from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_name
+from neftcli.training.pace import reading
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -29,9 +31,9 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     if (reference.kind == "hub" or any(map(is_hub, sources))) and prefer_cache_if_unreachable():
         observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
     observer.notify(Phase("reading data"))
-    examples = read_examples(recipe.data)
+    examples = read_examples(recipe.data, reading(observer))
     asked, found = recipe.data.held_out_rows, len(examples.held_out)
-    if found < asked and examples.splits_itself:
+    if found < asked != Data.held_out_rows and examples.splits_itself:  # the default is a wish
         limit = "a fifth at most, and rows of one prompt together"
         observer.notify(Notice(f"{found} rows are held out, not {asked}: {limit}"))
     return reference, examples

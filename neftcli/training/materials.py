@@ -14,6 +14,7 @@ from neftcli.data.prepare import Examples, Prepared, prepare
 from neftcli.events import Notice, Observer, Phase
 from neftcli.models.by_recipe import load_model_of, load_tokenizer_of, require_positions
 from neftcli.models.names import Reference
+from neftcli.training.pace import tokenising
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,8 +90,7 @@ def load_materials(recipe: Recipe, reference: Reference, examples: Examples, obs
 
     machine = choose_machine(recipe)
     tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)
-    observer.notify(Phase("tokenising"))
-    prepared = prepare(examples, recipe.data, tokenizer, template)
+    prepared = prepare(examples, recipe.data, tokenizer, template, tokenising(observer))
     introduce(prepared, notices, observer)
     observer.notify(Phase("loading the model"))
     model = load_model_of(recipe, reference, machine)

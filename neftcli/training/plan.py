@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import Prepared, prepare
 from neftcli.errors import InputError
-from neftcli.events import InspectedRow, Notice, Observer, Phase, Plan, Resolved, Token
+from neftcli.events import InspectedRow, Notice, Observer, Plan, Resolved, Token
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import keep_freed_memory, prepare_process
 from neftcli.models.by_recipe import load_tokenizer_of
 from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
 from neftcli.training.inputs import check_inputs
+from neftcli.training.pace import tokenising
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,8 +118,7 @@ def _prepare(recipe: Recipe, observer: Observer) -> tuple[Prepared, PreTrainedTo
     reference, examples = check_inputs(recipe, observer)
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
         tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)
-        observer.notify(Phase("tokenising"))
-        prepared = prepare(examples, recipe.data, tokenizer, template)
+        prepared = prepare(examples, recipe.data, tokenizer, template, tokenising(observer))
     observer.notify(prepared.counts)
     for notice in notices:
         observer.notify(Notice(notice))

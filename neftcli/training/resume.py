@@ -103,19 +103,22 @@ class Resumption:
         return {"checkpoint": from_where, "passed_over": list(self.passed_over), "changes": self.changes}
 
     def tell(self, observer: Observer) -> None:
-        """Says from where the run goes on, and what was passed over."""
+        """Says from where the run goes on, what was passed over, and what changed."""
         for reason in self.passed_over:
             observer.notify(Notice(f"passed over {reason}"))
         if self.checkpoint is None:
-            observer.notify(Notice(f"{self.directory.path} has no checkpoint yet: the run begins again"))
+            observer.notify(Notice(f"{self.directory.path} has no checkpoint: the run begins again"))
         else:
             observer.notify(Notice(f"going on after update {self.step}, from {self.checkpoint.path}"))
+        for change in mixed(self.told()):
+            observer.notify(Notice(f"from here on the run is mixed: {change}"))
 
-    def require_same(self, found: Mapping[str, Any]) -> None:
+    def require_same(self, found: Mapping[str, Any], recipe: Recipe) -> None:
         """Compares what the checkpoint is of with what was found now.
 
         Args:
             found: data_sha256, tokens_sha256 and model_fingerprint.
+            recipe: By which it was found.
 
         Raises:
             InputError: The rows, their tokens or the model are others.
@@ -123,12 +126,14 @@ class Resumption:
         if self.checkpoint is None:
             return
         words = {
-            "model_fingerprint": "the model's files",
-            "data_sha256": "the rows",
-            "tokens_sha256": "the rows' tokens (the tokenizer or the chat template)",
+            "model_fingerprint": f"{recipe.model.name}: the model's files",
+            "data_sha256": f"{recipe.data.source}: the rows",
+            "tokens_sha256": f"{recipe.model.name}: the rows' tokens (the tokenizer or the chat template)",
         }
         manifest = self.checkpoint.manifest
         other = {key: value for key, value in found.items() if manifest[key] != value}
+        if "data_sha256" in other:  # other rows have other tokens
+            other.pop("tokens_sha256", None)
         impossible = {"model_fingerprint"} if "model.name" in self.changes else set()
         refused = impossible & set(other) if self.accept_changes else set(other)
         if refused:
@@ -162,7 +167,10 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
         raise InputError(_no_run(name))
     directory = RunDirectory(path)
     if not (path / RECIPE).is_file():
-        raise InputError(Problem(f"{path}: this run has no recipe.yaml", remedy="neft train    begins a new run"))
+        kept = Checkpoints(directory.checkpoints, 1).latest()
+        again = f"cp {shlex.quote(f'{kept}/{RECIPE}')} {shlex.quote(f'{path}/')}    brings the checkpoint's back"
+        remedy = again if kept is not None else "neft train    begins a new run"
+        raise InputError(Problem(f"{path}: this run has no {RECIPE}", remedy=remedy))
     typed = [setting for layer in layers for key, setting in layer.items() if key in ("name", "output_dir")]
     if typed:
         refused = (Problem(f"{one.origin} and --resume can't stand together", one.typed) for one in typed)
@@ -221,7 +229,7 @@ def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bo
             Problem(
                 f"{directory.path / RECORD}: this is not the record of a run",
                 f"{type(error).__name__}: {error}",
-                "neft train    begins a new run",
+                f"neft train --recipe {shlex.quote(str(directory.path / RECIPE))}    trains it again, in a new folder",
             )
         ) from None
     if status == "finished":
@@ -238,7 +246,7 @@ def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bo
             *(Problem(reason) for reason in passed_over),
             Problem(
                 f"{directory.path}: none of its checkpoints verifies",
-                f"{len(passed_over)} checkpoints",
+                f"{len(passed_over)} checkpoint{'s' if len(passed_over) > 1 else ''}",
                 f"neft train --recipe {shlex.quote(str(directory.path / RECIPE))}    trains it again, in a new folder",
             ),
         )
@@ -267,7 +275,8 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
         raise InputError(
             *(
                 Problem(
-                    f"--resume: {path} differs from that of {there.name}",
+                    f"--resume: {path} differs from that of {there.name}"
+                    + (", which can't be accepted" if resumption.accept_changes else ""),
                     f"{_shown(changed[path][1])} (there {_shown(changed[path][0])})",
                     f"neft train --recipe {shlex.quote(str(there / RECIPE))}    begins a new run"
                     if path in impossible
@@ -285,4 +294,18 @@ def _moved(before: str | None, now: str | None) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else str(value)
+    return "the default" if value is None else str(value)
+
+
+def mixed(resumed: Mapping[str, Any]) -> list[str]:
+    """What changed where a run was gone on with, in words, by an entry of its record's `resumed`."""
+    if resumed["checkpoint"] is None:
+        return []
+    behind = resumed["checkpoint"].rpartition("-")[2]
+    words = []
+    for key, value in resumed["changes"].items():
+        if isinstance(value, list) and key not in PLACES:
+            words.append(f"{key} {_shown(value[0])} up to update {behind}, then {_shown(value[1])}")
+        elif not isinstance(value, list):
+            words.append(f"other {key.partition('_')[0]} behind update {behind} (accepted)")
+    return words

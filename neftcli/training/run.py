@@ -39,7 +39,7 @@ from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.counterpart import find_counterpart
 from neftcli.runs.directory import RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
-from neftcli.training.ending import recorded_end
+from neftcli.training.ending import recorded_end, told_where_full
 from neftcli.training.inputs import check_inputs
 from neftcli.training.materials import Materials, Shelf, introduce, load_materials, tokens_sha256
 from neftcli.training.resume import Base, Resumption
@@ -114,12 +114,11 @@ def train(
         if resume:
             resume.require_as_found()
             begun -= resume.seconds()
-        record = RunRecord(directory, recipe, resume.told() if resume else None)
+        with told_where_full(directory, new=resume is None):
+            record = RunRecord(directory, recipe, resume.told() if resume else None)
         with recorded_end(record, directory, new=resume is None), library_chatter(directory.log):
             if resume is None:
                 directory.write_text(RECIPE, to_yaml(recipe))  # from here on it can be gone on with
-            else:
-                resume.tell(observer)
             run = _Run(recipe, directory, record, observer, stop, resume or Resumption(directory, None), begun)
             with stop.at_once():
                 if materials is None:
@@ -170,7 +169,9 @@ class _Run:
             "tokens_sha256": tokens_sha256(prepared.train),
             "model_fingerprint": materials.fingerprint,
         }
-        self.resumption.require_same(found)
+        self.resumption.require_same(found, recipe)
+        if self.record.fields["resumed"]:
+            self.resumption.tell(self)
         self.directory.write_text(RECIPE, to_yaml(recipe))
         self.record.update(
             **found,

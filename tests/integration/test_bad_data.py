@@ -108,6 +108,7 @@ DATA = {
     "lists in lists": data("rows.json", "[" * 100_000),
     "wrong columns": data("rows.jsonl", lines({"question": "q", "answer": "a"})),
     "columns that act on a terminal": data("rows.jsonl", lines({"\x1b[2Jq": "\x1b[2J", "\x9ba\u202e": ""})),
+    "a column in capitals": data("rows.jsonl", lines({"Prompt": "q", "completion": "a"})),
     "thousands of columns": data("rows.jsonl", lines({f"column {number}": 0 for number in range(5000)})),
     "a column name of 1 MB": data("rows.jsonl", lines({"x" * 1_000_000: 0})),
     "a layout that it has not": data("rows.jsonl", ROW, "--format", "alpaca"),
@@ -142,6 +143,7 @@ DATA = {
     "one object": data("rows.json", json.dumps(GOOD[0])),
     "lines in a .json": data("d/rows.json", lines(*GOOD)),
     "a list in a .jsonl": data("d/rows.jsonl", json.dumps(GOOD)),
+    "lists in a .jsonl": data("rows.jsonl", '["q", "a"]\n["r", "b"]\n'),
     "an object over several lines": data("rows.jsonl", json.dumps(GOOD[0], indent=1)),
     "a name misspelt": source("data/trian.jsonl", files={"data/train.jsonl": ROW}),
     "a folder misspelt": source("my/dta/train.jsonl", files={"my/data/train.jsonl": ROW}),
@@ -158,6 +160,8 @@ DATA = {
     "a split of a file": data("rows.jsonl", ROW, "--set", "data.split=test"),
     "a held-out split of a file": data("rows.jsonl", ROW, "--set", "data.held_out_split=test"),
     "held-out rows that are not there": data("rows.jsonl", ROW, "--held-out", "lost.jsonl"),
+    "held-out rows, and none of them": data("rows.jsonl", ROW, "--held-out", "h.jsonl", "--held-out-rows", "0"),
+    "answers of a plain text": data("rows.jsonl", lines({"text": "words"}), "--set", "data.completion_only_loss=true"),
     "held-out rows of another kind": source(
         "rows.jsonl", "--held-out", "h.jsonl", files={"rows.jsonl": ROW, "h.jsonl": lines({"text": "words"})}
     ),

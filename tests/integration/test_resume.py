@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,12 @@ def test_a_stopped_run_is_gone_on_with_and_says_from_where(
         (["--lora-r", "4"], "adapter.r differs from that of checkpoint-6\n  received 4 (there 2)"),
         (["--model", "opt-350m"], "model.name differs from that of checkpoint-6\n"),
         (["--epochs", "3", "--set", "neftune.noise=gaussian"], "2 problems"),
-        (["--learning-rate", "1e-4", "--accept-changes"], "training.learning_rate differs from that of checkpoint-6\n"),
-        (["--samples", "2", "--accept-changes"], "evaluation.samples differs from that of checkpoint-6\n"),
+        (
+            ["--learning-rate", "1e-4", "--accept-changes"],
+            "training.learning_rate differs from that of checkpoint-6, which can't be accepted\n",
+        ),
+        (["--set", "training.logging_steps=null"], "received the default (there 3)"),
+        (["--samples", "2", "--accept-changes"], "evaluation.samples differs from that of checkpoint-6, which can't"),
         (["--name", "other"], "--name and --resume can't stand together\n  received --name other"),
         (["--output-dir", "other"], "--output-dir and --resume can't stand together\n"),
     ],
@@ -105,6 +110,9 @@ def test_a_change_can_be_accepted_and_is_recorded(neft: Neft, copy: Path) -> Non
     assert said.code == 0, said.err
     [entry] = json.loads((copy / "run.json").read_text())["resumed"]
     assert entry["changes"] == {"neftune.alpha": [5.0, 10.0]}
+    mixed = "neftune.alpha 5.0 up to update 6, then 10.0"
+    assert f"from here on the run is mixed: {mixed}" in " ".join(said.out.split())
+    assert f"| mixed | `{mixed}` |" in (copy / "model" / "README.md").read_text()
     assert "alpha: 10" in (copy / "recipe.yaml").read_text()
     said = neft("train", "--resume", copy, "--lora-r", "4", "--accept-changes")
     assert said.code == 2
@@ -141,8 +149,10 @@ def test_other_rows_or_another_model_behind_the_same_names_are_refused(
     before = files(folder)
     said = neft("train", "--resume", folder)
     assert said.code == 2
-    assert "the rows changed since checkpoint-4" in said.err
+    assert f"{rows}: the rows changed since checkpoint-4" in said.err
+    assert "1 problem;" in said.err
     assert "--accept-changes" in said.err
+    assert "going on" not in said.out
     assert files(folder) == before
     shutil.copy(stopped[1]["data.source"], rows)
     settings = (model / "config.json").read_text()
@@ -294,6 +304,36 @@ def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_goes_on(
         filler.unlink()
         assert neft("train", "--resume", folder).code == 0
         assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
+
+
+def test_a_disk_that_is_full_before_anything_is_written(neft: Neft, copy: Path, tmp_path: Path) -> None:
+    """A new run leaves nothing; one that was stopped is as it was."""
+    with file_system(tmp_path / "small", "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
+        folder = tmp_path / "small" / "run-a5-s0"
+        shutil.copytree(copy, folder)
+        before = files(folder)
+        with (tmp_path / "small" / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        said = neft("train", "--resume", folder)
+        assert said.code == 1
+        assert f"the disk is full; {folder}/checkpoints/checkpoint-6 is safe" in said.err
+        assert f"make room, then neft train --resume {folder}" in said.err
+        assert files(folder) == before
+        said = neft("train", "--max-steps", "1", "--output-dir", tmp_path / "small")
+        assert said.code == 1
+        assert "the disk is full; nothing was started" in said.err
+        assert "make room, then the same command again" in said.err
+        assert {item.name for item in (tmp_path / "small").iterdir()} == {"run-a5-s0", "filler"}
+
+
+def test_a_recipe_that_is_gone_is_brought_back_from_a_checkpoint(neft: Neft, copy: Path) -> None:
+    (copy / "recipe.yaml").unlink()
+    said = neft("train", "--resume", copy)
+    assert said.code == 2
+    assert f"cp {copy}/checkpoints/checkpoint-6/recipe.yaml {copy}/    brings" in said.err
+    shutil.copy(copy / "checkpoints" / "checkpoint-6" / "recipe.yaml", copy)
+    assert neft("train", "--resume", copy).code == 0
 
 
 def test_a_disk_that_is_full_at_the_last_write_leaves_a_run_that_can_be_gone_on_with(

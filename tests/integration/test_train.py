@@ -106,7 +106,7 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
     monkeypatch.setenv("NEFT_CACHE", str(rows_file))
     done = neft(*arguments)
     assert done.code == 2
-    assert "the rows are too many for memory, and can't be kept in a file there" in done.err
+    assert f"{rows_file}: rows beyond 16 MiB can't be written there\n  received it is no folder" in done.err
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -338,6 +338,21 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
     assert f"try      neft train --resume {run}" in err
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
+
+
+def test_a_further_signal_while_the_process_ends_does_not_change_its_exit_code(
+    quick: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "neftcli.cli.main", *quick, "--set", "training.max_steps=100000", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None  # noqa: PT018
+    next(line for line in process.stdout if "StepLogged" in line)
+    process.send_signal(signal.SIGTERM)
+    next(line for line in process.stderr if line.startswith("stopped; "))
+    for sent in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        process.send_signal(sent)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
 
 
 def test_what_the_libraries_say_goes_to_the_log(quick: list[str], tmp_path: Path) -> None:

@@ -109,9 +109,11 @@ def test_everything_in_a_small_file_is_counted() -> None:
 
 
 def test_plain_text_is_counted_as_such() -> None:
-    """Text has no template and loss on all tokens, whatever completion_only_loss says."""
+    """Text has no template and loss on all tokens; loss on its answers alone is refused."""
     source = write("rows.jsonl", {"text": "abc"}, {"text": " "}, {"text": "abcdefghijkl"})
-    for wanted in (None, True, False):
+    with pytest.raises(DataError, match="plain text, which has no answers"):
+        read_examples(Data(source=source, held_out_rows=0, completion_only_loss=True))
+    for wanted in (None, False):
         data = Data(source=source, held_out_rows=0, max_length=10, completion_only_loss=wanted)
         counts = prepared(data).counts
         assert (counts.layout, counts.loss_on, counts.template) == ("text", "all tokens", "")
@@ -243,14 +245,12 @@ def test_held_out_examples_belong_to_the_held_out_rows() -> None:
 
 
 def test_no_rows_are_held_out_where_none_are_wanted() -> None:
-    """held_out_rows 0 trains on everything, also where there is a held-out source."""
+    """held_out_rows 0 trains on everything; a source to evaluate on beside it is refused, and not left unread."""
     source = pairs(50)
-    for data in (
-        Data(source=source, held_out_rows=0),
-        Data(source=source, held_out_rows=0, held_out_source=pairs(5, "held.jsonl")),
-    ):
-        found = read_examples(data)
-        assert (len(found.train), len(found.held_out), found.leaked) == (50, 0, 0)
+    found = read_examples(Data(source=source, held_out_rows=0))
+    assert (len(found.train), len(found.held_out), found.leaked) == (50, 0, 0)
+    with pytest.raises(DataError, match=r"data\.held_out_rows 0 evaluates on nothing"):
+        read_examples(Data(source=source, held_out_rows=0, held_out_source=pairs(5, "held.jsonl")))
 
 
 def test_training_rows_whose_prompt_is_in_the_held_out_source_leave_and_are_counted() -> None:

@@ -23,7 +23,7 @@ from neftcli.data.prepare import count, fingerprint, read_examples
 from neftcli.data.rows import ExampleRows, TokenRows
 from neftcli.data.splits import duplicates
 from neftcli.data.tokens import IGNORED, TokenRow
-from neftcli.errors import DataError
+from neftcli.errors import DataError, InputError
 from neftcli.recipe.schema import Data
 from neftcli.training.materials import tokens_sha256
 from tests.conftest import file_system
@@ -195,12 +195,12 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with file_system(small, "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
         with monkeypatch.context() as there:
             there.setenv("NEFT_CACHE", str(small))
-            with pytest.raises(DataError) as raised:
+            with pytest.raises(InputError) as raised:
                 read_examples(Data(source=str(source)))
         gc.collect()
         assert list(small.iterdir()) == []
     assert str(raised.value) == (
-        f"{small}: the rows are too many for memory, and can't be kept in a file there\n"
+        f"{small}: rows beyond 16 MiB can't be written there\n"
         "  received No space left on device (0 MiB are free)\n"
         "  try      NEFT_CACHE=FOLDER before the command, with a folder that has room"
     )
@@ -208,10 +208,10 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_cache_that_is_no_folder_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same words, with the system's own."""
+    """In the same words."""
     monkeypatch.setattr(store, "MOST_IN_MEMORY", 2000)
     cache.write_text("")
-    with pytest.raises(DataError, match=r"kept in a file there\n  received File exists\n  try      NEFT_CACHE"):
+    with pytest.raises(InputError, match=r"can't be written there\n  received it is no folder\n  try      NEFT_CACHE"):
         ExampleRows.of(examples(500))
 
 

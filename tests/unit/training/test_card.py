@@ -30,6 +30,7 @@ RECORD = {
     "precision": "fp32",
     "weights_sha256": {"model.safetensors": "0"},
     "versions": {"torch": "2"},
+    "resumed": [{"checkpoint": "checkpoint-4", "changes": {"neftune.alpha": [5.0, 10.0], "data.source": ["a", "b"]}}],
 }
 FINISHED = RunFinished("runs/x", 1.0, 2.0, 1.0, 2.0, 1.0, (), 5.0)
 
