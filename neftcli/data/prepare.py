@@ -170,13 +170,13 @@ def read_examples(data: Data, told: Callable[[int], None] = _nobody) -> Examples
     """
     _require_splits(data)
     if data.held_out_rows == 0 and data.held_out_source is not None:
-        told = "data.held_out_rows 0 evaluates on nothing, and data.held_out_source names rows to evaluate on"
-        raise DataError(Problem(told, data.held_out_source, "--held-out without --held-out-rows 0, or neither"))
+        clash = "data.held_out_rows 0 evaluates on nothing, and data.held_out_source names rows to evaluate on"
+        raise DataError(Problem(clash, data.held_out_source, "--held-out without --held-out-rows 0, or neither"))
     reader = _Reader(data, told=told)
     examples = reader.read(data.source, data.split)
     if reader.layout == "text" and data.completion_only_loss:
-        told = f"data.completion_only_loss true: {data.source} is plain text, which has no answers"
-        raise DataError(Problem(told, "layout text", "--set data.completion_only_loss=false"))
+        clash = f"data.completion_only_loss true: {data.source} is plain text, which has no answers"
+        raise DataError(Problem(clash, "layout text", "--set data.completion_only_loss=false"))
     held_out_source = data.held_out_source or (BUILTIN if data.source == BUILTIN else None)
     held_out_split = data.held_out_split or ("held_out" if held_out_source == BUILTIN else "train")
     if held_out_source is None and data.held_out_split is not None:
