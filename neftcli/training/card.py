@@ -67,7 +67,7 @@ def model_card(
             f"| {verbatim(name, in_table=True)} | sha256 {digest} |"
             for name, digest in record["weights_sha256"].items()
         ),
-        f"| base model's weights | {record['model_fingerprint']} |",
+        f"| base model | {record['model_fingerprint']} |",
         f"| data | sha256 {record['data_sha256']} |",
         f"| recipe | sha256 {record['recipe_sha256']} |",
         *(f"| mixed | {verbatim(change, in_table=True)} |" for once in record["resumed"] for change in mixed(once)),

@@ -39,6 +39,7 @@ def test_waiting_threads_spin_for_a_moment_unless_the_user_says_otherwise(given:
     assert re.search(rf"GOMP_SPINCOUNT = '{spins}'", told), told
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc takes these settings")
 def test_settings_of_the_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert not process.keep_freed_memory()

@@ -25,8 +25,10 @@ from neftcli.recipe.loading import resolve
 from neftcli.recipe.schema import Evaluation, Generation, Recipe, Sweep
 from neftcli.recipe.yaml_file import Setting
 from neftcli.sweep import estimate as module
+from neftcli.sweep import probe as probing
 from neftcli.sweep.cell import settings_key
-from neftcli.sweep.estimate import Costs, Job, estimate, evaluations, spread, way
+from neftcli.sweep.costs import BEGUN, Costs, evaluations
+from neftcli.sweep.estimate import Job, estimate, spread, way
 from neftcli.sweep.plan import Cell, plan_cells
 from neftcli.training.watch import Watch
 
@@ -173,9 +175,9 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
 
     def probe(wanted: dict[str, Recipe], observer: object) -> tuple[dict[str, Costs], int]:
         recipes.extend(wanted.values())
-        return dict.fromkeys(wanted, replace(COSTS, timed={"updates": 3, module.BEGUN: 8})), 1
+        return dict.fromkeys(wanted, replace(COSTS, timed={"updates": 3, BEGUN: 8})), 1
 
-    monkeypatch.setattr(module, "_probed", probe)
+    monkeypatch.setattr(module, "probed", probe)
     monkeypatch.setattr(module, "devices", lambda: [None])
     return recipes
 
@@ -273,10 +275,10 @@ def test_rounding_moves_no_estimate_by_more_than_a_twentieth(seconds: float) -> 
 
 
 def test_a_probe_that_dies_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(module, "probe", dies)
+    monkeypatch.setattr(probing.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(probing, "probe", dies)
     with pytest.raises(NeftError, match="exit code 3"):
-        module._probed({"way": Recipe()}, Silent())
+        probing.probed({"way": Recipe()}, Silent())
     assert list(tmp_path.iterdir()) == []
 
 
