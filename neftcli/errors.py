@@ -7,7 +7,8 @@ NeftError                     1   something failed
 │   └── ModelError                a model's name, files, tokenizer or template
 ├── NeftuneError              1   noise would be attached twice, or lengths are unknown
 ├── TrainingError             1   training started and can't go on
-│   └── NonFiniteLossError        the loss became NaN or infinite
+│   ├── NonFiniteLossError        the loss became NaN or infinite
+│   └── ProcessLost               another of the processes that train together has ended
 ├── Preempted                75   stopped behind an update by a signal; resumable
 └── Interrupted             130   stopped at once, by a second signal or where nothing can be saved
 
@@ -79,6 +80,10 @@ class TrainingError(NeftError):
 
 class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class ProcessLost(TrainingError):  # noqa: N818 - it says what became of it
+    """Another of the processes that train together has ended."""
 
 
 class Preempted(NeftError):  # noqa: N818 - it is somebody's wish, not an error

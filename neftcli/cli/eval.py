@@ -8,6 +8,7 @@ import typer
 
 from neftcli.cli.display import choose_display
 from neftcli.cli.options import with_overrides
+from neftcli.machine.processes import require_alone
 
 WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", "data.max_length")
 
@@ -46,6 +47,7 @@ def evaluate(
     Loss, answers, a judge and benchmark tasks, against a baseline and the base model. What was measured before is
     kept, and not measured again: an evaluation that was stopped (Ctrl-C, SIGTERM or SIGUSR1: exit code 75) goes on.
     """
+    require_alone("neft eval")
     from neftcli.evaluation.evaluate import Request
     from neftcli.evaluation.evaluate import evaluate as run
     from neftcli.training.stopping import Stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from neftcli.cli.display import choose_display
 from neftcli.cli.options import recipe_of, with_recipe
 from neftcli.errors import InputError, Problem
+from neftcli.machine.processes import together
 
 
 @with_recipe
@@ -27,6 +29,15 @@ def train(
     requeue_signal: Annotated[
         str, typer.Option("--requeue-signal", metavar="NAME", help="Stops and saves, as Ctrl-C and SIGTERM do.")
     ] = "SIGUSR1",
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            help="Train in N processes of this machine: N times as many rows an update.",
+            min=1,
+        ),
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved recipe, the data and the memory; train nothing.")
     ] = False,
@@ -43,7 +54,8 @@ def train(
         raise InputError(Problem(f"--resume and {other} can't stand together", remedy=f"neft train --resume {resume}"))
     if accept_changes and resume is None:
         raise InputError(Problem("--accept-changes needs --resume", remedy="neft train --resume RUN --accept-changes"))
-    with choose_display(json_lines=json_lines, quiet=quiet) as display:
+    command = [] if dry_run else [sys.executable, "-m", "neftcli.cli.main", *sys.argv[1:]]
+    with together(processes, command), choose_display(json_lines=json_lines, quiet=quiet) as display:
         if dry_run:
             from neftcli.training.plan import plan
 

@@ -178,7 +178,7 @@ class Plan:
         optimizer_bytes: of the optimiser,
         activations_bytes: of what is kept for the backward pass and of the logits,
         libraries_bytes: of the libraries, measured; 0 on a GPU,
-        total_bytes: and of all of these.
+        total_bytes: and of all of these, in all processes of the machine where they share its memory.
         available_bytes: Bytes free on the device now.
         keeps_freed: Freed memory is kept for the next update, so that a long run needs more.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
+from neftcli.machine import processes
 
 if TYPE_CHECKING:
     import torch
@@ -52,16 +52,17 @@ def choose_machine(recipe: Recipe, *, trains: bool = True) -> Machine:
         trains: All weights may be trained; a model that is only measured needs no float32 on a GPU.
 
     Raises:
-        InputError: Several GPUs are visible, or a launcher started several processes.
+        InputError: One process sees several GPUs, or there are more processes than GPUs.
     """
     import torch
 
-    if torch.cuda.device_count() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    gpus, mine = torch.cuda.device_count(), processes.local_count()
+    if gpus and gpus != mine and max(gpus, mine) > 1:
         raise InputError(
             Problem(
-                "neft runs in one process on one device for now",
-                f"{torch.cuda.device_count()} GPUs, WORLD_SIZE {os.environ.get('WORLD_SIZE', '1')}",
-                "CUDA_VISIBLE_DEVICES=0 neft ...",
+                "each process takes one GPU, and each GPU one process",
+                f"{gpus} GPUs are visible to {mine} process{'es' if mine > 1 else ''}",
+                f"CUDA_VISIBLE_DEVICES=0 neft ..., or neft train --processes {gpus}",
             )
         )
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -130,7 +131,10 @@ def _device_name(device: str) -> str:
     import torch
 
     if device == "cuda":
-        return torch.cuda.get_device_name(0)
-    if device == "mps":
-        return "Apple GPU"
-    return f"CPU, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name()
+    elif device == "mps":
+        name = "Apple GPU"
+    else:
+        threads = torch.get_num_threads()
+        name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return name if processes.count() == 1 else f"{processes.count()} x {name}"

@@ -24,7 +24,7 @@ from neftcli.runs.directory import to_disk, write_whole
 
 MANIFEST = "manifest.json"
 PLACE = re.compile(r"checkpoint-([0-9]+)")
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,30 @@ class RunDirectory:
             file.write(json_line(content))
 
 
+class LedDirectory(RunDirectory):
+    """The folder of a run in a process that does not lead: it is read, and what is written is the first one's."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The first process holds it."""
+        yield
+
+    def remove(self) -> None:
+        """Leaves it."""
+
+    def forget_measurements(self) -> None:
+        """Leaves them."""
+
+    def forget_after(self, step: int, evaluated: int) -> None:
+        """Leaves it."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes nothing."""
+
+    def append_line(self, name: str, content: dict[str, Any]) -> None:
+        """Writes nothing."""
+
+
 def require_name(name: str) -> None:
     """Checks the name of a run.
 

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from neftcli.errors import InputError, Interrupted, NeftError, Preempted, Problem, TrainingError
+from neftcli.errors import InputError, Interrupted, NeftError, Preempted, Problem, ProcessLost, TrainingError
+from neftcli.machine.processes import count, has_ended
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.training.stopping import StopRequested
 
-FULL = ("No space left", "os error 28", "os error 122")
+FULL = ("No space left", "os error 27", "os error 28", "os error 122")
 """How safetensors, which writes in code of its own, says that the disk is full."""
 WRITER = ("PytorchStreamWriter failed", "iostream error", "unexpected pos")
 """How torch says that a file could not be written, for whatever reason."""
@@ -76,6 +77,9 @@ def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *,
         raise Preempted(Problem(f"stopped; {_safe(directory)}", remedy=_again(directory))) from None
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(Problem(f"stopped at once; {_safe(directory)}", remedy=_again(directory))) from None
+    if has_ended(error):
+        ended = f"another of the {count()} processes ended; {_safe(directory)}"
+        raise ProcessLost(Problem(ended, remedy=_again(directory))) from error
     if isinstance(error, Exception) and not isinstance(error, NeftError) and (problem := _known(error, directory)):
         raise TrainingError(problem) from error
 
@@ -147,4 +151,5 @@ def _safe(directory: RunDirectory) -> str:
 def _again(directory: RunDirectory) -> str:
     if not (directory.path / RECIPE).is_file():
         return "the same command again"
-    return f"neft train --resume {shlex.quote(str(directory.path))}"
+    together = f" --processes {count()}" if count() > 1 else ""
+    return f"neft train --resume {shlex.quote(str(directory.path))}{together}"

@@ -12,6 +12,7 @@ from neftcli.errors import InputError
 from neftcli.events import InspectedRow, Notice, Observer, Plan, Resolved, Token
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import keep_freed_memory, prepare_process
+from neftcli.machine.processes import local_count
 from neftcli.models.by_recipe import load_tokenizer_of
 from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
@@ -80,7 +81,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
         optimizer_bytes=int(memory.optimizer),
         activations_bytes=int(memory.activations),
         libraries_bytes=libraries,
-        total_bytes=int(memory.total()) + libraries,
+        total_bytes=(int(memory.total()) + libraries) * (local_count() if machine.device == "cpu" else 1),
         available_bytes=available_memory(machine.device),
         keeps_freed=machine.device == "cpu" and keep_freed_memory(),
     )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.prepare import Prepared
@@ -19,7 +19,6 @@ from neftcli.events import (
     Evaluated,
     Event,
     ModelReady,
-    NoiseMeasured,
     Notice,
     Observer,
     Phase,
@@ -28,6 +27,7 @@ from neftcli.events import (
     StepLogged,
     TrainingStarted,
 )
+from neftcli.machine import processes
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
 from neftcli.models.by_recipe import longest_prompt
@@ -44,13 +44,14 @@ from neftcli.training.inputs import check_inputs
 from neftcli.training.materials import Materials, Shelf, introduce, load_materials, tokens_sha256
 from neftcli.training.resume import Base, Resumption
 from neftcli.training.stopping import Stop, StopRequested
+from neftcli.training.together import joined, require_alike, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from neftcli.data.tokens import TokenRow
     from neftcli.evaluation.loss import RowLoss
     from neftcli.machine.device import Machine
-    from neftcli.neftune import Noise
     from neftcli.recipe.schema import Recipe
     from neftcli.training.watch import Watch
 
@@ -109,7 +110,7 @@ def train(
     with stop.at_once():
         materials = shelf.find(recipe) if shelf else None
         inputs = None if materials else check_inputs(recipe, observer)
-    directory = resume.directory if resume else RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
+    directory, resume = joined(recipe, resume)
     with directory.held():
         if resume:
             resume.require_as_found()
@@ -134,6 +135,7 @@ def train(
             with library_chatter(directory.log):
                 and_then(Trained(directory, tuned, materials, run.losses))
     observer.notify(finished)
+    processes.leave()
     return finished
 
 
@@ -169,6 +171,7 @@ class _Run:
             "tokens_sha256": tokens_sha256(prepared.train),
             "model_fingerprint": materials.fingerprint,
         }
+        require_alike(found)
         self.resumption.require_same(found, recipe)
         if self.record.fields["resumed"]:
             self.resumption.tell(self)
@@ -183,12 +186,13 @@ class _Run:
             base = self._base(materials, model)
         trainer, last = self._train(materials, model, base, found)
         tuned = trainer.model
-        try:
-            with self.stop.at_once():
-                after = self._answers("answering the same prompts after training", tuned, materials)
-        except StopRequested:
+        after = None
+        with suppress(StopRequested), self.stop.at_once():
+            after = self._answers("answering the same prompts after training", tuned, materials)
+        after = processes.shared(after)
+        if after is None:
             trainer.save_behind_the_last(last.step)
-            raise
+            raise StopRequested
         examples = prepared.held_out_examples
         samples = tuple(
             Sample(*prompt_and_reference(example), old, new)
@@ -207,7 +211,8 @@ class _Run:
             alpha=recipe.neftune.alpha,
             counterpart=find_counterpart(recipe),
         )
-        self._conclude(finished, materials.reference, prepared.counts.layout)
+        if processes.leads():
+            self._conclude(finished, materials.reference, prepared.counts.layout)
         return finished, tuned
 
     def _base(self, materials: Materials, model: PreTrainedModel) -> Base:
@@ -233,10 +238,14 @@ class _Run:
 
         settings = self.recipe.evaluation
         self.notify(Phase("evaluating" if step else "evaluating the model before training"))
-        sides = [prepared.held_out, prepared.train[: settings.probe_rows]]
         size = settings.per_device_eval_batch_size
+
+        def measure(rows: Sequence[TokenRow]) -> Sequence[RowLoss]:
+            with self.stop.at_once():
+                return row_losses(model, rows, size, machine.autocast(), self)
+
         self.losses = ()
-        held_out, probe = (row_losses(model, rows, size, machine.autocast(), self) for rows in sides)
+        held_out, probe = (spread(rows, measure) for rows in (prepared.held_out, prepared.train[: settings.probe_rows]))
         self.losses = held_out
         return Evaluated(step, mean_loss(held_out), mean_loss(probe))
 
@@ -244,7 +253,7 @@ class _Run:
         from neftcli.evaluation.generation import generate_answers
 
         examples = materials.prepared.held_out_examples[: self.recipe.evaluation.samples]
-        if not examples:
+        if not examples or not processes.leads():
             return []
         self.notify(Phase(phase))
         tokenizer, machine = materials.tokenizer, materials.machine
@@ -263,6 +272,7 @@ class _Run:
         from neftcli.neftune import neftune
         from neftcli.training.isolation import settled_batching
         from neftcli.training.space import require_space
+        from neftcli.training.strength import tell_strength
         from neftcli.training.trainer import build_trainer, updates
         from neftcli.training.watch import Watch
 
@@ -302,7 +312,7 @@ class _Run:
             seed=recipe.training.seed,
         ) as noise:
             watch.noise = noise
-            self._measure_noise(trainer, noise)
+            self.record.update(noise_to_embedding=tell_strength(trainer, noise, settings, self))
             epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
             self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
             self._do_updates(trainer, watch, total_steps)
@@ -341,38 +351,14 @@ class _Run:
             )
         )
 
-    def _measure_noise(self, trainer: Any, noise: Noise) -> None:
-        from neftcli.models.attention import attention_by_document
-        from neftcli.neftune import Strength, measure_strength
-
-        settings = self.recipe.neftune
-        strength = Strength(0.0, 1.0, 1.0, 0.0)
-        if settings.alpha > 0:
-            rows = [trainer.train_dataset[index] for index in range(min(8, len(trainer.train_dataset)))]
-            batch = trainer._prepare_inputs(trainer.data_collator(rows))
-            with attention_by_document(trainer.model, batch):
-                strength = measure_strength(trainer.model, batch, noise)
-        self.record.update(noise_to_embedding=strength.ratio)
-        self.notify(
-            NoiseMeasured(
-                settings.alpha,
-                settings.noise,
-                settings.length,
-                settings.schedule,
-                strength.ratio,
-                strength.embedding_scale,
-                strength.layer_gain,
-            )
-        )
-        for warning in strength.warnings():
-            self.notify(Notice(warning))
-
     def _save(self, model: Any, materials: Materials) -> None:
         """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
         self.notify(Phase("saving the model"))
         from neftcli.training.trainer import save_weights
 
         reference = materials.reference
+        if not processes.leads():
+            return
         if self.recipe.adapter.type != "none":  # where the adapter finds its base model on another machine
             model.peft_config["default"].base_model_name_or_path = reference.anywhere()
             model.peft_config["default"].revision = reference.revision

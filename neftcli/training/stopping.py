@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 
 from neftcli.errors import InputError, Preempted, Problem
 from neftcli.events import Notice, Observer
+from neftcli.machine import processes
 
 REQUEUE_SIGNAL = "SIGUSR1"
 """What Slurm sends as a warning, by `--signal=B:USR1@120`."""
 
 
+ECHO = 1.0
+"""Seconds in which one wish to stop can come twice: a launcher passes on the Ctrl-C that its terminal sends as well."""
 WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU")
 
 
@@ -28,7 +32,8 @@ def _nobody() -> bool:
 class Stop:
     """Whether a run is to stop.
 
-    The first signal lets the update end, the second raises KeyboardInterrupt at once.
+    The first signal lets the update end, the second raises KeyboardInterrupt at once. Of several processes that train
+    together the first one's counts; `agreed` tells the others, which only heed a second.
 
     Args:
         asked: Is asked beside the signals; a worker of a sweep is told in this way.
@@ -42,7 +47,11 @@ class Stop:
 
     def asked(self) -> bool:
         """Whether the run is to stop behind its update."""
-        return self._signals > 0 or self._asked_elsewhere()
+        return (self._signals > 0 and processes.leads()) or self._asked_elsewhere()
+
+    def agreed(self) -> bool:
+        """Whether the first process is asked to stop; all that train together have to call it."""
+        return processes.shared(self.asked())
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -86,11 +95,18 @@ class Stop:
             Preempted: A signal came while nothing had been begun.
             InputError: There is no such signal.
         """
+        last = -ECHO
 
         def heard(_number: int, _frame: object) -> None:
+            nonlocal last
+            last, before = time.monotonic(), last
+            if processes.count() > 1 and last - before < ECHO:
+                return
             self._signals += 1
             if self._signals > 1:
                 raise KeyboardInterrupt
+            if not processes.leads():
+                return
             if self._at_once:
                 raise StopRequested
             if first is not None:

@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from neftcli.data.store import Batches
 from neftcli.data.tokens import IGNORED
 from neftcli.errors import NonFiniteLossError, Problem
+from neftcli.machine.processes import PATIENCE, count, gathered, rank
 from neftcli.models.attention import attention_by_document
 from neftcli.models.head import can_sum_labels, sum_of_labels
 from neftcli.neftune import paired
@@ -50,12 +51,14 @@ class Trainer(SFTTrainer):
         facts: What they are of, for their manifests.
         sums_labels: The loss is taken by `models/head.py` and not by TRL's head.
         buckets: The order of the rows where they are bucketed by length.
+        unlogged: What the next log row had summed up at the last checkpoint, and the tokens seen in all, by process.
     """
 
     sums_labels: bool
     buckets: LengthBuckets | None
     checkpoints: Checkpoints
     facts: Mapping[str, Any]
+    unlogged: Mapping[str, Any]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         """One forward and backward pass.
@@ -89,6 +92,8 @@ class Trainer(SFTTrainer):
             total = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum()
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED).sum()
+        else:  # of all processes, whose gradients will be averaged
+            total = total * self.accelerator.num_processes
         mask = inputs.get("attention_mask")
         self._total_train_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
@@ -97,19 +102,12 @@ class Trainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         return self.buckets or super()._get_train_sampler(train_dataset)
 
-    def unlogged(self) -> dict[str, float]:
-        """What the next log row has summed up so far, and the tokens seen in all."""
-        return {
-            "loss": float(self._tr_loss),
-            "since": self._globalstep_last_logged,
-            "tokens": self._total_train_tokens,
-        }
-
-    def take_up(self, unlogged: Mapping[str, float]) -> None:
+    def take_up(self, unlogged: Mapping[str, Any]) -> None:
         """Goes on with the log row of a checkpoint; the trainer itself begins a new one."""
-        self._tr_loss = torch.tensor(unlogged["loss"], device=self.args.device)
+        loss, tokens = unlogged["loss"][rank()], unlogged["tokens"][rank()]
+        self._tr_loss = torch.tensor(loss, device=self.args.device)
         self._globalstep_last_logged = int(unlogged["since"])
-        self._total_train_tokens = int(unlogged["tokens"])
+        self._total_train_tokens = int(tokens)
 
     def load_weights(self, checkpoint: Path) -> None:
         """The weights of a checkpoint behind the last update, with nothing left to train."""
@@ -123,6 +121,11 @@ class Trainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves all that the run goes on from; rank 0 writes the manifest when every rank has written its part."""
         step = self.state.global_step
+        self.unlogged = {
+            "loss": gathered(float(self._tr_loss)),
+            "since": self._globalstep_last_logged,
+            "tokens": gathered(self._total_train_tokens),
+        }
         try:
             super(SFTTrainer, self)._save_checkpoint(model, trial)  # TRL would only add a model card
             self.accelerator.wait_for_everyone()
@@ -131,7 +134,7 @@ class Trainer(SFTTrainer):
                 if (metrics := self.checkpoints.folder.parent / "metrics.jsonl").is_file():
                     to_disk(metrics)
                 facts = {key: value for key, value in self.facts.items() if key != "recipe"}
-                self.checkpoints.publish(step, {**facts, "processes": self.args.world_size})
+                self.checkpoints.publish(step, {**facts, "processes": count()})
             self.accelerator.wait_for_everyone()
         except BaseException as error:
             try:
@@ -197,9 +200,9 @@ def build_trainer(
     trainer.checkpoints, trainer.facts = checkpoints, facts
     trainer.buckets = None
     if recipe.training.batching == "bucketed":
-        rows_of_an_update = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
+        rows_of_an_update = count() * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
         trainer.buckets = LengthBuckets(rows.lengths().tolist(), rows_of_an_update, recipe.training.seed)
-    trainer.sums_labels = trainer.args.world_size == 1 and can_sum_labels(_without_adapter(trainer.model))
+    trainer.sums_labels = count() == 1 and can_sum_labels(_without_adapter(trainer.model))
     trainer.remove_callback(PrinterCallback)
     if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
         trainer.data_collator = paired(trainer.data_collator)
@@ -255,6 +258,10 @@ def _arguments(recipe: Recipe, machine: Machine, rows: TokenRows, folder: Path) 
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=machine.device == "cuda",
+        # Else the buckets in which gradients are summed change behind the first update of a process, and with them the
+        # order of the sums of three or more: a run that is gone on with would differ in the last bits.
+        ddp_find_unused_parameters=True,
+        ddp_timeout=int(PATIENCE.total_seconds()),
         remove_unused_columns=True,
     )
 
@@ -285,7 +292,7 @@ def updates(recipe: Recipe, lengths: Sequence[int] | Places, *, whole: bool = Fa
             len(pack_dataset(Dataset.from_dict({"input_ids": [[0] * n for n in piece]}), recipe.data.max_length, "bfd"))
             for piece in pieces
         )
-    batches = math.ceil(rows / training.per_device_train_batch_size)
+    batches = math.ceil(math.ceil(rows / training.per_device_train_batch_size) / count())  # of each process
     return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
 
 

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.events import Evaluated, Observer, Phase, Progress, StepLogged
 from neftcli.machine.device import peak_memory
+from neftcli.machine.processes import gathered, shared
 from neftcli.neftune import Noise
 from neftcli.training.stopping import Stop, StopRequested
 
@@ -57,15 +58,16 @@ class Watch(TrainerCallback, ExportableState):
         self._evaluation_seconds = 0.0
         self._started = self._row_started = self._saved = 0.0
         self._first_step, self._row_tokens = 0, 0.0
+        self._stopping = False
         self._resumed: dict[str, Any] = {}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        if self.trainer is None or not hasattr(self.trainer, "_tr_loss"):
+        if not hasattr(self.trainer, "unlogged"):  # nothing was saved yet
             return {}
         return {
             "evaluated": asdict(self.evaluated) if self.evaluated else None,
-            "unlogged": self.trainer.unlogged(),
+            "unlogged": self.trainer.unlogged,
             "base": asdict(self._base),
             "seconds": time.perf_counter() - self._begun,
         }
@@ -79,13 +81,21 @@ class Watch(TrainerCallback, ExportableState):
         """Starts the clocks, and makes up for an evaluation that a stop was asked before."""
         if self._resumed:
             self.trainer.take_up(self._resumed["unlogged"])
-            self._row_tokens = self._resumed["unlogged"]["tokens"]
+            self._row_tokens = sum(self._resumed["unlogged"]["tokens"])
             if self._is_due(state):
                 self.evaluate_now(state.global_step, last=False)
             if self._is_due(state):  # stopped again; its checkpoint is there
                 raise StopRequested
         self._first_step, self._evaluation_seconds = state.global_step, 0.0
         self._started = self._row_started = self._saved = time.perf_counter()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """Tells the loader which epoch begins, so that its order is its own.
+
+        Where several processes go on in the middle of an epoch, it is told through one wrapper too many to reach a
+        sampler that is not accelerate's.
+        """
+        train_dataloader.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Seeds the noise of this update."""
@@ -103,9 +113,10 @@ class Watch(TrainerCallback, ExportableState):
         self._observer.notify(Progress(step, total, elapsed, max(remaining, 0.0)))
         if self._is_due(state):
             control.should_log = True
-        if self._stop.asked() or (step < total and self._save_is_due(step)):
-            if self._stop.asked():
-                self._observer.notify(SAVING)
+        if self._is_to_stop():
+            self._observer.notify(SAVING)
+            control.should_save = True
+        elif step < total and shared(self._save_is_due(step)):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -115,8 +126,13 @@ class Watch(TrainerCallback, ExportableState):
             StopRequested: It was the last, since the run is to stop.
         """
         self._saved = time.perf_counter()
-        if self._stop.asked():
+        if self._is_to_stop():
             raise StopRequested
+
+    def _is_to_stop(self) -> bool:
+        """Whether all processes are to stop, asked at the same places in each of them."""
+        self._stopping = self._stopping or self._stop.agreed()
+        return self._stopping
 
     def _save_is_due(self, step: int) -> bool:
         by_steps = self._saving.save_steps is not None and step % self._saving.save_steps == 0
@@ -132,7 +148,7 @@ class Watch(TrainerCallback, ExportableState):
         if "loss" in logs:
             _require_finite("the norm of the gradient", logs.get("grad_norm", 0.0), state.global_step)
             now = time.perf_counter()
-            tokens = logs.get("num_tokens", 0.0)
+            tokens = sum(gathered(logs.get("num_tokens", 0.0)))
             rate = (tokens - self._row_tokens) / (now - self._row_started)
             self._observer.notify(
                 StepLogged(
@@ -146,9 +162,9 @@ class Watch(TrainerCallback, ExportableState):
                 )
             )
             self._row_tokens = tokens
-            if self._is_due(state) and not self._stop.asked():
+            if self._is_due(state) and not self._stopping:
                 self.evaluate_now(state.global_step, last=state.global_step == state.max_steps)
-            if self._stop.asked() and not control.should_save:  # in the evaluation
+            if self._is_to_stop() and not control.should_save:  # in the evaluation
                 self._observer.notify(SAVING)
                 control.should_save = True
             self._row_started = time.perf_counter()
@@ -164,7 +180,7 @@ class Watch(TrainerCallback, ExportableState):
         begun = time.perf_counter()
         if last:
             self._before_last()
-        with suppress(StopRequested), self._stop.at_once():
+        with suppress(StopRequested):
             self.evaluated = self._evaluate(step)
         self._evaluation_seconds += time.perf_counter() - begun
         if self.evaluated is not None and self.evaluated.step == step:

@@ -1,22 +1,17 @@
-"""Resuming where it takes long (slow): the real SmolLM2-135M, and two processes that train together.
+"""Resuming where it takes long (slow): the real SmolLM2-135M.
 
 Oracle: the run that nobody stopped, by the hash of its weights.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from neftcli.runs.checkpoints import verify
 from tests.invariant.test_resume import Killer, result, run
 
 pytestmark = pytest.mark.slow
@@ -45,29 +40,3 @@ def test_a_killed_run_of_the_real_model_goes_on_to_the_same_bits(method: dict[st
     assert run(settings, broken.parent, resume=broken, killer=Killer(second, signal.SIGTERM)) == 75
     assert run(settings, broken.parent, resume=broken) == 0
     assert result(broken) == result(tmp_path / "whole" / "run-a5-s0")
-
-
-def together(folder: Path, steps: int, *resumed: Path) -> None:
-    """Trains in two processes, which average their gradients."""
-    script = Path(__file__).with_name("two_processes.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, script, folder, str(steps), *resumed],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": "."},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_two_processes_write_one_checkpoint_and_go_on_from_it(tmp_path: Path) -> None:
-    together(tmp_path / "whole", 4)
-    together(tmp_path / "broken", 2)
-    checkpoint = verify(tmp_path / "broken" / "checkpoints" / "checkpoint-2")
-    assert checkpoint.manifest["processes"] == 2
-    assert {"rng_state_0.pth", "rng_state_1.pth"} <= checkpoint.manifest["files"].keys()
-    together(tmp_path / "broken", 4, checkpoint.path)
-    weights = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "broken")]
-    assert len({sha256(file.read_bytes()).hexdigest() for file in weights}) == 1

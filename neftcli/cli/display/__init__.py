@@ -8,17 +8,30 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
+from neftcli.machine.processes import leads
 
 if TYPE_CHECKING:
-    from neftcli.events import Observer
+    from neftcli.events import Event, Observer
+
+
+class Silent:
+    """Tells nobody."""
+
+    def notify(self, event: Event) -> None:
+        """Says nothing."""
 
 
 @contextmanager
 def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
-    """The display for where the output goes: JSON if asked for, live on a terminal, plain lines elsewhere."""
+    """The display for where the output goes: JSON if asked for, live on a terminal, plain lines elsewhere.
+
+    Of several processes only the first one tells what happens.
+    """
     if json_lines and quiet:
         raise InputError(Problem("--json and --quiet can't stand together", remedy="--json    prints every event"))
-    if json_lines:
+    if not leads():
+        yield Silent()
+    elif json_lines:
         from neftcli.cli.display.json_lines import JsonLines
 
         yield JsonLines(sys.stdout)

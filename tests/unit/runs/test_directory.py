@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from neftcli.errors import InputError
 from neftcli.runs import directory
-from neftcli.runs.directory import NAME, RunDirectory, write_whole
+from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, write_whole
 
 root_writes_anywhere = pytest.mark.skipif(os.geteuid() == 0, reason="root can write to a read-only folder")
 
@@ -303,3 +303,24 @@ def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
         reader.join(timeout=60)
     assert seen
     assert seen <= texts
+
+
+# A process that does not lead
+
+
+def test_a_process_that_does_not_lead_reads_and_changes_nothing() -> None:
+    led = LedDirectory(RunDirectory.create(Path("runs"), "run").path)
+    (led.path / "metrics.jsonl").write_text('{"event": "StepLogged", "step": 9}\n')
+    (led.path / "run.json").write_text("{}\n")
+    led.model.mkdir()
+    before = {file: file.read_bytes() for file in led.path.iterdir() if file.is_file()}
+    with led.held():
+        led.write_json("run.json", {"status": "running"})
+        led.write_text("recipe.yaml", "name: other\n")
+        led.append_line("metrics.jsonl", {"event": "StepLogged"})
+        led.forget_after(1, 1)
+        led.forget_measurements()
+        led.remove()
+    assert led.read_json("run.json") == {}
+    assert {file: file.read_bytes() for file in led.path.iterdir() if file.is_file()} == before
+    assert names(led.path) == ["metrics.jsonl", "model", "run.json"]

@@ -14,6 +14,7 @@ import pytest
 
 from neftcli.errors import Preempted
 from neftcli.events import Event, Notice
+from neftcli.training import stopping
 from neftcli.training.stopping import Stop, StopRequested
 
 
@@ -72,3 +73,25 @@ def test_where_nothing_would_be_lost_it_ends_at_once_and_says_nothing() -> None:
 def test_before_anything_was_begun_it_is_told_so() -> None:
     with pytest.raises(Preempted), Stop().listening(), Stop().at_once():
         raise StopRequested
+
+
+def test_of_several_processes_the_first_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    stop = Stop()
+    with stop.listening(), stop.at_once():
+        os.kill(os.getpid(), signal.SIGTERM)  # neither raises nor asks
+        assert not stop.asked()
+
+
+def test_of_several_processes_a_launchers_echo_is_no_second_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(stopping, "ECHO", 0.1)
+    stop = Stop()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked()
+        time.sleep(0.15)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,206 @@
+"""Several processes that train one model, from the command line.
+
+Oracles: the same rows trained by one process; the run that nobody stopped, by the hash of its weights and every line of
+metrics.jsonl but its times. Runs are killed (-9) and stopped by real signals, and launched by neft itself and by
+torchrun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from neftcli.runs.checkpoints import verify
+from tests.invariant.test_resume import result
+
+NEFT = [sys.executable, "-m", "neftcli.cli.main"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
+MODES: dict[str, dict[str, Any]] = {
+    "full, bucketed, by torchrun first": {"training.batching": "bucketed"},
+    "three, LoRA, accumulation, dropout": {
+        "adapter.type": "lora",
+        "adapter.r": 2,
+        "adapter.lora_dropout": 0.1,
+        "training.gradient_accumulation_steps": 2,
+        "training.per_device_train_batch_size": 1,
+    },
+}
+
+
+@pytest.fixture
+def typed(tiny_folder: Callable[[str], Path], rows_file: Path) -> list[str]:
+    """What all runs here are given: two epochs of 48 rows."""
+    sets = {
+        "data.max_rows": 53,
+        "data.held_out_rows": 5,
+        "training.num_train_epochs": 2,
+        "training.per_device_train_batch_size": 2,
+        "training.learning_rate": "5e-3",
+        "training.logging_steps": 2,
+        "training.precision": "float32",
+        "evaluation.every": 0.3,
+        "evaluation.samples": 1,
+        "evaluation.probe_rows": 3,
+        "evaluation.generation.max_new_tokens": 3,
+    }
+    return ["train", "--model", str(tiny_folder("llama")), "--dataset", str(rows_file), *with_sets(sets), "--quiet"]
+
+
+def with_sets(sets: dict[str, Any]) -> list[str]:
+    """Settings as they are typed."""
+    return [f"--set={key}={value}" for key, value in sets.items()]
+
+
+def begin(folder: Path, *command: str) -> subprocess.Popen[bytes]:
+    """Starts a command in `folder`, where `said` keeps what it says."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with (folder / "said").open("w") as said:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
+
+
+def end(folder: Path, process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    """Exit code of a command, and what it said."""
+    return process.wait(timeout=180), (folder / "said").read_text()
+
+
+def do(folder: Path, *command: str) -> tuple[int, str]:
+    """Begins a command and waits for its end."""
+    return end(folder, begin(folder, *command))
+
+
+def wait_for_update(run: Path, process: subprocess.Popen[bytes], step: int) -> None:
+    """Waits until the run has logged an update."""
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None:
+        lines = metrics.read_text().splitlines() if metrics.is_file() else []
+        if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{run} ended before update {step}")
+
+
+def others(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes that one has started."""
+    return psutil.Process(process.pid).children()
+
+
+def require_gone(processes: list[psutil.Process]) -> None:
+    """Checks that processes end within seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive
+
+
+def test_two_processes_are_one_with_twice_the_rows_an_update(typed: list[str], tmp_path: Path) -> None:
+    """Without noise, whose draws are each process's own; up to the order of floating-point sums."""
+    sets = with_sets({"neftune.alpha": 0, "training.batching": "padded"})
+    assert do(tmp_path, *NEFT, *typed, *sets, "--processes", "2", "--name", "two")[0] == 0
+    assert do(tmp_path, *NEFT, *typed, *sets, "--set=training.per_device_train_batch_size=4", "--name", "one")[0] == 0
+    two, one = (result(tmp_path / "runs" / f"{name}-a0-s0")[1] for name in ("two", "one"))
+    assert [line.keys() for line in two] == [line.keys() for line in one]
+    for line, other in zip(two[:-1], one[:-1], strict=True):  # the last is the answers
+        assert {key: value for key, value in line.items() if key != "event"} == pytest.approx(
+            {key: value for key, value in other.items() if key != "event"}, rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=[pytest.mark.slow] * ("three" in mode)) for mode in MODES])
+def test_killed_processes_go_on_to_the_same_bits(mode: str, typed: list[str], tmp_path: Path) -> None:
+    """In the second epoch, whose order is another than the first one's."""
+    number = "3" if "three" in mode else "2"
+    command = [*NEFT, *typed, *with_sets(MODES[mode])]
+    if "torchrun" in mode:
+        code, said = do(tmp_path, *TORCHRUN, number, *command, "--name", "whole")
+    else:
+        code, said = do(tmp_path, *command, "--name", "whole", "--processes", number)
+    assert code == 0, said
+    broken = tmp_path / "runs" / "broken-a5-s0"
+    steps = json.loads((tmp_path / "runs" / "whole-a5-s0" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    process = begin(tmp_path, *command, "--name", "broken", "--processes", number, "--save-steps", "1")
+    wait_for_update(broken, process, steps // 2 + 2)
+    rest = others(process)
+    process.kill()
+    process.wait()
+    require_gone(rest)
+    assert not (broken / "model").exists()
+    [*_, newest] = sorted((broken / "checkpoints").glob("*/manifest.json"), key=lambda file: file.stat().st_mtime)
+    checkpoint = verify(newest.parent)
+    assert checkpoint.step > steps // 2
+    assert checkpoint.manifest["processes"] == int(number)
+    assert {f"rng_state_{rank}.pth" for rank in range(int(number))} <= checkpoint.manifest["files"].keys()
+    code, said = do(tmp_path, *NEFT, "train", "--resume", str(broken), "--processes", number)
+    assert code == 0, said
+    assert result(broken) == result(tmp_path / "runs" / "whole-a5-s0")
+
+
+def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> None:
+    """One run, stopped by SIGTERM, then by the death of its other process, and never gone on with by another number."""
+    run = tmp_path / "runs" / "run-a5-s0"
+    again = [*NEFT, "train", "--resume", str(run), "--processes", "2"]
+    long = [*typed, "--set=training.num_train_epochs=500", "--name", "run", "--processes", "2"]
+
+    process = begin(tmp_path, *NEFT, *long)
+    wait_for_update(run, process, 4)
+    rest = others(process)
+    rest[0].send_signal(signal.SIGTERM)  # only the first one decides
+    process.send_signal(signal.SIGTERM)
+    code, said = end(tmp_path, process)
+    assert code == 75, said
+    assert f"is safe, after update {verify_newest(run)}" in said
+    assert f"neft train --resume {run.relative_to(tmp_path)} --processes 2" in said
+    require_gone(rest)
+
+    code, said = do(tmp_path, *again[:-2])
+    assert code == 2
+    assert "received 1 (there 2)" in said
+    assert "--processes 2" in said
+
+    process = begin(tmp_path, *again)
+    wait_for_update(run, process, verify_newest(run) + 4)
+    rest = others(process)
+    rest[0].kill()
+    code, said = end(tmp_path, process)
+    assert code == 1
+    assert f"another of the 2 processes ended; {run}/checkpoints/checkpoint-{verify_newest(run)} is safe" in said
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    assert "Traceback" not in said
+    require_gone(rest)
+
+
+def verify_newest(run: Path) -> int:
+    """Updates done in the newest checkpoint, which verifies."""
+    return max(verify(place).step for place in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["eval", "runs/x"], "neft eval runs in one process"),
+        (["sweep-alpha"], "neft sweep-alpha runs in one process"),
+        (["train", "--processes", "2"], "--processes starts processes itself"),
+    ],
+)
+def test_a_launcher_is_refused_where_each_process_would_do_the_same(
+    neft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: list[str], told: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = neft(*command)
+    assert done.code == 2
+    assert told in done.err
+    assert "WORLD_SIZE 2" in done.err
+
+
+def test_what_all_processes_see_is_told_once(typed: list[str], tmp_path: Path) -> None:
+    code, said = do(tmp_path, *TORCHRUN, "2", *NEFT, *typed, "--dataset", "nothere.jsonl")
+    assert code == 1  # torchrun's own, whatever its processes end with
+    assert said.count("there is no file or folder of this name") == 1
+    assert not (tmp_path / "runs").exists()

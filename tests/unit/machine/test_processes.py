@@ -1,0 +1,79 @@
+"""What processes know of each other.
+
+Oracle: the environment variables as torchrun's documentation has them; processes that are started here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.errors import InputError
+from neftcli.machine import processes
+
+WRITES = """
+import os, pathlib, sys
+names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
+pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(" ".join(os.environ[name] for name in names))
+"""
+WAITS = "import time; time.sleep(600)"
+
+
+def test_the_others_know_their_number_and_the_first_is_alone_again_behind_it(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    with processes.together(3, [sys.executable, "-c", WRITES, str(tmp_path)]):
+        assert (processes.count(), processes.rank(), processes.local_count(), processes.leads()) == (3, 0, 3, True)
+    threads = before["OMP_NUM_THREADS"]  # what a person has set stays
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "1": f"3 1 3 {threads}",
+        "2": f"3 2 3 {threads}",
+    }
+    assert dict(os.environ) == before
+    assert (processes.count(), processes.rank(), processes.leads()) == (1, 0, True)
+
+
+def test_the_others_end_where_the_first_fails() -> None:
+    started: list[Any] = []
+
+    def fail() -> None:
+        with processes.together(2, [sys.executable, "-c", WAITS]):
+            started.extend(processes._started)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [other.poll() for other in started] == [-signal.SIGKILL]
+
+
+def test_who_waits_hears_that_another_has_ended() -> None:
+    with pytest.raises(processes.ProcessEnded), processes.together(2, [sys.executable, "-c", "raise SystemExit(1)"]):
+        processes.join()
+
+
+def test_one_alone_changes_nothing() -> None:
+    before = dict(os.environ)
+    with processes.together(1, [sys.executable, "-c", "never"]):
+        assert dict(os.environ) == before
+        processes.join()
+        assert processes.gathered("mine") == ["mine"]
+        assert processes.shared(("a", 1)) == ("a", 1)
+        processes.leave()
+
+
+def test_a_look_starts_nobody() -> None:
+    with processes.together(2, []):
+        assert processes.count() == 2
+        assert processes._started == []
+
+
+def test_a_launchers_processes_start_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="WORLD_SIZE 4"), processes.together(2, ["never"]):
+        pass
+    with pytest.raises(InputError, match="neft eval runs in one process"):
+        processes.require_alone("neft eval")
