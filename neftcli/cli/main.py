@@ -15,13 +15,13 @@ import typer
 import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.help import Command, HelpOption
-from neftcli.errors import InputError, Interrupted, NeftError, Preempted, Problem, ProcessLost
-from neftcli.machine.processes import leads, local_rank, rank
+from neftcli.errors import Interrupted, NeftError, Preempted, Problem
+from neftcli.machine.processes import leads, rank
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What all that typer refuses is an instance of; typer itself exports only some of its kinds."""
 TURN = 2.0
-"""Seconds in which the first of several processes can tell what all see: a launcher ends all when one has ended."""
+"""Seconds in which the first of several processes can tell what all of them see, before another does."""
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 app = typer.Typer(
@@ -57,18 +57,11 @@ def root(
     """Exit codes: 0 finished, 1 failed, 2 bad input, 75 stopped and resumable, 130 stopped at once."""
 
 
-def _tells(error: NeftError) -> bool:
-    """Whether this process tells of an error: of several, one tells what all of them see."""
-    if leads():
-        return True
-    of_the_machine = isinstance(error, InputError) and local_rank() > 0
-    return not (of_the_machine or isinstance(error, Preempted | Interrupted | ProcessLost))
-
-
 def _tell(problems: Sequence[Problem], *, started: bool) -> None:
     from neftcli.cli.display.problems import print_problems
 
-    if not leads():
+    if not leads():  # the first one tells what all see, and ends them
+        time.sleep(TURN)
         problems = [replace(problem, violated=f"process {rank()}: {problem.violated}") for problem in problems]
     print_problems(problems, started=started)
 
@@ -105,10 +98,8 @@ def main() -> None:
             traceback.print_exc()
         if isinstance(error, Preempted | Interrupted):
             _ignore_signals()
-        if _tells(error):
+        if leads() or not isinstance(error, Preempted | Interrupted):
             _tell(error.problems, started=error.exit_code != 2)
-        else:
-            time.sleep(TURN)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # whoever read the lines has gone (`neft train | head`)
         sys.stderr.close()

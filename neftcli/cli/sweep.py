@@ -17,6 +17,7 @@ from neftcli.recipe.schema import keys
 OF_CELLS = frozenset(key.path for key in keys() if key.option.flag and not key.option.only) - {
     "neftune.alpha",
     "training.seed",
+    "training.processes",
 }
 OF_ANSWERS = ("evaluation.judge.base_url", "evaluation.judge.model", "evaluation.judge.prompt", "evaluation.tasks")
 

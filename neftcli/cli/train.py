@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from neftcli.cli.display import choose_display
 from neftcli.cli.options import recipe_of, with_recipe
 from neftcli.errors import InputError, Problem
-from neftcli.machine.processes import together
+from neftcli.machine.processes import count, launched, together
+
+if TYPE_CHECKING:
+    from neftcli.recipe.yaml_file import Layer
+    from neftcli.training.resume import Resumption
 
 
 @with_recipe
@@ -29,15 +33,6 @@ def train(
     requeue_signal: Annotated[
         str, typer.Option("--requeue-signal", metavar="NAME", help="Stops and saves, as Ctrl-C and SIGTERM do.")
     ] = "SIGUSR1",
-    processes: Annotated[
-        int,
-        typer.Option(
-            "--processes",
-            metavar="N",
-            help="Train in N processes of this machine: N times as many rows an update.",
-            min=1,
-        ),
-    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved recipe, the data and the memory; train nothing.")
     ] = False,
@@ -54,21 +49,44 @@ def train(
         raise InputError(Problem(f"--resume and {other} can't stand together", remedy=f"neft train --resume {resume}"))
     if accept_changes and resume is None:
         raise InputError(Problem("--accept-changes needs --resume", remedy="neft train --resume RUN --accept-changes"))
-    command = [] if dry_run else [sys.executable, "-m", "neftcli.cli.main", *sys.argv[1:]]
-    with together(processes, command), choose_display(json_lines=json_lines, quiet=quiet) as display:
-        if dry_run:
-            from neftcli.training.plan import plan
+    from neftcli.training.plan import plan
+    from neftcli.training.resume import find_resumption
+    from neftcli.training.run import train as run
+    from neftcli.training.stopping import Stop
 
-            plan(recipe_of(layers, recipe), display)
-            return
-        from neftcli.training.resume import find_resumption
-        from neftcli.training.run import train as run
-        from neftcli.training.stopping import Stop
-
-        stop = Stop()
-        with stop.listening(requeue_signal, first=lambda: stop.tell(display)):
-            if resume is None:
-                run(recipe_of(layers, recipe), display, stop=stop)
+    stop = Stop()
+    resumption: Resumption | None = None
+    with (
+        choose_display(json_lines=json_lines, quiet=quiet) as display,
+        stop.listening(requeue_signal, first=lambda: stop.tell(display)),
+    ):
+        layers = [*layers, _of_a_launcher(layers)]
+        if resume is None:
+            resolved = recipe_of(layers, recipe)
+        else:
+            resolved, resumption = find_resumption(resume, layers, accept_changes=accept_changes)
+        # -P: the folder that the command is typed in is none that code is loaded from.
+        command = [] if dry_run else [sys.executable, "-P", "-m", "neftcli.cli.main", *sys.argv[1:]]
+        with together(resolved.training.processes, command):
+            if dry_run:
+                plan(resolved, display)
             else:
-                resolved, resumption = find_resumption(resume, layers, accept_changes=accept_changes)
                 run(resolved, display, stop=stop, resume=resumption)
+
+
+def _of_a_launcher(layers: list[Layer]) -> Layer:
+    """The number of processes that torchrun has started: by so many the recipe is trained.
+
+    Raises:
+        InputError: Another number was typed.
+    """
+    from neftcli.recipe.yaml_file import Setting
+
+    if not launched():
+        return {}
+    started = f"WORLD_SIZE {count()}"
+    typed = [layer["training.processes"] for layer in layers if "training.processes" in layer]
+    if typed and typed[-1].value != count():
+        told = "training.processes: a launcher has started another number of them"
+        raise InputError(Problem(told, f"{typed[-1].typed} ({started})", "one of both alone"))
+    return {"training.processes": Setting(count(), "the launcher", started)}

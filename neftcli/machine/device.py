@@ -56,16 +56,11 @@ def choose_machine(recipe: Recipe, *, trains: bool = True) -> Machine:
     """
     import torch
 
-    gpus, mine = torch.cuda.device_count(), processes.local_count()
-    if gpus and gpus != mine and max(gpus, mine) > 1:
-        raise InputError(
-            Problem(
-                "each process takes one GPU, and each GPU one process",
-                f"{gpus} GPUs are visible to {mine} process{'es' if mine > 1 else ''}",
-                f"CUDA_VISIBLE_DEVICES=0 neft ..., or neft train --processes {gpus}",
-            )
-        )
+    processes.require_a_gpu_each()
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "mps" and processes.count() > 1:
+        told = "training.processes: several processes train on CPUs and on GPUs of NVIDIA and AMD"
+        raise InputError(Problem(told, "an Apple GPU", "--processes 1"))
     wanted = recipe.training.precision
     bfloat16 = wanted == "bfloat16" or (wanted == "auto" and multiplies_bfloat16(device))
     if recipe.model.dtype != "auto":

@@ -28,6 +28,9 @@ MEETING = "NEFT_MEETING"
 PATIENCE = timedelta(days=1)
 """How long the others wait for one: the first may answer many prompts meanwhile. A dead one is noticed at once."""
 PAUSE = 0.02
+GRACE = 30.0
+"""Seconds in which the first process can say itself that another has ended; it may wait in code that no signal ends."""
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _started: list[subprocess.Popen[bytes]] = []
 
 
@@ -37,22 +40,33 @@ class ProcessEnded(Exception):  # noqa: N818 - what is said of it depends on wha
 
 def count() -> int:
     """How many processes train together; 1 where one is alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return max(1, _number("WORLD_SIZE", 1))
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    return _number("RANK", 0) if count() > 1 else 0
 
 
 def local_rank() -> int:
     """Which of those on this machine this is, from 0: the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if count() > 1 else 0
+    return _number("LOCAL_RANK", 0) if count() > 1 else 0
 
 
 def local_count() -> int:
     """How many of them are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if count() > 1 else 1
+    return _number("LOCAL_WORLD_SIZE", 1) if count() > 1 else 1
+
+
+def _number(name: str, otherwise: int) -> int:
+    """An environment variable of a launcher; what is no number is none of a launcher's."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else otherwise
+
+
+def launched() -> bool:
+    """Whether several were started by a launcher, torchrun say, and not by neft."""
+    return count() > 1 and MEETING not in os.environ
 
 
 def leads() -> bool:
@@ -77,26 +91,23 @@ def together(number: int, command: Sequence[str]) -> Iterator[None]:
     """Within the block this process is the first of `number`; the others end with it.
 
     Args:
-        number: How many; with 1 nothing is changed.
+        number: How many; with 1, and where a launcher has started them, nothing is changed.
         command: What the others run; nothing for a look at what `number` processes would do.
-
-    Raises:
-        InputError: A launcher has started several already.
     """
     if MEETING in os.environ:  # it is one of the others
         _end_with_the_first()
-    elif number > 1:
-        if count() > 1:
-            told = "--processes starts processes itself, and a launcher has started some already"
-            raise InputError(Problem(told, f"WORLD_SIZE {count()}", "the same command without --processes"))
-        with tempfile.TemporaryDirectory() as folder, _environment(number, Path(folder) / "meeting"):
+    elif number > 1 and not launched():
+        ended = threading.Event()
+        with tempfile.TemporaryDirectory(prefix="neft-") as folder, _environment(number, Path(folder) / "meeting"):
             try:
                 for index in range(1, number) if command else ():
                     _started.append(_start(command, index))
+                threading.Thread(target=_watch, args=(ended, [*_started]), daemon=True).start()
                 yield
                 for process in _started:
                     process.wait()
             finally:
+                ended.set()
                 for process in _started:
                     process.kill()
                     process.communicate()  # waits, and closes the pipe
@@ -109,7 +120,8 @@ def together(number: int, command: Sequence[str]) -> Iterator[None]:
 def _environment(number: int, meeting: Path) -> Iterator[None]:
     """What the first of `number` processes knows, and hands on to the others; a person's own settings stay."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    threads = str(max(1, (os.cpu_count() or 1) // number))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // number))
     wishes = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": loopback}
     numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
     before = dict(os.environ)
@@ -129,6 +141,18 @@ def _start(command: Sequence[str], index: int) -> subprocess.Popen[bytes]:
     )
 
 
+def _watch(ended: threading.Event, others: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends this process, and with it the others, where one of them has failed and nobody says so."""
+    while not ended.wait(PAUSE):
+        if any(process.poll() for process in others):
+            if not ended.wait(GRACE):
+                print(
+                    "another process ended, and this one waits for it in vain; what was saved is safe", file=sys.stderr
+                )
+                os._exit(1)
+            return
+
+
 def _end_with_the_first() -> None:
     """Ends this process when the first one is gone, also by a kill: its end closes the pipe."""
 
@@ -139,13 +163,35 @@ def _end_with_the_first() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def require_a_gpu_each() -> None:
+    """Checks that each process has a GPU of its own, where there are any.
+
+    Raises:
+        InputError: One sees several, or there are more processes than GPUs.
+    """
+    import torch
+
+    gpus, mine = torch.cuda.device_count(), local_count()
+    if gpus and gpus != mine:
+        raise InputError(
+            Problem(
+                "each process takes one GPU, and each GPU one process",
+                f"{gpus} GPU{'s are' if gpus > 1 else ' is'} visible to {mine} process{'es' if mine > 1 else ''}",
+                f"CUDA_VISIBLE_DEVICES=0 neft ..., or neft train --processes {gpus}",
+            )
+        )
+
+
 def join() -> None:
     """Waits for the others, and connects with them; nothing where there are none.
 
     Raises:
+        InputError: There is not a GPU for each, or a launcher's variables are not whole.
         ProcessEnded: One of them ended before.
     """
     if count() == 1:
+        for name in LAUNCHER:  # of a launcher of one: the libraries would see several
+            os.environ.pop(name, None)
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns that no parameter is unused
     import torch
@@ -153,17 +199,21 @@ def join() -> None:
     from torch._C._distributed_c10d import FileStore, Store
     from torch.distributed.rendezvous import rendezvous
 
+    require_a_gpu_each()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
     if MEETING in os.environ:
         store: Store = FileStore(os.environ[MEETING], count())
     else:
-        store, _, _ = next(rendezvous("env://", rank(), count()))
+        try:
+            store, _, _ = next(rendezvous("env://", rank(), count()))
+        except ValueError as error:
+            raise InputError(Problem("a launcher's environment is not whole", str(error), "torchrun ...")) from None
     store.add("arrived", 1)
     while store.add("arrived", 0) < count():  # in Python, where signals are heard
         if any(process.poll() is not None for process in _started):
             raise ProcessEnded
         time.sleep(PAUSE)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank(), world_size=count(), timeout=PATIENCE)
 

@@ -182,6 +182,9 @@ class Training:
         Count, Option("Rows computed at once on a device; more needs memory.", "--batch-size")
     ] = 8
     gradient_accumulation_steps: Annotated[Count, Option("Batches added up before an update.")] = 1
+    processes: Annotated[
+        Count, Option("Processes that train together, each with batches of its own, a GPU each.", "--processes")
+    ] = 1
     learning_rate: Annotated[
         Positive | None, Option("Without a value: 5e-5 for full tuning, 2e-4 with LoRA.", "--learning-rate")
     ] = None

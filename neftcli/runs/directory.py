@@ -250,6 +250,9 @@ class LedDirectory(RunDirectory):
     def forget_after(self, step: int, evaluated: int) -> None:
         """Leaves it."""
 
+    def forget_checkpoints(self) -> None:
+        """Leaves them."""
+
     def write_text(self, name: str, text: str) -> None:
         """Writes nothing."""
 

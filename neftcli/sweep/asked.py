@@ -33,6 +33,9 @@ def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference
         )
     if request.ray_address is not None and request.engine != "ray":
         raise InputError(Problem("--ray-address needs --engine ray", request.ray_address, "--engine ray"))
+    if base.training.processes > 1 or any(axis.startswith("training.processes") for axis in base.sweep.grid):
+        told = "training.processes: a sweep trains each cell in one process"
+        raise InputError(Problem(told, str(base.training.processes), "--set training.processes=1"))
     for axis in base.sweep.grid:
         if axis.partition("=")[0].strip() in OTHER_TOKENS:
             raise InputError(

@@ -17,7 +17,7 @@ class LengthBuckets(LengthGroupedSampler):
 
     Args:
         lengths: Tokens of each row.
-        rows: Rows of an update, on one device.
+        rows: Rows of an update.
         seed: The recipe's.
     """
 

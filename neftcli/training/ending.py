@@ -70,7 +70,11 @@ def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *,
         return
     statuses: dict[type, str] = {StopRequested: "preempted", KeyboardInterrupt: "interrupted"}
     status = statuses.get(type(error), "failed")
-    told = {"error": f"{type(error).__name__}: {error}"} if status == "failed" else {}
+    lost = ProcessLost(
+        Problem(f"another of the {count()} processes ended; {_safe(directory)}", remedy=_again(directory))
+    )
+    said = lost if has_ended(error) else error
+    told = {"error": f"{type(said).__name__}: {said}"} if status == "failed" else {}
     with suppress(OSError):  # on a full disk; the message below is what counts then
         record.end(status, **told)
     if isinstance(error, StopRequested):
@@ -78,8 +82,7 @@ def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *,
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(Problem(f"stopped at once; {_safe(directory)}", remedy=_again(directory))) from None
     if has_ended(error):
-        ended = f"another of the {count()} processes ended; {_safe(directory)}"
-        raise ProcessLost(Problem(ended, remedy=_again(directory))) from error
+        raise lost from error
     if isinstance(error, Exception) and not isinstance(error, NeftError) and (problem := _known(error, directory)):
         raise TrainingError(problem) from error
 
@@ -151,5 +154,4 @@ def _safe(directory: RunDirectory) -> str:
 def _again(directory: RunDirectory) -> str:
     if not (directory.path / RECIPE).is_file():
         return "the same command again"
-    together = f" --processes {count()}" if count() > 1 else ""
-    return f"neft train --resume {shlex.quote(str(directory.path))}{together}"
+    return f"neft train --resume {shlex.quote(str(directory.path))}"

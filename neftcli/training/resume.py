@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from neftcli.data.sources import BUILTIN, is_hub
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
-from neftcli.machine.processes import count
 from neftcli.models.names import resolve as resolve_model
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
 from neftcli.recipe.nearest import at_home, exists, nearest_path
@@ -30,6 +29,7 @@ ALIKE = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
 """What is measured before training and behind it, which must be the same to be compared."""
 FIXED = (
     *("adapter.", "quantization.", "model."),  # the checkpoint's tensors would have no place
+    "training.processes",  # it has a part from each
     *("training.optim", "training.learning_rate", "training.weight_decay", "training.logging_steps"),  # it holds these
     *ALIKE,
 )
@@ -179,24 +179,9 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     recipe = resolve([*file_layers(str(path / RECIPE)), *layers])
     require_typed_trust(recipe, layers, path / RECIPE, f"neft train --resume {shlex.quote(str(path))}")
     resumption = resumption_of(directory, recipe, accept_changes=accept_changes)
-    _require_as_many_processes(resumption)
     _require_same_recipe(resumption, recipe)
     _require_in_place(recipe, path)
     return recipe, resumption
-
-
-def _require_as_many_processes(resumption: Resumption) -> None:
-    """Refuses another number of processes: an update has the rows of all of them."""
-    there = resumption.checkpoint.manifest["processes"] if resumption.checkpoint else count()
-    if there != count():
-        again = f"neft train --resume {shlex.quote(str(resumption.directory.path))}"
-        raise InputError(
-            Problem(
-                "--resume: a run goes on in as many processes as before",
-                f"{count()} (there {there})",
-                again if there == 1 else f"{again} --processes {there}",
-            )
-        )
 
 
 def _require_in_place(recipe: Recipe, run: Path) -> None:

@@ -99,9 +99,9 @@ class Stop:
 
         def heard(_number: int, _frame: object) -> None:
             nonlocal last
-            last, before = time.monotonic(), last
-            if processes.count() > 1 and last - before < ECHO:
+            if processes.launched() and time.monotonic() - last < ECHO:
                 return
+            last = time.monotonic()
             self._signals += 1
             if self._signals > 1:
                 raise KeyboardInterrupt

@@ -27,48 +27,52 @@ def joined(recipe: Recipe, resume: Resumption | None) -> tuple[RunDirectory, Res
     """The run's folder, and what is gone on with: the first process makes it, and tells the others.
 
     Raises:
-        InputError: The folder can't be made, or this process sees another checkpoint than the first.
+        InputError: The folder can't be made, the processes see different checkpoints, or they are not as many as the
+            recipe says.
         ProcessLost: Another process ended before.
     """
-    directory = resume.directory if resume else None
+    if recipe.training.processes != processes.count():
+        told = "training.processes: so many processes have to be started for it"
+        raise InputError(Problem(told, f"{recipe.training.processes} ({processes.count()} here)", "neft train"))
+    made = None
     try:
         processes.join()
-        if directory is None and processes.leads():
-            directory = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
-        path, step = processes.shared((str(directory.path if directory else ""), resume.step if resume else 0))
+        _require_alike("checkpoints", processes.gathered(resume.step if resume else 0))
+        if resume is None and processes.leads():
+            made = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
+        path = Path(processes.shared(str(made.path if made else "")))
     except (RuntimeError, processes.ProcessEnded) as error:
+        if made:
+            made.remove()
         if not processes.has_ended(error):
             raise
-        raise ProcessLost(
-            Problem("another process ended before anything was started", remedy="the same command again")
-        ) from error
+        told = "another process ended before anything was started"
+        raise ProcessLost(Problem(told, remedy="the same command again")) from error
     if processes.leads():
-        assert directory is not None  # noqa: S101 - made above
-        return directory, resume
-    if resume is None:
-        return LedDirectory(Path(path)), None
-    if resume.step != step:
-        told = f"{path}: the processes see different checkpoints"
-        raise InputError(Problem(told, f"update {resume.step}, the first process {step}", "a folder that all share"))
-    led = LedDirectory(resume.directory.path)
-    return led, replace(resume, directory=led)
+        return made or resume.directory, resume  # type: ignore[union-attr]  # one of both is there
+    led = LedDirectory(resume.directory.path if resume else path)
+    return led, replace(resume, directory=led) if resume else None
 
 
 def require_alike(found: Mapping[str, str]) -> None:
-    """Checks that all processes read the same.
+    """Checks that all processes have read the same.
 
     Args:
-        found: Hashes of what this one read.
+        found: Hashes of what this one has read.
 
     Raises:
-        InputError: The first process read something else.
+        InputError: They have not; in all processes alike.
     """
-    first = processes.shared(dict(found))
-    other = [key.partition("_")[0] for key in found if first[key] != found[key]]
-    if other:
-        raise InputError(
-            Problem(f"the processes read different {' and '.join(other)}", remedy="the same files for all")
-        )
+    everywhere = processes.gathered(dict(found))
+    for key in found:
+        _require_alike(key.partition("_")[0], [there[key] for there in everywhere])
+
+
+def _require_alike(what: str, values: Sequence[str | int]) -> None:
+    """Refuses processes that see different things under one name."""
+    if len(set(values)) > 1:
+        told = f"the processes see different {what}: all need the same files"
+        raise InputError(Problem(told, ", ".join(str(value)[:20] for value in values)))
 
 
 def spread(rows: Sequence[TokenRow], measure: Callable[[Sequence[TokenRow]], Sequence[RowLoss]]) -> Sequence[RowLoss]:

@@ -140,7 +140,8 @@ class Trainer(SFTTrainer):
             try:
                 raise_if_full(error, self.checkpoints.folder)
             finally:
-                self.checkpoints.discard(step)
+                if self.args.should_save:
+                    self.checkpoints.discard(step)
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -200,7 +201,9 @@ def build_trainer(
     trainer.checkpoints, trainer.facts = checkpoints, facts
     trainer.buckets = None
     if recipe.training.batching == "bucketed":
-        rows_of_an_update = count() * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
+        rows_of_an_update = (
+            recipe.training.processes * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
+        )
         trainer.buckets = LengthBuckets(rows.lengths().tolist(), rows_of_an_update, recipe.training.seed)
     trainer.sums_labels = count() == 1 and can_sum_labels(_without_adapter(trainer.model))
     trainer.remove_callback(PrinterCallback)
@@ -292,7 +295,7 @@ def updates(recipe: Recipe, lengths: Sequence[int] | Places, *, whole: bool = Fa
             len(pack_dataset(Dataset.from_dict({"input_ids": [[0] * n for n in piece]}), recipe.data.max_length, "bfd"))
             for piece in pieces
         )
-    batches = math.ceil(math.ceil(rows / training.per_device_train_batch_size) / count())  # of each process
+    batches = math.ceil(math.ceil(rows / training.per_device_train_batch_size) / training.processes)  # of each
     return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
 
 

@@ -137,7 +137,7 @@ def test_killed_processes_go_on_to_the_same_bits(mode: str, typed: list[str], tm
     assert checkpoint.step > steps // 2
     assert checkpoint.manifest["processes"] == int(number)
     assert {f"rng_state_{rank}.pth" for rank in range(int(number))} <= checkpoint.manifest["files"].keys()
-    code, said = do(tmp_path, *NEFT, "train", "--resume", str(broken), "--processes", number)
+    code, said = do(tmp_path, *NEFT, "train", "--resume", str(broken))
     assert code == 0, said
     assert result(broken) == result(tmp_path / "runs" / "whole-a5-s0")
 
@@ -145,7 +145,7 @@ def test_killed_processes_go_on_to_the_same_bits(mode: str, typed: list[str], tm
 def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> None:
     """One run, stopped by SIGTERM, then by the death of its other process, and never gone on with by another number."""
     run = tmp_path / "runs" / "run-a5-s0"
-    again = [*NEFT, "train", "--resume", str(run), "--processes", "2"]
+    again = [*NEFT, "train", "--resume", str(run)]
     long = [*typed, "--set=training.num_train_epochs=500", "--name", "run", "--processes", "2"]
 
     process = begin(tmp_path, *NEFT, *long)
@@ -156,13 +156,14 @@ def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> N
     code, said = end(tmp_path, process)
     assert code == 75, said
     assert f"is safe, after update {verify_newest(run)}" in said
-    assert f"neft train --resume {run.relative_to(tmp_path)} --processes 2" in said
+    assert f"neft train --resume {run.relative_to(tmp_path)}\n" in said
     require_gone(rest)
 
-    code, said = do(tmp_path, *again[:-2])
-    assert code == 2
-    assert "received 1 (there 2)" in said
-    assert "--processes 2" in said
+    for accepted in ([], ["--accept-changes"]):
+        code, said = do(tmp_path, *again, "--processes", "3", *accepted)
+        assert code == 2
+        assert "training.processes differs" in said
+        assert "received 3 (there 2)" in said
 
     process = begin(tmp_path, *again)
     wait_for_update(run, process, verify_newest(run) + 4)
@@ -186,10 +187,10 @@ def verify_newest(run: Path) -> int:
     [
         (["eval", "runs/x"], "neft eval runs in one process"),
         (["sweep-alpha"], "neft sweep-alpha runs in one process"),
-        (["train", "--processes", "2"], "--processes starts processes itself"),
+        (["train", "--processes", "3"], "a launcher has started another number of them"),
     ],
 )
-def test_a_launcher_is_refused_where_each_process_would_do_the_same(
+def test_a_launchers_processes_are_refused_where_they_would_not_train_together(
     neft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: list[str], told: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

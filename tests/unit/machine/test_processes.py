@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,36 @@ def test_one_alone_changes_nothing() -> None:
         processes.leave()
 
 
+def test_who_waits_where_no_signal_is_heard_ends_with_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(processes, "GRACE", 0.05)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with processes.together(2, [sys.executable, "-c", "raise SystemExit(1)"]):
+        time.sleep(1)  # in the place of a library that waits
+    assert ended == [1]
+
+
+@pytest.mark.parametrize("value", ["abc", "", "-1", "0"])
+def test_what_is_no_number_is_no_launchers(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    assert (processes.count(), processes.launched()) == (1, False)
+
+
+def test_a_launcher_of_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in processes.LAUNCHER:
+        monkeypatch.setenv(name, "1" if "SIZE" in name else "0")
+    processes.join()
+    assert not set(processes.LAUNCHER) & set(os.environ)
+
+
+def test_a_launcher_without_its_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="MASTER_ADDR"):
+        processes.join()
+
+
 def test_a_look_starts_nobody() -> None:
     with processes.together(2, []):
         assert processes.count() == 2
@@ -73,7 +104,8 @@ def test_a_look_starts_nobody() -> None:
 
 def test_a_launchers_processes_start_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(InputError, match="WORLD_SIZE 4"), processes.together(2, ["never"]):
-        pass
+    with processes.together(4, ["never"]):
+        assert processes._started == []
+    assert processes.launched()
     with pytest.raises(InputError, match="neft eval runs in one process"):
         processes.require_alone("neft eval")

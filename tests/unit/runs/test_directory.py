@@ -313,6 +313,7 @@ def test_a_process_that_does_not_lead_reads_and_changes_nothing() -> None:
     (led.path / "metrics.jsonl").write_text('{"event": "StepLogged", "step": 9}\n')
     (led.path / "run.json").write_text("{}\n")
     led.model.mkdir()
+    led.checkpoints.mkdir()
     before = {file: file.read_bytes() for file in led.path.iterdir() if file.is_file()}
     with led.held():
         led.write_json("run.json", {"status": "running"})
@@ -320,7 +321,8 @@ def test_a_process_that_does_not_lead_reads_and_changes_nothing() -> None:
         led.append_line("metrics.jsonl", {"event": "StepLogged"})
         led.forget_after(1, 1)
         led.forget_measurements()
+        led.forget_checkpoints()
         led.remove()
     assert led.read_json("run.json") == {}
     assert {file: file.read_bytes() for file in led.path.iterdir() if file.is_file()} == before
-    assert names(led.path) == ["metrics.jsonl", "model", "run.json"]
+    assert names(led.path) == ["checkpoints", "metrics.jsonl", "model", "run.json"]

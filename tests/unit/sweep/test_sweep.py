@@ -262,6 +262,14 @@ def test_models_are_not_swept(neft: Callable[..., Result], tmp_path: Path, axis:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("typed", [["--set", "training.processes=2"], ["--grid", "training.processes=1,2"]])
+def test_cells_are_trained_in_one_process_each(neft: Callable[..., Result], tmp_path: Path, typed: list[str]) -> None:
+    result = neft("sweep-alpha", "--recipe", "quickstart", "--output-dir", tmp_path / "runs", *typed)
+    assert result.code == 2
+    assert "training.processes: a sweep trains each cell in one process" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("questions", "halves"),
     [([0] * 10 + [1, 2], None), ([0] * 200, None), (list(range(10)), None), (list(range(12)), (6, 6))],
