@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from neftcli.errors import InputError, Problem
 
@@ -28,6 +28,11 @@ MEETING = "NEFT_MEETING"
 PATIENCE = timedelta(days=1)
 """How long the others wait for one: the first may answer many prompts meanwhile. A dead one is noticed at once."""
 PAUSE = 0.02
+CALL = timedelta(minutes=1)
+"""How long a launcher's address may not answer."""
+RELAUNCH = "unset WORLD_SIZE, or start by torchrun"
+MOST = 4
+"""Processes for each core, at most: each needs seconds of a core to begin, and a whole model."""
 GRACE = 30.0
 """Seconds in which the first process can say itself that another has ended; it may wait in code that no signal ends."""
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -93,10 +98,16 @@ def together(number: int, command: Sequence[str]) -> Iterator[None]:
     Args:
         number: How many; with 1, and where a launcher has started them, nothing is changed.
         command: What the others run; nothing for a look at what `number` processes would do.
+
+    Raises:
+        InputError: They are far too many for this machine.
     """
     if MEETING in os.environ:  # it is one of the others
         _end_with_the_first()
     elif number > 1 and not launched():
+        if number > MOST * _cores():
+            cores = f"{number}, on {_cores()} core{'s' if _cores() > 1 else ''}"
+            raise InputError(Problem(f"training.processes: at most {MOST} for each core", cores, "--processes 2"))
         ended = threading.Event()
         with tempfile.TemporaryDirectory(prefix="neft-") as folder, _environment(number, Path(folder) / "meeting"):
             try:
@@ -116,12 +127,16 @@ def together(number: int, command: Sequence[str]) -> Iterator[None]:
     yield
 
 
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def _environment(number: int, meeting: Path) -> Iterator[None]:
     """What the first of `number` processes knows, and hands on to the others; a person's own settings stay."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // number))
+    threads = str(max(1, _cores() // number))
     wishes = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": loopback}
     numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
     before = dict(os.environ)
@@ -196,19 +211,12 @@ def join() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns that no parameter is unused
     import torch
     from torch import distributed
-    from torch._C._distributed_c10d import FileStore, Store
-    from torch.distributed.rendezvous import rendezvous
+    from torch._C._distributed_c10d import FileStore
 
     require_a_gpu_each()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    if MEETING in os.environ:
-        store: Store = FileStore(os.environ[MEETING], count())
-    else:
-        try:
-            store, _, _ = next(rendezvous("env://", rank(), count()))
-        except ValueError as error:
-            raise InputError(Problem("a launcher's environment is not whole", str(error), "torchrun ...")) from None
+    store = FileStore(os.environ[MEETING], count()) if MEETING in os.environ else _launchers_store()
     store.add("arrived", 1)
     while store.add("arrived", 0) < count():  # in Python, where signals are heard
         if any(process.poll() is not None for process in _started):
@@ -216,6 +224,29 @@ def join() -> None:
         time.sleep(PAUSE)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank(), world_size=count(), timeout=PATIENCE)
+
+
+def _launchers_store() -> Any:
+    """Where a launcher's processes meet, without waiting for them in code that hears no signal.
+
+    Raises:
+        InputError: The launcher's variables are not whole, or nobody answers at its address.
+    """
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+    ranks, address = (*LAUNCHER[:3], "MASTER_PORT"), os.environ.get("MASTER_ADDR", "")
+    numbers = {name: os.environ.get(name, "") for name in ranks}
+    if not address or not all(value.isdecimal() for value in numbers.values()) or rank() >= count():
+        given = ", ".join(f"{name} {value or 'unset'}" for name, value in {**numbers, "MASTER_ADDR": address}.items())
+        raise InputError(Problem("WORLD_SIZE asks for several processes, and the rest is not whole", given, RELAUNCH))
+    hosts = leads() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    port = int(numbers["MASTER_PORT"])
+    try:
+        store = TCPStore(address, port, count(), hosts, CALL, wait_for_workers=False, multi_tenant=True)
+    except RuntimeError as error:
+        said = f"{address}:{port}: {str(error).splitlines()[0]}"
+        raise InputError(Problem("the processes can't meet at MASTER_ADDR and MASTER_PORT", said, RELAUNCH)) from None
+    return PrefixStore(f"neft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def leave() -> None:

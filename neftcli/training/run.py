@@ -110,7 +110,7 @@ def train(
     with stop.at_once():
         materials = shelf.find(recipe) if shelf else None
         inputs = None if materials else check_inputs(recipe, observer)
-    directory, resume = joined(recipe, resume)
+    directory, resume = joined(recipe, resume, stop)
     with directory.held():
         if resume:
             resume.require_as_found()

@@ -15,7 +15,7 @@ from neftcli.errors import InputError, Problem, ProcessLost
 from neftcli.machine import processes
 from neftcli.runs.directory import LedDirectory, RunDirectory
 from neftcli.training.resume import Resumption
-from neftcli.training.stopping import StopRequested
+from neftcli.training.stopping import Stop, StopRequested
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def joined(recipe: Recipe, resume: Resumption | None) -> tuple[RunDirectory, Resumption | None]:
+def joined(recipe: Recipe, resume: Resumption | None, stop: Stop) -> tuple[RunDirectory, Resumption | None]:
     """The run's folder, and what is gone on with: the first process makes it, and tells the others.
 
     Raises:
@@ -36,7 +36,8 @@ def joined(recipe: Recipe, resume: Resumption | None) -> tuple[RunDirectory, Res
         raise InputError(Problem(told, f"{recipe.training.processes} ({processes.count()} here)", "neft train"))
     made = None
     try:
-        processes.join()
+        with stop.at_once():
+            processes.join()
         _require_alike("checkpoints", processes.gathered(resume.step if resume else 0))
         if resume is None and processes.leads():
             made = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,33 @@ def test_a_launcher_of_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not set(processes.LAUNCHER) & set(os.environ)
 
 
-def test_a_launcher_without_its_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(InputError, match="MASTER_ADDR"):
+WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR unset"),
+        ({"RANK": ""}, "RANK unset"),
+        ({"RANK": "2"}, "RANK 2"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT x"),
+        ({}, "127.0.0.1:1: "),
+    ],
+)
+def test_what_a_launcher_has_left_out_is_told(
+    wrong: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "CALL", timedelta(seconds=0.1))
+    for name, value in {**WHOLE, **wrong}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=told):
         processes.join()
+
+
+def test_a_slip_of_the_finger_does_not_fill_the_machine() -> None:
+    many = 10 * processes.MOST * (os.cpu_count() or 1)
+    with pytest.raises(InputError, match=f"{many}, on "), processes.together(many, ["never"]):
+        pass
 
 
 def test_a_look_starts_nobody() -> None:

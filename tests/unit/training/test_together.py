@@ -15,7 +15,7 @@ from neftcli.errors import InputError
 from neftcli.evaluation.loss import RowLoss
 from neftcli.machine import processes
 from neftcli.recipe.loading import assignment, resolve
-from neftcli.training.stopping import StopRequested
+from neftcli.training.stopping import Stop, StopRequested
 from neftcli.training.together import joined, require_alike, spread
 
 
@@ -67,4 +67,4 @@ def test_the_first_hears_where_another_reads_other_rows(with_others: Callable[..
 
 def test_a_recipe_for_more_processes_than_there_are_is_refused() -> None:
     with pytest.raises(InputError, match="2 \\(1 here\\)"):
-        joined(resolve([assignment("training.processes=2")]), None)
+        joined(resolve([assignment("training.processes=2")]), None, Stop())
