@@ -19,7 +19,7 @@ import pytest
 
 from neftcli.errors import InputError, NeftError, Preempted, Problem
 from neftcli.evaluation.measure import Measurement
-from neftcli.events import Advance, Event, Notice, Phase, Progress
+from neftcli.events import Advance, DataReady, Event, Notice, Phase, Progress
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
@@ -212,18 +212,16 @@ def stopped_cell(recipe: Recipe) -> RunDirectory:
     return run
 
 
-@pytest.mark.parametrize("stops_at", [object, Phase])
+@pytest.mark.parametrize(("stops_at", "statuses"), [(None, []), (Phase, []), (DataReady, ["preempted"])])
 def test_a_cell_that_is_to_stop_does_no_update_and_leaves_nothing_to_go_on_with(
-    stops_at: type[object], recipe: Recipe
+    stops_at: type[object] | None, statuses: list[str], recipe: Recipe
 ) -> None:
-    """A worker is told so by no signal: before the cell is begun, and while its model is loaded."""
+    """A worker is told so by no signal: before the cell is begun, while it reads, and while its model is loaded."""
     told, cells = Told(stops_at), Path(recipe.output_dir)
     with pytest.raises(Preempted):
-        do_cell(recipe, Shelf(), told, Stop(told.asked if stops_at is Phase else lambda: True))
+        do_cell(recipe, Shelf(), told, Stop(told.asked if stops_at else lambda: True))
     assert not [event for event in told.events if isinstance(event, Progress)]
-    assert [json.loads(file.read_text())["status"] for file in cells.glob("*/run.json")] == (
-        ["preempted"] if stops_at is Phase else []
-    )
+    assert [json.loads(file.read_text())["status"] for file in cells.glob("*/run.json")] == statuses
     assert stopped_run(cells, fingerprint(recipe), recipe) is None
     assert not list(cells.glob("*"))
 
