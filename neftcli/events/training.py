@@ -81,7 +81,7 @@ class StepLogged:
         learning_rate: Learning rate of the last update.
         grad_norm: Norm of its gradient before clipping.
         tokens_per_second: Real tokens (no pads) a second since the last row.
-        memory_bytes: Most memory used so far: of the GPU where there is one, else of the process.
+        memory_bytes: Most memory used so far: of the GPU where there is one, else of the process; of several the first.
     """
 
     step: int

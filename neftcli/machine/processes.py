@@ -35,6 +35,7 @@ MOST = 4
 """Processes for each core, at most: each needs seconds of a core to begin, and a whole model."""
 GRACE = 30.0
 """Seconds in which the first process can say itself that another has ended; it may wait in code that no signal ends."""
+IN_VAIN = "another process ended, and this one waits in vain; neft train --resume RUN goes on from what was saved"
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _started: list[subprocess.Popen[bytes]] = []
 
@@ -161,9 +162,7 @@ def _watch(ended: threading.Event, others: Sequence[subprocess.Popen[bytes]]) ->
     while not ended.wait(PAUSE):
         if any(process.poll() for process in others):
             if not ended.wait(GRACE):
-                print(
-                    "another process ended, and this one waits for it in vain; what was saved is safe", file=sys.stderr
-                )
+                print(IN_VAIN, file=sys.stderr)
                 os._exit(1)
             return
 
