@@ -20,7 +20,7 @@ from neftcli.machine.processes import leads, rank
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What all that typer refuses is an instance of; typer itself exports only some of its kinds."""
-TURN = 2.0
+TURN = 10.0
 """Seconds in which the first of several processes can tell what all of them see, before another does."""
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
