@@ -233,8 +233,8 @@ def _launchers_store() -> Any:
     """
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-    ranks, address = (*LAUNCHER[:3], "MASTER_PORT"), os.environ.get("MASTER_ADDR", "")
-    numbers = {name: os.environ.get(name, "") for name in ranks}
+    address = os.environ.get("MASTER_ADDR", "")
+    numbers = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
     if not address or not all(value.isdecimal() for value in numbers.values()) or rank() >= count():
         given = ", ".join(f"{name} {value or 'unset'}" for name, value in {**numbers, "MASTER_ADDR": address}.items())
         raise InputError(Problem("WORLD_SIZE asks for several processes, and the rest is not whole", given, RELAUNCH))

@@ -70,19 +70,19 @@ def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *,
         return
     statuses: dict[type, str] = {StopRequested: "preempted", KeyboardInterrupt: "interrupted"}
     status = statuses.get(type(error), "failed")
-    lost = ProcessLost(
-        Problem(f"another of the {count()} processes ended; {_safe(directory)}", remedy=_again(directory))
-    )
-    said = lost if has_ended(error) else error
-    told = {"error": f"{type(said).__name__}: {said}"} if status == "failed" else {}
+    cause: BaseException | None = None
+    if has_ended(error):  # which is what is told and written, in place of a library's words
+        ended = f"another of the {count()} processes ended; {_safe(directory)}"
+        error, cause = ProcessLost(Problem(ended, remedy=_again(directory))), error
+    told = {"error": f"{type(error).__name__}: {error}"} if status == "failed" else {}
     with suppress(OSError):  # on a full disk; the message below is what counts then
         record.end(status, **told)
     if isinstance(error, StopRequested):
         raise Preempted(Problem(f"stopped; {_safe(directory)}", remedy=_again(directory))) from None
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(Problem(f"stopped at once; {_safe(directory)}", remedy=_again(directory))) from None
-    if has_ended(error):
-        raise lost from error
+    if cause is not None:
+        raise error from cause
     if isinstance(error, Exception) and not isinstance(error, NeftError) and (problem := _known(error, directory)):
         raise TrainingError(problem) from error
 

@@ -172,7 +172,9 @@ def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> N
     code, said = end(tmp_path, process)
     assert code == 1
     assert f"another of the 2 processes ended; {run}/checkpoints/checkpoint-{verify_newest(run)} is safe" in said
-    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["error"].startswith("ProcessLost: another of the 2 processes ended")
     assert "Traceback" not in said
     require_gone(rest)
 
