@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
@@ -75,6 +78,27 @@ def _ignore_signals() -> None:
 
 
 def main() -> None:
+    """Runs the command line and ends the process, without the second that taking libraries and a model apart takes.
+
+    What was registered for the end is done before, since this is registered first.
+    """
+    ended = SystemExit(1)
+
+    def leave() -> None:
+        with suppress(OSError, ValueError):  # whoever reads has gone, or the stream is closed
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else 0)
+
+    atexit.register(leave)
+    try:
+        _run()
+    except SystemExit as error:
+        ended = error
+        raise
+
+
+def _run() -> None:
     """Runs the command line; what this tool raises on purpose becomes a message and an exit code."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

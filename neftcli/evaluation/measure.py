@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Sequence
@@ -125,6 +126,7 @@ class Measurement:
             answers = self._answers()
             tasks = [result for name in self.settings.tasks for result in self._task(name)]
         self._model = None
+        gc.collect()  # a cycle may hold it still
         references = [prompt_and_reference(example)[1] or None for example in self.rows.examples]
         pairs = zip(answers, references, strict=True) if answers else ()
         places = range(len(self.rows.examples))

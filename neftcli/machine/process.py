@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+NEVER = -1
 KEEP_BELOW = 2**31 - 1
 SPINS = 2000
 """Some tens of microseconds, as long as it is from one operation to the next."""
 TOP_PAD = 256 * 2**20
+RARELY = 100_000
+"""New objects after which Python looks for cycles. Libraries make a million; looking after each 700 takes a second."""
 
 
 def prepare_process() -> None:
@@ -25,6 +29,7 @@ def prepare_process() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # for libraries other than GNU's, which knows spins
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+    gc.set_threshold(RARELY)
     keep_freed_memory()
 
 
@@ -41,7 +46,7 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     done = [
         libc.mallopt(M_MMAP_THRESHOLD, KEEP_BELOW),
-        libc.mallopt(M_TRIM_THRESHOLD, KEEP_BELOW),
+        libc.mallopt(M_TRIM_THRESHOLD, NEVER),
         libc.mallopt(M_TOP_PAD, TOP_PAD),
     ]
     return all(done)

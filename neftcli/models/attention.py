@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import AttentionInterface
 
 from neftcli.models.short_attention import short_attention, suits
 
-NAME = "neft_documents"
+NAME, OF_TORCH_BY_DOCUMENT = "neft_documents", "neft_documents_of_torch"
 OF_TORCH = "sdpa"
 
 
@@ -32,6 +33,8 @@ def documents_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    *,
+    fused: bool = True,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """softmax(Q K^T scaling) V within each document, causal.
@@ -46,6 +49,7 @@ def documents_attention(
         scaling: Of the scores; 1 / sqrt(width) if None.
         sliding_window: A token sees so many tokens at most, itself among them.
         cu_seq_lens_q: Where documents begin, and the length of the row.
+        fused: By `short_attention` where it suits.
         kwargs: What other kinds of attention take.
 
     Returns:
@@ -63,7 +67,7 @@ def documents_attention(
         if sliding_window is not None and length > sliding_window:
             ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
             band = ones.tril() & ones.triu(1 - sliding_window)
-        if band is None and suits(q, dropout):
+        if fused and band is None and suits(q, dropout):
             parts.append(short_attention(q, k, v, scaling).transpose(1, 2))
             continue
         parts.append(
@@ -82,21 +86,23 @@ def documents_attention(
 
 
 AttentionInterface.register(NAME, documents_attention)
+AttentionInterface.register(OF_TORCH_BY_DOCUMENT, partial(documents_attention, fused=False))
 
 
 @contextmanager
-def attention_by_document(model: Any, batch: Container[str]) -> Iterator[None]:
+def attention_by_document(model: Any, batch: Container[str], *, fused: bool = True) -> Iterator[None]:
     """Within the block, a model whose attention is torch's takes each document of a row by itself.
 
     Args:
         model: With or without adapters; models with another attention, flash attention say, are left as they are.
         batch: What the model is given; where it does not say where documents begin, nothing is changed.
+        fused: Short documents are attended by `short_attention`, on a CPU in bfloat16.
     """
     configs = {id(config): config for config in (model.config, model.config.get_text_config())}
     by_document = "cu_seq_lens_q" in batch
     chosen = [config for config in configs.values() if by_document and config._attn_implementation == OF_TORCH]
     for config in chosen:
-        config._attn_implementation_internal = NAME
+        config._attn_implementation_internal = NAME if fused else OF_TORCH_BY_DOCUMENT
     try:
         yield
     finally:

@@ -4,8 +4,8 @@
 
 The parts that scale with parameters are exact (they are counted on a model without storage); activations are the
 usual estimate of 34 bytes a token, layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198), and twice
-that in 32 bits. Their attention term counts where `short_attention` keeps weights: 2 bytes a token, layer, head and
-token of its document. Fused attention keeps none.
+that in 32 bits. Their attention term counts where `short_attention` keeps weights: 2 bytes a layer, head, token and
+token that it sees. Fused attention keeps none.
 """
 
 from __future__ import annotations
@@ -68,23 +68,35 @@ def estimate(
         row_tokens: Tokens of the longest row of a batch.
         device: cpu or cuda.
     """
-    from neftcli.models.short_attention import LONGEST
+    import torch
+    from transformers import AutoModelForCausalLM
 
     config = _configuration(reference, recipe.model.trust_remote_code)
-    parameters, linear, adapter = _count(config, recipe.adapter)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return estimate_of(recipe, model, weight_bytes, activation_bytes, row_tokens, device)
+
+
+def estimate_of(
+    recipe: Recipe, model: Any, weight_bytes: int, activation_bytes: int, row_tokens: int, device: str
+) -> MemoryEstimate:
+    """As `estimate`, of a model that is there, with storage or without; it has no adapters yet."""
+    from neftcli.models.short_attention import LONGEST, kept_weights
+
+    parameters, linear, adapter = _count(model, recipe.adapter)
     full = recipe.adapter.type == "none"
     trainable = parameters if full else adapter
     four_bit = recipe.quantization.type == "nf4"
     trained_bytes = weight_bytes if full else FLOAT32_BYTES  # gradients and AdamW's moments are of the same type
     nf4_bytes = (NF4_BITS + CONSTANT_BITS[recipe.quantization.double_quantization]) / 8
     weights = (parameters - linear) * weight_bytes + linear * (nf4_bytes if four_bit else weight_bytes)
-    text = config.get_text_config()
+    text = model.config.get_text_config()
     tokens = recipe.training.per_device_train_batch_size * row_tokens
     if recipe.neftune.noise == "symmetric":
         tokens *= 2
     per_layer = 34 * tokens * text.hidden_size * activation_bytes / 2
-    if device == "cpu" and activation_bytes == 2 and row_tokens <= LONGEST:
-        per_layer += 2 * tokens * text.num_attention_heads * row_tokens
+    if recipe.training.fused_layers and device == "cpu" and activation_bytes == 2 and row_tokens <= LONGEST:
+        per_layer += 2 * tokens / row_tokens * text.num_attention_heads * kept_weights(row_tokens)
     layers = text.num_hidden_layers
     if recipe.training.gradient_checkpointing:
         activations = per_layer + layers * tokens * text.hidden_size * activation_bytes
@@ -114,13 +126,10 @@ def _configuration(reference: Reference, trust_remote_code: bool) -> Any:
         )
 
 
-def _count(config: Any, adapter: Adapter) -> tuple[int, int, int]:
+def _count(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     """Parameters in all, those in linear layers without the vocabulary head, and those that the adapter trains."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
     require_layers(model, adapter)
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]

@@ -214,6 +214,9 @@ class Training:
         bool, Option("Recompute activations: less memory, about a third more time.", "--gradient-checkpointing", True)
     ] = False
     torch_compile: Annotated[bool, Option("Compile the model first; pays on long GPU runs.")] = False
+    fused_layers: Annotated[
+        bool, Option("On CPUs: attention, vocabulary head and LoRA in fewer passes; false: by the libraries' layers.")
+    ] = True
     logging_steps: Annotated[Count | None, Option("Updates between log rows; without a value about 20 rows a run.")] = (
         None
     )

@@ -7,6 +7,7 @@ want to know is told as an event and written to the run's own files.
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -39,6 +40,7 @@ from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.counterpart import find_counterpart
 from neftcli.runs.directory import RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
+from neftcli.training.ahead import touch_what_is_needed
 from neftcli.training.ending import recorded_end, told_where_full
 from neftcli.training.inputs import check_inputs
 from neftcli.training.materials import Materials, Shelf, introduce, load_materials, tokens_sha256
@@ -129,6 +131,8 @@ def train(
                         shelf.keep(recipe, materials)
                 else:
                     introduce(materials.prepared, materials.notices, run)
+                if shelf:
+                    gc.collect()  # the trainer of the run before holds itself, and with it its model
                 model = copy.deepcopy(materials.model) if shelf else materials.model
             finished, tuned = run.do(materials, model)
         if and_then is not None:  # behind the recorded end: whatever becomes of this, the run is finished
@@ -269,6 +273,7 @@ class _Run:
         self, materials: Materials, model: PreTrainedModel, base: Base, found: dict[str, str]
     ) -> tuple[Any, Evaluated]:
         self.notify(Phase("preparing the trainer"))
+        end_touching = touch_what_is_needed(self.recipe, materials.machine, model, materials.prepared)
         from neftcli.neftune import neftune
         from neftcli.training.isolation import settled_batching
         from neftcli.training.space import require_space
@@ -314,6 +319,7 @@ class _Run:
             watch.noise = noise
             self.record.update(noise_to_embedding=tell_strength(trainer, noise, settings, self))
             epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
+            end_touching()
             self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
             self._do_updates(trainer, watch, total_steps)
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update

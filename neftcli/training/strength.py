@@ -29,7 +29,7 @@ def tell_strength(trainer: Any, noise: Noise, settings: Neftune, observer: Obser
     if settings.alpha > 0:
         rows = [trainer.train_dataset[index] for index in range(min(ROWS, len(trainer.train_dataset)))]
         batch = trainer._prepare_inputs(trainer.data_collator(rows))
-        with attention_by_document(trainer.model, batch):
+        with attention_by_document(trainer.model, batch, fused=trainer.fused):
             strength = measure_strength(trainer.model, batch, noise)
     observer.notify(
         NoiseMeasured(

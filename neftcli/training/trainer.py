@@ -22,6 +22,7 @@ from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.machine.processes import PATIENCE, count, gathered, rank
 from neftcli.models.attention import attention_by_document
 from neftcli.models.head import can_sum_labels, sum_of_labels
+from neftcli.models.low_rank import fused_low_rank, low_rank_layers
 from neftcli.neftune import paired
 from neftcli.runs.directory import RECIPE, to_disk
 from neftcli.training.buckets import LengthBuckets
@@ -49,12 +50,16 @@ class Trainer(SFTTrainer):
     Attributes:
         checkpoints: Where checkpoints are kept.
         facts: What they are of, for their manifests.
+        fused: Attention is computed by `models/short_attention.py` where that suits.
         sums_labels: The loss is taken by `models/head.py` and not by TRL's head.
+        low_rank: The layers that `models/low_rank.py` computes and not peft.
         buckets: The order of the rows where they are bucketed by length.
         unlogged: What the next log row had summed up at the last checkpoint, and the tokens seen in all, by process.
     """
 
+    fused: bool
     sums_labels: bool
+    low_rank: Sequence[Any]
     buckets: LengthBuckets | None
     checkpoints: Checkpoints
     facts: Mapping[str, Any]
@@ -66,7 +71,7 @@ class Trainer(SFTTrainer):
         Raises:
             NonFiniteLossError: The loss is NaN or infinite.
         """
-        with attention_by_document(self.model, inputs):
+        with attention_by_document(self.model, inputs, fused=self.fused), fused_low_rank(self.low_rank):
             loss: torch.Tensor = super().training_step(model, inputs, *args)
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(
@@ -205,7 +210,9 @@ def build_trainer(
             recipe.training.processes * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
         )
         trainer.buckets = LengthBuckets(rows.lengths().tolist(), rows_of_an_update, recipe.training.seed)
-    trainer.sums_labels = count() == 1 and can_sum_labels(_without_adapter(trainer.model))
+    trainer.fused = recipe.training.fused_layers
+    trainer.sums_labels = trainer.fused and count() == 1 and can_sum_labels(_without_adapter(trainer.model))
+    trainer.low_rank = low_rank_layers(trainer.model) if trainer.fused else ()
     trainer.remove_callback(PrinterCallback)
     if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
         trainer.data_collator = paired(trainer.data_collator)

@@ -63,6 +63,29 @@ def test_a_run_leaves_its_files_and_a_model_that_loads(neft: Neft, quick: list[s
     assert "NEFTune noise | alpha 5" in (run / "model" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-3)])
+@pytest.mark.parametrize("method", [[], ["--lora"]], ids=["full", "LoRA"])
+def test_fused_layers_learn_what_the_libraries_layers_do(
+    method: list[str], precision: str, tolerance: float, neft: Neft, quick: list[str], tmp_path: Path
+) -> None:
+    """The same losses and gradient norms, update by update, to the rounding of the arithmetic; other bits."""
+    quick = [*quick, *method, "--set", f"training.precision={precision}", "--learning-rate", "5e-3"]
+    quick += ["--set", "training.max_steps=12", "--set", "evaluation.samples=0"]
+    curves, weights = [], []
+    for fused in ("true", "false"):
+        run = tmp_path / fused / "tiny-a5-s0"
+        assert neft(*quick, "--output-dir", tmp_path / fused, "--set", f"training.fused_layers={fused}").code == 0
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        curves.append([(line["loss"], line["grad_norm"]) for line in lines if line["event"] == "StepLogged"])
+        weights.append(weights_hash(run))
+    (first, norm), (last, _) = curves[0][0], curves[0][-1]
+    assert last < first - 50 * tolerance
+    for (loss, norm), (plain_loss, plain_norm) in zip(*curves, strict=True):
+        assert loss == pytest.approx(plain_loss, rel=tolerance)
+        assert norm == pytest.approx(plain_norm, rel=20 * tolerance)
+    assert weights[0] != weights[1]
+
+
 def test_nothing_that_a_run_leaves_is_pickled(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     assert neft(*quick).code == 0
     endings = {file.suffix for file in (tmp_path / "runs").rglob("*") if file.is_file()}

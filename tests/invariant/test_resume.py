@@ -47,6 +47,7 @@ MODES: dict[str, dict[str, Any]] = {
     "full, dropout in the model, schedule": {"neftune.schedule": "linear_decay"},
     "LoRA with dropout": LORA,
     "LoRA, embedding trained in full": {**LORA, "adapter.modules_to_save": "[embed_tokens]"},
+    "LoRA in fused layers": {"adapter.type": "lora", "adapter.r": 2, "training.precision": "bfloat16"},
     "QLoRA": {**LORA, "quantization.type": "nf4"},
     "packed": {"training.batching": "packed", "data.max_length": 400, "training.per_device_train_batch_size": 1},
     "padded": {"training.batching": "padded"},

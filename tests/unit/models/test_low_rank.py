@@ -1,0 +1,111 @@
+"""LoRA's layers with fewer passes. Oracle: peft's own, in float64."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from neftcli.models import low_rank
+from neftcli.models.low_rank import fused_low_rank, low_rank_layers
+from tests.tiny import FAMILIES, VOCABULARY, Family, tiny_model
+
+
+def adapted(family: Family, seed: int = 0, **options: Any) -> Any:
+    """A tiny model with adapters that are no longer zero."""
+    model = get_peft_model(
+        tiny_model(family, seed), LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options})
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 8
+    return model.train()
+
+
+def result(model: Any, kind: torch.dtype | None, *, fused: bool) -> list[Tensor]:
+    """The logits, and the gradients of all adapters; in bfloat16 under autocast, else in the model's own type."""
+    token_ids = torch.arange(40).view(2, 20) * 7 % VOCABULARY
+    model.zero_grad()
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == torch.bfloat16)
+    with fused_low_rank(low_rank_layers(model) if fused else ()), autocast:
+        logits = model(input_ids=token_ids, use_cache=False).logits
+        logits.float().logsumexp(-1).sum().backward()
+    return [logits.detach(), *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)]
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_peft_in_float32(family: Family) -> None:
+    model = adapted(family)
+    assert len(low_rank_layers(model)) == len([name for name, _ in model.named_modules() if name.endswith("lora_A")])
+    found = result(model, None, fused=True)
+    exact = result(model.double(), None, fused=False)
+    assert len(exact) > 1
+    assert max(map(error, found, exact)) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_as_exact_as_peft_in_bfloat16(family: Family) -> None:
+    """Over several models, since what is rounded in one layer is in the gradients of all that come before."""
+    ours = theirs = 0.0
+    for seed in range(6):
+        model = adapted(family, seed)
+        found, peft = (result(model, torch.bfloat16, fused=fused) for fused in (True, False))
+        exact = result(model.double(), None, fused=False)
+        ours += mean(map(error, found, exact))
+        theirs += mean(map(error, peft, exact))
+    assert 0 < ours < 1.1 * theirs
+
+
+def test_the_base_layers_weights_get_no_gradient() -> None:
+    model = adapted("llama")
+    result(model, torch.bfloat16, fused=True)
+    assert all(parameter.grad is None for parameter in model.parameters() if not parameter.requires_grad)
+
+
+def test_it_is_used_within_the_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    came = []
+    real = low_rank._forward
+    monkeypatch.setattr(low_rank, "_forward", lambda layer, x: came.append(layer) or real(layer, x))
+    model = adapted("llama")
+    result(model, torch.bfloat16, fused=True)
+    assert came == low_rank_layers(model) != []
+    came.clear()
+    result(model, torch.bfloat16, fused=False)
+    assert came == []
+
+
+def test_recomputed_activations_give_the_same_bits() -> None:
+    model = adapted("llama")
+    kept = result(model, torch.bfloat16, fused=True)
+    model.get_base_model().activation_checkpointing_enable()
+    model.enable_input_require_grads()
+    recomputed = result(model, torch.bfloat16, fused=True)
+    assert all(torch.equal(one, other) for one, other in zip(kept, recomputed, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_other_kinds_of_adapters_are_left_to_peft(options: dict[str, Any]) -> None:
+    assert low_rank_layers(adapted("opt"))
+    assert not low_rank_layers(adapted("opt", **options))
+
+
+def test_merged_disabled_and_trained_layers_are_left_to_peft() -> None:
+    model = adapted("llama")
+    assert low_rank_layers(model)
+    with model.disable_adapter():
+        assert not low_rank_layers(model)
+    model.merge_adapter()
+    assert not low_rank_layers(model)
+    model.unmerge_adapter()
+    model.get_base_model().requires_grad_(True)
+    assert not low_rank_layers(model)
+    assert not low_rank_layers(tiny_model("llama"))
