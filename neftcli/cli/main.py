@@ -9,7 +9,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
@@ -77,28 +76,36 @@ def _ignore_signals() -> None:
         signal.signal(signal.Signals[name], signal.SIG_IGN)
 
 
-def main() -> None:
-    """Runs the command line and ends the process, without the second that taking libraries and a model apart takes.
+def command() -> None:
+    """The process `neft`: `main`, and an end without the second that taking libraries and a model apart takes.
 
-    What was registered for the end is done before, since this is registered first.
+    What libraries registered for the end is done before, since this is registered before they are imported.
     """
-    ended = SystemExit(1)
+    code: object = None
 
     def leave() -> None:
-        with suppress(OSError, ValueError):  # whoever reads has gone, or the stream is closed
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else 0)
+        if "logging" in sys.modules:  # it was imported earlier
+            sys.modules["logging"].shutdown()
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+        except (OSError, ValueError):
+            return  # Python flushes once more, and tells of it
+        os._exit(0 if code is None else code if isinstance(code, int) else 1)
 
-    atexit.register(leave)
     try:
-        _run()
+        atexit.register(leave)
+        main()
     except SystemExit as error:
-        ended = error
+        code = error.code
+        raise
+    except BaseException:
+        atexit.unregister(leave)
         raise
 
 
-def _run() -> None:
+def main() -> None:
     """Runs the command line; what this tool raises on purpose becomes a message and an exit code."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -143,4 +150,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command()

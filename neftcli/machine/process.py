@@ -10,6 +10,7 @@ import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 NEVER = -1
+"""As a threshold, the largest number there is."""
 KEEP_BELOW = 2**31 - 1
 SPINS = 2000
 """Some tens of microseconds, as long as it is from one operation to the next."""

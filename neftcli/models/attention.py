@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from neftcli.models.short_attention import short_attention, suits
 
 NAME, OF_TORCH_BY_DOCUMENT = "neft_documents", "neft_documents_of_torch"
+"""Attention of this module, with `short_attention` where it suits and without it."""
 OF_TORCH = "sdpa"
 
 

@@ -30,26 +30,26 @@ class _LowRankLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, kind: Any
     ) -> Tensor:
         """`x` (..., in), `weight` (out, in), `bias` (out), `a` (rank, in), `b` (out, rank); returns (..., out)."""
-        rows = x.to(kind).view(-1, x.shape[-1])
+        rows = x.to(kind).reshape(-1, x.shape[-1])
         matrix, down, up = weight.to(kind), a.to(kind), (b * scaling).to(kind)
         inner = rows @ down.T
         y = rows @ matrix.T if bias is None else torch.addmm(bias.to(kind), rows, matrix.T)
         y.addmm_(inner, up.T)
         ctx.save_for_backward(rows, inner, matrix, down, up)
         ctx.scaling, ctx.kinds = scaling, (x.dtype, a.dtype, b.dtype)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """As above."""
         rows, inner, matrix, down, up = ctx.saved_tensors
-        outer = gradient.reshape(-1, gradient.shape[-1])
+        outer = gradient.reshape(-1, len(matrix))
         of_x, of_a, of_b = ctx.kinds
         of_inner = outer @ up
         x_gradient = None
         if ctx.needs_input_grad[0]:
-            x_gradient = (outer @ matrix).addmm_(of_inner, down).view(*gradient.shape[:-1], -1).to(of_x)
+            x_gradient = (outer @ matrix).addmm_(of_inner, down).view(*gradient.shape[:-1], rows.shape[1]).to(of_x)
         a_gradient = (of_inner.T @ rows).to(of_a)
         b_gradient = (outer.T @ inner).to(of_b).mul_(ctx.scaling)
         return x_gradient, None, None, a_gradient, b_gradient, None, None
@@ -96,8 +96,11 @@ def fused_low_rank(layers: Sequence[Any]) -> Iterator[None]:
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
     (name,) = layer.active_adapters
-    base = layer.base_layer
-    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else base.weight.dtype
+    base, autocast = layer.base_layer, torch.is_autocast_enabled("cpu")
+    if not autocast and base.weight.dtype != layer.lora_A[name].weight.dtype:
+        plain: Tensor = type(layer).forward(layer, x)  # adapters that are more exact than their layer
+        return plain
+    kind = torch.get_autocast_dtype("cpu") if autocast else base.weight.dtype
     with torch.autocast("cpu", enabled=False):
         y: Tensor = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
             x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], kind

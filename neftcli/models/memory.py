@@ -126,6 +126,11 @@ def _configuration(reference: Reference, trust_remote_code: bool) -> Any:
         )
 
 
+def _sides(layer: Any) -> int:
+    """Inputs and outputs of a layer; the weight of a quantised one has another shape."""
+    return layer.in_features + layer.out_features if hasattr(layer, "in_features") else sum(layer.weight.shape)
+
+
 def _count(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     """Parameters in all, those in linear layers without the vocabulary head, and those that the adapter trains."""
     import torch
@@ -137,7 +142,7 @@ def _count(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     targets: list[Any] = list(layers)
     if adapter.target_modules != "all-linear":
         targets = [module for name in adapter.target_modules for module in layers_named(model, name)]
-    trained = adapter.r * sum(sum(module.weight.shape) for module in targets)  # (out, r) and (r, in)
+    trained = adapter.r * sum(map(_sides, targets))  # (out, r) and (r, in)
     saved = [module for name in adapter.modules_to_save for module in layers_saved(model, name)]
     return (
         model.num_parameters(),

@@ -1,11 +1,13 @@
-"""What training will write on a CPU, made ready while the rest is loaded."""
+"""What training will write on a CPU, made ready while the trainer is prepared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from neftcli.machine.pages import touch_ahead
+from neftcli.machine.processes import local_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,26 +17,36 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def touch_what_is_needed(
-    recipe: Recipe, machine: Machine, model: PreTrainedModel, prepared: Prepared
-) -> Callable[[], None]:
-    """Touches, in the background, what an update of usual rows needs, and the weights that it writes.
+@contextmanager
+def touching_ahead(recipe: Recipe, machine: Machine, model: PreTrainedModel, prepared: Prepared) -> Iterator[None]:
+    """Within the block, touches in the background what an update needs, and the weights that it writes.
+
+    Half of what is free at most, shared by the processes of the machine.
 
     Args:
         recipe: The resolved recipe.
         machine: Device and arithmetic.
         model: The one that is trained, without adapters.
         prepared: Its rows.
-
-    Returns:
-        What ends it before the first update.
     """
     if machine.device != "cpu":
-        return lambda: None
+        yield
+        return
+    from neftcli.machine.device import available_memory
     from neftcli.models.memory import estimate_of
 
     row_tokens = max(1, prepared.counts.train.tokens // len(prepared.train))
+    if recipe.training.batching == "packed":
+        row_tokens = recipe.data.max_length
     activation_bytes = 2 if machine.bfloat16 else 4
     memory = estimate_of(recipe, model, machine.weights.itemsize, activation_bytes, row_tokens, machine.device)
+    needed = int(memory.total() - memory.weights)
     weights = model.parameters() if recipe.adapter.type == "none" else ()
-    return touch_ahead(int(memory.total() - memory.weights), [(weight.data_ptr(), weight.nbytes) for weight in weights])
+    end = touch_ahead(
+        min(needed, available_memory(machine.device) // (2 * local_count())),
+        [(weight.data_ptr(), weight.nbytes) for weight in weights],
+    )
+    try:
+        yield
+    finally:
+        end()

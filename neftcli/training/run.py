@@ -40,7 +40,7 @@ from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.counterpart import find_counterpart
 from neftcli.runs.directory import RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
-from neftcli.training.ahead import touch_what_is_needed
+from neftcli.training.ahead import touching_ahead
 from neftcli.training.ending import recorded_end, told_where_full
 from neftcli.training.inputs import check_inputs
 from neftcli.training.materials import Materials, Shelf, introduce, load_materials, tokens_sha256
@@ -109,6 +109,8 @@ def train(
     begun = time.perf_counter()
     stop = stop or Stop()
     prepare_process()
+    if shelf:
+        gc.collect()  # the trainer of the run before holds itself, and with it its model
     with stop.at_once():
         materials = shelf.find(recipe) if shelf else None
         inputs = None if materials else check_inputs(recipe, observer)
@@ -131,8 +133,6 @@ def train(
                         shelf.keep(recipe, materials)
                 else:
                     introduce(materials.prepared, materials.notices, run)
-                if shelf:
-                    gc.collect()  # the trainer of the run before holds itself, and with it its model
                 model = copy.deepcopy(materials.model) if shelf else materials.model
             finished, tuned = run.do(materials, model)
         if and_then is not None:  # behind the recorded end: whatever becomes of this, the run is finished
@@ -273,16 +273,51 @@ class _Run:
         self, materials: Materials, model: PreTrainedModel, base: Base, found: dict[str, str]
     ) -> tuple[Any, Evaluated]:
         self.notify(Phase("preparing the trainer"))
-        end_touching = touch_what_is_needed(self.recipe, materials.machine, model, materials.prepared)
+        parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
+        with touching_ahead(self.recipe, materials.machine, model, materials.prepared):
+            recipe, trainer, watch = self._prepare(materials, model, base, found)
         from neftcli.neftune import neftune
-        from neftcli.training.isolation import settled_batching
         from neftcli.training.space import require_space
         from neftcli.training.strength import tell_strength
-        from neftcli.training.trainer import build_trainer, updates
+        from neftcli.training.trainer import updates
+
+        tuned = trainer.model
+        self._tell_of_the_model(parameters, tuned, materials)
+        require_space(tuned, recipe, self.directory, self)
+        lengths = materials.prepared.train.lengths()
+        total_steps = updates(recipe, lengths)
+        settings = recipe.neftune
+        with neftune(
+            tuned,
+            settings.alpha,
+            noise=settings.noise,
+            length=settings.length,
+            schedule=settings.schedule,
+            total_steps=total_steps,
+            seed=recipe.training.seed,
+        ) as noise:
+            watch.noise = noise
+            self.record.update(noise_to_embedding=tell_strength(trainer, noise, settings, self))
+            epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
+            self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
+            self._do_updates(trainer, watch, total_steps)
+        if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update
+            watch.evaluate_now(total_steps, last=True)
+        if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
+            raise StopRequested
+        if not self.directory.model.is_dir():  # the checkpoint was saved behind the last evaluation
+            self._save(tuned, materials)
+        return trainer, watch.evaluated
+
+    def _prepare(
+        self, materials: Materials, model: PreTrainedModel, base: Base, found: dict[str, str]
+    ) -> tuple[Recipe, Any, Watch]:
+        """The recipe with its batching settled, the trainer, and what watches it."""
+        from neftcli.training.isolation import settled_batching
+        from neftcli.training.trainer import build_trainer
         from neftcli.training.watch import Watch
 
         machine, prepared = materials.machine, materials.prepared
-        parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
         batching = settled_batching(self.recipe.training.batching, model)
         recipe = replace(self.recipe, training=replace(self.recipe.training, batching=batching))
         if batching == "padded" and self.recipe.training.batching == "auto":
@@ -301,34 +336,8 @@ class _Run:
         self.record.update(batching=batching)
         facts = {**found, **self.record.facts(), "recipe": to_yaml(self.recipe)}
         trainer = build_trainer(recipe, machine, model, materials.tokenizer, prepared.train, checkpoints, facts, watch)
-        watch.trainer, tuned = trainer, trainer.model
-        self._tell_of_the_model(parameters, tuned, materials)
-        require_space(tuned, recipe, self.directory, self)
-        lengths = prepared.train.lengths()
-        total_steps = updates(recipe, lengths)
-        settings = recipe.neftune
-        with neftune(
-            tuned,
-            settings.alpha,
-            noise=settings.noise,
-            length=settings.length,
-            schedule=settings.schedule,
-            total_steps=total_steps,
-            seed=recipe.training.seed,
-        ) as noise:
-            watch.noise = noise
-            self.record.update(noise_to_embedding=tell_strength(trainer, noise, settings, self))
-            epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
-            end_touching()
-            self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
-            self._do_updates(trainer, watch, total_steps)
-        if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update
-            watch.evaluate_now(total_steps, last=True)
-        if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
-            raise StopRequested
-        if not self.directory.model.is_dir():  # the checkpoint was saved behind the last evaluation
-            self._save(tuned, materials)
-        return trainer, watch.evaluated
+        watch.trainer = trainer
+        return recipe, trainer, watch
 
     def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
         """Trains from the first update, or from behind that of the checkpoint."""

@@ -212,7 +212,9 @@ def build_trainer(
         trainer.buckets = LengthBuckets(rows.lengths().tolist(), rows_of_an_update, recipe.training.seed)
     trainer.fused = recipe.training.fused_layers
     trainer.sums_labels = trainer.fused and count() == 1 and can_sum_labels(_without_adapter(trainer.model))
-    trainer.low_rank = low_rank_layers(trainer.model) if trainer.fused else ()
+    # A compiled model would be compiled again for each layer that is exchanged.
+    own_layers = trainer.fused and not recipe.training.torch_compile
+    trainer.low_rank = low_rank_layers(trainer.model) if own_layers else ()
     trainer.remove_callback(PrinterCallback)
     if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
         trainer.data_collator = paired(trainer.data_collator)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,3 +189,48 @@ def test_inspect_marks_the_answers_and_their_stop_token(neft: Neft, quick: list[
     out = neft("data", "inspect", *model_and_data, "--rows", "1").out
     assert "'Below is an instruction" in out
     assert out.rstrip().endswith("[A][p][p][l][e][.][</s>]'")
+
+
+def ended(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A process that runs `script` beside the command line's `command` and `main`."""
+    begin = "import sys\nfrom neftcli.cli import main as module\nfrom neftcli.cli.main import command, main\n"
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run([sys.executable, "-c", begin + script, *arguments], text=True, check=False, **options)
+
+
+def test_a_process_ends_without_being_taken_apart_but_does_what_was_registered() -> None:
+    script = (
+        "import atexit, os\n"
+        "class Apart:\n    def __del__(self, write=os.write): write(1, b'apart')\n"
+        "def run():\n    atexit.register(print, 'registered'); main()\n"
+        "module.main = run; apart = Apart()\n{}()"
+    )
+    assert ended(script.format("command"), "--version").stdout.splitlines()[1:] == ["registered"]
+    assert ended(script.format("run"), "--version").stdout.splitlines()[1:] == ["registered", "apart"]
+
+
+@pytest.mark.parametrize(
+    ("main", "code"),
+    [
+        ("sys.exit()", 0),
+        ("sys.exit(75)", 75),
+        ("sys.exit('words of a library')", 1),
+        ("raise ValueError", 1),
+        ("raise KeyboardInterrupt", -2),
+    ],
+)
+def test_the_exit_code_is_pythons_own(main: str, code: int) -> None:
+    assert ended(f"def run(): {main}\nmodule.main = run; command()").returncode == code
+
+
+def test_who_calls_main_ends_by_an_exit_code_of_its_own() -> None:
+    assert ended("try: main()\nexcept SystemExit: sys.exit(3)", "--version").returncode == 3
+
+
+def test_output_that_can_not_be_written_is_a_failure() -> None:
+    script = "def run(): print('x', end=''); sys.exit(0)\nmodule.main = run; command()"
+    with Path("/dev/full").open("w") as full:
+        done = ended(script, stdout=full)
+    assert done.returncode != 0
+    assert "No space left" in done.stderr
+    assert ended(script.replace("run():", "run(): sys.stdout.close();")).returncode != 0

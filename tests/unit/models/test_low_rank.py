@@ -109,3 +109,35 @@ def test_merged_disabled_and_trained_layers_are_left_to_peft() -> None:
     model.get_base_model().requires_grad_(True)
     assert not low_rank_layers(model)
     assert not low_rank_layers(tiny_model("llama"))
+
+
+@pytest.mark.parametrize("shape", ["transposed", "sliced", "expanded", "empty", "flat"])
+def test_inputs_of_any_layout_are_taken(shape: str) -> None:
+    """As the layers of state-space models give them."""
+    layer = next(iter(low_rank_layers(adapted("opt"))))
+    width = layer.in_features
+    x = {
+        "transposed": torch.randn(2, width, 5).transpose(1, 2),
+        "sliced": torch.randn(2, 9, 2 * width)[:, ::2, :width],
+        "expanded": torch.randn(1, 1, width).expand(2, 5, width),
+        "empty": torch.randn(2, 0, width),
+        "flat": torch.randn(5, width),
+    }[shape]
+    found, wanted = [], []
+    for layers, results in (([layer], found), ([], wanted)):
+        leaf = x.detach().requires_grad_()
+        layer.zero_grad()
+        with fused_low_rank(layers):
+            y = layer(leaf)
+        y.square().sum().backward()
+        results += [y, leaf.grad, *(parameter.grad for parameter in layer.parameters() if parameter.requires_grad)]
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, wanted, strict=True))
+
+
+def test_adapters_that_are_more_exact_than_their_layer_stay_so() -> None:
+    model = adapted("llama").to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    ours, theirs = (result(model, None, fused=fused) for fused in (True, False))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))

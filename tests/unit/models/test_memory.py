@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from neftcli.models.loading import load_model
-from neftcli.models.memory import CONSTANT_BITS, NF4_BITS, MemoryEstimate, estimate
+from neftcli.models.memory import CONSTANT_BITS, NF4_BITS, MemoryEstimate, estimate, estimate_of
 from neftcli.models.names import ALIASES, Reference, resolve
 from neftcli.recipe.schema import Adapter, Neftune, Quantization, Recipe, Training
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model
@@ -129,6 +129,7 @@ def test_four_bit_weights_are_bitsandbytes(family: Family, folders: dict[Family,
             held += item.numel() * 2 / 64 / 256 * 4  # their own constants: these blocks are rarely full in a tiny model
     adapters = with_adapter(tiny_model(family), QLORA.adapter)
     assert found.trainable == counted(adapters, trained_only=True)
+    assert estimate_of(QLORA, model, 4, 4, 100, "cpu").trainable == found.trainable
     held_in_adapters = found.weights - held
     assert held_in_adapters / found.trainable in (pytest.approx(2, rel=1e-3), pytest.approx(4, rel=1e-3))
     assert found.weights < estimated(folders[family], LORA).weights
