@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,14 +83,16 @@ def command() -> None:
     What libraries registered for the end is done before, since this is registered before they are imported.
     """
     code: object = None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
 
     def leave() -> None:
         if "logging" in sys.modules:  # it was imported earlier
             sys.modules["logging"].shutdown()
         try:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()
+            sys.stdout.flush()
+            sys.stderr.flush()
         except (OSError, ValueError):
             return  # Python flushes once more, and tells of it
         os._exit(0 if code is None else code if isinstance(code, int) else 1)
