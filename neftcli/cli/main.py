@@ -97,8 +97,8 @@ def command() -> None:
             return  # Python flushes once more, and tells of it
         os._exit(0 if code is None else code if isinstance(code, int) else 1)
 
+    atexit.register(leave)
     try:
-        atexit.register(leave)
         main()
     except SystemExit as error:
         code = error.code

@@ -96,7 +96,8 @@ def estimate_of(
         tokens *= 2
     per_layer = 34 * tokens * text.hidden_size * activation_bytes / 2
     if recipe.training.fused_layers and device == "cpu" and activation_bytes == 2 and row_tokens <= LONGEST:
-        per_layer += 2 * tokens / row_tokens * text.num_attention_heads * kept_weights(row_tokens)
+        heads = getattr(text, "num_attention_heads", 0)  # state-space models have none
+        per_layer += 2 * tokens / row_tokens * heads * kept_weights(row_tokens)
     layers = text.num_hidden_layers
     if recipe.training.gradient_checkpointing:
         activations = per_layer + layers * tokens * text.hidden_size * activation_bytes

@@ -18,7 +18,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from neftcli.data import store
 from neftcli.recipe.loading import load_recipe
@@ -182,6 +189,18 @@ def test_rows_of_a_model_that_mixes_documents_are_padded_or_bucketed(
     refused = neft(*arguments, "--set", "training.batching=packed", "--max-length", "400")
     assert refused.code == 1
     assert "--set training.batching=padded" in refused.err
+
+
+def test_a_model_without_attention_trains(neft: Neft, rows_file: Path, tmp_path: Path) -> None:
+    """A state-space model: nothing that is counted or made ready beforehand may ask for heads."""
+    config = MambaConfig(vocab_size=256, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    tiny_tokenizer().save_pretrained(tmp_path / "mamba")
+    arguments = [*quick_arguments(tmp_path / "mamba", rows_file, tmp_path / "runs"), "--max-steps", "2"]
+    arguments += ["--set", "training.precision=bfloat16", "--set", "evaluation.samples=0"]
+    assert neft(*arguments, "--dry-run").code == 0
+    done = neft(*arguments)
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize(
