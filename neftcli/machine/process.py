@@ -30,6 +30,7 @@ def prepare_process() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # for libraries other than GNU's, which knows spins
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # products on a GPU add in one order, too
     gc.set_threshold(RARELY)
     keep_freed_memory()
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from neftcli.models.short_attention import short_attention, suits
+from neftcli.models import short_attention, varlen_attention
 
 NAME, OF_TORCH_BY_DOCUMENT = "neft_documents", "neft_documents_of_torch"
 """Attention of this module, with `short_attention` where it suits and without it."""
@@ -34,6 +34,7 @@ def documents_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
     *,
     fused: bool = True,
     **kwargs: Any,
@@ -50,7 +51,8 @@ def documents_attention(
         scaling: Of the scores; 1 / sqrt(width) if None.
         sliding_window: A token sees so many tokens at most, itself among them.
         cu_seq_lens_q: Where documents begin, and the length of the row.
-        fused: By `short_attention` where it suits.
+        max_length_q: Tokens of the longest document.
+        fused: By `varlen_attention` or `short_attention` where they suit.
         kwargs: What other kinds of attention take.
 
     Returns:
@@ -60,6 +62,9 @@ def documents_attention(
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave float32; the fused one would be cast
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = (tensor.to(kind) for tensor in (query, key, value))
+    if fused and max_length_q is not None and varlen_attention.suits(query, dropout):
+        window = sliding_window or 0
+        return varlen_attention.attention(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
     parts = []
     lengths = [end - begin for begin, end in pairwise(cu_seq_lens_q.tolist())]
     # Split, not sliced: the gradient of a slice is as large as the row.
@@ -68,8 +73,8 @@ def documents_attention(
         if sliding_window is not None and length > sliding_window:
             ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
             band = ones.tril() & ones.triu(1 - sliding_window)
-        if fused and band is None and suits(q, dropout):
-            parts.append(short_attention(q, k, v, scaling).transpose(1, 2))
+        if fused and band is None and short_attention.suits(q, dropout):
+            parts.append(short_attention.attention(q, k, v, scaling).transpose(1, 2))
             continue
         parts.append(
             nn.functional.scaled_dot_product_attention(
@@ -97,7 +102,7 @@ def attention_by_document(model: Any, batch: Container[str], *, fused: bool = Tr
     Args:
         model: With or without adapters; models with another attention, flash attention say, are left as they are.
         batch: What the model is given; where it does not say where documents begin, nothing is changed.
-        fused: Short documents are attended by `short_attention`, on a CPU in bfloat16.
+        fused: On a GPU all are attended in one call, on a CPU short ones by `short_attention`, both in 16 bits.
     """
     configs = {id(config): config for config in (model.config, model.config.get_text_config())}
     by_document = "cu_seq_lens_q" in batch

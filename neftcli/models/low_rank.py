@@ -1,4 +1,4 @@
-"""LoRA's layers on a CPU with fewer passes over the activations.
+"""LoRA's layers, and QLoRA's, with fewer passes over the activations.
 
 peft casts the input, multiplies by A, by B and by the scaling, adds, and has autograd cast and add the two gradients of
 the input. Here what the adapter adds is added within the products themselves, and rounded once.
@@ -26,50 +26,76 @@ class _LowRankLinear(torch.autograd.Function):
     """A frozen linear layer with its adapter, multiplied in `kind`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, kind: Any
-    ) -> Tensor:
-        """`x` (..., in), `weight` (out, in), `bias` (out), `a` (rank, in), `b` (out, rank); returns (..., out)."""
+    def forward(ctx: Any, x: Tensor, base: Any, a: Tensor, b: Tensor, scaling: float, kind: torch.dtype) -> Tensor:
+        """`x` (..., in), `base` with a weight (out, in), `a` (rank, in), `b` (out, rank); returns (..., out)."""
         rows = x.to(kind).reshape(-1, x.shape[-1])
-        matrix, down, up = weight.to(kind), a.to(kind), (b * scaling).to(kind)
+        down, up, bias = a.to(kind), (b * scaling).to(kind), None if base.bias is None else base.bias.to(kind)
         inner = rows @ down.T
-        y = rows @ matrix.T if bias is None else torch.addmm(bias.to(kind), rows, matrix.T)
+        if _four_bit(base):
+            from bitsandbytes import matmul_4bit
+
+            matrix, y = None, matmul_4bit(rows, base.weight, base.weight.quant_state, bias=bias)
+        else:
+            matrix = base.weight.to(kind)
+            y = rows @ matrix.T if bias is None else torch.addmm(bias, rows, matrix.T)
         y.addmm_(inner, up.T)
-        ctx.save_for_backward(rows, inner, matrix, down, up)
-        ctx.scaling, ctx.kinds = scaling, (x.dtype, a.dtype, b.dtype)
-        return y.view(*x.shape[:-1], len(weight))
+        ctx.save_for_backward(rows, inner, down, up, matrix)
+        ctx.base, ctx.scaling, ctx.kinds = base, scaling, (x.dtype, a.dtype, b.dtype)
+        return y.view(*x.shape[:-1], len(up))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """As above."""
-        rows, inner, matrix, down, up = ctx.saved_tensors
-        outer = gradient.reshape(-1, len(matrix))
+        rows, inner, down, up, matrix = ctx.saved_tensors
+        outer = gradient.reshape(-1, len(up))
         of_x, of_a, of_b = ctx.kinds
         of_inner = outer @ up
         x_gradient = None
         if ctx.needs_input_grad[0]:
+            matrix = _from_four_bit(ctx.base, rows.dtype) if matrix is None else matrix
             x_gradient = (outer @ matrix).addmm_(of_inner, down).view(*gradient.shape[:-1], rows.shape[1]).to(of_x)
         a_gradient = (of_inner.T @ rows).to(of_a)
         b_gradient = (outer.T @ inner).to(of_b).mul_(ctx.scaling)
-        return x_gradient, None, None, a_gradient, b_gradient, None, None
+        return x_gradient, None, a_gradient, b_gradient, None, None
+
+
+def _four_bit(base: Any) -> bool:
+    """Whether a layer's weights are in NF4, so that the matrix is made anew each time."""
+    return hasattr(base.weight, "quant_state")
+
+
+def _from_four_bit(base: Any, kind: torch.dtype) -> Tensor:
+    """A layer's weights (out, in) in the type in which they are multiplied."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weights: Tensor = dequantize_4bit(base.weight.data, base.weight.quant_state)
+    return weights.to(kind)
 
 
 def low_rank_layers(model: Any) -> Sequence[Any]:
-    """The layers of `model` that `fused_low_rank` computes: one plain LoRA adapter on a frozen linear layer of a CPU.
+    """The layers of `model` that `fused_low_rank` computes: one plain LoRA adapter on a frozen linear layer.
 
-    Dropout, DoRA and quantised layers are left to peft.
+    Dropout and DoRA are left to peft, and weights of 8 bits.
     """
     if not hasattr(model, "peft_config"):
         return ()
+    from peft.import_utils import is_bnb_4bit_available
     from peft.tuners.lora.layer import Linear
 
-    return [module for module in model.modules() if type(module) is Linear and _is_plain(module)]
+    kinds: dict[type, type] = {Linear: nn.Linear}
+    if is_bnb_4bit_available():
+        from bitsandbytes.nn import Linear4bit as FourBitLinear
+        from peft.tuners.lora.bnb import Linear4bit
+
+        kinds[Linear4bit] = FourBitLinear
+    layers = [module for module in model.modules() if type(module) in kinds]
+    return [layer for layer in layers if isinstance(layer.base_layer, kinds[type(layer)]) and _is_plain(layer)]
 
 
 def _is_plain(layer: Any) -> bool:
-    base, names = layer.base_layer, layer.active_adapters
-    if type(base) is not nn.Linear or len(names) != 1 or layer.disable_adapters or layer.merged:
+    names = layer.active_adapters
+    if len(names) != 1 or layer.disable_adapters or layer.merged:
         return False
     (name,) = names
     return (
@@ -77,8 +103,7 @@ def _is_plain(layer: Any) -> bool:
         and name not in layer.lora_variant
         and isinstance(layer.lora_dropout[name], nn.Identity)
         and layer.lora_A[name].bias is layer.lora_B[name].bias is None
-        and not any(parameter.requires_grad for parameter in base.parameters())
-        and base.weight.device.type == "cpu"
+        and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
     )
 
 
@@ -96,13 +121,14 @@ def fused_low_rank(layers: Sequence[Any]) -> Iterator[None]:
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
     (name,) = layer.active_adapters
-    base, autocast = layer.base_layer, torch.is_autocast_enabled("cpu")
-    if not autocast and base.weight.dtype != layer.lora_A[name].weight.dtype:
+    base, device = layer.base_layer, x.device.type
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    kind = base.compute_dtype if _four_bit(base) else base.weight.dtype
+    if torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
+    elif kind != a.dtype:
         plain: Tensor = type(layer).forward(layer, x)  # adapters that are more exact than their layer
         return plain
-    kind = torch.get_autocast_dtype("cpu") if autocast else base.weight.dtype
-    with torch.autocast("cpu", enabled=False):
-        y: Tensor = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
-            x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], kind
-        )
+    with torch.autocast(device, enabled=False):
+        y: Tensor = _LowRankLinear.apply(x, base, a, b, layer.scaling[name], kind)  # type: ignore[no-untyped-call]
     return y

@@ -30,7 +30,7 @@ def suits(query: Tensor, dropout: float) -> bool:
     return short and query.device.type == "cpu" and query.dtype == torch.bfloat16 and not dropout
 
 
-def short_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """softmax(scaling Q K^T) V, causal.
 
     Args:
@@ -58,7 +58,7 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As `short_attention`."""
+        """As `attention`."""
         _, heads, time, width = query.shape
         groups = key.shape[1]
         q, k, v = query[0].view(groups, -1, time, width), key[0], value[0]

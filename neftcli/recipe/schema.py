@@ -215,11 +215,10 @@ class Training:
     ] = False
     torch_compile: Annotated[bool, Option("Compile the model first; pays on long GPU runs.")] = False
     fused_layers: Annotated[
-        bool, Option("On CPUs: attention, vocabulary head and LoRA in fewer passes; false: by the libraries' layers.")
+        bool, Option("Attention, LoRA and, on CPUs, the vocabulary head in fewer passes; false: the libraries' layers.")
     ] = True
-    logging_steps: Annotated[Count | None, Option("Updates between log rows; without a value about 20 rows a run.")] = (
-        None
-    )
+    deterministic: Annotated[bool, Option("On GPUs: the same seed, the same bits; false is a little faster.")] = True
+    logging_steps: Annotated[Count | None, Option("Updates between log rows; without one about 20 rows.")] = None
     seed: Annotated[
         Annotated[int, Ge(0), Lt(2**32)], Option("Seed of data order, dropout, adapters and noise.", "--seed")
     ] = 0

@@ -89,7 +89,7 @@ def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *,
 
 def _known(error: Exception, directory: RunDirectory) -> Problem | None:
     """What a person can do about an error that comes from the machine."""
-    from neftcli.machine.device import is_out_of_memory
+    from neftcli.machine.device import NO_VARIANT, is_out_of_memory
 
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     free = shutil.disk_usage(directory.path).free
@@ -105,6 +105,9 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
             said,
             "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
         )
+    if _says(error, [NO_VARIANT]):
+        told = f"an operation of the model can't be repeated to the bit on this GPU; {_safe(directory)}"
+        return Problem(told, said, "the same command with --set training.deterministic=false")
     refused = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
     if refused or _says(error, WRITER):
         return Problem(f"a file can't be written; {_safe(directory)}", said, _again(directory))

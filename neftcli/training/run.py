@@ -10,7 +10,7 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -300,7 +300,7 @@ class _Run:
             self.record.update(noise_to_embedding=tell_strength(trainer, noise, settings, self))
             epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
             self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
-            self._do_updates(trainer, watch, total_steps)
+            self._do_updates(trainer, watch, total_steps, materials.machine.device)
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update
             watch.evaluate_now(total_steps, last=True)
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
@@ -339,10 +339,12 @@ class _Run:
         watch.trainer = trainer
         return recipe, trainer, watch
 
-    def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
+    def _do_updates(self, trainer: Any, watch: Watch, total_steps: int, device: str) -> None:
         """Trains from the first update, or from behind that of the checkpoint."""
+        from neftcli.machine.device import reproducible
+
         checkpoint = self.resumption.checkpoint
-        with self.stop.behind_updates():
+        with self.stop.behind_updates(), reproducible(device) if self.recipe.training.deterministic else nullcontext():
             if checkpoint is None:
                 trainer.train()
                 return

@@ -478,3 +478,26 @@ def test_the_context_manager_serves_a_trainer_of_ones_own(tiny_folder: Callable[
         trainer.train()
     assert not torch.equal(before, model.get_input_embeddings().weight)
     assert not model.get_input_embeddings()._forward_hooks
+
+
+def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_type(
+    neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does with an operation that has no such variant, here with one that no device has."""
+    from neftcli.machine import device
+    from neftcli.training.trainer import Trainer
+
+    real, step = device.reproducible, Trainer.training_step
+
+    def with_put(trainer: Trainer, *given: object) -> torch.Tensor:
+        torch.zeros(4).put_(torch.tensor([1, 1]), torch.ones(2))
+        return step(trainer, *given)
+
+    monkeypatch.setattr(device, "reproducible", lambda _: real("cuda"))
+    monkeypatch.setattr(Trainer, "training_step", with_put)
+    refused = neft(*quick)
+    assert refused.code == 1
+    assert "an operation of the model can't be repeated to the bit on this GPU; no update was saved" in refused.err
+    assert "put_ does not have a deterministic implementation" in " ".join(refused.err.split())
+    assert "--set training.deterministic=false" in refused.err
+    assert neft(*quick, "--output-dir", tmp_path / "other", "--set", "training.deterministic=false").code == 0

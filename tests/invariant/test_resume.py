@@ -150,8 +150,9 @@ def child(settings: dict[str, Any], output: Path, resume: str | None, killer: Ki
 
 def run(settings: dict[str, Any], output: Path, resume: Path | None = None, killer: Killer | None = None) -> int:
     """The exit code of a run in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("spawn" if "NEFT_TEST_GPU" in os.environ else "forkserver")
+    if isinstance(context, multiprocessing.context.ForkServerContext):  # a GPU can't be used in a forked process
+        context.set_forkserver_preload(PRELOADED)
     process = context.Process(
         target=child, args=(settings, output, str(resume) if resume else None, killer or Killer())
     )

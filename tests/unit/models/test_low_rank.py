@@ -1,7 +1,8 @@
-"""LoRA's layers with fewer passes. Oracle: peft's own, in float64."""
+"""LoRA's layers with fewer passes, and QLoRA's. Oracle: peft's own, in float64 where weights are not of 4 bits."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -11,14 +12,19 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from neftcli.models import low_rank
+from neftcli.models.loading import load_model
 from neftcli.models.low_rank import fused_low_rank, low_rank_layers
-from tests.tiny import FAMILIES, VOCABULARY, Family, tiny_model
+from neftcli.models.names import resolve
+from tests.tiny import FAMILIES, VOCABULARY, Family, save_tiny, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # bitsandbytes 0.50
 
 
-def adapted(family: Family, seed: int = 0, **options: Any) -> Any:
-    """A tiny model with adapters that are no longer zero."""
+def adapted(family: Family, seed: int = 0, base: Any = None, **options: Any) -> Any:
+    """A tiny model, or `base`, with adapters that are no longer zero."""
     model = get_peft_model(
-        tiny_model(family, seed), LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options})
+        base or tiny_model(family, seed),
+        LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}),
     )
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -63,6 +69,22 @@ def test_it_is_as_exact_as_peft_in_bfloat16(family: Family) -> None:
         ours += mean(map(error, found, exact))
         theirs += mean(map(error, peft, exact))
     assert 0 < ours < 1.1 * theirs
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])  # opt's layers have biases
+def test_weights_of_four_bits_are_multiplied_as_exactly_as_peft_has_it(family: Family, tmp_path: Path) -> None:
+    """The oracle in bfloat16 is peft on the same four-bit weights in float32."""
+    save_tiny(tmp_path, family)
+    reference = resolve(str(tmp_path))
+    model, other = (
+        adapted(family, base=load_model(reference, torch.float32, four_bit=True, compute_dtype=kind))
+        for kind in (torch.float32, torch.bfloat16)
+    )
+    exact, found = (result(model, None, fused=fused) for fused in (False, True))
+    assert 0 < max(map(error, found, exact)) < 1e-5
+    ours, theirs = (mean(map(error, result(other, torch.bfloat16, fused=fused), exact)) for fused in (True, False))
+    assert 0 < ours < 1.1 * theirs
+    assert ours != theirs
 
 
 def test_the_base_layers_weights_get_no_gradient() -> None:

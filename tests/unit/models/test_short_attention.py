@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from neftcli.models import attention
 from neftcli.models import short_attention as module
 from neftcli.models.attention import documents_attention
-from neftcli.models.short_attention import LONGEST, short_attention, suits
+from neftcli.models.short_attention import LONGEST, suits
 from tests.tiny import FAMILIES, Family, tiny_model
 
 
@@ -48,7 +48,7 @@ def test_it_is_as_exact_as_the_fused_one(time: int, heads: int, key_heads: int, 
     """Of output and gradients: bfloat16 leaves both some thousandths."""
     tensors = inputs(time, heads, key_heads, width, width)
     exact = with_gradients(fused, tensors, torch.float64)
-    short = with_gradients(lambda *leaves: short_attention(*leaves, None), tensors, torch.bfloat16)
+    short = with_gradients(lambda *leaves: module.attention(*leaves, None), tensors, torch.bfloat16)
     other = with_gradients(fused, tensors, torch.bfloat16)
     for found, theirs, wanted in zip(short, other, exact, strict=True):
         assert found.shape == wanted.shape
@@ -60,7 +60,7 @@ def test_it_is_as_exact_as_the_fused_one(time: int, heads: int, key_heads: int, 
 
 def test_a_scaling_and_values_of_another_width_are_taken() -> None:
     tensors = inputs(9, 4, 2, width=8, value_width=24)
-    found = with_gradients(lambda *leaves: short_attention(*leaves, 0.7), tensors, torch.bfloat16)
+    found = with_gradients(lambda *leaves: module.attention(*leaves, 0.7), tensors, torch.bfloat16)
 
     def defined(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         key, value = (tensor.repeat_interleave(2, 1) for tensor in (key, value))
@@ -88,7 +88,7 @@ def test_a_row_of_documents_is_each_of_them_alone() -> None:
     begin = 0
     for length in lengths:
         q, k, v = (tensor[:, :, begin : begin + length] for tensor in (query, key, value))
-        alone = short_attention(q, k, v, None) if length <= LONGEST else fused(q, k, v)
+        alone = module.attention(q, k, v, None) if length <= LONGEST else fused(q, k, v)
         assert torch.equal(together[:, begin : begin + length], alone.transpose(1, 2))
         begin += length
 
@@ -101,8 +101,8 @@ def test_a_model_under_autocast_comes_here_and_recomputes_to_the_same_bits(
     from tests.unit.models.test_attention import LENGTHS, row
 
     came = []
-    real = module.short_attention
-    monkeypatch.setattr(attention, "short_attention", lambda *given: came.append(given[0].dtype) or real(*given))
+    real = module.attention
+    monkeypatch.setattr(module, "attention", lambda *given: came.append(given[0].dtype) or real(*given))
     gradients = []
     for checkpointing in (False, True):
         model, batch = tiny_model(family).train(), row()

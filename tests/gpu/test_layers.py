@@ -1,0 +1,61 @@
+"""Layers that are computed here and not by the libraries. Oracle: the libraries', in float32 on the same GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from neftcli.models.loading import load_model
+from neftcli.models.low_rank import fused_low_rank, low_rank_layers
+from neftcli.models.names import resolve
+from tests.tiny import VOCABULARY, save_tiny
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def adapted(folder: Path, weights: torch.dtype, *, four_bit: bool) -> Any:
+    """A tiny model on the GPU with adapters that are no longer zero."""
+    save_tiny(folder, "llama")
+    loaded = load_model(resolve(str(folder)), weights, four_bit=four_bit, compute_dtype=weights)
+    model = get_peft_model(loaded.cuda(), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    generator = torch.Generator("cuda").manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator, device="cuda") / 8
+    return model.train()
+
+
+def result(model: Any, layers: Any, *, autocast: bool) -> list[Tensor]:
+    """The logits, and the gradients of all adapters."""
+    token_ids = torch.arange(40, device="cuda").view(2, 20) * 7 % VOCABULARY
+    model.zero_grad()
+    with fused_low_rank(layers), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        logits = model(input_ids=token_ids, use_cache=False).logits
+        logits.float().logsumexp(-1).sum().backward()
+    return [logits.detach(), *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)]
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_low_rank_layers_are_pefts_in_float32(four_bit: bool, tmp_path: Path) -> None:
+    model = adapted(tmp_path, torch.float32, four_bit=four_bit)
+    layers = low_rank_layers(model)
+    assert len(layers) == 14
+    ours, theirs = (result(model, some, autocast=False) for some in (layers, ()))
+    assert max(map(error, ours, theirs)) < 1e-4
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_low_rank_layers_are_as_exact_as_pefts_in_bfloat16(four_bit: bool, tmp_path: Path) -> None:
+    model = adapted(tmp_path, torch.bfloat16, four_bit=four_bit)
+    ours, theirs = (result(model, some, autocast=True) for some in (low_rank_layers(model), ()))
+    assert all(found.dtype == torch.float32 for found in ours[1:])
+    assert 0 < max(map(error, ours, theirs)) < 0.1
