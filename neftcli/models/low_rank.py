@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class _LowRankLinear(torch.autograd.Function):
         if _four_bit(base):
             from bitsandbytes import matmul_4bit
 
-            matrix, y = None, matmul_4bit(rows, base.weight, base.weight.quant_state, bias=bias)
+            matrix, y = None, cast("Tensor", matmul_4bit(rows, base.weight, base.weight.quant_state, bias=bias))
         else:
             matrix = base.weight.to(kind)
             y = rows @ matrix.T if bias is None else torch.addmm(bias, rows, matrix.T)
