@@ -295,7 +295,8 @@ def _moved(before: str | None, now: str | None) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return "the default" if value is None else str(value)
+    """A value as it is typed."""
+    return "the default" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def mixed(resumed: Mapping[str, Any]) -> list[str]:

@@ -81,6 +81,7 @@ def test_a_stopped_run_is_gone_on_with_and_says_from_where(
             "training.learning_rate differs from that of checkpoint-6, which can't be accepted\n",
         ),
         (["--set", "training.logging_steps=null"], "received the default (there 3)"),
+        (["--set", "training.fused_layers=false"], "received false (there true)"),
         (["--samples", "2", "--accept-changes"], "evaluation.samples differs from that of checkpoint-6, which can't"),
         (["--name", "other"], "--name and --resume can't stand together\n  received --name other"),
         (["--output-dir", "other"], "--output-dir and --resume can't stand together\n"),
