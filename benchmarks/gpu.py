@@ -145,7 +145,7 @@ def trl_command(task: Task, output: Path) -> list[str | Path]:
         *("--max_steps", str(task.updates), "--per_device_train_batch_size", str(task.batch_size)),
         *("--max_length", str(task.length), "--activation_checkpointing", "false", "--learning_rate", "2e-4"),
         *("--use_peft", "--lora_r", "16", "--lora_alpha", "32", "--lora_target_modules", "all-linear"),
-        *(["--load_in_4bit"] if task.method == "qlora" else []),
+        *(["--load_in_4bit", "--use_bnb_nested_quant"] if task.method == "qlora" else []),
     ]
 
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 model_folder, rows, output, method, updates, batch_size, rate = sys.argv[1:]
-four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if method == "qlora" else None
+nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+four_bit = nf4 if method == "qlora" else None
 trainer = SFTTrainer(
     model=AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, quantization_config=four_bit),
     args=SFTConfig(

@@ -167,7 +167,7 @@ def trl_command(task: Task, output: Path, *, best: bool) -> list[str | Path]:
         *("--max_steps", str(task.updates), "--per_device_train_batch_size", str(task.batch_size)),
         *("--learning_rate", RATES[task.method], "--lr_scheduler_type", "cosine"),
         *(lora if task.method != "full" else []),
-        *(["--load_in_4bit"] if task.method == "qlora" else []),
+        *(["--load_in_4bit", "--use_bnb_nested_quant"] if task.method == "qlora" else []),
         *(flags if best else []),
     ]
 

@@ -61,7 +61,7 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 def _four_bit(base: Any) -> bool:
-    """Whether a layer's weights are in NF4, so that the matrix is made anew each time."""
+    """Whether a layer's weights are of four bits, so that the matrix is made anew each time."""
     return hasattr(base.weight, "quant_state")
 
 
@@ -76,21 +76,22 @@ def _from_four_bit(base: Any, kind: torch.dtype) -> Tensor:
 def low_rank_layers(model: Any) -> Sequence[Any]:
     """The layers of `model` that `fused_low_rank` computes: one plain LoRA adapter on a frozen linear layer.
 
-    Dropout and DoRA are left to peft, and weights of 8 bits.
+    Dropout and DoRA are left to peft, weights of 8 bits, and Apple's GPUs, on which this was never tried.
     """
     if not hasattr(model, "peft_config"):
         return ()
     from peft.import_utils import is_bnb_4bit_available
     from peft.tuners.lora.layer import Linear
 
-    kinds: dict[type, type] = {Linear: nn.Linear}
+    base_of: dict[type, type] = {Linear: nn.Linear}
     if is_bnb_4bit_available():
         from bitsandbytes.nn import Linear4bit as FourBitLinear
         from peft.tuners.lora.bnb import Linear4bit
 
-        kinds[Linear4bit] = FourBitLinear
-    layers = [module for module in model.modules() if type(module) in kinds]
-    return [layer for layer in layers if isinstance(layer.base_layer, kinds[type(layer)]) and _is_plain(layer)]
+        base_of[Linear4bit] = FourBitLinear
+    layers = [module for module in model.modules() if type(module) in base_of]
+    # Not a kind of it: FP8 and others have a forward pass of their own.
+    return [layer for layer in layers if type(layer.base_layer) is base_of[type(layer)] and _is_plain(layer)]
 
 
 def _is_plain(layer: Any) -> bool:
@@ -104,6 +105,7 @@ def _is_plain(layer: Any) -> bool:
         and isinstance(layer.lora_dropout[name], nn.Identity)
         and layer.lora_A[name].bias is layer.lora_B[name].bias is None
         and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
+        and layer.base_layer.weight.device.type in ("cpu", "cuda")
     )
 
 
@@ -126,8 +128,8 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     kind = base.compute_dtype if _four_bit(base) else base.weight.dtype
     if torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
-    elif kind != a.dtype:
-        plain: Tensor = type(layer).forward(layer, x)  # adapters that are more exact than their layer
+    elif not kind == a.dtype == x.dtype:
+        plain: Tensor = type(layer).forward(layer, x)  # adapters that are more exact than their layer, say
         return plain
     with torch.autocast(device, enabled=False):
         y: Tensor = _LowRankLinear.apply(x, base, a, b, layer.scaling[name], kind)  # type: ignore[no-untyped-call]

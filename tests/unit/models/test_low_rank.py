@@ -120,6 +120,33 @@ def test_other_kinds_of_adapters_are_left_to_peft(options: dict[str, Any]) -> No
     assert not low_rank_layers(adapted("opt", **options))
 
 
+def test_layers_with_a_forward_pass_of_their_own_are_left_to_peft() -> None:
+    class Scaled(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 3 * super().forward(x)
+
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.q_proj = Scaled(64, 64, bias=False)
+    model = adapted("llama", base=model)
+    assert len(low_rank_layers(model)) == 12
+    assert all("q_proj" not in name for name, module in model.named_modules() if module in low_rank_layers(model))
+    ours, theirs = (result(model, None, fused=fused) for fused in (True, False))
+    assert max(map(error, ours, theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_four_bits_between_weights_of_another_type_are_left_to_peft(family: Family, tmp_path: Path) -> None:
+    save_tiny(tmp_path, family)
+    base = load_model(resolve(str(tmp_path)), torch.bfloat16, four_bit=True, compute_dtype=torch.float32)
+    model = adapted(family, base=base)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    ours, theirs = (result(model, None, fused=fused) for fused in (True, False))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
 def test_merged_disabled_and_trained_layers_are_left_to_peft() -> None:
     model = adapted("llama")
     assert low_rank_layers(model)
