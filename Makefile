@@ -32,7 +32,7 @@ test-slow: setup  ## the tests on the real SmolLM2-135M, too
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
 test-gpu: setup  ## the tests of what a GPU computes, on one of NVIDIA
-	NEFT_TEST_GPU=1 $(BIN)/python -m pytest -n 8 tests/gpu tests/invariant/test_resume.py
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} NEFT_TEST_GPU=1 $(BIN)/python -m pytest -n 8 tests/gpu tests/invariant/test_resume.py
 
 check: setup  ## ruff, mypy and the contracts of the imports: seconds
 	$(BIN)/ruff check .

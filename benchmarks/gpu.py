@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -75,14 +74,17 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=540, help="seconds for all commands together")
     parser.add_argument("--methods", default="lora,qlora")
     options = parser.parse_args()
+    if options.updates <= WARMUP:
+        parser.error(f"--updates {options.updates}: the first {WARMUP} are not timed")
     begun, device = time.monotonic(), device_name()
+    noised = 64 if options.tiny else 4096
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = llama(folder / "model", tiny=options.tiny)
         parameters = json.loads((model / "parameters.json").read_text())
         print(f"# {device}, {parameters / 1e9:.2f} B parameters with random weights", flush=True)
-        noise = noise_milliseconds(model, "cpu" if device == "CPU" else "cuda", 64 if options.tiny else 4096)
-        print(f"# the noise of {'64' if options.tiny else '4096'} tokens takes {noise:.3f} ms", flush=True)
+        noise = noise_milliseconds(model, "cpu" if device == "CPU" else "cuda", noised)
+        print(f"# the noise of {noised} tokens takes {noise:.3f} ms", flush=True)
         print("| method | tokens a row | contender | tokens/s | / trl sft | share of peak | memory, GiB | command, s |")
         print("|---|---:|---|---:|---:|---:|---:|---:|", flush=True)
         longest = 0.0
@@ -188,7 +190,7 @@ def updates_watched(log: Path) -> Iterator[list[float]]:
 
 
 def noise_milliseconds(folder: Path, device: str, tokens: int, rounds: int = 50) -> float:
-    """What the noise adds to the embedding of one row of four documents, in the type of the weights."""
+    """How much longer the embedding of one row of four documents takes with noise, in the type of the weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -212,6 +214,8 @@ def noise_milliseconds(folder: Path, device: str, tokens: int, rounds: int = 50)
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - at)
         seconds[alpha] = statistics.median(times)
+    del model
+    torch.cuda.empty_cache()  # nothing without a GPU
     return 1000 * (seconds[ALPHA] - seconds[0.0])
 
 
@@ -243,8 +247,10 @@ def used() -> float:
 
 
 def device_name() -> str:
-    """The first GPU's, or CPU."""
-    return asked("name") if shutil.which("nvidia-smi") else "CPU"
+    """The first GPU's, or CPU where torch can't use one."""
+    import torch
+
+    return asked("name") if torch.cuda.is_available() else "CPU"
 
 
 def asked(what: str) -> str:

@@ -73,7 +73,8 @@ def choose_machine(recipe: Recipe, *, trains: bool = True) -> Machine:
     return Machine(device, _device_name(device), bfloat16, weights)
 
 
-NO_VARIANT = "does not have a deterministic implementation"
+NO_VARIANT = ("does not have a deterministic implementation", "Deterministic behavior was enabled with either")
+"""What torch says of an operation, and of products where CUBLAS_WORKSPACE_CONFIG is set to something else."""
 
 
 @contextmanager
@@ -85,18 +86,20 @@ def reproducible(device: str) -> Iterator[None]:
     Raises:
         RuntimeError: Within the block, by torch: an operation has no such variant (it says so with NO_VARIANT).
     """
+    if device != "cuda":
+        yield
+        return
     import torch
 
     deterministic: Any = torch.utils.deterministic
-    before = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
-    if device == "cuda":
-        torch.use_deterministic_algorithms(True)  # with warn_only attention would stay as it is
-        deterministic.fill_uninitialized_memory = False  # nobody reads it before it is written
+    mode, fills = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)  # with warn_only attention would stay as it is
+    deterministic.fill_uninitialized_memory = False  # nobody reads it before it is written
     try:
         yield
     finally:
-        torch.set_deterministic_debug_mode(before[0])
-        deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)  # the compiler's settings with it
+        deterministic.fill_uninitialized_memory = fills
 
 
 def multiplies_bfloat16(device: str) -> bool:

@@ -1,8 +1,8 @@
 """Attention over documents that lie end to end in one row, each by itself.
 
 With several documents in a row, transformers' `sdpa` builds a mask of the whole row: time and memory grow with the
-square of the row, and nearly all of it is masked. Here each document is one causal call, so nothing is computed that is
-thrown away, and no document can see another.
+square of the row, and nearly all of it is masked. Here each document is one causal call, or all are one call with
+lengths on a GPU, so nothing is computed that is thrown away, and no document can see another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from neftcli.models import short_attention, varlen_attention
 
 NAME, OF_TORCH_BY_DOCUMENT = "neft_documents", "neft_documents_of_torch"
-"""Attention of this module, with `short_attention` where it suits and without it."""
+"""Attention of this module, with `short_attention` and `varlen_attention` where they suit and without them."""
 OF_TORCH = "sdpa"
 
 
@@ -62,7 +62,7 @@ def documents_attention(
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave float32; the fused one would be cast
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = (tensor.to(kind) for tensor in (query, key, value))
-    if fused and max_length_q is not None and varlen_attention.suits(query, dropout):
+    if fused and max_length_q is not None and varlen_attention.suits(query, value, dropout):
         window = sliding_window or 0
         return varlen_attention.attention(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
     parts = []

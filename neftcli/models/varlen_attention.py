@@ -13,22 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WIDEST = 256
-"""The widest head that flash attention takes."""
+WIDEST = 192
+"""Of wider heads, not every GPU has the backward pass."""
 AMPERE = (8, 0)
 
 
-def suits(query: Tensor, dropout: float) -> bool:
-    """Whether a row of these queries (1, heads, time, width) is done here."""
-    narrow = query.shape[-1] <= WIDEST and query.dtype in (torch.bfloat16, torch.float16)
-    return query.device.type == "cuda" and narrow and not dropout and _is_there(query.device)
+def suits(query: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether a row of these queries and values (1, heads, time, width) is done here."""
+    width = query.shape[-1]
+    fits = width <= WIDEST and width % 8 == 0 and width == value.shape[-1]
+    sixteen_bits = query.dtype in (torch.bfloat16, torch.float16)
+    return query.device.type == "cuda" and fits and sixteen_bits and not dropout and _options(query.device) is not None
 
 
 @cache
-def _is_there(device: torch.device) -> bool:
-    """Whether this torch has it (since 2.10) and this GPU is new enough."""
-    there = find_spec("torch.nn.attention.varlen") is not None
-    return there and torch.version.hip is None and torch.cuda.get_device_capability(device) >= AMPERE
+def _options(device: torch.device) -> dict[str, Any] | None:
+    """What torch's function is given on every call; None where torch or the GPU is too old for it."""
+    there = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
+    if not there or torch.cuda.get_device_capability(device) < AMPERE or not find_spec("torch.nn.attention.varlen"):
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = signature(varlen_attn).parameters
+    if "window_size" not in known or "scale" not in known:  # before torch 2.11
+        return None
+    return {"enable_gqa": True} if "enable_gqa" in known else {}  # before it was asked for, it was done unasked
 
 
 def attention(
@@ -50,7 +59,6 @@ def attention(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     output = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -61,7 +69,7 @@ def attention(
         longest,
         scale=scaling,
         window_size=(window - 1 if window else -1, 0),
-        **options,
+        **(_options(query.device) or {}),
     )
     assert isinstance(output, Tensor)  # noqa: S101 - no more was asked for
     return output[None]

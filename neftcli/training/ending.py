@@ -105,9 +105,10 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
             said,
             "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
         )
-    if _says(error, [NO_VARIANT]):
+    if _says(error, NO_VARIANT):
         told = f"an operation of the model can't be repeated to the bit on this GPU; {_safe(directory)}"
-        return Problem(told, said, "the same command with --set training.deterministic=false")
+        accepted = " and, where a run is gone on with, --accept-changes"
+        return Problem(told, said, f"the same command with --set training.deterministic=false{accepted}")
     refused = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
     if refused or _says(error, WRITER):
         return Problem(f"a file can't be written; {_safe(directory)}", said, _again(directory))

@@ -21,19 +21,20 @@ LENGTH = 8
 Batching = Literal["auto", "padded", "bucketed", "padding_free", "packed"]
 
 
-def settled_batching(batching: Batching, model: Any) -> Batching:
+def settled_batching(batching: Batching, model: Any, *, fused: bool = True) -> Batching:
     """How rows are laid out: as asked for; end to end for "auto", or padded where the model would mix them.
 
     Args:
         batching: The recipe's.
         model: The model, with or without adapters.
+        fused: Attention is computed as in `attention_by_document`.
 
     Raises:
         TrainingError: Documents were to share a row and the model would mix them.
     """
     if batching in ("padded", "bucketed"):
         return batching
-    leak = leak_between_documents(model, two_documents(model))
+    leak = leak_between_documents(model, two_documents(model), fused=fused)
     if leak <= TOLERANCE:
         return "padding_free" if batching == "auto" else batching
     if batching == "auto":
@@ -62,7 +63,7 @@ def two_documents(model: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def leak_between_documents(model: Any, batch: dict[str, Any]) -> float:
+def leak_between_documents(model: Any, batch: dict[str, Any], *, fused: bool = True) -> float:
     """Largest change of the second document's logits when the first document's tokens change; 0 where apart."""
     token_ids = batch["input_ids"]
     lengths = document_lengths(tuple(token_ids.shape), None, batch["position_ids"], batch.get("cu_seq_lens_q"))
@@ -73,7 +74,7 @@ def leak_between_documents(model: Any, batch: dict[str, Any]) -> float:
     other = token_ids.clone()
     other[0, :first] = other[0, :first].flip(0).roll(1)
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "input_ids")}
-    with evaluation_mode(model), attention_by_document(model, batch):
+    with evaluation_mode(model), attention_by_document(model, batch, fused=fused):
         before, after = (
             model(input_ids=ids, use_cache=False, **inputs).logits[0, first:end].float() for ids in (token_ids, other)
         )

@@ -10,7 +10,7 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +245,7 @@ class _Run:
         size = settings.per_device_eval_batch_size
 
         def measure(rows: Sequence[TokenRow]) -> Sequence[RowLoss]:
-            with self.stop.at_once():
+            with self.stop.at_once(), self._reproducible(machine.device):
                 return row_losses(model, rows, size, machine.autocast(), self)
 
         self.losses = ()
@@ -318,7 +318,7 @@ class _Run:
         from neftcli.training.watch import Watch
 
         machine, prepared = materials.machine, materials.prepared
-        batching = settled_batching(self.recipe.training.batching, model)
+        batching = settled_batching(self.recipe.training.batching, model, fused=self.recipe.training.fused_layers)
         recipe = replace(self.recipe, training=replace(self.recipe.training, batching=batching))
         if batching == "padded" and self.recipe.training.batching == "auto":
             self.notify(Notice(PADDED.format(type(model).__name__)))
@@ -341,10 +341,8 @@ class _Run:
 
     def _do_updates(self, trainer: Any, watch: Watch, total_steps: int, device: str) -> None:
         """Trains from the first update, or from behind that of the checkpoint."""
-        from neftcli.machine.device import reproducible
-
         checkpoint = self.resumption.checkpoint
-        with self.stop.behind_updates(), reproducible(device) if self.recipe.training.deterministic else nullcontext():
+        with self.stop.behind_updates(), self._reproducible(device):
             if checkpoint is None:
                 trainer.train()
                 return
@@ -353,6 +351,11 @@ class _Run:
                 trainer.train(resume_from_checkpoint=str(checkpoint.path))
             else:
                 trainer.load_weights(checkpoint.path)
+
+    def _reproducible(self, device: str) -> AbstractContextManager[None]:
+        from neftcli.machine.device import reproducible
+
+        return reproducible(device) if self.recipe.training.deterministic else nullcontext()
 
     def _tell_of_the_model(self, parameters: int, tuned: Any, materials: Materials) -> None:
         machine = materials.machine

@@ -50,7 +50,7 @@ class Trainer(SFTTrainer):
     Attributes:
         checkpoints: Where checkpoints are kept.
         facts: What they are of, for their manifests.
-        fused: Attention is computed by `models/short_attention.py` where that suits.
+        fused: Attention is computed by `models/short_attention.py` or `models/varlen_attention.py` where they suit.
         sums_labels: The loss is taken by `models/head.py` and not by TRL's head.
         low_rank: The layers that `models/low_rank.py` computes and not peft.
         buckets: The order of the rows where they are bucketed by length.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -13,14 +14,14 @@ from torch import Tensor
 from neftcli.models.loading import load_model
 from neftcli.models.low_rank import fused_low_rank, low_rank_layers
 from neftcli.models.names import resolve
-from tests.tiny import VOCABULARY, save_tiny
+from tests.tiny import VOCABULARY, Family, save_tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def adapted(folder: Path, weights: torch.dtype, *, four_bit: bool) -> Any:
+def adapted(folder: Path, family: Family, weights: torch.dtype, *, four_bit: bool) -> Any:
     """A tiny model on the GPU with adapters that are no longer zero."""
-    save_tiny(folder, "llama")
+    save_tiny(folder, family)
     loaded = load_model(resolve(str(folder)), weights, four_bit=four_bit, compute_dtype=weights)
     model = get_peft_model(loaded.cuda(), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     generator = torch.Generator("cuda").manual_seed(0)
@@ -46,7 +47,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_low_rank_layers_are_pefts_in_float32(four_bit: bool, tmp_path: Path) -> None:
-    model = adapted(tmp_path, torch.float32, four_bit=four_bit)
+    model = adapted(tmp_path, "llama", torch.float32, four_bit=four_bit)
     layers = low_rank_layers(model)
     assert len(layers) == 14
     ours, theirs = (result(model, some, autocast=False) for some in (layers, ()))
@@ -54,8 +55,11 @@ def test_low_rank_layers_are_pefts_in_float32(four_bit: bool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("four_bit", [False, True])
-def test_low_rank_layers_are_as_exact_as_pefts_in_bfloat16(four_bit: bool, tmp_path: Path) -> None:
-    model = adapted(tmp_path, torch.bfloat16, four_bit=four_bit)
-    ours, theirs = (result(model, some, autocast=True) for some in (low_rank_layers(model), ()))
-    assert all(found.dtype == torch.float32 for found in ours[1:])
-    assert 0 < max(map(error, ours, theirs)) < 0.1
+@pytest.mark.parametrize("family", ["llama", "opt"])  # opt's layers have biases
+def test_low_rank_layers_are_as_exact_as_pefts_in_bfloat16(family: Family, four_bit: bool, tmp_path: Path) -> None:
+    model = adapted(tmp_path, family, torch.float32, four_bit=four_bit)
+    exact = result(model, (), autocast=False)
+    ours, theirs = (
+        mean(map(error, result(model, some, autocast=True), exact)) for some in (low_rank_layers(model), ())
+    )
+    assert 0 < ours < 1.2 * theirs

@@ -37,7 +37,7 @@ def test_it_is_the_definition_with_its_gradients(heads: int, key_heads: int, wid
     shapes = [(1, count, sum(LENGTHS), width) for count in (heads, key_heads, key_heads)]
     tensors = [torch.randn(shape, generator=generator, device="cuda").bfloat16() for shape in shapes]
     bounds = torch.tensor([0, *LENGTHS], device="cuda").cumsum(0).to(torch.int32)
-    assert varlen_attention.suits(tensors[0], 0.0)
+    assert varlen_attention.suits(tensors[0], tensors[2], 0.0)
 
     def attend(*leaves: Tensor) -> Tensor:
         output, _ = documents_attention(
@@ -60,7 +60,11 @@ def test_it_is_the_definition_with_its_gradients(heads: int, key_heads: int, wid
         output = function(*leaves)
         output.backward(torch.ones_like(output) * torch.arange(width, device="cuda") / width)
         results.append([output.detach(), *(leaf.grad for leaf in leaves)])
-    assert all(error(found, exact) < 0.02 or exact.norm() < 1e-6 for found, exact in zip(*results, strict=True))
+    for found, exact in zip(*results, strict=True):
+        if exact.norm() < 1e-6:  # a token that sees itself alone does so whatever its query is
+            assert float(found.norm()) < 0.1
+        else:
+            assert error(found, exact) < 0.02
 
 
 @pytest.mark.parametrize("family", FAMILIES)

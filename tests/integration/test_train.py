@@ -499,5 +499,8 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
     assert refused.code == 1
     assert "an operation of the model can't be repeated to the bit on this GPU; no update was saved" in refused.err
     assert "put_ does not have a deterministic implementation" in " ".join(refused.err.split())
-    assert "--set training.deterministic=false" in refused.err
-    assert neft(*quick, "--output-dir", tmp_path / "other", "--set", "training.deterministic=false").code == 0
+    assert "the same command with --set training.deterministic=false" in refused.err
+    resumed = ["train", "--resume", tmp_path / "runs" / "tiny-a5-s0", "--set", "training.deterministic=false"]
+    assert neft(*resumed).code == 2
+    assert neft(*resumed, "--accept-changes").code == 0
+    assert neft(*quick, "--set", "training.deterministic=false").code == 0
