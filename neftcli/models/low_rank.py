@@ -1,9 +1,9 @@
 """LoRA's layers, and QLoRA's, with fewer passes over the activations.
 
 peft casts the input, multiplies by A, by B and by the scaling, adds, and has autograd cast and add the two gradients of
-the input. Here what the adapter adds is added within the products themselves, and rounded once.
+the input. Here what the adapter adds is added within the products themselves.
 
-    y = x W^T + b + (x A^T) (s B)^T
+    y = x W^T + b + (x A^T) (s B)^T = [x, x A^T] [W, s B]^T + b
     dx = dy W + (dy s B) A      dA = (dy s B)^T x      dB = s dy^T (x A^T)
 """
 
@@ -23,23 +23,26 @@ if TYPE_CHECKING:
 
 
 class _LowRankLinear(torch.autograd.Function):
-    """A frozen linear layer with its adapter, multiplied in `kind`."""
+    """A frozen linear layer with its adapter, multiplied in `kind`.
+
+    In 16 bits, what a young adapter adds is less than half a step beside what the layer itself gives, and is lost where
+    that is rounded before. So both are one product where the layer's weights are copied to be multiplied anyway; where
+    that would be one copy more, what the adapter adds is added to what is rounded, as peft does it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: Any, a: Tensor, b: Tensor, scaling: float, kind: torch.dtype) -> Tensor:
         """`x` (..., in), `base` with a weight (out, in), `a` (rank, in), `b` (out, rank); returns (..., out)."""
-        rows = x.to(kind).reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
         down, up, bias = a.to(kind), (b * scaling).to(kind), None if base.bias is None else base.bias.to(kind)
-        inner = rows @ down.T
-        if _four_bit(base):
-            from bitsandbytes import matmul_4bit
-
-            matrix, y = None, cast("Tensor", matmul_4bit(rows, base.weight, base.weight.quant_state, bias=bias))
+        matrix = base.weight
+        if matrix.dtype == kind:
+            rows = rows.to(kind)
+            inner = rows @ down.T
+            y = nn.functional.linear(rows, matrix, bias).addmm_(inner, up.T)
         else:
-            matrix = base.weight.to(kind)
-            y = rows @ matrix.T if bias is None else torch.addmm(bias, rows, matrix.T)
-        y.addmm_(inner, up.T)
-        ctx.save_for_backward(rows, inner, down, up, matrix)
+            rows, inner, matrix, y = _in_one_product(rows, _weights(base), down, up, bias)
+        ctx.save_for_backward(rows, inner, down, up, None if _four_bit(base) else matrix)
         ctx.base, ctx.scaling, ctx.kinds = base, scaling, (x.dtype, a.dtype, b.dtype)
         return y.view(*x.shape[:-1], len(up))
 
@@ -53,7 +56,7 @@ class _LowRankLinear(torch.autograd.Function):
         of_inner = outer @ up
         x_gradient = None
         if ctx.needs_input_grad[0]:
-            matrix = _from_four_bit(ctx.base, rows.dtype) if matrix is None else matrix
+            matrix = _weights(ctx.base).to(rows.dtype) if matrix is None else matrix
             x_gradient = (outer @ matrix).addmm_(of_inner, down).view(*gradient.shape[:-1], rows.shape[1]).to(of_x)
         a_gradient = (of_inner.T @ rows).to(of_a)
         b_gradient = (outer.T @ inner).to(of_b).mul_(ctx.scaling)
@@ -65,18 +68,34 @@ def _four_bit(base: Any) -> bool:
     return hasattr(base.weight, "quant_state")
 
 
-def _from_four_bit(base: Any, kind: torch.dtype) -> Tensor:
-    """A layer's weights (out, in) in the type in which they are multiplied."""
+def _weights(base: Any) -> Tensor:
+    """A layer's weights (out, in)."""
+    if not _four_bit(base):
+        return cast("Tensor", base.weight)
     from bitsandbytes.functional import dequantize_4bit
 
-    weights: Tensor = dequantize_4bit(base.weight.data, base.weight.quant_state)
-    return weights.to(kind)
+    return cast("Tensor", dequantize_4bit(base.weight.data, base.weight.quant_state))
+
+
+def _in_one_product(
+    x: Tensor, weights: Tensor, down: Tensor, up: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`x`, `x` A^T and the weights in the type of A, and the layer's output, rounded once."""
+    inputs, rank, kind = x.shape[1], len(down), down.dtype
+    both = x.new_empty(len(x), inputs + rank, dtype=kind)
+    matrices = x.new_empty(len(weights), inputs + rank, dtype=kind)
+    (rows, inner), (matrix, beside) = (torch.split(tensor, [inputs, rank], dim=1) for tensor in (both, matrices))
+    rows.copy_(x)
+    inner.copy_(rows @ down.T)
+    matrix.copy_(weights)
+    beside.copy_(up)
+    return rows, inner, matrix, nn.functional.linear(both, matrices, bias)
 
 
 def low_rank_layers(model: Any) -> Sequence[Any]:
     """The layers of `model` that `fused_low_rank` computes: one plain LoRA adapter on a frozen linear layer.
 
-    Dropout and DoRA are left to peft, weights of 8 bits, and Apple's GPUs, on which this was never tried.
+    Left to peft are dropout, DoRA, weights of 8 bits, those of 4 on a GPU, and Apple's GPUs, where it was never tried.
     """
     if not hasattr(model, "peft_config"):
         return ()
@@ -105,7 +124,7 @@ def _is_plain(layer: Any) -> bool:
         and isinstance(layer.lora_dropout[name], nn.Identity)
         and layer.lora_A[name].bias is layer.lora_B[name].bias is None
         and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
-        and layer.base_layer.weight.device.type in ("cpu", "cuda")
+        and layer.base_layer.weight.device.type in (("cpu",) if _four_bit(layer.base_layer) else ("cpu", "cuda"))
     )
 
 

@@ -19,10 +19,10 @@ from tests.tiny import VOCABULARY, Family, save_tiny
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def adapted(folder: Path, family: Family, weights: torch.dtype, *, four_bit: bool) -> Any:
+def adapted(folder: Path, family: Family, weights: torch.dtype) -> Any:
     """A tiny model on the GPU with adapters that are no longer zero."""
     save_tiny(folder, family)
-    loaded = load_model(resolve(str(folder)), weights, four_bit=four_bit, compute_dtype=weights)
+    loaded = load_model(resolve(str(folder)), weights)
     model = get_peft_model(loaded.cuda(), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     generator = torch.Generator("cuda").manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -45,19 +45,17 @@ def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact.double()).norm() / exact.double().norm())
 
 
-@pytest.mark.parametrize("four_bit", [False, True])
-def test_low_rank_layers_are_pefts_in_float32(four_bit: bool, tmp_path: Path) -> None:
-    model = adapted(tmp_path, "llama", torch.float32, four_bit=four_bit)
+def test_low_rank_layers_are_pefts_in_float32(tmp_path: Path) -> None:
+    model = adapted(tmp_path, "llama", torch.float32)
     layers = low_rank_layers(model)
     assert len(layers) == 14
     ours, theirs = (result(model, some, autocast=False) for some in (layers, ()))
     assert max(map(error, ours, theirs)) < 1e-4
 
 
-@pytest.mark.parametrize("four_bit", [False, True])
 @pytest.mark.parametrize("family", ["llama", "opt"])  # opt's layers have biases
-def test_low_rank_layers_are_as_exact_as_pefts_in_bfloat16(family: Family, four_bit: bool, tmp_path: Path) -> None:
-    model = adapted(tmp_path, family, torch.float32, four_bit=four_bit)
+def test_low_rank_layers_are_as_exact_as_pefts_in_bfloat16(family: Family, tmp_path: Path) -> None:
+    model = adapted(tmp_path, family, torch.float32)
     exact = result(model, (), autocast=False)
     ours, theirs = (
         mean(map(error, result(model, some, autocast=True), exact)) for some in (low_rank_layers(model), ())
