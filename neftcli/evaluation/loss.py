@@ -104,7 +104,7 @@ def _batch_losses(
         mask[index, : len(row.input_ids)] = 1
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
-    with autocast, fused_low_rank(low_rank_layers(model)):
+    with autocast, fused_low_rank(low_rank_layers(model, trained=False)):
         nll, hits = label_scores(causal, {name: tensor.to(model.device) for name, tensor in inputs.items()})
     # Summed on the CPU in float64, which not every GPU has.
     scored = labels[:, 1:] != IGNORED  # (rows, time - 1)

@@ -36,7 +36,7 @@ class _LowRankLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         down, up, bias = a.to(kind), (b * scaling).to(kind), None if base.bias is None else base.bias.to(kind)
         matrix = base.weight
-        if matrix.dtype == kind:
+        if matrix.dtype == kind and not _four_bit(base):
             rows = rows.to(kind)
             inner = rows @ down.T
             y = nn.functional.linear(rows, matrix, bias).addmm_(inner, up.T)
@@ -92,10 +92,15 @@ def _in_one_product(
     return rows, inner, matrix, nn.functional.linear(both, matrices, bias)
 
 
-def low_rank_layers(model: Any) -> Sequence[Any]:
+def low_rank_layers(model: Any, *, trained: bool = True) -> Sequence[Any]:
     """The layers of `model` that `fused_low_rank` computes: one plain LoRA adapter on a frozen linear layer.
 
-    Left to peft are dropout, DoRA, weights of 8 bits, those of 4 on a GPU, and Apple's GPUs, where it was never tried.
+    Left to peft are DoRA, weights of 8 bits, those of 4 on a GPU, and Apple's GPUs, where it was never tried.
+
+    Args:
+        model: With or without adapters.
+        trained: Layers with dropout are left to peft. Where the model is only measured, weights of 4 bits are: peft
+            adds to them in float32, as they are multiplied without an adapter.
     """
     if not hasattr(model, "peft_config"):
         return ()
@@ -110,34 +115,36 @@ def low_rank_layers(model: Any) -> Sequence[Any]:
         base_of[Linear4bit] = FourBitLinear
     layers = [module for module in model.modules() if type(module) in base_of]
     # Not a kind of it: FP8 and others have a forward pass of their own.
-    return [layer for layer in layers if type(layer.base_layer) is base_of[type(layer)] and _is_plain(layer)]
+    return [layer for layer in layers if type(layer.base_layer) is base_of[type(layer)] and _is_plain(layer, trained)]
 
 
-def _is_plain(layer: Any) -> bool:
+def _is_plain(layer: Any, trained: bool) -> bool:
     names = layer.active_adapters
     if len(names) != 1 or layer.disable_adapters or layer.merged:
         return False
     (name,) = names
+    four_bit = _four_bit(layer.base_layer)
+    devices = ("cpu", "cuda") if not four_bit else ("cpu",) if trained else ()
     return (
         name in layer.lora_A
         and name not in layer.lora_variant
-        and isinstance(layer.lora_dropout[name], nn.Identity)
+        and (isinstance(layer.lora_dropout[name], nn.Identity) or not trained)
         and layer.lora_A[name].bias is layer.lora_B[name].bias is None
         and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
-        and layer.base_layer.weight.device.type in (("cpu",) if _four_bit(layer.base_layer) else ("cpu", "cuda"))
+        and layer.base_layer.weight.device.type in devices
     )
 
 
 @contextmanager
 def fused_low_rank(layers: Sequence[Any]) -> Iterator[None]:
     """Within the block, `layers` of `low_rank_layers` are computed here."""
-    for layer in layers:
-        layer.forward = partial(_forward, layer)
     try:
+        for layer in layers:
+            layer.forward = partial(_forward, layer)
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ class Training:
     ] = False
     torch_compile: Annotated[bool, Option("Compile the model first; pays on long GPU runs.")] = False
     fused_layers: Annotated[
-        bool, Option("Attention, LoRA and, on CPUs, the vocabulary head in fewer passes; false: the libraries' layers.")
+        bool, Option("Train attention, LoRA and, on CPUs, the head in fewer passes; false: by the libraries' layers.")
     ] = True
     deterministic: Annotated[bool, Option("On GPUs: the same seed, the same bits; false is a little faster.")] = True
     logging_steps: Annotated[Count | None, Option("Updates between log rows; without one about 20 rows.")] = None

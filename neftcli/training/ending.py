@@ -21,6 +21,7 @@ FULL = ("No space left", "os error 27", "os error 28", "os error 122")
 """How safetensors, which writes in code of its own, says that the disk is full."""
 WRITER = ("PytorchStreamWriter failed", "iostream error", "unexpected pos")
 """How torch says that a file could not be written, for whatever reason."""
+CUBLAS = "unset CUBLAS_WORKSPACE_CONFIG    (then it is :4096:8), and the same command again"
 LITTLE = 2**26  # bytes free: with less, that reason is a full disk
 
 
@@ -105,10 +106,11 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
             said,
             "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
         )
-    if _says(error, NO_VARIANT):
+    if _says(error, [NO_VARIANT]):
         told = f"an operation of the model can't be repeated to the bit on this GPU; {_safe(directory)}"
-        accepted = " and, where a run is gone on with, --accept-changes"
-        return Problem(told, said, f"the same command with --set training.deterministic=false{accepted}")
+        return Problem(told, said, "the same command with --set training.deterministic=false")
+    if _says(error, ["CUBLAS_WORKSPACE_CONFIG"]):
+        return Problem(f"products on this GPU can't be repeated to the bit; {_safe(directory)}", said, CUBLAS)
     refused = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
     if refused or _says(error, WRITER):
         return Problem(f"a file can't be written; {_safe(directory)}", said, _again(directory))

@@ -10,7 +10,7 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +245,7 @@ class _Run:
         size = settings.per_device_eval_batch_size
 
         def measure(rows: Sequence[TokenRow]) -> Sequence[RowLoss]:
-            with self.stop.at_once(), self._reproducible(machine.device):
+            with self.stop.at_once():
                 return row_losses(model, rows, size, machine.autocast(), self)
 
         self.losses = ()
@@ -300,7 +300,7 @@ class _Run:
             self.record.update(noise_to_embedding=tell_strength(trainer, noise, settings, self))
             epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
             self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
-            self._do_updates(trainer, watch, total_steps, materials.machine.device)
+            self._do_updates(trainer, watch, total_steps)
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update
             watch.evaluate_now(total_steps, last=True)
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
@@ -339,10 +339,10 @@ class _Run:
         watch.trainer = trainer
         return recipe, trainer, watch
 
-    def _do_updates(self, trainer: Any, watch: Watch, total_steps: int, device: str) -> None:
+    def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
         """Trains from the first update, or from behind that of the checkpoint."""
         checkpoint = self.resumption.checkpoint
-        with self.stop.behind_updates(), self._reproducible(device):
+        with self.stop.behind_updates():
             if checkpoint is None:
                 trainer.train()
                 return
@@ -351,11 +351,6 @@ class _Run:
                 trainer.train(resume_from_checkpoint=str(checkpoint.path))
             else:
                 trainer.load_weights(checkpoint.path)
-
-    def _reproducible(self, device: str) -> AbstractContextManager[None]:
-        from neftcli.machine.device import reproducible
-
-        return reproducible(device) if self.recipe.training.deterministic else nullcontext()
 
     def _tell_of_the_model(self, parameters: int, tuned: Any, materials: Materials) -> None:
         machine = materials.machine

@@ -7,7 +7,7 @@ off: the noise of `neftcli.neftune` is attached around `train()`.
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from neftcli.data.store import Batches
 from neftcli.data.tokens import IGNORED
 from neftcli.errors import NonFiniteLossError, Problem
+from neftcli.machine.device import reproducible
 from neftcli.machine.processes import PATIENCE, count, gathered, rank
 from neftcli.models.attention import attention_by_document
 from neftcli.models.head import can_sum_labels, sum_of_labels
@@ -50,6 +51,7 @@ class Trainer(SFTTrainer):
     Attributes:
         checkpoints: Where checkpoints are kept.
         facts: What they are of, for their manifests.
+        deterministic: Forward and backward passes give the same bits each time.
         fused: Attention is computed by `models/short_attention.py` or `models/varlen_attention.py` where they suit.
         sums_labels: The loss is taken by `models/head.py` and not by TRL's head.
         low_rank: The layers that `models/low_rank.py` computes and not peft.
@@ -57,6 +59,7 @@ class Trainer(SFTTrainer):
         unlogged: What the next log row had summed up at the last checkpoint, and the tokens seen in all, by process.
     """
 
+    deterministic: bool
     fused: bool
     sums_labels: bool
     low_rank: Sequence[Any]
@@ -71,7 +74,8 @@ class Trainer(SFTTrainer):
         Raises:
             NonFiniteLossError: The loss is NaN or infinite.
         """
-        with attention_by_document(self.model, inputs, fused=self.fused), fused_low_rank(self.low_rank):
+        repeated = reproducible(self.args.device.type) if self.deterministic else nullcontext()
+        with repeated, attention_by_document(self.model, inputs, fused=self.fused), fused_low_rank(self.low_rank):
             loss: torch.Tensor = super().training_step(model, inputs, *args)
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(
@@ -210,6 +214,7 @@ def build_trainer(
             recipe.training.processes * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
         )
         trainer.buckets = LengthBuckets(rows.lengths().tolist(), rows_of_an_update, recipe.training.seed)
+    trainer.deterministic = recipe.training.deterministic
     trainer.fused = recipe.training.fused_layers
     trainer.sums_labels = trainer.fused and count() == 1 and can_sum_labels(_without_adapter(trainer.model))
     # A compiled model would be compiled again for each layer that is exchanged.

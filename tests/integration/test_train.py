@@ -485,16 +485,16 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
 ) -> None:
     """What a GPU does with an operation that has no such variant, here with one that no device has."""
     from neftcli.machine import device
-    from neftcli.training.trainer import Trainer
+    from neftcli.training import trainer
 
-    real, step = device.reproducible, Trainer.training_step
+    real = trainer.Trainer.compute_loss
 
-    def with_put(trainer: Trainer, *given: object) -> torch.Tensor:
+    def with_put(*given: object, **named: object) -> torch.Tensor:
         torch.zeros(4).put_(torch.tensor([1, 1]), torch.ones(2))
-        return step(trainer, *given)
+        return real(*given, **named)
 
-    monkeypatch.setattr(device, "reproducible", lambda _: real("cuda"))
-    monkeypatch.setattr(Trainer, "training_step", with_put)
+    monkeypatch.setattr(trainer, "reproducible", lambda _: device.reproducible("cuda"))
+    monkeypatch.setattr(trainer.Trainer, "compute_loss", with_put)
     refused = neft(*quick)
     assert refused.code == 1
     assert "an operation of the model can't be repeated to the bit on this GPU; no update was saved" in refused.err

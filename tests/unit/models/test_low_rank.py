@@ -73,7 +73,7 @@ def test_it_is_as_exact_as_peft_in_bfloat16(family: Family) -> None:
 
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_what_a_young_adapter_adds_is_not_rounded_away(four_bit: bool, tmp_path: Path) -> None:
-    """It is some hundredths of a step of bfloat16: lost if the layer's own output is rounded before, there on average.
+    """It is some hundredths of a step of bfloat16: there on average where it is added before rounding, and lost behind.
 
     Oracle: the same layer in float32. How much of what is added is found is the slope of the one on the other.
     """
@@ -160,6 +160,34 @@ def test_layers_with_a_forward_pass_of_their_own_are_left_to_peft() -> None:
     assert all("q_proj" not in name for name, module in model.named_modules() if module in low_rank_layers(model))
     ours, theirs = (result(model, None, fused=fused) for fused in (True, False))
     assert max(map(error, ours, theirs)) < 1e-5
+
+
+def test_packed_weights_may_be_stored_in_the_type_they_are_multiplied_in(tmp_path: Path) -> None:
+    """As those of checkpoints for sharded training are."""
+    save_tiny(tmp_path, "llama")
+    base = load_model(resolve(str(tmp_path)), torch.float32, four_bit=True, compute_dtype=torch.float32)
+    model = adapted("llama", base=base)
+    for layer in low_rank_layers(model):
+        layer.base_layer.weight.data = layer.base_layer.weight.data.flatten().view(torch.float32)[:, None]
+    ours, theirs = (result(model, None, fused=fused) for fused in (True, False))
+    assert max(map(error, ours, theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_adapter_of_zeros_is_measured_as_the_model_without_it(
+    four_bit: bool, dropout: float, tmp_path: Path
+) -> None:
+    from neftcli.data.tokens import TokenRow
+    from neftcli.evaluation.loss import row_losses
+
+    save_tiny(tmp_path, "llama")
+    base = load_model(resolve(str(tmp_path)), torch.float32, four_bit=four_bit, compute_dtype=torch.bfloat16)
+    rows = [TokenRow(list(range(5, 25)), list(range(5, 25)), False, False, "row 1")]
+    before = row_losses(base, rows, 1, torch.autocast("cpu", torch.bfloat16))
+    model = get_peft_model(base, LoraConfig(r=4, lora_dropout=dropout, target_modules="all-linear"))
+    assert row_losses(model, rows, 1, torch.autocast("cpu", torch.bfloat16)) == before
+    assert len(low_rank_layers(model, trained=False)) == (0 if four_bit else 14)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
