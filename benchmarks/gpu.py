@@ -72,10 +72,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a model of no size")
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--budget", type=float, default=540, help="seconds for all commands together")
-    parser.add_argument("--methods", default="lora,qlora")
+    parser.add_argument("--methods", default="lora,qlora", help="lora, qlora or both, with a comma between them")
     options = parser.parse_args()
     if options.updates <= WARMUP:
-        parser.error(f"--updates {options.updates}: the first {WARMUP} are not timed")
+        parser.error(f"--updates {options.updates}: the first {WARMUP} are not timed; {WARMUP + 1} or more")
+    if not {*options.methods.split(",")} <= {"lora", "qlora"}:
+        parser.error(f"--methods {options.methods}: lora, qlora or lora,qlora")
     begun, device = time.monotonic(), device_name()
     noised = 64 if options.tiny else 4096
     with tempfile.TemporaryDirectory() as scratch:
@@ -87,7 +89,7 @@ def main() -> None:
         print(f"# the noise of {noised} tokens takes {noise:.3f} ms", flush=True)
         print("| method | tokens a row | contender | tokens/s | / trl sft | share of peak | memory, GiB | command, s |")
         print("|---|---:|---|---:|---:|---:|---:|---:|", flush=True)
-        longest = 0.0
+        longest, failed = 0.0, False
         for method in options.methods.split(","):
             for length, batch_size in ((64, 2), (128, 1)) if options.tiny else ((512, 8), (2048, 2)):
                 rows = texts(folder / f"{method}-{length}", length, options.updates * batch_size)
@@ -102,8 +104,11 @@ def main() -> None:
                         left = options.budget - (at - begun)
                         print(measured(name, task, folder, device, parameters, rates, left), flush=True)
                     except RuntimeError as error:  # out of memory or time, say: the others are measured all the same
+                        failed = True
                         print(f"# {method}, {length} tokens, {name} failed: {str(error)[-900:]}", flush=True)
                     longest = max(longest, time.monotonic() - at)
+        if failed:
+            raise SystemExit(1)
 
 
 def measured(

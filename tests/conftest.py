@@ -38,6 +38,14 @@ ROWS = [
 ]
 
 
+def pytest_configure() -> None:
+    """Refuses to test what a GPU computes where there is none."""
+    import torch
+
+    if "NEFT_TEST_GPU" in os.environ and not torch.cuda.is_available():
+        raise pytest.UsageError("make test-gpu is for an NVIDIA GPU, and torch sees none here")
+
+
 @dataclass(frozen=True)
 class Result:
     """How a command ended."""
