@@ -65,30 +65,33 @@ def documents_attention(
     if fused and max_length_q is not None and varlen_attention.suits(query, value, dropout):
         window = sliding_window or 0
         return varlen_attention.attention(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
-    parts = []
     lengths = [end - begin for begin, end in pairwise(cu_seq_lens_q.tolist())]
     # Split, not sliced: the gradient of a slice is as large as the row.
-    for q, k, v in zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True):
-        band, length = None, q.shape[2]
-        if sliding_window is not None and length > sliding_window:
-            ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
-            band = ones.tril() & ones.triu(1 - sliding_window)
-        if fused and band is None and short_attention.suits(q, dropout):
-            parts.append(short_attention.attention(q, k, v, scaling).transpose(1, 2))
-            continue
-        parts.append(
-            nn.functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=band,
-                dropout_p=dropout,
-                scale=scaling,
-                is_causal=band is None,
-                enable_gqa=query.shape[1] != key.shape[1],
-            ).transpose(1, 2)
-        )
+    documents = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    parts = [_one_document(q, k, v, dropout, scaling, sliding_window, fused) for q, k, v in documents]
     return torch.cat(parts, dim=1), None
+
+
+def _one_document(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None, window: int | None, fused: bool
+) -> Tensor:
+    """The same of one document, (1, its time, heads, width)."""
+    band, length = None, q.shape[2]
+    if window is not None and length > window:
+        ones = torch.ones(length, length, dtype=torch.bool, device=q.device)
+        band = ones.tril() & ones.triu(1 - window)
+    if fused and band is None and short_attention.suits(q, dropout):
+        return short_attention.attention(q, k, v, scaling).transpose(1, 2)
+    return nn.functional.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=band,
+        dropout_p=dropout,
+        scale=scaling,
+        is_causal=band is None,
+        enable_gqa=q.shape[1] != k.shape[1],
+    ).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, documents_attention)

@@ -504,3 +504,20 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
     assert neft(*resumed).code == 2
     assert neft(*resumed, "--accept-changes").code == 0
     assert neft(*quick, "--set", "training.deterministic=false").code == 0
+
+
+def test_products_that_can_not_be_repeated_by_a_setting_of_the_users_are_told_as_that(
+    neft: Neft, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In torch's words, where CUBLAS_WORKSPACE_CONFIG is set to something else."""
+    from neftcli.training.trainer import Trainer
+
+    def refuse(*given: object, **named: object) -> torch.Tensor:
+        raise RuntimeError("Deterministic behavior was enabled, but CuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8")
+
+    monkeypatch.setattr(Trainer, "compute_loss", refuse)
+    refused = neft(*quick)
+    assert refused.code == 1
+    assert "products on this GPU can't be repeated to the bit; no update was saved" in refused.err
+    assert "unset CUBLAS_WORKSPACE_CONFIG" in refused.err
+    assert "fault of neft" not in refused.err
