@@ -53,11 +53,28 @@ ROLES = {
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation; `context` is an Alpaca row's `input`."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        content: Its text; empty if an assistant turn holds only tool calls.
+        context: An Alpaca row's `input`.
+        learn: The row marks this turn as one to learn (True) or not (False); None if it says nothing.
+        reasoning: What the assistant thought before it answered (`reasoning_content`, `thinking`).
+        tool_calls: The assistant's tool calls as the JSON text of a list of
+            {"type": "function", "function": {"name": ..., "arguments": {...}}, "id": ...}; empty if it has none.
+        name: Name of the tool that a tool turn comes from, or of the speaker.
+        tool_call_id: Id of the call that a tool turn answers.
+    """
 
     role: str
     content: str
     context: str = ""
+    learn: bool | None = None
+    reasoning: str = ""
+    tool_calls: str = ""
+    name: str = ""
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +85,15 @@ class Example:
         turns: The conversation; empty for plain text.
         text: Plain text; empty for a conversation.
         where: Where the row stands.
+        tools: The tools that the assistant may call, as the JSON text of a list of schemas; empty if there are none.
+        completion: Index of the first turn of the completion in a conversational prompt/completion pair; 0 elsewhere.
     """
 
     turns: tuple[Turn, ...]
     text: str
     where: str
+    tools: str = ""
+    completion: int = 0
 
     def prompt(self) -> str:
         """What is asked: everything before the last answer; the whole of a plain text."""

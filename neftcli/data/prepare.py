@@ -174,9 +174,9 @@ def read_examples(data: Data, told: Callable[[int], None] = _nobody) -> Examples
         raise DataError(Problem(clash, data.held_out_source, "--held-out without --held-out-rows 0, or neither"))
     reader = _Reader(data, told=told)
     examples = reader.read(data.source, data.split)
-    if reader.layout == "text" and data.completion_only_loss:
-        clash = f"data.completion_only_loss true: {data.source} is plain text, which has no answers"
-        raise DataError(Problem(clash, "layout text", "--set data.completion_only_loss=false"))
+    if reader.layout == "text" and data.loss_on not in ("auto", "tokens"):
+        clash = f"data.loss_on: {data.source} is plain text, which has no answers"
+        raise DataError(Problem(clash, data.loss_on, "--set data.loss_on=tokens"))
     held_out_source = data.held_out_source or (BUILTIN if data.source == BUILTIN else None)
     held_out_split = data.held_out_split or ("held_out" if held_out_source == BUILTIN else "train")
     if held_out_source is None and data.held_out_split is not None:
@@ -332,8 +332,7 @@ def _others(examples: ExampleRows, places: Sequence[int]) -> list[str]:
 
 def loss_on_answers(data: Data, layout: str) -> bool:
     """Whether only answers carry loss: what the recipe says, else for conversations and not for plain text."""
-    wanted = True if data.completion_only_loss is None else data.completion_only_loss
-    return wanted and layout != "text"
+    return data.loss_on != "tokens" and layout != "text"
 
 
 def count(rows: Sequence[TokenRow]) -> SplitCounts:

@@ -137,7 +137,7 @@ def _with_spans(
                     "model.chat_template: this chat template does not render a conversation by appending turns, so the "
                     "tokens of its answers can't be told",
                     example.where,
-                    "--chat-template chatml, or --set data.completion_only_loss=false",
+                    "--chat-template chatml, or --set data.loss_on=tokens",
                 )
             )
         if not upto[len(before) :].strip():

@@ -35,7 +35,7 @@ SETTINGS = ("*.json", "*.jinja", "*.py")
 READ = (
     *("model.revision", "model.dtype", "model.chat_template", "model.trust_remote_code", "training.precision"),
     *("data.config", "data.format", "data.columns", "data.system_prompt", "data.max_length"),
-    *("data.completion_only_loss", "evaluation.per_device_eval_batch_size", "evaluation.generation"),
+    *("data.loss_on", "data.reasoning", "evaluation.per_device_eval_batch_size", "evaluation.generation"),
     *("evaluation.judge", "evaluation.tasks"),
 )
 """What of a recipe an evaluation reads, and so can be set for one."""

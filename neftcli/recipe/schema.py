@@ -89,10 +89,18 @@ class Data:
     max_length: Annotated[
         Annotated[int, Ge(8)], Option("Longest row in tokens; longer rows are cut and counted.", "--max-length")
     ] = 1024
-    completion_only_loss: Annotated[
-        bool | None,
-        Option("Loss on the answers only; without a value: true for pairs and chats, false for plain text."),
-    ] = None
+    loss_on: Annotated[
+        Literal["auto", "all", "last", "completion", "tokens"],
+        Option(
+            "What carries loss: all answers of a conversation, only the last one, the completion of a prompt/completion "
+            "pair, or every token; auto: the completion of pairs, all answers of conversations, every token of plain "
+            "text. Turns that the data marks (weight, train, loss) override it."
+        ),
+    ] = "auto"
+    reasoning: Annotated[
+        Literal["learn", "drop"],
+        Option("What becomes of the reasoning in answers (reasoning_content, thinking): learned, or left out."),
+    ] = "learn"
     held_out_rows: Annotated[
         Annotated[int, Ge(0)],
         Option(

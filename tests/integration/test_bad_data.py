@@ -161,7 +161,7 @@ DATA = {
     "a held-out split of a file": data("rows.jsonl", ROW, "--set", "data.held_out_split=test"),
     "held-out rows that are not there": data("rows.jsonl", ROW, "--held-out", "lost.jsonl"),
     "held-out rows, and none of them": data("rows.jsonl", ROW, "--held-out", "h.jsonl", "--held-out-rows", "0"),
-    "answers of a plain text": data("rows.jsonl", lines({"text": "words"}), "--set", "data.completion_only_loss=true"),
+    "answers of a plain text": data("rows.jsonl", lines({"text": "words"}), "--set", "data.loss_on=all"),
     "held-out rows of another kind": source(
         "rows.jsonl", "--held-out", "h.jsonl", files={"rows.jsonl": ROW, "h.jsonl": lines({"text": "words"})}
     ),

@@ -112,9 +112,9 @@ def test_plain_text_is_counted_as_such() -> None:
     """Text has no template and loss on all tokens; loss on its answers alone is refused."""
     source = write("rows.jsonl", {"text": "abc"}, {"text": " "}, {"text": "abcdefghijkl"})
     with pytest.raises(DataError, match="plain text, which has no answers"):
-        read_examples(Data(source=source, held_out_rows=0, completion_only_loss=True))
-    for wanted in (None, False):
-        data = Data(source=source, held_out_rows=0, max_length=10, completion_only_loss=wanted)
+        read_examples(Data(source=source, held_out_rows=0, loss_on="all"))
+    for wanted in ("auto", "tokens"):
+        data = Data(source=source, held_out_rows=0, max_length=10, loss_on=wanted)
         counts = prepared(data).counts
         assert (counts.layout, counts.loss_on, counts.template) == ("text", "all tokens", "")
         assert counts.unusable == {"its text is empty": ("rows.jsonl, line 2",)}
@@ -122,10 +122,10 @@ def test_plain_text_is_counted_as_such() -> None:
         assert counts.train.cut == counts.train.without_stop == ("rows.jsonl, line 3",)
 
 
-@pytest.mark.parametrize(("wanted", "loss_on"), [(None, "answers"), (True, "answers"), (False, "all tokens")])
-def test_loss_is_on_answers_unless_all_tokens_are_wanted(wanted: bool | None, loss_on: str) -> None:
+@pytest.mark.parametrize(("wanted", "loss_on"), [("auto", "answers"), ("all", "answers"), ("tokens", "all tokens")])
+def test_loss_is_on_answers_unless_all_tokens_are_wanted(wanted: Any, loss_on: str) -> None:
     """What the counts say is what the labels do."""
-    done = prepared(Data(source=pairs(10), completion_only_loss=wanted))
+    done = prepared(Data(source=pairs(10), loss_on=wanted))
     assert done.counts.loss_on == loss_on
     whole = [label != IGNORED for row in [*done.train, *done.held_out] for label in row.labels]
     assert all(whole) == (loss_on == "all tokens")

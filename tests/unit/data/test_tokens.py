@@ -264,7 +264,7 @@ def test_a_template_that_drops_earlier_answers_is_refused() -> None:
         "model.chat_template: this chat template does not render a conversation by appending turns, so the tokens of "
         "its answers can't be told\n"
         "  received rows.jsonl, line 1\n"
-        "  try      --chat-template chatml, or --set data.completion_only_loss=false"
+        "  try      --chat-template chatml, or --set data.loss_on=tokens"
     )
     assert learned(tokenizer, one(tokenizer, SINGLE)) == "That.</s>"
     assert one(tokenizer, MULTI, completion_only=False).stops
