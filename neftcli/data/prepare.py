@@ -26,13 +26,12 @@ from neftcli.data.formats import (
 from neftcli.data.rows import ExampleRows, TokenRows
 from neftcli.data.sources import BUILTIN, is_hub, read_rows
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
-from neftcli.data.tokens import TokenRow, special_text, tokenize
+from neftcli.data.tokens import TokenRow, tokenize
 from neftcli.errors import DataError, Problem
 from neftcli.events import DataReady, SplitCounts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from neftcli.data.chat import ChatFormat, LossOn
     from neftcli.recipe.schema import Data
 
 
@@ -249,8 +248,7 @@ def _require_splits(data: Data) -> None:
 def prepare(
     examples: Examples,
     data: Data,
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
+    chat: ChatFormat,
     told: Callable[[int, int], None] = _nobody,
 ) -> Prepared:
     """Tokenises both sides and counts.
@@ -258,20 +256,18 @@ def prepare(
     Args:
         examples: What `read_examples` returned.
         data: The recipe's data section.
-        tokenizer: With its chat template set.
-        template: The template's name, for people.
+        chat: The tokenizer with its chat template.
         told: Is called with the rows that are tokenised, and all of them.
 
     Raises:
         DataError: No token would carry loss.
     """
     plain_text = examples.layout == "text"
-    completion_only = loss_on_answers(data, examples.layout)
     unusable = {reason: list(places) for reason, places in examples.unusable.items()}
     rows, done = len(examples.train) + len(examples.held_out), itertools.count(1)
-    settings = data.max_length, completion_only, lambda: told(next(done), rows)
-    train, learned = learnable(tokenizer, examples.train, *settings)
-    held_out, scored = learnable(tokenizer, examples.held_out, *settings)
+    settings = data.max_length, data.loss_on, lambda: told(next(done), rows)
+    train, learned = learnable(chat, examples.train, *settings)
+    held_out, scored = learnable(chat, examples.held_out, *settings)
     empty, unscored = _others(examples.train, learned), _others(examples.held_out, scored)
     if empty or unscored:
         unusable[f"no token with loss is left within data.max_length {data.max_length}"] = empty + unscored
@@ -286,13 +282,13 @@ def prepare(
     counts = DataReady(
         source="built-in set" if data.source == BUILTIN else data.source,
         layout=examples.layout,
-        loss_on="answers" if completion_only else "all tokens",
-        template="" if plain_text else template,
+        loss_on="answers" if loss_on_answers(data, examples.layout) else "all tokens",
+        template="" if plain_text else chat.name,
         rows_read=examples.rows_read,
         unusable={reason: tuple(places) for reason, places in unusable.items()},
         duplicates=duplicates(examples.train),
         leaked=examples.leaked,
-        special_text=tuple(example.where for example in examples.train if special_text(tokenizer, example)),
+        special_text=tuple(example.where for example in examples.train if chat.special_text(example)),
         train=count(train),
         held_out=count(held_out),
         fingerprint=fingerprint(examples.train, examples.held_out),
@@ -303,17 +299,17 @@ def prepare(
 
 
 def learnable(
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     examples: ExampleRows,
     max_length: int,
-    completion_only: bool,
+    loss_on: LossOn,
     each: Callable[[], None] = _nobody,
 ) -> tuple[TokenRows, Sequence[int]]:
     """The tokens of the examples of which some carry loss, and the places of those; `each` is called for every one."""
     places = array("q")
 
     def rows() -> Iterator[TokenRow]:
-        for place, row in enumerate(tokenize(tokenizer, examples, max_length, completion_only)):
+        for place, row in enumerate(tokenize(chat, examples, max_length, loss_on)):
             each()
             if row.loss_tokens():
                 places.append(place)
