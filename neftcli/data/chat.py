@@ -116,10 +116,12 @@ class ChatFormat:
         self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
         self._special = tuple(str(token) for token in tokenizer.all_special_tokens if token)
         self._forms: tuple[Form, Form] = ("text", "text")
+        self.stops = frozenset(
+            {int(tokenizer.eos_token_id), *(index for index in declared_stops if index in self._added)}
+        )
         if own:
             self._forms = self._find_forms()
-        declared = {index for index in declared_stops if index in self._added}
-        self.stops = frozenset({int(tokenizer.eos_token_id), *declared, *(self._template_stops() if own else ())})
+            self.stops |= self._template_stops()
 
     # What the tokenizer does
 
@@ -135,7 +137,7 @@ class ChatFormat:
         whole: list[int] = self.tokenizer("a")["input_ids"]
         return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])
 
-    @cached_property
+    @property
     def stop_texts(self) -> tuple[str, ...]:
         """The stop tokens as text."""
         return tuple(str(text) for text in self.tokenizer.convert_ids_to_tokens(sorted(self.stops)))
@@ -268,16 +270,11 @@ class ChatFormat:
         """A turn's content as the template is given it."""
         content = turn.content
         if turn.role == "assistant":
-            while content.endswith(self.stop_texts_of_data):  # the template writes the stop token
-                content = content.removesuffix(next(t for t in self.stop_texts_of_data if content.endswith(t))).rstrip()
+            while content.endswith(self.stop_texts):  # the template writes the stop token
+                content = content.removesuffix(next(t for t in self.stop_texts if content.endswith(t))).rstrip()
             if self._reasoning == "drop" and content.startswith("<think>"):
                 content = content.rpartition(THINK_END)[2].strip()
         return self.quoted(content)
-
-    @cached_property
-    def stop_texts_of_data(self) -> tuple[str, ...]:
-        """Stop tokens that end an answer in the data, too: those that are special, so nobody writes them by chance."""
-        return tuple(text for text in self.stop_texts if text in self._special)
 
     def _messages(self, turns: Sequence[Turn], *, arguments_as_text: bool = False) -> list[dict[str, Any]]:
         """The turns as a template takes them."""
@@ -420,8 +417,9 @@ class ChatFormat:
             ("text", "parts"),
         )
         for self._forms in forms:
+            messages = self._messages(_PROBE)
             try:
-                text, _ = self._rendered(self._training, self._messages(_PROBE), "", False)
+                text, _ = self._rendered(self._training, messages, "", False)
             except TemplateSyntaxError:
                 self._render(self._training, Example(_PROBE, "", ""))  # raises, and says so
             except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -458,8 +456,9 @@ class ChatFormat:
         """The added tokens that the template writes after a text, up to the next question."""
         from jinja2 import TemplateError
 
+        messages = self._messages(turns)
         try:
-            text, _ = self._rendered(self._training, self._messages(turns), "", False)
+            text, _ = self._rendered(self._training, messages, "", False)
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             return []  # it has no tool calls, or no second question: nothing ends those
         tail = text.rpartition(mark)[2].partition(QUESTION)[0]

@@ -339,6 +339,7 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
 
     lengths, loss_tokens = array("l"), 0
     cut, without_stop = [], []
+    remarks: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         lengths.append(len(row.input_ids))
         loss_tokens += row.loss_tokens()
@@ -346,6 +347,8 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
             cut.append(row.where)
         if not row.stops:
             without_stop.append(row.where)
+        for remark in row.remarks:
+            remarks[remark].append(row.where)
     ordered = numpy.sort(lengths)
     return SplitCounts(
         rows=len(ordered),
@@ -357,6 +360,7 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
         longest=int(ordered[-1]),
         cut=tuple(cut),
         without_stop=tuple(without_stop),
+        remarks={remark: tuple(places) for remark, places in remarks.items()},
     )
 
 

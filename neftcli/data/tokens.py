@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from neftcli.data.chat import ChatFormat, LossOn, Rendering
 from neftcli.data.formats import Example
@@ -169,7 +170,7 @@ def _in_pieces(chat: ChatFormat, text: str, spans: Sequence[tuple[int, int, bool
     bounds = sorted({0, len(text), *(bound for begin, end, _ in spans for bound in (begin, end))})
     ids: list[int] = []
     labels: list[int] = []
-    for part in zip(bounds, bounds[1:], strict=False):
+    for part in pairwise(bounds):
         for piece, quotes in chat.quoted_pieces(text[slice(*part)]):
             new = chat.continuation.encode(piece, ids, as_characters=quotes)
             ids += new

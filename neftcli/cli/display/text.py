@@ -155,6 +155,7 @@ def data_notices(event: DataReady) -> list[str]:
     if event.special_text:
         acts = "it acts as the token" if event.layout == "text" else "it is tokenised as ordinary characters"
         notices.append(f"{rows(event.special_text)} hold a special token as text: {acts}")
+    notices += [f"{rows(places)}: {remark}" for remark, places in event.train.remarks.items()]
     if not event.held_out.rows:
         notices.append(
             "no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
