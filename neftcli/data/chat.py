@@ -45,6 +45,9 @@ QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
 QUOTED = 0x10FF00
 """First of the private characters that stand for special tokens in the data while a template is rendered."""
 THINK_END = "</think>"
+EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
+WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
+UNLIKE_PROMPT = "the text before the last answer differs from the prompt that generation starts from"
 OTHER_TEMPLATE = "--chat-template chatml"
 
 
@@ -116,9 +119,8 @@ class ChatFormat:
         self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
         self._special = tuple(str(token) for token in tokenizer.all_special_tokens if token)
         self._forms: tuple[Form, Form] = ("text", "text")
-        self.stops = frozenset(
-            {int(tokenizer.eos_token_id), *(index for index in declared_stops if index in self._added)}
-        )
+        declared = {index for index in declared_stops if index in self._added}
+        self.stops = frozenset({int(tokenizer.eos_token_id)} | declared)
         if own:
             self._forms = self._find_forms()
             self.stops |= self._template_stops()
@@ -191,7 +193,7 @@ class ChatFormat:
             ModelError: Where its answers begin can't be found.
         """
         text, blocks = self._render(self._training, example)
-        remarks = self._require_rendered(text, example)
+        self._require_rendered(text, example)
         places = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
         blocks = _one_each(blocks, len(places))
         answers: list[Answer] = []
@@ -203,9 +205,7 @@ class ChatFormat:
         if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_texts):
             text = text[: last.end] + str(self.tokenizer.eos_token)
             answers[-1] = Answer(last.turn, last.start, len(text), last.learned)
-        if len(answers) > 1 and self._training != self._own and self.prompt(example) != text[: last.start]:
-            remarks.append("earlier turns are rendered as they were answered, not as a later prompt shows them")
-        return Rendering(text, tuple(answers), tuple(remarks))
+        return Rendering(text, tuple(answers), tuple(self._remarks(text, example, answers)))
 
     def _answer(self, text: str, example: Example, place: int, block: Block | None, begin: int) -> Block:
         """The first character of an answer and the one after its stop token; `begin`: the end of the answer before."""
@@ -226,8 +226,8 @@ class ChatFormat:
             limit = self._next_turn(text, example, place, start, visible)
         at = text.find(visible, start, limit) if visible else start
         after = at + len(visible) if at >= 0 else start
-        if turn.reasoning and self._reasoning == "drop" and visible and at >= 0:
-            start = at  # a template may write an empty block where the reasoning was: that isn't learned
+        if self._reasoning == "drop" and (empty := EMPTY_THINKING.match(text, start)):
+            start = empty.end()  # which a template writes where the reasoning was
         stop = min((at for text_ in self.stop_texts if (at := text.find(text_, after, limit)) >= 0), default=-1)
         if stop >= 0:
             return start, stop + next(len(text_) for text_ in self.stop_texts if text.startswith(text_, stop))
@@ -331,8 +331,9 @@ class ChatFormat:
             ) from None
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             roles = ", ".join(turn.role for turn in example.turns)
+            remedy = WITH_TOOLS if "tool" in roles or example.tools else OTHER_TEMPLATE
             raise DataError(
-                Problem(f"{example.where}: the chat template refuses this conversation: {error}", roles, OTHER_TEMPLATE)
+                Problem(f"{example.where}: the chat template refuses this conversation: {error}", roles, remedy)
             ) from None
 
     def _rendered(
@@ -352,35 +353,47 @@ class ChatFormat:
 
     # Whether all of a conversation is rendered
 
-    def _require_rendered(self, text: str, example: Example) -> list[str]:
-        """Checks that every turn's text stands in the rendering, and returns what is said of earlier turns.
+    def _require_rendered(self, text: str, example: Example) -> None:
+        """Checks that every turn's text stands in the rendering.
 
         Raises:
             DataError: Something is left out.
         """
         if example.tools:
-            names = [_function(tool).get("name", "") for tool in json.loads(example.tools)]
-            self._require(text, names, example.where, "the tools of a row", "a template with tools, or drop the column")
-        last = max(index for index, turn in enumerate(example.turns) if turn.role == "assistant")
-        forgotten = 0
+            names = [str(_function(tool).get("name", "")) for tool in json.loads(example.tools)]
+            self._require(text, names, example.where, "the tools of a row", WITH_TOOLS)
         for index, turn in enumerate(example.turns):
-            where = f"{example.where}, turn {index + 1}"
-            self._require_content(text, turn, where)
+            self._require_content(text, turn, f"{example.where}, turn {index + 1}")
+
+    def _remarks(self, text: str, example: Example, answers: Sequence[Answer]) -> list[str]:
+        """What a person should know of how a conversation is rendered.
+
+        Raises:
+            DataError: Tool calls or the last answer's reasoning are left out.
+        """
+        last = answers[-1]
+        forgotten = 0
+        for answer in answers:
+            turn, where = example.turns[answer.turn], f"{example.where}, turn {answer.turn + 1}"
+            shown, content = text[answer.start : answer.end], self._content(turn)
             if turn.tool_calls:
                 calls = [_function(call) for call in json.loads(turn.tool_calls)]
                 names = [str(name) for call in calls for name in (call.get("name", ""), *_keys(call.get("arguments")))]
-                self._require(text, names, where, "tool calls", "a model or --chat-template FILE that renders them")
+                self._require(shown, names, where, "tool calls", WITH_TOOLS)
             thought = turn.reasoning if self._reasoning == "learn" else ""
-            if thought and not _stands_in(self.quoted(thought), text):
-                if index == last or not re.search("reasoning|thinking", self._training):
+            if thought and not _stands_in(self.quoted(thought), shown):
+                if answer is last or not re.search("reasoning|thinking", self._training):
                     remedy = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
-                    self._require(text, [thought], where, "an answer's reasoning", remedy)
+                    self._require(shown, [thought], where, "an answer's reasoning", remedy)
                 forgotten += 1
-            content = self._content(turn)
-            forgotten += turn.role == "assistant" and THINK_END in content and content not in text
-        if not forgotten:
-            return []
-        return [f"the chat template leaves out the reasoning of {forgotten} earlier turn{'s' if forgotten > 1 else ''}"]
+            forgotten += THINK_END in content and content not in text
+        remarks = []
+        if forgotten:
+            turns = "turns" if forgotten > 1 else "turn"
+            remarks.append(f"the chat template leaves out the reasoning of {forgotten} earlier {turns}")
+        if last.turn == len(example.turns) - 1 and self.prompt(example) != text[: last.start]:
+            remarks.append(UNLIKE_PROMPT)
+        return remarks
 
     def _require_content(self, text: str, turn: Turn, where: str) -> None:
         content = self._content(turn)
@@ -461,6 +474,8 @@ class ChatFormat:
             text, _ = self._rendered(self._training, messages, "", False)
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             return []  # it has no tool calls, or no second question: nothing ends those
+        if mark not in text:
+            return []
         tail = text.rpartition(mark)[2].partition(QUESTION)[0]
         return [index for index in self.tokenizer(tail, add_special_tokens=False)["input_ids"] if index in self._added]
 

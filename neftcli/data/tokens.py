@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from neftcli.data.chat import ChatFormat, LossOn, Rendering
+from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat, LossOn, Rendering
 from neftcli.data.formats import Example
 
 IGNORED = -100
 BATCH = 512
 TEXT_PROMPT_WORDS = 32
-UNLIKE_PROMPT = "tokens before the last answer differ from those of its prompt alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,8 @@ def _conversations(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) 
             labels = _labels(ids, offsets, rendering)
         else:
             ids, labels = _in_pieces(chat, text, [(a.start, a.end, a.learned) for a in rendering.answers])
-            if (quoted := _in_pieces(chat, text[: rendering.answers[-1].start], [])[0]) != ids[: len(quoted)]:
+            alone = _in_pieces(chat, text[: rendering.answers[-1].start], [])[0]
+            if alone != ids[: len(alone)] and UNLIKE_PROMPT not in remarks:
                 remarks = (*remarks, UNLIKE_PROMPT)
         yield ids, list(ids) if loss_on == "tokens" else labels, remarks
 
