@@ -222,7 +222,10 @@ class ChatFormat:
             upto = self._render(self._training, example, place + 1)[0]
             limit = len(upto) if text.startswith(upto) else self._next_turn(text, example, place, start, visible)
         else:
-            start = self._after_header(text, before, example, place, begin, visible)
+            asked = self.quoted(example.turns[place - 1].content) if place else ""
+            asked_end = text.find(asked, begin) + len(asked) if asked in text[begin:] else len(text)
+            # The prompt may end in more than the answer begins with, as where a template opens with <think>.
+            start = shared if shared >= asked_end else self._after_header(text, before, example, place, begin, visible)
             limit = self._next_turn(text, example, place, start, visible)
         at = text.find(visible, start, limit) if visible else start
         after = at + len(visible) if at >= 0 else start

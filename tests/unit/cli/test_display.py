@@ -83,7 +83,7 @@ def test_plain_lines_are_these() -> None:
         "note: 2 rows repeat an earlier row, prompt and answer; they are kept",
         "note: 1 row (rows.jsonl, line 17) cut at data.max_length; --max-length keeps more",
         "note: 1 row (rows.jsonl, line 17) end without a stop token with loss, so don't teach to stop",
-        "note: 1 row (rows.jsonl, line 9) hold a special token as text, and it will act as the token",
+        "note: 1 row (rows.jsonl, line 9) hold a special token as text: it is tokenised as ordinary characters",
         "note: no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
         "training helped: --held-out FILE",
         "note: 3 rows are not used: data.max_rows leaves them out",
