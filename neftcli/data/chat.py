@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cache, cached_property
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -121,9 +122,14 @@ class ChatFormat:
         self._forms: tuple[Form, Form] = ("text", "text")
         declared = {index for index in declared_stops if index in self._added}
         self.stops = frozenset({int(tokenizer.eos_token_id)} | declared)
+        self._ending = str(tokenizer.eos_token)  # of a last answer after which the template writes nothing
         if own:
             self._forms = self._find_forms()
-            self.stops |= self._template_stops()
+            answer_stop = self._stop_after(_PROBE, ANSWER, 0)
+            call_stop = self._stop_after(_CALL_PROBE, ARGUMENT, -1) if "tool_calls" in self._training else None
+            self.stops |= {stop for stop in (answer_stop, call_stop) if stop is not None}
+            if answer_stop is not None:
+                self._ending = self._added[answer_stop]
 
     # What the tokenizer does
 
@@ -203,7 +209,7 @@ class ChatFormat:
             answers.append(Answer(place, start, end, _is_learned(example, place, places, loss_on)))
         last = answers[-1]
         if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_texts):
-            text = text[: last.end] + str(self.tokenizer.eos_token)
+            text = text[: last.end] + self._ending
             answers[-1] = Answer(last.turn, last.start, len(text), last.learned)
         return Rendering(text, tuple(answers), tuple(self._remarks(text, example, answers)))
 
@@ -441,7 +447,7 @@ class ChatFormat:
             except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 said = said or str(error)
             else:
-                if text.count(QUESTION) == text.count(ANSWER) == 1:
+                if text.count(QUESTION) == text.count(ANSWER) == 1 and "{'type'" not in text:  # a list as text
                     return self._forms
         self._refuse_template(said)
 
@@ -454,22 +460,19 @@ class ChatFormat:
             )
         )
 
-    def _template_stops(self) -> set[int]:
-        """The tokens that the template writes after an answer, and after a tool call."""
-        probes: list[tuple[tuple[Turn, ...], str, int]] = [(_PROBE, ANSWER, 0)]
-        if "tool_calls" in self._training:
-            probes.append((_CALL_PROBE, ARGUMENT, -1))
-        stops: set[int] = set()
-        for turns, mark, which in probes:
-            for conversation in (turns, (*turns, Turn("user", QUESTION))):
-                added = self._added_after(conversation, mark)
-                if added:
-                    stops.add(added[which])
-                    break
-        return stops
+    def _stop_after(self, turns: tuple[Turn, ...], mark: str, which: int) -> int | None:
+        """The stop token that the template writes after a text: the first (0) or last (-1) added token there."""
+        for conversation in (turns, (*turns, Turn("user", QUESTION))):
+            if added := self._added_after(conversation, mark):
+                return added[which]
+        return None
 
     def _added_after(self, turns: tuple[Turn, ...], mark: str) -> list[int]:
-        """The added tokens that the template writes after a text, up to the next question."""
+        """The added tokens that the template writes after a text, up to the next question; of adjacent ones the last.
+
+        Cohere's `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>` is one ending, Phi's `<|end|>` and `<|endoftext|>`, with a line
+        break between, are two.
+        """
         from jinja2 import TemplateError
 
         messages = self._messages(turns)
@@ -480,7 +483,9 @@ class ChatFormat:
         if mark not in text:
             return []
         tail = text.rpartition(mark)[2].partition(QUESTION)[0]
-        return [index for index in self.tokenizer(tail, add_special_tokens=False)["input_ids"] if index in self._added]
+        ids: list[int] = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        runs = [list(run) for is_added, run in groupby(ids, self._added.__contains__) if is_added]
+        return [run[-1] for run in runs]
 
 
 _PROBE = (Turn("user", QUESTION), Turn("assistant", ANSWER))
