@@ -205,18 +205,28 @@ class ChatFormat:
         answers: list[Answer] = []
         for number, place in enumerate(places):
             begin = answers[-1].end if answers else 0
-            start, end = self._answer(text, example, place, blocks[number] if blocks else None, begin)
+            before = self._render(self._training, example, place, add_generation_prompt=True)[0]
+            start, end = self._answer(text, before, example, place, blocks[number] if blocks else None, begin)
             answers.append(Answer(place, start, end, _is_learned(example, place, places, loss_on)))
         last = answers[-1]
         if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_texts):
             text = text[: last.end] + self._ending
             answers[-1] = Answer(last.turn, last.start, len(text), last.learned)
-        return Rendering(text, tuple(answers), tuple(self._remarks(text, example, answers)))
+        prompt = before if self._training == self._own else self.prompt(example)
+        return Rendering(text, tuple(answers), tuple(self._remarks(text, prompt, example, answers)))
 
-    def _answer(self, text: str, example: Example, place: int, block: Block | None, begin: int) -> Block:
-        """The first character of an answer and the one after its stop token; `begin`: the end of the answer before."""
+    def _answer(self, text: str, before: str, example: Example, place: int, block: Block | None, begin: int) -> Block:
+        """The first character of an answer and the one after its stop token.
+
+        Args:
+            text: The whole conversation, rendered.
+            before: The turns before it, rendered as a prompt to answer.
+            example: The conversation.
+            place: Index of the answer's turn.
+            block: Its generation block, if the template marks them.
+            begin: Where the answer before it ends.
+        """
         turn = example.turns[place]
-        before = self._render(self._training, example, place, add_generation_prompt=True)[0]
         shared = _shared_prefix(before, text)
         visible = self._visible(turn, text)
         limit = len(text)
@@ -374,7 +384,7 @@ class ChatFormat:
         for index, turn in enumerate(example.turns):
             self._require_content(text, turn, f"{example.where}, turn {index + 1}")
 
-    def _remarks(self, text: str, example: Example, answers: Sequence[Answer]) -> list[str]:
+    def _remarks(self, text: str, prompt: str, example: Example, answers: Sequence[Answer]) -> list[str]:
         """What a person should know of how a conversation is rendered.
 
         Raises:
@@ -400,7 +410,7 @@ class ChatFormat:
         if forgotten:
             turns = "turns" if forgotten > 1 else "turn"
             remarks.append(f"the chat template leaves out the reasoning of {forgotten} earlier {turns}")
-        if last.turn == len(example.turns) - 1 and self.prompt(example) != text[: last.start]:
+        if last.turn == len(example.turns) - 1 and prompt != text[: last.start]:
             remarks.append(UNLIKE_PROMPT)
         return remarks
 
