@@ -19,6 +19,7 @@ CONTEXTS = ("context", "input")
 SYSTEMS = ("system", "system_prompt", "system_message")
 TEXTS = ("content", "document", "article", "body", "passage", "story", "code", "raw", "raw_content")
 ONE_CONVERSATION = '{"messages": [{"role": ..., "content": ...}, ...]}'
+YAML_WORDS = ("yes", "no", "on", "off", "true", "false", "null")
 INNER_TEXTS = ("text", "content", "value", "answer", "response", "output", "completion")
 
 
@@ -58,7 +59,7 @@ def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str,
     if question and nested and path:
         own = columns.get(nested, nested)
         pair = mapping(_pair(values, question, nested), columns)
-        return f"{jq(where, f'{jq_key(own)} |= {path}')}, since nested lists can't be mapped; then {pair}"
+        return f"{jq(where, f'{jq_key(own)} |= {path}')}    since nested lists cannot be mapped; then {pair}"
     for name, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             return f"{jq(where, f'{jq_key(columns.get(name, name))}[]')}    makes a row of each object in {name}"
@@ -147,13 +148,8 @@ def _column(
 
 
 def _yaml(name: str) -> str:
-    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name) and name.lower() not in (
-        "yes",
-        "no",
-        "on",
-        "off",
-        "true",
-        "false",
-        "null",
-    )
-    return name if plain else json.dumps(name, ensure_ascii=False)
+    """A name in YAML, in double quotes with what does not print escaped if it would be read as something else."""
+    if re.fullmatch(r"[A-Za-z_][\w.-]*", name) and name.lower() not in YAML_WORDS:
+        return name
+    letters = [letter if letter.isprintable() and letter not in '"\\' else f"\\U{ord(letter):08x}" for letter in name]
+    return f'"{"".join(letters)}"'

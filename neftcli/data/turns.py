@@ -45,7 +45,7 @@ KEYS = {"role": "content", "from": "value"}
 MARKS = ("weight", "train", "trainable", "loss")
 MARKED = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 REASONING = ("reasoning_content", "reasoning", "thinking")
-MEDIA = ("image", "audio", "video", "file")
+MEDIA = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
 
 
 def read_turns(items: list[Any], row: str, column: str, keys: tuple[str, str], notes: Notes) -> list[Turn]:
@@ -218,12 +218,11 @@ def _content(value: Any, what: str, key: str, row: str, notes: Notes) -> tuple[s
         given = {name: item for name, item in part.items() if has_value(item)} if isinstance(part, dict) else {}
         kind = str(given.get("type", "text"))
         words = {word for name in (kind, *given) for word in name.lower().split("_")}
-        media = [word for word in MEDIA if word in words]
+        media = [name for word, name in MEDIA.items() if word in words]
         if media:
-            article = "an" if media[0][0] in "ai" else "a"
             raise DataError(
                 Problem(
-                    f"{where} is {article} {media[0]}, and neft trains on text",
+                    f"{where} is {media[0]}, and neft trains on text",
                     shown(part),
                     'parts of text alone: {"type": "text", "text": "..."}, or rows without this one',
                 )

@@ -62,6 +62,7 @@ def require_supervised(row: Row, columns: Mapping[str, str]) -> None:
         _require_no_media(row, columns.get(name, name), name, value)
     _require_no_pair(row, values, columns)
     _require_one_answer(row, values, columns)
+    _require_no_ranking(row, values, columns)
     _require_no_judgement(row, values)
 
 
@@ -106,6 +107,7 @@ def _require_no_media(row: Row, own: str, name: str, value: Any) -> None:
 
 
 def _require_no_pair(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuses a preferred answer with a worse one in a column beside it."""
     by_lower = {name.lower(): name for name in row.values}
     for lower, name in by_lower.items():
         for good, bad in PAIRS:
@@ -146,8 +148,11 @@ def _role(turn: Any) -> str:
 
 
 def _require_one_answer(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuses several answers in numbered columns, with a column that says which is better."""
+    if any(name in values for name in ANSWERED):
+        return
     bases: dict[str, list[str]] = {}
-    for name, value in values.items() if not any(name in values for name in ANSWERED) else ():
+    for name, value in values.items():
         if isinstance(value, str | list) and (parts := NUMBERED.fullmatch(name)):
             bases.setdefault(parts[1], []).append(name)
     several = next((names for names in bases.values() if len(names) > 1), [])
@@ -162,33 +167,36 @@ def _require_one_answer(row: Row, values: Mapping[str, Any], columns: Mapping[st
                 + _train_on(row, values, several[0], columns),
             )
         )
+
+
+def _require_no_ranking(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuses a column that holds several answers to a question, with ranks or scores in them or beside them."""
+    judges = [name for name in row.values if VERDICT.search(name)]
     for name in LISTS:
         answers = values.get(name)
-        if not isinstance(answers, list) or len(answers) < 2 or is_turn(answers[0]) or isinstance(answers[0], list):
+        if not isinstance(answers, list) or len(answers) < 2 or is_turn(answers[0]):
             continue
         own = columns.get(name, name)
-        texts = all(isinstance(answer, str) for answer in answers)
-        objects = all(isinstance(answer, dict) for answer in answers)
-        ranked = [key for key in row.values if VERDICT.search(key)]
-        ranked += [key for key in answers[0] if VERDICT.search(key)] if objects else []
-        if not ranked and not (texts and name in ("completion", "output", "chosen")):
-            continue
-        if texts or objects:
-            best = f".[0]{path_to_text(answers[0]) if objects else ''}"
-            judge = (
-                next((key for key, item in answers[0].items() if VERDICT.search(key) and _is_number(item)), "")
-                if objects
-                else ""
-            )
+        if all(isinstance(answer, str) for answer in answers):
+            several = bool(judges) or name in ANSWERED
+            best, kept = ".[0]", "the first answer"
+        elif all(isinstance(answer, dict) for answer in answers):
+            judge = next((key for key, item in answers[0].items() if VERDICT.search(key) and _is_number(item)), "")
+            several = bool(judges or judge)
+            text = path_to_text(answers[0]) or "."
+            best, kept = f".[0]{text}", "the first answer"
             if judge:
                 by = "min_by" if "rank" in judge.lower() else "max_by"
-                best = f"({by}({jq_key(judge)}) | {path_to_text(answers[0])})"
+                best, kept = f"({by}({jq_key(judge)}) | {text})", "the best answer"
+        else:
+            continue
+        if several:
             raise DataError(
                 Problem(
                     f"{row.where}: this is preference data ({own} holds {len(answers)} answers to the same question), "
                     "and neft trains on one answer",
                     shown(answers),
-                    f"{jq(row.where, f'{jq_key(own)} |= {best}')}    keeps {'the best' if judge else 'the first'} answer",
+                    f"{jq(row.where, f'{jq_key(own)} |= {best}')}    keeps {kept}",
                 )
             )
 
@@ -198,6 +206,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _require_no_judgement(row: Row, values: Mapping[str, Any]) -> None:
+    """Refuses an answer beside which a label says whether it is a good one (KTO)."""
     if not any(name in values for name in ANSWERS):
         return
     pair = "prompt" in values and "completion" in values
