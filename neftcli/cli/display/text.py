@@ -28,6 +28,7 @@ from neftcli.events import (
 
 PLACES = 3
 MOST_NAMES = 10
+LONGEST_NAME = 60
 TURN_KEY = "turn key "
 SHORT = 300
 ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (such as reversed writing), half a character, line breaks
@@ -182,7 +183,7 @@ def row_part_notices(event: DataReady | RowsReady) -> list[str]:
 
 def occurrences(found: Mapping[str, Occurrences]) -> str:
     """What was found, in how many rows, and in which first: "score (12 rows, first rows.jsonl, line 3)"."""
-    shown = [f"{name} ({some(each.rows, 'row')}, first {each.first})" for name, each in found.items()]
+    shown = [f"{name[:LONGEST_NAME]} ({some(each.rows, 'row')}, first {each.first})" for name, each in found.items()]
     more = f", and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else ""
     return ", ".join(shown[:MOST_NAMES]) + more
 
