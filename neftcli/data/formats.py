@@ -27,7 +27,17 @@ from neftcli.data.rewriting import jq, jq_key
 from neftcli.data.sources import Row
 from neftcli.data.suggestions import flattened, suggested
 from neftcli.data.tool_calls import read_tools
-from neftcli.data.turns import KEYS, MARKS, checked_text, is_conversation, is_turn, read_mark, read_turns, shown
+from neftcli.data.turns import (
+    KEYS,
+    MARKS,
+    checked_text,
+    has_role,
+    is_conversation,
+    is_turn,
+    read_mark,
+    read_turns,
+    shown,
+)
 from neftcli.data.unsuitable import require_no_placeholder, require_supervised
 from neftcli.errors import DataError, Problem
 
@@ -430,7 +440,7 @@ def _is_turns(value: Any) -> bool:
     """Whether one side of a pair is given as turns: one, a list of them (well-formed or not), or their JSON text."""
     if isinstance(value, str):
         return value.lstrip().startswith("[{") and is_conversation(_parsed_list(value))
-    return is_turn(value) or (isinstance(value, list) and all(isinstance(item, dict) for item in value))
+    return is_turn(value) or (isinstance(value, list) and (not value or any(map(has_role, value))))
 
 
 def _side(columns: Columns, column: str, value: Any, role: str) -> list[Turn]:

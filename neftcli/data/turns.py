@@ -73,6 +73,11 @@ def is_turn(value: Any) -> bool:
     return isinstance(value, dict) and any(role in value and content in value for role, content in KEYS.items())
 
 
+def has_role(value: Any) -> bool:
+    """Whether a value was meant as a turn, well-formed or not."""
+    return isinstance(value, dict) and any(role in value for role in KEYS)
+
+
 def is_conversation(value: Any) -> bool:
     """Whether a value looks like a list of turns."""
     return isinstance(value, list) and bool(value) and is_turn(value[0])
@@ -276,4 +281,4 @@ def checked_text(value: Any, what: str, remedy: str = "") -> str:
 
 def shown(value: Any) -> str:
     """A value in a message: its type and its beginning."""
-    return "null" if value is None else f"{type(value).__name__}: {str(value)[:60]}"
+    return "null" if value is None else f"{type(value).__name__}: {' '.join(str(value)[:60].splitlines())}"

@@ -331,6 +331,11 @@ def test_nested_answers_are_flattened_and_mapped(tmp_path: Path) -> None:
     assert what == "output (the column answers) must be text, and nested lists and objects can't be mapped"
     [row] = by_shell(values, remedy, tmp_path)
     assert last(read(row, {"instruction": "question", "output": "answers"})) == ("q", "good")
+    pair = {"prompt": "question", "completion": "answers"}
+    assert refused({"question": "q", "answers": [{"text": "good"}]}, pair) == (
+        "completion (the column answers) must be text, and nested lists and objects can't be mapped",
+        "jq -c '.answers |= .[0].text' < rows.jsonl > new-rows.jsonl    takes their first text",
+    )
 
 
 def test_nested_lists_of_a_table_are_flattened_by_the_command(tmp_path: Path) -> None:
