@@ -32,6 +32,8 @@ class Turn:
 
     def text(self) -> str:
         """Content, context and tool calls, a line each; empty if the turn says nothing."""
+        if not self.context and not self.tool_calls:
+            return self.content
         return "\n".join(part for part in (self.content, self.context, self.tool_calls) if part)
 
 

@@ -28,7 +28,6 @@ from neftcli.data.sources import Row
 from neftcli.data.suggestions import flattened, suggested
 from neftcli.data.tool_calls import read_tools
 from neftcli.data.turns import (
-    KEYS,
     MARKS,
     checked_text,
     has_role,
@@ -127,7 +126,11 @@ class Columns:
         if not isinstance(value, list):
             what = f"{self.row.where}: {self.label(column)} must be a list of turns"
             raise DataError(Problem(what, shown(value), f'[{{"{keys[0]}": ..., "{keys[1]}": ...}}, ...]'))
-        if value and (remedy := _into_turns(value, self.own.get(column, column), self.row.where)):
+        if (
+            value
+            and not has_role(value[0])
+            and (remedy := _into_turns(value, self.own.get(column, column), self.row.where))
+        ):
             what = f"{self.row.where}: {self.label(column)} must be a list of turns"
             raise DataError(Problem(what, shown(value), remedy))
         return read_turns(value, self.row.where, name, keys, self.notes)
@@ -330,8 +333,9 @@ def to_example(
                     f"rows of one layout, here {layout}: {', '.join(entry.needs(answers))}",
                 )
             )
+    known = entry.reads()
     for name, value in row.values.items():
-        if name not in entry.reads() and has_value(value):
+        if name not in known and has_value(value):
             notes.unread.add(name or '""', row.where)
     found = Columns(row, own, notes)
     parts = entry.read(found)
@@ -470,8 +474,6 @@ def _into_turns(value: list[Any], own: str, where: str) -> str:
         turns = f"{{messages: [{key} | to_entries[] | {{role: ({role}), content: .value}}]}}"
         return f"{jq(where, turns)}    if question and answer take turns"
     first = value[0] if isinstance(value[0], dict) else {}
-    if any(role in first for role in KEYS):
-        return ""
     question = next((name for name in QUESTION_KEYS if isinstance(first.get(name), str)), None)
     answer = next((name for name in ANSWER_KEYS if isinstance(first.get(name), str)), None)
     if question and answer:

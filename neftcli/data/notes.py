@@ -38,4 +38,4 @@ class Notes:
 
 def has_value(value: Any) -> bool:
     """Whether a column or key says anything: null, an empty text, list or object is as good as missing."""
-    return value is not None and not (isinstance(value, str | list | dict) and not value)
+    return value is not None and (bool(value) or not isinstance(value, (str, list, dict)))

@@ -44,7 +44,14 @@ CALLING = ("function_call", "tool_call")  # roles whose whole content is a tool 
 KEYS = {"role": "content", "from": "value"}
 MARKS = ("weight", "train", "trainable", "loss")
 MARKED = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
+READ = {  # beside role and content
+    "system": ("name", *MARKS),
+    "user": ("name", *MARKS),
+    "assistant": ("name", *MARKS, *REASONING, *CALLS),
+    "tool": ("name", *MARKS, "tool_call_id"),
+}
 MEDIA = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
 
 
@@ -89,6 +96,8 @@ def read_mark(values: Mapping[str, Any], where: str, what: str) -> tuple[bool | 
     Raises:
         DataError: A mark is neither 0 nor 1, or two contradict each other.
     """
+    if values.keys().isdisjoint(MARKS):
+        return None, ""
     marks = {key: values[key] for key in MARKS if has_value(values.get(key))}
     read: dict[str, bool] = {}
     for key, value in marks.items():
@@ -113,6 +122,10 @@ def read_mark(values: Mapping[str, Any], where: str, what: str) -> tuple[bool | 
 
 
 def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: Notes) -> Turn:
+    if isinstance(item, dict) and len(item) == 2:  # the usual turn
+        said_by, text = item.get(keys[0]), item.get(keys[1])
+        if isinstance(text, str) and isinstance(said_by, str) and said_by not in CALLING and said_by in ROLES:
+            return Turn(ROLES[said_by], checked_text(text, f"{where}: {keys[1]}").strip())
     role_key, content_key = (_present(item, key, others) for key, others in zip(keys, _ORDER, strict=True))
     if not isinstance(item, dict) or role_key is None:
         raise DataError(_no_turn(item, where, keys))
@@ -146,14 +159,8 @@ def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: No
                 f"{where} is marked as learned, and only assistant turns can be", f"{role}, {said}", "0, or no mark"
             )
         )
-    read = {role_key, content_key, "name", *MARKS}
-    reasoning = ""
-    if role == "assistant":
-        reasoning = _reasoning(given, where, thought)
-        read.update(REASONING, ("tool_calls", "function_call"))
-    elif role == "tool":
-        read.add("tool_call_id")
-    for key in [key for key in given if key not in read]:
+    reasoning = _reasoning(given, where, thought) if role == "assistant" else ""
+    for key in [key for key in given if key not in READ[role] and key not in (role_key, content_key)]:
         notes.unread.add(f"turn key {key}", row)
     return Turn(
         role,
@@ -173,6 +180,8 @@ def _present(item: Any, preferred: str, others: tuple[str, ...]) -> str | None:
     """The key that holds a turn's role or content: one with a value before one that is null."""
     if not isinstance(item, dict):
         return None
+    if has_value(item.get(preferred)):
+        return preferred
     there = [key for key in dict.fromkeys((preferred, *others)) if key in item]
     return next((key for key in there if has_value(item[key])), there[0] if there else None)
 
@@ -184,7 +193,7 @@ def _no_turn(item: Any, where: str, keys: tuple[str, str]) -> Problem:
 
 def _calls(given: Mapping[str, Any], where: str, role: str) -> str:
     """The tool calls beside a turn's content; today's key, or the one before it."""
-    keys = [key for key in ("tool_calls", "function_call") if key in given]
+    keys = [key for key in CALLS if key in given]
     if not keys:
         return ""
     if role != "assistant":
@@ -197,6 +206,8 @@ def _calls(given: Mapping[str, Any], where: str, role: str) -> str:
 
 
 def _reasoning(given: Mapping[str, Any], where: str, thought: str) -> str:
+    if not thought and given.keys().isdisjoint(REASONING):
+        return ""
     texts = {key: checked_text(given[key], f"{where}: {key}").strip() for key in REASONING if key in given}
     if thought:
         texts["content"] = thought

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from neftcli.data.example import Turn
@@ -34,6 +35,7 @@ VERDICT = re.compile(r"prefer|winner|better|best|label|score|rank", re.IGNORECAS
 LISTS = ("completion", "completions", "output", "outputs", "response", "responses", "answer", "answers", "candidates")
 ANSWERS = ("completion", "output", "messages", "conversations", "conversation", "response", "answer", "chosen")
 ANSWERED = ("completion", "output", "messages", "conversations")
+TURNS = ("messages", "conversations", "prompt")
 JUDGED = ("label", "kto_tag")
 MEDIA = ("image", "images", "image_url", "image_path", "audio", "audios", "video", "videos", "pixel_values")
 # Never in text by chance, and what stands for an image in LLaVA's form: alone on the first or last line, or before or
@@ -57,6 +59,9 @@ def require_supervised(row: Row, columns: Mapping[str, str]) -> None:
     Raises:
         DataError: With what to type to train on what can be learned.
     """
+    nested = [name for name, value in row.values.items() if isinstance(value, (dict, list))]
+    if not _is_suspicious(tuple(row.values)) and not any(name in LISTS or name not in TURNS for name in nested):
+        return
     values = {name: value for name, value in row.values.items() if has_value(value)}
     for name, value in values.items():
         _require_no_media(row, columns.get(name, name), name, value)
@@ -64,6 +69,17 @@ def require_supervised(row: Row, columns: Mapping[str, str]) -> None:
     _require_one_answer(row, values, columns)
     _require_no_ranking(row, values, columns)
     _require_no_judgement(row, values)
+
+
+@lru_cache(maxsize=1024)
+def _is_suspicious(names: tuple[str, ...]) -> bool:
+    """Whether columns may be those of other data, by their names alone: most rows of a file have the same."""
+    lower = [name.lower() for name in names]
+    words = [word for pair in PAIRS for word in pair]
+    return any(
+        name in MEDIA or name in JUDGED or NUMBERED.fullmatch(name) or any(word in name for word in words)
+        for name in lower
+    )
 
 
 def require_no_placeholder(turns: Sequence[Turn], where: str) -> None:
