@@ -117,9 +117,13 @@ def _require_no_media(row: Row, own: str, name: str, value: Any) -> None:
         Problem(
             f"{row.where}: the column {own} holds {kind}, and neft trains on text",
             f"{type(value).__name__}: {'bytes' if is_bytes else str(value)[:60]}",
-            f"rows of text; if the text is enough without the column: {without_column(row.where, own)}",
+            f"{without_column(row.where, own)}    keeps the text of every row; {_without_value(row.where, own)}",
         )
     )
+
+
+def _without_value(where: str, column: str) -> str:
+    return f"{jq(where, f'select({jq_key(column)} | length == 0)')}    keeps the rows without {column}"
 
 
 def _require_no_pair(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:

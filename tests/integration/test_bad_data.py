@@ -321,6 +321,19 @@ def test_what_is_legitimate_is_read_and_counted(neft: Neft, llama: Path, content
     assert inspected(neft, llama, content) == said
 
 
+def test_what_is_not_read_is_told(neft: Neft, llama: Path) -> None:
+    """Columns and keys of any row, with the number of rows; and what a conversation loses."""
+    chat = [QUESTION | {"emotion": "calm"}, ANSWER | {"emotion": "glad"}, {"role": "tool", "content": "x"}]
+    rows = [{"messages": [QUESTION | {"content": f"q{number}"}, ANSWER]} for number in range(19)]
+    content = lines(*rows, {"messages": chat, "score": 1, "parallel_tool_calls": False, "id": None})
+    assert inspected(neft, llama, content)[-3:] == [
+        "note: columns that are not read: score (1 row, first rows.jsonl, line 20), "
+        "parallel_tool_calls (1 row, first rows.jsonl, line 20)",
+        "note: keys of turns that are not read: emotion (1 row, first rows.jsonl, line 20)",
+        "note: left out of conversations: what follows the last answer (1 row, first rows.jsonl, line 20)",
+    ]
+
+
 def test_a_special_token_inside_text_is_told(neft: Neft, llama: Path) -> None:
     special = lines(*GOOD, {"prompt": "say </s> twice", "completion": "</s></s>, that is"})
     assert inspected(neft, llama, special)[-1] == (

@@ -541,7 +541,7 @@ def test_marks_of_a_row(layout: Format, values: dict[str, Any], column: str) -> 
     for mark in (0, 0.0, False, "0", "false", "False"):
         assert reason(layout, **values, **{column: mark}) == f"it is marked as not learned ({column}: {mark})"
     for mark in (0.5, 2, "yes", -1, [1]):
-        what = f"{column} says whether the row is learned, and must be 0 or 1 (parts are not supported)"
+        what = f"{column} says whether the row is learned, and must be 0 or 1 (fractional weights are not supported)"
         assert said_of(layout, **values, **{column: mark}).splitlines()[0] == f"rows.jsonl, line 17: {what}"
     assert "contradict each other" in said_of(
         layout, **values, **{column: 0, "loss" if column != "loss" else "train": 1}

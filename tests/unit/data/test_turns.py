@@ -53,7 +53,7 @@ def test_marks_of_an_assistant_turn(mark: str) -> None:
         assert turn(role="assistant", content="a", **{mark: value}).learn is None
     for value in (0.5, 2, -1, "half", [1], {"a": 1}):
         assert said(role="assistant", content="a", **{mark: value}) == (
-            f": {mark} says whether the turn is learned, and must be 0 or 1 (parts are not supported)"
+            f": {mark} says whether the turn is learned, and must be 0 or 1 (fractional weights are not supported)"
         )
 
 

@@ -206,11 +206,15 @@ def test_bytes_under_any_name_are_refused() -> None:
 
 
 def test_image_column_is_removed_by_the_command(tmp_path: Path) -> None:
-    """From JSON lines by jq; from a table by Python."""
+    """Or the rows that have a value in it; a table by Python."""
     values = {"prompt": "q", "completion": "a", "images": ["a.png"]}
-    [row] = by_shell(values, refused(values)[1], tmp_path)
+    text, rows = refused(values)[1].split("; ")
+    [row] = by_shell(values, text, tmp_path)
     assert row == {"prompt": "q", "completion": "a"}
-    assert refused(values, where="d/rows.parquet, row 1")[1].endswith(
+    assert by_shell(values | {"images": []}, rows, tmp_path) == [values | {"images": []}]
+    with pytest.raises(DataError, match="is empty"):
+        by_shell(values, rows, tmp_path)
+    assert refused(values, where="d/rows.parquet, row 1")[1].startswith(
         "python -c 'from datasets import load_dataset; "
         'load_dataset("parquet", data_files="d/rows.parquet", split="train").remove_columns("images")'
         '.to_json("new-rows.jsonl")\''
