@@ -105,8 +105,8 @@ def read_mark(values: Mapping[str, Any], where: str, what: str) -> tuple[bool | 
         if mark is None:
             raise DataError(
                 Problem(
-                    f"{where}: {key} says whether the {what} is learned, and must be 0 or 1 (fractional weights are not "
-                    "supported)",
+                    f"{where}: {key} says whether the {what} is learned, and must be 0 or 1 (fractional weights are "
+                    "not supported)",
                     shown(value),
                     f'"{key}": 0 or "{key}": 1; a column or key that means something else needs another name',
                 )
