@@ -152,7 +152,9 @@ class ChatFormat:
 
     def special_text(self, example: Example) -> str:
         """A special token of this tokenizer that stands as text in the row, or an empty string."""
-        texts = [example.text, *(part for turn in example.turns for part in (turn.content, turn.context))]
+        texts = [example.text]
+        for turn in example.turns:
+            texts += [turn.content, turn.context, turn.reasoning, turn.tool_calls]
         return next((token for token in self._special if any(token in text for text in texts)), "")
 
     def quoted(self, text: str) -> str:

@@ -1,134 +1,223 @@
 """How rows are laid out, and the example that each one is.
 
-text                {"text": ...}
-prompt_completion   {"prompt": ..., "completion": ...}, both text or both lists of turns
-alpaca              {"instruction": ..., "input": ... (may be missing or empty), "output": ...}
-                    (these two and sharegpt may have "system", the system turn)
-messages            {"messages": [{"role": ..., "content": ...}, ...]}
+`LAYOUTS` is the registry: one entry a layout, first the one that is tried first.
+
+messages            {"messages": [{"role": ..., "content": ...}, ...]}, OpenAI's fine-tuning files among them
 sharegpt            {"conversations": [{"from": ..., "value": ...}, ...]}
+prompt_completion   {"prompt": ..., "completion": ...}, each a text or a list of turns
+alpaca              {"instruction": ..., "input": ..., "output": ..., "history": [[question, answer], ...]}; no input
+                    and no history is the usual case
+text                {"text": ...}
+
+Conversations may have the columns system (the system turn) and tools (what the assistant may call), and every row the
+marks weight, train, trainable and loss (0: it is not learned). Columns without a value count as missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import isfinite
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
+from neftcli.data.example import Example, Turn, UnusableRow
+from neftcli.data.notes import Notes, has_value
+from neftcli.data.rewriting import jq, jq_key
 from neftcli.data.sources import Row
+from neftcli.data.suggestions import flattened, suggested
+from neftcli.data.tool_calls import read_tools
+from neftcli.data.turns import (
+    MARKS,
+    checked_text,
+    has_role,
+    is_conversation,
+    is_turn,
+    read_mark,
+    read_turns,
+    shown,
+)
+from neftcli.data.unsuitable import require_no_placeholder, require_supervised
 from neftcli.errors import DataError, Problem
 
-Format = Literal["text", "prompt_completion", "alpaca", "messages", "sharegpt"]
+__all__ = [
+    "LAYOUTS",
+    "Example",
+    "Format",
+    "Layout",
+    "Turn",
+    "UnusableRow",
+    "detect",
+    "renamed",
+    "require_standard",
+    "to_example",
+]
 
-REQUIRED: dict[Format, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "text": ("text",),
-}
-OPTIONAL: dict[Format, tuple[str, ...]] = {
-    "messages": (),
-    "sharegpt": ("system",),
-    "prompt_completion": ("system",),
-    "alpaca": ("input", "system"),
-    "text": (),
-}
-STANDARD = tuple(dict.fromkeys(name for names in (*REQUIRED.values(), *OPTIONAL.values()) for name in names))
-LONGEST_TEXT = 10_000_000  # characters; every step on the way to tokens takes minutes and gigabytes with ten times that
-ANSWER: dict[Format, str] = {"prompt_completion": "completion", "alpaca": "output"}
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "chatgpt": "assistant",
-}
+Format: TypeAlias = str  # the name of a layout
+MOST_LETTERS = 300
+BESIDE_CONVERSATIONS = ("system", "tools", "functions")
+QUESTION_KEYS = ("human", "user", "question", "prompt", "instruction", "input")
+ANSWER_KEYS = ("assistant", "gpt", "bot", "answer", "response", "completion", "output")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of a conversation.
-
-    Attributes:
-        role: system, user, assistant or tool.
-        content: Its text; empty if an assistant turn holds only tool calls.
-        context: An Alpaca row's `input`.
-        learn: The row marks this turn as one to learn (True) or not (False); None if it says nothing.
-        reasoning: What the assistant thought before it answered (`reasoning_content`, `thinking`).
-        tool_calls: The assistant's tool calls as the JSON text of a list of
-            {"type": "function", "function": {"name": ..., "arguments": {...}}, "id": ...}; empty if it has none.
-        name: Name of the tool that a tool turn comes from, or of the speaker.
-        tool_call_id: Id of the call that a tool turn answers.
-    """
-
-    role: str
-    content: str
-    context: str = ""
-    learn: bool | None = None
-    reasoning: str = ""
-    tool_calls: str = ""
-    name: str = ""
-    tool_call_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A row, whatever its layout was.
+class Parts:
+    """What a layout reads from a row.
 
     Attributes:
         turns: The conversation; empty for plain text.
-        text: Plain text; empty for a conversation.
-        where: Where the row stands.
-        tools: The tools that the assistant may call, as the JSON text of a list of schemas; empty if there are none.
-        completion: Index of the first turn of the completion in a conversational prompt/completion pair; 0 elsewhere.
+        text: Plain text.
+        completion: Index of the first turn of a conversational pair's completion.
     """
 
-    turns: tuple[Turn, ...]
-    text: str
-    where: str
-    tools: str = ""
+    turns: list[Turn]
+    text: str = ""
     completion: int = 0
 
-    def prompt(self) -> str:
-        """What is asked: everything before the last answer; the whole of a plain text."""
-        if not self.turns:
-            return self.text
-        asked = self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
-        return "\n".join(
-            part for turn in asked if turn.role != "system" for part in (turn.content, turn.context) if part
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a row under standard names, read one by one.
+
+    Attributes:
+        row: The row.
+        own: Standard name to the row's own name, where they differ.
+        notes: Is told of keys that are not read.
+    """
+
+    row: Row
+    own: Mapping[str, str]
+    notes: Notes
+
+    def value(self, column: str) -> Any:
+        """What a column holds; None if it is missing or says nothing."""
+        value = self.row.values.get(column)
+        return value if has_value(value) else None
+
+    def label(self, column: str) -> str:
+        """A column in a message."""
+        own = self.own.get(column, column)
+        return column if own == column else f"{column} (the column {own})"
+
+    def text(self, column: str) -> str:
+        """A column's text without the white space around it."""
+        return self.text_as_is(column).strip()
+
+    def text_as_is(self, column: str) -> str:
+        """A column's text."""
+        value = self.value(column)
+        if value is None:
+            return ""
+        nested = isinstance(value, list | dict)
+        remedy = flattened(value, self.own.get(column, column), self.row.where) if nested else ""
+        return checked_text(value, f"{self.row.where}: {self.label(column)}", remedy)
+
+    def turns(self, column: str, keys: tuple[str, str], name: str = "") -> list[Turn]:
+        """A column's turns: a list, its JSON text, or one turn.
+
+        Raises:
+            DataError: It holds no list of turns; with what to type.
+        """
+        value = self.row.values[column]
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = _parsed_list(value)
+        if is_turn(value):
+            value = [value]
+        if not isinstance(value, list):
+            what = f"{self.row.where}: {self.label(column)} must be a list of turns"
+            raise DataError(Problem(what, shown(value), f'[{{"{keys[0]}": ..., "{keys[1]}": ...}}, ...]'))
+        if (
+            value
+            and not has_role(value[0])
+            and (remedy := _into_turns(value, self.own.get(column, column), self.row.where))
+        ):
+            what = f"{self.row.where}: {self.label(column)} must be a list of turns"
+            raise DataError(Problem(what, shown(value), remedy))
+        return read_turns(value, self.row.where, name, keys, self.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A way to lay out rows.
+
+    Attributes:
+        name: Its name in `data.format`.
+        required: Columns that every row has.
+        optional: Columns that a row may have.
+        answer: The required column that a question alone lacks, if it is a column of its own.
+        read: From the columns of a row to its turns or text.
+    """
+
+    name: Format
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    answer: str
+    read: Callable[[Columns], Parts]
+
+    def needs(self, answers: bool) -> list[str]:
+        """Columns that a row must have, the answer's only if answers are wanted."""
+        return [column for column in self.required if answers or column != self.answer]
+
+    def reads(self) -> tuple[str, ...]:
+        """All columns that it reads."""
+        return (*self.required, *self.optional, *MARKS)
+
+
+def _read_messages(columns: Columns) -> Parts:
+    return Parts(columns.turns("messages", ("role", "content")))
+
+
+def _read_sharegpt(columns: Columns) -> Parts:
+    return Parts(columns.turns("conversations", ("from", "value")))
+
+
+def _read_alpaca(columns: Columns) -> Parts:
+    question = Turn("user", columns.text("instruction"), columns.text("input"))
+    return Parts([*_history(columns), question, Turn("assistant", columns.text("output"))])
+
+
+def _read_text(columns: Columns) -> Parts:
+    text = columns.text_as_is("text")
+    if not text.strip():
+        raise UnusableRow("its text is empty")
+    return Parts([], text)
+
+
+def _read_pair(columns: Columns) -> Parts:
+    prompt, completion = columns.value("prompt"), columns.value("completion")
+    if not any(map(_is_turns, (prompt, completion))):
+        return Parts([Turn("user", columns.text("prompt")), Turn("assistant", columns.text("completion"))])
+    asked = _side(columns, "prompt", prompt, "user")
+    answered = _side(columns, "completion", completion, "assistant")
+    repeated = _without_system(asked)
+    if repeated and _said(_without_system(answered)[: len(repeated)]) == _said(repeated):
+        # The completion is the whole conversation, as preference data often has it.
+        own_system = [turn for turn in answered if turn.role == "system"]
+        systems = own_system or [turn for turn in asked if turn.role == "system"]
+        turns = [*systems, *_without_system(answered)]
+        return Parts(turns, completion=len(systems) + len(repeated))
+    if repeated and answered and answered[0].role not in ("assistant", "tool"):
+        what = (
+            f"{columns.row.where}: {columns.label('completion')} must begin with the answer, or with the whole prompt"
         )
-
-    def prompts(self) -> list[str]:
-        """What is asked before each of its answers, and at its end; the whole of a plain text."""
-        if not self.turns:
-            return [self.text]
-        ends = [place for place, turn in enumerate(self.turns) if turn.role == "assistant"]
-        return [Example(self.turns[:end], "", self.where).prompt() for end in {*ends, len(self.turns)} if end]
-
-    def transcript(self) -> str:
-        """What is asked, with who says what where it is more than one question."""
-        asked = self.turns[:-1] if self.answer() else self.turns
-        if len(asked) < 2:
-            return self.prompt()
-        said = ("\n".join(part for part in (turn.content, turn.context) if part) for turn in asked)
-        return "\n\n".join(f"{turn.role.capitalize()}: {text}" for turn, text in zip(asked, said, strict=True))
-
-    def answer(self) -> str:
-        """The last answer; empty for plain text."""
-        return self.turns[-1].content if self.turns and self.turns[-1].role == "assistant" else ""
+        first = f"{answered[0].role}: {answered[0].content[:60]}"
+        raise DataError(Problem(what, first, '{"prompt": [... the question], "completion": [... the answer]}'))
+    return Parts([*asked, *answered], completion=len(asked))
 
 
-MOST_LETTERS = 300
-
-
-class UnusableRow(Exception):  # noqa: N818 - a row is left out and counted, nothing fails
-    """A row that holds nothing to learn; its message is the reason."""
+LAYOUTS: dict[Format, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("messages", ("messages",), BESIDE_CONVERSATIONS, "", _read_messages),
+        Layout("sharegpt", ("conversations",), BESIDE_CONVERSATIONS, "", _read_sharegpt),
+        Layout("prompt_completion", ("prompt", "completion"), BESIDE_CONVERSATIONS, "completion", _read_pair),
+        Layout(
+            "alpaca", ("instruction", "output"), ("input", "history", *BESIDE_CONVERSATIONS), "output", _read_alpaca
+        ),
+        Layout("text", ("text",), (), "", _read_text),
+    )
+}
+STANDARD = tuple(dict.fromkeys(name for layout in LAYOUTS.values() for name in layout.required + layout.optional))
 
 
 def detect(row: Row, columns: Mapping[str, str], *, answers: bool = True) -> Format:
@@ -140,35 +229,28 @@ def detect(row: Row, columns: Mapping[str, str], *, answers: bool = True) -> For
         answers: The column of the answer must be there; without it a question alone will do.
 
     Raises:
-        DataError: No layout fits; names the columns found.
+        DataError: No layout fits, with the columns found; or the row is not for supervised fine-tuning.
     """
-    names = set(renamed(row, columns).values)
+    standard = renamed(row, columns)
+    require_supervised(standard, columns)
+    names = set(standard.values)
     # A layout whose columns were named in data.columns goes before those that the row happens to fit as well.
-    layouts = sorted(REQUIRED, key=lambda layout: columns.keys().isdisjoint(REQUIRED[layout]))
+    layouts = sorted(LAYOUTS.values(), key=lambda layout: columns.keys().isdisjoint(layout.required))
     for needed in (True, False) if not answers else (True,):
         for layout in layouts:
-            if names.issuperset(_required(layout, needed)):
-                return layout
+            if names.issuperset(layout.needs(needed)):
+                return layout.name
     lower = {name.strip().lower() for name in names}
     raise DataError(
         Problem(
             f"{row.where}: the columns fit no known layout",
             _names(row),
-            "--set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
+            suggested(standard.values, columns, row.where, answers=answers)
+            or "--set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
             "(layouts: text; prompt, completion; instruction, output; messages; conversations)",
             ", ".join(standard for standard in STANDARD if standard not in names and standard in lower),
         )
     )
-
-
-def _required(layout: Format, answers: bool) -> list[str]:
-    """The columns that a layout needs, the answer's only where answers are wanted."""
-    return [column for column in REQUIRED[layout] if answers or column != ANSWER.get(layout)]
-
-
-def unread_columns(row: Row, layout: Format) -> tuple[str, ...]:
-    """Columns of a row under standard names that its layout does not read."""
-    return tuple(name or '""' for name in row.values if name not in REQUIRED[layout] + OPTIONAL[layout])
 
 
 def require_standard(columns: Mapping[str, str]) -> None:
@@ -214,127 +296,198 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return Row({**values, **{standard: row.values[name] for standard, name in columns.items()}}, row.where)
 
 
-def to_example(row: Row, layout: Format, system_prompt: str | None = None, *, answers: bool = True) -> Example:
-    """The example of a row under standard column names.
+def to_example(
+    row: Row,
+    layout: Format,
+    system_prompt: str | None = None,
+    *,
+    answers: bool = True,
+    columns: Mapping[str, str] | None = None,
+    notes: Notes | None = None,
+) -> Example:
+    """The example of a row.
 
     Args:
-        row: Under standard column names.
+        row: As it was read.
         layout: Its layout.
         system_prompt: The system turn of a conversation that has none.
-        answers: It must end in an answer (what follows the last one is dropped); without it a question is enough, as
-            for a model that is to answer it.
+        answers: It must end in an answer to learn (what follows the last one is dropped); without it a question is
+            enough, as for a model that is to answer it.
+        columns: The recipe's `data.columns`.
+        notes: Is told of columns and keys that are not read, and of turns that are dropped.
 
     Raises:
-        DataError: A column is missing or holds another type than the layout says.
+        DataError: A column is missing, holds another type than the layout says, or is not for supervised fine-tuning.
         UnusableRow: The row is in order and holds nothing to learn (an empty answer, say).
     """
-    for column in _required(layout, answers):
+    own, notes = columns or {}, notes or Notes()
+    row = renamed(row, own)
+    require_supervised(row, own)
+    entry = LAYOUTS[layout]
+    for column in entry.needs(answers):
         if column not in row.values:
             raise DataError(
                 Problem(
                     f"{row.where}: the column {column} is missing",
                     _names(row),
-                    f"rows of one layout, here {layout}: {', '.join(_required(layout, answers))}",
+                    f"rows of one layout, here {layout}: {', '.join(entry.needs(answers))}",
                 )
             )
-    if layout == "text":
-        text = _text(row, "text")
-        if not text.strip():
-            raise UnusableRow("its text is empty")
-        return Example((), text, row.where)
-    turns = _turns(row, layout)
-    system = _text(row, "system").strip() if "system" in OPTIONAL[layout] and "system" in row.values else ""
-    if (system or system_prompt) and turns and turns[0].role != "system":
-        turns = [Turn("system", system or system_prompt or ""), *turns]
-    if not answers and turns and turns[-1].role == "assistant" and not turns[-1].content.strip():
-        turns.pop()
-    while answers and turns and turns[-1].role != "assistant":  # it ends with a question: nothing answers it
-        turns.pop()
-    if not turns:
-        raise UnusableRow("it has no answer")
-    if not any(turn.role == "user" and (turn.content.strip() or turn.context.strip()) for turn in turns):
-        raise UnusableRow("it has no question")
-    if any(turn.role == "assistant" and not turn.content.strip() for turn in turns):
-        raise UnusableRow("an answer is empty")
-    while turns[first := turns[0].role == "system"].role == "assistant":  # it begins with an answer: nothing asked it
+    known = entry.reads()
+    for name, value in row.values.items():
+        if name not in known and has_value(value):
+            notes.unread.add(name or '""', row.where)
+    found = Columns(row, own, notes)
+    parts = entry.read(found)
+    learn, mark = read_mark(row.values, row.where, "row")
+    if learn is False:
+        raise UnusableRow(f"it is marked as not learned ({mark})")
+    if not parts.turns and parts.text:
+        return Example((), parts.text, row.where)
+    turns, completion = _with_system(found, parts, system_prompt)
+    turns = _up_to_the_last_answer(turns, row.where, notes) if answers else _without_poor_answer(turns)
+    _require_question_and_answers(turns)
+    if answers and completion >= len(turns):
+        raise UnusableRow("its completion has no answer to learn")
+    first = turns[0].role == "system"
+    dropped = 0
+    while turns[first].role in ("assistant", "tool"):  # it begins with an answer: nothing asked it
         turns.pop(first)
-    return Example(tuple(turns), "", row.where)
+        dropped += 1
+    if dropped:
+        notes.shortened.add("what stands before the first question", row.where)
+    require_no_placeholder(turns, row.where)
+    completion = max(0, completion - dropped) if completion < len(turns) + dropped else 0
+    return Example(tuple(turns), "", row.where, _tools(found), completion)
 
 
-def _turns(row: Row, layout: Format) -> list[Turn]:
-    if layout == "alpaca":
-        context = _text(row, "input").strip() if row.values.get("input") is not None else ""
-        return [
-            Turn("user", _text(row, "instruction").strip(), context),
-            Turn("assistant", _text(row, "output").strip()),
-        ]
-    if layout == "prompt_completion":
-        prompt, completion = row.values["prompt"], row.values.get("completion")
-        if isinstance(prompt, list) and isinstance(completion, list | None):
-            return _conversation(row, prompt + (completion or []), "role", "content")
-        return [Turn("user", _text(row, "prompt").strip()), Turn("assistant", _text(row, "completion").strip())]
-    column, role, content = (
-        ("messages", "role", "content") if layout == "messages" else ("conversations", "from", "value")
-    )
-    value = row.values[column]
-    if not isinstance(value, list):
+def _with_system(columns: Columns, parts: Parts, system_prompt: str | None) -> tuple[list[Turn], int]:
+    """The turns with their system turn, and the place of the completion in them."""
+    turns, completion = parts.turns, parts.completion
+    system = columns.text("system")
+    if not turns or turns[0].role != "system":
+        text = system or system_prompt
+        return (
+            ([Turn("system", text), *turns], completion + bool(completion)) if text and turns else (turns, completion)
+        )
+    if system and system != turns[0].content:
+        own = columns.own.get("system", "system")
         raise DataError(
             Problem(
-                f"{row.where}: {column} must be a list of turns",
-                _shown(value),
-                f'[{{"{role}": ..., "{content}": ...}}, ...]',
+                f"{columns.row.where}: the column {own} and the first turn are two different system turns",
+                system[:60],
+                f"one of them: {jq(columns.row.where, f'del({jq_key(own)})')}    keeps the turn",
             )
         )
-    if value and isinstance(value[0], dict) and role not in value[0] and {"role", "content"} <= set(value[0]):
-        role, content = "role", "content"
-    return _conversation(row, value, role, content)
+    return turns, completion
 
 
-def _conversation(row: Row, value: list[Any], role_key: str, content_key: str) -> list[Turn]:
-    turns = []
-    for number, item in enumerate(value, 1):
-        where = f"{row.where}: turn {number}"
-        if not isinstance(item, dict) or role_key not in item or content_key not in item:
-            turn = f'{{"{role_key}": "user", "{content_key}": "..."}}'
-            raise DataError(Problem(f"{where} must have {role_key} and {content_key}", _shown(item), turn))
-        role = ROLES.get(str(item[role_key]).lower())
-        if role is None:
-            raise DataError(
-                Problem(f"{where} has an unknown {role_key}", _shown(item[role_key]), f"one of {', '.join(ROLES)}")
-            )
-        turns.append(Turn(role, _checked(item[content_key], f"{where}: {content_key}").strip()))
+def _up_to_the_last_answer(turns: list[Turn], where: str, notes: Notes) -> list[Turn]:
+    """The turns without what follows the last answer that may be learned."""
+    answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+    learned = [place for place in answers if turns[place].learn is not False]
+    if not answers:
+        raise UnusableRow("it has no answer")
+    if not learned:
+        raise UnusableRow("every answer in it is marked as not learned")
+    end = learned[-1] + 1
+    if learned[-1] != answers[-1]:
+        notes.shortened.add("what follows the last answer that is marked as learned", where)
+    elif any(turn.role != "user" for turn in turns[end:]):
+        notes.shortened.add("what follows the last answer", where)
+    return turns[:end]
+
+
+def _without_poor_answer(turns: list[Turn]) -> list[Turn]:
+    """The turns without an answer at their end that is empty or marked as not learned: no reference to compare with."""
+    while turns and turns[-1].role == "assistant" and (turns[-1].learn is False or not turns[-1].text()):
+        turns = turns[:-1]
     return turns
 
 
-def _text(row: Row, column: str) -> str:
-    value = row.values.get(column)
+def _require_question_and_answers(turns: list[Turn]) -> None:
+    if not any(turn.role == "user" and turn.text() for turn in turns):
+        raise UnusableRow("it has no question" if turns else "it has no answer")
+    if any(turn.role == "assistant" and not turn.text() for turn in turns):
+        raise UnusableRow("an answer is empty")
+
+
+def _tools(columns: Columns) -> str:
+    named = [name for name in ("tools", "functions") if columns.value(name) is not None]
+    if len(named) > 1 and columns.value("tools") != columns.value("functions"):
+        what = f"{columns.row.where}: the columns tools and functions hold different tools"
+        raise DataError(Problem(what, shown(columns.value("functions")), "one of them"))
+    name = named[0] if named else ""
+    return read_tools(columns.value(name), f"{columns.row.where}: {columns.label(name)}") if name else ""
+
+
+def _history(columns: Columns) -> list[Turn]:
+    """The questions and answers before an Alpaca row's own."""
+    history = columns.value("history")
+    if isinstance(history, str) and history.lstrip().startswith("["):
+        history = _parsed_list(history)
+    if history is None:
+        return []
+    where, pair = f"{columns.row.where}: {columns.label('history')}", '[["a question", "its answer"], ...]'
+    if not isinstance(history, list):
+        raise DataError(Problem(f"{where} must be a list of questions and answers", shown(history), pair))
+    turns = []
+    for number, item in enumerate(history, 1):
+        if not isinstance(item, list) or len(item) != 2:
+            raise DataError(Problem(f"{where}, {number} must be a question and an answer", shown(item), pair))
+        question, answer = (checked_text(text, f"{where}, {number}").strip() for text in item)
+        turns += [Turn("user", question), Turn("assistant", answer)]
+    return turns
+
+
+def _is_turns(value: Any) -> bool:
+    """Whether one side of a pair is given as turns: one, a list of them (well-formed or not), or their JSON text."""
+    if isinstance(value, str):
+        return value.lstrip().startswith("[{") and is_conversation(_parsed_list(value))
+    return is_turn(value) or (isinstance(value, list) and (not value or any(map(has_role, value))))
+
+
+def _side(columns: Columns, column: str, value: Any, role: str) -> list[Turn]:
+    """One side of a pair as turns."""
     if value is None:
-        return ""
-    return _checked(value, f"{row.where}: {column}")
+        return []
+    if _is_turns(value):
+        return columns.turns(column, ("role", "content"), column)
+    return [Turn(role, columns.text(column))]
 
 
-def _checked(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        number = isinstance(value, int | float) and isfinite(value)
-        raise DataError(Problem(f"{what} must be text", _shown(value), f'"{value}"' if number else 'a text: "..."'))
-    if len(value) > LONGEST_TEXT:
-        raise UnusableRow(f"a text in it is longer than {LONGEST_TEXT:,} characters")
+def _without_system(turns: list[Turn]) -> list[Turn]:
+    return [turn for turn in turns if turn.role != "system"]
+
+
+def _said(turns: list[Turn]) -> list[tuple[str, str]]:
+    return [(turn.role, turn.text()) for turn in turns]
+
+
+def _into_turns(value: list[Any], own: str, where: str) -> str:
+    """The command that makes turns of lists that are none in a usual way, or nothing."""
+    key = jq_key(own)
+    if all(isinstance(item, list) for item in value):
+        return f"{jq(where, f'{key}[] | {{messages: .}}')}    makes a row of each conversation"
+    if all(isinstance(item, str) for item in value):
+        role = 'if .key % 2 == 0 then "user" else "assistant" end'
+        turns = f"{{messages: [{key} | to_entries[] | {{role: ({role}), content: .value}}]}}"
+        return f"{jq(where, turns)}    if question and answer take turns"
+    first = value[0] if isinstance(value[0], dict) else {}
+    question = next((name for name in QUESTION_KEYS if isinstance(first.get(name), str)), None)
+    answer = next((name for name in ANSWER_KEYS if isinstance(first.get(name), str)), None)
+    if question and answer:
+        turns = f'{{role: "user", content: {jq_key(question)}}}, {{role: "assistant", content: {jq_key(answer)}}}'
+        return jq(where, f"{{messages: [{key}[] | {turns}]}}")
+    return ""
+
+
+def _parsed_list(text: str) -> Any:
+    """The list that a text is as JSON, or the text."""
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer reads
-        around = value[max(0, error.start - 20) : error.end + 20]
-        raise DataError(
-            Problem(
-                f"{what} holds half a character, such as a cut-off emoji",
-                ascii(around),
-                "the text without it, or whole",
-            )
-        ) from None
-    return value
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else f"{type(value).__name__}: {str(value)[:60]}"
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _names(row: Row) -> str:

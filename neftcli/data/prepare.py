@@ -18,11 +18,10 @@ from neftcli.data.formats import (
     Format,
     UnusableRow,
     detect,
-    renamed,
     require_standard,
     to_example,
-    unread_columns,
 )
+from neftcli.data.notes import Notes
 from neftcli.data.rows import ExampleRows, TokenRows
 from neftcli.data.sources import BUILTIN, is_hub, read_rows
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
@@ -46,7 +45,7 @@ class Examples:
         rows_read: Rows read, from the held-out source, too.
         unusable: Reason to places of the rows that were left out, on both sides.
         leaked: Training rows left out since their prompt is held out.
-        unread: Columns that its layout does not read.
+        notes: Columns and keys that are not read, and parts of conversations that are left out, on both sides.
         unused: Option to the number of rows that it leaves out.
         splits_itself: The held-out rows come from the training source's own.
     """
@@ -57,7 +56,7 @@ class Examples:
     rows_read: int
     unusable: Mapping[str, list[str]]
     leaked: int
-    unread: tuple[str, ...] = ()
+    notes: Notes = field(default_factory=Notes)
     unused: Mapping[str, int] = field(default_factory=dict)
     splits_itself: bool = False
 
@@ -95,7 +94,7 @@ class _Reader:
     told: Callable[[int], None] = _nobody
     layout: Format | None = None
     rows: int = 0
-    unread: tuple[str, ...] = ()
+    notes: Notes = field(default_factory=Notes)
     unusable: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def read(self, source: str, split: str) -> ExampleRows:
@@ -121,10 +120,15 @@ class _Reader:
             if self.layout is None:
                 given = self.data.format
                 self.layout = detect(row, self.data.columns, answers=self.answers) if given == "auto" else given
-                self.unread = () if source == BUILTIN else unread_columns(renamed(row, self.data.columns), self.layout)
-            standard = renamed(row, self.data.columns)
             try:
-                yield to_example(standard, self.layout, self.data.system_prompt, answers=self.answers)
+                yield to_example(
+                    row,
+                    self.layout,
+                    self.data.system_prompt,
+                    answers=self.answers,
+                    columns=self.data.columns,
+                    notes=None if source == BUILTIN else self.notes,
+                )
             except UnusableRow as reason:
                 self.unusable[str(reason)].append(row.where)
 
@@ -138,14 +142,14 @@ class Questions:
         layout: Their row format.
         rows_read: Rows read.
         unusable: Reason to places of the rows that were left out.
-        unread: Columns that the layout does not read.
+        notes: Columns and keys that are not read, and parts of conversations that are left out.
     """
 
     examples: ExampleRows
     layout: Format
     rows_read: int
     unusable: Mapping[str, list[str]]
-    unread: tuple[str, ...]
+    notes: Notes
 
 
 def read_questions(data: Data) -> Questions:
@@ -158,7 +162,7 @@ def read_questions(data: Data) -> Questions:
     reader = _Reader(data, answers=False)
     examples = reader.read(data.source, data.split)
     assert reader.layout is not None  # noqa: S101 - at least one row was read
-    return Questions(examples, reader.layout, reader.rows, reader.unusable, reader.unread)
+    return Questions(examples, reader.layout, reader.rows, reader.unusable, reader.notes)
 
 
 def read_examples(data: Data, told: Callable[[int], None] = _nobody) -> Examples:
@@ -188,7 +192,7 @@ def read_examples(data: Data, told: Callable[[int], None] = _nobody) -> Examples
         chosen = _at_most(examples, data.max_rows, data.split_seed)
         train, held_out = map(chosen.select, hold_out(chosen, data.held_out_rows, data.split_seed))
     else:
-        evaluated = _Reader(data)
+        evaluated = _Reader(data, notes=reader.notes)
         held_out = evaluated.read(held_out_source, held_out_split)
         if (evaluated.layout == "text") != (reader.layout == "text"):
             raise DataError(
@@ -219,7 +223,7 @@ def read_examples(data: Data, told: Callable[[int], None] = _nobody) -> Examples
         )
     assert reader.layout is not None  # noqa: S101 - at least one row was read
     unused = {option: number for option, number in unused.items() if number}
-    counts = reader.rows, reader.unusable, leaked, reader.unread, unused
+    counts = reader.rows, reader.unusable, leaked, reader.notes, unused
     return Examples(train, held_out, reader.layout, *counts, splits_itself=held_out_source is None)
 
 
@@ -292,7 +296,8 @@ def prepare(
         train=count(train),
         held_out=count(held_out),
         fingerprint=fingerprint(examples.train, examples.held_out),
-        unread=examples.unread,
+        unread=dict(examples.notes.unread),
+        shortened=dict(examples.notes.shortened),
         unused=examples.unused,
     )
     return Prepared(train, held_out, examples.held_out.select(scored), counts)

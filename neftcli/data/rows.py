@@ -18,23 +18,21 @@ class ExampleRows(Rows[Example]):
     """Examples, each as the JSON text that its fingerprint is made of."""
 
     def contents(self) -> Iterator[bytes]:
-        """Turns and text of each example, as JSON."""
+        """Everything of each example but its place, as JSON."""
         for place in self._places:
             row = self._looked_up(place)  # which may open another batch
             yield self._contents[row].as_py()
 
     @staticmethod
     def _size(row: Example) -> int:
-        return len(row.text) + sum(len(turn.content) + len(turn.context) for turn in row.turns)
+        turns = sum(len(turn.text()) + len(turn.reasoning) for turn in row.turns)
+        return len(row.text) + len(row.tools) + turns
 
     @staticmethod
     def _encoded(rows: Sequence[Example]) -> Any:
         import pyarrow as arrow
 
-        contents = [
-            json.dumps([[[turn.role, turn.content, turn.context] for turn in row.turns], row.text]).encode()
-            for row in rows
-        ]
+        contents = [json.dumps(_example_as_lists(row)).encode() for row in rows]
         columns = [
             arrow.array(contents, arrow.large_binary()),
             _places_as_bytes(rows),
@@ -45,9 +43,9 @@ class ExampleRows(Rows[Example]):
         self._contents, self._where = batch.columns
 
     def _decoded(self, row: int) -> Example:
-        turns, text = json.loads(self._contents[row].as_py())
+        turns, text, *others = json.loads(self._contents[row].as_py())
         where = self._where[row].as_py().decode("utf-8", "surrogatepass")
-        return Example(tuple(Turn(*turn) for turn in turns), text, where)
+        return Example(tuple(Turn(*turn) for turn in turns), text, where, *others)
 
 
 class TokenRows(Rows[TokenRow]):
@@ -102,6 +100,29 @@ class TokenRows(Rows[TokenRow]):
         return TokenRow(
             self._ids[part].tolist(), labels, cut, stops, where.decode("utf-8", "surrogatepass"), tuple(remarks)
         )
+
+
+def _example_as_lists(example: Example) -> list[Any]:
+    """Turns and text, tools and completion of an example.
+
+    Values behind the last one that says anything are left out, so that examples without tool calls, marks and reasoning
+    keep the fingerprints that they had before these were read.
+    """
+    turns = [
+        _without_defaults(
+            [turn.role, turn.content, turn.context],
+            [turn.learn, turn.reasoning, turn.tool_calls, turn.name, turn.tool_call_id],
+        )
+        for turn in example.turns
+    ]
+    return _without_defaults([turns, example.text], [example.tools, example.completion])
+
+
+def _without_defaults(values: list[Any], others: list[Any]) -> list[Any]:
+    """The values and the others, up to the last other that is no default (None, "" or 0; False is a mark)."""
+    while others and others[-1] is not False and not others[-1]:
+        others = others[:-1]
+    return values + others
 
 
 def _places_as_bytes(rows: Sequence[Example | TokenRow]) -> Any:

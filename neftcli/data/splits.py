@@ -82,7 +82,8 @@ def distinct(examples: Sequence[Example]) -> Places:
     """The places of examples of which no two say the same, the last of each kind in the place of the first."""
     import numpy
 
-    order, begins = _grouped(_digests((repr((one.turns, one.text)) for one in examples), len(examples)))
+    contents = (repr((one.turns, one.text, one.tools, one.completion)) for one in examples)
+    order, begins = _grouped(_digests(contents, len(examples)))
     first, last = order[begins[:-1]], order[begins[1:] - 1]
     return last[numpy.argsort(first)]
 

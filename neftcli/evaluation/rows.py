@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neftcli.data.notes import Notes
 from neftcli.data.prepare import Examples, Questions, fingerprint, read_examples, read_questions
 from neftcli.data.rows import ExampleRows
 from neftcli.data.sources import BUILTIN, is_hub
@@ -99,7 +100,8 @@ def read_rows_for(
             trained_on=len(various) - len(kept),
             repeated=len(questions.examples) - len(various),
             unusable={reason: tuple(places) for reason, places in questions.unusable.items()},
-            unread=questions.unread,
+            unread=dict(questions.notes.unread),
+            shortened=dict(questions.notes.shortened),
         )
     )
     return Rows(examples, data, questions.layout, source, label)
@@ -139,7 +141,7 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
         )
     if not examples.held_out:
         raise DataError(Problem(f"{subject.name} was trained without held-out rows", "data.held_out_rows 0", DATASET))
-    return Questions(examples.held_out, examples.layout, len(examples.held_out), {}, ())
+    return Questions(examples.held_out, examples.layout, len(examples.held_out), {}, Notes())
 
 
 def _is_unchanged(subject: Subject, examples: Examples) -> bool:

@@ -11,6 +11,7 @@ from typing import Protocol
 from neftcli.events.data import (
     DataReady,
     InspectedRow,
+    Occurrences,
     RowsReady,
     SplitCounts,
     Token,
@@ -58,6 +59,7 @@ __all__ = [
     "NoiseMeasured",
     "Notice",
     "Observer",
+    "Occurrences",
     "Phase",
     "Plan",
     "Progress",

@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Occurrences:
+    """In how many rows something was found, and the place of the first of them."""
+
+    rows: int
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
 class SplitCounts:
     """One side of the data, counted in tokens after cutting at data.max_length.
 
@@ -52,8 +60,9 @@ class DataReady:
         train: The training side.
         held_out: The held-out side.
         fingerprint: SHA-256 of the examples of both sides.
-        unread: Columns of the first row that its layout does not read.
+        unread: Column ("score") or turn key ("turn key emotion") that is not read, to the rows that hold it.
         unused: Option to the number of rows that it leaves out.
+        shortened: Part of a conversation that is left out, to the rows that lose it.
     """
 
     source: str
@@ -68,8 +77,9 @@ class DataReady:
     train: SplitCounts
     held_out: SplitCounts
     fingerprint: str
-    unread: tuple[str, ...] = ()
+    unread: Mapping[str, Occurrences] = field(default_factory=dict)
     unused: Mapping[str, int] = field(default_factory=dict)
+    shortened: Mapping[str, Occurrences] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,8 @@ class RowsReady:
         trained_on: Rows left out since a model here was trained on one of their prompts.
         repeated: Rows left out since they repeat an earlier one.
         unusable: Reason to the places of the rows that were left out for it.
-        unread: Columns of the first row that its layout does not read.
+        unread: Column ("score") or turn key ("turn key emotion") that is not read, to the rows that hold it.
+        shortened: Part of a conversation that is left out, to the rows that lose it.
     """
 
     source: str
@@ -96,7 +107,8 @@ class RowsReady:
     trained_on: int
     repeated: int
     unusable: dict[str, tuple[str, ...]]
-    unread: tuple[str, ...] = ()
+    unread: Mapping[str, Occurrences] = field(default_factory=dict)
+    shortened: Mapping[str, Occurrences] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from tests.bad_input import Case, Content, Neft, lay, messages, require_harmless
 GOOD = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(20)]
 ROW = json.dumps(GOOD[0]) + "\n"
 HUGE = 100_000_000  # bytes
+QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +120,52 @@ DATA = {
     "turns as a text": data("rows.jsonl", lines({"messages": "hello"})),
     "a turn without a role": data("rows.jsonl", turns({"content": "q"})),
     "a turn of an unknown role": data("rows.jsonl", turns({"role": "robot", "content": "q"})),
-    "a turn in parts": data("rows.jsonl", turns({"role": "user", "content": [{"type": "text", "text": "q"}]})),
+    "a turn with an image": data(
+        "rows.jsonl",
+        turns(
+            {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": "x.png"}]}
+        ),
+    ),
+    "half a weight": data("rows.jsonl", turns(QUESTION, ANSWER | {"weight": 0.5})),
+    "a question to learn": data("rows.jsonl", turns(QUESTION | {"train": True}, ANSWER)),
+    "marks that contradict": data("rows.jsonl", turns(QUESTION, ANSWER | {"weight": 0, "train": True})),
+    "a tool call that is no JSON": data(
+        "rows.jsonl", turns(QUESTION, ANSWER | {"tool_calls": [{"function": {"name": "f", "arguments": "{place"}}]})
+    ),
+    "tools that are no schemas": data("rows.jsonl", lines({"messages": [QUESTION, ANSWER], "tools": ["hammer"]})),
+    "two system turns": data(
+        "rows.jsonl", lines({"messages": [{"role": "system", "content": "s"}, QUESTION, ANSWER], "system": "t"})
+    ),
+    "preference data": data("rows.jsonl", lines({"prompt": "q", "chosen": "good", "rejected": "bad"})),
+    "preference data of ShareGPT": data(
+        "rows.jsonl",
+        lines(
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "good"},
+                "rejected": {"from": "gpt", "value": "bad"},
+            }
+        ),
+    ),
+    "preference data further down": data("rows.jsonl", lines(GOOD[0], GOOD[1] | {"chosen": "good", "rejected": "bad"})),
+    "answers that are judged": data("rows.jsonl", lines(GOOD[0] | {"label": True})),
+    "ranked answers": data("rows.jsonl", lines({"prompt": "q", "responses": ["a", "b"], "scores": [2, 1]})),
+    "images": data("rows.jsonl", lines(GOOD[0] | {"images": ["a.png"]})),
+    "the place of an image": data("rows.jsonl", lines({"prompt": "<image>\nWhat is it?", "completion": "A cat."})),
+    "columns by other names": data("rows.jsonl", lines({"instruction": "q", "context": "c", "response": "a"})),
+    "a conversation by another name": data("rows.jsonl", lines({"dialog": [QUESTION, ANSWER]})),
+    "nested answers": data("rows.jsonl", lines({"question": "q", "answers": [{"text": "a"}]})),
+    "nested answers that are mapped": data(
+        "rows.jsonl",
+        lines({"question": "q", "answers": [{"text": "a"}]}),
+        "--set",
+        "data.columns={prompt: question, completion: answers}",
+    ),
+    "conversations in a row": data("rows.jsonl", lines({"messages": [[QUESTION, ANSWER], [QUESTION, ANSWER]]})),
+    "one conversation": data("rows.json", json.dumps({"conversations": [QUESTION, ANSWER]})),
+    "tool calls as answers": data(
+        "rows.jsonl", lines({"query": "q", "tools": "[]", "answers": '[{"name": "f", "arguments": {}}]'})
+    ),
     "a turn of nothing": data("rows.jsonl", turns({"role": "user", "content": None})),
     "only questions": data("rows.jsonl", turns({"role": "user", "content": "q"})),
     "a gz that is no gz": data("d/rows.jsonl.gz", ROW),
@@ -273,6 +319,19 @@ ALL = "data: rows.jsonl (prompt/completion) · 20 rows read: 16 to learn from, 4
 )
 def test_what_is_legitimate_is_read_and_counted(neft: Neft, llama: Path, content: Content, said: list[str]) -> None:
     assert inspected(neft, llama, content) == said
+
+
+def test_what_is_not_read_is_told(neft: Neft, llama: Path) -> None:
+    """Columns and keys of any row, with the number of rows; and what a conversation loses."""
+    chat = [QUESTION | {"emotion": "calm"}, ANSWER | {"emotion": "glad"}, {"role": "tool", "content": "x"}]
+    rows = [{"messages": [QUESTION | {"content": f"q{number}"}, ANSWER]} for number in range(19)]
+    content = lines(*rows, {"messages": chat, "score": 1, "parallel_tool_calls": False, "id": None})
+    assert inspected(neft, llama, content)[-3:] == [
+        "note: columns that are not read: score (1 row, first rows.jsonl, line 20), "
+        "parallel_tool_calls (1 row, first rows.jsonl, line 20)",
+        "note: keys of turns that are not read: emotion (1 row, first rows.jsonl, line 20)",
+        "note: left out of conversations: what follows the last answer (1 row, first rows.jsonl, line 20)",
+    ]
 
 
 def test_a_special_token_inside_text_is_told(neft: Neft, llama: Path) -> None:

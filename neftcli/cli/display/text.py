@@ -18,6 +18,7 @@ from neftcli.events import (
     DataReady,
     ModelReady,
     NoiseMeasured,
+    Occurrences,
     Plan,
     RowsReady,
     RunFinished,
@@ -26,6 +27,9 @@ from neftcli.events import (
 )
 
 PLACES = 3
+MOST_NAMES = 10
+LONGEST_NAME = 60
+TURN_KEY = "turn key "
 SHORT = 300
 ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (such as reversed writing), half a character, line breaks
 JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # Persian and emoji need them
@@ -142,8 +146,7 @@ def length_line(event: DataReady) -> str:
 def data_notices(event: DataReady) -> list[str]:
     """What a person should know about the data before it is trained on."""
     notices = [f"{rows(places)} left out: {reason}" for reason, places in event.unusable.items()]
-    if event.unread:
-        notices.append(f"columns that are not read: {', '.join(event.unread)}")
+    notices += row_part_notices(event)
     if event.leaked:
         notices.append(f"{event.leaked} training rows left out: their prompts are held out")
     if event.duplicates:
@@ -163,6 +166,28 @@ def data_notices(event: DataReady) -> list[str]:
         )
     notices += [f"{number} rows are not used: {option} leaves them out" for option, number in event.unused.items()]
     return notices
+
+
+def row_part_notices(event: DataReady | RowsReady) -> list[str]:
+    """Which columns and turn keys are not read, and which parts of conversations are left out."""
+    keys = {name: found for name, found in event.unread.items() if name.startswith(TURN_KEY)}
+    columns = {name: found for name, found in event.unread.items() if name not in keys}
+    notices = []
+    if columns:
+        notices.append(f"columns that are not read: {occurrences(columns)}")
+    if keys:
+        bare = {name.removeprefix(TURN_KEY): found for name, found in keys.items()}
+        notices.append(f"keys of turns that are not read: {occurrences(bare)}")
+    if event.shortened:
+        notices.append(f"left out of conversations: {occurrences(event.shortened)}")
+    return notices
+
+
+def occurrences(found: Mapping[str, Occurrences]) -> str:
+    """What was found, in how many rows, and in which first: "score (12 rows, first rows.jsonl, line 3)"."""
+    shown = [f"{name[:LONGEST_NAME]} ({some(each.rows, 'row')}, first {each.first})" for name, each in found.items()]
+    more = f", and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else ""
+    return ", ".join(shown[:MOST_NAMES]) + more
 
 
 def sweep_line(event: SweepStarted) -> str:
@@ -206,8 +231,7 @@ def estimate_notices(event: SweepEstimate) -> list[str]:
 def row_notices(event: RowsReady) -> list[str]:
     """What a person should know about the rows that are evaluated on."""
     notices = [f"{rows(places)} left out: {reason}" for reason, places in event.unusable.items()]
-    if event.unread:
-        notices.append(f"columns that are not read: {', '.join(event.unread)}")
+    notices += row_part_notices(event)
     if event.trained_on:
         notices.append(f"{event.trained_on} rows left out: a model here was trained on their prompts")
     if event.repeated:

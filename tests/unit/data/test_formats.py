@@ -3,21 +3,27 @@
 Oracles: the examples written out by hand for one row of each layout, and the written message for every wrong one.
 """
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from neftcli.data.formats import REQUIRED, ROLES, Example, Format, Turn, UnusableRow, detect, renamed, to_example
+from neftcli.data.formats import LAYOUTS, Example, Format, Turn, UnusableRow, detect, renamed, to_example
+from neftcli.data.notes import Notes
 from neftcli.data.sources import Row
+from neftcli.data.turns import ROLES
 from neftcli.errors import DataError
+from neftcli.events import Occurrences
+from neftcli.recipe.schema import Data
 
 WHERE = "rows.jsonl, line 17"
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 QUESTION_AND_ANSWER = (Turn("user", "q"), Turn("assistant", "a"))
 
-LAYOUTS: list[tuple[Format, dict[str, Any]]] = [
+ROWS: list[tuple[Format, dict[str, Any]]] = [
     ("text", {"text": "words"}),
     ("prompt_completion", {"prompt": "q", "completion": "a"}),
     ("prompt_completion", {"prompt": CHAT[:1], "completion": CHAT[1:]}),
@@ -52,17 +58,18 @@ def reason(layout: Format, **values: Any) -> str:
 # Recognising the layout
 
 
-@pytest.mark.parametrize(("layout", "values"), LAYOUTS)
+@pytest.mark.parametrize(("layout", "values"), ROWS)
 def test_each_layout_is_told_by_its_columns(layout: Format, values: dict[str, Any]) -> None:
     """The columns tell the layout, with further columns beside them or without."""
     assert detect(row(**values), {}) == layout
     assert detect(row(id=7, **values, source="web"), {}) == layout
 
 
-@pytest.mark.parametrize(("layout", "values"), LAYOUTS[1:])
+@pytest.mark.parametrize(("layout", "values"), ROWS[1:])
 def test_each_layout_holds_the_same_question_and_answer(layout: Format, values: dict[str, Any]) -> None:
-    """Whatever the layout, the example is the same."""
-    assert to_example(row(**values), layout) == Example(QUESTION_AND_ANSWER, "", WHERE)
+    """Whatever the layout, the example is the same; a pair of lists of turns says where its completion begins."""
+    completion = 1 if isinstance(values.get("completion"), list) else 0
+    assert to_example(row(**values), layout) == Example(QUESTION_AND_ANSWER, "", WHERE, completion=completion)
 
 
 def test_plain_text_is_kept_as_it_is() -> None:
@@ -72,12 +79,12 @@ def test_plain_text_is_kept_as_it_is() -> None:
 
 def test_more_telling_layouts_go_first() -> None:
     """A row that fits several layouts is read as conversation, pair, instruction and only then as text."""
-    values = {name: "" for required in REQUIRED.values() for name in required}
+    values = {name: "" for layout in LAYOUTS.values() for name in layout.required}
     found = []
     while values:
         layout = detect(row(**values), {})
         found.append(layout)
-        for name in REQUIRED[layout]:
+        for name in LAYOUTS[layout].required:
             del values[name]
     assert found == ["messages", "sharegpt", "prompt_completion", "alpaca", "text"]
 
@@ -87,7 +94,7 @@ def test_alpaca_goes_before_the_text_column_that_its_authors_ship() -> None:
     assert detect(row(instruction="q", input="", output="a", text="### Instruction: q"), {}) == "alpaca"
 
 
-@pytest.mark.parametrize("values", [{"question": "q", "answer": "a"}, {"prompt": "q"}, {"instruction": "q"}])
+@pytest.mark.parametrize("values", [{"a": "q", "b": "a"}, {"prompt": "q"}, {"instruction": "q"}])
 def test_unknown_columns_are_named(values: dict[str, str]) -> None:
     """No layout is guessed from half of its columns; the mapping to type is shown."""
     with pytest.raises(DataError) as raised:
@@ -181,9 +188,9 @@ def test_roles_of_other_layouts_become_the_three(own: str, standard: str) -> Non
     assert (standard, "x") in turns("sharegpt", conversations=conversation)
 
 
-def test_every_role_is_one_of_the_three() -> None:
+def test_every_role_is_one_of_the_four() -> None:
     """No role maps to one that templates don't know."""
-    assert set(ROLES.values()) == {"system", "user", "assistant"}
+    assert set(ROLES.values()) == {"system", "user", "assistant", "tool"}
 
 
 def test_conversations_may_use_role_and_content() -> None:
@@ -288,7 +295,9 @@ def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any]
         (
             "alpaca",
             {"instruction": ["q"], "output": "a"},
-            "rows.jsonl, line 17: instruction must be text\n  received list: ['q']\n  try      a text: \"...\"",
+            "rows.jsonl, line 17: instruction must be text, and nested lists and objects can't be mapped\n"
+            "  received list: ['q']\n"
+            "  try      jq -c '.instruction |= .[0]' < rows.jsonl > new-rows.jsonl    takes their first text",
         ),
         (
             "alpaca",
@@ -299,13 +308,6 @@ def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any]
             "prompt_completion",
             {"prompt": "q", "completion": 0.5},
             'rows.jsonl, line 17: completion must be text\n  received float: 0.5\n  try      "0.5"',
-        ),
-        (
-            "prompt_completion",
-            {"prompt": CHAT[:1], "completion": "a"},
-            "rows.jsonl, line 17: prompt must be text\n"
-            "  received list: [{'role': 'user', 'content': 'q'}]\n"
-            '  try      a text: "..."',
         ),
         (
             "messages",
@@ -323,9 +325,9 @@ def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any]
         ),
         (
             "messages",
-            {"messages": ["q"]},
+            {"messages": [7]},
             "rows.jsonl, line 17: turn 1 must have role and content\n"
-            "  received str: q\n"
+            "  received int: 7\n"
             '  try      {"role": "user", "content": "..."}',
         ),
         (
@@ -347,14 +349,15 @@ def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any]
             {"messages": [CHAT[0], {"role": "asistant", "content": "a"}]},
             "rows.jsonl, line 17: turn 2 has an unknown role\n"
             "  received str: asistant\n"
-            "  try      one of system, developer, user, human, assistant, gpt, bard, bing, chatgpt",
+            "  nearest  assistant\n"
+            f"  try      one of {', '.join(ROLES)}",
         ),
         (
             "messages",
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "rows.jsonl, line 17: turn 1: content must be text\n"
-            "  received list: [{'type': 'image'}]\n"
-            '  try      a text: "..."',
+            "rows.jsonl, line 17: turn 1: content, part 1 is an image, and neft trains on text\n"
+            "  received dict: {'type': 'image'}\n"
+            '  try      parts of text alone: {"type": "text", "text": "..."}, or rows without this one',
         ),
         (
             "text",
@@ -377,18 +380,257 @@ def test_a_value_of_another_type_is_refused_with_its_place(layout: Format, value
     assert said_of(layout, **values) == said
 
 
-@pytest.mark.parametrize(("layout", "values"), LAYOUTS)
+@pytest.mark.parametrize(("layout", "values"), ROWS)
 def test_a_later_row_without_a_column_is_refused(layout: Format, values: dict[str, Any]) -> None:
     """The layout is the first row's: a row that lacks one of its columns is named and not filled with nothing."""
-    missing = REQUIRED[layout][-1]
+    missing = LAYOUTS[layout].required[-1]
     others = {name: value for name, value in values.items() if name != missing} | {"id": 7}
     assert said_of(layout, **others) == (
         f"rows.jsonl, line 17: the column {missing} is missing\n"
         f"  received {', '.join(others)}\n"
-        f"  try      rows of one layout, here {layout}: {', '.join(REQUIRED[layout])}"
+        f"  try      rows of one layout, here {layout}: {', '.join(LAYOUTS[layout].required)}"
     )
 
 
 def test_a_long_value_is_shown_by_its_beginning() -> None:
     """A message stays a message."""
     assert said_of("text", text=["x" * 1000]).splitlines()[1] == "  received list: ['" + "x" * 58
+
+
+# The registry
+
+
+def test_layouts_are_those_of_the_option() -> None:
+    """data.format names each entry of the registry, and nothing else but auto."""
+    hints = get_type_hints(Data, include_extras=True)
+    names = get_args(get_args(hints["format"])[0])
+    assert set(names) == {"auto", *LAYOUTS}
+    assert all(layout.name == name for name, layout in LAYOUTS.items())
+
+
+# Columns beside a conversation
+
+BESIDE: list[tuple[Format, dict[str, Any]]] = [values for values in ROWS if values[0] != "text"]
+
+
+@pytest.mark.parametrize(("layout", "values"), BESIDE)
+def test_system_column_is_the_system_turn(layout: Format, values: dict[str, Any]) -> None:
+    """Of every layout, before data.system_prompt; an empty one says nothing."""
+    assert turns(layout, "t", **values, system=" s ") == (("system", "s"), ("user", "q"), ("assistant", "a"))
+    for empty in (None, "", " "):
+        assert turns(layout, **values, system=empty) == (("user", "q"), ("assistant", "a"))
+
+
+def test_system_column_beside_a_system_turn() -> None:
+    """The same twice is one; two that differ are refused, since one of them would vanish."""
+    chat = [{"role": "system", "content": "s"}, *CHAT]
+    assert turns("messages", messages=chat, system="s\n") == (("system", "s"), ("user", "q"), ("assistant", "a"))
+    assert said_of("messages", messages=chat, system="t") == (
+        "rows.jsonl, line 17: the column system and the first turn are two different system turns\n"
+        "  received t\n"
+        "  try      one of them: jq -c 'del(.system)' < rows.jsonl > new-rows.jsonl    keeps the turn"
+    )
+
+
+@pytest.mark.parametrize(("layout", "values"), BESIDE)
+@pytest.mark.parametrize("column", ["tools", "functions"])
+def test_tools_column(layout: Format, values: dict[str, Any], column: str) -> None:
+    """A list of schemas or its JSON text, in OpenAI's form; an empty one says nothing."""
+    schema = {"name": "clock", "parameters": {"type": "object", "properties": {}}}
+    wrapped = [{"type": "function", "function": schema}]
+    for tools in ([schema], wrapped, json.dumps([schema]), [json.dumps(schema)], [{"type": "function", **schema}]):
+        example = to_example(row(**values, **{column: tools}), layout)
+        assert json.loads(example.tools) == wrapped
+        assert [turn.text() for turn in example.turns] == ["q", "a"]
+    for empty in (None, "", [], "[]"):
+        assert to_example(row(**values, **{column: empty}), layout).tools == ""
+
+
+@pytest.mark.parametrize(
+    ("tools", "said"),
+    [
+        ("no json", "tools must be JSON: Expecting value"),
+        ('{"name": "clock"}', "tools must be a list of tool schemas"),
+        ([{"description": "x"}], "tools, tool 1 must have a name"),
+        ([{"name": "clock"}, 7], "tools, tool 2 must be an object"),
+        ([{"name": "\ud800"}], "tools holds half a character, such as a cut-off emoji"),
+    ],
+)
+def test_tools_that_cannot_be_read_are_refused(tools: Any, said: str) -> None:
+    """And never learned without them."""
+    assert said_of("messages", messages=CHAT, tools=tools).splitlines()[0] == f"rows.jsonl, line 17: {said}"
+
+
+def test_alpaca_history_becomes_earlier_turns() -> None:
+    """Questions and answers stand before the row's own, in order; null and empty say nothing."""
+    expected = (("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2"), ("user", "q"))
+    history = [["q1", "a1"], [" q2", "a2 "]]
+    for given in (history, json.dumps(history)):
+        assert turns("alpaca", instruction="q", output="a", history=given)[:-1] == expected
+    for empty in (None, [], ""):
+        assert turns("alpaca", instruction="q", output="a", history=empty) == (("user", "q"), ("assistant", "a"))
+    for wrong in ([["q1"]], ["q1", "a1"], {"q": "a"}, [["q1", None]], "q1"):
+        assert "history" in said_of("alpaca", instruction="q", output="a", history=wrong)
+
+
+# Pairs
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "roles", "first"),
+    [
+        (CHAT[:1], "a", "ua", 1),
+        ("q", CHAT[1:], "ua", 1),
+        ("q", CHAT[1], "ua", 1),
+        (SHAREGPT[:1], SHAREGPT[1], "ua", 1),
+        ("q", CHAT, "ua", 1),
+        (CHAT[:1], CHAT, "ua", 1),
+        ("q", [{"role": "system", "content": "s"}, *CHAT], "sua", 2),
+        ([{"role": "system", "content": "s"}, CHAT[0]], CHAT, "sua", 2),
+        ([{"role": "system", "content": "s"}], CHAT, "sua", 1),
+        ([*CHAT, {"role": "user", "content": "q2"}], CHAT[1:], "uaua", 3),
+        ([CHAT[1], CHAT[0]], CHAT[1:], "ua", 1),
+        (json.dumps(CHAT[:1]), json.dumps(CHAT[1:]), "ua", 1),
+    ],
+)
+def test_completion_of_a_pair_with_turns(prompt: Any, completion: Any, roles: str, first: int) -> None:
+    """Either side as turns, the completion with or without the prompt, and the place where it begins."""
+    example = to_example(row(prompt=prompt, completion=completion), "prompt_completion")
+    assert ("".join(turn.role[0] for turn in example.turns), example.completion) == (roles, first)
+    assert example.answer() == "a"
+    with_system = to_example(row(prompt=prompt, completion=completion), "prompt_completion", "t")
+    assert with_system.completion == first + (roles[0] != "s")
+
+
+def test_completion_without_an_answer_is_not_learned() -> None:
+    """The earlier answers in the prompt are no answers of the completion."""
+    prompt = [*CHAT, CHAT[0]]
+    for completion in ([], [CHAT[0]] * 0, None):
+        assert (
+            reason("prompt_completion", prompt=prompt, completion=completion) == "its completion has no answer to learn"
+        )
+    asked = to_example(row(prompt=prompt), "prompt_completion", answers=False)
+    assert (len(asked.turns), asked.answer(), asked.completion) == (3, "", 0)
+
+
+def test_completion_that_begins_with_another_question_is_refused() -> None:
+    """It is neither the answer nor the whole conversation."""
+    other = [{"role": "user", "content": "something else"}, CHAT[1]]
+    assert said_of("prompt_completion", prompt="q", completion=other) == (
+        "rows.jsonl, line 17: completion must begin with the answer, or with the whole prompt\n"
+        "  received user: something else\n"
+        '  try      {"prompt": [... the question], "completion": [... the answer]}'
+    )
+
+
+def test_prompt_that_is_json_stays_text() -> None:
+    """A list of other objects is what the question is about."""
+    assert turns("prompt_completion", prompt='[{"a": 1}]', completion="a")[0] == ("user", '[{"a": 1}]')
+
+
+# Marks
+
+
+@pytest.mark.parametrize(("layout", "values"), ROWS)
+@pytest.mark.parametrize("column", ["weight", "train", "trainable", "loss"])
+def test_marks_of_a_row(layout: Format, values: dict[str, Any], column: str) -> None:
+    """0 leaves the row out, 1 learns it as if unmarked; a CSV has them as text."""
+    unmarked = to_example(row(**values), layout)
+    for mark in (1, 1.0, True, "1", "true", "True", None, ""):
+        assert to_example(row(**values, **{column: mark}), layout) == unmarked
+    for mark in (0, 0.0, False, "0", "false", "False"):
+        assert reason(layout, **values, **{column: mark}) == f"it is marked as not learned ({column}: {mark})"
+    for mark in (0.5, 2, "yes", -1, [1]):
+        what = f"{column} says whether the row is learned, and must be 0 or 1 (fractional weights are not supported)"
+        assert said_of(layout, **values, **{column: mark}).splitlines()[0] == f"rows.jsonl, line 17: {what}"
+    assert "contradict each other" in said_of(
+        layout, **values, **{column: 0, "loss" if column != "loss" else "train": 1}
+    )
+
+
+def chat(*marks: bool | None, tail: str = "") -> list[dict[str, Any]]:
+    """A conversation with answers marked so, and further turns by the first letters of their roles."""
+    roles = {"u": "user", "s": "system", "t": "tool"}
+    said: list[dict[str, Any]] = []
+    for number, mark in enumerate(marks):
+        said.append({"role": "user", "content": f"q{number}"})
+        said.append({"role": "assistant", "content": f"a{number}", "weight": mark})
+    return [*said, *({"role": roles[letter], "content": "x"} for letter in tail)]
+
+
+@pytest.mark.parametrize(
+    ("conversation", "kept", "dropped"),
+    [
+        (chat(None), 2, ""),
+        (chat(None, tail="u"), 2, ""),
+        (chat(None, tail="su"), 2, "what follows the last answer"),
+        (chat(None, tail="t"), 2, "what follows the last answer"),
+        (chat(False, None), 4, ""),
+        (chat(True, False), 2, "what follows the last answer that is marked as learned"),
+        (chat(True, False, tail="u"), 2, "what follows the last answer that is marked as learned"),
+        ([chat(None)[1], *chat(None)], 2, "what stands before the first question"),
+        ([{"role": "tool", "content": "x"}, *chat(None)], 2, "what stands before the first question"),
+    ],
+)
+def test_dropped_turns_are_noted(conversation: list[dict[str, Any]], kept: int, dropped: str) -> None:
+    """All but a user's question that nothing answers; the last answer is one to learn, so it can be a reference."""
+    notes = Notes()
+    example = to_example(row(messages=conversation), "messages", notes=notes)
+    assert len(example.turns) == kept
+    assert dict(notes.shortened) == ({dropped: Occurrences(1, WHERE)} if dropped else {})
+
+
+def test_row_without_an_answer_to_learn() -> None:
+    """It is left out with its reason; to evaluate, the bad answer is no reference."""
+    assert reason("messages", messages=chat(False, False)) == "every answer in it is marked as not learned"
+    question = to_example(row(messages=chat(None, False)), "messages", answers=False)
+    assert ([turn.content for turn in question.turns], question.answer()) == (["q0", "a0", "q1"], "")
+
+
+# What is not read
+
+
+def test_unread_columns_of_any_row_are_counted() -> None:
+    """With the rows that hold a value and the first of them; null and empty say nothing."""
+    notes = Notes()
+    rows = [
+        {"instruction": "q", "output": "a", "score": None, "id": "", "tags": [], "meta": {}},
+        {"instruction": "q", "output": "a", "score": 0, "": 1},
+        {"instruction": "q", "output": " ", "score": 5},
+    ]
+    for line, values in enumerate(rows, 1):
+        with suppress(UnusableRow):
+            to_example(Row(values, f"line {line}"), "alpaca", notes=notes)
+    assert dict(notes.unread) == {"score": Occurrences(2, "line 2"), '""': Occurrences(1, "line 2")}
+
+
+def test_mapped_columns_are_read_under_their_own_names() -> None:
+    """Messages name the row's own column."""
+    given = row(question="q", reply=["a"], rank=1)
+    with pytest.raises(DataError) as raised:
+        to_example(given, "alpaca", columns={"instruction": "question", "output": "reply"})
+    assert str(raised.value).splitlines()[0] == (
+        "rows.jsonl, line 17: output (the column reply) must be text, and nested lists and objects can't be mapped"
+    )
+
+
+# Tool turns in what is asked and answered
+
+CALL = {"name": "clock", "arguments": {"place": "Lima"}}
+CALLED = json.dumps([{"type": "function", "function": CALL}])
+
+
+def test_prompt_and_answer_with_tools() -> None:
+    """Calls and results are asked and answered with; an answer that is only a call is not empty."""
+    conversation = [
+        CHAT[0],
+        {"role": "assistant", "content": None, "tool_calls": [{"function": CALL}]},
+        {"role": "tool", "content": "10:20"},
+        CHAT[1],
+    ]
+    whole = to_example(row(messages=conversation), "messages")
+    assert whole.prompt() == f"q\n{CALLED}\n10:20"
+    assert set(whole.prompts()) == {"q", f"q\n{CALLED}\n10:20"}
+    assert whole.transcript() == f"User: q\n\nAssistant: {CALLED}\n\nTool: 10:20"
+    call = to_example(row(messages=conversation[:2]), "messages")
+    assert (call.prompt(), call.answer()) == ("q", CALLED)

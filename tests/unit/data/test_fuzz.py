@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from neftcli.data.formats import LAYOUTS, UnusableRow, detect, to_example
 from neftcli.data.prepare import read_examples, read_questions
-from neftcli.data.sources import ENDINGS, is_hub
+from neftcli.data.sources import ENDINGS, Row, is_hub
 from neftcli.errors import DataError, Problem
 from neftcli.recipe.nearest import exists
 from neftcli.recipe.schema import Data
@@ -65,16 +66,41 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
-TURNS = st.lists(
+CALLS = st.lists(
     st.dictionaries(
-        st.sampled_from(["role", "content", "from", "value"]),
-        st.sampled_from(["user", "assistant", "system", "gpt", "human", "", "words"]) | VALUES,
-        max_size=4,
+        st.sampled_from(["id", "type", "function", "name", "arguments", "index"]),
+        st.sampled_from(["function", "{}", '{"a": 1}', {"name": "f", "arguments": {}}, {"name": "f"}, 0, None])
+        | VALUES,
+        max_size=3,
     ),
-    max_size=4,
+    max_size=2,
 )
+KEYS = ["role", "content", "from", "value"]
+OTHER_KEYS = ["weight", "train", "loss", "reasoning", "thinking", "tool_calls", "function_call", "name", "tool_call_id"]
+ROLE_NAMES = ["user", "assistant", "system", "gpt", "human", "tool", "function_call", "observation"]
+PARTS = st.lists(st.dictionaries(st.sampled_from(["type", "text", "image"]), st.just("text") | VALUES), max_size=2)
+ITEMS = st.sampled_from([*ROLE_NAMES, "", "words", 0, 1, True]) | VALUES | CALLS | CALLS.map(json.dumps) | PARTS
+TURN = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, st.sampled_from(ROLE_NAMES) | ITEMS)) | st.tuples(
+    st.fixed_dictionaries({"role": st.sampled_from(ROLE_NAMES), "content": st.text(max_size=3) | ITEMS}),
+    st.dictionaries(st.sampled_from(OTHER_KEYS) | st.text(max_size=4), ITEMS, max_size=2),
+).map(lambda parts: {**parts[1], **parts[0]})
+TURNS = st.lists(st.deferred(lambda: TURN), max_size=4)  # deferred: hypothesis would write out all that it is made of
 COLUMNS = ["text", "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "system"]
-ROWS = st.dictionaries(st.sampled_from(COLUMNS) | st.text(max_size=4), st.text(max_size=8) | VALUES | TURNS, max_size=5)
+BESIDE = [
+    "tools",
+    "functions",
+    "history",
+    "weight",
+    "loss",
+    "chosen",
+    "rejected",
+    "label",
+    "images",
+    "question",
+    "answer",
+]
+CELLS = st.text(max_size=8) | st.deferred(lambda: VALUES) | TURNS | TURNS.map(json.dumps) | st.deferred(lambda: CALLS)
+ROWS = st.dictionaries(st.sampled_from(COLUMNS) | st.sampled_from(BESIDE) | st.text(max_size=4), CELLS, max_size=5)
 FORMATS = st.sampled_from(["auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt"])
 
 
@@ -93,6 +119,32 @@ def test_any_rows_of_json(rows: list[Any], layout: Any, mapped: bool) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     reads_or_says_why("rows.jsonl", lines.encode(), format=layout, columns=columns)
     reads_or_says_why("rows.json", json.dumps(rows).encode(), format=layout, columns=columns)
+
+
+@settings(quietly, max_examples=300)
+@given(values=ROWS, layout=st.sampled_from(list(LAYOUTS)), answers=st.booleans())
+def test_any_row_is_an_example_or_says_why_not(values: dict[str, Any], layout: str, answers: bool) -> None:
+    """Read under any layout, with its own and suggested columns; an example has a question, and an answer if asked."""
+    row = Row(values, "rows.jsonl, line 1")
+    for chosen in (layout, None):
+        problems: tuple[Problem, ...] = ()
+        found = None
+        try:
+            found = to_example(row, chosen or detect(row, {}, answers=answers), "s", answers=answers)
+        except UnusableRow as error:
+            problems = (Problem(str(error), "", "a row that can be used"),)
+        except DataError as error:
+            problems = error.problems
+        assert bool(problems) != bool(found)
+        assert all(problem.violated and problem.remedy for problem in problems), problems
+        if found is None:
+            continue
+        assert bool(found.text) != bool(found.turns)
+        assert not found.turns or any(turn.role == "user" for turn in found.turns)
+        assert not found.turns or not answers or found.answer()
+        assert 0 <= found.completion <= max(0, len(found.turns) - 1)
+        for text in (found.tools, *(turn.tool_calls for turn in found.turns)):
+            assert not text or isinstance(json.loads(text), list)
 
 
 @quietly

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neftcli.data.chat import ChatFormat
-from neftcli.data.prepare import Examples, Prepared, count, prepare, read_examples
+from neftcli.data.prepare import Examples, Prepared, count, prepare, read_examples, read_questions
 from neftcli.data.sources import read_rows
 from neftcli.data.splits import normalised
 from neftcli.data.tokens import IGNORED, TokenRow, tokenize
 from neftcli.errors import DataError
-from neftcli.events import SplitCounts
+from neftcli.events import Occurrences, SplitCounts
 from neftcli.models.templates import set_template
 from neftcli.recipe.schema import Data
 from tests.tiny import tiny_tokenizer
@@ -287,6 +287,18 @@ def test_unusable_rows_of_the_held_out_source_are_counted() -> None:
     counts = prepared(Data(source=source, held_out_source=held_out)).counts
     assert counts.unusable == {"an answer is empty": ("rows.jsonl, line 2", "held.jsonl, line 1")}
     assert counts.rows_read == 4
+
+
+def test_columns_that_are_not_read_are_counted_on_both_sides() -> None:
+    """In any row, and where rows are only evaluated on; of the built-in set nothing is told."""
+    source = write("rows.jsonl", pair("one"), pair("two") | {"score": 1}, pair("three") | {"score": 2, "weight": 0})
+    held_out = write("held.jsonl", pair("four") | {"score": 3, "id": 7})
+    counts = prepared(Data(source=source, held_out_source=held_out)).counts
+    expected = {"score": Occurrences(3, "rows.jsonl, line 2"), "id": Occurrences(1, "held.jsonl, line 1")}
+    assert counts.unread == expected
+    assert counts.unusable == {"it is marked as not learned (weight: 0)": ("rows.jsonl, line 3",)}
+    assert read_questions(Data(source=held_out)).notes.unread.keys() == expected.keys()
+    assert prepared(Data()).counts.unread == {}
 
 
 @pytest.mark.parametrize(("rows", "wanted", "train", "held_out"), [(50, 20, 16, 4), (50, 80, 40, 10), (50, 4, 4, 0)])

@@ -10,18 +10,21 @@ import gc
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from neftcli.data import store
 from neftcli.data.formats import Example, Turn
 from neftcli.data.prepare import count, fingerprint, read_examples
 from neftcli.data.rows import ExampleRows, TokenRows
-from neftcli.data.splits import duplicates
+from neftcli.data.splits import distinct, duplicates
 from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.errors import DataError, InputError
 from neftcli.recipe.schema import Data
@@ -134,6 +137,58 @@ def test_hashes_are_those_of_the_objects(where: str) -> None:
         expected.update(b"\n")
     kept = ExampleRows.of(pairs)
     assert fingerprint(kept, kept[4:2:-1]) == expected.hexdigest()
+
+
+TEXTS = st.text(st.characters(), max_size=4)
+TURNS = st.builds(
+    Turn,
+    role=st.sampled_from(["system", "user", "assistant", "tool"]),
+    content=TEXTS,
+    context=TEXTS,
+    learn=st.sampled_from([None, True, False]),
+    reasoning=TEXTS,
+    tool_calls=TEXTS,
+    name=TEXTS,
+    tool_call_id=TEXTS,
+)
+EXAMPLES = st.builds(
+    Example,
+    turns=st.lists(TURNS, max_size=3).map(tuple),
+    text=TEXTS,
+    where=st.just("rows.jsonl, line 1"),
+    tools=TEXTS,
+    completion=st.integers(0, 3),
+)
+
+
+@given(rows=st.lists(EXAMPLES, min_size=1, max_size=4))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_example_rows_keep_every_field(rows: list[Example]) -> None:
+    """Whatever an example holds is there again, and in its fingerprint; no two that differ have the same."""
+    kept = ExampleRows.of(rows)
+    assert list(kept) == rows
+    assert len(set(kept.contents())) == len(set(rows))
+    assert len(distinct(rows)) == len(set(rows))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learn": True},
+        {"learn": False},
+        {"reasoning": "hm"},
+        {"tool_calls": "[{}]"},
+        {"name": "x"},
+        {"tool_call_id": "c"},
+    ],
+)
+def test_fingerprint_has_what_decides_tokens(change: dict[str, Any]) -> None:
+    """Marks, reasoning and calls of a turn, and the tools and the completion of an example."""
+    turn = Turn("assistant", "a")
+    plain = Example((Turn("user", "q"), turn), "", "")
+    others = [Example((Turn("user", "q"), replace(turn, **change)), "", "")]
+    others += [replace(plain, tools="[{}]"), replace(plain, completion=1)]
+    assert len({fingerprint(ExampleRows.of([row])) for row in (plain, *others)}) == 4
 
 
 def test_a_long_row_ends_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:

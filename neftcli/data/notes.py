@@ -1,0 +1,41 @@
+"""What is noticed while rows are read, and shown before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neftcli.events import Occurrences
+
+
+class RowCounts(dict[str, Occurrences]):
+    """Name to the number of rows that hold it, each row counted once, and the first of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, str] = {}
+
+    def add(self, name: str, where: str) -> None:
+        """Counts the row at `where`; calls for the same row follow each other."""
+        if self._last.get(name) == where:
+            return
+        self._last[name] = where
+        before = self.get(name, Occurrences(0, where))
+        self[name] = Occurrences(before.rows + 1, before.first)
+
+
+class Notes:
+    """What was noticed in the rows of a source.
+
+    Attributes:
+        unread: Columns, and turn keys ("turn key emotion"), that hold a value and are not read.
+        shortened: Parts of conversations that are left out.
+    """
+
+    def __init__(self) -> None:
+        self.unread = RowCounts()
+        self.shortened = RowCounts()
+
+
+def has_value(value: Any) -> bool:
+    """Whether a column or key says anything: null, an empty text, list or object is as good as missing."""
+    return value is not None and (bool(value) or not isinstance(value, (str, list, dict)))

@@ -1,0 +1,75 @@
+"""The commands that turn rows which can't be read into rows which can."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from shlex import quote
+
+from neftcli.data.text import through, with_ending
+
+LINES = (".jsonl", ".ndjson")
+TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+
+
+def jq(where: str, expression: str) -> str:
+    """The shell command that sends every row of a file through a jq expression into a new file.
+
+    Args:
+        where: Where a row of the file is, as "rows.jsonl, line 17".
+        expression: From a row to the new row, to several (`.[]`) or to none (`select(...)`).
+    """
+    source = where.rpartition(", ")[0]
+    path = Path(source)
+    ending = _ending(path)
+    if ending in LINES:
+        return through(f"jq -c {quote(expression)}", path, f"new-{path.name}")
+    if ending == ".json":
+        return through(f"jq {quote(f'map({expression})')}", path, f"new-{path.name}")
+    lines = path.with_name(with_ending(Path(path.name.removesuffix(".gz")), ".jsonl")) if ending else Path("rows.jsonl")
+    return f"{_python(source, ending, f'to_json({_literal(str(lines))})')} && {jq(f'{lines}, line 1', expression)}"
+
+
+def one_row(where: str) -> str:
+    """The shell command for a .json file that is one conversation; nothing for other files."""
+    path = Path(where.rpartition(", ")[0])
+    if _ending(path) != ".json":
+        return ""
+    whole = 'if type == "array" then [{messages: .}] else [.] end'
+    return through(f"jq {quote(whole)}", path, f"new-{path.name}")
+
+
+def without_column(where: str, column: str) -> str:
+    """The shell command that writes the rows of a file without one of their columns."""
+    source = where.rpartition(", ")[0]
+    ending = _ending(Path(source))
+    if ending in (*LINES, ".json"):
+        return jq(where, f"del({jq_key(column)})")
+    return _python(source, ending, f'remove_columns({_literal(column)}).to_json("new-rows.jsonl")')
+
+
+def jq_key(name: str) -> str:
+    """A column in jq's notation."""
+    return f".{name}" if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else f".[{_literal(name)}]"
+
+
+def _literal(text: str) -> str:
+    """A text as jq and Python write it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _ending(path: Path) -> str:
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    return ending if ending in (*LINES, ".json", *TABLES) else ""
+
+
+def _python(source: str, ending: str, call: str) -> str:
+    """The shell command that loads a table or a hub data set and calls a method of it."""
+    if ending:
+        separator = ', delimiter="\\t"' if ending == ".tsv" else ""
+        loaded = f'"{TABLES[ending]}", data_files={_literal(source)}{separator}, split="train"'
+    else:
+        name, _, split = source.partition(" ")
+        loaded = f"{_literal(name)}, split={_literal(split or 'train')}"
+    return f"python -c {quote(f'from datasets import load_dataset; load_dataset({loaded}).{call}')}"

@@ -1,0 +1,155 @@
+"""What to type for rows whose columns fit no layout: the columns that obviously hold question and answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from shlex import quote
+from typing import Any
+
+from neftcli.data.notes import has_value
+from neftcli.data.rewriting import jq, jq_key, one_row
+from neftcli.data.turns import is_conversation
+
+QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "user", "human", "inputs", "input", "source")
+ANSWERS = ("completion", "output", "response", "answer", "chosen", "reply", "solution", "assistant", "bot", "gpt")
+MORE_ANSWERS = ("targets", "target", "outputs", "responses", "answers", "completions", "label")
+CONTEXTS = ("context", "input")
+SYSTEMS = ("system", "system_prompt", "system_message")
+TEXTS = ("content", "document", "article", "body", "passage", "story", "code", "raw", "raw_content", "chat")
+ONE_CONVERSATION = '{"messages": [{"role": ..., "content": ...}, ...]}'
+YAML_WORDS = ("yes", "no", "on", "off", "true", "false", "null")
+INNER_TEXTS = ("text", "content", "value", "answer", "response", "output", "completion")
+
+
+def mapping(wanted: Mapping[str, str], columns: Mapping[str, str]) -> str:
+    """The flag that gives columns their standard names.
+
+    Args:
+        wanted: Standard name to the name in the row under `columns`.
+        columns: What `data.columns` says already.
+    """
+    own = {standard: columns.get(name, name) for standard, name in wanted.items()}
+    pairs = ", ".join(f"{standard}: {_yaml(name)}" for standard, name in own.items() if standard != name)
+    return f"--set data.columns={quote('{' + pairs + '}')}"
+
+
+def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str, *, answers: bool) -> str:
+    """What to type for a row that fits no layout, or nothing if nothing is obvious."""
+    values = {name: value for name, value in values.items() if has_value(value)}
+    if conversation := conversation_column(values, ()):
+        return mapping({"messages": conversation}, columns)
+    if {"role", "content"} <= values.keys() or {"from", "value"} <= values.keys():
+        return f"{one_row(where) or ONE_CONVERSATION}    a row is a whole conversation, and this is one turn of it"
+    question = question_column(values, ())
+    if (
+        question
+        and "tools" in values
+        and (calls := next(filter(lambda name: _holds_calls(values[name]), values), None))
+    ):
+        asked = f'{{role: "user", content: {jq_key(columns.get(question, question))}}}'
+        called = f'{{role: "assistant", tool_calls: ({jq_key(columns.get(calls, calls))} | fromjson)}}'
+        return f"{jq(where, f'{{messages: [{asked}, {called}], tools}}')}    makes conversations of the tool calls"
+    answer = _column(values, (*ANSWERS, *MORE_ANSWERS), (question,), str)
+    if question and (answer or not answers):
+        return mapping(_pair(values, question, answer), columns)
+    nested = _column(values, (*ANSWERS, *MORE_ANSWERS), (question,), (list, dict))
+    path = path_to_text(values[nested]) if nested else ""
+    if question and nested and path:
+        own = columns.get(nested, nested)
+        pair = mapping(_pair(values, question, nested), columns)
+        return f"{jq(where, f'{jq_key(own)} |= {path}')}    since nested lists cannot be mapped; then {pair}"
+    for name, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f"{jq(where, f'{jq_key(columns.get(name, name))}[]')}    makes a row of each object in {name}"
+    text = _column(values, TEXTS, (), str)
+    return mapping({"text": text}, columns) if text else ""
+
+
+def question_column(values: Mapping[str, Any], without: Collection[str | None]) -> str | None:
+    """The column that obviously holds the question."""
+    return _column(values, QUESTIONS, without, (str, list))
+
+
+def conversation_column(values: Mapping[str, Any], without: Collection[str]) -> str | None:
+    """The column that holds a list of turns."""
+    return next(
+        (
+            name
+            for name, value in values.items()
+            if name not in (*without, "prompt", "completion") and is_conversation(value)
+        ),
+        None,
+    )
+
+
+def flattened(value: Any, own: str, where: str) -> str:
+    """The command that puts the text of nested lists and objects in their place, or nothing if they hold none."""
+    path = path_to_text(value)
+    return f"{jq(where, f'{jq_key(own)} |= {path}')}    takes their first text" if path else ""
+
+
+def path_to_text(value: Any) -> str:
+    """Where the first text of nested lists and objects is, in jq's notation (`.[0].text`), or nothing."""
+    path = ""
+    while not isinstance(value, str):
+        if isinstance(value, list) and value:
+            value, path = value[0], f"{path or '.'}[0]"
+        elif isinstance(value, dict):
+            inner = {key: item for key, item in value.items() if has_value(item)}
+            keys = [key for key in INNER_TEXTS if key in inner] + [
+                key for key, item in inner.items() if isinstance(item, str | list | dict)
+            ]
+            if not keys:
+                return ""
+            value, path = inner[keys[0]], path + jq_key(keys[0])
+        else:
+            return ""
+    return path
+
+
+def _holds_calls(value: Any) -> bool:
+    """Whether a text is the JSON text of a list of tool calls."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return False
+    try:
+        calls = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return bool(calls) and all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls)
+
+
+def _pair(values: Mapping[str, Any], question: str, answer: str | None) -> dict[str, str]:
+    """Standard names for a question, its answer, and what stands beside them."""
+    context = _column(values, CONTEXTS, (question, answer), str)
+    instruction = question == "instruction" or context is not None
+    found = {"instruction" if instruction else "prompt": question}
+    if context:
+        found["input"] = context
+    if answer:
+        found["output" if instruction else "completion"] = answer
+    if system := _column(values, SYSTEMS, (question, answer), str):
+        found["system"] = system
+    return found
+
+
+def _column(
+    values: Mapping[str, Any],
+    names: Collection[str],
+    without: Collection[str | None],
+    kind: type | tuple[type, ...],
+) -> str | None:
+    """The first column under one of these names, in any case, with a value of this type."""
+    own = {
+        name.strip().lower(): name for name, value in values.items() if isinstance(value, kind) and name not in without
+    }
+    return next((own[name] for name in names if name in own), None)
+
+
+def _yaml(name: str) -> str:
+    """A name in YAML, in double quotes with what does not print escaped if it would be read as something else."""
+    if re.fullmatch(r"[A-Za-z_][\w.-]*", name) and name.lower() not in YAML_WORDS:
+        return name
+    letters = [letter if letter.isprintable() and letter not in '"\\' else f"\\U{ord(letter):08x}" for letter in name]
+    return f'"{"".join(letters)}"'

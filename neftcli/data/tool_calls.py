@@ -1,0 +1,136 @@
+"""Tool calls and tool schemas, in the forms that data has them, as JSON text in one form.
+
+A call is {"type": "function", "function": {"name": ..., "arguments": {...}}, "id": ...}, a tool
+{"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}: what chat templates read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from neftcli.errors import DataError, Problem
+
+A_CALL = '{"type": "function", "function": {"name": "...", "arguments": {...}}}'
+A_TOOL = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
+LENGTH = 60
+
+
+def read_tool_calls(value: Any, where: str) -> str:
+    """The calls of an assistant turn: a list of calls, one call, or either as JSON text.
+
+    Raises:
+        DataError: A call can't be read; with its number and key.
+    """
+    value = _parsed(value, where)
+    calls = value if isinstance(value, list) else [value]
+    if not calls:
+        raise DataError(Problem(f"{where} must hold a tool call", "an empty list", A_CALL))
+    read = [_read_call(call, f"{where}, call {number}", number) for number, call in enumerate(calls, 1)]
+    return _text(read, where)
+
+
+def read_tools(value: Any, where: str) -> str:
+    """The tools of a row: a list of schemas or its JSON text, each with or without the outer "function".
+
+    Raises:
+        DataError: It is no list of schemas.
+    """
+    tools = _parsed(value, where)
+    if not isinstance(tools, list):
+        raise DataError(Problem(f"{where} must be a list of tool schemas", _shown(value), A_TOOL))
+    read = [_read_tool(tool, f"{where}, tool {number}") for number, tool in enumerate(tools, 1)]
+    return _text(read, where) if read else ""
+
+
+def _read_call(call: Any, where: str, number: int) -> dict[str, Any]:
+    call = _object(call, where, A_CALL)
+    if call.get("type", "function") != "function":
+        raise DataError(Problem(f"{where} is of an unknown type", _shown(call["type"]), "function"))
+    if call.get("index", number - 1) not in (number - 1, number):
+        raise DataError(Problem(f"{where} is out of order", f"index {call['index']}", "calls in the order of index"))
+    if "function" in call:
+        function = _object(call["function"], f"{where}: function", A_CALL)
+        _require_keys(call, ("type", "id", "index", "function"), where)
+        _require_keys(function, ("name", "arguments"), f"{where}: function")
+    else:
+        function = call
+        _require_keys(call, ("type", "id", "index", "name", "arguments", "parameters"), where)
+    name = _name(function, where, A_CALL)
+    arguments = _parsed(function.get("arguments", function.get("parameters", {})), f"{where}: arguments")
+    if not isinstance(arguments, dict):
+        what = f"{where}: arguments must be an object, or its JSON text"
+        raise DataError(Problem(what, _shown(arguments), '{"name of the argument": ...}'))
+    read: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    if "id" in call:
+        if not isinstance(call["id"], str):
+            raise DataError(Problem(f"{where}: id must be text", _shown(call["id"]), f'"{call["id"]}"'))
+        read["id"] = call["id"]
+    return read
+
+
+def _read_tool(tool: Any, where: str) -> dict[str, Any]:
+    tool = _object(tool, where, A_TOOL)
+    if "function" in tool and tool.get("type", "function") == "function":
+        function = _object(tool["function"], f"{where}: function", A_TOOL)
+        _name(function, where, A_TOOL)
+        return {**tool, "type": "function", "function": function}
+    _name(tool, where, A_TOOL)
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
+def _object(value: Any, where: str, wanted: str) -> dict[str, Any]:
+    """The keys of an object, or of its JSON text, but those that are null."""
+    value = _parsed(value, where)
+    if not isinstance(value, dict):
+        raise DataError(Problem(f"{where} must be an object", _shown(value), wanted))
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def _name(function: Mapping[str, Any], where: str, wanted: str) -> str:
+    name = function.get("name")
+    if not isinstance(name, str):
+        raise DataError(Problem(f"{where} must have a name", _shown(dict(function)), wanted))
+    return name
+
+
+def _require_keys(values: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    others = [key for key in values if key not in keys]
+    if others:
+        raise DataError(
+            Problem(f"{where} holds a key that is not read: {others[0]}", _shown(values[others[0]]), A_CALL)
+        )
+
+
+def _parsed(value: Any, where: str) -> Any:
+    """A value, or what its JSON text says."""
+    if not isinstance(value, str):
+        return {} if value is None else value
+    if not value.strip():
+        return {}
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        said = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep, or a huge number"
+        raise DataError(
+            Problem(f"{where} must be JSON: {said}", value[:LENGTH], "JSON text, or the object itself")
+        ) from None
+
+
+def _text(value: Any, where: str) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        what = f"{where} holds half a character, such as a cut-off emoji"
+        raise DataError(Problem(what, ascii(value)[:LENGTH], "the text without it, or whole")) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            Problem(f"{where} must be JSON: {error}", _shown(value), "texts, numbers, lists, objects")
+        ) from None
+    return text
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__}: {str(value)[:LENGTH]}"

@@ -1,0 +1,296 @@
+"""From the turns of a row, in any of the known spellings, to `Turn`s.
+
+A turn has a role (`role` or `from`) and a content (`content` or `value`). Beside these it may hold marks of what is
+learned (`weight`, `train`, `trainable`, `loss`), reasoning, tool calls, a name and the id of a call. Other keys are
+noted as not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any
+
+from neftcli.data.example import Turn, UnusableRow
+from neftcli.data.notes import Notes, has_value
+from neftcli.data.tool_calls import read_tool_calls
+from neftcli.errors import DataError, Problem
+
+LONGEST_TEXT = 10_000_000  # characters; every step on the way to tokens takes minutes and gigabytes with ten times that
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+CALLING = ("function_call", "tool_call")  # roles whose whole content is a tool call
+KEYS = {"role": "content", "from": "value"}
+MARKS = ("weight", "train", "trainable", "loss")
+MARKED = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+CALLS = ("tool_calls", "function_call")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+READ = {  # beside role and content
+    "system": ("name", *MARKS),
+    "user": ("name", *MARKS),
+    "assistant": ("name", *MARKS, *REASONING, *CALLS),
+    "tool": ("name", *MARKS, "tool_call_id"),
+}
+MEDIA = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
+
+
+def read_turns(items: list[Any], row: str, column: str, keys: tuple[str, str], notes: Notes) -> list[Turn]:
+    """The turns of a conversation.
+
+    Args:
+        items: The turns as they stand in the row.
+        row: Where the row is.
+        column: The column that holds them; named in messages unless it is the row's only one of turns ("").
+        keys: The keys of role and content that this layout prefers.
+        notes: Is told of keys that are not read.
+
+    Raises:
+        DataError: A turn can't be read; with its number and key.
+        UnusableRow: A text is too long.
+    """
+    return [
+        _read_turn(item, f"{row}: {f'{column}, ' if column else ''}turn {number}", row, keys, notes)
+        for number, item in enumerate(items, 1)
+    ]
+
+
+def is_turn(value: Any) -> bool:
+    """Whether a value looks like a turn: an object with a role and a content."""
+    return isinstance(value, dict) and any(role in value and content in value for role, content in KEYS.items())
+
+
+def has_role(value: Any) -> bool:
+    """Whether a value was meant as a turn, well-formed or not."""
+    return isinstance(value, dict) and any(role in value for role in KEYS)
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value looks like a list of turns."""
+    return isinstance(value, list) and bool(value) and is_turn(value[0])
+
+
+def read_mark(values: Mapping[str, Any], where: str, what: str) -> tuple[bool | None, str]:
+    """Whether a turn or row is marked as learned (None: it says nothing), and the mark as it stands there.
+
+    Raises:
+        DataError: A mark is neither 0 nor 1, or two contradict each other.
+    """
+    if values.keys().isdisjoint(MARKS):
+        return None, ""
+    marks = {key: values[key] for key in MARKS if has_value(values.get(key))}
+    read: dict[str, bool] = {}
+    for key, value in marks.items():
+        mark = MARKED.get(str(value).strip().lower())
+        if mark is None:
+            raise DataError(
+                Problem(
+                    f"{where}: {key} says whether the {what} is learned, and must be 0 or 1 (fractional weights are "
+                    "not supported)",
+                    shown(value),
+                    f'"{key}": 0 or "{key}": 1; a column or key that means something else needs another name',
+                )
+            )
+        read[key] = mark
+    said = ", ".join(f"{key}: {str(value)[:20]}" for key, value in marks.items())
+    if len(set(read.values())) > 1:
+        raise DataError(
+            Problem(
+                f"{where}: these marks contradict each other", said, f"one of {', '.join(read)}, or the same in all"
+            )
+        )
+    return next(iter(read.values()), None), said
+
+
+def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: Notes) -> Turn:
+    if isinstance(item, dict) and len(item) == 2:  # the usual turn
+        said_by, text = item.get(keys[0]), item.get(keys[1])
+        if isinstance(text, str) and isinstance(said_by, str) and said_by not in CALLING and said_by in ROLES:
+            return Turn(ROLES[said_by], checked_text(text, f"{where}: {keys[1]}").strip())
+    role_key, content_key = (_present(item, key, others) for key, others in zip(keys, _ORDER, strict=True))
+    if not isinstance(item, dict) or role_key is None:
+        raise DataError(_no_turn(item, where, keys))
+    own_role = str(item[role_key]).lower()
+    role = ROLES.get(own_role)
+    if role is None:
+        raise DataError(
+            Problem(
+                f"{where} has an unknown {role_key}",
+                shown(item[role_key]),
+                f"one of {', '.join(ROLES)}",
+                "".join(get_close_matches(own_role, ROLES, n=1)),
+            )
+        )
+    given = {key: value for key, value in item.items() if has_value(value)}
+    calls = _calls(given, where, role)
+    if content_key is None and not calls:
+        raise DataError(_no_turn(item, where, keys))
+    content, thought = "", ""
+    if own_role in CALLING and content_key is not None and has_value(item[content_key]):
+        if calls:
+            what = f"{where} holds a tool call as its {content_key} and another beside it"
+            raise DataError(Problem(what, calls[:60], "one of them"))
+        calls = read_tool_calls(item[content_key], f"{where}: {content_key}")
+    elif content_key is not None and (item[content_key] is not None or not calls):
+        content, thought = _content(item[content_key], f"{where}: {content_key}", content_key, row, notes)
+    learn, said = read_mark(given, where, "turn")
+    if learn and role != "assistant":
+        raise DataError(
+            Problem(
+                f"{where} is marked as learned, and only assistant turns can be", f"{role}, {said}", "0, or no mark"
+            )
+        )
+    reasoning = _reasoning(given, where, thought) if role == "assistant" else ""
+    for key in [key for key in given if key not in READ[role] and key not in (role_key, content_key)]:
+        notes.unread.add(f"turn key {key}", row)
+    return Turn(
+        role,
+        content,
+        learn=learn,
+        reasoning=reasoning,
+        tool_calls=calls,
+        name=_label(given, "name", where),
+        tool_call_id=_label(given, "tool_call_id", where) if role == "tool" else "",
+    )
+
+
+_ORDER = (tuple(KEYS), tuple(KEYS.values()))
+
+
+def _present(item: Any, preferred: str, others: tuple[str, ...]) -> str | None:
+    """The key that holds a turn's role or content: one with a value before one that is null."""
+    if not isinstance(item, dict):
+        return None
+    if has_value(item.get(preferred)):
+        return preferred
+    there = [key for key in dict.fromkeys((preferred, *others)) if key in item]
+    return next((key for key in there if has_value(item[key])), there[0] if there else None)
+
+
+def _no_turn(item: Any, where: str, keys: tuple[str, str]) -> Problem:
+    wanted = f'{{"{keys[0]}": "user", "{keys[1]}": "..."}}'
+    return Problem(f"{where} must have {keys[0]} and {keys[1]}", shown(item), wanted)
+
+
+def _calls(given: Mapping[str, Any], where: str, role: str) -> str:
+    """The tool calls beside a turn's content; today's key, or the one before it."""
+    keys = [key for key in CALLS if key in given]
+    if not keys:
+        return ""
+    if role != "assistant":
+        what = f"{where} holds {keys[0]}, and only an assistant turn can call a tool"
+        raise DataError(Problem(what, role, f"{keys[0]} in the assistant's turn"))
+    if len(keys) > 1:
+        what = f"{where} holds both tool_calls and function_call"
+        raise DataError(Problem(what, shown(given["function_call"]), "tool_calls alone"))
+    return read_tool_calls(given[keys[0]], f"{where}: {keys[0]}")
+
+
+def _reasoning(given: Mapping[str, Any], where: str, thought: str) -> str:
+    if not thought and given.keys().isdisjoint(REASONING):
+        return ""
+    texts = {key: checked_text(given[key], f"{where}: {key}").strip() for key in REASONING if key in given}
+    if thought:
+        texts["content"] = thought
+    if len(set(texts.values())) > 1:
+        what = f"{where}: {' and '.join(texts)} hold different reasoning"
+        raise DataError(Problem(what, shown(next(iter(texts.values()))), "one of them"))
+    return next(iter(texts.values()), "")
+
+
+def _label(given: Mapping[str, Any], key: str, where: str) -> str:
+    return checked_text(given[key], f"{where}: {key}") if key in given else ""
+
+
+def _content(value: Any, what: str, key: str, row: str, notes: Notes) -> tuple[str, str]:
+    """The text of a content, and the reasoning in it; parts of text are joined as chat templates join them."""
+    if not isinstance(value, list):
+        return checked_text(value, what).strip(), ""
+    texts, thoughts = [], []
+    for number, part in enumerate(value, 1):
+        where = f"{what}, part {number}"
+        if isinstance(part, str):
+            texts.append(checked_text(part, where))
+            continue
+        given = {name: item for name, item in part.items() if has_value(item)} if isinstance(part, dict) else {}
+        kind = str(given.get("type", "text"))
+        words = {word for name in (kind, *given) for word in name.lower().split("_")}
+        media = [name for word, name in MEDIA.items() if word in words]
+        if media:
+            raise DataError(
+                Problem(
+                    f"{where} is {media[0]}, and neft trains on text",
+                    shown(part),
+                    'parts of text alone: {"type": "text", "text": "..."}, or rows without this one',
+                )
+            )
+        if kind in ("thinking", "reasoning"):
+            name = kind if kind in given else "text"
+            thoughts.append(checked_text(given.get(name), f"{where}: {name}"))
+        elif kind in ("text", "input_text", "output_text") and isinstance(part, dict) and "text" in part:
+            name = "text"
+            texts.append(checked_text("" if part["text"] is None else part["text"], f"{where}: text"))
+        else:
+            tool = " (tool calls are read from the turn's key tool_calls)" if "tool" in kind else ""
+            raise DataError(Problem(f"{where} is no text{tool}", shown(part), '{"type": "text", "text": "..."}'))
+        for other in [other for other in given if other not in ("type", name)]:
+            notes.unread.add(f"turn key {key}.{other}", row)
+    return "".join(texts).strip(), "".join(thoughts).strip()
+
+
+def checked_text(value: Any, what: str, remedy: str = "") -> str:
+    """A text as it is.
+
+    Args:
+        value: What stands in the row.
+        what: Its place and name.
+        remedy: The command that takes the text out of the nested lists that the value is.
+
+    Raises:
+        DataError: It is no text, or holds half a character.
+        UnusableRow: It is too long.
+    """
+    if not isinstance(value, str):
+        number = isinstance(value, int | float) and isfinite(value)
+        wanted = remedy or (f'"{value}"' if number else 'a text: "..."')
+        nested = ", and nested lists and objects can't be mapped" if remedy else ""
+        raise DataError(Problem(f"{what} must be text{nested}", shown(value), wanted))
+    if len(value) > LONGEST_TEXT:
+        raise UnusableRow(f"a text in it is longer than {LONGEST_TEXT:,} characters")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer reads
+        around = value[max(0, error.start - 20) : error.end + 20]
+        raise DataError(
+            Problem(
+                f"{what} holds half a character, such as a cut-off emoji",
+                ascii(around),
+                "the text without it, or whole",
+            )
+        ) from None
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its type and its beginning."""
+    return "null" if value is None else f"{type(value).__name__}: {' '.join(str(value)[:60].splitlines())}"

@@ -1,0 +1,246 @@
+"""Recognise rows that are not for supervised fine-tuning, and say what to type instead.
+
+Preference data (two answers to a question, ranked answers, answers judged good or bad) and images, audio and video.
+To train on what is left of them without a word would train on the wrong thing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from neftcli.data.example import Turn
+from neftcli.data.notes import has_value
+from neftcli.data.rewriting import jq, jq_key, without_column
+from neftcli.data.sources import Row
+from neftcli.data.suggestions import conversation_column, mapping, path_to_text, question_column
+from neftcli.data.turns import ROLES, is_conversation, is_turn, shown
+from neftcli.errors import DataError, Problem
+
+PAIRS = (
+    ("chosen", "rejected"),
+    ("preferred", "non_preferred"),
+    ("preferred", "dispreferred"),
+    ("preferred", "rejected"),
+    ("accepted", "rejected"),
+    ("winner", "loser"),
+)
+NUMBERED = re.compile(
+    r"(.*(?:response|answer|completion|conversation|output|reply|ref))s?(?:_[0-9a-z]|[0-9])", re.IGNORECASE
+)
+VERDICT = re.compile(r"prefer|winner|better|best|label|score|rank", re.IGNORECASE)
+LISTS = ("completion", "completions", "output", "outputs", "response", "responses", "answer", "answers", "candidates")
+ANSWERS = ("completion", "output", "messages", "conversations", "conversation", "response", "answer", "chosen")
+ANSWERED = ("completion", "output", "messages", "conversations")
+TURNS = ("messages", "conversations", "prompt")
+JUDGED = ("label", "kto_tag")
+MEDIA = ("image", "images", "image_url", "image_path", "audio", "audios", "video", "videos", "pixel_values")
+# Never in text by chance, and what stands for an image in LLaVA's form: alone on the first or last line, or before or
+# behind a sentence. A text about the HTML tag has it elsewhere, or closes it.
+SPECIAL_PLACEHOLDER = re.compile(r"<\|(?:image|audio|video)(?:_pad|_\d+)?\|>")
+PLACEHOLDER = re.compile(
+    r"\A(?:<(?:image|audio|video)>\s*)+(?:\Z|\n|(?<=>)\w|(?<=\s)(?![a-z])\w)"
+    r"|(?:\n|[.?!\u3002\uff01\uff1f]\s*)(?:<(?:image|audio|video)>\s*)+\Z"
+)
+CLOSING = re.compile(r"</(?:image|audio|video)>")
+KIND = re.compile(r"<\|?(image|audio|video)[^>]*>")
+
+
+def require_supervised(row: Row, columns: Mapping[str, str]) -> None:
+    """Refuses a row of preference data, or with images or sound.
+
+    Args:
+        row: Under standard column names.
+        columns: The recipe's `data.columns`; who maps the preferred answer trains on that.
+
+    Raises:
+        DataError: With what to type to train on what can be learned.
+    """
+    nested = [name for name, value in row.values.items() if isinstance(value, (dict, list))]
+    if not _is_suspicious(tuple(row.values)) and not any(name in LISTS or name not in TURNS for name in nested):
+        return
+    values = {name: value for name, value in row.values.items() if has_value(value)}
+    for name, value in values.items():
+        _require_no_media(row, columns.get(name, name), name, value)
+    _require_no_pair(row, values, columns)
+    _require_one_answer(row, values, columns)
+    _require_no_ranking(row, values, columns)
+    _require_no_judgement(row, values)
+
+
+@lru_cache(maxsize=1024)
+def _is_suspicious(names: tuple[str, ...]) -> bool:
+    """Whether columns may be those of other data, by their names alone: most rows of a file have the same."""
+    lower = [name.lower() for name in names]
+    words = [word for pair in PAIRS for word in pair]
+    return any(
+        name in MEDIA or name in JUDGED or NUMBERED.fullmatch(name) or any(word in name for word in words)
+        for name in lower
+    )
+
+
+def require_no_placeholder(turns: Sequence[Turn], where: str) -> None:
+    """Refuses a conversation whose questions hold the place of an image, of sound or of a video.
+
+    Raises:
+        DataError: With the turn.
+    """
+    for number, turn in enumerate(turns, 1):
+        if turn.role != "user":
+            continue
+        text = turn.text()
+        found = SPECIAL_PLACEHOLDER.search(text) or PLACEHOLDER.search(text)
+        place = KIND.search(found[0]) if found else None
+        if place is None or CLOSING.search(text):
+            continue
+        kind = {"image": "an image", "audio": "sound", "video": "a video"}[place[1]]
+        without = f"select(tostring | contains({json.dumps(place[0])}) | not)"
+        raise DataError(
+            Problem(
+                f"{where}: question {number} holds {place[0]}, the place of {kind}, and neft trains on text",
+                shown(text),
+                f"{jq(where, without)}    keeps the rows without it",
+            )
+        )
+
+
+def _require_no_media(row: Row, own: str, name: str, value: Any) -> None:
+    is_bytes = isinstance(value, dict) and "bytes" in value
+    if name.lower() not in MEDIA and not is_bytes:
+        return
+    word = next((word for word in ("audio", "video") if word in name.lower()), "image")
+    kind = "a file" if is_bytes and word not in name.lower() else f"{word} data"
+    raise DataError(
+        Problem(
+            f"{row.where}: the column {own} holds {kind}, and neft trains on text",
+            f"{type(value).__name__}: {'bytes' if is_bytes else str(value)[:60]}",
+            f"{without_column(row.where, own)}    keeps the text of every row; {_without_value(row.where, own)}",
+        )
+    )
+
+
+def _without_value(where: str, column: str) -> str:
+    return f"{jq(where, f'select({jq_key(column)} | length == 0)')}    keeps the rows without {column}"
+
+
+def _require_no_pair(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuses a preferred answer with a worse one in a column beside it."""
+    by_lower = {name.lower(): name for name in row.values}
+    for lower, name in by_lower.items():
+        for good, bad in PAIRS:
+            other = by_lower.get(lower.replace(good, bad)) if good in lower else None
+            if other is None or not any(isinstance(values.get(one), str | list | dict) for one in (name, other)):
+                continue
+            raise DataError(
+                Problem(
+                    f"{row.where}: this is preference data ({name} and {other} answer the same question), and neft "
+                    "trains on one answer",
+                    ", ".join(row.values),
+                    f"{_train_on(row, values, name, columns)}    trains on {name}",
+                )
+            )
+
+
+def _train_on(row: Row, values: Mapping[str, Any], good: str, columns: Mapping[str, str]) -> str:
+    """What to type to train on one of the answers."""
+    answer = values.get(good)
+    asked = values.get("input")
+    if isinstance(asked, dict) and is_conversation(asked.get("messages")):  # OpenAI's form
+        return jq(row.where, f"{{messages: (.input.messages + {jq_key(good)})}}")
+    if is_conversation(answer) and isinstance(answer, list) and any(_role(turn) == "user" for turn in answer):
+        return mapping({"messages": good}, columns)
+    conversation = conversation_column(values, (good,))
+    question = question_column(values, (good,))
+    if conversation and (question is None or is_turn(answer)):
+        return mapping({"prompt": conversation, "completion": good}, columns)
+    if question == "instruction":
+        return mapping({"output": good}, columns)
+    if question:
+        return mapping({"prompt": question, "completion": good}, columns)
+    return mapping({"text": good}, columns)
+
+
+def _role(turn: Any) -> str:
+    return ROLES.get(str(turn.get("role", turn.get("from"))).lower(), "") if isinstance(turn, dict) else ""
+
+
+def _require_one_answer(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuses several answers in numbered columns, with a column that says which is better."""
+    if any(name in values for name in ANSWERED):
+        return
+    bases: dict[str, list[str]] = {}
+    for name, value in values.items():
+        if isinstance(value, str | list) and (parts := NUMBERED.fullmatch(name)):
+            bases.setdefault(parts[1], []).append(name)
+    several = next((names for names in bases.values() if len(names) > 1), [])
+    judged = [name for name in row.values if VERDICT.search(name) and name not in several]
+    if several and judged:
+        raise DataError(
+            Problem(
+                f"{row.where}: this is preference data ({', '.join(several)} answer the same question, and {judged[0]} "
+                "judges them), and neft trains on one answer",
+                ", ".join(row.values),
+                f'{{"prompt": ..., "completion": ...}} with the better one; or all of {several[0]}: '
+                + _train_on(row, values, several[0], columns),
+            )
+        )
+
+
+def _require_no_ranking(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Refuses a column that holds several answers to a question, with ranks or scores in them or beside them."""
+    judges = [name for name in row.values if VERDICT.search(name)]
+    for name in LISTS:
+        answers = values.get(name)
+        if not isinstance(answers, list) or len(answers) < 2 or is_turn(answers[0]):
+            continue
+        own = columns.get(name, name)
+        if all(isinstance(answer, str) for answer in answers):
+            several = bool(judges) or name in ANSWERED
+            best, kept = ".[0]", "the first answer"
+        elif all(isinstance(answer, dict) for answer in answers):
+            judge = next((key for key, item in answers[0].items() if VERDICT.search(key) and _is_number(item)), "")
+            several = bool(judges or judge)
+            text = path_to_text(answers[0]) or "."
+            best, kept = f".[0]{text}", "the first answer"
+            if judge:
+                by = "min_by" if "rank" in judge.lower() else "max_by"
+                best, kept = f"({by}({jq_key(judge)}) | {text})", "the best answer"
+        else:
+            continue
+        if several:
+            raise DataError(
+                Problem(
+                    f"{row.where}: this is preference data ({own} holds {len(answers)} answers to the same question), "
+                    "and neft trains on one answer",
+                    shown(answers),
+                    f"{jq(row.where, f'{jq_key(own)} |= {best}')}    keeps {kept}",
+                )
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require_no_judgement(row: Row, values: Mapping[str, Any]) -> None:
+    """Refuses an answer beside which a label says whether it is a good one (KTO)."""
+    if not any(name in values for name in ANSWERS):
+        return
+    pair = "prompt" in values and "completion" in values
+    for name in JUDGED:
+        label = values.get(name)
+        judges = isinstance(label, bool) or str(label).strip().lower() in ("true", "false")
+        if judges or (pair and isinstance(label, int) and label in (0, 1)):
+            key = jq_key(name)
+            good = f'select({key} == true or {key} == 1 or {key} == "true" or {key} == "True") | del({key})'
+            raise DataError(
+                Problem(
+                    f"{row.where}: this is preference data ({name} says whether the answer is good), and neft would "
+                    "train on the bad answers as well",
+                    f"{name}: {label}",
+                    f"{jq(row.where, good)}    keeps the good answers",
+                )
+            )

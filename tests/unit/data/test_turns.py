@@ -1,0 +1,278 @@
+"""Turns in every spelling that data has.
+
+Oracles: the turn written out by hand beside each item, and the first line of what is said of each wrong one.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from neftcli.data.example import Turn, UnusableRow
+from neftcli.data.notes import Notes
+from neftcli.data.turns import MARKS, REASONING, ROLES, read_turns
+from neftcli.errors import DataError
+from neftcli.events import Occurrences
+
+WHERE = "rows.jsonl, line 17"
+KEYS = ("role", "content")
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place": "Bergen"}}}
+
+
+def turn(notes: Notes | None = None, **item: Any) -> Turn:
+    return read_turns([item], WHERE, "", KEYS, notes or Notes())[0]
+
+
+def said(**item: Any) -> str:
+    with pytest.raises(DataError) as raised:
+        turn(**item)
+    return str(raised.value).splitlines()[0].removeprefix(f"{WHERE}: turn 1")
+
+
+def calls(**item: Any) -> Any:
+    return json.loads(turn(**item).tool_calls)
+
+
+# Marks
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_marks_of_an_assistant_turn(mark: str) -> None:
+    """0 and 1 in every way that files write them; null says nothing."""
+    for value, learn in (
+        (0, False),
+        (False, False),
+        (0.0, False),
+        ("0", False),
+        (1, True),
+        (True, True),
+        ("true", True),
+    ):
+        assert turn(role="assistant", content="a", **{mark: value}).learn is learn
+    for value in (None, ""):
+        assert turn(role="assistant", content="a", **{mark: value}).learn is None
+    for value in (0.5, 2, -1, "half", [1], {"a": 1}):
+        assert said(role="assistant", content="a", **{mark: value}) == (
+            f": {mark} says whether the turn is learned, and must be 0 or 1 (fractional weights are not supported)"
+        )
+
+
+def test_marks_that_contradict_each_other() -> None:
+    """The same in two words is one mark."""
+    assert turn(role="assistant", content="a", weight=0, train=False, loss=None).learn is False
+    assert said(role="assistant", content="a", weight=0, train=True) == ": these marks contradict each other"
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+def test_marks_of_other_turns(role: str) -> None:
+    """Nothing but an answer can be learned; that a question is not learned goes without saying."""
+    assert turn(role=role, content="q", weight=0).learn is False
+    assert said(role=role, content="q", train=True) == " is marked as learned, and only assistant turns can be"
+
+
+# Content
+
+
+def test_content_in_parts_is_joined() -> None:
+    """As chat templates join it; parts of other kinds are named."""
+    parts = [
+        {"type": "text", "text": " a"},
+        "b",
+        {"type": "input_text", "text": "c", "image_url": None},
+        {"text": "d "},
+    ]
+    assert turn(role="user", content=parts).content == "abcd"
+    assert turn(role="tool", content=[{"type": "text", "text": "9"}]).content == "9"
+    thinking = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]
+    assert turn(role="assistant", content=thinking) == Turn("assistant", "a", reasoning="hm")
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({"type": "image"}, "is an image, and neft trains on text"),
+        ({"type": "image_url", "image_url": {"url": "x"}}, "is an image, and neft trains on text"),
+        ({"type": "input_image", "image_url": "x"}, "is an image, and neft trains on text"),
+        ({"type": "input_audio", "input_audio": {"data": "x"}}, "is audio, and neft trains on text"),
+        ({"type": "video", "video": "x.mp4"}, "is a video, and neft trains on text"),
+        ({"type": "file", "file": {"file_id": "x"}}, "is a file, and neft trains on text"),
+        ({"image": "a.png", "text": None}, "is an image, and neft trains on text"),
+        ({"type": "tool_use", "name": "x"}, "is no text (tool calls are read from the turn's key tool_calls)"),
+        ({"type": "refusal", "refusal": "no"}, "is no text"),
+        ({"type": "text"}, "is no text"),
+        ({}, "is no text"),
+        (7, "is no text"),
+    ],
+)
+def test_parts_that_are_no_text_are_refused(part: Any, expected: str) -> None:
+    """By what they are, with the turn and the part."""
+    assert said(role="user", content=[{"type": "text", "text": "q"}, part]) == f": content, part 2 {expected}"
+
+
+def test_content_of_null() -> None:
+    """Nothing but a call can stand for it."""
+    for role in ("user", "assistant", "tool"):
+        assert said(role=role, content=None) == ": content must be text"
+    assert said(role="assistant", content=None, tool_calls=[]) == ": content must be text"
+    assert said(role="assistant", tool_calls=None) == " must have role and content"
+    assert turn(role="assistant", content=None, tool_calls=[CALL]).content == ""
+    assert turn(role="assistant", tool_calls=[CALL]).content == ""
+
+
+def test_either_spelling_of_role_and_content() -> None:
+    """The one with a value, as a table has that holds rows of both."""
+    assert turn(**{"from": "gpt", "value": "a", "role": None, "content": None}) == Turn("assistant", "a")
+    assert turn(role="user", value="q") == Turn("user", "q")
+
+
+# Reasoning
+
+
+@pytest.mark.parametrize("key", REASONING)
+def test_reasoning_of_an_assistant_turn(key: str) -> None:
+    """Without the white space around it; of other turns it is noted as not read."""
+    assert turn(role="assistant", content="a", **{key: "\nhm "}) == Turn("assistant", "a", reasoning="hm")
+    assert turn(role="assistant", content="a", **{key: None}) == Turn("assistant", "a")
+    assert said(role="assistant", content="a", **{key: ["hm"]}) == f": {key} must be text"
+    notes = Notes()
+    assert turn(notes, role="user", content="q", **{key: "hm"}) == Turn("user", "q")
+    assert list(notes.unread) == [f"turn key {key}"]
+
+
+def test_reasoning_in_two_keys() -> None:
+    """Equal is one; two that differ are refused. What stands in the content is content."""
+    assert turn(role="assistant", content="a", reasoning="hm", reasoning_content="hm").reasoning == "hm"
+    assert said(role="assistant", content="a", reasoning="hm", thinking="oh") == (
+        ": reasoning and thinking hold different reasoning"
+    )
+    assert turn(role="assistant", content="<think>hm</think>a") == Turn("assistant", "<think>hm</think>a")
+
+
+# Tool calls
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [CALL],
+        [{"function": CALL["function"]}],
+        [{"name": "weather", "arguments": {"place": "Bergen"}}],
+        [{"name": "weather", "parameters": {"place": "Bergen"}}],
+        [
+            {
+                "type": "function",
+                "function": {"name": "weather", "arguments": '{"place": "Bergen"}'},
+                "index": 0,
+                "x": None,
+            }
+        ],
+        json.dumps([CALL]),
+        [json.dumps(CALL)],
+        CALL,
+    ],
+)
+def test_tool_calls_are_read_in_one_form(given: Any) -> None:
+    """Arguments as an object, whether the file has them so or as JSON text."""
+    assert calls(role="assistant", content="", tool_calls=given) == [CALL]
+
+
+def test_tool_calls_of_files_before_tools() -> None:
+    """function_call of OpenAI's older files, and the turns of ShareGPT's."""
+    function = {"name": "weather", "arguments": '{"place": "Bergen"}'}
+    assert calls(role="assistant", content=None, function_call=function) == [CALL]
+    for role in ("function_call", "tool_call"):
+        assert calls(**{"from": role, "value": json.dumps(CALL["function"])}) == [CALL]
+        assert calls(**{"from": role, "value": json.dumps([function, function])}) == [CALL, CALL]
+    assert said(role="assistant", content="", function_call=function, tool_calls=[CALL]) == (
+        " holds both tool_calls and function_call"
+    )
+
+
+def test_tool_calls_keep_ids_and_texts() -> None:
+    """Ids link calls and results; letters are not escaped, since templates write them as they are."""
+    given = [CALL | {"id": "c1"}, {"id": "c2", "function": {"name": "é", "arguments": {"a": None}}}]
+    read = turn(role="assistant", content="I look.", tool_calls=given)
+    assert json.loads(read.tool_calls) == [given[0], {"type": "function", **given[1]}]
+    assert "é" in read.tool_calls
+    assert (read.content, read.text()) == ("I look.", f"I look.\n{read.tool_calls}")
+    assert calls(role="assistant", tool_calls=[{"function": {"name": "now", "arguments": ""}}])[0]["function"] == {
+        "name": "now",
+        "arguments": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([{"function": {"name": "f", "arguments": "{place"}}], "call 1: arguments must be JSON: "),
+        ([{"function": {"name": "f", "arguments": "[1]"}}], "call 1: arguments must be an object, or its JSON text"),
+        ([CALL, {"function": {"arguments": {}}}], "call 2 must have a name"),
+        ([CALL | {"type": "custom"}], "call 1 is of an unknown type"),
+        ([CALL | {"weight": 0}], "call 1 holds a key that is not read: weight"),
+        ([{"function": {"name": "f", "strict": True}}], "call 1: function holds a key that is not read: strict"),
+        ([CALL | {"id": 7}], "call 1: id must be text"),
+        ([CALL | {"index": 5}], "call 1 is out of order"),
+        ([7], "call 1 must be an object"),
+        (7, "call 1 must be an object"),
+        ("no json", " must be JSON: Expecting value"),
+        ([{"name": "f", "arguments": {"a": "\ud800"}}], " holds half a character, such as a cut-off emoji"),
+    ],
+)
+def test_tool_calls_that_cannot_be_read_are_refused(given: Any, expected: str) -> None:
+    """With the call and its key: a call that vanished would be learned as silence."""
+    message = said(role="assistant", content="x", tool_calls=given)
+    assert message.startswith(f": tool_calls{expected if expected.startswith(' ') else f', {expected}'}")
+
+
+def test_tool_calls_of_others_are_refused() -> None:
+    """Only the assistant calls."""
+    assert (
+        said(role="user", content="q", tool_calls=[CALL])
+        == " holds tool_calls, and only an assistant turn can call a tool"
+    )
+
+
+@pytest.mark.parametrize("role", [role for role, standard in ROLES.items() if standard == "tool"])
+def test_tool_turns(role: str) -> None:
+    """What a tool answered, with its name and the id of the call."""
+    expected = Turn("tool", "9", name="weather", tool_call_id="c1")
+    assert turn(role=role, content="9", name="weather", tool_call_id="c1") == expected
+    assert turn(**{"from": role, "value": "9"}) == Turn("tool", "9")
+    assert turn(role=role, content="") == Turn("tool", "")
+
+
+# Keys that are not read
+
+
+def test_unread_keys_are_noted() -> None:
+    """Once a row, however many of its turns hold them; null and empty say nothing."""
+    notes = Notes()
+    items = [
+        {"role": "user", "content": "q", "emotion": "sad", "tool_call_id": "c"},
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "a", "annotations": [1]}],
+            "emotion": "glad",
+            "x": None,
+        },
+    ]
+    for where in ("line 1", "line 2"):
+        read_turns(items, where, "", KEYS, notes)
+    read_turns([{"role": "user", "content": "q", "emotion": ""}], "line 3", "", KEYS, notes)
+    found = Occurrences(2, "line 1")
+    keys = ("emotion", "tool_call_id", "content.annotations")
+    assert dict(notes.unread) == {f"turn key {key}": found for key in keys}
+
+
+def test_names_are_kept() -> None:
+    """Of any turn; they must be text."""
+    assert turn(role="user", content="q", name="ann").name == "ann"
+    assert said(role="user", content="q", name=7) == ": name must be text"
+
+
+def test_text_too_long_in_any_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is left out for it."""
+    monkeypatch.setattr("neftcli.data.turns.LONGEST_TEXT", 5)
+    for item in ({"content": "x" * 6}, {"content": "x", "reasoning": "y" * 6}, {"content": [{"text": "z" * 6}]}):
+        with pytest.raises(UnusableRow, match="longer than 5 characters"):
+            turn(role="assistant", **item)
