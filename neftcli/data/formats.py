@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any, Literal
 
-from neftcli.data.sources import Row
+from neftcli.data.readers import Row
 from neftcli.errors import DataError, Problem
 
 Format = Literal["text", "prompt_completion", "alpaca", "messages", "sharegpt"]

@@ -12,6 +12,7 @@ from neftcli.events.data import (
     DataReady,
     InspectedRow,
     RowsReady,
+    SourceCounts,
     SplitCounts,
     Token,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "RunFinished",
     "Sample",
     "SideBySide",
+    "SourceCounts",
     "SplitCounts",
     "StepLogged",
     "SweepEstimate",

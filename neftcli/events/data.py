@@ -34,6 +34,31 @@ class SplitCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceCounts:
+    """Rows of one source.
+
+    Attributes:
+        name: The source.
+        rows_read: Rows read.
+        rows_used: Rows of it in the mixture, before rows are held out; a row that repeats counts each time.
+        split: The split that was read; empty if it has none.
+        weight: Its weight in the mixture, if it has one.
+        left_out: Data files of it that are not read.
+        sample_by: What a row of its text files is; empty if it has none.
+        held_out: It is the held-out source.
+    """
+
+    name: str
+    rows_read: int
+    rows_used: int
+    split: str = ""
+    weight: float | None = None
+    left_out: tuple[str, ...] = ()
+    sample_by: str = ""
+    held_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DataReady:
     """The data has been read, split and tokenised.
 
@@ -42,7 +67,7 @@ class DataReady:
         layout: The row format, detected or given.
         loss_on: "answers" or "all tokens".
         template: The chat template's name, or "" for plain text.
-        rows_read: Rows read, from the held-out source, too.
+        rows_read: Rows read from the training sources.
         unusable: Reason to the places of the rows that were left out for it.
         duplicates: Rows that repeat an earlier one.
         leaked: Training rows left out since their prompt is held out.
@@ -52,6 +77,7 @@ class DataReady:
         fingerprint: SHA-256 of the examples of both sides.
         unread: Columns of the first row that its layout does not read.
         unused: Option to the number of rows that it leaves out.
+        sources: The training sources, then the held-out source, if it is one of its own.
     """
 
     source: str
@@ -68,6 +94,7 @@ class DataReady:
     fingerprint: str
     unread: tuple[str, ...] = ()
     unused: Mapping[str, int] = field(default_factory=dict)
+    sources: tuple[SourceCounts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +111,7 @@ class RowsReady:
         repeated: Rows left out since they repeat an earlier one.
         unusable: Reason to the places of the rows that were left out for it.
         unread: Columns of the first row that its layout does not read.
+        sources: The source that was read.
     """
 
     source: str
@@ -95,6 +123,7 @@ class RowsReady:
     repeated: int
     unusable: dict[str, tuple[str, ...]]
     unread: tuple[str, ...] = ()
+    sources: tuple[SourceCounts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

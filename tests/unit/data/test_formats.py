@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from neftcli.data.formats import REQUIRED, ROLES, Example, Format, Turn, UnusableRow, detect, renamed, to_example
-from neftcli.data.sources import Row
+from neftcli.data.readers import Row
 from neftcli.errors import DataError
 
 WHERE = "rows.jsonl, line 17"

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from neftcli.data.prepare import read_examples, read_questions
-from neftcli.data.sources import ENDINGS, is_hub
+from neftcli.data.readers import ENDINGS
+from neftcli.data.sources import is_hub
 from neftcli.errors import DataError, Problem
 from neftcli.recipe.nearest import exists
 from neftcli.recipe.schema import Data
