@@ -27,7 +27,8 @@ from neftcli.data.mixture import mixed
 from neftcli.data.rows import ExampleRows, TokenRows
 from neftcli.data.sources import BUILTIN, open_source
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
-from neftcli.data.tokens import TokenRow, special_text, tokenize
+from neftcli.data.token_cache import FEWEST_ROWS, cached, token_key
+from neftcli.data.tokens import TokenRow, special_text, stop_tokens, tokenize
 from neftcli.errors import DataError, Problem
 from neftcli.events import DataReady, SourceCounts, SplitCounts
 from neftcli.recipe.schema import Source
@@ -410,8 +411,8 @@ def prepare(
     unusable = {reason: list(places) for reason, places in examples.unusable.items()}
     rows, done = len(examples.train) + len(examples.held_out), itertools.count(1)
     settings = data.max_length, completion_only, lambda: told(next(done), rows)
-    train, learned = learnable(tokenizer, examples.train, *settings)
-    held_out, scored = learnable(tokenizer, examples.held_out, *settings)
+    train, learned = _cached(tokenizer, examples.train, *settings)
+    held_out, scored = _cached(tokenizer, examples.held_out, *settings)
     empty, unscored = _others(examples.train, learned), _others(examples.held_out, scored)
     if empty or unscored:
         unusable[f"no token with loss is left within data.max_length {data.max_length}"] = empty + unscored
@@ -441,6 +442,28 @@ def prepare(
         sources=examples.sources,
     )
     return Prepared(train, held_out, examples.held_out.select(scored), counts)
+
+
+def _cached(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: ExampleRows,
+    max_length: int,
+    completion_only: bool,
+    each: Callable[[], None],
+) -> tuple[TokenRows, Sequence[int]]:
+    """`learnable`, by the cache where rows are many."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if len(examples) < FEWEST_ROWS or backend is None:
+        return learnable(tokenizer, examples, max_length, completion_only, each)
+    settings = (
+        backend.to_str(),
+        repr(tokenizer.special_tokens_map),
+        str(tokenizer.chat_template),
+        repr(sorted(stop_tokens(tokenizer))),
+        f"{max_length} {completion_only}",
+    )
+    key = token_key(examples, *settings)
+    return cached(key, lambda: learnable(tokenizer, examples, max_length, completion_only, each))
 
 
 def learnable(

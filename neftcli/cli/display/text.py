@@ -119,8 +119,8 @@ def data_line(event: DataReady) -> str:
     train, held_out = event.train, event.held_out
     sides = f"{train.rows} to learn from, {held_out.rows or 'none'} held out"
     for source in event.sources:
-        if source.held_out:
-            sides += f" of the {source.rows_read} in {'the built-in set' if source.name == 'builtin' else source.name}"
+        if source.held_out and source.name != "builtin":
+            sides += f" of the {source.rows_read} in {source.name}{f' ({source.split})' if source.split else ''}"
     return f"{event.source} ({event.layout.replace('_', '/')}) · {event.rows_read} rows read: {sides}"
 
 
@@ -173,13 +173,15 @@ def source_notices(sources: Sequence[SourceCounts]) -> list[str]:
     """How many rows each of several sources gives, and which of their files are not read."""
     notices = []
     several = sum(not source.held_out for source in sources) > 1
+    used = {(source.name, source.split) for source in sources}
     for source in sources:
         if several and not source.held_out:
             weight = f", weight {source.weight:g}" if source.weight is not None else ""
             notices.append(f"{source.name}: {source.rows_read} rows read, {source.rows_used} in the mixture{weight}")
-        if source.left_out:
+        left_out = [files for files in source.left_out if (source.name, files.partition(" (")[0]) not in used]
+        if left_out:
             read = f"the split {source.split} is read" if source.split else "its data files are read"
-            notices.append(f"{source.name}: {read}; not read: {', '.join(source.left_out)}")
+            notices.append(f"{source.name}: {read}; not read: {', '.join(left_out)}")
         if source.sample_by:
             others = " or ".join(part for part in ("paragraph", "line", "document") if part != source.sample_by)
             notices.append(

@@ -81,7 +81,7 @@ def test_plain_lines_are_these() -> None:
         "note: 1 row (rows.jsonl, line 3) left out: an answer is empty",
         "note: 1 training rows left out: their prompts are held out",
         "note: 2 rows repeat an earlier row, prompt and answer; they are kept",
-        "note: 1 row (rows.jsonl, line 17) cut at data.max_length; --max-length keeps more",
+        "note: 1 row (rows.jsonl, line 17) truncated at data.max_length; --max-length keeps more",
         "note: 1 row (rows.jsonl, line 17) end without a stop token with loss, so don't teach to stop",
         "note: 1 row (rows.jsonl, line 9) hold a special token as text, and it will act as the token",
         "note: no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "

@@ -7,7 +7,7 @@ hypothesis tries to break: what is written loads back equal, and nothing but Rec
 import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -520,6 +520,9 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(COLUMN, TEXT | TRICKY, max_size=3)
     if arguments:
         return st.one_of(*map(values_of, arguments))
+    if is_dataclass(annotation):
+        hints = get_type_hints(annotation, include_extras=True)
+        return st.builds(annotation, **{item.name: values_of(hints[item.name]) for item in fields(annotation)})
     plain = {int: st.integers(), float: st.floats(), bool: st.booleans(), str: TEXT | TRICKY}
     return plain[annotation]
 
@@ -568,6 +571,8 @@ def without_contradictions(recipe: Recipe) -> Recipe:
     judge = recipe.evaluation.judge
     plain = replace(judge, base_url=judge.base_url and re.sub("[@?#]", "a", judge.base_url))
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, judge=plain))
+    if recipe.data.sources:
+        recipe = replace(recipe, data=replace(recipe.data, source="builtin"))
     if recipe.adapter.type == "lora":
         return recipe
     return replace(recipe, adapter=replace(recipe.adapter, modules_to_save=()), quantization=Quantization())
@@ -589,10 +594,13 @@ def test_what_is_written_loads_back_equal(recipe: Recipe) -> None:
 
 def layer_of(recipe: Recipe) -> Layer:
     """All of a recipe's options as the settings of one layer."""
-    return {key.path: Setting(reduce(getattr, key.path.split("."), recipe), "", "") for key in keys()}
+    values = {key.path: reduce(getattr, key.path.split("."), recipe) for key in keys()}
+    values["data.sources"] = tuple(map(asdict, values["data.sources"]))
+    return {path: Setting(value, "", "") for path, value in values.items()}
 
 
-FREE = [key.path for key in keys() if not key.path.startswith(("adapter.", "quantization."))]  # can't contradict others
+# These can't contradict others.
+FREE = [key.path for key in keys() if not key.path.startswith(("adapter.", "quantization.", "data.source"))]
 
 
 @quietly
