@@ -133,8 +133,8 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
     if not _is_unchanged(subject, examples):
         raise DataError(
             Problem(
-                f"{recipe.data.source_name()}: the data has changed since {subject.name} was trained, so which rows were "
-                "held out is not known any more",
+                f"{recipe.data.source_name()}: the data has changed since {subject.name} was trained, so which rows "
+                "were held out is not known any more",
                 "another data_sha256 than in run.json",
                 DATASET,
             )

@@ -7,6 +7,7 @@ sides.
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_mixed_is_what_datasets_interleaves(sizes: list[int], seed: int, strateg
 
     weights = data.draw(st.lists(st.floats(0.5, 5), min_size=len(sizes), max_size=len(sizes)))
     bounds = numpy.cumsum([0, *sizes])
-    parts = [numpy.arange(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False)]
+    parts = [numpy.arange(begin, end) for begin, end in pairwise(bounds)]
     texts = [Dataset.from_dict({"text": [f"row {place}" for place in part]}) for part in parts]
     chances = [weight / sum(weights) for weight in weights]
     expected = interleave_datasets(texts, chances, seed, stopping_strategy=strategy)["text"]
@@ -85,7 +86,7 @@ def test_read_examples_sources_without_weights() -> None:
 
 
 def test_read_examples_sources_by_weight() -> None:
-    """Until the first source is used up, in about the proportion of the weights; the same again, another by the seed."""
+    """Until the first source is used up, in about the proportion of the weights; another mixture by another seed."""
     sources = Source(source=write("a.jsonl", 2000), weight=3), Source(source=write("b.jsonl", 200))
     found = read(*sources, held_out_rows=0)
     used = {one.name: one.rows_used for one in found.sources}

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import RecipeError
-from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve, to_yaml
+from neftcli.recipe.loading import assignment, differences, fingerprint, load_recipe, resolve, to_yaml
 from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe, keys
 from neftcli.recipe.yaml_file import Layer, Setting
 
@@ -490,6 +490,61 @@ def test_modules_to_save_without_an_adapter() -> None:
         "  received adapter.type none\n"
         "  try      --lora"
     )
+
+
+# Lists of mappings
+
+
+def sources_problem(value: str) -> str:
+    with pytest.raises(RecipeError) as raised:
+        resolve([assignment(f"data.sources={value}")])
+    return "\n".join(
+        problem.violated.partition("data.sources, ")[2] or problem.violated for problem in raised.value.problems
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[{source: a, wieght: 2}]", "entry 1: wieght is not a key of an entry"),
+        ("[{source: a}, {weight: 1}]", "entry 2 has no source"),
+        ("[{source: a, weight: 0}]", "entry 1: weight must be a finite number, above 0"),
+        ("[{source: a, weight: -1}]", "entry 1: weight must be a finite number, above 0"),
+        ("[{source: a, weight: .inf}]", "entry 1: weight must be a finite number, above 0"),
+        ("[{source: a, max_rows: 1.5}]", "entry 1: max_rows must be a whole number, above 0"),
+        ("[{source: null}]", "entry 1: source must be text, not empty"),
+        ("[{source: a, columns: [b]}]", "entry 1: columns must be a mapping of names to names"),
+    ],
+)
+def test_resolve_sources_that_are_refused(value: str, said: str) -> None:
+    assert sources_problem(value) == said
+
+
+def test_resolve_sources_names_the_nearest_key_and_choice() -> None:
+    with pytest.raises(RecipeError) as raised:
+        resolve([assignment("data.sources=[{source: a, wieght: 2}, {source: b, format: alpca}]")])
+    assert [problem.nearest for problem in raised.value.problems] == ["weight", "alpaca"]
+
+
+def test_resolve_source_and_sources_exclude_each_other() -> None:
+    """Of a file and the command line the latter decides; in one place they are refused."""
+    several, single = "data.sources=[{source: a.jsonl}]", "data.source=b.jsonl"
+    Path("one.yaml").write_text("data: {source: b.jsonl}\n", encoding="utf-8")
+    Path("many.yaml").write_text("data: {sources: [{source: a.jsonl}]}\n", encoding="utf-8")
+    assert load_recipe("one.yaml", [assignment(several)]).data.source_name() == "a.jsonl"
+    assert load_recipe("many.yaml", [assignment(single)]).data.source_name() == "b.jsonl"
+    for layers in ([assignment(several), assignment(single)], [assignment("data.source=builtin"), assignment(several)]):
+        with pytest.raises(RecipeError, match="exclude each other"):
+            resolve(layers)
+    Path("both.yaml").write_text("data: {source: b.jsonl, sources: [{source: a.jsonl}]}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="exclude each other"):
+        load_recipe("both.yaml")
+
+
+def test_differences_of_sources_are_plain_values() -> None:
+    recipes = [resolve([assignment(f"data.sources=[{{source: a, weight: {weight}}}]")]) for weight in (1, 2)]
+    expected = ([{"source": "a", "weight": 1.0}], [{"source": "a", "weight": 2.0}])
+    assert differences(*recipes) == {"data.sources": expected}
 
 
 # Laws
