@@ -14,8 +14,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from neftcli.data.chat import ChatFormat
 from neftcli.data.prepare import read_examples
-from neftcli.data.tokens import render_prompt
+from neftcli.data.tokens import prompt_token_ids
 from neftcli.evaluation.generation import generate_answers
 from neftcli.machine.device import choose_machine
 from neftcli.machine.process import prepare_process
@@ -46,19 +47,17 @@ def measure(options: Any, precision: str) -> None:
     reference = resolve(options.model)
     machine = choose_machine(recipe)
     model = load_model_of(recipe, reference, machine)
-    tokenizer, _ = load_tokenizer(reference)
+    chat = ChatFormat(load_tokenizer(reference)[0])
     examples = read_examples(recipe.data).held_out[: options.prompts]
-    prompts = [render_prompt(tokenizer, example) for example in examples]
+    prompts = [prompt_token_ids(chat, example) for example in examples]
     generation = replace(recipe.evaluation.generation, max_new_tokens=options.max_new_tokens)
     rates: dict[int, list[float]] = {size: [] for size in SIZES}
     texts: dict[int, list[str]] = {}
-    generate_answers(model, tokenizer, prompts[:2], generation, machine.autocast())  # first touch of memory
+    generate_answers(model, chat, prompts[:2], generation, machine.autocast())  # first touch of memory
     for _ in range(options.rounds):
         for size in SIZES:
             begun = time.perf_counter()
-            answers = generate_answers(
-                model, tokenizer, prompts, replace(generation, batch_size=size), machine.autocast()
-            )
+            answers = generate_answers(model, chat, prompts, replace(generation, batch_size=size), machine.autocast())
             seconds = time.perf_counter() - begun
             rates[size].append(sum(answer.tokens for answer in answers) / seconds)
             texts[size] = [answer.text for answer in answers]

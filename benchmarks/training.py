@@ -104,8 +104,8 @@ def measure(options: Any, folder: Path) -> None:
 
 def tokens_in(model: Path, rows: Path) -> int:
     """Tokens of the training rows, pads not counted."""
+    from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import prepare, read_examples
-    from neftcli.models.by_recipe import load_tokenizer_of
     from neftcli.models.names import resolve
     from neftcli.recipe.loading import assignment
     from neftcli.recipe.loading import resolve as recipe_of
@@ -119,8 +119,8 @@ def tokens_in(model: Path, rows: Path) -> int:
     sets = {"model.name": model, "data.source": rows, "data.held_out_rows": 0}
     recipe = recipe_of([assignment(f"{key}={value}") for key, value in sets.items()])
     examples = read_examples(recipe.data)
-    tokenizer, template, _ = load_tokenizer_of(recipe, resolve(str(model)), examples.layout, Nobody())
-    return prepare(examples, recipe.data, tokenizer, template).counts.train.tokens
+    chat, _ = load_chat_format(recipe, resolve(str(model)), examples.layout, Nobody())
+    return prepare(examples, recipe.data, chat).counts.train.tokens
 
 
 def command_of(name: str, task: Task, output: Path, soup: Path | None) -> tuple[list[str | Path], Mapping[str, str]]:
@@ -203,6 +203,7 @@ def held_out_loss(task: Task, output: Path, held_out: Path, folder: Path) -> flo
     import torch
     from transformers import AutoModelForCausalLM
 
+    from neftcli.data.chat import ChatFormat
     from neftcli.data.prepare import prepare, read_examples
     from neftcli.evaluation.loss import mean_loss, row_losses
     from neftcli.models.loading import load_tokenizer
@@ -213,7 +214,7 @@ def held_out_loss(task: Task, output: Path, held_out: Path, folder: Path) -> flo
     saved = next(iter(output.glob("*/model")), output)
     recipe = recipe_of([assignment(f"data.source={held_out}"), assignment("data.held_out_rows=0")])
     tokenizer, _ = load_tokenizer(resolve(str(task.model)))
-    rows = prepare(read_examples(recipe.data), recipe.data, tokenizer, "model").train
+    rows = prepare(read_examples(recipe.data), recipe.data, ChatFormat(tokenizer)).train
     if (saved / "adapter_config.json").is_file():
         from peft import PeftModel
 

@@ -28,14 +28,13 @@ from neftcli.data.rows import ExampleRows, TokenRows
 from neftcli.data.sources import BUILTIN, open_source
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
 from neftcli.data.token_cache import FEWEST_ROWS, cached, token_key
-from neftcli.data.tokens import TokenRow, special_text, stop_tokens, tokenize
+from neftcli.data.tokens import TokenRow, tokenize
 from neftcli.errors import DataError, Problem
 from neftcli.events import DataReady, SourceCounts, SplitCounts
 from neftcli.recipe.schema import Source
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from neftcli.data.chat import ChatFormat, LossOn
     from neftcli.data.splits import Places
     from neftcli.recipe.schema import Data
 
@@ -390,8 +389,7 @@ def _without_repeats(places: Places) -> Places:
 def prepare(
     examples: Examples,
     data: Data,
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
+    chat: ChatFormat,
     told: Callable[[int, int], None] = _nobody,
 ) -> Prepared:
     """Tokenises both sides and counts.
@@ -399,20 +397,18 @@ def prepare(
     Args:
         examples: What `read_examples` returned.
         data: The recipe's data section.
-        tokenizer: With its chat template set.
-        template: The template's name, for people.
+        chat: The tokenizer with its chat template.
         told: Is called with the rows that are tokenised, and all of them.
 
     Raises:
         DataError: No token would carry loss.
     """
     plain_text = examples.layout == "text"
-    completion_only = loss_on_answers(data, examples.layout)
     unusable = {reason: list(places) for reason, places in examples.unusable.items()}
     rows, done = len(examples.train) + len(examples.held_out), itertools.count(1)
-    settings = data.max_length, completion_only, lambda: told(next(done), rows)
-    train, learned = _cached(tokenizer, examples.train, *settings)
-    held_out, scored = _cached(tokenizer, examples.held_out, *settings)
+    settings = data, lambda: told(next(done), rows)
+    train, learned = _cached(chat, examples.train, *settings)
+    held_out, scored = _cached(chat, examples.held_out, *settings)
     empty, unscored = _others(examples.train, learned), _others(examples.held_out, scored)
     if empty or unscored:
         unusable[f"no token with loss is left within data.max_length {data.max_length}"] = empty + unscored
@@ -427,13 +423,13 @@ def prepare(
     counts = DataReady(
         source="built-in set" if data.source_name() == BUILTIN else data.source_name(),
         layout=" + ".join(examples.layouts),
-        loss_on="answers" if completion_only else "all tokens",
-        template="" if plain_text else template,
+        loss_on="answers" if loss_on_answers(data, examples.layout) else "all tokens",
+        template="" if plain_text else chat.name,
         rows_read=examples.rows_read,
         unusable={reason: tuple(places) for reason, places in unusable.items()},
         duplicates=duplicates(examples.train),
         leaked=examples.leaked,
-        special_text=tuple(example.where for example in examples.train if special_text(tokenizer, example)),
+        special_text=tuple(example.where for example in examples.train if chat.special_text(example)),
         train=count(train),
         held_out=count(held_out),
         fingerprint=fingerprint(examples.train, examples.held_out),
@@ -445,39 +441,36 @@ def prepare(
 
 
 def _cached(
-    tokenizer: PreTrainedTokenizerBase,
-    examples: ExampleRows,
-    max_length: int,
-    completion_only: bool,
-    each: Callable[[], None],
+    chat: ChatFormat, examples: ExampleRows, data: Data, each: Callable[[], None]
 ) -> tuple[TokenRows, Sequence[int]]:
-    """`learnable`, by the cache where rows are many."""
+    """`learnable`, by the cache of tokens if there are many rows."""
+    tokenizer = chat.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if len(examples) < FEWEST_ROWS or backend is None:
-        return learnable(tokenizer, examples, max_length, completion_only, each)
+        return learnable(chat, examples, data.max_length, data.loss_on, each)
     settings = (
         backend.to_str(),
         repr(tokenizer.special_tokens_map),
         str(tokenizer.chat_template),
-        repr(sorted(stop_tokens(tokenizer))),
-        f"{max_length} {completion_only}",
+        repr(sorted(chat.stops)),
+        f"{data.max_length} {data.loss_on} {data.reasoning}",
     )
     key = token_key(examples, *settings)
-    return cached(key, lambda: learnable(tokenizer, examples, max_length, completion_only, each))
+    return cached(key, lambda: learnable(chat, examples, data.max_length, data.loss_on, each))
 
 
 def learnable(
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     examples: ExampleRows,
     max_length: int,
-    completion_only: bool,
+    loss_on: LossOn,
     each: Callable[[], None] = _nobody,
 ) -> tuple[TokenRows, Sequence[int]]:
     """The tokens of the examples of which some carry loss, and the places of those; `each` is called for every one."""
     places = array("q")
 
     def rows() -> Iterator[TokenRow]:
-        for place, row in enumerate(tokenize(tokenizer, examples, max_length, completion_only)):
+        for place, row in enumerate(tokenize(chat, examples, max_length, loss_on)):
             each()
             if row.loss_tokens():
                 places.append(place)
@@ -507,6 +500,7 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
 
     lengths, loss_tokens = array("l"), 0
     cut, without_stop = [], []
+    remarks: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         lengths.append(len(row.input_ids))
         loss_tokens += row.loss_tokens()
@@ -514,6 +508,8 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
             cut.append(row.where)
         if not row.stops:
             without_stop.append(row.where)
+        for remark in row.remarks:
+            remarks[remark].append(row.where)
     ordered = numpy.sort(lengths)
     return SplitCounts(
         rows=len(ordered),
@@ -525,6 +521,7 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
         longest=int(ordered[-1]),
         cut=tuple(cut),
         without_stop=tuple(without_stop),
+        remarks={remark: tuple(places) for remark, places in remarks.items()},
     )
 
 

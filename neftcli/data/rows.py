@@ -92,6 +92,7 @@ class TokenRows(Rows[TokenRow]):
             "cut": arrow.array([row.cut for row in rows], arrow.bool_()),
             "stops": arrow.array([row.stops for row in rows], arrow.bool_()),
             "where": _places_as_bytes(rows),
+            "remarks": arrow.array([list(row.remarks) for row in rows], arrow.list_(arrow.string())),
         }
         return arrow.record_batch(list(columns.values()), names=list(columns))
 
@@ -102,9 +103,11 @@ class TokenRows(Rows[TokenRow]):
 
     def _decoded(self, row: int) -> TokenRow:
         part = slice(self._bounds[row], self._bounds[row + 1])
-        first, cut, stops, where = (column[row].as_py() for column in self._others)
+        first, cut, stops, where, remarks = (column[row].as_py() for column in self._others)
         labels = [first, *self._labels[part][1:].tolist()]
-        return TokenRow(self._ids[part].tolist(), labels, cut, stops, where.decode("utf-8", "surrogatepass"))
+        return TokenRow(
+            self._ids[part].tolist(), labels, cut, stops, where.decode("utf-8", "surrogatepass"), tuple(remarks)
+        )
 
 
 def _places_as_bytes(rows: Sequence[Example | TokenRow]) -> Any:

@@ -34,7 +34,7 @@ DIGEST = hashlib.sha256().digest_size
 ABANDONED = 86_400.0
 """Seconds after which a file that is being written is taken for one of a process that died."""
 PLACE = "place"
-LIBRARIES = ("transformers", "tokenizers", "jinja2")
+LIBRARIES = ("transformers", "tokenizers", "jinja2", "trl")
 
 
 def token_key(rows: ExampleRows, *settings: str) -> str:

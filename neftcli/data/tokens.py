@@ -1,16 +1,18 @@
-"""Examples as the model sees them: token ids, and the labels of those that carry loss."""
+"""Examples as the model sees them: token ids, and the labels of those that carry loss.
+
+Training must see what generation sees: generation begins after the tokens of the prompt alone, so no token may reach
+from the prompt into the answer. Rows in which the tokenizer would make such a token (`:(` in "### Response:(a)") are
+tokenised in pieces.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
 
+from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat, LossOn, Rendering
 from neftcli.data.formats import Example
-from neftcli.errors import DataError, ModelError, Problem
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 BATCH = 512
@@ -25,8 +27,9 @@ class TokenRow:
         input_ids: Token ids, not padded.
         labels: The same ids where a token carries loss, -100 elsewhere; equally long.
         cut: It was longer than data.max_length.
-        stops: Its last token is a stop token that carries loss, so that the model learns to end.
+        stops: Its last token with loss is a stop token, so that the model learns to end.
         where: Where the row stands.
+        remarks: What a person should know about how it was rendered and tokenised.
     """
 
     input_ids: list[int]
@@ -34,19 +37,26 @@ class TokenRow:
     cut: bool
     stops: bool
     where: str
+    remarks: tuple[str, ...] = ()
 
     def loss_tokens(self) -> int:
         """Tokens that carry loss; the first token of a row never does, since nothing predicts it."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+def render_prompt(chat: ChatFormat, example: Example) -> str:
     """The text that generation starts from: everything before the last answer, or a plain text's first words."""
+    if example.turns:
+        return chat.unquoted(chat.prompt(example))
+    begins = _beginning(chat)
+    return begins + prompt_and_reference(example)[0].removeprefix(begins)
+
+
+def prompt_token_ids(chat: ChatFormat, example: Example) -> list[int]:
+    """The tokens that generation starts from."""
     if not example.turns:
-        begins = beginning(tokenizer)
-        return begins + prompt_and_reference(example)[0].removeprefix(begins)
-    asked = len(example.turns) - bool(example.answer())
-    return _render(tokenizer, example, asked, add_generation_prompt=True)
+        return _plain_prefix_and_ids(chat, prompt_and_reference(example)[0])
+    return _in_pieces(chat, chat.prompt(example), [])[0]
 
 
 def prompt_and_reference(example: Example) -> tuple[str, str]:
@@ -59,155 +69,110 @@ def prompt_and_reference(example: Example) -> tuple[str, str]:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int, completion_only: bool
+    chat: ChatFormat, examples: Sequence[Example], max_length: int, loss_on: LossOn = "auto"
 ) -> Iterator[TokenRow]:
     """Tokenises examples, in order.
 
-    Each conversation is rendered once by the chat template and tokenised once; a token carries loss if it begins
-    inside an answer or is the stop token behind it. Plain text carries loss throughout and gets a stop token.
+    A token carries loss if it begins inside a learned answer or is the stop token after it. Plain text carries loss
+    throughout and gets one stop token.
+
+    Args:
+        chat: The tokenizer with its chat template.
+        examples: All conversations, or all plain texts.
+        max_length: Longest row in tokens; longer rows are truncated.
+        loss_on: The recipe's `data.loss_on`.
 
     Raises:
-        ModelError: The chat template renders a conversation otherwise than by appending its turns.
+        DataError: The chat template can't render a conversation, or leaves something of it out.
+        ModelError: Where answers begin in the chat template's rendering can't be found.
     """
     for start in range(0, len(examples), BATCH):
         batch = list(examples[start : start + BATCH])
-        conversations = bool(batch[0].turns)
-        begins = "" if conversations else beginning(tokenizer)
-        rendered = [_with_spans(tokenizer, example, completion_only, begins) for example in batch]
-        encoded = tokenizer(
-            [text for text, _ in rendered], add_special_tokens=not conversations, return_offsets_mapping=True
-        )
-        stops = stop_tokens(tokenizer)
-        for example, (_, spans), ids, offsets in zip(
-            batch, rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            labels = _labels(ids, offsets, spans)
-            kept, kept_labels = list(ids[:max_length]), labels[:max_length]
-            learned = [label for label in kept_labels if label != IGNORED]
-            yield TokenRow(
-                kept, kept_labels, len(ids) > max_length, bool(learned) and learned[-1] in stops, example.where
-            )
+        tokenised = _conversations(chat, batch, loss_on) if batch[0].turns else _plain_texts(chat, batch)
+        for example, (ids, labels, remarks) in zip(batch, tokenised, strict=True):
+            kept = labels[:max_length]
+            learned = [label for label in kept if label != IGNORED]
+            stops = bool(learned) and learned[-1] in chat.stops
+            yield TokenRow(ids[:max_length], kept, len(ids) > max_length, stops, example.where, remarks)
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end an answer: the end-of-text token and the special tokens of chat templates."""
-    ids = {tokenizer.eos_token_id}
-    vocabulary: dict[str, int] = tokenizer.get_added_vocab()
-    ids.update(i for text, i in vocabulary.items() if text in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"))
-    return ids
+Tokenised = tuple[list[int], list[int], tuple[str, ...]]
 
 
-def beginning(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The token that this tokenizer puts before every text, as text; mostly a BOS token or nothing."""
-    ids = tokenizer("a")["input_ids"]
-    begins = tokenizer.bos_token_id is not None and len(ids) > 1 and ids[0] == tokenizer.bos_token_id
-    return str(tokenizer.bos_token) if begins else ""
+def _plain_texts(chat: ChatFormat, batch: Sequence[Example]) -> Iterator[Tokenised]:
+    eos = str(chat.tokenizer.eos_token)
+    for example in batch:
+        ids = _plain_prefix_and_ids(chat, example.text.removesuffix(eos) + eos)
+        yield ids, [IGNORED] * len(chat.prefix) + ids[len(chat.prefix) :], ()
 
 
-def special_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
-    """A special token of this model that stands as plain text in the row (and would act as the token), or ""."""
-    texts = [example.text, *(part for turn in example.turns for part in (turn.content, turn.context))]
-    for token in tokenizer.all_special_tokens:
-        if any(token in text for text in texts):
-            return str(token)
-    return ""
+def _plain_prefix_and_ids(chat: ChatFormat, text: str) -> list[int]:
+    """What the tokenizer puts before every text, and the text; a token that it appends to every text is left out."""
+    ids: list[int] = chat.tokenizer(text.removeprefix(_beginning(chat)), add_special_tokens=False)["input_ids"]
+    return [*chat.prefix, *ids]
 
 
-def _with_spans(
-    tokenizer: PreTrainedTokenizerBase, example: Example, completion_only: bool, begins: str
-) -> tuple[str, list[tuple[int, int]]]:
-    """The rendered text and the parts of it, as character positions, that carry loss."""
-    eos = str(tokenizer.eos_token)
-    if not example.turns:
-        text = example.text.removeprefix(begins).removesuffix(eos) + eos  # what it begins with the tokenizer writes
-        return text, [(0, len(text))]
-    text = _render(tokenizer, example)
-    if not completion_only:
-        text = text.rstrip() if _ends_with_stop(tokenizer, text.rstrip()) else text + eos
-        return text, [(0, len(text))]
-    spans = []
-    for index, turn in enumerate(example.turns):
-        if turn.role != "assistant":
-            continue
-        before = _render(tokenizer, example, index, add_generation_prompt=True)
-        upto = text if index == len(example.turns) - 1 else _render(tokenizer, example, index + 1)
-        if not (text.startswith(upto) and upto.startswith(before)):
-            raise ModelError(
-                Problem(
-                    "model.chat_template: this chat template does not render a conversation by appending turns, so the "
-                    "tokens of its answers can't be told",
-                    example.where,
-                    "--chat-template chatml, or --set data.loss_on=tokens",
-                )
-            )
-        if not upto[len(before) :].strip():
-            raise ModelError(
-                Problem(
-                    "model.chat_template: this chat template leaves an answer out, so there is nothing to learn",
-                    example.where,
-                    "--chat-template chatml",
-                )
-            )
-        spans.append((len(before), _end_of_answer(tokenizer, upto, len(before))))
-    if spans[-1][1] == len(text) and not _ends_with_stop(tokenizer, text):
-        text += eos
-        spans[-1] = (spans[-1][0], len(text))
-    return text, spans
+def _beginning(chat: ChatFormat) -> str:
+    return "".join(str(token) for token in chat.tokenizer.convert_ids_to_tokens(chat.prefix))
 
 
-def _end_of_answer(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> int:
-    """Behind the answer's stop token; a line break that the template writes after it is no part of the answer."""
-    answer = text[start:]
-    return start + len(answer.rstrip()) if _ends_with_stop(tokenizer, answer.rstrip()) else len(text)
-
-
-def _ends_with_stop(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    stops = tuple(tokenizer.convert_ids_to_tokens(sorted(stop_tokens(tokenizer))))
-    return text.endswith(stops)
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, example: Example, turns: int | None = None, add_generation_prompt: bool = False
-) -> str:
-    """The first `turns` turns of a conversation as text, all of them if None."""
-    knows_input = "['input']" in str(tokenizer.chat_template)
-    messages = []
-    for turn in example.turns[:turns]:
-        if turn.context and not knows_input:
-            messages.append({"role": turn.role, "content": f"{turn.content}\n\n{turn.context}"})
+def _conversations(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) -> Iterator[Tokenised]:
+    renderings = [chat.rendering(example, loss_on) for example in batch]
+    texts = [r.text[: r.answers[-1].end] if loss_on == "tokens" else r.text for r in renderings]
+    encoded = chat.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    prompts = chat.tokenizer(
+        [text[: r.answers[-1].start] for text, r in zip(texts, renderings, strict=True)], add_special_tokens=False
+    )
+    for rendering, text, ids, offsets, prompt in zip(
+        renderings, texts, encoded["input_ids"], encoded["offset_mapping"], prompts["input_ids"], strict=True
+    ):
+        remarks = rendering.remarks
+        if _splits_at_answers(chat, rendering, text, offsets) and ids[: len(prompt)] == prompt:
+            labels = _labels(ids, offsets, rendering)
         else:
-            messages.append({"role": turn.role, "content": turn.content, "input": turn.context})
-    from jinja2 import TemplateError, TemplateSyntaxError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateSyntaxError as error:
-        raise ModelError(
-            Problem(
-                f"model.chat_template: this is no Jinja template: {error.message}",
-                f"line {error.lineno}",
-                "--chat-template chatml",
-            )
-        ) from None
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        roles = ", ".join(turn.role for turn in example.turns)
-        raise DataError(
-            Problem(
-                f"{example.where}: the chat template refuses this conversation: {error}",
-                roles,
-                "--chat-template chatml",
-            )
-        ) from None
+            ids, labels = _in_pieces(chat, text, [(a.start, a.end, a.learned) for a in rendering.answers])
+            alone = _in_pieces(chat, text[: rendering.answers[-1].start], [])[0]
+            if alone != ids[: len(alone)] and UNLIKE_PROMPT not in remarks:
+                remarks = (*remarks, UNLIKE_PROMPT)
+        yield ids, list(ids) if loss_on == "tokens" else labels, remarks
 
 
-def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+def _splits_at_answers(chat: ChatFormat, rendering: Rendering, text: str, offsets: Sequence[tuple[int, int]]) -> bool:
+    """Whether a token begins where each answer does, and no special token stands in the data."""
+    begins = {begin for begin, end in offsets if end > begin}
+    # A space before the answer may be in its first token, whatever the offsets say: some tokenizers trim them.
+    split = all(answer.start in begins and text[answer.start - 1 : answer.start] != " " for answer in rendering.answers)
+    return split and not any(quotes for _, quotes in chat.quoted_pieces(text))
+
+
+def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], rendering: Rendering) -> list[int]:
     labels = [IGNORED] * len(ids)
     position = 0
-    for start, end in spans:
-        while position < len(ids) and offsets[position][0] < start:
+    for answer in rendering.answers:
+        while position < len(ids) and offsets[position][0] < answer.start:
             position += 1
-        while position < len(ids) and offsets[position][0] < end:
-            if offsets[position][1] > offsets[position][0]:  # tokens that the tokenizer adds have no place in the text
+        while position < len(ids) and offsets[position][0] < answer.end:
+            if answer.learned and offsets[position][1] > offsets[position][0]:
                 labels[position] = ids[position]
             position += 1
     return labels
+
+
+def _in_pieces(chat: ChatFormat, text: str, spans: Sequence[tuple[int, int, bool]]) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a text that is split where each span begins and ends, and at special tokens of the data.
+
+    Args:
+        chat: The tokenizer.
+        text: As `ChatFormat` rendered it.
+        spans: Begin, end, and whether it carries loss; in order.
+    """
+    learned = {(begin, end) for begin, end, learns in spans if learns}
+    bounds = sorted({0, len(text), *(bound for begin, end, _ in spans for bound in (begin, end))})
+    ids: list[int] = []
+    labels: list[int] = []
+    for part in pairwise(bounds):
+        for piece, quotes in chat.quoted_pieces(text[slice(*part)]):
+            new = chat.continuation.encode(piece, ids, as_characters=quotes)
+            ids += new
+            labels += new if part in learned else [IGNORED] * len(new)
+    return ids, labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neftcli.data.tokens import stop_tokens
 from neftcli.evaluation.batches import in_batches
 from neftcli.models.mode import evaluation_mode
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
+    from neftcli.data.chat import ChatFormat
     from neftcli.events import Observer
     from neftcli.recipe.schema import Generation
 
@@ -28,7 +28,7 @@ class RepetitionPenalty:
     The prompts that the paper's authors generated from hold none, so this is their setting for chat models, too.
     """
 
-    def __init__(self, penalty: float, pads: torch.Tensor, stops: set[int]) -> None:
+    def __init__(self, penalty: float, pads: torch.Tensor, stops: Collection[int]) -> None:
         from transformers import RepetitionPenaltyLogitsProcessor
 
         self._penalise = RepetitionPenaltyLogitsProcessor(penalty, pads)
@@ -59,8 +59,8 @@ class Answer:
 
 def generate_answers(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    chat: ChatFormat,
+    prompts: Sequence[Sequence[int]],
     generation: Generation,
     autocast: AbstractContextManager[object] | None = None,
     longest_prompt: int | None = None,
@@ -70,7 +70,7 @@ def generate_answers(
     """The answer to each prompt, in the order given; the arguments are those of `answers_as_they_come`."""
     found: dict[int, Answer] = {}
     for batch in answers_as_they_come(
-        model, tokenizer, prompts, generation, autocast, longest_prompt, seed=seed, observer=observer
+        model, chat, prompts, generation, autocast, longest_prompt, seed=seed, observer=observer
     ):
         found.update(batch)
     return [found[index] for index in range(len(prompts))]
@@ -78,8 +78,8 @@ def generate_answers(
 
 def answers_as_they_come(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    chat: ChatFormat,
+    prompts: Sequence[Sequence[int]],
     generation: Generation,
     autocast: AbstractContextManager[object] | None = None,
     longest_prompt: int | None = None,
@@ -95,8 +95,8 @@ def answers_as_they_come(
 
     Args:
         model: In any mode; it generates in eval mode, asserted to be without noise, and is put back as it was.
-        tokenizer: Its tokenizer.
-        prompts: Rendered by the chat template up to where the answer begins.
+        chat: Its tokenizer and the tokens that end an answer.
+        prompts: Token ids of each prompt, up to where the answer begins.
         generation: The recipe's settings; `batch_size` is halved where memory is short.
         autocast: Arithmetic of the forward pass; as loaded if None.
         longest_prompt: Tokens of the longest prompt; of longer ones the end is kept. As long as they are if None.
@@ -109,7 +109,7 @@ def answers_as_they_come(
     """
     if not prompts:
         return
-    ids = [row[-longest_prompt:] if longest_prompt else row for row in _token_ids(tokenizer, prompts)]
+    ids = [list(row[-longest_prompt:] if longest_prompt else row) for row in prompts]
     order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
 
     def compute(chosen: Sequence[int]) -> Sequence[Answer | None]:
@@ -117,29 +117,24 @@ def answers_as_they_come(
             return [None] * len(chosen)
         with torch.random.fork_rng():
             torch.manual_seed(seed * len(ids) + chosen[0])
-            return _batch_answers(model, tokenizer, [ids[index] for index in chosen], generation, autocast)
+            return _batch_answers(model, chat, [ids[index] for index in chosen], generation, autocast)
 
     with evaluation_mode(model):
         for batch in in_batches(order, generation.batch_size, compute, observer):
             yield [(index, answer) for index, answer in batch if answer is not None]
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    return ids
-
-
 @torch.no_grad()
 def _batch_answers(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     ids: list[list[int]],
     generation: Generation,
     autocast: AbstractContextManager[object] | None,
 ) -> list[Answer]:
     from transformers import GenerationConfig, LogitsProcessorList
 
-    stops = stop_tokens(tokenizer)
+    tokenizer, stops = chat.tokenizer, chat.stops
     sampling = {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
     settings = GenerationConfig(
         max_new_tokens=generation.max_new_tokens,

@@ -11,8 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.prepare import loss_on_answers
-from neftcli.data.tokens import TokenRow, prompt_and_reference, render_prompt, tokenize
+from neftcli.data.tokens import TokenRow, prompt_and_reference, prompt_token_ids, tokenize
 from neftcli.errors import NeftError, Problem
 from neftcli.evaluation.generation import Answer, answers_as_they_come
 from neftcli.evaluation.loss import RowLoss, losses_as_they_come
@@ -107,8 +106,12 @@ class Measurement:
         self.subject, self.rows, self.settings, self.machine = subject, rows, settings, machine
         self.seed, self.observer, self._model, self._known = seed, observer, model, known
         self._tell("reading its tokenizer and settings")
-        self._tokenizer = subject.load_tokenizer(rows.layout, observer)
-        self._identity = subject.identity(machine) | {"tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str())}
+        self._chat = subject.load_chat_format(rows.layout, observer)
+        self._tokenizer = self._chat.tokenizer
+        self._identity = subject.identity(machine) | {
+            "tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str()),
+            "stops": sorted(self._chat.stops),
+        }
         config = load_config(subject.reference, subject.recipe.model.trust_remote_code)
         self._scored = self._token_rows()
         if lost := sum(bool(example.answer() or example.text) for example in rows.examples) - len(self._scored):
@@ -117,7 +120,7 @@ class Measurement:
             )
         require_positions(config, max((len(row.input_ids) for row in self._scored.values()), default=0))
         self._room = longest_prompt(config, settings.generation.max_new_tokens) if answers else None
-        self._prompts = [render_prompt(self._tokenizer, example) for example in rows.examples] if answers else []
+        self._prompts = [prompt_token_ids(self._chat, example) for example in rows.examples] if answers else []
 
     def run(self) -> Results:
         """All of it."""
@@ -156,7 +159,7 @@ class Measurement:
         examples, data = self.rows.examples, self.rows.data
         places = [place for place, example in enumerate(examples) if example.answer() or example.text]
         chosen = [examples[place] for place in places]
-        tokens = tokenize(self._tokenizer, chosen, data.max_length, loss_on_answers(data, self.rows.layout))
+        tokens = tokenize(self._chat, chosen, data.max_length, data.loss_on)
         return {place: row for place, row in zip(places, tokens, strict=True) if row.loss_tokens()}
 
     def _losses(self) -> dict[int, RowLoss]:
@@ -197,15 +200,14 @@ class Measurement:
 
     def _generate(self, store: Store) -> None:
         model, prompts = self._loaded(), self._prompts
-        lengths = [len(ids) for ids in self._tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
-        if cut := sum(self._room is not None and length > self._room for length in lengths):
+        if cut := sum(self._room is not None and len(prompt) > self._room for prompt in prompts):
             self.observer.notify(
                 Notice(f"{cut} prompts lose their beginning: the model has {self._room} positions for one")
             )
         progress = Progress(f"{self.subject.name}: answers", len(store.found), len(prompts), "tokens", self.observer)
         batches = answers_as_they_come(
             model,
-            self._tokenizer,
+            self._chat,
             prompts,
             self.settings.generation,
             self.machine.autocast(),

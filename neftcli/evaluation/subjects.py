@@ -24,8 +24,9 @@ from neftcli.runs.counterpart import find_counterpart
 from neftcli.runs.directory import CELLS, NAME, RECIPE, RECORD, RunDirectory, find_run, find_sweep
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
+    from neftcli.data.chat import ChatFormat
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Recipe
 
@@ -90,19 +91,20 @@ class Subject:
         """How the run was trained, without what was typed since; of a model how it is loaded."""
         return self.recipe if self.run is None else load_recipe(str(self.run.path / RECIPE))
 
-    def load_tokenizer(self, layout: str, observer: Observer) -> PreTrainedTokenizerBase:
-        """Its tokenizer, with a chat template unless rows are plain text."""
-        from neftcli.models.by_recipe import load_tokenizer_of
-        from neftcli.models.loading import load_tokenizer
+    def load_chat_format(self, layout: str, observer: Observer) -> ChatFormat:
+        """Load its tokenizer and stop tokens, with a chat template unless rows are plain text."""
+        from neftcli.data.chat import chat_format, load_chat_format
+        from neftcli.models.loading import declared_stop_tokens, load_tokenizer
         from neftcli.models.templates import set_template
 
         if self.tokenizer is None:
-            return load_tokenizer_of(self.recipe, self.reference, layout, observer)[0]
+            return load_chat_format(self.recipe, self.reference, layout, observer)[0]
         saved = Reference(self.name, "folder", str(self.tokenizer))
         tokenizer, _ = load_tokenizer(saved, self.recipe.model.trust_remote_code)
         if layout != "text":  # a saved tokenizer brings the template that the run was trained with
             set_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
-        return tokenizer
+        declared = declared_stop_tokens(self.reference, self.recipe.model.trust_remote_code)
+        return chat_format(tokenizer, declared, self.recipe, layout)
 
     def load(self, machine: Machine) -> PreTrainedModel:
         """The model on the device, with its adapter.

@@ -20,6 +20,7 @@ class SplitCounts:
         longest: Tokens of the longest row.
         cut: Places of the rows that were longer than data.max_length.
         without_stop: Places of the rows that do not end in a stop token with loss.
+        remarks: What a person should know about how rows were rendered and tokenised, to the places of the rows.
     """
 
     rows: int = 0
@@ -31,6 +32,7 @@ class SplitCounts:
     longest: int = 0
     cut: tuple[str, ...] = ()
     without_stop: tuple[str, ...] = ()
+    remarks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,40 +1,17 @@
-"""The tokenizer and the model that a recipe asks for, and whether its rows fit the model."""
+"""The model that a recipe asks for, and whether its rows fit the model."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.events import Observer, Phase
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Recipe
-
-
-def load_tokenizer_of(
-    recipe: Recipe, reference: Reference, layout: str, observer: Observer
-) -> tuple[PreTrainedTokenizerBase, str, list[str]]:
-    """The tokenizer with its chat template, the template's name, and notices.
-
-    Raises:
-        ModelError: The model or the template can't be found or read.
-    """
-    from neftcli.models.gguf import is_converted
-    from neftcli.models.loading import load_tokenizer
-    from neftcli.models.templates import set_template
-
-    if reference.kind == "gguf" and not is_converted(Path(reference.location)):
-        observer.notify(Phase("converting the .gguf, once (about half a minute for 135 M parameters)"))
-    else:
-        observer.notify(Phase("loading the tokenizer"))
-    tokenizer, notices = load_tokenizer(reference, recipe.model.trust_remote_code)
-    template = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
-    return tokenizer, template, notices
 
 
 def load_model_of(recipe: Recipe, reference: Reference, machine: Machine) -> PreTrainedModel:

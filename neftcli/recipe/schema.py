@@ -144,9 +144,9 @@ class Data:
     loss_on: Annotated[
         Literal["auto", "all", "last", "completion", "tokens"],
         Option(
-            "What carries loss: all answers of a conversation, only the last one, the completion of a prompt/completion "
-            "pair, or every token; auto: the completion of pairs, all answers of conversations, every token of plain "
-            "text. Turns that the data marks (weight, train, loss) override it."
+            "What carries loss: all answers, the last one, the completion of a prompt/completion pair, or every token "
+            "(tokens); auto: the completion of pairs, all answers of conversations, every token of plain text. Turns "
+            "that the data marks (weight, train, loss) override it."
         ),
     ] = "auto"
     reasoning: Annotated[

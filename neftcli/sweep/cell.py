@@ -205,10 +205,10 @@ class _Stoppable:
 
 def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Observer) -> None:
     """Measures a run that was finished and not measured, without the model that it began from."""
-    from neftcli.data.prepare import learnable, loss_on_answers
+    from neftcli.data.chat import load_chat_format
+    from neftcli.data.prepare import learnable
     from neftcli.machine.chatter import library_chatter
     from neftcli.machine.device import choose_machine
-    from neftcli.models.by_recipe import load_tokenizer_of
     from neftcli.training.inputs import check_inputs
 
     with library_chatter(run.log):
@@ -218,8 +218,8 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Ob
         else:
             reference, found = check_inputs(recipe, observer)
             layout, data = found.layout, recipe.data
-            tokenizer, _, _ = load_tokenizer_of(recipe, reference, layout, observer)
-            places = learnable(tokenizer, found.held_out, data.max_length, loss_on_answers(data, layout))[1]
+            chat, _ = load_chat_format(recipe, reference, layout, observer)
+            places = learnable(chat, found.held_out, data.max_length, data.loss_on)[1]
             examples = found.held_out.select(places)
         _measure(run, recipe, _rows(recipe, examples, layout), choose_machine(recipe), observer, None, ())
 

@@ -173,12 +173,12 @@ def _time_losses(recipe: Recipe, materials: Materials, clock: _Clock) -> tuple[i
 
 def _time_answers(recipe: Recipe, materials: Materials, clock: _Clock) -> tuple[int, dict[int, float]]:
     """Answers that were begun, and the seconds of a batch by its size, each answer as long as it may be."""
-    from neftcli.data.tokens import render_prompt
+    from neftcli.data.tokens import prompt_token_ids
     from neftcli.evaluation.generation import generate_answers
     from neftcli.models.by_recipe import longest_prompt
 
     settings, generation, model = recipe.evaluation, recipe.evaluation.generation, materials.model
-    prompts = sorted((render_prompt(materials.tokenizer, e) for e in materials.prepared.held_out_examples), key=len)
+    prompts = sorted((prompt_token_ids(materials.chat, e) for e in materials.prepared.held_out_examples), key=len)
     wanted = {settings.samples, len(prompts) if recipe.sweep.answers else 0} - {0}
     sizes = {min(number, len(prompts), generation.batch_size) for number in wanted}
     room = longest_prompt(model.config, generation.max_new_tokens)
@@ -186,7 +186,7 @@ def _time_answers(recipe: Recipe, materials: Materials, clock: _Clock) -> tuple[
     def seconds(size: int, tokens: int) -> float:
         few, autocast = replace(generation, max_new_tokens=tokens), materials.machine.autocast()
         begun = time.perf_counter()
-        generate_answers(model, materials.tokenizer, _evenly(prompts, size), few, autocast, room)
+        generate_answers(model, materials.chat, _evenly(prompts, size), few, autocast, room)
         return time.perf_counter() - begun
 
     batches = {}

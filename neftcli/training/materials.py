@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from neftcli.data.chat import ChatFormat, load_chat_format
 from neftcli.data.prepare import Examples, Prepared, prepare
 from neftcli.events import Notice, Observer, Phase
-from neftcli.models.by_recipe import load_model_of, load_tokenizer_of, require_positions
+from neftcli.models.by_recipe import load_model_of, require_positions
 from neftcli.models.names import Reference
 from neftcli.training.pace import tokenising
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from neftcli.data.tokens import TokenRow
     from neftcli.machine.device import Machine
@@ -33,7 +34,7 @@ class Materials:
     Attributes:
         reference: Where the model comes from.
         machine: Device and arithmetic.
-        tokenizer: With its chat template.
+        chat: The tokenizer with its chat template and stop tokens.
         notices: What had to be filled in in the tokenizer.
         prepared: Tokenised rows.
         model: As it was loaded; a run that shares it trains a copy.
@@ -42,7 +43,7 @@ class Materials:
 
     reference: Reference
     machine: Machine
-    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
     notices: list[str]
     prepared: Prepared
     model: PreTrainedModel
@@ -89,13 +90,13 @@ def load_materials(recipe: Recipe, reference: Reference, examples: Examples, obs
     from neftcli.models.loading import fingerprint
 
     machine = choose_machine(recipe)
-    tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)
-    prepared = prepare(examples, recipe.data, tokenizer, template, tokenising(observer))
+    chat, notices = load_chat_format(recipe, reference, examples.layout, observer)
+    prepared = prepare(examples, recipe.data, chat, tokenising(observer))
     introduce(prepared, notices, observer)
     observer.notify(Phase("loading the model"))
     model = load_model_of(recipe, reference, machine)
     require_positions(model.config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
-    return Materials(reference, machine, tokenizer, notices, prepared, model, fingerprint(reference, model.config))
+    return Materials(reference, machine, chat, notices, prepared, model, fingerprint(reference, model.config))
 
 
 def tokens_sha256(rows: Sequence[TokenRow]) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neftcli.data.chat import load_chat_format
 from neftcli.data.prepare import Prepared, prepare
 from neftcli.errors import InputError
 from neftcli.events import InspectedRow, Notice, Observer, Plan, Resolved, Token
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import keep_freed_memory, prepare_process
 from neftcli.machine.processes import local_count
-from neftcli.models.by_recipe import load_tokenizer_of
 from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
 from neftcli.training.inputs import check_inputs
@@ -118,9 +118,9 @@ def _prepare(recipe: Recipe, observer: Observer) -> tuple[Prepared, PreTrainedTo
     prepare_process()
     reference, examples = check_inputs(recipe, observer)
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
-        tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)
-        prepared = prepare(examples, recipe.data, tokenizer, template, tokenising(observer))
+        chat, notices = load_chat_format(recipe, reference, examples.layout, observer)
+        prepared = prepare(examples, recipe.data, chat, tokenising(observer))
     observer.notify(prepared.counts)
     for notice in notices:
         observer.notify(Notice(notice))
-    return prepared, tokenizer
+    return prepared, chat.tokenizer

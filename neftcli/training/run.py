@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.prepare import Prepared
-from neftcli.data.tokens import prompt_and_reference, render_prompt
+from neftcli.data.tokens import prompt_and_reference, prompt_token_ids
 from neftcli.events import (
     Evaluated,
     Event,
@@ -260,12 +260,12 @@ class _Run:
         if not examples or not processes.leads():
             return []
         self.notify(Phase(phase))
-        tokenizer, machine = materials.tokenizer, materials.machine
-        prompts = [render_prompt(tokenizer, example) for example in examples]
+        chat, machine = materials.chat, materials.machine
+        prompts = [prompt_token_ids(chat, example) for example in examples]
         generation = self.recipe.evaluation.generation
         room = longest_prompt(model.config, generation.max_new_tokens)
         answers = generate_answers(
-            model, tokenizer, prompts, generation, machine.autocast(), room, self.recipe.training.seed, self
+            model, chat, prompts, generation, machine.autocast(), room, self.recipe.training.seed, self
         )
         return [answer.text for answer in answers]
 
@@ -335,7 +335,9 @@ class _Run:
         checkpoints = Checkpoints(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
         self.record.update(batching=batching)
         facts = {**found, **self.record.facts(), "recipe": to_yaml(self.recipe)}
-        trainer = build_trainer(recipe, machine, model, materials.tokenizer, prepared.train, checkpoints, facts, watch)
+        trainer = build_trainer(
+            recipe, machine, model, materials.chat.tokenizer, prepared.train, checkpoints, facts, watch
+        )
         watch.trainer = trainer
         return recipe, trainer, watch
 
@@ -379,7 +381,7 @@ class _Run:
             model.peft_config["default"].revision = reference.revision
         with self.directory.replacing_model() as folder:
             save_weights(model, folder)
-            materials.tokenizer.save_pretrained(folder)
+            materials.chat.tokenizer.save_pretrained(folder)
 
     def _conclude(self, finished: RunFinished, reference: Reference, layout: str) -> None:
         """Writes the model card and the results."""

@@ -325,13 +325,14 @@ def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tin
     report = report_of(neft("eval", tiny_folder("opt"), "--dataset", rows_file, "--no-answers", "--json"))
     assert [model["role"] for model in report["models"]] == ["model"]
     assert report["comparisons"] == []
+    from neftcli.data.chat import ChatFormat
     from neftcli.data.prepare import read_questions
     from neftcli.models.templates import set_template
     from neftcli.recipe.schema import Data
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("opt"))
     set_template(tokenizer, None)
-    rows = list(tokenize(tokenizer, read_questions(Data(source=str(rows_file))).examples, 1024, True))
+    rows = list(tokenize(ChatFormat(tokenizer), read_questions(Data(source=str(rows_file))).examples, 1024))
     expected = mean_loss(row_losses(AutoModelForCausalLM.from_pretrained(tiny_folder("opt")), rows, 7))
     assert values(report, "held-out loss")[0] == pytest.approx(expected, rel=1e-2)  # bfloat16 where it is fast
 

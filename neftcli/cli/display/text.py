@@ -155,11 +155,13 @@ def data_notices(event: DataReady) -> list[str]:
     if event.train.cut:
         notices.append(f"{rows(event.train.cut)} truncated at data.max_length; --max-length keeps more")
     if event.held_out.cut:
-        notices.append(f"{some(len(event.held_out.cut), 'held-out row')} truncated at data.max_length as well")
+        notices.append(f"of the held-out rows, {rows(event.held_out.cut)} truncated at data.max_length")
     if event.train.without_stop:
         notices.append(f"{rows(event.train.without_stop)} end without a stop token with loss, so don't teach to stop")
     if event.special_text:
-        notices.append(f"{rows(event.special_text)} hold a special token as text, and it will act as the token")
+        acts = "it acts as the token" if event.layout == "text" else "it is tokenised as ordinary characters"
+        notices.append(f"{rows(event.special_text)} hold a special token as text: {acts}")
+    notices += [f"{rows(places)}: {remark}" for remark, places in event.train.remarks.items()]
     if not event.held_out.rows:
         notices.append(
             "no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "

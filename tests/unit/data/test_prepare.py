@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neftcli.data.chat import ChatFormat
 from neftcli.data.prepare import Examples, Prepared, count, prepare, read_examples
 from neftcli.data.sources import read_rows
 from neftcli.data.splits import normalised
-from neftcli.data.tokens import IGNORED, TokenRow, special_text, tokenize
+from neftcli.data.tokens import IGNORED, TokenRow, tokenize
 from neftcli.errors import DataError
 from neftcli.events import SplitCounts
 from neftcli.models.templates import set_template
@@ -51,7 +52,7 @@ def pairs(rows: int, name: str = "rows.jsonl") -> str:
 def prepared(data: Data, seed: int = 0, template: str = "alpaca") -> Prepared:
     tokenizer = tiny_tokenizer()
     name = set_template(tokenizer, template)
-    return prepare(read_examples(replace(data, split_seed=seed)), data, tokenizer, name)
+    return prepare(read_examples(replace(data, split_seed=seed)), data, ChatFormat(tokenizer, name=name))
 
 
 def message(data: Data) -> str:
@@ -92,7 +93,7 @@ def test_everything_in_a_small_file_is_counted() -> None:
     assert counts.special_text == ("rows.jsonl, line 7",)
     assert (counts.source, counts.layout, counts.loss_on) == ("rows.jsonl", "prompt_completion", "answers")
     assert counts.template == "chat template alpaca"
-    answered = {"one": 2, "One!": 2, "seven": 6, "eight": 2, "four": 36}  # tokens of the answer with its stop token
+    answered = {"one": 2, "One!": 2, "seven": 4, "eight": 2, "four": 36}  # tokens of the answer with its one stop token
     lengths = sorted(PROMPT_TOKENS + len(question) + tokens for question, tokens in answered.items())
     assert counts.train == SplitCounts(
         rows=5,
@@ -376,11 +377,12 @@ def test_prepared_rows_are_the_tokens_of_the_examples() -> None:
     tokenizer = tiny_tokenizer()
     set_template(tokenizer, "alpaca")
     examples = read_examples(replace(data, split_seed=3))
-    done = prepare(examples, data, tokenizer, "a name")
+    chat = ChatFormat(tokenizer, name="a name")
+    done = prepare(examples, data, chat)
     assert done.counts.template == "a name"
-    assert list(done.train) == list(tokenize(tokenizer, examples.train, data.max_length, True))
-    assert list(done.held_out) == list(tokenize(tokenizer, examples.held_out, data.max_length, True))
-    assert not any(special_text(tokenizer, example) for example in examples.train)
+    assert list(done.train) == list(tokenize(chat, examples.train, data.max_length))
+    assert list(done.held_out) == list(tokenize(chat, examples.held_out, data.max_length))
+    assert not any(chat.special_text(example) for example in examples.train)
 
 
 def test_preparing_leaves_the_examples_as_they_are() -> None:
@@ -390,7 +392,9 @@ def test_preparing_leaves_the_examples_as_they_are() -> None:
     set_template(tokenizer, "alpaca")
     examples: Examples = read_examples(data)
     short = replace(data, max_length=PROMPT_TOKENS + 20)
-    first = prepare(examples, short, tokenizer, "").counts
+    first = prepare(examples, short, ChatFormat(tokenizer)).counts
     assert len(first.unusable) == 2
-    assert prepare(examples, short, tokenizer, "").counts == first
-    assert prepare(examples, data, tokenizer, "").counts.unusable == {"an answer is empty": ("rows.jsonl, line 3",)}
+    assert prepare(examples, short, ChatFormat(tokenizer)).counts == first
+    assert prepare(examples, data, ChatFormat(tokenizer)).counts.unusable == {
+        "an answer is empty": ("rows.jsonl, line 3",)
+    }

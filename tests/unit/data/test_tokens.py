@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat
 from neftcli.data.formats import Example, Turn
-from neftcli.data.tokens import IGNORED, TokenRow, beginning, render_prompt, special_text, stop_tokens, tokenize
-from neftcli.errors import DataError, ModelError
+from neftcli.data.tokens import IGNORED, TokenRow, prompt_token_ids, render_prompt, tokenize
+from neftcli.errors import DataError
 from neftcli.models.templates import set_template
 from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
@@ -177,7 +178,8 @@ def by_hand(tokenizer: PreTrainedTokenizerFast, pieces: Pieces) -> tuple[list[in
 def one(
     tokenizer: PreTrainedTokenizerFast, example: Example, max_length: int = 10_000, completion_only: bool = True
 ) -> TokenRow:
-    (row,) = tokenize(tokenizer, [example], max_length, completion_only)
+    chat = ChatFormat(tokenizer, chats=bool(example.turns))
+    (row,) = tokenize(chat, [example], max_length, "auto" if completion_only else "tokens")
     return row
 
 
@@ -235,7 +237,7 @@ def test_without_completion_only_every_token_carries_loss(setup: Setup, example:
     """All of the conversation up to its last stop token, which ends it."""
     tokenizer, pieces = setup
     ids = by_hand(tokenizer, pieces(example))[0]
-    last = max(position for position, token in enumerate(ids) if token in stop_tokens(tokenizer)) + 1
+    last = max(position for position, token in enumerate(ids) if token in ChatFormat(tokenizer).stops) + 1
     row = one(tokenizer, example, completion_only=False)
     assert row.input_ids == row.labels == ids[:last]
     assert row.stops
@@ -246,7 +248,7 @@ def test_a_template_without_a_stop_token_gets_one_at_the_end() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = WITHOUT_STOP
     example = conversation(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
-    pieces: Pieces = [("Q: q\nA: ", False), ("a\n", True), ("Q: r\nA: ", False), (f"b\n{EOS}", True)]
+    pieces: Pieces = [("Q: q\nA: ", False), ("a", True), ("\nQ: r\nA: ", False), (f"b{EOS}", True)]
     ids, labels = by_hand(tokenizer, pieces)
     assert one(tokenizer, example) == TokenRow(ids, labels, cut=False, stops=True, where="rows.jsonl, line 1")
     all_of_it = one(tokenizer, example, completion_only=False)
@@ -254,29 +256,29 @@ def test_a_template_without_a_stop_token_gets_one_at_the_end() -> None:
     assert all_of_it.stops
 
 
-def test_a_template_that_drops_earlier_answers_is_refused() -> None:
-    """Where a template is not made by appending turns, nobody can tell which tokens are answers."""
+def test_tokenize_template_that_drops_earlier_answers() -> None:
+    """A template that leaves an answer out is refused, whatever carries loss."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = FORGETFUL
-    with pytest.raises(ModelError) as raised:
-        one(tokenizer, MULTI)
-    assert str(raised.value) == (
-        "model.chat_template: this chat template does not render a conversation by appending turns, so the tokens of "
-        "its answers can't be told\n"
-        "  received rows.jsonl, line 1\n"
-        "  try      --chat-template chatml, or --set data.loss_on=tokens"
-    )
+    example = conversation(("user", "one?"), ("assistant", "It is A."), ("user", "two?"), ("assistant", "It is B."))
+    for completion_only in (True, False):
+        with pytest.raises(DataError) as raised:
+            one(tokenizer, example, completion_only=completion_only)
+        assert str(raised.value) == (
+            "rows.jsonl, line 1, turn 2: the chat template does not render the answer\n"
+            "  received It is A.\n"
+            "  try      --chat-template chatml"
+        )
     assert learned(tokenizer, one(tokenizer, SINGLE)) == "That.</s>"
-    assert one(tokenizer, MULTI, completion_only=False).stops
 
 
-def test_a_template_that_opens_answers_with_other_words_is_refused() -> None:
-    """Where the prompt to answer is no beginning of the answered conversation, the answer's place is not known."""
+def test_tokenize_template_that_opens_answers_with_other_words() -> None:
+    """The answer begins after what prompt and training share, and the row says that the prompt has more."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = THINKING
-    with pytest.raises(ModelError, match="does not render a conversation by appending turns"):
-        one(tokenizer, SINGLE)
-    assert one(tokenizer, SINGLE, completion_only=False).stops
+    row = one(tokenizer, SINGLE)
+    assert learned(tokenizer, row) == "That.</s>"
+    assert row.remarks == (UNLIKE_PROMPT,)
 
 
 def test_a_template_that_refuses_a_conversation() -> None:
@@ -296,16 +298,19 @@ def test_a_template_that_refuses_a_conversation() -> None:
     )
 
 
-def test_a_token_that_begins_before_the_answer_carries_no_loss() -> None:
-    """A merge across the border belongs to the prompt; the rest of the answer is learned."""
+def test_tokenize_splits_where_generation_begins() -> None:
+    """A merge across the border is not made: the prompt's tokens are those of the prompt alone."""
     vocabulary = {**tiny_tokenizer().get_vocab(), ":T": 247}
     model = Tokenizer(models.BPE(vocab=vocabulary, merges=[(":", "T")], unk_token="<unk>"))  # noqa: S106 - no password
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.decoder = decoders.ByteLevel()
     tokenizer = with_template("alpaca", PreTrainedTokenizerFast(tokenizer_object=model, **SPECIAL_TOKENS))
     row = one(tokenizer, SINGLE)
-    assert 247 in row.input_ids
-    assert learned(tokenizer, row) == "hat.</s>"
+    prompt = prompt_token_ids(ChatFormat(tokenizer), SINGLE)
+    assert 247 in tokenizer(tokenizer.decode(row.input_ids))["input_ids"]
+    assert row.input_ids[: len(prompt)] == prompt
+    assert learned(tokenizer, row) == "That.</s>"
+    assert row.remarks == ()
 
 
 def test_the_stop_token_is_learned_where_it_is_the_pad_token_too() -> None:
@@ -320,9 +325,12 @@ def test_the_stop_token_is_learned_where_it_is_the_pad_token_too() -> None:
 
 def test_stop_tokens_are_the_end_of_text_and_those_of_chat_templates() -> None:
     """Tokens that end a turn are stop tokens if the tokenizer has them, and only then."""
-    assert stop_tokens(with_template("chatml")) == {2}
+    assert ChatFormat(with_template("chatml")).stops == {2}
     tokenizer = own_chatml()
-    assert stop_tokens(tokenizer) == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert ChatFormat(tokenizer).stops == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert ChatFormat(tokenizer, chats=False).stops == {2}
+    # What the model's files name counts if it is an added token, as all stop tokens are.
+    assert ChatFormat(tokenizer, [3, 50], chats=False).stops == {2, 3}
 
 
 def test_rows_keep_their_order_and_do_not_depend_on_their_neighbours() -> None:
@@ -332,7 +340,7 @@ def test_rows_keep_their_order_and_do_not_depend_on_their_neighbours() -> None:
         conversation(("user", "q" * (number % 7)), ("assistant", str(number)), where=str(number))
         for number in range(1030)
     ]
-    rows = list(tokenize(tokenizer, examples, 10_000, True))
+    rows = list(tokenize(ChatFormat(tokenizer), examples, 10_000))
     assert [row.where for row in rows] == [example.where for example in examples]
     for number in (0, 511, 512, 1029):
         assert rows[number] == one(tokenizer, examples[number])
@@ -340,7 +348,7 @@ def test_rows_keep_their_order_and_do_not_depend_on_their_neighbours() -> None:
 
 def test_no_examples_are_no_rows() -> None:
     """A side without rows is not an error here."""
-    assert list(tokenize(tiny_tokenizer(), [], 100, True)) == []
+    assert list(tokenize(ChatFormat(tiny_tokenizer()), [], 100)) == []
 
 
 # Plain text
@@ -386,7 +394,8 @@ def test_a_conversation_begins_with_one_bos_if_the_tokenizer_writes_one(name: st
 
 def test_what_a_tokenizer_begins_with() -> None:
     """Its BOS where it writes one, else nothing."""
-    assert [beginning(tokenizer) for tokenizer in (tiny_tokenizer(), writes_bos(), writes_bos(EOS))] == ["", BOS, EOS]
+    tokenizers = tiny_tokenizer(), writes_bos(), writes_bos(EOS)
+    assert [ChatFormat(tokenizer, chats=False).prefix for tokenizer in tokenizers] == [[], [1], [2]]
 
 
 @settings(deadline=None, max_examples=60)
@@ -412,7 +421,7 @@ def test_rows_are_cut_from_their_end(setup: Setup) -> None:
         assert (row.input_ids, row.labels) == (ids[:length], labels[:length])
         assert row.cut == (length < len(ids))
         last = [label for label in labels[:length] if label != IGNORED][-1:]
-        assert row.stops == bool(last and last[0] in stop_tokens(tokenizer))
+        assert row.stops == bool(last and last[0] in ChatFormat(tokenizer).stops)
         assert row.loss_tokens() == sum(label != IGNORED for label in labels[:length])
 
 
@@ -459,7 +468,7 @@ def test_the_papers_prompt_is_exact(context: str) -> None:
         instruction="Add the numbers.", input=context
     )
     tokenizer = SETUPS["alpaca"][0]
-    assert render_prompt(tokenizer, example) == prompt
+    assert render_prompt(ChatFormat(tokenizer), example) == prompt
     assert tokenizer.decode(one(tokenizer, example).input_ids) == f"{prompt}10</s>"
 
 
@@ -469,9 +478,11 @@ def test_generation_starts_where_the_last_answer_began_in_training(setup: Setup,
     """The prompt's tokens are a row's first tokens, up to its last answer."""
     tokenizer, pieces = setup
     expected = "".join(text for text, _ in pieces(example))
-    prompt = render_prompt(tokenizer, example)
+    chat = ChatFormat(tokenizer)
+    prompt = render_prompt(chat, example)
     assert prompt == expected[: expected.rindex(example.answer())]
-    ids = ids_of(tokenizer, prompt)
+    ids = prompt_token_ids(chat, example)
+    assert ids == ids_of(tokenizer, prompt)
     row = one(tokenizer, example)
     assert row.input_ids[: len(ids)] == ids
     assert row.labels[len(ids)] != IGNORED == row.labels[len(ids) - 1]
@@ -479,11 +490,11 @@ def test_generation_starts_where_the_last_answer_began_in_training(setup: Setup,
 
 def test_a_plain_text_is_continued_from_its_first_words() -> None:
     """Half of a short text, 32 words of a long one, behind one BOS."""
-    tokenizer = writes_bos()
+    tokenizer = ChatFormat(writes_bos(), chats=False)
     assert render_prompt(tokenizer, plain("one two three four five")) == f"{BOS}one two three"
     assert render_prompt(tokenizer, plain(f"{BOS}one two three four")) == f"{BOS}one two"
     assert render_prompt(tokenizer, plain("word " * 100)) == BOS + " ".join(["word"] * 32)
-    assert render_prompt(tiny_tokenizer(), plain("word")) == "word"
+    assert render_prompt(ChatFormat(tiny_tokenizer(), chats=False), plain("word")) == "word"
 
 
 # Special tokens in the text
@@ -501,21 +512,44 @@ def test_a_plain_text_is_continued_from_its_first_words() -> None:
     ],
 )
 def test_special_tokens_inside_text_are_found(example: Example, found: str) -> None:
-    """A token written as text in a question, an input, an answer or a text acts as the token: it is named."""
-    assert special_text(tiny_tokenizer(), example) == found
+    """A token written as text in a question, an input, an answer or a text is named."""
+    assert ChatFormat(tiny_tokenizer(), chats=False).special_text(example) == found
 
 
 def test_a_special_token_of_the_chat_template_inside_text_is_found() -> None:
     """A turn that is forged in the data would otherwise look real."""
     forged = conversation(("user", "hi<|im_end|>"), ("assistant", "a"))
-    assert special_text(own_chatml(), forged) == "<|im_end|>"
-    assert special_text(tiny_tokenizer(), forged) == ""
+    assert ChatFormat(own_chatml()).special_text(forged) == "<|im_end|>"
+    assert ChatFormat(with_template("alpaca")).special_text(forged) == ""
 
 
-def test_text_that_holds_the_stop_token_becomes_that_token() -> None:
-    """Why it is named: in the row it is the real one."""
-    example = conversation(("user", "q"), ("assistant", f"a{EOS}b"))
-    assert one(SETUPS["alpaca"][0], example).input_ids.count(2) == 2
+@setups
+def test_tokenize_special_tokens_in_the_data_are_ordinary_characters(setup: Setup) -> None:
+    """Nobody ends a turn by writing about it: in a chat only the template's stop token is one."""
+    tokenizer, pieces = setup
+    example = conversation(("user", f"what is {EOS}?"), ("assistant", f"a{EOS}b"))
+    row, chat = one(tokenizer, example), ChatFormat(tokenizer)
+    special = [token for token in row.input_ids if token in tokenizer.all_special_ids]
+    plainly = conversation(("user", "what is it?"), ("assistant", "ab"))
+    assert special == [t for t in one(tokenizer, plainly).input_ids if t in tokenizer.all_special_ids]
+    assert tokenizer.decode(row.input_ids) == "".join(text for text, _ in pieces(example))
+    assert learned(tokenizer, row) == "".join(text for text, loss in pieces(example) if loss)
+    prompt = prompt_token_ids(chat, example)
+    assert row.input_ids[: len(prompt)] == prompt
+
+
+@setups
+def test_tokenize_answer_that_ends_with_the_stop_token(setup: Setup) -> None:
+    """Rows that were written with a stop token at the end have one, not two."""
+    tokenizer, _ = setup
+    stop = ChatFormat(tokenizer).stop_texts[-1]
+    written = conversation(("user", "q"), ("assistant", f"a{stop}"))
+    assert one(tokenizer, written) == one(tokenizer, conversation(("user", "q"), ("assistant", "a")))
+
+
+def test_tokenize_plain_text_with_special_tokens() -> None:
+    """A text may have been rendered by a chat template already: its special tokens are tokens."""
+    assert one(tiny_tokenizer(), plain(f"a{EOS}b")).input_ids.count(2) == 2
 
 
 def test_a_row_can_be_written_as_json() -> None:

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from neftcli.data.tokens import stop_tokens
-from neftcli.evaluation.generation import answers_as_they_come, generate_answers
+from neftcli.data.chat import ChatFormat
+from neftcli.evaluation.generation import Answer, answers_as_they_come, generate_answers
 from neftcli.neftune import neftune
 from neftcli.recipe.schema import Generation
 from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
@@ -26,9 +26,22 @@ GREEDY = Generation(max_new_tokens=LENGTH, repetition_penalty=1.0)
 PENALISED = Generation(max_new_tokens=LENGTH, repetition_penalty=1.5)
 
 
+def answers_to(model: Any, tokenizer: Any, prompts: list[str], *arguments: Any, **keywords: Any) -> list[Answer]:
+    """`generate_answers` of prompts as text."""
+    return generate_answers(model, chat_of(tokenizer), ids_of(tokenizer, prompts), *arguments, **keywords)
+
+
+def chat_of(tokenizer: PreTrainedTokenizerFast) -> ChatFormat:
+    return ChatFormat(tokenizer, chats=tokenizer.chat_template is not None)
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[list[int]]:
+    return [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+
+
 def texts(*arguments: Any, **keywords: Any) -> list[str]:
-    """The texts of `generate_answers`."""
-    return [answer.text for answer in generate_answers(*arguments, **keywords)]
+    """The texts of `answers_to`."""
+    return [answer.text for answer in answers_to(*arguments, **keywords)]
 
 
 def model_of(family: Family) -> Any:
@@ -48,7 +61,7 @@ def continuation(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: str, ge
             factor = generation.repetition_penalty
             scores[token] = scores[token] * factor if scores[token] < 0 else scores[token] / factor
         token = int(scores.argmax())
-        if token in stop_tokens(tokenizer):
+        if token in chat_of(tokenizer).stops:
             break
         ids.append(token)
     return ids[start:]
@@ -147,7 +160,7 @@ def test_tokens_are_counted_and_cut_answers_told_apart() -> None:
     tokens = continuation(model, tiny_tokenizer(), PROMPTS[1], PENALISED)
     stop = next(token for place, token in enumerate(tokens) if place > 2 and token not in tokens[:place])
     tokenizer = stopping_at(stop, pads=False)
-    answers = generate_answers(model, tokenizer, PROMPTS, PENALISED)
+    answers = answers_to(model, tokenizer, PROMPTS, PENALISED)
     expected = [len(continuation(model, tokenizer, prompt, PENALISED)) for prompt in PROMPTS]
     assert [answer.tokens for answer in answers] == expected
     assert [answer.cut for answer in answers] == [count == LENGTH for count in expected]
@@ -163,7 +176,9 @@ def test_batches_go_from_the_longest_prompt_and_change_no_answer(size: int) -> N
     model, tokenizer = model_of("llama"), tiny_tokenizer()
     prompts = [*PROMPTS, "abc", "a long prompt, longer than all the others", "xyz"]
     expected = [by_hand(model, tokenizer, prompt, GREEDY) for prompt in prompts]
-    came = list(answers_as_they_come(model, tokenizer, prompts, replace(GREEDY, batch_size=size)))
+    came = list(
+        answers_as_they_come(model, chat_of(tokenizer), ids_of(tokenizer, prompts), replace(GREEDY, batch_size=size))
+    )
     places = [place for batch in came for place, _ in batch]
     assert [len(prompts[place].encode()) for place in places] == sorted(
         (len(p.encode()) for p in prompts), reverse=True
@@ -176,8 +191,8 @@ def test_a_batch_whose_answers_are_known_is_not_computed_again() -> None:
     """And the others are what they would have been, sampled ones, too: an interrupted evaluation goes on."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     warm = Generation(max_new_tokens=LENGTH, do_sample=True, batch_size=1)
-    whole = generate_answers(model, tokenizer, PROMPTS, warm, seed=3)
-    rest = list(answers_as_they_come(model, tokenizer, PROMPTS, warm, known={1}, seed=3))
+    whole = answers_to(model, tokenizer, PROMPTS, warm, seed=3)
+    rest = list(answers_as_they_come(model, chat_of(tokenizer), ids_of(tokenizer, PROMPTS), warm, known={1}, seed=3))
     assert {place: answer for batch in rest for place, answer in batch} == {0: whole[0], 2: whole[2]}
 
 

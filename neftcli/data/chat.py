@@ -1,0 +1,611 @@
+"""Conversations as text: what a chat template renders, which part of it is an answer, and which tokens end one.
+
+Where each answer begins and ends is read, in this order, from
+1. the `{% generation %}` blocks of TRL's training template, if TRL has one for the model's chat template;
+2. the `{% generation %}` blocks of the model's own template;
+3. the conversation rendered up to each answer, and the answer's text in the whole.
+
+Training uses TRL's training template, which renders earlier turns the way they were answered. Prompts to generate from
+use the model's own template, as everybody else who loads the model does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cache, cached_property
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from neftcli.data.continuation import Continuation
+from neftcli.data.formats import Example, Turn
+from neftcli.errors import DataError, ModelError, Problem
+from neftcli.events import Observer, Phase
+from neftcli.models.names import Reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from neftcli.recipe.schema import Recipe
+
+LossOn = Literal["auto", "all", "last", "completion", "tokens"]
+Form = Literal["text", "parts"]
+Block = tuple[int, int]
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+DATE = date(2024, 7, 26)
+"""Stands for today in templates that write the date, so that the same rows are the same tokens every day."""
+QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
+"""Texts that no template writes by itself."""
+QUOTED = 0x10FF00
+"""First of the private characters that stand for special tokens in the data while a template is rendered."""
+THINK_END = "</think>"
+EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
+WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
+UNLIKE_PROMPT = "the text before the last answer differs from the prompt that generation starts from"
+OTHER_TEMPLATE = "--chat-template chatml"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An assistant turn in a rendered conversation.
+
+    Attributes:
+        turn: Index of the turn.
+        start: Character at which generation begins.
+        end: Character after the answer and its stop token.
+        learned: Its tokens carry loss.
+    """
+
+    turn: int
+    start: int
+    end: int
+    learned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A conversation, rendered for training.
+
+    Attributes:
+        text: What is tokenised; special tokens in the data are private characters (see `ChatFormat.quoted`).
+        answers: The assistant turns, in order.
+        remarks: What the template does to earlier turns.
+    """
+
+    text: str
+    answers: tuple[Answer, ...]
+    remarks: tuple[str, ...] = ()
+
+
+class ChatFormat:
+    """A tokenizer with its chat template and the tokens that end an answer.
+
+    Args:
+        tokenizer: With its chat template; without one it is for plain text only.
+        declared_stops: Token ids that the model's generation_config.json or config.json names as `eos_token_id`.
+        name: The template's name, for people.
+        reasoning: What becomes of reasoning in answers: "learn" or "drop".
+        chats: The rows are conversations; without it the tokenizer's chat template is not used.
+
+    Attributes:
+        stops: Token ids that end an answer: the tokenizer's EOS token, the declared ones, and what the template writes
+            after an answer.
+        writes_date: The template writes the current date, for which `DATE` stands.
+
+    Raises:
+        ModelError: The template can't be compiled, or leaves questions or answers out.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        declared_stops: Iterable[int] = (),
+        *,
+        name: str = "",
+        reasoning: Literal["learn", "drop"] = "learn",
+        chats: bool = True,
+    ) -> None:
+        self.tokenizer, self.name, self._reasoning = tokenizer, name, reasoning
+        own = own_template(tokenizer) if chats else ""
+        self.writes_date = DATE_CALL.search(own) is not None
+        self._own = _with_fixed_date(own)
+        self._training = _with_fixed_date(training_template(own) or own)
+        self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
+        self._special = tuple(str(token) for token in tokenizer.all_special_tokens if token)
+        self._forms: tuple[Form, Form] = ("text", "text")
+        declared = {index for index in declared_stops if index in self._added}
+        self.stops = frozenset({int(tokenizer.eos_token_id)} | declared)
+        self._ending = str(tokenizer.eos_token)  # of a last answer after which the template writes nothing
+        if own:
+            self._forms = self._find_forms()
+            answer_stop = self._stop_after(_PROBE, ANSWER, 0)
+            call_stop = self._stop_after(_CALL_PROBE, ARGUMENT, -1) if "tool_calls" in self._training else None
+            self.stops |= {stop for stop in (answer_stop, call_stop) if stop is not None}
+            if answer_stop is not None:
+                self._ending = self._added[answer_stop]
+
+    # What the tokenizer does
+
+    @cached_property
+    def continuation(self) -> Continuation:
+        """The tokenizer for text that follows other text."""
+        return Continuation(self.tokenizer)
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """The token ids that the tokenizer puts before every text; mostly a BOS token or nothing."""
+        bare: list[int] = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole: list[int] = self.tokenizer("a")["input_ids"]
+        return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The stop tokens as text."""
+        return tuple(str(text) for text in self.tokenizer.convert_ids_to_tokens(sorted(self.stops)))
+
+    def special_text(self, example: Example) -> str:
+        """A special token of this tokenizer that stands as text in the row, or an empty string."""
+        texts = [example.text, *(part for turn in example.turns for part in (turn.content, turn.context))]
+        return next((token for token in self._special if any(token in text for text in texts)), "")
+
+    def quoted(self, text: str) -> str:
+        """The text with private characters, equally many, in place of each special token.
+
+        A special token in the data is what somebody wrote about, not the end of a turn, so it is tokenised as ordinary
+        characters (`quoted_pieces`); templates must not see it either.
+        """
+        for index, token in enumerate(self._special):
+            if token in text:
+                text = text.replace(token, chr(QUOTED + index) * len(token))
+        return text
+
+    def quoted_pieces(self, text: str) -> list[tuple[str, bool]]:
+        """The text in pieces, each with whether it is a special token of the data (given back as it was written)."""
+        pieces = []
+        for piece in re.split(f"([{chr(QUOTED)}-{chr(QUOTED + 0xFD)}]+)", text):
+            quotes = bool(piece) and QUOTED <= ord(piece[0]) <= QUOTED + 0xFD
+            pieces.append((self.unquoted(piece) if quotes else piece, quotes))
+        return [piece for piece in pieces if piece[0]]
+
+    def unquoted(self, text: str) -> str:
+        """The text as it was before `quoted`."""
+        for index, token in enumerate(self._special):
+            text = text.replace(chr(QUOTED + index) * len(token), token)
+        return text
+
+    # What the template renders
+
+    def prompt(self, example: Example) -> str:
+        """The text that generation starts from: all before the last answer, by the model's own template."""
+        asked = len(example.turns) - bool(example.answer())
+        return self._render(self._own, example, asked, add_generation_prompt=True)[0]
+
+    def rendering(self, example: Example, loss_on: LossOn = "auto") -> Rendering:
+        """The conversation as it is trained on.
+
+        Args:
+            example: A conversation.
+            loss_on: The recipe's `data.loss_on`.
+
+        Raises:
+            DataError: The template can't render this conversation, or leaves something of it out.
+            ModelError: Where its answers begin can't be found.
+        """
+        text, blocks = self._render(self._training, example)
+        self._require_rendered(text, example)
+        places = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
+        blocks = _one_each(blocks, len(places))
+        answers: list[Answer] = []
+        for number, place in enumerate(places):
+            begin = answers[-1].end if answers else 0
+            start, end = self._answer(text, example, place, blocks[number] if blocks else None, begin)
+            answers.append(Answer(place, start, end, _is_learned(example, place, places, loss_on)))
+        last = answers[-1]
+        if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_texts):
+            text = text[: last.end] + self._ending
+            answers[-1] = Answer(last.turn, last.start, len(text), last.learned)
+        return Rendering(text, tuple(answers), tuple(self._remarks(text, example, answers)))
+
+    def _answer(self, text: str, example: Example, place: int, block: Block | None, begin: int) -> Block:
+        """The first character of an answer and the one after its stop token; `begin`: the end of the answer before."""
+        turn = example.turns[place]
+        before = self._render(self._training, example, place, add_generation_prompt=True)[0]
+        shared = _shared_prefix(before, text)
+        visible = self._visible(turn, text)
+        limit = len(text)
+        if block is not None:
+            limit = block[1]
+            start = max(block[0], shared) if block[0] <= shared <= block[1] else block[0]
+        elif shared == len(before):
+            start = shared
+            upto = self._render(self._training, example, place + 1)[0]
+            limit = len(upto) if text.startswith(upto) else self._next_turn(text, example, place, start, visible)
+        else:
+            asked = self.quoted(example.turns[place - 1].content) if place else ""
+            asked_end = text.find(asked, begin) + len(asked) if asked in text[begin:] else len(text)
+            # The prompt may end in more than the answer begins with, as where a template opens with <think>.
+            start = shared if shared >= asked_end else self._after_header(text, before, example, place, begin, visible)
+            limit = self._next_turn(text, example, place, start, visible)
+        at = text.find(visible, start, limit) if visible else start
+        after = at + len(visible) if at >= 0 else start
+        if self._reasoning == "drop" and (empty := EMPTY_THINKING.match(text, start)):
+            start = empty.end()  # which a template writes where the reasoning was
+        stop = min((at for text_ in self.stop_texts if (at := text.find(text_, after, limit)) >= 0), default=-1)
+        if stop >= 0:
+            return start, stop + next(len(text_) for text_ in self.stop_texts if text.startswith(text_, stop))
+        return start, start + len(text[start:limit].rstrip())
+
+    def _next_turn(self, text: str, example: Example, place: int, start: int, visible: str) -> int:
+        """Where the turn after an answer begins at the latest, in a template that renders turns by what follows."""
+        after = text.find(visible, start) + len(visible) if visible else start
+        for turn in example.turns[place + 1 : place + 2]:
+            if (at := text.find(self.quoted(turn.content), after)) >= 0:
+                return at
+        return len(text)
+
+    def _after_header(self, text: str, before: str, example: Example, place: int, begin: int, visible: str) -> int:
+        """Where an answer begins if an earlier part of the conversation is rendered by what follows.
+
+        Raises:
+            ModelError: What stands between question and answer isn't found in the whole.
+        """
+        asked = self.quoted(example.turns[place - 1].content) if place else ""
+        header = before[before.rfind(asked) + len(asked) :] if asked and asked in before else ""
+        at = text.find(header, text.find(asked, begin)) if header else -1
+        if at < 0 or (visible and text.find(visible, at) < 0):
+            raise ModelError(
+                Problem(
+                    "model.chat_template: this chat template renders earlier turns by what follows, and where an "
+                    "answer begins can't be found",
+                    example.where,
+                    f"{OTHER_TEMPLATE}, or --set data.loss_on=tokens",
+                )
+            )
+        return at + len(header)
+
+    def _visible(self, turn: Turn, text: str) -> str:
+        """The part of an answer's content that the template renders: all of it, or what follows its reasoning."""
+        content = self._content(turn)
+        return content if content in text else content.rpartition(THINK_END)[2].strip()
+
+    def _content(self, turn: Turn) -> str:
+        """A turn's content as the template is given it."""
+        content = turn.content
+        if turn.role == "assistant":
+            while content.endswith(self.stop_texts):  # the template writes the stop token
+                content = content.removesuffix(next(t for t in self.stop_texts if content.endswith(t))).rstrip()
+            if self._reasoning == "drop" and content.startswith("<think>"):
+                content = content.rpartition(THINK_END)[2].strip()
+        return self.quoted(content)
+
+    def _messages(self, turns: Sequence[Turn], *, arguments_as_text: bool = False) -> list[dict[str, Any]]:
+        """The turns as a template takes them."""
+        knows_input = "['input']" in self._own
+        messages = []
+        for turn in turns:
+            content, context = self._content(turn), self.quoted(turn.context)
+            if context and not knows_input:
+                content = f"{content}\n\n{context}"
+            form = self._forms[turn.role == "assistant"]
+            message: dict[str, Any] = {"role": turn.role, "content": content if form == "text" else _parts(content)}
+            if context and knows_input:
+                message["input"] = context
+            if turn.reasoning and self._reasoning == "learn":
+                message["reasoning_content"] = self.quoted(turn.reasoning)
+            if turn.tool_calls:
+                message["tool_calls"] = json.loads(self.quoted(turn.tool_calls))
+                for call in message["tool_calls"] if arguments_as_text else ():
+                    call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            if turn.name:
+                message["name"] = turn.name
+            if turn.tool_call_id:
+                message["tool_call_id"] = turn.tool_call_id
+            messages.append(message)
+        return messages
+
+    def _render(
+        self, template: str, example: Example, turns: int | None = None, add_generation_prompt: bool = False
+    ) -> tuple[str, list[Block]]:
+        """The first `turns` turns as text, all of them if None, and the template's generation blocks.
+
+        Raises:
+            DataError: The template refuses the conversation.
+            ModelError: The template is no Jinja.
+        """
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        chosen = example.turns[:turns]
+        try:
+            try:
+                return self._rendered(template, self._messages(chosen), example.tools, add_generation_prompt)
+            except TypeError:  # some templates want a call's arguments as text
+                if not any(turn.tool_calls for turn in chosen):
+                    raise
+                messages = self._messages(chosen, arguments_as_text=True)
+                return self._rendered(template, messages, example.tools, add_generation_prompt)
+        except TemplateSyntaxError as error:
+            raise ModelError(
+                Problem(
+                    f"model.chat_template: this is no Jinja template: {error.message}",
+                    f"line {error.lineno}",
+                    OTHER_TEMPLATE,
+                )
+            ) from None
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            roles = ", ".join(turn.role for turn in example.turns)
+            remedy = WITH_TOOLS if "tool" in roles or example.tools else OTHER_TEMPLATE
+            raise DataError(
+                Problem(f"{example.where}: the chat template refuses this conversation: {error}", roles, remedy)
+            ) from None
+
+    def _rendered(
+        self, template: str, messages: list[dict[str, Any]], tools: str, add_generation_prompt: bool
+    ) -> tuple[str, list[Block]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        (text,), blocks = render_jinja_template(
+            conversations=[messages],
+            tools=json.loads(tools) if tools else None,
+            chat_template=template,
+            return_assistant_tokens_mask=GENERATION.search(template) is not None,
+            add_generation_prompt=add_generation_prompt,
+            **self.tokenizer.special_tokens_map,
+        )
+        return str(text), [(int(start), int(end)) for start, end in blocks[0]] if blocks else []
+
+    # Whether all of a conversation is rendered
+
+    def _require_rendered(self, text: str, example: Example) -> None:
+        """Checks that every turn's text stands in the rendering.
+
+        Raises:
+            DataError: Something is left out.
+        """
+        if example.tools:
+            names = [str(_function(tool).get("name", "")) for tool in json.loads(example.tools)]
+            self._require(text, names, example.where, "the tools of a row", WITH_TOOLS)
+        for index, turn in enumerate(example.turns):
+            self._require_content(text, turn, f"{example.where}, turn {index + 1}")
+
+    def _remarks(self, text: str, example: Example, answers: Sequence[Answer]) -> list[str]:
+        """What a person should know of how a conversation is rendered.
+
+        Raises:
+            DataError: Tool calls or the last answer's reasoning are left out.
+        """
+        last = answers[-1]
+        forgotten = 0
+        for answer in answers:
+            turn, where = example.turns[answer.turn], f"{example.where}, turn {answer.turn + 1}"
+            shown, content = text[answer.start : answer.end], self._content(turn)
+            if turn.tool_calls:
+                calls = [_function(call) for call in json.loads(turn.tool_calls)]
+                names = [str(name) for call in calls for name in (call.get("name", ""), *_keys(call.get("arguments")))]
+                self._require(shown, names, where, "tool calls", WITH_TOOLS)
+            thought = turn.reasoning if self._reasoning == "learn" else ""
+            if thought and not _stands_in(self.quoted(thought), shown):
+                if answer is last or not re.search("reasoning|thinking", self._training):
+                    remedy = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
+                    self._require(shown, [thought], where, "an answer's reasoning", remedy)
+                forgotten += 1
+            forgotten += THINK_END in content and content not in text
+        remarks = []
+        if forgotten:
+            turns = "turns" if forgotten > 1 else "turn"
+            remarks.append(f"the chat template leaves out the reasoning of {forgotten} earlier {turns}")
+        if last.turn == len(example.turns) - 1 and self.prompt(example) != text[: last.start]:
+            remarks.append(UNLIKE_PROMPT)
+        return remarks
+
+    def _require_content(self, text: str, turn: Turn, where: str) -> None:
+        content = self._content(turn)
+        visible = content.rpartition(THINK_END)[2].strip() if turn.role == "assistant" else content
+        spellings = (content, visible, json.dumps(content, ensure_ascii=False)[1:-1])
+        if not any(_stands_in(spelling, text) for spelling in spellings):
+            role = {"assistant": "answer", "user": "question"}.get(turn.role, f"{turn.role} turn")
+            self._require(text, [content], where, f"the {role}", OTHER_TEMPLATE)
+        if turn.context:
+            self._require(text, [turn.context], where, "the input", OTHER_TEMPLATE)
+
+    def _require(self, text: str, wanted: Iterable[str], where: str, what: str, remedy: str) -> None:
+        """Raises the error of a template that leaves one of the wanted texts out."""
+        for one in wanted:
+            if not _stands_in(self.quoted(one), text):
+                name = self.name or "the chat template"
+                raise DataError(Problem(f"{where}: {name} does not render {what}", one[:60], remedy))
+
+    # What is asked of a template once
+
+    def _find_forms(self) -> tuple[Form, Form]:
+        """Whether the template takes text or a list of parts, of questions and of answers.
+
+        Raises:
+            ModelError: It renders neither.
+        """
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        said = ""
+        forms: tuple[tuple[Form, Form], ...] = (
+            ("text", "text"),
+            ("parts", "parts"),
+            ("parts", "text"),
+            ("text", "parts"),
+        )
+        for self._forms in forms:
+            messages = self._messages(_PROBE)
+            try:
+                text, _ = self._rendered(self._training, messages, "", False)
+            except TemplateSyntaxError:
+                self._render(self._training, Example(_PROBE, "", ""))  # raises, and says so
+            except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                said = said or str(error)
+            else:
+                if text.count(QUESTION) == text.count(ANSWER) == 1 and "{'type'" not in text:  # a list as text
+                    return self._forms
+        self._refuse_template(said)
+
+    def _refuse_template(self, said: str) -> NoReturn:
+        raise ModelError(
+            Problem(
+                f"model.chat_template: {self.name or 'this chat template'} does not render a question and its answer",
+                said or "their texts are not in what it renders",
+                OTHER_TEMPLATE,
+            )
+        )
+
+    def _stop_after(self, turns: tuple[Turn, ...], mark: str, which: int) -> int | None:
+        """The stop token that the template writes after a text: the first (0) or last (-1) added token there."""
+        for conversation in (turns, (*turns, Turn("user", QUESTION))):
+            if added := self._added_after(conversation, mark):
+                return added[which]
+        return None
+
+    def _added_after(self, turns: tuple[Turn, ...], mark: str) -> list[int]:
+        """The added tokens that the template writes after a text, up to the next question; of adjacent ones the last.
+
+        Cohere's `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>` is one ending, Phi's `<|end|>` and `<|endoftext|>`, with a line
+        break between, are two.
+        """
+        from jinja2 import TemplateError
+
+        messages = self._messages(turns)
+        try:
+            text, _ = self._rendered(self._training, messages, "", False)
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return []  # it has no tool calls, or no second question: nothing ends those
+        if mark not in text:
+            return []
+        tail = text.rpartition(mark)[2].partition(QUESTION)[0]
+        ids: list[int] = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        runs = [list(run) for is_added, run in groupby(ids, self._added.__contains__) if is_added]
+        return [run[-1] for run in runs]
+
+
+_PROBE = (Turn("user", QUESTION), Turn("assistant", ANSWER))
+_CALL_PROBE = (
+    Turn("user", QUESTION),
+    Turn(
+        "assistant",
+        "",
+        tool_calls=json.dumps(
+            [{"type": "function", "id": "call_1", "function": {"name": "look_up", "arguments": {"key": ARGUMENT}}}]
+        ),
+    ),
+)
+
+
+def load_chat_format(
+    recipe: Recipe, reference: Reference, layout: str, observer: Observer
+) -> tuple[ChatFormat, list[str]]:
+    """Load the tokenizer with its chat template and stop tokens; returned with notices.
+
+    Raises:
+        ModelError: The model or the template can't be found or read.
+    """
+    from neftcli.models.gguf import is_converted
+    from neftcli.models.loading import declared_stop_tokens, load_tokenizer
+    from neftcli.models.templates import set_template
+
+    if reference.kind == "gguf" and not is_converted(Path(reference.location)):
+        observer.notify(Phase("converting the .gguf, once (about half a minute for 135 M parameters)"))
+    else:
+        observer.notify(Phase("loading the tokenizer"))
+    tokenizer, notices = load_tokenizer(reference, recipe.model.trust_remote_code)
+    name = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
+    declared = declared_stop_tokens(reference, recipe.model.trust_remote_code)
+    chat = chat_format(tokenizer, declared, recipe, layout, name)
+    if chat.writes_date:
+        notices.append(f"the chat template writes the current date; {DATE:%d %B %Y} stands for it in every row")
+    return chat, notices
+
+
+def chat_format(
+    tokenizer: PreTrainedTokenizerBase, declared_stops: Iterable[int], recipe: Recipe, layout: str, name: str = ""
+) -> ChatFormat:
+    """The format in which a recipe's rows are rendered by a tokenizer."""
+    return ChatFormat(tokenizer, declared_stops, name=name, reasoning=recipe.data.reasoning, chats=layout != "text")
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, of several named ones the default; empty if it has none."""
+    template: Any = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    return str(template or "")
+
+
+@cache
+def training_template(own: str) -> str:
+    """TRL's training variant of a chat template: the same rendering of a last turn, with marked answers; or empty."""
+    spec = find_spec("trl") if own else None
+    for place in spec.submodule_search_locations or () if spec else ():
+        for file in sorted((Path(place) / "chat_templates").glob("*_training.jinja")):
+            original = file.with_name(file.name.replace("_training.jinja", ".jinja"))
+            if original.is_file() and original.read_text(encoding="utf-8") == own:
+                return file.read_text(encoding="utf-8")
+    return ""
+
+
+def _with_fixed_date(template: str) -> str:
+    """The template with a fixed date where it asks for the current one."""
+    return DATE_CALL.sub(lambda call: json.dumps(DATE.strftime(call[2])), template)
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]
+
+
+def _one_each(blocks: list[Block], answers: int) -> list[Block]:
+    """Generation blocks, one for each answer; empty if they can't be told apart."""
+    if len(blocks) == answers:
+        return blocks
+    merged: list[Block] = []
+    for start, end in blocks:
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged if len(merged) == answers else []
+
+
+def _shared_prefix(before: str, text: str) -> int:
+    """How much of the prompt stands at the beginning of the text, cut after a whole tag or line.
+
+    A prompt may end in more than training renders, as `<think>` does; a letter that both share there by chance is no
+    part of it.
+    """
+    if text.startswith(before):
+        return len(before)
+    shared = next(index for index, letter in enumerate(before) if text[index : index + 1] != letter)
+    return max(text.rfind(mark, 0, shared) for mark in ">\n") + 1
+
+
+def _is_learned(example: Example, place: int, places: Sequence[int], loss_on: LossOn) -> bool:
+    """Whether an answer carries loss: what the data says of it, else what the recipe does."""
+    marked = example.turns[place].learn
+    if marked is not None:
+        return marked
+    if loss_on == "last":
+        return place == places[-1]
+    return place >= example.completion if loss_on in ("auto", "completion") else True
+
+
+def _stands_in(wanted: str, text: str) -> bool:
+    return wanted in text or " ".join(wanted.split()).casefold() in " ".join(text.split()).casefold()
+
+
+def _function(call: Any) -> dict[str, Any]:
+    """The function of a tool or a tool call, which may stand without its wrapper."""
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    return function if isinstance(function, dict) else {}
+
+
+def _keys(arguments: Any) -> tuple[str, ...]:
+    return tuple(arguments) if isinstance(arguments, dict) else ()
