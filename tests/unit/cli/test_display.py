@@ -353,16 +353,16 @@ def test_durations_are_clock_times(seconds: float, shown: str) -> None:
 
 def test_data_notices_of_sources_and_of_truncated_held_out_rows() -> None:
     """Each source's rows, the files that are not read, what a row of text is, and truncated rows of either side."""
-    (ready,) = (event for event in RUN if isinstance(event, DataReady))
+    (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
     places = ("h.jsonl, line 1", "h.jsonl, line 2")
     several = replace(
         ready,
         held_out=replace(ready.held_out, rows=2, cut=places),
         sources=(
-            SourceCounts("a.jsonl", 40, 30, weight=2.0),
-            SourceCounts("s", 10, 10, "train", left_out=("test (test.jsonl)", "old (old.jsonl)")),
-            SourceCounts("n.txt", 3, 3, sample_by="paragraph"),
-            SourceCounts("s", 4, 2, "test", held_out=True),
+            events.SourceCounts("a.jsonl", 40, 30, weight=2.0),
+            events.SourceCounts("s", 10, 10, "train", left_out=("test (test.jsonl)", "old (old.jsonl)")),
+            events.SourceCounts("n.txt", 3, 3, sample_by="paragraph"),
+            events.SourceCounts("s", 4, 2, "test", held_out=True),
         ),
     )
     assert text.data_notices(several)[:5] == [
