@@ -118,6 +118,9 @@ def _own_name(layers: list[Layer]) -> Layer:
 
     said = {path: setting.value for layer in layers for path, setting in layer.items()}
     parts = [said[path] for path in ("model.name", "data.source") if isinstance(said.get(path), str)]
+    entries = said.get("data.sources")
+    if isinstance(entries, tuple):
+        parts += [str(entry["source"]) for entry in entries if isinstance(entry, dict) and "source" in entry]
     if not parts:
         return {}
     name = "-".join(part.rstrip("/").rpartition("/")[2].partition(".")[0] or "run" for part in parts)

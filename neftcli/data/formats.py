@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 
 from neftcli.data.example import Example, Turn, UnusableRow
 from neftcli.data.notes import Notes, has_value
+from neftcli.data.readers import Row
 from neftcli.data.rewriting import jq, jq_key
-from neftcli.data.sources import Row
 from neftcli.data.suggestions import flattened, suggested
 from neftcli.data.tool_calls import read_tools
 from neftcli.data.turns import (

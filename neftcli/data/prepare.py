@@ -9,7 +9,7 @@ import itertools
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -21,16 +21,20 @@ from neftcli.data.formats import (
     require_standard,
     to_example,
 )
+from neftcli.data.mixture import mixed
 from neftcli.data.notes import Notes
 from neftcli.data.rows import ExampleRows, TokenRows
-from neftcli.data.sources import BUILTIN, is_hub, read_rows
+from neftcli.data.sources import BUILTIN, open_source
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
+from neftcli.data.token_cache import FEWEST_ROWS, cached, token_key
 from neftcli.data.tokens import TokenRow, tokenize
 from neftcli.errors import DataError, Problem
-from neftcli.events import DataReady, SplitCounts
+from neftcli.events import DataReady, SourceCounts, SplitCounts
+from neftcli.recipe.schema import Source
 
 if TYPE_CHECKING:
     from neftcli.data.chat import ChatFormat, LossOn
+    from neftcli.data.splits import Places
     from neftcli.recipe.schema import Data
 
 
@@ -41,13 +45,15 @@ class Examples:
     Attributes:
         train: Examples to learn from.
         held_out: Examples to evaluate on.
-        layout: Row format of the training source.
-        rows_read: Rows read, from the held-out source, too.
+        layout: Row format of the (first) training source.
+        rows_read: Rows read from the training sources.
         unusable: Reason to places of the rows that were left out, on both sides.
         leaked: Training rows left out since their prompt is held out.
         notes: Columns and keys that are not read, and parts of conversations that are left out, on both sides.
         unused: Option to the number of rows that it leaves out.
-        splits_itself: The held-out rows come from the training source's own.
+        splits_itself: The held-out rows come from the training sources' own.
+        sources: Counts of each training source, then of a held-out source.
+        layouts: Row formats of the training sources, each once.
     """
 
     train: ExampleRows
@@ -59,6 +65,8 @@ class Examples:
     notes: Notes = field(default_factory=Notes)
     unused: Mapping[str, int] = field(default_factory=dict)
     splits_itself: bool = False
+    sources: tuple[SourceCounts, ...] = ()
+    layouts: tuple[Format, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,24 +94,69 @@ def _nobody(*_: int) -> None:
 class _Reader:
     """Reads one source and remembers its layout and what was left out.
 
-    `answers`: a row must hold one; `told` is called with the rows so far.
+    `source`: with format, split and columns filled in; `option`: the key that names its split; `answers`: a row must
+    hold one; `told` is called for each row.
     """
 
     data: Data
+    source: Source
+    option: str = "data.split"
     answers: bool = True
-    told: Callable[[int], None] = _nobody
+    told: Callable[[], None] = _nobody
     layout: Format | None = None
     rows: int = 0
+    usable: int = 0
     notes: Notes = field(default_factory=Notes)
     unusable: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def read(self, source: str, split: str) -> ExampleRows:
-        require_standard(self.data.columns)
-        examples = ExampleRows.of(self._examples(source, split))
-        if not examples:
+    def open(self) -> None:
+        """Finds the source, without a row of it.
+
+        Raises:
+            DataError: It is missing, or has no such split.
+        """
+        require_standard(self._columns())
+        source = self.source
+        self._opened = open_source(
+            source.source,
+            source.split or "train",
+            source.config,
+            sample_by=self.data.sample_by,
+            streaming=self.data.streaming,
+            option=self.option,
+        )
+
+    def examples(self) -> Iterator[Example]:
+        """The examples of its rows.
+
+        Raises:
+            DataError: A row can't be read, or none can be used.
+        """
+        columns = self._columns()
+        for row in self._opened.rows:
+            self.rows += 1
+            self.told()
+            if self.layout is None:
+                given = self.source.format or "auto"
+                self.layout = detect(row, columns, answers=self.answers) if given == "auto" else given
+            try:
+                example = to_example(
+                    row,
+                    self.layout,
+                    self.data.system_prompt,
+                    answers=self.answers,
+                    columns=columns,
+                    notes=None if self.source.source == BUILTIN else self.notes,
+                )
+            except UnusableRow as reason:
+                self.unusable[str(reason)].append(row.where)
+            else:
+                self.usable += 1
+                yield example
+        if not self.usable:
             raise DataError(
                 Problem(
-                    f"{source}: no row can be {'learned from' if self.answers else 'evaluated on'}",
+                    f"{self.source.source}: no row can be {'learned from' if self.answers else 'evaluated on'}",
                     "; ".join(
                         f"{reason} ({len(places)} row{'s' if len(places) > 1 else ''}, the first {places[0]})"
                         for reason, places in self.unusable.items()
@@ -111,26 +164,66 @@ class _Reader:
                     "rows with a question and an answer; --set data.columns='{...}' where they have other names",
                 )
             )
-        return examples
 
-    def _examples(self, source: str, split: str) -> Iterator[Example]:
-        for row in read_rows(source, split, self.data.config if source == self.data.source else None):
-            self.rows += 1
-            self.told(self.rows)
-            if self.layout is None:
-                given = self.data.format
-                self.layout = detect(row, self.data.columns, answers=self.answers) if given == "auto" else given
-            try:
-                yield to_example(
-                    row,
-                    self.layout,
-                    self.data.system_prompt,
-                    answers=self.answers,
-                    columns=self.data.columns,
-                    notes=None if source == BUILTIN else self.notes,
-                )
-            except UnusableRow as reason:
-                self.unusable[str(reason)].append(row.where)
+    def counts(self, used: int, *, held_out: bool = False) -> SourceCounts:
+        """What a person is told of it; `used`: rows of it in the mixture."""
+        return SourceCounts(
+            self.source.source,
+            self.rows,
+            used,
+            self._opened.split,
+            self.source.weight,
+            self._opened.left_out,
+            self.data.sample_by if self._opened.running_text else "",
+            held_out,
+        )
+
+    def _columns(self) -> Mapping[str, str]:
+        return self.source.columns or {}
+
+
+def _training_readers(data: Data, told: Callable[[int], None], notes: Notes) -> list[_Reader]:
+    """A reader for each training source, with what its entry leaves out filled in; they share the notes."""
+    read = itertools.count(1)
+    readers = []
+    for number, entry in enumerate(data.all_sources(), 1):
+        source = replace(
+            entry,
+            config=entry.config or data.config,
+            split=entry.split or data.split,
+            format=entry.format or data.format,
+            columns=data.columns if entry.columns is None else entry.columns,
+        )
+        option = f"data.sources, entry {number}: split" if data.sources else "data.split"
+        readers.append(_Reader(data, source, option, told=lambda: told(next(read)), notes=notes))
+    return readers
+
+
+def _held_out_reader(data: Data, notes: Notes) -> _Reader | None:
+    """The reader of the held-out source; None if rows are held out of the training sources, or none are.
+
+    Raises:
+        DataError: The options that name it contradict each other.
+    """
+    if data.held_out_rows == 0 and data.held_out_source is not None:
+        clash = "data.held_out_rows 0 evaluates on nothing, and data.held_out_source names rows to evaluate on"
+        raise DataError(Problem(clash, data.held_out_source, "--held-out without --held-out-rows 0, or neither"))
+    name, split = data.held_out_source, data.held_out_split
+    if name is None and split is not None and data.sources:
+        clash = "data.held_out_split needs data.held_out_source: data.sources has several sources"
+        raise DataError(Problem(clash, split, "--held-out SOURCE"))
+    if name is None and (split is not None or (data.source == BUILTIN and not data.sources)):
+        name = data.source
+    if name is None or data.held_out_rows == 0:
+        return None
+    source = Source(
+        source=name,
+        config=data.config if name == data.source and not data.sources else None,
+        split=split or ("held_out" if name == BUILTIN else "train"),
+        format=data.format,
+        columns=data.columns,
+    )
+    return _Reader(data, source, "data.held_out_split", notes=notes)
 
 
 @dataclass(frozen=True)
@@ -143,6 +236,7 @@ class Questions:
         rows_read: Rows read.
         unusable: Reason to places of the rows that were left out.
         notes: Columns and keys that are not read, and parts of conversations that are left out.
+        sources: Counts of the source.
     """
 
     examples: ExampleRows
@@ -150,6 +244,7 @@ class Questions:
     rows_read: int
     unusable: Mapping[str, list[str]]
     notes: Notes
+    sources: tuple[SourceCounts, ...] = ()
 
 
 def read_questions(data: Data) -> Questions:
@@ -158,95 +253,141 @@ def read_questions(data: Data) -> Questions:
     Raises:
         DataError: The source can't be read, fits no layout, or holds no question.
     """
-    _require_splits(data)
-    reader = _Reader(data, answers=False)
-    examples = reader.read(data.source, data.split)
+    (reader,) = _training_readers(data, _nobody, Notes())
+    reader.answers = False
+    reader.open()
+    examples = ExampleRows.of(reader.examples())
     assert reader.layout is not None  # noqa: S101 - at least one row was read
-    return Questions(examples, reader.layout, reader.rows, reader.unusable, reader.notes)
+    counts = (reader.counts(len(examples)),)
+    return Questions(examples, reader.layout, reader.rows, reader.unusable, reader.notes, counts)
 
 
 def read_examples(data: Data, told: Callable[[int], None] = _nobody) -> Examples:
-    """Reads and splits the data of a recipe; `told` is called with the rows read so far.
+    """Reads, mixes and splits the data of a recipe; `told` is called with the rows read so far.
 
     Raises:
         DataError: A source can't be read, fits no layout, or leaves nothing to train on.
     """
-    _require_splits(data)
-    if data.held_out_rows == 0 and data.held_out_source is not None:
-        clash = "data.held_out_rows 0 evaluates on nothing, and data.held_out_source names rows to evaluate on"
-        raise DataError(Problem(clash, data.held_out_source, "--held-out without --held-out-rows 0, or neither"))
-    reader = _Reader(data, told=told)
-    examples = reader.read(data.source, data.split)
-    if reader.layout == "text" and data.loss_on not in ("auto", "tokens"):
-        clash = f"data.loss_on: {data.source} is plain text, which has no answers"
+    import numpy
+
+    notes = Notes()
+    readers, evaluated = _training_readers(data, told, notes), _held_out_reader(data, notes)
+    for reader in [*readers, *([evaluated] if evaluated else [])]:
+        reader.open()
+    examples = ExampleRows.of(example for reader in readers for example in reader.examples())
+    layouts = _layouts(readers)
+    if layouts[0] == "text" and data.loss_on not in ("auto", "tokens"):
+        clash = f"data.loss_on: {data.source_name()} is plain text, which has no answers"
         raise DataError(Problem(clash, data.loss_on, "--set data.loss_on=tokens"))
-    held_out_source = data.held_out_source or (BUILTIN if data.source == BUILTIN else None)
-    held_out_split = data.held_out_split or ("held_out" if held_out_source == BUILTIN else "train")
-    if held_out_source is None and data.held_out_split is not None:
-        held_out_source = data.source
+    mixture, sources = _mixture(data, readers, examples)
     leaked = 0
-    unused = {"data.held_out_rows": 0, "data.max_rows": 0}
-    if data.held_out_rows == 0:
-        train, held_out = examples, examples[:0]
-    elif held_out_source is None:
-        chosen = _at_most(examples, data.max_rows, data.split_seed)
-        train, held_out = map(chosen.select, hold_out(chosen, data.held_out_rows, data.split_seed))
+    unused = {}
+    if evaluated is None:
+        chosen = _at_most(mixture, examples, data.max_rows, data.split_seed)
+        unused["data.max_rows"] = len(mixture) - len(chosen)
+        rows = _without_repeats(chosen)
+        held_out_places = rows[hold_out(examples.select(rows), data.held_out_rows, data.split_seed)[1]]
+        train_places = chosen[~numpy.isin(chosen, held_out_places)]
+        held_out = examples.select(held_out_places)
     else:
-        evaluated = _Reader(data, notes=reader.notes)
-        held_out = evaluated.read(held_out_source, held_out_split)
-        if (evaluated.layout == "text") != (reader.layout == "text"):
-            raise DataError(
-                Problem(
-                    f"{held_out_source}: held-out rows must be plain text or conversations as the training rows are",
-                    f"{evaluated.layout}, and {reader.layout} in {data.source}",
-                    "--held-out with rows of the same kind",
-                )
-            )
-        reader.rows += evaluated.rows
-        for reason, places in evaluated.unusable.items():
-            reader.unusable[reason].extend(places)
-        there = len(held_out)
-        held_out = _at_most(held_out, data.held_out_rows, data.split_seed)
-        unused["data.held_out_rows"] = there - len(held_out)
-        train = examples.select(without_prompts_of(examples, held_out))
-        leaked = len(examples) - len(train)
-    train = _at_most(train, data.max_rows, data.split_seed)
-    own = len(held_out) if held_out_source is None else 0
-    unused["data.max_rows"] = len(examples) - leaked - len(train) - own
-    if not train:
+        held_out = ExampleRows.of(evaluated.examples())
+        _require_same_kind(evaluated, layouts[0], data)
+        kept = _at_most(numpy.arange(len(held_out)), held_out, data.held_out_rows, data.split_seed)
+        unused["data.held_out_rows"] = len(held_out) - len(kept)
+        held_out = held_out.select(kept)
+        sources = (*sources, evaluated.counts(len(kept), held_out=True))
+        unseen = mixture[without_prompts_of(examples.select(mixture), held_out)]
+        leaked = len(mixture) - len(unseen)
+        train_places = _at_most(unseen, examples, data.max_rows, data.split_seed)
+        unused["data.max_rows"] = len(unseen) - len(train_places)
+    if not len(train_places):
         raise DataError(
             Problem(
-                f"{data.source}: every training row's prompt is held out",
+                f"{data.source_name()}: every training row's prompt is held out",
                 f"{leaked} rows",
                 "--held-out with other rows, or without it: a part of the rows is held out then",
             )
         )
-    assert reader.layout is not None  # noqa: S101 - at least one row was read
-    unused = {option: number for option, number in unused.items() if number}
-    counts = reader.rows, reader.unusable, leaked, reader.notes, unused
-    return Examples(train, held_out, reader.layout, *counts, splits_itself=held_out_source is None)
+    unusable: dict[str, list[str]] = defaultdict(list)
+    for reader in [*readers, evaluated] if evaluated else readers:
+        for reason, places in reader.unusable.items():
+            unusable[reason].extend(places)
+    return Examples(
+        train=examples.select(train_places),
+        held_out=held_out,
+        layout=layouts[0],
+        rows_read=sum(reader.rows for reader in readers),
+        unusable=unusable,
+        leaked=leaked,
+        notes=notes,
+        unused={option: number for option, number in unused.items() if number},
+        splits_itself=evaluated is None,
+        sources=sources,
+        layouts=layouts,
+    )
 
 
-def _at_most(examples: ExampleRows, most: int | None, seed: int) -> ExampleRows:
-    """All examples, or `most` of them."""
-    return examples if most is None or len(examples) <= most else examples.select(choose(examples, most, seed))
+def _layouts(readers: Sequence[_Reader]) -> tuple[Format, ...]:
+    """The row formats of the sources, each once.
+
+    Raises:
+        DataError: Plain text stands beside conversations.
+    """
+    layouts = {reader.layout: reader.source.source for reader in reversed(readers) if reader.layout}
+    texts, chats = layouts.get("text"), next((name for layout, name in layouts.items() if layout != "text"), None)
+    if texts and chats:
+        told = "data.sources: plain text and conversations can't be mixed"
+        raise DataError(Problem(told, f"text in {texts}, and conversations in {chats}", "sources of one kind"))
+    return tuple(reversed(layouts))
 
 
-def _require_splits(data: Data) -> None:
-    """Refuses a split of something that has none."""
-    asked = {"data.split": data.split if data.split != "train" else None, "data.held_out_split": data.held_out_split}
-    sources = {"data.split": data.source, "data.held_out_split": data.held_out_source or data.source}
-    problems = [
-        Problem(
-            f"{key}: only a hub data set has splits, and {sources[key]} is none",
-            split,
-            "leave it out; rows to evaluate on can be a file of their own: --held-out FILE",
+def _mixture(data: Data, readers: Sequence[_Reader], examples: ExampleRows) -> tuple[Places, tuple[SourceCounts, ...]]:
+    """The places of all sources' rows as they are mixed, and each source's counts."""
+    import numpy
+
+    parts: list[Places] = []
+    begin = 0
+    for reader in readers:
+        part = numpy.arange(begin, begin + reader.usable)
+        parts.append(_at_most(part, examples, reader.source.max_rows, data.split_seed))
+        begin += reader.usable
+    weights = [reader.source.weight for reader in readers]
+    mixture = mixed(parts, weights, data.split_seed, data.stopping_strategy)
+    bounds = numpy.cumsum([0, *(reader.usable for reader in readers)])
+    used = numpy.histogram(mixture, bounds)[0].tolist()
+    return mixture, tuple(reader.counts(number) for reader, number in zip(readers, used, strict=True))
+
+
+def _require_same_kind(evaluated: _Reader, layout: Format, data: Data) -> None:
+    """Refuses plain text held out beside conversations, and the other way round.
+
+    Raises:
+        DataError: They are of two kinds.
+    """
+    if (evaluated.layout == "text") != (layout == "text"):
+        raise DataError(
+            Problem(
+                f"{evaluated.source.source}: held-out rows must be plain text or conversations as the training rows "
+                "are",
+                f"{evaluated.layout}, and {layout} in {data.source_name()}",
+                "--held-out with rows of the same kind",
+            )
         )
-        for key, split in asked.items()
-        if split is not None and sources[key] != BUILTIN and not is_hub(sources[key])
-    ]
-    if problems:
-        raise DataError(*problems)
+
+
+def _at_most(places: Places, examples: ExampleRows, most: int | None, seed: int) -> Places:
+    """All places, or `most` of them."""
+    if most is None or len(places) <= most:
+        return places
+    return places[choose(examples.select(places), most, seed)]
+
+
+def _without_repeats(places: Places) -> Places:
+    """Each place once, where it stands first."""
+    import numpy
+
+    first = numpy.unique(places, return_index=True)[1]
+    return places if len(first) == len(places) else places[numpy.sort(first)]
 
 
 def prepare(
@@ -269,23 +410,23 @@ def prepare(
     plain_text = examples.layout == "text"
     unusable = {reason: list(places) for reason, places in examples.unusable.items()}
     rows, done = len(examples.train) + len(examples.held_out), itertools.count(1)
-    settings = data.max_length, data.loss_on, lambda: told(next(done), rows)
-    train, learned = learnable(chat, examples.train, *settings)
-    held_out, scored = learnable(chat, examples.held_out, *settings)
+    settings = data, lambda: told(next(done), rows)
+    train, learned = _cached(chat, examples.train, *settings)
+    held_out, scored = _cached(chat, examples.held_out, *settings)
     empty, unscored = _others(examples.train, learned), _others(examples.held_out, scored)
     if empty or unscored:
         unusable[f"no token with loss is left within data.max_length {data.max_length}"] = empty + unscored
     if not train:
         raise DataError(
             Problem(
-                f"{data.source}: no token would carry loss, so there is nothing to learn",
+                f"{data.source_name()}: no token would carry loss, so there is nothing to learn",
                 f"{len(empty)} rows whose question alone fills data.max_length {data.max_length}",
                 f"--max-length {data.max_length * 4}",
             )
         )
     counts = DataReady(
-        source="built-in set" if data.source == BUILTIN else data.source,
-        layout=examples.layout,
+        source="built-in set" if data.source_name() == BUILTIN else data.source_name(),
+        layout=" + ".join(examples.layouts),
         loss_on="answers" if loss_on_answers(data, examples.layout) else "all tokens",
         template="" if plain_text else chat.name,
         rows_read=examples.rows_read,
@@ -299,8 +440,28 @@ def prepare(
         unread=dict(examples.notes.unread),
         shortened=dict(examples.notes.shortened),
         unused=examples.unused,
+        sources=examples.sources,
     )
     return Prepared(train, held_out, examples.held_out.select(scored), counts)
+
+
+def _cached(
+    chat: ChatFormat, examples: ExampleRows, data: Data, each: Callable[[], None]
+) -> tuple[TokenRows, Sequence[int]]:
+    """`learnable`, by the cache of tokens if there are many rows."""
+    tokenizer = chat.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if len(examples) < FEWEST_ROWS or backend is None:
+        return learnable(chat, examples, data.max_length, data.loss_on, each)
+    settings = (
+        backend.to_str(),
+        repr(tokenizer.special_tokens_map),
+        str(tokenizer.chat_template),
+        repr(sorted(chat.stops)),
+        f"{data.max_length} {data.loss_on} {data.reasoning}",
+    )
+    key = token_key(examples, *settings)
+    return cached(key, lambda: learnable(chat, examples, data.max_length, data.loss_on, each))
 
 
 def learnable(

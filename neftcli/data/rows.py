@@ -23,6 +23,12 @@ class ExampleRows(Rows[Example]):
             row = self._looked_up(place)  # which may open another batch
             yield self._contents[row].as_py()
 
+    def contents_and_places(self) -> Iterator[tuple[bytes, bytes]]:
+        """The content of each example, and where its row stands."""
+        for place in self._places:
+            row = self._looked_up(place)
+            yield self._contents[row].as_py(), self._where[row].as_py()
+
     @staticmethod
     def _size(row: Example) -> int:
         turns = sum(len(turn.text()) + len(turn.reasoning) for turn in row.turns)

@@ -1,345 +1,216 @@
-"""Reads rows, one at a time, each with the place where it stands.
+"""Where rows come from: the built-in set, a file, a folder, an address, or a data set of the hub.
 
-json, jsonl, csv, tsv, parquet, any of them as .gz, a folder of them, the built-in set, or a hub data set.
+Each source yields rows one at a time, each with the place where it stands; `readers.py` reads files, `folders.py`
+chooses the files of a split, `remote.py` fetches what is on another machine.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import zlib
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from neftcli.data.text import lines, open_file, renaming, showing, through, with_ending
+from neftcli.data.folders import Chosen, Folder, choose_files, left_out_words
+from neftcli.data.readers import READERS, Row, ending, read_file, require_ending, table_rows
+from neftcli.data.remote import downloaded, is_remote, open_filesystem, require_address, without_file_scheme
+from neftcli.data.text import DataFile
 from neftcli.errors import DataError, Problem
 from neftcli.recipe.nearest import at_home, exists, nearest_path
 
 BUILTIN = "builtin"
 BUILTIN_SPLITS = ("train", "held_out")
-ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 HUB_ALIASES = {"imdb": "stanfordnlp/imdb", "alpaca": "tatsu-lab/alpaca", "open-platypus": "garage-bAInd/Open-Platypus"}
-MOST_PROBLEMS = 5
-ONE_ROW = '{"prompt": "...", "completion": "..."}'
-COMMAS = "python -c \"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{}'))\""
-
-csv.field_size_limit(2**31 - 1)
+HUB_BATCH = 1000
+KINDS = f"a file, a folder, a hub id (owner/name), or {BUILTIN}"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row as it was read.
+@dataclass(frozen=True)
+class SourceRows:
+    """The rows of one source.
 
     Attributes:
-        values: Column to value.
-        where: "rows.jsonl, line 17".
+        rows: The rows, read as they are asked for.
+        split: The split that they are of; empty if the source has none.
+        left_out: Data files of the source that are not read, for people.
+        running_text: Some are parts of a running text, by data.sample_by.
     """
 
-    values: dict[str, Any]
-    where: str
+    rows: Iterator[Row]
+    split: str = ""
+    left_out: tuple[str, ...] = ()
+    running_text: bool = False
 
 
 def is_hub(source: str) -> bool:
     """Whether `source` names a hub data set and no local file."""
-    looks_like_a_path = source.startswith((".", "/", "~")) or source.endswith("/") or _ending(Path(source))
+    if "://" in source:
+        return False
+    looks_like_a_path = source.startswith((".", "/", "~")) or source.endswith("/") or ending(source)
     return source in HUB_ALIASES or (source.count("/") == 1 and not looks_like_a_path and not exists(Path(source)))
 
 
+def is_local(source: str) -> bool:
+    """Whether `source` names a file or folder of this machine, which may not be there."""
+    return source != BUILTIN and not is_remote(source) and not is_hub(source)
+
+
 def read_rows(source: str, split: str = "train", config: str | None = None) -> Iterator[Row]:
-    """The rows of a source, in order.
+    """The rows of a source, in order; `open_source` with its rows alone."""
+    yield from open_source(source, split, config).rows
+
+
+def open_source(
+    source: str,
+    split: str = "train",
+    config: str | None = None,
+    *,
+    sample_by: str = "paragraph",
+    streaming: bool = False,
+    option: str = "data.split",
+) -> SourceRows:
+    """Finds what holds the rows of a source.
 
     Args:
-        source: "builtin", a file, a folder, or a hub id.
-        split: "train" or "held_out" of the built-in set; any split of a hub data set.
-        config: Configuration of a hub data set.
+        source: "builtin", a file, a folder, an address (s3://, hf://, https:// and others), or a hub id.
+        split: "train" or "held_out" of the built-in set; a split of a folder or a hub data set.
+        config: Configuration of a hub data set or of its snapshot.
+        sample_by: What a row of a text file is: paragraph, line or document.
+        streaming: Read a hub data set over the network, without a copy in the cache.
+        option: The key that names the split, for messages.
 
     Raises:
-        DataError: The source is missing, or a row can't be read; with file and line.
+        DataError: The source is missing, or has no such split; its rows raise it if one can't be read.
     """
     if source == BUILTIN:
         if split not in BUILTIN_SPLITS:
             raise DataError(
-                Problem("data.split: the built-in set has no split of this name", split, " or ".join(BUILTIN_SPLITS))
+                Problem(f"{option}: the built-in set has no split of this name", split, " or ".join(BUILTIN_SPLITS))
             )
-        yield from _read_file(Path(__file__).parent / "builtin" / f"{split}.jsonl", f"built-in {split}")
-    elif is_hub(source):
-        yield from _read_hub(HUB_ALIASES.get(source, source), split, config)
-    else:
-        for file in _files(at_home(source)):
-            yield from _read_file(file, str(file))
+        file = DataFile(Path(__file__).parent / "builtin" / f"{split}.jsonl", f"built-in {split}")
+        return SourceRows(read_file(file), split)
+    require_address(source)
+    if is_hub(source):
+        return _open_hub(HUB_ALIASES.get(source, source), split, config, streaming, option)
+    source = without_file_scheme(source)
+    if is_remote(source):
+        return _open_remote(source, split, config, sample_by, option)
+    return _open_local(at_home(source), split, config, sample_by, option)
 
 
-def _ending(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in ENDINGS else ""
-
-
-def _files(path: Path) -> list[Path]:
+def _open_local(path: Path, split: str, config: str | None, sample_by: str, option: str) -> SourceRows:
     if not exists(path):
-        raise DataError(
-            Problem(
-                "data: there is no file or folder of this name",
-                str(path),
-                f"a file, a folder, a hub id (owner/name), or {BUILTIN}",
-                nearest_path(path, [BUILTIN, *HUB_ALIASES]),
-            )
-        )
+        near = nearest_path(path, [BUILTIN, *HUB_ALIASES])
+        raise DataError(Problem("data: there is no file or folder of this name", str(path), KINDS, near))
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and _ending(file))
-        if not files:
-            raise DataError(
-                Problem(f"{path}: this folder holds no data file", _listing(path), f"one of {', '.join(ENDINGS)}")
-            )
-        return files
-    if not _ending(path):
-        raise DataError(
-            Problem(f"{path}: the ending tells the format, and this one is unknown", path.name, " ".join(ENDINGS))
-        )
-    return [path]
+        from fsspec.implementations.local import LocalFileSystem
+
+        folder = Folder(str(path), LocalFileSystem(), str(path.absolute()), local=True)
+        return _open_folder(folder, split, config, sample_by, option)
+    require_ending(path, str(path))
+    _require_no_split(str(path), split, config, option)
+    file = DataFile(path, str(path))
+    return SourceRows(read_file(file, sample_by), running_text=READERS[ending(path)].running_text)
 
 
-def _listing(folder: Path) -> str:
-    return ", ".join(sorted(item.name for item in folder.iterdir())[:5]) or "nothing"
+def _open_remote(url: str, split: str, config: str | None, sample_by: str, option: str) -> SourceRows:
+    name = Path(urlsplit(url).path)
+    if ending(name):
+        fs, path = open_filesystem(url)
+        _require_no_split(url, split, config, option)
+        rows = _rows_of_file(downloaded(fs, path, url), sample_by)
+        return SourceRows(rows, running_text=READERS[ending(name)].running_text)
+    if url.startswith(("http://", "https://")):
+        require_ending(Path(name.name), url)
+    fs, path = open_filesystem(url)
+    return _open_folder(Folder(url, fs, path.rstrip("/"), local=False), split, config, sample_by, option)
 
 
-def _read_file(path: Path, name: str) -> Iterator[Row]:
-    if path.stat().st_size == 0:
-        raise DataError(Problem(f"{name}: the file is empty", "0 bytes", _rows_wanted(path)))
-    read = {".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
-    rows = 0
-    for row in read.get(_ending(path), _read_json_lines)(path, name):
-        rows += 1
-        yield row
-    if not rows:
-        raise DataError(Problem(f"{name}: the file holds no row", f"{path.stat().st_size} bytes", _rows_wanted(path)))
+def _open_folder(folder: Folder, split: str, config: str | None, sample_by: str, option: str) -> SourceRows:
+    chosen = choose_files(folder, split, config, option)
+    running_text = any(READERS[ending(name)].running_text for name in chosen.names)
+    rows = _rows_of_files(folder, chosen, sample_by)
+    return SourceRows(rows, chosen.split, tuple(left_out_words(chosen.left_out)), running_text)
 
 
-def _rows_wanted(path: Path) -> str:
-    """What a file of this kind holds, for whoever has none in it."""
-    rows = {
-        ".json": f"a list of rows: [{ONE_ROW}, ...]",
-        ".csv": "the names of the columns, then a row a line",
-        ".parquet": "a table with a row or more",
-    }
-    ending = _ending(path)
-    return rows.get(".csv" if ending == ".tsv" else ending, f"a row a line: {ONE_ROW}")
+def _rows_of_files(folder: Folder, chosen: Chosen, sample_by: str) -> Iterator[Row]:
+    for name in chosen.names:
+        yield from _rows_of_file(folder.file(name), sample_by)
 
 
-CUT = "the file ends within a row: fetch or write it again"
+def _rows_of_file(opened: AbstractContextManager[DataFile], sample_by: str) -> Iterator[Row]:
+    with opened as file:
+        yield from read_file(file, sample_by)
 
 
-class _NotJson(Exception):  # noqa: N818 - told with file and line by whoever catches it
-    """A text that is no JSON, or that says two things at once."""
-
-    def __init__(self, said: str, text: str, position: int) -> None:
-        super().__init__(said)
-        self.said = said
-        self.position = position
-        self.line = text.count("\n", 0, position) + 1
-        self.column = position - text.rfind("\n", 0, position)
-        self.typed = text[max(0, position - 30) : position + 30].replace("\n", " ").strip()
-        self.cut = "Unterminated" in said or position >= len(text.rstrip())
-
-
-class _RepeatedKey(Exception):  # noqa: N818
-    """A key stands twice in one object, so that one of its values would be lost."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise _RepeatedKey(Counter(key for key, _ in pairs).most_common(1)[0][0])
-    return values
-
-
-def _parsed(text: str) -> Any:
-    """The value of a JSON text.
+def _require_no_split(name: str, split: str, config: str | None, option: str) -> None:
+    """Refuses a split or configuration of a single file.
 
     Raises:
-        _NotJson: Whatever stands against it.
+        DataError: One was asked for.
     """
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise _NotJson(f"not JSON: {error.msg}", text, error.pos) from None
-    except _RepeatedKey as error:
-        said = f"the key {str(error)[:40]} is given twice in one object"
-        raise _NotJson(said, text, max(0, text.find(json.dumps(str(error))))) from None
-    except (RecursionError, ValueError):
-        raise _NotJson("not JSON: nested too deep, or a number of thousands of digits", text, 0) from None
-
-
-def _read_json_lines(path: Path, name: str) -> Iterator[Row]:
-    problems: list[Problem] = []
-    for number, line in lines(path, name):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number}"
-        if number == 1:
-            _require_lines(line, path, where)
-        try:
-            value = _parsed(line)
-        except _NotJson as error:
-            remedy = CUT if error.cut and not line.endswith("\n") else showing(path, number)
-            problems.append(Problem(f"{where}: {error.said} (column {error.column})", error.typed, remedy))
-        else:
-            if isinstance(value, dict):
-                if not problems:
-                    yield Row(value, where)
-                continue
-            problems.append(Problem(f"{where}: a row must be an object", line.strip()[:60], _rows_wanted(path)))
-        if len(problems) == MOST_PROBLEMS:
-            break
-    if problems:
-        raise DataError(*problems)
-
-
-def _require_lines(first: str, path: Path, where: str) -> None:
-    """Refuses a file whose first line shows that it has no row a line."""
-    beginning = first.strip()
-    if beginning.startswith("[") and not _is_list_of_others(beginning):
-        remedy = renaming(path, with_ending(path, ".json"))
-        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "a list", remedy))
-    if beginning == "{" and first.endswith("\n"):
-        remedy = through("jq -c .", path, f"lines-{path.name}")
-        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "an object over several", remedy))
-
-
-def _is_list_of_others(line: str) -> bool:
-    """Whether a line is a whole list of what are no rows, so that another ending would not help."""
-    try:
-        value = _parsed(line)
-    except _NotJson:
-        return False
-    return isinstance(value, list) and not all(isinstance(item, dict) for item in value)
-
-
-def _read_json(path: Path, name: str) -> Iterator[Row]:
-    text = "".join(line for _, line in lines(path, name))
-    try:
-        value = _parsed(text)
-    except _NotJson as error:
-        several = error.said.endswith("Extra data")
-        remedy = CUT if error.cut else showing(path, error.line)
-        if several:
-            remedy = renaming(path, with_ending(path, ".jsonl"))
+    remedy = "leave it out; rows to evaluate on can be a file of their own: --held-out FILE"
+    if split != "train":
+        raise DataError(Problem(f"{option}: a file has no splits, and {name} is one", split, remedy))
+    if config is not None:
         raise DataError(
-            Problem(f"{name}, line {error.line}: {error.said} (column {error.column})", error.typed, remedy)
-        ) from None
-    if isinstance(value, dict) and len(lists := [item for item in value.values() if isinstance(item, list)]) == 1:
-        value = lists[0]
-    if not isinstance(value, list):
-        raise DataError(
-            Problem(f"{name}: a .json file must hold a list of objects", text.strip()[:60], _rows_wanted(path))
+            Problem(f"data.config: a file has no configurations, and {name} is one", config, "leave it out")
         )
-    for number, item in enumerate(value, 1):
-        if not isinstance(item, dict):
-            raise DataError(
-                Problem(f"{name}, row {number}: a row must be an object", json.dumps(item)[:60], _rows_wanted(path))
-            )
-        yield Row(item, f"{name}, row {number}")
 
 
-def _read_csv(path: Path, name: str) -> Iterator[Row]:
-    for _ in lines(path, name):  # refuses what is no text, with its line
-        pass
-    delimiter = "\t" if _ending(path) == ".tsv" else ","
-    with open_file(path) as binary, TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header: list[str] = []
-        start = 1
-        try:
-            for values in reader:
-                where = f"{name}, line {start}"
-                start = reader.line_num + 1
-                if not values:  # a blank line
-                    continue
-                if not header:
-                    header = values
-                    _check_header(header, delimiter, path, where)
-                elif len(values) != len(header):
-                    mark = "tab" if delimiter == "\t" else "comma"
-                    raise DataError(
-                        Problem(
-                            f"{where}: a row must have as many columns as the header: {len(header)}",
-                            str(len(values)),
-                            f'double quotes around a text that holds a {mark}: "..."',
-                        )
-                    )
-                else:
-                    yield Row(dict(zip(header, values, strict=True)), where)
-        except csv.Error as error:
-            raise DataError(
-                Problem(
-                    f"{name}, line {start}: not CSV: {error}",
-                    "a row that begins here",
-                    'close the quotes; a quote inside of a quoted text is written twice: ""',
-                )
-            ) from None
-
-
-def _check_header(header: list[str], delimiter: str, path: Path, where: str) -> None:
-    """Refuses column names that stand twice, or with something other than the format's delimiter between them."""
-    repeated = [column for column in header if header.count(column) > 1]
-    if repeated:
-        raise DataError(
-            Problem(f"{where}: the header names a column twice", repeated[0][:60], "a name of its own for each column")
-        )
-    other = next((mark for mark in ",\t;|" if mark in header[0]), "")
-    if len(header) > 1 or not other:
-        return
-    if {delimiter, other} == {",", "\t"}:
-        remedy = renaming(path, with_ending(path, ".tsv" if other == "\t" else ".csv"))
-    else:
-        remedy = through(COMMAS.format(other), path, f"commas-{with_ending(path, '.csv')}")
-    between = "commas" if delimiter == "," else "tabs"
-    raise DataError(Problem(f"{where}: {between} must stand between the columns", header[0][:60], remedy))
-
-
-def _read_parquet(path: Path, name: str) -> Iterator[Row]:
-    import pyarrow as arrow
-    from pyarrow import parquet
-
-    try:
-        with open_file(path) as binary:
-            number = 0
-            for batch in parquet.ParquetFile(binary).iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, f"{name}, row {number}")
-    # ValueError: text that is no UTF-8, and with OverflowError dates that Python has not.
-    except (arrow.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        raise DataError(
-            Problem(
-                f"{name}: this is no Parquet file that can be read",
-                str(error).splitlines()[0],
-                "fetch or write the file again",
-            )
-        ) from None
-
-
-def _read_hub(hub_id: str, split: str, config: str | None) -> Iterator[Row]:
+def _open_hub(hub_id: str, split: str, config: str | None, streaming: bool, option: str) -> SourceRows:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
-        rows = load_dataset(hub_id, config, split=split)
-    except (ConnectionError, DatasetsError, OSError, RuntimeError) as error:
-        raise DataError(
-            Problem(
-                f"data.source: the data set {hub_id} can't be reached on the hub, and is not in the local cache",
-                str(error).splitlines()[0] if str(error) else type(error).__name__,
-                "go online once, or give a file; `hf auth login` for a private set",
-                nearest_path(Path(hub_id)) if Path(hub_id).parent.is_dir() else "",
-            )
-        ) from None
+        rows = load_dataset(hub_id, config, split=split, streaming=streaming)
+    except (ConnectionError, DatasetsError, OSError, RuntimeError, HTTPError) as error:
+        if snapshot := _snapshot(hub_id):
+            return _open_folder(snapshot, split, config, "paragraph", option)
+        raise _not_reached(hub_id, error) from None
     except ValueError as error:  # a split or configuration that the data set doesn't have
-        raise DataError(Problem(f"data.source: {hub_id} can't be read as asked", str(error).splitlines()[0])) from None
-    for number, values in enumerate(rows, 1):
-        yield Row(values, f"{hub_id} {split}, row {number}")
+        received = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(Problem(f"data.source: {hub_id} can't be read as asked", received)) from None
+    return SourceRows(_hub_rows(rows, hub_id, split), split)
+
+
+def _hub_rows(rows: Any, hub_id: str, split: str) -> Iterator[Row]:
+    """Rows of a `Dataset` or an `IterableDataset`, as Arrow has them: no image is decoded, and no sound."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    batches = rows.with_format("arrow").iter(batch_size=HUB_BATCH)
+    try:
+        yield from table_rows(batches, f"{hub_id} {split}")
+    except (ConnectionError, DatasetsError, OSError, RuntimeError, HTTPError) as error:
+        raise _not_reached(hub_id, error) from None
+    except ValueError as error:  # a damaged file of the set
+        received = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(Problem(f"data.source: {hub_id} can't be read to its end", received)) from None
+
+
+def _snapshot(hub_id: str) -> Folder | None:
+    """The data set's folder in the hub's cache (`hf download --repo-type dataset`); None if no data is there."""
+    from fsspec.implementations.local import LocalFileSystem
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = snapshot_download(hub_id, repo_type="dataset", local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    folder = Folder(path, LocalFileSystem(), path, local=True)
+    return folder if folder.names() else None
+
+
+def _not_reached(hub_id: str, error: Exception) -> DataError:
+    return DataError(
+        Problem(
+            f"data.source: the data set {hub_id} can't be reached on the hub, and is not in the local cache",
+            str(error).splitlines()[0] if str(error) else type(error).__name__,
+            "go online once, or give a file; `hf auth login` for a private set",
+            nearest_path(Path(hub_id)) if Path(hub_id).parent.is_dir() else "",
+        )
+    )

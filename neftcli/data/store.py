@@ -120,6 +120,10 @@ class Rows(Sequence[Item]):
             batches.append(cls._encoded(pending))
             return cls(batches.table())
 
+    def table(self) -> Any:
+        """The `pyarrow.Table` that these rows, or those that they were chosen from, are in."""
+        return self._table
+
     def select(self, places: Sequence[int] | Places) -> Self:
         """The rows at these places, in this order; no row is copied."""
         import numpy

@@ -1,34 +1,69 @@
-"""Text files line by line, and the shell commands that mend what can't be read."""
+"""Data files, text files line by line, and the shell commands that mend what can't be read."""
 
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import IO
+from typing import IO, cast
 
 from neftcli.errors import DataError, Problem
 
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
-def open_file(path: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked if it is a .gz."""
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of rows.
+
+    Attributes:
+        path: Where it is; of a remote file its name alone, as it is called once it is downloaded.
+        name: What messages and the places of rows call it.
+        downloaded: The temporary file that holds a remote file's bytes; None for a local file.
+    """
+
+    path: Path
+    name: str
+    downloaded: IO[bytes] | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Open its bytes, unpacked if it is a .gz; of a downloaded file one reader at a time."""
+        with self._open_as_it_is() as raw:
+            if self.path.suffix.lower() != ".gz":
+                yield raw
+                return
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield cast(IO[bytes], unpacked)
+
+    def _open_as_it_is(self) -> IO[bytes]:
+        if self.downloaded is None:
+            return self.path.open("rb")
+        copied = os.fdopen(os.dup(self.downloaded.fileno()), "rb")
+        copied.seek(0)
+        return copied
+
+    def size(self) -> int:
+        """Bytes, as they are stored."""
+        return (self.path.stat() if self.downloaded is None else os.fstat(self.downloaded.fileno())).st_size
 
 
-def lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+def lines(file: DataFile) -> Iterator[tuple[int, str]]:
     """Numbered lines of text.
 
     Raises:
         DataError: The file can't be unpacked or is no UTF-8 text; with the line.
     """
+    path, name = file.path, file.name
     number = 0
     try:
-        with open_file(path) as file:
-            for number, line in enumerate(file, 1):
+        with file.open() as content:
+            for number, line in enumerate(content, 1):
                 if number == 1:
                     _require_text(line, path, name)
                     line = line.removeprefix(b"\xef\xbb\xbf")
@@ -84,6 +119,10 @@ def _require_text(line: bytes, path: Path, name: str) -> None:
     for letters, (kind, remedy) in kinds.items():
         if line.startswith(letters):
             raise DataError(Problem(f"{name}: this is no text", kind, remedy))
+    if line.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        remedy = "download the file itself: the address behind its raw or download button"
+        received = line.decode(errors="replace").strip()[:60]
+        raise DataError(Problem(f"{name}: this is a web page, not a file of rows", received, remedy))
 
 
 def through(command: str, path: Path, target: str) -> str:

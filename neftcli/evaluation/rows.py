@@ -67,8 +67,8 @@ def read_rows_for(
         DataError: The rows can't be read, are no longer those that were held out, or were all trained on.
     """
     recipes = [subject.saved_recipe() for subject in subjects if subject.run]
-    sources = [source for recipe in recipes for source in (recipe.data.source, recipe.data.held_out_source) if source]
-    hub = [is_hub(source) for source in [*sources, dataset or BUILTIN]]
+    hub = [is_hub(source) for recipe in recipes for source in recipe.data.named_sources()]
+    hub.append(is_hub(dataset or BUILTIN))
     hub += [subject.reference.kind == "hub" for subject in subjects]
     if any(hub) and prefer_cache_if_unreachable():
         observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
@@ -102,6 +102,7 @@ def read_rows_for(
             unusable={reason: tuple(places) for reason, places in questions.unusable.items()},
             unread=dict(questions.notes.unread),
             shortened=dict(questions.notes.shortened),
+            sources=questions.sources,
         )
     )
     return Rows(examples, data, questions.layout, source, label)
@@ -113,6 +114,7 @@ def _data(data: Data, dataset: str, split: str | None, typed: Sequence[str]) -> 
     return replace(
         data,
         source=dataset,
+        sources=(),
         split=split or usual,
         config=data.config if "data.config" in typed else None,
         format=data.format if "data.format" in typed else "auto",
@@ -133,8 +135,8 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
     if not _is_unchanged(subject, examples):
         raise DataError(
             Problem(
-                f"{recipe.data.source}: the data has changed since {subject.name} was trained, so which rows were held "
-                "out is not known any more",
+                f"{recipe.data.source_name()}: the data has changed since {subject.name} was trained, so which rows "
+                "were held out is not known any more",
                 "another data_sha256 than in run.json",
                 DATASET,
             )

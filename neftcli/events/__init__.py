@@ -13,6 +13,7 @@ from neftcli.events.data import (
     InspectedRow,
     Occurrences,
     RowsReady,
+    SourceCounts,
     SplitCounts,
     Token,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "RunFinished",
     "Sample",
     "SideBySide",
+    "SourceCounts",
     "SplitCounts",
     "StepLogged",
     "SweepEstimate",

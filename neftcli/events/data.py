@@ -44,6 +44,31 @@ class SplitCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceCounts:
+    """Rows of one source.
+
+    Attributes:
+        name: The source.
+        rows_read: Rows read.
+        rows_used: Rows of it in the mixture, before rows are held out; a row that repeats counts each time.
+        split: The split that was read; empty if it has none.
+        weight: Its weight in the mixture, if it has one.
+        left_out: Data files of it that are not read.
+        sample_by: What a row of its text files is; empty if it has none.
+        held_out: It is the held-out source.
+    """
+
+    name: str
+    rows_read: int
+    rows_used: int
+    split: str = ""
+    weight: float | None = None
+    left_out: tuple[str, ...] = ()
+    sample_by: str = ""
+    held_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DataReady:
     """The data has been read, split and tokenised.
 
@@ -52,7 +77,7 @@ class DataReady:
         layout: The row format, detected or given.
         loss_on: "answers" or "all tokens".
         template: The chat template's name, or "" for plain text.
-        rows_read: Rows read, from the held-out source, too.
+        rows_read: Rows read from the training sources.
         unusable: Reason to the places of the rows that were left out for it.
         duplicates: Rows that repeat an earlier one.
         leaked: Training rows left out since their prompt is held out.
@@ -63,6 +88,7 @@ class DataReady:
         unread: Column ("score") or turn key ("turn key emotion") that is not read, to the rows that hold it.
         unused: Option to the number of rows that it leaves out.
         shortened: Part of a conversation that is left out, to the rows that lose it.
+        sources: The training sources, then the held-out source, if it is one of its own.
     """
 
     source: str
@@ -80,6 +106,7 @@ class DataReady:
     unread: Mapping[str, Occurrences] = field(default_factory=dict)
     unused: Mapping[str, int] = field(default_factory=dict)
     shortened: Mapping[str, Occurrences] = field(default_factory=dict)
+    sources: tuple[SourceCounts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +124,7 @@ class RowsReady:
         unusable: Reason to the places of the rows that were left out for it.
         unread: Column ("score") or turn key ("turn key emotion") that is not read, to the rows that hold it.
         shortened: Part of a conversation that is left out, to the rows that lose it.
+        sources: The source that was read.
     """
 
     source: str
@@ -109,6 +137,7 @@ class RowsReady:
     unusable: dict[str, tuple[str, ...]]
     unread: Mapping[str, Occurrences] = field(default_factory=dict)
     shortened: Mapping[str, Occurrences] = field(default_factory=dict)
+    sources: tuple[SourceCounts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe import catalog
-from neftcli.recipe.schema import Key, Recipe, keys
-from neftcli.recipe.values import describe, is_mapping, meant, nearest_choice, to_type
+from neftcli.recipe.schema import Key, Option, Recipe, keys
+from neftcli.recipe.values import describe, entry_type, is_mapping, meant, nearest_choice, to_type
 from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
 
 SHOW_OPTIONS = "neft recipes show quickstart --all    to see every option with its default"
@@ -42,6 +42,9 @@ ELSEWHERE = {
 """Names of other tools whose letters would lead to another option."""
 SHORT = 4
 """Letters of a word that stands in too many options to be a hint."""
+WEIGHTED = "--set data.sources='[{source: a.jsonl, weight: 2}, {source: b.jsonl, weight: 1}]'"
+EXCLUSIVE = {"data.source": "data.sources", "data.sources": "data.source"}
+"""Options of which the stronger setting replaces the other, and that can't stand together in one place."""
 # Nothing of these touches the weights.
 NOT_HASHED = ("name", "about", "output_dir", "checkpoints", "evaluation", "sweep")
 
@@ -101,6 +104,9 @@ def resolve(layers: Iterable[Layer]) -> Recipe:
         for path, setting in layer.items():
             # What a stronger setting replaces goes, so that `merged` is in the order in which settings apply.
             merged = {key: old for key, old in merged.items() if not f"{key}.".startswith(f"{path}.")}
+            rival = merged.get(EXCLUSIVE.get(path, ""))
+            if rival is not None and _place(rival) != _place(setting):
+                del merged[EXCLUSIVE[path]]
             merged[path] = setting
     problems: list[Problem] = []
     known = {key.path: key for key in keys()}
@@ -168,6 +174,8 @@ def _at(recipe: Recipe, path: str) -> Any:
     value: Any = recipe
     for part in path.split("."):
         value = getattr(value, part)
+    if isinstance(value, tuple) and any(map(is_dataclass, value)):  # as JSON has it
+        return [{name: entry for name, entry in asdict(item).items() if entry is not None} for item in value]
     return value
 
 
@@ -183,6 +191,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _place(setting: Setting) -> str:
+    """Where a setting was typed: the command line, or its file."""
+    return "the command line" if setting.origin.startswith("-") else setting.origin.rpartition(", line ")[0]
 
 
 def _option_of(path: str, known: Mapping[str, Key]) -> Key | None:
@@ -253,11 +266,38 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
         problems = []
         for detail in error.errors():
             path, setting = _known_prefix(detail["loc"], known), merged[_known_prefix(detail["loc"], merged)]
+            if (entry := entry_type(known[path].type)) and len(detail["loc"]) > len(path.split(".")):
+                inside = detail["loc"][len(path.split(".")) :]
+                problems.append(_entry_problem(path, setting, entry, inside))
+                continue
             violated = f"{setting.origin}: {path} must be {describe(known[path].type)}"
             near = nearest_choice(known[path], setting.value)
             remedy = meant(path, setting.value) or to_type(known[path], setting.origin, near)
+            if entry_type(known[path].type):
+                remedy = WEIGHTED
             problems.append(Problem(violated, setting.typed, remedy, near))
         return None, list(dict.fromkeys(problems))  # a union reports each of its choices
+
+
+def _entry_problem(path: str, setting: Setting, entry: type, location: tuple[Any, ...]) -> Problem:
+    """What is wrong in an item of a list of mappings; `location` is its place, then the key in it."""
+    hints = {
+        name: hint for name, hint in get_type_hints(entry, include_extras=True).items() if not name.startswith("_")
+    }
+    where = f"{setting.origin}: {path}, entry {location[0] + 1}"
+    item = setting.value[location[0]]
+    needed = [each.name for each in fields(entry) if each.default is MISSING]
+    form = f"{{{', '.join(f'{name}: ...' for name in needed)}}}    keys: {', '.join(hints)}"
+    if len(location) == 1 or not isinstance(item, Mapping):
+        return Problem(f"{where} must be {describe(entry)}", str(item)[:60], form)
+    key = str(location[1])
+    if key not in hints:
+        near = "".join(get_close_matches(key, hints, n=1))
+        return Problem(f"{where}: {key} is not a key of an entry", str(dict(item))[:60], form, near)
+    if key not in item:
+        return Problem(f"{where} has no {key}", str(dict(item))[:60], form)
+    near = nearest_choice(Key(key, Option(""), hints[key], None), item[key])
+    return Problem(f"{where}: {key} must be {describe(hints[key])}", str(item[key])[:60], form, near)
 
 
 def _known_prefix(location: tuple[Any, ...], known: Container[str]) -> str:
@@ -269,11 +309,19 @@ def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
     """Options that do nothing without another: (their keys' beginning, whether it is there, its name, what to type)."""
     lora, sampled = recipe.adapter.type == "lora", recipe.evaluation.generation.do_sample
     sampling = ("do_sample: true", "--set evaluation.generation.do_sample=true")
+    weighted = any(source.weight is not None for source in recipe.data.sources)
     return [
         *((f"adapter.{key}", lora, "adapter.type lora", "--lora") for key in ("r", "lora_", "target_", "modules_")),
         ("quantization.double", recipe.quantization.type != "none", "quantization.type nf4", "--qlora"),
         *((f"evaluation.generation.{key}", sampled, *sampling) for key in ("temperature", "top_p")),
+        ("data.stopping_strategy", weighted, "weights in data.sources", WEIGHTED),
     ]
+
+
+def _is_default(path: str, merged: Layer) -> bool:
+    """Whether a file writes an option's default out, as a run's recipe.yaml does."""
+    default = next(key.default for key in keys() if key.path == path)
+    return not merged[path].origin.startswith("-") and merged[path].value == default
 
 
 def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
@@ -289,6 +337,14 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
         for prefix, met, needed, remedy in _needs(recipe)
         if path.startswith(prefix) and not met
     ]
+    if recipe.data.sources and "data.source" in merged and not _is_default("data.source", merged):
+        problems.append(
+            Problem(
+                f"{where('data.sources')}: data.source and data.sources exclude each other",
+                merged["data.source"].typed,
+                "one of the two; a single source can be an entry of data.sources",
+            )
+        )
     if recipe.quantization.type != "none" and recipe.adapter.type == "none":
         problems.append(
             Problem(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
@@ -39,6 +39,7 @@ Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Gt(0)]
 Name = Annotated[str, MinLen(1)]
+RowFormat = Literal["auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +67,67 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """An entry of data.sources; what it leaves out is as `data` has it.
+
+    Attributes:
+        source: As data.source.
+        weight: Its share of the mixture; 1 if another entry has one; without any weight sources are concatenated.
+        max_rows: Use only this many of its rows, chosen by split_seed.
+        config: As data.config.
+        split: As data.split.
+        format: As data.format.
+        columns: As data.columns.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    source: Name
+    weight: Positive | None = None
+    max_rows: Count | None = None
+    config: Name | None = None
+    split: Name | None = None
+    format: RowFormat | None = None
+    columns: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Which rows are learned, and how they become tokens."""
 
     source: Annotated[
-        Name, Option("builtin, a json, jsonl, csv, parquet or .gz file, a folder, or a hub id.", "--dataset")
+        Name,
+        Option(
+            "builtin, a json, jsonl, csv, tsv, parquet, arrow or txt file, also .gz, a folder, an address (s3://, "
+            "hf://, https://), or a hub id.",
+            "--dataset",
+        ),
     ] = "builtin"
+    sources: Annotated[
+        tuple[Source, ...],
+        Option(
+            "Several sources instead of one, each {source, weight, max_rows, config, split, format, columns}: "
+            "interleaved by their weights, or concatenated if none has one."
+        ),
+    ] = ()
+    stopping_strategy: Annotated[
+        Literal["first_exhausted", "all_exhausted"],
+        Option(
+            "When weighted sources stop: once the first is used up (the rest is left out and counted), or once all are "
+            "(rows of the smaller ones repeat)."
+        ),
+    ] = "first_exhausted"
     config: Annotated[Name | None, Option("Configuration (subset) of a hub data set.")] = None
-    split: Annotated[Name, Option("Split of a hub data set to train on.")] = "train"
+    split: Annotated[Name, Option("Split of a folder or a hub data set to train on.")] = "train"
+    streaming: Annotated[
+        bool, Option("Read hub data sets over the network each time instead of keeping a copy in the cache.")
+    ] = False
+    sample_by: Annotated[
+        Literal["paragraph", "line", "document"],
+        Option("What a row of a .txt file is: a paragraph (blank lines between), a line, or the whole file."),
+    ] = "paragraph"
     format: Annotated[
-        Literal["auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt"],
+        RowFormat,
         Option("How a row is laid out; auto looks at the columns and says what it found.", "--format"),
     ] = "auto"
     columns: Annotated[
@@ -111,11 +163,23 @@ class Data:
     held_out_source: Annotated[
         Name | None, Option("File, folder or hub id to evaluate on, in place of rows kept back.", "--held-out")
     ] = None
-    held_out_split: Annotated[Name | None, Option("Split of the hub data set to evaluate on.")] = None
+    held_out_split: Annotated[Name | None, Option("Split of the folder or hub data set to evaluate on.")] = None
     split_seed: Annotated[
         Annotated[int, Ge(0), Lt(2**32)],
         Option("Chooses which rows are held out; the same for every training seed, so that runs can be compared."),
     ] = 0
+
+    def all_sources(self) -> tuple[Source, ...]:
+        """Where the training rows come from, one source or several."""
+        return self.sources or (Source(source=self.source),)
+
+    def named_sources(self) -> tuple[str, ...]:
+        """The names of all sources, the held-out one last."""
+        return (*(source.source for source in self.all_sources()), *filter(None, [self.held_out_source]))
+
+    def source_name(self) -> str:
+        """All training sources in a line: "rows.jsonl", or "a.jsonl + b.jsonl"."""
+        return " + ".join(source.source for source in self.all_sources())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -80,6 +81,8 @@ def describe(annotation: Any) -> str:
         return f"a list, each {describe(arguments[0])}"
     if is_mapping(annotation):
         return "a mapping of names to names"
+    if is_dataclass(annotation):
+        return f"a mapping with {', '.join(item.name for item in fields(annotation))}"
     if arguments:
         return " or ".join(describe(choice) for choice in arguments if choice is not type(None))
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}[annotation]
@@ -99,6 +102,14 @@ def _bound(bound: Any) -> str:
             return "not empty"
         case _:
             return ""
+
+
+def entry_type(annotation: Any) -> Any:
+    """The dataclass that each item of a list option is; None if the option is no such list."""
+    if get_origin(annotation) is Annotated:
+        annotation = annotation.__origin__
+    arguments = get_args(annotation)
+    return arguments[0] if get_origin(annotation) is tuple and is_dataclass(arguments[0]) else None
 
 
 def is_mapping(annotation: Any) -> bool:

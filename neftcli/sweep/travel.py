@@ -56,7 +56,12 @@ def for_a_node(recipe: Recipe) -> tuple[Recipe, dict[str, Path]]:
         recipe,
         output_dir=CELLS,
         model=replace(model, name=path(model.name, stays=True), chat_template=path(model.chat_template)),
-        data=replace(data, source=path(data.source), held_out_source=path(data.held_out_source)),
+        data=replace(
+            data,
+            source=path(data.source),
+            sources=tuple(replace(source, source=path(source.source)) for source in data.sources),
+            held_out_source=path(data.held_out_source),
+        ),
         evaluation=replace(evaluation, tasks=tuple(tasks)),
     )
     return there, files
@@ -89,7 +94,7 @@ def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
     card = run.model / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8").replace(fingerprint(other), fingerprint(recipe))
-        card.write_text(text.replace(other.data.source, recipe.data.source), encoding="utf-8")
+        card.write_text(text.replace(other.data.source_name(), recipe.data.source_name()), encoding="utf-8")
 
 
 def packed(folder: Path) -> bytes:

@@ -56,7 +56,7 @@ def model_card(
         f"# {recipe.run_name()}",
         "",
         f"{verbatim(reference.name)} ({verbatim(reference.source())}), fine-tuned ({recipe.method()}) on "
-        f"{verbatim(recipe.data.source)}.",
+        f"{verbatim(recipe.data.source_name())}.",
         "",
         "| | |",
         "|---|---|",

@@ -27,8 +27,7 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     reference = resolve(recipe.model.name, recipe.model.revision)
     require_name(recipe.run_name())
     require_pinned_code(reference, recipe.model.trust_remote_code)
-    sources = [source for source in (recipe.data.source, recipe.data.held_out_source) if source]
-    if (reference.kind == "hub" or any(map(is_hub, sources))) and prefer_cache_if_unreachable():
+    if (reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources()))) and prefer_cache_if_unreachable():
         observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
     observer.notify(Phase("reading data"))
     examples = read_examples(recipe.data, reading(observer))

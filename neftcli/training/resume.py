@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.sources import BUILTIN, is_hub
+from neftcli.data.remote import without_file_scheme
+from neftcli.data.sources import BUILTIN, is_local
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.models.names import resolve as resolve_model
@@ -34,7 +35,12 @@ FIXED = (
     *ALIKE,
 )
 """Options whose change can't be accepted."""
-PLACES = {"model.name": "--model", "data.source": "--dataset", "data.held_out_source": "--held-out"}
+PLACES = {
+    "model.name": "--model PLACE    where it is now",
+    "data.source": "--dataset PLACE    where it is now",
+    "data.sources": "--set data.sources='[...]'    its entries with the place where each is now",
+    "data.held_out_source": "--held-out PLACE    where it is now",
+}
 """Options that say where something lies, and their flags. What was moved is compared by its content."""
 ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
 
@@ -128,7 +134,7 @@ class Resumption:
             return
         words = {
             "model_fingerprint": f"{recipe.model.name}: the model's files",
-            "data_sha256": f"{recipe.data.source}: the rows",
+            "data_sha256": f"{recipe.data.source_name()}: the rows",
             "tokens_sha256": f"{recipe.model.name}: the rows' tokens (the tokenizer or the chat template)",
         }
         manifest = self.checkpoint.manifest
@@ -191,15 +197,15 @@ def _require_in_place(recipe: Recipe, run: Path) -> None:
         resolve_model(recipe.model.name, recipe.model.revision)
     except ModelError as error:
         problems += [("model.name", problem) for problem in error.problems]
-    for path, source in (("data.source", recipe.data.source), ("data.held_out_source", recipe.data.held_out_source)):
-        if source and source != BUILTIN and not is_hub(source) and not exists(at_home(source)):
+    training = "data.sources" if recipe.data.sources else "data.source"
+    named = [(training, source.source) for source in recipe.data.all_sources()]
+    for path, source in (*named, ("data.held_out_source", recipe.data.held_out_source or BUILTIN)):
+        if is_local(source) and not exists(at_home(without_file_scheme(source))):
             told = f"{path}: there is no file or folder of this name"
             problems.append((path, Problem(told, source, nearest=nearest_path(at_home(source)))))
     if problems:
         again = f"neft train --resume {shlex.quote(str(run))}"
-        raise InputError(
-            *(replace(problem, remedy=f"{again} {PLACES[path]} PLACE    where it is now") for path, problem in problems)
-        )
+        raise InputError(*(replace(problem, remedy=f"{again} {PLACES[path]}") for path, problem in problems))
 
 
 def _no_run(name: str) -> Problem:
@@ -289,8 +295,13 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
     resumption.changes.update({path: list(values) for path, values in changed.items()})
 
 
-def _moved(before: str | None, now: str | None) -> bool:
+def _moved(before: Any, now: Any) -> bool:
     """Whether nothing lies in the old place any more, and something in the new one."""
+    if isinstance(before, list) and isinstance(now, list):  # data.sources
+        pairs = list(zip(before, now, strict=False))
+        alike = all({**new, "source": old["source"]} == old for old, new in pairs)
+        there = all(old["source"] == new["source"] or _moved(old["source"], new["source"]) for old, new in pairs)
+        return len(before) == len(now) and alike and there
     return before is not None and now is not None and exists(at_home(now)) and not exists(at_home(before))
 
 

@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from neftcli.events import (
     Plan,
     RowsReady,
     RunFinished,
+    SourceCounts,
     SweepEstimate,
     SweepStarted,
 )
@@ -121,6 +122,9 @@ def data_line(event: DataReady) -> str:
     """On what."""
     train, held_out = event.train, event.held_out
     sides = f"{train.rows} to learn from, {held_out.rows or 'none'} held out"
+    for source in event.sources:
+        if source.held_out and source.name != "builtin":
+            sides += f" of the {source.rows_read} in {source.name}{f' ({source.split})' if source.split else ''}"
     return f"{event.source} ({event.layout.replace('_', '/')}) · {event.rows_read} rows read: {sides}"
 
 
@@ -145,14 +149,15 @@ def length_line(event: DataReady) -> str:
 
 def data_notices(event: DataReady) -> list[str]:
     """What a person should know about the data before it is trained on."""
-    notices = [f"{rows(places)} left out: {reason}" for reason, places in event.unusable.items()]
-    notices += row_part_notices(event)
+    notices = [*source_notices(event.sources), *_left_out(event.unusable), *row_part_notices(event)]
     if event.leaked:
         notices.append(f"{event.leaked} training rows left out: their prompts are held out")
     if event.duplicates:
         notices.append(f"{event.duplicates} rows repeat an earlier row, prompt and answer; they are kept")
     if event.train.cut:
-        notices.append(f"{rows(event.train.cut)} cut at data.max_length; --max-length keeps more")
+        notices.append(f"{rows(event.train.cut)} truncated at data.max_length; --max-length keeps more")
+    if event.held_out.cut:
+        notices.append(f"of the held-out rows, {rows(event.held_out.cut)} truncated at data.max_length")
     if event.train.without_stop:
         notices.append(f"{rows(event.train.without_stop)} end without a stop token with loss, so don't teach to stop")
     if event.special_text:
@@ -188,6 +193,31 @@ def occurrences(found: Mapping[str, Occurrences]) -> str:
     shown = [f"{name[:LONGEST_NAME]} ({some(each.rows, 'row')}, first {each.first})" for name, each in found.items()]
     more = f", and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else ""
     return ", ".join(shown[:MOST_NAMES]) + more
+
+
+def source_notices(sources: Sequence[SourceCounts]) -> list[str]:
+    """How many rows each of several sources gives, and which of their files are not read."""
+    notices = []
+    several = sum(not source.held_out for source in sources) > 1
+    used = {(source.name, source.split) for source in sources}
+    for source in sources:
+        if several and not source.held_out:
+            weight = f", weight {source.weight:g}" if source.weight is not None else ""
+            notices.append(f"{source.name}: {source.rows_read} rows read, {source.rows_used} in the mixture{weight}")
+        left_out = [files for files in source.left_out if (source.name, files.partition(" (")[0]) not in used]
+        if left_out:
+            read = f"the split {source.split} is read" if source.split else "its data files are read"
+            notices.append(f"{source.name}: {read}; not read: {', '.join(left_out)}")
+        if source.sample_by:
+            others = " or ".join(part for part in ("paragraph", "line", "document") if part != source.sample_by)
+            notices.append(
+                f"{source.name}: each {source.sample_by} of its text is a row; --set data.sample_by={others}"
+            )
+    return notices
+
+
+def _left_out(unusable: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return [f"{rows(places)} left out: {reason}" for reason, places in unusable.items()]
 
 
 def sweep_line(event: SweepStarted) -> str:
@@ -230,8 +260,7 @@ def estimate_notices(event: SweepEstimate) -> list[str]:
 
 def row_notices(event: RowsReady) -> list[str]:
     """What a person should know about the rows that are evaluated on."""
-    notices = [f"{rows(places)} left out: {reason}" for reason, places in event.unusable.items()]
-    notices += row_part_notices(event)
+    notices = [*source_notices(event.sources), *_left_out(event.unusable), *row_part_notices(event)]
     if event.trained_on:
         notices.append(f"{event.trained_on} rows left out: a model here was trained on their prompts")
     if event.repeated:

@@ -81,7 +81,7 @@ def test_plain_lines_are_these() -> None:
         "note: 1 row (rows.jsonl, line 3) left out: an answer is empty",
         "note: 1 training rows left out: their prompts are held out",
         "note: 2 rows repeat an earlier row, prompt and answer; they are kept",
-        "note: 1 row (rows.jsonl, line 17) cut at data.max_length; --max-length keeps more",
+        "note: 1 row (rows.jsonl, line 17) truncated at data.max_length; --max-length keeps more",
         "note: 1 row (rows.jsonl, line 17) end without a stop token with loss, so don't teach to stop",
         "note: 1 row (rows.jsonl, line 9) hold a special token as text: it is tokenised as ordinary characters",
         "note: no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
@@ -349,3 +349,30 @@ def test_counts_are_short(number: int, shown: str) -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (59.6, "1:00"), (171, "2:51"), (3723, "1:02:03")])
 def test_durations_are_clock_times(seconds: float, shown: str) -> None:
     assert text.duration(seconds) == shown
+
+
+def test_data_notices_of_sources_and_of_truncated_held_out_rows() -> None:
+    """Each source's rows, the files that are not read, what a row of text is, and truncated rows of either side."""
+    (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
+    places = ("h.jsonl, line 1", "h.jsonl, line 2")
+    several = replace(
+        ready,
+        held_out=replace(ready.held_out, rows=2, cut=places),
+        sources=(
+            events.SourceCounts("a.jsonl", 40, 30, weight=2.0),
+            events.SourceCounts("s", 10, 10, "train", left_out=("test (test.jsonl)", "old (old.jsonl)")),
+            events.SourceCounts("n.txt", 3, 3, sample_by="paragraph"),
+            events.SourceCounts("s", 4, 2, "test", held_out=True),
+        ),
+    )
+    assert text.data_notices(several)[:5] == [
+        "a.jsonl: 40 rows read, 30 in the mixture, weight 2",
+        "s: 10 rows read, 10 in the mixture",
+        "s: the split train is read; not read: old (old.jsonl)",
+        "n.txt: 3 rows read, 3 in the mixture",
+        "n.txt: each paragraph of its text is a row; --set data.sample_by=line or document",
+    ]
+    assert "of the held-out rows, 2 rows (h.jsonl, line 1; line 2) truncated at data.max_length" in text.data_notices(
+        several
+    )
+    assert text.data_line(several).endswith("420 to learn from, 2 held out of the 4 in s (test)")

@@ -12,7 +12,7 @@ import pytest
 
 from neftcli.data.formats import LAYOUTS, Example, Format, Turn, UnusableRow, detect, renamed, to_example
 from neftcli.data.notes import Notes
-from neftcli.data.sources import Row
+from neftcli.data.readers import Row
 from neftcli.data.turns import ROLES
 from neftcli.errors import DataError
 from neftcli.events import Occurrences

@@ -20,7 +20,8 @@ from pyarrow import parquet
 
 from neftcli.data.formats import LAYOUTS, UnusableRow, detect, to_example
 from neftcli.data.prepare import read_examples, read_questions
-from neftcli.data.sources import ENDINGS, Row, is_hub
+from neftcli.data.readers import ENDINGS, Row
+from neftcli.data.sources import is_hub
 from neftcli.errors import DataError, Problem
 from neftcli.recipe.nearest import exists
 from neftcli.recipe.schema import Data

@@ -259,7 +259,8 @@ def test_training_rows_whose_prompt_is_in_the_held_out_source_leave_and_are_coun
     source = write("rows.jsonl", pair("one"), pair("Two?"), pair("three"), pair("two", "b"), pair("four"))
     held_out = write("held.jsonl", pair("two"), pair("FOUR."), pair("five"))
     counts = prepared(Data(source=source, held_out_source=held_out)).counts
-    assert (counts.rows_read, counts.leaked, counts.train.rows, counts.held_out.rows) == (8, 3, 2, 3)
+    assert (counts.rows_read, counts.leaked, counts.train.rows, counts.held_out.rows) == (5, 3, 2, 3)
+    assert [(one.name, one.rows_read, one.rows_used) for one in counts.sources] == [(source, 5, 5), (held_out, 3, 3)]
 
 
 def test_a_held_out_source_that_holds_every_prompt() -> None:
@@ -286,7 +287,7 @@ def test_unusable_rows_of_the_held_out_source_are_counted() -> None:
     held_out = write("held.jsonl", pair("three", ""), pair("four"))
     counts = prepared(Data(source=source, held_out_source=held_out)).counts
     assert counts.unusable == {"an answer is empty": ("rows.jsonl, line 2", "held.jsonl, line 1")}
-    assert counts.rows_read == 4
+    assert [(one.rows_read, one.rows_used, one.held_out) for one in counts.sources] == [(2, 1, False), (2, 1, True)]
 
 
 def test_columns_that_are_not_read_are_counted_on_both_sides() -> None:
@@ -324,7 +325,7 @@ def test_max_rows_bounds_the_training_side_beside_a_held_out_source() -> None:
 def test_the_builtin_set_has_its_own_held_out_rows() -> None:
     """Train and held-out are the shipped files, and share no prompt."""
     found = read_examples(Data())
-    assert (found.rows_read, found.leaked, dict(found.unusable)) == (540, 0, {})
+    assert (found.rows_read, found.leaked, dict(found.unusable)) == (432, 0, {})
     assert (len(found.train), len(found.held_out)) == (432, 108)
     assert not {normalised(text) for text in prompts(found.train)} & {normalised(t) for t in prompts(found.held_out)}
     assert {example.where.split(",")[0] for example in found.held_out} == {"built-in held_out"}

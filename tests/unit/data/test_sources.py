@@ -332,19 +332,34 @@ TEXT_FILES = {
         '  received [{"text": "a"},  {"text": b}]\n'
         "  try      sed -n 2p rows.json    shows the line",
     ),
-    "one object": (
+    "a number": (
         "rows.json",
-        b'{"text": "a"}',
+        b"7",
         "rows.json: a .json file must hold a list of objects\n"
-        '  received {"text": "a"}\n'
+        "  received 7\n"
         '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
     "two lists": (
         "rows.json",
         b'{"train": [], "test": []}',
-        "rows.json: a .json file must hold a list of objects\n"
-        '  received {"train": [], "test": []}\n'
-        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
+        "rows.json: this .json file holds several lists of rows\n"
+        "  received train, test\n"
+        "  try      jq -c '.\"train\"[]' < rows.json > train-rows.jsonl",
+    ),
+    "columns": (
+        "rows.json",
+        b'{"prompt": ["q", "r"], "completion": ["a", "b"]}',
+        "rows.json: this .json file holds columns, not rows\n"
+        "  received prompt, completion\n"
+        "  try      python -c 'import pandas; pandas.read_json('\"'\"'rows.json'\"'\"').to_json("
+        "'\"'\"'rows.jsonl'\"'\"', orient='\"'\"'records'\"'\"', lines=True)'",
+    ),
+    "a web page": (
+        "rows.jsonl",
+        b"<!DOCTYPE html>\n<html>",
+        "rows.jsonl: this is a web page, not a file of rows\n"
+        "  received <!DOCTYPE html>\n"
+        "  try      download the file itself: the address behind its raw or download button",
     ),
     "a row that is a string": (
         "rows.jsonl",
@@ -587,20 +602,21 @@ def test_a_missing_file_without_a_near_one(name: str) -> None:
 def test_an_unknown_ending() -> None:
     """The ending tells the format; the known ones are named."""
     said = "the ending tells the format, and this one is unknown"
-    known = ".jsonl .ndjson .json .csv .tsv .parquet"
-    assert message("rows.txt", GOOD) == f"rows.txt: {said}\n  received rows.txt\n  try      {known}"
-    assert message("rows.txt.gz", GOOD) == f"rows.txt.gz: {said}\n  received rows.txt.gz\n  try      {known}"
+    known = ".jsonl .ndjson .json .csv .tsv .parquet .arrow .txt"
+    assert message("rows.zip", GOOD) == f"rows.zip: {said}\n  received rows.zip\n  try      {known}"
+    assert message("rows.zip.gz", GOOD) == f"rows.zip.gz: {said}\n  received rows.zip.gz\n  try      {known}"
+    assert message("rows.md", GOOD) == f"rows.md: {said}\n  received rows.md\n  try      mv rows.md rows.txt"
 
 
 def test_a_folder_without_data_files() -> None:
     """An empty folder, and one that holds other files, of which the first are named."""
     Path("data").mkdir()
     said = "data: this folder holds no data file\n  received {}\n  try      one of {}"
-    endings = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet"
+    endings = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt"
     assert message("data") == said.format("nothing", endings)
     for name in "gfedcba":
-        Path("data", f"{name}.txt").touch()
-    assert message("data") == said.format("a.txt, b.txt, c.txt, d.txt, e.txt", endings)
+        Path("data", f"{name}.pdf").touch()
+    assert message("data") == said.format("a.pdf, b.pdf, c.pdf, d.pdf, e.pdf", endings)
 
 
 def test_an_unknown_split_of_the_builtin_set() -> None:

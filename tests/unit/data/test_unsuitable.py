@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from neftcli.data.formats import STANDARD, Example, detect, to_example
-from neftcli.data.sources import Row, read_rows
+from neftcli.data.readers import Row
+from neftcli.data.sources import read_rows
 from neftcli.data.unsuitable import MEDIA
 from neftcli.errors import DataError
 from neftcli.recipe.loading import assignment, load_recipe

@@ -7,7 +7,7 @@ hypothesis tries to break: what is written loads back equal, and nothing but Rec
 import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import RecipeError
-from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve, to_yaml
+from neftcli.recipe.loading import assignment, differences, fingerprint, load_recipe, resolve, to_yaml
 from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe, keys
 from neftcli.recipe.yaml_file import Layer, Setting
 
@@ -492,6 +492,61 @@ def test_modules_to_save_without_an_adapter() -> None:
     )
 
 
+# Lists of mappings
+
+
+def sources_problem(value: str) -> str:
+    with pytest.raises(RecipeError) as raised:
+        resolve([assignment(f"data.sources={value}")])
+    return "\n".join(
+        problem.violated.partition("data.sources, ")[2] or problem.violated for problem in raised.value.problems
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[{source: a, wieght: 2}]", "entry 1: wieght is not a key of an entry"),
+        ("[{source: a}, {weight: 1}]", "entry 2 has no source"),
+        ("[{source: a, weight: 0}]", "entry 1: weight must be a finite number, above 0"),
+        ("[{source: a, weight: -1}]", "entry 1: weight must be a finite number, above 0"),
+        ("[{source: a, weight: .inf}]", "entry 1: weight must be a finite number, above 0"),
+        ("[{source: a, max_rows: 1.5}]", "entry 1: max_rows must be a whole number, above 0"),
+        ("[{source: null}]", "entry 1: source must be text, not empty"),
+        ("[{source: a, columns: [b]}]", "entry 1: columns must be a mapping of names to names"),
+    ],
+)
+def test_resolve_sources_that_are_refused(value: str, said: str) -> None:
+    assert sources_problem(value) == said
+
+
+def test_resolve_sources_names_the_nearest_key_and_choice() -> None:
+    with pytest.raises(RecipeError) as raised:
+        resolve([assignment("data.sources=[{source: a, wieght: 2}, {source: b, format: alpca}]")])
+    assert [problem.nearest for problem in raised.value.problems] == ["weight", "alpaca"]
+
+
+def test_resolve_source_and_sources_exclude_each_other() -> None:
+    """Of a file and the command line the latter decides; in one place they are refused."""
+    several, single = "data.sources=[{source: a.jsonl}]", "data.source=b.jsonl"
+    Path("one.yaml").write_text("data: {source: b.jsonl}\n", encoding="utf-8")
+    Path("many.yaml").write_text("data: {sources: [{source: a.jsonl}]}\n", encoding="utf-8")
+    assert load_recipe("one.yaml", [assignment(several)]).data.source_name() == "a.jsonl"
+    assert load_recipe("many.yaml", [assignment(single)]).data.source_name() == "b.jsonl"
+    for layers in ([assignment(several), assignment(single)], [assignment("data.source=builtin"), assignment(several)]):
+        with pytest.raises(RecipeError, match="exclude each other"):
+            resolve(layers)
+    Path("both.yaml").write_text("data: {source: b.jsonl, sources: [{source: a.jsonl}]}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="exclude each other"):
+        load_recipe("both.yaml")
+
+
+def test_differences_of_sources_are_plain_values() -> None:
+    recipes = [resolve([assignment(f"data.sources=[{{source: a, weight: {weight}}}]")]) for weight in (1, 2)]
+    expected = ([{"source": "a", "weight": 1.0}], [{"source": "a", "weight": 2.0}])
+    assert differences(*recipes) == {"data.sources": expected}
+
+
 # Laws
 
 
@@ -520,6 +575,9 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(COLUMN, TEXT | TRICKY, max_size=3)
     if arguments:
         return st.one_of(*map(values_of, arguments))
+    if is_dataclass(annotation):
+        hints = get_type_hints(annotation, include_extras=True)
+        return st.builds(annotation, **{item.name: values_of(hints[item.name]) for item in fields(annotation)})
     plain = {int: st.integers(), float: st.floats(), bool: st.booleans(), str: TEXT | TRICKY}
     return plain[annotation]
 
@@ -568,6 +626,8 @@ def without_contradictions(recipe: Recipe) -> Recipe:
     judge = recipe.evaluation.judge
     plain = replace(judge, base_url=judge.base_url and re.sub("[@?#]", "a", judge.base_url))
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, judge=plain))
+    if recipe.data.sources:
+        recipe = replace(recipe, data=replace(recipe.data, source="builtin"))
     if recipe.adapter.type == "lora":
         return recipe
     return replace(recipe, adapter=replace(recipe.adapter, modules_to_save=()), quantization=Quantization())
@@ -589,10 +649,13 @@ def test_what_is_written_loads_back_equal(recipe: Recipe) -> None:
 
 def layer_of(recipe: Recipe) -> Layer:
     """All of a recipe's options as the settings of one layer."""
-    return {key.path: Setting(reduce(getattr, key.path.split("."), recipe), "", "") for key in keys()}
+    values = {key.path: reduce(getattr, key.path.split("."), recipe) for key in keys()}
+    values["data.sources"] = tuple(map(asdict, values["data.sources"]))
+    return {path: Setting(value, "", "") for path, value in values.items()}
 
 
-FREE = [key.path for key in keys() if not key.path.startswith(("adapter.", "quantization."))]  # can't contradict others
+# These can't contradict others.
+FREE = [key.path for key in keys() if not key.path.startswith(("adapter.", "quantization.", "data.source"))]
 
 
 @quietly

@@ -1,0 +1,49 @@
+"""Several sources as one sequence of rows, as `datasets.interleave_datasets` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from neftcli.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from neftcli.data.splits import Places
+
+MOST_REPEATS = 100
+"""How much longer than all its sources together a mixture may be."""
+
+
+def mixed(parts: Sequence[Places], weights: Sequence[float | None], seed: int, stopping_strategy: str) -> Places:
+    """The places of the mixture's rows, in their order.
+
+    Without weights the parts are concatenated. With weights the part of each row is drawn by the seed with probability
+    weight / sum of weights, and each part gives its rows in order; a part without a weight has weight 1.
+
+    Args:
+        parts: The places of each source's rows.
+        weights: The weight of each, or None.
+        seed: Chooses the draws.
+        stopping_strategy: "first_exhausted" ends when a part has no row left; "all_exhausted" when each row was drawn
+            at least once, with the rows of parts that ran out drawn again.
+
+    Raises:
+        DataError: The weights would repeat rows too often.
+    """
+    import numpy
+
+    if all(weight is None for weight in weights):
+        return numpy.concatenate(parts)
+    from datasets import Dataset, interleave_datasets
+
+    filled = [1.0 if weight is None else weight for weight in weights]
+    probabilities = [weight / sum(filled) for weight in filled]
+    total = sum(map(len, parts))
+    longest = max(len(part) / probability for part, probability in zip(parts, probabilities, strict=True))
+    if stopping_strategy == "all_exhausted" and longest > MOST_REPEATS * total:
+        told = "data.sources: until the source of the smallest weight is used up, the others repeat too often"
+        remedy = "--set data.stopping_strategy=first_exhausted, or weights nearer to each other"
+        raise DataError(Problem(told, f"about {longest:,.0f} rows drawn from {total:,}", remedy))
+    sets = [Dataset.from_dict({"place": part}) for part in parts]
+    drawn = interleave_datasets(sets, probabilities, seed, stopping_strategy=stopping_strategy)
+    return numpy.asarray(drawn.with_format("numpy")[:]["place"], dtype=numpy.int64)

@@ -1,0 +1,179 @@
+"""Tokenised rows on disk, so that ranks, sweep arms and repeated commands don't tokenise the same rows again.
+
+An entry is one file in `tokens` of the cache folder, named by a SHA-256 of all that its tokens depend on: the rows and
+their places, the tokenizer, the chat template, the options, and the code. It is written beside its place and renamed,
+ends in a checksum, is mapped and not read, and goes, the least recently used first, beyond MOST_BYTES.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.data.rows import TokenRows
+from neftcli.machine.cache import cache_folder
+
+if TYPE_CHECKING:
+    from neftcli.data.rows import ExampleRows
+
+FEWEST_ROWS = 500
+"""Fewer rows are tokenised each time: that takes no longer than finding an entry (docs/lab-log.md)."""
+MOST_BYTES = 4 * 2**30
+"""Bytes of all entries together."""
+DIGEST = hashlib.sha256().digest_size
+ABANDONED = 86_400.0
+"""Seconds after which a file that is being written is taken for one of a process that died."""
+PLACE = "place"
+LIBRARIES = ("transformers", "tokenizers", "jinja2", "trl")
+
+
+def token_key(rows: ExampleRows, *settings: str) -> str:
+    """The name of the entry of these rows.
+
+    Args:
+        rows: The examples, whose content and places are hashed.
+        settings: All else that their tokens depend on: the tokenizer's JSON, its template, stop tokens, options.
+    """
+    digest = hashlib.sha256()
+    for part in (_code(), *settings):
+        digest.update(f"{len(part)} ".encode() + part.encode("utf-8", "surrogatepass"))
+    for content, where in rows.contents_and_places():
+        digest.update(b"%d %d " % (len(content), len(where)) + content + where)
+    return digest.hexdigest()
+
+
+def cached(key: str, tokenise: Callable[[], tuple[TokenRows, Sequence[int]]]) -> tuple[TokenRows, Sequence[int]]:
+    """Tokenised rows and their places among the examples: the entry's if there is one, else made and kept.
+
+    Of processes that want the same entry at once one makes it and the others wait. Without a cache folder that can be
+    written, or with a full disk, the rows are tokenised and nothing is kept.
+    """
+    folder = cache_folder() / "tokens"
+    with _locked(folder, key) as writable:
+        if (found := _read(folder / f"{key}.arrow")) is not None:
+            return found
+        rows, places = tokenise()
+        if writable:
+            with suppress(OSError):  # it is tokenised again next time
+                _write(folder, key, rows, places)
+                _evict(folder)
+        return rows, places
+
+
+@contextmanager
+def _locked(folder: Path, key: str) -> Iterator[bool]:
+    """Holds the lock of an entry; whether the folder can be written."""
+    from filelock import FileLock
+
+    lock = FileLock(folder / f"{key}.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):  # read-only, full, or a file system without locks
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _read(path: Path) -> tuple[TokenRows, Sequence[int]] | None:
+    """An entry; None if there is none, or if it is damaged."""
+    import pyarrow as arrow
+
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content = memoryview(mapped)[:-DIGEST]
+        if hashlib.sha256(content).digest() != mapped[-DIGEST:]:
+            return None
+        table = arrow.ipc.open_stream(arrow.py_buffer(content)).read_all()
+        os.utime(path)
+    except (OSError, ValueError, arrow.ArrowException):  # ValueError: an empty file can't be mapped
+        return None
+    places = array("q", table[PLACE].to_numpy().tobytes())
+    return TokenRows(table.drop_columns([PLACE])), places
+
+
+def _write(folder: Path, key: str, rows: TokenRows, places: Sequence[int]) -> None:
+    """Writes an entry whole or not at all; one that is larger than all may be is not written.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    import pyarrow as arrow
+
+    table = rows.table().append_column(PLACE, arrow.array(places, arrow.int64()))
+    if table.nbytes > MOST_BYTES:
+        return
+    descriptor, name = tempfile.mkstemp(prefix=f"{key[:16]}-", suffix=".part", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            sink = _Hashing(file)
+            with arrow.ipc.new_stream(arrow.PythonFile(sink, "w"), table.schema) as writer:
+                writer.write_table(table)
+            file.write(sink.digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, folder / f"{key}.arrow")
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class _Hashing:
+    """A file to write to, with the SHA-256 of what was written."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.closed = False
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self._file.write(content)
+        return len(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _evict(folder: Path) -> None:
+    """Removes the entries that were not used longest until the rest fits, and what dead processes began."""
+    entries = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process removed it
+            facts = path.stat()
+            if path.suffix == ".arrow":
+                entries.append((facts.st_mtime, facts.st_size, path))
+            elif time.time() - facts.st_mtime > ABANDONED:
+                path.unlink()
+    size = 0
+    for _, bytes_, path in sorted(entries, reverse=True):
+        size += bytes_
+        if size > MOST_BYTES:
+            path.unlink(missing_ok=True)
+
+
+@cache
+def _code() -> str:
+    """The code that makes tokens: the libraries' versions, and a hash of neft's own."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for path in sorted([*(package / "data").glob("*.py"), *(package / "models").glob("*.py")]):
+        digest.update(path.read_bytes())
+    return " ".join([*(f"{name} {version(name)}" for name in LIBRARIES), digest.hexdigest()])

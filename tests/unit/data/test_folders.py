@@ -1,0 +1,449 @@
+"""Folders, addresses and text files as sources of rows.
+
+Oracles: the rows that `datasets` wrote with `save_to_disk` and `to_parquet`, `datasets`' own choice of splits for the
+same names, and the same folder in fsspec's memory and behind a loopback server.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.data.folders import NO_DATA, SPLIT_WORDS, splits_of
+from neftcli.data.sources import open_source
+from neftcli.errors import DataError
+
+TRAIN = [{"instruction": f"Double {number}.", "output": str(2 * number)} for number in range(10)]
+TEST = [{"instruction": f"Halve {2 * number}.", "output": str(number)} for number in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
+
+
+def values(source: str, split: str = "train", **more: Any) -> list[dict[str, Any]]:
+    return [row.values for row in open_source(source, split, **more).rows]
+
+
+def refusal(source: str, split: str = "train", **more: Any) -> str:
+    with pytest.raises(DataError) as raised:
+        values(source, split, **more)
+    return str(raised.value)
+
+
+def dataset(rows: list[dict[str, Any]]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)
+
+
+def saved_dict(path: str = "saved") -> None:
+    from datasets import DatasetDict
+
+    DatasetDict(train=dataset(TRAIN), test=dataset(TEST)).save_to_disk(path)
+
+
+def write(files: dict[str, list[dict[str, Any]]]) -> None:
+    for name, rows in files.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            dataset(rows).to_parquet(name)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_split_words_are_those_of_datasets() -> None:
+    from datasets.data_files import FILES_TO_IGNORE, SPLIT_KEYWORDS
+
+    assert {str(split): tuple(words) for split, words in SPLIT_KEYWORDS.items()} == SPLIT_WORDS
+    assert set(NO_DATA) == {name for name in FILES_TO_IGNORE if name.endswith(".json")}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.jsonl", "test.jsonl"],
+        ["data/train.csv", "data/valid.csv", "data/eval.csv"],
+        ["my-train-0.jsonl", "my-dev-0.jsonl"],
+        ["train/a.jsonl", "train/b.jsonl", "test/a.jsonl"],
+        ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"],
+        ["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"],
+        ["trains.jsonl", "latest.jsonl"],
+        ["a.jsonl", "b.jsonl"],
+    ],
+)
+def test_splits_of_agrees_with_datasets(names: list[str]) -> None:
+    from datasets.data_files import get_data_patterns
+
+    write(dict.fromkeys(names, TEST))
+    expected = {}
+    for split, patterns in get_data_patterns(".").items():
+        found = {str(Path(path).relative_to(Path.cwd())) for glob in patterns for path in resolve_pattern_or_none(glob)}
+        expected[split] = sorted(found)
+    splits = {split or "train": sorted(files) for split, files in splits_of(names).items()}
+    assert splits == expected
+
+
+def resolve_pattern_or_none(glob: str) -> list[str]:
+    from datasets.data_files import resolve_pattern
+
+    try:
+        return list(resolve_pattern(glob, "."))
+    except FileNotFoundError:
+        return []
+
+
+@pytest.mark.parametrize("name", ["train_test.jsonl", "TEST train.jsonl", "eval-train.jsonl"])
+def test_splits_of_never_takes_test_files_for_train(name: str) -> None:
+    assert splits_of(["train.jsonl", name]) == {"train": ["train.jsonl"], "test": [name]}
+
+
+# save_to_disk
+
+
+def test_read_rows_save_to_disk_folder() -> None:
+    dataset(TRAIN).save_to_disk("saved", num_shards=3)
+    rows = list(open_source("saved").rows)
+    assert [row.values for row in rows] == TRAIN
+    assert rows[0].where == "saved/data-00000-of-00003.arrow, row 1"
+    assert values("file://" + str(Path("saved").absolute())) == TRAIN
+
+
+def test_read_rows_save_to_disk_dictionary() -> None:
+    saved_dict()
+    assert values("saved") == TRAIN
+    assert values("saved", "test") == TEST
+    assert open_source("saved").left_out == ("test",)
+    assert refusal("saved", "tset") == (
+        "data.split: saved has no split of this name\n"
+        "  received tset\n"
+        "  nearest  test\n"
+        "  try      --set data.split=test    its splits are train, test"
+    )
+
+
+def test_read_rows_decodes_json_values_of_datasets() -> None:
+    from datasets import Dataset
+
+    tools = [[{"name": "add", "parameters": {"a": 1}}, {"name": "now", "strict": True}]]
+    mixed = Dataset.from_dict({"prompt": ["q"], "tools": tools}, on_mixed_types="use_json")
+    mixed.save_to_disk("saved")
+    mixed.to_parquet("rows.parquet")
+    assert values("saved") == values("rows.parquet") == [{"prompt": "q", "tools": tools[0]}]
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no arrow file": (lambda path: (path / "train/data-00000-of-00001.arrow").unlink(), "missing: train/data-00000"),
+    "no state.json": (lambda path: (path / "train/state.json").unlink(), "train/state.json is missing"),
+    "state.json that is none": (
+        lambda path: (path / "train/state.json").write_text("{"),
+        "train/state.json is not JSON",
+    ),
+    "state.json without files": (lambda path: (path / "train/state.json").write_text("{}"), "names no data file"),
+    "no splits": (lambda path: (path / "dataset_dict.json").write_text("{}"), "dataset_dict.json names no splits"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_read_rows_save_to_disk_damaged(damage: str) -> None:
+    saved_dict()
+    edit, received = DAMAGE[damage]
+    edit(Path("saved"))
+    said = refusal("saved").splitlines()
+    assert said[0] == "saved: this folder of save_to_disk is damaged"
+    assert received in said[1]
+
+
+def test_read_rows_truncated_arrow_file() -> None:
+    """Cut anywhere, also between two batches, it is refused and never read as a shorter one."""
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(TRAIN)
+    with pyarrow.OSFile("rows.arrow", "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    assert values("rows.arrow") == TRAIN
+    content = Path("rows.arrow").read_bytes()
+    for end in (0, 5, 100, len(content) // 2, len(content) - 8, len(content) - 1):
+        Path("rows.arrow").write_bytes(content[:end])
+        first = "the file is empty" if not end else "this is not an Arrow file that can be read"
+        assert refusal("rows.arrow").splitlines()[0] == f"rows.arrow: {first}"
+
+
+# Snapshots and folders of files
+
+
+def test_read_rows_snapshot() -> None:
+    write({"s/data/train-00000-of-00001.parquet": TRAIN, "s/data/test-00000-of-00001.parquet": TEST})
+    Path("s/README.md").write_text("---\nconfigs: []\n---\n", encoding="utf-8")
+    Path("s/dataset_infos.json").write_text("{}", encoding="utf-8")
+    for folder, inside in (("s", "data/"), ("s/data", "")):
+        source = open_source(folder)
+        assert (source.split, source.left_out) == ("train", (f"test ({inside}test-00000-of-00001.parquet)",))
+        assert [row.values for row in source.rows] == TRAIN
+        assert values(folder, "test") == TEST
+
+
+README = """---
+configs:
+- config_name: main
+  default: true
+  data_files:
+  - split: train
+    path: data/learn*
+  - split: test
+    path: [data/ask.jsonl]
+- config_name: other
+  data_files: more/*.jsonl
+---
+"""
+
+
+def test_read_rows_by_the_configs_of_a_readme() -> None:
+    """Split by what the README says, whatever the files are called."""
+    write({"s/data/learn-1.jsonl": TRAIN[:5], "s/data/learn-2.jsonl": TRAIN[5:], "s/data/ask.jsonl": TEST})
+    write({"s/more/a.jsonl": TEST})
+    Path("s/README.md").write_text(README, encoding="utf-8")
+    assert values("s") == TRAIN
+    assert values("s", "test") == values("s", config="other") == TEST
+    assert open_source("s").left_out == ("test (data/ask.jsonl)", "more/a.jsonl (no split in the name)")
+    assert "it has main, other" in refusal("s", config="mian")
+    Path("s/data/ask.jsonl").unlink()
+    assert refusal("s", "test").splitlines()[:2] == [
+        "s: the files of the split test are not here",
+        "  received no file fits data/ask.jsonl",
+    ]
+
+
+def test_read_rows_folder_with_unnamed_files_beside_test() -> None:
+    write({"d/rows.jsonl": TRAIN, "d/rows-test.jsonl": TEST})
+    assert values("d") == TRAIN
+    assert open_source("d").left_out == ("test (rows-test.jsonl)",)
+    write({"d/train.jsonl": TRAIN[:3]})
+    assert values("d") == TRAIN[:3]
+
+
+def test_read_rows_folder_with_test_files_only() -> None:
+    write({"d/test.jsonl": TEST})
+    assert refusal("d").splitlines()[2] == "  try      --set data.split=test    its splits are test"
+
+
+def test_read_rows_folder_of_several_sets() -> None:
+    write({"d/en/a.jsonl": TRAIN, "d/fr/a.jsonl": TEST})
+    assert refusal("d") == (
+        "d: the data files are in several subfolders, which may be different data sets\n"
+        "  received en, fr\n"
+        "  try      --dataset d/en, or several by data.sources"
+    )
+
+
+def test_read_rows_folder_prefers_rows_to_notes() -> None:
+    write({"d/rows.jsonl": TRAIN})
+    Path("d/notes.txt").write_text("Not a row.", encoding="utf-8")
+    assert values("d") == TRAIN
+    assert open_source("d").left_out == ("text (notes.txt)",)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_read_rows_folder_without_splits(split: str) -> None:
+    write({"d/a.jsonl": TRAIN})
+    assert refusal("d", split).splitlines()[0] == (
+        "data.split: d has no splits, since no file or folder in it names one"
+    )
+    assert refusal("d", config="en").splitlines()[0].startswith("data.config: d has no configurations")
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    ("sample_by", "expected"),
+    [
+        ("paragraph", [("One\n two", 2), ("Three", 6)]),
+        ("line", [("One", 2), (" two", 3), ("Three", 6)]),
+        ("document", [("One\n two\n\n \nThree", 2)]),
+    ],
+)
+@pytest.mark.parametrize("name", ["notes.txt", "notes.txt.gz"])
+def test_read_rows_text_file(name: str, sample_by: str, expected: list[tuple[str, int]]) -> None:
+    content = "\ufeff\nOne\n two\n\n \nThree\n".encode()
+    Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    source = open_source(name, sample_by=sample_by)
+    assert source.running_text
+    assert [(row.values, row.where) for row in source.rows] == [
+        ({"text": text}, f"{name}, line {line}") for text, line in expected
+    ]
+
+
+def test_read_rows_text_file_without_text() -> None:
+    Path("notes.txt").write_text("\n \n", encoding="utf-8")
+    assert refusal("notes.txt").splitlines()[0] == "notes.txt: the file holds no row"
+
+
+# One object in a .json file
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"messages": [{"role": "user", "content": "q"}], "tools": [{"type": "function", "function": {}}]},
+        {"prompt": "q", "completion": "a"},
+        {"dialog": [{"role": "user", "content": "q"}]},
+    ],
+)
+def test_read_rows_json_of_one_row(row: dict[str, Any]) -> None:
+    Path("row.json").write_text(json.dumps(row), encoding="utf-8")
+    assert values("row.json") == [row]
+
+
+@pytest.mark.parametrize("wrapper", [{"data": TEST}, {"version": 1, "data": TEST, "authors": ["x"]}])
+def test_read_rows_json_of_a_wrapped_list(wrapper: dict[str, Any]) -> None:
+    Path("rows.json").write_text(json.dumps(wrapper), encoding="utf-8")
+    assert values("rows.json") == TEST
+
+
+# Addresses
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A loopback server of the current folder, which knows no ranges."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.enable_socket
+def test_read_rows_http(server: str) -> None:
+    write({"rows.jsonl": TRAIN, "rows.parquet": TRAIN})
+    Path("rows.csv.gz").write_bytes(
+        gzip.compress(
+            b"instruction,output\n" + b"".join(f"{row['instruction']},{row['output']}\n".encode() for row in TRAIN)
+        )
+    )
+    for name in ("rows.jsonl", "rows.parquet", "rows.csv.gz", "rows.jsonl?download=true"):
+        assert values(f"{server}/{name}") == TRAIN
+    assert next(open_source(f"{server}/rows.jsonl").rows).where == f"{server}/rows.jsonl, line 1"
+    assert refusal(f"{server}/lost.jsonl").splitlines()[0] == (
+        f"{server}/lost.jsonl: there is no file or folder at this address"
+    )
+    assert "the ending tells the format" in refusal(f"{server}/rows")
+    assert not list(Path("cache").iterdir())
+
+
+@pytest.mark.enable_socket
+def test_read_rows_http_without_a_server() -> None:
+    said = refusal("http://127.0.0.1:9/rows.jsonl").splitlines()
+    assert said[0] == "http://127.0.0.1:9/rows.jsonl: this address can't be read"
+    assert "127.0.0.1:9" in said[1]
+
+
+def test_read_rows_fsspec_folder() -> None:
+    """A remote folder is read as a local one is: what save_to_disk wrote, a snapshot, and plain files."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    saved_dict("saved")
+    write({"s/data/train-00000-of-00001.parquet": TRAIN, "s/data/test-00000-of-00001.parquet": TEST})
+    for folder in ("saved", "s"):
+        memory.put(str(Path(folder).absolute()), f"/bucket/{folder}", recursive=True)
+        assert values(f"memory://bucket/{folder}") == TRAIN
+        assert values(f"memory://bucket/{folder}", "test") == TEST
+    assert next(open_source("memory://bucket/saved").rows).where == (
+        "memory://bucket/saved/train/data-00000-of-00001.arrow, row 1"
+    )
+    assert "there is no file or folder at this address" in refusal("memory://bucket/nothing")
+    memory.rm("/bucket", recursive=True)
+
+
+ADDRESSES = {
+    "s3://bucket/rows.jsonl": ("data.source: s3:// needs the package s3fs, which is not installed", "pip install s3fs"),
+    "gs://bucket/rows": ("data.source: gs:// needs the package gcsfs, which is not installed", "pip install gcsfs"),
+    "foo://rows.jsonl": ("data.source: no file system is known as foo://", "s3://, gs://, hf://, https://, file://"),
+    "https://huggingface.co/datasets/owner/name": (
+        "data.source: a data set of the hub is named by its id",
+        "--dataset owner/name",
+    ),
+    "huggingface.co/datasets/owner/name/tree/main": (
+        "data.source: a data set of the hub is named by its id",
+        "--dataset owner/name",
+    ),
+    "https://huggingface.co/datasets/owner/name/blob/main/data/a.jsonl": (
+        "data.source: a data set of the hub is named by its id",
+        "--dataset hf://datasets/owner/name/data/a.jsonl",
+    ),
+    "hf://datasets/owner/name": ("data.source: a data set of the hub is named by its id", "--dataset owner/name"),
+    "https://me:secret@host/rows.jsonl": (
+        "data.source: an address must hold no password or key; it would be written into the run's recipe",
+        "curl -L -o rows.jsonl ADDRESS    downloads the file; then --dataset rows.jsonl",
+    ),
+    "https://host/rows.jsonl?X-Amz-Signature=secret": (
+        "data.source: an address must hold no password or key; it would be written into the run's recipe",
+        "curl -L -o rows.jsonl ADDRESS    downloads the file; then --dataset rows.jsonl",
+    ),
+}
+
+
+@pytest.mark.parametrize("source", ADDRESSES)
+def test_open_source_refuses_an_address(source: str) -> None:
+    said = refusal(source).splitlines()
+    assert (said[0], said[-1]) == (ADDRESSES[source][0], f"  try      {ADDRESSES[source][1]}")
+    assert "secret" not in "".join(said)
+
+
+# The hub
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_open_source_hub(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+    """`load_dataset` is asked for what the recipe says; its rows come in order, over several batches."""
+    import datasets
+
+    rows = [{"text": str(number)} for number in range(2500)]
+    asked = []
+
+    def load(*arguments: Any, **named: Any) -> Any:
+        asked.append((arguments, named))
+        return dataset(rows).to_iterable_dataset() if named["streaming"] else dataset(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = open_source("owner/name", "test", "en", streaming=streaming)
+    read = list(source.rows)
+    assert [row.values for row in read] == rows
+    assert read[-1].where == "owner/name test, row 2500"
+    assert asked == [(("owner/name", "en"), {"split": "test", "streaming": streaming})]
+
+
+def test_open_source_hub_offline_reads_the_cached_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+    import huggingface_hub
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "s"))
+    Path("s").mkdir()
+    assert "can't be reached on the hub" in refusal("owner/name")
+    write({"s/data/train.jsonl": TRAIN, "s/data/test.jsonl": TEST})
+    assert values("owner/name") == TRAIN

@@ -1,0 +1,145 @@
+"""The cache of tokenised rows.
+
+Oracles: the rows that were tokenised, the number of times that they were, and the files of the folder.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from neftcli.data import token_cache
+from neftcli.data.formats import Example, Turn
+from neftcli.data.rows import ExampleRows, TokenRows
+from neftcli.data.token_cache import cached, token_key
+from neftcli.data.tokens import IGNORED, TokenRow
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NEFT_CACHE", str(tmp_path))
+    return tmp_path / "tokens"
+
+
+ROWS = [
+    TokenRow([place, 2, 3], [IGNORED, 2, 3], place % 2 == 0, True, f"größe\udcff, line {place}") for place in range(9)
+]
+
+
+def examples(text: str = "a", where: str = "rows.jsonl, line 1") -> ExampleRows:
+    turns = (Turn("user", "q"), Turn("assistant", text))
+    return ExampleRows.of([Example(turns, "", where)])
+
+
+def counting() -> tuple[list[int], Callable[[], tuple[TokenRows, Sequence[int]]]]:
+    calls: list[int] = []
+
+    def tokenise() -> tuple[TokenRows, Sequence[int]]:
+        calls.append(1)
+        return TokenRows.of(ROWS), range(0, 18, 2)
+
+    return calls, tokenise
+
+
+def test_cached_gives_back_what_was_tokenised() -> None:
+    calls, tokenise = counting()
+    for _ in range(3):
+        rows, places = cached("key", tokenise)
+        assert list(rows) == ROWS
+        assert list(places) == list(range(0, 18, 2))
+        assert rows.columns().column_names == ["input_ids", "labels"]
+    assert len(calls) == 1
+    cached("other key", tokenise)
+    assert len(calls) == 2
+
+
+def test_cached_keeps_no_rows_as_well() -> None:
+    for _ in range(2):
+        rows, places = cached("key", lambda: (TokenRows.of([]), []))
+        assert (list(rows), list(places)) == ([], [])
+
+
+def test_token_key_changes_with_all_that_tokens_depend_on() -> None:
+    keys = {
+        token_key(examples(), "tokenizer", "template"),
+        token_key(examples("b"), "tokenizer", "template"),
+        token_key(examples(where="rows.jsonl, line 2"), "tokenizer", "template"),
+        token_key(examples(), "tokenizers", "template"),
+        token_key(examples(), "tokenizer", "template", ""),
+        token_key(examples(), "tokenizert", "emplate"),
+    }
+    assert len(keys) == 6
+    assert token_key(examples(), "tokenizer", "template") in keys
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped"])
+def test_cached_rebuilds_a_damaged_entry(folder: Path, damage: str) -> None:
+    calls, tokenise = counting()
+    cached("key", tokenise)
+    content = (folder / "key.arrow").read_bytes()
+    middle = len(content) // 2
+    damaged = {
+        "truncated": content[:-1],
+        "emptied": b"",
+        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    }
+    (folder / "key.arrow").write_bytes(damaged[damage])
+    assert list(cached("key", tokenise)[0]) == ROWS
+    assert len(calls) == 2
+    assert (folder / "key.arrow").read_bytes() == content
+
+
+def test_cached_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry that was not used longest goes, also one that is larger than all may be."""
+    import os
+
+    _, tokenise = counting()
+    cached("a", tokenise)
+    cached("b", tokenise)
+    size = (folder / "a.arrow").stat().st_size
+    os.utime(folder / "a.arrow", (1, 1))
+    os.utime(folder / "b.arrow", (2, 2))
+    (folder / "dead.part").touch()
+    os.utime(folder / "dead.part", (1, 1))
+    cached("a", tokenise)  # is used again
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 2 * size)
+    cached("c", tokenise)
+    assert {path.name for path in folder.iterdir() if path.suffix != ".lock"} == {"a.arrow", "c.arrow"}
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 10)
+    cached("d", tokenise)
+    assert not (folder / "d.arrow").exists()
+
+
+def test_cached_without_a_folder_tokenises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "file"))
+    calls, tokenise = counting()
+    assert list(cached("key", tokenise)[0]) == list(cached("key", tokenise)[0]) == ROWS
+    assert len(calls) == 2
+
+
+def _tokenise_slowly(log: str) -> tuple[TokenRows, Sequence[int]]:
+    import time
+
+    with Path(log).open("a") as file:
+        file.write("x")
+    time.sleep(0.5)
+    return TokenRows.of(ROWS), range(9)
+
+
+def _want(log: str) -> None:
+    assert list(cached("key", lambda: _tokenise_slowly(log))[0]) == ROWS
+
+
+def test_cached_is_made_by_one_of_several_processes(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_want, args=(str(tmp_path / "log"),)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "log").read_text() == "x"
