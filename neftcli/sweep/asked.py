@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Observer
+from neftcli.sweep.plan import arms_of
 from neftcli.sweep.splits import chooses
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
     from neftcli.models.names import Reference
     from neftcli.recipe.schema import Recipe
+    from neftcli.sweep.plan import Cell
     from neftcli.sweep.sweep import Request
 
 ENGINES = ("local", "ray")
 OTHER_TOKENS = ("model.name", "model.revision", "model.chat_template")  # whose losses can't stand in one table
+
+
+def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
+    """Rejects a sweep whose only arm is alpha 0, before any row is read.
+
+    Raises:
+        InputError: No alpha is above 0, and no grid makes a second arm.
+    """
+    if len(arms_of(cells)) > 1:
+        return
+    alphas = ",".join(f"{alpha:g}" for alpha in base.sweep.alphas)
+    problem = "sweep.alphas: a sweep compares alphas, and alpha 0, the baseline, is the only one"
+    raise InputError(Problem(problem, alphas, "--alphas 0,5,10    a run without noise: neft train --alpha 0"))
 
 
 def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference, Examples]:

@@ -22,10 +22,10 @@ from neftcli.events import Advance, CellState, Event, Notice, Phase, Progress
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.recipe.schema import Recipe
 from neftcli.sweep import sweep as module
-from neftcli.sweep.asked import check
+from neftcli.sweep.asked import check, require_noise
 from neftcli.sweep.cell import MEASURING
 from neftcli.sweep.local import Outcome
-from neftcli.sweep.plan import Arm, Cell
+from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.sweep import Request, _again, _Sweep
 from tests.conftest import Result
 from tests.unit.sweep.test_verdict import ROWS, measured, plan, shifted
@@ -293,3 +293,27 @@ def test_both_halves_need_rows(
     else:
         with pytest.raises(InputError, match="a sweep needs at least 12 held-out rows: 6 that choose"):
             check(resolve(layers), request, Told())
+
+
+@pytest.mark.parametrize(
+    ("sets", "rejected"),
+    [
+        (["sweep.alphas=[0]"], True),
+        (["sweep.alphas=[0, 0.0]"], True),
+        (["sweep.alphas=[0]", "sweep.grid=['neftune.noise=uniform,gaussian']"], True),
+        (["sweep.alphas=[0]", "sweep.grid=['training.learning_rate=1e-5']"], True),
+        (["sweep.alphas=[0]", "sweep.grid=['training.learning_rate=1e-5,5e-5']"], False),
+        (["sweep.alphas=[5]"], False),
+        (["sweep.alphas=[5, 5]"], False),
+    ],
+)
+def test_require_noise_rejects_a_sweep_of_one_arm(sets: list[str], rejected: bool) -> None:
+    """Arms are counted after alpha 0 was added and repeated values were merged."""
+    layers = [*file_layers("quickstart"), *map(assignment, sets)]
+    base = resolve(layers)
+    cells = plan_cells(base, layers)
+    if not rejected:
+        require_noise(base, cells)
+        return
+    with pytest.raises(InputError, match="alpha 0, the baseline, is the only one"):
+        require_noise(base, cells)
