@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.prepare import loss_on_answers
 from neftcli.data.tokens import TokenRow, prompt_and_reference, render_prompt, tokenize
-from neftcli.errors import NeftError, Problem
+from neftcli.errors import DataError, NeftError, Problem
 from neftcli.evaluation.generation import Answer, answers_as_they_come
 from neftcli.evaluation.loss import RowLoss, losses_as_they_come
 from neftcli.evaluation.metrics import AnswerMetrics
@@ -111,7 +111,16 @@ class Measurement:
         self._identity = subject.identity(machine) | {"tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str())}
         config = load_config(subject.reference, subject.recipe.model.trust_remote_code)
         self._scored = self._token_rows()
-        if lost := sum(bool(example.answer() or example.text) for example in rows.examples) - len(self._scored):
+        lost = sum(bool(example.answer() or example.text) for example in rows.examples) - len(self._scored)
+        if lost and not self._scored:
+            raise DataError(
+                Problem(
+                    f"{rows.source}: no token would carry loss, so there is no held-out loss",
+                    f"{lost} rows whose question alone fills data.max_length {rows.data.max_length}",
+                    f"--max-length {rows.data.max_length * 4}",
+                )
+            )
+        if lost:
             observer.notify(
                 Notice(f"{subject.name}: {lost} rows have no loss: their question alone fills data.max_length")
             )

@@ -11,7 +11,9 @@ from typing import Protocol
 from neftcli.events.data import (
     DataReady,
     InspectedRow,
+    PageWritten,
     RowsReady,
+    Span,
     SplitCounts,
     Token,
 )
@@ -58,6 +60,7 @@ __all__ = [
     "NoiseMeasured",
     "Notice",
     "Observer",
+    "PageWritten",
     "Phase",
     "Plan",
     "Progress",
@@ -66,6 +69,7 @@ __all__ = [
     "RunFinished",
     "Sample",
     "SideBySide",
+    "Span",
     "SplitCounts",
     "StepLogged",
     "SweepEstimate",
@@ -103,6 +107,7 @@ Event = (
     | Evaluated
     | RunFinished
     | InspectedRow
+    | PageWritten
     | Plan
     | RowsReady
     | Advance

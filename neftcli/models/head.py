@@ -31,7 +31,7 @@ def _negative_log_likelihoods(scores: Tensor, wanted: Tensor) -> tuple[Tensor, T
         -log p[label] = log(sum exp(scores - top)) + (top - scores[label])
 
     `torch.nn.functional.cross_entropy` in float32 is not used: with AVX2 its sum of exponentials comes out low, by up
-    to 2.6e-5 nat a label. The logarithm and the difference are taken in float64, on the CPU, since not every GPU has it.
+    to 2.6e-5 nat a label. The logarithm and the difference are taken in float64 on the CPU: not every GPU has it.
 
     Args:
         scores: (labels, vocabulary) in float32; overwritten.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Observer
+from neftcli.machine.chatter import library_chatter
+from neftcli.runs.directory import require_writable
 from neftcli.sweep.plan import arms_of
 from neftcli.sweep.splits import chooses
 
@@ -34,7 +38,7 @@ def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
     raise InputError(Problem(problem, alphas, "--alphas 0,5,10    a run without noise: neft train --alpha 0"))
 
 
-def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference, Examples]:
+def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> tuple[Reference, Examples]:
     """Refuses what can be refused before a worker is started; what the cells are trained on."""
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.comparison import FEWEST
@@ -42,6 +46,7 @@ def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference
     from neftcli.evaluation.report import instruction
     from neftcli.evaluation.tasks import check_tasks
     from neftcli.training.inputs import check_inputs
+    from neftcli.training.validate import tokenize_inputs
 
     if request.engine not in ENGINES:
         raise InputError(
@@ -70,6 +75,7 @@ def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference
     check_judge(judge)
     if judge.base_url is not None:
         require_reachable(judge)
+    require_writable(folder)
     reference, examples = check_inputs(base, observer)
     sides = chooses([instruction(example) for example in examples.held_out])
     halves = sum(sides), len(sides) - sum(sides)
@@ -81,4 +87,7 @@ def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference
                 "--held-out FILE, or --held-out-rows with more",
             )
         )
+    with tempfile.TemporaryDirectory() as logs, library_chatter(Path(logs) / "log"):
+        # For all cells: no axis of a grid changes the tokens.
+        tokenize_inputs(base, reference, examples, observer, answers=base.sweep.answers)
     return reference, examples

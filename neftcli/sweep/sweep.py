@@ -81,7 +81,7 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         for cell in plan_cells(base, request.layers)
     ]
     require_noise(base, cells)
-    require_same_inputs(cells, *check(base, request, observer))
+    require_same_inputs(cells, *check(base, request, folder, observer))
     observer.notify(
         SweepStarted(str(folder), tuple(state_of(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )

@@ -277,6 +277,7 @@ def test_cells_are_trained_in_one_process_each(neft: Callable[..., Result], tmp_
 def test_both_halves_need_rows(
     tmp_path: Path,
     rows_file: Path,
+    tiny_folder: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
     questions: list[int],
     halves: tuple[int, int] | None,
@@ -286,13 +287,14 @@ def test_both_halves_need_rows(
     rows = [{"prompt": f"Which is {number}?", "completion": f"{place}"} for place, number in enumerate(questions)]
     held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sets = {"data.source": rows_file, "data.held_out_source": held_out, "data.held_out_rows": 200}
+    sets["model.name"] = tiny_folder("llama")
     layers = [*file_layers("quickstart"), *(assignment(f"{key}={value}") for key, value in sets.items())]
     request = Request(tuple(layers))
     if halves:
-        check(resolve(layers), request, Told())
+        check(resolve(layers), request, tmp_path, Told())
     else:
         with pytest.raises(InputError, match="a sweep needs at least 12 held-out rows: 6 that choose"):
-            check(resolve(layers), request, Told())
+            check(resolve(layers), request, tmp_path, Told())
 
 
 @pytest.mark.parametrize(
