@@ -167,7 +167,7 @@ def _check(subjects: Sequence[Subject], request: Request) -> None:
     if settings.tasks:
         from neftcli.evaluation.tasks import check_tasks
 
-        check_tasks(settings.tasks)
+        check_tasks(settings.tasks, settings.task_settings)
 
 
 def _typed_data(overrides: Sequence[Layer]) -> list[str]:

@@ -23,6 +23,7 @@ from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Advance, Notice, Observer, Phase
 from neftcli.models.by_recipe import longest_prompt, require_positions
 from neftcli.models.loading import load_config
+from neftcli.recipe.schema import TaskSettings
 
 if TYPE_CHECKING:
     from neftcli.evaluation.rows import Rows
@@ -234,14 +235,21 @@ class Measurement:
         What such a file includes and reads can't be told from outside.
         """
         kept = not Path(name).expanduser().is_file()
-        store = self._store("task", {"task": name}) if kept else None
+        settings = self.settings.task_settings
+        asked: dict[str, Any] = {"task": name}
+        if settings != TaskSettings():
+            asked["settings"] = asdict(settings)
+        if settings.apply_chat_template:
+            asked["chat_template"] = self._tokenizer.chat_template
+        store = self._store("task", asked) if kept else None
         if store is not None and store.found and len(store.found) == store.found[0]["of"]:
             found = [store.found[place] for place in range(len(store.found))]
             return [TaskResult(**{key: _tuple(one[key]) for key in TaskResult.__slots__}) for one in found]
         model = self._loaded()
         self._tell(f"task {name}")
         size = self.settings.per_device_eval_batch_size
-        results = run_tasks(model, self._tokenizer, [name], size, self.machine.autocast(), self.observer)
+        autocast = self.machine.autocast()
+        results = run_tasks(model, self._tokenizer, [name], size, autocast, self.observer, settings)
         if store is not None:
             store.add({place: asdict(result) | {"of": len(results)} for place, result in enumerate(results)})
         return results

@@ -273,6 +273,7 @@ def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
         *((f"adapter.{key}", lora, "adapter.type lora", "--lora") for key in ("r", "lora_", "target_", "modules_")),
         ("quantization.double", recipe.quantization.type != "none", "quantization.type nf4", "--qlora"),
         *((f"evaluation.generation.{key}", sampled, *sampling) for key in ("temperature", "top_p")),
+        ("evaluation.task_settings", bool(recipe.evaluation.tasks), "evaluation.tasks", "--tasks arc_easy"),
     ]
 
 

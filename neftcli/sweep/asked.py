@@ -71,7 +71,7 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
         raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
     if "tasks" in base.sweep.metrics and not base.evaluation.tasks:
         raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))
-    check_tasks(base.evaluation.tasks)
+    check_tasks(base.evaluation.tasks, base.evaluation.task_settings)
     check_judge(judge)
     if judge.base_url is not None:
         require_reachable(judge)
