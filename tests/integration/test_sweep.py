@@ -259,7 +259,7 @@ def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
 ) -> None:
     arguments = [*arguments, "--seeds", "1", "--set", "training.logging_steps=1"]
     folder = tmp_path / "runs" / "tiny-sweep"
-    process = started([*arguments, "--set", "training.max_steps=400"])
+    process = started([*arguments, "--set", "training.max_steps=200"])
     wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
     other = neft_process("sweep-alpha", folder)
     assert other.code == 2
