@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,10 +25,17 @@ def inspect(
     layers: list[dict[str, Any]],
     recipe: str | None,
     rows: Annotated[int, typer.Option("--rows", help="How many rows to show.", min=1)] = 3,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the rows as a page to open in a browser.")
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
 ) -> None:
-    """Show counts, and a few rows as the model sees them; the tokens that carry loss are coloured."""
-    from neftcli.training.plan import inspect_data
+    """Show counts, and a few rows as the model sees them, with what carries loss."""
+    from neftcli.cli.display.page import Page
+    from neftcli.training.inspection import inspect_data
 
-    with choose_display(json_lines=json_lines, quiet=False) as display:
-        inspect_data(recipe_of(layers, recipe), rows, display)
+    with (
+        choose_display(json_lines=json_lines, quiet=False) as display,
+        nullcontext(display) if html is None else Page(html, display) as observer,
+    ):
+        inspect_data(recipe_of(layers, recipe), rows, observer)

@@ -19,7 +19,10 @@ OF_CELLS = frozenset(key.path for key in keys() if key.option.flag and not key.o
     "training.seed",
     "training.processes",
 }
-OF_ANSWERS = ("evaluation.judge.base_url", "evaluation.judge.model", "evaluation.judge.prompt", "evaluation.tasks")
+OF_ANSWERS = (
+    *("evaluation.judge.base_url", "evaluation.judge.model", "evaluation.judge.prompt", "evaluation.tasks"),
+    *(f"evaluation.task_settings.{name}" for name in ("apply_chat_template", "num_fewshot", "limit")),
+)
 
 
 @with_overrides("sweep-alpha", OF_CELLS | frozenset(OF_ANSWERS))

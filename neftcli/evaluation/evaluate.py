@@ -142,7 +142,11 @@ def _check(subjects: Sequence[Subject], request: Request) -> None:
     """Refuses what can't be done, before anything is loaded."""
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
+    from neftcli.models.templates import require_template
 
+    for subject in subjects:
+        if subject.tokenizer is None:  # a saved tokenizer brings its template
+            require_template(subject.recipe.model.chat_template)
     settings = subjects[0].recipe.evaluation
     check_judge(settings.judge)
     judged = settings.judge.base_url is not None
@@ -163,7 +167,7 @@ def _check(subjects: Sequence[Subject], request: Request) -> None:
     if settings.tasks:
         from neftcli.evaluation.tasks import check_tasks
 
-        check_tasks(settings.tasks)
+        check_tasks(settings.tasks, settings.task_settings)
 
 
 def _typed_data(overrides: Sequence[Layer]) -> list[str]:

@@ -106,11 +106,10 @@ def _batch_losses(
     inputs = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
     with autocast, fused_low_rank(low_rank_layers(model, trained=False)):
         nll, hits = label_scores(causal, {name: tensor.to(model.device) for name, tensor in inputs.items()})
-    # Summed on the CPU in float64, which not every GPU has.
     scored = labels[:, 1:] != IGNORED  # (rows, time - 1)
     owner = torch.arange(len(batch))[:, None].expand_as(scored)[scored]
-    sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, nll.cpu().double())
-    correct = torch.zeros(len(batch), dtype=torch.int64).index_add_(0, owner, hits.cpu().long())
+    sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, nll)
+    correct = torch.zeros(len(batch), dtype=torch.int64).index_add_(0, owner, hits.long())
     tokens = scored.sum(1)
     return [
         RowLoss(row.where, float(sums[index]), int(tokens[index]), int(correct[index]))

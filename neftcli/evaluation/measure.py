@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import TokenRow, prompt_and_reference, prompt_token_ids, tokenize
-from neftcli.errors import NeftError, Problem
+from neftcli.errors import DataError, NeftError, Problem
 from neftcli.evaluation.generation import Answer, answers_as_they_come
 from neftcli.evaluation.loss import RowLoss, losses_as_they_come
 from neftcli.evaluation.metrics import AnswerMetrics
@@ -22,6 +22,7 @@ from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Advance, Notice, Observer, Phase
 from neftcli.models.by_recipe import longest_prompt, require_positions
 from neftcli.models.loading import load_config
+from neftcli.recipe.schema import TaskSettings
 
 if TYPE_CHECKING:
     from neftcli.evaluation.rows import Rows
@@ -114,7 +115,16 @@ class Measurement:
         }
         config = load_config(subject.reference, subject.recipe.model.trust_remote_code)
         self._scored = self._token_rows()
-        if lost := sum(bool(example.answer() or example.text) for example in rows.examples) - len(self._scored):
+        lost = sum(bool(example.answer() or example.text) for example in rows.examples) - len(self._scored)
+        if lost and not self._scored:
+            raise DataError(
+                Problem(
+                    f"{rows.source}: no token would carry loss, so there is no held-out loss",
+                    f"{lost} rows whose question alone fills data.max_length {rows.data.max_length}",
+                    f"--max-length {rows.data.max_length * 4}",
+                )
+            )
+        if lost:
             observer.notify(
                 Notice(f"{subject.name}: {lost} rows have no loss: their question alone fills data.max_length")
             )
@@ -227,14 +237,21 @@ class Measurement:
         What such a file includes and reads can't be told from outside.
         """
         kept = not Path(name).expanduser().is_file()
-        store = self._store("task", {"task": name}) if kept else None
+        settings = self.settings.task_settings
+        asked: dict[str, Any] = {"task": name}
+        if settings != TaskSettings():
+            asked["settings"] = asdict(settings)
+        if settings.apply_chat_template:
+            asked["chat_template"] = self._tokenizer.chat_template
+        store = self._store("task", asked) if kept else None
         if store is not None and store.found and len(store.found) == store.found[0]["of"]:
             found = [store.found[place] for place in range(len(store.found))]
             return [TaskResult(**{key: _tuple(one[key]) for key in TaskResult.__slots__}) for one in found]
         model = self._loaded()
         self._tell(f"task {name}")
         size = self.settings.per_device_eval_batch_size
-        results = run_tasks(model, self._tokenizer, [name], size, self.machine.autocast(), self.observer)
+        autocast = self.machine.autocast()
+        results = run_tasks(model, self._tokenizer, [name], size, autocast, self.observer, settings)
         if store is not None:
             store.add({place: asdict(result) | {"of": len(results)} for place, result in enumerate(results)})
         return results

@@ -12,6 +12,7 @@ from neftcli.data.formats import Example
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.evaluation.comparison import same_tokens
 from neftcli.evaluation.metrics import signatures, similarity
+from neftcli.evaluation.tasks import described
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 from neftcli.recipe.loading import differences
 from neftcli.runs.directory import finite, json_line, write_whole
@@ -62,6 +63,8 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
                 f"{cut} of {len(one.answers)} answers of {one.subject.name} were cut at {limit} tokens, and count as "
                 "that long; evaluation.generation.max_new_tokens sets the limit."
             )
+    if how := main.tasks and described(main.subject.recipe.evaluation.task_settings):
+        yield f"Benchmark tasks were asked {how}."
     if judged is not None:
         yield _judged(judged)
     if any(one.metric in REFERENCE_METRICS and one.verdict == "lower" for one in comparisons):
@@ -130,8 +133,7 @@ def write(
 ) -> None:
     """Writes report.json, examples.jsonl and, if wanted, model_outputs.json."""
     settings = results[0].subject.recipe.evaluation
-    described = asdict(settings)
-    content = {**asdict(report), "settings": described, "definitions": signatures()}
+    content = {**asdict(report), "settings": asdict(settings), "definitions": signatures()}
     write_whole(folder / "report.json", json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     lines = [_line(results, judged, rows, place) for place in range(len(rows.examples))]
     write_whole(folder / "examples.jsonl", "".join(map(json_line, lines)))

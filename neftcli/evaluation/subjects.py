@@ -37,7 +37,7 @@ READ = (
     *("model.revision", "model.dtype", "model.chat_template", "model.trust_remote_code", "training.precision"),
     *("data.config", "data.format", "data.columns", "data.system_prompt", "data.max_length"),
     *("data.loss_on", "data.reasoning", "evaluation.per_device_eval_batch_size", "evaluation.generation"),
-    *("evaluation.judge", "evaluation.tasks"),
+    *("evaluation.judge", "evaluation.tasks", "evaluation.task_settings"),
 )
 """What of a recipe an evaluation reads, and so can be set for one."""
 RUN = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"

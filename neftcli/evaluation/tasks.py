@@ -1,7 +1,8 @@
 """Benchmark tasks by lm-evaluation-harness: whether a tuned model still can what it could before.
 
 One result a task, with the value of every document, so that two models are compared document by document. Prompts are
-the harness's own, without a chat template, and its random seeds are those of its command line, so values agree with it.
+the harness's own, with a chat template, examples and a limit where they are asked for, and its random seeds are those
+of its command line, so values agree with it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from neftcli.errors import InputError, Problem
 from neftcli.evaluation.batches import not_enough_memory
 from neftcli.evaluation.task_code import TRUST, code_in_task, sandboxed_templates
-from neftcli.events import Observer
+from neftcli.events import Notice, Observer
 from neftcli.machine.device import is_out_of_memory
 from neftcli.models.mode import evaluation_mode
+from neftcli.recipe.schema import TaskSettings
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,7 @@ T = TypeVar("T")
 MAIN_METRICS = ("acc_norm", "acc")  # the first that a task has; else its own first
 LIST_TASKS = "lm-eval ls tasks"
 FEWSHOT_SEED = 1234  # the harness's own
+PLAIN = TaskSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,12 @@ class TaskResult:
     documents: str
 
 
-def check_tasks(tasks: Sequence[str]) -> None:
+def check_tasks(tasks: Sequence[str], settings: TaskSettings = PLAIN) -> None:
     """Finds out before a model is loaded what stands in the way of `tasks`; their data isn't looked for yet.
 
     Args:
         tasks: Names of tasks, groups or tags that lm-evaluation-harness knows, or paths of YAML files of one task each.
+        settings: How they are asked.
 
     Raises:
         InputError: The harness isn't installed, a name is not known, a file is missing, holds no task or would run
@@ -83,11 +87,39 @@ def check_tasks(tasks: Sequence[str]) -> None:
                 "pip install 'neftcli[tasks]'",
             )
         )
-    problems = [
+    problems = list(_settings_problems(settings))
+    problems += [
         problem for task in tasks if (problem := _file_problem(task) if _is_file(task) else _name_problem(task))
     ]
     if problems:
         raise InputError(*problems)
+
+
+def _settings_problems(settings: TaskSettings) -> Iterator[Problem]:
+    """What the harness would refuse, or read as something else."""
+    if settings.fewshot_as_multiturn and not settings.apply_chat_template:
+        needs = "evaluation.task_settings.fewshot_as_multiturn needs the chat template, whose turns they are"
+        yield Problem(needs, "apply_chat_template false", "--apply-chat-template")
+    if settings.limit is not None and settings.limit >= 1 and not settings.limit.is_integer():
+        said = "evaluation.task_settings.limit must be a number of documents, or a share below 1"
+        yield Problem(said, f"{settings.limit:g}", f"--limit {math.ceil(settings.limit)}")
+
+
+def described(settings: TaskSettings) -> str:
+    """The settings that are not the harness's own, in words; "" where all are."""
+    parts = []
+    if settings.apply_chat_template:
+        parts.append("in the model's chat template")
+    if settings.num_fewshot is not None:
+        turns = ", each in turns of its own" if settings.num_fewshot and settings.multiturn() else ""
+        parts.append(f"with {settings.num_fewshot} examples before each question{turns}")
+    if settings.limit is not None:
+        whole = settings.limit >= 1
+        share = f"{settings.limit:g} documents" if whole else f"{settings.limit:.3g} of the documents"
+        parts.append(f"on the first {share} of each task")
+    if settings.system_instruction is not None:
+        parts.append("with a system instruction")
+    return "; ".join(parts)
 
 
 def run_tasks(
@@ -97,6 +129,7 @@ def run_tasks(
     batch_size: int,
     autocast: AbstractContextManager[object] | None = None,
     observer: Observer | None = None,
+    settings: TaskSettings = PLAIN,
 ) -> list[TaskResult]:
     """The results of `model`, in the order of `tasks`.
 
@@ -104,19 +137,23 @@ def run_tasks(
 
     Args:
         model: In any mode and on any device; it is evaluated in eval mode, where no noise is added, and put back.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, with a chat template if `settings` asks for it.
         tasks: As in `check_tasks`. Files that a YAML file names (data_files, include, !function) are looked for in
             its own folder.
         batch_size: Texts computed at once; fewer where memory is short.
         autocast: Arithmetic of the forward pass; as loaded if None. Log-likelihoods are summed in float32 anyway.
-        observer: Is told where the batch is halved.
+        observer: Is told where the batch is halved, and of tasks that keep to a number of examples of their own.
+        settings: How they are asked.
 
     Raises:
-        InputError: As in `check_tasks`, or a task's data can't be reached or used.
+        InputError: As in `check_tasks`, a task's data can't be reached or used, or there is no chat template.
     """
-    check_tasks(tasks)
+    check_tasks(tasks, settings)
     if not tasks:
         return []
+    if settings.apply_chat_template and not tokenizer.chat_template:
+        no_template = "evaluation.task_settings.apply_chat_template needs a chat template, and this model has none"
+        raise InputError(Problem(no_template, ", ".join(tasks), "leave --apply-chat-template out"))
     results: list[TaskResult] = []
     # What tasks print would get among the results on stdout.
     with evaluation_mode(model), redirect_stdout(sys.stderr), _own_weights(model), sandboxed_templates():
@@ -130,7 +167,7 @@ def run_tasks(
                 loaded.append(_loaded(task))
         for harness_tasks in loaded:
             with _seeded():
-                results += _evaluated(harness_model, harness_tasks)
+                results += _evaluated(harness_model, harness_tasks, settings, observer)
     return results
 
 
@@ -235,15 +272,27 @@ def _loading_problem(task: str, error: Exception) -> Problem:
     )
 
 
-def _evaluated(harness_model: Any, loaded: Any) -> list[TaskResult]:
+def _evaluated(harness_model: Any, loaded: Any, settings: TaskSettings, observer: Observer | None) -> list[TaskResult]:
     """The results of one task, or of what a group or tag holds."""
     from lm_eval import evaluate
 
-    for part in loaded["tasks"].values():
-        if part.get_config("num_fewshot") is None:
-            part.set_config("num_fewshot", 0)
+    for name, part in loaded["tasks"].items():
+        own = part.get_config("num_fewshot")
+        if own is None or (settings.num_fewshot is not None and own != 0):
+            part.set_config("num_fewshot", settings.num_fewshot or 0)
+        elif own == 0 and settings.num_fewshot and observer is not None:  # the harness's rule
+            observer.notify(Notice(f"{name}: its file says 0 examples, and it keeps to that"))
         part.set_fewshot_seed(FEWSHOT_SEED)
-    found = evaluate(harness_model, loaded, bootstrap_iters=0)
+    limit = settings.limit
+    found = evaluate(
+        harness_model,
+        loaded,
+        limit=int(limit) if limit is not None and limit >= 1 else limit,
+        bootstrap_iters=0,
+        system_instruction=settings.system_instruction,
+        apply_chat_template=settings.apply_chat_template,
+        fewshot_as_multiturn=settings.multiturn(),
+    )
     parts_of = {name: [part.task_name for part in group.get_all_tasks()] for name, group in loaded["groups"].items()}
     inner = {child for children in loaded["group_map"].values() for child in children}
     results, covered = [], set()

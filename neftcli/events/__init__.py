@@ -12,8 +12,10 @@ from neftcli.events.data import (
     DataReady,
     InspectedRow,
     Occurrences,
+    PageWritten,
     RowsReady,
     SourceCounts,
+    Span,
     SplitCounts,
     Token,
 )
@@ -61,6 +63,7 @@ __all__ = [
     "Notice",
     "Observer",
     "Occurrences",
+    "PageWritten",
     "Phase",
     "Plan",
     "Progress",
@@ -70,6 +73,7 @@ __all__ = [
     "Sample",
     "SideBySide",
     "SourceCounts",
+    "Span",
     "SplitCounts",
     "StepLogged",
     "SweepEstimate",
@@ -107,6 +111,7 @@ Event = (
     | Evaluated
     | RunFinished
     | InspectedRow
+    | PageWritten
     | Plan
     | RowsReady
     | Advance

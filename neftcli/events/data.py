@@ -142,17 +142,68 @@ class RowsReady:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as text, and whether it carries loss."""
+    """A token of an inspected row.
 
+    Attributes:
+        id: Its number in the vocabulary.
+        text: What it adds to the text. Of a character of several tokens the last one has the character, and those
+            before it their bytes, as <0xE4>; so it is the spans that make up the text.
+        loss: It carries loss.
+    """
+
+    id: int
     text: str
     loss: bool
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring tokens of an inspected row that all carry loss, or none of them does.
+
+    Attributes:
+        text: Their text; the spans of a row, joined, are the row's text.
+        loss: They carry loss.
+        tokens: How many they are.
+    """
+
+    text: str
+    loss: bool
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class InspectedRow:
-    """A training row as the model sees it."""
+    """A training row as the model sees it.
+
+    Attributes:
+        where: Where the row stands.
+        tokens: Its tokens.
+        spans: The same, neighbours merged.
+        cut: It was truncated at data.max_length.
+        stops: Its last token with loss is a stop token.
+        notes: What else is to be known of it, such as what the chat template did to earlier turns.
+    """
 
     where: str
     tokens: tuple[Token, ...]
+    spans: tuple[Span, ...]
     cut: bool
     stops: bool
+    notes: tuple[str, ...] = ()
+
+    def loss_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return sum(token.loss for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class PageWritten:
+    """The page of `neft data inspect --html` was written.
+
+    Attributes:
+        path: The file.
+        rows: Rows on it.
+    """
+
+    path: str
+    rows: int

@@ -25,15 +25,35 @@ STRIP = 256
 _PLAIN: WeakKeyDictionary[torch.nn.Linear, bool] = WeakKeyDictionary()
 
 
-def _softmax_less_one(logits: Tensor, bias: Tensor | None, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods (labels, 1), and their gradient by the logits (labels, vocabulary), both float32."""
-    scores = logits.float() if bias is None else logits.float() + bias
-    scores -= scores.amax(1, keepdim=True)
+def _negative_log_likelihoods(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of each label, exact to a rounding of the sum: the one definition for training and evaluation.
+
+        -log p[label] = log(sum exp(scores - top)) + (top - scores[label])
+
+    `torch.nn.functional.cross_entropy` in float32 is not used: with AVX2 its sum of exponentials comes out low, by up
+    to 2.6e-5 nat a label. The logarithm and the difference are taken in float64 on the CPU: not every GPU has it.
+
+    Args:
+        scores: (labels, vocabulary) in float32; overwritten.
+        wanted: (labels, 1), the labels.
+
+    Returns:
+        The losses (labels) in float64 on the CPU; exp(scores - top), in the memory of `scores`; its sums (labels, 1).
+    """
+    top = scores.amax(1, keepdim=True)
     of_label = scores.gather(1, wanted)
-    exponentials = scores.exp_()
+    exponentials = scores.sub_(top).exp_()
     sums = exponentials.sum(1, keepdim=True)
+    gap = top.cpu().double() - of_label.cpu().double()
+    return (sums.cpu().double().log() + gap)[:, 0], exponentials, sums
+
+
+def _softmax_less_one(logits: Tensor, bias: Tensor | None, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihoods (labels), and their gradient by the logits (labels, vocabulary) in float32."""
+    scores = logits.float() if bias is None else logits.float() + bias
+    losses, exponentials, sums = _negative_log_likelihoods(scores, wanted)
     gradient = exponentials.div_(sums)
-    return sums.log() - of_label, gradient.scatter_add_(1, wanted, torch.full_like(of_label, -1.0))
+    return losses, gradient.scatter_add_(1, wanted, torch.full_like(sums, -1.0))
 
 
 class _LabelLoss(torch.autograd.Function):
@@ -42,7 +62,7 @@ class _LabelLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, kind: Any) -> Tensor:
         """`hidden` (labels, width), `weight` (vocabulary, width), `labels` (labels); multiplied in `kind`."""
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros((), dtype=torch.float64)
         hidden_gradient = torch.zeros_like(hidden)
         weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
         bias_gradient = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
@@ -61,7 +81,7 @@ class _LabelLoss(torch.autograd.Function):
             if weight_gradient is not None:
                 weight_gradient += gradient.T @ states
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
-        return total
+        return total.float()
 
     @staticmethod
     @once_differentiable
@@ -110,22 +130,24 @@ def label_scores(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]
         inputs: A batch, with labels of -100 where there is no loss.
 
     Returns:
-        Two vectors over the labels, row by row.
+        Two vectors over the labels, row by row: losses in float64, hits as booleans; on the CPU.
     """
     given = {name: value for name, value in inputs.items() if name != "labels"}
     labels = inputs["labels"][:, 1:]
     scored = labels != -100
     wanted = labels[scored]
-    if not is_plain(model):
-        logits = model(**given, use_cache=False).logits[:, :-1][scored].float()
-        return torch.nn.functional.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
-    hidden = model.base_model(**given, use_cache=False).last_hidden_state[:, :-1][scored]  # (labels, width)
-    head = model.get_output_embeddings()
+    plain = is_plain(model)
+    if plain:
+        vectors = model.base_model(**given, use_cache=False).last_hidden_state[:, :-1][scored]  # (labels, width)
+        head = model.get_output_embeddings()
+    else:
+        vectors = model(**given, use_cache=False).logits[:, :-1][scored]  # (labels, vocabulary)
     losses, hits = [], []
     for begin in range(0, max(1, len(wanted)), TILE):  # one tile, though it be empty
-        logits, tile = head(hidden[begin : begin + TILE]).float(), wanted[begin : begin + TILE]
-        losses.append(torch.nn.functional.cross_entropy(logits, tile, reduction="none"))
-        hits.append(logits.argmax(-1) == tile)
+        tile, labels_of_tile = vectors[begin : begin + TILE], wanted[begin : begin + TILE]
+        logits = (head(tile) if plain else tile).float()
+        hits.append((logits.argmax(-1) == labels_of_tile).cpu())
+        losses.append(_negative_log_likelihoods(logits, labels_of_tile[:, None])[0])
     return torch.cat(losses), torch.cat(hits)
 
 

@@ -40,6 +40,19 @@ CHATML = (
 NAMED = {"alpaca": ALPACA, "chatml": CHATML}
 
 
+def require_template(wanted: str | None) -> None:
+    """Check that a template of this name exists, or that its file can be read; no tokenizer is needed.
+
+    Args:
+        wanted: As for `set_template`.
+
+    Raises:
+        ModelError: The name is unknown and there is no such file, or it is no UTF-8 text.
+    """
+    if wanted is not None and wanted not in NAMED:
+        _read_template(Path(wanted))
+
+
 def set_template(tokenizer: Any, wanted: str | None) -> str:
     """Gives the tokenizer the template that was asked for, or alpaca where it has none.
 
@@ -62,18 +75,22 @@ def set_template(tokenizer: Any, wanted: str | None) -> str:
         tokenizer.chat_template = ("{{ bos_token }}" if starts else "") + NAMED[name]
         return f"chat template {name}"
     file = Path(name)
+    tokenizer.chat_template = _read_template(file)
+    return f"chat template {file.name}"
+
+
+def _read_template(file: Path) -> str:
     if not exists(file):
         raise ModelError(
             Problem(
                 "model.chat_template: no template of this name, and no such file",
-                name,
+                str(file),
                 f"one of {', '.join(NAMED)}",
                 nearest_path(file, NAMED),
             )
         )
     try:
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         said = f"model.chat_template: {file} is no UTF-8 text that can be read"
         raise ModelError(Problem(said, str(error), f"one of {', '.join(NAMED)}, or a Jinja file")) from None
-    return f"chat template {file.name}"

@@ -29,27 +29,49 @@ class Strength:
             multiplies before the noise is added.
         layer_gain: RMS of the noise at layer 0 over RMS of the noise as added; not 1 where it multiplies behind.
         noise_rms: RMS of the noise as added, alpha / sqrt(3 L d) for one document with uniform noise.
+        table_rms: RMS of the embedding's weights' rows; of its output where the weights are spread over devices.
     """
 
     ratio: float
     embedding_scale: float
     layer_gain: float
     noise_rms: float
+    table_rms: float
 
-    def warnings(self) -> list[str]:
-        """What a person should know before trusting an alpha from the paper here."""
+    def relative(self) -> float:
+        """Noise against signal at layer 0, over what it would be if layer 0 read the embedding's rows as they are.
+
+        LLaMA does, so this is the strength relative to LLaMA's at the same alpha, length and width, for tables of the
+        same RMS: 1 / sqrt(d) with Gemma, 1 with Granite, which multiplies noise and signal together.
+        """
+        return self.ratio / (self.noise_rms / self.table_rms) if self.noise_rms else 1.0
+
+    def warnings(self, alpha: float) -> list[str]:
+        """What a person should know before trusting an alpha from the paper here.
+
+        Args:
+            alpha: The alpha of the measurement.
+        """
+        relative = self.relative()
+        there = "a model that reads its embeddings as they are, as LLaMA does (same alpha, length and width)"
+        if abs(relative - 1) <= TOLERANCE:
+            compared = f"against the signal the noise is as strong as in {there}"
+        else:
+            compared = (
+                f"against the signal the noise is {relative:.3g} times what it is in {there}: "
+                f"alpha {alpha / relative:.3g} is as strong here as alpha {alpha:g} there"
+            )
         messages = []
         if abs(self.embedding_scale - 1) > TOLERANCE:
             messages.append(
-                f"this architecture multiplies its embeddings by {self.embedding_scale:.3g} before the noise is added: "
-                f"against the signal the noise is {1 / self.embedding_scale:.3g} times what it is in the paper's models"
+                f"this architecture multiplies its embeddings by {self.embedding_scale:.3g} before the noise is added"
             )
         if abs(self.layer_gain - 1) > TOLERANCE:
             messages.append(
                 f"this architecture multiplies the noise by {self.layer_gain:.3g} on its way to layer 0 "
-                "(the embedding is rescaled or projected behind the noise)"
+                "(the embedding is rescaled or projected after it)"
             )
-        return messages
+        return [f"{'; '.join(messages)}: {compared}"] if messages else []
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: layer 0 has been reached and the rest isn't needed
@@ -86,13 +108,16 @@ def measure_strength(model: nn.Module, batch: Mapping[str, Any], noise: Noise) -
             module.training = training
     table = _weight(embedding)
     weights = None if table is None else nn.functional.embedding(token_ids, table)
+    embedded = rms(clean_embedding[real])
+    table_rms = embedded if weights is None else rms(weights[real].float())
     added = rms((noised_embedding - clean_embedding)[real])
     arrived = rms((noised - clean)[real])
     return Strength(
         ratio=arrived / rms(clean[real]),
-        embedding_scale=1.0 if weights is None else rms(clean_embedding[real]) / rms(weights[real].float()),
+        embedding_scale=embedded / table_rms,
         layer_gain=arrived / added if added else 1.0,
         noise_rms=added,
+        table_rms=table_rms,
     )
 
 

@@ -315,6 +315,7 @@ def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
         ("quantization.double", recipe.quantization.type != "none", "quantization.type nf4", "--qlora"),
         *((f"evaluation.generation.{key}", sampled, *sampling) for key in ("temperature", "top_p")),
         ("data.stopping_strategy", weighted, "weights in data.sources", WEIGHTED),
+        ("evaluation.task_settings", bool(recipe.evaluation.tasks), "evaluation.tasks", "--tasks arc_easy"),
     ]
 
 

@@ -344,6 +344,35 @@ class Judge:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """How lm-evaluation-harness asks; its own defaults."""
+
+    apply_chat_template: Annotated[
+        bool,
+        Option("Put the tasks' prompts into the model's chat template.", "--apply-chat-template", True, only="eval"),
+    ] = False
+    num_fewshot: Annotated[
+        Annotated[int, Ge(0)] | None,
+        Option("Examples before each question; without a value as each task says.", "--num-fewshot", only="eval"),
+    ] = None
+    limit: Annotated[
+        Positive | None,
+        Option("Use only the first documents of each task: their number, or a share below 1.", "--limit", only="eval"),
+    ] = None
+    system_instruction: Annotated[
+        Name | None, Option("Text before each prompt; a system turn with the chat template.")
+    ] = None
+    fewshot_as_multiturn: Annotated[
+        bool | None,
+        Option("Each example is turns of its own; without a value as apply_chat_template says."),
+    ] = None
+
+    def multiturn(self) -> bool:
+        """Whether examples are turns of their own."""
+        return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What is measured, while training and by `neft eval`, always without noise."""
 
@@ -365,6 +394,7 @@ class Evaluation:
         tuple[Name, ...],
         Option("Tasks of lm-evaluation-harness, names or YAML files.", "--tasks", only="eval"),
     ] = ()
+    task_settings: Annotated[TaskSettings, Option("How tasks are asked.")] = field(default_factory=TaskSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from shutil import rmtree
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from neftcli.errors import InputError, Problem
@@ -51,6 +52,21 @@ def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
         return next((place for place in places if (place / RECIPE).is_file() and (place / CELLS).is_dir()), None)
     except (OSError, ValueError):  # no file system would have this name
         return None
+
+
+def require_writable(folder: Path) -> None:
+    """Check that `folder` can be made, or written in if it exists; nothing is left behind.
+
+    Raises:
+        InputError: It can't.
+    """
+    try:
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with TemporaryDirectory(dir=nearest):
+            pass
+    except (OSError, ValueError) as error:
+        received = getattr(error, "strerror", None) or str(error)
+        raise InputError(Problem(f"output_dir: {folder} can't be written", received, "--output-dir FOLDER")) from None
 
 
 class RunDirectory:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Observer
+from neftcli.machine.chatter import library_chatter
+from neftcli.runs.directory import require_writable
+from neftcli.sweep.plan import arms_of
 from neftcli.sweep.splits import chooses
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
     from neftcli.models.names import Reference
     from neftcli.recipe.schema import Recipe
+    from neftcli.sweep.plan import Cell
     from neftcli.sweep.sweep import Request
 
 ENGINES = ("local", "ray")
 OTHER_TOKENS = ("model.name", "model.revision", "model.chat_template")  # whose losses can't stand in one table
 
 
-def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference, Examples]:
+def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
+    """Rejects a sweep whose only arm is alpha 0, before any row is read.
+
+    Raises:
+        InputError: No alpha is above 0, and no grid makes a second arm.
+    """
+    if len(arms_of(cells)) > 1:
+        return
+    alphas = ",".join(f"{alpha:g}" for alpha in base.sweep.alphas)
+    problem = "sweep.alphas: a sweep compares alphas, and alpha 0, the baseline, is the only one"
+    raise InputError(Problem(problem, alphas, "--alphas 0,5,10    a run without noise: neft train --alpha 0"))
+
+
+def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> tuple[Reference, Examples]:
     """Refuses what can be refused before a worker is started; what the cells are trained on."""
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.comparison import FEWEST
@@ -26,6 +46,7 @@ def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference
     from neftcli.evaluation.report import instruction
     from neftcli.evaluation.tasks import check_tasks
     from neftcli.training.inputs import check_inputs
+    from neftcli.training.validate import tokenize_inputs
 
     if request.engine not in ENGINES:
         raise InputError(
@@ -50,10 +71,11 @@ def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference
         raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
     if "tasks" in base.sweep.metrics and not base.evaluation.tasks:
         raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))
-    check_tasks(base.evaluation.tasks)
+    check_tasks(base.evaluation.tasks, base.evaluation.task_settings)
     check_judge(judge)
     if judge.base_url is not None:
         require_reachable(judge)
+    require_writable(folder)
     reference, examples = check_inputs(base, observer)
     sides = chooses([instruction(example) for example in examples.held_out])
     halves = sum(sides), len(sides) - sum(sides)
@@ -65,4 +87,7 @@ def check(base: Recipe, request: Request, observer: Observer) -> tuple[Reference
                 "--held-out FILE, or --held-out-rows with more",
             )
         )
+    with tempfile.TemporaryDirectory() as logs, library_chatter(Path(logs) / "log"):
+        # For all cells: no axis of a grid changes the tokens.
+        tokenize_inputs(base, reference, examples, observer, answers=base.sweep.answers)
     return reference, examples

@@ -16,6 +16,7 @@ from neftcli.errors import InputError, Preempted, Problem
 from neftcli.events import Advance, Event, Notice, Observer, Phase
 from neftcli.models.damage import is_cut
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
+from neftcli.recipe.schema import TaskSettings
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
 
 if TYPE_CHECKING:
@@ -149,7 +150,9 @@ def _is_whole(content: Any) -> bool:
 def settings_key(recipe: Recipe) -> str:
     """The hash of all that the measuring of a cell depends on, its weights aside."""
     evaluation = recipe.evaluation
-    parts = (recipe.data, evaluation.generation, evaluation.tasks, recipe.sweep.answers)
+    parts: tuple[object, ...] = (recipe.data, evaluation.generation, evaluation.tasks, recipe.sweep.answers)
+    if evaluation.task_settings != TaskSettings():
+        parts = (*parts, evaluation.task_settings)
     return sha256(repr(parts).encode()).hexdigest()
 
 

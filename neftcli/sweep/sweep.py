@@ -22,7 +22,7 @@ from neftcli.events import (
 )
 from neftcli.recipe.loading import resolve, to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, write_whole
-from neftcli.sweep.asked import check
+from neftcli.sweep.asked import check, require_noise
 from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
 from neftcli.sweep.folder import explained, held, require_alike, require_same_inputs, require_same_sweep
 from neftcli.sweep.local import LocalEngine, Outcome, devices
@@ -80,13 +80,14 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         replace(cell, recipe=replace(cell.recipe, output_dir=str(folder / CELLS)))
         for cell in plan_cells(base, request.layers)
     ]
-    require_same_inputs(cells, *check(base, request, observer))
+    require_noise(base, cells)
+    require_same_inputs(cells, *check(base, request, folder, observer))
     observer.notify(
         SweepStarted(str(folder), tuple(state_of(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )
     tell_of_others(folder, cells, observer)
-    if not any(base.sweep.alphas) and not base.sweep.grid:
-        observer.notify(Notice("nothing will be compared: alpha 0 stands alone; --alphas 0,5,10 compares"))
+    if not any(base.sweep.alphas):
+        observer.notify(Notice("no arm has noise: each is measured, and none is compared with another"))
     if request.race and base.sweep.seeds < RACED:
         observer.notify(Notice(_hardly_a_race(base.sweep.seeds)))
     if request.dry_run:

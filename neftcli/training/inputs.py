@@ -10,6 +10,7 @@ from neftcli.events import Notice, Observer, Phase
 from neftcli.models.hub import prefer_cache_if_unreachable
 from neftcli.models.loading import require_pinned_code
 from neftcli.models.names import Reference, resolve
+from neftcli.models.templates import require_template
 from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_name
 from neftcli.training.pace import reading
@@ -26,6 +27,7 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     """
     reference = resolve(recipe.model.name, recipe.model.revision)
     require_name(recipe.run_name())
+    require_template(recipe.model.chat_template)
     require_pinned_code(reference, recipe.model.trust_remote_code)
     if (reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources()))) and prefer_cache_if_unreachable():
         observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from neftcli.data.chat import ChatFormat, load_chat_format
-from neftcli.data.prepare import Examples, Prepared, prepare
+from neftcli.data.chat import ChatFormat
+from neftcli.data.prepare import Examples, Prepared
 from neftcli.events import Notice, Observer, Phase
-from neftcli.models.by_recipe import load_model_of, require_positions
+from neftcli.models.by_recipe import load_model_of
 from neftcli.models.names import Reference
-from neftcli.training.pace import tokenising
+from neftcli.training.validate import tokenize_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,12 +90,10 @@ def load_materials(recipe: Recipe, reference: Reference, examples: Examples, obs
     from neftcli.models.loading import fingerprint
 
     machine = choose_machine(recipe)
-    chat, notices = load_chat_format(recipe, reference, examples.layout, observer)
-    prepared = prepare(examples, recipe.data, chat, tokenising(observer))
+    prepared, chat, notices = tokenize_inputs(recipe, reference, examples, observer)
     introduce(prepared, notices, observer)
     observer.notify(Phase("loading the model"))
     model = load_model_of(recipe, reference, machine)
-    require_positions(model.config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
     return Materials(reference, machine, chat, notices, prepared, model, fingerprint(reference, model.config))
 
 

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: `neft train --dry-run` and `neft data inspect`."""
+"""What a run would do, without doing it: `neft train --dry-run`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neftcli.data.chat import load_chat_format
-from neftcli.data.prepare import Prepared, prepare
+from neftcli.data.prepare import Prepared
+from neftcli.data.sources import is_hub
 from neftcli.errors import InputError
-from neftcli.events import InspectedRow, Notice, Observer, Plan, Resolved, Token
+from neftcli.events import Notice, Observer, Plan, Resolved
 from neftcli.machine.chatter import library_chatter
-from neftcli.machine.process import keep_freed_memory, prepare_process
+from neftcli.machine.process import keep_freed_memory
 from neftcli.machine.processes import local_count
 from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
-from neftcli.training.inputs import check_inputs
-from neftcli.training.pace import tokenising
+from neftcli.runs.directory import require_writable
+from neftcli.training.materials import introduce
+from neftcli.training.validate import prepare_inputs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from neftcli.data.splits import Places
     from neftcli.recipe.schema import Recipe
 
@@ -34,15 +33,18 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
     Raises:
         InputError: The recipe names a model or data that can't be used, as `train` would.
     """
+    require_writable(Path(recipe.output_dir))
     reference = resolve(recipe.model.name, recipe.model.revision)
-    observer.notify(Resolved(to_yaml(recipe)))
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log", loaded=False):
         try:
-            prepared, _ = _prepare(recipe, observer)
+            prepared, _, notices = prepare_inputs(recipe, observer)
         except InputError:
-            if reference.alias and reference.alias.architecture:
+            if _may_be_unreachable(recipe, reference) and reference.alias and reference.alias.architecture:
+                observer.notify(Resolved(to_yaml(recipe)))
                 observer.notify(_plan(recipe, reference, None))
             raise
+        observer.notify(Resolved(to_yaml(recipe)))
+        introduce(prepared, notices, observer)
         result = _plan(recipe, reference, prepared)
     observer.notify(result)
     if result.total_bytes > result.available_bytes:
@@ -87,40 +89,6 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
     )
 
 
-def inspect_data(recipe: Recipe, rows: int, observer: Observer) -> None:
-    """Counts the data and shows its first training rows token by token.
-
-    Raises:
-        InputError: The recipe names a model or data that can't be used.
-    """
-    from neftcli.data.tokens import IGNORED
-
-    prepared, tokenizer = _prepare(recipe, observer)
-    for row in prepared.train[:rows]:
-        loss = [False, *(label != IGNORED for label in row.labels[1:])]
-        texts = token_texts(tokenizer, row.input_ids)
-        tokens = tuple(Token(text, carries) for text, carries in zip(texts, loss, strict=True))
-        observer.notify(InspectedRow(row.where, tokens, row.cut, row.stops))
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; a character of several tokens stands with the last of them."""
-    texts, known = [], ""
-    for end in range(1, len(token_ids) + 1):
-        text = str(tokenizer.decode(token_ids[:end]))
-        complete = text.startswith(known) and not text.endswith("\N{REPLACEMENT CHARACTER}")
-        texts.append(text[len(known) :] if complete else "")
-        known = text if complete else known
-    return texts
-
-
-def _prepare(recipe: Recipe, observer: Observer) -> tuple[Prepared, PreTrainedTokenizerBase]:
-    prepare_process()
-    reference, examples = check_inputs(recipe, observer)
-    with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
-        chat, notices = load_chat_format(recipe, reference, examples.layout, observer)
-        prepared = prepare(examples, recipe.data, chat, tokenising(observer))
-    observer.notify(prepared.counts)
-    for notice in notices:
-        observer.notify(Notice(notice))
-    return prepared, chat.tokenizer
+def _may_be_unreachable(recipe: Recipe, reference: Reference) -> bool:
+    """Whether the model or rows are on the hub, which may be out of reach: what is known without them is shown then."""
+    return reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources()))

@@ -25,7 +25,7 @@ def tell_strength(trainer: Any, noise: Noise, settings: Neftune, observer: Obser
         settings: The recipe's.
         observer: Is told of the measurement, and of what should be known of it.
     """
-    strength = Strength(0.0, 1.0, 1.0, 0.0)
+    strength = Strength(0.0, 1.0, 1.0, 0.0, 1.0)
     if settings.alpha > 0:
         rows = [trainer.train_dataset[index] for index in range(min(ROWS, len(trainer.train_dataset)))]
         batch = trainer._prepare_inputs(trainer.data_collator(rows))
@@ -42,6 +42,6 @@ def tell_strength(trainer: Any, noise: Noise, settings: Neftune, observer: Obser
             strength.layer_gain,
         )
     )
-    for warning in strength.warnings():
+    for warning in strength.warnings(settings.alpha):
         observer.notify(Notice(warning))
     return strength.ratio

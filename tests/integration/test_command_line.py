@@ -187,8 +187,23 @@ def test_show_all_is_itself_a_recipe(neft: Neft, tmp_path: Path) -> None:
 def test_inspect_marks_the_answers_and_their_stop_token(neft: Neft, quick: list[str]) -> None:
     model_and_data = quick[1:5]
     out = neft("data", "inspect", *model_and_data, "--rows", "1").out
-    assert "'Below is an instruction" in out
-    assert out.rstrip().endswith("[A][p][p][l][e][.][</s>]'")
+    assert "Below is an instruction" in out
+    assert "\n            | ### Response:\n     7 LOSS | Apple.</s>\n" in out
+    assert out.rstrip().endswith("     7 LOSS | Apple.</s>\n  ends with its stop token, which is learned")
+
+
+def test_inspect_writes_a_page(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    """With the rows on it, and none in the lines; never over a file of another kind."""
+    told = neft("data", "inspect", *quick[1:5], "--rows", "2", "--html", tmp_path / "rows.html").out
+    html = (tmp_path / "rows.html").read_text()
+    assert told.splitlines()[-1] == f"page: 2 rows in {tmp_path / 'rows.html'}"
+    assert (html.count("<h2>"), "LOSS" in told) == (2, False)
+    rows = Path(quick[4])
+    before = rows.read_bytes()
+    refused = neft("data", "inspect", *quick[1:5], "--html", rows)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("--html: this file is something else, and is not written over\n")
+    assert rows.read_bytes() == before
 
 
 def ended(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neftcli import events
-from neftcli.cli.display import report, sweep, text, words
+from neftcli.cli.display import inspected, report, sweep, text, words
 from neftcli.cli.display.following import following
 
 RECENT_ROWS = 10
@@ -39,6 +39,7 @@ class LiveDisplay:
         self._advance: events.Advance | None = None
         self._cells: dict[str, events.CellState] = {}
         self._sweep_begun, self._done_before = 0.0, 0
+        self._explained = False  # how inspected rows are read
         self._live = Live(console=self.console, auto_refresh=True, refresh_per_second=8, transient=True)
         self._live.get_renderable = self._render  # type: ignore[method-assign]
 
@@ -62,7 +63,8 @@ class LiveDisplay:
 
     def notify(self, event: events.Event) -> None:
         """Takes note of an event and draws."""
-        self._take(text.all_harmless(event))
+        # Of an inspected row characters that act are spelled out.
+        self._take(event if isinstance(event, events.InspectedRow) else text.all_harmless(event))
         if not isinstance(event, events.RunFinished):
             self._live.refresh()
 
@@ -175,7 +177,16 @@ class LiveDisplay:
 
     @_take.register
     def _(self, event: events.InspectedRow) -> None:
-        self.console.print(inspected(event))
+        if not self._explained:
+            self._explained = True
+            self._print(Text(inspected.LEGEND, style="dim"))
+        self._phase = None
+        self.console.print(inspected.coloured(event))
+
+    @_take.register
+    def _(self, event: events.PageWritten) -> None:
+        self._phase = None
+        self._print(Text(f"{text.some(event.rows, 'row')} in {event.path}", style="bold"))
 
     @_take.register
     def _(self, event: events.Resolved) -> None:
@@ -284,16 +295,3 @@ def closing(event: events.RunFinished) -> RenderableType:
         grid.add_row(" ", Text("tuned", style="dim"), text.shortened(sample.tuned))
         parts += [Text(), grid]
     return Group(*parts, Text(), following(text.next_commands(event)))
-
-
-def inspected(event: events.InspectedRow) -> RenderableType:
-    """A row as the model sees it, the tokens that carry loss coloured and underlined."""
-    loss = sum(token.loss for token in event.tokens)
-    end = "cut" if event.cut else "ends with its stop token" if event.stops else "no stop token"
-    body = Text()
-    for token in event.tokens:
-        body.append(text.harmless(token.text), style="green underline" if token.loss else "dim")
-    head = Text(
-        f"{event.where} · {len(event.tokens)} tokens, {loss} with loss (green, underlined) · {end}", style="bold"
-    )
-    return Group(head, body, Text())

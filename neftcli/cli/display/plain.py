@@ -6,12 +6,12 @@ from functools import singledispatchmethod
 from typing import IO
 
 from neftcli import events
-from neftcli.cli.display import text, words
+from neftcli.cli.display import inspected, text, words
 from neftcli.cli.display.pipe import write
 
 FINAL = (
     *(events.RunFinished, events.EvaluationReport, events.SweepReport, events.SweepEstimate),
-    *(events.Plan, events.InspectedRow, events.Notice),
+    *(events.Plan, events.InspectedRow, events.PageWritten, events.Notice),
 )
 SOME = 5  # lines on the updates of a cell of a sweep
 
@@ -23,6 +23,7 @@ class PlainLines:
         self._stream = stream
         self._quiet = quiet
         self._progress = events.Progress(0, 0, 0.0, 0.0)
+        self._explained = False  # how inspected rows are read
         self._told: tuple[str, str, int] | None = None  # the last cell of a sweep that was told of
 
     def notify(self, event: events.Event) -> None:
@@ -185,9 +186,14 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.InspectedRow) -> list[str]:
-        shown = "".join(f"[{token.text}]" if token.loss else token.text for token in event.tokens)
-        loss = sum(token.loss for token in event.tokens)
-        return [f"{event.where}: {len(event.tokens)} tokens, {loss} with loss (in brackets): {shown!r}"]
+        if not self._explained:
+            self._explained = True
+            return [inspected.LEGEND, *inspected.plain(event)]
+        return inspected.plain(event)
+
+    @_lines.register
+    def _(self, event: events.PageWritten) -> list[str]:
+        return [f"page: {text.some(event.rows, 'row')} in {event.path}"]
 
     @_lines.register
     def _(self, event: events.Plan) -> list[str]:

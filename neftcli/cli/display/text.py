@@ -76,7 +76,7 @@ def roughly(seconds: float) -> str:
 
 def harmless(text: str) -> str:
     """Text of a model or a file without control characters, which could act on a terminal; line breaks stay."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if _acts(letter) else letter for letter in text)
+    return "".join("\N{REPLACEMENT CHARACTER}" if acts(letter) else letter for letter in text)
 
 
 def all_harmless(value: Shown) -> Shown:
@@ -98,10 +98,11 @@ def _all_harmless(value: Any) -> Any:
 
 def escaped(json_text: str) -> str:
     """JSON that says the same and holds no character that could act on a terminal."""
-    return re.sub(r"[^ -~]", lambda found: json.dumps(found[0])[1:-1] if _acts(found[0]) else found[0], json_text)
+    return re.sub(r"[^ -~]", lambda found: json.dumps(found[0])[1:-1] if acts(found[0]) else found[0], json_text)
 
 
-def _acts(letter: str) -> bool:
+def acts(letter: str) -> bool:
+    """Whether a character could act on a terminal."""
     return letter not in "\n" + JOINERS and unicodedata.category(letter) in ACTS
 
 

@@ -54,7 +54,15 @@ EVENTS: list[events.Event] = [
     events.SweepStarted("runs/s", (events.CellState("abc", "alpha 0", 0, "failed", problem="why"),), True),
     events.CellState("abc", "alpha 0", 0, "failed", problem="why"),
     SWEEP,
-    events.InspectedRow("rows.jsonl, line 1", (events.Token("a", True), events.Token("b", False)), False, True),
+    events.InspectedRow(
+        "rows.jsonl, line 1",
+        (events.Token(7, "a", False), events.Token(8, "b", True)),
+        (events.Span("a", False, 1), events.Span("b", True, 1)),
+        False,
+        True,
+        ("a note",),
+    ),
+    events.PageWritten("page.html", 3),
     events.Resolved("name: x"),
     events.Plan("m", "full", "CPU", "fp32", 3, 10, 10, 1, 1, 1, 1, 1, 5, 8, keeps_freed=True),
 ]

@@ -13,7 +13,9 @@ import textwrap
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -21,12 +23,16 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from neftcli.errors import InputError
+from neftcli.evaluation import measure as measure_module
 from neftcli.evaluation import tasks as tasks_module
-from neftcli.evaluation.tasks import TaskResult, check_tasks, run_tasks
+from neftcli.evaluation.measure import Measurement
+from neftcli.evaluation.tasks import TaskResult, check_tasks, described, run_tasks
+from neftcli.models.templates import CHATML
 from neftcli.neftune import neftune
+from neftcli.recipe.schema import Evaluation, TaskSettings
 from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -265,6 +271,142 @@ def test_values_are_those_of_the_harness_itself(
     (result,) = run_tasks(MODELS["llama"], TOKENIZER, [str(file)], 4)
     assert result.value == found["results"]["fruit"]["choices,none"]
     assert result.per_example == tuple(sample["choices"] for sample in found["samples"]["fruit"])
+
+
+EXAMPLES = f"""{LIKELIHOOD}
+    fewshot_split: test
+"""
+ASKED = {
+    "plain": TaskSettings(),
+    "examples": TaskSettings(num_fewshot=2),
+    "template": TaskSettings(apply_chat_template=True),
+    "template, turns": TaskSettings(apply_chat_template=True, num_fewshot=2),
+    "template, one turn": TaskSettings(apply_chat_template=True, num_fewshot=2, fewshot_as_multiturn=False),
+    "instruction": TaskSettings(system_instruction="Answer well."),
+    "template, instruction": TaskSettings(apply_chat_template=True, system_instruction="Answer well."),
+    "limit": TaskSettings(limit=3.0),
+    "share": TaskSettings(limit=0.3),
+}
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_values_are_those_of_the_harness_itself_however_it_is_asked(
+    name: str, task_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chat template, examples, turns, limit, instruction: value and documents of its own `simple_evaluate`."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    asked, file = ASKED[name], Path(task_file(EXAMPLES))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(file.parent)
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+        patch.setattr("lm_eval.evaluator.get_git_commit_hash", lambda: None)
+        found = lm_eval.simple_evaluate(
+            HFLM(tiny_model("llama"), tokenizer=chat_tokenizer(), batch_size=4),
+            tasks=[str(file)],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+            num_fewshot=asked.num_fewshot,
+            limit=None if asked.limit is None else int(asked.limit) or asked.limit,
+            apply_chat_template=asked.apply_chat_template,
+            fewshot_as_multiturn=asked.multiturn(),
+            system_instruction=asked.system_instruction,
+        )
+    assert found is not None
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "another cache")
+    (result,) = run_tasks(MODELS["llama"], chat_tokenizer(), [str(file)], 4, settings=asked)
+    assert result.value == found["results"]["fruit"]["choices,none"]
+    assert result.per_example == tuple(sample["choices"] for sample in found["samples"]["fruit"])
+    assert len(result.per_example) == {"limit": 3, "share": 2}.get(name, len(ROWS))
+
+
+def test_settings_change_what_is_asked(task_file: Callable[..., str]) -> None:
+    """No two ways of asking give the same values, but for a limit, whose values are the first ones."""
+    file = task_file(EXAMPLES)
+    values = {
+        name: run_tasks(MODELS["llama"], chat_tokenizer(), [file], 4, settings=asked)[0].per_example
+        for name, asked in ASKED.items()
+    }
+    assert values["limit"] == pytest.approx(values["plain"][:3], rel=1e-5)
+    assert values["share"] == pytest.approx(values["plain"][:2], rel=1e-5)
+    assert len({found for name, found in values.items() if name not in ("limit", "share")}) == 7
+
+
+def test_a_task_that_says_no_examples_keeps_to_it_and_that_is_told(task_file: Callable[..., str]) -> None:
+    told: list[Any] = []
+    file = task_file(f"{EXAMPLES}    num_fewshot: 0\n")
+    observer = SimpleNamespace(notify=told.append)
+    (result,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4, observer=observer, settings=ASKED["examples"])
+    (plain,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4)
+    assert result == plain
+    assert [notice.message for notice in told] == ["fruit: its file says 0 examples, and it keeps to that"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (TaskSettings(fewshot_as_multiturn=True), "fewshot_as_multiturn needs the chat template"),
+        (TaskSettings(limit=2.5), "limit must be a number of documents, or a share below 1"),
+        (TaskSettings(apply_chat_template=True), "apply_chat_template needs a chat template, and this model has none"),
+    ],
+)
+def test_settings_that_can_not_be_used(asked: TaskSettings, says: str, task_file: Callable[..., str]) -> None:
+    file = task_file(EXAMPLES)
+    assert says in message(lambda: run_tasks(MODELS["llama"], TOKENIZER, [file], 4, settings=asked))
+
+
+def test_described_names_every_setting_that_is_not_the_harness_s_own() -> None:
+    assert described(TaskSettings()) == ""
+    assert described(ASKED["template, turns"]) == (
+        "in the model's chat template; with 2 examples before each question, each in turns of its own"
+    )
+    assert described(ASKED["limit"]) == "on the first 3 documents of each task"
+    assert described(ASKED["share"]) == "on the first 0.3 of the documents of each task"
+    assert described(ASKED["instruction"]) == "with a system instruction"
+
+
+def test_results_of_other_settings_or_another_template_are_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each way of asking is measured once, and found again."""
+    measured: list[TaskSettings] = []
+
+    def run(*arguments: Any) -> list[TaskResult]:
+        measured.append(arguments[-1])
+        return [TaskResult("arc", "acc", float(len(measured)), True, (1.0, 0.0), "hash")]
+
+    monkeypatch.setattr(measure_module, "run_tasks", run)
+    (tmp_path / "evaluation").mkdir()
+    home = SimpleNamespace(home=tmp_path, name="tiny")
+    machine = SimpleNamespace(autocast=nullcontext)
+
+    def value(asked: TaskSettings, template: str = CHATML) -> float:
+        fake: Any = SimpleNamespace(
+            subject=home,
+            machine=machine,
+            observer=None,
+            settings=Evaluation(task_settings=asked),
+            _identity={},
+            _tokenizer=SimpleNamespace(chat_template=template),
+            _loaded=lambda: None,
+            _tell=lambda what: None,
+        )
+        fake._store = partial(Measurement._store, fake)
+        return Measurement._task(fake, "arc")[0].value
+
+    first = [value(asked) for asked in ASKED.values()]
+    assert first == [float(number) for number in range(1, len(ASKED) + 1)]
+    assert [value(asked) for asked in ASKED.values()] == first
+    assert value(ASKED["template"], "another") == len(ASKED) + 1
+    assert value(ASKED["plain"], "another") == 1.0
 
 
 def test_bfloat16_is_the_arithmetic_of_the_model_but_not_of_the_sums(task_file: Callable[..., str]) -> None:

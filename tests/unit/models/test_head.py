@@ -95,7 +95,8 @@ def test_logits_that_are_capped_or_come_from_another_layer_are_the_models_own(na
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
     assert not can_sum_labels(model)
     labels = inputs["labels"][:, 1:]
-    expected = torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="none")
+    exact = logits.double()
+    expected = torch.nn.functional.cross_entropy(exact[labels != -100], labels[labels != -100], reduction="none")
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -111,7 +112,7 @@ def test_heads_that_rescale_or_hold_an_adapter_are_left_to_trl() -> None:
     assert not can_sum_labels(adapted)
     torch.nn.init.normal_(adapted.lm_head.lora_B["default"].weight)
     losses, _ = label_scores(adapted.eval(), batch())
-    torch.testing.assert_close(losses.sum(), by_torch(adapted, batch()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses.sum().float(), by_torch(adapted, batch()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tile", [4, 1024])
@@ -128,10 +129,49 @@ def test_the_scores_of_labels_are_those_of_all_logits(
     labels = inputs["labels"][:, 1:]
     scored = labels != -100
     expected = torch.nn.functional.cross_entropy(logits[scored], labels[scored], reduction="none")
-    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(hits, logits[scored].argmax(-1) == labels[scored])
 
 
 def test_a_batch_without_labels_has_no_scores() -> None:
     inputs = batch(masked=1.0)
     assert [len(found) for found in label_scores(tiny_model("llama").eval(), inputs)] == [0, 0]
+
+
+# Exactness
+
+
+@pytest.mark.parametrize("vocabulary", [256, 32_000, 50_257, 151_936])
+@pytest.mark.parametrize("scale", [0.5, 2.0, 6.0, 12.0, 40.0])  # 6 is where float32's cross_entropy is off with AVX2
+def test_losses_of_labels_are_those_in_float64(vocabulary: int, scale: float) -> None:
+    """Every label to 1e-6 nat, likely and unlikely ones; the mean without bias to 1e-7."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    scores = torch.randn(64, vocabulary, generator=generator) * scale
+    wanted = torch.randint(0, vocabulary, (64,), generator=generator)
+    wanted[::2] = scores[::2].argmax(1)
+    exact = scores.double()
+    expected = exact.logsumexp(1) - exact.gather(1, wanted[:, None])[:, 0]
+    losses, exponentials, sums = head._negative_log_likelihoods(scores, wanted[:, None])
+    assert losses.dtype == torch.float64
+    assert float((losses - expected).abs().max()) < 1e-6
+    assert abs(float((losses - expected).mean())) < 1e-7
+    torch.testing.assert_close((exponentials / sums).double(), exact.softmax(1), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("rescaled", [False, True], ids=["plain head", "rescaled logits"])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 150.0])
+def test_evaluation_and_training_lose_the_same_to_a_millionth(scale: float, rescaled: bool) -> None:
+    """A vocabulary of 50,257 and weights of several sizes: 1e-6 nat a label from the logits in float64."""
+    family: Family = "granite" if rescaled else "llama"
+    options = {"logits_scaling": 8.0} if rescaled else {}
+    model, inputs = tiny_model(family, vocab_size=50_257, **options).eval(), batch()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(scale)
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1].double()
+        losses, _ = label_scores(model, inputs)
+    labels = inputs["labels"][:, 1:]
+    exact = torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="none")
+    assert float((losses - exact).abs().max()) < (1e-6 if rescaled else 1e-5)  # the matrix product in tiles
+    assert abs(float((losses - exact).mean())) < 1e-6
+    if not rescaled:
+        assert sum_of_labels(model, inputs).item() == pytest.approx(float(exact.sum()), rel=1e-6)

@@ -77,6 +77,7 @@ def expected(model: nn.Module, family: Family, batch: dict[str, Tensor], noised:
         embedding_scale=EMBEDDING_SCALE[family],
         layer_gain=LAYER_GAIN[family],
         noise_rms=rms(noise[real]),
+        table_rms=rms(table[batch["input_ids"].numpy()][real]),
     )
 
 
@@ -114,7 +115,7 @@ def test_an_architecture_that_rescales_nothing_gives_no_warning(family: Family) 
         measured = measure_strength(model, padded_batch(), noise)
     assert measured.embedding_scale == pytest.approx(1.0, rel=1e-4)
     assert measured.layer_gain == pytest.approx(1.0, rel=1e-4)
-    assert measured.warnings() == []
+    assert measured.warnings(ALPHA) == []
 
 
 @pytest.mark.parametrize(
@@ -122,16 +123,37 @@ def test_an_architecture_that_rescales_nothing_gives_no_warning(family: Family) 
     [
         (
             "gemma",
-            "multiplies its embeddings by 8 before the noise is added: against the signal the noise is 0.125 times",
+            "this architecture multiplies its embeddings by 8 before the noise is added: against the signal the noise "
+            "is 0.125 times what it is in a model that reads its embeddings as they are, as LLaMA does (same alpha, "
+            "length and width): alpha 40 is as strong here as alpha 5 there",
         ),
-        ("granite", "multiplies the noise by 12 on its way to layer 0"),
+        (
+            "granite",
+            "this architecture multiplies the noise by 12 on its way to layer 0 (the embedding is rescaled or "
+            "projected after it): against the signal the noise is as strong as in a model that reads its embeddings "
+            "as they are, as LLaMA does (same alpha, length and width)",
+        ),
     ],
 )
 def test_an_architecture_that_rescales_is_warned_about(family: Family, says: str) -> None:
     model = tiny_model(family)
     with neftune(model, ALPHA) as noise:
-        (warning,) = measure_strength(model, padded_batch(), noise).warnings()
-    assert says in warning
+        (warning,) = measure_strength(model, padded_batch(), noise).warnings(ALPHA)
+    assert says == warning
+
+
+def test_the_alpha_that_is_named_gives_the_strength_of_a_model_that_rescales_nothing() -> None:
+    """Oracle: rms(noise) / rms(E[ids]) of the same table at alpha 5, as Llama's layer 0 would read it."""
+    model, batch = tiny_model("gemma"), padded_batch()
+    with neftune(model, ALPHA) as noise:
+        measured = measure_strength(model, batch, noise)
+    named = ALPHA / measured.relative()
+    with neftune(model, named) as noise:
+        stronger = measure_strength(model, batch, noise)
+    assert named == pytest.approx(40.0, rel=1e-3)
+    real = batch["attention_mask"].bool()
+    rows = model.get_input_embeddings().weight.detach()[batch["input_ids"]][real].double().numpy()
+    assert stronger.ratio == pytest.approx(measured.noise_rms / rms(rows), rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", ["linear_warmup", "linear_decay"])
@@ -149,7 +171,7 @@ def test_no_noise_has_no_strength_and_no_warning() -> None:
     with neftune(model, 0.0) as noise:
         measured = measure_strength(model, padded_batch(), noise)
     assert (measured.ratio, measured.noise_rms, measured.layer_gain) == (0.0, 0.0, 1.0)
-    assert measured.warnings() == []
+    assert measured.warnings(ALPHA) == []
 
 
 @pytest.mark.filterwarnings(PEFT_READS_A_RENAMED_PROPERTY)

@@ -22,10 +22,10 @@ from neftcli.events import Advance, CellState, Event, Notice, Phase, Progress
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.recipe.schema import Recipe
 from neftcli.sweep import sweep as module
-from neftcli.sweep.asked import check
+from neftcli.sweep.asked import check, require_noise
 from neftcli.sweep.cell import MEASURING
 from neftcli.sweep.local import Outcome
-from neftcli.sweep.plan import Arm, Cell
+from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.sweep import Request, _again, _Sweep
 from tests.conftest import Result
 from tests.unit.sweep.test_verdict import ROWS, measured, plan, shifted
@@ -277,6 +277,7 @@ def test_cells_are_trained_in_one_process_each(neft: Callable[..., Result], tmp_
 def test_both_halves_need_rows(
     tmp_path: Path,
     rows_file: Path,
+    tiny_folder: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
     questions: list[int],
     halves: tuple[int, int] | None,
@@ -286,10 +287,35 @@ def test_both_halves_need_rows(
     rows = [{"prompt": f"Which is {number}?", "completion": f"{place}"} for place, number in enumerate(questions)]
     held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sets = {"data.source": rows_file, "data.held_out_source": held_out, "data.held_out_rows": 200}
+    sets["model.name"] = tiny_folder("llama")
     layers = [*file_layers("quickstart"), *(assignment(f"{key}={value}") for key, value in sets.items())]
     request = Request(tuple(layers))
     if halves:
-        check(resolve(layers), request, Told())
+        check(resolve(layers), request, tmp_path, Told())
     else:
         with pytest.raises(InputError, match="a sweep needs at least 12 held-out rows: 6 that choose"):
-            check(resolve(layers), request, Told())
+            check(resolve(layers), request, tmp_path, Told())
+
+
+@pytest.mark.parametrize(
+    ("sets", "rejected"),
+    [
+        (["sweep.alphas=[0]"], True),
+        (["sweep.alphas=[0, 0.0]"], True),
+        (["sweep.alphas=[0]", "sweep.grid=['neftune.noise=uniform,gaussian']"], True),
+        (["sweep.alphas=[0]", "sweep.grid=['training.learning_rate=1e-5']"], True),
+        (["sweep.alphas=[0]", "sweep.grid=['training.learning_rate=1e-5,5e-5']"], False),
+        (["sweep.alphas=[5]"], False),
+        (["sweep.alphas=[5, 5]"], False),
+    ],
+)
+def test_require_noise_rejects_a_sweep_of_one_arm(sets: list[str], rejected: bool) -> None:
+    """Arms are counted after alpha 0 was added and repeated values were merged."""
+    layers = [*file_layers("quickstart"), *map(assignment, sets)]
+    base = resolve(layers)
+    cells = plan_cells(base, layers)
+    if not rejected:
+        require_noise(base, cells)
+        return
+    with pytest.raises(InputError, match="alpha 0, the baseline, is the only one"):
+        require_noise(base, cells)

@@ -1,0 +1,68 @@
+"""What a recipe can't be trained by, found before anything is shown, written or loaded."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neftcli.data.chat import ChatFormat, load_chat_format
+from neftcli.data.prepare import Prepared, prepare
+from neftcli.events import Observer
+from neftcli.machine.chatter import library_chatter
+from neftcli.machine.process import prepare_process
+from neftcli.models.by_recipe import longest_prompt, require_positions
+from neftcli.training.inputs import check_inputs
+from neftcli.training.pace import tokenising
+
+if TYPE_CHECKING:
+    from neftcli.data.prepare import Examples
+    from neftcli.models.names import Reference
+    from neftcli.recipe.schema import Recipe
+
+
+def prepare_inputs(recipe: Recipe, observer: Observer) -> tuple[Prepared, ChatFormat, list[str]]:
+    """Read and tokenise a recipe's rows without training on them; returns and raises as `tokenize_inputs`."""
+    prepare_process()
+    reference, examples = check_inputs(recipe, observer)
+    with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
+        return tokenize_inputs(recipe, reference, examples, observer)
+
+
+def tokenize_inputs(
+    recipe: Recipe, reference: Reference, examples: Examples, observer: Observer, *, answers: bool = False
+) -> tuple[Prepared, ChatFormat, list[str]]:
+    """Load the tokenizer, tokenise the rows, and check that rows and answers fit the model.
+
+    Args:
+        recipe: The recipe.
+        reference: Its model.
+        examples: Its rows, as they were read.
+        observer: Is told how far it is.
+        answers: Held-out prompts are answered, whatever evaluation.samples says.
+
+    Returns:
+        The rows, the tokenizer with its chat template, and notices about it.
+
+    Raises:
+        InputError: The tokenizer or the template can't be used, no token would carry loss, or the model has too few
+            positions for a row or an answer.
+    """
+    chat, notices = load_chat_format(recipe, reference, examples.layout, observer)
+    prepared = prepare(examples, recipe.data, chat, tokenising(observer))
+    require_room(recipe, reference, prepared, answers=answers)
+    return prepared, chat, notices
+
+
+def require_room(recipe: Recipe, reference: Reference, prepared: Prepared, *, answers: bool) -> None:
+    """Check that the model has positions for the rows, and for the answers that are generated.
+
+    Raises:
+        ModelError: It has too few, or its configuration can't be read.
+    """
+    from neftcli.models.loading import load_config
+
+    config = load_config(reference, recipe.model.trust_remote_code)
+    require_positions(config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
+    if prepared.held_out and (answers or recipe.evaluation.samples):
+        longest_prompt(config, recipe.evaluation.generation.max_new_tokens)
