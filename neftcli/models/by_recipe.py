@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.events import Observer, Phase
+from neftcli.models.loading import beyond_the_embedding
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from neftcli.machine.device import Machine
@@ -25,14 +28,15 @@ def load_tokenizer_of(
         ModelError: The model or the template can't be found or read.
     """
     from neftcli.models.gguf import is_converted
-    from neftcli.models.loading import load_tokenizer
+    from neftcli.models.loading import load_config, load_tokenizer
     from neftcli.models.templates import set_template
 
     if reference.kind == "gguf" and not is_converted(Path(reference.location)):
         observer.notify(Phase("converting the .gguf, once (about half a minute for 135 M parameters)"))
     else:
         observer.notify(Phase("loading the tokenizer"))
-    tokenizer, notices = load_tokenizer(reference, recipe.model.trust_remote_code)
+    trust = recipe.model.trust_remote_code
+    tokenizer, notices = load_tokenizer(reference, trust, embedded_tokens(load_config(reference, trust)))
     template = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
     return tokenizer, template, notices
 
@@ -56,9 +60,37 @@ def load_model_of(recipe: Recipe, reference: Reference, machine: Machine) -> Pre
         compute_dtype=torch.bfloat16 if machine.bfloat16 else torch.float32,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    if quantization.type == "none":
+    if not getattr(model, "is_quantized", False):  # those are on the device already
         model.to(machine.device)
     return model
+
+
+def embedded_tokens(config: Any) -> int | None:
+    """Tokens that a model has embeddings for; None if its configuration doesn't say."""
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
+
+
+def require_embedded(
+    rows: Iterable[tuple[str, Sequence[int]]], tokenizer: PreTrainedTokenizerBase, vocabulary: int | None
+) -> None:
+    """Checks that the model has an embedding for every token.
+
+    Nothing is looked through unless the tokenizer has more tokens than the model.
+
+    Args:
+        rows: Where each row stands, and its token ids.
+        tokenizer: The model's.
+        vocabulary: Tokens that the model embeds; None if that isn't known.
+
+    Raises:
+        ModelError: A row holds a token beyond the model's vocabulary, as tokens that were added to a tokenizer can be.
+    """
+    if vocabulary is None or len(tokenizer) <= vocabulary:
+        return
+    for where, input_ids in rows:
+        if (token := max(input_ids, default=0)) >= vocabulary:
+            raise beyond_the_embedding(f"{where}: in this row", tokenizer, token, vocabulary)
 
 
 def longest_sequence(config: Any) -> int | None:

@@ -14,9 +14,11 @@ from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import keep_freed_memory, prepare_process
 from neftcli.machine.processes import local_count
 from neftcli.models.by_recipe import load_tokenizer_of
+from neftcli.models.loading import load_config
 from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
 from neftcli.training.inputs import check_inputs
+from neftcli.training.materials import require_embedded_rows
 from neftcli.training.pace import tokenising
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ def _prepare(recipe: Recipe, observer: Observer) -> tuple[Prepared, PreTrainedTo
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
         tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)
         prepared = prepare(examples, recipe.data, tokenizer, template, tokenising(observer))
+        require_embedded_rows(prepared, tokenizer, load_config(reference, recipe.model.trust_remote_code))
     observer.notify(prepared.counts)
     for notice in notices:
         observer.notify(Notice(notice))
