@@ -92,15 +92,15 @@ class Subject:
 
     def load_tokenizer(self, layout: str, observer: Observer) -> PreTrainedTokenizerBase:
         """Its tokenizer, with a chat template unless rows are plain text."""
-        from neftcli.models.by_recipe import embedded_tokens, load_tokenizer_of
-        from neftcli.models.loading import load_config, load_tokenizer
+        from neftcli.models.by_recipe import load_tokenizer_of, vocabulary_of
+        from neftcli.models.loading import load_tokenizer
         from neftcli.models.templates import set_template
 
         if self.tokenizer is None:
             return load_tokenizer_of(self.recipe, self.reference, layout, observer)[0]
         saved = Reference(self.name, "folder", str(self.tokenizer))
         trust = self.recipe.model.trust_remote_code
-        tokenizer, _ = load_tokenizer(saved, trust, embedded_tokens(load_config(self.reference, trust)))
+        tokenizer, _ = load_tokenizer(saved, trust, vocabulary_of(self.reference, trust))
         if layout != "text":  # a saved tokenizer brings the template that the run was trained with
             set_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
         return tokenizer

@@ -28,7 +28,7 @@ def load_tokenizer_of(
         ModelError: The model or the template can't be found or read.
     """
     from neftcli.models.gguf import is_converted
-    from neftcli.models.loading import load_config, load_tokenizer
+    from neftcli.models.loading import load_tokenizer
     from neftcli.models.templates import set_template
 
     if reference.kind == "gguf" and not is_converted(Path(reference.location)):
@@ -36,7 +36,7 @@ def load_tokenizer_of(
     else:
         observer.notify(Phase("loading the tokenizer"))
     trust = recipe.model.trust_remote_code
-    tokenizer, notices = load_tokenizer(reference, trust, embedded_tokens(load_config(reference, trust)))
+    tokenizer, notices = load_tokenizer(reference, trust, vocabulary_of(reference, trust))
     template = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
     return tokenizer, template, notices
 
@@ -69,6 +69,17 @@ def embedded_tokens(config: Any) -> int | None:
     """Tokens that a model has embeddings for; None if its configuration doesn't say."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) else None
+
+
+def vocabulary_of(reference: Reference, trust_remote_code: bool) -> int | None:
+    """Tokens that a model has embeddings for; None if nothing says, or for a .gguf, whose tokenizer is of that size.
+
+    Raises:
+        ModelError: The model can't be reached.
+    """
+    from neftcli.models.loading import load_config
+
+    return None if reference.kind == "gguf" else embedded_tokens(load_config(reference, trust_remote_code))
 
 
 def require_embedded(

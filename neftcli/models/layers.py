@@ -1,4 +1,4 @@
-"""The layers that an adapter names, and whether the model has them."""
+"""The layers that an adapter names: whether the model has them, and what a person should know of them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,74 @@ def require_layers(model: Any, adapter: Adapter) -> None:
             if found and (option != "target_modules" or all(isinstance(module, kinds) for module in found)):
                 continue
             said = "this layer of the model gets no adapter" if found else "the model has no layer of this name"
+            if not found and any(f".{path}".endswith(f".{name}") for path in fused_experts(model)):
+                said = "this is one tensor with the weights of all experts, which gets no adapter"
             near = "".join(get_close_matches(name, possible, n=1))
             remedy = f"one of {', '.join(sorted(name for name in possible if not name.isdigit()))}"
             problems.append(Problem(f"adapter.{option}: {said}", name, remedy, near))
     if problems:
         raise RecipeError(*problems)
+
+
+def fused_experts(model: Any) -> dict[str, int]:
+    """Path to size of the tensors that hold the weights of all experts of a layer, as mixtures of experts have them.
+
+    They are no layers of their own, so "all-linear" doesn't reach them.
+    """
+    from torch.nn.modules.conv import _ConvNd
+
+    return {
+        f"{path}.{name}": weight.numel()
+        for path, module in model.named_modules()
+        if not isinstance(module, _ConvNd)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3 and weight.shape[0] > 1
+    }
+
+
+def adapter_notices(model: Any, adapter: Adapter) -> list[str]:
+    """What a person should know before an adapter is trained: which weights get none, and what merging will change."""
+    if adapter.type == "none":
+        return []
+    saved = [path for path in fused_experts(model) if any(name in path for name in adapter.modules_to_save)]
+    experts = {path: size for path, size in fused_experts(model).items() if path not in saved}
+    notices = _tied_notices(model, adapter)
+    if experts:
+        names = ", ".join(sorted({path.rpartition(".")[2] for path in experts}))
+        notices.append(
+            f"{sum(experts.values()):,} of {model.num_parameters():,} weights get no adapter and stay as they are: the "
+            f"experts ({names}), which are one tensor a layer"
+        )
+    return notices
+
+
+def _tied_notices(model: Any, adapter: Adapter) -> list[str]:
+    """Notices for an adapter on one of two layers that share a matrix.
+
+    Measured with peft 0.21 (tests/unit/models/test_layers.py): merging low-rank matrices into a shared matrix changes
+    both layers, also with peft's `ensure_weight_tying`; a copy that is trained in full is merged exactly.
+    """
+    layers = {"embedding": model.get_input_embeddings(), "output layer": model.get_output_embeddings()}
+    if layers["output layer"] is None or layers["embedding"].weight is not layers["output layer"].weight:
+        return []
+    targets = () if adapter.target_modules == "all-linear" else adapter.target_modules
+    low_rank = [name for name in targets if any(layer in layers_named(model, name) for layer in layers.values())]
+    copied = [
+        name for name in adapter.modules_to_save if any(layer in layers_saved(model, name) for layer in layers.values())
+    ]
+    notices = []
+    if low_rank:
+        embedding = next(path for path, layer in model.named_modules() if layer is layers["embedding"])
+        notices.append(
+            f"adapter.target_modules has {', '.join(low_rank)}, and this model's embedding and output layer are one "
+            "matrix: merging the adapter changes both, so the merged model is not the tuned one; use it unmerged, leave "
+            f"{' and '.join(low_rank)} out, or train a copy: --set adapter.modules_to_save="
+            f"[{embedding.rpartition('.')[2]}]"
+        )
+    if copied:
+        notices.append(
+            f"adapter.modules_to_save has {', '.join(copied)}, and this model's embedding and output layer are one "
+            "matrix: what is trained is a copy for that layer alone, and merged the model has two matrices "
+            "(tie_word_embeddings false)"
+        )
+    return notices

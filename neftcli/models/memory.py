@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from neftcli.models.layers import layers_named, layers_saved, require_layers
+from neftcli.models.layers import adapter_notices, layers_named, layers_saved, require_layers
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class MemoryEstimate:
         gradients: Bytes of the gradients.
         optimizer: Bytes of AdamW's two moments.
         activations: Bytes kept for the backward pass, and the logits of a batch.
+        notices: What a person should know of the adapter.
     """
 
     parameters: int
@@ -44,6 +45,7 @@ class MemoryEstimate:
     gradients: float
     optimizer: float
     activations: float
+    notices: tuple[str, ...] = ()
 
     def total(self) -> float:
         """Bytes in all, without what the libraries themselves take."""
@@ -110,6 +112,7 @@ def estimate_of(
         gradients=trainable * trained_bytes,
         optimizer=2 * trainable * MOMENT_BYTES.get(recipe.training.optim, trained_bytes),
         activations=activations + tokens * text.vocab_size * FLOAT32_BYTES,
+        notices=tuple(adapter_notices(model, recipe.adapter)),
     )
 
 

@@ -42,13 +42,18 @@ OTHER_TASKS = {
 """What architectures that end or are named so are for."""
 
 
-def read_json(reference: Reference, name: str) -> Settings:
+def read_json(reference: Reference, name: str, *, cached: bool = False) -> Settings:
     """Read a JSON object beside the model's weights; empty if it is missing or damaged, or the model is a .gguf.
+
+    Args:
+        reference: The model.
+        name: The file's.
+        cached: Of a model on the hub, look only at what was downloaded.
 
     Raises:
         ModelError: The hub can't be reached.
     """
-    file = find_file(reference, name)
+    file = find_file(reference, name, cached=cached)
     if file is None:
         return {}
     try:
@@ -58,8 +63,13 @@ def read_json(reference: Reference, name: str) -> Settings:
     return content if isinstance(content, dict) else {}
 
 
-def find_file(reference: Reference, name: str) -> Path | None:
+def find_file(reference: Reference, name: str, *, cached: bool = False) -> Path | None:
     """Locate a file of a model's folder or repository on this machine; None if there is none.
+
+    Args:
+        reference: The model.
+        name: The file's.
+        cached: Of a model on the hub, look only at what was downloaded.
 
     Raises:
         ModelError: The hub can't be reached.
@@ -78,6 +88,7 @@ def find_file(reference: Reference, name: str) -> Path | None:
             reference.location,
             name,
             revision=reference.revision,
+            local_files_only=cached,
             _raise_exceptions_for_gated_repo=True,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from neftcli.data.prepare import Examples, Prepared, prepare
 from neftcli.events import Notice, Observer, Phase
 from neftcli.models.by_recipe import (
-    embedded_tokens,
     load_model_of,
     load_tokenizer_of,
     require_embedded,
     require_positions,
+    vocabulary_of,
 )
 from neftcli.models.names import Reference
 from neftcli.training.pace import tokenising
@@ -92,26 +92,25 @@ def load_materials(recipe: Recipe, reference: Reference, examples: Examples, obs
     """
     observer.notify(Phase("loading libraries"))
     from neftcli.machine.device import choose_machine
-    from neftcli.models.loading import fingerprint, load_config
+    from neftcli.models.loading import fingerprint
 
     machine = choose_machine(recipe)
     tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)
     prepared = prepare(examples, recipe.data, tokenizer, template, tokenising(observer))
     introduce(prepared, notices, observer)
-    require_embedded_rows(prepared, tokenizer, load_config(reference, recipe.model.trust_remote_code))
+    require_embedded_rows(prepared, tokenizer, vocabulary_of(reference, recipe.model.trust_remote_code))
     observer.notify(Phase("loading the model"))
     model = load_model_of(recipe, reference, machine)
     require_positions(model.config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
     return Materials(reference, machine, tokenizer, notices, prepared, model, fingerprint(reference, model.config))
 
 
-def require_embedded_rows(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+def require_embedded_rows(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> None:
     """Checks that the model has an embedding for every token that it is trained or measured on.
 
     Raises:
         ModelError: A row holds a token beyond the model's vocabulary.
     """
-    vocabulary = embedded_tokens(config)
     for rows in (prepared.train, prepared.held_out):
         require_embedded(((row.where, row.input_ids) for row in rows), tokenizer, vocabulary)
 

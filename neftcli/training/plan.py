@@ -13,8 +13,7 @@ from neftcli.events import InspectedRow, Notice, Observer, Plan, Resolved, Token
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import keep_freed_memory, prepare_process
 from neftcli.machine.processes import local_count
-from neftcli.models.by_recipe import load_tokenizer_of
-from neftcli.models.loading import load_config
+from neftcli.models.by_recipe import load_tokenizer_of, vocabulary_of
 from neftcli.models.names import Reference, resolve
 from neftcli.recipe.loading import to_yaml
 from neftcli.training.inputs import check_inputs
@@ -43,9 +42,11 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
             prepared, _ = _prepare(recipe, observer)
         except InputError:
             if reference.alias and reference.alias.architecture:
-                observer.notify(_plan(recipe, reference, None))
+                observer.notify(_plan(recipe, reference, None)[0])
             raise
-        result = _plan(recipe, reference, prepared)
+        result, notices = _plan(recipe, reference, prepared)
+    for notice in notices:
+        observer.notify(Notice(notice))
     observer.notify(result)
     if result.total_bytes > result.available_bytes:
         needed, free = result.total_bytes / 2**30, result.available_bytes / 2**30
@@ -58,7 +59,8 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
     return result
 
 
-def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Plan:
+def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and what a person should know of its adapter."""
     from neftcli.machine.device import available_memory, choose_machine, process_memory
     from neftcli.models.memory import estimate
     from neftcli.training.trainer import updates
@@ -70,7 +72,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
     memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens, machine.device)
     libraries = process_memory() if machine.device == "cpu" else 0
     lengths: Sequence[int] | Places = prepared.train.lengths() if prepared else ()
-    return Plan(
+    planned = Plan(
         model=reference.source(),
         method=recipe.method(),
         device=machine.name,
@@ -87,6 +89,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
         available_bytes=available_memory(machine.device),
         keeps_freed=machine.device == "cpu" and keep_freed_memory(),
     )
+    return planned, memory.notices
 
 
 def inspect_data(recipe: Recipe, rows: int, observer: Observer) -> None:
@@ -122,7 +125,7 @@ def _prepare(recipe: Recipe, observer: Observer) -> tuple[Prepared, PreTrainedTo
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
         tokenizer, template, notices = load_tokenizer_of(recipe, reference, examples.layout, observer)
         prepared = prepare(examples, recipe.data, tokenizer, template, tokenising(observer))
-        require_embedded_rows(prepared, tokenizer, load_config(reference, recipe.model.trust_remote_code))
+        require_embedded_rows(prepared, tokenizer, vocabulary_of(reference, recipe.model.trust_remote_code))
     observer.notify(prepared.counts)
     for notice in notices:
         observer.notify(Notice(notice))
