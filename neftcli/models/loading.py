@@ -179,6 +179,7 @@ def load_model(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {}
+    require_pinned_code(reference, trust_remote_code)
     stored = stored_quantization(read_json(reference, "config.json"))
     if (four_bit or stored) and importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(

@@ -11,9 +11,10 @@ token that it sees. Fused attention keeps none.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-from neftcli.models.layers import adapter_notices, layers_named, layers_saved, require_layers
+from neftcli.models.layers import adapted_experts, adapter_notices, layers_named, layers_saved, require_layers
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
@@ -147,6 +148,10 @@ def _count(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     if adapter.target_modules != "all-linear":
         targets = [module for name in adapter.target_modules for module in layers_named(model, name)]
     trained = adapter.r * sum(map(_sides, targets))  # (out, r) and (r, in)
+    weights = dict(model.named_parameters())
+    for path, rank in adapted_experts(model, adapter).items():
+        *experts, outputs, inputs = weights[path].shape
+        trained += rank * (outputs + inputs) * prod(experts)
     saved = [module for name in adapter.modules_to_save for module in layers_saved(model, name)]
     return (
         model.num_parameters(),
