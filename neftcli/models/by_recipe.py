@@ -72,14 +72,14 @@ def embedded_tokens(config: Any) -> int | None:
 
 
 def vocabulary_of(reference: Reference, trust_remote_code: bool) -> int | None:
-    """Tokens that a model has embeddings for; None if nothing says, or for a .gguf, whose tokenizer is of that size.
+    """Tokens that a model has embeddings for; None if its configuration doesn't say.
 
     Raises:
         ModelError: The model can't be reached.
     """
     from neftcli.models.loading import load_config
 
-    return None if reference.kind == "gguf" else embedded_tokens(load_config(reference, trust_remote_code))
+    return embedded_tokens(load_config(reference, trust_remote_code))
 
 
 def require_embedded(

@@ -90,7 +90,7 @@ def test_adapter_notices_copy_of_a_tied_matrix(name: str) -> None:
 
 @pytest.mark.parametrize("make", [qwen_moe, mixtral])
 def test_estimate_of_experts_is_what_peft_trains(make: Any) -> None:
-    """peft reaches the experts of these, and their router; all of it is counted and nothing has to be said."""
+    """Of these peft adapts the experts and their router; all of it is counted and nothing has to be said."""
     model = make()
     assert fused_experts(model)
     assert adapter_notices(model, LORA) == []

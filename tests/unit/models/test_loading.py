@@ -87,17 +87,17 @@ def test_a_tokenizer_without_a_pad_token_gets_one_and_it_is_told(unknown: str | 
 
 def test_load_tokenizer_pad_token_beyond_the_embedding(folder: Path) -> None:
     """Another token pads, and that is said; the model has no embedding for the one that was named."""
-    edit(folder / "tokenizer_config.json", pad_token="[PAD]", unk_token=None)
+    edit(folder / "tokenizer_config.json", pad_token="[PAD]", unk_token=None)  # noqa: S106
     tokenizer, notices = load_tokenizer(resolve("tiny"), vocabulary=247)
-    assert tokenizer.pad_token == "</s>"
+    assert tokenizer.pad_token == "</s>"  # noqa: S105
     assert notices == [
         "the pad token [PAD] has id 247, and the model embeds 247 tokens; </s> pads (pads carry neither loss nor noise)"
     ]
-    assert load_tokenizer(resolve("tiny"), vocabulary=248)[0].pad_token == "[PAD]"
+    assert load_tokenizer(resolve("tiny"), vocabulary=248)[0].pad_token == "[PAD]"  # noqa: S105
 
 
 def test_load_tokenizer_end_of_text_token_beyond_the_embedding(folder: Path) -> None:
-    edit(folder / "tokenizer_config.json", eos_token="<end>")
+    edit(folder / "tokenizer_config.json", eos_token="<end>")  # noqa: S106
     with pytest.raises(ModelError) as raised:
         load_tokenizer(resolve("tiny"), vocabulary=247)
     assert str(raised.value).splitlines()[:2] == [
@@ -333,7 +333,7 @@ def test_load_model_stored_in_four_bits(compute: torch.dtype, saved: Path, tmp_p
 
 @pytest.mark.parametrize("part", ["weight_scale_inv", "qweight", "weight.absmax"])
 def test_load_model_quantised_without_saying_how(part: str, folder: Path) -> None:
-    """transformers would take the numbers for weights, or draw others at random."""
+    """Else transformers would take the numbers for weights, or draw others at random."""
     file = folder / "model.safetensors"
     save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{part}": torch.ones(1)}, file, {"format": "pt"})
     said = said_of_model(folder).splitlines()

@@ -111,7 +111,7 @@ def test_pickled_weights_are_refused(plant: Callable[[Path, bytes], None], kind:
 
 
 def test_resolve_adapter_beside_the_model(folder: Path, made: Path) -> None:
-    """transformers would load it on top of the model, from a pickle."""
+    """Else transformers would load it on top of the model, from a pickle."""
     an_adapter_beside_the_model(folder, pickles(made)["torch"])
     assert "holds a model and an adapter" in refusal(lambda: resolve(str(folder)))
     assert not made.exists()

@@ -134,7 +134,7 @@ def test_require_usable_quantised(case: str, method: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("case", QUANTISED)
 def test_require_usable_quantised_for_evaluation(case: str, tmp_path: Path) -> None:
-    """bitsandbytes computes its own on any machine; others are refused by name."""
+    """What bitsandbytes stored can be computed with on any machine; others are refused by name."""
     quantization, name = QUANTISED[case]
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=quantization)
     if name.startswith("bitsandbytes"):
