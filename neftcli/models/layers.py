@@ -154,7 +154,8 @@ def _tied_notices(model: Any, adapter: Adapter) -> list[str]:
         notices.append(
             f"adapter.target_modules has {', '.join(low_rank)}, and this model's embedding and output layer are one "
             "matrix: merging the adapter changes both, so the merged model is not the tuned one; use it unmerged, "
-            f"leave {' and '.join(low_rank)} out, or train a copy: --set adapter.modules_to_save=[{embedding.rpartition('.')[2]}]"
+            f"leave {' and '.join(low_rank)} out, or train a copy: "
+            f"--set adapter.modules_to_save=[{embedding.rpartition('.')[2]}]"
         )
     if copied:
         notices.append(
