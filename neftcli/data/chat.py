@@ -521,6 +521,7 @@ def load_chat_format(
     Raises:
         ModelError: The model or the template can't be found or read.
     """
+    from neftcli.models.by_recipe import vocabulary_of
     from neftcli.models.gguf import is_converted
     from neftcli.models.loading import declared_stop_tokens, load_tokenizer
     from neftcli.models.templates import set_template
@@ -529,9 +530,10 @@ def load_chat_format(
         observer.notify(Phase("converting the .gguf, once (about half a minute for 135 M parameters)"))
     else:
         observer.notify(Phase("loading the tokenizer"))
-    tokenizer, notices = load_tokenizer(reference, recipe.model.trust_remote_code)
+    trust = recipe.model.trust_remote_code
+    tokenizer, notices = load_tokenizer(reference, trust, vocabulary_of(reference, trust))
     name = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
-    declared = declared_stop_tokens(reference, recipe.model.trust_remote_code)
+    declared = declared_stop_tokens(reference, trust)
     chat = chat_format(tokenizer, declared, recipe, layout, name)
     if chat.writes_date:
         notices.append(f"the chat template writes the current date; {DATE:%d %B %Y} stands for it in every row")

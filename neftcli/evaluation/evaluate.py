@@ -19,6 +19,7 @@ from neftcli.evaluation.subjects import Subject, base_of, find_subject
 from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
+from neftcli.models.validate import require_usable
 from neftcli.recipe.trust import TRUST
 from neftcli.runs.directory import write_whole
 
@@ -75,6 +76,8 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
     rows = read_rows_for(
         subjects, request.dataset, request.split, request.max_rows, _typed_data(request.overrides), observer
     )
+    for subject in subjects:
+        require_usable(subject.reference, subject.recipe, trains=False)
     measurable = request.answers or subjects[0].recipe.evaluation.tasks
     if not measurable and not any(example.answer() or example.text for example in rows.examples):
         raise InputError(

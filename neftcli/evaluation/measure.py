@@ -20,7 +20,12 @@ from neftcli.evaluation.metrics import measure as measure_answer
 from neftcli.evaluation.store import Store, alone
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Advance, Notice, Observer, Phase
-from neftcli.models.by_recipe import longest_prompt, require_positions
+from neftcli.models.by_recipe import (
+    embedded_tokens,
+    longest_prompt,
+    require_embedded,
+    require_positions,
+)
 from neftcli.models.loading import load_config
 from neftcli.recipe.schema import TaskSettings
 
@@ -128,9 +133,19 @@ class Measurement:
             observer.notify(
                 Notice(f"{subject.name}: {lost} rows have no loss: their question alone fills data.max_length")
             )
+        self._require_embedded(config)
         require_positions(config, max((len(row.input_ids) for row in self._scored.values()), default=0))
         self._room = longest_prompt(config, settings.generation.max_new_tokens) if answers else None
         self._prompts = [prompt_token_ids(self._chat, example) for example in rows.examples] if answers else []
+
+    def _require_embedded(self, config: Any) -> None:
+        """Refuses rows with a token that the model does not embed; of those without an answer the question counts."""
+        vocabulary = embedded_tokens(config)
+        scored = ((row.where, row.input_ids) for row in self._scored.values())
+        questions = (example for place, example in enumerate(self.rows.examples) if place not in self._scored)
+        prompts = ((example.where, prompt_token_ids(self._chat, example)) for example in questions)
+        require_embedded(scored, self._tokenizer, vocabulary)
+        require_embedded(prompts, self._tokenizer, vocabulary)
 
     def run(self) -> Results:
         """All of it."""

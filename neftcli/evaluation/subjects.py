@@ -94,13 +94,15 @@ class Subject:
     def load_chat_format(self, layout: str, observer: Observer) -> ChatFormat:
         """Load its tokenizer and stop tokens, with a chat template unless rows are plain text."""
         from neftcli.data.chat import chat_format, load_chat_format
+        from neftcli.models.by_recipe import vocabulary_of
         from neftcli.models.loading import declared_stop_tokens, load_tokenizer
         from neftcli.models.templates import set_template
 
         if self.tokenizer is None:
             return load_chat_format(self.recipe, self.reference, layout, observer)[0]
         saved = Reference(self.name, "folder", str(self.tokenizer))
-        tokenizer, _ = load_tokenizer(saved, self.recipe.model.trust_remote_code)
+        trust = self.recipe.model.trust_remote_code
+        tokenizer, _ = load_tokenizer(saved, trust, vocabulary_of(self.reference, trust))
         if layout != "text":  # a saved tokenizer brings the template that the run was trained with
             set_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
         declared = declared_stop_tokens(self.reference, self.recipe.model.trust_remote_code)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
+from neftcli.models.loading import beyond_the_embedding
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from collections.abc import Iterable, Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Recipe
@@ -33,9 +36,48 @@ def load_model_of(recipe: Recipe, reference: Reference, machine: Machine) -> Pre
         compute_dtype=torch.bfloat16 if machine.bfloat16 else torch.float32,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    if quantization.type == "none":
+    if not getattr(model, "is_quantized", False):  # those are on the device already
         model.to(machine.device)
     return model
+
+
+def embedded_tokens(config: Any) -> int | None:
+    """Tokens that a model has embeddings for; None if its configuration doesn't say."""
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
+
+
+def vocabulary_of(reference: Reference, trust_remote_code: bool) -> int | None:
+    """Tokens that a model has embeddings for; None if its configuration doesn't say.
+
+    Raises:
+        ModelError: The model can't be reached.
+    """
+    from neftcli.models.loading import load_config
+
+    return embedded_tokens(load_config(reference, trust_remote_code))
+
+
+def require_embedded(
+    rows: Iterable[tuple[str, Sequence[int]]], tokenizer: PreTrainedTokenizerBase, vocabulary: int | None
+) -> None:
+    """Checks that the model has an embedding for every token.
+
+    Nothing is looked through unless the tokenizer has more tokens than the model.
+
+    Args:
+        rows: Where each row stands, and its token ids.
+        tokenizer: The model's.
+        vocabulary: Tokens that the model embeds; None if that isn't known.
+
+    Raises:
+        ModelError: A row holds a token beyond the model's vocabulary, as tokens that were added to a tokenizer can be.
+    """
+    if vocabulary is None or len(tokenizer) <= vocabulary:
+        return
+    for where, input_ids in rows:
+        if (token := max(input_ids, default=0)) >= vocabulary:
+            raise beyond_the_embedding(f"{where}: in this row", tokenizer, token, vocabulary)
 
 
 def longest_sequence(config: Any) -> int | None:

@@ -13,11 +13,16 @@ import shutil
 import struct
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.machine.cache import cache_folder, written_in_cache
 
 MANIFEST = "neft-manifest.json"
+FORM = 2
+"""Of what a conversion writes; an entry of an earlier form is made again."""
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>")
+"""Tokens at which llama.cpp ends an answer whatever a file's metadata say."""
 AGAIN = "fetch the file again, or the model's folder with safetensors"
 
 
@@ -29,7 +34,7 @@ def sha256(path: Path) -> str:
 
 def is_converted(file: Path) -> bool:
     """Whether the cache holds this file's conversion already (not verified)."""
-    return (_place(sha256(file)) / MANIFEST).is_file()
+    return _manifest(_place(sha256(file))).get("form") == FORM
 
 
 def converted(file: Path) -> Path:
@@ -61,7 +66,9 @@ def _convert_to(place: Path, file: Path, digest: str) -> None:
         try:
             _convert(file, scratch)
             sizes = {item.name: [item.stat().st_size, sha256(item)] for item in sorted(scratch.iterdir())}
-            (scratch / MANIFEST).write_text(json.dumps({"source": digest, "files": sizes}, indent=1), encoding="utf-8")
+            (scratch / MANIFEST).write_text(
+                json.dumps({"form": FORM, "source": digest, "files": sizes}, indent=1), encoding="utf-8"
+            )
             scratch.rename(place)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -71,15 +78,33 @@ def _place(digest: str) -> Path:
     return cache_folder() / "models" / digest[:32]
 
 
-def _verifies(place: Path) -> bool:
+def _manifest(place: Path) -> dict[str, Any]:
+    """What an entry says of itself; empty if that is missing or damaged."""
     try:
-        files = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):  # missing or damaged
+        content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _verifies(place: Path) -> bool:
+    manifest = _manifest(place)
+    files = manifest.get("files")
+    if manifest.get("form") != FORM or not isinstance(files, dict):
         return False
     return all(
         (place / name).is_file() and (place / name).stat().st_size == size and sha256(place / name) == digest
         for name, (size, digest) in files.items()
     )
+
+
+def stop_tokens(file: Path) -> set[int]:
+    """The tokens that a .gguf file's metadata name as ends of a text, a turn or a message."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    found = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return {int(field.contents()) for field in found if field is not None}
 
 
 def _convert(file: Path, target: Path) -> None:
@@ -111,8 +136,15 @@ def _convert(file: Path, target: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config._name_or_path = file.stem
+    from neftcli.models.saving import readable_by_transformers_4, write_generation_config
+
     try:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
+        readable_by_transformers_4(target)
+        stops = stop_tokens(file) | {
+            number for text, number in tokenizer.get_added_vocab().items() if text in END_OF_TURN
+        }
+        write_generation_config(target, {}, model.config.to_dict(), stops, tokenizer.pad_token_id)
     except SafetensorError as error:  # its words for a full disk
         raise OSError(str(error)) from error

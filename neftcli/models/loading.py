@@ -18,6 +18,7 @@ from neftcli.errors import ModelError, NeftError, Problem
 from neftcli.models.damage import AGAIN, damage
 from neftcli.models.gguf import converted, sha256
 from neftcli.models.names import ALIASES, Reference
+from neftcli.models.validate import read_json, stored_quantization
 from neftcli.recipe.nearest import nearest_path
 
 if TYPE_CHECKING:
@@ -86,11 +87,19 @@ def _code_elsewhere(file: Path) -> str:
     return next((text for text in re.findall(r'"([^"]*--[^"]*)"', json.dumps(mapped))), "")
 
 
-def load_tokenizer(reference: Reference, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, list[str]]:
+def load_tokenizer(
+    reference: Reference, trust_remote_code: bool = False, vocabulary: int | None = None
+) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """The tokenizer, with a pad token, and notices about what had to be filled in.
 
+    Args:
+        reference: What to load.
+        trust_remote_code: Run code that comes with the tokenizer.
+        vocabulary: Tokens that the model embeds; None if that isn't known.
+
     Raises:
-        ModelError: It can't be reached or read, or is too slow a kind to tell where tokens stand in the text.
+        ModelError: It can't be reached or read, is too slow a kind to tell where tokens stand in the text, or ends
+            texts with a token that the model doesn't embed.
     """
     from transformers import AutoTokenizer
 
@@ -105,13 +114,44 @@ def load_tokenizer(reference: Reference, trust_remote_code: bool = False) -> tup
                 "eos_token in its tokenizer_config.json" if tokenizer.is_fast else "tokenizer.save_pretrained(FOLDER)",
             )
         )
-    notices = []
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-        notices.append(
-            f"the tokenizer has no pad token; {tokenizer.pad_token} pads (pads carry neither loss nor noise)"
+    if vocabulary is not None and tokenizer.eos_token_id >= vocabulary:
+        raise beyond_the_embedding("the end-of-text token", tokenizer, tokenizer.eos_token_id, vocabulary)
+    return tokenizer, _filled_in_pad_token(tokenizer, vocabulary)
+
+
+def _filled_in_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> list[str]:
+    """Gives the tokenizer a pad token that the model embeds if it has none; notices of that."""
+    known, number = tokenizer.pad_token, tokenizer.pad_token_id
+    if known is not None and (vocabulary is None or number < vocabulary):
+        return []
+    unknown = tokenizer.unk_token is not None and (vocabulary is None or tokenizer.unk_token_id < vocabulary)
+    tokenizer.pad_token = tokenizer.unk_token if unknown else tokenizer.eos_token
+    why = (
+        "the tokenizer has no pad token"
+        if known is None
+        else f"the pad token {known} has id {number}, and the model embeds {vocabulary} tokens"
+    )
+    return [f"{why}; {tokenizer.pad_token} pads (pads carry neither loss nor noise)"]
+
+
+def beyond_the_embedding(where: str, tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int) -> ModelError:
+    """The error for a token id that the model has no embedding for."""
+    text = tokenizer.convert_ids_to_tokens(token)
+    return ModelError(
+        Problem(
+            f"{where} is a token that the model has no embedding for",
+            f"{text}, id {token}; the model's vocabulary has {vocabulary} tokens (ids 0 to {vocabulary - 1})",
+            "the tokenizer of this model; or give the model the tokens: resize_token_embeddings(len(tokenizer)), then "
+            "save_pretrained",
         )
-    return tokenizer, notices
+    )
+
+
+QUANTISED_PARTS = (
+    *(".qweight", ".qzeros", ".scales", ".absmax", ".quant_map", ".SCB"),
+    *(".weight_scale", ".weight_scale_inv", ".weight_packed", "_blocks", "_scales"),
+)
+"""Ends of the names of what is stored beside quantised weights."""
 
 
 def declared_stop_tokens(reference: Reference, trust_remote_code: bool = False) -> set[int]:
@@ -160,13 +200,20 @@ def load_model(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {}
-    if four_bit and importlib.util.find_spec("bitsandbytes") is None:
+    require_pinned_code(reference, trust_remote_code)
+    stored = stored_quantization(read_json(reference, "config.json"))
+    if (four_bit or stored) and importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             Problem(
-                "quantization.type nf4 needs the bitsandbytes package", "it is not installed", "--lora without --qlora"
+                "4-bit and 8-bit weights need the bitsandbytes package",
+                "it is not installed",
+                "pip install bitsandbytes; or unquantised weights, with --lora",
             )
         )
-    if four_bit:
+    if stored:  # already as they are wanted, but for the type in which they are multiplied
+        options["config"] = config = load_config(reference, trust_remote_code)
+        config.quantization_config["bnb_4bit_compute_dtype"] = str(compute_dtype or dtype).removeprefix("torch.")
+    elif four_bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -181,6 +228,14 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
             **options,
+        )
+    if leftover := sorted(name for name in report["unexpected_keys"] if name.endswith(QUANTISED_PARTS)):
+        raise ModelError(
+            Problem(
+                f"model.name: the weight files of {reference.name} are quantised, and its config.json does not say how",
+                f"{len(leftover)} weights such as {leftover[0]}",
+                "the folder as it was published, or a model with unquantised weights",
+            )
         )
     if report["missing_keys"]:  # they would be random numbers, and nobody would be told
         missing = sorted(report["missing_keys"])

@@ -11,9 +11,10 @@ token that it sees. Fused attention keeps none.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-from neftcli.models.layers import layers_named, layers_saved, require_layers
+from neftcli.models.layers import adapted_experts, adapter_notices, layers_named, layers_saved, require_layers
 from neftcli.models.names import Reference
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class MemoryEstimate:
         gradients: Bytes of the gradients.
         optimizer: Bytes of AdamW's two moments.
         activations: Bytes kept for the backward pass, and the logits of a batch.
+        notices: What a person should know of the adapter.
     """
 
     parameters: int
@@ -44,6 +46,7 @@ class MemoryEstimate:
     gradients: float
     optimizer: float
     activations: float
+    notices: tuple[str, ...] = ()
 
     def total(self) -> float:
         """Bytes in all, without what the libraries themselves take."""
@@ -110,6 +113,7 @@ def estimate_of(
         gradients=trainable * trained_bytes,
         optimizer=2 * trainable * MOMENT_BYTES.get(recipe.training.optim, trained_bytes),
         activations=activations + tokens * text.vocab_size * FLOAT32_BYTES,
+        notices=tuple(adapter_notices(model, recipe.adapter)),
     )
 
 
@@ -144,6 +148,10 @@ def _count(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     if adapter.target_modules != "all-linear":
         targets = [module for name in adapter.target_modules for module in layers_named(model, name)]
     trained = adapter.r * sum(map(_sides, targets))  # (out, r) and (r, in)
+    weights = dict(model.named_parameters())
+    for path, rank in adapted_experts(model, adapter).items():
+        *experts, outputs, inputs = weights[path].shape
+        trained += rank * (outputs + inputs) * prod(experts)
     saved = [module for name in adapter.modules_to_save for module in layers_saved(model, name)]
     return (
         model.num_parameters(),

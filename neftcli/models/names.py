@@ -16,6 +16,7 @@ from neftcli.recipe.nearest import at_home, exists, nearest_path
 Kind = Literal["hub", "folder", "gguf"]
 
 HUB_ID = re.compile(r"(?=.{3,96}$)[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+ADAPTER = "adapter_config.json"
 PAGE = re.compile(r"https?://[^/]+/([^/?#]+/[^/?#]+)")
 
 
@@ -166,14 +167,8 @@ def resolve(name: str, revision: str | None = None) -> Reference:
     if path.suffix == ".gguf" and path.is_file():
         return Reference(name, "gguf", str(path))
     if path.is_dir():
-        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-            raise ModelError(
-                Problem(
-                    f"model.name: {name} is an adapter; a whole model is trained",
-                    "adapter_config.json",
-                    "its base model; adapter_config.json names it",
-                )
-            )
+        if (path / ADAPTER).is_file():
+            raise adapter_found(name, beside_model=(path / "config.json").is_file())
         if not (path / "config.json").is_file():
             found = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
             raise ModelError(
@@ -186,6 +181,25 @@ def resolve(name: str, revision: str | None = None) -> Reference:
         return Reference(name, "folder", str(path))
     raise ModelError(
         Problem("model.name: a file must end in .gguf", name, "the folder of a model, or a .gguf file in it")
+    )
+
+
+def adapter_found(name: str, *, beside_model: bool) -> ModelError:
+    """The error for a folder or repository that holds an adapter, alone or beside a whole model."""
+    if not beside_model:
+        return ModelError(
+            Problem(
+                f"model.name: {name} is an adapter; a whole model is trained",
+                ADAPTER,
+                "its base model; adapter_config.json names it",
+            )
+        )
+    return ModelError(
+        Problem(
+            f"model.name: {name} holds a model and an adapter, which transformers would load on top without saying so",
+            f"config.json and {ADAPTER}",
+            f"merge the adapter (PeftModel.merge_and_unload, then save_pretrained), or move {ADAPTER} elsewhere",
+        )
     )
 
 

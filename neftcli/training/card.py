@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.training.resume import mixed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from neftcli.events import RunFinished
     from neftcli.models.names import Reference
     from neftcli.recipe.schema import Recipe
@@ -37,9 +39,24 @@ def _one_line(text: str) -> str:
 
 
 def model_card(
-    recipe: Recipe, reference: Reference, record: dict[str, Any], finished: RunFinished, *, chat: bool
+    recipe: Recipe,
+    reference: Reference,
+    record: dict[str, Any],
+    finished: RunFinished,
+    *,
+    chat: bool,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The text of `model/README.md`; `chat`: the model was tuned on conversations, not on plain text."""
+    """The text of `model/README.md`.
+
+    Args:
+        recipe: The resolved recipe.
+        reference: The base model.
+        record: The run's.
+        finished: What came of it.
+        chat: The model was tuned on conversations, not on plain text.
+        notes: What to know before the model is used.
+    """
     hub_id = reference.alias.hub_id if reference.alias else reference.location if reference.kind == "hub" else None
     head = ["---", "library_name: " + ("transformers" if recipe.adapter.type == "none" else "peft")]
     head += [f"base_model: {json.dumps(hub_id)}"] if hub_id else []
@@ -75,6 +92,7 @@ def model_card(
         f"| versions | {versions} |",
         "",
         *_usage(recipe, reference, chat=chat),
+        *(line for note in notes for line in ("", f"Note: {escaped(note)}.")),
         "",
         "| loss, nats a token, without noise | before | after |",
         "|---|---|---|",
@@ -93,19 +111,14 @@ def model_card(
 def _usage(recipe: Recipe, reference: Reference, *, chat: bool) -> list[str]:
     """Lines of Python that load the model from the card's folder and ask it something."""
     trust = ", trust_remote_code=True" if recipe.model.trust_remote_code else ""
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'folder = "."  # where this card is']
-    if recipe.adapter.type == "none":
-        lines.append(f"model = AutoModelForCausalLM.from_pretrained(folder{trust})")
-    else:
-        revision = f", revision={json.dumps(reference.revision)}" if reference.revision else ""
-        here = _one_line(shlex.quote(reference.name))
-        other = f"  # or what `neft models {here}` prints: a folder with the same weights"
+    adapter = recipe.adapter.type != "none"
+    classes = ["AutoModelForCausalLM", "AutoTokenizer", *(["GenerationConfig"] if adapter else [])]
+    lines = [f"from transformers import {', '.join(classes)}", "", 'folder = "."  # where this card is']
+    if adapter:
         lines.insert(0, "from peft import PeftModel")
-        lines += [
-            f"base = {json.dumps(reference.anywhere())}{other if reference.kind == 'gguf' else ''}",
-            f"model = AutoModelForCausalLM.from_pretrained(base{revision}{trust})",
-            "model = PeftModel.from_pretrained(model, folder)",
-        ]
+        lines += [*_base_model(reference, trust), "model = PeftModel.from_pretrained(model, folder)"]
+    else:
+        lines.append(f"model = AutoModelForCausalLM.from_pretrained(folder{trust})")
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})")
     if chat:
         lines += [
@@ -116,12 +129,32 @@ def _usage(recipe: Recipe, reference: Reference, *, chat: bool) -> list[str]:
         ]
     else:
         lines.append('inputs = tokenizer("Once upon a time", return_tensors="pt")')
+    settings = ""
+    if adapter:  # a full model's folder brings them along
+        lines.append("ends = GenerationConfig.from_pretrained(folder)  # the tokens that end an answer")
+        settings = "generation_config=ends, "
     lines += [
-        "answer = model.generate(**inputs, max_new_tokens=200)[0, inputs.input_ids.shape[1] :]",
+        f"answer = model.generate(**inputs, {settings}max_new_tokens=200)[0, inputs.input_ids.shape[1] :]",
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
     ]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(lines))), default=0))
     return [f"{fence}python", *lines, fence]
+
+
+def _base_model(reference: Reference, trust: str) -> list[str]:
+    """Lines of Python that load the model that an adapter is on."""
+    if reference.kind != "gguf":
+        revision = f", revision={json.dumps(reference.revision)}" if reference.revision else ""
+        return [
+            f"base = {json.dumps(reference.anywhere())}",
+            f"model = AutoModelForCausalLM.from_pretrained(base{revision}{trust})",
+        ]
+    file = Path(reference.location).absolute()
+    on_the_hub = f"  # on the hub, not rounded: {reference.alias.hub_id}" if reference.alias else ""
+    return [
+        f"base, file = {json.dumps(str(file.parent))}, {json.dumps(file.name)}{on_the_hub}",
+        'model = AutoModelForCausalLM.from_pretrained(base, gguf_file=file, dtype="float32")',
+    ]
 
 
 def _loss(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What a run starts from: the model's name resolved and the rows read."""
+"""What a run starts from: the model's name resolved and checked, and the rows read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from neftcli.models.hub import prefer_cache_if_unreachable
 from neftcli.models.loading import require_pinned_code
 from neftcli.models.names import Reference, resolve
 from neftcli.models.templates import require_template
+from neftcli.models.validate import require_usable
 from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_name
 from neftcli.training.pace import reading
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Examples]:
-    """Resolves the model's name and reads the data, without torch.
+    """Resolves the model's name, reads the data, and checks what the model's `config.json` says.
+
+    Bad data is refused before torch is imported.
 
     Raises:
         InputError: Either can't be used.
@@ -33,6 +36,7 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
         observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
     observer.notify(Phase("reading data"))
     examples = read_examples(recipe.data, reading(observer))
+    require_usable(reference, recipe, trains=True)
     asked, found = recipe.data.held_out_rows, len(examples.held_out)
     if found < asked != Data.held_out_rows and examples.splits_itself:  # the default is a wish
         limit = "a fifth at most, and rows of one prompt together"

@@ -41,11 +41,13 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
         except InputError:
             if _may_be_unreachable(recipe, reference) and reference.alias and reference.alias.architecture:
                 observer.notify(Resolved(to_yaml(recipe)))
-                observer.notify(_plan(recipe, reference, None))
+                observer.notify(_plan(recipe, reference, None)[0])
             raise
         observer.notify(Resolved(to_yaml(recipe)))
         introduce(prepared, notices, observer)
-        result = _plan(recipe, reference, prepared)
+        result, memory_notices = _plan(recipe, reference, prepared)
+    for notice in memory_notices:
+        observer.notify(Notice(notice))
     observer.notify(result)
     if result.total_bytes > result.available_bytes:
         needed, free = result.total_bytes / 2**30, result.available_bytes / 2**30
@@ -58,7 +60,8 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
     return result
 
 
-def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Plan:
+def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and what a person should know of its adapter."""
     from neftcli.machine.device import available_memory, choose_machine, process_memory
     from neftcli.models.memory import estimate
     from neftcli.training.trainer import updates
@@ -70,7 +73,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
     memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens, machine.device)
     libraries = process_memory() if machine.device == "cpu" else 0
     lengths: Sequence[int] | Places = prepared.train.lengths() if prepared else ()
-    return Plan(
+    planned = Plan(
         model=reference.source(),
         method=recipe.method(),
         device=machine.name,
@@ -87,6 +90,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> Pl
         available_bytes=available_memory(machine.device),
         keeps_freed=machine.device == "cpu" and keep_freed_memory(),
     )
+    return planned, memory.notices
 
 
 def _may_be_unreachable(recipe: Recipe, reference: Reference) -> bool:

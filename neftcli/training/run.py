@@ -33,7 +33,7 @@ from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
 from neftcli.models.by_recipe import longest_prompt
 from neftcli.models.gguf import sha256
-from neftcli.models.layers import require_layers
+from neftcli.models.layers import adapter_notices, require_layers
 from neftcli.models.names import Reference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.checkpoints import Checkpoints
@@ -159,6 +159,7 @@ class _Run:
         self.recipe, self.directory, self.record, self.observer = recipe, directory, record, observer
         self.stop, self.resumption, self.begun = stop, resumption, begun
         self.losses: Sequence[RowLoss] = ()
+        self.adapter_notices: Sequence[str] = ()
 
     def notify(self, event: Event) -> None:
         """Tells the observer, and keeps what is a measurement in `metrics.jsonl`."""
@@ -170,6 +171,9 @@ class _Run:
         """Does the run with `model`, which is changed, and returns how it ended and the tuned model."""
         recipe, machine, prepared = self.recipe, materials.machine, materials.prepared
         require_layers(model, recipe.adapter)
+        self.adapter_notices = adapter_notices(model, recipe.adapter)
+        for notice in self.adapter_notices:
+            self.notify(Notice(notice))
         found = {
             "data_sha256": prepared.counts.fingerprint,
             "tokens_sha256": tokens_sha256(prepared.train),
@@ -371,17 +375,38 @@ class _Run:
     def _save(self, model: Any, materials: Materials) -> None:
         """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
         self.notify(Phase("saving the model"))
+        from neftcli.models.saving import (
+            base_settings,
+            files_of,
+            write_config,
+            write_generation_config,
+            write_tokenizer,
+        )
         from neftcli.training.trainer import save_weights
 
         reference = materials.reference
         if not processes.leads():
             return
-        if self.recipe.adapter.type != "none":  # where the adapter finds its base model on another machine
-            model.peft_config["default"].base_model_name_or_path = reference.anywhere()
+        base = files_of(reference)
+        config, generation = base_settings(base)
+        tokenizer = materials.chat.tokenizer
+        if self.recipe.adapter.type != "none":  # where peft finds the base model, on another machine if the hub has it
+            there = reference.anywhere() if reference.alias else base.location
+            model.peft_config["default"].base_model_name_or_path = there
             model.peft_config["default"].revision = reference.revision
         with self.directory.replacing_model() as folder:
             save_weights(model, folder)
-            materials.chat.tokenizer.save_pretrained(folder)
+            if self.recipe.adapter.type == "none":
+                write_config(folder, config, str(model.dtype).removeprefix("torch."))
+            write_generation_config(folder, generation, config, materials.chat.stops, tokenizer.pad_token_id)
+            write_tokenizer(folder, tokenizer, base)
+
+    def _needs(self) -> list[str]:
+        """What must be installed to load the saved folder, if it is more than usual."""
+        from neftcli.models.saving import needs_transformers_5
+
+        setting = needs_transformers_5(self.directory.model)
+        return [f"it loads with transformers 5, as its base model does, and not with 4: {setting}"] if setting else []
 
     def _conclude(self, finished: RunFinished, reference: Reference, layout: str) -> None:
         """Writes the model card and the results."""
@@ -389,7 +414,8 @@ class _Run:
 
         weights = {file.name: sha256(file) for file in sorted(self.directory.model.glob("*.safetensors"))}
         self.record.update(weights_sha256=weights)
-        card = model_card(self.recipe, reference, self.record.fields, finished, chat=layout != "text")
+        notes = [*self.adapter_notices, *self._needs()]
+        card = model_card(self.recipe, reference, self.record.fields, finished, notes=notes, chat=layout != "text")
         (self.directory.model / "README.md").write_text(card, "utf-8")
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)

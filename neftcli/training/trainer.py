@@ -7,7 +7,7 @@ off: the noise of `neftcli.neftune` is attached around `train()`.
 from __future__ import annotations
 
 import math
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from neftcli.training.buckets import LengthBuckets
 from neftcli.training.ending import raise_if_full
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -163,7 +163,26 @@ def save_weights(model: Any, folder: Path, state_dict: dict[str, Any] | None = N
     """Saves a model, or its adapter alone, as safetensors."""
     # No embedding is resized here; peft would ask the hub for the base model's size to make sure.
     options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
-    model.save_pretrained(folder, state_dict=state_dict, **options)
+    with plain_generation_settings(model):
+        model.save_pretrained(folder, state_dict=state_dict, **options)
+
+
+@contextmanager
+def plain_generation_settings(model: Any) -> Iterator[None]:
+    """Within the block the model has transformers' default generation settings.
+
+    Settings that contradict each other, as those of many published models do, would end a run at its last step:
+    transformers loads them and refuses to save them. `models/saving.py` writes the base model's own.
+    """
+    own = getattr(model, "generation_config", None)
+    if own is None:
+        yield
+        return
+    model.generation_config = type(own)()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _without_adapter(model: Any) -> Any:

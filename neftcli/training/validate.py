@@ -11,7 +11,7 @@ from neftcli.data.prepare import Prepared, prepare
 from neftcli.events import Observer
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
-from neftcli.models.by_recipe import longest_prompt, require_positions
+from neftcli.models.by_recipe import longest_prompt, require_embedded, require_positions, vocabulary_of
 from neftcli.training.inputs import check_inputs
 from neftcli.training.pace import tokenising
 
@@ -51,6 +51,7 @@ def tokenize_inputs(
     chat, notices = load_chat_format(recipe, reference, examples.layout, observer)
     prepared = prepare(examples, recipe.data, chat, tokenising(observer))
     require_room(recipe, reference, prepared, answers=answers)
+    require_embedded_rows(prepared, chat, vocabulary_of(reference, recipe.model.trust_remote_code))
     return prepared, chat, notices
 
 
@@ -66,3 +67,13 @@ def require_room(recipe: Recipe, reference: Reference, prepared: Prepared, *, an
     require_positions(config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
     if prepared.held_out and (answers or recipe.evaluation.samples):
         longest_prompt(config, recipe.evaluation.generation.max_new_tokens)
+
+
+def require_embedded_rows(prepared: Prepared, chat: ChatFormat, vocabulary: int | None) -> None:
+    """Check that the model has an embedding for every token that it is trained or measured on.
+
+    Raises:
+        ModelError: A row holds a token beyond the model's vocabulary.
+    """
+    for rows in (prepared.train, prepared.held_out):
+        require_embedded(((row.where, row.input_ids) for row in rows), chat.tokenizer, vocabulary)

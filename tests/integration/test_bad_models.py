@@ -76,6 +76,11 @@ OWN_CODE = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
 INDEX = b'{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}'
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
+NF4 = {"bnb_4bit_quant_type": "nf4"}
+ADAPTER = Case(
+    ("train", "--model", "model", "--dataset", "rows.jsonl"), {**folder().files, "model/adapter_config.json": "{}"}
+)
+
 MODELS = {
     "an alias misspelt": name("opt-350"),
     "no alias": name("zzzz"),
@@ -95,6 +100,13 @@ MODELS = {
     "a folder of other things": name("model", **{"model/a.txt": "", "model/b.py": ""}),
     "a revision of a folder": name("model", "--revision", "main", model=None),
     "an adapter": name("model", **{"model/adapter_config.json": "{}"}),
+    "a model and an adapter": ADAPTER,
+    "an encoder-decoder": folder(config__json=fields(model_type="t5", architectures=["T5ForConditionalGeneration"])),
+    "a classifier": folder(config__json=fields(architectures=["LlamaForSequenceClassification"])),
+    "weights of GPTQ": folder(config__json=fields(quantization_config={"quant_method": "gptq", "bits": 4})),
+    "weights in 4 bits": folder(
+        config__json=fields(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True} | NF4)
+    ),
     "a .gguf that is not there": name("lost.gguf"),
     "a .gguf that is none": name("x.gguf", x__gguf="no gguf"),
     "an empty .gguf": name("x.gguf", x__gguf=""),

@@ -5,6 +5,7 @@ Oracle: the weights and the answer of the model in memory, loaded by peft and tr
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from tests.conftest import Result
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny_gguf import save_tiny_gguf
 
 
 def code_of(card: str) -> str:
@@ -57,11 +60,64 @@ def test_the_lines_of_the_card_load_the_tuned_model_and_ask_it(
         torch.testing.assert_close(loaded[here].float(), weight.float(), rtol=0, atol=0)
 
 
+TURNS = (
+    "{% for message in messages %}{{ message['role'] + ':' + message['content'] + '<end_of_turn>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "gguf lora"])
+def test_the_lines_of_the_card_end_an_answer_where_training_ended_it(
+    kind: str,
+    neft: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The tokenizer's own end is another token than the template's, as with Gemma and bases tuned with ChatML."""
+    monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<end_of_turn>"]})
+    tokenizer.chat_template = TURNS
+    model = tiny_model("llama")
+    if kind == "gguf lora":
+        base = tmp_path / "tiny.gguf"
+        save_tiny_gguf(base, model, tokenizer)
+    else:
+        base = tmp_path / "tiny"
+        model.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "What {number}?", "completion": "ok"}}\n' for number in range(20)))
+    arguments = ["--model", base, "--dataset", rows, "--output-dir", tmp_path / "runs", "--held-out-rows", "2"]
+    learns = ["--samples", "0", "--alpha", "0", "--learning-rate", "1e-2", "--max-steps", "40"]
+    method = ["--lora"] if "lora" in kind else []
+    done = neft("train", *arguments, *learns, *method, "--set", "training.precision=float32")
+    assert done.code == 0, done.err
+    [folder] = (tmp_path / "runs").glob("*/model")
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [2, end]
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(code_of((folder / "README.md").read_text()), names)  # noqa: S102 - it is what a reader of the card would type
+    assert names["answer"].tolist()[-1] == end
+    assert len(names["answer"]) < 20
+    assert capsys.readouterr().out.strip() == "ok"
+    if kind == "gguf lora":  # and what peft finds by the adapter alone
+        from peft import AutoPeftModelForCausalLM
+
+        found = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+        with torch.no_grad():
+            here, there = (model(input_ids=names["answer"][None]).logits for model in (names["model"].eval(), found))
+        # AutoPeftModel adds rows for tokens of the tokenizer that the model has none for.
+        torch.testing.assert_close(here, there[..., : here.shape[-1]], rtol=0, atol=0)
+
+
 def test_the_tuned_weights_are_known_by_their_hash_and_can_be_read_by_others(
     quick: list[str], neft: Callable[..., Result], tmp_path: Path
 ) -> None:
     import hashlib
-    import json
     import os
 
     mask = os.umask(0o022)

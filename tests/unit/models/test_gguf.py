@@ -82,6 +82,7 @@ def test_the_manifest_holds_sizes_and_hashes(file: Path, conversions: list[Path]
     content = file.read_bytes()
     assert conversions
     assert manifest == {
+        "form": gguf.FORM,
         "source": hashlib.sha256(content).hexdigest(),
         "files": {
             "config.json": [2, hashlib.sha256(b"{}").hexdigest()],

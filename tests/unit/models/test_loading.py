@@ -85,6 +85,27 @@ def test_a_tokenizer_without_a_pad_token_gets_one_and_it_is_told(unknown: str | 
     assert len(tokenizer) == len(tiny_tokenizer())
 
 
+def test_load_tokenizer_pad_token_beyond_the_embedding(folder: Path) -> None:
+    """Another token pads, and that is said; the model has no embedding for the one that was named."""
+    edit(folder / "tokenizer_config.json", pad_token="[PAD]", unk_token=None)  # noqa: S106
+    tokenizer, notices = load_tokenizer(resolve("tiny"), vocabulary=247)
+    assert tokenizer.pad_token == "</s>"  # noqa: S105
+    assert notices == [
+        "the pad token [PAD] has id 247, and the model embeds 247 tokens; </s> pads (pads carry neither loss nor noise)"
+    ]
+    assert load_tokenizer(resolve("tiny"), vocabulary=248)[0].pad_token == "[PAD]"  # noqa: S105
+
+
+def test_load_tokenizer_end_of_text_token_beyond_the_embedding(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token="<end>")  # noqa: S106
+    with pytest.raises(ModelError) as raised:
+        load_tokenizer(resolve("tiny"), vocabulary=247)
+    assert str(raised.value).splitlines()[:2] == [
+        "the end-of-text token is a token that the model has no embedding for",
+        "  received <end>, id 247; the model's vocabulary has 247 tokens (ids 0 to 246)",
+    ]
+
+
 def test_a_tokenizer_without_an_end_of_text_token_is_refused(folder: Path) -> None:
     """A model tuned with it would never learn to stop."""
     edit(folder / "tokenizer_config.json", eos_token=None)
@@ -295,6 +316,29 @@ def test_four_bit_weights_are_near_the_saved_ones(family: Family, double: bool, 
         assert module.weight.numel() == wanted.numel() / 2  # two weights a byte
     whole = {name: weight for name, weight in original.named_parameters() if weight.dim() == 1 or "embed" in name}
     assert all(torch.equal(dict(model.named_parameters())[name], weight) for name, weight in whole.items())
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_load_model_stored_in_four_bits(compute: torch.dtype, saved: Path, tmp_path: Path) -> None:
+    """The same weights as those that are quantised when they are loaded, multiplied in the type asked for."""
+    made = load(saved, four_bit=True, double_quantization=True, compute_dtype=compute).eval()
+    made.save_pretrained(tmp_path)
+    stored = load(tmp_path, four_bit=True, compute_dtype=compute).eval()
+    layers = [module for module in stored.modules() if type(module).__name__ == "Linear4bit"]
+    assert {layer.compute_dtype for layer in layers} == {compute}
+    tokens = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(made(input_ids=tokens).logits, stored(input_ids=tokens).logits)
+
+
+@pytest.mark.parametrize("part", ["weight_scale_inv", "qweight", "weight.absmax"])
+def test_load_model_quantised_without_saying_how(part: str, folder: Path) -> None:
+    """Else transformers would take the numbers for weights, or draw others at random."""
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{part}": torch.ones(1)}, file, {"format": "pt"})
+    said = said_of_model(folder).splitlines()
+    assert said[0] == "model.name: the weight files of tiny are quantised, and its config.json does not say how"
+    assert said[1].startswith("  received 1 weights such as model.layers.0.mlp.up_proj.")
 
 
 def test_a_four_bit_model_computes_on_a_cpu(saved: Path) -> None:

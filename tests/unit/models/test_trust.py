@@ -101,12 +101,19 @@ def an_adapter_beside_the_model(folder: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bare", "torch"])
-@pytest.mark.parametrize("plant", [only_pickle, an_index_that_names_pickles, an_adapter_beside_the_model])
+@pytest.mark.parametrize("plant", [only_pickle, an_index_that_names_pickles])
 def test_pickled_weights_are_refused(plant: Callable[[Path, bytes], None], kind: str, folder: Path, made: Path) -> None:
     plant(folder, pickles(made)[kind])
     said = refusal(lambda: load_model(resolve(str(folder)), torch.float32))
     assert "has only pickled weights (.bin), which can run code and are not read" in said
     assert said.endswith("  try      load it where you trust it and write it again with save_pretrained")
+    assert not made.exists()
+
+
+def test_resolve_adapter_beside_the_model(folder: Path, made: Path) -> None:
+    """Else transformers would load it on top of the model, from a pickle."""
+    an_adapter_beside_the_model(folder, pickles(made)["torch"])
+    assert "holds a model and an adapter" in refusal(lambda: resolve(str(folder)))
     assert not made.exists()
 
 

@@ -1,0 +1,189 @@
+"""Writes what surrounds the tuned weights: the base model's own settings, changed only where training changed them.
+
+transformers 5 writes settings in a form that transformers 4, vLLM and llama.cpp's converter may not read
+(`rope_parameters` in place of `rope_theta`, `TokenizersBackend` in place of `Qwen2Tokenizer`), and writes settings as
+training had them (`use_cache` off). So the base model's files are taken as they are, and these values are set:
+
+    config.json              the type of the weights in the file
+    generation_config.json   the tokens that end an answer; a pad token if there was none
+    tokenizer_config.json    the chat template, if another one was trained with
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.models.loading import local_or_hub
+from neftcli.models.names import Reference
+from neftcli.models.validate import find_file, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from transformers import PreTrainedTokenizerBase
+
+    from neftcli.models.validate import Settings
+
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+TOKENIZER_FILES = (
+    *(TOKENIZER, TEMPLATE, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
+)
+DTYPES = ("torch_dtype", "dtype")
+
+
+def files_of(reference: Reference) -> Reference:
+    """The folder or repository that holds a model's settings; of a .gguf its conversion."""
+    if reference.kind != "gguf":
+        return reference
+    return Reference(reference.name, "folder", local_or_hub(reference), alias=reference.alias)
+
+
+def write_config(folder: Path, base: Settings, dtype: str) -> None:
+    """Writes the base model's `config.json` with the type of the saved weights.
+
+    Args:
+        folder: Where `save_pretrained` wrote the tuned model.
+        base: The base model's `config.json`. Of a part of a larger model, such as the text model of one that sees
+            images, `save_pretrained`'s own is kept.
+        dtype: Type of the saved weights, such as "float32".
+    """
+    saved = _read(folder / CONFIG)
+    if base.get("model_type") != saved.get("model_type"):
+        return
+    settings = _with_dtype(base, dtype)
+    if not any(key in settings for key in DTYPES):
+        settings["dtype" if "dtype" in saved and "rope_parameters" in base else "torch_dtype"] = dtype
+    settings.setdefault("architectures", saved.get("architectures"))
+    _write(folder / CONFIG, _with_code_of(saved, settings))
+
+
+def write_generation_config(
+    folder: Path, base: Settings, config: Settings, stop_ids: Iterable[int], pad_id: int | None
+) -> None:
+    """Writes the base model's generation settings, with every token that ends an answer.
+
+    Args:
+        folder: The tuned model's, or the adapter's.
+        base: The base model's `generation_config.json`; empty if it has none.
+        config: Its `config.json`, which names the tokens in its place.
+        stop_ids: Tokens that end the answers that were trained on.
+        pad_id: The pad token if the base model names none.
+    """
+    settings = dict(base)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if settings.get(key) is None and config.get(key) is not None:
+            settings[key] = config[key]
+    known = settings.get("eos_token_id")
+    ends = sorted({*(known if isinstance(known, list) else [] if known is None else [known]), *stop_ids})
+    if ends:
+        settings["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    if settings.get("pad_token_id") is None and pad_id is not None:
+        settings["pad_token_id"] = pad_id
+    settings.pop("_from_model_config", None)  # else transformers takes the tokens from config.json again
+    _write(folder / GENERATION, settings)
+
+
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: Reference) -> None:
+    """Writes the base model's tokenizer files, with the chat template that was trained with.
+
+    Args:
+        folder: Where to.
+        tokenizer: As it was trained with. What the base model has no file for is written in transformers' form.
+        base: What `files_of` returned.
+    """
+    tokenizer.save_pretrained(folder)
+    found = {name: find_file(base, name, cached=True) for name in (*TOKENIZER_FILES, *_vocabulary_files(tokenizer))}
+    files = {name: file for name, file in found.items() if file is not None}
+    if TOKENIZER not in files:
+        return
+    saved = _read(folder / TOKENIZER)
+    (folder / TEMPLATE).unlink(missing_ok=True)
+    for name, file in files.items():
+        shutil.copyfile(file, folder / name)
+    settings = _read(folder / TOKENIZER)
+    used = tokenizer.chat_template
+    own = files[TEMPLATE].read_text(encoding="utf-8") if TEMPLATE in files else settings.get("chat_template")
+    if isinstance(used, str) and used != own:
+        settings["chat_template"] = used
+        for name in (TEMPLATE, "chat_template.json"):
+            (folder / name).unlink(missing_ok=True)
+        _write(folder / TOKENIZER, settings)
+    if (with_code := _with_code_of(saved, settings)) != settings:
+        _write(folder / TOKENIZER, with_code)
+
+
+def needs_transformers_5(folder: Path) -> str:
+    """The setting of a saved folder that transformers 4 doesn't read; empty if there is none."""
+    config, tokenizer = _read(folder / CONFIG), _read(folder / TOKENIZER)
+    if config.get("rope_parameters") and "rope_theta" not in config:
+        return f"rope_parameters in {CONFIG}"
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        return f"TokenizersBackend in {TOKENIZER}"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        return f"a list of extra_special_tokens in {TOKENIZER}"
+    return ""
+
+
+def readable_by_transformers_4(folder: Path) -> None:
+    """Adds to settings that transformers 5 wrote those that transformers 4, vLLM and llama.cpp's converter read."""
+    config = _read(folder / CONFIG)
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:  # else it holds one for each kind of layer
+        config["rope_theta"] = rope["rope_theta"]
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        if scaling.get("rope_type", "default") != "default":
+            config["rope_scaling"] = scaling
+        if "partial_rotary_factor" in rope:
+            config["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if "dtype" in config:
+        config["torch_dtype"] = config.pop("dtype")
+    _write(folder / CONFIG, config)
+    tokenizer = _read(folder / TOKENIZER)
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    template = folder / TEMPLATE
+    if template.is_file():
+        tokenizer["chat_template"] = template.read_text(encoding="utf-8")
+        template.unlink()
+    _write(folder / TOKENIZER, tokenizer)
+
+
+def base_settings(base: Reference) -> tuple[Settings, Settings]:
+    """The base model's `config.json` and `generation_config.json`; each empty if there is none."""
+    return read_json(base, CONFIG, cached=True), read_json(base, GENERATION, cached=True)
+
+
+def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [str(name) for name in getattr(tokenizer, "vocab_files_names", {}).values()]
+
+
+def _with_dtype(settings: Settings, dtype: str) -> Settings:
+    """The settings with another type of weights, also those of a model's parts."""
+    changed: Settings = {}
+    for key, value in settings.items():
+        if key in DTYPES and value is not None:
+            changed[key] = dtype
+        else:
+            changed[key] = _with_dtype(value, dtype) if isinstance(value, dict) else value
+    return changed
+
+
+def _with_code_of(saved: Settings, settings: Settings) -> Settings:
+    """The settings with the code that `save_pretrained` names: it copies that code, or says where on the hub it is."""
+    return settings | {"auto_map": saved["auto_map"]} if "auto_map" in saved else settings
+
+
+def _read(file: Path) -> Settings:
+    content: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(file: Path, settings: Settings) -> None:
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,289 @@
+"""Whether a model is one that neft can train or measure, told from its `config.json` before weights are loaded.
+
+Refused are a model with an adapter beside it, what isn't a causal language model, and weights that are stored quantised
+in a way that can't be trained or computed with here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.errors import ModelError, Problem
+from neftcli.models.names import ADAPTER, ALIASES, Reference, adapter_found
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from neftcli.recipe.schema import Recipe
+
+Settings = dict[str, Any]
+
+UNQUANTISED = "the model that it was made from, with unquantised weights"
+DEQUANTISED = {
+    "mxfp4": "Mxfp4Config(dequantize=True)",
+    "fp8": "FineGrainedFP8Config(dequantize=True)",
+    "compressed-tensors": "CompressedTensorsConfig(run_compressed=False)",
+}
+"""Quantisations that transformers can take back, and the `quantization_config` with which it does."""
+
+CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "WithLMHead")
+OTHER_TASKS = {
+    "Classification": "a classifier",
+    "QuestionAnswering": "a classifier of answers",
+    "MultipleChoice": "a classifier",
+    "RewardModel": "a reward model",
+    "MaskedLM": "a masked language model",
+    "ForPreTraining": "a masked language model",
+    "EncoderModel": "an encoder",
+    "Model": "a model without an output layer, as embedding models are",
+}
+"""What architectures that end or are named so are for."""
+
+
+def read_json(reference: Reference, name: str, *, cached: bool = False) -> Settings:
+    """Read a JSON object beside the model's weights; empty if it is missing or damaged, or the model is a .gguf.
+
+    Args:
+        reference: The model.
+        name: The file's.
+        cached: Of a model on the hub, look only at what was downloaded.
+
+    Raises:
+        ModelError: The hub can't be reached.
+    """
+    file = find_file(reference, name, cached=cached)
+    if file is None:
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # reported when it is loaded
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def find_file(reference: Reference, name: str, *, cached: bool = False) -> Path | None:
+    """Locate a file of a model's folder or repository on this machine; None if there is none.
+
+    Args:
+        reference: The model.
+        name: The file's.
+        cached: Of a model on the hub, look only at what was downloaded.
+
+    Raises:
+        ModelError: The hub can't be reached.
+    """
+    if reference.kind == "gguf":
+        return None
+    if reference.kind == "folder":
+        file = Path(reference.location) / name
+        return file if file.is_file() else None
+    from transformers.utils.hub import cached_file
+
+    from neftcli.models.loading import explained
+
+    with explained(reference):
+        found = cached_file(
+            reference.location,
+            name,
+            revision=reference.revision,
+            local_files_only=cached,
+            _raise_exceptions_for_gated_repo=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    return Path(found) if found else None
+
+
+def require_usable(reference: Reference, recipe: Recipe, *, trains: bool) -> None:
+    """Check that a model can be trained as the recipe says, or measured.
+
+    Args:
+        reference: The model.
+        recipe: The resolved recipe.
+        trains: The model is to be trained, not only measured.
+
+    Raises:
+        ModelError: It can't, or the hub can't be reached.
+    """
+    if reference.kind == "hub" and find_file(reference, ADAPTER) is not None:
+        raise adapter_found(reference.name, beside_model=find_file(reference, "config.json") is not None)
+    settings = read_json(reference, "config.json")
+    _require_causal(reference, settings)
+    if trains:
+        _require_trainable_weights(reference, settings, recipe)
+    else:
+        _require_computable_weights(reference, settings)
+
+
+def _require_causal(reference: Reference, settings: Settings) -> None:
+    """Check that the model predicts the next token from those before it.
+
+    Raises:
+        ModelError: It is of another kind.
+    """
+    found = _other_kind(settings)
+    if not found and find_file(reference, "modules.json") is not None:
+        found = "an embedding model of sentence-transformers (modules.json)"
+    if not found:
+        return
+    architectures = ", ".join(map(str, settings.get("architectures") or ())) or "no architecture named"
+    raise ModelError(
+        Problem(
+            f"model.name: {reference.name} is not a causal language model ({settings.get('model_type')})",
+            f"{found}: {architectures}",
+            f"a decoder whose config.json names a ...ForCausalLM, such as {next(iter(ALIASES))}",
+        )
+    )
+
+
+def _other_kind(settings: Settings) -> str:
+    """What a model is that isn't a causal language model; empty for one that is, or that transformers doesn't know."""
+    model_type = settings.get("model_type")
+    auto_map = settings.get("auto_map")
+    if not isinstance(model_type, str) or (isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map):
+        return ""
+    named = [name for name in settings.get("architectures") or () if isinstance(name, str)]
+    if settings.get("is_causal") is False or settings.get("use_bidirectional_attention") is True:
+        return "every token sees those behind it, as in embedding models"
+    may_be_encoder = settings.get("is_encoder_decoder") or "type_vocab_size" in settings
+    if named and all(name.endswith("ForCausalLM") for name in named) and not may_be_encoder:
+        return ""  # as of nearly all models, and answered without importing torch
+    from transformers.models.auto import modeling_auto as known
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING_NAMES:
+        return ""  # reported when it is loaded: transformers may be too old
+    sees_images = model_type in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    causal = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    if settings.get("is_encoder_decoder") or (
+        causal is None and model_type in known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    ):
+        return "an encoder-decoder"
+    if causal is None:
+        if sees_images or "vision_config" in settings:
+            return "a vision-language model, of which transformers loads no text model alone"
+        return "audio is what it reads or writes" if "audio_config" in settings else "another kind of model"
+    if model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not settings.get("is_decoder", False):
+        return "an encoder: every token sees those behind it (is_decoder is not set)"
+    every_causal = {causal, *known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    if not named or any(name in every_causal or name.endswith(CAUSAL_ENDINGS) for name in named):
+        return ""
+    if sees_images and any(name.endswith("ForConditionalGeneration") for name in named):
+        return ""  # transformers loads its text model, or all of it
+    for ending, what in OTHER_TASKS.items():
+        if any(ending in name if ending != "Model" else name.endswith(ending) for name in named):
+            return what
+    return "another kind of model"
+
+
+def stored_quantization(settings: Mapping[str, Any]) -> Settings:
+    """How the stored weights are quantised, as `config.json` says; empty if they aren't.
+
+    The value of `quant_method` is always there: bitsandbytes_4bit and bitsandbytes_8bit are told apart.
+    """
+    text = settings.get("text_config")
+    places = (settings, text if isinstance(text, dict) else {})
+    found = next(
+        (
+            place[key]
+            for place in places
+            for key in ("quantization_config", "compression_config")
+            if isinstance(place.get(key), dict) and place[key]
+        ),
+        None,
+    )
+    if found is None:
+        return {}
+    method = str(found.get("quant_method", "an unnamed method"))
+    if found.get("load_in_4bit"):
+        method = "bitsandbytes_4bit"
+    elif found.get("load_in_8bit"):
+        method = "bitsandbytes_8bit"
+    return {**found, "quant_method": method}
+
+
+def _described(quantization: Settings) -> str:
+    method = quantization["quant_method"]
+    if method == "bitsandbytes_4bit":
+        return f"quantization_config: bitsandbytes, 4-bit {quantization.get('bnb_4bit_quant_type', 'fp4')}"
+    if method == "bitsandbytes_8bit":
+        return "quantization_config: bitsandbytes, 8-bit"
+    bits = quantization.get("bits") or quantization.get("w_bit") or quantization.get("nbits")
+    return f"quantization_config: {method}{f', {bits} bits' if bits else ''}"
+
+
+def _unquantised(method: str) -> str:
+    """What to do about weights of a quantisation that neft doesn't compute with."""
+    if method not in DEQUANTISED:
+        return UNQUANTISED
+    return f"{UNQUANTISED}; or from_pretrained(..., quantization_config={DEQUANTISED[method]}), then save_pretrained"
+
+
+def _stored(reference: Reference, settings: Settings) -> Settings:
+    quantization = stored_quantization(settings)
+    if not quantization and (old := read_json(reference, "quantize_config.json")):  # of AutoGPTQ
+        return {**old, "quant_method": str(old.get("quant_method", "gptq"))}
+    return quantization
+
+
+def _require_trainable_weights(reference: Reference, settings: Settings, recipe: Recipe) -> None:
+    """Check that the recipe's method can train weights that are stored as these are.
+
+    Raises:
+        ModelError: They are quantised, and can't be trained so.
+    """
+    quantization = _stored(reference, settings)
+    if not quantization:
+        return
+    method, received = quantization["quant_method"], _described(quantization)
+    name = reference.name
+    if method != "bitsandbytes_4bit" or quantization.get("bnb_4bit_quant_type", "fp4") != "nf4":
+        raise ModelError(
+            Problem(
+                f"model.name: the weights of {name} are stored quantised ({method}), and can't be trained or get an "
+                "adapter",
+                received,
+                f"{_unquantised(method)}; --qlora quantises it to 4 bits",
+            )
+        )
+    if recipe.quantization.type != "nf4":
+        lora = recipe.adapter.type != "none"
+        raise ModelError(
+            Problem(
+                f"model.name: the weights of {name} are stored in 4 bits, so "
+                + ("LoRA on them is QLoRA" if lora else "they can't be trained in full"),
+                received,
+                "--qlora    trains a LoRA adapter on the 4-bit weights" + ("" if lora else f"; or {UNQUANTISED}"),
+            )
+        )
+    double = bool(quantization.get("bnb_4bit_use_double_quant", False))
+    if double != recipe.quantization.double_quantization:
+        raise ModelError(
+            Problem(
+                f"quantization.double_quantization: the weights of {name} are stored in 4 bits "
+                f"{'with' if double else 'without'} it",
+                str(recipe.quantization.double_quantization).lower(),
+                f"--qlora --set quantization.double_quantization={str(double).lower()}",
+            )
+        )
+
+
+def _require_computable_weights(reference: Reference, settings: Settings) -> None:
+    """Check that a forward pass can be computed with weights that are stored as these are.
+
+    Raises:
+        ModelError: They are quantised otherwise than by bitsandbytes.
+    """
+    quantization = _stored(reference, settings)
+    if quantization and not quantization["quant_method"].startswith("bitsandbytes"):
+        method = quantization["quant_method"]
+        raise ModelError(
+            Problem(
+                f"model.name: the weights of {reference.name} are stored quantised ({method}), which neft does not "
+                "compute with",
+                _described(quantization),
+                _unquantised(method),
+            )
+        )

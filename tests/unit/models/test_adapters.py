@@ -1,0 +1,132 @@
+"""What an adapter leaves out and what merging it changes: what neft says, and what peft 0.21 does.
+
+Oracles: peft's own adapters on tiny models, parameter by parameter, and the loss before and after merging.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from neftcli.errors import RecipeError
+from neftcli.models.layers import adapter_notices, fused_experts, require_layers
+from neftcli.models.memory import estimate_of
+from neftcli.recipe.schema import Adapter, Recipe
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::FutureWarning")
+LORA = Adapter(type="lora", r=4)
+TOKENS = torch.randint(3, 200, (4, 40), generator=torch.Generator().manual_seed(0))
+
+
+def qwen_moe() -> PreTrainedModel:
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "intermediate_size": 64, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=256, num_hidden_layers=2, **sizes, **heads))
+
+
+def mixtral() -> PreTrainedModel:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+    return MixtralForCausalLM(
+        MixtralConfig(vocab_size=256, num_hidden_layers=1, hidden_size=64, intermediate_size=64, **heads)
+    )
+
+
+def peft_model(model: Any, adapter: Adapter) -> Any:
+    named = adapter.target_modules
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=adapter.r,
+            target_modules=named if isinstance(named, str) else list(named),
+            modules_to_save=list(adapter.modules_to_save) or None,
+        ),
+    )
+
+
+def trained_then_merged(adapter: Adapter) -> tuple[float, float]:
+    """Loss of a tied model with a trained adapter, and after the adapter was merged."""
+    torch.manual_seed(0)
+    model = peft_model(tiny_model("llama", tie_word_embeddings=True), adapter)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    for _ in range(10):
+        model(input_ids=TOKENS, labels=TOKENS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        before = model(input_ids=TOKENS, labels=TOKENS).loss.item()
+        after = model.merge_and_unload()(input_ids=TOKENS, labels=TOKENS).loss.item()
+    return before, after
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_adapter_notices_low_rank_on_a_tied_matrix(name: str) -> None:
+    """Merging is another model, as is said; with an untied model, or the layer left out, nothing is."""
+    adapter = replace(LORA, target_modules=("q_proj", name))
+    [notice] = adapter_notices(tiny_model("llama", tie_word_embeddings=True), adapter)
+    assert notice.startswith(f"adapter.target_modules has {name}, and this model's embedding and output layer are one ")
+    assert "the merged model is not the tuned one" in notice
+    assert notice.endswith("--set adapter.modules_to_save=[embed_tokens]")
+    before, after = trained_then_merged(adapter)
+    assert abs(after - before) > 0.1
+    assert adapter_notices(tiny_model("llama", tie_word_embeddings=False), adapter) == []
+    assert adapter_notices(tiny_model("llama", tie_word_embeddings=True), LORA) == []
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_adapter_notices_copy_of_a_tied_matrix(name: str) -> None:
+    """What is offered in its place: the merged model is the tuned one, untied."""
+    adapter = replace(LORA, target_modules=("q_proj",), modules_to_save=(name,))
+    [notice] = adapter_notices(tiny_model("llama", tie_word_embeddings=True), adapter)
+    assert notice.endswith("merged the model has two matrices (tie_word_embeddings false)")
+    before, after = trained_then_merged(adapter)
+    assert after == pytest.approx(before, abs=1e-5)
+
+
+@pytest.mark.parametrize("make", [qwen_moe, mixtral])
+def test_estimate_of_experts_is_what_peft_trains(make: Any) -> None:
+    """Of these peft adapts the experts and their router; all of it is counted and nothing has to be said."""
+    model = make()
+    assert fused_experts(model)
+    assert adapter_notices(model, LORA) == []
+    counted = estimate_of(replace(Recipe(), adapter=LORA), model, 4, 4, 10, "cpu").trainable
+    wrapped = peft_model(model, LORA)
+    assert any("experts" in name for name, weight in wrapped.named_parameters() if weight.requires_grad)
+    assert counted == sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
+
+
+def test_adapter_notices_experts_without_an_adapter() -> None:
+    """Their number is said: those that the named layers leave out."""
+    model = qwen_moe()
+    adapter = replace(LORA, target_modules=("q_proj",))
+    experts = 2 * 4 * (64 * 64 + 32 * 64)
+    [notice] = adapter_notices(model, adapter)
+    assert notice == (
+        f"{experts:,} of {model.num_parameters():,} weights get no adapter and stay as they are: the experts "
+        "(down_proj, gate_up_proj), which are one tensor a layer"
+    )
+    wrapped = peft_model(model, adapter)
+    assert not any("experts" in name for name, weight in wrapped.named_parameters() if weight.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (replace(LORA, target_modules=("q_proj", "gate_up_proj")), "one tensor with the weights of all experts"),
+        (replace(LORA, target_modules=("q_proj", "gate_proj")), "without also targeting up_proj"),
+        (replace(LORA, lora_dropout=0.1), "adapter.lora_dropout must be 0"),
+    ],
+)
+def test_require_layers_experts(adapter: Adapter, said: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        require_layers(qwen_moe(), adapter)
+    assert said in str(raised.value)
+
+
+def test_require_layers_experts_by_their_old_names() -> None:
+    require_layers(qwen_moe(), replace(LORA, target_modules=("q_proj", "gate_proj", "up_proj", "down_proj")))

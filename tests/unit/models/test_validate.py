@@ -1,0 +1,165 @@
+"""Which models can be trained or measured, by their `config.json` alone.
+
+Oracles: the class that transformers maps each configuration to, and what published configurations say.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.errors import ModelError
+from neftcli.models.names import Reference
+from neftcli.models.validate import require_usable, stored_quantization
+from neftcli.recipe.schema import Adapter, Quantization, Recipe
+
+FULL = Recipe()
+LORA = replace(FULL, adapter=Adapter(type="lora"))
+QLORA = replace(LORA, quantization=Quantization(type="nf4"))
+METHODS = {"full": FULL, "lora": LORA, "qlora": QLORA}
+
+CAUSAL: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    "gpt2": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+    "no architecture": {"model_type": "llama"},
+    "another class's name": {"model_type": "llama", "architectures": ["LLaMAForCausalLM"]},
+    "bert as a decoder": {"model_type": "bert", "architectures": ["BertLMHeadModel"], "is_decoder": True},
+    "its own code": {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}},
+    "sees images, text model loads": {
+        "model_type": "qwen3_5",
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "vision_config": {},
+    },
+    "sees images, loads whole": {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]},
+    "unknown to transformers": {"model_type": "zzz"},
+}
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "t5": ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "an encoder-decoder"),
+    "bart": (
+        {"model_type": "bart", "architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True},
+        "an encoder-decoder",
+    ),
+    "bert": ({"model_type": "bert", "architectures": ["BertForSequenceClassification"]}, "an encoder"),
+    "bert without is_decoder": ({"model_type": "bert", "architectures": ["BertLMHeadModel"]}, "an encoder"),
+    "roberta": (
+        {"model_type": "roberta", "architectures": ["RobertaForCausalLM"], "type_vocab_size": 1},
+        "an encoder",
+    ),
+    "distilbert": ({"model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"]}, "another kind"),
+    "a classifier": ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "a classifier"),
+    "a token classifier": ({"model_type": "qwen3", "architectures": ["Qwen3ForTokenClassification"]}, "a classifier"),
+    "a reward model": ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "a reward model"),
+    "embeddings": ({"model_type": "mistral", "architectures": ["MistralModel"]}, "a model without an output layer"),
+    "sees what is behind": (
+        {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "use_bidirectional_attention": True},
+        "every token sees those behind it",
+    ),
+    "sees images": (
+        {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], "vision_config": {}},
+        "a vision-language model",
+    ),
+    "hears": (
+        {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"], "is_encoder_decoder": True},
+        "an encoder-decoder",
+    ),
+}
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+QUANTISED: dict[str, tuple[dict[str, Any], str]] = {
+    "nf4": ({"quant_method": "bitsandbytes", **NF4}, "bitsandbytes_4bit"),
+    "nf4 of old": (NF4, "bitsandbytes_4bit"),
+    "fp4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes_4bit"),
+    "8 bits": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes_8bit"),
+    **{
+        method: ({"quant_method": method}, method)
+        for method in ("gptq", "awq", "fp8", "mxfp4", "hqq", "compressed-tensors", "aqlm", "torchao")
+    },
+}
+
+
+def model(folder: Path, **settings: Any) -> Reference:
+    (folder / "config.json").write_text(json.dumps(settings))
+    return Reference("m", "folder", str(folder))
+
+
+def refusal(reference: Reference, recipe: Recipe, *, trains: bool = True) -> str:
+    with pytest.raises(ModelError) as raised:
+        require_usable(reference, recipe, trains=trains)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("case", CAUSAL)
+def test_require_usable_causal(case: str, tmp_path: Path) -> None:
+    for recipe in METHODS.values():
+        require_usable(model(tmp_path, **CAUSAL[case]), recipe, trains=True)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("case", OTHERS)
+def test_require_usable_other_kind(case: str, trains: bool, tmp_path: Path) -> None:
+    settings, what = OTHERS[case]
+    first, received, hint = refusal(model(tmp_path, **settings), FULL, trains=trains).splitlines()
+    assert first == f"model.name: m is not a causal language model ({settings['model_type']})"
+    assert received.startswith(f"  received {what}")
+    assert received.endswith(settings["architectures"][0])
+    assert hint.startswith("  try      a decoder")
+
+
+def test_require_usable_sentence_transformers(tmp_path: Path) -> None:
+    """Qwen3-Embedding names a causal class; modules.json says what it is for."""
+    (tmp_path / "modules.json").write_text("[]")
+    said = refusal(model(tmp_path, **CAUSAL["llama"]), FULL)
+    assert "an embedding model of sentence-transformers (modules.json)" in said
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", QUANTISED)
+def test_require_usable_quantised(case: str, method: str, tmp_path: Path) -> None:
+    """Only nf4 under --qlora trains; each refusal names the quantisation and what to type."""
+    quantization, name = QUANTISED[case]
+    reference = model(tmp_path, **CAUSAL["llama"], quantization_config=quantization)
+    assert stored_quantization({"quantization_config": quantization})["quant_method"] == name
+    if case.startswith("nf4") and method == "qlora":
+        require_usable(reference, QLORA, trains=True)
+        return
+    said = refusal(reference, METHODS[method])
+    if case.startswith("nf4"):
+        assert "stored in 4 bits" in said
+        assert "\n  try      --qlora" in said
+    else:
+        assert f"stored quantised ({name})" in said
+        assert "\n  try      the model that it was made from, with unquantised weights" in said
+
+
+@pytest.mark.parametrize("case", QUANTISED)
+def test_require_usable_quantised_for_evaluation(case: str, tmp_path: Path) -> None:
+    """What bitsandbytes stored can be computed with on any machine; others are refused by name."""
+    quantization, name = QUANTISED[case]
+    reference = model(tmp_path, **CAUSAL["llama"], quantization_config=quantization)
+    if name.startswith("bitsandbytes"):
+        require_usable(reference, FULL, trains=False)
+    else:
+        assert f"({name})" in refusal(reference, FULL, trains=False)
+
+
+def test_require_usable_double_quantization(tmp_path: Path) -> None:
+    """The recipe must say what the weights are, or its record would be wrong."""
+    stored = {"quant_method": "bitsandbytes", **NF4, "bnb_4bit_use_double_quant": False}
+    reference = model(tmp_path, **CAUSAL["llama"], quantization_config=stored)
+    assert refusal(reference, QLORA).endswith("--qlora --set quantization.double_quantization=false")
+    said = replace(QLORA, quantization=Quantization(type="nf4", double_quantization=False))
+    require_usable(reference, said, trains=True)
+
+
+def test_stored_quantization_of_a_text_model() -> None:
+    assert stored_quantization({"text_config": {"quantization_config": {"quant_method": "awq"}}}) == {
+        "quant_method": "awq"
+    }
+    assert stored_quantization({"quantization_config": {}}) == {}
+    assert stored_quantization({}) == {}
+
+
+def test_require_usable_quantize_config_of_old(tmp_path: Path) -> None:
+    (tmp_path / "quantize_config.json").write_text('{"bits": 4}')
+    assert "(gptq)" in refusal(model(tmp_path, **CAUSAL["llama"]), LORA)
