@@ -17,6 +17,7 @@ from typing import Any
 
 from neftcli.data.text import lines, open_file, renaming, showing, through, with_ending
 from neftcli.errors import DataError, Problem
+from neftcli.machine.hub import with_settings
 from neftcli.recipe.nearest import at_home, exists, nearest_path
 
 BUILTIN = "builtin"
@@ -334,7 +335,7 @@ def _read_hub(hub_id: str, split: str, config: str | None) -> Iterator[Row]:
         raise DataError(
             Problem(
                 f"data.source: the data set {hub_id} can't be reached on the hub, and is not in the local cache",
-                str(error).splitlines()[0] if str(error) else type(error).__name__,
+                with_settings(str(error).splitlines()[0] if str(error) else type(error).__name__),
                 "go online once, or give a file; `hf auth login` for a private set",
                 nearest_path(Path(hub_id)) if Path(hub_id).parent.is_dir() else "",
             )

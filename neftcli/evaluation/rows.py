@@ -14,7 +14,7 @@ from neftcli.data.splits import all_prompts, choose, distinct, unseen
 from neftcli.errors import DataError, Problem
 from neftcli.evaluation.subjects import Subject, find_subject
 from neftcli.events import Notice, Observer, Phase, RowsReady
-from neftcli.models.hub import prefer_cache_if_unreachable
+from neftcli.machine.hub import UNREACHABLE, prefer_cache_if_unreachable
 from neftcli.runs.directory import RECORD, find_run
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def read_rows_for(
     sources = [source for recipe in recipes for source in (recipe.data.source, recipe.data.held_out_source) if source]
     hub = [is_hub(source) for source in [*sources, dataset or BUILTIN]]
     hub += [subject.reference.kind == "hub" for subject in subjects]
-    if any(hub) and prefer_cache_if_unreachable():
-        observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
+    if any(hub) and (reason := prefer_cache_if_unreachable()):
+        observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase("reading data"))
     main = subjects[0]
     if dataset is None and main.run is not None:

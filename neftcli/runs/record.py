@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import neftcli
+from neftcli.machine.environment import recorded
 from neftcli.recipe.loading import fingerprint
 from neftcli.runs.directory import RECORD
 
@@ -51,6 +52,7 @@ class RunRecord:
             },
             "versions": {"neftcli": neftcli.__version__, "python": platform.python_version(), **_versions()},
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
+            "environment": recorded(),
             "git": _git_commit(),
         }
         self.update()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import Examples, read_examples
 from neftcli.data.sources import is_hub
 from neftcli.events import Notice, Observer, Phase
-from neftcli.models.hub import prefer_cache_if_unreachable
+from neftcli.machine.cache import written_in_cache
+from neftcli.machine.hub import UNREACHABLE, prefer_cache_if_unreachable
+from neftcli.models.gguf import is_converted
 from neftcli.models.loading import require_pinned_code
 from neftcli.models.names import Reference, resolve
 from neftcli.recipe.schema import Data
@@ -28,8 +31,13 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     require_name(recipe.run_name())
     require_pinned_code(reference, recipe.model.trust_remote_code)
     sources = [source for source in (recipe.data.source, recipe.data.held_out_source) if source]
-    if (reference.kind == "hub" or any(map(is_hub, sources))) and prefer_cache_if_unreachable():
-        observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
+    if reference.kind == "gguf" and not is_converted(Path(reference.location)):
+        with written_in_cache(f"{Path(reference.location).name} as safetensors"):
+            pass  # it will be; a folder that can't be written is refused before rows are read
+    if reference.kind == "hub" or any(map(is_hub, sources)):
+        reason = prefer_cache_if_unreachable()
+        if reason:
+            observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase("reading data"))
     examples = read_examples(recipe.data, reading(observer))
     asked, found = recipe.data.held_out_rows, len(examples.held_out)

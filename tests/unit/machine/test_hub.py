@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from neftcli.models.hub import PROXIES, prefer_cache_if_unreachable
 
 UNKNOWN = "https://hub.invalid/api"
