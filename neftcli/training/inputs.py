@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import Examples, read_examples
-from neftcli.data.sources import is_hub
+from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub
 from neftcli.events import Notice, Observer, Phase
 from neftcli.machine.cache import written_in_cache
 from neftcli.machine.hub import UNREACHABLE, prefer_cache_if_unreachable
 from neftcli.models.gguf import is_converted
 from neftcli.models.loading import require_pinned_code
-from neftcli.models.names import Reference, resolve
+from neftcli.models.names import ALIASES, Reference, resolve
+from neftcli.models.templates import NAMED
+from neftcli.recipe.loading import path_values
+from neftcli.recipe.nearest import at_home, exists
 from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_name
 from neftcli.training.pace import reading
@@ -45,3 +48,9 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
         limit = "a fifth at most, and rows of one prompt together"
         observer.notify(Notice(f"{found} rows are held out, not {asked}: {limit}"))
     return reference, examples
+
+
+def local_paths(recipe: Recipe) -> list[str]:
+    """The values of a recipe that lead to a file or folder of this machine, from the current folder."""
+    names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED}  # they go before a folder of the same name
+    return [value for value in path_values(recipe) if value not in names and exists(at_home(value))]
