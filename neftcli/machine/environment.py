@@ -42,6 +42,7 @@ DROPPED = {
     "DNNL_DEFAULT_FPMATH_MODE": PRECISION,
     "NVIDIA_TF32_OVERRIDE": PRECISION,
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": PRECISION,
+    "TORCH_LOGS": "train.log in the run's folder    torch fails over names that it does not know",
     "TRANSFORMERS_SDPA_FORCE_GQA": "--set training.fused_layers=false",
 }
 """Name, or beginning of names that end in _, to what is typed in its place. An exact name goes before a beginning."""
