@@ -96,11 +96,11 @@ def test_local_folder_trains_to_the_same_bits_whatever_the_environment_says(quic
         "PMI_SIZE": "2",
     }
     plain = neft_process(*quick, cwd=tmp_path)
-    other = neft_process(*quick, "--name", "other", cwd=tmp_path, **variables)
+    other = neft_process(*quick, cwd=tmp_path, **variables)
     for result in (plain, other):
         require_told(result)
         assert result.code == 0, result.err
-    records = [json.loads((tmp_path / "runs" / f"{run}-a5-s0" / "run.json").read_text()) for run in ("tiny", "other")]
+    records = [json.loads((tmp_path / "runs" / run / "run.json").read_text()) for run in ("tiny-a5-s0", "tiny-a5-s0-2")]
     assert records[0]["weights_sha256"] == records[1]["weights_sha256"]
     assert [record["precision"] for record in records] == ["fp32", "fp32"]
     assert all(f"{name} is set and was dropped" in other.out for name in variables if name.startswith("ACCELERATE_"))
@@ -137,6 +137,7 @@ def test_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file: Path
     try:
         shutil.copytree(tiny_folder("llama"), place / "tiny")
         shutil.copy(rows_file, place / "rows.jsonl")
+        (place / "tiny" / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
         become = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]
         without = {name: value for name, value in os.environ.items() if name not in ("HOME", "NEFT_CACHE")}
         program = [*become, sys.executable, "-m", "neftcli.cli.main"]
