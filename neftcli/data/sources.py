@@ -209,7 +209,7 @@ def _not_reached(hub_id: str, error: Exception) -> DataError:
     return DataError(
         Problem(
             f"data.source: the data set {hub_id} can't be reached on the hub, and is not in the local cache",
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
+            with_settings(str(error).splitlines()[0] if str(error) else type(error).__name__),
             "go online once, or give a file; `hf auth login` for a private set",
             nearest_path(Path(hub_id)) if Path(hub_id).parent.is_dir() else "",
         )

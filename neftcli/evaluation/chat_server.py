@@ -7,14 +7,13 @@ import json
 import logging
 import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from neftcli.errors import InputError, Problem
-from neftcli.models.hub import PATIENCE, PROXIES
+from neftcli.machine.network import unreachable
 
 if TYPE_CHECKING:
     import httpx2
@@ -53,23 +52,18 @@ def require_reachable(settings: Judge) -> None:
     """Tries a connection, so that a server that is not there is told of before hours of work.
 
     Raises:
-        InputError: There is none. Behind a proxy nothing is tried.
+        InputError: There is none, or a proxy's address can't be used.
     """
-    if any(os.environ.get(name) for name in PROXIES):
-        return
-    address = urlsplit(settings.base_url or "")
-    port = address.port or (443 if address.scheme.lower() == "https" else 80)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=PATIENCE).close()
-    except OSError as error:
+    reason = unreachable(urlsplit(settings.base_url or ""))
+    if reason:
         shown = without_credentials(settings.base_url or "")
         raise InputError(
             Problem(
                 f"evaluation.judge.base_url: no connection to {shown}",
-                error.strerror or str(error),
+                reason,
                 "start the server, or put the address right: --judge http://127.0.0.1:8000/v1",
             )
-        ) from None
+        )
 
 
 class Refused(Problem):

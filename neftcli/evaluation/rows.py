@@ -15,8 +15,10 @@ from neftcli.data.splits import all_prompts, choose, distinct, unseen
 from neftcli.errors import DataError, Problem
 from neftcli.evaluation.subjects import Subject, find_subject
 from neftcli.events import Notice, Observer, Phase, RowsReady
-from neftcli.models.hub import prefer_cache_if_unreachable
-from neftcli.runs.directory import RECORD, find_run
+from neftcli.machine.hub import UNREACHABLE, prefer_cache_if_unreachable
+from neftcli.recipe.nearest import at_home, exists
+from neftcli.recipe.places import places_of
+from neftcli.runs.directory import RECIPE, RECORD, find_run
 
 if TYPE_CHECKING:
     from neftcli.data.splits import Digests
@@ -70,8 +72,8 @@ def read_rows_for(
     hub = [is_hub(source) for recipe in recipes for source in recipe.data.named_sources()]
     hub.append(is_hub(dataset or BUILTIN))
     hub += [subject.reference.kind == "hub" for subject in subjects]
-    if any(hub) and prefer_cache_if_unreachable():
-        observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
+    if any(hub) and (reason := prefer_cache_if_unreachable()):
+        observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase("reading data"))
     main = subjects[0]
     if dataset is None and main.run is not None:
@@ -131,6 +133,7 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
         raise DataError(
             Problem(f"{needless[0]}: this needs --dataset; a run's own rows are read as they were", "", DATASET)
         )
+    _require_in_place(subject, recipe)
     examples = read_examples(recipe.data)
     if not _is_unchanged(subject, examples):
         raise DataError(
@@ -144,6 +147,20 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
     if not examples.held_out:
         raise DataError(Problem(f"{subject.name} was trained without held-out rows", "data.held_out_rows 0", DATASET))
     return Questions(examples.held_out, examples.layout, len(examples.held_out), {}, Notes())
+
+
+def _require_in_place(subject: Subject, recipe: Recipe) -> None:
+    """Refuses rows of a run that are not where they were.
+
+    Raises:
+        DataError: They are not there; it says where they were looked for.
+    """
+    assert subject.run is not None  # noqa: S101 - only runs are asked
+    places = places_of(subject.run.path / RECIPE)
+    for source in (recipe.data.source, recipe.data.held_out_source):
+        if source and places is not None and source in places.local and not exists(at_home(source)):
+            said = f"{subject.name}: the rows that it was trained on are not where they were"
+            raise DataError(Problem(said, places.looked_for(source), DATASET))
 
 
 def _is_unchanged(subject: Subject, examples: Examples) -> bool:

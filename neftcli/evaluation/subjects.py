@@ -19,6 +19,7 @@ from neftcli.models.names import ALIASES, Reference, resolve
 from neftcli.recipe.loading import load_recipe
 from neftcli.recipe.loading import resolve as resolve_recipe
 from neftcli.recipe.nearest import exists, nearest_path
+from neftcli.recipe.places import places_of
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.counterpart import find_counterpart
 from neftcli.runs.directory import CELLS, NAME, RECIPE, RECORD, RunDirectory, find_run, find_sweep
@@ -81,7 +82,9 @@ class Subject:
 
     def counterpart(self) -> Counterpart | None:
         """What it is compared with to see what the noise did; None of a model that is no run."""
-        return None if self.run is None else find_counterpart(self.saved_recipe())
+        if self.run is None:
+            return None
+        return find_counterpart(load_recipe(str(self.run.path / RECIPE), as_written=True), self.run.path.parent)
 
     def has_adapter(self) -> bool:
         """Whether it is an adapter on the reference's weights."""
@@ -184,12 +187,29 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
     if fixed:
         raise RecipeError(*fixed)
     reference = (
-        resolve(recipe.model.name, recipe.model.revision)
+        _base_reference(recipe, folder)
         if recipe.adapter.type != "none"
         else Reference(folder.name, "folder", str(run.model))
     )
     began_as = run.read_json(RECORD).get("model_fingerprint") if recipe.adapter.type != "none" else None
     return Subject(role, folder.name, recipe, reference, folder, run, run.model, began_as)
+
+
+def _base_reference(recipe: Recipe, run: Path) -> Reference:
+    """The model that a run began from.
+
+    Raises:
+        ModelError: It is not where it was.
+    """
+    name, places = recipe.model.name, places_of(run / RECIPE)
+    try:
+        return resolve(name, recipe.model.revision)
+    except ModelError:
+        if places is None or name not in places.local:
+            raise
+        said = f"{run}: the model that this run began from is not where it was"
+        remedy = "--no-base" if recipe.adapter.type == "none" else "the model back in one of these folders"
+        raise ModelError(Problem(said, places.looked_for(name), remedy)) from None
 
 
 def _require_read(overrides: Sequence[Layer]) -> None:
@@ -205,7 +225,7 @@ def base_of(subject: Subject) -> Subject | None:
     if subject.run is None:
         return None
     recipe = subject.recipe
-    reference = resolve(recipe.model.name, recipe.model.revision)
+    reference = _base_reference(recipe, subject.run.path)
     home = subject.home.parent / _folder_name(reference)
     began_as = subject.run.read_json(RECORD).get("model_fingerprint")
     return Subject("base", reference.label(), recipe, reference, home, None, subject.run.model, began_as)

@@ -12,10 +12,40 @@ from neftcli.errors import InputError, Problem
 
 
 def cache_folder() -> Path:
-    """NEFT_CACHE, or `neft` in the user's cache folder."""
+    """NEFT_CACHE, or `neft` in the user's cache folder.
+
+    Raises:
+        InputError: There is no home folder, and no setting in its place.
+    """
     if own := os.environ.get("NEFT_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neft"
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "neft"
+    return home("what neft makes once, such as a converted .gguf,", "NEFT_CACHE") / ".cache" / "neft"
+
+
+def home(what: str, variable: str) -> Path:
+    """The user's home folder, below which `what` is kept.
+
+    Raises:
+        InputError: HOME is not set, and the system knows none; `variable` names a folder in its place.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        said = f"~/.cache: {what} is kept there, and this user has no home folder"
+        received = f"HOME is not set, and the system knows no user {os.getuid()}"
+        raise InputError(Problem(said, received, f"{variable}=FOLDER before the command")) from None
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written in a folder, which may not be there yet; an empty string if something can."""
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is no folder"
+    return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} can't be written"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def library_chatter(log: Path, *, loaded: bool = True) -> Iterator[None]:
         log: The file.
         loaded: Load the libraries now, so that their own handlers are there to be taken away.
     """
-    handler = logging.FileHandler(log, encoding="utf-8")
+    handler = logging.FileHandler(log, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -8,6 +8,9 @@ import os
 import platform
 import sys
 
+from neftcli.machine.environment import drop_overrides, require_readable
+from neftcli.machine.hub import require_importable
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 NEVER = -1
 """As a threshold, the largest number there is."""
@@ -25,7 +28,13 @@ def prepare_process() -> None:
     Waiting threads of GNU's OpenMP spin for a moment and then sleep; those of others, which know no number of spins,
     sleep at once. GNU's default is to spin for milliseconds: with one other busy process on two cores an update takes
     half as long again, or much longer. Without spinning at all it takes a tenth longer where the machine is idle.
+
+    Raises:
+        InputError: A variable that libraries read as a number is none.
     """
+    drop_overrides()
+    require_readable()
+    require_importable()
     _quiet_libraries()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # for libraries other than GNU's, which knows spins

@@ -80,6 +80,12 @@ def leads() -> bool:
     return rank() == 0
 
 
+def forget_launcher() -> None:
+    """Drops the variables of a launcher of one process, for which the libraries would look for others."""
+    for name in LAUNCHER:
+        os.environ.pop(name, None)
+
+
 def require_alone(command: str) -> None:
     """Refuses a launcher's processes where each would do the same work.
 
@@ -204,8 +210,7 @@ def join() -> None:
         ProcessEnded: One of them ended before.
     """
     if count() == 1:
-        for name in LAUNCHER:  # of a launcher of one: the libraries would see several
-            os.environ.pop(name, None)
+        forget_launcher()
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns that no parameter is unused
     import torch

@@ -15,6 +15,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, NeftError, Problem
+from neftcli.machine.hub import with_settings
 from neftcli.models.damage import AGAIN, damage
 from neftcli.models.gguf import converted, sha256
 from neftcli.models.names import ALIASES, Reference
@@ -403,7 +404,7 @@ def _unreadable(reference: Reference, error: OSError) -> ModelError:
         return ModelError(
             Problem(
                 f"model.name: {reference.source()} can't be reached, and is not in the local cache",
-                first,
+                with_settings(first),
                 _without_a_network(reference),
                 nearest_path(Path(reference.location)) if Path(reference.location).parent.is_dir() else "",
             )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from io import StringIO
@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe import catalog
+from neftcli.recipe.places import OPTIONS, changed, in_layer, places_of
 from neftcli.recipe.schema import Key, Option, Recipe, keys
 from neftcli.recipe.values import describe, entry_type, is_mapping, meant, nearest_choice, to_type
 from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
@@ -49,21 +50,25 @@ EXCLUSIVE = {"data.source": "data.sources", "data.sources": "data.source"}
 NOT_HASHED = ("name", "about", "output_dir", "checkpoints", "evaluation", "sweep")
 
 
-def load_recipe(name_or_path: str, overrides: Iterable[Layer] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Iterable[Layer] = (), *, as_written: bool = False) -> Recipe:
     """The recipe of a name or path, with overrides laid over it.
 
     Args:
         name_or_path: A shipped recipe's name ("quickstart") or a file's path.
         overrides: Layers of the command line, the strongest last.
+        as_written: Leave the paths of a run's recipe as they are, in place of leading there from the current folder.
 
     Raises:
         RecipeError: With every problem found.
     """
-    return resolve([*file_layers(name_or_path), *overrides])
+    return resolve([*file_layers(name_or_path, as_written=as_written), *overrides])
 
 
-def file_layers(name_or_path: str) -> list[Layer]:
-    """The layers of a recipe file: those of what it extends, then its own."""
+def file_layers(name_or_path: str, *, as_written: bool = False) -> list[Layer]:
+    """The layers of a recipe file: those of what it extends, then its own.
+
+    The relative paths of a run's recipe lead to the same files from the current folder, unless it is read `as_written`.
+    """
     layers: list[Layer] = []
     visited: list[Path] = []
     path = catalog.find(name_or_path)
@@ -73,6 +78,8 @@ def file_layers(name_or_path: str) -> list[Layer]:
             raise RecipeError(Problem(f"{path}: a recipe can't extend itself", chain, "take out one of the `extends`"))
         visited.append(path.resolve())
         layer = read_layer(path)
+        if not as_written and (places := places_of(path)) is not None:
+            layer = in_layer(layer, places.here)
         parent = layer.pop(EXTENDS, None)
         layers.insert(0, layer)
         if parent is None:
@@ -168,6 +175,34 @@ def differences(first: Recipe, second: Recipe, of: tuple[str, ...] = ()) -> dict
         if values[0][path] != values[1][path]
         and (path.startswith(of) if of else path.partition(".")[0] not in NOT_HASHED)
     }
+
+
+def with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    """The recipe with its paths changed."""
+    content: Any = recipe
+    for path in OPTIONS:
+        content = _with(content, path.split("."), change)
+    return content  # type: ignore[no-any-return]
+
+
+def _with(section: Any, path: list[str], change: Callable[[str], str]) -> Any:
+    name, *below = path
+    value = getattr(section, name, None)
+    if value is None:
+        return section
+    return replace(section, **{name: _with(value, below, change) if below else changed(value, change)})
+
+
+def path_values(recipe: Recipe) -> list[str]:
+    """Every value of the recipe that may be a path."""
+    values: list[str] = []
+
+    def note(value: str) -> str:
+        values.append(value)
+        return value
+
+    with_paths(recipe, note)
+    return values
 
 
 def _at(recipe: Recipe, path: str) -> Any:

@@ -12,14 +12,14 @@ from neftcli.recipe.schema import Neftune, Recipe
 from neftcli.runs.directory import RECORD, RunDirectory
 
 
-def find_counterpart(recipe: Recipe) -> Counterpart:
-    """The run by `recipe` without noise, or with the usual noise where `recipe` has none, in the recipe's output_dir.
+def find_counterpart(recipe: Recipe, parent: Path) -> Counterpart:
+    """The run by `recipe` without noise, or with the usual noise where `recipe` has none; beside the run, in `parent`.
 
     Where there is none yet, the folder that it would get.
     """
     alpha = 0.0 if recipe.neftune.alpha else Neftune().alpha
     other = replace(recipe, neftune=replace(recipe.neftune, alpha=alpha))
-    for place in RunDirectory.places(Path(recipe.output_dir), other.run_name()):
+    for place in RunDirectory.places(parent, other.run_name()):
         if not place.exists():
             return Counterpart(str(place), alpha, exists=False)
         if _is_finished(place, fingerprint(other)):

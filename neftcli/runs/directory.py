@@ -18,12 +18,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from neftcli.errors import InputError, Problem
+from neftcli.recipe import places
 from neftcli.recipe.nearest import at_home
 
 SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 SUFFIX = re.compile(r"-a[0-9.e+-]+-s[0-9]+$")
-RECORD = "run.json"
+RECORD = places.RECORD
 RECIPE = "recipe.yaml"
 CELLS = "cells"
 """Where a sweep keeps its runs."""
@@ -35,8 +36,8 @@ def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
     path = at_home(name)
     try:
         whole = path.resolve()
-        places = [path, parent / path, *([path.parent] if whole.name == "model" else [])]
-        found = next((place for place in places if (place / RECORD).is_file()), None)
+        folders = [path, parent / path, *([path.parent] if whole.name == "model" else [])]
+        found = next((place for place in folders if (place / RECORD).is_file()), None)
     except (OSError, ValueError):  # no file system would have this name
         return None
     if found is not None and found.is_symlink():  # a sweep's `best` has the name of the run that it points to
@@ -48,8 +49,8 @@ def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
     """The folder of a sweep: its path, or its name below `parent`; None where there is none."""
     path = at_home(name)
     try:
-        places = (path, parent / path)
-        return next((place for place in places if (place / RECIPE).is_file() and (place / CELLS).is_dir()), None)
+        folders = (path, parent / path)
+        return next((place for place in folders if (place / RECIPE).is_file() and (place / CELLS).is_dir()), None)
     except (OSError, ValueError):  # no file system would have this name
         return None
 

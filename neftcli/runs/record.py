@@ -10,7 +10,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import neftcli
+from neftcli.machine.environment import recorded
 from neftcli.recipe.loading import fingerprint
+from neftcli.recipe.places import FIELD
 from neftcli.runs.directory import RECORD
 
 if TYPE_CHECKING:
@@ -27,12 +29,19 @@ class RunRecord:
         directory: The run's folder.
         recipe: What it is trained by.
         resumed: What is known of the point that it goes on from; None for a new run.
+        paths: From where the recipe's relative paths lead, as `neftcli.recipe.places.record_of` says it.
 
     Attributes:
         fields: What the file holds.
     """
 
-    def __init__(self, directory: RunDirectory, recipe: Recipe, resumed: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        recipe: Recipe,
+        resumed: dict[str, Any] | None = None,
+        paths: dict[str, Any] | None = None,
+    ) -> None:
         self._directory = directory
         before = self._before = directory.read_json(RECORD) if resumed is not None else {}
         again = [{"at": _now(), "after": before.get("status"), **resumed}] if resumed is not None else []
@@ -51,6 +60,8 @@ class RunRecord:
             },
             "versions": {"neftcli": neftcli.__version__, "python": platform.python_version(), **_versions()},
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
+            "environment": recorded(),
+            FIELD: paths,
             "git": _git_commit(),
         }
         self.update()

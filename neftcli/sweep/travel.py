@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError
 from neftcli.recipe.loading import fingerprint, to_yaml
+from neftcli.recipe.places import FIELD
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import CELLS, RECIPE, RECORD, RunDirectory
 from neftcli.sweep.cell import MEASURED, finished_run, measured, settings_key, stopped_run, take_away
@@ -85,7 +86,8 @@ def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
     if content is not None:
         run.write_json(MEASURED, content | {"settings": settings_key(recipe)})
     run.write_text(RECIPE, to_yaml(recipe))
-    run.write_json(RECORD, {**run.read_json(RECORD), "recipe_sha256": fingerprint(recipe)})
+    # Where it was begun is a node's affair: its paths lead from where they are read.
+    run.write_json(RECORD, {**run.read_json(RECORD), "recipe_sha256": fingerprint(recipe), FIELD: None})
     newest, _ = Checkpoints(run.checkpoints, keep=sys.maxsize).newest()
     if newest is not None:
         (newest.path / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")

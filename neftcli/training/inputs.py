@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import Examples, read_examples
-from neftcli.data.sources import is_hub
+from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub
 from neftcli.events import Notice, Observer, Phase
-from neftcli.models.hub import prefer_cache_if_unreachable
+from neftcli.machine.cache import written_in_cache
+from neftcli.machine.hub import UNREACHABLE, prefer_cache_if_unreachable
+from neftcli.models.gguf import is_converted
 from neftcli.models.loading import require_pinned_code
-from neftcli.models.names import Reference, resolve
-from neftcli.models.templates import require_template
+from neftcli.models.names import ALIASES, Reference, resolve
+from neftcli.models.templates import NAMED, require_template
 from neftcli.models.validate import require_usable
+from neftcli.recipe.loading import path_values
+from neftcli.recipe.nearest import at_home, exists
 from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_name
 from neftcli.training.pace import reading
@@ -32,8 +37,13 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     require_name(recipe.run_name())
     require_template(recipe.model.chat_template)
     require_pinned_code(reference, recipe.model.trust_remote_code)
-    if (reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources()))) and prefer_cache_if_unreachable():
-        observer.notify(Notice("the hub can't be reached; only what is in the local cache can be used"))
+    if reference.kind == "gguf" and not is_converted(Path(reference.location)):
+        with written_in_cache(f"{Path(reference.location).name} as safetensors"):
+            pass  # it will be; a folder that can't be written is refused before rows are read
+    if reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources())):
+        reason = prefer_cache_if_unreachable()
+        if reason:
+            observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase("reading data"))
     examples = read_examples(recipe.data, reading(observer))
     require_usable(reference, recipe, trains=True)
@@ -42,3 +52,9 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
         limit = "a fifth at most, and rows of one prompt together"
         observer.notify(Notice(f"{found} rows are held out, not {asked}: {limit}"))
     return reference, examples
+
+
+def local_paths(recipe: Recipe) -> list[str]:
+    """The values of a recipe that lead to a file or folder of this machine, from the current folder."""
+    names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED}  # they go before a folder of the same name
+    return [value for value in path_values(recipe) if value not in names and exists(at_home(value))]

@@ -14,11 +14,13 @@ from neftcli.data.sources import BUILTIN, is_local
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.models.names import resolve as resolve_model
-from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
+from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve, with_paths
 from neftcli.recipe.nearest import at_home, exists, nearest_path
+from neftcli.recipe.places import Places, places_of, record_of
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_sweep
+from neftcli.training.inputs import local_paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +70,7 @@ class Resumption:
         passed_over: Newer checkpoints that don't verify, and why.
         accept_changes: Go on though recipe, data or model have changed.
         changes: What has.
+        places: From where the paths of the run's recipe lead; None where it was begun in the current folder.
     """
 
     directory: RunDirectory
@@ -75,6 +78,18 @@ class Resumption:
     passed_over: tuple[str, ...] = ()
     accept_changes: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
+    places: Places | None = None
+
+    def written(self, recipe: Recipe) -> Recipe:
+        """The recipe as the run's files hold it: its paths from the folder in which the run was begun."""
+        return recipe if self.places is None else with_paths(recipe, self.places.there)
+
+    def paths(self, recipe: Recipe) -> dict[str, Any]:
+        """What the run's record says of the paths of `recipe`, which leads from the current folder."""
+        folder, local = Path.cwd(), local_paths(recipe)
+        if self.places is not None and self.places.folders:
+            folder, local = self.places.folders[0], [self.places.there(value) for value in local]
+        return record_of(self.directory.path, folder, local)
 
     @property
     def step(self) -> int:
@@ -184,25 +199,31 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
         raise InputError(*refused)
     recipe = resolve([*file_layers(str(path / RECIPE)), *layers])
     require_typed_trust(recipe, layers, path / RECIPE, f"neft train --resume {shlex.quote(str(path))}")
-    resumption = resumption_of(directory, recipe, accept_changes=accept_changes)
+    places = places_of(path / RECIPE)
+    resumption = replace(resumption_of(directory, recipe, accept_changes=accept_changes), places=places)
     _require_same_recipe(resumption, recipe)
-    _require_in_place(recipe, path)
+    _require_in_place(recipe, path, places)
     return recipe, resumption
 
 
-def _require_in_place(recipe: Recipe, run: Path) -> None:
+def _require_in_place(recipe: Recipe, run: Path, places: Places | None) -> None:
     """Refuses a model's folder or rows that lie where they did no more, and says how their new place is named."""
+
+    def looked_for(name: str) -> str:
+        return name if places is None else places.looked_for(name)
+
     problems = []
     try:
         resolve_model(recipe.model.name, recipe.model.revision)
     except ModelError as error:
-        problems += [("model.name", problem) for problem in error.problems]
+        name = recipe.model.name
+        problems += [("model.name", replace(problem, received=looked_for(name))) for problem in error.problems]
     training = "data.sources" if recipe.data.sources else "data.source"
     named = [(training, source.source) for source in recipe.data.all_sources()]
     for path, source in (*named, ("data.held_out_source", recipe.data.held_out_source or BUILTIN)):
         if is_local(source) and not exists(at_home(without_file_scheme(source))):
             told = f"{path}: there is no file or folder of this name"
-            problems.append((path, Problem(told, source, nearest=nearest_path(at_home(source)))))
+            problems.append((path, Problem(told, looked_for(source), nearest=nearest_path(at_home(source)))))
     if problems:
         again = f"neft train --resume {shlex.quote(str(run))}"
         raise InputError(*(replace(problem, remedy=f"{again} {PLACES[path]}") for path, problem in problems))
@@ -271,6 +292,7 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
     changed = differences(before, recipe)
     if resumption.checkpoint:
         changed |= differences(before, recipe, ALIKE)
+    changed = {path: values for path, values in changed.items() if path not in PLACES or not _same_place(*values)}
     moved = {path: list(values) for path, values in changed.items() if path in PLACES and _moved(*values)}
     resumption.changes.update(moved)
     changed = {path: values for path, values in changed.items() if path not in moved}
@@ -303,6 +325,13 @@ def _moved(before: Any, now: Any) -> bool:
         there = all(old["source"] == new["source"] or _moved(old["source"], new["source"]) for old, new in pairs)
         return len(before) == len(now) and alike and there
     return before is not None and now is not None and exists(at_home(now)) and not exists(at_home(before))
+
+
+def _same_place(before: str | None, now: str | None) -> bool:
+    """Whether two paths lead to the same file or folder."""
+    if before is None or now is None or not exists(at_home(before)) or not exists(at_home(now)):
+        return False
+    return at_home(before).samefile(at_home(now))
 
 
 def _shown(value: Any) -> str:

@@ -115,16 +115,18 @@ def train(
         materials = shelf.find(recipe) if shelf else None
         inputs = None if materials else check_inputs(recipe, observer)
     directory, resume = joined(recipe, resume, stop)
+    resumption = resume or Resumption(directory, None)
+    written, paths = resumption.written(recipe), resumption.paths(recipe)
     with directory.held():
         if resume:
             resume.require_as_found()
             begun -= resume.seconds()
         with told_where_full(directory, new=resume is None):
-            record = RunRecord(directory, recipe, resume.told() if resume else None)
+            record = RunRecord(directory, written, resume.told() if resume else None, paths)
         with recorded_end(record, directory, new=resume is None), library_chatter(directory.log):
             if resume is None:
-                directory.write_text(RECIPE, to_yaml(recipe))  # from here on it can be gone on with
-            run = _Run(recipe, directory, record, observer, stop, resume or Resumption(directory, None), begun)
+                directory.write_text(RECIPE, to_yaml(written))  # from here on it can be gone on with
+            run = _Run(recipe, directory, record, observer, stop, resumption, begun)
             with stop.at_once():
                 if materials is None:
                     assert inputs is not None  # noqa: S101 - read above
@@ -158,6 +160,7 @@ class _Run:
     ) -> None:
         self.recipe, self.directory, self.record, self.observer = recipe, directory, record, observer
         self.stop, self.resumption, self.begun = stop, resumption, begun
+        self.written = resumption.written(recipe)  # as the run's files hold it
         self.losses: Sequence[RowLoss] = ()
         self.adapter_notices: Sequence[str] = ()
 
@@ -183,7 +186,7 @@ class _Run:
         self.resumption.require_same(found, recipe)
         if self.record.fields["resumed"]:
             self.resumption.tell(self)
-        self.directory.write_text(RECIPE, to_yaml(recipe))
+        self.directory.write_text(RECIPE, to_yaml(self.written))
         self.record.update(
             **found,
             trust_remote_code=recipe.model.trust_remote_code,
@@ -217,7 +220,7 @@ class _Run:
             train_loss=last.train_loss,
             samples=samples,
             alpha=recipe.neftune.alpha,
-            counterpart=find_counterpart(recipe),
+            counterpart=find_counterpart(self.written, self.directory.path.parent),
         )
         if processes.leads():
             self._conclude(finished, materials.reference, prepared.counts.layout)
@@ -338,7 +341,7 @@ class _Run:
         )
         checkpoints = Checkpoints(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
         self.record.update(batching=batching)
-        facts = {**found, **self.record.facts(), "recipe": to_yaml(self.recipe)}
+        facts = {**found, **self.record.facts(), "recipe": to_yaml(self.written)}
         trainer = build_trainer(
             recipe, machine, model, materials.chat.tokenizer, prepared.train, checkpoints, facts, watch
         )
@@ -415,7 +418,7 @@ class _Run:
         weights = {file.name: sha256(file) for file in sorted(self.directory.model.glob("*.safetensors"))}
         self.record.update(weights_sha256=weights)
         notes = [*self.adapter_notices, *self._needs()]
-        card = model_card(self.recipe, reference, self.record.fields, finished, notes=notes, chat=layout != "text")
+        card = model_card(self.written, reference, self.record.fields, finished, notes=notes, chat=layout != "text")
         (self.directory.model / "README.md").write_text(card, "utf-8")
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)

@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from neftcli.data.store import Batches
 from neftcli.data.tokens import IGNORED
-from neftcli.errors import NonFiniteLossError, Problem
+from neftcli.errors import NonFiniteLossError, Problem, TrainingError
 from neftcli.machine.device import reproducible
 from neftcli.machine.processes import PATIENCE, count, gathered, rank
 from neftcli.models.attention import attention_by_document
@@ -190,6 +190,18 @@ def _without_adapter(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def _require_precision(trainer: Trainer, machine: Machine) -> None:
+    """Checks that the trainer computes in the precision that is reported and recorded.
+
+    Raises:
+        TrainingError: It was told otherwise, past the recipe.
+    """
+    wanted, found = "bf16" if machine.bfloat16 else "no", str(trainer.accelerator.mixed_precision)
+    if found != wanted:
+        said = "the trainer's mixed precision is not the recipe's"
+        raise TrainingError(Problem(said, f"{found} (the recipe: {wanted})", "unset ACCELERATE_MIXED_PRECISION"))
+
+
 def build_trainer(
     recipe: Recipe,
     machine: Machine,
@@ -222,6 +234,7 @@ def build_trainer(
         peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
         callbacks=[callback],
     )
+    _require_precision(trainer, machine)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16 and recipe.quantization.type != "none":
             # TRL casts the adapters of quantised models to bfloat16, where small updates are rounded away.

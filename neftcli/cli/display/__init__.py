@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
+from neftcli.machine.environment import tell_dropped
 from neftcli.machine.processes import leads
 
 if TYPE_CHECKING:
@@ -29,6 +31,17 @@ def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
     """
     if json_lines and quiet:
         raise InputError(Problem("--json and --quiet can't stand together", remedy="--json    prints every event"))
+    try:
+        Path.cwd()
+    except OSError:
+        raise InputError(Problem("the current folder is not there any more", remedy="cd FOLDER")) from None
+    with _display(json_lines=json_lines, quiet=quiet) as display:
+        tell_dropped(display)
+        yield display
+
+
+@contextmanager
+def _display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
     if not leads():
         yield Silent()
     elif json_lines:

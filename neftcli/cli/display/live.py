@@ -74,7 +74,8 @@ class LiveDisplay:
 
     @_take.register
     def _(self, event: events.Phase) -> None:
-        self._phase, self._advance = Spinner("dots", Text(f" {event.name}", style="dim")), None
+        spinner = "line" if self.console.options.ascii_only else "dots"
+        self._phase, self._advance = Spinner(spinner, Text(f" {event.name}", style="dim")), None
 
     @_take.register
     def _(self, event: events.Notice) -> None:

@@ -35,7 +35,7 @@ def plain(noisy: Recipe) -> Recipe:
 
 
 def test_before_it_is_trained_it_is_the_folder_that_it_will_get(noisy: Recipe, plain: Recipe) -> None:
-    found = find_counterpart(noisy)
+    found = find_counterpart(noisy, Path(noisy.output_dir))
     assert (found.alpha, found.exists) == (0.0, False)
     assert found.run == str(finish(plain).path)
 
@@ -47,12 +47,12 @@ def test_when_it_is_trained_it_is_that_run(noisy: Recipe, plain: Recipe) -> None
     finish(plain).write_text("run.json", "[")
     run = finish(plain)
     assert run.path.name == "r-a0-s0-4"
-    found = find_counterpart(noisy)
+    found = find_counterpart(noisy, Path(noisy.output_dir))
     assert (found.run, found.exists) == (str(run.path), True)
 
 
 def test_of_a_run_without_noise_it_is_the_one_with_the_usual_noise(noisy: Recipe, plain: Recipe) -> None:
     run = finish(noisy)
-    found = find_counterpart(plain)
+    found = find_counterpart(plain, Path(plain.output_dir))
     assert (found.run, found.alpha, found.exists) == (str(run.path), 5.0, True)
     assert json.loads((run.path / "run.json").read_text())["status"] == "finished"

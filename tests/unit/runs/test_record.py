@@ -22,7 +22,20 @@ from neftcli.runs.directory import RECORD, RunDirectory
 from neftcli.runs.record import RunRecord
 
 RECIPE = Recipe(name="tiny", neftune=Neftune(alpha=10.0, noise="gaussian"), training=Training(seed=3))
-FIELDS = {"status", "started", "finished", "recipe_sha256", "seed", "neftune", "versions", "hardware", "git", "resumed"}
+FIELDS = {
+    "status",
+    "started",
+    "finished",
+    "recipe_sha256",
+    "seed",
+    "neftune",
+    "versions",
+    "hardware",
+    "git",
+    "resumed",
+    "environment",
+    "paths",
+}
 PACKAGES = {
     "neftcli", "python", "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers",
 }  # fmt: skip

@@ -1,0 +1,170 @@
+"""Environments that can't be used, and those that only look so, through the real command line.
+
+Oracles: exit code 2 and the variable's name where it is at fault; exit code 0 where a local folder needs nothing of it;
+the weights' hash for what must not change arithmetic; and never a traceback, a token, or "fault of neft", which means
+that nobody but neft is at fault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.bad_input import MESSAGES
+from tests.conftest import Result, neft_process, quick_arguments
+
+HUB = ("train", "--model", "owner/model")
+SECRET = "hf_secretsecret"  # noqa: S105 - it is what must not be shown
+ONLINE = {"HF_HUB_OFFLINE": "0"}
+REFUSED: dict[str, tuple[dict[str, str], str]] = {
+    "an endpoint without a scheme": (ONLINE | {"HF_ENDPOINT": "mirror.example"}, "HF_ENDPOINT"),
+    "an endpoint's port": (ONLINE | {"HF_ENDPOINT": "https://mirror.example:port"}, "HF_ENDPOINT"),
+    "half an address": ({"HF_ENDPOINT": "http://[::1"}, "HF_ENDPOINT"),
+    "a token of two lines": (ONLINE | {"HF_TOKEN": f"{SECRET}\n{SECRET}"}, "HF_TOKEN"),
+    "a token in other letters": (ONLINE | {"HF_TOKEN": f"{SECRET}é"}, "HF_TOKEN"),
+    "a proxy of no kind": (ONLINE | {"ALL_PROXY": "socks4://127.0.0.1:9"}, "ALL_PROXY"),
+    "a proxy's port": (ONLINE | {"https_proxy": "http://127.0.0.1:nine"}, "https_proxy"),
+    "a cache that is a file": (ONLINE | {"HF_HOME": __file__}, "HF_HOME"),
+    "threads that are no number": ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS"),
+    "no threads": ({"OMP_NUM_THREADS": "0"}, "OMP_NUM_THREADS"),
+    "a size that is no number": ({"HF_DATASETS_IN_MEMORY_MAX_SIZE": "lots"}, "HF_DATASETS_IN_MEMORY_MAX_SIZE"),
+    "a launcher's half": ({"WORLD_SIZE": "2"}, "WORLD_SIZE"),
+}
+HARMLESS = {
+    "COLUMNS": "abc",
+    "LANG": "xx_YY.nonsense",
+    "TMPDIR": "/nonexistent",
+    "MPLBACKEND": "nonsense",
+    "TORCH_LOGS": "nonsense",
+    "TOKENIZERS_PARALLELISM": "maybe",
+    "TRANSFORMERS_VERBOSITY": "loud",
+    "HF_DATASETS_OFFLINE": "maybe",
+    "HF_HOME": __file__,
+    "NEFT_CACHE": __file__,
+    "HF_ENDPOINT": "mirror.example",
+    "HF_TOKEN": f"{SECRET} a",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "http_proxy": "http://[::1",
+    "CUDA_VISIBLE_DEVICES": "abc",
+    "RANK": "x",
+}
+"""All at once: a local folder needs nothing of these."""
+
+
+def require_told(result: Result) -> None:
+    """Checks what every ending promises, but for its code."""
+    shown = result.out + result.err
+    assert "fault of neft" not in shown
+    assert "Traceback" not in shown
+    assert SECRET not in shown
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_variable_named(name: str, rows_file: Path, tmp_path: Path) -> None:
+    given, variable = REFUSED[name]
+    result = neft_process(*HUB, "--dataset", rows_file, cwd=tmp_path, **given)
+    require_told(result)
+    assert result.code == 2
+    assert variable in result.err
+
+
+@pytest.mark.parametrize("source", ["model", "data"])
+def test_socks_proxy_named_where_the_hub_is_needed(source: str, quick: list[str], tmp_path: Path) -> None:
+    typed = ["--model", "owner/model"] if source == "model" else ["--dataset", "owner/rows"]
+    result = neft_process(*quick, *typed, cwd=tmp_path, **ONLINE, ALL_PROXY="socks5://127.0.0.1:9")
+    require_told(result)
+    assert result.code == 2
+    assert "ALL_PROXY=socks5://127.0.0.1:9" in " ".join(result.err.split())
+
+
+def test_local_folder_trains_to_the_same_bits_whatever_the_environment_says(quick: list[str], tmp_path: Path) -> None:
+    variables = {
+        **HARMLESS,
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+        "LOCAL_RANK": "-1",
+        "PMI_SIZE": "2",
+    }
+    plain = neft_process(*quick, cwd=tmp_path)
+    other = neft_process(*quick, cwd=tmp_path, **variables)
+    for result in (plain, other):
+        require_told(result)
+        assert result.code == 0, result.err
+    records = [json.loads((tmp_path / "runs" / run / "run.json").read_text()) for run in ("tiny-a5-s0", "tiny-a5-s0-2")]
+    assert records[0]["weights_sha256"] == records[1]["weights_sha256"]
+    assert [record["precision"] for record in records] == ["fp32", "fp32"]
+    assert all(f"{name} is set and was dropped" in other.out for name in variables if name.startswith("ACCELERATE_"))
+    assert SECRET not in json.dumps(records)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Every byte is of the encoding, and what it doesn't hold is escaped."""
+    rows = [{"prompt": f"Größe {number}? 你好", "completion": "Köln · 🙂"} for number in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    typed = ["data", "inspect", "--model", str(tiny_folder("llama")), "--dataset", "rows.jsonl"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    for more in ([], ["--json"]):
+        command = [sys.executable, "-m", "neftcli.cli.main", *typed, *more]
+        done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        shown = done.stdout.decode(encoding)
+        if more:
+            inspected = [json.loads(line) for line in shown.splitlines()]
+            texts = "".join(token["text"] for event in inspected for token in event.get("tokens", ()))
+            assert "Größe" in texts
+        else:
+            assert ("\\xf6" if encoding == "ascii" else "ö") in shown
+
+
+def test_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
+    """What needs the cache names it; a local folder trains, and leaves no folder called ~."""
+    if os.getuid() or shutil.which("setpriv") is None:
+        pytest.skip("only root can become somebody without a home")
+    place = Path("/tmp") / f"neft-no-home-{os.getpid()}"  # noqa: S108 - pytest's own folders are closed to others
+    place.mkdir(mode=0o777)
+    place.chmod(0o777)
+    try:
+        shutil.copytree(tiny_folder("llama"), place / "tiny")
+        shutil.copy(rows_file, place / "rows.jsonl")
+        (place / "tiny" / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
+        become = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]
+        without = {name: value for name, value in os.environ.items() if name not in ("HOME", "NEFT_CACHE")}
+        program = [*become, sys.executable, "-m", "neftcli.cli.main"]
+
+        def run(*typed: str) -> Result:
+            done = subprocess.run(
+                [*program, *typed], capture_output=True, text=True, cwd=place, env=without, check=False
+            )
+            return Result(done.returncode, done.stdout, done.stderr)
+
+        if run("--version").code:
+            pytest.skip("this Python is closed to others")
+        refused = run("models", "smollm2-135m")
+        require_told(refused)
+        if refused.code:  # the package that carries the model is installed
+            assert refused.code == 2
+            assert "NEFT_CACHE=FOLDER" in refused.err
+        trained = run(*quick_arguments(Path("tiny"), Path("rows.jsonl"), Path("runs")), "--quiet")
+        require_told(trained)
+        assert trained.code == 0, trained.err
+        assert not (place / "~").exists()
+    finally:
+        shutil.rmtree(place)
+
+
+def test_messages_never_call_bad_input_a_fault_of_neft() -> None:
+    """The tables of bad input: their messages are compared to the letter elsewhere."""
+    tables = list(MESSAGES.glob("*.txt"))
+    assert len(tables) >= 4
+    assert not any("fault of neft" in table.read_text(encoding="utf-8") for table in tables)
