@@ -18,6 +18,7 @@ from neftcli.data.readers import READERS, Row, ending, read_file, require_ending
 from neftcli.data.remote import downloaded, is_remote, open_filesystem, require_address, without_file_scheme
 from neftcli.data.text import DataFile
 from neftcli.errors import DataError, Problem
+from neftcli.machine.hub import with_settings
 from neftcli.recipe.nearest import at_home, exists, nearest_path
 
 BUILTIN = "builtin"
