@@ -1,12 +1,12 @@
 """Conversations as text: what a chat template renders, which part of it is an answer, and which tokens end one.
 
-Where each answer begins and ends is read, in this order, from
+The bounds of each answer are read, in this order, from
 1. the `{% generation %}` blocks of TRL's training template, if TRL has one for the model's chat template;
 2. the `{% generation %}` blocks of the model's own template;
 3. the conversation rendered up to each answer, and the answer's text in the whole.
 
 Training uses TRL's training template, which renders earlier turns the way they were answered. Prompts to generate from
-use the model's own template, as everybody else who loads the model does.
+use the model's own template, as any other program that loads the model does.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Block = tuple[int, int]
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 DATE = date(2024, 7, 26)
-"""Stands for today in templates that write the date, so that the same rows are the same tokens every day."""
+"""Replaces the current date in templates that write it, so that the same rows are the same tokens every day."""
 QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
 """Texts that no template writes by itself."""
 QUOTED = 0x10FF00
-"""First of the private characters that stand for special tokens in the data while a template is rendered."""
+"""First of the private characters that replace special tokens in the data while a template is rendered."""
 THINK_END = "</think>"
 EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
 WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
@@ -90,14 +90,14 @@ class ChatFormat:
     Args:
         tokenizer: With its chat template; without one it is for plain text only.
         declared_stops: Token ids that the model's generation_config.json or config.json names as `eos_token_id`.
-        name: The template's name, for people.
-        reasoning: What becomes of reasoning in answers: "learn" or "drop".
+        name: The template's name, for messages.
+        reasoning: "learn" keeps the reasoning in answers, "drop" leaves it out.
         chats: The rows are conversations; without it the tokenizer's chat template is not used.
 
     Attributes:
         stops: Token ids that end an answer: the tokenizer's EOS token, the declared ones, and what the template writes
             after an answer.
-        writes_date: The template writes the current date, for which `DATE` stands.
+        writes_date: The template writes the current date, which `DATE` replaces.
 
     Raises:
         ModelError: The template can't be compiled, or leaves questions or answers out.
@@ -151,17 +151,17 @@ class ChatFormat:
         return tuple(str(text) for text in self.tokenizer.convert_ids_to_tokens(sorted(self.stops)))
 
     def special_text(self, example: Example) -> str:
-        """A special token of this tokenizer that stands as text in the row, or an empty string."""
+        """A special token of this tokenizer that occurs as text in the row, or an empty string."""
         texts = [example.text]
         for turn in example.turns:
             texts += [turn.content, turn.context, turn.reasoning, turn.tool_calls]
         return next((token for token in self._special if any(token in text for text in texts)), "")
 
     def quoted(self, text: str) -> str:
-        """The text with private characters, equally many, in place of each special token.
+        """The text with each special token replaced by as many private characters.
 
-        A special token in the data is what somebody wrote about, not the end of a turn, so it is tokenised as ordinary
-        characters (`quoted_pieces`); templates must not see it either.
+        A special token in the data is text, not the end of a turn, so it is tokenised as ordinary characters
+        (`quoted_pieces`); templates must not see it either.
         """
         for index, token in enumerate(self._special):
             if token in text:
@@ -169,7 +169,7 @@ class ChatFormat:
         return text
 
     def quoted_pieces(self, text: str) -> list[tuple[str, bool]]:
-        """The text in pieces, each with whether it is a special token of the data (given back as it was written)."""
+        """Split the text into (piece, is a special token of the data); special tokens are as they were written."""
         pieces = []
         for piece in re.split(f"([{chr(QUOTED)}-{chr(QUOTED + 0xFD)}]+)", text):
             quotes = bool(piece) and QUOTED <= ord(piece[0]) <= QUOTED + 0xFD
@@ -197,8 +197,8 @@ class ChatFormat:
             loss_on: The recipe's `data.loss_on`.
 
         Raises:
-            DataError: The template can't render this conversation, or leaves something of it out.
-            ModelError: Where its answers begin can't be found.
+            DataError: The template can't render this conversation, or leaves a part of it out.
+            ModelError: The start of an answer can't be located.
         """
         text, blocks = self._render(self._training, example)
         self._require_rendered(text, example)
@@ -226,7 +226,7 @@ class ChatFormat:
             example: The conversation.
             place: Index of the answer's turn.
             block: Its generation block, if the template marks them.
-            begin: Where the answer before it ends.
+            begin: End of the answer before it.
         """
         turn = example.turns[place]
         shared = _shared_prefix(before, text)
@@ -242,20 +242,20 @@ class ChatFormat:
         else:
             asked = self.quoted(example.turns[place - 1].content) if place else ""
             asked_end = text.find(asked, begin) + len(asked) if asked in text[begin:] else len(text)
-            # The prompt may end in more than the answer begins with, as where a template opens with <think>.
+            # The prompt may end in more than the answer begins with, as with templates that open with <think>.
             start = shared if shared >= asked_end else self._after_header(text, before, example, place, begin, visible)
             limit = self._next_turn(text, example, place, start, visible)
         at = text.find(visible, start, limit) if visible else start
         after = at + len(visible) if at >= 0 else start
         if self._reasoning == "drop" and (empty := EMPTY_THINKING.match(text, start)):
-            start = empty.end()  # which a template writes where the reasoning was
+            start = empty.end()  # which a template writes instead of the reasoning
         stop = min((at for text_ in self.stop_texts if (at := text.find(text_, after, limit)) >= 0), default=-1)
         if stop >= 0:
             return start, stop + next(len(text_) for text_ in self.stop_texts if text.startswith(text_, stop))
         return start, start + len(text[start:limit].rstrip())
 
     def _next_turn(self, text: str, example: Example, place: int, start: int, visible: str) -> int:
-        """Where the turn after an answer begins at the latest, in a template that renders turns by what follows."""
+        """The latest start of the turn after an answer, if the template renders turns depending on later ones."""
         after = text.find(visible, start) + len(visible) if visible else start
         for turn in example.turns[place + 1 : place + 2]:
             if (at := text.find(self.quoted(turn.content), after)) >= 0:
@@ -263,10 +263,10 @@ class ChatFormat:
         return len(text)
 
     def _after_header(self, text: str, before: str, example: Example, place: int, begin: int, visible: str) -> int:
-        """Where an answer begins if an earlier part of the conversation is rendered by what follows.
+        """The start of an answer if the template renders earlier turns depending on later ones.
 
         Raises:
-            ModelError: What stands between question and answer isn't found in the whole.
+            ModelError: The text between question and answer isn't found in the whole.
         """
         asked = self.quoted(example.turns[place - 1].content) if place else ""
         header = before[before.rfind(asked) + len(asked) :] if asked and asked in before else ""
@@ -274,8 +274,8 @@ class ChatFormat:
         if at < 0 or (visible and text.find(visible, at) < 0):
             raise ModelError(
                 Problem(
-                    "model.chat_template: this chat template renders earlier turns by what follows, and where an "
-                    "answer begins can't be found",
+                    "model.chat_template: this chat template renders earlier turns depending on later ones, and "
+                    "the start of an answer can't be located",
                     example.where,
                     f"{OTHER_TEMPLATE}, or --set data.loss_on=tokens",
                 )
@@ -375,10 +375,10 @@ class ChatFormat:
     # Whether all of a conversation is rendered
 
     def _require_rendered(self, text: str, example: Example) -> None:
-        """Checks that every turn's text stands in the rendering.
+        """Check that the rendering contains every turn's text.
 
         Raises:
-            DataError: Something is left out.
+            DataError: A turn or a tool is left out.
         """
         if example.tools:
             names = [str(_function(tool).get("name", "")) for tool in json.loads(example.tools)]
@@ -387,7 +387,7 @@ class ChatFormat:
             self._require_content(text, turn, f"{example.where}, turn {index + 1}")
 
     def _remarks(self, text: str, prompt: str, example: Example, answers: Sequence[Answer]) -> list[str]:
-        """What a person should know of how a conversation is rendered.
+        """Remarks on how a conversation is rendered.
 
         Raises:
             DataError: Tool calls or the last answer's reasoning are left out.
@@ -402,7 +402,7 @@ class ChatFormat:
                 names = [str(name) for call in calls for name in (call.get("name", ""), *_keys(call.get("arguments")))]
                 self._require(shown, names, where, "tool calls", WITH_TOOLS)
             thought = turn.reasoning if self._reasoning == "learn" else ""
-            if thought and not _stands_in(self.quoted(thought), shown):
+            if thought and not _occurs_in(self.quoted(thought), shown):
                 if answer is last or not re.search("reasoning|thinking", self._training):
                     remedy = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
                     self._require(shown, [thought], where, "an answer's reasoning", remedy)
@@ -420,23 +420,23 @@ class ChatFormat:
         content = self._content(turn)
         visible = content.rpartition(THINK_END)[2].strip() if turn.role == "assistant" else content
         spellings = (content, visible, json.dumps(content, ensure_ascii=False)[1:-1])
-        if not any(_stands_in(spelling, text) for spelling in spellings):
+        if not any(_occurs_in(spelling, text) for spelling in spellings):
             role = {"assistant": "answer", "user": "question"}.get(turn.role, f"{turn.role} turn")
             self._require(text, [content], where, f"the {role}", OTHER_TEMPLATE)
         if turn.context:
             self._require(text, [turn.context], where, "the input", OTHER_TEMPLATE)
 
     def _require(self, text: str, wanted: Iterable[str], where: str, what: str, remedy: str) -> None:
-        """Raises the error of a template that leaves one of the wanted texts out."""
-        for one in wanted:
-            if not _stands_in(self.quoted(one), text):
+        """Raise the error of a template that leaves one of the wanted texts out."""
+        for part in wanted:
+            if not _occurs_in(self.quoted(part), text):
                 name = self.name or "the chat template"
-                raise DataError(Problem(f"{where}: {name} does not render {what}", one[:60], remedy))
+                raise DataError(Problem(f"{where}: {name} does not render {what}", part[:60], remedy))
 
-    # What is asked of a template once
+    # What is found out about a template once
 
     def _find_forms(self) -> tuple[Form, Form]:
-        """Whether the template takes text or a list of parts, of questions and of answers.
+        """The form of content that the template takes, text or a list of parts, in questions and in answers.
 
         Raises:
             ModelError: It renders neither.
@@ -455,7 +455,7 @@ class ChatFormat:
             try:
                 text, _ = self._rendered(self._training, messages, "", False)
             except TemplateSyntaxError:
-                self._render(self._training, Example(_PROBE, "", ""))  # raises, and says so
+                self._render(self._training, Example(_PROBE, "", ""))  # raises the error with the line
             except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 said = said or str(error)
             else:
@@ -491,7 +491,7 @@ class ChatFormat:
         try:
             text, _ = self._rendered(self._training, messages, "", False)
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            return []  # it has no tool calls, or no second question: nothing ends those
+            return []  # it renders no tool calls, or no second question
         if mark not in text:
             return []
         tail = text.rpartition(mark)[2].partition(QUESTION)[0]
@@ -516,7 +516,7 @@ _CALL_PROBE = (
 def load_chat_format(
     recipe: Recipe, reference: Reference, layout: str, observer: Observer
 ) -> tuple[ChatFormat, list[str]]:
-    """Load the tokenizer with its chat template and stop tokens; returned with notices.
+    """Load the tokenizer with its chat template and stop tokens; also returns notices.
 
     Raises:
         ModelError: The model or the template can't be found or read.
@@ -536,14 +536,14 @@ def load_chat_format(
     declared = declared_stop_tokens(reference, trust)
     chat = chat_format(tokenizer, declared, recipe, layout, name)
     if chat.writes_date:
-        notices.append(f"the chat template writes the current date; {DATE:%d %B %Y} stands for it in every row")
+        notices.append(f"the chat template writes the current date; every row has {DATE:%d %B %Y} instead")
     return chat, notices
 
 
 def chat_format(
     tokenizer: PreTrainedTokenizerBase, declared_stops: Iterable[int], recipe: Recipe, layout: str, name: str = ""
 ) -> ChatFormat:
-    """The format in which a recipe's rows are rendered by a tokenizer."""
+    """The chat format of a recipe's rows with this tokenizer."""
     return ChatFormat(tokenizer, declared_stops, name=name, reasoning=recipe.data.reasoning, chats=layout != "text")
 
 
@@ -577,7 +577,7 @@ def _parts(content: str) -> list[dict[str, str]]:
 
 
 def _one_each(blocks: list[Block], answers: int) -> list[Block]:
-    """Generation blocks, one for each answer; empty if they can't be told apart."""
+    """Generation blocks, one for each answer; empty if they can't be assigned."""
     if len(blocks) == answers:
         return blocks
     merged: list[Block] = []
@@ -590,7 +590,7 @@ def _one_each(blocks: list[Block], answers: int) -> list[Block]:
 
 
 def _shared_prefix(before: str, text: str) -> int:
-    """How much of the prompt stands at the beginning of the text, cut after a whole tag or line.
+    """Length of the part of the prompt that the text begins with, up to the end of a whole tag or line.
 
     A prompt may end in more than training renders, as `<think>` does; a letter that both share there by chance is no
     part of it.
@@ -602,7 +602,7 @@ def _shared_prefix(before: str, text: str) -> int:
 
 
 def _is_learned(example: Example, place: int, places: Sequence[int], loss_on: LossOn) -> bool:
-    """Whether an answer carries loss: what the data says of it, else what the recipe does."""
+    """Return whether an answer carries loss: as the data marks it, else as the recipe says."""
     marked = example.turns[place].learn
     if marked is not None:
         return marked
@@ -611,12 +611,12 @@ def _is_learned(example: Example, place: int, places: Sequence[int], loss_on: Lo
     return place >= example.completion if loss_on in ("auto", "completion") else True
 
 
-def _stands_in(wanted: str, text: str) -> bool:
+def _occurs_in(wanted: str, text: str) -> bool:
     return wanted in text or " ".join(wanted.split()).casefold() in " ".join(text.split()).casefold()
 
 
 def _function(call: Any) -> dict[str, Any]:
-    """The function of a tool or a tool call, which may stand without its wrapper."""
+    """The function of a tool or a tool call, with or without its wrapper."""
     function = call.get("function", call) if isinstance(call, dict) else {}
     return function if isinstance(function, dict) else {}
 

@@ -44,7 +44,7 @@ class Example:
     Attributes:
         turns: The conversation; empty for plain text.
         text: Plain text; empty for a conversation.
-        where: Where the row stands.
+        where: The place of the row, as "rows.jsonl, line 17".
         tools: The tools that the assistant may call, as the JSON text of a list of schemas; empty if there are none.
         completion: Index of the first turn of the completion in a conversational prompt/completion pair; 0 elsewhere.
     """
@@ -56,21 +56,21 @@ class Example:
     completion: int = 0
 
     def prompt(self) -> str:
-        """What is asked: everything before the last answer but system turns; the whole of a plain text."""
+        """The prompt: everything before the last answer but system turns; the whole of a plain text."""
         if not self.turns:
             return self.text
         asked = self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
         return "\n".join(text for turn in asked if turn.role != "system" and (text := turn.text()))
 
     def prompts(self) -> list[str]:
-        """What is asked before each of its answers, and at its end; the whole of a plain text."""
+        """The prompts of each of its answers, and of the answer at its end; the whole of a plain text."""
         if not self.turns:
             return [self.text]
         ends = [place for place, turn in enumerate(self.turns) if turn.role == "assistant"]
         return [Example(self.turns[:end], "", self.where).prompt() for end in {*ends, len(self.turns)} if end]
 
     def transcript(self) -> str:
-        """What is asked, with the role of each turn if it is more than one question."""
+        """The prompt, with the role of each turn if there is more than one."""
         asked = self.turns[:-1] if self.answer() else self.turns
         if len(asked) < 2:
             return self.prompt()

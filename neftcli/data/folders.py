@@ -1,8 +1,8 @@
-"""Which files of a folder hold the rows of a split.
+"""The files of a folder that hold the rows of a split.
 
 A folder may be what `save_to_disk` wrote, a snapshot of a hub data set, or plain data files. Splits are found as
 `datasets` finds them: by the README's `configs`, by shards (`NAME-00000-of-00002`), by folder names, then by file names
-(`train`, `validation`, `test` and their synonyms as whole words). Files of another split are never read beside them.
+(`train`, `validation`, `test` and their synonyms as whole words). Files of different splits are never mixed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Folder:
     """A folder of data files, local or remote.
 
     Attributes:
-        name: What a person calls it.
+        name: Its name in messages.
         fs: Its fsspec file system.
         root: Its path there.
         local: It is on this machine.
@@ -53,23 +53,23 @@ class Folder:
     local: bool
 
     def names(self, depth: int | None = None) -> list[str]:
-        """Relative paths of its data files in order, `depth` levels deep; hidden ones are passed over."""
-        found = []
+        """Relative paths of its data files in order, `depth` levels deep; hidden ones are skipped."""
+        names = []
         with reading(self.name):
             paths = self.fs.find(self.root, maxdepth=depth)
         for path in paths:
             name = str(PurePosixPath(path).relative_to(self.root))
             hidden = any(part.startswith((".", "__")) for part in name.split("/"))
             if not hidden and ending(name) and PurePosixPath(name).name not in NO_DATA:
-                found.append(name)
-        return sorted(found)
+                names.append(name)
+        return sorted(names)
 
     def text(self, name: str) -> str | None:
         """The content of a small file; None if there is none of this name."""
         return read_text(self.fs, f"{self.root}/{name}", f"{self.name}/{name}") if self.holds(name) else None
 
     def holds(self, name: str) -> bool:
-        """Whether it holds a file of this name."""
+        """Return whether it holds a file of this name."""
         with reading(self.name):
             return bool(self.fs.isfile(f"{self.root}/{name}"))
 
@@ -104,12 +104,12 @@ def choose_files(folder: Folder, split: str, config: str | None, option: str) ->
 
     Args:
         folder: The folder.
-        split: The split's name; "train" also stands for a folder without splits.
+        split: The split's name; "train" also means a folder without splits.
         config: Which configuration of the README's `configs`; None for its default.
         option: The key that names the split, for messages.
 
     Raises:
-        DataError: It holds no data file, no such split, or several sets beside each other.
+        DataError: It holds no data file, no such split, or several data sets.
     """
     chosen = _saved(folder, split, option)
     if chosen is None:
@@ -121,14 +121,14 @@ def choose_files(folder: Folder, split: str, config: str | None, option: str) ->
     if config is not None:
         raise _no_config(folder, config, ())
     names = folder.names(depth=1) or folder.names()
-    if any(ending(name) != ".txt" for name in names):  # notes beside rows
+    if any(ending(name) != ".txt" for name in names):  # such as notes about the rows
         texts = tuple(name for name in names if ending(name) == ".txt")
         names = [name for name in names if name not in texts]
     else:
         texts = ()
     if not names:
-        told = f"{folder.name}: this folder holds no data file"
-        raise DataError(Problem(told, _listing(folder), f"one of {', '.join(ENDINGS)}"))
+        violated = f"{folder.name}: this folder holds no data file"
+        raise DataError(Problem(violated, _listing(folder), f"one of {', '.join(ENDINGS)}"))
     chosen = _of_split(splits_of(names), split, folder, option)
     _require_one_set(chosen, folder)
     return Chosen(chosen.names, chosen.split, {**chosen.left_out, **({"text": texts} if texts else {})})
@@ -169,7 +169,7 @@ def _of_split(splits: Mapping[str, list[str]], split: str, folder: Folder, optio
     named = [name for name in named if name != NO_SPLIT]
     asked = split if split in splits else _word(split) or split
     if asked not in splits and asked == "train" and NO_SPLIT in splits:
-        asked = NO_SPLIT  # rows.jsonl beside test.jsonl
+        asked = NO_SPLIT  # as rows.jsonl in a folder with test.jsonl
     if asked not in splits or (asked == NO_SPLIT and split != "train"):
         if not named:
             raise DataError(
@@ -189,7 +189,7 @@ def _of_split(splits: Mapping[str, list[str]], split: str, folder: Folder, optio
 
 
 def _require_one_set(chosen: Chosen, folder: Folder) -> None:
-    """Refuses files of several subfolders that no split brings together: they may be sets of their own.
+    """Reject files of several subfolders that no split combines: they may be different data sets.
 
     Raises:
         DataError: Naming the subfolders.
@@ -198,9 +198,9 @@ def _require_one_set(chosen: Chosen, folder: Folder) -> None:
     if len(tops) < 2 or all(_word(top) for top in tops):
         return
     several = sorted(tops)
-    told = f"{folder.name}: the data files are in several subfolders, which may be different data sets"
+    violated = f"{folder.name}: the data files are in several subfolders, which may be different data sets"
     first = quote(f"{folder.name.rstrip('/')}/{several[0]}")
-    raise DataError(Problem(told, _some(several), f"--dataset {first}, or several by data.sources"))
+    raise DataError(Problem(violated, _some(several), f"--dataset {first}, or several by data.sources"))
 
 
 def _saved(folder: Folder, split: str, option: str) -> Chosen | None:
@@ -254,8 +254,8 @@ def _parsed(content: str, folder: Folder, name: str) -> dict[str, Any]:
 
 
 def _damaged(folder: Folder, received: str) -> DataError:
-    told = f"{folder.name}: this folder of save_to_disk is damaged"
-    return DataError(Problem(told, received, "copy the whole folder again, or write it again with save_to_disk"))
+    violated = f"{folder.name}: this folder of save_to_disk is damaged"
+    return DataError(Problem(violated, received, "copy the whole folder again, or write it again with save_to_disk"))
 
 
 def _by_readme(folder: Folder, split: str, config: str | None, option: str) -> Chosen | None:
@@ -274,7 +274,7 @@ def _by_readme(folder: Folder, split: str, config: str | None, option: str) -> C
         patterns = {name: sanitize_patterns(files) for name, files in given.items()}
     except Exception as error:  # YAML, card and patterns each raise their own
         received = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = "mend the README's configs, or name the files: --dataset FOLDER/FILE"
+        remedy = "correct the README's configs, or name the files: --dataset FOLDER/FILE"
         raise DataError(Problem(f"{folder.name}/README.md: its configs can't be read", received, remedy)) from None
     if not patterns:
         return None
@@ -287,8 +287,8 @@ def _by_readme(folder: Folder, split: str, config: str | None, option: str) -> C
     chosen = _of_split(splits, split, folder, option)
     if not chosen.names:
         globs = ", ".join(patterns[asked][chosen.split])
-        told = f"{folder.name}: the files of the split {chosen.split} are not here"
-        raise DataError(Problem(told, f"no file fits {globs}", "download the data set's folder again, whole"))
+        violated = f"{folder.name}: the files of the split {chosen.split} are not here"
+        raise DataError(Problem(violated, f"no file matches {globs}", "download the data set's folder again, whole"))
     others = tuple(name for name in names if name not in known)
     return Chosen(chosen.names, chosen.split, {**chosen.left_out, **({NO_SPLIT: others} if others else {})})
 
@@ -302,14 +302,14 @@ def _matching(globs: Iterable[str], names: Iterable[str]) -> list[str]:
 
 def _no_config(folder: Folder, config: str | None, known: tuple[str, ...]) -> DataError:
     if not known:
-        told = f"data.config: {folder.name} has no configurations; those stand in a README.md of a hub data set"
-        return DataError(Problem(told, config or "", "leave it out"))
+        violated = f"data.config: {folder.name} has no configurations; the README.md of a hub data set defines them"
+        return DataError(Problem(violated, config or "", "leave it out"))
     near = "".join(get_close_matches(config or "", known, n=1))
-    told = f"data.config: {folder.name} has several configurations"
+    violated = f"data.config: {folder.name} has several configurations"
     if config:
-        told = f"data.config: {folder.name} has no configuration of this name"
+        violated = f"data.config: {folder.name} has no configuration of this name"
     remedy = f"--set {quote(f'data.config={near or known[0]}')}    it has {', '.join(known)}"
-    return DataError(Problem(told, config or "none", remedy, near))
+    return DataError(Problem(violated, config or "none", remedy, near))
 
 
 def _listing(folder: Folder) -> str:

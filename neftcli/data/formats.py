@@ -62,7 +62,7 @@ ANSWER_KEYS = ("assistant", "gpt", "bot", "answer", "response", "completion", "o
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a layout reads from a row.
+    """The parts of a row that a layout reads.
 
     Attributes:
         turns: The conversation; empty for plain text.
@@ -82,7 +82,7 @@ class Columns:
     Attributes:
         row: The row.
         own: Standard name to the row's own name, where they differ.
-        notes: Is told of keys that are not read.
+        notes: Collects keys that are not read.
     """
 
     row: Row
@@ -90,7 +90,7 @@ class Columns:
     notes: Notes
 
     def value(self, column: str) -> Any:
-        """What a column holds; None if it is missing or says nothing."""
+        """The value of a column; None if it is missing or empty."""
         value = self.row.values.get(column)
         return value if has_value(value) else None
 
@@ -145,7 +145,7 @@ class Layout:
         required: Columns that every row has.
         optional: Columns that a row may have.
         answer: The required column that a question alone lacks, if it is a column of its own.
-        read: From the columns of a row to its turns or text.
+        read: Reads the turns or the text from the columns of a row.
     """
 
     name: Format
@@ -190,7 +190,7 @@ def _read_pair(columns: Columns) -> Parts:
     asked = _side(columns, "prompt", prompt, "user")
     answered = _side(columns, "completion", completion, "assistant")
     repeated = _without_system(asked)
-    if repeated and _said(_without_system(answered)[: len(repeated)]) == _said(repeated):
+    if repeated and _roles_and_texts(_without_system(answered)[: len(repeated)]) == _roles_and_texts(repeated):
         # The completion is the whole conversation, as preference data often has it.
         own_system = [turn for turn in answered if turn.role == "system"]
         systems = own_system or [turn for turn in asked if turn.role == "system"]
@@ -314,7 +314,7 @@ def to_example(
         answers: It must end in an answer to learn (what follows the last one is dropped); without it a question is
             enough, as for a model that is to answer it.
         columns: The recipe's `data.columns`.
-        notes: Is told of columns and keys that are not read, and of turns that are dropped.
+        notes: Collects columns and keys that are not read, and turns that are dropped.
 
     Raises:
         DataError: A column is missing, holds another type than the layout says, or is not for supervised fine-tuning.
@@ -345,7 +345,7 @@ def to_example(
     if not parts.turns and parts.text:
         return Example((), parts.text, row.where)
     turns, completion = _with_system(found, parts, system_prompt)
-    turns = _up_to_the_last_answer(turns, row.where, notes) if answers else _without_poor_answer(turns)
+    turns = _up_to_the_last_answer(turns, row.where, notes) if answers else _without_unusable_reference(turns)
     _require_question_and_answers(turns)
     if answers and completion >= len(turns):
         raise UnusableRow("its completion has no answer to learn")
@@ -355,7 +355,7 @@ def to_example(
         turns.pop(first)
         dropped += 1
     if dropped:
-        notes.shortened.add("what stands before the first question", row.where)
+        notes.shortened.add("what comes before the first question", row.where)
     require_no_placeholder(turns, row.where)
     completion = max(0, completion - dropped) if completion < len(turns) + dropped else 0
     return Example(tuple(turns), "", row.where, _tools(found), completion)
@@ -398,8 +398,8 @@ def _up_to_the_last_answer(turns: list[Turn], where: str, notes: Notes) -> list[
     return turns[:end]
 
 
-def _without_poor_answer(turns: list[Turn]) -> list[Turn]:
-    """The turns without an answer at their end that is empty or marked as not learned: no reference to compare with."""
+def _without_unusable_reference(turns: list[Turn]) -> list[Turn]:
+    """Drop an empty or unlearned answer at the end, which is no reference to compare with."""
     while turns and turns[-1].role == "assistant" and (turns[-1].learn is False or not turns[-1].text()):
         turns = turns[:-1]
     return turns
@@ -441,7 +441,7 @@ def _history(columns: Columns) -> list[Turn]:
 
 
 def _is_turns(value: Any) -> bool:
-    """Whether one side of a pair is given as turns: one, a list of them (well-formed or not), or their JSON text."""
+    """Return whether one side of a pair holds turns: one, a list of them (well-formed or not), or their JSON text."""
     if isinstance(value, str):
         return value.lstrip().startswith("[{") and is_conversation(_parsed_list(value))
     return is_turn(value) or (isinstance(value, list) and (not value or any(map(has_role, value))))
@@ -460,12 +460,12 @@ def _without_system(turns: list[Turn]) -> list[Turn]:
     return [turn for turn in turns if turn.role != "system"]
 
 
-def _said(turns: list[Turn]) -> list[tuple[str, str]]:
+def _roles_and_texts(turns: list[Turn]) -> list[tuple[str, str]]:
     return [(turn.role, turn.text()) for turn in turns]
 
 
 def _into_turns(value: list[Any], own: str, where: str) -> str:
-    """The command that makes turns of lists that are none in a usual way, or nothing."""
+    """The command that turns other lists into turns, or an empty string."""
     key = jq_key(own)
     if all(isinstance(item, list) for item in value):
         return f"{jq(where, f'{key}[] | {{messages: .}}')}    makes a row of each conversation"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from neftcli.data.splits import Places
 
 MOST_REPEATS = 100
-"""How much longer than all its sources together a mixture may be."""
+"""Maximum rows of a mixture, as a multiple of the rows of all its sources."""
 
 
 def mixed(parts: Sequence[Places], weights: Sequence[float | None], seed: int, stopping_strategy: str) -> Places:
@@ -23,7 +23,7 @@ def mixed(parts: Sequence[Places], weights: Sequence[float | None], seed: int, s
     Args:
         parts: The places of each source's rows.
         weights: The weight of each, or None.
-        seed: Chooses the draws.
+        seed: Seed of the draws.
         stopping_strategy: "first_exhausted" ends when a part has no row left; "all_exhausted" when each row was drawn
             at least once, with the rows of parts that ran out drawn again.
 
@@ -41,9 +41,9 @@ def mixed(parts: Sequence[Places], weights: Sequence[float | None], seed: int, s
     total = sum(map(len, parts))
     longest = max(len(part) / probability for part, probability in zip(parts, probabilities, strict=True))
     if stopping_strategy == "all_exhausted" and longest > MOST_REPEATS * total:
-        told = "data.sources: until the source of the smallest weight is used up, the others repeat too often"
-        remedy = "--set data.stopping_strategy=first_exhausted, or weights nearer to each other"
-        raise DataError(Problem(told, f"about {longest:,.0f} rows drawn from {total:,}", remedy))
+        violated = "data.sources: rows would repeat too often before the source with the smallest weight is used up"
+        remedy = "--set data.stopping_strategy=first_exhausted, or weights closer to each other"
+        raise DataError(Problem(violated, f"about {longest:,.0f} rows drawn from {total:,}", remedy))
     sets = [Dataset.from_dict({"place": part}) for part in parts]
     drawn = interleave_datasets(sets, probabilities, seed, stopping_strategy=stopping_strategy)
     return numpy.asarray(drawn.with_format("numpy")[:]["place"], dtype=numpy.int64)

@@ -1,4 +1,4 @@
-"""What is noticed while rows are read, and shown before training."""
+"""Notes on rows, collected while they are read and shown before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RowCounts(dict[str, Occurrences]):
         self._last: dict[str, str] = {}
 
     def add(self, name: str, where: str) -> None:
-        """Counts the row at `where`; calls for the same row follow each other."""
+        """Count the row at `where`; calls for the same row follow each other."""
         if self._last.get(name) == where:
             return
         self._last[name] = where
@@ -24,7 +24,7 @@ class RowCounts(dict[str, Occurrences]):
 
 
 class Notes:
-    """What was noticed in the rows of a source.
+    """Notes on the rows of one or several sources.
 
     Attributes:
         unread: Columns, and turn keys ("turn key emotion"), that hold a value and are not read.
@@ -37,5 +37,5 @@ class Notes:
 
 
 def has_value(value: Any) -> bool:
-    """Whether a column or key says anything: null, an empty text, list or object is as good as missing."""
+    """Return whether a value counts as given: null, an empty text, list or object counts as missing."""
     return value is not None and (bool(value) or not isinstance(value, (str, list, dict)))

@@ -110,7 +110,7 @@ class _Reader:
     unusable: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def open(self) -> None:
-        """Finds the source, without a row of it.
+        """Find the source without reading a row.
 
         Raises:
             DataError: It is missing, or has no such split.
@@ -166,7 +166,7 @@ class _Reader:
             )
 
     def counts(self, used: int, *, held_out: bool = False) -> SourceCounts:
-        """What a person is told of it; `used`: rows of it in the mixture."""
+        """Its counts; `used`: rows of it in the mixture."""
         return SourceCounts(
             self.source.source,
             self.rows,
@@ -331,13 +331,13 @@ def _layouts(readers: Sequence[_Reader]) -> tuple[Format, ...]:
     """The row formats of the sources, each once.
 
     Raises:
-        DataError: Plain text stands beside conversations.
+        DataError: Some sources are plain text and some are conversations.
     """
     layouts = {reader.layout: reader.source.source for reader in reversed(readers) if reader.layout}
     texts, chats = layouts.get("text"), next((name for layout, name in layouts.items() if layout != "text"), None)
     if texts and chats:
-        told = "data.sources: plain text and conversations can't be mixed"
-        raise DataError(Problem(told, f"text in {texts}, and conversations in {chats}", "sources of one kind"))
+        violated = "data.sources: plain text and conversations can't be mixed"
+        raise DataError(Problem(violated, f"text in {texts}, and conversations in {chats}", "sources of one kind"))
     return tuple(reversed(layouts))
 
 
@@ -359,10 +359,10 @@ def _mixture(data: Data, readers: Sequence[_Reader], examples: ExampleRows) -> t
 
 
 def _require_same_kind(evaluated: _Reader, layout: Format, data: Data) -> None:
-    """Refuses plain text held out beside conversations, and the other way round.
+    """Reject held-out plain text if the training rows are conversations, and the reverse.
 
     Raises:
-        DataError: They are of two kinds.
+        DataError: One side is plain text, the other conversations.
     """
     if (evaluated.layout == "text") != (layout == "text"):
         raise DataError(
@@ -383,7 +383,7 @@ def _at_most(places: Places, examples: ExampleRows, most: int | None, seed: int)
 
 
 def _without_repeats(places: Places) -> Places:
-    """Each place once, where it stands first."""
+    """Each place once, in the order of first occurrence."""
     import numpy
 
     first = numpy.unique(places, return_index=True)[1]
@@ -448,7 +448,7 @@ def prepare(
 def _cached(
     chat: ChatFormat, examples: ExampleRows, data: Data, each: Callable[[], None]
 ) -> tuple[TokenRows, Sequence[int]]:
-    """`learnable`, by the cache of tokens if there are many rows."""
+    """`learnable`, through the token cache if there are many rows."""
     tokenizer = chat.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if len(examples) < FEWEST_ROWS or backend is None:
@@ -493,7 +493,7 @@ def _others(examples: ExampleRows, places: Sequence[int]) -> list[str]:
 
 
 def loss_on_answers(data: Data, layout: str) -> bool:
-    """Whether only answers carry loss: what the recipe says, else for conversations and not for plain text."""
+    """Return whether only answers carry loss, and not every token."""
     return data.loss_on != "tokens" and layout != "text"
 
 

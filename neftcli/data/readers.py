@@ -1,6 +1,6 @@
 """Readers of data files, one for each ending, and the rows that they read.
 
-A reader yields rows one at a time, each with the place where it stands. A new kind of file is one entry of READERS.
+A reader yields rows one at a time, each with its place. A new kind of file is one entry of READERS.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How a kind of file is read.
+    """The reader of a kind of file.
 
     Attributes:
         read: Yields its rows; if `running_text`, it also takes `sample_by`.
-        wanted: What such a file holds, for a person whose file holds nothing.
+        wanted: The expected content, for the message about an empty file.
         running_text: Its rows are parts of a running text, chosen by data.sample_by.
     """
 
@@ -88,7 +88,7 @@ def read_file(file: DataFile, sample_by: str = "paragraph") -> Iterator[Row]:
 
 
 def require_ending(path: Path, name: str) -> None:
-    """Refuses a file whose ending names no reader.
+    """Reject a file whose ending names no reader.
 
     Raises:
         DataError: With the endings, or how to rename what looks like text.
@@ -253,7 +253,7 @@ def _are_turns(items: list[Any]) -> bool:
 
 
 def _are_columns(values: list[Any]) -> bool:
-    """Whether these are columns of one length, as a table's `to_json` or `to_dict` writes them."""
+    """Return whether these are columns of one length, as a table's `to_json` or `to_dict` writes them."""
     if len(values) < 2 or not all(isinstance(value, list | dict) and value for value in values):
         return False
     cells = [list(value.values()) if isinstance(value, dict) else value for value in values]
@@ -352,7 +352,7 @@ def _read_arrow(file: DataFile) -> Iterator[Row]:
 
 @contextmanager
 def _as_table(file: DataFile, kind: str) -> Iterator[None]:
-    """Tells what pyarrow says of a damaged file."""
+    """Turn the errors that pyarrow raises for a damaged file into a DataError."""
     import pyarrow as arrow
 
     try:
@@ -383,7 +383,7 @@ def table_rows(batches: Iterable[Any], name: str) -> Iterator[Row]:
 
 
 def _decoder(kind: Any) -> Callable[[Any], Any] | None:
-    """What makes a column's values from the JSON texts in it, which `datasets` writes for values of mixed types."""
+    """The decoder of a column's JSON texts, as `datasets` writes values of mixed types; None for other types."""
     import pyarrow as arrow
 
     if isinstance(kind, arrow.JsonType):
@@ -402,7 +402,7 @@ def _decoder(kind: Any) -> Callable[[Any], Any] | None:
 
 
 def _read_text(file: DataFile, sample_by: str) -> Iterator[Row]:
-    """Running text: a row for each paragraph (blank lines stand between them), for each line, or for the whole."""
+    """Running text: a row for each paragraph (separated by blank lines), for each line, or for the whole."""
     part: list[str] = []
     begin = 1
     for number, line in lines(file):

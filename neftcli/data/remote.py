@@ -1,7 +1,7 @@
-"""Files behind an address: read through fsspec (s3://, gs://, hf://, https://, memory:// and others).
+"""Files at an address, read through fsspec (s3://, gs://, hf://, https://, memory:// and others).
 
-A remote file is first copied, as it is, into a temporary file without a name in the cache folder. So a connection that
-breaks is no damaged row, every reader can seek, and memory does not grow with the file.
+A remote file is first copied, as it is, into a temporary file without a name in the cache folder. So a broken
+connection is no damaged row, every reader can seek, and memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SECRET = re.compile("token|key|sig|secret|passw|credential", re.IGNORECASE)
 
 
 def is_remote(source: str) -> bool:
-    """Whether `source` is the address of a file or folder on another machine (or in fsspec's memory)."""
+    """Return whether `source` is the address of a file or folder on another machine (or in fsspec's memory)."""
     return "://" in source and not source.startswith("file://")
 
 
@@ -37,7 +37,7 @@ def without_file_scheme(source: str) -> str:
 
 
 def require_address(source: str) -> None:
-    """Refuses addresses of web pages, and those that hold a password or a key.
+    """Reject addresses of web pages, and addresses that contain a password or a key.
 
     Raises:
         DataError: With what to type instead.
@@ -47,7 +47,7 @@ def require_address(source: str) -> None:
         kind, _, inside = rest.strip("/").partition("/")
         if kind == "resolve" and inside:
             return
-        inside = inside.partition("/")[2]  # behind the branch
+        inside = inside.partition("/")[2]  # after the branch
         named = f"--dataset hf://datasets/{hub_id}/{inside}" if inside else f"--dataset {hub_id}"
         raise DataError(Problem("data.source: a data set of the hub is named by its id", source, named))
     if not is_remote(source):
@@ -75,7 +75,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
     scheme = url.partition("://")[0]
     try:
-        options = _patience() if scheme in ("http", "https") else {}
+        options = _http_options() if scheme in ("http", "https") else {}
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         package = str(known_implementations.get(scheme, {}).get("class", "")).partition(".")[0]
@@ -91,8 +91,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
-def _patience() -> dict[str, Any]:
-    """Options of fsspec's HTTP file system: proxies of the environment, and an end to waiting."""
+def _http_options() -> dict[str, Any]:
+    """Options of fsspec's HTTP file system: the environment's proxies, and timeouts."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
@@ -106,7 +106,7 @@ def downloaded(fs: Any, path: str, name: str) -> Iterator[DataFile]:
     Args:
         fs: Its file system.
         path: Its path there.
-        name: Its address, for people.
+        name: Its address, for messages.
 
     Raises:
         DataError: It can't be read.
@@ -138,7 +138,7 @@ def read_text(fs: Any, path: str, name: str) -> str:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Tells in words what a file system raises within the block.
+    """Turn whatever a file system raises within the block into a DataError.
 
     Raises:
         DataError: It can't be read.
@@ -151,7 +151,7 @@ def reading(name: str) -> Iterator[None]:
 
 def _unreadable(name: str, error: Exception) -> DataError:
     if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-        error = error.__cause__  # HTTP: no connection is told as no file
+        error = error.__cause__  # fsspec reports an HTTP connection that fails as a missing file
     received = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
     if isinstance(error, FileNotFoundError):
         return DataError(Problem(f"{name}: there is no file or folder at this address", received, "another address"))

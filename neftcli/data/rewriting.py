@@ -1,4 +1,4 @@
-"""The commands that turn rows which can't be read into rows which can."""
+"""Shell commands that convert rows into a readable form."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 
 
 def jq(where: str, expression: str) -> str:
-    """The shell command that sends every row of a file through a jq expression into a new file.
+    """The shell command that applies a jq expression to every row and writes a new file.
 
     Args:
-        where: Where a row of the file is, as "rows.jsonl, line 17".
+        where: The place of a row of the file, as "rows.jsonl, line 17".
         expression: From a row to the new row, to several (`.[]`) or to none (`select(...)`).
     """
     source = where.rpartition(", ")[0]

@@ -24,7 +24,7 @@ class ExampleRows(Rows[Example]):
             yield self._contents[row].as_py()
 
     def contents_and_places(self) -> Iterator[tuple[bytes, bytes]]:
-        """The content of each example, and where its row stands."""
+        """The content and the place of each example."""
         for place in self._places:
             row = self._looked_up(place)
             yield self._contents[row].as_py(), self._where[row].as_py()
@@ -111,7 +111,7 @@ class TokenRows(Rows[TokenRow]):
 def _example_as_lists(example: Example) -> list[Any]:
     """Turns and text, tools and completion of an example.
 
-    Values behind the last one that says anything are left out, so that examples without tool calls, marks and reasoning
+    Defaults at the end are left out, so that examples without tool calls, marks and reasoning
     keep the fingerprints that they had before these were read.
     """
     turns = [

@@ -1,6 +1,6 @@
-"""Where rows come from: the built-in set, a file, a folder, an address, or a data set of the hub.
+"""Sources of rows: the built-in set, a file, a folder, an address, or a data set of the hub.
 
-Each source yields rows one at a time, each with the place where it stands; `readers.py` reads files, `folders.py`
+Each source yields rows one at a time, each with its place; `readers.py` reads files, `folders.py`
 chooses the files of a split, `remote.py` fetches what is on another machine.
 """
 
@@ -35,7 +35,7 @@ class SourceRows:
     Attributes:
         rows: The rows, read as they are asked for.
         split: The split that they are of; empty if the source has none.
-        left_out: Data files of the source that are not read, for people.
+        left_out: Data files of the source that are not read, for messages.
         running_text: Some are parts of a running text, by data.sample_by.
     """
 
@@ -54,7 +54,7 @@ def is_hub(source: str) -> bool:
 
 
 def is_local(source: str) -> bool:
-    """Whether `source` names a file or folder of this machine, which may not be there."""
+    """Return whether `source` names a file or folder of this machine, existing or not."""
     return source != BUILTIN and not is_remote(source) and not is_hub(source)
 
 
@@ -72,7 +72,7 @@ def open_source(
     streaming: bool = False,
     option: str = "data.split",
 ) -> SourceRows:
-    """Finds what holds the rows of a source.
+    """Open a source; its rows are read as they are asked for.
 
     Args:
         source: "builtin", a file, a folder, an address (s3://, hf://, https:// and others), or a hub id.
@@ -147,7 +147,7 @@ def _rows_of_file(opened: AbstractContextManager[DataFile], sample_by: str) -> I
 
 
 def _require_no_split(name: str, split: str, config: str | None, option: str) -> None:
-    """Refuses a split or configuration of a single file.
+    """Reject a split or configuration of a single file.
 
     Raises:
         DataError: One was asked for.

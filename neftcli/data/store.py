@@ -121,7 +121,7 @@ class Rows(Sequence[Item]):
             return cls(batches.table())
 
     def table(self) -> Any:
-        """The `pyarrow.Table` that these rows, or those that they were chosen from, are in."""
+        """The `pyarrow.Table` of these rows, or of the rows that they were selected from."""
         return self._table
 
     def select(self, places: Sequence[int] | Places) -> Self:

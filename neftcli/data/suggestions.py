@@ -1,4 +1,4 @@
-"""What to type for rows whose columns fit no layout: the columns that obviously hold question and answer."""
+"""Hints for rows whose columns fit no layout: the mapping of columns, or the command that converts the rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INNER_TEXTS = ("text", "content", "value", "answer", "response", "output", "comp
 
 
 def mapping(wanted: Mapping[str, str], columns: Mapping[str, str]) -> str:
-    """The flag that gives columns their standard names.
+    """The flag that maps columns to their standard names.
 
     Args:
         wanted: Standard name to the name in the row under `columns`.
@@ -36,7 +36,7 @@ def mapping(wanted: Mapping[str, str], columns: Mapping[str, str]) -> str:
 
 
 def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str, *, answers: bool) -> str:
-    """What to type for a row that fits no layout, or nothing if nothing is obvious."""
+    """The hint for a row that fits no layout, or an empty string if none is obvious."""
     values = {name: value for name, value in values.items() if has_value(value)}
     if conversation := conversation_column(values, ()):
         return mapping({"messages": conversation}, columns)
@@ -85,13 +85,13 @@ def conversation_column(values: Mapping[str, Any], without: Collection[str]) -> 
 
 
 def flattened(value: Any, own: str, where: str) -> str:
-    """The command that puts the text of nested lists and objects in their place, or nothing if they hold none."""
+    """The command that replaces nested lists and objects by their text, or an empty string if they hold none."""
     path = path_to_text(value)
     return f"{jq(where, f'{jq_key(own)} |= {path}')}    takes their first text" if path else ""
 
 
 def path_to_text(value: Any) -> str:
-    """Where the first text of nested lists and objects is, in jq's notation (`.[0].text`), or nothing."""
+    """The jq path of the first text in nested lists and objects (`.[0].text`), or an empty string."""
     path = ""
     while not isinstance(value, str):
         if isinstance(value, list) and value:
@@ -110,7 +110,7 @@ def path_to_text(value: Any) -> str:
 
 
 def _holds_calls(value: Any) -> bool:
-    """Whether a text is the JSON text of a list of tool calls."""
+    """Return whether a text is the JSON text of a list of tool calls."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return False
     try:
@@ -121,7 +121,7 @@ def _holds_calls(value: Any) -> bool:
 
 
 def _pair(values: Mapping[str, Any], question: str, answer: str | None) -> dict[str, str]:
-    """Standard names for a question, its answer, and what stands beside them."""
+    """Standard names for the columns of a question, its answer, input and system turn."""
     context = _column(values, CONTEXTS, (question, answer), str)
     instruction = question == "instruction" or context is not None
     found = {"instruction" if instruction else "prompt": question}
@@ -148,7 +148,7 @@ def _column(
 
 
 def _yaml(name: str) -> str:
-    """A name in YAML, in double quotes with what does not print escaped if it would be read as something else."""
+    """A name in YAML, quoted and escaped if it would otherwise be read as something else."""
     if re.fullmatch(r"[A-Za-z_][\w.-]*", name) and name.lower() not in YAML_WORDS:
         return name
     letters = [letter if letter.isprintable() and letter not in '"\\' else f"\\U{ord(letter):08x}" for letter in name]

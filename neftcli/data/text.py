@@ -1,4 +1,4 @@
-"""Data files, text files line by line, and the shell commands that mend what can't be read."""
+"""Data files, text files line by line, and shell commands that repair unreadable files."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class DataFile:
     """A file of rows.
 
     Attributes:
-        path: Where it is; of a remote file its name alone, as it is called once it is downloaded.
-        name: What messages and the places of rows call it.
+        path: Its path; of a remote file the name alone, as it is called after a download.
+        name: Its name in messages and in the places of rows.
         downloaded: The temporary file that holds a remote file's bytes; None for a local file.
     """
 
@@ -120,7 +120,7 @@ def _require_text(line: bytes, path: Path, name: str) -> None:
         if line.startswith(letters):
             raise DataError(Problem(f"{name}: this is no text", kind, remedy))
     if line.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        remedy = "download the file itself: the address behind its raw or download button"
+        remedy = "download the file itself: the link of its raw or download button"
         received = line.decode(errors="replace").strip()[:60]
         raise DataError(Problem(f"{name}: this is a web page, not a file of rows", received, remedy))
 

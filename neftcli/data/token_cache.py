@@ -1,8 +1,8 @@
 """Tokenised rows on disk, so that ranks, sweep arms and repeated commands don't tokenise the same rows again.
 
-An entry is one file in `tokens` of the cache folder, named by a SHA-256 of all that its tokens depend on: the rows and
-their places, the tokenizer, the chat template, the options, and the code. It is written beside its place and renamed,
-ends in a checksum, is mapped and not read, and goes, the least recently used first, beyond MOST_BYTES.
+An entry is one file in `tokens` of the cache folder, named by a SHA-256 of everything that its tokens depend on: the
+rows and their places, the tokenizer, the chat template, the options, and the code. It is written atomically, ends in a
+checksum, and is memory-mapped. The least recently used entries are removed beyond MOST_BYTES.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from neftcli.data.rows import ExampleRows
 
 FEWEST_ROWS = 500
-"""Fewer rows are tokenised each time: that takes no longer than finding an entry (docs/lab-log.md)."""
+"""Fewer rows are not cached: tokenising them takes under half a second (docs/lab-log.md)."""
 MOST_BYTES = 4 * 2**30
-"""Bytes of all entries together."""
+"""Maximum bytes of all entries together."""
 DIGEST = hashlib.sha256().digest_size
 ABANDONED = 86_400.0
-"""Seconds after which a file that is being written is taken for one of a process that died."""
+"""Seconds after which an unfinished file is considered abandoned by a process that died."""
 PLACE = "place"
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "trl")
 
@@ -42,7 +42,7 @@ def token_key(rows: ExampleRows, *settings: str) -> str:
 
     Args:
         rows: The examples, whose content and places are hashed.
-        settings: All else that their tokens depend on: the tokenizer's JSON, its template, stop tokens, options.
+        settings: Everything else that their tokens depend on: the tokenizer's JSON, its template, stop tokens, options.
     """
     digest = hashlib.sha256()
     for part in (_code(), *settings):
@@ -53,10 +53,10 @@ def token_key(rows: ExampleRows, *settings: str) -> str:
 
 
 def cached(key: str, tokenise: Callable[[], tuple[TokenRows, Sequence[int]]]) -> tuple[TokenRows, Sequence[int]]:
-    """Tokenised rows and their places among the examples: the entry's if there is one, else made and kept.
+    """Return tokenised rows and their places among the examples, from the cache if they are in it.
 
-    Of processes that want the same entry at once one makes it and the others wait. Without a cache folder that can be
-    written, or with a full disk, the rows are tokenised and nothing is kept.
+    If several processes need the same entry, one creates it and the others wait. If the cache folder can't be written
+    or the disk is full, the rows are tokenised and not cached.
     """
     folder = cache_folder() / "tokens"
     with _locked(folder, key) as writable:
@@ -72,7 +72,7 @@ def cached(key: str, tokenise: Callable[[], tuple[TokenRows, Sequence[int]]]) ->
 
 @contextmanager
 def _locked(folder: Path, key: str) -> Iterator[bool]:
-    """Holds the lock of an entry; whether the folder can be written."""
+    """Hold the lock of an entry; yields whether the folder can be written."""
     from filelock import FileLock
 
     lock = FileLock(folder / f"{key}.lock")
@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[TokenRows, Sequence[int]] | None:
 
 
 def _write(folder: Path, key: str, rows: TokenRows, places: Sequence[int]) -> None:
-    """Writes an entry whole or not at all; one that is larger than all may be is not written.
+    """Write an entry atomically; an entry larger than MOST_BYTES is not written.
 
     Raises:
         OSError: The disk is full.
@@ -133,7 +133,7 @@ def _write(folder: Path, key: str, rows: TokenRows, places: Sequence[int]) -> No
 
 
 class _Hashing:
-    """A file to write to, with the SHA-256 of what was written."""
+    """A writable file that computes the SHA-256 of its content."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -153,7 +153,7 @@ class _Hashing:
 
 
 def _evict(folder: Path) -> None:
-    """Removes the entries that were not used longest until the rest fits, and what dead processes began."""
+    """Remove the least recently used entries beyond MOST_BYTES, and abandoned files."""
     entries = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process removed it
@@ -171,7 +171,7 @@ def _evict(folder: Path) -> None:
 
 @cache
 def _code() -> str:
-    """The code that makes tokens: the libraries' versions, and a hash of neft's own."""
+    """The versions of the code that tokenises: the libraries', and a hash of neft's own."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for path in sorted([*(package / "data").glob("*.py"), *(package / "models").glob("*.py")]):

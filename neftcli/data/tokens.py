@@ -1,8 +1,8 @@
 """Examples as the model sees them: token ids, and the labels of those that carry loss.
 
-Training must see what generation sees: generation begins after the tokens of the prompt alone, so no token may reach
-from the prompt into the answer. Rows in which the tokenizer would make such a token (`:(` in "### Response:(a)") are
-tokenised in pieces.
+Training must see what generation sees: generation starts after the tokens of the prompt alone, so no token may span
+the end of the prompt and the start of the answer. Rows in which the tokenizer would make such a token (`:(` in
+"### Response:(a)") are tokenised in pieces.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TokenRow:
         cut: It was longer than data.max_length.
         stops: Its last token with loss is a stop token, so that the model learns to end.
         where: Where the row stands.
-        remarks: What a person should know about how it was rendered and tokenised.
+        remarks: Remarks on how it was rendered and tokenised.
     """
 
     input_ids: list[int]
@@ -83,8 +83,8 @@ def tokenize(
         loss_on: The recipe's `data.loss_on`.
 
     Raises:
-        DataError: The chat template can't render a conversation, or leaves something of it out.
-        ModelError: Where answers begin in the chat template's rendering can't be found.
+        DataError: The chat template can't render a conversation, or leaves a part of it out.
+        ModelError: The start of an answer in the rendering can't be located.
     """
     for start in range(0, len(examples), BATCH):
         batch = list(examples[start : start + BATCH])
@@ -107,7 +107,7 @@ def _plain_texts(chat: ChatFormat, batch: Sequence[Example]) -> Iterator[Tokenis
 
 
 def _plain_prefix_and_ids(chat: ChatFormat, text: str) -> list[int]:
-    """What the tokenizer puts before every text, and the text; a token that it appends to every text is left out."""
+    """The tokenizer's prefix of every text and the text, as token ids; no EOS token is appended."""
     ids: list[int] = chat.tokenizer(text.removeprefix(_beginning(chat)), add_special_tokens=False)["input_ids"]
     return [*chat.prefix, *ids]
 
@@ -138,7 +138,7 @@ def _conversations(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) 
 
 
 def _splits_at_answers(chat: ChatFormat, rendering: Rendering, text: str, offsets: Sequence[tuple[int, int]]) -> bool:
-    """Whether a token begins where each answer does, and no special token stands in the data."""
+    """Return whether a token starts with each answer, and the data contains no special token."""
     begins = {begin for begin, end in offsets if end > begin}
     # A space before the answer may be in its first token, whatever the offsets say: some tokenizers trim them.
     split = all(answer.start in begins and text[answer.start - 1 : answer.start] != " " for answer in rendering.answers)

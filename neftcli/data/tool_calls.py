@@ -1,4 +1,4 @@
-"""Tool calls and tool schemas, in the forms that data has them, as JSON text in one form.
+"""Tool calls and tool schemas, read from their various forms into one, as JSON text.
 
 A call is {"type": "function", "function": {"name": ..., "arguments": {...}}, "id": ...}, a tool
 {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}: what chat templates read.
@@ -81,7 +81,7 @@ def _read_tool(tool: Any, where: str) -> dict[str, Any]:
 
 
 def _object(value: Any, where: str, wanted: str) -> dict[str, Any]:
-    """The keys of an object, or of its JSON text, but those that are null."""
+    """An object, or the object of a JSON text, without the keys that are null."""
     value = _parsed(value, where)
     if not isinstance(value, dict):
         raise DataError(Problem(f"{where} must be an object", _shown(value), wanted))

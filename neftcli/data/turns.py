@@ -1,6 +1,6 @@
-"""From the turns of a row, in any of the known spellings, to `Turn`s.
+"""Read the turns of a row, in any of the known forms.
 
-A turn has a role (`role` or `from`) and a content (`content` or `value`). Beside these it may hold marks of what is
+A turn has a role (`role` or `from`) and a content (`content` or `value`). It may also hold marks of what is
 learned (`weight`, `train`, `trainable`, `loss`), reasoning, tool calls, a name and the id of a call. Other keys are
 noted as not read.
 """
@@ -46,7 +46,7 @@ MARKS = ("weight", "train", "trainable", "loss")
 MARKED = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
-READ = {  # beside role and content
+READ = {  # in addition to role and content
     "system": ("name", *MARKS),
     "user": ("name", *MARKS),
     "assistant": ("name", *MARKS, *REASONING, *CALLS),
@@ -59,11 +59,11 @@ def read_turns(items: list[Any], row: str, column: str, keys: tuple[str, str], n
     """The turns of a conversation.
 
     Args:
-        items: The turns as they stand in the row.
-        row: Where the row is.
+        items: The turns as they are in the row.
+        row: The place of the row.
         column: The column that holds them; named in messages unless it is the row's only one of turns ("").
         keys: The keys of role and content that this layout prefers.
-        notes: Is told of keys that are not read.
+        notes: Collects keys that are not read.
 
     Raises:
         DataError: A turn can't be read; with its number and key.
@@ -76,22 +76,22 @@ def read_turns(items: list[Any], row: str, column: str, keys: tuple[str, str], n
 
 
 def is_turn(value: Any) -> bool:
-    """Whether a value looks like a turn: an object with a role and a content."""
+    """Return whether a value looks like a turn: an object with a role and a content."""
     return isinstance(value, dict) and any(role in value and content in value for role, content in KEYS.items())
 
 
 def has_role(value: Any) -> bool:
-    """Whether a value was meant as a turn, well-formed or not."""
+    """Return whether a value was meant as a turn, well-formed or not."""
     return isinstance(value, dict) and any(role in value for role in KEYS)
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether a value looks like a list of turns."""
+    """Return whether a value looks like a list of turns."""
     return isinstance(value, list) and bool(value) and is_turn(value[0])
 
 
 def read_mark(values: Mapping[str, Any], where: str, what: str) -> tuple[bool | None, str]:
-    """Whether a turn or row is marked as learned (None: it says nothing), and the mark as it stands there.
+    """Return the mark of a turn or row as learned (None without one), and the mark as it was written.
 
     Raises:
         DataError: A mark is neither 0 nor 1, or two contradict each other.
@@ -148,7 +148,7 @@ def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: No
     content, thought = "", ""
     if own_role in CALLING and content_key is not None and has_value(item[content_key]):
         if calls:
-            what = f"{where} holds a tool call as its {content_key} and another beside it"
+            what = f"{where} holds tool calls both in {content_key} and in a key of its own"
             raise DataError(Problem(what, calls[:60], "one of them"))
         calls = read_tool_calls(item[content_key], f"{where}: {content_key}")
     elif content_key is not None and (item[content_key] is not None or not calls):
@@ -193,7 +193,7 @@ def _no_turn(item: Any, where: str, keys: tuple[str, str]) -> Problem:
 
 
 def _calls(given: Mapping[str, Any], where: str, role: str) -> str:
-    """The tool calls beside a turn's content; today's key, or the one before it."""
+    """The tool calls of a turn in their own key: tool_calls, or the older function_call."""
     keys = [key for key in CALLS if key in given]
     if not keys:
         return ""
@@ -262,9 +262,9 @@ def checked_text(value: Any, what: str, remedy: str = "") -> str:
     """A text as it is.
 
     Args:
-        value: What stands in the row.
+        value: The value in the row.
         what: Its place and name.
-        remedy: The command that takes the text out of the nested lists that the value is.
+        remedy: The command that extracts the text from a nested value.
 
     Raises:
         DataError: It is no text, or holds half a character.

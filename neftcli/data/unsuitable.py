@@ -1,7 +1,7 @@
-"""Recognise rows that are not for supervised fine-tuning, and say what to type instead.
+"""Recognise rows that are not for supervised fine-tuning, with a hint on what to type instead.
 
 Preference data (two answers to a question, ranked answers, answers judged good or bad) and images, audio and video.
-To train on what is left of them without a word would train on the wrong thing.
+Training silently on what is left of them would train on the wrong thing.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ ANSWERED = ("completion", "output", "messages", "conversations")
 TURNS = ("messages", "conversations", "prompt")
 JUDGED = ("label", "kto_tag")
 MEDIA = ("image", "images", "image_url", "image_path", "audio", "audios", "video", "videos", "pixel_values")
-# Never in text by chance, and what stands for an image in LLaVA's form: alone on the first or last line, or before or
-# behind a sentence. A text about the HTML tag has it elsewhere, or closes it.
+# The first never occurs in ordinary text. The second is an image in LLaVA's form: alone on the first or last line, or
+# before or after a sentence. A text about the HTML tag has it elsewhere, or closes it.
 SPECIAL_PLACEHOLDER = re.compile(r"<\|(?:image|audio|video)(?:_pad|_\d+)?\|>")
 PLACEHOLDER = re.compile(
     r"\A(?:<(?:image|audio|video)>\s*)+(?:\Z|\n|(?<=>)\w|(?<=\s)(?![a-z])\w)"
@@ -50,11 +50,11 @@ KIND = re.compile(r"<\|?(image|audio|video)[^>]*>")
 
 
 def require_supervised(row: Row, columns: Mapping[str, str]) -> None:
-    """Refuses a row of preference data, or with images or sound.
+    """Reject a row of preference data, or with images or sound.
 
     Args:
         row: Under standard column names.
-        columns: The recipe's `data.columns`; who maps the preferred answer trains on that.
+        columns: The recipe's `data.columns`; a preferred answer that is mapped there is trained on.
 
     Raises:
         DataError: With what to type to train on what can be learned.
@@ -73,7 +73,7 @@ def require_supervised(row: Row, columns: Mapping[str, str]) -> None:
 
 @lru_cache(maxsize=1024)
 def _is_suspicious(names: tuple[str, ...]) -> bool:
-    """Whether columns may be those of other data, by their names alone: most rows of a file have the same."""
+    """Return whether the names of the columns suggest other data; cached, since most rows of a file have the same."""
     lower = [name.lower() for name in names]
     words = [word for pair in PAIRS for word in pair]
     return any(
@@ -83,7 +83,7 @@ def _is_suspicious(names: tuple[str, ...]) -> bool:
 
 
 def require_no_placeholder(turns: Sequence[Turn], where: str) -> None:
-    """Refuses a conversation whose questions hold the place of an image, of sound or of a video.
+    """Reject a conversation whose questions hold a placeholder of an image, of sound or of a video.
 
     Raises:
         DataError: With the turn.
@@ -100,7 +100,7 @@ def require_no_placeholder(turns: Sequence[Turn], where: str) -> None:
         without = f"select(tostring | contains({json.dumps(place[0])}) | not)"
         raise DataError(
             Problem(
-                f"{where}: question {number} holds {place[0]}, the place of {kind}, and neft trains on text",
+                f"{where}: question {number} holds {place[0]}, a placeholder of {kind}, and neft trains on text",
                 shown(text),
                 f"{jq(where, without)}    keeps the rows without it",
             )
@@ -127,12 +127,12 @@ def _without_value(where: str, column: str) -> str:
 
 
 def _require_no_pair(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """Refuses a preferred answer with a worse one in a column beside it."""
+    """Reject a preferred answer with a rejected one in a second column."""
     by_lower = {name.lower(): name for name in row.values}
     for lower, name in by_lower.items():
         for good, bad in PAIRS:
             other = by_lower.get(lower.replace(good, bad)) if good in lower else None
-            if other is None or not any(isinstance(values.get(one), str | list | dict) for one in (name, other)):
+            if other is None or not any(isinstance(values.get(column), str | list | dict) for column in (name, other)):
                 continue
             raise DataError(
                 Problem(
@@ -145,7 +145,7 @@ def _require_no_pair(row: Row, values: Mapping[str, Any], columns: Mapping[str, 
 
 
 def _train_on(row: Row, values: Mapping[str, Any], good: str, columns: Mapping[str, str]) -> str:
-    """What to type to train on one of the answers."""
+    """The flag or command that trains on one of the answers."""
     answer = values.get(good)
     asked = values.get("input")
     if isinstance(asked, dict) and is_conversation(asked.get("messages")):  # OpenAI's form
@@ -168,7 +168,7 @@ def _role(turn: Any) -> str:
 
 
 def _require_one_answer(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """Refuses several answers in numbered columns, with a column that says which is better."""
+    """Reject several answers in numbered columns, with a column that says which is better."""
     if any(name in values for name in ANSWERED):
         return
     bases: dict[str, list[str]] = {}
@@ -190,7 +190,7 @@ def _require_one_answer(row: Row, values: Mapping[str, Any], columns: Mapping[st
 
 
 def _require_no_ranking(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """Refuses a column that holds several answers to a question, with ranks or scores in them or beside them."""
+    """Reject a column that holds several answers to a question, with ranks or scores in it or in a second column."""
     judges = [name for name in row.values if VERDICT.search(name)]
     for name in LISTS:
         answers = values.get(name)
@@ -226,7 +226,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _require_no_judgement(row: Row, values: Mapping[str, Any]) -> None:
-    """Refuses an answer beside which a label says whether it is a good one (KTO)."""
+    """Reject an answer with a label that says whether it is good (KTO)."""
     if not any(name in values for name in ANSWERS):
         return
     pair = "prompt" in values and "completion" in values

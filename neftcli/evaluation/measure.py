@@ -139,7 +139,7 @@ class Measurement:
         self._prompts = [prompt_token_ids(self._chat, example) for example in rows.examples] if answers else []
 
     def _require_embedded(self, config: Any) -> None:
-        """Refuses rows with a token that the model does not embed; of those without an answer the question counts."""
+        """Reject rows with a token that the model has no embedding for; without an answer the question is checked."""
         vocabulary = embedded_tokens(config)
         scored = ((row.where, row.input_ids) for row in self._scored.values())
         questions = (example for place, example in enumerate(self.rows.examples) if place not in self._scored)

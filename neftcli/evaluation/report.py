@@ -64,7 +64,7 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
                 "that long; evaluation.generation.max_new_tokens sets the limit."
             )
     if how := main.tasks and described(main.subject.recipe.evaluation.task_settings):
-        yield f"Benchmark tasks were asked {how}."
+        yield f"Benchmark tasks ran {how}."
     if judged is not None:
         yield _judged(judged)
     if any(one.metric in REFERENCE_METRICS and one.verdict == "lower" for one in comparisons):

@@ -150,16 +150,16 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
 
 
 def _require_in_place(subject: Subject, recipe: Recipe) -> None:
-    """Refuses rows of a run that are not where they were.
+    """Check that the rows of a run are still there.
 
     Raises:
-        DataError: They are not there; it says where they were looked for.
+        DataError: They are not, with the folders that were searched.
     """
     assert subject.run is not None  # noqa: S101 - only runs are asked
     places = places_of(subject.run.path / RECIPE)
     for source in (recipe.data.source, recipe.data.held_out_source):
         if source and places is not None and source in places.local and not exists(at_home(source)):
-            said = f"{subject.name}: the rows that it was trained on are not where they were"
+            said = f"{subject.name}: the rows that it was trained on are no longer there"
             raise DataError(Problem(said, places.looked_for(source), DATASET))
 
 

@@ -196,10 +196,10 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
 
 
 def _base_reference(recipe: Recipe, run: Path) -> Reference:
-    """The model that a run began from.
+    """The base model of a run.
 
     Raises:
-        ModelError: It is not where it was.
+        ModelError: It is no longer there.
     """
     name, places = recipe.model.name, places_of(run / RECIPE)
     try:
@@ -207,7 +207,7 @@ def _base_reference(recipe: Recipe, run: Path) -> Reference:
     except ModelError:
         if places is None or name not in places.local:
             raise
-        said = f"{run}: the model that this run began from is not where it was"
+        said = f"{run}: the base model of this run is no longer there"
         remedy = "--no-base" if recipe.adapter.type == "none" else "the model back in one of these folders"
         raise ModelError(Problem(said, places.looked_for(name), remedy)) from None
 

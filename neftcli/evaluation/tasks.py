@@ -1,7 +1,7 @@
 """Benchmark tasks by lm-evaluation-harness: whether a tuned model still can what it could before.
 
 One result a task, with the value of every document, so that two models are compared document by document. Prompts are
-the harness's own, with a chat template, examples and a limit where they are asked for, and its random seeds are those
+the harness's own, with a chat template, examples and a limit if they are set, and its random seeds are those
 of its command line, so values agree with it.
 """
 
@@ -71,7 +71,7 @@ def check_tasks(tasks: Sequence[str], settings: TaskSettings = PLAIN) -> None:
 
     Args:
         tasks: Names of tasks, groups or tags that lm-evaluation-harness knows, or paths of YAML files of one task each.
-        settings: How they are asked.
+        settings: The recipe's `evaluation.task_settings`.
 
     Raises:
         InputError: The harness isn't installed, a name is not known, a file is missing, holds no task or would run
@@ -96,9 +96,9 @@ def check_tasks(tasks: Sequence[str], settings: TaskSettings = PLAIN) -> None:
 
 
 def _settings_problems(settings: TaskSettings) -> Iterator[Problem]:
-    """What the harness would refuse, or read as something else."""
+    """Problems of settings that the harness would reject or misread."""
     if settings.fewshot_as_multiturn and not settings.apply_chat_template:
-        needs = "evaluation.task_settings.fewshot_as_multiturn needs the chat template, whose turns they are"
+        needs = "evaluation.task_settings.fewshot_as_multiturn needs the chat template"
         yield Problem(needs, "apply_chat_template false", "--apply-chat-template")
     if settings.limit is not None and settings.limit >= 1 and not settings.limit.is_integer():
         said = "evaluation.task_settings.limit must be a number of documents, or a share below 1"
@@ -106,12 +106,12 @@ def _settings_problems(settings: TaskSettings) -> Iterator[Problem]:
 
 
 def described(settings: TaskSettings) -> str:
-    """The settings that are not the harness's own, in words; "" where all are."""
+    """The settings that differ from the harness's defaults, in words; "" if none does."""
     parts = []
     if settings.apply_chat_template:
         parts.append("in the model's chat template")
     if settings.num_fewshot is not None:
-        turns = ", each in turns of its own" if settings.num_fewshot and settings.multiturn() else ""
+        turns = ", as separate turns" if settings.num_fewshot and settings.multiturn() else ""
         parts.append(f"with {settings.num_fewshot} examples before each question{turns}")
     if settings.limit is not None:
         whole = settings.limit >= 1
@@ -142,8 +142,8 @@ def run_tasks(
             its own folder.
         batch_size: Texts computed at once; fewer where memory is short.
         autocast: Arithmetic of the forward pass; as loaded if None. Log-likelihoods are summed in float32 anyway.
-        observer: Is told where the batch is halved, and of tasks that keep to a number of examples of their own.
-        settings: How they are asked.
+        observer: Receives notices if the batch size is halved, or if a task fixes its own number of examples.
+        settings: The recipe's `evaluation.task_settings`.
 
     Raises:
         InputError: As in `check_tasks`, a task's data can't be reached or used, or there is no chat template.
@@ -281,7 +281,7 @@ def _evaluated(harness_model: Any, loaded: Any, settings: TaskSettings, observer
         if own is None or (settings.num_fewshot is not None and own != 0):
             part.set_config("num_fewshot", settings.num_fewshot or 0)
         elif own == 0 and settings.num_fewshot and observer is not None:  # the harness's rule
-            observer.notify(Notice(f"{name}: its file says 0 examples, and it keeps to that"))
+            observer.notify(Notice(f"{name}: its file sets 0 examples, and --num-fewshot does not change that"))
         part.set_fewshot_seed(FEWSHOT_SEED)
     limit = settings.limit
     found = evaluate(

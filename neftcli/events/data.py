@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Occurrences:
-    """In how many rows something was found, and the place of the first of them."""
+    """The number of rows in which something was found, and the place of the first."""
 
     rows: int
     first: str
@@ -28,7 +28,7 @@ class SplitCounts:
         longest: Tokens of the longest row.
         cut: Places of the rows that were longer than data.max_length.
         without_stop: Places of the rows that do not end in a stop token with loss.
-        remarks: What a person should know about how rows were rendered and tokenised, to the places of the rows.
+        remarks: Remark on how rows were rendered and tokenised, to the places of the rows.
     """
 
     rows: int = 0
@@ -88,7 +88,7 @@ class DataReady:
         unread: Column ("score") or turn key ("turn key emotion") that is not read, to the rows that hold it.
         unused: Option to the number of rows that it leaves out.
         shortened: Part of a conversation that is left out, to the rows that lose it.
-        sources: The training sources, then the held-out source, if it is one of its own.
+        sources: The training sources, then a separate held-out source.
     """
 
     source: str
@@ -163,7 +163,7 @@ class Span:
     Attributes:
         text: Their text; the spans of a row, joined, are the row's text.
         loss: They carry loss.
-        tokens: How many they are.
+        tokens: Their number.
     """
 
     text: str
@@ -176,12 +176,12 @@ class InspectedRow:
     """A training row as the model sees it.
 
     Attributes:
-        where: Where the row stands.
+        where: The place of the row.
         tokens: Its tokens.
-        spans: The same, neighbours merged.
+        spans: The same, with neighbours merged.
         cut: It was truncated at data.max_length.
         stops: Its last token with loss is a stop token.
-        notes: What else is to be known of it, such as what the chat template did to earlier turns.
+        notes: Remarks, such as what the chat template did to earlier turns.
     """
 
     where: str

@@ -15,31 +15,31 @@ def cache_folder() -> Path:
     """NEFT_CACHE, or `neft` in the user's cache folder.
 
     Raises:
-        InputError: There is no home folder, and no setting in its place.
+        InputError: There is no home folder, and no variable names a folder instead.
     """
     if own := os.environ.get("NEFT_CACHE"):
         return Path(own)
     if caches := os.environ.get("XDG_CACHE_HOME"):
         return Path(caches) / "neft"
-    return home("what neft makes once, such as a converted .gguf,", "NEFT_CACHE") / ".cache" / "neft"
+    return home("neft's cache", "NEFT_CACHE") / ".cache" / "neft"
 
 
 def home(what: str, variable: str) -> Path:
-    """The user's home folder, below which `what` is kept.
+    """The user's home folder, where `what` is.
 
     Raises:
-        InputError: HOME is not set, and the system knows none; `variable` names a folder in its place.
+        InputError: HOME is not set, and the system knows none; `variable` names a folder instead.
     """
     try:
         return Path.home()
     except RuntimeError:
-        said = f"~/.cache: {what} is kept there, and this user has no home folder"
+        said = f"{what} is in ~/.cache, and this user has no home folder"
         received = f"HOME is not set, and the system knows no user {os.getuid()}"
         raise InputError(Problem(said, received, f"{variable}=FOLDER before the command")) from None
 
 
 def unwritable(folder: Path) -> str:
-    """Why nothing can be written in a folder, which may not be there yet; an empty string if something can."""
+    """The reason why a folder, existing or not, can't be written; an empty string if it can."""
     place = folder
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent

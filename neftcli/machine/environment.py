@@ -1,8 +1,8 @@
-"""Variables of the environment that touch a run: which are dropped, which are recorded, and which can't be used.
+"""Environment variables that affect a run: dropped, recorded, or rejected.
 
-A recipe determines a run, and `run.json` says what was computed. So variables by which libraries would compute
-otherwise than the recipe says are dropped before the libraries are imported, with a notice that names each. Those that
-belong to the machine (threads, kernels, visible devices) stay, and are recorded. docs/environment.md lists them all.
+A recipe determines a run, and `run.json` says what was computed. So variables that would make libraries
+compute anything else are dropped before the libraries are imported, with a notice for each. Variables of the machine
+(threads, kernels, visible devices) are kept and recorded. docs/environment.md lists them all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from neftcli.machine import processes
 
 PRECISION = "--set training.precision=bfloat16"
 PROCESSES = "--processes N"
-LAUNCH = "torchrun; what mpirun and srun start are runs of their own"
+LAUNCH = "torchrun; processes of mpirun and srun are separate runs"
 DROPPED = {
     "ACCELERATE_MIXED_PRECISION": PRECISION,
     "ACCELERATE_DOWNCAST_BF16": PRECISION,
@@ -45,20 +45,20 @@ DROPPED = {
     "TORCH_LOGS": "train.log in the run's folder    torch fails over names that it does not know",
     "TRANSFORMERS_SDPA_FORCE_GQA": "--set training.fused_layers=false",
 }
-"""Name, or beginning of names that end in _, to what is typed in its place. An exact name goes before a beginning."""
+"""Name, or prefix that ends in _, to what to type instead. An exact name goes before a prefix."""
 NO_EFFECT = ("", "0", "no", "none", "false", "off", "strict")
-"""Values that ask for nothing; they are dropped without a notice."""
+"""Values that change nothing; they are dropped without a notice."""
 RECORDED = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "ATEN_", "CUBLAS_", "CUBLASLT_", "CUDNN_"),
     *("NCCL_", "GLOO_", "MALLOC_", "BNB_", "TORCH_", "PYTORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TRITON_"),
     *("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES"),
     *("NVIDIA_TF32_OVERRIDE", "FLASH_ATTENTION_DETERMINISTIC", "USE_HUB_KERNELS", "TOKENIZERS_PARALLELISM"),
 )
-"""Beginnings of the names that run.json records."""
+"""Prefixes of the names that run.json records."""
 PLAIN = re.compile(r"[A-Za-z0-9_.,:;=+ -]{0,200}")
 """Values that are recorded: numbers, words and lists of them; no path, no address, and so no password."""
 ARITHMETIC = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
-"""Recorded ones that choose other instructions: the same recipe gives other bits with them, which is told."""
+"""Recorded variables that select CPU instructions: they change bits, so each gives a notice."""
 NUMBERS = (
     *("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_DATASETS_IN_MEMORY_MAX_SIZE"),
     *("TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_MIN_NUM_SPLIT", "TORCHINDUCTOR_FILE_LOCK_TIMEOUT"),
@@ -66,65 +66,65 @@ NUMBERS = (
 )
 """Variables that libraries read as numbers while they are imported."""
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Variables that must be counts of threads: libraries ignore others, each in its way."""
+"""Variables that must be counts of threads; libraries handle other values inconsistently."""
 MOST_THREADS = 4096
 
 
 @dataclass
 class _Cleaned:
-    """What was dropped in this process.
+    """State of the variables that were dropped in this process.
 
     Attributes:
-        done: Variables were dropped before; what libraries set since is theirs.
-        untold: Notices that nobody was given yet.
-        told: The notices were given.
+        done: Variables were dropped before; those set since were set by libraries.
+        pending: Notices that were not given yet.
+        reported: The notices were given.
     """
 
     done: bool = False
-    untold: list[str] = field(default_factory=list)
-    told: bool = False
+    pending: list[str] = field(default_factory=list)
+    reported: bool = False
 
 
 _cleaned = _Cleaned()
 
 
 def drop_overrides() -> None:
-    """Drops the variables by which libraries would compute otherwise than the recipe says.
+    """Drop the variables that would make libraries compute anything but what the recipe says.
 
-    To be called before the libraries are imported. `tell_dropped` gives the notices.
+    Call this before the libraries are imported. `report_dropped` gives the notices.
     """
     for name in sorted(os.environ):
         instead = _instead(name)
         if instead is None or (name.endswith("OVERRIDE") and os.environ[name] == "0"):
-            continue  # an override of 0 forbids what the recipe does not ask for either
+            continue  # an override of 0 only forbids what no recipe asks for
         value = os.environ.pop(name)
         asks = value.lower() not in (("", "1") if instead == LAUNCH else NO_EFFECT)
         if asks and not _cleaned.done:
-            _cleaned.untold.append(f"{name} is set and was dropped: the recipe decides; in its place: {instead}")
+            _cleaned.pending.append(f"{name} is set and was dropped: the recipe decides; use {instead}")
     if processes.count() == 1:
         processes.forget_launcher()
     _cleaned.done = True
 
 
-def tell_dropped(observer: Observer) -> None:
-    """Gives the notices of what was dropped, once, and of what chooses other instructions."""
-    for message in _cleaned.untold:
+def report_dropped(observer: Observer) -> None:
+    """Give each notice once: dropped variables, and variables that select CPU instructions."""
+    for message in _cleaned.pending:
         observer.notify(Notice(message))
     for name in ARITHMETIC:
-        if not _cleaned.told and os.environ.get(name):
-            observer.notify(Notice(f"{name} chooses other instructions; run.json records it, and bits may differ"))
-    _cleaned.told = True
-    _cleaned.untold.clear()
+        if not _cleaned.reported and os.environ.get(name):
+            observer.notify(Notice(f"{name} selects CPU instructions: the last bits may differ (recorded in run.json)"))
+    _cleaned.reported = True
+    _cleaned.pending.clear()
 
 
 def recorded() -> dict[str, str]:
-    """The variables that belong to the machine and can change bits or speed, for run.json: never a token or a path."""
+    """The variables of the machine that can change bits or speed, for run.json; never a token or a path."""
     names = (name for name in sorted(os.environ) if name.startswith(RECORDED))
     return {name: os.environ[name] for name in names if PLAIN.fullmatch(os.environ[name])}
 
 
 def require_readable() -> None:
-    """Checks the variables that libraries read as numbers, before they fail over them.
+    """Check the variables that libraries read as numbers, before the libraries raise an error.
 
     Raises:
         InputError: One is no number.
@@ -146,7 +146,7 @@ def require_readable() -> None:
 
 
 def _instead(name: str) -> str | None:
-    """What is typed in the place of a variable; None for one that is not dropped."""
+    """The option or command to use instead of a variable; None if it is not dropped."""
     if name in DROPPED:
         return DROPPED[name]
     return next((instead for start, instead in DROPPED.items() if start.endswith("_") and name.startswith(start)), None)

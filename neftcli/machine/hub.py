@@ -1,7 +1,7 @@
-"""Whether the hub's settings can be used and the hub can be reached, asked once and quickly.
+"""Check once and quickly that the hub's settings are valid and the hub can be reached.
 
-The hub's client retries an unreachable address for most of a minute, behind a dead proxy for several. So a connection
-is tried first, through the proxy if there is one, and if none comes about the libraries are told to use their cache.
+The hub's client retries an unreachable address for most of a minute, and through a dead proxy for several. So neft
+tries a connection first, through the proxy if there is one, and otherwise sets the libraries to use their cache.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TOKEN = re.compile(r"[A-Za-z0-9_.~+/=-]+")
 
 
 def prefer_cache_if_unreachable() -> str:
-    """Puts the hub's libraries in offline mode if no connection comes about; to be called before they are imported.
+    """Put the hub's libraries in offline mode if no connection succeeds; call this before they are imported.
 
     Returns:
-        Why the libraries will use their cache only; an empty string if the hub can be reached.
+        The reason for using the cache only; an empty string if the hub can be reached.
 
     Raises:
         InputError: A setting of the hub's (address, token, cache folder, proxy) can't be used.
@@ -41,31 +41,31 @@ def prefer_cache_if_unreachable() -> str:
     reason = reason or unreachable(address)
     if reason:
         os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ.pop("HF_DATASETS_OFFLINE", None)  # datasets would go by it
+        os.environ.pop("HF_DATASETS_OFFLINE", None)  # datasets prefers it
     return reason
 
 
 def settings_in_force() -> str:
-    """The settings by which the hub is reached, as they are typed and without passwords; empty if there are none."""
+    """The environment's settings for reaching the hub, without passwords; empty if there are none."""
     found = [f"HF_ENDPOINT={without_password(os.environ['HF_ENDPOINT'])}"] if os.environ.get("HF_ENDPOINT") else []
     found += [f"{name}={without_password(value)}" for name, value in proxies().values()]
     return ", ".join(found)
 
 
 def with_settings(said: str) -> str:
-    """What a library said of a hub that it could not reach, with the settings that it was to be reached by."""
+    """A library's error about an unreachable hub, with the settings that were used."""
     settings = settings_in_force()
-    return f"{said} (by {settings})" if settings else said
+    return f"{said} (with {settings})" if settings else said
 
 
 def drop_empty_endpoint() -> None:
-    """Drops an HF_ENDPOINT without a value, which the hub's client would take for an address."""
+    """Drop an empty HF_ENDPOINT, which the hub's client would use as an address."""
     if not os.environ.get("HF_ENDPOINT", "").strip():
         os.environ.pop("HF_ENDPOINT", None)
 
 
 def require_importable() -> None:
-    """Checks HF_ENDPOINT as far as the hub's client reads it while it is imported, also for files of this machine.
+    """Check HF_ENDPOINT as far as the hub's client parses it at import, even if only local files are read.
 
     Raises:
         InputError: It is no address at all.
@@ -102,7 +102,7 @@ def _endpoint() -> SplitResult:
 
 
 def _require_token() -> None:
-    """Checks the token that the hub's client will send. It is shown to nobody.
+    """Check the token that the hub's client will send. It is never shown.
 
     Raises:
         InputError: It can't be one.
@@ -111,7 +111,7 @@ def _require_token() -> None:
     given = [(name, os.environ[name]) for name in TOKENS if name in os.environ]
     try:
         given.append((place, Path(place).expanduser().read_text(encoding="utf-8")))
-    except (OSError, RuntimeError):  # there is none, or it is somebody else's: the client does without it
+    except (OSError, RuntimeError):  # missing, or not readable by this user: the client works without it
         pass
     except ValueError:
         given.append((place, "\0"))
@@ -132,25 +132,25 @@ def _hub_home() -> Path:
     """The folder of the hub's client: of its token and of its cache.
 
     Raises:
-        InputError: There is no home folder, and no setting in its place.
+        InputError: There is no home folder, and no variable names a folder instead.
     """
     if given := os.environ.get("HF_HOME"):
         return Path(os.path.expandvars(given))
     if caches := os.environ.get("XDG_CACHE_HOME"):
         return Path(caches) / "huggingface"
-    return home("what comes from the hub", "HF_HOME") / ".cache" / "huggingface"
+    return home("the hub's cache", "HF_HOME") / ".cache" / "huggingface"
 
 
 def _unwritable_cache() -> str:
-    """Why nothing can be added to the cache that is there.
+    """The reason why the existing cache can't be written; an empty string if it can.
 
     Raises:
-        InputError: There is no cache, and none can be made.
+        InputError: There is no cache, and none can be created.
     """
     name = next((name for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") if os.environ.get(name)), "")
     folder = Path(os.path.expandvars(os.environ[name])) if name else _hub_home() / "hub"
     why = unwritable(folder)
     if why and not folder.is_dir():
-        said = f"{folder}: the hub's cache can't be made there"
+        said = f"{folder}: the hub's cache can't be created here"
         raise InputError(Problem(said, why, f"{name or 'HF_HOME'}=FOLDER before the command, with a folder of yours"))
     return f"{folder}: {why}" if why else ""

@@ -1,4 +1,4 @@
-"""Whether an address can be reached, directly or through the proxy that the environment names."""
+"""Check that an address can be reached, directly or through the environment's proxy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from neftcli.errors import InputError, Problem
 
 PATIENCE = 3.0  # seconds
 SCHEMES = ("http", "https", "socks5", "socks5h")
-"""Of proxies that httpx, the client of hub and judge, can use."""
+"""Schemes of proxies that httpx, the client of hub and judge, supports."""
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 LIBRARY = "socksio"
 
@@ -34,7 +34,7 @@ def proxies() -> dict[str, tuple[str, str]]:
 
 
 def unreachable(address: SplitResult) -> str:
-    """Why no connection to an http(s) address comes about, or an empty string.
+    """The reason why a connection to an http(s) address fails, or an empty string.
 
     Raises:
         InputError: A proxy's address can't be used.
@@ -42,7 +42,7 @@ def unreachable(address: SplitResult) -> str:
     scheme = address.scheme.lower()
     host, port = address.hostname or "", address.port or PORTS[scheme]
     known = {kind: (name, value, _proxy_address(name, value)) for kind, (name, value) in proxies().items()}
-    for name, value, proxy in known.values():  # the client prepares them all, also those that it will not use
+    for name, value, proxy in known.values():  # the client sets up all of them, even those that it will not use
         if proxy.scheme.startswith("socks") and importlib.util.find_spec(LIBRARY) is None:
             return (
                 f"{name}={without_password(value)} needs the package {LIBRARY}: pip install {LIBRARY}, or unset {name}"
@@ -90,7 +90,7 @@ def _proxy_address(name: str, value: str) -> SplitResult:
 
 
 def _authorization(proxy: SplitResult) -> dict[str, str]:
-    """The header by which a proxy knows a user."""
+    """The header that authenticates a user to a proxy."""
     if proxy.username is None:
         return {}
     known = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"

@@ -81,7 +81,7 @@ def leads() -> bool:
 
 
 def forget_launcher() -> None:
-    """Drops the variables of a launcher of one process, for which the libraries would look for others."""
+    """Drop the variables of a launcher of one process, which make the libraries look for others."""
     for name in LAUNCHER:
         os.environ.pop(name, None)
 

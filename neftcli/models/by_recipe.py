@@ -61,12 +61,12 @@ def vocabulary_of(reference: Reference, trust_remote_code: bool) -> int | None:
 def require_embedded(
     rows: Iterable[tuple[str, Sequence[int]]], tokenizer: PreTrainedTokenizerBase, vocabulary: int | None
 ) -> None:
-    """Checks that the model has an embedding for every token.
+    """Check that the model has an embedding for every token.
 
-    Nothing is looked through unless the tokenizer has more tokens than the model.
+    Rows are read only if the tokenizer has more tokens than the model.
 
     Args:
-        rows: Where each row stands, and its token ids.
+        rows: The place of each row, and its token ids.
         tokenizer: The model's.
         vocabulary: Tokens that the model embeds; None if that isn't known.
 

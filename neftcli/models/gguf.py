@@ -20,7 +20,7 @@ from neftcli.machine.cache import cache_folder, written_in_cache
 
 MANIFEST = "neft-manifest.json"
 FORM = 2
-"""Of what a conversion writes; an entry of an earlier form is made again."""
+"""Version of what a conversion writes; older entries are converted again."""
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>")
 """Tokens at which llama.cpp ends an answer whatever a file's metadata say."""
 AGAIN = "fetch the file again, or the model's folder with safetensors"
@@ -79,7 +79,7 @@ def _place(digest: str) -> Path:
 
 
 def _manifest(place: Path) -> dict[str, Any]:
-    """What an entry says of itself; empty if that is missing or damaged."""
+    """The manifest of an entry; empty if it is missing or damaged."""
     try:
         content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -26,7 +26,7 @@ _PLAIN: WeakKeyDictionary[torch.nn.Linear, bool] = WeakKeyDictionary()
 
 
 def _negative_log_likelihoods(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of each label, exact to a rounding of the sum: the one definition for training and evaluation.
+    """The loss of each label, exact up to the rounding of the sum; used by training and evaluation.
 
         -log p[label] = log(sum exp(scores - top)) + (top - scores[label])
 

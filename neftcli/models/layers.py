@@ -1,4 +1,4 @@
-"""The layers that an adapter names: whether the model has them, and what a person should know of them."""
+"""The layers that an adapter names: checks against the model, and notices."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def require_layers(model: Any, adapter: Adapter) -> None:
     targets = () if adapter.target_modules == "all-linear" else adapter.target_modules
     problems = []
     experts = {path.rpartition(".")[2] for path in fused_experts(model)}
-    taken = _as_peft_takes_it(model, adapter)
+    taken = _converted_config(model, adapter)
     for option, names in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save)):
         possible = [name for name, module in known.items() if option != "target_modules" or isinstance(module, kinds)]
         for name in names:
             found = layers_named(model, name) if option == "target_modules" else layers_saved(model, name)
             if option == "target_modules" and name not in taken.target_modules:
-                continue  # peft takes it for experts
+                continue  # peft maps it to the experts
             if found and (option != "target_modules" or all(isinstance(module, kinds) for module in found)):
                 continue
             said = "this layer of the model gets no adapter" if found else "the model has no layer of this name"
             if not found and name in experts:
-                said = "this is one tensor with the weights of all experts, which gets no adapter by its name"
+                said = "this tensor holds the weights of all experts and can't be adapted by its name"
             near = "".join(get_close_matches(name, possible, n=1))
             remedy = f"one of {', '.join(sorted(name for name in possible if not name.isdigit()))}"
             problems.append(Problem(f"adapter.{option}: {said}", name, remedy, near))
@@ -60,7 +60,7 @@ def require_layers(model: Any, adapter: Adapter) -> None:
 def fused_experts(model: Any) -> dict[str, int]:
     """Path to size of the tensors that hold the weights of all experts of a layer, as mixtures of experts have them.
 
-    They are no layers of their own, so "all-linear" doesn't reach them.
+    They aren't linear layers, so "all-linear" doesn't match them.
     """
     from torch.nn.modules.conv import _ConvNd
 
@@ -73,7 +73,7 @@ def fused_experts(model: Any) -> dict[str, int]:
     }
 
 
-def _as_peft_takes_it(model: Any, adapter: Adapter) -> Any:
+def _converted_config(model: Any, adapter: Adapter) -> Any:
     """The adapter's configuration after peft replaced names of layers by the experts' tensors that they are part of.
 
     Raises:
@@ -92,20 +92,20 @@ def _as_peft_takes_it(model: Any, adapter: Adapter) -> Any:
         received, together = ", ".join(named), "both names, or --set adapter.target_modules=all-linear"
         raise RecipeError(Problem(f"adapter.target_modules: {error}", received, together)) from None
     if config.target_parameters and adapter.lora_dropout:
-        violated = "adapter.lora_dropout must be 0 if experts, which are one tensor a layer, get an adapter"
+        violated = "adapter.lora_dropout must be 0 if experts (one tensor per layer) get an adapter"
         raise RecipeError(Problem(violated, f"{adapter.lora_dropout:g}", "--set adapter.lora_dropout=0"))
     return config
 
 
 def adapted_experts(model: Any, adapter: Adapter) -> dict[str, int]:
-    """Path to rank of the tensors beside which peft trains low-rank matrices though they are no layers.
+    """Path to rank of the tensors that peft adapts though they are no layers.
 
     peft reaches the experts, and their router, of architectures that had them as layers in transformers 4. The experts
     of others get no adapter.
     """
     if adapter.type == "none" or not fused_experts(model):
         return {}
-    config = _as_peft_takes_it(model, adapter)
+    config = _converted_config(model, adapter)
     found = {}
     for path, _ in model.named_parameters():
         for name in config.target_parameters or ():
@@ -115,7 +115,7 @@ def adapted_experts(model: Any, adapter: Adapter) -> dict[str, int]:
 
 
 def adapter_notices(model: Any, adapter: Adapter) -> list[str]:
-    """What a person should know before an adapter is trained: which weights get none, and what merging will change."""
+    """Notices before an adapter is trained: weights that get none, and what merging will change."""
     if adapter.type == "none":
         return []
     notices = _tied_notices(model, adapter)
@@ -128,8 +128,8 @@ def adapter_notices(model: Any, adapter: Adapter) -> list[str]:
     if without:
         names = ", ".join(sorted({path.rpartition(".")[2] for path in without}))
         notices.append(
-            f"{sum(without.values()):,} of {model.num_parameters():,} weights get no adapter and stay as they are: the "
-            f"experts ({names}), which are one tensor a layer"
+            f"{sum(without.values()):,} of {model.num_parameters():,} weights get no adapter and stay frozen: the "
+            f"experts ({names}), one tensor per layer"
         )
     return notices
 

@@ -121,7 +121,7 @@ def load_tokenizer(
 
 
 def _filled_in_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> list[str]:
-    """Gives the tokenizer a pad token that the model embeds if it has none; notices of that."""
+    """Set a pad token that the model has an embedding for, if there is none; returns notices."""
     known, number = tokenizer.pad_token, tokenizer.pad_token_id
     if known is not None and (vocabulary is None or number < vocabulary):
         return []
@@ -152,11 +152,11 @@ QUANTISED_PARTS = (
     *(".qweight", ".qzeros", ".scales", ".absmax", ".quant_map", ".SCB"),
     *(".weight_scale", ".weight_scale_inv", ".weight_packed", "_blocks", "_scales"),
 )
-"""Ends of the names of what is stored beside quantised weights."""
+"""Suffixes of the names of tensors that belong to quantised weights."""
 
 
 def declared_stop_tokens(reference: Reference, trust_remote_code: bool = False) -> set[int]:
-    """The token ids at which the model's own files say that generation ends.
+    """The token ids that end generation by the model's own files.
 
     That is `eos_token_id` of its generation_config.json (one id or a list), else of its config.json.
 

@@ -37,7 +37,7 @@ class MemoryEstimate:
         gradients: Bytes of the gradients.
         optimizer: Bytes of AdamW's two moments.
         activations: Bytes kept for the backward pass, and the logits of a batch.
-        notices: What a person should know of the adapter.
+        notices: Notices about the adapter.
     """
 
     parameters: int

@@ -168,7 +168,7 @@ def resolve(name: str, revision: str | None = None) -> Reference:
         return Reference(name, "gguf", str(path))
     if path.is_dir():
         if (path / ADAPTER).is_file():
-            raise adapter_found(name, beside_model=(path / "config.json").is_file())
+            raise adapter_found(name, with_model=(path / "config.json").is_file())
         if not (path / "config.json").is_file():
             found = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
             raise ModelError(
@@ -184,9 +184,9 @@ def resolve(name: str, revision: str | None = None) -> Reference:
     )
 
 
-def adapter_found(name: str, *, beside_model: bool) -> ModelError:
-    """The error for a folder or repository that holds an adapter, alone or beside a whole model."""
-    if not beside_model:
+def adapter_found(name: str, *, with_model: bool) -> ModelError:
+    """The error for a folder or repository that holds an adapter, with or without a whole model."""
+    if not with_model:
         return ModelError(
             Problem(
                 f"model.name: {name} is an adapter; a whole model is trained",
@@ -196,7 +196,7 @@ def adapter_found(name: str, *, beside_model: bool) -> ModelError:
         )
     return ModelError(
         Problem(
-            f"model.name: {name} holds a model and an adapter, which transformers would load on top without saying so",
+            f"model.name: {name} holds a model and an adapter, which transformers would silently load on top",
             f"config.json and {ADAPTER}",
             f"merge the adapter (PeftModel.merge_and_unload, then save_pretrained), or move {ADAPTER} elsewhere",
         )

@@ -1,12 +1,12 @@
-"""Writes what surrounds the tuned weights: the base model's own settings, changed only where training changed them.
+"""Write the files around the tuned weights: the base model's own settings, with only what training changed.
 
 transformers 5 writes settings in a form that transformers 4, vLLM and llama.cpp's converter may not read
-(`rope_parameters` in place of `rope_theta`, `TokenizersBackend` in place of `Qwen2Tokenizer`), and writes settings as
+(`rope_parameters` instead of `rope_theta`, `TokenizersBackend` instead of `Qwen2Tokenizer`), and writes settings as
 training had them (`use_cache` off). So the base model's files are taken as they are, and these values are set:
 
     config.json              the type of the weights in the file
     generation_config.json   the tokens that end an answer; a pad token if there was none
-    tokenizer_config.json    the chat template, if another one was trained with
+    tokenizer_config.json    the chat template, if a different one was used in training
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def files_of(reference: Reference) -> Reference:
 
 
 def write_config(folder: Path, base: Settings, dtype: str) -> None:
-    """Writes the base model's `config.json` with the type of the saved weights.
+    """Write the base model's `config.json` with the type of the saved weights.
 
     Args:
-        folder: Where `save_pretrained` wrote the tuned model.
+        folder: The folder in which `save_pretrained` wrote the tuned model.
         base: The base model's `config.json`. Of a part of a larger model, such as the text model of one that sees
             images, `save_pretrained`'s own is kept.
         dtype: Type of the saved weights, such as "float32".
@@ -65,12 +65,12 @@ def write_config(folder: Path, base: Settings, dtype: str) -> None:
 def write_generation_config(
     folder: Path, base: Settings, config: Settings, stop_ids: Iterable[int], pad_id: int | None
 ) -> None:
-    """Writes the base model's generation settings, with every token that ends an answer.
+    """Write the base model's generation settings, with every token that ends an answer.
 
     Args:
         folder: The tuned model's, or the adapter's.
         base: The base model's `generation_config.json`; empty if it has none.
-        config: Its `config.json`, which names the tokens in its place.
+        config: Its `config.json`, whose token ids are used if the former has none.
         stop_ids: Tokens that end the answers that were trained on.
         pad_id: The pad token if the base model names none.
     """
@@ -89,11 +89,11 @@ def write_generation_config(
 
 
 def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: Reference) -> None:
-    """Writes the base model's tokenizer files, with the chat template that was trained with.
+    """Write the base model's tokenizer files, with the chat template used in training.
 
     Args:
-        folder: Where to.
-        tokenizer: As it was trained with. What the base model has no file for is written in transformers' form.
+        folder: The tuned model's, or the adapter's.
+        tokenizer: As it was used in training. What the base model has no file for is written in transformers' form.
         base: What `files_of` returned.
     """
     tokenizer.save_pretrained(folder)
@@ -130,7 +130,7 @@ def needs_transformers_5(folder: Path) -> str:
 
 
 def readable_by_transformers_4(folder: Path) -> None:
-    """Adds to settings that transformers 5 wrote those that transformers 4, vLLM and llama.cpp's converter read."""
+    """Convert settings that transformers 5 wrote to those that transformers 4, vLLM and llama.cpp's converter read."""
     config = _read(folder / CONFIG)
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:  # else it holds one for each kind of layer
@@ -165,7 +165,7 @@ def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _with_dtype(settings: Settings, dtype: str) -> Settings:
-    """The settings with another type of weights, also those of a model's parts."""
+    """The settings with a different type of weights, including those of a model's parts."""
     changed: Settings = {}
     for key, value in settings.items():
         if key in DTYPES and value is not None:

@@ -1,7 +1,7 @@
-"""Whether a model is one that neft can train or measure, told from its `config.json` before weights are loaded.
+"""Check from its `config.json` that neft can train or measure a model, before weights are loaded.
 
-Refused are a model with an adapter beside it, what isn't a causal language model, and weights that are stored quantised
-in a way that can't be trained or computed with here.
+Rejected are a model with an adapter in its folder, models that aren't causal language models, and quantised weights
+that neft can't train or compute with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEQUANTISED = {
     "fp8": "FineGrainedFP8Config(dequantize=True)",
     "compressed-tensors": "CompressedTensorsConfig(run_compressed=False)",
 }
-"""Quantisations that transformers can take back, and the `quantization_config` with which it does."""
+"""Quantisations that transformers can undo, and the `quantization_config` for it."""
 
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "WithLMHead")
 OTHER_TASKS = {
@@ -39,11 +39,11 @@ OTHER_TASKS = {
     "EncoderModel": "an encoder",
     "Model": "a model without an output layer, as embedding models are",
 }
-"""What architectures that end or are named so are for."""
+"""Suffix or part of an architecture's name to its kind."""
 
 
 def read_json(reference: Reference, name: str, *, cached: bool = False) -> Settings:
-    """Read a JSON object beside the model's weights; empty if it is missing or damaged, or the model is a .gguf.
+    """Read a JSON file of the model's folder; empty if it is missing or damaged, or the model is a .gguf.
 
     Args:
         reference: The model.
@@ -108,7 +108,7 @@ def require_usable(reference: Reference, recipe: Recipe, *, trains: bool) -> Non
         ModelError: It can't, or the hub can't be reached.
     """
     if reference.kind == "hub" and find_file(reference, ADAPTER) is not None:
-        raise adapter_found(reference.name, beside_model=find_file(reference, "config.json") is not None)
+        raise adapter_found(reference.name, with_model=find_file(reference, "config.json") is not None)
     settings = read_json(reference, "config.json")
     _require_causal(reference, settings)
     if trains:
@@ -121,7 +121,7 @@ def _require_causal(reference: Reference, settings: Settings) -> None:
     """Check that the model predicts the next token from those before it.
 
     Raises:
-        ModelError: It is of another kind.
+        ModelError: It is a different kind of model.
     """
     found = _other_kind(settings)
     if not found and find_file(reference, "modules.json") is not None:
@@ -139,14 +139,14 @@ def _require_causal(reference: Reference, settings: Settings) -> None:
 
 
 def _other_kind(settings: Settings) -> str:
-    """What a model is that isn't a causal language model; empty for one that is, or that transformers doesn't know."""
+    """The kind of a model that isn't a causal language model; empty for others, and if transformers doesn't know it."""
     model_type = settings.get("model_type")
     auto_map = settings.get("auto_map")
     if not isinstance(model_type, str) or (isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map):
         return ""
     named = [name for name in settings.get("architectures") or () if isinstance(name, str)]
     if settings.get("is_causal") is False or settings.get("use_bidirectional_attention") is True:
-        return "every token sees those behind it, as in embedding models"
+        return "its attention is bidirectional, as in embedding models"
     may_be_encoder = settings.get("is_encoder_decoder") or "type_vocab_size" in settings
     if named and all(name.endswith("ForCausalLM") for name in named) and not may_be_encoder:
         return ""  # as of nearly all models, and answered without importing torch
@@ -164,9 +164,9 @@ def _other_kind(settings: Settings) -> str:
     if causal is None:
         if sees_images or "vision_config" in settings:
             return "a vision-language model, of which transformers loads no text model alone"
-        return "audio is what it reads or writes" if "audio_config" in settings else "another kind of model"
+        return "an audio model" if "audio_config" in settings else "a different kind of model"
     if model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not settings.get("is_decoder", False):
-        return "an encoder: every token sees those behind it (is_decoder is not set)"
+        return "an encoder: its attention is bidirectional (is_decoder is not set)"
     every_causal = {causal, *known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
     if not named or any(name in every_causal or name.endswith(CAUSAL_ENDINGS) for name in named):
         return ""
@@ -175,13 +175,13 @@ def _other_kind(settings: Settings) -> str:
     for ending, what in OTHER_TASKS.items():
         if any(ending in name if ending != "Model" else name.endswith(ending) for name in named):
             return what
-    return "another kind of model"
+    return "a different kind of model"
 
 
 def stored_quantization(settings: Mapping[str, Any]) -> Settings:
-    """How the stored weights are quantised, as `config.json` says; empty if they aren't.
+    """The quantisation of the stored weights by `config.json`; empty if they aren't quantised.
 
-    The value of `quant_method` is always there: bitsandbytes_4bit and bitsandbytes_8bit are told apart.
+    The value of `quant_method` is always there: bitsandbytes_4bit, bitsandbytes_8bit, or the method.
     """
     text = settings.get("text_config")
     places = (settings, text if isinstance(text, dict) else {})
@@ -215,7 +215,7 @@ def _described(quantization: Settings) -> str:
 
 
 def _unquantised(method: str) -> str:
-    """What to do about weights of a quantisation that neft doesn't compute with."""
+    """The hint for weights of a quantisation that neft doesn't compute with."""
     if method not in DEQUANTISED:
         return UNQUANTISED
     return f"{UNQUANTISED}; or from_pretrained(..., quantization_config={DEQUANTISED[method]}), then save_pretrained"
@@ -232,7 +232,7 @@ def _require_trainable_weights(reference: Reference, settings: Settings, recipe:
     """Check that the recipe's method can train weights that are stored as these are.
 
     Raises:
-        ModelError: They are quantised, and can't be trained so.
+        ModelError: They are quantised in a way that can't be trained.
     """
     quantization = _stored(reference, settings)
     if not quantization:

@@ -47,7 +47,7 @@ class Strength:
         return self.ratio / (self.noise_rms / self.table_rms) if self.noise_rms else 1.0
 
     def warnings(self, alpha: float) -> list[str]:
-        """What a person should know before trusting an alpha from the paper here.
+        """Notices about architectures for which an alpha from the paper doesn't carry over.
 
         Args:
             alpha: The alpha of the measurement.

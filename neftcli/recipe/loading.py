@@ -45,7 +45,7 @@ SHORT = 4
 """Letters of a word that stands in too many options to be a hint."""
 WEIGHTED = "--set data.sources='[{source: a.jsonl, weight: 2}, {source: b.jsonl, weight: 1}]'"
 EXCLUSIVE = {"data.source": "data.sources", "data.sources": "data.source"}
-"""Options of which the stronger setting replaces the other, and that can't stand together in one place."""
+"""Options that exclude each other: the stronger setting replaces the other; both in one place are an error."""
 # Nothing of these touches the weights.
 NOT_HASHED = ("name", "about", "output_dir", "checkpoints", "evaluation", "sweep")
 
@@ -56,7 +56,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[Layer] = (), *, as_writte
     Args:
         name_or_path: A shipped recipe's name ("quickstart") or a file's path.
         overrides: Layers of the command line, the strongest last.
-        as_written: Leave the paths of a run's recipe as they are, in place of leading there from the current folder.
+        as_written: Keep the paths of a run's recipe as they are; otherwise they are relative to the current folder.
 
     Raises:
         RecipeError: With every problem found.
@@ -67,7 +67,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[Layer] = (), *, as_writte
 def file_layers(name_or_path: str, *, as_written: bool = False) -> list[Layer]:
     """The layers of a recipe file: those of what it extends, then its own.
 
-    The relative paths of a run's recipe lead to the same files from the current folder, unless it is read `as_written`.
+    The relative paths of a run's recipe are rewritten for the current folder, unless it is read `as_written`.
     """
     layers: list[Layer] = []
     visited: list[Path] = []
@@ -229,7 +229,7 @@ def _plain(value: Any) -> Any:
 
 
 def _place(setting: Setting) -> str:
-    """Where a setting was typed: the command line, or its file."""
+    """The origin of a setting: the command line, or its file."""
     return "the command line" if setting.origin.startswith("-") else setting.origin.rpartition(", line ")[0]
 
 
@@ -315,7 +315,7 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
 
 
 def _entry_problem(path: str, setting: Setting, entry: type, location: tuple[Any, ...]) -> Problem:
-    """What is wrong in an item of a list of mappings; `location` is its place, then the key in it."""
+    """The problem of an item of a list of mappings; `location` is its index, then the key in it."""
     hints = {
         name: hint for name, hint in get_type_hints(entry, include_extras=True).items() if not name.startswith("_")
     }
@@ -355,7 +355,7 @@ def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
 
 
 def _is_default(path: str, merged: Layer) -> bool:
-    """Whether a file writes an option's default out, as a run's recipe.yaml does."""
+    """Return whether a file sets an option to its default, as a run's recipe.yaml does."""
     default = next(key.default for key in keys() if key.path == path)
     return not merged[path].origin.startswith("-") and merged[path].value == default
 

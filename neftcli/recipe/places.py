@@ -1,8 +1,8 @@
-"""Where the relative paths of a run's recipe lead, also from another folder and after a move.
+"""Resolve the relative paths of a run's recipe, also from a different folder and after a move.
 
-A relative path in a run's recipe.yaml is one from the folder in which the run was begun, which `run.json` names. When
-the recipe is read from another folder, its paths are rewritten to lead to the same files from there. When the run was
-moved together with its files (`mv project elsewhere`), the folder is found by where it is from the run.
+A relative path in a run's recipe.yaml starts from the folder in which the run was begun, which `run.json` names. When
+the recipe is read from a different folder, its paths are rewritten to lead to the same files. When the run was moved
+together with its files (`mv project elsewhere`), the folder is found by its path relative to the run.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class Places:
     """The folders that a run's relative paths may start from.
 
     Attributes:
-        folders: Absolute, the likeliest first: that of its files as it is seen from the run, then the one in which
-            the run was begun.
+        folders: Absolute, the likeliest first: by its path relative to the run, then the one in which the run began.
         local: The values of OPTIONS that are paths.
     """
 
@@ -42,7 +41,7 @@ class Places:
     local: frozenset[str]
 
     def here(self, name: str) -> str:
-        """A value of the recipe as it is typed in the current folder; itself if it is no path, or leads nowhere."""
+        """A value of the recipe relative to the current folder; unchanged if it is no path, or nothing is there."""
         if name not in self.local or Path(name).is_absolute() or name.startswith("~"):
             return name
         for folder in self.folders:
@@ -60,7 +59,7 @@ class Places:
         return os.path.relpath(name, self.folders[0]) if exists(Path(name)) else name
 
     def looked_for(self, name: str) -> str:
-        """A path that leads nowhere, and where it was looked for."""
+        """A path that doesn't exist, with the folders that were searched."""
         if Path(name).is_absolute():
             return name
         current = Path(os.path.curdir).absolute()
@@ -86,7 +85,7 @@ def places_of(recipe_file: Path) -> Places | None:
 
 
 def record_of(run: Path, folder: Path, local: Iterable[str]) -> dict[str, Any]:
-    """What a run's record says of its paths.
+    """The entry of a run's record about its paths.
 
     Args:
         run: The run's folder.

@@ -68,7 +68,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An entry of data.sources; what it leaves out is as `data` has it.
+    """An entry of data.sources; keys that it leaves out are taken from `data`.
 
     Attributes:
         source: As data.source.
@@ -151,7 +151,7 @@ class Data:
     ] = "auto"
     reasoning: Annotated[
         Literal["learn", "drop"],
-        Option("What becomes of the reasoning in answers (reasoning_content, thinking): learned, or left out."),
+        Option("Learn the reasoning in answers (reasoning_content, thinking), or drop it."),
     ] = "learn"
     held_out_rows: Annotated[
         Annotated[int, Ge(0)],
@@ -170,7 +170,7 @@ class Data:
     ] = 0
 
     def all_sources(self) -> tuple[Source, ...]:
-        """Where the training rows come from, one source or several."""
+        """The training sources, one or several."""
         return self.sources or (Source(source=self.source),)
 
     def named_sources(self) -> tuple[str, ...]:
@@ -345,7 +345,7 @@ class Judge:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """How lm-evaluation-harness asks; its own defaults."""
+    """Settings of lm-evaluation-harness, with its own defaults."""
 
     apply_chat_template: Annotated[
         bool,
@@ -364,11 +364,11 @@ class TaskSettings:
     ] = None
     fewshot_as_multiturn: Annotated[
         bool | None,
-        Option("Each example is turns of its own; without a value as apply_chat_template says."),
+        Option("Examples as separate turns; without a value as apply_chat_template says."),
     ] = None
 
     def multiturn(self) -> bool:
-        """Whether examples are turns of their own."""
+        """Return whether examples are separate turns."""
         return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
 
 
@@ -394,7 +394,7 @@ class Evaluation:
         tuple[Name, ...],
         Option("Tasks of lm-evaluation-harness, names or YAML files.", "--tasks", only="eval"),
     ] = ()
-    task_settings: Annotated[TaskSettings, Option("How tasks are asked.")] = field(default_factory=TaskSettings)
+    task_settings: Annotated[TaskSettings, Option("Settings of the tasks.")] = field(default_factory=TaskSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from neftcli.runs.directory import RECORD, RunDirectory
 
 
 def find_counterpart(recipe: Recipe, parent: Path) -> Counterpart:
-    """The run by `recipe` without noise, or with the usual noise where `recipe` has none; beside the run, in `parent`.
+    """The run by `recipe` without noise, or with the usual noise if `recipe` has none, in the folder `parent`.
 
     Where there is none yet, the folder that it would get.
     """

@@ -56,7 +56,7 @@ def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
 
 
 def require_writable(folder: Path) -> None:
-    """Check that `folder` can be made, or written in if it exists; nothing is left behind.
+    """Check that `folder` can be created, or written to if it exists; leaves nothing in it.
 
     Raises:
         InputError: It can't.

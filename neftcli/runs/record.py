@@ -29,7 +29,7 @@ class RunRecord:
         directory: The run's folder.
         recipe: What it is trained by.
         resumed: What is known of the point that it goes on from; None for a new run.
-        paths: From where the recipe's relative paths lead, as `neftcli.recipe.places.record_of` says it.
+        paths: The folder that the recipe's relative paths start from, by `neftcli.recipe.places.record_of`.
 
     Attributes:
         fields: What the file holds.

@@ -88,6 +88,6 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
             )
         )
     with tempfile.TemporaryDirectory() as logs, library_chatter(Path(logs) / "log"):
-        # For all cells: no axis of a grid changes the tokens.
+        # Once for all cells: no axis of a grid changes the tokens.
         tokenize_inputs(base, reference, examples, observer, answers=base.sweep.answers)
     return reference, examples

@@ -87,7 +87,7 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     )
     tell_of_others(folder, cells, observer)
     if not any(base.sweep.alphas):
-        observer.notify(Notice("no arm has noise: each is measured, and none is compared with another"))
+        observer.notify(Notice("no arm has noise: the arms are measured, not compared"))
     if request.race and base.sweep.seeds < RACED:
         observer.notify(Notice(_hardly_a_race(base.sweep.seeds)))
     if request.dry_run:

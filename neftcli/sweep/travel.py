@@ -86,7 +86,7 @@ def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
     if content is not None:
         run.write_json(MEASURED, content | {"settings": settings_key(recipe)})
     run.write_text(RECIPE, to_yaml(recipe))
-    # Where it was begun is a node's affair: its paths lead from where they are read.
+    # The folder on the node means nothing here: paths start from the current folder.
     run.write_json(RECORD, {**run.read_json(RECORD), "recipe_sha256": fingerprint(recipe), FIELD: None})
     newest, _ = Checkpoints(run.checkpoints, keep=sys.maxsize).newest()
     if newest is not None:

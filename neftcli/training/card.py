@@ -53,9 +53,9 @@ def model_card(
         recipe: The resolved recipe.
         reference: The base model.
         record: The run's.
-        finished: What came of it.
+        finished: The results.
         chat: The model was tuned on conversations, not on plain text.
-        notes: What to know before the model is used.
+        notes: Notes on using the model.
     """
     hub_id = reference.alias.hub_id if reference.alias else reference.location if reference.kind == "hub" else None
     head = ["---", "library_name: " + ("transformers" if recipe.adapter.type == "none" else "peft")]

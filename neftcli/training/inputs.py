@@ -1,4 +1,4 @@
-"""What a run starts from: the model's name resolved and checked, and the rows read."""
+"""Inputs of a run: resolve and check the model's name, and read the rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Examples]:
     """Resolves the model's name, reads the data, and checks what the model's `config.json` says.
 
-    Bad data is refused before torch is imported.
+    Bad data is rejected before torch is imported.
 
     Raises:
         InputError: Either can't be used.
@@ -39,7 +39,7 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     require_pinned_code(reference, recipe.model.trust_remote_code)
     if reference.kind == "gguf" and not is_converted(Path(reference.location)):
         with written_in_cache(f"{Path(reference.location).name} as safetensors"):
-            pass  # it will be; a folder that can't be written is refused before rows are read
+            pass  # converted later; a folder that can't be written is an error before rows are read
     if reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources())):
         reason = prefer_cache_if_unreachable()
         if reason:
@@ -56,5 +56,5 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
 
 def local_paths(recipe: Recipe) -> list[str]:
     """The values of a recipe that lead to a file or folder of this machine, from the current folder."""
-    names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED}  # they go before a folder of the same name
+    names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED}  # they take precedence over a folder of the same name
     return [value for value in path_values(recipe) if value not in names and exists(at_home(value))]

@@ -49,10 +49,10 @@ def inspected(tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> InspectedRow
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text, which they make up when joined; a character is added by its last token.
+    """The text that each token adds; joined they are the row's text. The last token of a character adds it.
 
-    Decodes a few tokens at a time: a decoder may treat the beginning of a text in a way of its own, so each piece is
-    decoded behind the one before it.
+    Decodes a few tokens at a time: a decoder may treat the beginning of a text differently, so each piece is
+    decoded after the one before it.
     """
     texts: list[str] = []
     before = start = 0  # tokens of the piece before, and of the piece that is not complete yet
@@ -69,7 +69,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
 
 
 def token_labels(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], texts: Sequence[str]) -> list[str]:
-    """What is shown for each token: its text, or its bytes where it is a part of a character, as <0xE4>."""
+    """The label of each token: its text, or its bytes as <0xE4> if it is a part of a character."""
     alphabet = _byte_alphabet(tokenizer)
     pieces = tokenizer.convert_ids_to_tokens(list(token_ids))
     return [
@@ -83,7 +83,7 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> st
 
 
 def _byte_alphabet(tokenizer: Any) -> dict[str, int]:
-    """Character of a token to the byte that it stands for, with a byte-level tokenizer; empty with another."""
+    """Character of a token to the byte that it stands for, with a byte-level tokenizer; empty for other tokenizers."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     backend = getattr(tokenizer, "backend_tokenizer", None)

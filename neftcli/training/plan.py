@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: `neft train --dry-run`."""
+"""Plan a run without training: `neft train --dry-run`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
 
 
 def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tuple[Plan, tuple[str, ...]]:
-    """The plan, and what a person should know of its adapter."""
+    """The plan, and notices about its adapter."""
     from neftcli.machine.device import available_memory, choose_machine, process_memory
     from neftcli.models.memory import estimate
     from neftcli.training.trainer import updates
@@ -94,5 +94,5 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tu
 
 
 def _may_be_unreachable(recipe: Recipe, reference: Reference) -> bool:
-    """Whether the model or rows are on the hub, which may be out of reach: what is known without them is shown then."""
+    """Return whether the model or rows are on the hub; if it can't be reached, the plan is shown without them."""
     return reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources()))

@@ -70,7 +70,7 @@ class Resumption:
         passed_over: Newer checkpoints that don't verify, and why.
         accept_changes: Go on though recipe, data or model have changed.
         changes: What has.
-        places: From where the paths of the run's recipe lead; None where it was begun in the current folder.
+        places: The folders that the paths of the run's recipe start from; None if the record names none.
     """
 
     directory: RunDirectory
@@ -85,7 +85,7 @@ class Resumption:
         return recipe if self.places is None else with_paths(recipe, self.places.there)
 
     def paths(self, recipe: Recipe) -> dict[str, Any]:
-        """What the run's record says of the paths of `recipe`, which leads from the current folder."""
+        """The entry of the run's record about the paths of `recipe`, which are relative to the current folder."""
         folder, local = Path.cwd(), local_paths(recipe)
         if self.places is not None and self.places.folders:
             folder, local = self.places.folders[0], [self.places.there(value) for value in local]
@@ -321,14 +321,14 @@ def _moved(before: Any, now: Any) -> bool:
     """Whether nothing lies in the old place any more, and something in the new one."""
     if isinstance(before, list) and isinstance(now, list):  # data.sources
         pairs = list(zip(before, now, strict=False))
-        alike = all({**new, "source": old["source"]} == old for old, new in pairs)
-        there = all(old["source"] == new["source"] or _moved(old["source"], new["source"]) for old, new in pairs)
-        return len(before) == len(now) and alike and there
+        unchanged = all({**new, "source": old["source"]} == old for old, new in pairs)
+        moved = all(old["source"] == new["source"] or _moved(old["source"], new["source"]) for old, new in pairs)
+        return len(before) == len(now) and unchanged and moved
     return before is not None and now is not None and exists(at_home(now)) and not exists(at_home(before))
 
 
 def _same_place(before: str | None, now: str | None) -> bool:
-    """Whether two paths lead to the same file or folder."""
+    """Return whether two paths lead to the same file or folder."""
     if before is None or now is None or not exists(at_home(before)) or not exists(at_home(now)):
         return False
     return at_home(before).samefile(at_home(now))

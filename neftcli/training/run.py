@@ -125,7 +125,7 @@ def train(
             record = RunRecord(directory, written, resume.told() if resume else None, paths)
         with recorded_end(record, directory, new=resume is None), library_chatter(directory.log):
             if resume is None:
-                directory.write_text(RECIPE, to_yaml(written))  # from here on it can be gone on with
+                directory.write_text(RECIPE, to_yaml(written))  # from here on it can be resumed
             run = _Run(recipe, directory, record, observer, stop, resumption, begun)
             with stop.at_once():
                 if materials is None:
@@ -405,11 +405,11 @@ class _Run:
             write_tokenizer(folder, tokenizer, base)
 
     def _needs(self) -> list[str]:
-        """What must be installed to load the saved folder, if it is more than usual."""
+        """Notes on the version of transformers that the saved folder needs."""
         from neftcli.models.saving import needs_transformers_5
 
         setting = needs_transformers_5(self.directory.model)
-        return [f"it loads with transformers 5, as its base model does, and not with 4: {setting}"] if setting else []
+        return [f"like its base model it needs transformers 5: {setting}"] if setting else []
 
     def _conclude(self, finished: RunFinished, reference: Reference, layout: str) -> None:
         """Writes the model card and the results."""

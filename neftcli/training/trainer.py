@@ -169,10 +169,10 @@ def save_weights(model: Any, folder: Path, state_dict: dict[str, Any] | None = N
 
 @contextmanager
 def plain_generation_settings(model: Any) -> Iterator[None]:
-    """Within the block the model has transformers' default generation settings.
+    """Give the model transformers' default generation settings within the block.
 
-    Settings that contradict each other, as those of many published models do, would end a run at its last step:
-    transformers loads them and refuses to save them. `models/saving.py` writes the base model's own.
+    transformers loads contradictory settings, which many published models have, and then rejects them when saving, at
+    the end of a run. `models/saving.py` writes the base model's own.
     """
     own = getattr(model, "generation_config", None)
     if own is None:
@@ -191,10 +191,10 @@ def _without_adapter(model: Any) -> Any:
 
 
 def _require_precision(trainer: Trainer, machine: Machine) -> None:
-    """Checks that the trainer computes in the precision that is reported and recorded.
+    """Check that the trainer computes in the precision that is reported and recorded.
 
     Raises:
-        TrainingError: It was told otherwise, past the recipe.
+        TrainingError: Its precision is not the recipe's.
     """
     wanted, found = "bf16" if machine.bfloat16 else "no", str(trainer.accelerator.mixed_precision)
     if found != wanted:

@@ -1,4 +1,4 @@
-"""What a recipe can't be trained by, found before anything is shown, written or loaded."""
+"""Validate a recipe's model and rows before anything is shown, written or loaded."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def tokenize_inputs(
         recipe: The recipe.
         reference: Its model.
         examples: Its rows, as they were read.
-        observer: Is told how far it is.
-        answers: Held-out prompts are answered, whatever evaluation.samples says.
+        observer: Receives the progress.
+        answers: Answers to held-out prompts are generated, regardless of evaluation.samples.
 
     Returns:
         The rows, the tokenizer with its chat template, and notices about it.

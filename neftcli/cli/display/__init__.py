@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
-from neftcli.machine.environment import tell_dropped
+from neftcli.machine.environment import report_dropped
 from neftcli.machine.processes import leads
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
     try:
         Path.cwd()
     except OSError:
-        raise InputError(Problem("the current folder is not there any more", remedy="cd FOLDER")) from None
+        raise InputError(Problem("the current folder no longer exists", remedy="cd FOLDER")) from None
     with _display(json_lines=json_lines, quiet=quiet) as display:
-        tell_dropped(display)
+        report_dropped(display)
         yield display
 
 

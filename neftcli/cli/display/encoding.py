@@ -1,4 +1,4 @@
-"""Output in encodings that don't hold every letter, such as ASCII and Latin-1."""
+"""Output in encodings without all of Unicode, such as ASCII and Latin-1."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ASCII = {
     "\N{PLUS-MINUS SIGN}": "+-",
     "\N{REPLACEMENT CHARACTER}": "?",
 }
-"""What neft's own signs become; every other letter is escaped, as in Python: \\xf6, \\u4f60, \\U0001f600."""
+"""Replacements of neft's own signs; other characters are escaped as in Python: \\xf6, \\u4f60, \\U0001f600."""
 
 
 def hold_any_letter(*streams: IO[str] | None) -> None:
-    """Makes text streams write what their encoding doesn't hold in ASCII, in place of failing over it."""
+    """Make text streams write characters outside their encoding in ASCII instead of raising an error."""
     codecs.register_error(ERRORS, _legible)
     for stream in streams:
         reconfigure = getattr(stream, "reconfigure", None)
@@ -30,7 +30,7 @@ def hold_any_letter(*streams: IO[str] | None) -> None:
 
 
 def holds_any_letter(stream: TextIO) -> bool:
-    """Whether a stream's encoding holds every letter."""
+    """Return whether a stream's encoding is a Unicode encoding."""
     return (stream.encoding or "utf-8").lower().replace("-", "").startswith("utf")
 
 

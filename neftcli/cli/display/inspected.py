@@ -1,4 +1,4 @@
-"""An inspected row for people: its text line by line, beside what is learned of it."""
+"""An inspected row as text: line by line, with what carries loss marked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Line:
     text: str
 
     def gutter(self) -> str:
-        """What stands left of the text: 13 columns."""
+        """The 13 columns to the left of the text."""
         return f"{self.tokens or '':>6} {'LOSS' if self.loss else '':4} |"
 
 
@@ -45,12 +45,12 @@ def lines(event: InspectedRow) -> Iterator[Line]:
 
 
 def head(event: InspectedRow) -> str:
-    """Where the row stands, and its tokens."""
+    """The place of the row and its number of tokens."""
     return f"{visible(event.where)}: {len(event.tokens)} tokens, {event.loss_tokens()} with loss"
 
 
 def end(event: InspectedRow) -> str:
-    """How the row ends."""
+    """The end of the row in words: truncated, and with or without a stop token."""
     if event.cut:
         cut = "truncated at data.max_length: what follows is not learned"
         return cut if event.stops else f"{cut}, nor is a stop token"
@@ -58,7 +58,7 @@ def end(event: InspectedRow) -> str:
 
 
 def well_ended(event: InspectedRow) -> bool:
-    """Whether the row's end needs no look."""
+    """Return whether the row ends as it should: complete, with a learned stop token."""
     return event.stops and not event.cut
 
 

@@ -39,7 +39,7 @@ class LiveDisplay:
         self._advance: events.Advance | None = None
         self._cells: dict[str, events.CellState] = {}
         self._sweep_begun, self._done_before = 0.0, 0
-        self._explained = False  # how inspected rows are read
+        self._explained = False  # the legend of inspected rows was printed
         self._live = Live(console=self.console, auto_refresh=True, refresh_per_second=8, transient=True)
         self._live.get_renderable = self._render  # type: ignore[method-assign]
 
@@ -63,7 +63,7 @@ class LiveDisplay:
 
     def notify(self, event: events.Event) -> None:
         """Takes note of an event and draws."""
-        # Of an inspected row characters that act are spelled out.
+        # `inspected` escapes the characters of a row itself.
         self._take(event if isinstance(event, events.InspectedRow) else text.all_harmless(event))
         if not isinstance(event, events.RunFinished):
             self._live.refresh()

@@ -1,4 +1,4 @@
-"""Inspected rows as one HTML file that needs nothing else: no script, no network."""
+"""Inspected rows as one self-contained HTML file: no script, no network."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ i.loss { background: var(--learned); border-bottom: 2px solid var(--edge); font-
 {% endfor %}</ul>
 {% endif %}
 <p><i class="loss">green, bold and underlined</i>: tokens that carry loss. A thin line ends each token; point at one to
-see its number. Small ones are bytes of the character that ends behind them.</p>
+see its number. Small ones are bytes of the character that follows them.</p>
 {% for row in rows %}
 <h2>{{ row.head }}</h2>
 <pre dir="auto">{% for token in row.tokens %}<i class="{{ token.classes }}" title="{{ token.id }}">\
@@ -62,14 +62,14 @@ see its number. Small ones are bytes of the character that ends behind them.</p>
 
 
 class Page:
-    """Keeps rows for a page, hands everything else on to a display, and writes the page at the end.
+    """Collects rows for a page, passes all other events to a display, and writes the page at the end.
 
     Args:
-        path: The file. One of another kind is not written over.
-        display: Is told of everything but the rows.
+        path: The file. An existing file is overwritten only if it is such a page.
+        display: Receives all events but the rows.
 
     Raises:
-        InputError: The file can't be written, or is something else.
+        InputError: The file can't be written, or exists and is no such page.
     """
 
     def __init__(self, path: Path, display: Observer) -> None:
@@ -80,13 +80,13 @@ class Page:
         _require_own(path)
 
     def __enter__(self) -> Page:
-        """Begins to collect."""
+        """Start collecting."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Writes the page, unless something failed."""
+        """Write the page, unless an error was raised."""
         if kind is not None:
             return
         try:
@@ -96,7 +96,7 @@ class Page:
         self._display.notify(PageWritten(str(self._path), len(self._rows)))
 
     def notify(self, event: Event) -> None:
-        """Takes note of an event."""
+        """Collect a row; pass on every other event."""
         match event:
             case InspectedRow():
                 self._rows.append(event)
@@ -129,7 +129,7 @@ class Page:
 
 
 def _row(event: InspectedRow) -> dict[str, object]:
-    """What the template needs of a row."""
+    """The values that the template needs of a row."""
     return {
         "head": inspected.head(event),
         "end": inspected.end(event),
@@ -150,7 +150,7 @@ def _row(event: InspectedRow) -> dict[str, object]:
 
 
 def _require_own(path: Path) -> None:
-    """Checks that a page can be written here, before rows are read."""
+    """Check that a page can be written here, before rows are read."""
     try:
         if path.is_dir():
             raise InputError(Problem("--html takes a file", f"{path} is a folder", f"--html {path / 'rows.html'}"))
@@ -158,7 +158,11 @@ def _require_own(path: Path) -> None:
             raise InputError(Problem("--html: there is no such folder", str(path.parent), f"mkdir {path.parent}"))
         if path.exists() and not path.read_bytes().startswith(MARK.encode()):
             raise InputError(
-                Problem("--html: this file is something else, and is not written over", str(path), "another name")
+                Problem(
+                    "--html: this file exists and is no page of neft, so it is not overwritten",
+                    str(path),
+                    "another name",
+                )
             )
         with TemporaryDirectory(dir=path.parent):
             pass

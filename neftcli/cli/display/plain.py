@@ -23,7 +23,7 @@ class PlainLines:
         self._stream = stream
         self._quiet = quiet
         self._progress = events.Progress(0, 0, 0.0, 0.0)
-        self._explained = False  # how inspected rows are read
+        self._explained = False  # the legend of inspected rows was printed
         self._told: tuple[str, str, int] | None = None  # the last cell of a sweep that was told of
 
     def notify(self, event: events.Event) -> None:

@@ -102,7 +102,7 @@ def escaped(json_text: str) -> str:
 
 
 def acts(letter: str) -> bool:
-    """Whether a character could act on a terminal."""
+    """Return whether a character could act on a terminal."""
     return letter not in "\n" + JOINERS and unicodedata.category(letter) in ACTS
 
 
@@ -175,7 +175,7 @@ def data_notices(event: DataReady) -> list[str]:
 
 
 def row_part_notices(event: DataReady | RowsReady) -> list[str]:
-    """Which columns and turn keys are not read, and which parts of conversations are left out."""
+    """Notices about columns and turn keys that are not read, and about parts of conversations that are left out."""
     keys = {name: found for name, found in event.unread.items() if name.startswith(TURN_KEY)}
     columns = {name: found for name, found in event.unread.items() if name not in keys}
     notices = []
@@ -190,14 +190,14 @@ def row_part_notices(event: DataReady | RowsReady) -> list[str]:
 
 
 def occurrences(found: Mapping[str, Occurrences]) -> str:
-    """What was found, in how many rows, and in which first: "score (12 rows, first rows.jsonl, line 3)"."""
+    """Names with their counts and first rows: "score (12 rows, first rows.jsonl, line 3)"."""
     shown = [f"{name[:LONGEST_NAME]} ({some(each.rows, 'row')}, first {each.first})" for name, each in found.items()]
     more = f", and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else ""
     return ", ".join(shown[:MOST_NAMES]) + more
 
 
 def source_notices(sources: Sequence[SourceCounts]) -> list[str]:
-    """How many rows each of several sources gives, and which of their files are not read."""
+    """Notices about the rows of each source, and about its files that are not read."""
     notices = []
     several = sum(not source.held_out for source in sources) > 1
     used = {(source.name, source.split) for source in sources}
