@@ -42,6 +42,11 @@ class Problem:
         return [self.violated, *(f"  {label:<9}{text}" for label, text in parts if text)]
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; its type if it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class NeftError(Exception):
     """Base class of what this tool raises on purpose; carries one problem or several."""
 

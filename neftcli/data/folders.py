@@ -20,7 +20,7 @@ from typing import Any
 from neftcli.data.readers import ENDINGS, ending
 from neftcli.data.remote import downloaded, read_text, reading
 from neftcli.data.text import DataFile
-from neftcli.errors import DataError, Problem
+from neftcli.errors import DataError, Problem, first_line
 
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -273,7 +273,7 @@ def _by_readme(folder: Folder, split: str, config: str | None, option: str) -> C
         given = {name: content["data_files"] for name, content in configs.items() if "data_files" in content}
         patterns = {name: sanitize_patterns(files) for name, files in given.items()}
     except Exception as error:  # YAML, card and patterns each raise their own
-        received = str(error).splitlines()[0] if str(error) else type(error).__name__
+        received = first_line(error)
         remedy = "correct the README's configs, or name the files: --dataset FOLDER/FILE"
         raise DataError(Problem(f"{folder.name}/README.md: its configs can't be read", received, remedy)) from None
     if not patterns:

@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 from neftcli.data.example import Example, Turn, UnusableRow
-from neftcli.data.notes import Notes, has_value
+from neftcli.data.notes import Notes, has_value, shown
 from neftcli.data.readers import Row
 from neftcli.data.rewriting import jq, jq_key
 from neftcli.data.suggestions import flattened, suggested
@@ -35,7 +35,6 @@ from neftcli.data.turns import (
     is_turn,
     read_mark,
     read_turns,
-    shown,
 )
 from neftcli.data.unsuitable import require_no_placeholder, require_supervised
 from neftcli.errors import DataError, Problem

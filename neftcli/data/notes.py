@@ -39,3 +39,8 @@ class Notes:
 def has_value(value: Any) -> bool:
     """Return whether a value counts as given: null, an empty text, list or object counts as missing."""
     return value is not None and (bool(value) or not isinstance(value, (str, list, dict)))
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its type and its beginning."""
+    return "null" if value is None else f"{type(value).__name__}: {' '.join(str(value)[:60].splitlines())}"

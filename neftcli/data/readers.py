@@ -18,6 +18,7 @@ from shlex import quote
 from typing import Any
 
 from neftcli.data.text import DataFile, lines, renaming, showing, through, with_ending
+from neftcli.data.turns import has_role
 from neftcli.errors import DataError, Problem
 
 MOST_PROBLEMS = 5
@@ -231,7 +232,7 @@ def _rows_of_object(value: dict[str, Any], file: DataFile) -> list[Any]:
     """
     path, name = file.path, file.name
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
-    is_row = not ROW_COLUMNS.isdisjoint(value) or any(map(_are_turns, lists.values()))
+    is_row = not ROW_COLUMNS.isdisjoint(value) or any(rows and has_role(rows[0]) for rows in lists.values())
     if _are_columns(list(value.values())):
         rows = with_ending(path, ".jsonl")
         written = f"to_json({str(path.with_name(rows))!r}, orient='records', lines=True)"
@@ -245,11 +246,6 @@ def _rows_of_object(value: dict[str, Any], file: DataFile) -> list[Any]:
     if is_row or not lists:
         return [value]
     return next(iter((tables or lists).values()))
-
-
-def _are_turns(items: list[Any]) -> bool:
-    """Whether a list is a conversation."""
-    return bool(items) and isinstance(items[0], dict) and not {"role", "from"}.isdisjoint(items[0])
 
 
 def _are_columns(values: list[Any]) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from shlex import quote
+from urllib.parse import unquote, urlsplit
 
 from neftcli.data.text import through, with_ending
 
 LINES = (".jsonl", ".ndjson")
-TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+TABLES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 
 
 def jq(where: str, expression: str) -> str:
@@ -21,29 +22,30 @@ def jq(where: str, expression: str) -> str:
         expression: From a row to the new row, to several (`.[]`) or to none (`select(...)`).
     """
     source = where.rpartition(", ")[0]
-    path = Path(source)
+    path = _local_path(source)
     ending = _ending(path)
     if ending in LINES:
-        return through(f"jq -c {quote(expression)}", path, f"new-{path.name}")
+        return _download(source) + through(f"jq -c {quote(expression)}", path, f"new-{path.name}")
     if ending == ".json":
-        return through(f"jq {quote(f'map({expression})')}", path, f"new-{path.name}")
+        return _download(source) + through(f"jq {quote(f'map({expression})')}", path, f"new-{path.name}")
     lines = path.with_name(with_ending(Path(path.name.removesuffix(".gz")), ".jsonl")) if ending else Path("rows.jsonl")
     return f"{_python(source, ending, f'to_json({_literal(str(lines))})')} && {jq(f'{lines}, line 1', expression)}"
 
 
 def one_row(where: str) -> str:
     """The shell command for a .json file that is one conversation; nothing for other files."""
-    path = Path(where.rpartition(", ")[0])
+    source = where.rpartition(", ")[0]
+    path = _local_path(source)
     if _ending(path) != ".json":
         return ""
     whole = 'if type == "array" then [{messages: .}] else [.] end'
-    return through(f"jq {quote(whole)}", path, f"new-{path.name}")
+    return _download(source) + through(f"jq {quote(whole)}", path, f"new-{path.name}")
 
 
 def without_column(where: str, column: str) -> str:
     """The shell command that writes the rows of a file without one of their columns."""
     source = where.rpartition(", ")[0]
-    ending = _ending(Path(source))
+    ending = _ending(_local_path(source))
     if ending in (*LINES, ".json"):
         return jq(where, f"del({jq_key(column)})")
     return _python(source, ending, f'remove_columns({_literal(column)}).to_json("new-rows.jsonl")')
@@ -57,6 +59,18 @@ def jq_key(name: str) -> str:
 def _literal(text: str) -> str:
     """A text as jq and Python write it."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _local_path(source: str) -> Path:
+    """The path of a source; of an address the name of the file once it is downloaded."""
+    return Path(unquote(PurePosixPath(urlsplit(source).path).name)) if "://" in source else Path(source)
+
+
+def _download(source: str) -> str:
+    """The beginning of a shell command that downloads a file from a web address; empty for other sources."""
+    if not source.startswith(("http://", "https://")):
+        return ""
+    return f"curl -L -o {quote(str(_local_path(source)))} {quote(source)} && "
 
 
 def _ending(path: Path) -> str:

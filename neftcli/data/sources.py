@@ -17,7 +17,7 @@ from neftcli.data.folders import Chosen, Folder, choose_files, left_out_words
 from neftcli.data.readers import READERS, Row, ending, read_file, require_ending, table_rows
 from neftcli.data.remote import downloaded, is_remote, open_filesystem, require_address, without_file_scheme
 from neftcli.data.text import DataFile
-from neftcli.errors import DataError, Problem
+from neftcli.errors import DataError, Problem, first_line
 from neftcli.machine.hub import with_settings
 from neftcli.recipe.nearest import at_home, exists, nearest_path
 
@@ -173,7 +173,7 @@ def _open_hub(hub_id: str, split: str, config: str | None, streaming: bool, opti
             return _open_folder(snapshot, split, config, "paragraph", option)
         raise _not_reached(hub_id, error) from None
     except ValueError as error:  # a split or configuration that the data set doesn't have
-        received = str(error).splitlines()[0] if str(error) else type(error).__name__
+        received = first_line(error)
         raise DataError(Problem(f"data.source: {hub_id} can't be read as asked", received)) from None
     return SourceRows(_hub_rows(rows, hub_id, split), split)
 
@@ -189,7 +189,7 @@ def _hub_rows(rows: Any, hub_id: str, split: str) -> Iterator[Row]:
     except (ConnectionError, DatasetsError, OSError, RuntimeError, HTTPError) as error:
         raise _not_reached(hub_id, error) from None
     except ValueError as error:  # a damaged file of the set
-        received = str(error).splitlines()[0] if str(error) else type(error).__name__
+        received = first_line(error)
         raise DataError(Problem(f"data.source: {hub_id} can't be read to its end", received)) from None
 
 
@@ -210,7 +210,7 @@ def _not_reached(hub_id: str, error: Exception) -> DataError:
     return DataError(
         Problem(
             f"data.source: the data set {hub_id} can't be reached on the hub, and is not in the local cache",
-            with_settings(str(error).splitlines()[0] if str(error) else type(error).__name__),
+            with_settings(first_line(error)),
             "go online once, or give a file; `hf auth login` for a private set",
             nearest_path(Path(hub_id)) if Path(hub_id).parent.is_dir() else "",
         )

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from neftcli.data.notes import shown
 from neftcli.errors import DataError, Problem
 
 A_CALL = '{"type": "function", "function": {"name": "...", "arguments": {...}}}'
@@ -39,7 +40,7 @@ def read_tools(value: Any, where: str) -> str:
     """
     tools = _parsed(value, where)
     if not isinstance(tools, list):
-        raise DataError(Problem(f"{where} must be a list of tool schemas", _shown(value), A_TOOL))
+        raise DataError(Problem(f"{where} must be a list of tool schemas", shown(value), A_TOOL))
     read = [_read_tool(tool, f"{where}, tool {number}") for number, tool in enumerate(tools, 1)]
     return _text(read, where) if read else ""
 
@@ -47,7 +48,7 @@ def read_tools(value: Any, where: str) -> str:
 def _read_call(call: Any, where: str, number: int) -> dict[str, Any]:
     call = _object(call, where, A_CALL)
     if call.get("type", "function") != "function":
-        raise DataError(Problem(f"{where} is of an unknown type", _shown(call["type"]), "function"))
+        raise DataError(Problem(f"{where} is of an unknown type", shown(call["type"]), "function"))
     if call.get("index", number - 1) not in (number - 1, number):
         raise DataError(Problem(f"{where} is out of order", f"index {call['index']}", "calls in the order of index"))
     if "function" in call:
@@ -61,11 +62,11 @@ def _read_call(call: Any, where: str, number: int) -> dict[str, Any]:
     arguments = _parsed(function.get("arguments", function.get("parameters", {})), f"{where}: arguments")
     if not isinstance(arguments, dict):
         what = f"{where}: arguments must be an object, or its JSON text"
-        raise DataError(Problem(what, _shown(arguments), '{"name of the argument": ...}'))
+        raise DataError(Problem(what, shown(arguments), '{"name of the argument": ...}'))
     read: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if "id" in call:
         if not isinstance(call["id"], str):
-            raise DataError(Problem(f"{where}: id must be text", _shown(call["id"]), f'"{call["id"]}"'))
+            raise DataError(Problem(f"{where}: id must be text", shown(call["id"]), f'"{call["id"]}"'))
         read["id"] = call["id"]
     return read
 
@@ -84,23 +85,21 @@ def _object(value: Any, where: str, wanted: str) -> dict[str, Any]:
     """An object, or the object of a JSON text, without the keys that are null."""
     value = _parsed(value, where)
     if not isinstance(value, dict):
-        raise DataError(Problem(f"{where} must be an object", _shown(value), wanted))
+        raise DataError(Problem(f"{where} must be an object", shown(value), wanted))
     return {key: item for key, item in value.items() if item is not None}
 
 
 def _name(function: Mapping[str, Any], where: str, wanted: str) -> str:
     name = function.get("name")
     if not isinstance(name, str):
-        raise DataError(Problem(f"{where} must have a name", _shown(dict(function)), wanted))
+        raise DataError(Problem(f"{where} must have a name", shown(dict(function)), wanted))
     return name
 
 
 def _require_keys(values: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
     others = [key for key in values if key not in keys]
     if others:
-        raise DataError(
-            Problem(f"{where} holds a key that is not read: {others[0]}", _shown(values[others[0]]), A_CALL)
-        )
+        raise DataError(Problem(f"{where} holds a key that is not read: {others[0]}", shown(values[others[0]]), A_CALL))
 
 
 def _parsed(value: Any, where: str) -> Any:
@@ -127,10 +126,6 @@ def _text(value: Any, where: str) -> str:
         raise DataError(Problem(what, ascii(value)[:LENGTH], "the text without it, or whole")) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(
-            Problem(f"{where} must be JSON: {error}", _shown(value), "texts, numbers, lists, objects")
+            Problem(f"{where} must be JSON: {error}", shown(value), "texts, numbers, lists, objects")
         ) from None
     return text
-
-
-def _shown(value: Any) -> str:
-    return f"{type(value).__name__}: {str(value)[:LENGTH]}"

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any
 
 from neftcli.data.example import Turn, UnusableRow
-from neftcli.data.notes import Notes, has_value
+from neftcli.data.notes import Notes, has_value, shown
 from neftcli.data.tool_calls import read_tool_calls
 from neftcli.errors import DataError, Problem
 
@@ -289,8 +289,3 @@ def checked_text(value: Any, what: str, remedy: str = "") -> str:
             )
         ) from None
     return value
-
-
-def shown(value: Any) -> str:
-    """A value in a message: its type and its beginning."""
-    return "null" if value is None else f"{type(value).__name__}: {' '.join(str(value)[:60].splitlines())}"

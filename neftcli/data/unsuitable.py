@@ -13,11 +13,11 @@ from functools import lru_cache
 from typing import Any
 
 from neftcli.data.example import Turn
-from neftcli.data.notes import has_value
+from neftcli.data.notes import has_value, shown
 from neftcli.data.readers import Row
 from neftcli.data.rewriting import jq, jq_key, without_column
 from neftcli.data.suggestions import conversation_column, mapping, path_to_text, question_column
-from neftcli.data.turns import ROLES, is_conversation, is_turn, shown
+from neftcli.data.turns import ROLES, is_conversation, is_turn
 from neftcli.errors import DataError, Problem
 
 PAIRS = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import fingerprint
 from neftcli.data.tokens import prompt_and_reference
-from neftcli.errors import InputError, NeftError, Preempted, Problem
+from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.rows import Rows, read_rows_for
 from neftcli.evaluation.store import alone, require_own_file
 from neftcli.evaluation.subjects import Subject, base_of, find_subject
@@ -310,7 +310,7 @@ def _explained(folder: Path) -> Iterator[None]:
         raise NeftError(
             Problem(
                 f"there was not enough memory to load a model, or for one row alone; {kept}",
-                str(error).splitlines()[0] if str(error) else type(error).__name__,
+                first_line(error),
                 "--set evaluation.generation.max_new_tokens=64, shorter rows, or a machine with more memory",
             )
         ) from error

@@ -157,8 +157,8 @@ def _require_in_place(subject: Subject, recipe: Recipe) -> None:
     """
     assert subject.run is not None  # noqa: S101 - only runs are asked
     places = places_of(subject.run.path / RECIPE)
-    for source in (recipe.data.source, recipe.data.held_out_source):
-        if source and places is not None and source in places.local and not exists(at_home(source)):
+    for source in recipe.data.named_sources():
+        if places is not None and source in places.local and not exists(at_home(source)):
             said = f"{subject.name}: the rows that it was trained on are no longer there"
             raise DataError(Problem(said, places.looked_for(source), DATASET))
 

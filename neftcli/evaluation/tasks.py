@@ -281,7 +281,7 @@ def _evaluated(harness_model: Any, loaded: Any, settings: TaskSettings, observer
         if own is None or (settings.num_fewshot is not None and own != 0):
             part.set_config("num_fewshot", settings.num_fewshot or 0)
         elif own == 0 and settings.num_fewshot and observer is not None:  # the harness's rule
-            observer.notify(Notice(f"{name}: its file sets 0 examples, and --num-fewshot does not change that"))
+            observer.notify(Notice(f"{name}: its file sets 0 examples; --num-fewshot is ignored"))
         part.set_fewshot_seed(FEWSHOT_SEED)
     limit = settings.limit
     found = evaluate(

@@ -30,6 +30,8 @@ ELSEWHERE = {
     "noise_alpha": "neftune.alpha",
     "max_seq_length": "data.max_length",
     "cutoff_len": "data.max_length",
+    "completion_only_loss": "data.loss_on",
+    "assistant_only_loss": "data.loss_on",
     "lora_rank": "adapter.r",
     "lora_target": "adapter.target_modules",
     "model_name_or_path": "model.name",

@@ -10,7 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from neftcli.errors import InputError, Interrupted, NeftError, Preempted, Problem, ProcessLost, TrainingError
+from neftcli.errors import (
+    InputError,
+    Interrupted,
+    NeftError,
+    Preempted,
+    Problem,
+    ProcessLost,
+    TrainingError,
+    first_line,
+)
 from neftcli.machine.processes import count, has_ended
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RECIPE, RunDirectory
@@ -92,7 +101,7 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
     """What a person can do about an error that comes from the machine."""
     from neftcli.machine.device import NO_VARIANT, is_out_of_memory
 
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = first_line(error)
     free = shutil.disk_usage(directory.path).free
     if is_disk_full(error):
         return Problem(

@@ -221,7 +221,7 @@ def test_read_rows_by_the_configs_of_a_readme() -> None:
     Path("s/data/ask.jsonl").unlink()
     assert refusal("s", "test").splitlines()[:2] == [
         "s: the files of the split test are not here",
-        "  received no file fits data/ask.jsonl",
+        "  received no file matches data/ask.jsonl",
     ]
 
 

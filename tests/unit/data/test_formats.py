@@ -568,8 +568,8 @@ def chat(*marks: bool | None, tail: str = "") -> list[dict[str, Any]]:
         (chat(False, None), 4, ""),
         (chat(True, False), 2, "what follows the last answer that is marked as learned"),
         (chat(True, False, tail="u"), 2, "what follows the last answer that is marked as learned"),
-        ([chat(None)[1], *chat(None)], 2, "what stands before the first question"),
-        ([{"role": "tool", "content": "x"}, *chat(None)], 2, "what stands before the first question"),
+        ([chat(None)[1], *chat(None)], 2, "what comes before the first question"),
+        ([{"role": "tool", "content": "x"}, *chat(None)], 2, "what comes before the first question"),
     ],
 )
 def test_dropped_turns_are_noted(conversation: list[dict[str, Any]], kept: int, dropped: str) -> None:

@@ -359,7 +359,7 @@ TEXT_FILES = {
         b"<!DOCTYPE html>\n<html>",
         "rows.jsonl: this is a web page, not a file of rows\n"
         "  received <!DOCTYPE html>\n"
-        "  try      download the file itself: the address behind its raw or download button",
+        "  try      download the file itself: the link of its raw or download button",
     ),
     "a row that is a string": (
         "rows.jsonl",

@@ -347,7 +347,7 @@ def test_a_task_that_says_no_examples_keeps_to_it_and_that_is_told(task_file: Ca
     (result,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4, observer=observer, settings=ASKED["examples"])
     (plain,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4)
     assert result == plain
-    assert [notice.message for notice in told] == ["fruit: its file says 0 examples, and it keeps to that"]
+    assert [notice.message for notice in told] == ["fruit: its file sets 0 examples; --num-fewshot is ignored"]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_settings_that_can_not_be_used(asked: TaskSettings, says: str, task_file
 def test_described_names_every_setting_that_is_not_the_harness_s_own() -> None:
     assert described(TaskSettings()) == ""
     assert described(ASKED["template, turns"]) == (
-        "in the model's chat template; with 2 examples before each question, each in turns of its own"
+        "in the model's chat template; with 2 examples before each question, as separate turns"
     )
     assert described(ASKED["limit"]) == "on the first 3 documents of each task"
     assert described(ASKED["share"]) == "on the first 0.3 of the documents of each task"

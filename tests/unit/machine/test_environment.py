@@ -1,4 +1,4 @@
-"""What of the environment is dropped, told, recorded and refused.
+"""Environment variables that are dropped, reported, recorded and rejected.
 
 Oracle: the tables of docs/environment.md, written out here.
 """
@@ -57,11 +57,11 @@ def test_drop_overrides_names_each_and_what_to_type(name: str, value: str, inste
     environment.drop_overrides()
     assert name not in os.environ
     listener = Listener()
-    environment.tell_dropped(listener)
+    environment.report_dropped(listener)
     [message] = listener.messages
     assert message.startswith(f"{name} is set and was dropped")
     assert instead in message
-    environment.tell_dropped(listener)
+    environment.report_dropped(listener)
     assert len(listener.messages) == 1  # once
 
 
@@ -78,7 +78,7 @@ def test_drop_overrides_says_nothing_of_what_asks_for_nothing(name: str, value: 
     os.environ[name] = value
     environment.drop_overrides()
     listener = Listener()
-    environment.tell_dropped(listener)
+    environment.report_dropped(listener)
     assert name not in os.environ
     assert not listener.messages
 
@@ -102,7 +102,7 @@ def test_drop_overrides_says_nothing_of_what_libraries_set_later() -> None:
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     environment.drop_overrides()
     listener = Listener()
-    environment.tell_dropped(listener)
+    environment.report_dropped(listener)
     assert "ACCELERATE_MIXED_PRECISION" not in os.environ
     assert not listener.messages
 
@@ -115,7 +115,7 @@ def test_recorded_holds_numbers_and_words_and_no_path_or_secret() -> None:
     assert found["OMP_NUM_THREADS"] == "3"
     assert not {"TORCH_HOME", "TORCHINDUCTOR_REDIS_URL", "HF_TOKEN"} & found.keys()
     listener = Listener()
-    environment.tell_dropped(listener)
+    environment.report_dropped(listener)
     assert [message.split()[0] for message in listener.messages] == ["MKL_CBWR"]
 
 

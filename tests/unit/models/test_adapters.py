@@ -107,8 +107,8 @@ def test_adapter_notices_experts_without_an_adapter() -> None:
     experts = 2 * 4 * (64 * 64 + 32 * 64)
     [notice] = adapter_notices(model, adapter)
     assert notice == (
-        f"{experts:,} of {model.num_parameters():,} weights get no adapter and stay as they are: the experts "
-        "(down_proj, gate_up_proj), which are one tensor a layer"
+        f"{experts:,} of {model.num_parameters():,} weights get no adapter and stay frozen: the experts "
+        "(down_proj, gate_up_proj), one tensor per layer"
     )
     wrapped = peft_model(model, adapter)
     assert not any("experts" in name for name, weight in wrapped.named_parameters() if weight.requires_grad)

@@ -54,7 +54,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "embeddings": ({"model_type": "mistral", "architectures": ["MistralModel"]}, "a model without an output layer"),
     "sees what is behind": (
         {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "use_bidirectional_attention": True},
-        "every token sees those behind it",
+        "its attention is bidirectional",
     ),
     "sees images": (
         {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], "vision_config": {}},
