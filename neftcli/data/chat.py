@@ -43,8 +43,9 @@ DATE = date(2024, 7, 26)
 """Replaces the current date in templates that write it, so that the same rows are the same tokens every day."""
 QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
 """Texts that no template writes by itself."""
-QUOTED = 0x10FF00
-"""First of the private characters that replace special tokens in the data while a template is rendered."""
+QUOTED, MOST_QUOTED = 0x10F000, 0xFFE
+"""First of the private characters that replace special tokens in the data during rendering, and their number."""
+QUOTED_RUN = re.compile(f"([{chr(QUOTED)}-{chr(QUOTED + MOST_QUOTED)}])\\1*")
 THINK_END = "</think>"
 EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
 WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
@@ -118,7 +119,12 @@ class ChatFormat:
         self._own = _with_fixed_date(own)
         self._training = _with_fixed_date(training_template(own) or own)
         self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
-        self._special = tuple(str(token) for token in tokenizer.all_special_tokens if token)
+        marked = (str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special)
+        special = {*map(str, tokenizer.all_special_tokens), *marked} - {""}
+        self._special = sorted(special, key=len, reverse=True)[
+            :MOST_QUOTED
+        ]  # longest first, for tokens that begin the same way
+        self._special_pattern = re.compile("|".join(map(re.escape, self._special)))
         self._forms: tuple[Form, Form] = ("text", "text")
         declared = {index for index in declared_stops if index in self._added}
         self.stops = frozenset({int(tokenizer.eos_token_id)} | declared)
@@ -155,7 +161,8 @@ class ChatFormat:
         texts = [example.text]
         for turn in example.turns:
             texts += [turn.content, turn.context, turn.reasoning, turn.tool_calls]
-        return next((token for token in self._special if any(token in text for text in texts)), "")
+        found = (self._special_pattern.search(text) for text in texts if text)
+        return next((match[0] for match in found if match), "")
 
     def quoted(self, text: str) -> str:
         """The text with each special token replaced by as many private characters.
@@ -163,24 +170,30 @@ class ChatFormat:
         A special token in the data is text, not the end of a turn, so it is tokenised as ordinary characters
         (`quoted_pieces`); templates must not see it either.
         """
-        for index, token in enumerate(self._special):
-            if token in text:
-                text = text.replace(token, chr(QUOTED + index) * len(token))
-        return text
+        return self._special_pattern.sub(
+            lambda match: chr(QUOTED + self._special.index(match[0])) * len(match[0]), text
+        )
 
     def quoted_pieces(self, text: str) -> list[tuple[str, bool]]:
         """Split the text into (piece, is a special token of the data); special tokens are as they were written."""
-        pieces = []
-        for piece in re.split(f"([{chr(QUOTED)}-{chr(QUOTED + 0xFD)}]+)", text):
-            quotes = bool(piece) and QUOTED <= ord(piece[0]) <= QUOTED + 0xFD
-            pieces.append((self.unquoted(piece) if quotes else piece, quotes))
+        pieces: list[tuple[str, bool]] = []
+        position = 0
+        for match in QUOTED_RUN.finditer(text):
+            if token := self._quoted_token(match[0]):
+                pieces += [(text[position : match.start()], False), (token, True)]
+                position = match.end()
+        pieces.append((text[position:], False))
         return [piece for piece in pieces if piece[0]]
 
     def unquoted(self, text: str) -> str:
         """The text as it was before `quoted`."""
-        for index, token in enumerate(self._special):
-            text = text.replace(chr(QUOTED + index) * len(token), token)
-        return text
+        return "".join(piece for piece, _ in self.quoted_pieces(text))
+
+    def _quoted_token(self, run: str) -> str:
+        """The special tokens that a run of a private character replaces; empty if the data contains that character."""
+        index = ord(run[0]) - QUOTED
+        token = self._special[index] if index < len(self._special) else ""
+        return token * (len(run) // len(token)) if token and len(run) % len(token) == 0 else ""
 
     # What the template renders
 
@@ -523,7 +536,8 @@ def load_chat_format(
     """
     from neftcli.models.by_recipe import vocabulary_of
     from neftcli.models.gguf import is_converted
-    from neftcli.models.loading import declared_stop_tokens, load_tokenizer
+    from neftcli.models.loading import load_tokenizer
+    from neftcli.models.stop_tokens import declared_stop_tokens
     from neftcli.models.templates import set_template
 
     if reference.kind == "gguf" and not is_converted(Path(reference.location)):
@@ -533,7 +547,7 @@ def load_chat_format(
     trust = recipe.model.trust_remote_code
     tokenizer, notices = load_tokenizer(reference, trust, vocabulary_of(reference, trust))
     name = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
-    declared = declared_stop_tokens(reference, trust)
+    declared = declared_stop_tokens(reference)
     chat = chat_format(tokenizer, declared, recipe, layout, name)
     if chat.writes_date:
         notices.append(f"the chat template writes the current date; every row has {DATE:%d %B %Y} instead")

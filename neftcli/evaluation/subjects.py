@@ -98,7 +98,8 @@ class Subject:
         """Load its tokenizer and stop tokens, with a chat template unless rows are plain text."""
         from neftcli.data.chat import chat_format, load_chat_format
         from neftcli.models.by_recipe import vocabulary_of
-        from neftcli.models.loading import declared_stop_tokens, load_tokenizer
+        from neftcli.models.loading import load_tokenizer
+        from neftcli.models.stop_tokens import declared_stop_tokens
         from neftcli.models.templates import set_template
 
         if self.tokenizer is None:
@@ -108,7 +109,7 @@ class Subject:
         tokenizer, _ = load_tokenizer(saved, trust, vocabulary_of(self.reference, trust))
         if layout != "text":  # a saved tokenizer brings the template that the run was trained with
             set_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
-        declared = declared_stop_tokens(self.reference, self.recipe.model.trust_remote_code)
+        declared = declared_stop_tokens(self.reference)
         return chat_format(tokenizer, declared, self.recipe, layout)
 
     def load(self, machine: Machine) -> PreTrainedModel:

@@ -155,27 +155,6 @@ QUANTISED_PARTS = (
 """Suffixes of the names of tensors that belong to quantised weights."""
 
 
-def declared_stop_tokens(reference: Reference, trust_remote_code: bool = False) -> set[int]:
-    """The token ids that end generation by the model's own files.
-
-    That is `eos_token_id` of its generation_config.json (one id or a list), else of its config.json.
-
-    Raises:
-        ModelError: The model's configuration can't be read.
-    """
-    from transformers import GenerationConfig
-
-    config = load_config(reference, trust_remote_code)
-    try:
-        generation = GenerationConfig.from_pretrained(
-            local_or_hub(reference), revision=reference.revision, trust_remote_code=False
-        )
-    except (OSError, ValueError):  # it has none
-        generation = GenerationConfig.from_model_config(config.get_text_config())
-    named = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
-    return {int(index) for index in (named if isinstance(named, list | tuple) else [named]) if index is not None}
-
-
 def load_model(
     reference: Reference,
     dtype: torch.dtype,
@@ -292,9 +271,10 @@ def fingerprint(reference: Reference, config: Any) -> str:
     """What identifies a model: the hub's commit, or the SHA-256 of the .gguf file or of the folder's IDENTITY."""
     if reference.kind == "hub":
         return f"commit {getattr(config, '_commit_hash', None)}"
-    if reference.kind == "gguf":
-        return f"sha256 {sha256(Path(reference.location))}"
-    return f"sha256 {folder_sha256(Path(reference.location), *IDENTITY)}"
+    with explained(reference):
+        if reference.kind == "gguf":
+            return f"sha256 {sha256(Path(reference.location))}"
+        return f"sha256 {folder_sha256(Path(reference.location), *IDENTITY)}"
 
 
 def folder_sha256(folder: Path, *patterns: str) -> str:

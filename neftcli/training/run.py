@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from neftcli.training.watch import Watch
 
 PADDED = (
-    "{} lets documents that share a row see each other, so rows are padded; --set training.batching=bucketed "
+    "{} does not isolate packed documents, so rows are padded; --set training.batching=bucketed "
     "puts rows of like length beside each other: fewer pads, another order"
 )
 

@@ -177,7 +177,7 @@ def test_rows_of_a_model_that_mixes_documents_are_padded_or_bucketed(
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
     tiny_tokenizer().save_pretrained(tmp_path / "bloom")
     arguments = quick_arguments(tmp_path / "bloom", rows_file, tmp_path / "runs")
-    told = "BloomForCausalLM lets documents that share a row see each other, so rows are padded"
+    told = "BloomForCausalLM does not isolate packed documents, so rows are padded"
     for batching, laid_out in (("auto", "padded"), ("bucketed", "bucketed")):
         done = neft(*arguments, "--set", f"training.batching={batching}", "--set", f"name={batching}")
         assert done.code == 0, done.err

@@ -14,7 +14,7 @@ import pytest
 import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -301,6 +301,20 @@ def test_stops_ignore_ordinary_tokens() -> None:
     """A configuration that was never written for this tokenizer names a letter: answers don't end at letters."""
     tokenizer = tiny_tokenizer()
     assert ChatFormat(tokenizer, [tokenizer.convert_tokens_to_ids("a")], chats=False).stops == {2}
+
+
+def test_quoted_with_hundreds_of_special_tokens() -> None:
+    """Llama 3 has 256 special tokens: any of them in the data is ordinary characters, and comes back as written."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(f"<|reserved_{number}|>", special=True) for number in range(300)])
+    set_template(tokenizer, "alpaca")
+    form = ChatFormat(tokenizer)
+    example = chat(user("a <|reserved_299|><|reserved_299|> b \U0010f000"), assistant("<|reserved_2|>!"))
+    row = row_of(form, example)
+    assert not {token for token in row.input_ids if token >= 256}
+    assert learned(form, row) == "<|reserved_2|>!</s>"
+    assert "a <|reserved_299|><|reserved_299|> b \U0010f000" in str(tokenizer.decode(row.input_ids))
+    assert form.special_text(example) == "<|reserved_299|>"
 
 
 # Which answers are learned

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from neftcli.errors import TrainingError
 from neftcli.training.isolation import TOLERANCE, leak_between_documents, settled_batching
@@ -33,7 +34,9 @@ def test_the_measurement_agrees_with_the_document_alone(family: Family) -> None:
 
 
 def test_a_leak_is_refused_and_says_what_to_type() -> None:
-    with pytest.raises(TrainingError, match=r"OPTForCausalLM lets documents .*[\s\S]*--set training.batching=padded"):
+    with pytest.raises(
+        TrainingError, match=r"OPTForCausalLM does not isolate packed documents.*[\s\S]*--set training.batching=padded"
+    ):
         settled_batching("packed", leaking())
 
 
@@ -54,3 +57,24 @@ def test_rows_are_laid_end_to_end_where_the_model_keeps_them_apart(family: Famil
 def test_one_document_alone_can_not_leak() -> None:
     ids = torch.arange(10, 20)[None]
     assert leak_between_documents(tiny_model("opt"), {"input_ids": ids, "position_ids": torch.arange(10)[None]}) == 0.0
+
+
+def test_settled_batching_needs_a_package() -> None:
+    """Qwen3.5's linear attention isolates packed documents only with another package: rows are padded."""
+    config = Qwen3_5TextConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+    )
+    model = Qwen3_5ForCausalLM(config)
+    assert settled_batching("auto", model) == "padded"
+    with pytest.raises(TrainingError, match="flash-linear-attention"):
+        settled_batching("packed", model)

@@ -1,0 +1,43 @@
+"""Which tokens a model's files say end generation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.errors import ModelError
+from neftcli.models.names import resolve
+from neftcli.models.stop_tokens import declared_stop_tokens
+
+
+def folder(path: Path, config: Any, generation: Any = None) -> str:
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", **config}), encoding="utf-8")
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({}, None, set()),
+        ({"eos_token_id": 2}, None, {2}),
+        ({"eos_token_id": [1, 106]}, None, {1, 106}),
+        ({"eos_token_id": 2}, {"eos_token_id": [2, 106]}, {2, 106}),
+        ({"eos_token_id": 2}, {"eos_token_id": 7}, {7}),
+        ({"eos_token_id": 2}, {"temperature": 0.6}, {2}),
+        ({"text_config": {"eos_token_id": [1, 106]}}, {}, {1, 106}),
+    ],
+)
+def test_declared_stop_tokens(tmp_path: Path, config: Any, generation: Any, expected: set[int]) -> None:
+    """generation_config.json goes before config.json; one id or a list."""
+    assert declared_stop_tokens(resolve(folder(tmp_path, config, generation))) == expected
+
+
+def test_declared_stop_tokens_damaged_file(tmp_path: Path) -> None:
+    """A generation_config.json that can't be read is an error and not a model without stop tokens."""
+    name = folder(tmp_path, {"eos_token_id": 2})
+    (tmp_path / "generation_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"generation_config\.json"):
+        declared_stop_tokens(resolve(name))
