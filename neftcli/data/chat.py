@@ -123,7 +123,7 @@ class ChatFormat:
         special = {*map(str, tokenizer.all_special_tokens), *marked} - {""}
         self._special = sorted(special, key=len, reverse=True)[
             :MOST_QUOTED
-        ]  # longest first, for tokens that begin the same way
+        ]  # longest first: some begin with others
         self._special_pattern = re.compile("|".join(map(re.escape, self._special)))
         self._forms: tuple[Form, Form] = ("text", "text")
         declared = {index for index in declared_stops if index in self._added}

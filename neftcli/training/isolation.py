@@ -36,7 +36,7 @@ def settled_batching(batching: Batching, model: Any, *, fused: bool = True) -> B
         return batching
     try:
         leak = leak_between_documents(model, two_documents(model), fused=fused)
-    except ValueError as error:  # a layer that needs a package to isolate packed documents, as Qwen3.5's, says so
+    except ValueError as error:  # raised by layers that need a package to isolate packed documents, as Qwen3.5's
         found = str(error)
     else:
         if leak <= TOLERANCE:
@@ -44,8 +44,8 @@ def settled_batching(batching: Batching, model: Any, *, fused: bool = True) -> B
         found = f"a different first document changes the second one's logits by {leak:.2g}"
     if batching == "auto":
         return "padded"
-    told = f"{type(model).__name__} does not isolate packed documents, so rows can't be packed"
-    raise TrainingError(Problem(told, found, "--set training.batching=padded"))
+    violated = f"{type(model).__name__} does not isolate packed documents, so rows can't be packed"
+    raise TrainingError(Problem(violated, found, "--set training.batching=padded"))
 
 
 def two_documents(model: Any) -> dict[str, Any]:
