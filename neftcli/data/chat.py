@@ -121,9 +121,7 @@ class ChatFormat:
         self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
         marked = (str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special)
         special = {*map(str, tokenizer.all_special_tokens), *marked} - {""}
-        self._special = sorted(special, key=len, reverse=True)[
-            :MOST_QUOTED
-        ]  # longest first: some begin with others
+        self._special = sorted(special, key=len, reverse=True)[:MOST_QUOTED]  # longest first: some begin with others
         self._special_pattern = re.compile("|".join(map(re.escape, self._special)))
         self._forms: tuple[Form, Form] = ("text", "text")
         declared = {index for index in declared_stops if index in self._added}
@@ -480,7 +478,7 @@ class ChatFormat:
         raise ModelError(
             Problem(
                 f"model.chat_template: {self.name or 'this chat template'} does not render a question and its answer",
-                said or "their texts are not in what it renders",
+                said or "a text is missing in the rendering",
                 OTHER_TEMPLATE,
             )
         )

@@ -117,7 +117,7 @@ def test_adapter_notices_experts_without_an_adapter() -> None:
 @pytest.mark.parametrize(
     ("adapter", "said"),
     [
-        (replace(LORA, target_modules=("q_proj", "gate_up_proj")), "one tensor with the weights of all experts"),
+        (replace(LORA, target_modules=("q_proj", "gate_up_proj")), "this tensor holds the weights of all experts"),
         (replace(LORA, target_modules=("q_proj", "gate_proj")), "without also targeting up_proj"),
         (replace(LORA, lora_dropout=0.1), "adapter.lora_dropout must be 0"),
     ],

@@ -47,7 +47,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "roberta", "architectures": ["RobertaForCausalLM"], "type_vocab_size": 1},
         "an encoder",
     ),
-    "distilbert": ({"model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"]}, "another kind"),
+    "distilbert": ({"model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"]}, "a different kind"),
     "a classifier": ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "a classifier"),
     "a token classifier": ({"model_type": "qwen3", "architectures": ["Qwen3ForTokenClassification"]}, "a classifier"),
     "a reward model": ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "a reward model"),
