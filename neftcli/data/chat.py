@@ -580,7 +580,7 @@ def training_template(own: str) -> str:
 
 
 def _with_fixed_date(template: str) -> str:
-    """The template with a fixed date where it asks for the current one."""
+    """The template with its calls for the current date replaced by a fixed date."""
     return DATE_CALL.sub(lambda call: json.dumps(DATE.strftime(call[2])), template)
 
 

@@ -95,14 +95,14 @@ class _Reader:
     """Reads one source and remembers its layout and what was left out.
 
     `source`: with format, split and columns filled in; `option`: the key that names its split; `answers`: a row must
-    hold one; `told` is called for each row.
+    hold one; `progress` is called for each row.
     """
 
     data: Data
     source: Source
     option: str = "data.split"
     answers: bool = True
-    told: Callable[[], None] = _nobody
+    progress: Callable[[], None] = _nobody
     layout: Format | None = None
     rows: int = 0
     usable: int = 0
@@ -135,7 +135,7 @@ class _Reader:
         columns = self._columns()
         for row in self._opened.rows:
             self.rows += 1
-            self.told()
+            self.progress()
             if self.layout is None:
                 given = self.source.format or "auto"
                 self.layout = detect(row, columns, answers=self.answers) if given == "auto" else given
@@ -182,7 +182,7 @@ class _Reader:
         return self.source.columns or {}
 
 
-def _training_readers(data: Data, told: Callable[[int], None], notes: Notes) -> list[_Reader]:
+def _training_readers(data: Data, progress: Callable[[int], None], notes: Notes) -> list[_Reader]:
     """A reader for each training source, with what its entry leaves out filled in; they share the notes."""
     read = itertools.count(1)
     readers = []
@@ -195,7 +195,7 @@ def _training_readers(data: Data, told: Callable[[int], None], notes: Notes) -> 
             columns=data.columns if entry.columns is None else entry.columns,
         )
         option = f"data.sources, entry {number}: split" if data.sources else "data.split"
-        readers.append(_Reader(data, source, option, told=lambda: told(next(read)), notes=notes))
+        readers.append(_Reader(data, source, option, progress=lambda: progress(next(read)), notes=notes))
     return readers
 
 
@@ -262,8 +262,8 @@ def read_questions(data: Data) -> Questions:
     return Questions(examples, reader.layout, reader.rows, reader.unusable, reader.notes, counts)
 
 
-def read_examples(data: Data, told: Callable[[int], None] = _nobody) -> Examples:
-    """Reads, mixes and splits the data of a recipe; `told` is called with the rows read so far.
+def read_examples(data: Data, progress: Callable[[int], None] = _nobody) -> Examples:
+    """Reads, mixes and splits the data of a recipe; `progress` is called with the rows read so far.
 
     Raises:
         DataError: A source can't be read, fits no layout, or leaves nothing to train on.
@@ -271,7 +271,7 @@ def read_examples(data: Data, told: Callable[[int], None] = _nobody) -> Examples
     import numpy
 
     notes = Notes()
-    readers, evaluated = _training_readers(data, told, notes), _held_out_reader(data, notes)
+    readers, evaluated = _training_readers(data, progress, notes), _held_out_reader(data, notes)
     for reader in [*readers, *([evaluated] if evaluated else [])]:
         reader.open()
     examples = ExampleRows.of(example for reader in readers for example in reader.examples())
@@ -394,7 +394,7 @@ def prepare(
     examples: Examples,
     data: Data,
     chat: ChatFormat,
-    told: Callable[[int, int], None] = _nobody,
+    progress: Callable[[int, int], None] = _nobody,
 ) -> Prepared:
     """Tokenises both sides and counts.
 
@@ -402,7 +402,7 @@ def prepare(
         examples: What `read_examples` returned.
         data: The recipe's data section.
         chat: The tokenizer with its chat template.
-        told: Is called with the rows that are tokenised, and all of them.
+        progress: Is called with the rows that are tokenised, and all of them.
 
     Raises:
         DataError: No token would carry loss.
@@ -410,7 +410,7 @@ def prepare(
     plain_text = examples.layout == "text"
     unusable = {reason: list(places) for reason, places in examples.unusable.items()}
     rows, done = len(examples.train) + len(examples.held_out), itertools.count(1)
-    settings = data, lambda: told(next(done), rows)
+    settings = data, lambda: progress(next(done), rows)
     train, learned = _cached(chat, examples.train, *settings)
     held_out, scored = _cached(chat, examples.held_out, *settings)
     empty, unscored = _others(examples.train, learned), _others(examples.held_out, scored)

@@ -110,7 +110,7 @@ def _rows_wanted(path: Path) -> str:
 CUT = "the file ends within a row: fetch or write it again"
 
 
-class _NotJson(Exception):  # noqa: N818 - told with file and line by whoever catches it
+class _NotJson(Exception):  # noqa: N818 - the caller reports it with file and line
     """A text that is no JSON, or that says two things at once."""
 
     def __init__(self, said: str, text: str, position: int) -> None:
@@ -189,7 +189,7 @@ def _require_lines(first: str, path: Path, where: str) -> None:
 
 
 def _is_list_of_others(line: str) -> bool:
-    """Whether a line is a whole list of what are no rows, so that another ending would not help."""
+    """Return whether a line is a complete list of values that are no rows, so that a different ending would not help."""
     try:
         value = _parsed(line)
     except _NotJson:

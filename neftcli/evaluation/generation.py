@@ -96,7 +96,7 @@ def answers_as_they_come(
     Args:
         model: In any mode; it generates in eval mode, asserted to be without noise, and is put back as it was.
         chat: Its tokenizer and the tokens that end an answer.
-        prompts: Token ids of each prompt, up to where the answer begins.
+        prompts: Token ids of each prompt, up to the start of the answer.
         generation: The recipe's settings; `batch_size` is halved where memory is short.
         autocast: Arithmetic of the forward pass; as loaded if None.
         longest_prompt: Tokens of the longest prompt; of longer ones the end is kept. As long as they are if None.

@@ -99,7 +99,7 @@ def load_tokenizer(
         vocabulary: Tokens that the model embeds; None if that isn't known.
 
     Raises:
-        ModelError: It can't be reached or read, is too slow a kind to tell where tokens stand in the text, or ends
+        ModelError: It can't be reached or read, is a slow tokenizer without the offsets of tokens, or ends
             texts with a token that the model doesn't embed.
     """
     from transformers import AutoTokenizer

@@ -29,7 +29,7 @@ class Strength:
             multiplies before the noise is added.
         layer_gain: RMS of the noise at layer 0 over RMS of the noise as added; not 1 where it multiplies behind.
         noise_rms: RMS of the noise as added, alpha / sqrt(3 L d) for one document with uniform noise.
-        table_rms: RMS of the embedding's weights' rows; of its output where the weights are spread over devices.
+        table_rms: RMS of the embedding's weights' rows; of its output if the weights are sharded over devices.
     """
 
     ratio: float

@@ -38,10 +38,10 @@ FIXED = (
 )
 """Options whose change can't be accepted."""
 PLACES = {
-    "model.name": "--model PLACE    where it is now",
-    "data.source": "--dataset PLACE    where it is now",
-    "data.sources": "--set data.sources='[...]'    its entries with the place where each is now",
-    "data.held_out_source": "--held-out PLACE    where it is now",
+    "model.name": "--model PLACE    the new path",
+    "data.source": "--dataset PLACE    the new path",
+    "data.sources": "--set data.sources='[...]'    the entries with their new paths",
+    "data.held_out_source": "--held-out PLACE    the new path",
 }
 """Options that say where something lies, and their flags. What was moved is compared by its content."""
 ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
@@ -222,8 +222,8 @@ def _require_in_place(recipe: Recipe, run: Path, places: Places | None) -> None:
     named = [(training, source.source) for source in recipe.data.all_sources()]
     for path, source in (*named, ("data.held_out_source", recipe.data.held_out_source or BUILTIN)):
         if is_local(source) and not exists(at_home(without_file_scheme(source))):
-            told = f"{path}: there is no file or folder of this name"
-            problems.append((path, Problem(told, looked_for(source), nearest=nearest_path(at_home(source)))))
+            violated = f"{path}: there is no file or folder of this name"
+            problems.append((path, Problem(violated, looked_for(source), nearest=nearest_path(at_home(source)))))
     if problems:
         again = f"neft train --resume {shlex.quote(str(run))}"
         raise InputError(*(replace(problem, remedy=f"{again} {PLACES[path]}") for path, problem in problems))

@@ -182,7 +182,7 @@ def test_rows_and_a_model_that_were_moved_are_taken_by_their_content(
         ("data.source: there is no file", "--dataset"),
     ):
         assert told in said.err
-        assert f"neft train --resume {folder} {flag} PLACE    where it is now" in said.err
+        assert f"neft train --resume {folder} {flag} PLACE    the new path" in said.err
     typed = ["--model", tmp_path / "moved", "--dataset", tmp_path / "moved.jsonl"]
     said = neft("train", "--resume", folder, *typed)
     assert said.code == 0, said.err
