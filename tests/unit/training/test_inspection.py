@@ -108,7 +108,7 @@ def test_inspected_merges_neighbours_and_never_marks_the_first_token() -> None:
     tokenizer = TOKENIZERS["tiny"]
     ids = tokenizer("abcdef</s>", add_special_tokens=False)["input_ids"]
     labels = [ids[0], IGNORED, ids[2], ids[3], IGNORED, ids[5], ids[6]]
-    row = inspected(tokenizer, TokenRow(ids, labels, False, True, "row 1"), ("a note",))
+    row = inspected(tokenizer, TokenRow(ids, labels, False, True, "row 1", ("a note",)))
     spans = [(span.text, span.loss, span.tokens) for span in row.spans]
     assert spans == [("ab", False, 2), ("cd", True, 2), ("e", False, 1), ("f</s>", True, 2)]
     assert [token.loss for token in row.tokens] == [False, False, True, True, False, True, True]
