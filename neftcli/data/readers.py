@@ -189,7 +189,7 @@ def _require_lines(first: str, path: Path, where: str) -> None:
 
 
 def _is_list_of_others(line: str) -> bool:
-    """Return whether a line is a complete list of values that are no rows, so that a different ending would not help."""
+    """Return whether a line is a complete list of values that are no rows: renaming the file would not help."""
     try:
         value = _parsed(line)
     except _NotJson:
