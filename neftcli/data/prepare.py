@@ -427,7 +427,7 @@ def prepare(
     counts = DataReady(
         source="built-in set" if data.source_name() == BUILTIN else data.source_name(),
         layout=" + ".join(examples.layouts),
-        loss_on="answers" if loss_on_answers(data, examples.layout) else "all tokens",
+        loss_on=_loss_label(data, examples.layout),
         template="" if plain_text else chat.name,
         rows_read=examples.rows_read,
         unusable={reason: tuple(places) for reason, places in unusable.items()},
@@ -492,9 +492,12 @@ def _others(examples: ExampleRows, places: Sequence[int]) -> list[str]:
     return [example.where for example in examples.select(others)]
 
 
-def loss_on_answers(data: Data, layout: str) -> bool:
-    """Return whether only answers carry loss, and not every token."""
-    return data.loss_on != "tokens" and layout != "text"
+def _loss_label(data: Data, layout: str) -> str:
+    """What carries loss, in words."""
+    if layout == "text":
+        return "all tokens"
+    labels = {"tokens": "all tokens", "last": "last answers", "completion": "completions"}
+    return labels.get(data.loss_on, "answers")
 
 
 def count(rows: Sequence[TokenRow]) -> SplitCounts:

@@ -75,7 +75,7 @@ class DataReady:
     Attributes:
         source: Where it comes from.
         layout: The row format, detected or given.
-        loss_on: "answers" or "all tokens".
+        loss_on: What carries loss: "answers", "last answers", "completions" or "all tokens".
         template: The chat template's name, or "" for plain text.
         rows_read: Rows read from the training sources.
         unusable: Reason to the places of the rows that were left out for it.

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neftcli.data.chat import ChatFormat
-from neftcli.data.prepare import Examples, Prepared, count, prepare, read_examples, read_questions
+from neftcli.data.chat import ChatFormat, LossOn
+from neftcli.data.prepare import Examples, Prepared, _loss_label, count, prepare, read_examples, read_questions
 from neftcli.data.sources import read_rows
 from neftcli.data.splits import normalised
 from neftcli.data.tokens import IGNORED, TokenRow, tokenize
@@ -410,3 +410,12 @@ def test_preparing_leaves_the_examples_as_they_are() -> None:
     assert prepare(examples, data, ChatFormat(tokenizer)).counts.unusable == {
         "an answer is empty": ("rows.jsonl, line 3",)
     }
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "label"),
+    [("auto", "answers"), ("last", "last answers"), ("completion", "completions"), ("tokens", "all tokens")],
+)
+def test_loss_label_names_what_carries_loss(loss_on: LossOn, label: str) -> None:
+    assert _loss_label(Data(loss_on=loss_on), "messages") == label
+    assert _loss_label(Data(loss_on=loss_on), "text") == "all tokens"
