@@ -162,7 +162,7 @@ DATA = {
         "data.columns={prompt: question, completion: answers}",
     ),
     "conversations in a row": data("rows.jsonl", lines({"messages": [[QUESTION, ANSWER], [QUESTION, ANSWER]]})),
-    "one conversation": data("rows.json", json.dumps({"conversations": [QUESTION, ANSWER]})),
+    "one conversation": data("rows.json", json.dumps([QUESTION, ANSWER])),
     "tool calls as answers": data(
         "rows.jsonl", lines({"query": "q", "tools": "[]", "answers": '[{"name": "f", "arguments": {}}]'})
     ),
@@ -337,7 +337,7 @@ def test_what_is_not_read_is_told(neft: Neft, llama: Path) -> None:
 def test_a_special_token_inside_text_is_told(neft: Neft, llama: Path) -> None:
     special = lines(*GOOD, {"prompt": "say </s> twice", "completion": "</s></s>, that is"})
     assert inspected(neft, llama, special)[-1] == (
-        "note: 1 row (rows.jsonl, line 21) hold a special token as text, and it will act as the token"
+        "note: 1 row (rows.jsonl, line 21) hold a special token as text: it is tokenised as ordinary characters"
     )
 
 
