@@ -268,13 +268,13 @@ def read_examples(data: Data, progress: Callable[[int], None] = _nobody) -> Exam
     Raises:
         DataError: A source can't be read, fits no layout, or leaves nothing to train on.
     """
-    import numpy
-
     notes = Notes()
     readers, evaluated = _training_readers(data, progress, notes), _held_out_reader(data, notes)
     for reader in [*readers, *([evaluated] if evaluated else [])]:
         reader.open()
     examples = ExampleRows.of(example for reader in readers for example in reader.examples())
+    import numpy  # a missing file or a bad row is reported without the second that this takes
+
     layouts = _layouts(readers)
     if layouts[0] == "text" and data.loss_on not in ("auto", "tokens"):
         clash = f"data.loss_on: {data.source_name()} is plain text, which has no answers"
