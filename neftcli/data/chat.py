@@ -15,9 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
-from functools import cache, cached_property
-from importlib.util import find_spec
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -27,6 +25,7 @@ from neftcli.data.formats import Example, Turn
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase
 from neftcli.models.names import Reference
+from neftcli.models.templates import DATE, own_template, training_template, with_fixed_date
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,9 +37,6 @@ Form = Literal["text", "parts"]
 Block = tuple[int, int]
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-DATE = date(2024, 7, 26)
-"""Replaces the current date in templates that write it, so that the same rows are the same tokens every day."""
 QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
 """Texts that no template writes by itself."""
 QUOTED, MOST_QUOTED = 0x10F000, 0xFFE
@@ -115,9 +111,9 @@ class ChatFormat:
     ) -> None:
         self.tokenizer, self.name, self._reasoning = tokenizer, name, reasoning
         own = own_template(tokenizer) if chats else ""
-        self.writes_date = DATE_CALL.search(own) is not None
-        self._own = _with_fixed_date(own)
-        self._training = _with_fixed_date(training_template(own) or own)
+        self.writes_date = with_fixed_date(own) != own
+        self._own = with_fixed_date(own)
+        self._training = with_fixed_date(training_template(own) or own)
         self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
         marked = (str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special)
         special = {*map(str, tokenizer.all_special_tokens), *marked} - {""}
@@ -557,31 +553,6 @@ def chat_format(
 ) -> ChatFormat:
     """The chat format of a recipe's rows with this tokenizer."""
     return ChatFormat(tokenizer, declared_stops, name=name, reasoning=recipe.data.reasoning, chats=layout != "text")
-
-
-def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template, of several named ones the default; empty if it has none."""
-    template: Any = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default", "")
-    return str(template or "")
-
-
-@cache
-def training_template(own: str) -> str:
-    """TRL's training variant of a chat template: the same rendering of a last turn, with marked answers; or empty."""
-    spec = find_spec("trl") if own else None
-    for place in spec.submodule_search_locations or () if spec else ():
-        for file in sorted((Path(place) / "chat_templates").glob("*_training.jinja")):
-            original = file.with_name(file.name.replace("_training.jinja", ".jinja"))
-            if original.is_file() and original.read_text(encoding="utf-8") == own:
-                return file.read_text(encoding="utf-8")
-    return ""
-
-
-def _with_fixed_date(template: str) -> str:
-    """The template with its calls for the current date replaced by a fixed date."""
-    return DATE_CALL.sub(lambda call: json.dumps(DATE.strftime(call[2])), template)
 
 
 def _parts(content: str) -> list[dict[str, str]]:

@@ -1,4 +1,6 @@
-"""The named chat templates, for models that have none or for reproducing the paper.
+"""Chat templates: the named ones, the model's own, and the one to train with.
+
+The named ones are for models that have none, or for reproducing the paper.
 
 `alpaca` is the prompt of Stanford Alpaca, word for word: it is a data format, and models tuned with other words are
 not comparable with the paper's. An Alpaca row's `input` travels as the key `input` of the user's message.
@@ -6,11 +8,19 @@ not comparable with the paper's. An Alpaca row's `input` travels as the key `inp
 
 from __future__ import annotations
 
+import json
+import re
+from datetime import date
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.recipe.nearest import exists, nearest_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ALPACA = (
     "{% for message in messages %}"
@@ -38,6 +48,9 @@ CHATML = (
 )
 
 NAMED = {"alpaca": ALPACA, "chatml": CHATML}
+DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+DATE = date(2024, 7, 26)
+"""Replaces the current date in templates that write it, so that the same rows are the same tokens every day."""
 
 
 def require_template(wanted: str | None) -> None:
@@ -94,3 +107,28 @@ def _read_template(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         said = f"model.chat_template: {file} is no UTF-8 text that can be read"
         raise ModelError(Problem(said, str(error), f"one of {', '.join(NAMED)}, or a Jinja file")) from None
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, of several named ones the default; empty if it has none."""
+    template: Any = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    return str(template or "")
+
+
+@cache
+def training_template(own: str) -> str:
+    """TRL's training variant of a chat template: the same rendering of a last turn, with marked answers; or empty."""
+    spec = find_spec("trl") if own else None
+    for place in spec.submodule_search_locations or () if spec else ():
+        for file in sorted((Path(place) / "chat_templates").glob("*_training.jinja")):
+            original = file.with_name(file.name.replace("_training.jinja", ".jinja"))
+            if original.is_file() and original.read_text(encoding="utf-8") == own:
+                return file.read_text(encoding="utf-8")
+    return ""
+
+
+def with_fixed_date(template: str) -> str:
+    """The template with its calls for the current date replaced by a fixed date."""
+    return DATE_CALL.sub(lambda call: json.dumps(DATE.strftime(call[2])), template)

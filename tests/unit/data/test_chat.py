@@ -18,11 +18,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from neftcli.data.chat import DATE, UNLIKE_PROMPT, ChatFormat, training_template
+from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat
 from neftcli.data.formats import Example, Turn
 from neftcli.data.tokens import IGNORED, TokenRow, prompt_token_ids, tokenize
 from neftcli.errors import DataError, ModelError
-from neftcli.models.templates import set_template
+from neftcli.models.templates import DATE, set_template, training_template
 from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
