@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,10 +40,17 @@ Block = tuple[int, int]
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
 """Texts that no template writes by itself."""
-QUOTED, MOST_QUOTED = 0x10F000, 0xFFE
-"""First of the private characters that replace special tokens in the data during rendering, and their number."""
-QUOTED_RUN = re.compile(f"([{chr(QUOTED)}-{chr(QUOTED + MOST_QUOTED)}])\\1*")
-THINK_END = "</think>"
+ESCAPE = 0x10F000
+"""First of the private characters that stand for special tokens in the data while a template is rendered.
+
+Before one of these characters in the data itself; each one after it stands for a character of a special token.
+"""
+MARK = 0xF8000
+"""First of the private characters that are put around each turn's content to find it in what a template renders."""
+THINK, THINK_END = "<think>", "</think>"
+THINKING_TOKENS = frozenset((THINK, THINK_END, "[THINK]", "[/THINK]"))
+"""In an answer they are the reasoning as the model writes it, also if the tokenizer calls them special."""
+THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
 WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
 UNLIKE_PROMPT = "the text before the last answer differs from the prompt that generation starts from"
@@ -81,6 +89,59 @@ class Rendering:
     remarks: tuple[str, ...] = ()
 
 
+class _Marks:
+    """Where the turns of a conversation stand in its rendering.
+
+    It is rendered once more with a private character on each side of every content, if anything asks. Nothing is known
+    if that changes what the template writes.
+
+    Attributes:
+        starts: Place of a turn to the first character of its content.
+        ends: Place of a turn to the character after its content.
+        missing: Places of turns whose content isn't rendered.
+    """
+
+    def __init__(self, chat: ChatFormat, example: Example, text: str, turns: int | None = None) -> None:
+        self._chat, self._example, self._text, self._turns = chat, example, text, turns
+
+    @cached_property
+    def _found(self) -> dict[int, int]:
+        """The character at which each mark stands that is there once."""
+        try:
+            marked = self._chat.marked(self._example, self._turns, self._turns is not None)
+        except DataError:
+            marked = ""
+        last = MARK + 2 * len(self._example.turns)
+        found: dict[int, int] = {}
+        twice = set()
+        for number, mark in enumerate(re.finditer(f"[{chr(MARK)}-{chr(last)}]", marked)):
+            index = ord(mark[0]) - MARK
+            if found.setdefault(index, mark.start() - number) != mark.start() - number:
+                twice.add(index)
+        self._is_known = re.sub(f"[{chr(MARK)}-{chr(last)}]", "", marked) == self._text
+        self._seen = set(found)
+        return {index: at for index, at in found.items() if index not in twice} if self._is_known else {}
+
+    @cached_property
+    def starts(self) -> dict[int, int]:
+        return {index // 2: at for index, at in self._found.items() if index % 2 == 0}
+
+    @cached_property
+    def ends(self) -> dict[int, int]:
+        return {index // 2: at for index, at in self._found.items() if index % 2}
+
+    @cached_property
+    def missing(self) -> set[int]:
+        places = range(len(self._example.turns[: self._turns]))
+        self._found  # noqa: B018 - renders
+        return {place for place in places if self._is_known and self._seen.isdisjoint((2 * place, 2 * place + 1))}
+
+    @property
+    def ends_if_known(self) -> dict[int, int]:
+        """The ends if something has asked for them already."""
+        return self.ends if "_found" in self.__dict__ else {}
+
+
 class ChatFormat:
     """A tokenizer with its chat template and the tokens that end an answer.
 
@@ -115,10 +176,14 @@ class ChatFormat:
         self._own = with_fixed_date(own)
         self._training = with_fixed_date(training_template(own) or own)
         self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
-        marked = (str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special)
-        special = {*map(str, tokenizer.all_special_tokens), *marked} - {""}
-        self._special = sorted(special, key=len, reverse=True)[:MOST_QUOTED]  # longest first: some begin with others
-        self._special_pattern = re.compile("|".join(map(re.escape, self._special)))
+        self._special = _special_texts(tokenizer)
+        letters = sorted(set("".join(self._special)))
+        self._hidden = {ord(letter): chr(ESCAPE + 1 + index) for index, letter in enumerate(letters)}
+        self._letters = {hidden: chr(letter) for letter, hidden in self._hidden.items()}
+        hidden = f"{chr(ESCAPE)}-{chr(ESCAPE + len(letters))}"
+        self._to_quote = re.compile("|".join((f"[{hidden}]", *map(re.escape, self._special))))
+        self._to_unquote = re.compile(f"{chr(ESCAPE)}(.)|[{hidden}]")
+        self._quotes = re.compile(f"((?:{chr(ESCAPE)}.|[{hidden}])+)")
         self._forms: tuple[Form, Form] = ("text", "text")
         declared = {index for index in declared_stops if index in self._added}
         self.stops = frozenset({int(tokenizer.eos_token_id)} | declared)
@@ -154,40 +219,30 @@ class ChatFormat:
         """A special token of this tokenizer that occurs as text in the row, or an empty string."""
         texts = [example.text]
         for turn in example.turns:
-            texts += [turn.content, turn.context, turn.reasoning, turn.tool_calls]
-        found = (self._special_pattern.search(text) for text in texts if text)
-        return next((match[0] for match in found if match), "")
+            texts += [turn.content, turn.context, turn.reasoning, turn.tool_calls, turn.name]
+        whole = "\n".join(texts)
+        return next((token for token in self._special if token in whole), "")
 
     def quoted(self, text: str) -> str:
-        """The text with each special token replaced by as many private characters.
+        """The text with private characters in place of each special token.
 
         A special token in the data is text, not the end of a turn, so it is tokenised as ordinary characters
         (`quoted_pieces`); templates must not see it either.
         """
-        return self._special_pattern.sub(
-            lambda match: chr(QUOTED + self._special.index(match[0])) * len(match[0]), text
-        )
+        return self._to_quote.sub(self._quote, text)
+
+    def _quote(self, found: re.Match[str]) -> str:
+        hidden = found[0] in self._letters or found[0] == chr(ESCAPE)
+        return chr(ESCAPE) + found[0] if hidden else found[0].translate(self._hidden)
 
     def quoted_pieces(self, text: str) -> list[tuple[str, bool]]:
-        """Split the text into (piece, is a special token of the data); special tokens are as they were written."""
-        pieces: list[tuple[str, bool]] = []
-        position = 0
-        for match in QUOTED_RUN.finditer(text):
-            if token := self._quoted_token(match[0]):
-                pieces += [(text[position : match.start()], False), (token, True)]
-                position = match.end()
-        pieces.append((text[position:], False))
-        return [piece for piece in pieces if piece[0]]
+        """The text in pieces, each with whether it is a special token of the data (given back as it was written)."""
+        pieces = self._quotes.split(text)
+        return [(self.unquoted(piece), bool(index % 2)) for index, piece in enumerate(pieces) if piece]
 
     def unquoted(self, text: str) -> str:
         """The text as it was before `quoted`."""
-        return "".join(piece for piece, _ in self.quoted_pieces(text))
-
-    def _quoted_token(self, run: str) -> str:
-        """The special tokens that a run of a private character replaces; empty if the data contains that character."""
-        index = ord(run[0]) - QUOTED
-        token = self._special[index] if index < len(self._special) else ""
-        return token * (len(run) // len(token)) if token and len(run) % len(token) == 0 else ""
+        return self._to_unquote.sub(lambda found: found[1] or self._letters.get(found[0], ""), text)
 
     # What the template renders
 
@@ -208,14 +263,15 @@ class ChatFormat:
             ModelError: The start of an answer can't be located.
         """
         text, blocks = self._render(self._training, example)
-        self._require_rendered(text, example)
+        marks = _Marks(self, example, text)
+        self._require_rendered(text, example, marks)
         places = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
         blocks = _one_each(blocks, len(places))
         answers: list[Answer] = []
         for number, place in enumerate(places):
             begin = answers[-1].end if answers else 0
             before = self._render(self._training, example, place, add_generation_prompt=True)[0]
-            start, end = self._answer(text, before, example, place, blocks[number] if blocks else None, begin)
+            start, end = self._answer(text, before, example, place, blocks[number] if blocks else None, begin, marks)
             answers.append(Answer(place, start, end, _is_learned(example, place, places, loss_on)))
         last = answers[-1]
         if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_texts):
@@ -224,7 +280,9 @@ class ChatFormat:
         prompt = before if self._training == self._own else self.prompt(example)
         return Rendering(text, tuple(answers), tuple(self._remarks(text, prompt, example, answers)))
 
-    def _answer(self, text: str, before: str, example: Example, place: int, block: Block | None, begin: int) -> Block:
+    def _answer(
+        self, text: str, before: str, example: Example, place: int, block: Block | None, begin: int, marks: _Marks
+    ) -> Block:
         """The first character of an answer and the one after its stop token.
 
         Args:
@@ -234,6 +292,7 @@ class ChatFormat:
             place: Index of the answer's turn.
             block: Its generation block, if the template marks them.
             begin: End of the answer before it.
+            marks: Places of the turns in the whole.
         """
         turn = example.turns[place]
         shared = _shared_prefix(before, text)
@@ -244,16 +303,24 @@ class ChatFormat:
             start = max(block[0], shared) if block[0] <= shared <= block[1] else block[0]
         elif shared == len(before):
             start = shared
-            upto = self._render(self._training, example, place + 1)[0]
-            limit = len(upto) if text.startswith(upto) else self._next_turn(text, example, place, start, visible)
+            last = place + 1 == len(example.turns)
+            upto = text if last else self._render(self._training, example, place + 1)[0]
+            ended = text.startswith(upto)
+            limit = len(upto) if ended else self._next_turn(text, example, place, start, visible, marks)
         else:
             asked = self.quoted(example.turns[place - 1].content) if place else ""
             asked_end = text.find(asked, begin) + len(asked) if asked in text[begin:] else len(text)
+            asked_end = marks.ends.get(place - 1, asked_end)
             # The prompt may end in more than the answer begins with, as with templates that open with <think>.
-            start = shared if shared >= asked_end else self._after_header(text, before, example, place, begin, visible)
-            limit = self._next_turn(text, example, place, start, visible)
+            if shared >= asked_end:
+                start = shared
+            else:
+                start = self._after_header(text, before, example, place, begin, visible, marks)
+            limit = self._next_turn(text, example, place, start, visible, marks)
         at = text.find(visible, start, limit) if visible else start
         after = at + len(visible) if at >= 0 else start
+        if start <= marks.ends_if_known.get(place, -1) <= limit:
+            after = marks.ends_if_known[place]
         if self._reasoning == "drop" and (empty := EMPTY_THINKING.match(text, start)):
             start = empty.end()  # which a template writes instead of the reasoning
         stop = min((at for text_ in self.stop_texts if (at := text.find(text_, after, limit)) >= 0), default=-1)
@@ -261,15 +328,19 @@ class ChatFormat:
             return start, stop + next(len(text_) for text_ in self.stop_texts if text.startswith(text_, stop))
         return start, start + len(text[start:limit].rstrip())
 
-    def _next_turn(self, text: str, example: Example, place: int, start: int, visible: str) -> int:
+    def _next_turn(self, text: str, example: Example, place: int, start: int, visible: str, marks: _Marks) -> int:
         """The latest start of the turn after an answer, if the template renders turns depending on later ones."""
+        if place + 1 in marks.starts:
+            return marks.starts[place + 1]
         after = text.find(visible, start) + len(visible) if visible else start
         for turn in example.turns[place + 1 : place + 2]:
             if (at := text.find(self.quoted(turn.content), after)) >= 0:
                 return at
         return len(text)
 
-    def _after_header(self, text: str, before: str, example: Example, place: int, begin: int, visible: str) -> int:
+    def _after_header(
+        self, text: str, before: str, example: Example, place: int, begin: int, visible: str, marks: _Marks
+    ) -> int:
         """The start of an answer if the template renders earlier turns depending on later ones.
 
         Raises:
@@ -278,6 +349,10 @@ class ChatFormat:
         asked = self.quoted(example.turns[place - 1].content) if place else ""
         header = before[before.rfind(asked) + len(asked) :] if asked and asked in before else ""
         at = text.find(header, text.find(asked, begin)) if header else -1
+        if place - 1 in marks.ends:
+            prompt = _Marks(self, example, before, place)
+            header = before[prompt.ends.get(place - 1, len(before) - len(header)) :]
+            at = text.find(header, marks.ends[place - 1]) if header else -1
         if at < 0 or (visible and text.find(visible, at) < 0):
             raise ModelError(
                 Problem(
@@ -300,18 +375,23 @@ class ChatFormat:
         if turn.role == "assistant":
             while content.endswith(self.stop_texts):  # the template writes the stop token
                 content = content.removesuffix(next(t for t in self.stop_texts if content.endswith(t))).rstrip()
-            if self._reasoning == "drop" and content.startswith("<think>"):
-                content = content.rpartition(THINK_END)[2].strip()
+            while self._reasoning == "drop" and content.startswith(THINK) and THINK_END in content:
+                rest = content.partition(THINK_END)[2]
+                content = (rest if THINK in rest else content.rpartition(THINK_END)[2]).strip()
         return self.quoted(content)
 
-    def _messages(self, turns: Sequence[Turn], *, arguments_as_text: bool = False) -> list[dict[str, Any]]:
-        """The turns as a template takes them."""
+    def _messages(
+        self, turns: Sequence[Turn], *, arguments_as_text: bool = False, marked: bool = False
+    ) -> list[dict[str, Any]]:
+        """The turns as a template takes them; if `marked`, with a private character on each side of their contents."""
         knows_input = "['input']" in self._own
         messages = []
-        for turn in turns:
+        for place, turn in enumerate(turns):
             content, context = self._content(turn), self.quoted(turn.context)
             if context and not knows_input:
                 content = f"{content}\n\n{context}"
+            if marked and content:
+                content = f"{chr(MARK + 2 * place)}{content}{chr(MARK + 2 * place + 1)}"
             form = self._forms[turn.role == "assistant"]
             message: dict[str, Any] = {"role": turn.role, "content": content if form == "text" else _parts(content)}
             if context and knows_input:
@@ -323,14 +403,24 @@ class ChatFormat:
                 for call in message["tool_calls"] if arguments_as_text else ():
                     call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
             if turn.name:
-                message["name"] = turn.name
+                message["name"] = self.quoted(turn.name)
             if turn.tool_call_id:
-                message["tool_call_id"] = turn.tool_call_id
+                message["tool_call_id"] = self.quoted(turn.tool_call_id)
             messages.append(message)
         return messages
 
+    def marked(self, example: Example, turns: int | None, add_generation_prompt: bool) -> str:
+        """The first `turns` turns as training renders them, with a private character on each side of their contents."""
+        return self._render(self._training, example, turns, add_generation_prompt, marked=True)[0]
+
     def _render(
-        self, template: str, example: Example, turns: int | None = None, add_generation_prompt: bool = False
+        self,
+        template: str,
+        example: Example,
+        turns: int | None = None,
+        add_generation_prompt: bool = False,
+        *,
+        marked: bool = False,
     ) -> tuple[str, list[Block]]:
         """The first `turns` turns as text, all of them if None, and the template's generation blocks.
 
@@ -343,11 +433,12 @@ class ChatFormat:
         chosen = example.turns[:turns]
         try:
             try:
-                return self._rendered(template, self._messages(chosen), example.tools, add_generation_prompt)
+                messages = self._messages(chosen, marked=marked)
+                return self._rendered(template, messages, example.tools, add_generation_prompt)
             except TypeError:  # some templates want a call's arguments as text
                 if not any(turn.tool_calls for turn in chosen):
                     raise
-                messages = self._messages(chosen, arguments_as_text=True)
+                messages = self._messages(chosen, arguments_as_text=True, marked=marked)
                 return self._rendered(template, messages, example.tools, add_generation_prompt)
         except TemplateSyntaxError as error:
             raise ModelError(
@@ -371,7 +462,7 @@ class ChatFormat:
 
         (text,), blocks = render_jinja_template(
             conversations=[messages],
-            tools=json.loads(tools) if tools else None,
+            tools=json.loads(self.quoted(tools)) if tools else None,
             chat_template=template,
             return_assistant_tokens_mask=GENERATION.search(template) is not None,
             add_generation_prompt=add_generation_prompt,
@@ -381,7 +472,7 @@ class ChatFormat:
 
     # Whether all of a conversation is rendered
 
-    def _require_rendered(self, text: str, example: Example) -> None:
+    def _require_rendered(self, text: str, example: Example, marks: _Marks) -> None:
         """Check that the rendering contains every turn's text.
 
         Raises:
@@ -392,6 +483,26 @@ class ChatFormat:
             self._require(text, names, example.where, "the tools of a row", WITH_TOOLS)
         for index, turn in enumerate(example.turns):
             self._require_content(text, turn, f"{example.where}, turn {index + 1}")
+        # A text that stands elsewhere as well, in another turn or in the template's own words, is looked for by place.
+        contents = [_plain(self._content(turn)) for turn in example.turns]
+        everything = "\n".join((self._words, *contents, *(_plain(turn.context) for turn in example.turns)))
+        for index, content in enumerate(contents):
+            if content and everything.count(content) > 1 and index in marks.missing:
+                turn, where = example.turns[index], f"{example.where}, turn {index + 1}"
+                self._refuse_turn(turn, where)
+
+    @cached_property
+    def _words(self) -> str:
+        """What the template writes by itself around a conversation."""
+        longer = Example(
+            (Turn("system", ARGUMENT), *_PROBE, Turn("user", ARGUMENT), Turn("assistant", ARGUMENT)), "", ""
+        )
+        for example in (longer, Example(_PROBE, "", "")):
+            try:
+                return _plain(self._render(self._training, example, add_generation_prompt=True)[0])
+            except DataError:  # it has no system turn
+                continue
+        return ""
 
     def _remarks(self, text: str, prompt: str, example: Example, answers: Sequence[Answer]) -> list[str]:
         """Remarks on how a conversation is rendered.
@@ -409,12 +520,17 @@ class ChatFormat:
                 names = [str(name) for call in calls for name in (call.get("name", ""), *_keys(call.get("arguments")))]
                 self._require(shown, names, where, "tool calls", WITH_TOOLS)
             thought = turn.reasoning if self._reasoning == "learn" else ""
-            if thought and not _occurs_in(self.quoted(thought), shown):
+            if thought and not _stands_in(self.quoted(thought), shown):
                 if answer is last or not re.search("reasoning|thinking", self._training):
                     remedy = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
                     self._require(shown, [thought], where, "an answer's reasoning", remedy)
                 forgotten += 1
-            forgotten += THINK_END in content and content not in text
+            thought = content.rpartition(THINK_END)[0].removeprefix(THINK).strip()
+            if thought and content not in text and not _stands_in(thought, shown):
+                if answer is last:
+                    remedy = "--set data.reasoning=drop" if content.startswith(THINK) else OTHER_TEMPLATE
+                    self._refuse(self.unquoted(thought), where, "an answer's reasoning", remedy)
+                forgotten += 1
         remarks = []
         if forgotten:
             turns = "turns" if forgotten > 1 else "turn"
@@ -425,20 +541,32 @@ class ChatFormat:
 
     def _require_content(self, text: str, turn: Turn, where: str) -> None:
         content = self._content(turn)
-        visible = content.rpartition(THINK_END)[2].strip() if turn.role == "assistant" else content
-        spellings = (content, visible, json.dumps(content, ensure_ascii=False)[1:-1])
-        if not any(_occurs_in(spelling, text) for spelling in spellings):
-            role = {"assistant": "answer", "user": "question"}.get(turn.role, f"{turn.role} turn")
-            self._require(text, [content], where, f"the {role}", OTHER_TEMPLATE)
+        visible = content.rpartition(THINK_END)[2] if turn.role == "assistant" else content
+        spellings = (content, visible.strip(), json.dumps(content, ensure_ascii=False)[1:-1])
+        if not any(_stands_in(spelling, text) for spelling in spellings):
+            self._refuse_turn(turn, where)
+        if visible != content and content not in text:
+            remedy = f"{OTHER_TEMPLATE}, or rows whose answers have {THINK} at their beginning alone"
+            for said in THINKING.split(content):
+                if THINK_END not in said and not _stands_in(said.strip(), text):
+                    self._refuse(self.unquoted(said.strip()), where, f"an answer's text before {THINK}", remedy)
         if turn.context:
             self._require(text, [turn.context], where, "the input", OTHER_TEMPLATE)
 
+    def _refuse_turn(self, turn: Turn, where: str) -> NoReturn:
+        """Raises the error of a template that leaves a turn out."""
+        role = {"assistant": "answer", "user": "question"}.get(turn.role, f"{turn.role} turn")
+        self._refuse(turn.content, where, f"the {role}", OTHER_TEMPLATE)
+
     def _require(self, text: str, wanted: Iterable[str], where: str, what: str, remedy: str) -> None:
-        """Raise the error of a template that leaves one of the wanted texts out."""
-        for part in wanted:
-            if not _occurs_in(self.quoted(part), text):
-                name = self.name or "the chat template"
-                raise DataError(Problem(f"{where}: {name} does not render {what}", part[:60], remedy))
+        """Raises the error of a template that leaves one of the wanted texts out."""
+        for one in wanted:
+            if not _stands_in(self.quoted(one), text):
+                self._refuse(one, where, what, remedy)
+
+    def _refuse(self, text: str, where: str, what: str, remedy: str) -> NoReturn:
+        name = self.name or "the chat template"
+        raise DataError(Problem(f"{where}: {name} does not render {what}", text[:60], remedy))
 
     # What is found out about a template once
 
@@ -555,6 +683,16 @@ def chat_format(
     return ChatFormat(tokenizer, declared_stops, name=name, reasoning=recipe.data.reasoning, chats=layout != "text")
 
 
+def _special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The special tokens of a tokenizer as text, the longest first: named ones, and added ones that are special.
+
+    Most control tokens of a chat template (Llama 3's `<|start_header_id|>`, Mistral's `[INST]`) have no name.
+    """
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    texts = {str(token) for token in tokenizer.all_special_tokens if token} | added
+    return tuple(sorted(texts - THINKING_TOKENS - {""}, key=lambda text: (-len(text), text)))
+
+
 def _parts(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
 
@@ -580,7 +718,8 @@ def _shared_prefix(before: str, text: str) -> int:
     """
     if text.startswith(before):
         return len(before)
-    shared = next(index for index, letter in enumerate(before) if text[index : index + 1] != letter)
+    # The length of what both begin with: halved and not letter by letter, since long conversations have many answers.
+    shared = bisect_left(range(len(before)), True, key=lambda length: not text.startswith(before[: length + 1]))
     return max(text.rfind(mark, 0, shared) for mark in ">\n") + 1
 
 
@@ -594,8 +733,13 @@ def _is_learned(example: Example, place: int, places: Sequence[int], loss_on: Lo
     return place >= example.completion if loss_on in ("auto", "completion") else True
 
 
-def _occurs_in(wanted: str, text: str) -> bool:
-    return wanted in text or " ".join(wanted.split()).casefold() in " ".join(text.split()).casefold()
+def _stands_in(wanted: str, text: str) -> bool:
+    return wanted in text or _plain(wanted) in _plain(text)
+
+
+def _plain(text: str) -> str:
+    """A text to compare, whatever its white space and its capital letters."""
+    return " ".join(text.split()).casefold()
 
 
 def _function(call: Any) -> dict[str, Any]:

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 class Continuation:
     """Tokenises text that follows other text.
 
-    Some tokenizers put a space before every text they are given. What follows other text has none, unless it follows a
-    special token, which those tokenizers take for a new text.
+    Some tokenizers put a space before every text they are given. What follows other text has none, unless it follows an
+    added token, after which those tokenizers begin a new text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+
+    @cached_property
+    def _added(self) -> dict[int, str]:
+        return {index: text for text, index in self._tokenizer.get_added_vocab().items()}
 
     @cached_property
     def _backend(self) -> Any:
@@ -46,10 +50,10 @@ class Continuation:
         if not before:
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
             return ids
-        last = str(self._tokenizer.convert_ids_to_tokens([before[-1]])[0])
-        if last in self._tokenizer.all_special_tokens:
+        if last := self._added.get(before[-1]):
             ids = self._tokenizer(last + text, add_special_tokens=False)["input_ids"]
-            return ids[1:]
+            if ids[:1] == [before[-1]]:  # not so if the token is white space that grows with what follows
+                return ids[1:]
         self._backend.encode_special_tokens = False
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return ids

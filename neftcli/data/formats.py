@@ -25,7 +25,7 @@ from neftcli.data.example import Example, Turn, UnusableRow
 from neftcli.data.notes import Notes, has_value, shown
 from neftcli.data.readers import Row
 from neftcli.data.rewriting import jq, jq_key
-from neftcli.data.suggestions import flattened, suggested
+from neftcli.data.suggestions import flattened, suggested, turns_of
 from neftcli.data.tool_calls import read_tools
 from neftcli.data.turns import (
     MARKS,
@@ -55,8 +55,6 @@ __all__ = [
 Format: TypeAlias = str  # the name of a layout
 MOST_LETTERS = 300
 BESIDE_CONVERSATIONS = ("system", "tools", "functions")
-QUESTION_KEYS = ("human", "user", "question", "prompt", "instruction", "input")
-ANSWER_KEYS = ("assistant", "gpt", "bot", "answer", "response", "completion", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,13 +470,7 @@ def _into_turns(value: list[Any], own: str, where: str) -> str:
         role = 'if .key % 2 == 0 then "user" else "assistant" end'
         turns = f"{{messages: [{key} | to_entries[] | {{role: ({role}), content: .value}}]}}"
         return f"{jq(where, turns)}    if question and answer take turns"
-    first = value[0] if isinstance(value[0], dict) else {}
-    question = next((name for name in QUESTION_KEYS if isinstance(first.get(name), str)), None)
-    answer = next((name for name in ANSWER_KEYS if isinstance(first.get(name), str)), None)
-    if question and answer:
-        turns = f'{{role: "user", content: {jq_key(question)}}}, {{role: "assistant", content: {jq_key(answer)}}}'
-        return jq(where, f"{{messages: [{key}[] | {turns}]}}")
-    return ""
+    return turns_of(value, own, where)
 
 
 def _parsed_list(text: str) -> Any:

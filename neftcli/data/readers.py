@@ -75,9 +75,17 @@ def read_file(file: DataFile, sample_by: str = "paragraph") -> Iterator[Row]:
         sample_by: What a row of running text is: a paragraph, a line, or the whole document.
 
     Raises:
-        DataError: A row can't be read, with its line; or the file holds none.
+        DataError: The file or a row can't be read, with its line; or the file holds none.
     """
-    reader = READERS[ending(file.path)]
+    try:
+        yield from _read_file(file, READERS[ending(file.path)], sample_by)
+    except OSError as error:  # a link to nothing, a file of somebody else, a bad disk
+        link = f"it links to {file.path.readlink()}" if file.path.is_symlink() else f"ls -l {quote(str(file.path))}"
+        said = error.strerror or str(error) or type(error).__name__
+        raise DataError(Problem(f"{file.name}: the file can't be read", said, link)) from None
+
+
+def _read_file(file: DataFile, reader: Reader, sample_by: str) -> Iterator[Row]:
     if file.size() == 0:
         raise DataError(Problem(f"{file.name}: the file is empty", "0 bytes", reader.wanted))
     rows = 0

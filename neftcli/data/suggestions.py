@@ -20,6 +20,8 @@ SYSTEMS = ("system", "system_prompt", "system_message")
 TEXTS = ("content", "document", "article", "body", "passage", "story", "code", "raw", "raw_content", "chat")
 ONE_CONVERSATION = '{"messages": [{"role": ..., "content": ...}, ...]}'
 YAML_WORDS = ("yes", "no", "on", "off", "true", "false", "null")
+QUESTION_KEYS = ("human", "user", "question", "prompt", "instruction", "input")
+ANSWER_KEYS = ("assistant", "gpt", "bot", "answer", "response", "completion", "output")
 INNER_TEXTS = ("text", "content", "value", "answer", "response", "output", "completion")
 
 
@@ -62,9 +64,26 @@ def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str,
         return f"{jq(where, f'{jq_key(own)} |= {path}')}    since nested lists cannot be mapped; then {pair}"
     for name, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
+            if turns := turns_of(value, columns.get(name, name), where):
+                return turns
             return f"{jq(where, f'{jq_key(columns.get(name, name))}[]')}    makes a row of each object in {name}"
     text = _column(values, TEXTS, (), str)
     return mapping({"text": text}, columns) if text else ""
+
+
+def turns_of(value: list[Any], own: str, where: str) -> str:
+    """The command that makes turns of objects that are turns in an unusual form, or nothing.
+
+    Either each holds a question and its answer, or a role and, nested, a text (Gemini's `parts`).
+    """
+    first = value[0] if value and isinstance(value[0], dict) else {}
+    question = next((name for name in QUESTION_KEYS if isinstance(first.get(name), str)), None)
+    answer = next((name for name in ANSWER_KEYS if isinstance(first.get(name), str)), None)
+    if question and answer:
+        turns = f'{{role: "user", content: {jq_key(question)}}}, {{role: "assistant", content: {jq_key(answer)}}}'
+        return jq(where, f"{{messages: [{jq_key(own)}[] | {turns}]}}")
+    path = path_to_text({name: item for name, item in first.items() if name != "role"}) if "role" in first else ""
+    return jq(where, f"{{messages: [{jq_key(own)}[] | {{role, content: {path}}}]}}") if path else ""
 
 
 def question_column(values: Mapping[str, Any], without: Collection[str | None]) -> str | None:

@@ -109,12 +109,22 @@ def _parsed(value: Any, where: str) -> Any:
     if not value.strip():
         return {}
     try:
-        return json.loads(value)
+        return json.loads(value, object_pairs_hook=lambda pairs: _without_repeats(pairs, where))
     except (ValueError, RecursionError) as error:
         said = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep, or a huge number"
         raise DataError(
             Problem(f"{where} must be JSON: {said}", value[:LENGTH], "JSON text, or the object itself")
         ) from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        what = f"{where}: the key {repeated[:40]} is given twice in one object"
+        raise DataError(Problem(what, shown(values[repeated]), "one of them"))
+    return values
 
 
 def _text(value: Any, where: str) -> str:

@@ -447,3 +447,12 @@ def test_open_source_hub_offline_reads_the_cached_snapshot(monkeypatch: pytest.M
     assert "can't be reached on the hub" in refusal("owner/name")
     write({"s/data/train.jsonl": TRAIN, "s/data/test.jsonl": TEST})
     assert values("owner/name") == TRAIN
+
+
+def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    """A link to nothing among a folder's files is named, with where it leads."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").symlink_to("nowhere.jsonl")
+    said = refusal("rows")
+    assert said.startswith("rows/a.jsonl: the file can't be read")
+    assert "it links to nowhere.jsonl" in said

@@ -205,6 +205,10 @@ def test_tool_calls_keep_ids_and_texts() -> None:
     ("given", "expected"),
     [
         ([{"function": {"name": "f", "arguments": "{place"}}], "call 1: arguments must be JSON: "),
+        (
+            [{"function": {"name": "f", "arguments": '{"a": 1, "a": 2}'}}],
+            "call 1: arguments: the key a is given twice in one object",
+        ),
         ([{"function": {"name": "f", "arguments": "[1]"}}], "call 1: arguments must be an object, or its JSON text"),
         ([CALL, {"function": {"arguments": {}}}], "call 2 must have a name"),
         ([CALL | {"type": "custom"}], "call 1 is of an unknown type"),

@@ -374,3 +374,29 @@ def test_any_column_name_survives_the_command_line(name: str) -> None:
     """Quoted for the shell and for YAML."""
     values = {name: [*ASKED, *GOOD]}
     assert typed_columns(refused(values)[1]) == {"messages": name}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("conversation", [{"input": "q", "output": "a"}, {"input": "r", "output": "b"}]),
+        (
+            "contents",
+            [
+                {"role": role, "parts": [{"text": text}]}
+                for role, text in zip(("user", "model") * 2, "qarb", strict=True)
+            ],
+        ),
+    ],
+)
+def test_turns_in_an_unusual_form_are_kept_together(tmp_path: Path, column: str, value: Any) -> None:
+    """Capybara's pairs and Gemini's parts: the command makes one conversation of a row, not a row of each turn."""
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({column: value}))
+    with pytest.raises(DataError) as raised:
+        detect(Row({column: value}, f"{source}, line 1"), {})
+    command = next(line for line in str(raised.value).splitlines() if "jq -c" in line).split("try", 1)[1]
+    subprocess.run(["bash", "-c", command], check=True)
+    row = Row(json.loads((tmp_path / "new-rows.jsonl").read_text()), "new-rows.jsonl, line 1")
+    said = [(turn.role, turn.content) for turn in to_example(row, detect(row, {})).turns]
+    assert said == [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
