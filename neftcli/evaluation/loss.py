@@ -6,6 +6,7 @@ does not depend on its neighbours in the batch, up to the order of floating-poin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -85,9 +86,9 @@ def losses_as_they_come(
 
 
 def mean_loss(losses: Sequence[RowLoss]) -> float | None:
-    """Nats a token with loss; None without rows."""
+    """Nats a token with loss, whatever the order of the rows; None without rows."""
     tokens = sum(loss.tokens for loss in losses)
-    return sum(loss.negative_log_likelihood for loss in losses) / tokens if tokens else None
+    return math.fsum(loss.negative_log_likelihood for loss in losses) / tokens if tokens else None
 
 
 @torch.no_grad()

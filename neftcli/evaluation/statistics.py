@@ -7,6 +7,7 @@ holds for examples like these and for the two models at hand; it says nothing ab
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def estimate(
     """
     (sums,), counts = _examples([values], weights)
     low, high = _interval(sums, counts, _rounding(sums), seed, resamples)
-    return Estimate(float(_ratio(sums, counts)), low, high, sums.size)
+    value = math.fsum(sums) / (sums.size if counts is None else math.fsum(counts))  # whatever the examples' order
+    return Estimate(value, low, high, sums.size)
 
 
 def paired_difference(
