@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from neftcli.data.continuation import Continuation
 from neftcli.data.formats import Example, Turn
+from neftcli.data.marks import MARK, Marks
+from neftcli.data.quoting import Quoting
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase
 from neftcli.models.names import Reference
@@ -40,16 +42,7 @@ Block = tuple[int, int]
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
 """Texts that no template writes by itself."""
-ESCAPE = 0x10F000
-"""First of the private characters that stand for special tokens in the data while a template is rendered.
-
-Before one of these characters in the data itself; each one after it stands for a character of a special token.
-"""
-MARK = 0xF8000
-"""First of the private characters that are put around each turn's content to find it in what a template renders."""
 THINK, THINK_END = "<think>", "</think>"
-THINKING_TOKENS = frozenset((THINK, THINK_END, "[THINK]", "[/THINK]"))
-"""In an answer they are the reasoning as the model writes it, also if the tokenizer calls them special."""
 THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
 WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
@@ -79,7 +72,7 @@ class Rendering:
     """A conversation, rendered for training.
 
     Attributes:
-        text: What is tokenised; special tokens in the data are private characters (see `ChatFormat.quoted`).
+        text: What is tokenised; special tokens in the data are private characters (see `quoting.py`).
         answers: The assistant turns, in order.
         remarks: What the template does to earlier turns.
     """
@@ -87,59 +80,6 @@ class Rendering:
     text: str
     answers: tuple[Answer, ...]
     remarks: tuple[str, ...] = ()
-
-
-class _Marks:
-    """Where the turns of a conversation stand in its rendering.
-
-    It is rendered once more with a private character on each side of every content, if anything asks. Nothing is known
-    if that changes what the template writes.
-
-    Attributes:
-        starts: Place of a turn to the first character of its content.
-        ends: Place of a turn to the character after its content.
-        missing: Places of turns whose content isn't rendered.
-    """
-
-    def __init__(self, chat: ChatFormat, example: Example, text: str, turns: int | None = None) -> None:
-        self._chat, self._example, self._text, self._turns = chat, example, text, turns
-
-    @cached_property
-    def _found(self) -> dict[int, int]:
-        """The character at which each mark stands that is there once."""
-        try:
-            marked = self._chat.marked(self._example, self._turns, self._turns is not None)
-        except DataError:
-            marked = ""
-        last = MARK + 2 * len(self._example.turns)
-        found: dict[int, int] = {}
-        twice = set()
-        for number, mark in enumerate(re.finditer(f"[{chr(MARK)}-{chr(last)}]", marked)):
-            index = ord(mark[0]) - MARK
-            if found.setdefault(index, mark.start() - number) != mark.start() - number:
-                twice.add(index)
-        self._is_known = re.sub(f"[{chr(MARK)}-{chr(last)}]", "", marked) == self._text
-        self._seen = set(found)
-        return {index: at for index, at in found.items() if index not in twice} if self._is_known else {}
-
-    @cached_property
-    def starts(self) -> dict[int, int]:
-        return {index // 2: at for index, at in self._found.items() if index % 2 == 0}
-
-    @cached_property
-    def ends(self) -> dict[int, int]:
-        return {index // 2: at for index, at in self._found.items() if index % 2}
-
-    @cached_property
-    def missing(self) -> set[int]:
-        places = range(len(self._example.turns[: self._turns]))
-        self._found  # noqa: B018 - renders
-        return {place for place in places if self._is_known and self._seen.isdisjoint((2 * place, 2 * place + 1))}
-
-    @property
-    def ends_if_known(self) -> dict[int, int]:
-        """The ends if something has asked for them already."""
-        return self.ends if "_found" in self.__dict__ else {}
 
 
 class ChatFormat:
@@ -176,14 +116,7 @@ class ChatFormat:
         self._own = with_fixed_date(own)
         self._training = with_fixed_date(training_template(own) or own)
         self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
-        self._special = _special_texts(tokenizer)
-        letters = sorted(set("".join(self._special)))
-        self._hidden = {ord(letter): chr(ESCAPE + 1 + index) for index, letter in enumerate(letters)}
-        self._letters = {hidden: chr(letter) for letter, hidden in self._hidden.items()}
-        hidden = f"{chr(ESCAPE)}-{chr(ESCAPE + len(letters))}"
-        self._to_quote = re.compile("|".join((f"[{hidden}]", *map(re.escape, self._special))))
-        self._to_unquote = re.compile(f"{chr(ESCAPE)}(.)|[{hidden}]")
-        self._quotes = re.compile(f"((?:{chr(ESCAPE)}.|[{hidden}])+)")
+        self.quoting = Quoting(tokenizer)
         self._forms: tuple[Form, Form] = ("text", "text")
         declared = {index for index in declared_stops if index in self._added}
         self.stops = frozenset({int(tokenizer.eos_token_id)} | declared)
@@ -215,35 +148,6 @@ class ChatFormat:
         """The stop tokens as text."""
         return tuple(str(text) for text in self.tokenizer.convert_ids_to_tokens(sorted(self.stops)))
 
-    def special_text(self, example: Example) -> str:
-        """A special token of this tokenizer that occurs as text in the row, or an empty string."""
-        texts = [example.text]
-        for turn in example.turns:
-            texts += [turn.content, turn.context, turn.reasoning, turn.tool_calls, turn.name]
-        whole = "\n".join(texts)
-        return next((token for token in self._special if token in whole), "")
-
-    def quoted(self, text: str) -> str:
-        """The text with private characters in place of each special token.
-
-        A special token in the data is text, not the end of a turn, so it is tokenised as ordinary characters
-        (`quoted_pieces`); templates must not see it either.
-        """
-        return self._to_quote.sub(self._quote, text)
-
-    def _quote(self, found: re.Match[str]) -> str:
-        hidden = found[0] in self._letters or found[0] == chr(ESCAPE)
-        return chr(ESCAPE) + found[0] if hidden else found[0].translate(self._hidden)
-
-    def quoted_pieces(self, text: str) -> list[tuple[str, bool]]:
-        """The text in pieces, each with whether it is a special token of the data (given back as it was written)."""
-        pieces = self._quotes.split(text)
-        return [(self.unquoted(piece), bool(index % 2)) for index, piece in enumerate(pieces) if piece]
-
-    def unquoted(self, text: str) -> str:
-        """The text as it was before `quoted`."""
-        return self._to_unquote.sub(lambda found: found[1] or self._letters.get(found[0], ""), text)
-
     # What the template renders
 
     def prompt(self, example: Example) -> str:
@@ -263,7 +167,7 @@ class ChatFormat:
             ModelError: The start of an answer can't be located.
         """
         text, blocks = self._render(self._training, example)
-        marks = _Marks(self, example, text)
+        marks = Marks(self, example, text)
         self._require_rendered(text, example, marks)
         places = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
         blocks = _one_each(blocks, len(places))
@@ -281,7 +185,7 @@ class ChatFormat:
         return Rendering(text, tuple(answers), tuple(self._remarks(text, prompt, example, answers)))
 
     def _answer(
-        self, text: str, before: str, example: Example, place: int, block: Block | None, begin: int, marks: _Marks
+        self, text: str, before: str, example: Example, place: int, block: Block | None, begin: int, marks: Marks
     ) -> Block:
         """The first character of an answer and the one after its stop token.
 
@@ -308,7 +212,7 @@ class ChatFormat:
             ended = text.startswith(upto)
             limit = len(upto) if ended else self._next_turn(text, example, place, start, visible, marks)
         else:
-            asked = self.quoted(example.turns[place - 1].content) if place else ""
+            asked = self.quoting.quoted(example.turns[place - 1].content) if place else ""
             asked_end = text.find(asked, begin) + len(asked) if asked in text[begin:] else len(text)
             asked_end = marks.ends.get(place - 1, asked_end)
             # The prompt may end in more than the answer begins with, as with templates that open with <think>.
@@ -328,29 +232,29 @@ class ChatFormat:
             return start, stop + next(len(text_) for text_ in self.stop_texts if text.startswith(text_, stop))
         return start, start + len(text[start:limit].rstrip())
 
-    def _next_turn(self, text: str, example: Example, place: int, start: int, visible: str, marks: _Marks) -> int:
+    def _next_turn(self, text: str, example: Example, place: int, start: int, visible: str, marks: Marks) -> int:
         """The latest start of the turn after an answer, if the template renders turns depending on later ones."""
         if place + 1 in marks.starts:
             return marks.starts[place + 1]
         after = text.find(visible, start) + len(visible) if visible else start
         for turn in example.turns[place + 1 : place + 2]:
-            if (at := text.find(self.quoted(turn.content), after)) >= 0:
+            if (at := text.find(self.quoting.quoted(turn.content), after)) >= 0:
                 return at
         return len(text)
 
     def _after_header(
-        self, text: str, before: str, example: Example, place: int, begin: int, visible: str, marks: _Marks
+        self, text: str, before: str, example: Example, place: int, begin: int, visible: str, marks: Marks
     ) -> int:
         """The start of an answer if the template renders earlier turns depending on later ones.
 
         Raises:
             ModelError: The text between question and answer isn't found in the whole.
         """
-        asked = self.quoted(example.turns[place - 1].content) if place else ""
+        asked = self.quoting.quoted(example.turns[place - 1].content) if place else ""
         header = before[before.rfind(asked) + len(asked) :] if asked and asked in before else ""
         at = text.find(header, text.find(asked, begin)) if header else -1
         if place - 1 in marks.ends:
-            prompt = _Marks(self, example, before, place)
+            prompt = Marks(self, example, before, place)
             header = before[prompt.ends.get(place - 1, len(before) - len(header)) :]
             at = text.find(header, marks.ends[place - 1]) if header else -1
         if at < 0 or (visible and text.find(visible, at) < 0):
@@ -378,7 +282,7 @@ class ChatFormat:
             while self._reasoning == "drop" and content.startswith(THINK) and THINK_END in content:
                 rest = content.partition(THINK_END)[2]
                 content = (rest if THINK in rest else content.rpartition(THINK_END)[2]).strip()
-        return self.quoted(content)
+        return self.quoting.quoted(content)
 
     def _messages(
         self, turns: Sequence[Turn], *, arguments_as_text: bool = False, marked: bool = False
@@ -387,7 +291,7 @@ class ChatFormat:
         knows_input = "['input']" in self._own
         messages = []
         for place, turn in enumerate(turns):
-            content, context = self._content(turn), self.quoted(turn.context)
+            content, context = self._content(turn), self.quoting.quoted(turn.context)
             if context and not knows_input:
                 content = f"{content}\n\n{context}"
             if marked and content:
@@ -397,15 +301,15 @@ class ChatFormat:
             if context and knows_input:
                 message["input"] = context
             if turn.reasoning and self._reasoning == "learn":
-                message["reasoning_content"] = self.quoted(turn.reasoning)
+                message["reasoning_content"] = self.quoting.quoted(turn.reasoning)
             if turn.tool_calls:
-                message["tool_calls"] = json.loads(self.quoted(turn.tool_calls))
+                message["tool_calls"] = json.loads(self.quoting.quoted(turn.tool_calls))
                 for call in message["tool_calls"] if arguments_as_text else ():
                     call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
             if turn.name:
-                message["name"] = self.quoted(turn.name)
+                message["name"] = self.quoting.quoted(turn.name)
             if turn.tool_call_id:
-                message["tool_call_id"] = self.quoted(turn.tool_call_id)
+                message["tool_call_id"] = self.quoting.quoted(turn.tool_call_id)
             messages.append(message)
         return messages
 
@@ -462,7 +366,7 @@ class ChatFormat:
 
         (text,), blocks = render_jinja_template(
             conversations=[messages],
-            tools=json.loads(self.quoted(tools)) if tools else None,
+            tools=json.loads(self.quoting.quoted(tools)) if tools else None,
             chat_template=template,
             return_assistant_tokens_mask=GENERATION.search(template) is not None,
             add_generation_prompt=add_generation_prompt,
@@ -472,7 +376,7 @@ class ChatFormat:
 
     # Whether all of a conversation is rendered
 
-    def _require_rendered(self, text: str, example: Example, marks: _Marks) -> None:
+    def _require_rendered(self, text: str, example: Example, marks: Marks) -> None:
         """Check that the rendering contains every turn's text.
 
         Raises:
@@ -520,7 +424,7 @@ class ChatFormat:
                 names = [str(name) for call in calls for name in (call.get("name", ""), *_keys(call.get("arguments")))]
                 self._require(shown, names, where, "tool calls", WITH_TOOLS)
             thought = turn.reasoning if self._reasoning == "learn" else ""
-            if thought and not _stands_in(self.quoted(thought), shown):
+            if thought and not _stands_in(self.quoting.quoted(thought), shown):
                 if answer is last or not re.search("reasoning|thinking", self._training):
                     remedy = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
                     self._require(shown, [thought], where, "an answer's reasoning", remedy)
@@ -529,7 +433,7 @@ class ChatFormat:
             if thought and content not in text and not _stands_in(thought, shown):
                 if answer is last:
                     remedy = "--set data.reasoning=drop" if content.startswith(THINK) else OTHER_TEMPLATE
-                    self._refuse(self.unquoted(thought), where, "an answer's reasoning", remedy)
+                    self._refuse(self.quoting.unquoted(thought), where, "an answer's reasoning", remedy)
                 forgotten += 1
         remarks = []
         if forgotten:
@@ -549,7 +453,7 @@ class ChatFormat:
             remedy = f"{OTHER_TEMPLATE}, or rows whose answers have {THINK} at their beginning alone"
             for said in THINKING.split(content):
                 if THINK_END not in said and not _stands_in(said.strip(), text):
-                    self._refuse(self.unquoted(said.strip()), where, f"an answer's text before {THINK}", remedy)
+                    self._refuse(self.quoting.unquoted(said.strip()), where, f"an answer's text before {THINK}", remedy)
         if turn.context:
             self._require(text, [turn.context], where, "the input", OTHER_TEMPLATE)
 
@@ -561,7 +465,7 @@ class ChatFormat:
     def _require(self, text: str, wanted: Iterable[str], where: str, what: str, remedy: str) -> None:
         """Raises the error of a template that leaves one of the wanted texts out."""
         for one in wanted:
-            if not _stands_in(self.quoted(one), text):
+            if not _stands_in(self.quoting.quoted(one), text):
                 self._refuse(one, where, what, remedy)
 
     def _refuse(self, text: str, where: str, what: str, remedy: str) -> NoReturn:
@@ -681,16 +585,6 @@ def chat_format(
 ) -> ChatFormat:
     """The chat format of a recipe's rows with this tokenizer."""
     return ChatFormat(tokenizer, declared_stops, name=name, reasoning=recipe.data.reasoning, chats=layout != "text")
-
-
-def _special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The special tokens of a tokenizer as text, the longest first: named ones, and added ones that are special.
-
-    Most control tokens of a chat template (Llama 3's `<|start_header_id|>`, Mistral's `[INST]`) have no name.
-    """
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    texts = {str(token) for token in tokenizer.all_special_tokens if token} | added
-    return tuple(sorted(texts - THINKING_TOKENS - {""}, key=lambda text: (-len(text), text)))
 
 
 def _parts(content: str) -> list[dict[str, str]]:

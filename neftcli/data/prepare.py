@@ -433,7 +433,7 @@ def prepare(
         unusable={reason: tuple(places) for reason, places in unusable.items()},
         duplicates=duplicates(examples.train),
         leaked=examples.leaked,
-        special_text=tuple(example.where for example in examples.train if chat.special_text(example)),
+        special_text=tuple(example.where for example in examples.train if chat.quoting.special_text(example)),
         train=count(train),
         held_out=count(held_out),
         fingerprint=fingerprint(examples.train, examples.held_out),

@@ -47,7 +47,7 @@ class TokenRow:
 def render_prompt(chat: ChatFormat, example: Example) -> str:
     """The text that generation starts from: everything before the last answer, or a plain text's first words."""
     if example.turns:
-        return chat.unquoted(chat.prompt(example))
+        return chat.quoting.unquoted(chat.prompt(example))
     begins = _beginning(chat)
     return begins + prompt_and_reference(example)[0].removeprefix(begins)
 
@@ -142,7 +142,7 @@ def _splits_at_answers(chat: ChatFormat, rendering: Rendering, text: str, offset
     begins = {begin for begin, end in offsets if end > begin}
     # A space before the answer may be in its first token, whatever the offsets say: some tokenizers trim them.
     split = all(answer.start in begins and text[answer.start - 1 : answer.start] != " " for answer in rendering.answers)
-    return split and not any(quotes for _, quotes in chat.quoted_pieces(text))
+    return split and not any(quotes for _, quotes in chat.quoting.pieces(text))
 
 
 def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], rendering: Rendering) -> list[int]:
@@ -171,7 +171,7 @@ def _in_pieces(chat: ChatFormat, text: str, spans: Sequence[tuple[int, int, bool
     ids: list[int] = []
     labels: list[int] = []
     for part in pairwise(bounds):
-        for piece, quotes in chat.quoted_pieces(text[slice(*part)]):
+        for piece, quotes in chat.quoting.pieces(text[slice(*part)]):
             new = chat.continuation.encode(piece, ids, as_characters=quotes)
             ids += new
             labels += new if part in learned else [IGNORED] * len(new)

@@ -267,11 +267,9 @@ def test_training_template_is_the_models_own_if_trl_has_none() -> None:
     assert training_template(own + " ") == training_template("") == ""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "diffusion_gemma"])  # its variant has other headers
 def test_chat_template_that_trl_does_not_know(name: str) -> None:
     """A template that differs by a space is read by rendering with and without the answer; the result is the same."""
-    if name == "diffusion_gemma":
-        pytest.skip("one of the two templates here whose training variant renders other headers")
     before, _, last = LEARNED[name]
     tokenizer = tokenizer_for(name)
     tokenizer.chat_template = "{# not TRL's #}" + tokenizer.chat_template
@@ -314,7 +312,7 @@ def test_quoted_with_hundreds_of_special_tokens() -> None:
     assert not {token for token in row.input_ids if token >= 256}
     assert learned(form, row) == "<|reserved_2|>!</s>"
     assert "a <|reserved_299|><|reserved_299|> b \U0010f000" in str(tokenizer.decode(row.input_ids))
-    assert form.special_text(example) == "<|reserved_299|>"
+    assert form.quoting.special_text(example) == "<|reserved_299|>"
 
 
 # Which answers are learned
@@ -527,7 +525,7 @@ def test_control_tokens_without_a_name_are_ordinary_characters_in_the_data() -> 
     plain = row_of(form, chat(Turn("system", "s"), *CALLED.turns, tools=TOOLS))
     assert row.input_ids.count(header) == plain.input_ids.count(header)
     assert str(tokenizer.decode(row.input_ids)).count(forged) == 6
-    assert form.special_text(chat(user(forged), assistant("a"))) in ("<|start_header_id|>", "<|end_header_id|>")
+    assert form.quoting.special_text(chat(user(forged), assistant("a"))) in ("<|start_header_id|>", "<|end_header_id|>")
 
 
 def test_special_tokens_more_than_there_are_bytes() -> None:
@@ -537,7 +535,7 @@ def test_special_tokens_more_than_there_are_bytes() -> None:
     set_template(tokenizer, "chatml")
     form = ChatFormat(tokenizer)
     text = "[T998][T1]\U0010f000\U0010f001[T7] \U0010ff00\U0010ff00\U000f8000\U000f8001 [T998"
-    assert form.unquoted(form.quoted(text)) == text
+    assert form.quoting.unquoted(form.quoting.quoted(text)) == text
     row = row_of(form, chat(user(text), assistant(text)))
     assert not [token for token in row.input_ids if token > tokenizer.convert_tokens_to_ids("[T0]")]
     assert learned(form, row).startswith(text)

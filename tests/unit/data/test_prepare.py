@@ -394,7 +394,7 @@ def test_prepared_rows_are_the_tokens_of_the_examples() -> None:
     assert done.counts.template == "a name"
     assert list(done.train) == list(tokenize(chat, examples.train, data.max_length))
     assert list(done.held_out) == list(tokenize(chat, examples.held_out, data.max_length))
-    assert not any(chat.special_text(example) for example in examples.train)
+    assert not any(chat.quoting.special_text(example) for example in examples.train)
 
 
 def test_preparing_leaves_the_examples_as_they_are() -> None:

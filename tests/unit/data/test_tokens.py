@@ -513,14 +513,14 @@ def test_a_plain_text_is_continued_from_its_first_words() -> None:
 )
 def test_special_tokens_inside_text_are_found(example: Example, found: str) -> None:
     """A token written as text in a question, an input, an answer or a text is named."""
-    assert ChatFormat(tiny_tokenizer(), chats=False).special_text(example) == found
+    assert ChatFormat(tiny_tokenizer(), chats=False).quoting.special_text(example) == found
 
 
 def test_a_special_token_of_the_chat_template_inside_text_is_found() -> None:
     """A turn that is forged in the data would otherwise look real."""
     forged = conversation(("user", "hi<|im_end|>"), ("assistant", "a"))
-    assert ChatFormat(own_chatml()).special_text(forged) == "<|im_end|>"
-    assert ChatFormat(with_template("alpaca")).special_text(forged) == ""
+    assert ChatFormat(own_chatml()).quoting.special_text(forged) == "<|im_end|>"
+    assert ChatFormat(with_template("alpaca")).quoting.special_text(forged) == ""
 
 
 @setups
