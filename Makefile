@@ -24,6 +24,7 @@ setup: $(VENV)/.installed  ## install neft, its tools and the small model into .
 
 demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in set and show the result
 	$(BIN)/neft train
+	@echo "to type such a command: . $(BIN)/activate"
 
 test: setup  ## the tests that a newcomer and CI run: minutes, no network
 	$(BIN)/python -m pytest -n auto

@@ -124,11 +124,15 @@ class _NotJson(Exception):  # noqa: N818 - the caller reports it with file and l
     def __init__(self, said: str, text: str, position: int) -> None:
         super().__init__(said)
         self.said = said
+        end = len(text.rstrip())
+        position = min(position, end)
         self.position = position
         self.line = text.count("\n", 0, position) + 1
         self.column = position - text.rfind("\n", 0, position)
-        self.typed = text[max(0, position - 30) : position + 30].replace("\n", " ").strip()
-        self.cut = "Unterminated" in said or position >= len(text.rstrip())
+        before, after = "..." if position > 30 else "", "..." if position + 30 < end else ""
+        excerpt = text[max(0, position - 30) : position + 30].replace("\n", " ").strip()
+        self.typed = f"{before}{excerpt}{after}"
+        self.cut = "Unterminated" in said or position >= end
 
 
 class _RepeatedKey(Exception):  # noqa: N818

@@ -102,6 +102,9 @@ def open_source(
 
 
 def _open_local(path: Path, split: str, config: str | None, sample_by: str, option: str) -> SourceRows:
+    if str(path) == "-" or (exists(path) and (path.is_fifo() or path.is_char_device())):
+        remedy = "cat > rows.jsonl, then --dataset rows.jsonl: rows are read more than once"
+        raise DataError(Problem("data: rows can't be read from a pipe", str(path), remedy))
     if not exists(path):
         near = nearest_path(path, [BUILTIN, *HUB_ALIASES])
         raise DataError(Problem("data: there is no file or folder of this name", str(path), KINDS, near))

@@ -68,7 +68,12 @@ def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str,
                 return turns
             return f"{jq(where, f'{jq_key(columns.get(name, name))}[]')}    makes a row of each object in {name}"
     text = _column(values, TEXTS, (), str)
-    return mapping({"text": text}, columns) if text else ""
+    if text:
+        return mapping({"text": text}, columns)
+    if len(values) == 2 and all(isinstance(value, str) for value in values.values()):
+        asked, answered = values
+        return f"{mapping({'prompt': asked, 'completion': answered}, columns)}    if {asked[:20]} is what is asked"
+    return ""
 
 
 def turns_of(value: list[Any], own: str, where: str) -> str:

@@ -86,8 +86,9 @@ def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
     if content is not None:
         run.write_json(MEASURED, content | {"settings": settings_key(recipe)})
     run.write_text(RECIPE, to_yaml(recipe))
-    # The folder on the node means nothing here: paths start from the current folder.
-    run.write_json(RECORD, {**run.read_json(RECORD), "recipe_sha256": fingerprint(recipe), FIELD: None})
+    record = {**run.read_json(RECORD), "recipe_sha256": fingerprint(recipe)}
+    record.pop(FIELD, None)  # the folder on the node means nothing here: paths start from the current folder
+    run.write_json(RECORD, record)
     newest, _ = Checkpoints(run.checkpoints, keep=sys.maxsize).newest()
     if newest is not None:
         (newest.path / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")

@@ -79,6 +79,10 @@ TWO = {"prompt": ["q"] * 5, "completion": ["a"] * 5}
 DATA = {
     "a malformed line": data("d/rows.jsonl", f"{ROW}{{'prompt': 'q'}}\n{ROW}"),
     "several malformed lines": data("rows.jsonl", f"nothing\n{ROW}[]\n7\n"),
+    "a line without its value": data("rows.jsonl", '{"prompt": "a question of some length", "completion": \n'),
+    "a pipe": Case(("train", "--dataset", "-")),
+    "answers without a name that is known": data("rows.jsonl", '{"Frage": "Warum?", "Antwort": "Darum."}\n'),
+    "questions alone": data("rows.jsonl", '{"prompt": "q"}\n'),
     "a truncated line": data("rows.jsonl", ROW + ROW[:30]),
     "a truncated list": data("rows.json", json.dumps(GOOD)[:-40]),
     "a key twice": data("rows.jsonl", '{"prompt": "q", "prompt": "another", "completion": "a"}\n'),

@@ -154,7 +154,8 @@ def data_notices(event: DataReady) -> list[str]:
     if event.leaked:
         notices.append(f"{event.leaked} training rows left out: their prompts are held out")
     if event.duplicates:
-        notices.append(f"{event.duplicates} rows repeat an earlier row, prompt and answer; they are kept")
+        repeat = "row repeats" if event.duplicates == 1 else "rows repeat"
+        notices.append(f"{event.duplicates} {repeat} an earlier row, prompt and answer; they are kept")
     if event.train.cut:
         notices.append(f"{rows(event.train.cut)} truncated at data.max_length; --max-length keeps more")
     if event.held_out.cut:
