@@ -238,13 +238,14 @@ def detect(row: Row, columns: Mapping[str, str], *, answers: bool = True) -> For
             if names.issuperset(layout.needs(needed)):
                 return layout.name
     lower = {name.strip().lower() for name in names}
+    hint = suggested(standard.values, columns, row.where, answers=answers)
     half = next((layout for layout in layouts if layout.answer and names.issuperset(layout.needs(False))), None)
-    lacks = f", and {half.answer} is missing" if half else ""
+    lacks = f", and {half.answer} is missing" if half and not hint else ""
     raise DataError(
         Problem(
             f"{row.where}: the columns fit no known layout{lacks}",
             _names(row),
-            suggested(standard.values, columns, row.where, answers=answers)
+            hint
             or "--set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
             "(layouts: text; prompt, completion; instruction, output; messages; conversations)",
             ", ".join(standard for standard in STANDARD if standard not in names and standard in lower),

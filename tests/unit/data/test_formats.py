@@ -94,13 +94,20 @@ def test_alpaca_goes_before_the_text_column_that_its_authors_ship() -> None:
     assert detect(row(instruction="q", input="", output="a", text="### Instruction: q"), {}) == "alpaca"
 
 
-@pytest.mark.parametrize("values", [{"a": "q", "b": "a"}, {"prompt": "q"}, {"instruction": "q"}])
-def test_unknown_columns_are_named(values: dict[str, str]) -> None:
-    """No layout is guessed from half of its columns; the mapping to type is shown."""
+@pytest.mark.parametrize(
+    ("values", "lacks"),
+    [
+        ({"a": "q", "b": "a", "c": "b"}, ""),
+        ({"prompt": "q"}, ", and completion is missing"),
+        ({"instruction": "q"}, ", and output is missing"),
+    ],
+)
+def test_unknown_columns_are_named(values: dict[str, str], lacks: str) -> None:
+    """No layout is guessed from half of its columns; what is missing and the mapping to type are shown."""
     with pytest.raises(DataError) as raised:
         detect(row(**values), {})
     assert str(raised.value) == (
-        "rows.jsonl, line 17: the columns fit no known layout\n"
+        f"rows.jsonl, line 17: the columns fit no known layout{lacks}\n"
         f"  received {', '.join(values)}\n"
         "  try      --set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
         "(layouts: text; prompt, completion; instruction, output; messages; conversations)"

@@ -301,7 +301,7 @@ TEXT_FILES = {
         "rows.jsonl",
         TRUNCATED,
         "rows.jsonl, line 2: not JSON: Unterminated string starting at (column 60)\n"
-        '  received al of France?", "completion": "The capi\n'
+        '  received ...al of France?", "completion": "The capi\n'
         "  try      the file ends within a row: fetch or write it again",
     ),
     "a list in a .jsonl": (
@@ -463,14 +463,14 @@ TEXT_FILES = {
         "rows.jsonl",
         GOOD + b'{"text": ' + b"1" * 5000 + b"}\n",
         "rows.jsonl, line 2: not JSON: nested too deep, or a number of thousands of digits (column 1)\n"
-        '  received {"text": 111111111111111111111\n'
+        '  received {"text": 111111111111111111111...\n'
         "  try      sed -n 2p rows.jsonl    shows the line",
     ),
     "lists in lists in lists": (
         "rows.json",
         b"[" * 100_000,
         "rows.json, line 1: not JSON: nested too deep, or a number of thousands of digits (column 1)\n"
-        "  received [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\n"
+        "  received [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[...\n"
         "  try      sed -n 1p rows.json    shows the line",
     ),
 }
