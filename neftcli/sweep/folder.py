@@ -27,6 +27,17 @@ INPUTS = {"data_sha256": "the rows", "model_fingerprint": "the model's files"}
 """What a run's record says of what it was trained on."""
 
 
+def require_free(folder: Path) -> None:
+    """Check that no other sweep is at work in the folder, before rows are read; `held` decides.
+
+    Raises:
+        InputError: Another sweep holds it.
+    """
+    if (folder / ".lock").is_file():
+        with held(folder):
+            pass
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Makes a sweep's folder and holds it; where nothing was started, takes away what was made, and nothing else.

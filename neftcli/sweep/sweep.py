@@ -24,7 +24,7 @@ from neftcli.recipe.loading import resolve, to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, write_whole
 from neftcli.sweep.asked import check, require_noise
 from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
-from neftcli.sweep.folder import explained, held, require_alike, require_same_inputs, require_same_sweep
+from neftcli.sweep.folder import explained, held, require_alike, require_free, require_same_inputs, require_same_sweep
 from neftcli.sweep.local import LocalEngine, Outcome, devices
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.splits import chooses
@@ -81,6 +81,8 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         for cell in plan_cells(base, request.layers)
     ]
     require_noise(base, cells)
+    if not request.dry_run:
+        require_free(folder)
     require_same_inputs(cells, *check(base, request, folder, observer))
     observer.notify(
         SweepStarted(str(folder), tuple(state_of(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
