@@ -121,7 +121,7 @@ def test_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], t
         shown = done.stdout.decode(encoding)
         if more:
             inspected = [json.loads(line) for line in shown.splitlines()]
-            texts = "".join(token["text"] for event in inspected for token in event.get("tokens", ()))
+            texts = "".join(span["text"] for event in inspected for span in event.get("spans", ()))
             assert "Größe" in texts
         else:
             assert ("\\xf6" if encoding == "ascii" else "ö") in shown
