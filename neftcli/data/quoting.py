@@ -45,7 +45,7 @@ class Quoting:
         return next((token for token in self._special if token in whole), "")
 
     def quoted(self, text: str) -> str:
-        """The text with private characters in place of each special token.
+        """Replace each special token in the text by private characters.
 
         A special token in the data is text, not the end of a turn, so it is tokenised as ordinary characters
         (`pieces`); templates must not see it either.
