@@ -214,7 +214,8 @@ def _not_reached(hub_id: str, error: Exception) -> DataError:
         Problem(
             f"data.source: the data set {hub_id} can't be reached on the hub, and is not in the local cache",
             with_settings(first_line(error)),
-            "go online once, or give a file; `hf auth login` for a private set",
+            "go online once (`hf auth login` for a private set), or where there is a network: "
+            f"hf download {hub_id} --repo-type dataset --local-dir FOLDER; then --dataset FOLDER",
             nearest_path(Path(hub_id)) if Path(hub_id).parent.is_dir() else "",
         )
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.models.names import ADAPTER, ALIASES, Reference, adapter_found
+from neftcli.recipe.schema import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,6 +165,8 @@ def _other_kind(settings: Settings) -> str:
     if causal is None:
         if sees_images or "vision_config" in settings:
             return "a vision-language model, of which transformers loads no text model alone"
+        if model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            return "an encoder: its attention is bidirectional"
         return "an audio model" if "audio_config" in settings else "a different kind of model"
     if model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not settings.get("is_decoder", False):
         return "an encoder: its attention is bidirectional (is_decoder is not set)"
@@ -238,6 +241,7 @@ def _require_trainable_weights(reference: Reference, settings: Settings, recipe:
     if not quantization:
         return
     method, received = quantization["quant_method"], _described(quantization)
+    double = bool(quantization.get("bnb_4bit_use_double_quant", False))
     name = reference.name
     if method != "bitsandbytes_4bit" or quantization.get("bnb_4bit_quant_type", "fp4") != "nf4":
         raise ModelError(
@@ -255,19 +259,25 @@ def _require_trainable_weights(reference: Reference, settings: Settings, recipe:
                 f"model.name: the weights of {name} are stored in 4 bits, so "
                 + ("LoRA on them is QLoRA" if lora else "they can't be trained in full"),
                 received,
-                "--qlora    trains a LoRA adapter on the 4-bit weights" + ("" if lora else f"; or {UNQUANTISED}"),
+                f"{_qlora(double)}    trains a LoRA adapter on the 4-bit weights"
+                + ("" if lora else f"; or {UNQUANTISED}"),
             )
         )
-    double = bool(quantization.get("bnb_4bit_use_double_quant", False))
     if double != recipe.quantization.double_quantization:
         raise ModelError(
             Problem(
                 f"quantization.double_quantization: the weights of {name} are stored in 4 bits "
                 f"{'with' if double else 'without'} it",
                 str(recipe.quantization.double_quantization).lower(),
-                f"--qlora --set quantization.double_quantization={str(double).lower()}",
+                _qlora(double),
             )
         )
+
+
+def _qlora(double: bool) -> str:
+    """Name the options that train on 4-bit weights with or without double quantisation."""
+    default = Quantization().double_quantization
+    return "--qlora" if double == default else f"--qlora --set quantization.double_quantization={str(double).lower()}"
 
 
 def _require_computable_weights(reference: Reference, settings: Settings) -> None:

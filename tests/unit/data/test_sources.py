@@ -649,4 +649,9 @@ except DataError as error:
         "data.source: the data set tatsu-lab/alpaca can't be reached on the hub, and is not in the local cache"
     )
     assert second.startswith("  received ")
-    assert third == ("  try      go online once, or give a file; `hf auth login` for a private set")
+    assert third.startswith(
+        "  try      go online once (`hf auth login` for a private set), or where there is a network: "
+    )
+    assert third.endswith(
+        ": hf download tatsu-lab/alpaca --repo-type dataset --local-dir FOLDER; then --dataset FOLDER"
+    )

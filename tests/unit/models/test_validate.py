@@ -47,7 +47,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "roberta", "architectures": ["RobertaForCausalLM"], "type_vocab_size": 1},
         "an encoder",
     ),
-    "distilbert": ({"model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"]}, "a different kind"),
+    "distilbert": ({"model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"]}, "an encoder"),
     "a classifier": ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "a classifier"),
     "a token classifier": ({"model_type": "qwen3", "architectures": ["Qwen3ForTokenClassification"]}, "a classifier"),
     "a reward model": ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "a reward model"),
@@ -147,7 +147,9 @@ def test_require_usable_double_quantization(tmp_path: Path) -> None:
     """The recipe must say what the weights are, or its record would be wrong."""
     stored = {"quant_method": "bitsandbytes", **NF4, "bnb_4bit_use_double_quant": False}
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=stored)
-    assert refusal(reference, QLORA).endswith("--qlora --set quantization.double_quantization=false")
+    options = "--qlora --set quantization.double_quantization=false"
+    assert refusal(reference, QLORA).endswith(options)
+    assert f"  try      {options}    trains" in refusal(reference, FULL), "one step to a command that trains"
     said = replace(QLORA, quantization=Quantization(type="nf4", double_quantization=False))
     require_usable(reference, said, trains=True)
 
