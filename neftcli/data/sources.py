@@ -19,7 +19,7 @@ from neftcli.data.remote import downloaded, is_remote, open_filesystem, require_
 from neftcli.data.text import DataFile
 from neftcli.errors import DataError, Problem, first_line
 from neftcli.machine.hub import with_settings
-from neftcli.recipe.nearest import at_home, exists, nearest_path
+from neftcli.recipe.nearest import at_home, closed_folder, exists, nearest_path
 
 BUILTIN = "builtin"
 BUILTIN_SPLITS = ("train", "held_out")
@@ -106,6 +106,8 @@ def _open_local(path: Path, split: str, config: str | None, sample_by: str, opti
         remedy = "cat > rows.jsonl, then --dataset rows.jsonl: rows are read more than once"
         raise DataError(Problem("data: rows can't be read from a pipe", str(path), remedy))
     if not exists(path):
+        if (closed := closed_folder(path)) is not None:
+            raise DataError(Problem(f"data: this user may not enter {closed}", str(path), "chmod +x on that folder"))
         near = nearest_path(path, [BUILTIN, *HUB_ALIASES])
         raise DataError(Problem("data: there is no file or folder of this name", str(path), KINDS, near))
     if path.is_dir():

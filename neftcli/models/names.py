@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neftcli.errors import ModelError, Problem
-from neftcli.recipe.nearest import at_home, exists, nearest_path
+from neftcli.recipe.nearest import at_home, closed_folder, exists, nearest_path
 
 Kind = Literal["hub", "folder", "gguf"]
 
@@ -209,6 +209,8 @@ def _on_the_hub(name: str, revision: str | None, path: Path) -> Reference:
     Raises:
         ModelError: No hub id looks like this.
     """
+    if (closed := closed_folder(path)) is not None:
+        raise ModelError(Problem(f"model.name: this user may not enter {closed}", name, "chmod +x on that folder"))
     if path.suffix == ".gguf":
         said = "model.name: there is no .gguf file of this name"
         raise ModelError(Problem(said, name, LIST, nearest_path(path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
@@ -17,6 +18,16 @@ def exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # too long, or with a NUL character
         return False
+
+
+def closed_folder(path: Path) -> Path | None:
+    """Return the first folder on the way to `path` that this user may not enter; None if there is none."""
+    for parent in reversed(path.absolute().parents):
+        if not exists(parent):
+            break
+        if not os.access(parent, os.X_OK):
+            return parent
+    return None
 
 
 def at_home(name: str) -> Path:

@@ -159,6 +159,12 @@ def test_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file: Path
         require_told(trained)
         assert trained.code == 0, trained.err
         assert not (place / "~").exists()
+        (place / "closed").mkdir(mode=0o700)
+        shutil.copytree(place / "tiny", place / "closed" / "tiny")
+        for option, name in (("--model", "closed/tiny"), ("--dataset", "closed/rows.jsonl")):
+            refused = run("train", "--model", "tiny", "--dataset", "rows.jsonl", option, name)
+            assert refused.code == 2
+            assert f"this user may not enter {place}/closed\n  received {name}" in refused.err
     finally:
         shutil.rmtree(place)
 
