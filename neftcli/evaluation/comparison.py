@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neftcli.evaluation.metrics import distinct_n
-from neftcli.evaluation.statistics import Better, Difference, estimate, holm, paired_difference, verdict
 from neftcli.events import Comparison, Estimated, MetricRow
+from neftcli.statistics.multiple import Better, adjust, verdict
+from neftcli.statistics.paired import FEWEST, PairedDifference, estimate, paired_difference
 
 if TYPE_CHECKING:
     from neftcli.evaluation.measure import Results
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 """One number for each example; NaN where it has none."""
 
-FEWEST = 6  # pairs; with fewer no p value is below 0.05, whatever the differences
 LOSS, WIN_RATE, MATCHED_WIN_RATE = "held-out loss", "win rate", "win rate, matched"
 
 
@@ -243,11 +243,11 @@ def _answered(questions: Sequence[_Question]) -> list[Comparison]:
         decidable = [place for place in kind if found[place].n >= FEWEST]
         found.update({place: _difference(questions[place], len(decidable)) for place in decidable})
         p_values = [p for place in decidable if (p := found[place].p) is not None]
-        adjusted.update(zip(decidable, holm(p_values), strict=True))
+        adjusted.update(zip(decidable, adjust(p_values), strict=True))
     return [_comparison(questions[place], difference, adjusted.get(place)) for place, difference in found.items()]
 
 
-def _comparison(question: _Question, difference: Difference, p_adjusted: float | None) -> Comparison:
+def _comparison(question: _Question, difference: PairedDifference, p_adjusted: float | None) -> Comparison:
     return Comparison(
         metric=question.name,
         against=question.against,
@@ -267,7 +267,7 @@ def _pairs(question: _Question) -> NDArray[np.bool_]:
     return ~(np.isnan(question.first) | np.isnan(question.second))
 
 
-def _difference(question: _Question, comparisons: int) -> Difference:
+def _difference(question: _Question, comparisons: int) -> PairedDifference:
     pairs = _pairs(question)
     weights = None if question.weights is None else question.weights[pairs]
     return paired_difference(question.first[pairs], question.second[pairs], weights, comparisons=comparisons)

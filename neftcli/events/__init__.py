@@ -27,6 +27,7 @@ from neftcli.events.evaluation import (
     EvaluationReport,
     MetricRow,
     SideBySide,
+    Significance,
 )
 from neftcli.events.sweep import ArmRow, CellEstimate, CellState, SweepEstimate, SweepReport, SweepStarted
 from neftcli.events.training import (
@@ -72,6 +73,7 @@ __all__ = [
     "RunFinished",
     "Sample",
     "SideBySide",
+    "Significance",
     "SourceCounts",
     "Span",
     "SplitCounts",

@@ -77,20 +77,42 @@ class MetricRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Significance:
+    """A 95 % confidence interval and p-values of a difference, within one scope.
+
+    Attributes:
+        low: Lower end of the interval, or None.
+        high: Its upper end.
+        p: Two-sided p-value, or None without a test.
+        p_adjusted: The same after Holm's correction over the comparisons of its kind.
+        verdict: lower, higher, not significant, or an empty string without a test.
+    """
+
+    low: float | None
+    high: float | None
+    p: float | None
+    p_adjusted: float | None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """The evaluated model against another, example by example.
+    """A model or an arm of a sweep compared with another one, prompt by prompt.
 
     Attributes:
         metric: The metric's name.
-        against: The other one's role.
-        difference: The evaluated model's value less the other one's.
-        low: Lower end of the difference's 95 % interval, or None.
+        against: The other one's role, or its name in a sweep.
+        difference: The first one's value less the other one's.
+        low: Lower end of the difference's 95 % confidence interval within `scope`, or None.
         high: Its upper end.
-        p: Two-sided p value of the paired test, or None.
+        p: Two-sided p-value of the paired test, or None.
         p_adjusted: The same after Holm's correction over the comparisons of its kind.
-        n: Examples that have the metric on both sides.
-        detectable: The smallest true difference that would be found with a power of 0.8, or None.
-        verdict: better, worse, higher, lower, not distinguishable, or an empty string without a test.
+        n: Distinct prompts that have the metric on both sides.
+        detectable: Minimum detectable effect: the true difference that is significant with a power of 0.8, or None.
+        verdict: better, worse, higher, lower, not significant, or an empty string without a test. An arm of a sweep is
+            better or worse only for new seeds; lower or higher says that of the seeds trained.
+        scope: these models, these seeds or new seeds.
+        these_seeds: Of an arm of a sweep that is compared over new seeds: what holds for the seeds trained.
     """
 
     metric: str
@@ -103,6 +125,8 @@ class Comparison:
     n: int
     detectable: float | None
     verdict: str
+    scope: str = "these models"
+    these_seeds: Significance | None = None
 
 
 @dataclass(frozen=True, slots=True)
