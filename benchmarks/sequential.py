@@ -75,7 +75,7 @@ class Statistics:
 class Rules:
     """One-sided levels, and the first seed after which they are applied."""
 
-    success: float = SUCCESS
+    success: float = SUCCESS / 2
     drop: float = DROP
     futility: float = FUTILITY
     first: int = FIRST_LOOK
@@ -94,7 +94,13 @@ class Outcome:
 
 
 def draw(
-    sweeps: int, prompts: int, seeds: int, effects: Sequence[float], spread: float, kind: str, generator: np.random.Generator
+    sweeps: int,
+    prompts: int,
+    seeds: int,
+    effects: Sequence[float],
+    spread: float,
+    kind: str,
+    generator: np.random.Generator,
 ) -> Array:
     """Draw the arms' values, higher being better: (sweeps, arms, seeds, prompts), the baseline first."""
     arms = len(effects) + 1
@@ -135,7 +141,9 @@ def statistics(values: Array) -> Statistics:
     return Statistics(gain, spread, prompt, residual, n)
 
 
-def margins(known: Statistics, reference: npt.NDArray[np.intp], counted: Mask, seeds: npt.NDArray[np.intp], tail: float) -> Array:
+def margins(
+    known: Statistics, reference: npt.NDArray[np.intp], counted: Mask, seeds: npt.NDArray[np.intp], tail: float
+) -> Array:
     """`crossed.margin` of each arm's difference from a reference arm, with the seeds' part pooled: (sweeps, arms).
 
     Args:
@@ -165,7 +173,9 @@ def margins(known: Statistics, reference: npt.NDArray[np.intp], counted: Mask, s
     return np.where(counted, result, np.inf)
 
 
-def apply_rules(known: Statistics, seeds: int, delta: float | None, rules: Rules | None) -> tuple[Mask, npt.NDArray[np.intp]]:
+def apply_rules(
+    known: Statistics, seeds: int, delta: float | None, rules: Rules | None
+) -> tuple[Mask, npt.NDArray[np.intp]]:
     """Apply the rules look by look; without rules nothing is stopped.
 
     Returns:

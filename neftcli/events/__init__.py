@@ -29,7 +29,15 @@ from neftcli.events.evaluation import (
     SideBySide,
     Significance,
 )
-from neftcli.events.sweep import ArmRow, CellEstimate, CellState, SweepEstimate, SweepReport, SweepStarted
+from neftcli.events.sweep import (
+    ArmRow,
+    CellEstimate,
+    CellState,
+    PowerPlan,
+    SweepEstimate,
+    SweepReport,
+    SweepStarted,
+)
 from neftcli.events.training import (
     Counterpart,
     Evaluated,
@@ -67,6 +75,7 @@ __all__ = [
     "PageWritten",
     "Phase",
     "Plan",
+    "PowerPlan",
     "Progress",
     "Resolved",
     "RowsReady",

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import NeftError, Preempted, Problem
+from neftcli.errors import InputError, NeftError, Preempted, Problem
+from neftcli.evaluation.comparison import LOSS
 from neftcli.events import (
     Advance,
     Evaluated,
@@ -26,7 +27,10 @@ from neftcli.sweep.asked import check, require_noise
 from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
 from neftcli.sweep.folder import explained, held, require_alike, require_free, require_same_inputs, require_same_sweep
 from neftcli.sweep.local import LocalEngine, Outcome, devices
-from neftcli.sweep.plan import Arm, Cell, plan_cells
+from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
+from neftcli.sweep.plan import Cell, arms_of, plan_cells
+from neftcli.sweep.results import METRIC_NAMES, SweepResults
+from neftcli.sweep.sequential import FIRST_LOOK, Decision, decide, stops_early
 from neftcli.sweep.standing import state_of, tell_of_others
 from neftcli.training.stopping import Stop, StopRequested, say_stopping
 
@@ -34,9 +38,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
     from neftcli.sweep.cluster import RayEngine
-    from neftcli.sweep.results import SweepResults
 
-RACED = 4  # seeds from which on a race saves something where arms are only worse
 GOES_ON = "    goes on: what is done is skipped"
 UNBEGUN: dict[str, Any] = {"step": 0, "loss": None, "measured": 0, "to_measure": 0, "remaining": None}
 
@@ -48,18 +50,18 @@ class Request:
     Attributes:
         layers: The recipe and what was typed over it.
         folder: The sweep's folder; None for one named after the recipe.
-        race: Give arms that can't be the best any more no further seeds.
         engine: local or ray.
         ray_address: The cluster, as ray.init takes it; None for one on this machine.
-        dry_run: Show the cells, how long they will take and what they share; train nothing.
+        dry_run: Show the cells, how long they will take, what they share and what they could detect; train nothing.
+        pilot: Folder of another sweep whose variance is used for that; None for the sweep's own folder.
     """
 
     layers: tuple[Layer, ...]
     folder: Path | None = None
-    race: bool = False
     engine: str = "local"
     ray_address: str | None = None
     dry_run: bool = False
+    pilot: Path | None = None
 
 
 def sweep(request: Request, observer: Observer) -> SweepReport | None:
@@ -80,21 +82,30 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         for cell in plan_cells(base, request.layers)
     ]
     require_noise(base, cells)
+    first = METRIC_NAMES.get(base.sweep.metrics[0], base.sweep.metrics[0])
+    no_default = resolve_delta(base.sweep.delta, first, gain=None) is None and first != LOSS
+    if request.pilot is not None and not request.dry_run:
+        raise InputError(Problem("--pilot plans a sweep and needs --dry-run", str(request.pilot), "--dry-run"))
     if not request.dry_run:
         require_free(folder)
-    require_same_inputs(cells, *check(base, request, folder, observer))
+    reference, examples = check(base, request, folder, observer)
+    require_same_inputs(cells, reference, examples)
     observer.notify(
         SweepStarted(str(folder), tuple(state_of(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )
     tell_of_others(folder, cells, observer)
     if not any(base.sweep.alphas):
         observer.notify(Notice("no arm has noise: the arms are measured, not compared"))
-    if request.race and base.sweep.seeds < RACED:
-        observer.notify(Notice(_hardly_a_race(base.sweep.seeds)))
+    if base.sweep.early_stopping == "always" and not stops_early(base.sweep):
+        observer.notify(Notice(f"early stopping saves nothing: the first look is after {FIRST_LOOK} seeds"))
+    if stops_early(base.sweep) and no_default:
+        observer.notify(Notice(f"the sweep does not stop for futility in {first} without a --delta in its unit"))
     if request.dry_run:
         from neftcli.sweep.estimate import estimate
+        from neftcli.sweep.pilot import plan_power
 
-        observer.notify(estimate(cells, request.engine, request.race, observer))
+        power = plan_power(base, cells, examples.held_out, request.pilot or folder, own=request.pilot is None)
+        observer.notify(replace(estimate(cells, request.engine, stops_early(base.sweep), observer), power=power))
         return None
     again = _again(folder, request, base)
     with explained(folder, f"{again}{GOES_ON}"), held(folder):
@@ -107,14 +118,6 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     return report
 
 
-def _hardly_a_race(seeds: int) -> str:
-    """What is said of a race over so few seeds."""
-    few = f"--race: {seeds} seed{'s' if seeds > 1 else ''}"
-    if seeds < RACED - 1:
-        return f"{few} can't save anything: an arm can only leave after two, if there is a third"
-    return f"{few} hardly save anything: after two, only an arm leaves that has gone wrong altogether"
-
-
 class _Sweep:
     """A sweep at work: its cells, where they stand, and who is told.
 
@@ -125,7 +128,7 @@ class _Sweep:
     def __init__(self, folder: Path, base: Recipe, cells: list[Cell], observer: Observer, again: str) -> None:
         self.folder, self.base, self.cells, self.observer, self.again = folder, base, cells, observer, again
         self.states = {cell.key: state_of(cell) for cell in cells}
-        self.dropped: list[Arm] = []
+        self.decision = Decision()
         self.stop = Stop()
         self._engine_at_work: LocalEngine | RayEngine | None = None
         self._unwritten: OSError | None = None
@@ -143,28 +146,33 @@ class _Sweep:
             self._engine_at_work.stop()
 
     def train(self, request: Request) -> None:
-        """Does what is not done; with racing seed by seed, dropping arms in between."""
-        race, engine = request.race, self._engine(request)
+        """Train and measure what is not done; with early stopping in rounds, each followed by a look at the results."""
+        early, engine = stops_early(self.base.sweep), self._engine(request)
         self._engine_at_work = engine
-        seeds = dict.fromkeys(cell.seed for cell in self.cells)
-        rounds = [[cell for cell in self.cells if cell.seed == seed] for seed in seeds]
+        seeds, arms = list(dict.fromkeys(cell.seed for cell in self.cells)), arms_of(self.cells)
+        done = 0
         try:
             write_whole(self.folder / RECIPE, to_yaml(self.base))  # only now: nothing changes where there is no engine
             (self.folder / CELLS).mkdir(exist_ok=True)  # with the recipe it is what a sweep is known by
             clear_unborn(self.folder / CELLS)
-            for number, cells in enumerate(rounds if race else [self.cells], 1):
-                racing = [cell for cell in cells if cell.arm not in self.dropped]
+            while done < len(seeds) and (needed := [arm for arm in arms if self.decision.is_needed(arm)]):
+                number = _seeds_of_round(done, len(needed), engine.workers) if early else len(seeds)
+                round_seeds = seeds[done : done + number]
+                cells = [cell for cell in self.cells if cell.seed in round_seeds and cell.arm in needed]
                 if self.stop.asked():
                     self.halt()  # it was asked for before there was an engine
-                engine.run([cell for cell in racing if self.states[cell.key].state != "done"], self._told, self._ended)
-                if race and number < len(rounds) and not self.stop.asked():
-                    self._race(number, len(rounds))
+                engine.run([cell for cell in cells if self.states[cell.key].state != "done"], self._told, self._ended)
+                if self.stop.asked():
+                    break
+                done += len(round_seeds)
+                if early and done < len(seeds):
+                    self._look(done)
         finally:
             self._engine_at_work = None
             engine.close()
         clear_unborn(self.folder / CELLS)
         for cell in self.cells:
-            if cell.arm in self.dropped and self.states[cell.key].state in ("waiting", "stopped"):
+            if not self.decision.is_needed(cell.arm) and self.states[cell.key].state in ("waiting", "stopped"):
                 self._set(cell, state="dropped")
 
     def _engine(self, request: Request) -> LocalEngine | RayEngine:
@@ -234,8 +242,6 @@ class _Sweep:
             self.observer.notify(Notice("the judge is not asked any more, since the sweep is to stop"))
 
     def _results(self) -> tuple[SweepResults, dict[str, dict[str, Any]]]:
-        from neftcli.sweep.results import SweepResults
-
         content = self._measured()
         return SweepResults(self.cells, content), content
 
@@ -246,7 +252,6 @@ class _Sweep:
             NeftError: There is none: only tasks were asked for, and these can't be compared document by document.
         """
         from neftcli.evaluation.comparison import METRICS
-        from neftcli.sweep.results import METRIC_NAMES
 
         measured = next((list(cell["metrics"]) for cell in content.values()), [])
         own = {metric.name for metric in METRICS} | set(METRIC_NAMES.values())
@@ -266,18 +271,24 @@ class _Sweep:
             )
         return names
 
-    def _race(self, number: int, rounds: int) -> None:
-        """Drops the arms that can't be the best any more, by the half of the rows that chooses."""
-        from neftcli.sweep.racing import leaving
+    def _delta(self, results: SweepResults, metric: str) -> float | None:
+        """The smallest effect of interest in the metric's unit; None if it is not known."""
+        before = losses_before(Path(state.run) for state in self.states.values() if state.run)
+        return resolve_delta(self.base.sweep.delta, metric, gain_of_training(results, before))
 
+    def _look(self, done: int) -> None:
+        """Decide by the cells of the first seeds which arms get further ones, and report what is new."""
         results, content = self._results()
         if self.stop.asked():  # then the judge may not have been asked all
             return
         for metric in self._metrics(content)[:1]:
-            for left in leaving(results, metric, self.dropped, after=number, seeds=rounds):
-                self.dropped.append(left.arm)
-                why = f"worse than {left.worse_than.name()} by {left.by:.2g} at least in {metric}"
-                self.observer.notify(Notice(f"{left.arm.name()} gets no further seeds: {why}, where rows choose"))
+            earlier, delta = self.decision, self._delta(results, metric)
+            self.decision = decide(results, metric, delta, done=done)
+            for dropped in self.decision.dropped[len(earlier.dropped) :]:
+                self.observer.notify(Notice(dropped.sentence(metric)))
+            for stopped in self.decision.stopped:
+                if stopped not in earlier.stopped:
+                    self.observer.notify(Notice(stopped.sentence(metric)))
 
     def report(self, begun: float) -> SweepReport:
         """The verdict, written to the sweep's folder."""
@@ -289,7 +300,13 @@ class _Sweep:
             self._note_failures()
             self.end()
         metrics = self._metrics(content)
-        verdict = judge_sweep(results, metrics, self.dropped)
+        verdict = judge_sweep(
+            results,
+            metrics,
+            [one.arm for one in self.decision.dropped],
+            self._delta(results, metrics[0]) if metrics else None,
+            self.decision.stopped,
+        )
         states = list(self.states.values())
         report = SweepReport(
             folder=str(self.folder),
@@ -348,6 +365,11 @@ class _Sweep:
             )
 
 
+def _seeds_of_round(done: int, arms: int, workers: int) -> int:
+    """The number of seeds that are trained before the next look: the first three, then what fills the workers."""
+    return FIRST_LOOK if done == 0 else max(1, workers // arms)
+
+
 def _why(outcome: Outcome) -> str:
     """Why a cell failed or is tried again, in one line."""
     return "; ".join(": ".join(filter(None, (one.violated, one.received))) for one in outcome.problems)
@@ -355,7 +377,7 @@ def _why(outcome: Outcome) -> str:
 
 def _again(folder: Path, request: Request, base: Recipe) -> str:
     """The command that goes on; how cells are done is in no file."""
-    words = ["neft", "sweep-alpha", str(folder), *(["--race"] if request.race else [])]
+    words = ["neft", "sweep-alpha", str(folder)]
     words += ["--engine", request.engine] if request.engine != "local" else []
     words += ["--ray-address", request.ray_address] if request.ray_address is not None else []
     words += ["--trust-remote-code"] if base.model.trust_remote_code else []

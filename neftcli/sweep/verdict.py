@@ -14,6 +14,7 @@ from neftcli.statistics.paired import FEWEST
 from neftcli.sweep import sentences
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import SweepResults
+from neftcli.sweep.sequential import Stopped
 
 Differences: TypeAlias = Mapping[tuple[Arm, str], ArmDifference]
 Compared: TypeAlias = Mapping[Arm, Mapping[str, Comparison]]
@@ -40,7 +41,11 @@ class Verdict:
 
 
 def judge_sweep(
-    results: SweepResults, metrics: Sequence[str], dropped: Sequence[Arm] = (), delta: float | None = None
+    results: SweepResults,
+    metrics: Sequence[str],
+    dropped: Sequence[Arm] = (),
+    delta: float | None = None,
+    stopped: Sequence[Stopped] = (),
 ) -> Verdict:
     """Judge all arms, on all held-out rows; the correction for several arms pays for the choice between them.
 
@@ -49,6 +54,7 @@ def judge_sweep(
         metrics: Names of the metrics that decide; the first one chooses.
         dropped: Arms that got no further seeds.
         delta: Smallest effect of interest in the first metric, in its unit; None if it is not known.
+        stopped: Baselines whose arms stopped early.
     """
     found = _differences(results, metrics)
     compared = _compared(results, found)
@@ -58,6 +64,7 @@ def judge_sweep(
         for metric in metrics
         for line in sentences.findings(metric, results.better(metric), rows, _reasons(results, metric, compared))
     ]
+    lines += [one.sentence(metrics[0]) for one in stopped]
     said, recommended = _advice(results, metrics, dropped, compared)
     lines += said
     lines += sentences.uneven({arm.name(): one for (arm, metric), one in found.items() if metric == metrics[0]})
