@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from neftcli.evaluation.units import amount
+from neftcli.evaluation.units import amount, p_value
 from neftcli.events import ArmRow, Comparison
 from neftcli.statistics.crossed import ArmDifference
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, Better
@@ -172,14 +172,14 @@ def scope(found: Sequence[ArmDifference]) -> str:
 
 
 def _numbers(one: Comparison) -> str:
-    return f"{_signed(one)}{_interval(one.metric, one.low, one.high)}, p = {_p(one.p_adjusted)}"
+    return f"{_signed(one)}{_interval(one.metric, one.low, one.high)}, {p_value(one.p_adjusted)}"
 
 
 def _numbers_of_these(one: Comparison) -> str:
     these = one.these_seeds
     if these is None:
         return _numbers(one)
-    return f"{_signed(one)}{_interval(one.metric, these.low, these.high)}, p = {_p(these.p_adjusted)}"
+    return f"{_signed(one)}{_interval(one.metric, these.low, these.high)}, {p_value(these.p_adjusted)}"
 
 
 def _why_not(one: Comparison) -> str:
@@ -187,7 +187,7 @@ def _why_not(one: Comparison) -> str:
     if one.these_seeds is None:
         return ": one seed can't show it"
     interval = _interval(one.metric, one.low, one.high).removeprefix(", ")
-    return f" ({interval + ', ' if interval else ''}p = {_p(one.p_adjusted)})"
+    return f" ({interval + ', ' if interval else ''}{p_value(one.p_adjusted)})"
 
 
 def _excluded(one: Comparison, better: Better) -> str:
@@ -209,10 +209,6 @@ def _interval(metric: str, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     return f", 95 % CI {amount(metric, low, signed=True)} to {amount(metric, high, signed=True)}"
-
-
-def _p(p: float | None) -> str:
-    return "-" if p is None else "0.001 or less" if p <= 0.001 else f"{p:.2g}"
 
 
 def _these(seeds: int) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from neftcli.data.splits import normalised
 from tests.conftest import Result, events, neft_process
 from tests.judge_server import judge_server
 from tests.unit.evaluation.test_judge import longer
