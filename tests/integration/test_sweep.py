@@ -142,7 +142,7 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     ][:1]
     assert [state["state"] for state in plan["cells"]] == ["done", "done", "done", "waiting"]
     weights.write_bytes(whole)
-    assert neft("eval", folder / "best", "--no-base", "--no-answers").code == 0
+    assert neft("eval", folder / "cells" / "tiny-a0-s0", "--no-base", "--no-answers").code == 0
     # More seeds: the cells that are there stay.
     more = events(neft("sweep-alpha", folder, "--seeds", "3", "--json").out)
     assert [arm["seeds"] for arm in more[-1]["arms"]] == [3, 3]
