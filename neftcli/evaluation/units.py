@@ -11,6 +11,15 @@ def is_share(metric: str) -> bool:
 
 
 def amount(metric: str, value: float, *, signed: bool = False) -> str:
-    """Write a difference or an effect with two digits: "+0.012", or "+3.1 points" of a share."""
+    """Write a difference or an effect in a sentence: "+0.0123" nats, or "+3.1 points" of a share."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2g} points" if is_share(metric) else f"{value:{sign}.2g}"
+    if is_share(metric):
+        return f"{100 * value:{sign}.1f} points"
+    return f"{value:{sign}.4f}" if round(value, 4) or not value else f"{value:{sign}.1g}"
+
+
+def p_value(p: float | None) -> str:
+    """Write a p-value in a sentence: "p = 0.003" or "p < 0.001"."""
+    if p is None:
+        return "no p-value"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
