@@ -15,6 +15,7 @@ All looks of all arms are computed first, then the rules are applied look by loo
     saved    cells that were not trained
     found    the best arm is "better" at the end (in parentheses: without early stopping)
     lost     the best arm was dropped
+    futile   the sweep stopped for futility
     best     the best arm is the one with the best mean of those that are "better"; of sweeps with one that is
     false    an arm that is not better than the baseline is "better" at the end, family-wise
     worse    the same for "worse"
@@ -45,6 +46,7 @@ SPREADS = (0.0, 0.001, 0.0025, 0.005)
 EFFECTS: dict[str, tuple[float, ...]] = {
     "tied": (0.0, 0.0, 0.0),
     "one by 0.003": (0.0, 0.0, 0.003),
+    "one by delta": (0.0, 0.0, DELTA),
     "one by 0.006": (0.0, 0.0, 0.006),
     "one by 0.02": (0.0, 0.0, 0.02),
     "by 0.006 and 0.009": (0.0, 0.006, 0.009),
@@ -82,12 +84,28 @@ class Rules:
 
 
 @dataclass(frozen=True)
+class Course:
+    """How the simulated sweeps went.
+
+    Attributes:
+        inside: (sweeps, arms), the arms that were never dropped.
+        trained: (sweeps, arms), the seeds that each arm was trained with.
+        gave_up: (sweeps,), those that stopped for futility.
+    """
+
+    inside: Mask
+    trained: npt.NDArray[np.intp]
+    gave_up: Mask
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Shares of the simulated sweeps, as in the module's text."""
 
     saved: float
     found: float
     lost: float
+    futile: float
     best: float
     false: float
     worse: float
@@ -112,7 +130,7 @@ def draw(
         own[1] = 8.5
     of_seeds = np.sqrt(own)[:, None] * generator.standard_normal((sweeps, arms, seeds))
     of_seeds[:, 1:] += np.sqrt(shared) * generator.standard_normal((sweeps, 1, seeds))
-    values = RESIDUAL / np.sqrt(2) * generator.standard_normal((sweeps, arms, seeds, prompts))
+    values: Array = RESIDUAL / np.sqrt(2) * generator.standard_normal((sweeps, arms, seeds, prompts))
     values += PROMPT / np.sqrt(2) * generator.standard_normal((sweeps, arms, 1, prompts))
     values += (spread * of_seeds + np.array([0.0, *effects])[:, None])[..., None]
     return values
@@ -173,19 +191,19 @@ def margins(
     return np.where(counted, result, np.inf)
 
 
-def apply_rules(
-    known: Statistics, seeds: int, delta: float | None, rules: Rules | None
-) -> tuple[Mask, npt.NDArray[np.intp]]:
-    """Apply the rules look by look; without rules nothing is stopped.
-
-    Returns:
-        The arms that were never dropped (sweeps, arms), and the seeds that each arm was trained with.
-    """
+def without_rules(known: Statistics, seeds: int) -> Course:
+    """The sweep without early stopping."""
     sweeps, arms = known.gain.shape[:2]
-    inside, active = np.ones((sweeps, arms), bool), np.ones(sweeps, bool)
+    return Course(np.ones((sweeps, arms), bool), np.full((sweeps, arms), seeds), np.zeros(sweeps, bool))
+
+
+def apply_rules(known: Statistics, seeds: int, delta: float, rules: Rules) -> Course:
+    """Apply the rules look by look."""
+    sweeps, arms = known.gain.shape[:2]
+    inside, active, gave_up = np.ones((sweeps, arms), bool), np.ones(sweeps, bool), np.zeros(sweeps, bool)
     trained = np.full((sweeps, arms), seeds)
     baseline, every = np.zeros(sweeps, np.intp), np.arange(sweeps)
-    for count in range(rules.first, seeds) if rules else ():
+    for count in range(rules.first, seeds):
         at = np.full((sweeps, arms), count)
         noised = inside.copy()
         noised[:, 0] = False
@@ -201,14 +219,12 @@ def apply_rules(
         trained[dropped] = count
         inside &= ~dropped
         noised &= inside
-        if delta is None:
-            futile = ~noised.any(1)
-        else:
-            futile = (~noised | (gain + margins(known, baseline, noised, at, rules.futility) < delta)).all(1)
+        futile = (~noised | (gain + margins(known, baseline, noised, at, rules.futility) < delta)).all(1)
         ended = active & (success | futile)
+        gave_up |= active & futile & ~success
         trained[ended[:, None] & inside] = count
         active &= ~ended
-    return inside, trained
+    return Course(inside, trained, gave_up)
 
 
 def final_test(known: Statistics, trained: npt.NDArray[np.intp]) -> npt.NDArray[np.int_]:
@@ -227,10 +243,9 @@ def final_test(known: Statistics, trained: npt.NDArray[np.intp]) -> npt.NDArray[
     return (np.sign(gain) * rejected)[:, 1:].astype(int)
 
 
-def summarise(
-    known: Statistics, effects: Sequence[float], inside: Mask, trained: npt.NDArray[np.intp], seeds: int
-) -> Outcome:
+def summarise(known: Statistics, effects: Sequence[float], course: Course, seeds: int) -> Outcome:
     """The shares of one setting."""
+    trained = course.trained
     said = final_test(known, trained)
     gain = np.take_along_axis(known.gain[:, 1:, 0], trained[:, 1:, None] - 1, -1)[..., 0]
     chosen = np.where(said > 0, gain, -np.inf).argmax(1)
@@ -240,7 +255,8 @@ def summarise(
     return Outcome(
         saved=1 - float(trained.mean()) / seeds,
         found=float((said[:, best] > 0).mean()),
-        lost=float((~inside[:, best + 1]).mean()),
+        lost=float((~course.inside[:, best + 1]).mean()),
+        futile=float(course.gave_up.mean()),
         best=float((chosen == best)[claimed].mean()) if claimed.any() else float("nan"),
         false=float(((said > 0) & (true <= 0)).any(1).mean()),
         worse=float(((said < 0) & (true >= 0)).any(1).mean()),
@@ -257,20 +273,21 @@ def main() -> None:
     parser.add_argument("--drop", type=float, default=DROP)
     asked = parser.parse_args()
     rules = Rules(drop=asked.drop, first=asked.first)
-    print("| seed sd | seeds' parts | arms | seeds | saved | found | lost | best | false | worse |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| seed sd | seeds' parts | arms | seeds | saved | found | lost | futile | best | false | worse |")
+    print("|" + "---|" * 11)
     for kind in ("independent", "together", "uneven"):
         for spread in SPREADS if kind == "independent" else SPREADS[2:3]:
             for name, effects in EFFECTS.items():
                 generator = np.random.default_rng(0)
                 known = statistics(draw(asked.sweeps, asked.prompts, max(SEEDS), effects, spread, kind, generator))
                 for seeds in SEEDS:
-                    full = summarise(known, effects, *apply_rules(known, seeds, None, None), seeds)
-                    early = summarise(known, effects, *apply_rules(known, seeds, asked.delta, rules), seeds)
+                    full = summarise(known, effects, without_rules(known, seeds), seeds)
+                    early = summarise(known, effects, apply_rules(known, seeds, asked.delta, rules), seeds)
                     found = f"{100 * early.found:.1f} ({100 * full.found:.1f})"
                     false = f"{100 * early.false:.1f} ({100 * full.false:.1f})"
                     worse = f"{100 * early.worse:.1f} ({100 * full.worse:.1f})"
-                    shares = f"{100 * early.saved:.0f} | {found} | {100 * early.lost:.1f} | {100 * early.best:.0f}"
+                    dropped = f"{100 * early.lost:.1f} | {100 * early.futile:.1f} | {100 * early.best:.0f}"
+                    shares = f"{100 * early.saved:.0f} | {found} | {dropped}"
                     print(f"| {spread} | {kind} | {name} | {seeds} | {shares} | {false} | {worse} |", flush=True)
 
 

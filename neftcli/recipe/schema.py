@@ -431,7 +431,7 @@ class Sweep:
     early_stopping: Annotated[
         Literal["auto", "always", "never"],
         Option(
-            "After each seed from the third on, stop for success or futility and drop arms; auto: with 6 seeds or more.",
+            "Stop for success or futility, and drop arms, from the third seed on; auto: with 6 seeds or more.",
             "--early-stopping",
             only="sweep-alpha",
         ),

@@ -16,7 +16,15 @@ from neftcli.evaluation.report import instruction
 from neftcli.events import PowerPlan
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
 from neftcli.runs.directory import CELLS, RECIPE
-from neftcli.statistics.crossed import SHARED_BASELINE, ArmDifference, Components, Scope, compare_arms, complete, detectable
+from neftcli.statistics.crossed import (
+    SHARED_BASELINE,
+    ArmDifference,
+    Components,
+    Scope,
+    compare_arms,
+    complete,
+    detectable,
+)
 from neftcli.statistics.paired import FEWEST, LEVEL
 from neftcli.statistics.planning import needed
 from neftcli.sweep.cell import finished_run, measured

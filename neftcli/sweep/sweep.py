@@ -25,9 +25,9 @@ from neftcli.recipe.loading import resolve, to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, write_whole
 from neftcli.sweep.asked import check, require_noise
 from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
+from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.folder import explained, held, require_alike, require_free, require_same_inputs, require_same_sweep
 from neftcli.sweep.local import LocalEngine, Outcome, devices
-from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.plan import Cell, arms_of, plan_cells
 from neftcli.sweep.results import METRIC_NAMES, SweepResults
 from neftcli.sweep.sequential import FIRST_LOOK, Decision, decide, stops_early

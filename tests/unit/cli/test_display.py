@@ -263,7 +263,7 @@ SWEEP = events.SweepReport(
     unfinished=1,
     saved=2,
     seconds=83.0,
-    again="neft sweep-alpha runs/mine-sweep --race",
+    again="neft sweep-alpha runs/mine-sweep",
 )
 DONE = replace(SWEEP, failed=(), retried=(), unfinished=0, saved=0)
 
@@ -295,7 +295,7 @@ def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
         "Nothing here is better than no noise",
         "alpha 10, seed 1 failed: the loss became nan",
         "1 cell is not done",
-        "racing made 2 cells needless",
+        "early stopping saved 2 cells",
         "alpha 5, seed 0 was begun again (try 2)",
         "stopped 1:23 runs/mine-sweep",
         "best -> alpha 0",
@@ -335,7 +335,7 @@ def test_a_finished_sweep_says_what_to_type_next() -> None:
     assert lines[-3:] == [
         "finished: runs/mine-sweep in 83s, best -> alpha 0",
         "next: neft eval runs/mine-sweep/best --show 5    its answers beside those of the base model",
-        "next: neft sweep-alpha runs/mine-sweep --race --seeds 6    more evidence; what is done stays",
+        "next: neft sweep-alpha runs/mine-sweep --seeds 6    more evidence; what is done stays",
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from neftcli.evaluation.statistics import estimate, holm, paired_difference
 
 from neftcli.data.tokens import TokenRow
 from neftcli.evaluation.comparison import METRICS, Scores, compare, same_tokens
@@ -19,7 +20,6 @@ from neftcli.evaluation.generation import Answer
 from neftcli.evaluation.loss import RowLoss
 from neftcli.evaluation.measure import Results
 from neftcli.evaluation.metrics import measure
-from neftcli.evaluation.statistics import estimate, holm, paired_difference
 from neftcli.evaluation.tasks import TaskResult
 from neftcli.events import Comparison, MetricRow
 

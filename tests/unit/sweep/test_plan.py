@@ -8,11 +8,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from neftcli.sweep.splits import chooses
 
 from neftcli.errors import InputError, RecipeError
 from neftcli.recipe.loading import assignment, file_layers, fingerprint, load_recipe, resolve
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of, plan_cells
-from neftcli.sweep.splits import chooses
 
 
 def cells_of(*sets: str) -> list[Cell]:
