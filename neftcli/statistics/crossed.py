@@ -44,7 +44,8 @@ SHARED_BASELINE = 0.5
 """Correlation of two arms' differences from one baseline, if the arms and the baseline vary equally."""
 UNEVEN = 0.02
 """Level of the test whether an arm varies more between seeds than the others. If one arm of three varies three times as
-much, the family-wise error is at most 6 %, with three to eight seeds (simulated; up to 8 % without the test)."""
+much, the family-wise error is at most 6 % with three to eight seeds (simulated; up to 8 % without the test), if no arm
+differs from the baseline."""
 
 
 @dataclass(frozen=True, slots=True)

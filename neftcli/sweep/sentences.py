@@ -67,9 +67,9 @@ def recommended(metric: str, name: str, others: Sequence[str]) -> str:
     )
 
 
-def recommended_baseline(name: str) -> str:
-    """Recommend the baseline if no arm is shown to be better."""
-    return f"Recommended: the baseline ({name}), unless more seeds show a gain."
+def recommended_baseline(name: str, *, settled: bool) -> str:
+    """Recommend the baseline if no arm is shown to be better; `settled` if gains of interest are excluded."""
+    return f"Recommended: the baseline ({name}){'' if settled else ', unless more seeds show a gain'}."
 
 
 def no_recommendation() -> str:

@@ -65,12 +65,15 @@ def judge_sweep(
         for line in sentences.findings(metric, results.better(metric), rows, _reasons(results, metric, compared))
     ]
     lines += [one.sentence(metrics[0]) for one in stopped]
-    said, recommended = _advice(results, metrics, dropped, compared)
+    futile = [one.baseline for one in stopped if one.reason == "futility"]
+    said, recommended = _advice(results, metrics, dropped, compared, futile)
     lines += said
     lines += sentences.uneven({arm.name(): one for (arm, metric), one in found.items() if metric == metrics[0]})
     lines += sentences.skewed({(arm.name(), metric): one for (arm, metric), one in found.items()})
     undecided = [
-        one for (arm, metric), one in found.items() if metric == metrics[0] and not _is_decided(compared[arm][metric])
+        one
+        for (arm, metric), one in found.items()
+        if metric == metrics[0] and not _is_decided(compared[arm][metric]) and baseline_of(arm) not in futile
     ]
     lines += sentences.plan(metrics[0], undecided, delta, documents=results.is_of_documents(metrics[0]))
     if found and metrics[0] == LOSS and WIN_RATE not in metrics:
@@ -197,7 +200,11 @@ def _best(results: SweepResults, metric: str, arms: Sequence[Arm]) -> Arm | None
 
 
 def _advice(
-    results: SweepResults, metrics: Sequence[str], dropped: Sequence[Arm], compared: Compared
+    results: SweepResults,
+    metrics: Sequence[str],
+    dropped: Sequence[Arm],
+    compared: Compared,
+    futile: Sequence[Arm],
 ) -> tuple[list[str], Arm | None]:
     """What to take and why, and the arm if it is one.
 
@@ -222,7 +229,7 @@ def _advice(
         tested = [arm for arm in group if metric in compared[arm]]
         plain = _best(results, metric, [arm for arm in group if not arm.alpha and arm not in dropped])
         if plain is not None and any(compared[arm][metric].scope == "new seeds" for arm in tested):
-            lines.append(sentences.recommended_baseline(plain.name()))
+            lines.append(sentences.recommended_baseline(plain.name(), settled=plain in futile))
             chosen.append(plain)
         elif tested:
             lines.append(sentences.no_recommendation())

@@ -335,7 +335,7 @@ def test_a_finished_sweep_says_what_to_type_next() -> None:
     assert lines[-3:] == [
         "finished: runs/mine-sweep in 83s, best -> alpha 0",
         "next: neft eval runs/mine-sweep/best --show 5    its answers beside those of the base model",
-        "next: neft sweep-alpha runs/mine-sweep --seeds 6    more evidence; what is done stays",
+        "next: neft sweep-alpha runs/mine-sweep --seeds 6    more evidence; finished cells are kept",
     ]
 
 

@@ -23,6 +23,7 @@ from neftcli.statistics.paired import FEWEST, LEVEL
 from neftcli.statistics.planning import needed
 from neftcli.sweep.plan import Arm, Cell, arms_of, plan_cells
 from neftcli.sweep.results import SweepResults
+from neftcli.sweep.sequential import Stopped
 from neftcli.sweep.verdict import Verdict, judge_sweep
 
 ROWS = 100
@@ -363,6 +364,18 @@ def test_judge_sweep_plan_is_for_the_smallest_effect_of_interest() -> None:
     easy = judge_sweep(results, [LOSS], delta=0.5).conclusion
     assert "An effect of 0.5000 (sweep.delta) would have been found in 80 % of such sweeps or more." in easy
     assert not any("sweep.delta" in line for line in judge_sweep(results, [LOSS]).conclusion)
+
+
+def test_judge_sweep_futility_settles_the_recommendation() -> None:
+    """What is excluded needs no plan and no "unless"."""
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: 0}, seed_spread=0.004)
+    stop = Stopped(Arm(0.0), "futility", seeds=3, planned=8, excluded=0.05)
+    said = judge(cells, content, delta=0.05, stopped=[stop]).conclusion
+    assert "Recommended: the baseline (alpha 0)." in said
+    assert stop.sentence(LOSS) in said
+    assert not any(line.startswith("Minimum detectable effect") for line in said)
+    assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in judge(cells, content).conclusion
 
 
 def test_judge_sweep_arm_whose_seeds_vary_more_is_named() -> None:
