@@ -1,0 +1,16 @@
+"""How a metric's values are written."""
+
+from __future__ import annotations
+
+SHARES = ("token accuracy", "exact match", "win rate", "win rate, matched", "cut at the limit", "2-gram repetition")
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is shown in per cent: our own shares, and accuracies of benchmark tasks."""
+    return metric in SHARES or metric.endswith((" acc", " acc_norm", " exact_match"))
+
+
+def amount(metric: str, value: float, *, signed: bool = False) -> str:
+    """Write a difference or an effect with two digits: "+0.012", or "+3.1 points" of a share."""
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.2g} points" if is_share(metric) else f"{value:{sign}.2g}"
