@@ -39,15 +39,13 @@ def scope(results: Sequence[Results], comparisons: Sequence[Comparison], prompts
         return f"95 % CIs are for prompts like {those}."
     if not any(one.verdict for one in comparisons):
         return ""
-    seeds = [one.subject.recipe.training.seed for one in results if one.subject.run]
-    models = "these models"
-    if len(seeds) > 1:
-        models = f"these models (one run each, {'seed' if len(set(seeds)) == 1 else 'seeds'} "
-        models += f"{' and '.join(map(str, dict.fromkeys(seeds)))}), not for other seeds,"
-    return (
-        f"Verdicts hold for {models} and for prompts like {those}. 95 % CIs are of one comparison each; p is corrected "
-        "for all of them (Holm)."
-    )
+    seeds = list(dict.fromkeys(str(one.subject.recipe.training.seed) for one in results if one.subject.run))
+    runs = sum(one.subject.run is not None for one in results)
+    parts = [f"Verdicts hold for these models and prompts like {those}."]
+    if runs > 1:
+        parts.append(f"With one run each (seed {' and '.join(seeds)}) they don't hold for other seeds.")
+    parts.append("95 % CIs are of one comparison each; p is corrected for all of them (Holm).")
+    return " ".join(parts)
 
 
 def changed_options(results: Sequence[Results]) -> dict[str, tuple[Any, Any]] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from neftcli.evaluation.units import amount, confidence_interval, probability
+from neftcli.evaluation.units import amount, p_value
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
 from neftcli.statistics.multiple import NOT_SIGNIFICANT
 from neftcli.statistics.paired import FEWEST, LEVEL
@@ -79,17 +79,22 @@ def _reason(changed: Collection[str]) -> str:
 def _not_significant(compared: Sequence[Comparison]) -> str:
     """The metrics that are not significant, with what their intervals leave possible."""
     return ", ".join(
-        f"{one.metric}{f' ({interval})' if interval else ''}"
+        f"{one.metric} ({_interval(one)}{p_value(one.p_adjusted)})"
         for one in compared
         if one.verdict == NOT_SIGNIFICANT
-        for interval in (confidence_interval(one.metric, one.low, one.high),)
     )
 
 
 def _numbers(one: Comparison) -> str:
-    interval = confidence_interval(one.metric, one.low, one.high)
-    p = "" if one.p_adjusted is None else f"p = {probability(one.p_adjusted)}"
-    return ", ".join(filter(None, (amount(one.metric, one.difference, signed=True), interval, p)))
+    return f"{amount(one.metric, one.difference, signed=True)}, {_interval(one)}{p_value(one.p_adjusted)}"
+
+
+def _interval(one: Comparison) -> str:
+    """The interval, to be followed by p; an empty string if there is none."""
+    if one.low is None or one.high is None:
+        return ""
+    low, high = (amount(one.metric, end, signed=True) for end in (one.low, one.high))
+    return f"95 % CI {low} to {high}, "
 
 
 def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -14,18 +14,15 @@ def is_share(metric: str) -> bool:
 
 
 def amount(metric: str, value: float, *, signed: bool = False) -> str:
-    """Write a difference or an effect with two digits: "+0.012", or "+3.1 points" of a share."""
+    """Write a difference or an effect in a sentence: "+0.0123" nats, or "+3.1 points" of a share."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2g} points" if is_share(metric) else f"{value:{sign}.2g}"
+    if is_share(metric):
+        return f"{100 * value:{sign}.1f} points"
+    return f"{value:{sign}.4f}" if round(value, 4) or not value else f"{value:{sign}.1g}"
 
 
-def confidence_interval(metric: str, low: float | None, high: float | None) -> str:
-    """Write the ends of a difference's interval: "95 % CI -0.01 to +0.02"; an empty string if there is none."""
-    if low is None or high is None:
-        return ""
-    return f"95 % CI {amount(metric, low, signed=True)} to {amount(metric, high, signed=True)}"
-
-
-def probability(p: float) -> str:
-    """Write a p-value: "0.012", or "0.001 or less"."""
-    return "0.001 or less" if p <= 0.001 else f"{p:.2g}"
+def p_value(p: float | None) -> str:
+    """Write a p-value in a sentence: "p = 0.003" or "p < 0.001"."""
+    if p is None:
+        return "no p-value"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

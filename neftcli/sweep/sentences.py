@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from neftcli.evaluation.units import amount
+from neftcli.evaluation.units import amount, p_value
 from neftcli.events import ArmRow, Comparison
 from neftcli.statistics.crossed import ArmDifference
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, Better
@@ -62,8 +62,8 @@ def recommended(metric: str, name: str, others: Sequence[str]) -> str:
     if not others:
         return f"Recommended: {name}."
     return (
-        f"Recommended: {name}, the best in {metric} of the arms that are better than alpha 0; whether it is better than "
-        f"{' and '.join(others)} was not tested."
+        f"Recommended: {name}, the best in {metric} of the arms that are better than alpha 0; whether it is better "
+        f"than {' and '.join(others)} was not tested."
     )
 
 
@@ -126,16 +126,17 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     what = "documents" if documents else "prompts"
     if widest.seeds == 1:
         return [
-            f"Minimum detectable effect: {size} in {metric} for this one seed ({widest.n} {what}, power 80 %). How much "
-            "seeds vary takes at least two, --seeds 3."
+            f"Minimum detectable effect: {size} in {metric} for this one seed ({widest.n} {what}, power 80 %). "
+            "What other seeds would give takes at least two, better three: --seeds 3."
         ]
     lines = [f"Minimum detectable effect: {size} in {metric} ({widest.seeds} seeds, {widest.n} {what}, power 80 %)."]
     if delta is None:
         return lines
+    effect = f"an effect of {amount(metric, delta)} (sweep.delta)"
     if widest.detectable is not None and widest.detectable <= delta:
         return [
             *lines,
-            f"An effect of {amount(metric, delta)} (sweep.delta) would have been found in 80 % of such sweeps.",
+            f"{capital(effect)} would have been found in 80 % of such sweeps or more.",
         ]
     more = [needed(one, delta) for one in known]
     seeds = _most([one.seeds for one in more])
@@ -143,10 +144,10 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     ways = [f"about {seeds} seeds"] if seeds else []
     ways += [f"about {rows} {what} with these seeds"] if rows else []
     if ways:
-        return [*lines, f"To detect an effect of {amount(metric, delta)} (sweep.delta) takes {' or '.join(ways)}."]
+        return [*lines, f"To detect {effect} takes {' or '.join(ways)}."]
     return [
         *lines,
-        f"Neither more seeds nor more {what} alone would detect an effect of {amount(metric, delta)} (sweep.delta).",
+        f"Neither more seeds nor more {what} alone would detect {effect}.",
     ]
 
 
@@ -157,8 +158,8 @@ def scope(found: Sequence[ArmDifference]) -> str:
     parts = []
     if wide:
         parts.append(
-            f"Better and worse are claims about new seeds and new prompts, from {_span(one.seeds for one in wide)} seeds "
-            f"and {_span(one.n for one in wide)} prompts."
+            "Better and worse are claims about new seeds and new prompts, from "
+            f"{_span(one.seeds for one in wide)} seeds and {_span(one.n for one in wide)} prompts."
         )
     if narrow:
         parts.append(
@@ -171,14 +172,14 @@ def scope(found: Sequence[ArmDifference]) -> str:
 
 
 def _numbers(one: Comparison) -> str:
-    return f"{_signed(one)}{_interval(one.metric, one.low, one.high)}, p = {_p(one.p_adjusted)}"
+    return f"{_signed(one)}{_interval(one.metric, one.low, one.high)}, {p_value(one.p_adjusted)}"
 
 
 def _numbers_of_these(one: Comparison) -> str:
     these = one.these_seeds
     if these is None:
         return _numbers(one)
-    return f"{_signed(one)}{_interval(one.metric, these.low, these.high)}, p = {_p(these.p_adjusted)}"
+    return f"{_signed(one)}{_interval(one.metric, these.low, these.high)}, {p_value(these.p_adjusted)}"
 
 
 def _why_not(one: Comparison) -> str:
@@ -186,7 +187,7 @@ def _why_not(one: Comparison) -> str:
     if one.these_seeds is None:
         return ": one seed can't show it"
     interval = _interval(one.metric, one.low, one.high).removeprefix(", ")
-    return f" ({interval + ', ' if interval else ''}p = {_p(one.p_adjusted)})"
+    return f" ({interval + ', ' if interval else ''}{p_value(one.p_adjusted)})"
 
 
 def _excluded(one: Comparison, better: Better) -> str:
@@ -208,10 +209,6 @@ def _interval(metric: str, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     return f", 95 % CI {amount(metric, low, signed=True)} to {amount(metric, high, signed=True)}"
-
-
-def _p(p: float | None) -> str:
-    return "-" if p is None else "0.001 or less" if p <= 0.001 else f"{p:.2g}"
 
 
 def _these(seeds: int) -> str:
