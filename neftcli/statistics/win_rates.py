@@ -64,8 +64,10 @@ def length_controlled(
         raise ValueError(f"comparisons must be 1 or more, not {comparisons}")
     _, groups = np.unique(range(won.size) if prompts is None else _numbered(prompts), return_inverse=True)
     n = int(groups.max(initial=-1)) + 1
+    if n < FEWEST:
+        return None
     spread = float(longer.std())
-    if n < FEWEST or (spread == 0 and longer.any()):
+    if spread == 0 and longer.any():
         return None
     design = np.stack([np.ones_like(longer), np.tanh(longer / spread) if spread else longer], axis=1)
     from scipy.special import expit, stdtr, stdtrit
@@ -73,7 +75,7 @@ def length_controlled(
     freedom = n - PARAMETERS
 
     def p_value(theta: float, error: float) -> float:
-        return 2 * float(stdtr(freedom, -abs(theta) / error))
+        return 2 * float(stdtr(freedom, -abs(theta) / error)) if error else 1.0  # no error: all pairs are ties
 
     theta, error = _fit(won, design, groups)
     margin = float(stdtrit(freedom, 1 - LEVEL / 2)) * error

@@ -14,9 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from scipy import stats
-
 from neftcli.evaluation.statistics import LEVEL, POWER, Estimate, estimate, holm, paired_difference
 from neftcli.sweep.statistics import (
     MOST_SEEDS,
@@ -32,6 +29,8 @@ from neftcli.sweep.statistics import (
     seeds_for_a_claim,
     variance_components,
 )
+from numpy.typing import NDArray
+from scipy import stats
 
 Floats = NDArray[np.float64]
 QUICK = 199  # 0.05 (199 + 1) is whole

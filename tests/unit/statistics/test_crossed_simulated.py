@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from neftcli.evaluation.statistics import LEVEL, POWER, holm, paired_difference, verdict
 from neftcli.sweep.statistics import ArmDifference, Components, arm_difference, arm_estimate, margin, needed
+from scipy import stats
+
 from tests.unit.sweep.test_statistics import QUICK, Floats, arms, tokens_of
 
 SIMULATIONS = 500

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from scipy import stats
-
 from neftcli.evaluation.statistics import (
     LEVEL,
     POWER,
@@ -27,6 +24,8 @@ from neftcli.evaluation.statistics import (
     paired_difference,
     verdict,
 )
+from numpy.typing import NDArray
+from scipy import stats
 
 Floats = NDArray[np.float64]
 QUICK = 999  # resamples in simulations: 0.05 (999 + 1) is whole, so the level is kept exactly

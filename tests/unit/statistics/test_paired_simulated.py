@@ -10,9 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from scipy import stats
-
 from neftcli.evaluation.statistics import (
     LEVEL,
     POWER,
@@ -23,6 +20,9 @@ from neftcli.evaluation.statistics import (
     paired_difference,
     verdict,
 )
+from numpy.typing import NDArray
+from scipy import stats
+
 from tests.unit.evaluation.test_statistics import QUICK, closed_form, skewed
 
 Floats = NDArray[np.float64]
