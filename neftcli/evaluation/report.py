@@ -43,7 +43,8 @@ def scope(results: Sequence[Results], comparisons: Sequence[Comparison], prompts
     runs = sum(one.subject.run is not None for one in results)
     parts = [f"Verdicts hold for these models and prompts like {those}."]
     if runs > 1:
-        parts.append(f"With one run each (seed {' and '.join(seeds)}) they don't hold for other seeds.")
+        named = "seed" if len(seeds) == 1 else "seeds"
+        parts.append(f"With one run each ({named} {' and '.join(seeds)}) they don't hold for other seeds.")
     parts.append("95 % CIs are of one comparison each; p is corrected for all of them (Holm).")
     return " ".join(parts)
 

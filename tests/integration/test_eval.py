@@ -387,7 +387,7 @@ def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
     told = "The two runs differ only in training.seed (0 and 1): the table shows what a seed does."
     assert told in seeds["remarks"]
     assert seeds["over_seeds"] is None
-    assert "(seed 0 and 1)" in seeds["scope"]
+    assert "(seeds 0 and 1)" in seeds["scope"]
     differ = any(one["verdict"] != "not significant" for one in seeds["comparisons"] if one["against"] == "baseline")
     assert ("Only their seeds differ, so this is what a different seed does." in seeds["conclusion"]) == differ
 
