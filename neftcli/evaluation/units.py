@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-SHARES = ("token accuracy", "exact match", "win rate", "win rate, matched", "cut at the limit", "2-gram repetition")
+SHARES = (
+    *("token accuracy", "exact match", "win rate", "win rate, matched", "win rate, length-controlled"),
+    *("cut at the limit", "2-gram repetition"),
+)
 
 
 def is_share(metric: str) -> bool:

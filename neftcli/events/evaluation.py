@@ -51,7 +51,7 @@ class EvaluatedModel:
 
 @dataclass(frozen=True, slots=True)
 class Estimated:
-    """A number with its 95 % interval, where it has one, over `n` examples."""
+    """A number over `n` distinct prompts with its 95 % confidence interval, or None."""
 
     value: float
     low: float | None
@@ -113,6 +113,8 @@ class Comparison:
             better or worse only for new seeds; lower or higher says that of the seeds trained.
         scope: these models, these seeds or new seeds.
         these_seeds: Of an arm of a sweep that is compared over new seeds: what holds for the seeds trained.
+        true_level: Estimated rate of p < 0.05 without a true difference, which skewness raises; None if it is not
+            known.
     """
 
     metric: str
@@ -127,6 +129,7 @@ class Comparison:
     verdict: str
     scope: str = "these models"
     these_seeds: Significance | None = None
+    true_level: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,10 @@ class EvaluationReport:
         folder: Where all of it is written.
         seconds: Wall time in all.
         counterpart: The run to compare the evaluated one with, where that is a run.
+        conclusion: The result against each other model, sentence by sentence.
+        over_seeds: Command that compares the alphas of two runs over seeds, if nothing else differs between them.
+        win_rate_bounds: Win rate if every unreadable pair was lost, and if every one was won; None if all could be
+            read, or without a judge.
     """
 
     models: tuple[EvaluatedModel, ...]
@@ -167,3 +174,6 @@ class EvaluationReport:
     folder: str
     seconds: float
     counterpart: Counterpart | None = None
+    conclusion: tuple[str, ...] = ()
+    over_seeds: str | None = None
+    win_rate_bounds: tuple[float, float] | None = None

@@ -322,14 +322,14 @@ def next_commands(event: RunFinished) -> list[tuple[str, str]]:
 
 
 def comparing(run: str, alpha: float, other: Counterpart) -> list[tuple[str, str]]:
-    """How a run is compared with the same one with and without noise, which may have to be trained first."""
+    """Commands that compare a run with the same one with or without noise, which may have to be trained first."""
     commands = []
     if not other.exists:
         recipe = shlex.quote(f"{run}/recipe.yaml")
         reason = "the same without noise" if alpha else "the same with noise"
         commands.append((f"neft train --recipe {recipe} --alpha {other.alpha:g}", reason))
     noisy, plain = map(shlex.quote, (run, other.run) if alpha else (other.run, run))
-    return [*commands, (f"neft eval {noisy} --baseline {plain}", "did the noise help? loss, answers, intervals")]
+    return [*commands, (f"neft eval {noisy} --baseline {plain}", "how the two runs differ: loss, answers, intervals")]
 
 
 def plan_rows(event: Plan) -> list[tuple[str, str]]:

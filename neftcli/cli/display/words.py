@@ -29,7 +29,7 @@ def value(metric: str, estimated: Estimated | None) -> str:
 
 
 def interval(metric: str, low: float | None, high: float | None, *, signed: bool = True) -> str:
-    """The ends of a 95 % interval, or a dash."""
+    """The ends of a 95 % confidence interval, or a dash."""
     if low is None or high is None:
         return "-"
     return f"{number(metric, low, signed=signed)} ... {number(metric, high, signed=signed)}"
@@ -57,31 +57,6 @@ def against(report: EvaluationReport, role: str) -> list[Comparison]:
     return [comparison for comparison in report.comparisons if comparison.against == role]
 
 
-def conclusions(report: EvaluationReport) -> list[str]:
-    """What can be said against each model, in a sentence; only of metrics that can be better or worse."""
-    quality = {row.metric for row in report.metrics if row.better != "none"}
-    lines = []
-    for model in report.models[1:]:
-        compared = [one for one in against(report, model.role) if one.metric in quality]
-        said = [
-            f"{word} in {', '.join(metrics)}"
-            for word in ("better", "worse")
-            if (metrics := [one.metric for one in compared if one.verdict == word])
-        ]
-        undecided = [one for one in compared if one.verdict == "not distinguishable"]
-        if undecided:
-            said.append(f"not distinguishable in {', '.join(map(_undecided, undecided))}")
-        if said:
-            lines.append(f"Against {ROLES[model.role]} {model.name}: {'; '.join(said)}.")
-    return lines
-
-
-def _undecided(one: Comparison) -> str:
-    if one.detectable is None:  # too few examples differ, or none
-        return one.metric
-    return f"{one.metric} (nothing under {number(one.metric, one.detectable)} could be seen)"
-
-
 def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
     """What to type next, and why."""
     main = report.models[0]
@@ -89,6 +64,8 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
     commands = []
     if main.alpha and not has_baseline and report.counterpart is not None:
         commands += comparing(main.source, main.alpha, report.counterpart)
+    if report.over_seeds:
+        commands.append((report.over_seeds, "did the noise help? the same recipes over seeds"))
     has_answers = any(row.metric == "answer tokens" for row in report.metrics)
     if not report.shown and has_answers and len(report.models) > 1:
         commands.append(("the same command with --show 5", "answers side by side"))
