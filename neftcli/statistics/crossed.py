@@ -385,7 +385,10 @@ def _pooled(pairs: Sequence[_Pair]) -> list[tuple[Components | None, float | Non
         for index, parts in enumerate(own)
         if parts is not None and parts.seed is not None
     ]
-    variances = {index: _seed_variance(*split[index]) for index, *_ in known}
+    # Without a seed's part and a residual there is only rounding.
+    variances = {
+        index: _seed_variance(*split[index]) if parts.seed or parts.residual else 0.0 for index, parts, *_ in known
+    }
     freedoms = {index: seeds - 1 for index, _, seeds, _ in known}
     result: list[tuple[Components | None, float | None, bool]] = [(parts, None, False) for parts in own]
     for index, parts, seeds, n in known:
