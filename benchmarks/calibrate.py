@@ -149,7 +149,7 @@ def main() -> None:
         simulate = partial(rates, draws=options.draws, seed=options.seed)
         for number, (cell, result) in enumerate(zip(cells, pool.imap(simulate, cells), strict=True), 1):
             counted[cell] = result
-            print(f"{number} of {len(cells)}: {cell} {result}", file=sys.stderr)
+            print(f"{number} of {len(cells)} cells", file=sys.stderr)
     text = "\n".join(tables(counted, options.draws))
     if options.output is None:
         print(text)
@@ -195,7 +195,7 @@ def sweeps_unlike() -> list[Cell]:
 
 def evaluations() -> list[Cell]:
     """Evaluations of two runs."""
-    kinds: list[Callable[[int], Cell]] = [
+    kinds: list[Callable[..., Cell]] = [
         partial(Cell, 0),
         partial(Cell, 0, what="normal, weighted by tokens", weighted=True),
         partial(Cell, 0, what="t, 3 degrees of freedom", shape="t3", residual_sd=0.0),
@@ -299,12 +299,12 @@ def _scores(cell: Cell, generator: np.random.Generator, effect: float, of_seeds:
     return Drawn(scores[0], scores[1:], None, None, truth)
 
 
-def compare(cell: Cell, drawn: Drawn, seed: int) -> list[ArmDifference] | list[PairedDifference]:
+def compare(cell: Cell, drawn: Drawn, seed: int) -> list[ArmDifference | PairedDifference]:
     """Compare as the commands do: all arms with the baseline, or two runs."""
     if not cell.seeds:
         first, second = drawn.baseline[0], drawn.arms[0, 0]
         return [paired_difference(first, second, drawn.weights, prompts=drawn.prompts, seed=seed, resamples=RESAMPLES)]
-    return compare_arms(
+    arms = compare_arms(
         drawn.baseline,
         list(drawn.arms),
         drawn.weights,
@@ -313,9 +313,10 @@ def compare(cell: Cell, drawn: Drawn, seed: int) -> list[ArmDifference] | list[P
         seed=seed,
         resamples=RESAMPLES,
     )
+    return [*arms]
 
 
-def words(cell: Cell, found: Sequence[ArmDifference] | Sequence[PairedDifference], *, new_seeds: bool) -> list[str]:
+def words(cell: Cell, found: Sequence[ArmDifference | PairedDifference], *, new_seeds: bool) -> list[str]:
     """The verdict on each arm within a scope, after Holm's correction; empty without a test."""
     claims = [
         each if isinstance(each, PairedDifference) else each.new_seeds if new_seeds else each.these_seeds
@@ -351,9 +352,11 @@ def rates(cell: Cell, draws: int, seed: int) -> Rates:
         wrong += "better" in said
         these_false += bool({"better", "worse"} & set(words(cell, found, new_seeds=False)))
         for each, truth in zip(found, drawn.truth, strict=True):
-            these = each.these_seeds if isinstance(each, ArmDifference) else each
-            these_covered.append(_holds(these, float(truth)))
-            if isinstance(each, ArmDifference) and over_seeds:
+            if isinstance(each, PairedDifference):
+                these_covered.append(_holds(each, float(truth)))
+                continue
+            these_covered.append(_holds(each.these_seeds, float(truth)))
+            if over_seeds:
                 covered.append(_holds(each.new_seeds, 0.0))
         effects.append(math.inf if found[0].detectable is None else found[0].detectable)
         levels.append(0.0 if found[0].true_level is None else found[0].true_level)
