@@ -119,9 +119,9 @@ class ArmRow:
         alpha: NEFTune's alpha.
         label: Its other swept options; empty without a grid.
         seeds: Seeds that it was measured with.
-        values: Metric to its mean over seeds with a 95 % interval over seeds and examples, on the untouched half.
-        comparisons: Against alpha 0, each metric that could be compared; empty for alpha 0 itself.
-        dropped: Racing gave it no further seeds.
+        values: Metric to its mean over seeds with a 95 % confidence interval over seeds and prompts.
+        comparisons: With alpha 0, each metric that could be compared; empty for alpha 0 itself.
+        dropped: It got no further seeds.
     """
 
     alpha: float
@@ -134,6 +134,17 @@ class ArmRow:
     def name(self) -> str:
         """The whole arm in words."""
         return arm_name(self.alpha, self.label)
+
+    def verdict(self, metric: str) -> str:
+        """The verdict in a metric, with the scope of one that does not hold for new seeds."""
+        found = next((one for one in self.comparisons if one.metric == metric), None)
+        if found is None:
+            word = "not compared" if self.alpha else "baseline"
+        elif found.verdict in ("lower", "higher"):
+            word = f"{found.verdict} for {'this seed' if self.seeds == 1 else f'these {self.seeds} seeds'}"
+        else:
+            word = found.verdict
+        return f"{word} (dropped)" if self.dropped else word
 
 
 def arm_name(alpha: float, label: str) -> str:
@@ -155,7 +166,7 @@ class SweepReport:
         failed: The cells that failed.
         retried: Those that were begun again in this call, after their worker was lost or a fault.
         unfinished: Cells that are not done, since the sweep was stopped.
-        saved: Cells that racing made needless.
+        saved: Cells that were not needed.
         seconds: Wall time of this call.
         again: The command that goes on with it.
     """

@@ -334,7 +334,7 @@ def complete(
         raise ValueError("every number must be finite, or NaN where there is none")
     seeds = ~np.any([np.isnan(array).all(1) for array in arrays], axis=0)
     arrays = [array[seeds] for array in arrays]
-    kept = ~np.isnan(arrays).any((0, 1))
+    kept: npt.NDArray[np.bool_] = ~np.any(np.isnan(arrays), axis=(0, 1))
     if counts is not None:
         if (counts < 0).any() or any(array[:, kept & (counts == 0)].any() for array in arrays):
             raise ValueError("weights must be 0 or more, and more than 0 where a value is not 0")

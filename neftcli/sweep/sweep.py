@@ -27,7 +27,6 @@ from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
 from neftcli.sweep.folder import explained, held, require_alike, require_free, require_same_inputs, require_same_sweep
 from neftcli.sweep.local import LocalEngine, Outcome, devices
 from neftcli.sweep.plan import Arm, Cell, plan_cells
-from neftcli.sweep.splits import chooses
 from neftcli.sweep.standing import state_of, tell_of_others
 from neftcli.training.stopping import Stop, StopRequested, say_stopping
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
     from neftcli.sweep.cluster import RayEngine
-    from neftcli.sweep.verdict import Numbers
+    from neftcli.sweep.results import SweepResults
 
 RACED = 4  # seeds from which on a race saves something where arms are only worse
 GOES_ON = "    goes on: what is done is skipped"
@@ -234,12 +233,11 @@ class _Sweep:
         except StopRequested:
             self.observer.notify(Notice("the judge is not asked any more, since the sweep is to stop"))
 
-    def _numbers(self) -> tuple[Numbers, dict[str, dict[str, Any]]]:
-        from neftcli.sweep.verdict import Numbers
+    def _results(self) -> tuple[SweepResults, dict[str, dict[str, Any]]]:
+        from neftcli.sweep.results import SweepResults
 
         content = self._measured()
-        prompts: list[str] = next((cell["prompts"] for cell in content.values()), [])
-        return Numbers(self.cells, content, chooses(prompts)), content
+        return SweepResults(self.cells, content), content
 
     def _metrics(self, content: dict[str, dict[str, Any]]) -> list[str]:
         """The names of the metrics that decide.
@@ -248,7 +246,7 @@ class _Sweep:
             NeftError: There is none: only tasks were asked for, and these can't be compared document by document.
         """
         from neftcli.evaluation.comparison import METRICS
-        from neftcli.sweep.verdict import METRIC_NAMES
+        from neftcli.sweep.results import METRIC_NAMES
 
         measured = next((list(cell["metrics"]) for cell in content.values()), [])
         own = {metric.name for metric in METRICS} | set(METRIC_NAMES.values())
@@ -272,11 +270,11 @@ class _Sweep:
         """Drops the arms that can't be the best any more, by the half of the rows that chooses."""
         from neftcli.sweep.racing import leaving
 
-        numbers, content = self._numbers()
+        results, content = self._results()
         if self.stop.asked():  # then the judge may not have been asked all
             return
         for metric in self._metrics(content)[:1]:
-            for left in leaving(numbers, metric, self.dropped, after=number, seeds=rounds):
+            for left in leaving(results, metric, self.dropped, after=number, seeds=rounds):
                 self.dropped.append(left.arm)
                 why = f"worse than {left.worse_than.name()} by {left.by:.2g} at least in {metric}"
                 self.observer.notify(Notice(f"{left.arm.name()} gets no further seeds: {why}, where rows choose"))
@@ -286,12 +284,12 @@ class _Sweep:
         from neftcli.sweep.output import write
         from neftcli.sweep.verdict import judge_sweep
 
-        numbers, content = self._numbers()
+        results, content = self._results()
         if not content:
             self._note_failures()
             self.end()
         metrics = self._metrics(content)
-        verdict = judge_sweep(numbers, metrics, self.dropped)
+        verdict = judge_sweep(results, metrics, self.dropped)
         states = list(self.states.values())
         report = SweepReport(
             folder=str(self.folder),
@@ -308,7 +306,7 @@ class _Sweep:
             again=self.again,
         )
         try:
-            write(report, states, numbers, metrics, verdict.recommended, self.cells)
+            write(report, states, results, metrics, verdict.recommended, self.cells)
         except OSError as error:  # what was found is shown all the same
             self._unwritten = error
         return report

@@ -180,8 +180,8 @@ class PlainLines:
         return (
             f"  {one.metric} of {arm.name()} against alpha 0: "
             f"difference={words.number(one.metric, one.difference, signed=True)} "
-            f"interval={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
-            f"n={one.n} can_see={words.number(one.metric, one.detectable)} verdict={one.verdict}"
+            f"ci95={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
+            f"n={one.n} mde={words.number(one.metric, one.detectable)} verdict={arm.verdict(one.metric)}"
         )
 
     @_lines.register

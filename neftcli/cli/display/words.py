@@ -5,15 +5,10 @@ from __future__ import annotations
 import shlex
 
 from neftcli.cli.display.text import comparing
+from neftcli.evaluation.units import is_share
 from neftcli.events import Comparison, Estimated, EvaluatedModel, EvaluationReport, RowsReady, SweepReport
 
-SHARES = ("token accuracy", "exact match", "win rate", "win rate, matched", "cut at the limit", "2-gram repetition")
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is shown in per cent: those of ours that are shares, and benchmark tasks' accuracies."""
-    return metric in SHARES or metric.endswith((" acc", " acc_norm", " exact_match"))
 
 
 def number(metric: str, value: float | None, *, signed: bool = False) -> str:
@@ -108,6 +103,6 @@ def next_of_a_sweep(report: SweepReport) -> list[tuple[str, str]]:
         return []
     if report.recommended:
         commands.append((f"neft eval {folder}/best --show 5", "its answers beside those of the base model"))
-    if any(one.verdict == "not distinguishable" for arm in report.arms for one in arm.comparisons):
-        commands.append((f"{report.again} --seeds {2 * seeds}", "more evidence; what is done stays"))
+    if any(one.verdict not in ("better", "worse") for arm in report.arms for one in arm.comparisons):
+        commands.append((f"{report.again} --seeds {max(3, 2 * seeds)}", "more evidence; finished cells are kept"))
     return commands

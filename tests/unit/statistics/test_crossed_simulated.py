@@ -110,7 +110,7 @@ def balanced(seeds: int) -> dict[str, float]:
     return {"seed": math.sqrt(seeds), "prompt": math.sqrt(PROMPTS), "residual": 1.0}
 
 
-@pytest.mark.parametrize(("seeds", "count"), [(2, 4), (3, 4), (7, 2)])
+@pytest.mark.parametrize(("seeds", "count"), [(2, 4), (7, 2)])
 @pytest.mark.parametrize("mix", [*MIXES, "balanced"])
 def test_compare_arms_seldom_claims_what_is_not_so_of_new_seeds(seeds: int, count: int, mix: str) -> None:
     """Arms alike over all seeds and prompts, one of them or three with Holm: at most 21 of 250."""
@@ -125,13 +125,14 @@ def test_compare_arms_seldom_claims_what_is_not_so_of_new_seeds(seeds: int, coun
 def test_compare_arms_needs_the_margin_beside_two_tests() -> None:
     """With ten seeds a test over seeds and one over prompts both reject in some 11 %, with the margin in at most 5."""
     both = all_three = 0
-    for number in range(SIMULATIONS):
+    more = 400
+    for number in range(more):
         baseline, arm = draw_arms(10, PROMPTS, number, **balanced(10))
-        over_seeds = paired_difference(baseline.mean(1), arm.mean(1), resamples=QUICK).p or 0.0
+        over_seeds = paired_difference(baseline.mean(1), arm.mean(1), resamples=1_024).p or 0.0
         over_prompts = paired_difference(baseline.mean(0), arm.mean(0), resamples=QUICK).p or 0.0
         both += max(over_seeds, over_prompts) < LEVEL
         all_three += claims(sweep(np.array([baseline, arm]), None, number), "new seeds")
-    assert all_three <= FALSE_FINDINGS < both
+    assert all_three <= stats.binom.ppf(0.99, more, LEVEL) < both
 
 
 @pytest.mark.parametrize("tail", [0.025, 0.004])
@@ -165,7 +166,7 @@ def test_margin_keeps_its_probability_whatever_the_parts(seeds: int, tail: float
 # Coverage
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 6])
+@pytest.mark.parametrize("seeds", [2, 6])
 @pytest.mark.parametrize("mix", [*MIXES, "balanced"])
 def test_compare_arms_intervals_cover_the_truth(seeds: int, mix: str) -> None:
     """The difference of arms alike over new seeds, and an arm's own figure: each in at least 229 of 250."""
@@ -193,7 +194,7 @@ def test_compare_arms_interval_for_these_seeds_covers_their_truth() -> None:
 # Power
 
 
-@pytest.mark.parametrize(("seeds", "count"), [(2, 4), (3, 4), (8, 2)])
+@pytest.mark.parametrize(("seeds", "count"), [(3, 4), (8, 2)])
 @pytest.mark.parametrize("mix", [*MIXES, "balanced"])
 def test_compare_arms_finds_what_is_detectable_over_new_seeds(seeds: int, count: int, mix: str) -> None:
     """A true difference of the median size that sweeps call detectable: found with 80 %, and up to 97 %.
@@ -206,7 +207,7 @@ def test_compare_arms_finds_what_is_detectable_over_new_seeds(seeds: int, count:
         baseline, arm, *others = draw_arms(seeds, PROMPTS, number, count=count, **parts)
         return compare_arms(baseline, [arm + shift, *others], comparisons=count - 1, seed=number, resamples=999)
 
-    shift = float(np.median([found(number, 0.0)[0].detectable or math.inf for number in range(1_000, 1_060)]))
+    shift = float(np.median([found(number, 0.0)[0].detectable or math.inf for number in range(1_000, 1_040)]))
     hits = sum(claim(found(number, shift)[0], "new seeds").p < LEVEL / (count - 1) for number in range(SIMULATIONS))
     assert TRUE_FINDINGS <= hits <= 0.97 * SIMULATIONS
 
