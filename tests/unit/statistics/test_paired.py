@@ -202,7 +202,7 @@ def test_paired_difference_interval_ends_where_brute_force_p_falls_below_the_lev
     assert brute_force_p(differences, weights, found.high + step) < LEVEL
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.tuples(st.integers(-6, 8), st.integers(1, 4)), min_size=2, max_size=40),
     st.booleans(),
