@@ -19,7 +19,7 @@ from neftcli.evaluation.metrics import distinct_n
 from neftcli.events import Comparison, Estimated, MetricRow
 from neftcli.statistics.multiple import Better, adjust, direction, verdict
 from neftcli.statistics.paired import FEWEST, LEVEL, PairedDifference, estimate, paired_difference
-from neftcli.statistics.win_rates import length_controlled
+from neftcli.statistics.win_rates import win_rate
 
 if TYPE_CHECKING:
     from neftcli.evaluation.measure import Results
@@ -113,7 +113,8 @@ class _Question:
         second: The evaluated model's.
         weights: (rows,), or None for a mean over rows.
         prompts: (rows,), equal for rows that share a prompt; None if all differ.
-        lengths: (rows,), for a win rate at equal lengths; None for a plain difference.
+        is_win_rate: The values are scores of pairs, and the other model's are halves.
+        lengths: (rows,), for a win rate at equal lengths; None for any other.
         rated: A direction may be called better or worse, which one run each of two recipes does not support.
     """
 
@@ -124,17 +125,24 @@ class _Question:
     second: Values
     weights: Values | None = None
     prompts: Sequence[str] | None = None
+    is_win_rate: bool = False
     lengths: Values | None = None
     rated: bool = True
 
     def difference(self, comparisons: int = 1) -> PairedDifference | None:
-        """Estimate and test it on the rows that both sides have; None if there are none, or no lengths to control."""
+        """Estimate and test it on the rows that both sides have; None if there are none, or no lengths to control.
+
+        A win rate of few pairs gets no test of its own, and its value is that of the plain difference.
+        """
         rows = ~(np.isnan(self.first) | np.isnan(self.second))
         if not rows.any():
             return None
         prompts = _kept(self.prompts, rows)
-        if self.lengths is not None:
-            return length_controlled(self.second[rows], self.lengths[rows], prompts=prompts, comparisons=comparisons)
+        if self.is_win_rate:
+            lengths = None if self.lengths is None else self.lengths[rows]
+            found = win_rate(self.second[rows], lengths, prompts=prompts, comparisons=comparisons)
+            if found is not None or lengths is not None:
+                return found
         weights = None if self.weights is None else self.weights[rows]
         return paired_difference(self.first[rows], self.second[rows], weights, prompts=prompts, comparisons=comparisons)
 
@@ -277,7 +285,9 @@ def _win_rates(judged: Scores | None, prompts: Sequence[str], models: int) -> li
         (MATCHED_WIN_RATE, like, None),
         (CONTROLLED_WIN_RATE, scores, np.array(judged.lengths, dtype=float)),
     ):
-        question = _Question(name, "higher", judged.against, even, chosen, None, prompts, lengths)
+        question = _Question(
+            name, "higher", judged.against, even, chosen, None, prompts, is_win_rate=True, lengths=lengths
+        )
         if (found := question.difference()) is not None:
             low, high = (None if end is None else 0.5 + end for end in (found.low, found.high))
             estimated = Estimated(0.5 + found.value, low, high, found.n)

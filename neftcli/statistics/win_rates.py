@@ -1,4 +1,4 @@
-"""The win rate that a judge would give if the two answers of a pair were equally long.
+"""Win rates: as judged, and as a judge would give them if the two answers of a pair were equally long.
 
 Judges like length, so the win rate of a model that answers at more length is too high: without a true difference, 200
 pairs of a judge like that of Dubois et al. were called significant in half of all simulations. A fractional logistic
@@ -30,21 +30,25 @@ Mansournia 2015, "Penalization, bias reduction, and default priors in logistic a
 regressions"). They keep the estimates finite if one model wins every pair, or the longer answer does."""
 
 
-def length_controlled(
+def win_rate(
     scores: npt.ArrayLike,
-    lengths: npt.ArrayLike,
+    lengths: npt.ArrayLike | None = None,
     *,
     prompts: Sequence[object] | None = None,
     comparisons: int = 1,
 ) -> PairedDifference | None:
-    """Estimate the win rate at equal lengths, less one half.
+    """Estimate the win rate, or with lengths the win rate at equal lengths, less one half.
+
+    The sign-flip interval of other differences is too narrow near 0 and 100 %: at a true rate of 97 % it covers 49 %
+    with 20 pairs without ties, this one 88 % (simulated). Without lengths the value is the mean score, and the interval
+    reaches at least to it.
 
     The interval and p come from one test, Student's of theta with `prompts - 2` degrees of freedom and a standard error
     that is robust and clustered by prompt, so the interval excludes 0 exactly if p < 0.05.
 
     Args:
         scores: (pairs,), 1 won, 0.5 tie, 0 lost.
-        lengths: (pairs,), length of this model's answer less the other's.
+        lengths: (pairs,), length of this model's answer less the other's; None for the win rate as it is.
         prompts: (pairs,), equal for pairs that share a prompt; None if all differ.
         comparisons: As in `paired_difference`.
 
@@ -55,7 +59,8 @@ def length_controlled(
     Raises:
         ValueError: The shapes differ, a number isn't finite, or a score is not from 0 to 1.
     """
-    won, longer = (np.asarray(column, dtype=np.float64) for column in (scores, lengths))
+    won = np.asarray(scores, dtype=np.float64)
+    longer = np.zeros_like(won) if lengths is None else np.asarray(lengths, dtype=np.float64)
     if won.ndim != 1 or won.shape != longer.shape or (prompts is not None and len(prompts) != won.size):
         raise ValueError(f"one score, length and prompt for each pair are needed, not {won.shape} and {longer.shape}")
     if not (np.isfinite(longer).all() and ((won >= 0) & (won <= 1)).all()):
@@ -85,6 +90,9 @@ def length_controlled(
         quantiles = float(stdtrit(freedom, 1 - LEVEL / comparisons / 2) + stdtrit(freedom, POWER))
         detectable = float(expit(quantiles * error)) - 0.5
     value, low, high = (float(expit(logit)) - 0.5 for logit in (theta, theta - margin, theta + margin))
+    if lengths is None:
+        value = math.fsum(won) / won.size - 0.5
+        low, high = min(low, value), max(high, value)
     return PairedDifference(value, low, high, p_value(theta, error), smallest, n, won.size, detectable, None)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from neftcli.evaluation.statistics import estimate, holm, paired_difference
 
 from neftcli.data.tokens import TokenRow
 from neftcli.evaluation.comparison import METRICS, Scores, compare, same_tokens, win_rate_bounds
@@ -24,7 +23,7 @@ from neftcli.evaluation.tasks import TaskResult
 from neftcli.events import Comparison, MetricRow
 from neftcli.statistics.multiple import adjust
 from neftcli.statistics.paired import estimate, paired_difference
-from neftcli.statistics.win_rates import length_controlled
+from neftcli.statistics.win_rates import win_rate
 
 N = 40
 PROMPTS = [f"prompt {row}" for row in range(N)]
@@ -240,7 +239,7 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     half = [score for score, like in zip(scores, matched, strict=True) if like and score is not None]
     like_length = one(comparisons, "win rate, matched", "baseline")
     assert (like_length.n, like_length.difference) == (18, pytest.approx(float(np.mean(half)) - 0.5))
-    expected = length_controlled(scores[:36], lengths[:36])
+    expected = win_rate(scores[:36], lengths[:36])
     controlled = one(comparisons, "win rate, length-controlled", "baseline")
     assert expected is not None
     assert (controlled.difference, controlled.low, controlled.p) == (expected.value, expected.low, expected.p)

@@ -13,7 +13,7 @@ import pytest
 from scipy.special import expit, stdtrit
 
 from neftcli.statistics.paired import PairedDifference
-from neftcli.statistics.win_rates import length_controlled
+from neftcli.statistics.win_rates import win_rate
 
 
 def judged(
@@ -26,12 +26,12 @@ def judged(
 
 
 def controlled(scores: list[float], lengths: list[float], **options: object) -> PairedDifference:
-    found = length_controlled(scores, lengths, **options)  # type: ignore[arg-type]
+    found = win_rate(scores, lengths, **options)  # type: ignore[arg-type]
     assert found is not None
     return found
 
 
-def test_length_controlled_value_maximises_the_penalised_likelihood() -> None:
+def test_win_rate_value_maximises_the_penalised_likelihood() -> None:
     scores, lengths = judged(np.random.default_rng(0), 30)
     x = np.tanh(np.array(lengths) / np.std(lengths))
     thetas, betas = np.meshgrid(np.linspace(-2, 2, 801), np.linspace(-1, 4, 1001), indexing="ij")
@@ -43,7 +43,7 @@ def test_length_controlled_value_maximises_the_penalised_likelihood() -> None:
     assert controlled(scores, lengths).value == pytest.approx(expit(best) - 0.5, abs=0.002)
 
 
-def test_length_controlled_interval_and_p_agree() -> None:
+def test_win_rate_interval_and_p_agree() -> None:
     generator = np.random.default_rng(1)
     for n in (6, 7, 20, 60):
         for theta in (0.0, 0.8):
@@ -57,7 +57,7 @@ def test_length_controlled_interval_and_p_agree() -> None:
                 assert found.smallest_p <= found.p + 1e-12 or found.p > 0.05
 
 
-def test_length_controlled_standard_error_is_that_of_a_jackknife_over_prompts() -> None:
+def test_win_rate_standard_error_is_that_of_a_jackknife_over_prompts() -> None:
     scores, lengths = judged(np.random.default_rng(2), 120)
     prompts = [place // 3 for place in range(120)]
     found = controlled(scores, lengths, prompts=prompts)
@@ -84,7 +84,7 @@ def test_length_controlled_standard_error_is_that_of_a_jackknife_over_prompts() 
     assert error == pytest.approx(jackknife, rel=0.1)
 
 
-def test_length_controlled_takes_length_away() -> None:
+def test_win_rate_takes_length_away() -> None:
     """The longer answer always wins, and this model's is mostly longer: nothing is left of a win rate of 75 %."""
     lengths = [float(place % 20 - 5) + 0.5 for place in range(200)]
     scores = [float(length > 0) for length in lengths]
@@ -96,7 +96,7 @@ def test_length_controlled_takes_length_away() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_length_controlled_all_won_or_lost(sign: int) -> None:
+def test_win_rate_all_won_or_lost(sign: int) -> None:
     """Separation: near 100 %, with the exact binomial limit (0.025^(1/n)) as lower end, but for 1 point."""
     generator = np.random.default_rng(3)
     lengths = list(generator.normal(0, 50, 60))
@@ -108,20 +108,33 @@ def test_length_controlled_all_won_or_lost(sign: int) -> None:
     assert found.p < 1e-4
 
 
-def test_length_controlled_swapped_models_mirror() -> None:
+def test_win_rate_swapped_models_mirror() -> None:
     scores, lengths = judged(np.random.default_rng(4), 40, 0.5)
     ours = controlled(scores, lengths)
     theirs = controlled([1 - score for score in scores], [-length for length in lengths])
     assert (theirs.value, theirs.low) == pytest.approx((-ours.value, -(ours.high or 0)), abs=1e-6)
 
 
-def test_length_controlled_without_lengths_is_the_win_rate() -> None:
+def test_win_rate_of_equal_lengths() -> None:
     """A tie is added, so that the rate is (wins + 0.5) / (n + 1)."""
     found = controlled([1.0] * 24 + [0.0] * 15, [0.0] * 39)
     assert found.value == pytest.approx(24.5 / 40 - 0.5, abs=1e-6)
 
 
-def test_length_controlled_all_ties() -> None:
+@pytest.mark.parametrize("wins", [0, 1, 12, 24, 29, 30])
+def test_win_rate_without_lengths(wins: int) -> None:
+    """The mean score, inside an interval that excludes 0 exactly if p < 0.05 and stays between 0 and 100 %."""
+    found = win_rate([1.0] * wins + [0.0] * (30 - wins))
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.p is not None
+    assert found.value == pytest.approx(wins / 30 - 0.5)
+    assert -0.5 <= found.low <= found.value <= found.high <= 0.5
+    assert (found.low > 0 or found.high < 0) == (found.p < 0.05)
+
+
+def test_win_rate_all_ties() -> None:
     found = controlled([0.5] * 10, [float(place) for place in range(10)])
     assert (found.value, found.p, found.smallest_p, found.detectable) == (0.0, 1.0, 1.0, None)
 
@@ -135,22 +148,22 @@ def test_length_controlled_all_ties() -> None:
         ([], [], None),
     ],
 )
-def test_length_controlled_is_none_with_few_prompts_or_one_length(
+def test_win_rate_is_none_with_few_prompts_or_one_length(
     scores: list[float], lengths: list[float], prompts: list[int] | None
 ) -> None:
-    assert length_controlled(scores, lengths, prompts=prompts) is None
+    assert win_rate(scores, lengths, prompts=prompts) is None
 
 
 @pytest.mark.parametrize(
     ("scores", "lengths"), [([1.0, 2.0], [1.0, 2.0]), ([1.0], [1.0, 2.0]), ([1.0, 0.0], [1.0, math.nan])]
 )
-def test_length_controlled_rejects(scores: list[float], lengths: list[float]) -> None:
+def test_win_rate_rejects(scores: list[float], lengths: list[float]) -> None:
     with pytest.raises(ValueError, match="score"):
-        length_controlled(scores, lengths)
+        win_rate(scores, lengths)
 
 
 @pytest.mark.parametrize("n", [20, 60])
-def test_length_controlled_level_and_coverage(n: int) -> None:
+def test_win_rate_level_and_coverage(n: int) -> None:
     """300 judges who like length, of answers of equal quality; the Monte Carlo error is 1.3 points."""
     generator = np.random.default_rng(n)
     found = [controlled(*judged(generator, n)) for _ in range(300)]
