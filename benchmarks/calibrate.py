@@ -35,6 +35,7 @@ from neftcli.statistics import paired
 from neftcli.statistics.crossed import ArmDifference, Claim, compare_arms
 from neftcli.statistics.multiple import Better, adjust, verdict
 from neftcli.statistics.paired import PairedDifference, paired_difference
+from neftcli.statistics.win_rates import win_rate
 
 Floats = NDArray[np.float64]
 
@@ -303,6 +304,8 @@ def compare(cell: Cell, drawn: Drawn, seed: int) -> list[ArmDifference | PairedD
     """Compare as the commands do: all arms with the baseline, or two runs."""
     if not cell.seeds:
         first, second = drawn.baseline[0], drawn.arms[0, 0]
+        if cell.metric == "win rate" and (found := win_rate(second, prompts=drawn.prompts)) is not None:
+            return [found]
         return [paired_difference(first, second, drawn.weights, prompts=drawn.prompts, seed=seed, resamples=RESAMPLES)]
     arms = compare_arms(
         drawn.baseline,
