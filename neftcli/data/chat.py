@@ -228,6 +228,8 @@ class ChatFormat:
         if self._reasoning == "drop" and (empty := EMPTY_THINKING.match(text, start)):
             start = empty.end()  # which a template writes instead of the reasoning
         stop = min((at for text_ in self.stop_texts if (at := text.find(text_, after, limit)) >= 0), default=-1)
+        if stop < 0 and block is not None and text.startswith(self.stop_texts, limit):
+            stop = limit  # the block is closed before the stop token
         if stop >= 0:
             return start, stop + next(len(text_) for text_ in self.stop_texts if text.startswith(text_, stop))
         return start, start + len(text[start:limit].rstrip())

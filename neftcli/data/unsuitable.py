@@ -38,12 +38,14 @@ ANSWERED = ("completion", "output", "messages", "conversations")
 TURNS = ("messages", "conversations", "prompt")
 JUDGED = ("label", "kto_tag")
 MEDIA = ("image", "images", "image_url", "image_path", "audio", "audios", "video", "videos", "pixel_values")
-# The first never occurs in ordinary text. The second is an image in LLaVA's form: alone on the first or last line, or
-# before or after a sentence. A text about the HTML tag has it elsewhere, or closes it.
+# The first never occurs in ordinary text. The second is an image in LLaVA's form: alone on its line, before a question
+# or after a sentence. A text about the HTML tag has it elsewhere, or closes it.
 SPECIAL_PLACEHOLDER = re.compile(r"<\|(?:image|audio|video)(?:_pad|_\d+)?\|>")
 PLACEHOLDER = re.compile(
-    r"\A(?:<(?:image|audio|video)>\s*)+(?:\Z|\n|(?<=>)\w|(?<=\s)(?![a-z])\w)"
-    r"|(?:\n|[.?!\u3002\uff01\uff1f]\s*)(?:<(?:image|audio|video)>\s*)+\Z"
+    r"^\s*(?:<(?:image|audio|video)>\s*)+$"
+    r"|\A(?:<(?:image|audio|video)>\s*)+(?:(?<=>)\w|(?<=\s)(?![a-z])\w)"
+    r"|[.?!\u3002\uff01\uff1f]\s*(?:<(?:image|audio|video)>\s*)+\Z",
+    re.MULTILINE,
 )
 CLOSING = re.compile(r"</(?:image|audio|video)>")
 KIND = re.compile(r"<\|?(image|audio|video)[^>]*>")

@@ -8,6 +8,7 @@ a row's first tokens.
 import json
 import re
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,60 @@ def test_chat_template_that_trl_does_not_know(name: str) -> None:
 
 
 # Stop tokens
+
+
+BLOCK = (
+    "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{% if m.role == 'assistant' %}}"
+    "{{% generation %}}{}{{% endgeneration %}}{}\n"
+    "{{% else %}}{{{{ m.content }}}}<|im_end|>\n{{% endif %}}{{% endfor %}}"
+    "{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("inside", "after"), [("{{ m.content }}", "<|im_end|>"), ("{{ m.content }}<|im_end|>", "")], ids=["after", "inside"]
+)
+@pytest.mark.parametrize(
+    ("loss_on", "expected"),
+    [
+        ("auto", ["It is (1).<|im_end|>", "- It is 2.<|im_end|>"]),
+        ("last", ["- It is 2.<|im_end|>"]),
+    ],
+)
+def test_generation_block_with_its_stop_token(inside: str, after: str, loss_on: str, expected: list[str]) -> None:
+    """The stop token is learned with each answer that carries loss, inside of its block or directly after it."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=False)
+    tokenizer.chat_template = BLOCK.format(inside, after)
+    form = ChatFormat(tokenizer)
+    row = row_of(form, MULTI, loss_on)
+    spans = groupby(row.labels, lambda label: label != IGNORED)
+    assert [tokenizer.decode(list(labels)) for is_learned, labels in spans if is_learned] == expected
+    assert row.stops
+
+
+MASKED = (  # it writes "qa" and stop tokens, with nothing between the turns
+    "{{% for m in messages %}}{{% if m.role == 'assistant' %}}{{% generation %}}{}{{% endgeneration %}}{}"
+    "{{% else %}}{{{{ m.content }}}}{{% endif %}}{{% endfor %}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("inside", "after", "expected"),
+    [
+        ("{{ m.content }}", "{{ eos_token }}", [0, 1, 1, 0, 1, 1]),
+        ("{{ m.content }}{{ eos_token }}", "", [0, 1, 1, 0, 1, 1]),
+        ("{{ m.content }}{{ eos_token }}", "{{ eos_token }}", [0, 1, 1, 0, 0, 1, 1, 0]),
+        ("{{ m.content }}", "!{{ eos_token }}", [0, 1, 0, 0, 0, 1, 0, 0]),
+    ],
+)
+def test_generation_block_mask(inside: str, after: str, expected: list[int]) -> None:
+    """One stop token an answer, and no more of what the template writes outside of the block."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = MASKED.format(inside, after)
+    form = ChatFormat(tokenizer)
+    row = row_of(form, chat(user("q"), assistant("a"), user("q"), assistant("a")))
+    assert [int(label != IGNORED) for label in row.labels] == expected
 
 
 def test_stops_declared_by_the_model() -> None:
