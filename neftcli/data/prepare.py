@@ -439,6 +439,7 @@ def prepare(
         fingerprint=fingerprint(examples.train, examples.held_out),
         unread=dict(examples.notes.unread),
         shortened=dict(examples.notes.shortened),
+        remarks=dict(examples.notes.remarks),
         unused=examples.unused,
         sources=examples.sources,
     )

@@ -131,6 +131,12 @@ DATA = {
         ),
     ),
     "half a weight": data("rows.jsonl", turns(QUESTION, ANSWER | {"weight": 0.5})),
+    "a weight without a value": data("rows.jsonl", turns(QUESTION, ANSWER | {"weight": ""})),
+    "an answer to learn that nothing asked": data("rows.jsonl", turns(ANSWER | {"weight": 1}, QUESTION, ANSWER)),
+    "a refusal": data("rows.jsonl", turns(QUESTION, ANSWER | {"content": None, "refusal": "No."})),
+    "a tool result that is an object": data(
+        "rows.jsonl", turns(QUESTION, ANSWER, {"role": "tool", "content": {"x": 2}}, ANSWER)
+    ),
     "a question to learn": data("rows.jsonl", turns(QUESTION | {"train": True}, ANSWER)),
     "marks that contradict": data("rows.jsonl", turns(QUESTION, ANSWER | {"weight": 0, "train": True})),
     "a tool call that is no JSON": data(

@@ -176,7 +176,7 @@ def data_notices(event: DataReady) -> list[str]:
 
 
 def row_part_notices(event: DataReady | RowsReady) -> list[str]:
-    """Notices about columns and turn keys that are not read, and about parts of conversations that are left out."""
+    """Notices about columns and turn keys that are not read, parts of conversations that are left out, and remarks."""
     keys = {name: found for name, found in event.unread.items() if name.startswith(TURN_KEY)}
     columns = {name: found for name, found in event.unread.items() if name not in keys}
     notices = []
@@ -187,6 +187,8 @@ def row_part_notices(event: DataReady | RowsReady) -> list[str]:
         notices.append(f"keys of turns that are not read: {occurrences(bare)}")
     if event.shortened:
         notices.append(f"left out of conversations: {occurrences(event.shortened)}")
+    for remark, found in event.remarks.items():
+        notices.append(f"{remark} ({some(found.rows, 'row')}, first {found.first})")
     return notices
 
 
