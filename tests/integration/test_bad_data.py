@@ -175,6 +175,7 @@ DATA = {
         "data.columns={prompt: question, completion: answers}",
     ),
     "conversations in a row": data("rows.jsonl", lines({"messages": [[QUESTION, ANSWER], [QUESTION, ANSWER]]})),
+    "rows in objects": data("d/rows.json", json.dumps({"meta": {"v": 1}, "data": {"train": GOOD, "test": GOOD}})),
     "one conversation": data("rows.json", json.dumps([QUESTION, ANSWER])),
     "tool calls as answers": data(
         "rows.jsonl", lines({"query": "q", "tools": "[]", "answers": '[{"name": "f", "arguments": {}}]'})

@@ -372,6 +372,32 @@ def test_nested_lists_are_flattened_by_the_command(values: dict[str, Any], expec
     assert [last(read(row)) for row in by_shell(values, refused(values)[1], tmp_path)] == expected
 
 
+PAIR_ROW = {"prompt": "q", "completion": "a"}
+NESTED: list[tuple[dict[str, Any], str]] = [
+    ({"meta": {"v": 1}, "data": {"train": [PAIR_ROW], "test": [{}]}}, ".data.train, not those in .data.test"),
+    ({"version": "1.0", "data": {"test": [{}], "train": [PAIR_ROW]}}, ".data.train, not those in .data.test"),
+    ({"authors": ["x", "y"], "data": {"my rows": [PAIR_ROW]}}, '.data."my rows"'),
+    ({"a": {"b": {"c": [PAIR_ROW]}}}, ".a.b.c"),
+]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "a list in rows.json"])
+@pytest.mark.parametrize(("values", "read_from"), NESTED)
+def test_nested_rows_are_read_by_the_command(
+    values: dict[str, Any], read_from: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an object in objects, whether it is the file, a line of it or an element of its list."""
+    monkeypatch.chdir(tmp_path)
+    file = name.removeprefix("a list in ")
+    Path(file).write_text(json.dumps([values] if name != file else values) + "\n")
+    [row] = read_rows(file)
+    what, remedy = refused(row.values, where=row.where)
+    command, _, said = remedy.partition("    ")
+    assert (what, said) == ("the columns fit no known layout", f"reads the rows in {read_from}")
+    subprocess.run(["bash", "-c", command], check=True)
+    assert [row.values for row in read_rows("new-rows.jsonl")] == [PAIR_ROW]
+
+
 def test_nested_answers_are_flattened_and_mapped(tmp_path: Path) -> None:
     """A line to flatten and a mapping to type."""
     values = {"question": "q", "answers": {"text": ["good"], "answer_start": [3]}}
