@@ -433,6 +433,56 @@ def test_chat_template_that_leaves_questions_out() -> None:
         ChatFormat(tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (LOOP.format("{{ m['content'] }}").replace("in messages", "in messages[:-1]"),
+         "the last answer (Answermark) is not in what it renders: <user>Questionmark</s>"),
+        ("{% for m in messages[:-1] %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
+         "the last answer (Answermark) is not in what it renders: user: Questionmark"),
+        (LOOP.format("{{ m['content'] | upper }}"),
+         "the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         "<user>QUESTIONMARK</s><assistant>ANSWERMARK</s>"),
+        (LOOP.format("{{ m['content'][:8] }}"),
+         "the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         "<user>Question</s><assistant>Answerma</s>"),
+        (LOOP.format("{{ m['content'] | replace('Answer', 'Reply') }}"),
+         "the last answer (Answermark) is not in what it renders: <user>Questionmark</s><assistant>Replymark</s>"),
+        (LOOP.format("{{ m['content'] | lower if m['role'] == 'user' else m['content'] }}"),
+         "the question (Questionmark) is not in what it renders: <user>questionmark</s><assistant>Answermark</s>"),
+        (LOOP.format("{{ m['content'] * 2 }}"),
+         "the question (Questionmark) and the last answer (Answermark) are repeated in what it renders: "
+         "<user>QuestionmarkQuestionmark</s><assistant>AnswermarkAnswermark</s>"),
+        (LOOP.format(PART.replace("}}{% endfor %}", " | upper }}{% endfor %}")),
+         "the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         "<user></s><assistant></s>"),
+        (LOOP.format("{{ m.turn.text }}"), "'dict object' has no attribute 'turn'"),
+        ("x" * 200, f"the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         f"...{'x' * 150}"),
+    ],
+)  # fmt: skip
+def test_chat_template_that_changes_texts(template: str, said: str) -> None:
+    """The turn whose text is missing is named, with what is rendered."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError) as raised:
+        ChatFormat(tokenizer)
+    assert raised.value.problems[0].received == said
+
+
+def test_chat_template_that_cuts_a_long_text() -> None:
+    """It renders short texts, so the row is rejected by its turn."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = LOOP.format("{{ m['content'][:30] }}")
+    form = ChatFormat(tokenizer)
+    for turns, where in (
+        ((user("What is it? " * 5), assistant("a")), "turn 1: the chat template does not render the question"),
+        ((user("q"), assistant("It is this. " * 5)), "turn 2: the chat template does not render the answer"),
+    ):
+        with pytest.raises(DataError, match=where):
+            row_of(form, chat(*turns))
+
+
 def test_chat_template_that_leaves_the_system_turn_out() -> None:
     """What the data says is rendered, or the row is refused."""
     tokenizer = tiny_tokenizer()
