@@ -50,7 +50,8 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     asked, found = recipe.data.held_out_rows, len(examples.held_out)
     if found < asked != Data.held_out_rows and examples.splits_itself:  # the default is a wish
         limit = "a fifth at most, and rows of one prompt together"
-        observer.notify(Notice(f"{found} rows are held out, not {asked}: {limit}"))
+        held_out = "1 row is held out" if found == 1 else f"{found} rows are held out"
+        observer.notify(Notice(f"{held_out}, not {asked}: {limit}"))
     return reference, examples
 
 

@@ -351,7 +351,7 @@ def test_what_is_not_read_is_told(neft: Neft, llama: Path) -> None:
 def test_a_special_token_inside_text_is_told(neft: Neft, llama: Path) -> None:
     special = lines(*GOOD, {"prompt": "say </s> twice", "completion": "</s></s>, that is"})
     assert inspected(neft, llama, special)[-1] == (
-        "note: 1 row (rows.jsonl, line 21) hold a special token as text: it is tokenised as ordinary characters"
+        "note: 1 row (rows.jsonl, line 21) holds a special token as text: it is tokenised as ordinary characters"
     )
 
 

@@ -151,6 +151,10 @@ MODELS = {
         evil__py=EVIL,
     ),
     "an unknown template": name("model", "--chat-template", "chatlm", model=lambda path: folder().files["model"](path)),
+    "a template that is not there": Case(
+        (*folder().arguments, "--chat-template", "t_x.jinja"),
+        {**folder().files, "t_x.json": "{}", "t_xx.txt": "", "t_upper.jinja": ""},
+    ),
     "a template that is no Jinja": template("{% for message in messages %}"),
     "a template that is no text": template(b"\xff"),
     "a template that is a folder": template(None),
