@@ -171,16 +171,14 @@ def data_notices(event: DataReady) -> list[str]:
     if event.held_out.cut:
         notices.append(f"of the held-out rows, {rows(event.held_out.cut)} truncated at data.max_length")
     if event.train.without_stop:
-        end = agree(len(event.train.without_stop), "ends", "end")
-        teach = agree(len(event.train.without_stop), "doesn't", "don't")
-        notices.append(
-            f"{rows(event.train.without_stop)} {end} without a stop token with loss, so {teach} teach to stop"
-        )
+        places = event.train.without_stop
+        end, teach = agree(len(places), "ends", "end"), agree(len(places), "doesn't", "don't")
+        notices.append(f"{rows(places)} {end} without a stop token with loss, so {teach} teach to stop")
     if event.special_text:
         acts = "it acts as the token" if event.layout == "text" else "it is tokenised as ordinary characters"
         hold = agree(len(event.special_text), "holds", "hold")
         notices.append(f"{rows(event.special_text)} {hold} a special token as text: {acts}")
-    notices += [f"{rows(places)}: {remark}" for remark, places in event.train.remarks.items()]
+    notices += [f"{rows(having)}: {remark}" for remark, having in event.train.remarks.items()]
     if not event.held_out.rows:
         notices.append(
             "no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
