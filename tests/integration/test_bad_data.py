@@ -73,6 +73,7 @@ def huge(before: bytes, behind: bytes = b"") -> Callable[[Path], None]:
     return lambda path: path.write_bytes(before + b"x" * HUGE + behind) and None
 
 
+PREFERENCE = lines({"prompt": "q", "chosen": "good", "rejected": "bad"})
 SEMICOLONS = "prompt;completion\nHello, friend;Hi\n"
 TWO = {"prompt": ["q"] * 5, "completion": ["a"] * 5}
 
@@ -100,6 +101,10 @@ DATA = {
     "a folder without data": source("rows", files={"rows/a.doc": "", "rows/b.pdf": ""}),
     "a folder with one bad file": source("rows", files={"rows/a.jsonl": ROW, "rows/b.jsonl": "{"}),
     "a folder of mixed layouts": source("rows", files={"rows/a.jsonl": ROW, "rows/b.jsonl": lines({"text": "words"})}),
+    "a folder with preference data": source(
+        "rows", files={"rows/train_gen.jsonl": PREFERENCE, "rows/train_sft.jsonl": ROW, "rows/test_sft.jsonl": ROW}
+    ),
+    "a folder of preference data": source("rows", files={"rows/a.jsonl": PREFERENCE, "rows/b.jsonl": PREFERENCE}),
     "mixed schemas": data("rows.jsonl", ROW + lines({"instruction": "q", "output": "a"})),
     "a number for a text": data("rows.jsonl", ROW + lines({"prompt": "q", "completion": 5})),
     "a list for a text": data("rows.jsonl", lines({"prompt": ["q"], "completion": "a"})),
@@ -146,7 +151,7 @@ DATA = {
     "two system turns": data(
         "rows.jsonl", lines({"messages": [{"role": "system", "content": "s"}, QUESTION, ANSWER], "system": "t"})
     ),
-    "preference data": data("rows.jsonl", lines({"prompt": "q", "chosen": "good", "rejected": "bad"})),
+    "preference data": data("rows.jsonl", PREFERENCE),
     "preference data of ShareGPT": data(
         "rows.jsonl",
         lines(
