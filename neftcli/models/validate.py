@@ -122,16 +122,18 @@ def require_usable(reference: Reference, recipe: Recipe, *, trains: bool) -> Non
         _require_trainable_weights(reference, settings, recipe)
     else:
         _require_computable_weights(reference, settings)
-    if reference.kind == "folder":
-        _require_weight_files(reference)
 
 
-def _require_weight_files(reference: Reference) -> None:
+def require_weight_files(reference: Reference) -> None:
     """Check that a model's folder holds its weights as safetensors, by the index of its files and their headers.
+
+    Models of other kinds are checked when they are loaded: those of the hub would need a listing over the network.
 
     Raises:
         ModelError: A file is missing, pickled or damaged.
     """
+    if reference.kind != "folder":
+        return
     from safetensors import safe_open
 
     from neftcli.models.loading import explained

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from neftcli.errors import ModelError
 from neftcli.models.names import Reference
-from neftcli.models.validate import require_usable, stored_quantization
+from neftcli.models.validate import require_usable, require_weight_files, stored_quantization
 from neftcli.recipe.schema import Adapter, Quantization, Recipe
 
 FULL = Recipe()
@@ -183,22 +183,27 @@ def sharded(folder: Path, **settings: Any) -> Reference:
     return reference
 
 
-@pytest.mark.parametrize("trains", [True, False])
-def test_require_usable_weight_files(trains: bool, tmp_path: Path) -> None:
+def unusable_weights(reference: Reference) -> str:
+    with pytest.raises(ModelError) as raised:
+        require_weight_files(reference)
+    return str(raised.value)
+
+
+def test_require_weight_files(tmp_path: Path) -> None:
     """By the index and the headers: whole files pass; one that is missing, cut or a pickle is rejected."""
     reference = sharded(tmp_path, **CAUSAL["llama"])
-    require_usable(reference, FULL, trains=trains)
+    require_weight_files(reference)
     last = tmp_path / SHARDS[1]
     whole = last.read_bytes()
     last.write_bytes(whole[:-8])
-    assert "a weight file of m is damaged" in refusal(reference, FULL, trains=trains)
+    assert "a weight file of m is damaged" in unusable_weights(reference)
     last.unlink()
-    assert f"No such file or directory: {last}" in refusal(reference, FULL, trains=trains)
+    assert f"No such file or directory: {last}" in unusable_weights(reference)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "pytorch_model.bin"}}')
-    assert "has only pickled weights (.bin)" in refusal(reference, FULL, trains=trains)
+    assert "has only pickled weights (.bin)" in unusable_weights(reference)
     (tmp_path / "model.safetensors.index.json").write_text("{")
-    assert "model.safetensors.index.json is not JSON" in refusal(reference, FULL, trains=trains)
+    assert "model.safetensors.index.json is not JSON" in unusable_weights(reference)
     (tmp_path / "model.safetensors.index.json").unlink()
-    assert "no model.safetensors and no model.safetensors.index.json" in refusal(reference, FULL, trains=trains)
+    assert "no model.safetensors and no model.safetensors.index.json" in unusable_weights(reference)
     (tmp_path / "pytorch_model.bin").touch()
-    assert "has only pickled weights (.bin)" in refusal(reference, FULL, trains=trains)
+    assert "has only pickled weights (.bin)" in unusable_weights(reference)
