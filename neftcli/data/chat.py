@@ -48,6 +48,7 @@ EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
 WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
 UNLIKE_PROMPT = "the text before the last answer differs from the prompt that generation starts from"
 OTHER_TEMPLATE = "--chat-template chatml"
+MOST_SHOWN = 150  # letters of a rendering
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +229,8 @@ class ChatFormat:
         if self._reasoning == "drop" and (empty := EMPTY_THINKING.match(text, start)):
             start = empty.end()  # which a template writes instead of the reasoning
         stop = min((at for text_ in self.stop_texts if (at := text.find(text_, after, limit)) >= 0), default=-1)
+        if stop < 0 and block is not None and text.startswith(self.stop_texts, limit):
+            stop = limit  # the block is closed before the stop token
         if stop >= 0:
             return start, stop + next(len(text_) for text_ in self.stop_texts if text.startswith(text_, stop))
         return start, start + len(text[start:limit].rstrip())
@@ -482,7 +485,8 @@ class ChatFormat:
         """
         from jinja2 import TemplateError, TemplateSyntaxError
 
-        said = ""
+        errors: list[str] = []
+        renderings: list[str] = []
         forms: tuple[tuple[Form, Form], ...] = (
             ("text", "text"),
             ("parts", "parts"),
@@ -496,17 +500,18 @@ class ChatFormat:
             except TemplateSyntaxError:
                 self._render(self._training, Example(_PROBE, "", ""))  # raises the error with the line
             except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-                said = said or str(error)
+                errors.append(str(error))
             else:
-                if text.count(QUESTION) == text.count(ANSWER) == 1 and "{'type'" not in text:  # a list as text
+                if "{'type'" in text:  # a list as text
+                    continue
+                if text.count(QUESTION) == text.count(ANSWER) == 1:
                     return self._forms
-        self._refuse_template(said)
-
-    def _refuse_template(self, said: str) -> NoReturn:
+                renderings.append(text)
+        closest = max(renderings, key=lambda text: (QUESTION in text) + (ANSWER in text), default="")
         raise ModelError(
             Problem(
                 f"model.chat_template: {self.name or 'this chat template'} does not render a question and its answer",
-                said or "a text is missing in the rendering",
+                _not_rendered(closest) if renderings else "".join(errors[:1]),
                 OTHER_TEMPLATE,
             )
         )
@@ -589,6 +594,19 @@ def chat_format(
 
 def _parts(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
+
+
+def _not_rendered(text: str) -> str:
+    """What a template changes, leaves out or repeats of a question and its answer, and what it renders."""
+    turns = (("the question", QUESTION), ("the last answer", ANSWER))
+    missing = [f"{turn} ({content})" for turn, content in turns if content not in text]
+    repeated = [f"{turn} ({content})" for turn, content in turns if text.count(content) > 1]
+    shown = " ".join(text.split())
+    shown = shown if len(shown) <= MOST_SHOWN else f"...{shown[-MOST_SHOWN:]}"
+    verb = "are" if len(missing or repeated) > 1 else "is"
+    if missing:
+        return f"{' and '.join(missing)} {verb} not in what it renders: {shown}"
+    return f"{' and '.join(repeated)} {verb} repeated in what it renders: {shown}"
 
 
 def _one_each(blocks: list[Block], answers: int) -> list[Block]:

@@ -26,7 +26,7 @@ from neftcli.data.notes import Notes, has_value, shown
 from neftcli.data.readers import Row
 from neftcli.data.rewriting import jq, jq_key
 from neftcli.data.suggestions import flattened, suggested, turns_of
-from neftcli.data.tool_calls import read_tools
+from neftcli.data.tool_calls import answers_no_call, read_tools
 from neftcli.data.turns import (
     MARKS,
     checked_text,
@@ -339,7 +339,8 @@ def to_example(
             notes.unread.add(name or '""', row.where)
     found = Columns(row, own, notes)
     parts = entry.read(found)
-    learn, mark = read_mark(row.values, row.where, "row")
+    marks = {name: row.values[name] for name in MARKS if has_value(row.values.get(name))}
+    learn, mark = read_mark(marks, row.where, "row")
     if learn is False:
         raise UnusableRow(f"it is marked as not learned ({mark})")
     if not parts.turns and parts.text:
@@ -352,11 +353,21 @@ def to_example(
     first = turns[0].role == "system"
     dropped = 0
     while turns[first].role in ("assistant", "tool"):  # it begins with an answer: nothing asked it
-        turns.pop(first)
+        lost = turns.pop(first)
         dropped += 1
+        if answers and lost.learn:
+            raise DataError(
+                Problem(
+                    f"{row.where}: an answer before the first question is marked as learned, and nothing asked it",
+                    lost.text()[:60],
+                    "a user turn before it, or 0 as its mark",
+                )
+            )
     if dropped:
         notes.shortened.add("what comes before the first question", row.where)
     require_no_placeholder(turns, row.where)
+    if answers_no_call(turns):
+        notes.remarks.add("a tool_call_id answers no call of its conversation", row.where)
     completion = max(0, completion - dropped) if completion < len(turns) + dropped else 0
     return Example(tuple(turns), "", row.where, _tools(found), completion)
 

@@ -29,11 +29,13 @@ class Notes:
     Attributes:
         unread: Columns, and turn keys ("turn key emotion"), that hold a value and are not read.
         shortened: Parts of conversations that are left out.
+        remarks: Remarks on what a conversation holds.
     """
 
     def __init__(self) -> None:
         self.unread = RowCounts()
         self.shortened = RowCounts()
+        self.remarks = RowCounts()
 
 
 def has_value(value: Any) -> bool:
@@ -43,4 +45,8 @@ def has_value(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A value in a message: its type and its beginning."""
-    return "null" if value is None else f"{type(value).__name__}: {' '.join(str(value)[:60].splitlines())}"
+    if value is None:
+        return "null"
+    if value == "":
+        return "an empty text"
+    return f"{type(value).__name__}: {' '.join(str(value)[:60].splitlines())}"

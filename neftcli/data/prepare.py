@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from neftcli.data.formats import (
@@ -23,8 +24,9 @@ from neftcli.data.formats import (
 )
 from neftcli.data.mixture import mixed
 from neftcli.data.notes import Notes
+from neftcli.data.readers import Row
 from neftcli.data.rows import ExampleRows, TokenRows
-from neftcli.data.sources import BUILTIN, open_source
+from neftcli.data.sources import BUILTIN, open_source, read_rows
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
 from neftcli.data.token_cache import FEWEST_ROWS, cached, token_key
 from neftcli.data.tokens import TokenRow, tokenize
@@ -136,10 +138,10 @@ class _Reader:
         for row in self._opened.rows:
             self.rows += 1
             self.progress()
-            if self.layout is None:
-                given = self.source.format or "auto"
-                self.layout = detect(row, columns, answers=self.answers) if given == "auto" else given
             try:
+                if self.layout is None:
+                    given = self.source.format or "auto"
+                    self.layout = detect(row, columns, answers=self.answers) if given == "auto" else given
                 example = to_example(
                     row,
                     self.layout,
@@ -150,6 +152,8 @@ class _Reader:
                 )
             except UnusableRow as reason:
                 self.unusable[str(reason)].append(row.where)
+            except DataError as error:
+                raise self._with_other_file(row, error) from None
             else:
                 self.usable += 1
                 yield example
@@ -164,6 +168,28 @@ class _Reader:
                     "rows with a question and an answer; --set data.columns='{...}' where they have other names",
                 )
             )
+
+    def _with_other_file(self, row: Row, error: DataError) -> DataError:
+        """The error of the first row of a folder's file; its hint names another file there that can be read."""
+        own_file, _, place = row.where.rpartition(", ")
+        if self.option != "data.split" or place not in ("line 1", "row 1"):
+            return error
+        for file in self._opened.files:
+            if file != own_file and self._can_read(file):
+                problem, *more = error.problems
+                alone = f"or, of this folder, read one file alone: --dataset {quote(file)}"
+                return DataError(replace(problem, remedy=f"{problem.remedy}; {alone}"), *more)
+        return error
+
+    def _can_read(self, file: str) -> bool:
+        """Return whether the first row of a file can be learned from."""
+        columns = self._columns()
+        try:
+            row = next(read_rows(file))
+            to_example(row, detect(row, columns, answers=self.answers), answers=self.answers, columns=columns)
+        except (DataError, UnusableRow):
+            return False
+        return True
 
     def counts(self, used: int, *, held_out: bool = False) -> SourceCounts:
         """Its counts; `used`: rows of it in the mixture."""
@@ -439,6 +465,7 @@ def prepare(
         fingerprint=fingerprint(examples.train, examples.held_out),
         unread=dict(examples.notes.unread),
         shortened=dict(examples.notes.shortened),
+        remarks=dict(examples.notes.remarks),
         unused=examples.unused,
         sources=examples.sources,
     )

@@ -255,7 +255,8 @@ def _rows_of_object(value: dict[str, Any], file: DataFile) -> list[Any]:
         key = next(iter(tables))
         remedy = through(f"jq -c {quote(f'.{json.dumps(key)}[]')}", path, f"{key}-{with_ending(path, '.jsonl')}")
         raise DataError(Problem(f"{name}: this .json file holds several lists of rows", ", ".join(tables)[:60], remedy))
-    if is_row or not lists:
+    holds_objects = any(isinstance(item, dict) for item in value.values())
+    if is_row or not lists or (holds_objects and not tables):
         return [value]
     return next(iter((tables or lists).values()))
 

@@ -32,6 +32,21 @@ def jq(where: str, expression: str) -> str:
     return f"{_python(source, ending, f'to_json({_literal(str(lines))})')} && {jq(f'{lines}, line 1', expression)}"
 
 
+def nested_rows(where: str, keys: str) -> str:
+    """The shell command that writes the rows of a nested list to a file.
+
+    Args:
+        where: The place of a row; a .json file may be this row as a whole.
+        keys: The way from the row to the list in jq's notation (`.data.train`).
+    """
+    source = where.rpartition(", ")[0]
+    path = _local_path(source)
+    if _ending(path) != ".json":
+        return jq(where, f"{keys}[]")
+    each = f'if type == "array" then .[] else . end | {keys}[]'
+    return _download(source) + through(f"jq -c {quote(each)}", path, f"new-{with_ending(path, '.jsonl')}")
+
+
 def one_row(where: str) -> str:
     """The shell command for a .json file that is one conversation; nothing for other files."""
     source = where.rpartition(", ")[0]
@@ -53,7 +68,7 @@ def without_column(where: str, column: str) -> str:
 
 def jq_key(name: str) -> str:
     """A column in jq's notation."""
-    return f".{name}" if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else f".[{_literal(name)}]"
+    return f".{name}" if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else f".{_literal(name)}"
 
 
 def _literal(text: str) -> str:

@@ -37,12 +37,14 @@ class SourceRows:
         split: The split that they are of; empty if the source has none.
         left_out: Data files of the source that are not read, for messages.
         running_text: Some are parts of a running text, by data.sample_by.
+        files: The files of a local folder that are read, by the names that the places of rows have.
     """
 
     rows: Iterator[Row]
     split: str = ""
     left_out: tuple[str, ...] = ()
     running_text: bool = False
+    files: tuple[str, ...] = ()
 
 
 def is_hub(source: str) -> bool:
@@ -138,7 +140,8 @@ def _open_folder(folder: Folder, split: str, config: str | None, sample_by: str,
     chosen = choose_files(folder, split, config, option)
     running_text = any(READERS[ending(name)].running_text for name in chosen.names)
     rows = _rows_of_files(folder, chosen, sample_by)
-    return SourceRows(rows, chosen.split, tuple(left_out_words(chosen.left_out)), running_text)
+    files = tuple(f"{folder.name.rstrip('/')}/{name}" for name in chosen.names) if folder.local else ()
+    return SourceRows(rows, chosen.split, tuple(left_out_words(chosen.left_out)), running_text, files)
 
 
 def _rows_of_files(folder: Folder, chosen: Chosen, sample_by: str) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from shlex import quote
 from typing import Any
 
 from neftcli.data.notes import has_value
-from neftcli.data.rewriting import jq, jq_key, one_row
+from neftcli.data.rewriting import jq, jq_key, nested_rows, one_row
 from neftcli.data.turns import is_conversation
 
 QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "user", "human", "inputs", "input", "source")
@@ -22,6 +22,7 @@ ONE_CONVERSATION = '{"messages": [{"role": ..., "content": ...}, ...]}'
 YAML_WORDS = ("yes", "no", "on", "off", "true", "false", "null")
 QUESTION_KEYS = ("human", "user", "question", "prompt", "instruction", "input")
 ANSWER_KEYS = ("assistant", "gpt", "bot", "answer", "response", "completion", "output")
+DEEPEST = 5  # of nested objects
 INNER_TEXTS = ("text", "content", "value", "answer", "response", "output", "completion")
 
 
@@ -67,6 +68,10 @@ def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str,
             if turns := turns_of(value, columns.get(name, name), where):
                 return turns
             return f"{jq(where, f'{jq_key(columns.get(name, name))}[]')}    makes a row of each object in {name}"
+    if tables := _nested_tables({columns.get(name, name): value for name, value in values.items()}):
+        first = next((keys for keys in tables if keys.endswith(".train")), tables[0])
+        others = ", ".join(keys for keys in tables if keys != first)
+        return f"{nested_rows(where, first)}    reads the rows in {first}{f', not those in {others}' if others else ''}"
     text = _column(values, TEXTS, (), str)
     if text:
         return mapping({"text": text}, columns)
@@ -74,6 +79,18 @@ def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str,
         asked, answered = values
         return f"{mapping({'prompt': asked, 'completion': answered}, columns)}    if {asked[:20]} is what is asked"
     return ""
+
+
+def _nested_tables(value: Mapping[str, Any], keys: str = "") -> list[str]:
+    """The ways to lists of objects inside of objects, in jq's notation."""
+    tables = []
+    for name, item in value.items():
+        inner = keys + jq_key(name)
+        if isinstance(item, dict) and inner.count(".") < DEEPEST:
+            tables += _nested_tables(item, inner)
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            tables.append(inner)
+    return tables
 
 
 def turns_of(value: list[Any], own: str, where: str) -> str:

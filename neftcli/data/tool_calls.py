@@ -7,9 +7,10 @@ A call is {"type": "function", "function": {"name": ..., "arguments": {...}}, "i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from neftcli.data.example import Turn
 from neftcli.data.notes import shown
 from neftcli.errors import DataError, Problem
 
@@ -43,6 +44,17 @@ def read_tools(value: Any, where: str) -> str:
         raise DataError(Problem(f"{where} must be a list of tool schemas", shown(value), A_TOOL))
     read = [_read_tool(tool, f"{where}, tool {number}") for number, tool in enumerate(tools, 1)]
     return _text(read, where) if read else ""
+
+
+def answers_no_call(turns: Sequence[Turn]) -> bool:
+    """Return whether a tool turn has the id of a call that no assistant turn before it holds."""
+    ids: set[str] = set()
+    for turn in turns:
+        if turn.tool_calls:
+            ids.update(call["id"] for call in json.loads(turn.tool_calls) if "id" in call)
+        if turn.tool_call_id and turn.tool_call_id not in ids:
+            return True
+    return False
 
 
 def _read_call(call: Any, where: str, number: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ noted as not read.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from math import isfinite
@@ -14,6 +15,7 @@ from typing import Any
 
 from neftcli.data.example import Turn, UnusableRow
 from neftcli.data.notes import Notes, has_value, shown
+from neftcli.data.rewriting import jq, jq_key
 from neftcli.data.tool_calls import read_tool_calls
 from neftcli.errors import DataError, Problem
 
@@ -43,8 +45,14 @@ ROLES = {
 CALLING = ("function_call", "tool_call")  # roles whose whole content is a tool call
 KEYS = {"role": "content", "from": "value"}
 MARKS = ("weight", "train", "trainable", "loss")
+UNREAD_MARKS = (
+    *("mask", "masked", "is_masked", "loss_mask", "train_mask", "train_on", "train_on_turn", "train_detail"),
+    *("trained", "training", "learn", "learned", "calculate_loss", "compute_loss", "loss_weight", "ignore"),
+)
+"""Keys by which others mark what is learned."""
 MARKED = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 CALLS = ("tool_calls", "function_call")
+REFUSAL = "learns refusals as answers; or rows without this one"
 REASONING = ("reasoning_content", "reasoning", "thinking")
 READ = {  # in addition to role and content
     "system": ("name", *MARKS),
@@ -98,7 +106,7 @@ def read_mark(values: Mapping[str, Any], where: str, what: str) -> tuple[bool | 
     """
     if values.keys().isdisjoint(MARKS):
         return None, ""
-    marks = {key: values[key] for key in MARKS if has_value(values.get(key))}
+    marks = {key: values[key] for key in MARKS if values.get(key) is not None}
     read: dict[str, bool] = {}
     for key, value in marks.items():
         mark = MARKED.get(str(value).strip().lower())
@@ -143,6 +151,29 @@ def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: No
         )
     given = {key: value for key, value in item.items() if has_value(value)}
     calls = _calls(given, where, role)
+    content_given = content_key is not None and has_value(item[content_key])
+    if "refusal" in given and role == "assistant" and not calls and not content_given:
+        own_key = jq_key(content_key or keys[1])
+        as_text = f'if type == "object" and .refusal then {own_key} = .refusal | del(.refusal) else . end'
+        raise DataError(
+            Problem(
+                f"{where} has its answer in the key refusal, which is not read, and none in {content_key or keys[1]}",
+                shown(given["refusal"]),
+                f"{jq(row, f'walk({as_text})')}    {REFUSAL}",
+            )
+        )
+    if role == "tool" and content_key is not None and _is_json_result(item[content_key]):
+        kind = "object" if isinstance(item[content_key], dict) else "array"
+        own_key = jq_key(content_key)
+        is_result = f'type == "object" and {jq_key(role_key)} == {json.dumps(item[role_key])}'
+        as_text = f'if {is_result} and ({own_key} | type) == "{kind}" then {own_key} |= tojson else . end'
+        raise DataError(
+            Problem(
+                f"{where}: {content_key} must be text, and this tool result is an {kind}",
+                shown(item[content_key]),
+                f"{jq(row, f'walk({as_text})')}    writes results as JSON text",
+            )
+        )
     if content_key is None and not calls:
         raise DataError(_no_turn(item, where, keys))
     content, thought = "", ""
@@ -153,7 +184,7 @@ def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: No
         calls = read_tool_calls(item[content_key], f"{where}: {content_key}")
     elif content_key is not None and (item[content_key] is not None or not calls):
         content, thought = _content(item[content_key], f"{where}: {content_key}", content_key, row, notes)
-    learn, said = read_mark(given, where, "turn")
+    learn, said = read_mark(item, where, "turn")
     if learn and role != "assistant":
         raise DataError(
             Problem(
@@ -162,7 +193,10 @@ def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: No
         )
     reasoning = _reasoning(given, where, thought) if role == "assistant" else ""
     for key in [key for key in given if key not in READ[role] and key not in (role_key, content_key)]:
-        notes.unread.add(f"turn key {key}", row)
+        if key.lower() in UNREAD_MARKS:
+            notes.remarks.add(f"the turn key {key} is not read: weight or train (0 or 1) marks what is learned", row)
+        else:
+            notes.unread.add(f"turn key {key}", row)
     return Turn(
         role,
         content,
@@ -172,6 +206,14 @@ def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: No
         name=_label(given, "name", where),
         tool_call_id=_label(given, "tool_call_id", where) if role == "tool" else "",
     )
+
+
+def _is_json_result(value: Any) -> bool:
+    """Return whether a tool's result is an object or a list, and no list of content parts."""
+    if not isinstance(value, list):
+        return isinstance(value, dict)
+    parts = [part for part in value if isinstance(part, str) or (isinstance(part, dict) and {"type", "text"} & {*part})]
+    return len(parts) < len(value)
 
 
 _ORDER = (tuple(KEYS), tuple(KEYS.values()))
@@ -250,6 +292,10 @@ def _content(value: Any, what: str, key: str, row: str, notes: Notes) -> tuple[s
         elif kind in ("text", "input_text", "output_text") and isinstance(part, dict) and "text" in part:
             name = "text"
             texts.append(checked_text("" if part["text"] is None else part["text"], f"{where}: text"))
+        elif kind == "refusal":
+            as_text = 'if type == "object" and .type == "refusal" then {type: "text", text: .refusal} else . end'
+            remedy = f"{jq(row, f'walk({as_text})')}    {REFUSAL}"
+            raise DataError(Problem(f"{where} is a refusal, which is not read", shown(given.get(kind)), remedy))
         else:
             tool = " (tool calls are read from the turn's key tool_calls)" if "tool" in kind else ""
             raise DataError(Problem(f"{where} is no text{tool}", shown(part), '{"type": "text", "text": "..."}'))

@@ -28,6 +28,20 @@ PAIRS = (
     ("accepted", "rejected"),
     ("winner", "loser"),
 )
+"""Parts of the names of two columns, the preferred answer's first."""
+SIDES = (
+    ("win", "lose"),
+    ("winning", "losing"),
+    ("good", "bad"),
+    ("better", "worse"),
+    ("best", "worst"),
+    ("positive", "negative"),
+    ("correct", "incorrect"),
+    ("accept", "reject"),
+    ("like", "dislike"),
+)
+"""The same, of names that are this word alone or together with a word for an answer (`good_response`)."""
+ANSWER_WORDS = ("response", "answer", "completion", "output", "reply", "text", "message", "messages", "conversation")
 NUMBERED = re.compile(
     r"(.*(?:response|answer|completion|conversation|output|reply|ref))s?(?:_[0-9a-z]|[0-9])", re.IGNORECASE
 )
@@ -36,14 +50,43 @@ LISTS = ("completion", "completions", "output", "outputs", "response", "response
 ANSWERS = ("completion", "output", "messages", "conversations", "conversation", "response", "answer", "chosen")
 ANSWERED = ("completion", "output", "messages", "conversations")
 TURNS = ("messages", "conversations", "prompt")
-JUDGED = ("label", "kto_tag")
+JUDGEMENTS = (
+    *("label", "labels", "kto_tag", "kto_label", "desirable", "is_desirable", "like", "liked", "is_liked"),
+    *("preferred", "is_preferred", "preference", "accepted", "is_accepted", "approved", "is_approved"),
+    *("chosen", "is_chosen", "good", "is_good", "correct", "is_correct", "is_positive", "thumbs_up", "upvoted"),
+    *("feedback", "verdict", "judgement", "judgment"),
+)
+"""Columns that say whether the answer is good."""
+REVERSED = ("undesirable", "is_undesirable", "rejected", "is_rejected", "disliked", "bad", "is_bad", "thumbs_down")
+"""Columns that say whether the answer is bad."""
+CLASSES = ("label", "labels", "correct", "preference")
+"""Columns that may as well hold the number of a class or a choice, or a class that is the answer."""
+MAY_BE_TEXTS = ("chosen", "rejected", "good", "bad", "correct")
+"""Columns whose texts may be answers."""
+ONE, ZERO = ("1", "1.0"), ("0", "0.0", "-1", "-1.0")
+VERDICTS = (
+    (("true",), ("false",)),
+    (ONE, ZERO),
+    (("yes",), ("no",)),
+    (("good",), ("bad",)),
+    (("chosen", "accepted", "preferred"), ("rejected", "dispreferred", "non_preferred")),
+    (("positive",), ("negative",)),
+    (("like", "liked"), ("dislike", "disliked")),
+    (("desirable",), ("undesirable",)),
+    (("correct", "right"), ("incorrect", "wrong")),
+    (("win", "winner"), ("lose", "loser")),
+    (("thumbs_up", "thumbs up", "up", "upvote"), ("thumbs_down", "thumbs down", "down", "downvote")),
+)
+"""The values of a good answer, then those of a bad one, in small letters."""
 MEDIA = ("image", "images", "image_url", "image_path", "audio", "audios", "video", "videos", "pixel_values")
-# The first never occurs in ordinary text. The second is an image in LLaVA's form: alone on the first or last line, or
-# before or after a sentence. A text about the HTML tag has it elsewhere, or closes it.
+# The first never occurs in ordinary text. The second is an image in LLaVA's form: alone on its line, before a question
+# or after a sentence. A text about the HTML tag has it elsewhere, or closes it.
 SPECIAL_PLACEHOLDER = re.compile(r"<\|(?:image|audio|video)(?:_pad|_\d+)?\|>")
 PLACEHOLDER = re.compile(
-    r"\A(?:<(?:image|audio|video)>\s*)+(?:\Z|\n|(?<=>)\w|(?<=\s)(?![a-z])\w)"
-    r"|(?:\n|[.?!\u3002\uff01\uff1f]\s*)(?:<(?:image|audio|video)>\s*)+\Z"
+    r"^\s*(?:<(?:image|audio|video)>\s*)+$"
+    r"|\A(?:<(?:image|audio|video)>\s*)+(?:(?<=>)\w|(?<=\s)(?![a-z])\w)"
+    r"|[.?!\u3002\uff01\uff1f]\s*(?:<(?:image|audio|video)>\s*)+\Z",
+    re.MULTILINE,
 )
 CLOSING = re.compile(r"</(?:image|audio|video)>")
 KIND = re.compile(r"<\|?(image|audio|video)[^>]*>")
@@ -75,9 +118,9 @@ def require_supervised(row: Row, columns: Mapping[str, str]) -> None:
 def _is_suspicious(names: tuple[str, ...]) -> bool:
     """Return whether the names of the columns suggest other data; cached, since most rows of a file have the same."""
     lower = [name.lower() for name in names]
-    words = [word for pair in PAIRS for word in pair]
+    known = (*MEDIA, *JUDGEMENTS, *REVERSED)
     return any(
-        name in MEDIA or name in JUDGED or NUMBERED.fullmatch(name) or any(word in name for word in words)
+        name in known or NUMBERED.fullmatch(name) or any(other in lower for other in _names_of_rejected(name))
         for name in lower
     )
 
@@ -130,8 +173,8 @@ def _require_no_pair(row: Row, values: Mapping[str, Any], columns: Mapping[str, 
     """Reject a preferred answer with a rejected one in a second column."""
     by_lower = {name.lower(): name for name in row.values}
     for lower, name in by_lower.items():
-        for good, bad in PAIRS:
-            other = by_lower.get(lower.replace(good, bad)) if good in lower else None
+        for rejected in _names_of_rejected(lower):
+            other = by_lower.get(rejected)
             if other is None or not any(isinstance(values.get(column), str | list | dict) for column in (name, other)):
                 continue
             raise DataError(
@@ -142,6 +185,16 @@ def _require_no_pair(row: Row, values: Mapping[str, Any], columns: Mapping[str, 
                     f"{_train_on(row, values, name, columns)}    trains on {name}",
                 )
             )
+
+
+def _names_of_rejected(name: str) -> list[str]:
+    """The names that the column of the rejected answer may have if the one of this name holds the preferred answer."""
+    names = [name.replace(good, bad) for good, bad in PAIRS if good in name]
+    words = name.split("_")
+    for good, bad in SIDES:
+        if good in words and all(word in (good, *ANSWER_WORDS) for word in words):
+            names.append("_".join(bad if word == good else word for word in words))
+    return names
 
 
 def _train_on(row: Row, values: Mapping[str, Any], good: str, columns: Mapping[str, str]) -> str:
@@ -226,21 +279,45 @@ def _is_number(value: Any) -> bool:
 
 
 def _require_no_judgement(row: Row, values: Mapping[str, Any]) -> None:
-    """Reject an answer with a label that says whether it is good (KTO)."""
+    """Reject an answer with a column that says whether it is good (KTO)."""
     if not any(name in values for name in ANSWERS):
         return
-    pair = "prompt" in values and "completion" in values
-    for name in JUDGED:
-        label = values.get(name)
-        judges = isinstance(label, bool) or str(label).strip().lower() in ("true", "false")
-        if judges or (pair and isinstance(label, int) and label in (0, 1)):
-            key = jq_key(name)
-            good = f'select({key} == true or {key} == 1 or {key} == "true" or {key} == "True") | del({key})'
-            raise DataError(
-                Problem(
-                    f"{row.where}: this is preference data ({name} says whether the answer is good), and neft would "
-                    "train on the bad answers as well",
-                    f"{name}: {label}",
-                    f"{jq(row.where, good)}    keeps the good answers",
-                )
+    for name, value in values.items():
+        good = _values_of_good(name.lower(), value, values)
+        if not good:
+            continue
+        key = jq_key(name)
+        is_good = f'test("^ *({"|".join(good)}) *$"; "i")'
+        raise DataError(
+            Problem(
+                f"{row.where}: this is preference data ({name} says whether the answer is good), and neft would "
+                "train on the bad answers as well",
+                f"{name}: {value}",
+                f"{jq(row.where, f'select({key} | tostring | {is_good}) | del({key})')}    keeps the good answers; "
+                "a column that means something else needs another name",
             )
+        )
+
+
+def _values_of_good(name: str, value: Any, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The values that a good answer has in a column of judgements; empty if the column holds none."""
+    if name not in (*JUDGEMENTS, *REVERSED) or not isinstance(value, str | bool | int | float):
+        return ()
+    if name in MAY_BE_TEXTS and isinstance(value, str):
+        return ()
+    verdict = str(value).strip().lower()
+    good, bad = next((pair for pair in VERDICTS if verdict in (*pair[0], *pair[1])), ((), ()))
+    is_label_of_pair = name == "label" and "prompt" in values and "completion" in values
+    if name in CLASSES and ((good == ONE and not is_label_of_pair) or verdict in _answers(values)):
+        return ()
+    return bad if name in REVERSED else good
+
+
+def _answers(values: Mapping[str, Any]) -> list[str]:
+    """The texts of the last answers, in small letters."""
+    texts = []
+    for value in (values.get(name) for name in ANSWERS):
+        turn = value[-1] if isinstance(value, list) and value else value
+        text = turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn
+        texts.append(str(text).strip().lower())
+    return texts

@@ -21,7 +21,7 @@ from neftcli.evaluation.subjects import Subject, base_of, find_subject
 from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
 from neftcli.machine.chatter import library_chatter
 from neftcli.machine.process import prepare_process
-from neftcli.models.validate import require_usable
+from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.trust import TRUST
 from neftcli.runs.directory import write_whole
 
@@ -81,6 +81,7 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
     )
     for subject in subjects:
         require_usable(subject.reference, subject.recipe, trains=False)
+        require_weight_files(subject.reference)
     measurable = request.answers or subjects[0].recipe.evaluation.tasks
     if not measurable and not any(example.answer() or example.text for example in rows.examples):
         raise InputError(

@@ -125,14 +125,14 @@ class Measurement:
             raise DataError(
                 Problem(
                     f"{rows.source}: no token would carry loss, so there is no held-out loss",
-                    f"{lost} rows whose question alone fills data.max_length {rows.data.max_length}",
+                    f"{lost} row{'' if lost == 1 else 's'} whose question alone fills data.max_length "
+                    f"{rows.data.max_length}",
                     f"--max-length {rows.data.max_length * 4}",
                 )
             )
         if lost:
-            observer.notify(
-                Notice(f"{subject.name}: {lost} rows have no loss: their question alone fills data.max_length")
-            )
+            have = "row has no loss: its" if lost == 1 else "rows have no loss: their"
+            observer.notify(Notice(f"{subject.name}: {lost} {have} question alone fills data.max_length"))
         self._require_embedded(config)
         require_positions(config, max((len(row.input_ids) for row in self._scored.values()), default=0))
         self._room = longest_prompt(config, settings.generation.max_new_tokens) if answers else None

@@ -104,6 +104,7 @@ def read_rows_for(
             unusable={reason: tuple(places) for reason, places in questions.unusable.items()},
             unread=dict(questions.notes.unread),
             shortened=dict(questions.notes.shortened),
+            remarks=dict(questions.notes.remarks),
             sources=questions.sources,
         )
     )

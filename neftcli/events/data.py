@@ -88,6 +88,7 @@ class DataReady:
         unread: Column ("score") or turn key ("turn key emotion") that is not read, to the rows that hold it.
         unused: Option to the number of rows that it leaves out.
         shortened: Part of a conversation that is left out, to the rows that lose it.
+        remarks: Remark on what conversations hold, to the rows that hold it.
         sources: The training sources, then a separate held-out source.
     """
 
@@ -106,6 +107,7 @@ class DataReady:
     unread: Mapping[str, Occurrences] = field(default_factory=dict)
     unused: Mapping[str, int] = field(default_factory=dict)
     shortened: Mapping[str, Occurrences] = field(default_factory=dict)
+    remarks: Mapping[str, Occurrences] = field(default_factory=dict)
     sources: tuple[SourceCounts, ...] = ()
 
 
@@ -124,6 +126,7 @@ class RowsReady:
         unusable: Reason to the places of the rows that were left out for it.
         unread: Column ("score") or turn key ("turn key emotion") that is not read, to the rows that hold it.
         shortened: Part of a conversation that is left out, to the rows that lose it.
+        remarks: Remark on what conversations hold, to the rows that hold it.
         sources: The source that was read.
     """
 
@@ -137,6 +140,7 @@ class RowsReady:
     unusable: dict[str, tuple[str, ...]]
     unread: Mapping[str, Occurrences] = field(default_factory=dict)
     shortened: Mapping[str, Occurrences] = field(default_factory=dict)
+    remarks: Mapping[str, Occurrences] = field(default_factory=dict)
     sources: tuple[SourceCounts, ...] = ()
 
 

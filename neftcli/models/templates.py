@@ -48,6 +48,7 @@ CHATML = (
 )
 
 NAMED = {"alpaca": ALPACA, "chatml": CHATML}
+ENDINGS = (".jinja", ".jinja2", ".j2")
 DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 DATE = date(2024, 7, 26)
 """Replaces the current date in templates that write it, so that the same rows are the same tokens every day."""
@@ -99,7 +100,7 @@ def _read_template(file: Path) -> str:
                 "model.chat_template: no template of this name, and no such file",
                 str(file),
                 f"one of {', '.join(NAMED)}",
-                nearest_path(file, NAMED),
+                nearest_path(file, NAMED, ENDINGS),
             )
         )
     try:

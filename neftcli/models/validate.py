@@ -1,13 +1,15 @@
-"""Check from its `config.json` that neft can train or measure a model, before weights are loaded.
+"""Check from its `config.json` and the headers of its weight files that neft can train or measure a model.
 
-Rejected are a model with an adapter in its folder, models that aren't causal language models, and quantised weights
-that neft can't train or compute with.
+Rejected, before weights are loaded, are a model with an adapter in its folder, models that aren't causal language
+models, quantised weights that neft can't train or compute with, and a folder whose weight files are missing, pickled or
+damaged.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 Settings = dict[str, Any]
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Names the files of weights in several files."""
 
 UNQUANTISED = "the model that it was made from, with unquantised weights"
 DEQUANTISED = {
@@ -116,6 +122,34 @@ def require_usable(reference: Reference, recipe: Recipe, *, trains: bool) -> Non
         _require_trainable_weights(reference, settings, recipe)
     else:
         _require_computable_weights(reference, settings)
+
+
+def require_weight_files(reference: Reference) -> None:
+    """Check that a model's folder holds its weights as safetensors, by the index of its files and their headers.
+
+    Models of other kinds are checked when they are loaded: those of the hub would need a listing over the network.
+
+    Raises:
+        ModelError: A file is missing, pickled or damaged.
+    """
+    if reference.kind != "folder":
+        return
+    from safetensors import safe_open
+
+    from neftcli.models.loading import explained
+
+    folder = Path(reference.location)
+    names = {WEIGHTS}
+    with explained(reference):
+        if not (folder / WEIGHTS).is_file():
+            if not (folder / INDEX).is_file():
+                raise OSError(f"no {WEIGHTS} and no {INDEX}")
+            names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        for name in sorted(names):
+            if not name.endswith(".safetensors"):
+                raise UnpicklingError(name)
+            with safe_open(folder / name, framework="np"):  # reads the header and compares the size
+                pass
 
 
 def _require_causal(reference: Reference, settings: Settings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
@@ -38,12 +38,13 @@ def at_home(name: str) -> Path:
         return Path(name)
 
 
-def nearest_path(path: Path, others: Iterable[str] = ()) -> str:
+def nearest_path(path: Path, others: Iterable[str] = (), endings: Collection[str] = ()) -> str:
     """The existing path most like `path`, each of its parts compared with the names in its folder.
 
     Args:
         path: A path that leads nowhere.
         others: Names that are no paths and may be meant as well.
+        endings: A file is suggested only with one of these endings or that of `path`; without them any.
 
     Returns:
         A path or a name; empty where a part is like nothing that is there.
@@ -59,6 +60,8 @@ def nearest_path(path: Path, others: Iterable[str] = ()) -> str:
         names: list[str] = []
         with suppress(OSError, ValueError):  # no folder, or one that can't be read
             names = [item.name for item in islice(found.iterdir(), MOST_NAMES)]
+        if endings and part == path.name:
+            names = [name for name in names if Path(name).suffix in (*endings, path.suffix)]
         near = get_close_matches(part, names, n=1)
         if not near:
             return ""

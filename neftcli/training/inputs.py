@@ -14,7 +14,7 @@ from neftcli.models.gguf import is_converted
 from neftcli.models.loading import require_pinned_code
 from neftcli.models.names import ALIASES, Reference, resolve
 from neftcli.models.templates import NAMED, require_template
-from neftcli.models.validate import require_usable
+from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.loading import path_values
 from neftcli.recipe.nearest import at_home, exists
 from neftcli.recipe.schema import Data
@@ -25,10 +25,15 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Examples]:
+def check_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> tuple[Reference, Examples]:
     """Resolves the model's name, reads the data, and checks what the model's `config.json` says.
 
     Bad data is rejected before torch is imported.
+
+    Args:
+        recipe: The recipe.
+        observer: Receives the progress.
+        weights: The model's weights will be loaded, so its files are checked as well.
 
     Raises:
         InputError: Either can't be used.
@@ -47,10 +52,13 @@ def check_inputs(recipe: Recipe, observer: Observer) -> tuple[Reference, Example
     observer.notify(Phase("reading data"))
     examples = read_examples(recipe.data, reading(observer))
     require_usable(reference, recipe, trains=True)
+    if weights:
+        require_weight_files(reference)
     asked, found = recipe.data.held_out_rows, len(examples.held_out)
     if found < asked != Data.held_out_rows and examples.splits_itself:  # the default is a wish
         limit = "a fifth at most, and rows of one prompt together"
-        observer.notify(Notice(f"{found} rows are held out, not {asked}: {limit}"))
+        held_out = "1 row is held out" if found == 1 else f"{found} rows are held out"
+        observer.notify(Notice(f"{held_out}, not {asked}: {limit}"))
     return reference, examples
 
 

@@ -29,7 +29,7 @@ def inspect_data(recipe: Recipe, rows: int, observer: Observer) -> None:
     Raises:
         InputError: The recipe names a model or data that can't be used.
     """
-    prepared, chat, notices = prepare_inputs(recipe, observer)
+    prepared, chat, notices = prepare_inputs(recipe, observer, weights=False)
     introduce(prepared, notices, observer)
     for row in prepared.train[:rows]:
         observer.notify(inspected(chat.tokenizer, row))

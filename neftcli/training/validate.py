@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def prepare_inputs(recipe: Recipe, observer: Observer) -> tuple[Prepared, ChatFormat, list[str]]:
-    """Read and tokenise a recipe's rows without training on them; returns and raises as `tokenize_inputs`."""
+def prepare_inputs(
+    recipe: Recipe, observer: Observer, *, weights: bool = True
+) -> tuple[Prepared, ChatFormat, list[str]]:
+    """Read and tokenise a recipe's rows without training on them.
+
+    `weights` is that of `check_inputs`; returns and raises as `tokenize_inputs`.
+    """
     prepare_process()
-    reference, examples = check_inputs(recipe, observer)
+    reference, examples = check_inputs(recipe, observer, weights=weights)
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
         return tokenize_inputs(recipe, reference, examples, observer)
 

@@ -73,6 +73,7 @@ def huge(before: bytes, behind: bytes = b"") -> Callable[[Path], None]:
     return lambda path: path.write_bytes(before + b"x" * HUGE + behind) and None
 
 
+PREFERENCE = lines({"prompt": "q", "chosen": "good", "rejected": "bad"})
 SEMICOLONS = "prompt;completion\nHello, friend;Hi\n"
 TWO = {"prompt": ["q"] * 5, "completion": ["a"] * 5}
 
@@ -100,6 +101,10 @@ DATA = {
     "a folder without data": source("rows", files={"rows/a.doc": "", "rows/b.pdf": ""}),
     "a folder with one bad file": source("rows", files={"rows/a.jsonl": ROW, "rows/b.jsonl": "{"}),
     "a folder of mixed layouts": source("rows", files={"rows/a.jsonl": ROW, "rows/b.jsonl": lines({"text": "words"})}),
+    "a folder with preference data": source(
+        "rows", files={"rows/train_gen.jsonl": PREFERENCE, "rows/train_sft.jsonl": ROW, "rows/test_sft.jsonl": ROW}
+    ),
+    "a folder of preference data": source("rows", files={"rows/a.jsonl": PREFERENCE, "rows/b.jsonl": PREFERENCE}),
     "mixed schemas": data("rows.jsonl", ROW + lines({"instruction": "q", "output": "a"})),
     "a number for a text": data("rows.jsonl", ROW + lines({"prompt": "q", "completion": 5})),
     "a list for a text": data("rows.jsonl", lines({"prompt": ["q"], "completion": "a"})),
@@ -131,6 +136,12 @@ DATA = {
         ),
     ),
     "half a weight": data("rows.jsonl", turns(QUESTION, ANSWER | {"weight": 0.5})),
+    "a weight without a value": data("rows.jsonl", turns(QUESTION, ANSWER | {"weight": ""})),
+    "an answer to learn that nothing asked": data("rows.jsonl", turns(ANSWER | {"weight": 1}, QUESTION, ANSWER)),
+    "a refusal": data("rows.jsonl", turns(QUESTION, ANSWER | {"content": None, "refusal": "No."})),
+    "a tool result that is an object": data(
+        "rows.jsonl", turns(QUESTION, ANSWER, {"role": "tool", "content": {"x": 2}}, ANSWER)
+    ),
     "a question to learn": data("rows.jsonl", turns(QUESTION | {"train": True}, ANSWER)),
     "marks that contradict": data("rows.jsonl", turns(QUESTION, ANSWER | {"weight": 0, "train": True})),
     "a tool call that is no JSON": data(
@@ -140,7 +151,7 @@ DATA = {
     "two system turns": data(
         "rows.jsonl", lines({"messages": [{"role": "system", "content": "s"}, QUESTION, ANSWER], "system": "t"})
     ),
-    "preference data": data("rows.jsonl", lines({"prompt": "q", "chosen": "good", "rejected": "bad"})),
+    "preference data": data("rows.jsonl", PREFERENCE),
     "preference data of ShareGPT": data(
         "rows.jsonl",
         lines(
@@ -153,6 +164,9 @@ DATA = {
     ),
     "preference data further down": data("rows.jsonl", lines(GOOD[0], GOOD[1] | {"chosen": "good", "rejected": "bad"})),
     "answers that are judged": data("rows.jsonl", lines(GOOD[0] | {"label": True})),
+    "answers that are judged in words": data("rows.jsonl", lines(GOOD[0] | {"label": "bad"})),
+    "answers that are judged under another name": data("rows.jsonl", lines(GOOD[0] | {"desirable": 0})),
+    "two answers under other names": data("rows.jsonl", lines({"prompt": "q", "win": "good", "lose": "bad"})),
     "ranked answers": data("rows.jsonl", lines({"prompt": "q", "responses": ["a", "b"], "scores": [2, 1]})),
     "images": data("rows.jsonl", lines(GOOD[0] | {"images": ["a.png"]})),
     "the place of an image": data("rows.jsonl", lines({"prompt": "<image>\nWhat is it?", "completion": "A cat."})),
@@ -166,6 +180,7 @@ DATA = {
         "data.columns={prompt: question, completion: answers}",
     ),
     "conversations in a row": data("rows.jsonl", lines({"messages": [[QUESTION, ANSWER], [QUESTION, ANSWER]]})),
+    "rows in objects": data("d/rows.json", json.dumps({"meta": {"v": 1}, "data": {"train": GOOD, "test": GOOD}})),
     "one conversation": data("rows.json", json.dumps([QUESTION, ANSWER])),
     "tool calls as answers": data(
         "rows.jsonl", lines({"query": "q", "tools": "[]", "answers": '[{"name": "f", "arguments": {}}]'})
@@ -341,7 +356,7 @@ def test_what_is_not_read_is_told(neft: Neft, llama: Path) -> None:
 def test_a_special_token_inside_text_is_told(neft: Neft, llama: Path) -> None:
     special = lines(*GOOD, {"prompt": "say </s> twice", "completion": "</s></s>, that is"})
     assert inspected(neft, llama, special)[-1] == (
-        "note: 1 row (rows.jsonl, line 21) hold a special token as text: it is tokenised as ordinary characters"
+        "note: 1 row (rows.jsonl, line 21) holds a special token as text: it is tokenised as ordinary characters"
     )
 
 

@@ -66,6 +66,10 @@ def pickled(path: Path) -> None:
     (path / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(Vhacked\nVw\ntR.")
 
 
+def dry_run(case: Case) -> Case:
+    return Case((*case.arguments, "--dry-run"), case.files)
+
+
 def template(content: Content) -> Case:
     case = folder()
     return Case((*case.arguments, "--chat-template", "t.jinja"), {**case.files, "t.jinja": content})
@@ -125,6 +129,11 @@ MODELS = {
     "too few positions": folder(config__json=fields(max_position_embeddings=16)),
     "no weights": folder("model.safetensors"),
     "pickled weights": name("model", model=pickled),
+    "no weights in a dry run": dry_run(folder("model.safetensors")),
+    "pickled weights in a dry run": dry_run(name("model", model=pickled)),
+    "an index of weights that are not there in a dry run": dry_run(
+        folder("model.safetensors", **{"model.safetensors.index__json": INDEX})
+    ),
     "corrupt weights": folder(model__safetensors=b"garbage" * 100),
     "empty weights": folder(model__safetensors=b""),
     "truncated weights": folder(model__safetensors=lambda content: content[:-1000]),
@@ -142,6 +151,10 @@ MODELS = {
         evil__py=EVIL,
     ),
     "an unknown template": name("model", "--chat-template", "chatlm", model=lambda path: folder().files["model"](path)),
+    "a template that is not there": Case(
+        (*folder().arguments, "--chat-template", "t_x.jinja"),
+        {**folder().files, "t_x.json": "{}", "t_xx.txt": "", "t_upper.jinja": ""},
+    ),
     "a template that is no Jinja": template("{% for message in messages %}"),
     "a template that is no text": template(b"\xff"),
     "a template that is a folder": template(None),

@@ -590,7 +590,7 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
     rows = [{"prompt": "a" * 600, "completion": "b"}, {"prompt": "a", "completion": "b"}]
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = neft("eval", "tiny-a5-s0", "--dataset", "long.jsonl", "--no-answers", "--no-base", "--max-length", "300")
-    assert "note: tiny-a5-s0: 1 rows have no loss: their question alone fills data.max_length" in result.out
+    assert "note: tiny-a5-s0: 1 row has no loss: its question alone fills data.max_length" in result.out
     assert "n=1" in result.out
 
 

@@ -167,6 +167,8 @@ def test_fewer_held_out_rows_than_asked_for_are_told(neft: Neft, quick: list[str
     assert done.code == 0, done.err
     assert f"{rows // 5} rows are held out, not 9999" in " ".join(done.out.split())
     assert "are held out, not" not in neft(*quick, "--held-out-rows", "2", "--dry-run").out
+    few = neft(*quick, "--held-out-rows", "2", "--set", "data.max_rows=8", "--dry-run")
+    assert "1 row is held out, not 2" in " ".join(few.out.split())
 
 
 def test_rows_of_a_model_that_mixes_documents_are_padded_or_bucketed(

@@ -51,7 +51,12 @@ def count(number: float) -> str:
 
 def some(number: int, noun: str) -> str:
     """A number of things: "1 arm", "3 arms"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun}{agree(number, '', 's')}"
+
+
+def agree(number: int, one: str, several: str) -> str:
+    """The form of a word that agrees with a number."""
+    return one if number == 1 else several
 
 
 def gibibytes(number: int) -> str:
@@ -125,10 +130,13 @@ def data_line(event: DataReady) -> str:
     """On what."""
     train, held_out = event.train, event.held_out
     sides = f"{train.rows} to learn from, {held_out.rows or 'none'} held out"
+    rows_read = event.rows_read
     for source in event.sources:
-        if source.held_out and source.name != "builtin":
+        if source.held_out and event.source == "built-in set" and source.name == "builtin":
+            rows_read += source.rows_read  # two parts of one set
+        elif source.held_out:
             sides += f" of the {source.rows_read} in {source.name}{f' ({source.split})' if source.split else ''}"
-    return f"{event.source} ({event.layout.replace('_', '/')}) · {event.rows_read} rows read: {sides}"
+    return f"{event.source} ({event.layout.replace('_', '/')}) · {rows_read} rows read: {sides}"
 
 
 def noise_line(event: NoiseMeasured) -> str:
@@ -154,31 +162,38 @@ def data_notices(event: DataReady) -> list[str]:
     """What a person should know about the data before it is trained on."""
     notices = [*source_notices(event.sources), *_left_out(event.unusable), *row_part_notices(event)]
     if event.leaked:
-        notices.append(f"{event.leaked} training rows left out: their prompts are held out")
+        theirs = agree(event.leaked, "its prompt is", "their prompts are")
+        notices.append(f"{some(event.leaked, 'training row')} left out: {theirs} held out")
     if event.duplicates:
-        repeat = "row repeats" if event.duplicates == 1 else "rows repeat"
-        notices.append(f"{event.duplicates} {repeat} an earlier row, prompt and answer; they are kept")
+        repeat = agree(event.duplicates, "repeats", "repeat")
+        kept = agree(event.duplicates, "it is", "they are")
+        notices.append(f"{some(event.duplicates, 'row')} {repeat} an earlier row, prompt and answer; {kept} kept")
     if event.train.cut:
         notices.append(f"{rows(event.train.cut)} truncated at data.max_length; --max-length keeps more")
     if event.held_out.cut:
         notices.append(f"of the held-out rows, {rows(event.held_out.cut)} truncated at data.max_length")
     if event.train.without_stop:
-        notices.append(f"{rows(event.train.without_stop)} end without a stop token with loss, so don't teach to stop")
+        places = event.train.without_stop
+        end, teach = agree(len(places), "ends", "end"), agree(len(places), "doesn't", "don't")
+        notices.append(f"{rows(places)} {end} without a stop token with loss, so {teach} teach to stop")
     if event.special_text:
         acts = "it acts as the token" if event.layout == "text" else "it is tokenised as ordinary characters"
-        notices.append(f"{rows(event.special_text)} hold a special token as text: {acts}")
-    notices += [f"{rows(places)}: {remark}" for remark, places in event.train.remarks.items()]
+        hold = agree(len(event.special_text), "holds", "hold")
+        notices.append(f"{rows(event.special_text)} {hold} a special token as text: {acts}")
+    notices += [f"{rows(having)}: {remark}" for remark, having in event.train.remarks.items()]
     if not event.held_out.rows:
         notices.append(
             "no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
             "training helped: --held-out FILE"
         )
-    notices += [f"{number} rows are not used: {option} leaves them out" for option, number in event.unused.items()]
+    for option, number in event.unused.items():
+        are = agree(number, "is", "are")
+        notices.append(f"{some(number, 'row')} {are} not used: {option} leaves {agree(number, 'it', 'them')} out")
     return notices
 
 
 def row_part_notices(event: DataReady | RowsReady) -> list[str]:
-    """Notices about columns and turn keys that are not read, and about parts of conversations that are left out."""
+    """Notices about columns and turn keys that are not read, parts of conversations that are left out, and remarks."""
     keys = {name: found for name, found in event.unread.items() if name.startswith(TURN_KEY)}
     columns = {name: found for name, found in event.unread.items() if name not in keys}
     notices = []
@@ -189,6 +204,8 @@ def row_part_notices(event: DataReady | RowsReady) -> list[str]:
         notices.append(f"keys of turns that are not read: {occurrences(bare)}")
     if event.shortened:
         notices.append(f"left out of conversations: {occurrences(event.shortened)}")
+    for remark, found in event.remarks.items():
+        notices.append(f"{remark} ({some(found.rows, 'row')}, first {found.first})")
     return notices
 
 
@@ -289,9 +306,11 @@ def row_notices(event: RowsReady) -> list[str]:
     """What a person should know about the rows that are evaluated on."""
     notices = [*source_notices(event.sources), *_left_out(event.unusable), *row_part_notices(event)]
     if event.trained_on:
-        notices.append(f"{event.trained_on} rows left out: a model here was trained on their prompts")
+        theirs = agree(event.trained_on, "its prompt", "their prompts")
+        notices.append(f"{some(event.trained_on, 'row')} left out: a model here was trained on {theirs}")
     if event.repeated:
-        notices.append(f"{event.repeated} rows left out: they repeat an earlier row")
+        repeat = agree(event.repeated, "it repeats", "they repeat")
+        notices.append(f"{some(event.repeated, 'row')} left out: {repeat} an earlier row")
     return notices
 
 

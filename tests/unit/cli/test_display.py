@@ -80,11 +80,11 @@ def test_plain_lines_are_these() -> None:
         "data: 17 k tokens with loss (answers) · 77 to 138 tokens a row, median 102, 9 of 10 at most 119",
         "data: the model's own chat template",
         "note: 1 row (rows.jsonl, line 3) left out: an answer is empty",
-        "note: 1 training rows left out: their prompts are held out",
+        "note: 1 training row left out: its prompt is held out",
         "note: 2 rows repeat an earlier row, prompt and answer; they are kept",
         "note: 1 row (rows.jsonl, line 17) truncated at data.max_length; --max-length keeps more",
-        "note: 1 row (rows.jsonl, line 17) end without a stop token with loss, so don't teach to stop",
-        "note: 1 row (rows.jsonl, line 9) hold a special token as text: it is tokenised as ordinary characters",
+        "note: 1 row (rows.jsonl, line 17) ends without a stop token with loss, so doesn't teach to stop",
+        "note: 1 row (rows.jsonl, line 9) holds a special token as text: it is tokenised as ordinary characters",
         "note: no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
         "training helped: --held-out FILE",
         "note: 3 rows are not used: data.max_rows leaves them out",
@@ -374,6 +374,45 @@ def test_counts_are_short(number: int, shown: str) -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (59.6, "1:00"), (171, "2:51"), (3723, "1:02:03")])
 def test_durations_are_clock_times(seconds: float, shown: str) -> None:
     assert text.duration(seconds) == shown
+
+
+def test_data_notices_agree_with_their_numbers() -> None:
+    """One row repeats, two repeat."""
+    (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
+    places = ("rows.jsonl, line 1", "rows.jsonl, line 2")
+    several = replace(ready, leaked=2, special_text=places, train=replace(ready.train, without_stop=places))
+    assert {
+        "2 training rows left out: their prompts are held out",
+        "2 rows (rows.jsonl, line 1; line 2) end without a stop token with loss, so don't teach to stop",
+        "2 rows (rows.jsonl, line 1; line 2) hold a special token as text: it is tokenised as ordinary characters",
+    } <= set(text.data_notices(several))
+    one = replace(ready, duplicates=1, unused={"data.max_rows": 1})
+    assert {
+        "1 row repeats an earlier row, prompt and answer; it is kept",
+        "1 row is not used: data.max_rows leaves it out",
+    } <= set(text.data_notices(one))
+
+
+def test_data_notices_of_remarks() -> None:
+    """On what conversations hold, with the rows; also of rows that are evaluated on."""
+    (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
+    remarks = {"a tool_call_id answers no call": events.Occurrences(2, "rows.jsonl, line 1")}
+    assert text.row_part_notices(replace(ready, remarks=remarks)) == [
+        "a tool_call_id answers no call (2 rows, first rows.jsonl, line 1)"
+    ]
+
+
+def test_data_line_of_the_builtin_set() -> None:
+    """Both of its parts are counted as read; those of another source only where rows are held out of it."""
+    (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
+    held_out = events.SourceCounts("builtin", 108, 108, "held_out", held_out=True)
+    counts = {"train": replace(ready.train, rows=432), "held_out": replace(ready.held_out, rows=108)}
+    builtin = replace(ready, source="built-in set", rows_read=432, sources=(held_out,), **counts)
+    assert text.data_line(builtin).endswith(" · 540 rows read: 432 to learn from, 108 held out")
+    other = replace(builtin, source="rows.jsonl")
+    assert text.data_line(other).endswith(
+        " · 432 rows read: 432 to learn from, 108 held out of the 108 in builtin (held_out)"
+    )
 
 
 def test_data_notices_of_sources_and_of_truncated_held_out_rows() -> None:

@@ -8,6 +8,7 @@ a row's first tokens.
 import json
 import re
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -286,6 +287,60 @@ def test_chat_template_that_trl_does_not_know(name: str) -> None:
 # Stop tokens
 
 
+BLOCK = (
+    "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{% if m.role == 'assistant' %}}"
+    "{{% generation %}}{}{{% endgeneration %}}{}\n"
+    "{{% else %}}{{{{ m.content }}}}<|im_end|>\n{{% endif %}}{{% endfor %}}"
+    "{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("inside", "after"), [("{{ m.content }}", "<|im_end|>"), ("{{ m.content }}<|im_end|>", "")], ids=["after", "inside"]
+)
+@pytest.mark.parametrize(
+    ("loss_on", "expected"),
+    [
+        ("auto", ["It is (1).<|im_end|>", "- It is 2.<|im_end|>"]),
+        ("last", ["- It is 2.<|im_end|>"]),
+    ],
+)
+def test_generation_block_with_its_stop_token(inside: str, after: str, loss_on: str, expected: list[str]) -> None:
+    """The stop token is learned with each answer that carries loss, inside of its block or directly after it."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=False)
+    tokenizer.chat_template = BLOCK.format(inside, after)
+    form = ChatFormat(tokenizer)
+    row = row_of(form, MULTI, loss_on)
+    spans = groupby(row.labels, lambda label: label != IGNORED)
+    assert [tokenizer.decode(list(labels)) for is_learned, labels in spans if is_learned] == expected
+    assert row.stops
+
+
+MASKED = (  # it writes "qa" and stop tokens, with nothing between the turns
+    "{{% for m in messages %}}{{% if m.role == 'assistant' %}}{{% generation %}}{}{{% endgeneration %}}{}"
+    "{{% else %}}{{{{ m.content }}}}{{% endif %}}{{% endfor %}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("inside", "after", "expected"),
+    [
+        ("{{ m.content }}", "{{ eos_token }}", [0, 1, 1, 0, 1, 1]),
+        ("{{ m.content }}{{ eos_token }}", "", [0, 1, 1, 0, 1, 1]),
+        ("{{ m.content }}{{ eos_token }}", "{{ eos_token }}", [0, 1, 1, 0, 0, 1, 1, 0]),
+        ("{{ m.content }}", "!{{ eos_token }}", [0, 1, 0, 0, 0, 1, 0, 0]),
+    ],
+)
+def test_generation_block_mask(inside: str, after: str, expected: list[int]) -> None:
+    """One stop token an answer, and no more of what the template writes outside of the block."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = MASKED.format(inside, after)
+    form = ChatFormat(tokenizer)
+    row = row_of(form, chat(user("q"), assistant("a"), user("q"), assistant("a")))
+    assert [int(label != IGNORED) for label in row.labels] == expected
+
+
 def test_stops_declared_by_the_model() -> None:
     """Gemma's files name the turn's end: it ends answers, whoever writes it."""
     tokenizer = tokenizer_for("gemma")
@@ -376,6 +431,56 @@ def test_chat_template_that_leaves_questions_out() -> None:
     tokenizer.chat_template = LOOP.format("{{ m['text'] }}")
     with pytest.raises(ModelError, match="does not render a question and its answer"):
         ChatFormat(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (LOOP.format("{{ m['content'] }}").replace("in messages", "in messages[:-1]"),
+         "the last answer (Answermark) is not in what it renders: <user>Questionmark</s>"),
+        ("{% for m in messages[:-1] %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
+         "the last answer (Answermark) is not in what it renders: user: Questionmark"),
+        (LOOP.format("{{ m['content'] | upper }}"),
+         "the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         "<user>QUESTIONMARK</s><assistant>ANSWERMARK</s>"),
+        (LOOP.format("{{ m['content'][:8] }}"),
+         "the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         "<user>Question</s><assistant>Answerma</s>"),
+        (LOOP.format("{{ m['content'] | replace('Answer', 'Reply') }}"),
+         "the last answer (Answermark) is not in what it renders: <user>Questionmark</s><assistant>Replymark</s>"),
+        (LOOP.format("{{ m['content'] | lower if m['role'] == 'user' else m['content'] }}"),
+         "the question (Questionmark) is not in what it renders: <user>questionmark</s><assistant>Answermark</s>"),
+        (LOOP.format("{{ m['content'] * 2 }}"),
+         "the question (Questionmark) and the last answer (Answermark) are repeated in what it renders: "
+         "<user>QuestionmarkQuestionmark</s><assistant>AnswermarkAnswermark</s>"),
+        (LOOP.format(PART.replace("}}{% endfor %}", " | upper }}{% endfor %}")),
+         "the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         "<user></s><assistant></s>"),
+        (LOOP.format("{{ m.turn.text }}"), "'dict object' has no attribute 'turn'"),
+        ("x" * 200, f"the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         f"...{'x' * 150}"),
+    ],
+)  # fmt: skip
+def test_chat_template_that_changes_texts(template: str, said: str) -> None:
+    """The turn whose text is missing is named, with what is rendered."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError) as raised:
+        ChatFormat(tokenizer)
+    assert raised.value.problems[0].received == said
+
+
+def test_chat_template_that_cuts_a_long_text() -> None:
+    """It renders short texts, so the row is rejected by its turn."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = LOOP.format("{{ m['content'][:30] }}")
+    form = ChatFormat(tokenizer)
+    for turns, where in (
+        ((user("What is it? " * 5), assistant("a")), "turn 1: the chat template does not render the question"),
+        ((user("q"), assistant("It is this. " * 5)), "turn 2: the chat template does not render the answer"),
+    ):
+        with pytest.raises(DataError, match=where):
+            row_of(form, chat(*turns))
 
 
 def test_chat_template_that_leaves_the_system_turn_out() -> None:

@@ -587,6 +587,36 @@ def test_dropped_turns_are_noted(conversation: list[dict[str, Any]], kept: int, 
     assert dict(notes.shortened) == ({dropped: Occurrences(1, WHERE)} if dropped else {})
 
 
+def test_marked_answer_before_the_first_question() -> None:
+    """It would be lost, so the row is rejected; to evaluate, no answer but the last is of interest."""
+    for mark in (1, True):
+        messages = [{"role": "assistant", "content": "Welcome.", "weight": mark}, *chat(None)]
+        for system in ([], [{"role": "system", "content": "s"}]):
+            with pytest.raises(DataError, match="an answer before the first question is marked as learned"):
+                to_example(row(messages=[*system, *messages]), "messages")
+            assert len(to_example(row(messages=messages), "messages", answers=False).turns) == 2
+    unmarked = [{"role": "assistant", "content": "Welcome.", "weight": 0}, *chat(True)]
+    assert [turn.content for turn in to_example(row(messages=unmarked), "messages").turns] == ["q0", "a0"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "noted"), [(("c1", "c1"), False), (("c1", "c2"), True), (("c1", None), False), ((None, "c1"), True)]
+)
+def test_tool_result_of_no_call_is_noted(ids: tuple[str | None, str | None], noted: bool) -> None:
+    """By the ids of the calls before it, also if they are in the prompt of a pair; without an id nothing is noted."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}, "id": ids[0]}
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    answered = [{"role": "tool", "content": "2", "tool_call_id": ids[1]}, {"role": "assistant", "content": "Two."}]
+    for layout, values in (
+        ("messages", {"messages": [*asked, *answered]}),
+        ("prompt_completion", {"prompt": [*asked, answered[0]], "completion": answered[1:]}),
+    ):
+        notes = Notes()
+        to_example(row(**values), layout, notes=notes)
+        expected = {"a tool_call_id answers no call of its conversation": Occurrences(1, WHERE)} if noted else {}
+        assert dict(notes.remarks) == expected
+
+
 def test_row_without_an_answer_to_learn() -> None:
     """It is left out with its reason; to evaluate, the bad answer is no reference."""
     assert reason("messages", messages=chat(False, False)) == "every answer in it is marked as not learned"

@@ -4,6 +4,8 @@ Oracles: the turn written out by hand beside each item, and the first line of wh
 """
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,9 +51,8 @@ def test_marks_of_an_assistant_turn(mark: str) -> None:
         ("true", True),
     ):
         assert turn(role="assistant", content="a", **{mark: value}).learn is learn
-    for value in (None, ""):
-        assert turn(role="assistant", content="a", **{mark: value}).learn is None
-    for value in (0.5, 2, -1, "half", [1], {"a": 1}):
+    assert turn(role="assistant", content="a", **{mark: None}).learn is None
+    for value in (0.5, 2, -1, "half", "no", "", [], [1], {}, {"a": 1}):
         assert said(role="assistant", content="a", **{mark: value}) == (
             f": {mark} says whether the turn is learned, and must be 0 or 1 (fractional weights are not supported)"
         )
@@ -98,7 +99,7 @@ def test_content_in_parts_is_joined() -> None:
         ({"type": "file", "file": {"file_id": "x"}}, "is a file, and neft trains on text"),
         ({"image": "a.png", "text": None}, "is an image, and neft trains on text"),
         ({"type": "tool_use", "name": "x"}, "is no text (tool calls are read from the turn's key tool_calls)"),
-        ({"type": "refusal", "refusal": "no"}, "is no text"),
+        ({"type": "refusal", "refusal": "no"}, "is a refusal, which is not read"),
         ({"type": "text"}, "is no text"),
         ({}, "is no text"),
         (7, "is no text"),
@@ -117,6 +118,62 @@ def test_content_of_null() -> None:
     assert said(role="assistant", tool_calls=None) == " must have role and content"
     assert turn(role="assistant", content=None, tool_calls=[CALL]).content == ""
     assert turn(role="assistant", tool_calls=[CALL]).content == ""
+
+
+QUESTION = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+
+
+def rewritten(messages: list[dict[str, Any]], folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """What is said of a turn, and the turns after the command in the message."""
+    with pytest.raises(DataError) as raised:
+        read_turns(messages, "rows.jsonl, line 1", "", KEYS, Notes())
+    [problem] = raised.value.problems
+    (folder / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    subprocess.run(["bash", "-c", problem.remedy.partition("    ")[0]], cwd=folder, check=True)
+    row = json.loads((folder / "new-rows.jsonl").read_text())
+    return problem.violated.removeprefix("rows.jsonl, line 1: "), row["messages"]
+
+
+@pytest.mark.parametrize(
+    ("refusing", "said"),
+    [
+        (
+            {"role": "assistant", "content": None, "refusal": "No."},
+            "turn 2 has its answer in the key refusal, which is not read, and none in content",
+        ),
+        (
+            {"role": "assistant", "refusal": "No."},
+            "turn 2 has its answer in the key refusal, which is not read, and none in content",
+        ),
+        (
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+            "turn 2: content, part 1 is a refusal, which is not read",
+        ),
+    ],
+)
+def test_refusal_of_openai(refusing: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """The command makes a content of it; null beside a content says nothing, as OpenAI writes it."""
+    what, messages = rewritten([QUESTION, refusing], tmp_path)
+    assert what == said
+    assert [turn.content for turn in read_turns(messages, WHERE, "", KEYS, Notes())] == ["q", "No."]
+    notes = Notes()
+    assert turn(notes, **ANSWER, refusal=None).content == "a"
+    assert not notes.unread
+
+
+@pytest.mark.parametrize(("result", "kind"), [({"x": 2}, "an object"), ([{"x": 2}], "an array"), ([1, 2], "an array")])
+def test_tool_result_as_object(result: Any, kind: str, tmp_path: Path) -> None:
+    """The command writes it as JSON text, and leaves other turns as they are."""
+    what, messages = rewritten([QUESTION, {"role": "tool", "content": result}, ANSWER], tmp_path)
+    assert what == f"turn 2: content must be text, and this tool result is {kind}"
+    question, read, answer = read_turns(messages, WHERE, "", KEYS, Notes())
+    assert (question.content, json.loads(read.content), answer.content) == ("q", result, "a")
+
+
+def test_tool_result_in_parts() -> None:
+    """Parts of text are no result in JSON, with a type or without."""
+    assert turn(role="tool", content=[{"type": "text", "text": "1"}, {"text": "2"}, "3"]).content == "123"
 
 
 def test_either_spelling_of_role_and_content() -> None:
@@ -266,6 +323,16 @@ def test_unread_keys_are_noted() -> None:
     found = Occurrences(2, "line 1")
     keys = ("emotion", "tool_call_id", "content.annotations")
     assert dict(notes.unread) == {f"turn key {key}": found for key in keys}
+
+
+@pytest.mark.parametrize("key", ["mask", "train_on", "Loss_Mask"])
+def test_unread_marks_are_noted(key: str) -> None:
+    """With the keys that are read."""
+    notes = Notes()
+    assert turn(notes, role="assistant", content="a", **{key: False}).learn is None
+    remark = f"the turn key {key} is not read: weight or train (0 or 1) marks what is learned"
+    assert dict(notes.remarks) == {remark: Occurrences(1, WHERE)}
+    assert not notes.unread
 
 
 def test_names_are_kept() -> None:

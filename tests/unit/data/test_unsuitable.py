@@ -26,6 +26,7 @@ from neftcli.recipe.loading import assignment, load_recipe
 WHERE = "rows.jsonl, line 17"
 EARLIER = [{"from": "human", "value": "q1"}, {"from": "gpt", "value": "a1"}, {"from": "human", "value": "q"}]
 ASKED = [{"role": "user", "content": "q"}]
+QA = {"prompt": "question", "completion": "answer"}
 GOOD, BAD = [{"role": "assistant", "content": "good"}], [{"role": "assistant", "content": "bad"}]
 
 
@@ -80,6 +81,13 @@ PAIRS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"conversations": EARLIER, "chosen": "good", "rejected": "bad"}, ("q1", "a1", "q", "good")),
     ({"prompt": "q", "conversations": EARLIER[:1], "chosen": "good", "rejected": "bad"}, ("q", "good")),
     ({"prompt": "q", "completion": "other", "chosen": "good", "rejected": "bad"}, ("q", "good")),
+    ({"prompt": "q", "win": "good", "lose": "bad"}, ("q", "good")),
+    ({"prompt": "q", "winner": "good", "loser": "bad"}, ("q", "good")),
+    ({"question": "q", "good": "good", "bad": "bad"}, ("q", "good")),
+    ({"query": "q", "positive": "good", "negative": "bad"}, ("q", "good")),
+    ({"prompt": "q", "completion": "other", "Good_Response": "good", "Bad_Response": "bad"}, ("q", "good")),
+    ({"prompt": "q", "response_win": GOOD, "response_lose": BAD}, ("q", "good")),
+    ({"question": "q", "correct_answer": "good", "incorrect_answer": "bad"}, ("q", "good")),
 ]
 
 
@@ -124,6 +132,15 @@ def test_preference_columns_without_a_value() -> None:
         ({"prompt": ASKED, "completion": GOOD, "label": True}, ("q", "good")),
         ({"messages": [*ASKED, *GOOD], "label": "True"}, ("q", "good")),
         ({"conversations": [EARLIER[2], {"from": "gpt", "value": "good"}], "kto_tag": True}, ("q", "good")),
+        ({"prompt": "q", "completion": "good", "desirable": True}, ("q", "good")),
+        ({"prompt": "q", "completion": "good", "undesirable": False}, ("q", "good")),
+        ({"prompt": "q", "completion": "good", "Liked": 1.0}, ("q", "good")),
+        ({"prompt": "q", "completion": "good", "label": "1"}, ("q", "good")),
+        ({"prompt": "q", "completion": "good", "label": " Chosen "}, ("q", "good")),
+        ({"instruction": "q", "output": "good", "is_chosen": 1}, ("q", "good")),
+        ({"instruction": "q", "output": "good", "label": "positive"}, ("q", "good")),
+        ({"messages": [*ASKED, *GOOD], "label": "chosen"}, ("q", "good")),
+        ({"messages": [*ASKED, *GOOD], "feedback": "thumbs_up"}, ("q", "good")),
         ({"input": {"messages": ASKED}, "preferred_output": GOOD, "non_preferred_output": BAD}, ("q", "good")),
         ({"instruction": "q", "output": ["good", "bad"]}, ("q", "good")),
         ({"prompt": "q", "completion": ["good", "bad"]}, ("q", "good")),
@@ -140,10 +157,20 @@ def test_judged_and_ranked_answers_are_refused(
         assert [last(read(row)) for row in by_shell(values, remedy, tmp_path, name)] == [expected]
 
 
-def test_answers_judged_bad_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("column", "verdict"),
+    [
+        *(("label", verdict) for verdict in (False, 0, -1, -1.0, "0", "False")),
+        *(("label", verdict) for verdict in ("bad", "Rejected", "negative", "dislike", "undesirable", "incorrect")),
+        *((column, False) for column in ("desirable", "liked", "preferred", "accepted", "is_chosen", "kto_tag")),
+        *((column, True) for column in ("undesirable", "rejected", "disliked")),
+    ],
+)
+def test_answers_judged_bad_are_left_out(column: str, verdict: Any, tmp_path: Path) -> None:
     """By the same command."""
-    values = {"prompt": "q", "completion": "bad", "label": False}
-    remedy = refused(values)[1]
+    values = {"prompt": "q", "completion": "bad answer", column: verdict}
+    what, remedy = refused(values)
+    assert what.startswith(f"this is preference data ({column} says whether the answer is good)")
     with pytest.raises(DataError, match="is empty"):
         by_shell(values, remedy, tmp_path)
 
@@ -185,6 +212,19 @@ def test_labels_of_other_data_are_columns_like_others() -> None:
     assert read({"text": "a film", "label": True}).text == "a film"
     assert last(read({"prompt": "q", "completion": "a", "label": "sports"})) == ("q", "a")
     assert last(read({"instruction": "q", "output": "a", "label": 3})) == ("q", "a")
+    assert last(read({"instruction": "q", "output": "a", "label": 1})) == ("q", "a")
+    assert last(read({"question": "q", "choices": ["a", "b"], "answer": "a", "correct": 0}, QA)) == ("q", "a")
+    assert last(read({"instruction": "q", "output": "Positive", "label": "positive"})) == ("q", "Positive")
+    assert last(read({"messages": [*ASKED, *GOOD], "label": "good"})) == ("q", "good")
+    assert last(read({"prompt": "q", "completion": "a", "desirable": 0.7, "feedback": "It is short."})) == ("q", "a")
+    assert read({"text": "a film", "label": "negative"}).text == "a film"
+
+
+def test_columns_of_two_sides_that_are_no_answers() -> None:
+    """Words for good and bad beside other words, and counts."""
+    images = {"positive_prompt": "sharp", "negative_prompt": "blurred"}
+    assert last(read({"prompt": "q", "completion": "a", **images})) == ("q", "a")
+    assert last(read({"prompt": "q", "completion": "a", "positive": 3, "negative": 1})) == ("q", "a")
 
 
 # Images and sound
@@ -233,6 +273,10 @@ def test_image_column_is_removed_by_the_command(tmp_path: Path) -> None:
         "<image><image>\nWhich is older?",
         "What is it?\n<image>",
         "What is it? <image>",
+        "What is\n<image>\nin this?",
+        "What is\r\n<image>\r\nin this?",
+        "Compare\n  <image> <image>  \nand say which is older",
+        "Listen.\n\n<audio>\n\nWho sings?",
         "<audio>\nwho sings",
         "<video>\nwhat happens",
         "<image>\n这是什么？",
@@ -260,6 +304,7 @@ def test_placeholders_are_refused(question: str, tmp_path: Path) -> None:
         "<image> tag or <img> tag?",
         "<image>, <video> and <audio>: what are they?",
         "What does this do: <image>",
+        "What is\n<image> in SVG\nfor?",
         "Parse this:\n<image>\n  <url>x</url>\n</image>",
         "<image>\n<url>x</url>\n</image>",
         "What is in the image?",
@@ -325,6 +370,32 @@ def test_text_column_is_suggested() -> None:
 def test_nested_lists_are_flattened_by_the_command(values: dict[str, Any], expected: Any, tmp_path: Path) -> None:
     """What can't be mapped is rewritten by the line in the message."""
     assert [last(read(row)) for row in by_shell(values, refused(values)[1], tmp_path)] == expected
+
+
+PAIR_ROW = {"prompt": "q", "completion": "a"}
+NESTED: list[tuple[dict[str, Any], str]] = [
+    ({"meta": {"v": 1}, "data": {"train": [PAIR_ROW], "test": [{}]}}, ".data.train, not those in .data.test"),
+    ({"version": "1.0", "data": {"test": [{}], "train": [PAIR_ROW]}}, ".data.train, not those in .data.test"),
+    ({"authors": ["x", "y"], "data": {"my rows": [PAIR_ROW]}}, '.data."my rows"'),
+    ({"a": {"b": {"c": [PAIR_ROW]}}}, ".a.b.c"),
+]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "a list in rows.json"])
+@pytest.mark.parametrize(("values", "read_from"), NESTED)
+def test_nested_rows_are_read_by_the_command(
+    values: dict[str, Any], read_from: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an object in objects, whether it is the file, a line of it or an element of its list."""
+    monkeypatch.chdir(tmp_path)
+    file = name.removeprefix("a list in ")
+    Path(file).write_text(json.dumps([values] if name != file else values) + "\n")
+    [row] = read_rows(file)
+    what, remedy = refused(row.values, where=row.where)
+    command, _, said = remedy.partition("    ")
+    assert (what, said) == ("the columns fit no known layout", f"reads the rows in {read_from}")
+    subprocess.run(["bash", "-c", command], check=True)
+    assert [row.values for row in read_rows("new-rows.jsonl")] == [PAIR_ROW]
 
 
 def test_nested_answers_are_flattened_and_mapped(tmp_path: Path) -> None:

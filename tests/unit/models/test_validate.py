@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 from neftcli.errors import ModelError
 from neftcli.models.names import Reference
-from neftcli.models.validate import require_usable, stored_quantization
+from neftcli.models.validate import require_usable, require_weight_files, stored_quantization
 from neftcli.recipe.schema import Adapter, Quantization, Recipe
 
 FULL = Recipe()
@@ -79,6 +81,7 @@ QUANTISED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def model(folder: Path, **settings: Any) -> Reference:
+    save_file({"a": numpy.zeros(4)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(settings))
     return Reference("m", "folder", str(folder))
 
@@ -165,3 +168,42 @@ def test_stored_quantization_of_a_text_model() -> None:
 def test_require_usable_quantize_config_of_old(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text('{"bits": 4}')
     assert "(gptq)" in refusal(model(tmp_path, **CAUSAL["llama"]), LORA)
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def sharded(folder: Path, **settings: Any) -> Reference:
+    reference = model(folder, **settings)
+    (folder / "model.safetensors").unlink()
+    for shard in SHARDS:
+        save_file({"a": numpy.zeros(4)}, folder / shard)
+    index = {"weight_map": dict(zip("abc", (*SHARDS, SHARDS[0]), strict=True))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return reference
+
+
+def unusable_weights(reference: Reference) -> str:
+    with pytest.raises(ModelError) as raised:
+        require_weight_files(reference)
+    return str(raised.value)
+
+
+def test_require_weight_files(tmp_path: Path) -> None:
+    """By the index and the headers: whole files pass; one that is missing, cut or a pickle is rejected."""
+    reference = sharded(tmp_path, **CAUSAL["llama"])
+    require_weight_files(reference)
+    last = tmp_path / SHARDS[1]
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-8])
+    assert "a weight file of m is damaged" in unusable_weights(reference)
+    last.unlink()
+    assert f"No such file or directory: {last}" in unusable_weights(reference)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "pytorch_model.bin"}}')
+    assert "has only pickled weights (.bin)" in unusable_weights(reference)
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    assert "model.safetensors.index.json is not JSON" in unusable_weights(reference)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert "no model.safetensors and no model.safetensors.index.json" in unusable_weights(reference)
+    (tmp_path / "pytorch_model.bin").touch()
+    assert "has only pickled weights (.bin)" in unusable_weights(reference)
