@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from neftcli.evaluation.units import amount, p_value
+from neftcli.evaluation.units import amount, interval, p_value
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
 from neftcli.statistics.multiple import NOT_SIGNIFICANT
-from neftcli.statistics.paired import FEWEST, LEVEL
-
-SKEWED = 0.065
-"""Estimated level from which skewness is reported: clearly above the 0.05 that is promised."""
+from neftcli.statistics.paired import FEWEST, LEVEL, SKEWED
 
 
 def conclusion(
@@ -79,22 +76,15 @@ def _reason(changed: Collection[str]) -> str:
 def _not_significant(compared: Sequence[Comparison]) -> str:
     """The metrics that are not significant, with what their intervals leave possible."""
     return ", ".join(
-        f"{one.metric} ({_interval(one)}{p_value(one.p_adjusted)})"
+        f"{one.metric} ({interval(one.metric, one.low, one.high)}{p_value(one.p_adjusted)})"
         for one in compared
         if one.verdict == NOT_SIGNIFICANT
     )
 
 
 def _numbers(one: Comparison) -> str:
-    return f"{amount(one.metric, one.difference, signed=True)}, {_interval(one)}{p_value(one.p_adjusted)}"
-
-
-def _interval(one: Comparison) -> str:
-    """The interval, to be followed by p; an empty string if there is none."""
-    if one.low is None or one.high is None:
-        return ""
-    low, high = (amount(one.metric, end, signed=True) for end in (one.low, one.high))
-    return f"95 % CI {low} to {high}, "
+    ends = interval(one.metric, one.low, one.high)
+    return f"{amount(one.metric, one.difference, signed=True)}, {ends}{p_value(one.p_adjusted)}"
 
 
 def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -21,6 +21,13 @@ def amount(metric: str, value: float, *, signed: bool = False) -> str:
     return f"{value:{sign}.4f}" if round(value, 4) or not value else f"{value:{sign}.1g}"
 
 
+def interval(metric: str, low: float | None, high: float | None) -> str:
+    """Write a confidence interval in a sentence, before a p-value; an empty string if there is none."""
+    if low is None or high is None:
+        return ""
+    return f"95 % CI {amount(metric, low, signed=True)} to {amount(metric, high, signed=True)}, "
+
+
 def p_value(p: float | None) -> str:
     """Write a p-value in a sentence: "p = 0.003" or "p < 0.001"."""
     if p is None:

@@ -38,6 +38,8 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 ROUNDING = 1e-12
 """Numbers that differ by less than this share of the largest value differ by rounding only."""
+SKEWED = 0.065
+"""Estimated true level from which skewness is reported: clearly above the 0.05 that is promised."""
 BATCH = 2**20
 """Numbers drawn at once: bounds the memory (8 MB an array), whatever the number of prompts."""
 LEVEL_RESAMPLES = 2_000

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from neftcli.evaluation.units import amount, p_value
-from neftcli.events import ArmRow, Comparison
+from neftcli.evaluation.units import amount, interval, p_value
+from neftcli.events import ArmRow, Comparison, Significance
 from neftcli.statistics.crossed import ArmDifference
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, Better
-from neftcli.statistics.paired import LEVEL
+from neftcli.statistics.paired import LEVEL, SKEWED
 from neftcli.statistics.planning import needed
-
-SKEWED = 0.065
-"""Estimated level from which skewness is reported: clearly above the 0.05 that is promised."""
 
 
 def capital(text: str) -> str:
@@ -32,7 +29,7 @@ def findings(metric: str, better: Better, arms: Sequence[ArmRow], not_compared: 
     compared = [(arm, one) for arm in arms for one in arm.comparisons if one.metric == metric]
     lines = []
     for word in ("better", "worse"):
-        these = [f"{arm.name()} ({_numbers(one)})" for arm, one in compared if one.verdict == word]
+        these = [f"{arm.name()} ({_numbers(one, one)})" for arm, one in compared if one.verdict == word]
         if these:
             lines.append(f"{capital(word)} than alpha 0 in {metric}, for new seeds: {'; '.join(these)}.")
     if compared and not any(one.verdict == "better" for _, one in compared):
@@ -40,9 +37,10 @@ def findings(metric: str, better: Better, arms: Sequence[ArmRow], not_compared: 
     for word in ("lower", "higher"):
         for arm, one in compared:
             if one.verdict == word:
+                numbers = _numbers(one.these_seeds or one, one)
                 lines.append(
-                    f"{capital(word)} {metric} with {arm.name()} for {_these(arm.seeds)} ({_numbers_of_these(one)}); "
-                    f"not shown for new seeds{_why_not(one)}."
+                    f"{capital(word)} {metric} with {arm.name()} for {_these(arm.seeds)} ({numbers}); not shown for new "
+                    f"seeds{_why_not(one)}."
                 )
     same = [(arm, one) for arm, one in compared if one.verdict == NOT_SIGNIFICANT]
     if same:
@@ -171,23 +169,17 @@ def scope(found: Sequence[ArmDifference]) -> str:
     return " ".join(parts) or "Nothing was compared."
 
 
-def _numbers(one: Comparison) -> str:
-    return f"{_signed(one)}{_interval(one.metric, one.low, one.high)}, {p_value(one.p_adjusted)}"
-
-
-def _numbers_of_these(one: Comparison) -> str:
-    these = one.these_seeds
-    if these is None:
-        return _numbers(one)
-    return f"{_signed(one)}{_interval(one.metric, these.low, these.high)}, {p_value(these.p_adjusted)}"
+def _numbers(one: Comparison | Significance, of: Comparison) -> str:
+    """A difference with the interval and p of one scope."""
+    ends = interval(of.metric, one.low, one.high)
+    return f"{amount(of.metric, of.difference, signed=True)}, {ends}{p_value(one.p_adjusted)}"
 
 
 def _why_not(one: Comparison) -> str:
     """The numbers of the claim about new seeds that is not made."""
     if one.these_seeds is None:
         return ": one seed can't show it"
-    interval = _interval(one.metric, one.low, one.high).removeprefix(", ")
-    return f" ({interval + ', ' if interval else ''}{p_value(one.p_adjusted)})"
+    return f" ({interval(one.metric, one.low, one.high)}{p_value(one.p_adjusted)})"
 
 
 def _excluded(one: Comparison, better: Better) -> str:
@@ -199,16 +191,6 @@ def _excluded(one: Comparison, better: Better) -> str:
     if gain <= 0:
         return f" (95 % CI excludes any gain{over})"
     return f" (95 % CI excludes a gain over {amount(one.metric, gain)}{over})"
-
-
-def _signed(one: Comparison) -> str:
-    return amount(one.metric, one.difference, signed=True)
-
-
-def _interval(metric: str, low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return ""
-    return f", 95 % CI {amount(metric, low, signed=True)} to {amount(metric, high, signed=True)}"
 
 
 def _these(seeds: int) -> str:
