@@ -38,10 +38,8 @@ def findings(metric: str, better: Better, arms: Sequence[ArmRow], not_compared: 
         for arm, one in compared:
             if one.verdict == word:
                 numbers = _numbers(one.these_seeds or one, one)
-                lines.append(
-                    f"{capital(word)} {metric} with {arm.name()} for {_these(arm.seeds)} ({numbers}); not shown for new "
-                    f"seeds{_why_not(one)}."
-                )
+                of_these = f"{capital(word)} {metric} with {arm.name()} for {_these(arm.seeds)} ({numbers})"
+                lines.append(f"{of_these}; not shown for new seeds{_why_not(one)}.")
     same = [(arm, one) for arm, one in compared if one.verdict == NOT_SIGNIFICANT]
     if same:
         arms_text = "; ".join(f"{arm.name()}{_excluded(one, better)}" for arm, one in same)
