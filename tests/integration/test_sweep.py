@@ -375,7 +375,7 @@ def test_a_dry_run_refuses_a_model_that_can_not_be_used(neft: Neft, arguments: l
         (["--metric", "bleu"], "sweep.metrics must be a list, each one of loss"),
         (["--metric", "win_rate"], "sweep.metrics win_rate needs a judge"),
         (["--metric", "tasks"], "sweep.metrics tasks needs tasks"),
-        (["--held-out-rows", "4"], "a sweep needs at least 12 held-out rows"),
+        (["--held-out-rows", "4"], "a sweep needs at least 6 held-out rows with different prompts"),
         (["--grid", "training.lr=1"], "training.lr is not an option"),
         (["--engine", "spark"], "--engine: there is no such engine"),
         (["--ray-address", "auto"], "--ray-address needs --engine ray"),

@@ -26,8 +26,9 @@ from neftcli.sweep.cell import MEASURING
 from neftcli.sweep.local import Outcome
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.results import SweepResults
+from neftcli.sweep.run import SweepRun
 from neftcli.sweep.sequential import Decision, decide
-from neftcli.sweep.sweep import Request, _again, _Sweep
+from neftcli.sweep.sweep import Request, _again
 from tests.conftest import Result
 from tests.unit.sweep.test_verdict import ROWS, measured, plan, shifted
 
@@ -73,11 +74,11 @@ class Engine:
 
 def sweep_of(
     folder: Path, cells: list[Cell], content: dict[str, Any], *sets: str, monkeypatch: pytest.MonkeyPatch
-) -> tuple[_Sweep, Engine, Told]:
+) -> tuple[SweepRun, Engine, Told]:
     """A sweep whose cells are done at once and have the numbers given."""
     told, engine = Told(), Engine(folder)
     base = resolve([*file_layers("quickstart"), *map(assignment, sets)])
-    run = _Sweep(folder, base, cells, told, "the same again")
+    run = SweepRun(folder, base, cells, told, "the same again")
     prompts = {"prompts": [f"Question {number}?" for number in range(ROWS)]}
     monkeypatch.setattr(run, "_engine", lambda request: engine)
     monkeypatch.setattr(
