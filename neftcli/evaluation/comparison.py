@@ -209,10 +209,7 @@ def _estimated(values: Values, weights: Values | None, prompts: Sequence[str] | 
         return None
     counts, kept = None if weights is None else weights[rows], _kept(prompts, rows)
     found = estimate(values[rows], counts, prompts=kept)
-    if kept is None:
-        return Estimated(found.value, found.low, found.high, found.n)
-    weighed = set(kept) if counts is None else {prompt for prompt, count in zip(kept, counts, strict=True) if count}
-    return Estimated(found.value, found.low, found.high, len(weighed))
+    return Estimated(found.value, found.low, found.high, found.n)
 
 
 def _perplexity(loss: Estimated | None) -> Estimated | None:

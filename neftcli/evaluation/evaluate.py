@@ -209,7 +209,7 @@ def _report(
     from neftcli.evaluation.comparison import compare, win_rate_bounds
     from neftcli.evaluation.sentences import conclusion
 
-    prompts = [normalised(example.prompt()) for example in rows.examples]
+    prompts = [normalised(writing.instruction(example)) for example in rows.examples]
     metrics, comparisons = compare(results, judged, prompts)
     models = tuple(one.subject.column() for one in results)
     changed = writing.changed_options(results)

@@ -110,6 +110,7 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
         yield f"Benchmark tasks ran {how}."
     if judged is not None:
         yield from _judged(judged)
+    yield from sentences.liking_of_length(comparisons)
     yield from sentences.skewness(comparisons)
     if any(one.metric in REFERENCE_METRICS and one.verdict == "lower" for one in comparisons):
         yield (

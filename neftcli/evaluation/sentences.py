@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, WIN_RATE
 from neftcli.evaluation.units import amount, interval, p_value
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
 from neftcli.statistics.multiple import NOT_SIGNIFICANT
@@ -98,6 +99,17 @@ def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
         yield (
             f"Skewed differences: {', '.join(skewed)}. About that share of comparisons without a true difference would "
             f"have p < {LEVEL:g}, not {100 * LEVEL:.0f} %."
+        )
+
+
+def liking_of_length(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Warn if the raw win rate is significant and the one at equal lengths is not."""
+    words = {comparison.metric: comparison.verdict for comparison in comparisons}
+    controlled = words.get(CONTROLLED_WIN_RATE)
+    if words.get(WIN_RATE) not in (None, "", NOT_SIGNIFICANT) and controlled in (None, "", NOT_SIGNIFICANT):
+        yield (
+            "The raw win rate is significant, the one at equal lengths is not: the judge may have liked the answers' "
+            "lengths."
         )
 
 

@@ -112,6 +112,7 @@ class Comparison:
         verdict: better, worse, higher, lower, not significant, or an empty string without a test. An arm of a sweep is
             better or worse only for new seeds; lower or higher says that of the seeds trained.
         scope: these models, these seeds or new seeds.
+        seeds: Seeds that both arms of a sweep have.
         these_seeds: Of an arm of a sweep that is compared over new seeds: what holds for the seeds trained.
         true_level: Estimated rate of p < 0.05 without a true difference, which skewness raises; None if it is not
             known.
@@ -128,6 +129,7 @@ class Comparison:
     detectable: float | None
     verdict: str
     scope: str = "these models"
+    seeds: int = 1
     these_seeds: Significance | None = None
     true_level: float | None = None
 

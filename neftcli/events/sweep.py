@@ -174,7 +174,7 @@ class ArmRow:
         if found is None:
             word = "not compared" if self.alpha else "baseline"
         elif found.verdict in ("lower", "higher"):
-            word = f"{found.verdict} for {'this seed' if self.seeds == 1 else f'these {self.seeds} seeds'}"
+            word = f"{found.verdict} for {'this seed' if found.seeds == 1 else f'these {found.seeds} seeds'}"
         else:
             word = found.verdict
         return f"{word} (dropped)" if self.dropped else word

@@ -54,7 +54,7 @@ class Estimate:
         value: Mean, or sum of values over sum of weights.
         low: Lower end of the 95 % confidence interval; None with fewer than two prompts.
         high: Its upper end.
-        n: Rows that count.
+        n: Distinct prompts that count.
     """
 
     value: float
@@ -137,7 +137,7 @@ def estimate(
     value = math.fsum(sums) / (sums.size if counts is None else math.fsum(counts))  # whatever the order of the rows
     grouped, sizes = sum_by_prompt(sums, counts, kept)
     low, high = _bootstrap_interval(grouped, sizes, _rounding(sums), seed, resamples)
-    return Estimate(value, low, high, sums.size)
+    return Estimate(value, low, high, grouped.shape[-1])
 
 
 def paired_difference(

@@ -51,7 +51,11 @@ def needed(difference: ArmDifference, delta: float) -> Needed:
     def by_seeds(count: int) -> bool:
         return detectable(parts, count, difference.n, level, "new seeds") <= delta
 
-    return Needed(_first(range(FEWEST, MOST_PROMPTS), by_prompts), _first(range(2, MOST_SEEDS), by_seeds))
+    # If what is at hand does not suffice, more is needed, even if the pooled components alone don't show it.
+    short = difference.detectable is not None and difference.detectable > delta
+    prompts = range(difference.n + 1 if short else FEWEST, MOST_PROMPTS)
+    seeds = range(difference.seeds + 1 if short else 2, MOST_SEEDS)
+    return Needed(_first(prompts, by_prompts), _first(seeds, by_seeds))
 
 
 def _first(counts: range, enough: Callable[[int], bool]) -> int | None:

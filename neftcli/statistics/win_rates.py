@@ -82,9 +82,9 @@ def win_rate(
     def p_value(theta: float, error: float) -> float:
         return 2 * float(stdtr(freedom, -abs(theta) / error)) if error else 1.0  # no error: all pairs are ties
 
-    theta, error = _fit(won, design, groups)
+    theta, error, _ = _fit(won, design, groups)
     margin = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
-    smallest = p_value(*_fit(np.where(won == 0.5, 0.5, 1.0), design, groups))
+    smallest = p_value(*_fit(np.where(won == 0.5, 0.5, 1.0), design, groups)[:2])
     detectable = None
     if smallest < LEVEL / comparisons:
         quantiles = float(stdtrit(freedom, 1 - LEVEL / comparisons / 2) + stdtrit(freedom, POWER))
@@ -96,14 +96,45 @@ def win_rate(
     return PairedDifference(value, low, high, p_value(theta, error), smallest, n, won.size, detectable, None)
 
 
+def length_controlled_scores(scores: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
+    """Compute a score for each pair whose mean is the win rate at equal lengths.
+
+        score[i] = rate + rate (1 - rate) influence[i],    rate = sigmoid(theta)
+
+    influence[i] is that of pair i on theta, so the scores vary as the estimated rate does and can be compared over
+    seeds and prompts like any other values.
+
+    Args:
+        scores: (pairs,), 1 won, 0.5 tie, 0 lost.
+        lengths: (pairs,), length of this model's answer less the other's.
+
+    Returns:
+        (pairs,). The scores themselves with fewer than `FEWEST` pairs, or if all lengths differ by the same.
+    """
+    won, longer = (np.asarray(column, dtype=np.float64) for column in (scores, lengths))
+    spread = float(longer.std())
+    if won.size < FEWEST or spread == 0:
+        return won
+    from scipy.special import expit
+
+    design = np.stack([np.ones_like(longer), np.tanh(longer / spread)], axis=1)
+    theta, _, influence = _fit(won, design, np.arange(won.size))
+    rate = float(expit(theta))
+    adjusted: Array = rate + rate * (1 - rate) * (influence - influence.mean())
+    return adjusted
+
+
 def _numbered(prompts: Sequence[object]) -> list[int]:
     """A number for each prompt, equal for equal ones."""
     numbers: dict[object, int] = {}
     return [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
 
 
-def _fit(scores: Array, design: Array, groups: npt.NDArray[np.intp]) -> tuple[float, float]:
-    """Theta and its standard error, by the sandwich of the sums of scores of each prompt (Liang and Zeger 1986)."""
+def _fit(scores: Array, design: Array, groups: npt.NDArray[np.intp]) -> tuple[float, float, Array]:
+    """Theta, its standard error and the influence of each pair on it.
+
+    The error is a sandwich of the sums of scores of each prompt (Liang and Zeger 1986).
+    """
     from scipy.optimize import minimize
     from scipy.special import expit
 
@@ -132,4 +163,6 @@ def _fit(scores: Array, design: Array, groups: npt.NDArray[np.intp]) -> tuple[fl
     n = len(sums) - len(EVEN)
     inverse = np.linalg.inv(hessian(parameters))
     covariance = inverse @ (sums.T @ sums) @ inverse * (n / (n - PARAMETERS))
-    return float(parameters[0]), math.sqrt(float(covariance[0, 0]))
+    residuals = targets - expit(rows @ parameters)
+    influence: Array = len(scores) * ((rows * residuals[:, None]) @ inverse)[: len(scores), 0]
+    return float(parameters[0]), math.sqrt(float(covariance[0, 0])), influence

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neftcli.errors import Problem, RecipeError
-from neftcli.evaluation.comparison import LOSS, WIN_RATE
-from neftcli.recipe.schema import Sweep
+from neftcli.evaluation.comparison import LOSS
+from neftcli.sweep.results import WIN_RATES
 from neftcli.sweep.sequential import FIRST_LOOK
 
 if TYPE_CHECKING:
     from neftcli.sweep.results import SweepResults
 
+AUTO = "auto"
+OF_GAIN = 0.01
+"""The default for held-out loss: this share of the gain over the base model."""
 OF_WIN_RATE = 0.05
 """The default for a win rate: 5 points."""
 
@@ -26,18 +29,22 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
     """Resolve `sweep.delta` to a number in a metric's unit.
 
     Args:
-        delta: 0.005, or "1%" of the gain.
+        delta: 0.005, "1%" of the gain, or "auto".
         metric: Name of the first metric, to which it applies.
         gain: What training without noise gained over the base model, by `gain_of_training`; None if it is not known.
 
     Returns:
-        None if the gain is not known or not above 0, or if the default is in force and the metric has no base value.
+        None if the gain is not known or not above 0, or if the default has no value for the metric.
 
     Raises:
         RecipeError: It is not a number above 0 nor a percentage, or a percentage was typed for a metric without a base
             value.
     """
     typed = str(delta).strip()
+    if typed == AUTO:
+        if metric in WIN_RATES:
+            return OF_WIN_RATE
+        return None if metric != LOSS or gain is None or gain <= 0 else OF_GAIN * gain
     number = _number(typed.removesuffix("%"))
     if number is None:
         violated = (
@@ -48,8 +55,6 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
         return number
     if metric == LOSS:
         return None if gain is None or gain <= 0 else number / 100 * gain
-    if typed == Sweep().delta:
-        return OF_WIN_RATE if metric == WIN_RATE else None
     violated = f"sweep.delta: a percentage is one of the gain over the base model, which is known for {LOSS} only"
     raise RecipeError(
         Problem(violated, f"{typed} with {metric}", "--delta 0.05    in the metric's unit; 0.05 is 5 points")

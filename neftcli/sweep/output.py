@@ -96,7 +96,7 @@ def _cells(arm: ArmRow, names: Sequence[str], metric: str) -> list[str]:
     if found is None:
         return [arm.name(), str(arm.seeds), *values, "-", "-", "-", "-", arm.verdict(metric)]
     interval = "-" if found.low is None or found.high is None else f"{found.low:+.4g} to {found.high:+.4g}"
-    p = "-" if found.p_adjusted is None else f"{found.p_adjusted:.3f}"
+    p = "-" if found.p_adjusted is None else "< 0.001" if found.p_adjusted < 0.001 else f"{found.p_adjusted:.3f}"
     smallest = "-" if found.detectable is None else f"{found.detectable:.4g}"
     return [arm.name(), str(arm.seeds), *values, f"{found.difference:+.4g}", interval, p, smallest, arm.verdict(metric)]
 

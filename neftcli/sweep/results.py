@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neftcli.data.splits import normalised
-from neftcli.evaluation.comparison import LOSS, WIN_RATE
+from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, LOSS, WIN_RATE
 from neftcli.statistics.crossed import complete
 from neftcli.statistics.multiple import Better
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of
@@ -21,8 +21,10 @@ METRIC_NAMES = {
     "accuracy": "token accuracy",
     "exact_match": "exact match",
     "rouge_l": "ROUGE-L",
-    "win_rate": WIN_RATE,
+    "win_rate": CONTROLLED_WIN_RATE,
 }
+WIN_RATES = (WIN_RATE, CONTROLLED_WIN_RATE)
+"""Metrics that compare an arm with its own alpha 0."""
 DIRECTIONS: dict[str, Better] = {"ROUGE-L": "higher"}  # if asked for as a metric, it decides, and more is better
 
 
@@ -49,7 +51,7 @@ class SweepResults:
         groups: dict[object, list[Arm]] = {}
         for arm in self.arms:
             if known := self._any(metric, [arm]):
-                key = baseline_of(arm).grid if metric == WIN_RATE else tuple(known["weights"] or ())
+                key = baseline_of(arm).grid if metric in WIN_RATES else tuple(known["weights"] or ())
                 groups.setdefault(key, []).append(arm)
         return list(groups.values())
 

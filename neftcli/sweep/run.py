@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import NeftError, Preempted, Problem
+from neftcli.evaluation.comparison import LOSS
 from neftcli.events import Advance, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, write_whole
@@ -200,6 +201,9 @@ class SweepRun:
             return
         for metric in self._metrics(content)[:1]:
             earlier, delta = self.decision, self._delta(results, metric)
+            if delta is None and metric == LOSS and done == FIRST_LOOK:
+                why = f"the sweep does not stop for futility in {metric}: --delta is needed in its unit"
+                self.observer.notify(Notice(why))
             self.decision = decide(results, metric, delta, done=done)
             for dropped in self.decision.dropped[len(earlier.dropped) :]:
                 self.observer.notify(Notice(dropped.sentence(metric)))

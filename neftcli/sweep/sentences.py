@@ -38,7 +38,7 @@ def findings(metric: str, better: Better, arms: Sequence[ArmRow], not_compared: 
         for arm, one in compared:
             if one.verdict == word:
                 numbers = _numbers(one.these_seeds or one, one)
-                of_these = f"{capital(word)} {metric} with {arm.name()} for {_these(arm.seeds)} ({numbers})"
+                of_these = f"{capital(word)} {metric} with {arm.name()} for {_these(one.seeds)} ({numbers})"
                 lines.append(f"{of_these}; not shown for new seeds{_why_not(one)}.")
     same = [(arm, one) for arm, one in compared if one.verdict == NOT_SIGNIFICANT]
     if same:
@@ -63,14 +63,29 @@ def recommended(metric: str, name: str, others: Sequence[str]) -> str:
     )
 
 
-def recommended_baseline(name: str, *, settled: bool) -> str:
-    """Recommend the baseline if no arm is shown to be better; `settled` if gains of interest are excluded."""
-    return f"Recommended: the baseline ({name}){'' if settled else ', unless more seeds show a gain'}."
+def recommended_baseline(name: str, metric: str, verdicts: Sequence[str], *, settled: bool) -> str:
+    """Recommend a baseline, and say why.
+
+    Args:
+        name: Its name.
+        metric: The first metric.
+        verdicts: Those of the arms that were tested in it.
+        settled: Gains of interest are excluded for its arms.
+    """
+    if "better" in verdicts:
+        reason = (
+            f": no arm that is better than its own alpha 0 has a better {metric} without being worse in another metric"
+        )
+    elif all(verdict == "worse" for verdict in verdicts):
+        reason = ": every alpha is worse"
+    else:
+        reason = "" if settled else ", unless more seeds show a gain"
+    return f"Recommended: the baseline ({name}){reason}."
 
 
 def no_recommendation() -> str:
     """Say why one seed leads to no recommendation."""
-    return "Nothing is recommended: one seed can't show what another seed would give. --seeds 3 or more can."
+    return "Nothing is recommended: one seed can't show what another seed would give; that takes two or more."
 
 
 def but_worse(name: str, metrics: Sequence[str]) -> str:
@@ -80,14 +95,13 @@ def but_worse(name: str, metrics: Sequence[str]) -> str:
 
 def uneven(found: Mapping[str, ArmDifference]) -> list[str]:
     """Warn of arms that vary more between seeds than the others, against the assumption."""
-    spreads = {name: one.seed_spread for name, one in found.items() if one.seed_spread is not None}
     lines = []
-    for name, one in found.items():
-        if one.uneven and one.seed_spread is not None:
-            most = max(spread for other, spread in spreads.items() if other != name)
+    for name, difference in found.items():
+        if difference.uneven and difference.seed_spread is not None and difference.others_spread is not None:
+            own, others = f"{difference.seed_spread:.2g}", f"{difference.others_spread:.2g}"
             lines.append(
-                f"{capital(name)} varies more between seeds (standard deviation {one.seed_spread:.2g}) than the other "
-                f"arms (at most {most:.2g}); it is tested by its own spread, which takes more seeds."
+                f"{capital(name)} varies more between seeds (standard deviation {own}) than the other arms of its baseline "
+                f"({others}); it is tested by its own spread, which takes more seeds."
             )
     return lines
 
@@ -98,8 +112,8 @@ def skewed(found: Mapping[tuple[str, str], ArmDifference]) -> list[str]:
     for (_, metric), one in found.items():
         levels[metric] = max(levels.get(metric, 0.0), one.true_level or 0.0)
     return [
-        f"The differences in {metric} are skewed over prompts: of comparisons without a true difference about "
-        f"{100 * level:.0f} % would have p < {LEVEL:g}, not {100 * LEVEL:.0f} %."
+        f"The differences in {metric} are skewed over prompts: of comparisons for these seeds without a true difference "
+        f"about {100 * level:.0f} % would have p < {LEVEL:g}, not {100 * LEVEL:.0f} %."
         for metric, level in levels.items()
         if level > SKEWED
     ]
@@ -123,7 +137,7 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     if widest.seeds == 1:
         return [
             f"Minimum detectable effect: {size} in {metric} for this one seed ({widest.n} {what}, power 80 %). "
-            "What other seeds would give takes at least two, better three: --seeds 3."
+            "What other seeds would give takes at least two, better three."
         ]
     lines = [f"Minimum detectable effect: {size} in {metric} ({widest.seeds} seeds, {widest.n} {what}, power 80 %)."]
     if delta is None:
@@ -184,6 +198,8 @@ def _excluded(one: Comparison, better: Better) -> str:
     """The largest gain that the confidence interval leaves possible."""
     if one.low is None or one.high is None or better == "none":
         return ""
+    if one.low == one.high == 0:
+        return " (no prompt differs)"
     gain = -one.low if better == "lower" else one.high
     over = "" if one.scope == "new seeds" else " for this seed"
     if gain <= 0:

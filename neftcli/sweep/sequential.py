@@ -111,7 +111,9 @@ class Stopped:
             )
         if not self.excluded:
             return f"{when}: no alpha is left, each was worse than the leading arm, at last alpha 0, in {metric}."
-        return f"{when}: any gain over {amount(metric, self.excluded)} in {metric} is excluded (95 %)."
+        return (
+            f"{when}: for every arm left, a gain over {amount(metric, self.excluded)} in {metric} is excluded (95 %)."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,33 @@ class Decision:
         if baseline_of(arm) in [one.baseline for one in self.stopped]:
             return False
         return arm not in [one.arm for one in self.dropped]
+
+
+def is_confirmed(
+    results: SweepResults, metric: str, stop: Stopped, dropped: Sequence[Arm], delta: float | None
+) -> bool:
+    """Return whether all that is measured supports a stop that an earlier look decided.
+
+    More seeds than that look had may be measured: several are trained at a time, and earlier calls may have trained them.
+    """
+    arms = [arm for arm in results.arms if baseline_of(arm) == stop.baseline and arm not in dropped]
+    if results.measured_seeds(stop.baseline) <= stop.seeds or len(arms) < 2:
+        return True
+    noised = [arm for arm in results.arms if arm.alpha]
+    better = results.better(metric)
+    if better == "none":
+        return False
+    found = look(
+        {arm: results.values(metric, arm) for arm in arms},
+        stop.baseline,
+        results.weights(metric, stop.baseline),
+        prompts=results.prompts(metric),
+        better=better,
+        delta=delta,
+        comparisons=len(noised),
+        planned=stop.planned,
+    )
+    return [other.reason for other in found.stopped] == [stop.reason]
 
 
 def stops_early(sweep: Sweep) -> bool:

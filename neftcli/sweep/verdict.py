@@ -10,16 +10,16 @@ from neftcli.evaluation.comparison import LOSS, WIN_RATE
 from neftcli.events import ArmRow, Comparison, Estimated, Significance
 from neftcli.statistics.crossed import ArmDifference, arm_estimate, compare_arms
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, adjust, direction, verdict
-from neftcli.statistics.paired import FEWEST
+from neftcli.statistics.paired import FEWEST, LEVEL
 from neftcli.sweep import sentences
 from neftcli.sweep.plan import Arm, baseline_of
-from neftcli.sweep.results import SweepResults
-from neftcli.sweep.sequential import Stopped
+from neftcli.sweep.results import WIN_RATES, SweepResults
+from neftcli.sweep.sequential import Stopped, is_confirmed
 
 Differences: TypeAlias = Mapping[tuple[Arm, str], ArmDifference]
 Compared: TypeAlias = Mapping[Arm, Mapping[str, Comparison]]
 
-DESCRIBED = ("answer tokens", "2-gram repetition")
+DESCRIBED = (WIN_RATE, "answer tokens", "2-gram repetition")
 BASELINE = "alpha 0"
 
 
@@ -64,8 +64,16 @@ def judge_sweep(
         for metric in metrics
         for line in sentences.findings(metric, results.better(metric), rows, _reasons(results, metric, compared))
     ]
-    lines += [one.sentence(metrics[0]) for one in stopped]
-    futile = [one.baseline for one in stopped if one.reason == "futility"]
+    # A stop counts if it saved cells and all that is measured supports it.
+    saved = [stop for stop in stopped if results.measured_seeds(stop.baseline) < stop.planned]
+    confirmed = [stop for stop in saved if is_confirmed(results, metrics[0], stop, dropped, delta)]
+    lines += [
+        stop.sentence(metrics[0])
+        if stop in confirmed
+        else f"Stopped early by a look after {stop.seeds} of {stop.planned} seeds; the verdict uses all that is measured."
+        for stop in saved
+    ]
+    futile = [stop.baseline for stop in confirmed if stop.reason == "futility"]
     said, recommended = _advice(results, metrics, dropped, compared, futile)
     lines += said
     lines += sentences.uneven({arm.name(): one for (arm, metric), one in found.items() if metric == metrics[0]})
@@ -76,7 +84,7 @@ def judge_sweep(
         if metric == metrics[0] and not _is_decided(compared[arm][metric]) and baseline_of(arm) not in futile
     ]
     lines += sentences.plan(metrics[0], undecided, delta, documents=results.is_of_documents(metrics[0]))
-    if found and metrics[0] == LOSS and WIN_RATE not in metrics:
+    if found and metrics[0] == LOSS and not {*metrics} & {*WIN_RATES}:
         lines.append(
             "The paper found its gains in the answers and hardly in the loss: --metric win_rate --judge URL tests them."
         )
@@ -84,23 +92,35 @@ def judge_sweep(
 
 
 def _differences(results: SweepResults, metrics: Sequence[str]) -> dict[tuple[Arm, str], ArmDifference]:
-    """The family that is corrected together: every noised arm and metric with enough seeds and prompts."""
-    noised = [arm for arm in results.arms if arm.alpha]
-    family = [(arm, metric) for metric in metrics for arm in noised if not _lack(results, metric, arm)]
+    """The family that is corrected together: every noised arm and metric with enough seeds and prompts.
+
+    What is detectable depends on the size of the family, in which those that could not be significant do not count.
+    """
+    family = [
+        (arm, metric) for metric in metrics for arm in results.arms if arm.alpha and not _lack(results, metric, arm)
+    ]
+    found = _compare_all(results, family, len(family))
+    counted = sum(one.these_seeds is not None and one.these_seeds.smallest_p < LEVEL for one in found.values())
+    return found if counted in (0, len(family)) else _compare_all(results, family, counted)
+
+
+def _compare_all(
+    results: SweepResults, family: Sequence[tuple[Arm, str]], comparisons: int
+) -> dict[tuple[Arm, str], ArmDifference]:
+    """The comparisons of a family, each arm with its own baseline."""
+    groups: dict[tuple[str, Arm], list[Arm]] = {}
+    for arm, metric in family:
+        groups.setdefault((metric, baseline_of(arm)), []).append(arm)
     found = {}
-    for metric in metrics:
-        of_baseline: dict[Arm, list[Arm]] = {}
-        for arm in (arm for arm, of in family if of == metric):
-            of_baseline.setdefault(baseline_of(arm), []).append(arm)
-        for baseline, arms in of_baseline.items():
-            differences = compare_arms(
-                results.values(metric, baseline),
-                [results.values(metric, arm) for arm in arms],
-                results.weights(metric, arms[0]),
-                prompts=results.prompts(metric),
-                comparisons=len(family),
-            )
-            found.update({(arm, metric): one for arm, one in zip(arms, differences, strict=True)})
+    for (metric, baseline), arms in groups.items():
+        differences = compare_arms(
+            results.values(metric, baseline),
+            [results.values(metric, arm) for arm in arms],
+            results.weights(metric, arms[0]),
+            prompts=results.prompts(metric),
+            comparisons=comparisons,
+        )
+        found.update({(arm, metric): one for arm, one in zip(arms, differences, strict=True)})
     return {pair: found[pair] for pair in family}
 
 
@@ -162,6 +182,7 @@ def _compared(results: SweepResults, found: Differences) -> Compared:
             detectable=one.detectable,
             verdict=word,
             scope="new seeds" if seeds else "these seeds",
+            seeds=one.seeds,
             these_seeds=seeds,
         )
     return compared
@@ -208,33 +229,33 @@ def _advice(
 ) -> tuple[list[str], Arm | None]:
     """What to take and why, and the arm if it is one.
 
-    An arm is recommended if it is better than its baseline over new seeds and worse in no metric; of several, the best
-    in the first metric. Otherwise the best arm without noise is, if a claim about new seeds could have been made.
+    An arm is recommended if it is better than its baseline over new seeds, worse in no metric, and the best of such arms
+    and of all baselines in the first metric. Arms that were dropped count only if no other arm qualifies. Otherwise the
+    best baseline is recommended, if a claim about new seeds could have been made.
     """
     metric, lines, chosen = metrics[0], [], []
     groups = results.groups(metric)
     for group in groups:
-        better = [
-            arm
-            for arm in group
-            if arm not in dropped and metric in compared[arm] and compared[arm][metric].verdict == "better"
-        ]
-        sound = [arm for arm in better if not _worse_in(compared[arm])]
-        lines += [sentences.but_worse(arm.name(), _worse_in(compared[arm])) for arm in better if arm not in sound]
-        best = _best(results, metric, sound)
-        if best is not None:
-            lines.append(sentences.recommended(metric, best.name(), [arm.name() for arm in sound if arm != best]))
-            chosen.append(best)
-            continue
         tested = [arm for arm in group if metric in compared[arm]]
-        plain = _best(results, metric, [arm for arm in group if not arm.alpha and arm not in dropped])
-        if plain is not None and any(compared[arm][metric].scope == "new seeds" for arm in tested):
-            lines.append(sentences.recommended_baseline(plain.name(), settled=plain in futile))
-            chosen.append(plain)
-        elif tested:
+        better = [arm for arm in tested if compared[arm][metric].verdict == "better"]
+        sound = [arm for arm in better if not _worse_in(compared[arm])]
+        sound = [arm for arm in sound if arm not in dropped] or sound
+        baselines = [arm for arm in group if not arm.alpha]
+        lines += [sentences.but_worse(arm.name(), worse) for arm in better if (worse := _worse_in(compared[arm]))]
+        best = _best(results, metric, [*sound, *baselines])
+        if not tested:
+            continue
+        if best is None or all(compared[arm][metric].scope == "these seeds" for arm in tested):
             lines.append(sentences.no_recommendation())
+            continue
+        if best in sound:
+            lines.append(sentences.recommended(metric, best.name(), [arm.name() for arm in sound if arm != best]))
+        else:
+            words = [compared[arm][metric].verdict for arm in tested]
+            lines.append(sentences.recommended_baseline(best.name(), metric, words, settled=best in futile))
+        chosen.append(best)
     if len(groups) > 1 and chosen:
-        what = "against alpha 0 with the same options" if metric == WIN_RATE else "over tokens, which are not the same"
+        what = "against alpha 0 with the same options" if metric in WIN_RATES else "over tokens, which are not the same"
         lines.append(f"{sentences.capital(metric)} is {what}: it can't choose between these, and best points nowhere.")
     return lines, chosen[0] if len(chosen) == 1 and len(groups) == 1 else None
 

@@ -80,6 +80,7 @@ def next_of_a_sweep(report: SweepReport) -> list[tuple[str, str]]:
         return []
     if report.recommended:
         commands.append((f"neft eval {folder}/best --show 5", "its answers beside those of the base model"))
-    if any(one.verdict not in ("better", "worse") for arm in report.arms for one in arm.comparisons):
+    undecided = any(one.verdict not in ("better", "worse") for arm in report.arms for one in arm.comparisons)
+    if undecided and not report.saved:  # what stopped early is settled
         commands.append((f"{report.again} --seeds {max(3, 2 * seeds)}", "more evidence; finished cells are kept"))
     return commands

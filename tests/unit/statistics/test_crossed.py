@@ -236,7 +236,9 @@ def test_compare_arms_gives_an_uneven_arm_its_own_variance() -> None:
     others[1] = others[1] + 5 * np.random.default_rng(1).normal(size=(6, 1))
     found = compare_arms(baseline, others, resamples=QUICK)
     assert [each.uneven for each in found] == [False, True, False]
-    assert dataclasses.replace(found[1], uneven=False) == compare(baseline, others[1])
+    assert dataclasses.replace(found[1], uneven=False, others_spread=None) == compare(baseline, others[1])
+    spreads = [found[place].seed_spread or 0.0 for place in (0, 2)]
+    assert found[1].others_spread == pytest.approx(math.sqrt(np.mean(np.square(spreads))))
 
 
 @pytest.mark.parametrize(("factor", "uneven"), [(0.98, False), (1.02, True)])

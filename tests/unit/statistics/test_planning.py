@@ -22,7 +22,7 @@ KNOWN = Components(1.0, 4.0, 9.0, 2.0)
 
 def difference(components: Components | None, seeds: int = 3, n: int = 100, comparisons: int = 1) -> ArmDifference:
     """One whose components are known."""
-    return ArmDifference(0.1, None, None, seeds, n, n, None, comparisons, components, None, False, None)
+    return ArmDifference(0.1, None, None, seeds, n, n, None, comparisons, components, None, None, False, None)
 
 
 @pytest.mark.parametrize("comparisons", [1, 3, 10])
@@ -35,6 +35,12 @@ def test_needed_is_what_is_at_hand_for_the_detectable_effect(seeds: int, compari
     more = needed(found, delta * 0.999)
     assert (more.prompts or MOST_PROMPTS) > 100
     assert (more.seeds or MOST_SEEDS) > seeds
+
+
+def test_needed_is_more_than_what_does_not_suffice() -> None:
+    """The effect that is detectable was above delta for another reason than the pooled components."""
+    found = dataclasses.replace(difference(KNOWN), detectable=1e3)
+    assert needed(found, 999.0) == Needed(101, 4)
 
 
 @pytest.mark.parametrize("delta", [0.8, 1.0, 1.5, 2.5])

@@ -29,8 +29,10 @@ from tests.unit.sweep.test_verdict import ACCURACY, measured, plan
         ("2.5%", LOSS, 0.4, 0.01),
         ("1%", LOSS, None, None),
         ("1%", LOSS, -0.2, None),
-        ("1%", WIN_RATE, None, 0.05),
-        ("1%", ACCURACY, 0.46, None),
+        ("auto", LOSS, 0.46, 0.0046),
+        ("auto", LOSS, None, None),
+        ("auto", WIN_RATE, None, 0.05),
+        ("auto", ACCURACY, 0.46, None),
     ],
 )
 def test_resolve_delta(delta: float | str, metric: str, gain: float | None, resolved: float | None) -> None:
@@ -46,12 +48,13 @@ def test_resolve_delta_rejects_what_is_no_amount(delta: str) -> None:
     assert (problem.received, problem.remedy) == (delta, "--delta 0.005 or --delta 1%")
 
 
+@pytest.mark.parametrize("typed", ["1%", "2%"])
 @pytest.mark.parametrize("metric", [WIN_RATE, ACCURACY])
-def test_resolve_delta_rejects_a_percentage_without_a_base_value(metric: str) -> None:
+def test_resolve_delta_rejects_a_percentage_without_a_base_value(metric: str, typed: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        resolve_delta("2%", metric, 0.5)
+        resolve_delta(typed, metric, 0.5)
     [problem] = caught.value.problems
-    assert problem.received == f"2% with {metric}"
+    assert problem.received == f"{typed} with {metric}"
     assert problem.remedy.startswith("--delta 0.05 ")
 
 

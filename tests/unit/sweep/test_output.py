@@ -80,7 +80,7 @@ def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -
     report = reported(tmp_path, cells, baselines, LOSS)
     assert report.recommended == ""
     assert not (tmp_path / "best").is_symlink()
-    assert stems(tmp_path) == {"held-out-loss", "answer-tokens", "learning-curves", "mine"}
+    assert stems(tmp_path) == {"held-out-loss", "win-rate", "answer-tokens", "learning-curves", "mine"}
     reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)
     assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
 
