@@ -89,11 +89,11 @@ def _numbers(one: Comparison) -> str:
 
 
 def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Warn of differences whose skewness makes p < 0.05 more frequent than 5 % without a true difference."""
+    """Warn of significant differences whose skewness makes p < 0.05 more frequent than 5 % without a true one."""
     skewed = [
         f"{one.metric} against {one.against} ({100 * one.true_level:.0f} %)"
         for one in comparisons
-        if one.true_level is not None and one.true_level > SKEWED
+        if one.true_level is not None and one.true_level > SKEWED and one.verdict not in ("", NOT_SIGNIFICANT)
     ]
     if skewed:
         yield (

@@ -100,8 +100,8 @@ def uneven(found: Mapping[str, ArmDifference]) -> list[str]:
         if difference.uneven and difference.seed_spread is not None and difference.others_spread is not None:
             own, others = f"{difference.seed_spread:.2g}", f"{difference.others_spread:.2g}"
             lines.append(
-                f"{capital(name)} varies more between seeds (standard deviation {own}) than the other arms of its baseline "
-                f"({others}); it is tested by its own spread, which takes more seeds."
+                f"{capital(name)} varies more between seeds (standard deviation {own}) than the other arms of its "
+                f"baseline ({others}); it is tested by its own spread, which takes more seeds."
             )
     return lines
 
@@ -112,8 +112,8 @@ def skewed(found: Mapping[tuple[str, str], ArmDifference]) -> list[str]:
     for (_, metric), one in found.items():
         levels[metric] = max(levels.get(metric, 0.0), one.true_level or 0.0)
     return [
-        f"The differences in {metric} are skewed over prompts: of comparisons for these seeds without a true difference "
-        f"about {100 * level:.0f} % would have p < {LEVEL:g}, not {100 * LEVEL:.0f} %."
+        f"The differences in {metric} are skewed over prompts: of comparisons for these seeds without a true "
+        f"difference about {100 * level:.0f} % would have p < {LEVEL:g}, not {100 * LEVEL:.0f} %."
         for metric, level in levels.items()
         if level > SKEWED
     ]

@@ -140,7 +140,8 @@ def is_confirmed(
 ) -> bool:
     """Return whether all that is measured supports a stop that an earlier look decided.
 
-    More seeds than that look had may be measured: several are trained at a time, and earlier calls may have trained them.
+    More seeds than that look had may be measured: several are trained at a time, and earlier calls may have trained
+    them.
     """
     arms = [arm for arm in results.arms if baseline_of(arm) == stop.baseline and arm not in dropped]
     if results.measured_seeds(stop.baseline) <= stop.seeds or len(arms) < 2:

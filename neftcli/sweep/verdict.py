@@ -70,7 +70,8 @@ def judge_sweep(
     lines += [
         stop.sentence(metrics[0])
         if stop in confirmed
-        else f"Stopped early by a look after {stop.seeds} of {stop.planned} seeds; the verdict uses all that is measured."
+        else f"Stopped early by a look after {stop.seeds} of {stop.planned} seeds; the verdict uses all that is "
+        "measured."
         for stop in saved
     ]
     futile = [stop.baseline for stop in confirmed if stop.reason == "futility"]
@@ -255,7 +256,8 @@ def _advice(
             lines.append(sentences.recommended_baseline(best.name(), metric, words, settled=best in futile))
         chosen.append(best)
     if len(groups) > 1 and chosen:
-        what = "against alpha 0 with the same options" if metric in WIN_RATES else "over tokens, which are not the same"
+        of_others = metric in WIN_RATES
+        what = "against alpha 0 with the same options" if of_others else "over tokens, which are not the same"
         lines.append(f"{sentences.capital(metric)} is {what}: it can't choose between these, and best points nowhere.")
     return lines, chosen[0] if len(chosen) == 1 and len(groups) == 1 else None
 

@@ -202,7 +202,11 @@ def test_conclusion_states_each_comparison_once_and_right_in_200_situations() ->
 def test_skewness_names_every_level_above_what_is_promised_in_200_situations() -> None:
     for seed in range(200):
         drawn = situation(seed)
-        skewed = [one for one in drawn.comparisons if (one.true_level or 0) > 0.065]
+        skewed = [
+            one
+            for one in drawn.comparisons
+            if (one.true_level or 0) > 0.065 and one.verdict not in ("", "not significant")
+        ]
         lines = list(skewness(drawn.comparisons))
         assert bool(lines) == bool(skewed)
         for line in lines:
