@@ -231,8 +231,8 @@ def _advice(
     """What to take and why, and the arm if it is one.
 
     An arm is recommended if it is better than its baseline over new seeds, worse in no metric, and the best of such
-    arms and of all baselines in the first metric. Arms that were dropped count only if no other arm qualifies. Otherwise the
-    best baseline is recommended, if a claim about new seeds could have been made.
+    arms and of all baselines in the first metric. Arms that were dropped count only if no other arm qualifies.
+    Otherwise the best baseline is recommended, if a claim about new seeds could have been made.
     """
     metric, lines, chosen = metrics[0], [], []
     groups = results.groups(metric)

@@ -218,5 +218,6 @@ def test_sentences_state_their_numbers() -> None:
     futile = Stopped(Arm(0.0), "futility", 3, 8, excluded=0.005)
     assert (
         futile.sentence(LOSS)
-        == "Stopped early, after 3 of 8 seeds: for every arm left, a gain over 0.0050 in held-out loss is excluded (95 %)."
+        == "Stopped early, after 3 of 8 seeds: for every arm left, a gain over 0.0050 in held-out loss is excluded "
+        "(95 %)."
     )
