@@ -133,23 +133,24 @@ def _subjects(request: Request) -> list[Subject]:
 
 
 def _require_two(subjects: Sequence[Subject]) -> None:
-    """Refuse a run that is compared with itself, by whatever path.
+    """Refuse a run or model that is compared with itself, by whatever path.
 
     Raises:
         InputError: Both have their weights in one folder.
     """
     main = subjects[0]
     for subject in subjects:
-        if subject.role != "baseline" or (main.run is None and subject.run is None):
+        if subject.role != "baseline":
             continue
         folders = [one.run.model if one.run else Path(one.reference.location) for one in (main, subject)]
         if folders[0].resolve() != folders[1].resolve():
             continue
         counterpart = main.counterpart()
-        hint = "leave --baseline out, which compares with the base model"
+        hint = "leave --baseline out, which compares with the base model" if main.run else "--baseline OTHER"
         if counterpart is not None and counterpart.exists:
             hint = f"--baseline {shlex.quote(counterpart.run)}, or {hint}"
-        raise InputError(Problem("this run is compared with itself", f"--baseline {subject.name}", hint))
+        what = "run" if main.run else "model"
+        raise InputError(Problem(f"this {what} is compared with itself", f"--baseline {subject.name}", hint))
 
 
 def _trusting(subject: Subject, trusted: bool) -> Subject:

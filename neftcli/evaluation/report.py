@@ -17,7 +17,7 @@ from neftcli.evaluation.metrics import signatures, similarity
 from neftcli.evaluation.tasks import described
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 from neftcli.recipe.loading import differences
-from neftcli.runs.directory import RECIPE, finite, json_line, write_whole
+from neftcli.runs.directory import CELLS, RECIPE, finite, json_line, write_whole
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
@@ -81,6 +81,9 @@ def over_seeds(results: Sequence[Results]) -> str | None:
         return None
     run = main.run if main.recipe.neftune.alpha or baseline is None else baseline.run  # the one whose noise is on
     assert run is not None  # noqa: S101 - a baseline that differs in options is a run
+    sweep = run.path.parent.parent
+    if run.path.parent.name == CELLS and (sweep / RECIPE).is_file():  # a cell: its sweep has the other ones
+        return f"neft sweep-alpha {shlex.quote(str(sweep))} --seeds {SEEDS}"
     recipe = shlex.quote(str(run.path / RECIPE))
     return f"neft sweep-alpha --recipe {recipe} --alphas {','.join(f'{a:g}' for a in sorted(alphas))} --seeds {SEEDS}"
 
