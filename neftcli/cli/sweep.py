@@ -40,9 +40,6 @@ def sweep_alpha(
         list[str] | None,
         typer.Option("--grid", metavar="KEY=V,V", help="Sweep another option as well. May be repeated."),
     ] = None,
-    race: Annotated[
-        bool, typer.Option("--race", help="Arms that can't be the best any more get no further seeds.")
-    ] = False,
     engine: Annotated[
         str, typer.Option("--engine", metavar="local|ray", help="Worker processes here, or tasks of a Ray cluster.")
     ] = "local",
@@ -51,6 +48,12 @@ def sweep_alpha(
         typer.Option("--ray-address", help="auto or HOST:PORT; without it a cluster on this machine is started."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and what is done; train nothing.")] = False,
+    pilot: Annotated[
+        str | None,
+        typer.Option(
+            "--pilot", metavar="SWEEP", help="With --dry-run: plan by the variance of this sweep.", show_default=False
+        ),
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result and errors.")] = False,
 ) -> None:
@@ -80,4 +83,5 @@ def sweep_alpha(
     with choose_display(json_lines=json_lines, quiet=quiet) as display:
         elsewhere = any(key in ("name", "output_dir") for layer in typed for key in layer)
         place = None if elsewhere else folder
-        sweep(Request(tuple(layers), place, race, engine, ray_address, dry_run), display)
+        of_pilot = None if pilot is None else sweep_of(pilot)
+        sweep(Request(tuple(layers), place, engine, ray_address, dry_run, of_pilot), display)

@@ -1,22 +1,25 @@
-"""From what models did on the same examples to the table: values, differences, and the words for them.
+"""From the models' results on the same rows to the table: values, differences and verdicts.
 
-Every comparison is paired, example by example. The comparisons that may say "better" or "worse" are corrected
-together (Holm), and those that only describe, which say "higher" or "lower", together as well.
+Every comparison is paired, row by row, and rows with the same prompt are summed before any test. The metrics that are
+good in one direction are corrected together (Holm's correction with Tarone's), and those that only describe together
+as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neftcli.evaluation.metrics import distinct_n
-from neftcli.evaluation.statistics import Better, Difference, estimate, holm, paired_difference, verdict
 from neftcli.events import Comparison, Estimated, MetricRow
+from neftcli.statistics.multiple import Better, adjust, direction, verdict
+from neftcli.statistics.paired import FEWEST, LEVEL, PairedDifference, estimate, paired_difference
+from neftcli.statistics.win_rates import win_rate
 
 if TYPE_CHECKING:
     from neftcli.evaluation.measure import Results
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 """One number for each example; NaN where it has none."""
 
-FEWEST = 6  # pairs; with fewer no p value is below 0.05, whatever the differences
 LOSS, WIN_RATE, MATCHED_WIN_RATE = "held-out loss", "win rate", "win rate, matched"
+CONTROLLED_WIN_RATE = "win rate, length-controlled"
 
 
 @dataclass(frozen=True)
@@ -87,18 +90,33 @@ class Scores:
         against: The other model's role.
         scores: 1 won, 0 lost, 0.5 tie; None where a verdict could not be parsed.
         matched: Pairs whose answers are about equally long.
+        lengths: Characters of the evaluated model's answer less those of the other's.
         verdicts: What the judge said in the two orders.
     """
 
     against: str
     scores: tuple[float | None, ...]
     matched: tuple[bool, ...]
+    lengths: tuple[int, ...]
     verdicts: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Question:
-    """One comparison before its p value is corrected."""
+    """A comparison before its p-value is corrected.
+
+    Attributes:
+        name: The metric.
+        better: Its good direction.
+        against: The other model's role.
+        first: The other model's values, (rows,); NaN if a row has none.
+        second: The evaluated model's.
+        weights: (rows,), or None for a mean over rows.
+        prompts: (rows,), equal for rows that share a prompt; None if all differ.
+        is_win_rate: The values are scores of pairs, and the other model's are halves.
+        lengths: (rows,), for a win rate at equal lengths; None for any other.
+        rated: A direction may be called better or worse, which one run each of two recipes does not support.
+    """
 
     name: str
     better: Better
@@ -106,44 +124,68 @@ class _Question:
     first: Values
     second: Values
     weights: Values | None = None
+    prompts: Sequence[str] | None = None
+    is_win_rate: bool = False
+    lengths: Values | None = None
+    rated: bool = True
+
+    def difference(self, comparisons: int = 1) -> PairedDifference | None:
+        """Estimate and test it on the rows that both sides have; None if there are none, or no lengths to control.
+
+        A win rate of few pairs gets no test of its own, and its value is that of the plain difference.
+        """
+        rows = ~(np.isnan(self.first) | np.isnan(self.second))
+        if not rows.any():
+            return None
+        prompts = _kept(self.prompts, rows)
+        if self.is_win_rate:
+            lengths = None if self.lengths is None else self.lengths[rows]
+            found = win_rate(self.second[rows], lengths, prompts=prompts, comparisons=comparisons)
+            if found is not None or lengths is not None:
+                return found
+        weights = None if self.weights is None else self.weights[rows]
+        return paired_difference(self.first[rows], self.second[rows], weights, prompts=prompts, comparisons=comparisons)
 
 
-def compare(results: Sequence[Results], judged: Scores | None) -> tuple[tuple[MetricRow, ...], tuple[Comparison, ...]]:
-    """The rows of the table, and the first model against each of the others.
+def compare(
+    results: Sequence[Results], judged: Scores | None, prompts: Sequence[str]
+) -> tuple[tuple[MetricRow, ...], tuple[Comparison, ...]]:
+    """Build the rows of the table, and compare the first model with each of the others.
 
     Args:
         results: What each model did; the evaluated one first.
         judged: The judge's scores, if there are any.
+        prompts: (rows,), equal for rows that share a prompt.
     """
     rows: list[MetricRow] = []
     questions: list[_Question] = []
     for metric in METRICS:
         values = [metric.of(one) for one in results]
         weights = [metric.weights(one) for one in results] if metric.weights else [None] * len(results)
-        estimates = tuple(_estimated(v, w) for v, w in zip(values, weights, strict=True))
+        estimates = tuple(_estimated(v, w, prompts) for v, w in zip(values, weights, strict=True))
         if any(estimates):
             rows.append(MetricRow(metric.name, metric.unit, metric.better, estimates))
             if metric.name == LOSS:
                 rows.append(MetricRow("perplexity", "", "lower", tuple(map(_perplexity, estimates))))
-        for other, theirs in zip(results[1:], values[1:], strict=True):
-            if metric.weights is None or same_tokens(results[0], other):
-                questions.append(
-                    _Question(
-                        metric.name,
-                        metric.better,
-                        other.subject.role,
-                        theirs,
-                        values[0],
-                        weights[0],
-                    )
-                )
+        questions += [
+            _Question(metric.name, metric.better, other.subject.role, theirs, values[0], weights[0], prompts)
+            for other, theirs in zip(results[1:], values[1:], strict=True)
+            if metric.weights is None or same_tokens(results[0], other)
+        ]
     rows += _distinct_rows(results)
-    for row, asked in (*_task_rows(results), *_win_rates(judged, len(results))):
+    for row, asked in (*_task_rows(results), *_win_rates(judged, prompts, len(results))):
         rows.append(row)
         questions += asked
     order = ("lower", "higher", "none")  # what is good or bad stands before what only describes
     rows.sort(key=lambda row: row.better == order[-1])
+    runs = {other.subject.role for other in results[1:] if two_runs(results[0], other)}
+    questions = [replace(question, rated=question.against not in runs) for question in questions]
     return tuple(rows), tuple(_answered(questions))
+
+
+def two_runs(first: Results, second: Results) -> bool:
+    """Return whether both are runs: with one seed of each, their difference can't be put down to their recipes."""
+    return first.subject.run is not None and second.subject.run is not None
 
 
 def same_tokens(first: Results, second: Results) -> bool:
@@ -155,11 +197,18 @@ def _tokens(row: object) -> object:
     return None if row is None else (row.input_ids, row.labels)  # type: ignore[attr-defined]
 
 
-def _estimated(values: Values, weights: Values | None) -> Estimated | None:
-    kept = ~np.isnan(values)
-    if not kept.any():
+def _kept(prompts: Sequence[str] | None, rows: NDArray[np.bool_]) -> list[str] | None:
+    """The prompts of some of the rows."""
+    return None if prompts is None else [prompt for prompt, keep in zip(prompts, rows, strict=True) if keep]
+
+
+def _estimated(values: Values, weights: Values | None, prompts: Sequence[str] | None) -> Estimated | None:
+    """A figure of one model, over the distinct prompts that have it."""
+    rows = ~np.isnan(values)
+    if not rows.any():
         return None
-    found = estimate(values[kept], None if weights is None else weights[kept])
+    counts, kept = None if weights is None else weights[rows], _kept(prompts, rows)
+    found = estimate(values[rows], counts, prompts=kept)
     return Estimated(found.value, found.low, found.high, found.n)
 
 
@@ -192,7 +241,7 @@ def _task_rows(results: Sequence[Results]) -> list[tuple[MetricRow, list[_Questi
         name = f"{ours.task} {ours.metric}"
         better: Better = "higher" if ours.higher_is_better else "lower"
         estimates = tuple(
-            _estimated(_values(one.per_example), None) or Estimated(one.value, None, None, 0) for one in of_all
+            _estimated(_values(one.per_example), None, None) or Estimated(one.value, None, None, 0) for one in of_all
         )
         questions = [
             _Question(name, better, other.subject.role, _values(theirs.per_example), _values(ours.per_example))
@@ -217,57 +266,74 @@ def task_metrics(results: Results) -> dict[str, dict[str, object]]:
     }
 
 
-def _win_rates(judged: Scores | None, models: int) -> list[tuple[MetricRow, list[_Question]]]:
-    """How often the evaluated model's answer won, over all pairs and over those of like length."""
+def _win_rates(judged: Scores | None, prompts: Sequence[str], models: int) -> list[tuple[MetricRow, list[_Question]]]:
+    """How often the evaluated model's answer won: over all pairs, over pairs of like length, and at equal lengths.
+
+    The interval of each is that of its test against one half.
+    """
     if judged is None:
         return []
     scores = _values(judged.scores)
     like = np.where(judged.matched, scores, np.nan)
     even = np.full(len(scores), 0.5)
-    return [
-        (
-            MetricRow(name, "", "higher", (found, *[None] * (models - 1))),
-            [_Question(name, "higher", judged.against, even, chosen)],
+    rows = []
+    for name, chosen, lengths in (
+        (WIN_RATE, scores, None),
+        (MATCHED_WIN_RATE, like, None),
+        (CONTROLLED_WIN_RATE, scores, np.array(judged.lengths, dtype=float)),
+    ):
+        question = _Question(
+            name, "higher", judged.against, even, chosen, None, prompts, is_win_rate=True, lengths=lengths
         )
-        for name, chosen in ((WIN_RATE, scores), (MATCHED_WIN_RATE, like))
-        if (found := _estimated(chosen, None)) is not None
-    ]
+        if (found := question.difference()) is not None:
+            low, high = (None if end is None else 0.5 + end for end in (found.low, found.high))
+            estimated = Estimated(0.5 + found.value, low, high, found.n)
+            rows.append((MetricRow(name, "", "higher", (estimated, *[None] * (models - 1))), [question]))
+    return rows
+
+
+def win_rate_bounds(judged: Scores) -> tuple[float, float] | None:
+    """The win rate if every unreadable pair was lost, and if every one was won; None if all could be read, or none."""
+    readable = [score for score in judged.scores if score is not None]
+    unreadable = len(judged.scores) - len(readable)
+    if not unreadable or not readable:
+        return None
+    return sum(readable) / len(judged.scores), (sum(readable) + unreadable) / len(judged.scores)
 
 
 def _answered(questions: Sequence[_Question]) -> list[Comparison]:
-    """The comparisons; those of a kind that can be decided at all are corrected together."""
-    found = {place: _difference(question, 1) for place, question in enumerate(questions) if _pairs(question).any()}
-    adjusted: dict[int, float] = {}
+    """The comparisons; those of a kind that can be tested at all are corrected together."""
+    found = {question: difference for question in questions if (difference := question.difference()) is not None}
+    adjusted: dict[_Question, float] = {}
     for describes in (False, True):
-        kind = [place for place in found if (questions[place].better == "none") == describes]
-        decidable = [place for place in kind if found[place].n >= FEWEST]
-        found.update({place: _difference(questions[place], len(decidable)) for place in decidable})
-        p_values = [p for place in decidable if (p := found[place].p) is not None]
-        adjusted.update(zip(decidable, holm(p_values), strict=True))
-    return [_comparison(questions[place], difference, adjusted.get(place)) for place, difference in found.items()]
+        tested = [
+            question
+            for question, difference in found.items()
+            if (question.better == "none") == describes and difference.n >= FEWEST
+        ]
+        family = sum(found[question].smallest_p < LEVEL for question in tested)
+        for question in tested:
+            found[question] = question.difference(max(1, family)) or found[question]
+        differences = [found[question] for question in tested]
+        p_values = [1.0 if one.p is None else one.p for one in differences]
+        adjusted.update(zip(tested, adjust(p_values, [one.smallest_p for one in differences]), strict=True))
+    return [_comparison(question, difference, adjusted.get(question)) for question, difference in found.items()]
 
 
-def _comparison(question: _Question, difference: Difference, p_adjusted: float | None) -> Comparison:
+def _comparison(question: _Question, difference: PairedDifference, p_adjusted: float | None) -> Comparison:
+    tested = p_adjusted is not None
     return Comparison(
         metric=question.name,
         against=question.against,
         difference=difference.value,
         low=difference.low,
         high=difference.high,
-        p=None if p_adjusted is None else difference.p,
+        p=difference.p if tested else None,
         p_adjusted=p_adjusted,
         n=difference.n,
-        detectable=None if p_adjusted is None else difference.detectable,
-        verdict=verdict(p_adjusted, difference.value, question.better),
+        detectable=difference.detectable if tested else None,
+        verdict=verdict(p_adjusted, difference.value, question.better)
+        if question.rated
+        else direction(p_adjusted, difference.value),
+        true_level=difference.true_level if tested else None,
     )
-
-
-def _pairs(question: _Question) -> NDArray[np.bool_]:
-    """Which examples have the metric on both sides."""
-    return ~(np.isnan(question.first) | np.isnan(question.second))
-
-
-def _difference(question: _Question, comparisons: int) -> Difference:
-    pairs = _pairs(question)
-    weights = None if question.weights is None else question.weights[pairs]
-    return paired_difference(question.first[pairs], question.second[pairs], weights, comparisons=comparisons)

@@ -1,7 +1,8 @@
-"""`neft eval`: measures models on rows that none was trained on, compares them, and writes all of it down."""
+"""`neft eval`: measure models on rows that none was trained on, compare them, and write a report."""
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import fingerprint
+from neftcli.data.splits import normalised
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.rows import Rows, read_rows_for
@@ -72,6 +74,7 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
     begun = time.perf_counter()
     prepare_process()
     subjects = _subjects(request)
+    _require_two(subjects)
     _check(subjects, request)
     rows = read_rows_for(
         subjects, request.dataset, request.split, request.max_rows, _typed_data(request.overrides), observer
@@ -129,6 +132,27 @@ def _subjects(request: Request) -> list[Subject]:
     return [*subjects, base] if base else subjects
 
 
+def _require_two(subjects: Sequence[Subject]) -> None:
+    """Refuse a run or model that is compared with itself, by whatever path.
+
+    Raises:
+        InputError: Both have their weights in one folder.
+    """
+    main = subjects[0]
+    for subject in subjects:
+        if subject.role != "baseline":
+            continue
+        folders = [one.run.model if one.run else Path(one.reference.location) for one in (main, subject)]
+        if folders[0].resolve() != folders[1].resolve():
+            continue
+        counterpart = main.counterpart()
+        hint = "leave --baseline out, which compares with the base model" if main.run else "--baseline OTHER"
+        if counterpart is not None and counterpart.exists:
+            hint = f"--baseline {shlex.quote(counterpart.run)}, or {hint}"
+        what = "run" if main.run else "model"
+        raise InputError(Problem(f"this {what} is compared with itself", f"--baseline {subject.name}", hint))
+
+
 def _trusting(subject: Subject, trusted: bool) -> Subject:
     """The subject, whose own code may run or not.
 
@@ -181,23 +205,30 @@ def _typed_data(overrides: Sequence[Layer]) -> list[str]:
 def _report(
     request: Request, results: Sequence[Results], judged: Scores | None, rows: Rows, folder: Path, begun: float
 ) -> EvaluationReport:
-    """Compares, and writes all of it."""
+    """Compare, and write the report."""
     from neftcli.evaluation import report as writing
-    from neftcli.evaluation.comparison import compare
+    from neftcli.evaluation.comparison import compare, win_rate_bounds
+    from neftcli.evaluation.sentences import conclusion
 
-    metrics, comparisons = compare(results, judged)
+    prompts = [normalised(writing.instruction(example)) for example in rows.examples]
+    metrics, comparisons = compare(results, judged, prompts)
+    models = tuple(one.subject.column() for one in results)
+    changed = writing.changed_options(results)
     report = EvaluationReport(
-        models=tuple(one.subject.column() for one in results),
+        models=models,
         rows=len(rows.examples),
         source=rows.source,
         metrics=metrics,
         comparisons=comparisons,
-        scope=writing.scope(results),
+        scope=writing.scope(results, comparisons, prompts),
         remarks=tuple(writing.remarks(results, judged, comparisons)),
         shown=tuple(writing.most_different(results, rows, request.show)),
         folder=str(folder),
         seconds=time.perf_counter() - begun,
         counterpart=results[0].subject.counterpart(),
+        conclusion=tuple(conclusion(models, metrics, comparisons, changed)),
+        over_seeds=writing.over_seeds(results),
+        win_rate_bounds=None if judged is None else win_rate_bounds(judged),
     )
     writing.write(report, results, judged, rows, folder, export=request.export == ALPACA_EVAL)
     return report
@@ -273,6 +304,7 @@ def _judge(results: Sequence[Results], rows: Rows, observer: Observer) -> Scores
         opponent.subject.role,
         tuple(one.score for one in judged),
         tuple(length_matched(pairs)),
+        tuple(len(pair.answer) - len(pair.opponent) for pair in pairs),
         tuple(one.verdicts for one in judged),
     )
 

@@ -99,7 +99,7 @@ def judge_pairs(
 
 
 def length_matched(pairs: Sequence[Pair], tolerance: float = 1.25) -> list[bool]:
-    """Whether the answers of each pair are of like length, so that length can't be what won.
+    """Return whether the answers of each pair are of like length; a liking of length then has little to work on.
 
     Args:
         pairs: The pairs.

@@ -1,8 +1,9 @@
-"""What is said and written beside the numbers: remarks, answers side by side, the files."""
+"""Remarks beside the numbers, answers side by side, and the files of an evaluation."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.formats import Example
 from neftcli.data.tokens import prompt_and_reference
-from neftcli.evaluation.comparison import same_tokens
+from neftcli.evaluation import sentences
+from neftcli.evaluation.comparison import same_tokens, win_rate_bounds
 from neftcli.evaluation.metrics import signatures, similarity
 from neftcli.evaluation.tasks import described
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 from neftcli.recipe.loading import differences
-from neftcli.runs.directory import finite, json_line, write_whole
+from neftcli.runs.directory import CELLS, RECIPE, finite, json_line, write_whole
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
@@ -24,34 +26,78 @@ if TYPE_CHECKING:
     from neftcli.evaluation.subjects import Subject
 
 OFTEN_CUT = 0.05
-DECIDES = "Intervals are of one comparison each; p is corrected for all of them, and decides."
+SEEDS = 6
+"""Seeds of the sweep that is offered: enough for a claim about new seeds, and for stopping early."""
 REFERENCE_METRICS = ("ROUGE-L", "BLEU", "chrF")
 
 
-def scope(results: Sequence[Results]) -> str:
-    """What the intervals and verdicts are about."""
-    examples = f"these {len(results[0].losses)} examples"
-    runs = [one.subject.recipe.training.seed for one in results if one.subject.run]
+def scope(results: Sequence[Results], comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:
+    """What the intervals and verdicts are about; prompts are one for each row."""
+    rows, distinct = len(prompts), len(set(prompts))
+    those = f"these {rows}" if distinct == rows else f"the {distinct} distinct prompts of these {rows} rows"
     if len(results) == 1:
-        return f"Intervals are over {examples}: what others of their kind would give."
-    if len(runs) < 2:
-        return f"Verdicts are over {examples}: what others of their kind would give, for these models. {DECIDES}"
-    seeds = f"seed {runs[0]}" if len(set(runs)) == 1 else f"seeds {runs[0]} and {runs[1]}"
-    return f"Verdicts are over {examples}, one run of each ({seeds}): they say nothing of other seeds. {DECIDES}"
+        return f"95 % CIs are for prompts like {those}."
+    if not any(one.verdict for one in comparisons):
+        return ""
+    seeds = list(dict.fromkeys(str(one.subject.recipe.training.seed) for one in results if one.subject.run))
+    runs = sum(one.subject.run is not None for one in results)
+    parts = [f"Verdicts hold for these models and prompts like {those}."]
+    if runs > 1:
+        named = "seed" if len(seeds) == 1 else "seeds"
+        parts.append(f"With one run each ({named} {' and '.join(seeds)}) they don't hold for other seeds.")
+    parts.append("95 % CIs are of one comparison each; p is corrected for all of them (Holm).")
+    return " ".join(parts)
+
+
+def changed_options(results: Sequence[Results]) -> dict[str, tuple[Any, Any]] | None:
+    """Options in which the run and its baseline differ, and may differ in weights; None unless both are runs."""
+    baseline = _baseline(results)
+    return None if baseline is None else _changed(results[0].subject, baseline)
+
+
+def _baseline(results: Sequence[Results]) -> Subject | None:
+    return next((one.subject for one in results if one.subject.role == "baseline"), None)
+
+
+def _changed(main: Subject, baseline: Subject) -> dict[str, tuple[Any, Any]] | None:
+    if not main.run or not baseline.run:
+        return None
+    return differences(main.saved_recipe(), baseline.saved_recipe())
+
+
+def over_seeds(results: Sequence[Results]) -> str | None:
+    """The command that compares the run's alpha over seeds with its baseline's, or with alpha 0 if it has none.
+
+    None if the two differ in more than alpha and seed, or in neither alpha.
+    """
+    main, baseline = results[0].subject, _baseline(results)
+    changed = changed_options(results)
+    if main.run is None or (baseline is not None and changed is None):
+        return None
+    alphas = {main.recipe.neftune.alpha, 0.0 if baseline is None else baseline.recipe.neftune.alpha}
+    noise = {path for path in changed or () if path.startswith("neftune.")}
+    same_noise = 0.0 in alphas or noise <= {"neftune.alpha"}
+    if len(alphas) < 2 or set(changed or ()) - noise - {"training.seed"} or not same_noise:
+        return None
+    run = main.run if main.recipe.neftune.alpha or baseline is None else baseline.run  # the one whose noise is on
+    assert run is not None  # noqa: S101 - a baseline that differs in options is a run
+    sweep = run.path.parent.parent
+    if run.path.parent.name == CELLS and (sweep / RECIPE).is_file():  # a cell: its sweep has the other ones
+        return f"neft sweep-alpha {shlex.quote(str(sweep))} --seeds {SEEDS}"
+    recipe = shlex.quote(str(run.path / RECIPE))
+    return f"neft sweep-alpha --recipe {recipe} --alphas {','.join(f'{a:g}' for a in sorted(alphas))} --seeds {SEEDS}"
 
 
 def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequence[Comparison]) -> Iterator[str]:
     """What a person should know to read the numbers."""
-    main = results[0]
-    baseline = next((one for one in results if one.subject.role == "baseline"), None)
-    alpha = main.subject.recipe.neftune.alpha
-    if main.subject.run and alpha and baseline is None and len(results) > 1:
+    main, baseline = results[0], _baseline(results)
+    if main.subject.run and main.subject.recipe.neftune.alpha and baseline is None and len(results) > 1:
         yield (
-            "This shows what fine-tuning did. What the noise did shows only beside the same recipe without it: "
-            "--baseline RUN, with alpha 0 and the same seed."
+            "This shows what fine-tuning did. What the noise did takes the same recipe without noise: --baseline RUN "
+            "compares two runs, a sweep over seeds compares the recipes."
         )
     if baseline:
-        yield from other_differences(main.subject, baseline.subject)
+        yield from other_differences(main.subject, baseline)
     for one in results[1:]:
         if not same_tokens(main, one):
             yield f"{one.subject.name} reads the rows as other tokens, so its loss is not compared."
@@ -66,7 +112,9 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
     if how := main.tasks and described(main.subject.recipe.evaluation.task_settings):
         yield f"Benchmark tasks ran {how}."
     if judged is not None:
-        yield _judged(judged)
+        yield from _judged(judged)
+    yield from sentences.liking_of_length(comparisons)
+    yield from sentences.skewness(comparisons)
     if any(one.metric in REFERENCE_METRICS and one.verdict == "lower" for one in comparisons):
         yield (
             "ROUGE-L, BLEU and chrF measure nearness to the reference answers; lower is not worse: the paper found it "
@@ -75,16 +123,24 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
 
 
 def other_differences(main: Subject, baseline: Subject) -> Iterator[str]:
-    """Says where two runs differ in more than their noise."""
-    if not main.run or not baseline.run:
+    """Name what two runs differ in besides their noise and seed."""
+    changed = _changed(main, baseline)
+    if changed is None:
         return
-    found = differences(main.saved_recipe(), baseline.saved_recipe())
     others = [
-        f"{path} {ours} and {theirs}" for path, (ours, theirs) in found.items() if not path.startswith("neftune.")
+        f"{path} {ours} and {theirs}"
+        for path, (ours, theirs) in changed.items()
+        if not path.startswith("neftune.") and path != "training.seed"
     ]
     if others:
-        yield f"The two runs differ in more than the noise: {'; '.join(others)}."
-    elif not found:
+        yield f"The two runs differ in more than noise and seed: {'; '.join(others)}."
+    elif set(changed) == {"training.seed"}:
+        ours, theirs = changed["training.seed"]
+        yield f"The two runs differ only in training.seed ({ours} and {theirs}): the table shows what a seed does."
+    elif "training.seed" in changed:
+        ours, theirs = changed["training.seed"]
+        yield f"The two runs differ in training.seed, too ({ours} and {theirs}), which a difference may come from."
+    elif not changed:
         yield "Both runs have the same recipe."
 
 
@@ -93,19 +149,20 @@ def instruction(example: Example) -> str:
     return example.transcript() if example.turns else prompt_and_reference(example)[0]
 
 
-def _judged(judged: Scores) -> str:
+def _judged(judged: Scores) -> Iterator[str]:
     unparsed = sum("unparsed" in verdicts for verdicts in judged.verdicts)
-    if unparsed == len(judged.verdicts):
-        return (
+    pairs = len(judged.verdicts)
+    if unparsed == pairs:
+        yield (
             "No verdict of the judge could be read, so there is no win rate: its replies are in judge/verdicts.jsonl "
             "beside the runs; --judge-prompt asks in other words, evaluation.judge.max_tokens allows longer replies."
         )
+        return
     parsed = [verdicts for verdicts in judged.verdicts if "unparsed" not in verdicts]
     split = sum(first != second for first, second in parsed)
-    return (
-        f"The judge's verdict depended on the order in {split} of {len(parsed)} pairs (ties, then); {unparsed} pairs "
-        "had a verdict that could not be read or was refused, and are left out."
-    )
+    yield f"The judge's verdict depended on the order in {split} of {len(parsed)} pairs, which count as ties."
+    if bounds := win_rate_bounds(judged):
+        yield sentences.unreadable(bounds, pairs, unparsed)
 
 
 def most_different(results: Sequence[Results], rows: Rows, count: int) -> Iterator[SideBySide]:
@@ -131,7 +188,7 @@ def write(
     *,
     export: bool,
 ) -> None:
-    """Writes report.json, examples.jsonl and, if wanted, model_outputs.json."""
+    """Write report.json, examples.jsonl and, if wanted, model_outputs.json."""
     settings = results[0].subject.recipe.evaluation
     content = {**asdict(report), "settings": asdict(settings), "definitions": signatures()}
     write_whole(folder / "report.json", json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
@@ -163,6 +220,7 @@ def _line(results: Sequence[Results], judged: Scores | None, rows: Rows, place: 
             "score": judged.scores[place],
             "verdicts": judged.verdicts[place],
             "like_length": judged.matched[place],
+            "length_difference": judged.lengths[place],
         }
     return line
 

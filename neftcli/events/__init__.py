@@ -27,8 +27,17 @@ from neftcli.events.evaluation import (
     EvaluationReport,
     MetricRow,
     SideBySide,
+    Significance,
 )
-from neftcli.events.sweep import ArmRow, CellEstimate, CellState, SweepEstimate, SweepReport, SweepStarted
+from neftcli.events.sweep import (
+    ArmRow,
+    CellEstimate,
+    CellState,
+    PowerPlan,
+    SweepEstimate,
+    SweepReport,
+    SweepStarted,
+)
 from neftcli.events.training import (
     Counterpart,
     Evaluated,
@@ -66,12 +75,14 @@ __all__ = [
     "PageWritten",
     "Phase",
     "Plan",
+    "PowerPlan",
     "Progress",
     "Resolved",
     "RowsReady",
     "RunFinished",
     "Sample",
     "SideBySide",
+    "Significance",
     "SourceCounts",
     "Span",
     "SplitCounts",

@@ -51,7 +51,7 @@ class EvaluatedModel:
 
 @dataclass(frozen=True, slots=True)
 class Estimated:
-    """A number with its 95 % interval, where it has one, over `n` examples."""
+    """A number over `n` distinct prompts with its 95 % confidence interval, or None."""
 
     value: float
     low: float | None
@@ -77,20 +77,45 @@ class MetricRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Significance:
+    """A 95 % confidence interval and p-values of a difference, within one scope.
+
+    Attributes:
+        low: Lower end of the interval, or None.
+        high: Its upper end.
+        p: Two-sided p-value, or None without a test.
+        p_adjusted: The same after Holm's correction over the comparisons of its kind.
+        verdict: lower, higher, not significant, or an empty string without a test.
+    """
+
+    low: float | None
+    high: float | None
+    p: float | None
+    p_adjusted: float | None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """The evaluated model against another, example by example.
+    """A model or an arm of a sweep compared with another one, prompt by prompt.
 
     Attributes:
         metric: The metric's name.
-        against: The other one's role.
-        difference: The evaluated model's value less the other one's.
-        low: Lower end of the difference's 95 % interval, or None.
+        against: The other one's role, or its name in a sweep.
+        difference: The first one's value less the other one's.
+        low: Lower end of the difference's 95 % confidence interval within `scope`, or None.
         high: Its upper end.
-        p: Two-sided p value of the paired test, or None.
+        p: Two-sided p-value of the paired test, or None.
         p_adjusted: The same after Holm's correction over the comparisons of its kind.
-        n: Examples that have the metric on both sides.
-        detectable: The smallest true difference that would be found with a power of 0.8, or None.
-        verdict: better, worse, higher, lower, not distinguishable, or an empty string without a test.
+        n: Distinct prompts that have the metric on both sides.
+        detectable: Minimum detectable effect: the true difference that is significant with a power of 0.8, or None.
+        verdict: better, worse, higher, lower, not significant, or an empty string without a test. An arm of a sweep is
+            better or worse only for new seeds; lower or higher says that of the seeds trained.
+        scope: these models, these seeds or new seeds.
+        seeds: Seeds that both arms of a sweep have.
+        these_seeds: Of an arm of a sweep that is compared over new seeds: what holds for the seeds trained.
+        true_level: Estimated rate of p < 0.05 without a true difference, which skewness raises; None if it is not
+            known.
     """
 
     metric: str
@@ -103,6 +128,10 @@ class Comparison:
     n: int
     detectable: float | None
     verdict: str
+    scope: str = "these models"
+    seeds: int = 1
+    these_seeds: Significance | None = None
+    true_level: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +159,10 @@ class EvaluationReport:
         folder: Where all of it is written.
         seconds: Wall time in all.
         counterpart: The run to compare the evaluated one with, where that is a run.
+        conclusion: The result against each other model, sentence by sentence.
+        over_seeds: Command that compares the alphas of two runs over seeds, if nothing else differs between them.
+        win_rate_bounds: Win rate if every unreadable pair was lost, and if every one was won; None if all could be
+            read, or without a judge.
     """
 
     models: tuple[EvaluatedModel, ...]
@@ -143,3 +176,6 @@ class EvaluationReport:
     folder: str
     seconds: float
     counterpart: Counterpart | None = None
+    conclusion: tuple[str, ...] = ()
+    over_seeds: str | None = None
+    win_rate_bounds: tuple[float, float] | None = None

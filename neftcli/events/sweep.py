@@ -15,7 +15,7 @@ class CellState:
         key: The first letters of the hash of what determines its weights.
         arm: Its arm in words.
         seed: Its training seed.
-        state: waiting, starting, training, measuring, stopped, done, failed or dropped (by racing).
+        state: waiting, starting, training, measuring, stopped, done, failed or dropped (not needed, by early stopping).
         step: Updates done.
         total_steps: Updates in all; 0 while they are not known.
         loss: Held-out loss, measured last; None before.
@@ -83,6 +83,37 @@ class CellEstimate:
 
 
 @dataclass(frozen=True, slots=True)
+class PowerPlan:
+    """What a planned sweep could detect, by the variance of a pilot: claims about new seeds, with a power of 80 %.
+
+    Attributes:
+        metric: The first metric.
+        seeds: Planned seeds.
+        prompts: Distinct prompts of the held-out split, or documents of a benchmark.
+        pilot: Folder of the sweep whose variance is used; empty without one.
+        pilot_seeds: Its seeds.
+        detectable: Minimum detectable effect in the metric's unit; None without a pilot.
+        delta: Smallest effect of interest in the metric's unit; None if it is not known.
+        seeds_needed: Seeds that detect delta with these prompts; None if no number does, or delta is not known.
+        prompts_needed: Prompts that detect delta with these seeds; None likewise, or with one seed.
+        differs: Options in which the pilot's cells were trained differently.
+        why_not: Why there is no minimum detectable effect; empty if there is one.
+    """
+
+    metric: str
+    seeds: int
+    prompts: int
+    pilot: str = ""
+    pilot_seeds: int = 0
+    detectable: float | None = None
+    delta: float | None = None
+    seeds_needed: int | None = None
+    prompts_needed: int | None = None
+    differs: tuple[str, ...] = ()
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SweepEstimate:
     """How long what is left of a sweep will take, and what its cells share.
 
@@ -96,7 +127,8 @@ class SweepEstimate:
         answer_tokens: Tokens that each answer is counted with, the most it may have; None where answers ended.
         uncounted: What is left out, in words.
         engine: local or ray; with ray it was timed on this machine, as if one worker did all.
-        race: Arms may be dropped, which is not counted on.
+        early_stopping: Fewer cells may be needed; the estimate is of all.
+        power: What the sweep could detect.
     """
 
     seconds: float
@@ -108,7 +140,8 @@ class SweepEstimate:
     answer_tokens: int | None = None
     uncounted: tuple[str, ...] = ()
     engine: str = "local"
-    race: bool = False
+    early_stopping: bool = False
+    power: PowerPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +152,9 @@ class ArmRow:
         alpha: NEFTune's alpha.
         label: Its other swept options; empty without a grid.
         seeds: Seeds that it was measured with.
-        values: Metric to its mean over seeds with a 95 % interval over seeds and examples, on the untouched half.
-        comparisons: Against alpha 0, each metric that could be compared; empty for alpha 0 itself.
-        dropped: Racing gave it no further seeds.
+        values: Metric to its mean over seeds with a 95 % confidence interval over seeds and prompts.
+        comparisons: With alpha 0, each metric that could be compared; empty for alpha 0 itself.
+        dropped: It got no further seeds.
     """
 
     alpha: float
@@ -134,6 +167,17 @@ class ArmRow:
     def name(self) -> str:
         """The whole arm in words."""
         return arm_name(self.alpha, self.label)
+
+    def verdict(self, metric: str) -> str:
+        """The verdict in a metric, with the scope of one that does not hold for new seeds."""
+        found = next((one for one in self.comparisons if one.metric == metric), None)
+        if found is None:
+            word = "not compared" if self.alpha else "baseline"
+        elif found.verdict in ("lower", "higher"):
+            word = f"{found.verdict} for {'this seed' if found.seeds == 1 else f'these {found.seeds} seeds'}"
+        else:
+            word = found.verdict
+        return f"{word} (dropped)" if self.dropped else word
 
 
 def arm_name(alpha: float, label: str) -> str:
@@ -155,7 +199,7 @@ class SweepReport:
         failed: The cells that failed.
         retried: Those that were begun again in this call, after their worker was lost or a fault.
         unfinished: Cells that are not done, since the sweep was stopped.
-        saved: Cells that racing made needless.
+        saved: Cells that early stopping saved.
         seconds: Wall time of this call.
         again: The command that goes on with it.
     """
@@ -184,5 +228,5 @@ class SweepReport:
             left = "1 cell is" if self.unfinished == 1 else f"{self.unfinished} cells are"
             lines.append(f"{left} not done: the table is of those that are")
         if self.saved:
-            lines.append(f"racing made {self.saved} cell{'s' if self.saved > 1 else ''} needless")
+            lines.append(f"early stopping saved {self.saved} cell{'s' if self.saved > 1 else ''}")
         return lines

@@ -419,6 +419,23 @@ class Sweep:
     answers: Annotated[bool, Option("Generate answers in each cell, for their lengths and repetition; costs time.")] = (
         True
     )
+    delta: Annotated[
+        Positive | Name,
+        Option(
+            "Smallest effect of interest in the first metric: a number in its unit (0.005), or a share of what alpha 0 "
+            "gained over the base model (1%). auto: 1% for held-out loss, 0.05 for a win rate.",
+            "--delta",
+            only="sweep-alpha",
+        ),
+    ] = "auto"
+    early_stopping: Annotated[
+        Literal["auto", "always", "never"],
+        Option(
+            "Stop for success or futility, and drop arms, from the third seed on; auto: with 6 seeds or more.",
+            "--early-stopping",
+            only="sweep-alpha",
+        ),
+    ] = "auto"
     retries: Annotated[Annotated[int, Ge(0)], Option("Times a cell is tried again after its worker died.")] = 2
 
 

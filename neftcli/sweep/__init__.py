@@ -1,1 +1,1 @@
-"""Sweeps over alpha: what several seeds show (`statistics.py`) and which arms need no more of them (`racing.py`)."""
+"""Sweeps over alpha: which cells, what they show (`verdict.py`), and when no more are needed (`sequential.py`)."""

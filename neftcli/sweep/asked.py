@@ -12,7 +12,6 @@ from neftcli.events import Observer
 from neftcli.machine.chatter import library_chatter
 from neftcli.runs.directory import require_writable
 from neftcli.sweep.plan import arms_of
-from neftcli.sweep.splits import chooses
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
@@ -40,11 +39,12 @@ def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
 
 def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> tuple[Reference, Examples]:
     """Refuses what can be refused before a worker is started; what the cells are trained on."""
+    from neftcli.data.splits import normalised
     from neftcli.evaluation.chat_server import require_reachable
-    from neftcli.evaluation.comparison import FEWEST
     from neftcli.evaluation.judge import check_judge
     from neftcli.evaluation.report import instruction
     from neftcli.evaluation.tasks import check_tasks
+    from neftcli.statistics.paired import FEWEST
     from neftcli.training.inputs import check_inputs
     from neftcli.training.validate import tokenize_inputs
 
@@ -77,13 +77,12 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
         require_reachable(judge)
     require_writable(folder)
     reference, examples = check_inputs(base, observer)
-    sides = chooses([instruction(example) for example in examples.held_out])
-    halves = sum(sides), len(sides) - sum(sides)
-    if min(halves) < FEWEST:
+    prompts = {normalised(instruction(example)) for example in examples.held_out}
+    if len(prompts) < FEWEST:
         raise InputError(
             Problem(
-                f"a sweep needs at least {2 * FEWEST} held-out rows: {FEWEST} that choose and {FEWEST} that judge",
-                f"{halves[0]} and {halves[1]} rows; those of one question are not parted",
+                f"a sweep needs at least {FEWEST} held-out rows with different prompts",
+                f"{len(examples.held_out)} rows with {len(prompts)} prompts",
                 "--held-out FILE, or --held-out-rows with more",
             )
         )

@@ -76,6 +76,11 @@ class RayEngine:
         self._idle_since: float | None = None
         clear_arriving(folder)
 
+    @property
+    def workers(self) -> int:
+        """Number of cells for which the cluster has room, as it was when the sweep began."""
+        return self._slots
+
     def stop(self) -> None:
         """Cells stop behind the update that they are in; waiting cells are not begun."""
         self._stopping = True  # Ray is told in `run`: this may be called by a signal, in the middle of a call to Ray

@@ -54,13 +54,13 @@ def way(recipe: Recipe) -> str:
     return repr((*parts, recipe.sweep.answers))
 
 
-def estimate(cells: Sequence[Cell], engine: str, race: bool, observer: Observer) -> SweepEstimate:
+def estimate(cells: Sequence[Cell], engine: str, early_stopping: bool, observer: Observer) -> SweepEstimate:
     """How long the cells that are not done will take. Nothing is made in their folder.
 
     Args:
         cells: All of the sweep.
         engine: local or ray.
-        race: Arms may be dropped.
+        early_stopping: Fewer cells may be needed.
         observer: Is told what is timed.
 
     Raises:
@@ -100,7 +100,7 @@ def estimate(cells: Sequence[Cell], engine: str, race: bool, observer: Observer)
         answer_tokens=recipe.evaluation.generation.max_new_tokens if timed.get(BEGUN) else None,
         uncounted=tuple(name for name, used in uncounted.items() if used),
         engine=engine,
-        race=race,
+        early_stopping=early_stopping,
     )
 
 

@@ -62,6 +62,11 @@ class LocalEngine:
         self._stop = self._context.RawValue("b", 0)  # no lock, which a killed worker could keep
         self._workers: list[_Worker] = []
 
+    @property
+    def workers(self) -> int:
+        """Number of cells that are trained at the same time."""
+        return len(self._devices)
+
     def stop(self) -> None:
         """Cells stop behind the update that they are in; waiting cells are not begun."""
         self._stop.value = 1

@@ -23,7 +23,7 @@ from neftcli.training.card import escaped
 
 if TYPE_CHECKING:
     from neftcli.sweep.plan import Arm, Cell
-    from neftcli.sweep.verdict import Numbers
+    from neftcli.sweep.results import SweepResults
 
 SWEEP = "sweep.json"
 CURVES = "learning-curves"
@@ -34,7 +34,7 @@ UNITS = {metric.name: metric.unit for metric in METRICS}
 def write(
     report: SweepReport,
     states: Sequence[CellState],
-    numbers: Numbers,
+    results: SweepResults,
     metrics: Sequence[str],
     recommended: Arm | None,
     cells: Sequence[Cell],
@@ -44,7 +44,7 @@ def write(
     Args:
         report: What was found.
         states: The cells as they stand, in the order of the plan.
-        numbers: What was measured.
+        results: What was measured.
         metrics: Those that decide.
         recommended: The arm that `best` points to; None for no link.
         cells: The plan.
@@ -56,7 +56,7 @@ def write(
     write_whole(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     write_cells(folder, states)
     write_whole(folder / "verdict.md", verdict_text(report))
-    drawn = _plot(folder / "plots", report, numbers, metrics, list(zip(cells, states, strict=True)))
+    drawn = _plot(folder / "plots", report, results, metrics, list(zip(cells, states, strict=True)))
     for stem in earlier - drawn:
         for kind in ("png", "svg"):
             (folder / "plots" / f"{stem}.{kind}").unlink(missing_ok=True)
@@ -76,7 +76,7 @@ def write_cells(folder: Path, states: Sequence[CellState]) -> None:
 def verdict_text(report: SweepReport) -> str:
     """The report in Markdown."""
     names = list(dict.fromkeys(name for arm in report.arms for name in arm.values))
-    head = ["arm", "seeds", *names, "difference", "95 % interval", "p (Holm)", "can see", "verdict"]
+    head = ["arm", "seeds", *names, "difference", "95 % CI", "p (Holm)", "MDE", "verdict"]
     lines = [f"# {escaped(Path(report.folder).name)}", "", *map(escaped, report.conclusion), "", report.scope, ""]
     for metric in report.metrics:
         lines += [f"## {escaped(metric)}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
@@ -91,16 +91,14 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cells(arm: ArmRow, names: Sequence[str], metric: str) -> list[str]:
-    name = arm.name()
     values = [f"{arm.values[one].value:.4g}" if one in arm.values else "-" for one in names]
     found = next((one for one in arm.comparisons if one.metric == metric), None)
     if found is None:
-        return [name, str(arm.seeds), *values, "-", "-", "-", "-", "not compared" if arm.alpha else "baseline"]
-    interval = "-" if found.low is None or found.high is None else f"{found.low:+.4g} ... {found.high:+.4g}"
-    p = "-" if found.p_adjusted is None else f"{found.p_adjusted:.3f}"
-    can_see = "-" if found.detectable is None else f"{found.detectable:.4g}"
-    dropped = ", dropped by racing" if arm.dropped else ""
-    return [name, str(arm.seeds), *values, f"{found.difference:+.4g}", interval, p, can_see, found.verdict + dropped]
+        return [arm.name(), str(arm.seeds), *values, "-", "-", "-", "-", arm.verdict(metric)]
+    interval = "-" if found.low is None or found.high is None else f"{found.low:+.4g} to {found.high:+.4g}"
+    p = "-" if found.p_adjusted is None else "< 0.001" if found.p_adjusted < 0.001 else f"{found.p_adjusted:.3f}"
+    smallest = "-" if found.detectable is None else f"{found.detectable:.4g}"
+    return [arm.name(), str(arm.seeds), *values, f"{found.difference:+.4g}", interval, p, smallest, arm.verdict(metric)]
 
 
 def _stem(metric: str) -> str:
@@ -126,7 +124,7 @@ def _plots_of(file: Path) -> set[str]:
 def _plot(
     folder: Path,
     report: SweepReport,
-    numbers: Numbers,
+    results: SweepResults,
     metrics: Sequence[str],
     cells: Sequence[tuple[Cell, CellState]],
 ) -> set[str]:
@@ -134,16 +132,16 @@ def _plot(
     drawn = set()
     for metric in dict.fromkeys(name for arm in report.arms for name in arm.values):
         points = []
-        for arm, row in zip(numbers.arms, report.arms, strict=True):
+        for arm, row in zip(results.arms, report.arms, strict=True):
             if metric in row.values:
                 found = row.values[metric]
-                seeds = numbers.per_seed(metric, arm, choosing=False)
+                seeds = results.per_seed(metric, arm)
                 points.append(ArmPoints(arm.alpha, arm.label(), found.value, found.low, found.high, seeds))
-        better = numbers.better(metric) if metric in metrics else "none"
+        better = results.better(metric) if metric in metrics else "none"
         plot_metric(folder, _stem(metric), metric, UNITS.get(metric, ""), better, points)
         drawn.add(_stem(metric))
         if any(one.metric == metric for row in report.arms for one in row.comparisons):
-            points = _differences(report, numbers, metric)
+            points = _differences(report, results, metric)
             name, stem = f"{metric}, difference from alpha 0", _difference_stem(metric)
             plot_metric(folder, stem, name, UNITS.get(metric, ""), better, points)
             drawn.add(stem)
@@ -154,16 +152,16 @@ def _plot(
     return drawn
 
 
-def _differences(report: SweepReport, numbers: Numbers, metric: str) -> list[ArmPoints]:
+def _differences(report: SweepReport, results: SweepResults, metric: str) -> list[ArmPoints]:
     """What is compared: each arm less its own alpha 0, with the interval of the paired difference and each seed's."""
     points = []
-    for arm, row in zip(numbers.arms, report.arms, strict=True):
+    for arm, row in zip(results.arms, report.arms, strict=True):
         found = next((one for one in row.comparisons if one.metric == metric), None)
-        seeds = numbers.per_seed(metric, arm, choosing=False)
+        seeds = results.per_seed(metric, arm)
         if not arm.alpha:
             points.append(ArmPoints(0.0, arm.label(), 0.0, None, None, tuple(None for _ in seeds)))
         elif found is not None:
-            plain = numbers.per_seed(metric, baseline_of(arm), choosing=False)
+            plain = results.per_seed(metric, baseline_of(arm))
             pairs = zip(seeds, plain, strict=True)
             each = tuple(None if one is None or other is None else one - other for one, other in pairs)
             points.append(ArmPoints(arm.alpha, arm.label(), found.difference, found.low, found.high, each))

@@ -6,40 +6,20 @@ import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from neftcli.errors import NeftError, Preempted, Problem
-from neftcli.events import (
-    Advance,
-    Evaluated,
-    Event,
-    Notice,
-    Observer,
-    Phase,
-    Progress,
-    SweepReport,
-    SweepStarted,
-)
-from neftcli.recipe.loading import resolve, to_yaml
-from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, write_whole
+from neftcli.errors import InputError, Problem
+from neftcli.events import Notice, Observer, SweepReport, SweepStarted
+from neftcli.recipe.loading import resolve
+from neftcli.runs.directory import CELLS
 from neftcli.sweep.asked import check, require_noise
-from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
-from neftcli.sweep.folder import explained, held, require_alike, require_free, require_same_inputs, require_same_sweep
-from neftcli.sweep.local import LocalEngine, Outcome, devices
-from neftcli.sweep.plan import Arm, Cell, plan_cells
-from neftcli.sweep.splits import chooses
+from neftcli.sweep.folder import explained, held, require_free, require_same_inputs, require_same_sweep
+from neftcli.sweep.plan import plan_cells
 from neftcli.sweep.standing import state_of, tell_of_others
-from neftcli.training.stopping import Stop, StopRequested, say_stopping
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
-    from neftcli.sweep.cluster import RayEngine
-    from neftcli.sweep.verdict import Numbers
-
-RACED = 4  # seeds from which on a race saves something where arms are only worse
-GOES_ON = "    goes on: what is done is skipped"
-UNBEGUN: dict[str, Any] = {"step": 0, "loss": None, "measured": 0, "to_measure": 0, "remaining": None}
 
 
 @dataclass(frozen=True)
@@ -49,18 +29,18 @@ class Request:
     Attributes:
         layers: The recipe and what was typed over it.
         folder: The sweep's folder; None for one named after the recipe.
-        race: Give arms that can't be the best any more no further seeds.
         engine: local or ray.
         ray_address: The cluster, as ray.init takes it; None for one on this machine.
-        dry_run: Show the cells, how long they will take and what they share; train nothing.
+        dry_run: Show the cells, how long they will take, what they share and what they could detect; train nothing.
+        pilot: Folder of another sweep whose variance is used for that; None for the sweep's own folder.
     """
 
     layers: tuple[Layer, ...]
     folder: Path | None = None
-    race: bool = False
     engine: str = "local"
     ray_address: str | None = None
     dry_run: bool = False
+    pilot: Path | None = None
 
 
 def sweep(request: Request, observer: Observer) -> SweepReport | None:
@@ -81,25 +61,41 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         for cell in plan_cells(base, request.layers)
     ]
     require_noise(base, cells)
+    # What computes is imported only now, so that bad options are rejected at once.
+    from neftcli.evaluation.comparison import LOSS
+    from neftcli.sweep.delta import resolve_delta
+    from neftcli.sweep.results import METRIC_NAMES
+    from neftcli.sweep.run import GOES_ON, SweepRun
+    from neftcli.sweep.sequential import FIRST_LOOK, stops_early
+
+    first = METRIC_NAMES.get(base.sweep.metrics[0], base.sweep.metrics[0])
+    no_default = resolve_delta(base.sweep.delta, first, gain=None) is None and first != LOSS
+    if request.pilot is not None and not request.dry_run:
+        raise InputError(Problem("--pilot plans a sweep and needs --dry-run", str(request.pilot), "--dry-run"))
     if not request.dry_run:
         require_free(folder)
-    require_same_inputs(cells, *check(base, request, folder, observer))
+    reference, examples = check(base, request, folder, observer)
+    require_same_inputs(cells, reference, examples)
     observer.notify(
         SweepStarted(str(folder), tuple(state_of(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
     )
     tell_of_others(folder, cells, observer)
     if not any(base.sweep.alphas):
         observer.notify(Notice("no arm has noise: the arms are measured, not compared"))
-    if request.race and base.sweep.seeds < RACED:
-        observer.notify(Notice(_hardly_a_race(base.sweep.seeds)))
+    if base.sweep.early_stopping == "always" and not stops_early(base.sweep):
+        observer.notify(Notice(f"early stopping saves nothing: the first look is after {FIRST_LOOK} seeds"))
+    if stops_early(base.sweep) and no_default:
+        observer.notify(Notice(f"the sweep does not stop for futility in {first} without a --delta in its unit"))
     if request.dry_run:
         from neftcli.sweep.estimate import estimate
+        from neftcli.sweep.pilot import plan_power
 
-        observer.notify(estimate(cells, request.engine, request.race, observer))
+        power = plan_power(base, cells, examples.held_out, request.pilot or folder, own=request.pilot is None)
+        observer.notify(replace(estimate(cells, request.engine, stops_early(base.sweep), observer), power=power))
         return None
     again = _again(folder, request, base)
     with explained(folder, f"{again}{GOES_ON}"), held(folder):
-        run = _Sweep(folder, base, cells, observer, again)
+        run = SweepRun(folder, base, cells, observer, again)
         with run.stop.listening(first=run.asked_to_stop):
             run.train(request)
             report = run.report(begun)
@@ -108,261 +104,10 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     return report
 
 
-def _hardly_a_race(seeds: int) -> str:
-    """What is said of a race over so few seeds."""
-    few = f"--race: {seeds} seed{'s' if seeds > 1 else ''}"
-    if seeds < RACED - 1:
-        return f"{few} can't save anything: an arm can only leave after two, if there is a third"
-    return f"{few} hardly save anything: after two, only an arm leaves that has gone wrong altogether"
-
-
-class _Sweep:
-    """A sweep at work: its cells, where they stand, and who is told.
-
-    Attributes:
-        stop: The first signal stops cells behind their update, the second at once.
-    """
-
-    def __init__(self, folder: Path, base: Recipe, cells: list[Cell], observer: Observer, again: str) -> None:
-        self.folder, self.base, self.cells, self.observer, self.again = folder, base, cells, observer, again
-        self.states = {cell.key: state_of(cell) for cell in cells}
-        self.dropped: list[Arm] = []
-        self.stop = Stop()
-        self._engine_at_work: LocalEngine | RayEngine | None = None
-        self._unwritten: OSError | None = None
-        self._said: set[str] = set()
-        self._remedies: dict[str, str] = {}  # key of a cell that failed to what its own message says to type
-
-    def asked_to_stop(self) -> None:
-        """The first signal came."""
-        say_stopping(self.observer, "cells finish and save their update first" if self._engine_at_work else "")
-        self.halt()
-
-    def halt(self) -> None:
-        """Cells stop behind their update; may be called by a signal."""
-        if self._engine_at_work is not None:
-            self._engine_at_work.stop()
-
-    def train(self, request: Request) -> None:
-        """Does what is not done; with racing seed by seed, dropping arms in between."""
-        race, engine = request.race, self._engine(request)
-        self._engine_at_work = engine
-        seeds = dict.fromkeys(cell.seed for cell in self.cells)
-        rounds = [[cell for cell in self.cells if cell.seed == seed] for seed in seeds]
-        try:
-            write_whole(self.folder / RECIPE, to_yaml(self.base))  # only now: nothing changes where there is no engine
-            (self.folder / CELLS).mkdir(exist_ok=True)  # with the recipe it is what a sweep is known by
-            clear_unborn(self.folder / CELLS)
-            for number, cells in enumerate(rounds if race else [self.cells], 1):
-                racing = [cell for cell in cells if cell.arm not in self.dropped]
-                if self.stop.asked():
-                    self.halt()  # it was asked for before there was an engine
-                engine.run([cell for cell in racing if self.states[cell.key].state != "done"], self._told, self._ended)
-                if race and number < len(rounds) and not self.stop.asked():
-                    self._race(number, len(rounds))
-        finally:
-            self._engine_at_work = None
-            engine.close()
-        clear_unborn(self.folder / CELLS)
-        for cell in self.cells:
-            if cell.arm in self.dropped and self.states[cell.key].state in ("waiting", "stopped"):
-                self._set(cell, state="dropped")
-
-    def _engine(self, request: Request) -> LocalEngine | RayEngine:
-        if request.engine == "ray":
-            from neftcli.sweep.cluster import RayEngine
-
-            return RayEngine(request.ray_address, self.base.sweep.retries, self.folder)
-        return LocalEngine(devices(), self.base.sweep.retries, self.folder / "workers.log")
-
-    def _set(self, cell: Cell, **changes: Any) -> None:
-        self.states[cell.key] = replace(self.states[cell.key], **changes)
-        self.observer.notify(self.states[cell.key])
-
-    def _told(self, cell: Cell, event: Event) -> None:
-        match event:
-            case Progress():
-                known = {"step": event.step, "total_steps": event.total_steps, "remaining": event.remaining}
-                self._set(cell, state="training", **known)
-            case Evaluated() if event.step:  # before that it is the base model's
-                self._set(cell, loss=event.held_out_loss)
-            case Phase() if event.name == MEASURING:
-                self._set(cell, state="measuring", remaining=None)
-            case Phase() if self.states[cell.key].state in ("waiting", "stopped"):
-                self._set(cell, state="starting")
-            case Advance() if self.states[cell.key].state == "measuring":
-                self._set(cell, measured=event.done, to_measure=event.total, remaining=event.remaining)
-            case Notice() if event.message not in self._said:  # many are the same for all cells
-                self._said.add(event.message)
-                self.observer.notify(event)
-
-    def _ended(self, cell: Cell, outcome: Outcome) -> None:
-        if outcome.state == "done":
-            self._set(cell, state="done", run=outcome.run, remaining=0.0)
-        elif outcome.state == "failed":
-            self._remedies[cell.key[:8]] = next((one.remedy for one in outcome.problems if one.remedy), "")
-            self._set(cell, state="failed", problem=_why(outcome))
-        elif outcome.state == "again":
-            self._set(cell, state="waiting", **UNBEGUN, retries=self.states[cell.key].retries + 1)
-            name = self.states[cell.key].name()
-            self.observer.notify(Notice(f"{name} is tried again: {_why(outcome)}"))
-        elif self.states[cell.key].state == "waiting":
-            self._set(cell, state="waiting")
-        else:
-            self._set(cell, state="stopped", remaining=None)
-
-    def _measured(self) -> dict[str, dict[str, Any]]:
-        """Key of a cell to what was measured of it, and of its answers by the judge."""
-        found: dict[str, tuple[RunDirectory, dict[str, Any]]] = {}
-        for cell in self.cells:
-            run = finished_run(self.folder / CELLS, cell.key)
-            if run is not None and (content := measured(run, cell.recipe)) is not None:
-                found[cell.key] = run, content
-        require_alike(found, f"{self.again}{GOES_ON}")
-        contents = {key: content for key, (_, content) in found.items()}
-        if "win_rate" in self.base.sweep.metrics:
-            self._judge(contents)
-        return contents
-
-    def _judge(self, contents: dict[str, dict[str, Any]]) -> None:
-        """Adds what the judge says; it is not asked any more where the sweep is to stop."""
-        from neftcli.sweep.judged import add_win_rates
-
-        try:
-            with self.stop.at_once():
-                add_win_rates(self.cells, contents, self.base.evaluation.judge, self.folder, self.observer)
-        except StopRequested:
-            self.observer.notify(Notice("the judge is not asked any more, since the sweep is to stop"))
-
-    def _numbers(self) -> tuple[Numbers, dict[str, dict[str, Any]]]:
-        from neftcli.sweep.verdict import Numbers
-
-        content = self._measured()
-        prompts: list[str] = next((cell["prompts"] for cell in content.values()), [])
-        return Numbers(self.cells, content, chooses(prompts)), content
-
-    def _metrics(self, content: dict[str, dict[str, Any]]) -> list[str]:
-        """The names of the metrics that decide.
-
-        Raises:
-            NeftError: There is none: only tasks were asked for, and these can't be compared document by document.
-        """
-        from neftcli.evaluation.comparison import METRICS
-        from neftcli.sweep.verdict import METRIC_NAMES
-
-        measured = next((list(cell["metrics"]) for cell in content.values()), [])
-        own = {metric.name for metric in METRICS} | set(METRIC_NAMES.values())
-        tasks = [name for name in measured if name not in own]
-        names = [
-            name
-            for metric in self.base.sweep.metrics
-            for name in (tasks if metric == "tasks" else [METRIC_NAMES[metric]])
-        ]
-        if not names and content:
-            raise NeftError(
-                Problem(
-                    "sweep.metrics tasks: none of these tasks has a value for each document to compare",
-                    ", ".join(self.base.evaluation.tasks),
-                    f"neft sweep-alpha {shlex.quote(str(self.folder))} --metric loss    all cells are kept",
-                )
-            )
-        return names
-
-    def _race(self, number: int, rounds: int) -> None:
-        """Drops the arms that can't be the best any more, by the half of the rows that chooses."""
-        from neftcli.sweep.racing import leaving
-
-        numbers, content = self._numbers()
-        if self.stop.asked():  # then the judge may not have been asked all
-            return
-        for metric in self._metrics(content)[:1]:
-            for left in leaving(numbers, metric, self.dropped, after=number, seeds=rounds):
-                self.dropped.append(left.arm)
-                why = f"worse than {left.worse_than.name()} by {left.by:.2g} at least in {metric}"
-                self.observer.notify(Notice(f"{left.arm.name()} gets no further seeds: {why}, where rows choose"))
-
-    def report(self, begun: float) -> SweepReport:
-        """The verdict, written to the sweep's folder."""
-        from neftcli.sweep.output import write
-        from neftcli.sweep.verdict import judge_sweep
-
-        numbers, content = self._numbers()
-        if not content:
-            self._note_failures()
-            self.end()
-        metrics = self._metrics(content)
-        verdict = judge_sweep(numbers, metrics, self.dropped)
-        states = list(self.states.values())
-        report = SweepReport(
-            folder=str(self.folder),
-            arms=verdict.arms,
-            metrics=tuple(metrics),
-            recommended=verdict.recommended.name() if verdict.recommended else "",
-            conclusion=verdict.conclusion,
-            scope=verdict.scope,
-            failed=tuple(state for state in states if state.state == "failed"),
-            retried=tuple(state for state in states if state.retries),
-            unfinished=sum(state.state not in ("done", "failed", "dropped") for state in states),
-            saved=sum(state.state == "dropped" for state in states),
-            seconds=time.perf_counter() - begun,
-            again=self.again,
-        )
-        try:
-            write(report, states, numbers, metrics, verdict.recommended, self.cells)
-        except OSError as error:  # what was found is shown all the same
-            self._unwritten = error
-        return report
-
-    def _note_failures(self) -> None:
-        """Why cells failed, where there is nothing else to report."""
-        from neftcli.sweep.output import write_cells
-
-        try:
-            write_cells(self.folder, list(self.states.values()))
-        except OSError as error:
-            self._unwritten = error
-
-    def _mend(self, key: str) -> str:
-        """What to do about a cell that failed; an option of its own would make it another cell."""
-        own = self._remedies.get(key, "")
-        first = "leave its arm out, or" if not own or own.startswith("--") else f"{own}, then"
-        return f"{first} {self.again}    tries it again: what is done is skipped"
-
-    def end(self) -> None:
-        """Says by an error what is not done.
-
-        Raises:
-            OSError: The report could not be written.
-            SweepError: A cell failed.
-            Preempted: The sweep was stopped.
-        """
-        if self._unwritten is not None:
-            raise self._unwritten
-        failed = [state for state in self.states.values() if state.state == "failed"]
-        if failed:
-            raise SweepError(
-                *(Problem(f"{one.name()} failed: {one.problem}", remedy=self._mend(one.key)) for one in failed)
-            )
-        left = sum(state.state not in ("done", "dropped") for state in self.states.values())
-        if left:
-            raise Preempted(
-                Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=f"{self.again}{GOES_ON}")
-            )
-
-
-def _why(outcome: Outcome) -> str:
-    """Why a cell failed or is tried again, in one line."""
-    return "; ".join(": ".join(filter(None, (one.violated, one.received))) for one in outcome.problems)
-
-
 def _again(folder: Path, request: Request, base: Recipe) -> str:
     """The command that goes on; how cells are done is in no file."""
-    words = ["neft", "sweep-alpha", str(folder), *(["--race"] if request.race else [])]
+    words = ["neft", "sweep-alpha", str(folder)]
     words += ["--engine", request.engine] if request.engine != "local" else []
     words += ["--ray-address", request.ray_address] if request.ray_address is not None else []
     words += ["--trust-remote-code"] if base.model.trust_remote_code else []
     return shlex.join(words)
-
-
-class SweepError(NeftError):
-    """Cells of a sweep failed; the others are done."""

@@ -26,9 +26,10 @@ from neftcli.evaluation.loss import mean_loss, row_losses
 from tests.conftest import Result, events, quick_arguments
 from tests.judge_server import judge_server, status
 from tests.tiny import tiny_model
-from tests.unit.evaluation.test_judge import longer
+from tests.unit.evaluation.test_judge import longer, whim
 
 Neft = Callable[..., Result]
+ROLES = ("baseline", "base")
 SHORT = ("--set", "evaluation.generation.max_new_tokens=8")
 
 
@@ -97,8 +98,15 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
     assert loss["low"] <= loss["difference"] <= loss["high"]
     assert loss["p"] <= loss["p_adjusted"] <= 1
     assert loss["n"] == report["rows"] == 12
-    assert loss["verdict"] in ("better", "worse", "not distinguishable")
-    assert compared(report, "ROUGE-L", "baseline")["verdict"] in ("higher", "lower", "not distinguishable")
+    words = {
+        against: {one["verdict"] for one in report["comparisons"] if one["against"] == against} for against in ROLES
+    }
+    assert words["baseline"] <= {"lower", "higher", "not significant"}
+    assert words["base"] <= {"better", "worse", "lower", "higher", "not significant"}
+    assert compared(report, "held-out loss", "base")["verdict"] == "better"
+    sweep = f"neft sweep-alpha --recipe {report['models'][0]['source']}/recipe.yaml --alphas 0,5 --seeds 6"
+    assert report["over_seeds"] == sweep
+    assert "With one run each (seed 0) they don't hold for other seeds." in report["scope"]
     folder = Path(report["folder"])
     assert folder == Path("runs/tiny-a5-s0/evaluation/held-out-vs-tiny-a0-s0")
     written = json.loads((folder / "report.json").read_text())
@@ -352,13 +360,66 @@ def test_losses_of_other_tokens_are_not_compared(
     assert "other reads the rows as other tokens, so its loss is not compared." in report["remarks"]
 
 
-def test_what_differs_beside_the_noise_is_said(neft: Neft, runs: Path) -> None:
-    alone = report_of(neft("eval", "tiny-a5-s0", "--no-answers", "--json"))
-    assert any("--baseline RUN, with alpha 0 and the same seed" in remark for remark in alone["remarks"])
-    noise = report_of(neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", "--no-answers", "--json"))
-    assert noise["remarks"] == []
-    more = report_of(neft("eval", "lora-a5-s0", "--baseline", "tiny-a0-s0", "--no-answers", "--json"))
-    assert more["remarks"] == ["The two runs differ in more than the noise: adapter.type lora and none."]
+def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
+    """Noise, a seed, nothing, or more; the sweep that would tell is offered if it can."""
+
+    def of(run: str, *extra: str) -> dict[str, Any]:
+        return report_of(neft("eval", run, "--no-answers", "--json", *extra))
+
+    alone = of("tiny-a5-s0")
+    assert any("--baseline RUN compares two runs" in remark for remark in alone["remarks"])
+    assert alone["over_seeds"].endswith("runs/tiny-a5-s0/recipe.yaml --alphas 0,5 --seeds 6")
+    assert of("tiny-a0-s0")["over_seeds"] is None
+    noise = of("tiny-a0-s0", "--baseline", "tiny-a5-s0")
+    assert [remark for remark in noise["remarks"] if "runs" in remark] == []
+    assert noise["over_seeds"] == alone["over_seeds"], "the recipe of the run whose noise is on"
+    more = of("lora-a5-s0", "--baseline", "tiny-a0-s0")
+    assert "The two runs differ in more than noise and seed: adapter.type lora and none." in more["remarks"]
+    assert more["over_seeds"] is None
+    shutil.copytree(runs / "tiny-a5-s0", runs / "copy")
+    same = of("tiny-a5-s0", "--baseline", "copy")
+    assert "Both runs have the same recipe." in same["remarks"]
+    assert {one["difference"] for one in same["comparisons"] if one["against"] == "baseline"} == {0.0}
+    recipe = runs / "copy" / "recipe.yaml"
+    recipe.write_text(re.sub(r"(?m)^  seed: 0$", "  seed: 1", recipe.read_text()))
+    shutil.copytree(runs / "tiny-a0-s0" / "model", runs / "copy" / "model", dirs_exist_ok=True)
+    seeds = of("tiny-a5-s0", "--baseline", "copy")
+    told = "The two runs differ only in training.seed (0 and 1): the table shows what a seed does."
+    assert told in seeds["remarks"]
+    assert seeds["over_seeds"] is None
+    assert "(seeds 0 and 1)" in seeds["scope"]
+    differ = any(one["verdict"] != "not significant" for one in seeds["comparisons"] if one["against"] == "baseline")
+    assert ("Only their seeds differ, so this is what a different seed does." in seeds["conclusion"]) == differ
+
+
+@pytest.mark.parametrize("other", ["runs/tiny-a5-s0", "./runs/../runs/tiny-a5-s0/", "link", "runs/tiny-a5-s0/model"])
+def test_a_run_is_not_compared_with_itself(neft: Neft, runs: Path, other: str) -> None:
+    Path("link").symlink_to(runs / "tiny-a5-s0")
+    result = neft("eval", "tiny-a5-s0", "--baseline", other)
+    assert result.code == 2
+    lines = result.err.splitlines()
+    assert lines[0] == "this run is compared with itself"
+    assert lines[2].startswith("  try      --baseline runs/tiny-a0-s0, or leave --baseline out")
+    assert not (runs / "tiny-a5-s0" / "evaluation").exists()
+
+
+def test_rows_of_one_prompt_count_once_and_few_prompts_are_not_tested(neft: Neft, runs: Path) -> None:
+    """Fourteen rows of seven prompts that differ in case and punctuation; then of two."""
+    for prompts, n in ((7, 7), (2, 2)):
+        rows = [
+            {"prompt": f"{word} {number % prompts}", "completion": f"River {number}."}
+            for number in range(7)
+            for word in ("Name river", "name RIVER!")
+        ]
+        Path("grouped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report = report_of(neft("eval", "tiny-a5-s0", "--dataset", "grouped.jsonl", "--no-answers", "--json"))
+        loss = compared(report, "held-out loss", "base")
+        assert loss["n"] == n < report["rows"]
+        assert (loss["p"] is None) == (report["scope"] == "") == (n < 6)
+        assert report["conclusion"][0].startswith(
+            "Nothing is tested: 2 prompts are too few, a test needs 6." if n < 6 else "Against base llama: "
+        )
+        assert n < 6 or "prompts like the 7 distinct prompts of these" in report["scope"]
 
 
 # What else it writes and shows
@@ -410,6 +471,22 @@ def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) ->
             if line["run"]["answer"] != line["baseline"]["answer"]
         }
     )
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_unreadable_pairs_bound_the_win_rate(neft: Neft, runs: Path) -> None:
+    """A judge whose reply is sometimes no verdict: the pairs that it gives are counted here."""
+    with judge_server(whim) as server:
+        arguments = ["tiny-a5-s0", "--judge", server.url, "--judge-model", "m", "--json", *SHORT]
+        report = report_of(neft("eval", *arguments))
+    lines = [json.loads(line) for line in (Path(report["folder"]) / "examples.jsonl").read_text().splitlines()]
+    scores = [line["judge"]["score"] for line in lines]
+    won, missing = sum(score for score in scores if score is not None), scores.count(None)
+    assert 0 < missing < 12
+    assert report["win_rate_bounds"] == [won / 12, (won + missing) / 12]
+    assert any(remark.startswith(f"{missing} of 12 pairs had a verdict that could not") for remark in report["remarks"])
+    lengths = [len(line["run"]["answer"]) - len(line["base"]["answer"]) for line in lines]
+    assert [line["judge"]["length_difference"] for line in lines] == lengths
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from neftcli.sweep.splits import chooses
+from neftcli.data.splits import normalised
 from tests.conftest import Result, events, neft_process
 from tests.judge_server import judge_server
 from tests.unit.evaluation.test_judge import longer
@@ -63,13 +63,10 @@ def report_of(folder: Path) -> dict[str, Any]:
     return content
 
 
-def mean_loss(cells: list[dict[str, Any]], choosing: list[bool]) -> float:
-    """The held-out loss over seeds and the rows that judge, in nats a token."""
+def mean_loss(cells: list[dict[str, Any]]) -> float:
+    """The held-out loss over seeds and rows, in nats a token."""
     losses = [cell["metrics"]["held-out loss"] for cell in cells]
-    nats, tokens = (
-        sum(value for loss in losses for value, first in zip(loss[part], choosing, strict=True) if not first)
-        for part in ("values", "weights")
-    )
+    nats, tokens = (sum(sum(loss[part]) for loss in losses) for part in ("values", "weights"))
     return float(nats / tokens)
 
 
@@ -91,10 +88,8 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     cells = {state["arm"]: [] for state in report_of(folder)["cells"]}
     for state in report_of(folder)["cells"]:
         cells[state["arm"]].append(json.loads((Path(state["run"]) / "evaluation" / "cell.json").read_text()))
-    sides = [chooses(content["prompts"]) for content in cells["alpha 0"]]
-    assert sides[0] == sides[1]
-    assert comparison["n"] == sides[0].count(False)
-    means = {arm: mean_loss(contents, sides[0]) for arm, contents in cells.items()}
+    assert comparison["n"] == len({normalised(prompt) for prompt in cells["alpha 0"][0]["prompts"]})
+    means = {arm: mean_loss(contents) for arm, contents in cells.items()}
     assert comparison["difference"] == pytest.approx(means["alpha 5"] - means["alpha 0"], rel=1e-9)
     assert {file.name for file in folder.iterdir()} >= {"sweep.json", "cells.csv", "verdict.md", "plots", "best"}
     assert {file.name for file in (folder / "plots").iterdir()} >= {"held-out-loss.png", "learning-curves.svg"}
@@ -147,7 +142,7 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     ][:1]
     assert [state["state"] for state in plan["cells"]] == ["done", "done", "done", "waiting"]
     weights.write_bytes(whole)
-    assert neft("eval", folder / "best", "--no-base", "--no-answers").code == 0
+    assert neft("eval", folder / "cells" / "tiny-a0-s0", "--no-base", "--no-answers").code == 0
     # More seeds: the cells that are there stay.
     more = events(neft("sweep-alpha", folder, "--seeds", "3", "--json").out)
     assert [arm["seeds"] for arm in more[-1]["arms"]] == [3, 3]
@@ -380,7 +375,7 @@ def test_a_dry_run_refuses_a_model_that_can_not_be_used(neft: Neft, arguments: l
         (["--metric", "bleu"], "sweep.metrics must be a list, each one of loss"),
         (["--metric", "win_rate"], "sweep.metrics win_rate needs a judge"),
         (["--metric", "tasks"], "sweep.metrics tasks needs tasks"),
-        (["--held-out-rows", "4"], "a sweep needs at least 12 held-out rows"),
+        (["--held-out-rows", "4"], "a sweep needs at least 6 held-out rows with different prompts"),
         (["--grid", "training.lr=1"], "training.lr is not an option"),
         (["--engine", "spark"], "--engine: there is no such engine"),
         (["--ray-address", "auto"], "--ray-address needs --engine ray"),

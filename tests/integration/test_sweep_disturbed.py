@@ -1,4 +1,4 @@
-"""Sweeps on a tiny model whose files, disk or machine change, and a race, through the command line.
+"""Sweeps on a tiny model whose files, disk or machine change, and one that stops early, through the command line.
 
 Oracles: the same recipe trained by `neft train` alone, the files of the sweep as they were before, a disk that is
 really full, and the number of cells of a plan.
@@ -75,30 +75,29 @@ def test_a_cell_that_is_not_measured_is_and_other_rows_are_refused(
     assert stamps_of(folder).items() > stamps.items()
 
 
-def test_a_race_with_two_workers(
+def test_early_stopping_with_two_workers(
     neft: Neft,
     tiny_folder: Callable[[str], Path],
     rows_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A learning rate that learns nothing leaves behind the second of three seeds; the race goes on as it was."""
-    monkeypatch.setattr("neftcli.sweep.sweep.devices", lambda: [None, None])
+    """Noise that hurts ends after three of five seeds; the sweep resumes as it was."""
+    monkeypatch.setattr("neftcli.sweep.run.devices", lambda: [None, None])
     basis = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
-    grid = ["--grid", "training.learning_rate=2e-2,1e-9", "--set", "training.max_steps=12", "--seeds", "3", "--race"]
-    result = neft(*basis, *grid, "--set", "sweep.answers=false", "--json")
+    seeds = ["--alphas", "0,100", "--set", "training.max_steps=12", "--seeds", "5", "--early-stopping", "always"]
+    result = neft(*basis, *seeds, "--set", "sweep.answers=false", "--json")
     assert result.code == 0, result.err
     told = events(result.out)
     folder, report = tmp_path / "runs" / "tiny-sweep", told[-1]
     notices = [one["message"] for one in told if one["event"] == "Notice"]
-    assert "--race: 3 seeds hardly save anything" in notices[0]
-    [left] = [notice for notice in notices if "gets no further seeds" in notice]
-    assert left.startswith("alpha 5, learning_rate 1e-09 gets no further seeds: worse than alpha ")
-    dropped = [arm for arm in report["arms"] if arm["dropped"]]
-    assert [(arm["alpha"], arm["label"], arm["seeds"]) for arm in dropped] == [(5, "learning_rate 1e-09", 2)]
-    assert (report["saved"], report["unfinished"], len(cells_of(folder))) == (1, 0, 11)
+    assert any(notice.startswith("alpha 100 gets no further seeds: worse than alpha 0 by ") for notice in notices)
+    [stopped] = [notice for notice in notices if notice.startswith("Stopped early, after 3 of 5 seeds: ")]
+    assert stopped in report["conclusion"]
+    assert [(arm["alpha"], arm["dropped"], arm["seeds"]) for arm in report["arms"]] == [(0, False, 3), (100, True, 3)]
+    assert (report["saved"], report["unfinished"], len(cells_of(folder))) == (4, 0, 6)
     rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
-    assert [row["state"] for row in rows].count("dropped") == 1
+    assert [row["state"] for row in rows].count("dropped") == 4
     # Two at a time, and each to the same bits as alone.
     states, together = dict[str, str](), 0
     for one in told:
@@ -106,15 +105,15 @@ def test_a_race_with_two_workers(
             states[one["key"]] = one["state"]
             together = max(together, sum(state == "starting" for state in states.values()))
     assert together == 2
-    for name in ("tiny-g0-a5-s2", "tiny-g1-a0-s1"):
+    for name in ("tiny-a100-s2", "tiny-a0-s1"):
         assert (
             neft("train", "--recipe", folder / "cells" / name / "recipe.yaml", "--output-dir", tmp_path / "one").code
             == 0
         )
         assert weights_of(tmp_path / "one" / name) == weights_of(folder / "cells" / name)
     stamps = stamps_of(folder)
-    again = events(neft("sweep-alpha", folder, "--race", "--json").out)[-1]
-    assert (again["arms"], again["saved"]) == (report["arms"], 1)
+    again = events(neft("sweep-alpha", folder, "--json").out)[-1]
+    assert (again["arms"], again["saved"]) == (report["arms"], 4)
     assert stamps_of(folder) == stamps
 
 

@@ -118,15 +118,16 @@ class PlainLines:
             )
             own = row.values[0] if len(event.models) == 1 else None
             ends = words.interval(row.metric, own.low, own.high, signed=False) if own else ""
-            lines.append(f"{row.metric}: {' '.join(values)}{f' interval={ends} n={own.n}' if own else ''}")
+            lines.append(f"{row.metric}: {' '.join(values)}{f' ci95={ends} n={own.n}' if own else ''}")
         for one in event.comparisons:
             lines.append(
                 f"{one.metric} against {one.against}: "
                 f"difference={words.number(one.metric, one.difference, signed=True)} "
-                f"interval={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
-                f"n={one.n} can_see={words.number(one.metric, one.detectable)} verdict={one.verdict}"
+                f"ci95={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
+                f"n={one.n} mde={words.number(one.metric, one.detectable)} verdict={one.verdict or 'not tested'}"
             )
-        lines += [*words.conclusions(event), event.scope, *(f"note: {remark}" for remark in event.remarks)]
+        lines += [*event.conclusion, *([event.scope] if event.scope else [])]
+        lines += [f"note: {remark}" for remark in event.remarks]
         for shown in event.shown:
             lines += [f"prompt: {shown.prompt}", f"  reference: {shown.reference}"]
             lines += [f"  {model.role}: {a}" for model, a in zip(event.models, shown.answers, strict=True)]
@@ -180,8 +181,8 @@ class PlainLines:
         return (
             f"  {one.metric} of {arm.name()} against alpha 0: "
             f"difference={words.number(one.metric, one.difference, signed=True)} "
-            f"interval={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
-            f"n={one.n} can_see={words.number(one.metric, one.detectable)} verdict={one.verdict}"
+            f"ci95={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
+            f"n={one.n} mde={words.number(one.metric, one.detectable)} verdict={arm.verdict(one.metric)}"
         )
 
     @_lines.register

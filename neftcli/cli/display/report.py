@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -12,7 +14,8 @@ from neftcli.cli.display.following import following
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 
 WIDE = 126
-DETAILS = ("95 % interval", "p (Holm)", "n", "can see")
+NARROW = ("95 % CI", "p (Holm)")
+DETAILS = (*NARROW, "n", "MDE")
 STYLES = {"better": "bold green", "worse": "bold red"}
 
 
@@ -22,13 +25,14 @@ def evaluated(report: EvaluationReport, width: int) -> RenderableType:
     parts: list[RenderableType] = [Text(), _models(report), Text()]
     others = [model.role for model in report.models[1:]]
     parts.append(_table(report, others[0] if others else None, wide=width >= WIDE))
-    if others and width < WIDE:
+    if others and width < WIDE and _is_tested(report):
         parts += [Text(), _details(report, others[0], wide=True)]
     for role in others[1:]:
         parts += [Text(), _details(report, role, wide=width >= WIDE)]
     parts.append(Text())
-    parts += [_sentence(line, "bold") for line in words.conclusions(report)]
-    parts.append(_sentence(report.scope, ""))
+    parts += [_sentence(line, "bold") for line in report.conclusion]
+    if report.scope:
+        parts.append(_sentence(report.scope, ""))
     parts += [_sentence(f"! {remark}", "yellow") for remark in report.remarks]
     for one in report.shown:
         parts += [Text(), _side_by_side(report, one)]
@@ -53,15 +57,17 @@ def _models(report: EvaluationReport) -> Table:
 
 def _table(report: EvaluationReport, role: str | None, *, wide: bool) -> Table:
     """The metrics of all models, the evaluated one last, and its difference from `role`, if there is one."""
+    details = _details_shown(report, DETAILS if wide else ())
     table = _plain_table()
     table.add_column(" metric", overflow="fold")
     for model in reversed(report.models):
         table.add_column(words.ROLES[model.role], justify="right", no_wrap=True)
     if role is None:
-        _add_columns(table, "95 % interval", "n")
+        _add_columns(table, "95 % CI", "n")
     else:
-        _add_columns(table, "difference", *(DETAILS if wide else ()))
-        table.add_column("verdict")
+        _add_columns(table, "difference", *details)
+        if _is_tested(report):
+            table.add_column("verdict")
     compared = {one.metric: one for one in words.against(report, role or "")}
     for row in report.metrics:
         cells: list[RenderableType] = [Text(f" {row.metric}")]
@@ -71,32 +77,36 @@ def _table(report: EvaluationReport, role: str | None, *, wide: bool) -> Table:
         if role is None and own is not None:
             cells += [Text(words.interval(row.metric, own.low, own.high, signed=False)), Text(str(own.n))]
         elif one is not None:
-            cells.append(Text(words.number(row.metric, one.difference, signed=True)))
-            cells += [*(_details_of(one) if wide else []), _verdict(one)]
+            cells += [*_difference(one, details), *([_verdict(one)] if _is_tested(report) else [])]
         table.add_row(*cells)
     return table
 
 
 def _details(report: EvaluationReport, role: str, *, wide: bool) -> Table:
-    """The differences from one model, with what stands behind the verdicts.
+    """The differences from one model, with the numbers of the tests.
 
     The first comparison has its verdicts in the table above; the others have them here, on a narrow terminal in the
-    place of n and of what could have been seen.
+    place of n and of the minimum detectable effect.
     """
-    first = role == report.models[1].role
+    verdicts = role != report.models[1].role and _is_tested(report)
+    details = _details_shown(report, DETAILS if wide else NARROW)
     table = _plain_table()
     table.add_column(f" against {words.ROLES[role]}", overflow="fold")
-    _add_columns(table, "difference", *(DETAILS if wide else DETAILS[:2]))
-    if not first:
+    _add_columns(table, "difference", *details)
+    if verdicts:
         table.add_column("verdict", no_wrap=True)
     for one in words.against(report, role):
-        cells: list[RenderableType] = [
-            Text(f" {one.metric}"),
-            Text(words.number(one.metric, one.difference, signed=True)),
-        ]
-        cells += _details_of(one) if wide else _details_of(one)[:2]
-        table.add_row(*cells, *([] if first else [_verdict(one)]))
+        table.add_row(Text(f" {one.metric}"), *_difference(one, details), *([_verdict(one)] if verdicts else []))
     return table
+
+
+def _is_tested(report: EvaluationReport) -> bool:
+    return any(one.verdict for one in report.comparisons)
+
+
+def _details_shown(report: EvaluationReport, names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a comparison; without any test there is nothing to show but n."""
+    return tuple(names) if _is_tested(report) else tuple(name for name in names if name == "n")
 
 
 def _plain_table() -> Table:
@@ -108,17 +118,19 @@ def _add_columns(table: Table, *names: str) -> None:
         table.add_column(name, justify="right", no_wrap=True)
 
 
-def _details_of(one: Comparison) -> list[RenderableType]:
-    return [
-        Text(words.interval(one.metric, one.low, one.high)),
-        Text(words.probability(one.p_adjusted)),
-        Text(str(one.n)),
-        Text(words.number(one.metric, one.detectable)),
-    ]
+def _difference(one: Comparison, details: Sequence[str]) -> list[Text]:
+    """The difference and the details asked for."""
+    cells = {
+        "95 % CI": words.interval(one.metric, one.low, one.high),
+        "p (Holm)": words.probability(one.p_adjusted),
+        "n": str(one.n),
+        "MDE": words.number(one.metric, one.detectable),
+    }
+    return [Text(words.number(one.metric, one.difference, signed=True)), *(Text(cells[name]) for name in details)]
 
 
 def _verdict(one: Comparison) -> Text:
-    return Text(one.verdict, style=STYLES.get(one.verdict, ""))
+    return Text(one.verdict or "not tested", style=STYLES.get(one.verdict, "" if one.verdict else "dim"))
 
 
 def _side_by_side(report: EvaluationReport, one: SideBySide) -> Table:

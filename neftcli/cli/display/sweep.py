@@ -13,7 +13,7 @@ from rich.text import Text
 
 from neftcli.cli.display import text, words
 from neftcli.cli.display.following import following
-from neftcli.events import ArmRow, CellState, Comparison, SweepEstimate, SweepReport
+from neftcli.events import CellState, Comparison, SweepEstimate, SweepReport
 
 STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
@@ -126,7 +126,7 @@ def _table(report: SweepReport, metric: str, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column(" arm", overflow="fold")
     seeds = len({arm.seeds for arm in report.arms}) > 1  # else a value would look as if it were over the same
-    columns = [metric, "difference", "95 % interval", "p (Holm)", *(["can see"] if wide else [])]
+    columns = [metric, "difference", "95 % CI", "p (Holm)", *(["MDE"] if wide else [])]
     described = [name for arm in report.arms for name in arm.values if wide and name not in report.metrics]
     described = list(dict.fromkeys(described))
     for column in (*(["seeds"] if seeds else []), *columns, *(name.split()[-1] for name in described)):
@@ -140,7 +140,7 @@ def _table(report: SweepReport, metric: str, *, wide: bool) -> Table:
             Text(words.value(metric, arm.values.get(metric))),
             *_compared(metric, found)[: len(columns) - 1],
             *(Text(words.value(name, arm.values.get(name))) for name in described),
-            _word(arm, found),
+            Text(arm.verdict(metric), style=VERDICT_STYLES.get(found.verdict if found else "", "" if found else "dim")),
         )
     return table
 
@@ -154,9 +154,3 @@ def _compared(metric: str, found: Comparison | None) -> list[Text]:
         Text(words.probability(found.p_adjusted)),
         Text(words.number(metric, found.detectable)),
     ]
-
-
-def _word(arm: ArmRow, found: Comparison | None) -> Text:
-    if found is None:
-        return Text("not compared" if arm.alpha else "baseline", style="dim")
-    return Text(found.verdict + (" (dropped)" if arm.dropped else ""), style=VERDICT_STYLES.get(found.verdict, ""))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from rich.text import Text
 
+from neftcli.evaluation import units
 from neftcli.events import (
     Counterpart,
     DataReady,
@@ -20,6 +21,7 @@ from neftcli.events import (
     NoiseMeasured,
     Occurrences,
     Plan,
+    PowerPlan,
     RowsReady,
     RunFinished,
     SourceCounts,
@@ -251,7 +253,7 @@ def sweep_line(event: SweepStarted) -> str:
 def estimate_lines(event: SweepEstimate) -> list[str]:
     """How long what is left of a sweep will take, and what that was made from."""
     if not event.cells:
-        return ["nothing is left to do"]
+        return ["nothing is left to do", *_power_lines(event.power)]
     least, most = (roughly(bound(cell.seconds for cell in event.cells)) for bound in (min, max))
     lines = [
         f"about {least}{'' if least == most else f' to {most}'} a cell, {roughly(event.seconds)} in all "
@@ -260,7 +262,28 @@ def estimate_lines(event: SweepEstimate) -> list[str]:
     if event.parts:
         lines.append("of a cell: " + ", ".join(f"{name} {roughly(part)}" for name, part in event.parts.items() if part))
     timed = (f"{number} {name if number > 1 else name.removesuffix('s')}" for name, number in event.timed.items())
-    return [*lines, f"measured on {', '.join(timed)}"]
+    return [*lines, f"measured on {', '.join(timed)}", *_power_lines(event.power)]
+
+
+def _power_lines(plan: PowerPlan | None) -> list[str]:
+    """What a planned sweep could detect."""
+    if plan is None:
+        return []
+    if plan.detectable is None:
+        return [f"minimum detectable effect: {plan.why_not}"]
+    amount = f"{units.amount(plan.metric, plan.detectable)} in {plan.metric}"
+    new = "" if plan.seeds > 1 else " for this one seed"
+    by = f"power 80 %, variance of {some(plan.pilot_seeds, 'seed')} of {plan.pilot}"
+    lines = [
+        f"minimum detectable effect: {amount}{new} with {some(plan.seeds, 'seed')} and {plan.prompts} prompts ({by})"
+    ]
+    if plan.delta is None:
+        return lines
+    ways = [f"about {some(plan.seeds_needed, 'seed')}"] if plan.seeds_needed else []
+    ways += [f"about {plan.prompts_needed} prompts with {plan.seeds} seeds"] if plan.prompts_needed else []
+    effect = f"an effect of {units.amount(plan.metric, plan.delta)} (sweep.delta)"
+    takes = f"takes {' or '.join(ways)}" if ways else "is not possible with more seeds or more prompts alone"
+    return [*lines, f"to detect {effect} {takes}"]
 
 
 def estimate_notices(event: SweepEstimate) -> list[str]:
@@ -270,10 +293,12 @@ def estimate_notices(event: SweepEstimate) -> list[str]:
         notices.append("measured on this machine, as if one worker did all; those of the cluster may differ")
     if event.answer_tokens is not None:
         notices.append(f"each answer is counted with {event.answer_tokens} tokens, the most it may have")
-    if event.race:
-        notices.append("racing may drop arms, which is not counted on")
+    if event.early_stopping:
+        notices.append("early stopping may save cells; the estimate is of all")
     if event.uncounted:
         notices.append(f"not counted: {', '.join(event.uncounted)}")
+    if event.power is not None and event.power.differs:
+        notices.append(f"the pilot was trained differently: {', '.join(event.power.differs)}")
     return notices
 
 
@@ -316,14 +341,14 @@ def next_commands(event: RunFinished) -> list[tuple[str, str]]:
 
 
 def comparing(run: str, alpha: float, other: Counterpart) -> list[tuple[str, str]]:
-    """How a run is compared with the same one with and without noise, which may have to be trained first."""
+    """Commands that compare a run with the same one with or without noise, which may have to be trained first."""
     commands = []
     if not other.exists:
         recipe = shlex.quote(f"{run}/recipe.yaml")
         reason = "the same without noise" if alpha else "the same with noise"
         commands.append((f"neft train --recipe {recipe} --alpha {other.alpha:g}", reason))
     noisy, plain = map(shlex.quote, (run, other.run) if alpha else (other.run, run))
-    return [*commands, (f"neft eval {noisy} --baseline {plain}", "did the noise help? loss, answers, intervals")]
+    return [*commands, (f"neft eval {noisy} --baseline {plain}", "how the two runs differ: loss, answers, intervals")]
 
 
 def plan_rows(event: Plan) -> list[tuple[str, str]]:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import shlex
 
 from neftcli.cli.display.text import comparing
+from neftcli.evaluation.units import is_share
 from neftcli.events import Comparison, Estimated, EvaluatedModel, EvaluationReport, RowsReady, SweepReport
 
-SHARES = ("token accuracy", "exact match", "win rate", "win rate, matched", "cut at the limit", "2-gram repetition")
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is shown in per cent: those of ours that are shares, and benchmark tasks' accuracies."""
-    return metric in SHARES or metric.endswith((" acc", " acc_norm", " exact_match"))
 
 
 def number(metric: str, value: float | None, *, signed: bool = False) -> str:
@@ -34,7 +29,7 @@ def value(metric: str, estimated: Estimated | None) -> str:
 
 
 def interval(metric: str, low: float | None, high: float | None, *, signed: bool = True) -> str:
-    """The ends of a 95 % interval, or a dash."""
+    """The ends of a 95 % confidence interval, or a dash."""
     if low is None or high is None:
         return "-"
     return f"{number(metric, low, signed=signed)} ... {number(metric, high, signed=signed)}"
@@ -62,31 +57,6 @@ def against(report: EvaluationReport, role: str) -> list[Comparison]:
     return [comparison for comparison in report.comparisons if comparison.against == role]
 
 
-def conclusions(report: EvaluationReport) -> list[str]:
-    """What can be said against each model, in a sentence; only of metrics that can be better or worse."""
-    quality = {row.metric for row in report.metrics if row.better != "none"}
-    lines = []
-    for model in report.models[1:]:
-        compared = [one for one in against(report, model.role) if one.metric in quality]
-        said = [
-            f"{word} in {', '.join(metrics)}"
-            for word in ("better", "worse")
-            if (metrics := [one.metric for one in compared if one.verdict == word])
-        ]
-        undecided = [one for one in compared if one.verdict == "not distinguishable"]
-        if undecided:
-            said.append(f"not distinguishable in {', '.join(map(_undecided, undecided))}")
-        if said:
-            lines.append(f"Against {ROLES[model.role]} {model.name}: {'; '.join(said)}.")
-    return lines
-
-
-def _undecided(one: Comparison) -> str:
-    if one.detectable is None:  # too few examples differ, or none
-        return one.metric
-    return f"{one.metric} (nothing under {number(one.metric, one.detectable)} could be seen)"
-
-
 def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
     """What to type next, and why."""
     main = report.models[0]
@@ -94,6 +64,8 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
     commands = []
     if main.alpha and not has_baseline and report.counterpart is not None:
         commands += comparing(main.source, main.alpha, report.counterpart)
+    if report.over_seeds:
+        commands.append((report.over_seeds, "did the noise help? the same recipes over seeds"))
     has_answers = any(row.metric == "answer tokens" for row in report.metrics)
     if not report.shown and has_answers and len(report.models) > 1:
         commands.append(("the same command with --show 5", "answers side by side"))
@@ -108,6 +80,7 @@ def next_of_a_sweep(report: SweepReport) -> list[tuple[str, str]]:
         return []
     if report.recommended:
         commands.append((f"neft eval {folder}/best --show 5", "its answers beside those of the base model"))
-    if any(one.verdict == "not distinguishable" for arm in report.arms for one in arm.comparisons):
-        commands.append((f"{report.again} --seeds {2 * seeds}", "more evidence; what is done stays"))
+    undecided = any(one.verdict not in ("better", "worse") for arm in report.arms for one in arm.comparisons)
+    if undecided and not report.saved:  # what stopped early is settled
+        commands.append((f"{report.again} --seeds {max(3, 2 * seeds)}", "more evidence; finished cells are kept"))
     return commands

@@ -18,6 +18,7 @@ from neftcli.cli.display import sweep, text
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.live import LiveDisplay
 from neftcli.cli.display.plain import PlainLines
+from neftcli.cli.display.report import evaluated
 
 COUNTS = events.SplitCounts(420, 44_000, 17_000, 77, 102, 119, 138, ("rows.jsonl, line 17",), ("rows.jsonl, line 17",))
 RUN: list[events.Event] = [
@@ -100,7 +101,8 @@ def test_plain_lines_are_these() -> None:
         "  base:  \N{REPLACEMENT CHARACTER}[31mRed\N{REPLACEMENT CHARACTER} alert",
         "  tuned: Blue light bounces.",
         "next: neft train --recipe runs/tiny-a5-s0/recipe.yaml --alpha 0    the same without noise",
-        "next: neft eval runs/tiny-a5-s0 --baseline runs/tiny-a0-s0    did the noise help? loss, answers, intervals",
+        "next: neft eval runs/tiny-a5-s0 --baseline runs/tiny-a0-s0    how the two runs differ: loss, answers, "
+        "intervals",
     ]
 
 
@@ -159,11 +161,11 @@ REPORT = events.EvaluationReport(
     ),
     comparisons=(
         events.Comparison(
-            "held-out loss", "baseline", -0.0004, -0.0025, 0.0016, 0.7, 1.0, 108, 0.0031, "not distinguishable"
+            "held-out loss", "baseline", -0.0004, -0.0025, 0.0016, 0.7, 1.0, 108, 0.0031, "not significant"
         ),
         events.Comparison("held-out loss", "base", -0.4649, -0.52, -0.41, 0.0001, 0.0003, 108, 0.08, "better"),
-        events.Comparison("win rate", "baseline", 0.1, 0.0, 0.2, 0.03, 0.06, 108, 0.14, "not distinguishable"),
-        events.Comparison("answer tokens", "baseline", 0.0, 0.0, 0.0, 1.0, 1.0, 108, None, "not distinguishable"),
+        events.Comparison("win rate", "baseline", 0.1, 0.0, 0.2, 0.03, 0.06, 108, 0.14, "not significant"),
+        events.Comparison("answer tokens", "baseline", 0.0, 0.0, 0.0, 1.0, 1.0, 108, None, "not significant"),
         events.Comparison("answer tokens", "base", 12.5, 10.0, 15.0, 0.0001, 0.0001, 108, 3.1, "higher"),
     ),
     scope="Verdicts are over these 108 examples.",
@@ -171,6 +173,8 @@ REPORT = events.EvaluationReport(
     shown=(events.SideBySide("Why?", "So.", ("Because\x07.", "Blue.", "\x1b]0;title")),),
     folder="runs/mine-a5-s0/evaluation/held-out-vs-mine-a0-s0",
     seconds=83.0,
+    conclusion=("Not significant: \x1bheld-out loss.", "Against base smollm2-135m: better in held-out loss."),
+    over_seeds="neft sweep-alpha --recipe runs/mine-a5-s0/recipe.yaml --alphas 0,5 --seeds 6",
 )
 
 
@@ -185,18 +189,17 @@ def test_a_report_in_plain_lines() -> None:
         "win rate: run=60.0 % baseline=- base=-",
         "answer tokens: run=61.50 baseline=61.50 base=61.50",
         "distinct-1: run=0.250 baseline=0.250 base=0.250",
-        "held-out loss against baseline: difference=-0.0004 interval=-0.0025 ... +0.0016 p_holm=1.000 n=108 "
-        "can_see=0.0031 verdict=not distinguishable",
-        "held-out loss against base: difference=-0.4649 interval=-0.5200 ... -0.4100 p_holm=< 0.001 n=108 "
-        "can_see=0.0800 verdict=better",
-        "win rate against baseline: difference=+10.0 % interval=+0.0 % ... +20.0 % p_holm=0.060 n=108 can_see=14.0 % "
-        "verdict=not distinguishable",
-        "answer tokens against baseline: difference=+0.000 interval=+0.000 ... +0.000 p_holm=1.000 n=108 can_see=- "
-        "verdict=not distinguishable",
-        "answer tokens against base: difference=+12.50 interval=+10.00 ... +15.00 p_holm=< 0.001 n=108 can_see=3.10 "
+        "held-out loss against baseline: difference=-0.0004 ci95=-0.0025 ... +0.0016 p_holm=1.000 n=108 "
+        "mde=0.0031 verdict=not significant",
+        "held-out loss against base: difference=-0.4649 ci95=-0.5200 ... -0.4100 p_holm=< 0.001 n=108 "
+        "mde=0.0800 verdict=better",
+        "win rate against baseline: difference=+10.0 % ci95=+0.0 % ... +20.0 % p_holm=0.060 n=108 mde=14.0 % "
+        "verdict=not significant",
+        "answer tokens against baseline: difference=+0.000 ci95=+0.000 ... +0.000 p_holm=1.000 n=108 mde=- "
+        "verdict=not significant",
+        "answer tokens against base: difference=+12.50 ci95=+10.00 ... +15.00 p_holm=< 0.001 n=108 mde=3.10 "
         "verdict=higher",
-        "Against baseline mine-a0-s0: not distinguishable in held-out loss (nothing under 0.0031 could be seen), "
-        "win rate (nothing under 14.0 % could be seen).",
+        "Not significant: \N{REPLACEMENT CHARACTER}held-out loss.",
         "Against base smollm2-135m: better in held-out loss.",
         "Verdicts are over these 108 examples.",
         "note: a \N{REPLACEMENT CHARACTER}[31mremark",
@@ -206,7 +209,26 @@ def test_a_report_in_plain_lines() -> None:
         "  baseline: Blue.",
         "  base: \N{REPLACEMENT CHARACTER}]0;title",
         "finished: runs/mine-a5-s0/evaluation/held-out-vs-mine-a0-s0 in 83s",
+        "next: neft sweep-alpha --recipe runs/mine-a5-s0/recipe.yaml --alphas 0,5 --seeds 6    did the noise help? the "
+        "same recipes over seeds",
     ]
+
+
+def test_a_report_without_a_test_has_no_columns_of_tests() -> None:
+    """On a terminal; a line of the plain display says it of each metric."""
+    untested = tuple(
+        replace(one, low=None, high=None, p=None, p_adjusted=None, verdict="") for one in REPORT.comparisons
+    )
+    report = replace(REPORT, comparisons=untested, scope="", conclusion=("Nothing is tested.",))
+    stream = io.StringIO()
+    PlainLines(stream, quiet=True).notify(report)
+    assert stream.getvalue().count("ci95=- p_holm=- n=108 mde=") == stream.getvalue().count("verdict=not tested") == 5
+    for width in (80, 140):
+        console = Console(file=io.StringIO(), width=width, record=True)
+        console.print(evaluated(report, width))
+        shown = console.export_text()
+        assert "Nothing is tested." in shown
+        assert not any(name in shown for name in ("verdict", "95 % CI", "p (Holm)", "MDE"))
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
@@ -223,7 +245,7 @@ def test_a_report_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
     for fact in (
         "1.9608",
         "-0.0025 ... +0.0016",
-        "not distinguishable",
+        "not significant",
         "0.0031",
         "-0.4649",
         "-0.5200 ... -0.4100",
@@ -233,6 +255,9 @@ def test_a_report_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
         "Verdicts are over these 108 examples.",
         "held-out-vs-mine-a0-s0",
         "Because",
+        "95 % CI",
+        "MDE",
+        "--alphas 0,5",
     ):
         assert fact in whole, fact
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", report.replace("\r", ""))
@@ -263,7 +288,7 @@ SWEEP = events.SweepReport(
     unfinished=1,
     saved=2,
     seconds=83.0,
-    again="neft sweep-alpha runs/mine-sweep --race",
+    again="neft sweep-alpha runs/mine-sweep",
 )
 DONE = replace(SWEEP, failed=(), retried=(), unfinished=0, saved=0)
 
@@ -295,7 +320,7 @@ def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
         "Nothing here is better than no noise",
         "alpha 10, seed 1 failed: the loss became nan",
         "1 cell is not done",
-        "racing made 2 cells needless",
+        "early stopping saved 2 cells",
         "alpha 5, seed 0 was begun again (try 2)",
         "stopped 1:23 runs/mine-sweep",
         "best -> alpha 0",
@@ -335,7 +360,7 @@ def test_a_finished_sweep_says_what_to_type_next() -> None:
     assert lines[-3:] == [
         "finished: runs/mine-sweep in 83s, best -> alpha 0",
         "next: neft eval runs/mine-sweep/best --show 5    its answers beside those of the base model",
-        "next: neft sweep-alpha runs/mine-sweep --race --seeds 6    more evidence; what is done stays",
+        "next: neft sweep-alpha runs/mine-sweep --seeds 6    more evidence; finished cells are kept",
     ]
 
 

@@ -1,6 +1,6 @@
 """From results to the table.
 
-Oracles: sums by hand, `statistics.py` on the same numbers, Holm's correction over families counted here.
+Oracles: sums by hand, `neftcli.statistics` on the same numbers, families counted here.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 
 from neftcli.data.tokens import TokenRow
-from neftcli.evaluation.comparison import METRICS, Scores, compare, same_tokens
+from neftcli.evaluation.comparison import METRICS, Scores, compare, same_tokens, win_rate_bounds
 from neftcli.evaluation.generation import Answer
 from neftcli.evaluation.loss import RowLoss
 from neftcli.evaluation.measure import Results
 from neftcli.evaluation.metrics import measure
-from neftcli.evaluation.statistics import estimate, holm, paired_difference
 from neftcli.evaluation.tasks import TaskResult
 from neftcli.events import Comparison, MetricRow
+from neftcli.statistics.multiple import adjust
+from neftcli.statistics.paired import estimate, paired_difference
+from neftcli.statistics.win_rates import win_rate
 
 N = 40
+PROMPTS = [f"prompt {row}" for row in range(N)]
 WORDS = ("blue", "green", "red", "sky", "sea", "sun", "wind", "rain", "snow", "leaf", "tree", "root", "stone")
 
 
@@ -46,7 +49,7 @@ def results(role: str, seed: int, shift: float = 0.0) -> Results:
     answers = tuple(Answer(text, len(text.split()), place % 7 == 0) for place, text in enumerate(texts))
     references = [f"{WORDS[place % 9]} sky" if has else None for place, has in enumerate(scored)]
     metrics = tuple(measure(text, reference) for text, reference in zip(texts, references, strict=True))
-    subject: Any = SimpleNamespace(role=role)
+    subject: Any = SimpleNamespace(role=role, run=None if role == "base" else role)
     return Results(subject, rows, losses, answers, metrics)
 
 
@@ -64,7 +67,7 @@ def one(comparisons: tuple[Comparison, ...], metric: str, against: str) -> Compa
 
 
 def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
-    rows, comparisons = compare([RUN, BASELINE], None)
+    rows, comparisons = compare([RUN, BASELINE], None, PROMPTS)
     ours, theirs = ([loss for loss in side.losses if loss] for side in (RUN, BASELINE))
     tokens = [loss.tokens for loss in ours]
     nats = [[loss.negative_log_likelihood for loss in side] for side in (ours, theirs)]
@@ -73,7 +76,7 @@ def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
     assert shown.value == pytest.approx(sum(nats[0]) / sum(tokens))
     assert shown.n == len(ours) == 30
     found = one(comparisons, "held-out loss", "baseline")
-    asked = sum(each.better != "none" for each in rows if each.metric != "perplexity")
+    asked = sum(each.detectable is not None for each in comparisons if row(rows, each.metric).better != "none")
     expected = paired_difference(nats[1], nats[0], tokens, comparisons=asked)
     assert (found.difference, found.low, found.high, found.p, found.detectable) == (
         expected.value,
@@ -82,11 +85,11 @@ def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
         expected.p,
         expected.detectable,
     )
-    assert found.verdict == "better"
+    assert found.verdict == "lower"  # than another run: not better, for all that one run each can show
 
 
 def test_perplexity_is_that_of_the_loss_and_not_tested_twice() -> None:
-    rows, comparisons = compare([RUN, BASELINE], None)
+    rows, comparisons = compare([RUN, BASELINE], None, PROMPTS)
     loss, perplexity = row(rows, "held-out loss").values[1], row(rows, "perplexity").values[1]
     assert loss is not None
     assert perplexity is not None
@@ -98,29 +101,67 @@ def test_perplexity_is_that_of_the_loss_and_not_tested_twice() -> None:
     assert "perplexity" not in {each.metric for each in comparisons}
 
 
-def test_what_judges_and_what_describes_are_corrected_apart_each_over_all_comparisons() -> None:
-    rows, comparisons = compare([RUN, BASELINE, BASE], None)
+def test_compare_corrects_rated_and_describing_metrics_apart() -> None:
+    rows, comparisons = compare([RUN, BASELINE, BASE], None, PROMPTS)
     describes = {each.metric for each in rows if each.better == "none"}
     for kind in (True, False):
         family = [each for each in comparisons if (each.metric in describes) == kind]
         assert {each.against for each in family} == {"baseline", "base"}
         p_values = [each.p for each in family if each.p is not None]
-        assert [each.p_adjusted for each in family] == holm(p_values)
-        words = {each.verdict for each in family}
-        assert not words & ({"better", "worse"} if kind else {"higher", "lower"})
+        smallest = [0.0 if each.detectable is not None else 1.0 for each in family]
+        assert [each.p_adjusted for each in family] == adjust(p_values, smallest)
+
+
+def test_compare_calls_only_models_better_or_worse_and_runs_lower_or_higher() -> None:
+    rows, comparisons = compare([RUN, BASELINE, BASE], None, PROMPTS)
+    describes = {each.metric for each in rows if each.better == "none"}
+    for each in comparisons:
+        rated = each.against == "base" and each.metric not in describes
+        assert each.verdict in {"not significant", *(("better", "worse") if rated else ("lower", "higher"))}
+    assert one(comparisons, "held-out loss", "base").verdict == "better"
+    model = replace(BASELINE, subject=SimpleNamespace(role="baseline", run=None))  # type: ignore[arg-type]
+    _, with_model = compare([RUN, model], None, PROMPTS)
+    assert one(with_model, "held-out loss", "baseline").verdict == "better"
+
+
+def test_compare_sums_rows_of_one_prompt_and_counts_prompts() -> None:
+    """Three rows a prompt: n is the prompts, and interval and p are those of `paired_difference` with them."""
+    prompts = [f"prompt {row // 3}" for row in range(N)]
+    rows, comparisons = compare([RUN, BASELINE], None, prompts)
+    loss = [[each and each.negative_log_likelihood for each in side.losses] for side in (BASELINE, RUN)]
+    kept = [row for row in range(N) if loss[0][row] is not None]
+    tokens = [each.tokens for each in RUN.losses if each]
+    expected = paired_difference(
+        *([side[row] for row in kept] for side in loss), tokens, prompts=[prompts[row] for row in kept]
+    )
+    found = one(comparisons, "held-out loss", "baseline")
+    assert found.n == expected.n == 13
+    assert (found.difference, found.low, found.high, found.p) == (
+        expected.value,
+        expected.low,
+        expected.high,
+        expected.p,
+    )
+    assert found.true_level == expected.true_level
+    shown = row(rows, "held-out loss").values[0]
+    apart = row(compare([RUN, BASELINE], None, PROMPTS)[0], "held-out loss").values[0]
+    assert shown is not None
+    assert apart is not None
+    assert (shown.n, apart.n, shown.value) == (13, 30, apart.value)
+    assert shown.low != apart.low
 
 
 def test_lower_overlap_with_references_is_no_regression() -> None:
     """Answers that share nothing with the references: lower, and never worse."""
     empty = replace(RUN, metrics=tuple(replace(each, rouge_l=each.rouge_l and 0.0) for each in RUN.metrics))
     full = replace(BASELINE, metrics=tuple(replace(each, rouge_l=1.0) for each in BASELINE.metrics))
-    _, comparisons = compare([empty, full], None)
+    _, comparisons = compare([empty, full], None, PROMPTS)
     assert one(comparisons, "ROUGE-L", "baseline").verdict == "lower"
 
 
-def test_a_model_against_itself_is_not_distinguishable_in_anything() -> None:
-    _, comparisons = compare([RUN, replace(RUN, subject=BASELINE.subject)], None)
-    assert {each.verdict for each in comparisons} == {"not distinguishable"}
+def test_compare_finds_nothing_between_equal_results() -> None:
+    _, comparisons = compare([RUN, replace(RUN, subject=BASELINE.subject)], None, PROMPTS)
+    assert {each.verdict for each in comparisons} == {"not significant"}
     assert {each.difference for each in comparisons} == {0.0}
 
 
@@ -129,20 +170,20 @@ def test_losses_of_other_tokens_are_not_compared() -> None:
     other = replace(BASELINE, rows=tuple(each and replace(each, labels=each.input_ids) for each in BASELINE.rows))
     assert same_tokens(RUN, BASELINE)
     assert not same_tokens(RUN, other)
-    rows, comparisons = compare([RUN, other], None)
+    rows, comparisons = compare([RUN, other], None, PROMPTS)
     assert not {each.metric for each in comparisons} & {"held-out loss", "token accuracy"}
     assert row(rows, "held-out loss").values[1] is not None
 
 
 def test_without_answers_there_are_only_losses() -> None:
     bare = [replace(side, answers=(), metrics=()) for side in (RUN, BASELINE)]
-    rows, _ = compare(bare, None)
+    rows, _ = compare(bare, None, PROMPTS)
     assert [each.metric for each in rows] == ["held-out loss", "perplexity", "token accuracy"]
 
 
 def test_examples_without_a_value_on_either_side_are_left_out_of_both() -> None:
     """Repetition needs two words: a one-word answer has none, and its pair does not count."""
-    _, comparisons = compare([RUN, BASELINE], None)
+    _, comparisons = compare([RUN, BASELINE], None, PROMPTS)
     both = sum(
         ours.repetition_2 is not None and theirs.repetition_2 is not None
         for ours, theirs in zip(RUN.metrics, BASELINE.metrics, strict=True)
@@ -157,7 +198,7 @@ def test_too_few_examples_have_a_difference_and_no_verdict(rows: int, n: int) ->
     few = [
         replace(side, rows=side.rows[:rows], losses=side.losses[:rows], answers=(), metrics=()) for side in (RUN, BASE)
     ]
-    _, comparisons = compare(few, None)
+    _, comparisons = compare(few, None, PROMPTS[:rows])
     found = one(comparisons, "held-out loss", "base")
     assert found.n == n
     assert (found.p is None, found.p_adjusted is None, found.verdict == "") == (n < 6,) * 3
@@ -178,43 +219,58 @@ def test_what_can_not_be_decided_makes_no_other_correction_stricter() -> None:
             for side in (RUN, BASELINE)
         ]
 
-    none, few = (compare(with_short_references(count), None)[1] for count in (0, 4))
+    none, few = (compare(with_short_references(count), None, PROMPTS)[1] for count in (0, 4))
     assert one(few, "exact match", "baseline").p_adjusted is None
     assert [each for each in few if each.metric != "exact match"] == list(none)
 
 
-def test_win_rates_are_compared_with_one_half_and_over_pairs_of_like_length() -> None:
+def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() -> None:
     scores = tuple([1.0] * 20 + [0.5] * 6 + [0.0] * 10 + [None] * 4)
     matched = tuple(place % 2 == 0 for place in range(N))
-    judged = Scores("baseline", scores, matched, tuple([("answer", "answer")] * N))
-    rows, comparisons = compare([RUN, BASELINE, BASE], judged)
+    lengths = tuple(7 * place % 13 - 4 for place in range(N))
+    judged = Scores("baseline", scores, matched, lengths, tuple([("answer", "answer")] * N))
+    rows, comparisons = compare([RUN, BASELINE, BASE], judged, PROMPTS)
     shown = row(rows, "win rate").values
     assert shown[0] is not None
-    assert (shown[0].value, shown[0].n, shown[1:]) == (23 / 36, 36, (None, None))
+    assert (shown[0].value, shown[0].n, shown[1:]) == (pytest.approx(23 / 36), 36, (None, None))
     found = one(comparisons, "win rate", "baseline")
     assert found.difference == pytest.approx(23 / 36 - 0.5)
+    assert [shown[0].low, shown[0].high] == [0.5 + (found.low or 0), 0.5 + (found.high or 0)]
     half = [score for score, like in zip(scores, matched, strict=True) if like and score is not None]
     like_length = one(comparisons, "win rate, matched", "baseline")
     assert (like_length.n, like_length.difference) == (18, pytest.approx(float(np.mean(half)) - 0.5))
+    expected = win_rate(scores[:36], lengths[:36])
+    controlled = one(comparisons, "win rate, length-controlled", "baseline")
+    assert expected is not None
+    assert (controlled.difference, controlled.low, controlled.p) == (expected.value, expected.low, expected.p)
+
+
+@pytest.mark.parametrize(
+    ("scores", "bounds"),
+    [((1.0, 0.5, None, None), (0.375, 0.875)), ((1.0, 0.0), None), ((None, None), None), ((0.0, None), (0.0, 0.5))],
+)
+def test_win_rate_bounds(scores: tuple[float | None, ...], bounds: tuple[float, float] | None) -> None:
+    n = len(scores)
+    assert win_rate_bounds(Scores("base", scores, (True,) * n, (0,) * n, (("tie", "tie"),) * n)) == bounds
 
 
 def test_tasks_are_paired_by_document_and_only_if_they_are_the_same() -> None:
     hits = [tuple(float(value) for value in np.random.default_rng(seed).integers(0, 2, 30)) for seed in range(2)]
     tasks = [TaskResult("arc", "acc", sum(each) / 30, True, each, "same") for each in hits]
     both = [replace(side, tasks=(task,)) for side, task in zip((RUN, BASELINE), tasks, strict=True)]
-    rows, comparisons = compare(both, None)
+    rows, comparisons = compare(both, None, PROMPTS)
     shown = row(rows, "arc acc").values[0]
     expected = estimate(hits[0])
     assert shown is not None
     assert (shown.value, shown.low, shown.high) == (expected.value, expected.low, expected.high)
     assert one(comparisons, "arc acc", "baseline").n == 30
     both[1] = replace(both[1], tasks=(replace(tasks[1], documents="other"),))
-    assert "arc acc" not in {each.metric for each in compare(both, None)[1]}
+    assert "arc acc" not in {each.metric for each in compare(both, None, PROMPTS)[1]}
 
 
 def test_a_task_without_values_per_document_is_shown_and_not_compared() -> None:
     task = TaskResult("perplexing", "word_perplexity", 12.5, False, (), "same")
-    rows, comparisons = compare([replace(side, tasks=(task,)) for side in (RUN, BASELINE)], None)
+    rows, comparisons = compare([replace(side, tasks=(task,)) for side in (RUN, BASELINE)], None, PROMPTS)
     shown = row(rows, "perplexing word_perplexity").values[0]
     assert shown is not None
     assert (shown.value, shown.low) == (12.5, None)

@@ -235,7 +235,7 @@ def test_a_cluster_is_counted_as_one_worker_and_what_is_left_out_is_said(
     assert text.estimate_notices(found) == [
         "measured on this machine, as if one worker did all; those of the cluster may differ",
         "each answer is counted with 256 tokens, the most it may have",
-        "racing may drop arms, which is not counted on",
+        "early stopping may save cells; the estimate is of all",
         "not counted: the judge",
     ]
 

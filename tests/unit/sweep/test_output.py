@@ -1,7 +1,7 @@
 """What a sweep leaves and shows.
 
 Oracles: the files themselves (JSON, a link's target, matplotlib's line in the SVG), another report of the same folder,
-and the numbers that were given.
+and the results that were given.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from neftcli.events import CellEstimate, CellState, SweepEstimate, SweepReport
 from neftcli.report.plots import ArmPoints, Curve
 from neftcli.sweep import output
 from neftcli.sweep.plan import Arm, Cell
-from neftcli.sweep.verdict import Numbers, judge_sweep
-from tests.unit.sweep.test_verdict import CHOOSING, measured, plan, with_win_rates
+from neftcli.sweep.results import SweepResults
+from neftcli.sweep.verdict import judge_sweep
+from tests.unit.sweep.test_verdict import measured, plan, with_win_rates
 
 
 def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[CellState]:
@@ -41,8 +42,8 @@ def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[
 
 def reported(folder: Path, cells: list[Cell], content: dict[str, Any], *metrics: str) -> SweepReport:
     """Writes the report of what is measured, as a sweep does."""
-    numbers = Numbers(cells, content, CHOOSING)
-    verdict = judge_sweep(numbers, metrics, [])
+    results = SweepResults(cells, content)
+    verdict = judge_sweep(results, metrics, [])
     chosen = verdict.recommended.name() if verdict.recommended else ""
     report = SweepReport(
         str(folder),
@@ -58,7 +59,7 @@ def reported(folder: Path, cells: list[Cell], content: dict[str, Any], *metrics:
         seconds=1.0,
         again="x",
     )
-    output.write(report, states_of(cells, content, folder), numbers, metrics, verdict.recommended, cells)
+    output.write(report, states_of(cells, content, folder), results, metrics, verdict.recommended, cells)
     return report
 
 
@@ -79,13 +80,13 @@ def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -
     report = reported(tmp_path, cells, baselines, LOSS)
     assert report.recommended == ""
     assert not (tmp_path / "best").is_symlink()
-    assert stems(tmp_path) == {"held-out-loss", "answer-tokens", "learning-curves", "mine"}
+    assert stems(tmp_path) == {"held-out-loss", "win-rate", "answer-tokens", "learning-curves", "mine"}
     reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)
     assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
 
 
 def test_what_decides_is_drawn_as_the_paired_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the verdict's own numbers; a seed's difference is that of its two levels."""
+    """By the verdict's own results; a seed's difference is that of its two levels."""
     drawn: dict[str, list[ArmPoints]] = {}
     monkeypatch.setattr(
         output, "plot_metric", lambda _folder, stem, _name, _unit, _better, arms: drawn.update({stem: arms})
@@ -103,12 +104,12 @@ def test_what_decides_is_drawn_as_the_paired_difference(tmp_path: Path, monkeypa
 def test_best_does_not_stay_where_the_recommended_arm_has_no_run(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: -0.1})
-    numbers = Numbers(cells, content, CHOOSING)
+    results = SweepResults(cells, content)
     reported(tmp_path, cells, content, LOSS)
     assert (tmp_path / "best").is_symlink()
     output._link(tmp_path, Arm(5.0), cells, states_of(cells, {}, tmp_path))
     assert not (tmp_path / "best").is_symlink()
-    assert judge_sweep(numbers, [LOSS], []).recommended == Arm(5.0)
+    assert judge_sweep(results, [LOSS], []).recommended == Arm(5.0)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"arms": [1]}', '{"arms": 5}', "{}", "\xff"])
@@ -120,7 +121,7 @@ def test_an_earlier_report_that_can_not_be_read_takes_nothing_away(tmp_path: Pat
 def test_an_arm_has_one_name_wherever_it_is_shown(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]", "sweep.grid=['training.learning_rate=1e-5,5e-5']")
     report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), LOSS)
-    assert [row.name() for row in report.arms] == [arm.name() for arm in Numbers(cells, {}, CHOOSING).arms]
+    assert [row.name() for row in report.arms] == [arm.name() for arm in SweepResults(cells, {}).arms]
 
 
 def test_curves_are_those_of_arms_whose_names_round_to_the_same(

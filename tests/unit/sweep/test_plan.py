@@ -6,13 +6,10 @@ Oracle: products written out by hand, and recipes resolved one at a time.
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from neftcli.errors import InputError, RecipeError
 from neftcli.recipe.loading import assignment, file_layers, fingerprint, load_recipe, resolve
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of, plan_cells
-from neftcli.sweep.splits import chooses
 
 
 def cells_of(*sets: str) -> list[Cell]:
@@ -123,18 +120,3 @@ def test_a_name_that_is_too_long_for_a_cell_is_refused_for_the_whole_sweep(room:
     assert {len(cell.recipe.run_name()) for cell in cells_of(f"name={'x' * (64 - room)}", *sets)} == {64}
     with pytest.raises(InputError, match="name: a run's name has letters"):
         cells_of(f"name={'x' * (65 - room)}", *sets)
-
-
-@given(st.lists(st.text(min_size=1), max_size=40))
-def test_the_two_halves_share_no_question_and_do_not_depend_on_the_order(questions: list[str]) -> None:
-    sides = chooses(questions)
-    by_question: dict[str, set[bool]] = {}
-    for question, side in zip(questions, sides, strict=True):
-        by_question.setdefault(question, set()).add(side)
-    assert all(len(found) == 1 for found in by_question.values())
-    assert chooses(questions[::-1]) == sides[::-1]
-
-
-def test_the_halves_are_as_large_as_each_other() -> None:
-    sides = chooses([f"Question {number}?" for number in range(101)])
-    assert sum(sides) in (50, 51)

@@ -1,6 +1,6 @@
-"""The sweep around its cells: what it refuses, how it races, and how it says to go on.
+"""The sweep around its cells: what it refuses, how it stops early, and how it says to go on.
 
-Oracles: `shlex` for the command, `judge_sweep` on the cells that a race left, and planted numbers; no cell is trained.
+Oracles: `shlex` for the command, `decide` on all cells, and planted numbers; no cell is trained.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from neftcli.evaluation.comparison import LOSS
 from neftcli.events import Advance, CellState, Event, Notice, Phase, Progress
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.recipe.schema import Recipe
-from neftcli.sweep import sweep as module
 from neftcli.sweep.asked import check, require_noise
 from neftcli.sweep.cell import MEASURING
 from neftcli.sweep.local import Outcome
 from neftcli.sweep.plan import Arm, Cell, plan_cells
-from neftcli.sweep.sweep import Request, _again, _Sweep
+from neftcli.sweep.results import SweepResults
+from neftcli.sweep.run import SweepRun
+from neftcli.sweep.sequential import Decision, decide
+from neftcli.sweep.sweep import Request, _again
 from tests.conftest import Result
 from tests.unit.sweep.test_verdict import ROWS, measured, plan, shifted
+
+SIX = ("sweep.seeds=6",)
 
 
 class Told:
@@ -43,18 +47,20 @@ class Told:
 
 
 class Engine:
-    """Says at once that cells are done, each with a run that holds one line of a curve."""
+    """Says at once that cells are done, each with a run whose curve falls from 2.5 to 2."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.done, self.stopped = folder, set[str](), False
+    def __init__(self, folder: Path, workers: int = 1) -> None:
+        self.folder, self.workers = folder, workers
+        self.done, self.stopped, self.rounds = set[str](), False, list[set[int]]()
 
     def run(self, cells: Sequence[Cell], _told: Any, ended: Callable[[Cell, Outcome], None]) -> None:
         """Does the cells."""
+        self.rounds.append({cell.seed for cell in cells})
         for cell in cells:
             run = self.folder / "runs" / cell.key
             run.mkdir(parents=True)
-            line = {"event": "Evaluated", "step": 1, "held_out_loss": 2.0}
-            (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+            lines = [{"event": "Evaluated", "step": step, "held_out_loss": 2.5 - 0.5 * step} for step in (0, 1)]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             self.done.add(cell.key)
             ended(cell, Outcome("done", str(run)))
 
@@ -68,11 +74,11 @@ class Engine:
 
 def sweep_of(
     folder: Path, cells: list[Cell], content: dict[str, Any], *sets: str, monkeypatch: pytest.MonkeyPatch
-) -> tuple[_Sweep, Engine, Told]:
+) -> tuple[SweepRun, Engine, Told]:
     """A sweep whose cells are done at once and have the numbers given."""
     told, engine = Told(), Engine(folder)
     base = resolve([*file_layers("quickstart"), *map(assignment, sets)])
-    run = _Sweep(folder, base, cells, told, "the same again")
+    run = SweepRun(folder, base, cells, told, "the same again")
     prompts = {"prompts": [f"Question {number}?" for number in range(ROWS)]}
     monkeypatch.setattr(run, "_engine", lambda request: engine)
     monkeypatch.setattr(
@@ -81,38 +87,77 @@ def sweep_of(
     return run, engine, told
 
 
-def test_a_race_saves_cells_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alpha 10, worse, leaves after the third of five seeds; the verdict is on what was trained."""
-    cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=5")
-    content = measured(cells, {0: 0, 5: -0.05, 10: 0.03})
-    for cell in cells:  # seeds that differ: two of them are no evidence
-        if cell.arm.alpha == 10:
-            shifted(content, cell, (0, 0.01, 0.005)[cell.seed % 3])
-    run, engine, told = sweep_of(tmp_path, cells, content, monkeypatch=monkeypatch)
-    run.train(Request((), race=True))
+def test_train_stops_early_and_reports_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alpha 10 is dropped at the first look; then alpha 5, tied, is given up, and the baseline is not trained on."""
+    cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=6")
+    content = measured(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
+    run, engine, told = sweep_of(tmp_path, cells, content, *SIX, "sweep.delta=0.02", monkeypatch=monkeypatch)
+    run.train(Request(()))
     report = run.report(0.0)
     run.end()
-    assert [(cell.arm.alpha, cell.seed) for cell in cells if cell.key not in engine.done] == [(10.0, 3), (10.0, 4)]
-    [notice] = [event.message for event in told.events if isinstance(event, Notice)]
-    assert notice.startswith("alpha 10 gets no further seeds: worse than alpha 5 by ")
-    assert notice.endswith(f" at least in {LOSS}, where rows choose")
-    assert 0 < float(notice.split(" by ")[1].split()[0]) < 0.08
-    assert [arm.seeds for arm in report.arms] == [5, 5, 3]
+    expected = decide(SweepResults(cells, content), LOSS, 0.02, done=6)
+    assert run.decision == expected
+    assert [(one.arm.alpha, one.seeds) for one in expected.dropped] == [(10.0, 3)]
+    assert [(one.reason, one.seeds) for one in expected.stopped] == [("futility", 4)]
+    assert engine.rounds == [{0, 1, 2}, {3}]
+    assert [event.message for event in told.events if isinstance(event, Notice)] == [
+        one.sentence(LOSS) for one in (*expected.dropped, *expected.stopped)
+    ]
+    assert expected.stopped[0].sentence(LOSS) in report.conclusion
+    assert [arm.seeds for arm in report.arms] == [4, 4, 3]
     assert [arm.dropped for arm in report.arms] == [False, False, True]
-    assert (report.saved, report.unfinished, report.recommended) == (2, 0, "alpha 5")
-    assert [state.state for state in run.states.values()].count("dropped") == 2
+    assert (report.saved, report.unfinished) == (7, 0)
+    assert "early stopping saved 7 cells" in report.remarks()
+    # Resumed with everything done, or without early stopping: the same decisions, or none.
     (tmp_path / "again").mkdir()
-    again, engine, _ = sweep_of(tmp_path / "again", cells, content, monkeypatch=monkeypatch)
-    again.train(Request((), race=False))
+    never = (*SIX, "sweep.early_stopping=never")
+    again, engine, told = sweep_of(tmp_path / "again", cells, content, *never, monkeypatch=monkeypatch)
+    again.train(Request(()))
     assert len(engine.done) == len(cells)
+    assert again.decision == Decision()
+    resumed, _, _ = sweep_of(tmp_path / "again", cells, content, *SIX, "sweep.delta=0.02", monkeypatch=monkeypatch)
+    monkeypatch.setattr(resumed, "_measured", again._measured)
+    resumed.states = dict(again.states)
+    resumed.train(Request(()))
+    assert resumed.decision == expected
 
 
-def test_a_race_of_which_nothing_is_measured_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_fills_the_workers_and_decides_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With five workers two arms get two seeds a round; the look after the fourth seed uses no fifth one."""
+    cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=6")
+    content = measured(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
+    run, engine, _ = sweep_of(tmp_path, cells, content, *SIX, "sweep.delta=0.02", monkeypatch=monkeypatch)
+    engine.workers = 5
+    run.train(Request(()))
+    assert engine.rounds == [{0, 1, 2}, {3, 4}]
+    assert run.decision == decide(SweepResults(cells, content), LOSS, 0.02, done=6)
+
+
+def test_train_all_seeds_at_once_without_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=5")
+    content = measured(cells, {0: 0, 5: -1.0})
+    run, engine, _ = sweep_of(tmp_path, cells, content, "sweep.seeds=5", monkeypatch=monkeypatch)
+    run.train(Request(()))
+    assert engine.rounds == [{0, 1, 2, 3, 4}]
+
+
+def test_delta_is_a_share_of_the_gain_over_the_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's runs begin at 2.5 nats; the gain is by the mean of alpha 0 over the first three seeds."""
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=4")
+    content = measured(cells, {0: 0, 5: 0.5})
+    run, engine, _ = sweep_of(tmp_path, cells, content, "sweep.delta=10%", monkeypatch=monkeypatch)
+    engine.run(cells, None, run._ended)
+    results, _ = run._results()
+    losses = results.per_seed(LOSS, Arm(0.0))
+    assert run._delta(results, LOSS) == pytest.approx(0.1 * (2.5 - sum(losses[:3]) / 3))  # type: ignore[arg-type]
+
+
+def test_train_without_anything_measured_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All cells of the first seeds failed, with a metric whose name is not known before one is measured."""
-    cells = plan("sweep.alphas=[5]", "sweep.seeds=3")
-    sets = ("sweep.metrics=[tasks]", "evaluation.tasks=[arc_easy]")
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=6")
+    sets = ("sweep.metrics=[tasks]", "evaluation.tasks=[arc_easy]", *SIX)
     run, engine, _ = sweep_of(tmp_path, cells, {}, *sets, monkeypatch=monkeypatch)
-    run.train(Request((), race=True))
+    run.train(Request(()))
     assert len(engine.done) == len(cells)
 
 
@@ -140,11 +185,10 @@ def test_a_stopped_sweep_recommends_by_the_seeds_that_all_arms_have(
     ("settings", "options"),
     [
         ({}, []),
-        ({"race": True}, ["--race"]),
         ({"engine": "ray"}, ["--engine", "ray"]),
         (
-            {"race": True, "engine": "ray", "ray_address": "ray://a:1"},
-            ["--race", "--engine", "ray", "--ray-address", "ray://a:1"],
+            {"engine": "ray", "ray_address": "ray://a:1"},
+            ["--engine", "ray", "--ray-address", "ray://a:1"],
         ),
     ],
 )
@@ -199,7 +243,7 @@ def test_a_sweep_that_is_to_stop_asks_no_judge(tmp_path: Path, monkeypatch: pyte
         run._judge({})
         assert run.stop.asked()
         run._judge({})
-        run.train(Request((), race=True))
+        run.train(Request(()))
     assert asked == ["asked"]
     assert engine.stopped
     assert [event.message for event in told.events if isinstance(event, Notice)] == [
@@ -243,13 +287,6 @@ def test_tasks_without_values_of_single_documents_decide_nothing(
     assert run.report(0.0).metrics == (LOSS,)
 
 
-@pytest.mark.parametrize(
-    ("seeds", "said"), [(1, "1 seed can't save anything"), (2, "2 seeds can't save"), (3, "3 seeds hardly save")]
-)
-def test_a_race_over_few_seeds_is_said_to_save_little(seeds: int, said: str) -> None:
-    assert said in module._hardly_a_race(seeds)
-
-
 # What is refused before anything is made
 
 
@@ -271,18 +308,18 @@ def test_cells_are_trained_in_one_process_each(neft: Callable[..., Result], tmp_
 
 
 @pytest.mark.parametrize(
-    ("questions", "halves"),
-    [([0] * 10 + [1, 2], None), ([0] * 200, None), (list(range(10)), None), (list(range(12)), (6, 6))],
+    ("questions", "enough"),
+    [([0] * 10 + [1, 2], False), ([0] * 200, False), (list(range(5)), False), (list(range(6)), True)],
 )
-def test_both_halves_need_rows(
+def test_check_counts_distinct_prompts(
     tmp_path: Path,
     rows_file: Path,
     tiny_folder: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
     questions: list[int],
-    halves: tuple[int, int] | None,
+    enough: bool,
 ) -> None:
-    """Rows of one question are on one side, so that it is the halves that count and not the rows."""
+    """Rows of one prompt are one unit of the tests, so that it is prompts that count and not rows."""
     held_out = tmp_path / "held_out.jsonl"
     rows = [{"prompt": f"Which is {number}?", "completion": f"{place}"} for place, number in enumerate(questions)]
     held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -290,10 +327,10 @@ def test_both_halves_need_rows(
     sets["model.name"] = tiny_folder("llama")
     layers = [*file_layers("quickstart"), *(assignment(f"{key}={value}") for key, value in sets.items())]
     request = Request(tuple(layers))
-    if halves:
+    if enough:
         check(resolve(layers), request, tmp_path, Told())
     else:
-        with pytest.raises(InputError, match="a sweep needs at least 12 held-out rows: 6 that choose"):
+        with pytest.raises(InputError, match="a sweep needs at least 6 held-out rows with different prompts"):
             check(resolve(layers), request, tmp_path, Told())
 
 

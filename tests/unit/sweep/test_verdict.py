@@ -1,11 +1,12 @@
 """From cells' numbers to the verdict.
 
-Oracles: planted differences, `sweep/statistics.py` on the half of the rows that it must use, Holm by hand, verdicts of
-the same cells without those that must not count, and laws over every pattern of gaps.
+Oracles: planted differences, `compare_arms` on the same values, Holm by hand, verdicts of the same cells without those
+that must not count, a checker that recomputes every sentence from the numbers, and laws over every pattern of gaps.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.evaluation.comparison import FEWEST, LOSS, WIN_RATE
-from neftcli.evaluation.statistics import holm
+from neftcli.evaluation.comparison import LOSS, WIN_RATE
+from neftcli.events import ArmRow, Comparison
 from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.statistics.crossed import ArmDifference, compare_arms
+from neftcli.statistics.multiple import adjust
+from neftcli.statistics.paired import FEWEST, LEVEL
+from neftcli.statistics.planning import needed
 from neftcli.sweep.plan import Arm, Cell, arms_of, plan_cells
-from neftcli.sweep.statistics import arm_difference, needed
-from neftcli.sweep.verdict import Numbers, judge_sweep
+from neftcli.sweep.results import SweepResults
+from neftcli.sweep.sequential import Stopped
+from neftcli.sweep.verdict import Verdict, judge_sweep
 
-ROWS = 200
-CHOOSING = [place % 2 == 0 for place in range(ROWS)]
+ROWS = 100
 ACCURACY = "token accuracy"
 
 
@@ -31,80 +36,120 @@ def plan(*sets: str) -> list[Cell]:
 
 
 def measured(
-    cells: list[Cell], gaps: dict[float, float], choosing_gaps: dict[float, float] | None = None
+    cells: list[Cell], gaps: dict[float, float], *, seed_spread: float = 0.0, number: int = 0, prompts: int = ROWS
 ) -> dict[str, dict[str, Any]]:
-    """Losses of 5 to 9 tokens a row, with a gap in nats a token for each alpha, maybe another where rows choose."""
-    rows = np.random.default_rng(0)
+    """Losses of 5 to 9 tokens a row, with a gap in nats a token for each alpha, and a part of each arm and seed."""
+    rows = np.random.default_rng(number)
     hard, tokens = rows.gamma(2, 1, ROWS), rows.integers(5, 10, ROWS)
     found = {}
-    for number, cell in enumerate(cells):
-        noise = np.random.default_rng((number, 1)).normal(0, 0.02, ROWS)
-        gap = np.full(ROWS, gaps[cell.arm.alpha])
-        if choosing_gaps:
-            gap[CHOOSING] = choosing_gaps[cell.arm.alpha]
-        nats = tokens * (hard + gap + noise)
+    for place, cell in enumerate(cells):
+        draw = np.random.default_rng((place, 1, number))
+        noise = draw.normal(0, 0.02, ROWS)
+        nats = tokens * (hard + gaps[cell.arm.alpha] + noise + seed_spread * draw.normal())
         found[cell.key] = {
+            "prompts": [f"prompt {row % prompts}" for row in range(ROWS)],
             "metrics": {
                 LOSS: {"better": "lower", "values": nats.tolist(), "weights": tokens.tolist()},
                 "answer tokens": {"better": "none", "values": [10.0] * ROWS, "weights": None},
-            }
+            },
         }
     return found
 
 
-def test_a_planted_gain_is_found_and_recommended() -> None:
+def judge(cells: list[Cell], content: dict[str, dict[str, Any]], *metrics: str, **options: Any) -> Verdict:
+    return judge_sweep(SweepResults(cells, content), metrics or (LOSS,), **options)
+
+
+def words_of(verdict: Verdict) -> list[list[str]]:
+    return [[one.verdict for one in arm.comparisons] for arm in verdict.arms]
+
+
+def test_judge_sweep_planted_gain() -> None:
     cells = plan("sweep.alphas=[5, 10]")
-    verdict = judge_sweep(Numbers(cells, measured(cells, {0: 0, 5: -0.05, 10: 0.05}), CHOOSING), [LOSS], [])
-    assert [[one.verdict for one in arm.comparisons] for arm in verdict.arms] == [[], ["better"], ["worse"]]
+    verdict = judge(cells, measured(cells, {0: 0, 5: -0.064, 10: 0.056}))
+    assert words_of(verdict) == [[], ["better"], ["worse"]]
     assert verdict.recommended == Arm(5.0)
-    assert verdict.conclusion[0] == "Better than no noise in held-out loss: alpha 5. Worse: alpha 10."
-    assert "Recommended: alpha 5, chosen on the other half of the rows." in verdict.conclusion
+    assert verdict.conclusion[0].startswith("Better than alpha 0 in held-out loss, for new seeds: alpha 5 (-0.06")
+    assert verdict.conclusion[1].startswith("Worse than alpha 0 in held-out loss, for new seeds: alpha 10 (+0.05")
+    assert "Recommended: alpha 5." in verdict.conclusion
 
 
-def test_where_nothing_is_better_the_plain_baseline_is_recommended_with_what_it_would_take() -> None:
-    cells = plan("sweep.alphas=[5, 10]")
-    verdict = judge_sweep(Numbers(cells, measured(cells, {0: 0, 5: -0.0005, 10: 0.0005}), CHOOSING), [LOSS], [])
-    assert {one.verdict for arm in verdict.arms for one in arm.comparisons} == {"not distinguishable"}
+def test_judge_sweep_seeds_that_vary_support_no_claim_about_new_ones() -> None:
+    """A gain of these 3 seeds that is within what seeds do: lower for these seeds, and nothing is recommended on it."""
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: 0})
+    for cell, gap in zip([cell for cell in cells if cell.arm.alpha], (-0.03, -0.02, 0.005), strict=True):
+        shifted(content, cell, gap)
+    verdict = judge(cells, content)
+    one = verdict.arms[1].comparisons[0]
+    assert (one.verdict, one.scope) == ("lower", "new seeds")
+    assert one.these_seeds is not None
+    assert one.these_seeds.p_adjusted < LEVEL <= one.p_adjusted
     assert verdict.recommended == Arm(0.0)
     said = " ".join(verdict.conclusion)
-    assert "Nothing here is better than no noise in held-out loss." in said
-    assert "the plain baseline (alpha 0)" in said
-    assert "This sweep could have seen a difference of" in said
+    assert "No alpha is shown to be better than alpha 0 in held-out loss for new seeds." in said
+    assert "Lower held-out loss with alpha 5 for these 3 seeds" in said
+    assert "not shown for new seeds" in said
+    assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in said
 
 
-def test_one_half_chooses_and_the_other_judges() -> None:
-    """A gain that is only in the half that chooses is chosen, is not in the numbers shown, and is not recommended."""
+def test_judge_sweep_one_seed_recommends_nothing() -> None:
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=1")
+    verdict = judge(cells, measured(cells, {0: 0, 5: -0.5}))
+    one = verdict.arms[1].comparisons[0]
+    assert (one.verdict, one.scope, one.these_seeds) == ("lower", "these seeds", None)
+    assert verdict.arms[1].verdict(LOSS) == "lower for this seed"
+    assert verdict.recommended is None
+    said = " ".join(verdict.conclusion)
+    assert "Nothing is recommended: one seed can't show what another seed would give; that takes two or more." in said
+    assert "etter than" not in said.replace("No alpha is shown to be better than", "")
+
+
+def test_judge_sweep_uses_all_rows_and_sums_those_of_one_prompt() -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: 0}, {0: 0, 5: -0.2})
-    verdict = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], [])
-    comparison = verdict.arms[1].comparisons[0]
-    assert abs(comparison.difference) < 0.01
-    assert comparison.n == ROWS / 2
-    assert verdict.recommended == Arm(0.0)
-    assert "alpha 5 was best on the half that chooses, and is not better on the untouched half" in " ".join(
-        verdict.conclusion
+    content = measured(cells, {0: 0, 5: -0.05}, prompts=20)
+    results = SweepResults(cells, content)
+    one = judge_sweep(results, [LOSS]).arms[1].comparisons[0]
+    base, arm = (results.values(LOSS, arm) for arm in results.arms)
+    weights = results.weights(LOSS, results.arms[0])
+    assert weights is not None
+    summed = [values.reshape(3, 5, 20).sum(1) for values in (base, arm)]
+    [found] = compare_arms(summed[0], [summed[1]], weights.reshape(5, 20).sum(0))
+    assert (one.difference, one.low, one.p, one.n) == pytest.approx(
+        (found.value, found.new_seeds.low, found.new_seeds.p, 20)  # type: ignore[union-attr]
     )
 
 
-def test_all_arms_and_metrics_are_corrected_together() -> None:
+def test_judge_sweep_corrects_all_arms_and_metrics_together() -> None:
     cells = plan("sweep.alphas=[5, 10]")
-    numbers = Numbers(cells, measured(cells, {0: 0, 5: -0.002, 10: 0.003}), CHOOSING)
-    verdict = judge_sweep(numbers, [LOSS, "answer tokens"], [])
-    family = [one for arm in verdict.arms for one in arm.comparisons]
+    content = measured(cells, {0: 0, 5: -0.002, 10: 0.003}, seed_spread=0.001)
+    for cell in cells:
+        content[cell.key]["metrics"][ACCURACY] = {**content[cell.key]["metrics"][LOSS], "better": "higher"}
+    family = [one for arm in judge(cells, content, LOSS, ACCURACY).arms for one in arm.comparisons]
     assert len(family) == 4
-    assert [one.p_adjusted for one in family] == holm([one.p for one in family if one.p is not None])
-    base, arm = (numbers.values(LOSS, arm, choosing=False) for arm in numbers.arms[:2])
-    expected = arm_difference(base, arm, numbers.weights(LOSS, numbers.arms[1], choosing=False), comparisons=4)
-    assert (family[0].difference, family[0].low, family[0].p) == (expected.value, expected.low, expected.p)
+    assert [one.p_adjusted for one in family] == adjust([one.p for one in family if one.p is not None])
 
 
-def test_a_cell_that_failed_costs_its_seed_and_nothing_else() -> None:
+def test_judge_sweep_metric_that_can_not_be_significant_costs_the_others_nothing() -> None:
+    """Exact match differs on three prompts, so no p is below 0.25: it does not count in the correction."""
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: -0.05})
+    content = measured(cells, {0: 0, 5: -0.002})
+    for cell in cells:
+        right = [float(row < 3 and cell.arm.alpha > 0) for row in range(ROWS)]
+        content[cell.key]["metrics"]["exact match"] = {"better": "higher", "values": right, "weights": None}
+    alone = judge(cells, content).arms[1].comparisons[0]
+    loss, exact = judge(cells, content, LOSS, "exact match").arms[1].comparisons
+    assert loss.p_adjusted == alone.p_adjusted == loss.p
+    assert exact.verdict == "not significant"
+
+
+def test_judge_sweep_cell_that_failed_costs_its_seed_and_nothing_else() -> None:
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: -0.2})
     del content[cells[3].key]  # alpha 5, second seed
-    verdict = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], [])
+    verdict = judge(cells, content)
     assert [arm.seeds for arm in verdict.arms] == [3, 2]
-    assert verdict.arms[1].comparisons[0].verdict == "better"
+    assert words_of(verdict)[1] == ["better"]
 
 
 def shifted(content: dict[str, dict[str, Any]], cell: Cell, gap: float, metric: str = LOSS) -> None:
@@ -116,7 +161,6 @@ def shifted(content: dict[str, dict[str, Any]], cell: Cell, gap: float, metric: 
 
 # Grids
 
-
 RATES = "sweep.grid=['training.learning_rate=1e-5,5e-5']"
 
 
@@ -124,36 +168,16 @@ def rate_of(arm: Arm) -> float:
     return float(dict(arm.grid)["training.learning_rate"])
 
 
-def test_each_point_of_a_grid_has_its_own_baseline() -> None:
-    """The first learning rate is worse by itself; the noise is no worse there, and the plain one is the second's."""
+def test_judge_sweep_each_point_of_a_grid_has_its_own_baseline() -> None:
+    """The first learning rate is worse by itself; the noise is no worse there, and the baseline is the second's."""
     cells = plan("sweep.alphas=[5]", RATES)
     content = measured(cells, {0: 0, 5: 0})
     for cell in cells:
         shifted(content, cell, 1.0 if rate_of(cell.arm) == 1e-5 else 0.0)
-    verdict = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], [])
+    verdict = judge(cells, content)
     assert [abs(one.difference) < 0.01 for arm in verdict.arms for one in arm.comparisons] == [True, True]
     assert verdict.recommended == Arm(0.0, (("training.learning_rate", 5e-5),))
-    assert "Recommended: the plain baseline (alpha 0, learning_rate 5e-05)" in " ".join(verdict.conclusion)
-
-
-def test_the_plain_baseline_is_the_best_arm_without_noise() -> None:
-    """At the second rate noise is best where rows choose, and not better where they judge; alpha 0 at the first is."""
-    cells = plan("sweep.alphas=[5]", RATES)
-    content = measured(cells, {0: 0, 5: 0}, {0: 0, 5: -0.2})
-    for cell in cells:
-        shifted(content, cell, 0.1 if rate_of(cell.arm) == 5e-5 and not cell.arm.alpha else 0.0)
-        shifted(content, cell, 0.05 if rate_of(cell.arm) == 1e-5 and cell.arm.alpha else 0.0)
-    for cell in cells:  # no gain in the half that judges
-        if rate_of(cell.arm) == 5e-5 and cell.arm.alpha:
-            loss = content[cell.key]["metrics"][LOSS]
-            loss["values"] = [
-                value + (0 if side else 0.1 * weight)
-                for value, weight, side in zip(loss["values"], loss["weights"], CHOOSING, strict=True)
-            ]
-    verdict = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], [])
-    assert verdict.recommended == Arm(0.0, (("training.learning_rate", 1e-5),))
-    assert "alpha 5, learning_rate 5e-05 was best on the half that chooses" in " ".join(verdict.conclusion)
-    assert "Recommended: the plain baseline (alpha 0, learning_rate 1e-05)" in " ".join(verdict.conclusion)
+    assert "Recommended: the baseline (alpha 0, learning_rate 5e-05)" in " ".join(verdict.conclusion)
 
 
 def with_win_rates(cells: list[Cell], rates: dict[Arm, float]) -> dict[str, dict[str, Any]]:
@@ -166,83 +190,79 @@ def with_win_rates(cells: list[Cell], rates: dict[Arm, float]) -> dict[str, dict
     return content
 
 
-def test_win_rates_choose_within_a_point_of_the_grid_and_never_between_points() -> None:
+def test_judge_sweep_win_rates_choose_within_a_point_of_the_grid_and_never_between_points() -> None:
     """90 % against a baseline that a learning rate ruined is no sign that this rate is good."""
     cells = plan("sweep.alphas=[5]", RATES)
     good, ruined = (Arm(5.0, (("training.learning_rate", rate),)) for rate in (1e-5, 5e-5))
-    numbers = Numbers(cells, with_win_rates(cells, {good: 0.5, ruined: 0.9}), CHOOSING)
-    assert [[rate_of(arm) for arm in group] for group in numbers.groups(WIN_RATE)] == [[1e-5] * 2, [5e-5] * 2]
-    assert numbers.groups(LOSS) == [numbers.arms]
-    verdict = judge_sweep(numbers, [WIN_RATE, LOSS], [])
+    results = SweepResults(cells, with_win_rates(cells, {good: 0.5, ruined: 0.9}))
+    assert [[rate_of(arm) for arm in group] for group in results.groups(WIN_RATE)] == [[1e-5] * 2, [5e-5] * 2]
+    assert results.groups(LOSS) == [results.arms]
+    verdict = judge_sweep(results, [WIN_RATE, LOSS])
     assert verdict.recommended is None
     said = " ".join(verdict.conclusion)
-    assert "Recommended: alpha 5, learning_rate 5e-05, chosen on the other half" in said
-    assert "Recommended: the plain baseline (alpha 0, learning_rate 1e-05)" in said
-    assert "Win rate is against alpha 0 with the same options: it chooses nothing between these" in said
+    assert "Recommended: alpha 5, learning_rate 5e-05." in said
+    assert "Recommended: the baseline (alpha 0, learning_rate 1e-05)" in said
+    assert "Win rate is against alpha 0 with the same options: it can't choose between these" in said
 
 
-def test_each_arm_is_weighed_by_its_own_tokens_and_others_tokens_are_not_chosen_among() -> None:
+def test_judge_sweep_each_arm_is_weighed_by_its_own_tokens_and_others_tokens_are_not_chosen_among() -> None:
     """Rows with twice the tokens and twice the nats have the same loss, in each seed and in the difference."""
     cells = plan("sweep.alphas=[5]", RATES)
     content = measured(cells, {0: 0, 5: 0.05})
-    plain = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], [])
+    plain = judge(cells, content)
     for cell in cells:
         if rate_of(cell.arm) == 5e-5:
             loss = content[cell.key]["metrics"][LOSS]
             loss["values"], loss["weights"] = ([2 * one for one in loss[key]] for key in ("values", "weights"))
-    numbers = Numbers(cells, content, CHOOSING)
-    verdict = judge_sweep(numbers, [LOSS], [])
+    results = SweepResults(cells, content)
+    verdict = judge_sweep(results, [LOSS])
     for one, other in zip(plain.arms, verdict.arms, strict=True):
         assert other.values[LOSS].value == pytest.approx(one.values[LOSS].value, rel=1e-12)
         assert [c.difference for c in other.comparisons] == pytest.approx([c.difference for c in one.comparisons])
-    assert [[rate_of(arm) for arm in group] for group in numbers.groups(LOSS)] == [[1e-5] * 2, [5e-5] * 2]
+    assert [[rate_of(arm) for arm in group] for group in results.groups(LOSS)] == [[1e-5] * 2, [5e-5] * 2]
     assert plain.recommended is not None
     assert verdict.recommended is None
-    assert "Held-out loss is over tokens, which are not the same: it chooses nothing between these" in " ".join(
-        verdict.conclusion
-    )
-    for arm, row in zip(numbers.arms, verdict.arms, strict=True):
-        seeds = [value for value in numbers.per_seed(LOSS, arm, choosing=False) if value is not None]
+    assert "Held-out loss is over tokens, which are not the same: it can't choose" in " ".join(verdict.conclusion)
+    for arm, row in zip(results.arms, verdict.arms, strict=True):
+        seeds = [value for value in results.per_seed(LOSS, arm) if value is not None]
         assert np.mean(seeds) == pytest.approx(row.values[LOSS].value, rel=1e-12)
 
 
 # Seeds and rows that are missing
 
 
-def test_the_choice_is_by_the_seeds_that_all_arms_have() -> None:
+def test_judge_sweep_recommends_by_the_seeds_that_all_better_arms_have() -> None:
     """Stopped in a third, harder seed: an arm that lacks it is not the better for it."""
     cells = plan("sweep.alphas=[5, 10]")
-    content = measured(cells, {0: 0, 5: -0.15, 10: -0.05})
+    content = measured(cells, {0: 0, 5: -0.3, 10: -0.2})
     for cell in cells:
         shifted(content, cell, 1.0 if cell.seed == 2 else 0.0)
-    whole = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], [])
+    whole = judge(cells, content)
     del content[next(cell for cell in cells if (cell.arm.alpha, cell.seed) == (10, 2)).key]
-    verdict = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], [])
+    verdict = judge(cells, content)
     assert verdict.recommended == whole.recommended == Arm(5.0)
-    assert "2 of 3 seeds" in " ".join(verdict.conclusion)
-    assert "of 3 seeds" not in " ".join(whole.conclusion)
+    assert "whether it is better than alpha 10 was not tested" in " ".join(verdict.conclusion)
 
 
-def test_an_arm_that_racing_dropped_is_not_chosen_and_takes_no_seed_from_the_others() -> None:
+def test_judge_sweep_arm_that_was_dropped_is_not_recommended() -> None:
     cells = plan("sweep.alphas=[5, 10]")
-    content = measured(cells, {0: 0, 5: -0.05, 10: -0.2})
-    for cell in cells:  # alpha 10 left after the first seed, in which alpha 5 was bad
-        if (cell.arm.alpha, cell.seed) == (5, 0):
-            shifted(content, cell, 0.08)
-        if cell.arm.alpha == 10 and cell.seed:
-            del content[cell.key]
-    verdict = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], [Arm(10.0)])
+    content = measured(cells, {0: 0, 5: -0.1, 10: -0.2})
+    verdict = judge(cells, content, dropped=[Arm(10.0)])
     assert verdict.arms[2].dropped
+    assert verdict.arms[2].verdict(LOSS) == "better (dropped)"
     assert verdict.recommended == Arm(5.0)
 
 
-def test_arms_that_share_no_seed_are_not_chosen_among() -> None:
+def test_judge_sweep_arms_that_share_no_seed() -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=2")
     content = measured(cells, {0: 0, 5: -0.5})
     content = {cell.key: content[cell.key] for cell in cells if (cell.arm.alpha > 0) == (cell.seed == 1)}
-    verdict = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], [])
+    verdict = judge(cells, content)
     assert verdict.recommended is None
-    assert verdict.conclusion[0].startswith("Nothing could be compared in held-out loss yet: no seed")
+    assert verdict.conclusion == (
+        "Not compared in held-out loss: alpha 5 (no seed is done both with noise and without).",
+    )
+    assert verdict.scope == "Nothing was compared."
 
 
 PATTERNS = st.tuples(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1), st.integers(1, 3), st.integers(0, 40))
@@ -250,23 +270,23 @@ PATTERNS = st.tuples(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1), s
 
 @settings(deadline=None, max_examples=40)
 @given(PATTERNS)
-def test_no_pattern_of_gaps_is_too_much(pattern: tuple[int, float, float, int, int]) -> None:
+def test_judge_sweep_no_pattern_of_gaps_is_too_much(pattern: tuple[int, float, float, int, int]) -> None:
     """Law: whatever is missing, there is a verdict; the family is the pairs with enough rows that all seeds have."""
     number, gaps, lost, seeds, rows = pattern
     draw = np.random.default_rng(number)
     cells = plan("sweep.alphas=[5]", f"sweep.seeds={seeds}", RATES)
-    content = {}
+    content: dict[str, dict[str, Any]] = {}
     for cell in cells:
         if draw.random() < lost:
             continue
         scores = [None if draw.random() < gaps else float(draw.integers(0, 3)) / 2 for _ in range(rows)]
         metric = {"better": "higher", "values": scores, "weights": None}
-        content[cell.key] = {"metrics": {WIN_RATE: metric, "exact match": metric} if rows else {}}
-    choosing = (draw.random(rows) < 0.5).tolist()
-    numbers = Numbers(cells, content, choosing)
-    verdict = judge_sweep(numbers, ["exact match", WIN_RATE], [])
-    for arm, row in zip(numbers.arms, verdict.arms, strict=True):
-        pair = [numbers.values(WIN_RATE, one, choosing=False) for one in (Arm(0.0, arm.grid), arm)]
+        asked = [f"prompt {row}" for row in range(rows)]
+        content[cell.key] = {"prompts": asked, "metrics": {WIN_RATE: metric, "exact match": metric} if rows else {}}
+    results = SweepResults(cells, content)
+    verdict = judge_sweep(results, ["exact match", WIN_RATE])
+    for arm, row in zip(results.arms, verdict.arms, strict=True):
+        pair = [results.values(WIN_RATE, one) for one in (Arm(0.0, arm.grid), arm)]
         there = [~np.isnan(one).all(1) for one in pair]
         both = [one[there[0] & there[1]] for one in pair]
         shared = int((~np.isnan(np.concatenate(both))).all(0).sum()) if len(both[0]) else 0
@@ -274,128 +294,315 @@ def test_no_pattern_of_gaps_is_too_much(pattern: tuple[int, float, float, int, i
         assert all(one.n == shared and one.p_adjusted is not None for one in row.comparisons)
     if not any(row.comparisons for row in verdict.arms):
         assert verdict.recommended is None
-        assert "Nothing could be compared" in verdict.conclusion[0]
+        assert verdict.conclusion[0].startswith(("Not compared in", "Nothing could be compared"))
+    check_sentences(verdict, {"exact match": "higher", WIN_RATE: "higher"})
 
 
-def test_too_few_rows_are_not_judged() -> None:
+def test_judge_sweep_too_few_prompts() -> None:
     cells = plan("sweep.alphas=[5]")
-    choosing = [place >= 5 for place in range(ROWS)]
-    verdict = judge_sweep(Numbers(cells, measured(cells, {0: 0, 5: -1}), choosing), [LOSS], [])
+    verdict = judge(cells, measured(cells, {0: 0, 5: -1}, prompts=5))
     assert verdict.arms[1].comparisons == ()
     assert verdict.recommended is None
     assert verdict.conclusion == (
-        "Nothing could be compared in held-out loss yet: fewer than 6 rows of the half that judges have a value in "
-        "every seed.",
-        "So nothing is recommended.",
+        "Not compared in held-out loss: alpha 5 (fewer than 6 prompts have a value in every seed).",
     )
-    assert verdict.scope == "There is no verdict yet."
 
 
-# The words
-
-
-def test_where_only_baselines_are_done_nothing_is_said_to_be_no_better() -> None:
-    cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=1")
-    verdict = judge_sweep(Numbers(cells, measured(cells[:1], {0: 0}), CHOOSING), [LOSS], [])
-    said = " ".join(verdict.conclusion)
-    assert verdict.recommended is None
-    assert "no seed is done both with noise and without" in said
-    assert "better" not in said
-    assert "Recommended" not in said
-
-
-def test_an_arm_that_is_not_compared_is_named() -> None:
+def test_judge_sweep_arm_that_is_not_compared_is_named() -> None:
     cells = plan("sweep.alphas=[5, 10]")
     content = measured(cells, {0: 0, 5: -0.05, 10: 0})
     content = {cell.key: content[cell.key] for cell in cells if cell.arm.alpha != 10}
-    said = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], []).conclusion
-    assert said[0].endswith(": alpha 5. Not compared: alpha 10 (no seed is done both with noise and without).")
-    assert "Recommended: alpha 5, chosen on the other half of the rows." in said
+    said = judge(cells, content).conclusion
+    assert "Not compared in held-out loss: alpha 10 (no seed is done both with noise and without)." in said
+    assert "Recommended: alpha 5." in said
 
 
-def test_every_metric_has_its_line_and_one_that_is_worse_forbids_to_recommend() -> None:
+# Recommendations and plans
+
+
+def test_judge_sweep_worse_in_another_metric_forbids_to_recommend() -> None:
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: -0.05})
     for number, cell in enumerate(cells):
         right = np.random.default_rng((number, 3)).integers(3, 5, ROWS) - 2.0 * (cell.arm.alpha > 0)
         tokens = content[cell.key]["metrics"][LOSS]["weights"]
         content[cell.key]["metrics"][ACCURACY] = {"better": "higher", "values": right.tolist(), "weights": tokens}
-    numbers = Numbers(cells, content, CHOOSING)
-    verdict = judge_sweep(numbers, [LOSS, ACCURACY], [])
-    assert verdict.conclusion[:3] == (
-        "Better than no noise in held-out loss: alpha 5.",
-        "Nothing here is better than no noise in token accuracy. Worse: alpha 5.",
-        "alpha 5 was best on the half that chooses, and is worse in token accuracy. "
-        "Recommended: the plain baseline (alpha 0), or more evidence.",
-    )
+    verdict = judge(cells, content, LOSS, ACCURACY)
+    assert "Alpha 5 is not recommended: it is worse in token accuracy." in verdict.conclusion
     assert verdict.recommended == Arm(0.0)
-    assert judge_sweep(numbers, [LOSS], []).recommended == Arm(5.0)
+    assert judge(cells, content).recommended == Arm(5.0)
 
 
 @pytest.mark.parametrize("metrics", [[LOSS], [LOSS, WIN_RATE]])
-def test_a_win_rate_is_advised_only_where_there_is_none(metrics: list[str]) -> None:
+def test_judge_sweep_win_rate_is_advised_if_there_is_none(metrics: list[str]) -> None:
     cells = plan("sweep.alphas=[5]")
-    verdict = judge_sweep(Numbers(cells, with_win_rates(cells, {}), CHOOSING), metrics, [])
+    verdict = judge(cells, with_win_rates(cells, {}), *metrics)
     assert any("--metric win_rate" in line for line in verdict.conclusion) == (WIN_RATE not in metrics)
 
 
-def test_what_it_would_take_is_in_held_out_rows_and_says_of_which_claim() -> None:
-    """Twice the rows of the half that judges, by `needed`; rows settle it for these seeds, seeds for all."""
+def difference_of(results: SweepResults) -> ArmDifference:
+    base, arm = (results.values(LOSS, arm) for arm in results.arms)
+    return compare_arms(base, [arm], results.weights(LOSS, results.arms[0]), prompts=results.prompts(LOSS))[0]
+
+
+def test_judge_sweep_plan_is_for_the_smallest_effect_of_interest() -> None:
+    """From delta, not from the difference that happened to be observed."""
     cells = plan("sweep.alphas=[5]")
-    numbers = Numbers(cells, measured(cells, {0: 0, 5: -0.0005}), CHOOSING)
-    base, arm = (numbers.values(LOSS, arm, choosing=False) for arm in numbers.arms)
-    found = arm_difference(base, arm, numbers.weights(LOSS, numbers.arms[0], choosing=False))
-    more = needed(found, abs(found.value))
-    assert found.scope == "examples"
-    assert more.rows
+    results = SweepResults(cells, measured(cells, {0: 0, 5: 0}, seed_spread=0.004))
+    found = difference_of(results)
+    more = needed(found, 0.004)
+    assert found.detectable is not None
     assert more.seeds
-    [line] = [line for line in judge_sweep(numbers, [LOSS], []).conclusion if line.startswith("To tell")]
-    assert line == (
-        f"To tell {abs(found.value):.2g} from nothing takes about {2 * more.rows} held-out rows, half of which judge, "
-        f"for these 3 seeds; for others too, about {more.seeds} seeds."
+    assert found.detectable > 0.004
+    said = judge_sweep(results, [LOSS], delta=0.004).conclusion
+    assert (
+        f"Minimum detectable effect: {found.detectable:.4f} in held-out loss (3 seeds, 100 prompts, power 80 %)."
+        in said
+    )
+    takes = f"To detect an effect of 0.0040 (sweep.delta) takes about {more.seeds} seeds"
+    assert any(line.startswith(takes) for line in said)
+    easy = judge_sweep(results, [LOSS], delta=0.5).conclusion
+    assert "An effect of 0.5000 (sweep.delta) would have been found in 80 % of such sweeps or more." in easy
+    assert not any("sweep.delta" in line for line in judge_sweep(results, [LOSS]).conclusion)
+
+
+def test_judge_sweep_baseline_of_other_options_that_is_best() -> None:
+    """At the first rate alpha 5 is better than its own alpha 0, and far worse than alpha 0 at the second."""
+    cells = plan("sweep.alphas=[5]", RATES)
+    content = measured(cells, {0: 0, 5: -0.1})
+    for cell in cells:
+        shifted(content, cell, 1.0 if rate_of(cell.arm) == 1e-5 else 0.15 if cell.arm.alpha else 0.0)
+    verdict = judge(cells, content)
+    assert words_of(verdict)[1] == ["better"]
+    assert verdict.recommended == Arm(0.0, (("training.learning_rate", 5e-5),))
+    assert any(
+        line.startswith("Recommended: the baseline") and "its own alpha 0" in line for line in verdict.conclusion
     )
 
 
-def test_where_no_difference_varies_that_is_said() -> None:
+def test_judge_sweep_every_arm_worse() -> None:
+    cells = plan("sweep.alphas=[5, 10]")
+    said = judge(cells, measured(cells, {0: 0, 5: 0.1, 10: 0.2})).conclusion
+    assert "Recommended: the baseline (alpha 0): every alpha is worse." in said
+
+
+def test_judge_sweep_better_arm_that_was_dropped_is_the_last_resort() -> None:
+    """The leading arm is worse in another metric, so it is not recommended."""
+    cells = plan("sweep.alphas=[5, 10]")
+    content = measured(cells, {0: 0, 5: -0.5, 10: -0.3})
+    for number, cell in enumerate(cells):
+        right = np.random.default_rng((number, 3)).integers(3, 5, ROWS) - 2.0 * (cell.arm.alpha == 5)
+        tokens = content[cell.key]["metrics"][LOSS]["weights"]
+        content[cell.key]["metrics"][ACCURACY] = {"better": "higher", "values": right.tolist(), "weights": tokens}
+    verdict = judge(cells, content, LOSS, ACCURACY, dropped=[Arm(10.0)])
+    assert verdict.arms[2].verdict(LOSS) == "better (dropped)"
+    assert verdict.recommended == Arm(10.0)
+
+
+def test_judge_sweep_seeds_are_those_that_both_arms_have() -> None:
+    """Two baseline cells failed: what is said of alpha 5 is of one seed, though it has three."""
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: -0.5})
+    content = {cell.key: content[cell.key] for cell in cells if cell.arm.alpha or not cell.seed}
+    verdict = judge(cells, content)
+    assert verdict.arms[1].seeds == 3
+    assert verdict.arms[1].verdict(LOSS) == "lower for this seed"
+    assert any("alpha 5 for this one seed (" in line for line in verdict.conclusion)
+
+
+def test_judge_sweep_stop_that_later_seeds_contradict() -> None:
+    """A look after 3 seeds excluded the gain that 8 measured seeds of the baseline leave open."""
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=8")
+    content = measured(cells, {0: 0, 5: 0}, seed_spread=0.05)
+    content = {cell.key: content[cell.key] for cell in cells if cell.seed < 5}
+    stop = Stopped(Arm(0.0), "futility", seeds=3, planned=8, excluded=0.005)
+    said = judge(cells, content, delta=0.005, stopped=[stop]).conclusion
+    assert stop.sentence(LOSS) not in said
+    assert "Stopped early by a look after 3 of 8 seeds; the verdict uses all that is measured." in said
+    assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in said
+
+
+def test_judge_sweep_futility_settles_the_recommendation() -> None:
+    """What is excluded needs no plan and no "unless"."""
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=8")
+    content = measured(cells, {0: 0, 5: 0}, seed_spread=0.004)
+    content = {cell.key: content[cell.key] for cell in cells if cell.seed < 3}
+    stop = Stopped(Arm(0.0), "futility", seeds=3, planned=8, excluded=0.05)
+    said = judge(cells, content, delta=0.05, stopped=[stop]).conclusion
+    assert "Recommended: the baseline (alpha 0)." in said
+    assert stop.sentence(LOSS) in said
+    assert not any(line.startswith("Minimum detectable effect") for line in said)
+    assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in judge(cells, content).conclusion
+
+
+def test_judge_sweep_arm_whose_seeds_vary_more_is_named() -> None:
+    cells = plan("sweep.alphas=[5, 10, 15]", "sweep.seeds=8")
+    content = measured(cells, {0: 0, 5: 0, 10: 0, 15: 0}, seed_spread=0.002)
+    for cell in cells:
+        if cell.arm.alpha == 15:
+            shifted(content, cell, (-1) ** cell.seed * 0.1)
+    [line] = [line for line in judge(cells, content).conclusion if "varies more" in line]
+    assert line.startswith("Alpha 15 varies more between seeds (standard deviation 0.1")
+    even = judge(cells, measured(cells, {0: 0, 5: 0, 10: 0, 15: 0}, seed_spread=0.002))
+    assert not any("varies more" in line for line in even.conclusion)
+
+
+def test_judge_sweep_skewness_is_reported_with_its_effect_on_the_level() -> None:
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: 0})
-    content = dict.fromkeys(content, content[cells[0].key])
-    said = judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], []).conclusion
-    assert "What this sweep could have seen is not known: no difference varies, or too few rows differ." in said
+    tail = np.exp(2 * np.random.default_rng(5).normal(size=ROWS))
+    for cell in cells:
+        if cell.arm.alpha:
+            loss = content[cell.key]["metrics"][LOSS]
+            loss["values"] = (np.array(loss["values"]) + tail).tolist()
+    [line] = [line for line in judge(cells, content).conclusion if "skewed" in line]
+    level = difference_of(SweepResults(cells, content)).true_level
+    assert level is not None
+    assert level > 0.065
+    assert f"about {100 * level:.0f} % would have p < 0.05, not 5 %" in line
 
 
-def scope_of(cells: list[Cell], without: set[tuple[float, int]], dropped: tuple[Arm, ...] = ()) -> str:
-    content = measured(cells, {cell.arm.alpha: 0.0 for cell in cells})
-    content = {cell.key: content[cell.key] for cell in cells if (cell.arm.alpha, cell.seed) not in without}
-    return judge_sweep(Numbers(cells, content, CHOOSING), [LOSS], dropped).scope
-
-
-def test_the_scope_is_of_the_seeds_that_were_compared() -> None:
+def test_judge_sweep_scope() -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=7")
-    assert scope_of(cells, set()) == "Verdicts are over seeds and examples: 7 seeds, 100 rows that chose nothing."
-    left = {(alpha, seed) for alpha in (0.0, 5.0) for seed in range(1, 7)}
-    assert scope_of(cells, left) == (
-        "Verdicts are over examples, for this one seed (100 rows that chose nothing): so few support no claim about "
-        "others. Intervals are over examples, of one comparison each."
+    content = measured(cells, {0: 0, 5: 0})
+    assert judge(cells, content).scope == (
+        "Better and worse are claims about new seeds and new prompts, from 7 seeds and 100 prompts. 95 % CIs are of "
+        "one comparison each; p is corrected for all of them (Holm)."
     )
-    assert scope_of(cells, left - {(0.0, 1), (5.0, 1)}) == (
-        "Verdicts are over examples, for these 2 seeds (100 rows that chose nothing): so few support no claim about "
-        "others. Intervals are over seeds and examples, of one comparison each."
-    )
-
-
-def test_arms_with_a_smaller_scope_are_named() -> None:
-    cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=8")
-    assert scope_of(cells, {(10.0, seed) for seed in range(2, 8)}, (Arm(10.0),)) == (
-        "Verdicts are over seeds and examples: 8 seeds, 100 rows that chose nothing. Those on alpha 10 are over "
-        "examples, for these 2 seeds (100 rows that chose nothing): so few support no claim about others. Intervals "
-        "are over seeds and examples, of one comparison each."
+    first = {cell.key: content[cell.key] for cell in cells if cell.seed == cells[0].seed}
+    assert judge(cells, first).scope == (
+        "With one seed, arms are compared for the model of that seed (100 prompts). 95 % CIs are of one comparison "
+        "each; p is corrected for all of them (Holm)."
     )
 
 
-def test_a_seed_keeps_its_place_where_another_is_missing() -> None:
+def test_sweep_results_seed_keeps_its_place_if_another_is_missing() -> None:
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: 0})
-    whole = Numbers(cells, content, CHOOSING).per_seed(LOSS, arms_of(cells)[1], choosing=False)
+    whole = SweepResults(cells, content).per_seed(LOSS, arms_of(cells)[1])
     del content[cells[1].key]  # alpha 5, first seed
-    assert Numbers(cells, content, CHOOSING).per_seed(LOSS, arms_of(cells)[1], choosing=False) == (None, *whole[1:])
+    assert SweepResults(cells, content).per_seed(LOSS, arms_of(cells)[1]) == (None, *whole[1:])
+
+
+# Every sentence against the numbers
+
+GIVEN = r"\((?P<numbers>[^()]*)\)"
+
+
+def check_numbers(text: str, difference: float, low: float | None, high: float | None, p: float | None) -> None:
+    """The difference, interval and p of a sentence are those given, as rounded there."""
+    scale, half = (0.01, 6e-4) if "points" in text else (1.0, 6e-5)
+    estimates, _, said = text.rpartition(", p ")
+    numbers = [scale * float(number) for number in re.findall(r"[+-][\d.]+(?:e[+-]\d+)?", estimates)]
+    expected = [difference] if low is None or high is None else [difference, low, high]
+    if not text.startswith(("+", "-")):  # an interval alone
+        del expected[0]
+    assert numbers == pytest.approx(expected, abs=half)
+    assert p is not None
+    assert p < 0.001 if said == "< 0.001" else float(said.removeprefix("= ")) == pytest.approx(p, abs=6e-4)
+
+
+def arms_in(line: str) -> dict[str, str]:
+    """Name of each arm of a listing to what stands in its brackets."""
+    listing = line.split(": ", 1)[1].removesuffix(".")
+    return {part.split(" (")[0]: part.partition(" (")[2].removesuffix(")") for part in listing.split("; ")}
+
+
+def of_metric(arms: tuple[ArmRow, ...], metric: str) -> dict[str, Comparison]:
+    return {arm.name(): one for arm in arms for one in arm.comparisons if one.metric == metric}
+
+
+def check_sentences(verdict: Verdict, better: dict[str, str]) -> int:
+    """Recompute each claim of the conclusion from the comparisons; the number of sentences that were checked."""
+    checked = 0
+    for metric in better:
+        compared = of_metric(verdict.arms, metric)
+        for one in compared.values():
+            if one.low is not None and one.high is not None:
+                assert (one.low > 0 or one.high < 0) == (one.p < LEVEL)  # type: ignore[operator]
+            assert (one.verdict in ("better", "worse")) == (one.scope == "new seeds" and one.p_adjusted < LEVEL)  # type: ignore[operator]
+            good = (one.difference < 0) == (better[metric] == "lower")
+            assert one.verdict not in ("better", "worse") or good == (one.verdict == "better")
+            if one.verdict in ("lower", "higher"):
+                assert (one.difference < 0) == (one.verdict == "lower")
+        for word in ("Better", "Worse"):
+            lines = [
+                line for line in verdict.conclusion if line.startswith(f"{word} than alpha 0 in {metric}, for new")
+            ]
+            listed = arms_in(lines[0]) if lines else {}
+            assert len(lines) <= 1
+            assert set(listed) == {name for name, one in compared.items() if one.verdict == word.lower()}
+            for name, text in listed.items():
+                one = compared[name]
+                check_numbers(text, one.difference, one.low, one.high, one.p_adjusted)
+                checked += 1
+        none = f"No alpha is shown to be better than alpha 0 in {metric} for new seeds."
+        assert (none in verdict.conclusion) == (
+            bool(compared) and all(one.verdict != "better" for one in compared.values())
+        )
+        for word in ("lower", "higher"):
+            for name, one in compared.items():
+                head = f"{word.capitalize()} {metric} with {name} for th"
+                lines = [line for line in verdict.conclusion if line.startswith(head)]
+                assert len(lines) == (one.verdict == word)
+                for line in lines:
+                    first, *rest = re.findall(GIVEN, line)
+                    these = one.these_seeds or one  # with one seed the comparison is of it
+                    check_numbers(first, one.difference, these.low, these.high, these.p_adjusted)
+                    assert these.p_adjusted < LEVEL  # type: ignore[operator]
+                    assert bool(rest) == (one.these_seeds is not None)
+                    for wide in rest:
+                        check_numbers(wide, one.difference, one.low, one.high, one.p_adjusted)
+                    checked += 1
+        lines = [line for line in verdict.conclusion if line.startswith(f"Not significant in {metric}: ")]
+        listed = arms_in(lines[0]) if lines else {}
+        assert set(listed) == {name for name, one in compared.items() if one.verdict == "not significant"}
+        for name, text in listed.items():
+            one = compared[name]
+            if one.low is not None and one.high is not None:
+                gain = -one.low if better[metric] == "lower" else one.high
+                number = re.search(r"over ([\d.e+-]+)( points)?", text)
+                said = 0.0 if number is None else float(number[1]) * (0.01 if number[2] else 1.0)
+                assert said == pytest.approx(max(0.0, gain), rel=0.06, abs=6e-4 if number and number[2] else 6e-5)
+                checked += 1
+    first = next(iter(better))
+    sizes = [line for line in verdict.conclusion if line.startswith("Minimum detectable effect: ")]
+    undecided = [
+        one.detectable
+        for one in of_metric(verdict.arms, first).values()
+        if one.verdict not in ("better", "worse") and one.detectable is not None
+    ]
+    assert bool(sizes) == bool(undecided)
+    if sizes:
+        said = re.search(r": ([\d.e+-]+)( points)?", sizes[0])
+        assert said is not None
+        assert float(said[1]) * (0.01 if said[2] else 1) == pytest.approx(max(undecided), abs=6e-4 if said[2] else 6e-5)
+        checked += 1
+    if verdict.recommended is not None:
+        row = next(arm for arm in verdict.arms if arm.name() == verdict.recommended.name())
+        words = {one.metric: one.verdict for one in row.comparisons}
+        assert row.alpha == 0 or (words[first] == "better" and "worse" not in words.values())
+        assert any(line.startswith("Recommended: ") and row.name() in line for line in verdict.conclusion)
+        checked += 1
+    return checked
+
+
+def test_judge_sweep_every_sentence_holds_in_drawn_situations() -> None:
+    """200 sweeps with drawn gaps, spreads, seeds and missing cells."""
+    checked = 0
+    for number in range(200):
+        draw = np.random.default_rng(number)
+        seeds = int(draw.integers(1, 5))
+        cells = plan("sweep.alphas=[5, 10]", f"sweep.seeds={seeds}")
+        gaps = {alpha: float(draw.choice([0, 0, 0.003, 0.03]) * draw.choice([-1, 1])) for alpha in (0.0, 5.0, 10.0)}
+        spread = float(draw.choice([0, 0.002, 0.01]))
+        content = measured(cells, gaps, seed_spread=spread, number=number, prompts=int(draw.choice([30, ROWS])))
+        for cell in cells:
+            right = (draw.random(ROWS) < 0.5 + 0.2 * (cell.arm.alpha == 5.0)).astype(float).tolist()
+            content[cell.key]["metrics"]["exact match"] = {"better": "higher", "values": right, "weights": None}
+            if draw.random() < 0.05:
+                del content[cell.key]
+        if content:
+            verdict = judge(cells, content, LOSS, "exact match", delta=0.005)
+            checked += check_sentences(verdict, {LOSS: "lower", "exact match": "higher"})
+    assert checked > 600

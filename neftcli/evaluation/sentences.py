@@ -1,0 +1,122 @@
+"""The sentences of an evaluation's report, each generated from the numbers it states."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, WIN_RATE
+from neftcli.evaluation.units import amount, interval, p_value
+from neftcli.events import Comparison, EvaluatedModel, MetricRow
+from neftcli.statistics.multiple import NOT_SIGNIFICANT
+from neftcli.statistics.paired import FEWEST, LEVEL, SKEWED
+
+
+def conclusion(
+    models: Sequence[EvaluatedModel],
+    metrics: Sequence[MetricRow],
+    comparisons: Sequence[Comparison],
+    changed: Collection[str] | None,
+) -> Iterator[str]:
+    """State the result against each other model, in the metrics that are good in one direction.
+
+    Args:
+        models: The evaluated one first.
+        metrics: What was measured.
+        comparisons: Of the first model with each other one.
+        changed: Options in which the run and its baseline differ; None unless both are runs.
+    """
+    if comparisons and all(one.p_adjusted is None for one in comparisons):
+        most = max(one.n for one in comparisons)
+        yield f"Nothing is tested: {most} {'prompt is' if most == 1 else 'prompts are'} too few, a test needs {FEWEST}."
+        return
+    rated = {row.metric for row in metrics if row.better != "none"}
+    for other in models[1:]:
+        compared = [one for one in comparisons if one.against == other.role and one.metric in rated]
+        runs = other.role == "baseline" and changed is not None
+        yield from _of_two_runs(models[0], other, compared, changed or ()) if runs else _of_two_models(other, compared)
+        if untested := [f"{one.metric} ({one.n})" for one in compared if one.p_adjusted is None]:
+            yield f"Not tested against {other.name}, with fewer than {FEWEST} prompts: {', '.join(untested)}."
+
+
+def _of_two_models(other: EvaluatedModel, compared: Sequence[Comparison]) -> Iterator[str]:
+    """Better and worse are right here: the claim is about these two models."""
+    parts = [
+        f"{word} in {', '.join(f'{one.metric} ({_numbers(one)})' for one in these)}"
+        for word in ("better", "worse")
+        if (these := [one for one in compared if one.verdict == word])
+    ]
+    if same := _not_significant(compared):
+        parts.append(f"not significant in {same}")
+    if parts:
+        yield f"Against {other.role} {other.name}: {'; '.join(parts)}."
+
+
+def _of_two_runs(
+    main: EvaluatedModel, other: EvaluatedModel, compared: Sequence[Comparison], changed: Collection[str]
+) -> Iterator[str]:
+    """With one run each, a difference is one of these runs, and not of their recipes."""
+    found = [f"{one.verdict} {one.metric} ({_numbers(one)})" for one in compared if one.verdict in ("lower", "higher")]
+    if found:
+        yield f"These two runs differ: {main.name} has {', '.join(found)} than {other.name}."
+        yield _reason(changed)
+    if same := _not_significant(compared):
+        yield f"Not significant between {main.name} and {other.name}: {same}."
+
+
+def _reason(changed: Collection[str]) -> str:
+    """What one run each says about the reason of a difference."""
+    if not changed:
+        return "Both have the same recipe, so this is what training twice does."
+    if set(changed) == {"training.seed"}:
+        return "Only their seeds differ, so this is what a different seed does."
+    noise = all(path.startswith("neftune.") or path == "training.seed" for path in changed)
+    what = "alpha" if noise and "neftune.alpha" in changed else "noise" if noise else "recipe"
+    return f"One run each can't show that the {what} did it: a different seed would change them, too."
+
+
+def _not_significant(compared: Sequence[Comparison]) -> str:
+    """The metrics that are not significant, with what their intervals leave possible."""
+    return ", ".join(
+        f"{one.metric} ({interval(one.metric, one.low, one.high)}{p_value(one.p_adjusted)})"
+        for one in compared
+        if one.verdict == NOT_SIGNIFICANT
+    )
+
+
+def _numbers(one: Comparison) -> str:
+    ends = interval(one.metric, one.low, one.high)
+    return f"{amount(one.metric, one.difference, signed=True)}, {ends}{p_value(one.p_adjusted)}"
+
+
+def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Warn of significant differences whose skewness makes p < 0.05 more frequent than 5 % without a true one."""
+    skewed = [
+        f"{one.metric} against {one.against} ({100 * one.true_level:.0f} %)"
+        for one in comparisons
+        if one.true_level is not None and one.true_level > SKEWED and one.verdict not in ("", NOT_SIGNIFICANT)
+    ]
+    if skewed:
+        yield (
+            f"Skewed differences: {', '.join(skewed)}. About that share of comparisons without a true difference would "
+            f"have p < {LEVEL:g}, not {100 * LEVEL:.0f} %."
+        )
+
+
+def liking_of_length(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Warn if the raw win rate is significant and the one at equal lengths is not."""
+    words = {comparison.metric: comparison.verdict for comparison in comparisons}
+    controlled = words.get(CONTROLLED_WIN_RATE)
+    if words.get(WIN_RATE) not in (None, "", NOT_SIGNIFICANT) and controlled in (None, "", NOT_SIGNIFICANT):
+        yield (
+            "The raw win rate is significant, the one at equal lengths is not: the judge may have liked the answers' "
+            "lengths."
+        )
+
+
+def unreadable(bounds: tuple[float, float], pairs: int, left_out: int) -> str:
+    """State the worst cases of a win rate whose unreadable pairs are left out."""
+    lost, won = (f"{100 * bound:.1f} %" for bound in bounds)
+    return (
+        f"{left_out} of {pairs} pairs had a verdict that could not be read or was refused, and are left out: the win "
+        f"rate would be {lost} if all of them were lost, and {won} if all were won."
+    )

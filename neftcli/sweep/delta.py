@@ -1,0 +1,101 @@
+"""The smallest effect of interest, `sweep.delta`: typed as a number in the metric's unit, or as a share of a gain."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from neftcli.errors import Problem, RecipeError
+from neftcli.evaluation.comparison import LOSS
+from neftcli.sweep.results import WIN_RATES
+from neftcli.sweep.sequential import FIRST_LOOK
+
+if TYPE_CHECKING:
+    from neftcli.sweep.results import SweepResults
+
+AUTO = "auto"
+OF_GAIN = 0.01
+"""The default for held-out loss: this share of the gain over the base model."""
+OF_WIN_RATE = 0.05
+"""The default for a win rate: 5 points."""
+
+
+def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float | None:
+    """Resolve `sweep.delta` to a number in a metric's unit.
+
+    Args:
+        delta: 0.005, "1%" of the gain, or "auto".
+        metric: Name of the first metric, to which it applies.
+        gain: What training without noise gained over the base model, by `gain_of_training`; None if it is not known.
+
+    Returns:
+        None if the gain is not known or not above 0, or if the default has no value for the metric.
+
+    Raises:
+        RecipeError: It is not a number above 0 nor a percentage, or a percentage was typed for a metric without a base
+            value.
+    """
+    typed = str(delta).strip()
+    if typed == AUTO:
+        if metric in WIN_RATES:
+            return OF_WIN_RATE
+        return None if metric != LOSS or gain is None or gain <= 0 else OF_GAIN * gain
+    number = _number(typed.removesuffix("%"))
+    if number is None:
+        violated = (
+            "sweep.delta must be a number above 0 in the metric's unit, or a percentage of the gain over the base model"
+        )
+        raise RecipeError(Problem(violated, typed, "--delta 0.005 or --delta 1%"))
+    if not typed.endswith("%"):
+        return number
+    if metric == LOSS:
+        return None if gain is None or gain <= 0 else number / 100 * gain
+    violated = f"sweep.delta: a percentage is one of the gain over the base model, which is known for {LOSS} only"
+    raise RecipeError(
+        Problem(violated, f"{typed} with {metric}", "--delta 0.05    in the metric's unit; 0.05 is 5 points")
+    )
+
+
+def gain_of_training(results: SweepResults, before: Sequence[float]) -> float | None:
+    """Compute the gain of alpha 0 over the base model: loss before training minus held-out loss of alpha 0.
+
+    It is that of the first seeds, `FIRST_LOOK`, so that it stays the same when seeds are added. With a grid it is the
+    best baseline's.
+
+    Args:
+        results: What was measured.
+        before: Held-out losses of the base model, as cells recorded them.
+    """
+    tuned = []
+    for arm in (arm for arm in results.arms if not arm.alpha):
+        losses = [loss for loss in results.per_seed(LOSS, arm)[:FIRST_LOOK] if loss is not None]
+        if losses:
+            tuned.append(float(np.mean(losses)))
+    return float(np.mean(before)) - min(tuned) if before and tuned else None
+
+
+def losses_before(runs: Iterable[Path]) -> list[float]:
+    """Read the held-out losses that runs recorded before training; runs without one are left out."""
+    losses = []
+    for run in runs:
+        try:
+            lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = [row for row in map(json.loads, lines) if row["event"] == "Evaluated" and row["step"] == 0]
+        except (OSError, ValueError, LookupError, TypeError):  # taken away, or damaged, by a person
+            continue
+        losses += [row["held_out_loss"] for row in rows[:1] if row.get("held_out_loss") is not None]
+    return losses
+
+
+def _number(text: str) -> float | None:
+    """The number above 0 that a text is; None if it is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if number > 0 and math.isfinite(number) else None

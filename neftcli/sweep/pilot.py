@@ -1,0 +1,135 @@
+"""What a planned sweep could detect, by the variance of cells that are done: its own, or those of a pilot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from neftcli.data.splits import normalised
+from neftcli.errors import InputError, Problem
+from neftcli.evaluation.report import instruction
+from neftcli.events import PowerPlan
+from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
+from neftcli.runs.directory import CELLS, RECIPE
+from neftcli.statistics.crossed import (
+    SHARED_BASELINE,
+    ArmDifference,
+    Components,
+    Scope,
+    compare_arms,
+    complete,
+    detectable,
+)
+from neftcli.statistics.paired import FEWEST, LEVEL
+from neftcli.statistics.planning import needed
+from neftcli.sweep.cell import finished_run, measured
+from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
+from neftcli.sweep.plan import Cell, arms_of, baseline_of, plan_cells
+from neftcli.sweep.results import METRIC_NAMES, SweepResults
+
+if TYPE_CHECKING:
+    from neftcli.data.formats import Example
+    from neftcli.recipe.schema import Recipe
+
+NO_PILOT = "not known before cells of two seeds are done; --pilot SWEEP takes the variance of another sweep"
+
+
+def plan_power(
+    base: Recipe, cells: Sequence[Cell], held_out: Iterable[Example], folder: Path, *, own: bool
+) -> PowerPlan:
+    """Compute the minimum detectable effect of a planned sweep, and what would detect its delta.
+
+    The components of the variance are the means over the pilot's arms; the degrees of freedom of the seeds' part are
+    those of the planned arms (of the baseline with the fewest), because the pilot only estimates what the sweep itself
+    will estimate again. The level is that of the strictest step of Holm's correction over the planned comparisons.
+
+    Args:
+        base: The planned sweep's recipe.
+        cells: Its cells.
+        held_out: Its held-out examples.
+        folder: The sweep whose cells are read.
+        own: They are the planned cells; if some are not done, that is no error.
+
+    Raises:
+        InputError: The pilot, another sweep, has no two seeds done both with noise and without.
+    """
+    name = base.sweep.metrics[0]
+    metric = METRIC_NAMES.get(name, name)
+    prompts = len({normalised(instruction(example)) for example in held_out})
+    plan = PowerPlan(metric, base.sweep.seeds, prompts, why_not=NO_PILOT)
+    if name in ("tasks", "win_rate"):
+        return replace(plan, why_not=f"not planned for {metric}, whose variance cells don't keep")
+    of_pilot, runs = list(cells), folder / CELLS
+    if not own:
+        layers = file_layers(str(folder / RECIPE))
+        of_pilot = plan_cells(resolve(layers), layers)
+    found = {cell.key: run for cell in of_pilot if (run := finished_run(runs, cell.key)) is not None}
+    contents = {cell.key: measured(found[cell.key], cell.recipe) for cell in of_pilot if cell.key in found}
+    results = SweepResults(of_pilot, {key: content for key, content in contents.items() if content is not None})
+    pilot = _differences(results, metric)
+    if not pilot:
+        if own:
+            return plan
+        problem = "the pilot needs two seeds that are done both with noise and without"
+        raise InputError(Problem(f"--pilot: {problem}", str(folder), f"neft sweep-alpha {folder} --seeds 2"))
+    noised = [arm for arm in arms_of(cells) if arm.alpha]
+    if not noised:
+        return replace(plan, why_not="no arm has noise")
+    comparisons = len(noised) * sum(len(base.evaluation.tasks) if one == "tasks" else 1 for one in base.sweep.metrics)
+    arms = min(Counter(map(baseline_of, noised)).values())
+    components = _mean(pilot, arms)
+    if components.unknown():
+        return replace(plan, why_not="nothing varies in the pilot")
+    before = losses_before(run.path for run in found.values())
+    delta = resolve_delta(base.sweep.delta, metric, gain_of_training(results, before))
+    seeds = base.sweep.seeds
+    planned = replace(pilot[0], components=components, seeds=max(2, seeds), n=prompts, comparisons=comparisons)
+    more = None if delta is None else needed(planned, delta)
+    scope: Scope = "new seeds" if seeds > 1 else "these seeds"
+    return replace(
+        plan,
+        pilot=str(folder),
+        pilot_seeds=max(one.seeds for one in pilot),
+        detectable=detectable(components, seeds, prompts, LEVEL / comparisons, scope),
+        delta=delta,
+        seeds_needed=more.seeds if more else None,
+        prompts_needed=more.prompts if more and seeds > 1 else None,
+        differs=() if own else tuple(differences(load_recipe(str(folder / RECIPE)), base)),
+        why_not="",
+    )
+
+
+def _differences(results: SweepResults, metric: str) -> list[ArmDifference]:
+    """Arms of at least two seeds compared with their baselines, those that vary unusually much left out if possible."""
+    compared: list[ArmDifference] = []
+    for baseline in dict.fromkeys(baseline_of(arm) for arm in results.arms if arm.alpha):
+        first, weights, prompts = (
+            results.values(metric, baseline),
+            results.weights(metric, baseline),
+            results.prompts(metric),
+        )
+        columns = []
+        for arm in results.arms:
+            if arm.alpha and baseline_of(arm) == baseline:
+                (values, _), _, kept = complete([first, results.values(metric, arm)], weights, prompts)
+                if len(values) > 1 and len(set(kept or ())) >= FEWEST:
+                    columns.append(results.values(metric, arm))
+        if columns:
+            compared += compare_arms(first, columns, weights, prompts=prompts)
+    return [one for one in compared if not one.uneven] or compared
+
+
+def _mean(pilot: Sequence[ArmDifference], arms: int) -> Components:
+    """The pilot's mean components, with the degrees of freedom of so many arms of one baseline (as in `crossed`)."""
+    parts = [one.components for one in pilot if one.components is not None]
+    return Components(
+        seed=float(np.mean([one.seed or 0.0 for one in parts])),
+        prompt=float(np.mean([one.prompt for one in parts])),
+        residual=float(np.mean([one.residual or 0.0 for one in parts])),
+        freedom=arms / (1 + (arms - 1) * SHARED_BASELINE**2),
+    )

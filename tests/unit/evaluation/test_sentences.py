@@ -1,0 +1,222 @@
+"""The sentences of a report.
+
+Oracle: a checker that reads every sentence and computes each of its claims again from the comparisons, over 200 drawn
+situations.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from neftcli.evaluation.sentences import conclusion, skewness, unreadable
+from neftcli.events import Comparison, EvaluatedModel, MetricRow
+from neftcli.statistics.multiple import Better, direction, verdict
+
+DIRECTIONS: dict[str, Better] = {
+    "held-out loss": "lower",
+    "token accuracy": "higher",
+    "exact match": "higher",
+    "win rate": "higher",
+    "win rate, matched": "higher",
+    "win rate, length-controlled": "higher",
+    "arc_easy acc": "higher",
+    "answer tokens": "none",
+    "2-gram repetition": "none",
+}
+POINTS = {name for name in DIRECTIONS if name not in ("held-out loss", "answer tokens")}
+NAME = "|".join(sorted(map(re.escape, DIRECTIONS), key=len, reverse=True))
+NUMBER = r"[+-][0-9.e+-]+(?: points)?"
+CLAIM = re.compile(
+    rf"(?:(?P<word>lower|higher) )?(?P<metric>{NAME}) \((?:(?P<difference>{NUMBER}), )?"
+    rf"(?:95 % CI (?P<low>{NUMBER}) to (?P<high>{NUMBER}), )?p (?P<sign>[=<]) (?P<p>[0-9.]+)\)"
+)
+OPTIONS = ("training.seed", "neftune.alpha", "neftune.kind", "training.learning_rate")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A drawn report: its models, metrics, comparisons, and what the two runs differ in."""
+
+    models: tuple[EvaluatedModel, ...]
+    metrics: tuple[MetricRow, ...]
+    comparisons: tuple[Comparison, ...]
+    changed: frozenset[str] | None
+
+    def are_runs(self, role: str) -> bool:
+        """Both models of a comparison are runs."""
+        return role == "baseline" and self.changed is not None
+
+    def word(self, one: Comparison) -> str:
+        """The claim that the numbers support."""
+        if one.p_adjusted is None:
+            return "not tested"
+        if one.p_adjusted >= 0.05 or not one.difference:
+            return "not significant"
+        grows = one.difference > 0
+        if self.are_runs(one.against) or DIRECTIONS[one.metric] == "none":
+            return "higher" if grows else "lower"
+        return "better" if grows == (DIRECTIONS[one.metric] == "higher") else "worse"
+
+
+def situation(seed: int) -> Situation:
+    """Models, metrics, p-values, intervals and prompts at random; a few without a test."""
+    generator = np.random.default_rng(seed)
+    baseline = EvaluatedModel("baseline", "mine-a0-s1", "runs/mine-a0-s1", 0.0, 1)
+    base = EvaluatedModel("base", "smollm2-135m", "a folder")
+    others = [[baseline, base], [baseline], [base]][generator.integers(3)]
+    metrics = [name for name in DIRECTIONS if generator.random() < 0.7] or ["held-out loss"]
+    changed = frozenset(option for option in OPTIONS if generator.random() < 0.4) if generator.random() < 0.8 else None
+    comparisons = []
+    few = generator.random() < 0.1
+    for other in others:
+        runs = other.role == "baseline" and changed is not None
+        for name in (name for name in metrics if generator.random() < 0.9):
+            n = int(generator.integers(1, 6) if few or generator.random() < 0.1 else generator.integers(6, 200))
+            difference = float(generator.choice([0.0, *generator.normal(0, 0.1, 9)]))
+            half = float(abs(generator.normal(0, 0.1)))
+            has_ends = n >= 6 and generator.random() < 0.9
+            p = float(generator.choice([1e-4, generator.random() * 0.05, generator.random()])) if n >= 6 else None
+            words = direction(p, difference) if runs else verdict(p, difference, DIRECTIONS[name])
+            comparisons.append(
+                Comparison(
+                    metric=name,
+                    against=other.role,
+                    difference=difference,
+                    low=difference - half if has_ends else None,
+                    high=difference + half if has_ends else None,
+                    p=p,
+                    p_adjusted=p,
+                    n=n,
+                    detectable=None,
+                    verdict=words,
+                    true_level=float(generator.choice([0.05, 0.0651, 0.13])) if n >= 6 else None,
+                )
+            )
+    rows = tuple(MetricRow(name, "", DIRECTIONS[name], ()) for name in metrics)
+    run = EvaluatedModel("run", "mine-a5-s0", "runs/mine-a5-s0", 5.0, 0)
+    return Situation((run, *others), rows, tuple(comparisons), changed)
+
+
+def read(metric: str, number: str) -> float:
+    assert number.endswith(" points") == (metric in POINTS)
+    return float(number.removesuffix(" points")) / (100 if metric in POINTS else 1)
+
+
+def claims(text: str, drawn: Situation, role: str, word: str | None) -> set[tuple[str, str, str]]:
+    """What a list of metrics with numbers claims, each number checked; nothing may be left of the text."""
+    rest, said = text, set()
+    for found in CLAIM.finditer(text):
+        [one] = [each for each in drawn.comparisons if (each.metric, each.against) == (found["metric"], role)]
+        resolution = 0.00051 if one.metric in POINTS else 0.000051
+        numbers = {"difference": one.difference, "low": one.low, "high": one.high}
+        for name, number in numbers.items():
+            if found[name] is not None:
+                assert number is not None
+                assert read(one.metric, found[name]) == pytest.approx(number, abs=resolution)
+        assert (found["low"] is None) == (one.low is None)
+        assert one.p_adjusted is not None
+        if found["sign"] == "<":
+            assert one.p_adjusted < float(found["p"])
+        else:
+            assert float(found["p"]) == pytest.approx(one.p_adjusted, abs=0.00051)
+        claimed = word or found["word"]
+        assert (found["difference"] is None) == (claimed == "not significant")
+        said.add((role, one.metric, claimed))
+        rest = rest.replace(found[0], "", 1)
+    assert re.fullmatch(r"[, ]*", rest), rest
+    return said
+
+
+def checked(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]:
+    """Every claim of the sentences, each checked on its own."""
+    said: set[tuple[str, str, str]] = set()
+    by_name = {model.name: model.role for model in drawn.models}
+    for sentence in sentences:
+        if found := re.fullmatch(r"Nothing is tested: (\d+) prompts? (?:is|are) too few, a test needs 6\.", sentence):
+            assert {one.p_adjusted for one in drawn.comparisons} == {None}
+            assert int(found[1]) == max(one.n for one in drawn.comparisons) < 6
+            assert len(sentences) == 1
+            return {(one.against, one.metric, "not tested") for one in drawn.comparisons}
+        if found := re.fullmatch(r"These two runs differ: (\S+) has (.*) than (\S+)\.", sentence):
+            assert drawn.are_runs(by_name[found[3]])
+            assert found[1] == drawn.models[0].name
+            said |= claims(found[2], drawn, by_name[found[3]], None)
+        elif found := re.fullmatch(r"Not significant between (\S+) and (\S+): (.*)\.", sentence):
+            assert drawn.are_runs(by_name[found[2]])
+            said |= claims(found[3], drawn, by_name[found[2]], "not significant")
+        elif found := re.fullmatch(r"Against (\S+) (\S+): (.*)\.", sentence):
+            assert by_name[found[2]] == found[1]
+            assert not drawn.are_runs(found[1])
+            for part in found[3].split("; "):
+                word, listed = part.split(" in ", 1)
+                assert word in ("better", "worse", "not significant")
+                said |= claims(listed, drawn, found[1], word)
+        elif found := re.fullmatch(r"Not tested against (\S+), with fewer than 6 prompts: (.*)\.", sentence):
+            for metric, n in re.findall(rf"({NAME}) \((\d+)\)", found[2]):
+                [one] = [
+                    each for each in drawn.comparisons if (each.metric, each.against) == (metric, by_name[found[1]])
+                ]
+                assert one.n == int(n) < 6
+                said.add((one.against, metric, "not tested"))
+        else:
+            changed = drawn.changed
+            assert changed is not None
+            assert any(word in ("lower", "higher") for role, _, word in said if role == "baseline")
+            expected = {
+                "Both have the same recipe, so this is what training twice does.": not changed,
+                "Only their seeds differ, so this is what a different seed does.": changed == {"training.seed"},
+                "One run each can't show that the alpha did it: a different seed would change them, too.": (
+                    "neftune.alpha" in changed and "training.learning_rate" not in changed
+                ),
+                "One run each can't show that the noise did it: a different seed would change them, too.": (
+                    "neftune.kind" in changed and not changed & {"neftune.alpha", "training.learning_rate"}
+                ),
+                "One run each can't show that the recipe did it: a different seed would change them, too.": (
+                    "training.learning_rate" in changed
+                ),
+            }
+            assert expected[sentence]
+    return said
+
+
+def test_conclusion_states_each_comparison_once_and_right_in_200_situations() -> None:
+    kinds = set()
+    for seed in range(200):
+        drawn = situation(seed)
+        sentences = list(conclusion(drawn.models, drawn.metrics, drawn.comparisons, drawn.changed))
+        said = checked(drawn, sentences)
+        nothing = all(one.p_adjusted is None for one in drawn.comparisons)
+        stated = [one for one in drawn.comparisons if nothing or DIRECTIONS[one.metric] != "none"]
+        assert said == {(one.against, one.metric, drawn.word(one)) for one in stated}, (seed, sentences)
+        assert all(drawn.word(one) in (one.verdict, "not tested") for one in drawn.comparisons)
+        differ = any(drawn.word(one) in ("lower", "higher") for one in stated if drawn.are_runs(one.against))
+        assert differ == any("differ" in sentence or "recipe" in sentence for sentence in sentences)
+        kinds |= {sentence.partition(" ")[0] for sentence in sentences}
+    assert kinds == {"Nothing", "These", "Not", "Against", "Both", "Only", "One"}
+
+
+def test_skewness_names_every_level_above_what_is_promised_in_200_situations() -> None:
+    for seed in range(200):
+        drawn = situation(seed)
+        skewed = [
+            one
+            for one in drawn.comparisons
+            if (one.true_level or 0) > 0.065 and one.verdict not in ("", "not significant")
+        ]
+        lines = list(skewness(drawn.comparisons))
+        assert bool(lines) == bool(skewed)
+        for line in lines:
+            found = re.findall(rf"({NAME}) against (base|baseline) \((\d+) %\)", line)
+            assert [(one.metric, one.against, f"{100 * (one.true_level or 0):.0f}") for one in skewed] == found
+            assert line.endswith("would have p < 0.05, not 5 %.")
+
+
+def test_unreadable_states_both_worst_cases() -> None:
+    assert unreadable((0.41, 0.63), 50, 11) == (
+        "11 of 50 pairs had a verdict that could not be read or was refused, and are left out: the win rate would be "
+        "41.0 % if all of them were lost, and 63.0 % if all were won."
+    )

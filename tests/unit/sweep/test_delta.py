@@ -1,0 +1,87 @@
+"""The smallest effect of interest.
+
+Oracles: arithmetic by hand, and the parts of an error message.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neftcli.errors import RecipeError
+from neftcli.evaluation.comparison import LOSS, WIN_RATE
+from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
+from neftcli.sweep.plan import Arm
+from neftcli.sweep.results import SweepResults
+from tests.unit.sweep.test_verdict import ACCURACY, measured, plan
+
+
+@pytest.mark.parametrize(
+    ("delta", "metric", "gain", "resolved"),
+    [
+        (0.005, LOSS, None, 0.005),
+        ("0.005", WIN_RATE, None, 0.005),
+        ("5e-3", ACCURACY, None, 0.005),
+        ("1%", LOSS, 0.46, 0.0046),
+        ("2.5%", LOSS, 0.4, 0.01),
+        ("1%", LOSS, None, None),
+        ("1%", LOSS, -0.2, None),
+        ("auto", LOSS, 0.46, 0.0046),
+        ("auto", LOSS, None, None),
+        ("auto", WIN_RATE, None, 0.05),
+        ("auto", ACCURACY, 0.46, None),
+    ],
+)
+def test_resolve_delta(delta: float | str, metric: str, gain: float | None, resolved: float | None) -> None:
+    assert resolve_delta(delta, metric, gain) == (None if resolved is None else pytest.approx(resolved))
+
+
+@pytest.mark.parametrize("delta", ["abc", "-1%", "0", "0%", "nan", "inf%", "%", "1%%"])
+def test_resolve_delta_rejects_what_is_no_amount(delta: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve_delta(delta, LOSS, 0.5)
+    [problem] = caught.value.problems
+    assert problem.violated.startswith("sweep.delta must be a number above 0")
+    assert (problem.received, problem.remedy) == (delta, "--delta 0.005 or --delta 1%")
+
+
+@pytest.mark.parametrize("typed", ["1%", "2%"])
+@pytest.mark.parametrize("metric", [WIN_RATE, ACCURACY])
+def test_resolve_delta_rejects_a_percentage_without_a_base_value(metric: str, typed: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve_delta(typed, metric, 0.5)
+    [problem] = caught.value.problems
+    assert problem.received == f"{typed} with {metric}"
+    assert problem.remedy.startswith("--delta 0.05 ")
+
+
+@pytest.mark.parametrize(("typed", "value"), [("0.005", 0.005), ("'0.005'", "0.005"), ("1%", "1%")])
+def test_recipe_takes_a_delta_as_a_number_or_a_percentage(typed: str, value: float | str) -> None:
+    assert resolve([*file_layers("quickstart"), assignment(f"sweep.delta={typed}")]).sweep.delta == value
+
+
+def test_gain_of_training_is_that_of_the_first_three_seeds_and_the_best_baseline() -> None:
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=4", "sweep.grid=['training.learning_rate=1e-5,5e-5']")
+    content = measured(cells, {0: 0, 5: -9.0})
+    for cell in cells:
+        if cell.recipe.training.learning_rate == 5e-5 or cell.seed == 3:  # worse, or too late
+            metric = content[cell.key]["metrics"][LOSS]
+            metric["values"] = [
+                value + 0.5 * weight for value, weight in zip(metric["values"], metric["weights"], strict=True)
+            ]
+    results = SweepResults(cells, content)
+    losses = results.per_seed(LOSS, Arm(0.0, (("training.learning_rate", 1e-5),)))
+    assert gain_of_training(results, [9.0, 9.0]) == pytest.approx(9 - sum(losses[:3]) / 3)  # type: ignore[arg-type]
+    assert gain_of_training(results, []) is None
+    assert gain_of_training(SweepResults(cells, {}), [9.0]) is None
+
+
+def test_losses_before_reads_step_0_and_leaves_out_damaged_files(tmp_path: Path) -> None:
+    lines = [{"event": "Evaluated", "step": step, "held_out_loss": 3.0 - step} for step in (0, 1)]
+    for name, text in (("whole", "\n".join(map(json.dumps, lines))), ("damaged", "{"), ("late", json.dumps(lines[1]))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    assert losses_before(tmp_path / name for name in ("whole", "damaged", "late", "missing")) == [3.0]

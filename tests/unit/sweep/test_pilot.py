@@ -1,0 +1,105 @@
+"""The plan of a sweep by a pilot's variance.
+
+Oracles: `detectable` on the pilot's own comparison, and plans with other numbers of seeds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from neftcli.cli.display import text
+from neftcli.errors import InputError
+from neftcli.events import SweepEstimate
+from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.statistics.crossed import compare_arms, detectable
+from neftcli.statistics.paired import LEVEL
+from neftcli.sweep import pilot as module
+from neftcli.sweep.pilot import NO_PILOT, plan_power
+from neftcli.sweep.results import SweepResults
+from tests.unit.sweep.test_verdict import LOSS, ROWS, measured, plan
+
+SETS = ("sweep.alphas=[5, 10]", "sweep.seeds=3", "sweep.delta=0.01")
+
+
+@pytest.fixture
+def content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Measured cells by key, found without files; held-out examples are their own prompts."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(
+        module, "finished_run", lambda _, key: SimpleNamespace(key=key, path=Path("none")) if key in found else None
+    )
+    monkeypatch.setattr(module, "measured", lambda run, _: found[run.key])
+    monkeypatch.setattr(module, "instruction", str)
+    return found
+
+
+def planned(*sets: str) -> Any:
+    base = resolve([*file_layers("quickstart"), *map(assignment, (*SETS, *sets))])
+    prompts = [f"prompt {number}" for number in range(ROWS)]
+    return plan_power(base, plan(*SETS, *sets), prompts, Path("folder"), own=True)  # type: ignore[arg-type]
+
+
+def test_plan_power_of_the_pilots_own_plan_is_its_minimum_detectable_effect(content: dict[str, Any]) -> None:
+    cells = plan(*SETS)
+    content |= measured(cells, {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
+    results = SweepResults(cells, content)
+    base, *arms = (results.values(LOSS, arm) for arm in results.arms)
+    found = compare_arms(base, arms, results.weights(LOSS, results.arms[0]), comparisons=2)
+    power = planned()
+    assert (power.seeds, power.prompts, power.pilot_seeds, power.delta) == (3, ROWS, 3, 0.01)
+    effects = [one.detectable for one in found]
+    assert min(effects) <= power.detectable <= max(effects)  # type: ignore[type-var]
+    assert power.why_not == ""
+    # More seeds and more arms are planned: a smaller effect, until delta is reached at the number that is said.
+    assert planned("sweep.seeds=8").detectable < power.detectable
+    assert planned(f"sweep.seeds={power.seeds_needed}").detectable <= 0.01
+    assert planned(f"sweep.seeds={power.seeds_needed - 1}").detectable > 0.01
+
+
+def test_plan_power_one_planned_seed_is_about_that_seed(content: dict[str, Any], tmp_path: Path) -> None:
+    """By another sweep, of three seeds."""
+    content |= measured(plan(*SETS), {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
+    (tmp_path / "recipe.yaml").write_text("extends: quickstart\nsweep: {alphas: [5, 10], seeds: 3}\n")
+    sets = (*SETS, "sweep.seeds=1", "training.weight_decay=0.5")
+    base = resolve([*file_layers("quickstart"), *map(assignment, sets)])
+    prompts: Any = [f"prompt {number}" for number in range(ROWS)]
+    power = plan_power(base, plan(*sets), prompts, tmp_path, own=False)
+    assert (power.differs, power.pilot_seeds) == (("training.weight_decay",), 3)
+    cells = plan(*SETS)
+    results = SweepResults(cells, content)
+    base, *arms = (results.values(LOSS, arm) for arm in results.arms)
+    parts = module._mean(compare_arms(base, arms, results.weights(LOSS, results.arms[0])), 2)
+    assert power.detectable == pytest.approx(detectable(parts, 1, ROWS, LEVEL / 2, "these seeds"))
+    assert power.prompts_needed is None
+
+
+def test_plan_power_without_two_seeds(content: dict[str, Any]) -> None:
+    cells = plan(*SETS)
+    content |= measured([cell for cell in cells if cell.seed == 0], {0: 0, 5: 0, 10: 0})
+    power = planned()
+    assert (power.detectable, power.why_not) == (None, NO_PILOT)
+    lines = text.estimate_lines(SweepEstimate(0.0, 1, (), {}, {}, (), power=power))
+    assert lines == ["nothing is left to do", f"minimum detectable effect: {NO_PILOT}"]
+    assert planned("sweep.metrics=[win_rate]").why_not.startswith("not planned for win rate")
+
+
+def test_plan_power_lines_state_the_numbers(content: dict[str, Any]) -> None:
+    content |= measured(plan(*SETS), {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
+    power = planned()
+    first, second = text.estimate_lines(SweepEstimate(0.0, 1, (), {}, {}, (), power=power))[1:]
+    assert first.endswith(f"with 3 seeds and {ROWS} prompts (power 80 %, variance of 3 seeds of folder)")
+    assert second.startswith("to detect an effect of 0.01")
+    assert f"takes about {power.seeds_needed} seeds" in second
+
+
+def test_plan_power_rejects_a_pilot_without_two_seeds(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("extends: quickstart\n")
+    base = resolve(file_layers("quickstart"))
+    with pytest.raises(InputError, match="the pilot needs two seeds that are done both with noise and without"):
+        plan_power(base, plan(*SETS), [], tmp_path, own=False)
