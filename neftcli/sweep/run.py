@@ -18,7 +18,7 @@ from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.folder import require_alike
 from neftcli.sweep.local import LocalEngine, Outcome, devices
 from neftcli.sweep.plan import Cell, arms_of
-from neftcli.sweep.results import METRIC_NAMES, SweepResults
+from neftcli.sweep.results import METRIC_NAMES, WIN_RATES, SweepResults
 from neftcli.sweep.sequential import FIRST_LOOK, Decision, decide, stops_early
 from neftcli.sweep.standing import state_of
 from neftcli.training.stopping import Stop, StopRequested, say_stopping
@@ -172,7 +172,7 @@ class SweepRun:
         from neftcli.evaluation.comparison import METRICS
 
         measured = next((list(cell["metrics"]) for cell in content.values()), [])
-        own = {metric.name for metric in METRICS} | set(METRIC_NAMES.values())
+        own = {metric.name for metric in METRICS} | set(METRIC_NAMES.values()) | set(WIN_RATES)
         tasks = [name for name in measured if name not in own]
         names = [
             name

@@ -321,9 +321,10 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
         assert len(server.requests) == asked
     report = events(result.out)[-1]
     assert again["arms"] == report["arms"]
-    assert report["metrics"] == ["win rate", "held-out loss"]
-    assert report["arms"][0]["values"]["win rate"]["value"] == 0.5
-    assert [one["metric"] for one in report["arms"][1]["comparisons"]] == ["win rate", "held-out loss"]
+    controlled = "win rate, length-controlled"
+    assert report["metrics"] == [controlled, "held-out loss"]
+    assert report["arms"][0]["values"]["win rate"]["value"] == report["arms"][0]["values"][controlled]["value"] == 0.5
+    assert [one["metric"] for one in report["arms"][1]["comparisons"]] == [controlled, "held-out loss"]
     tasks = ["--metric", "tasks", "--tasks", str(tmp_path / "letters.yaml"), "--name", "other", "--seeds", "1"]
     report = events(neft(*arguments, *tasks, "--set", "name=other", "--json").out)[-1]
     assert report["metrics"] == ["letters acc"]

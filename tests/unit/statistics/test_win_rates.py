@@ -13,7 +13,7 @@ import pytest
 from scipy.special import expit, stdtrit
 
 from neftcli.statistics.paired import PairedDifference
-from neftcli.statistics.win_rates import win_rate
+from neftcli.statistics.win_rates import length_controlled_scores, win_rate
 
 
 def judged(
@@ -172,3 +172,17 @@ def test_win_rate_level_and_coverage(n: int) -> None:
     planted = [controlled(*judged(generator, n, 0.6)) for _ in range(300)]
     truth = 0.8 * expit(0.6) + 0.1 - 0.5
     assert sum((one.low or 0) <= truth <= (one.high or 0) for one in planted) / 300 > 0.92
+
+
+def test_length_controlled_scores() -> None:
+    """Their mean is the win rate at equal lengths, and their standard error is its own, up to the clusters' factor."""
+    draw = np.random.default_rng(9)
+    lengths = draw.normal(20, 40, 300)
+    scores = (draw.random(300) < 1 / (1 + np.exp(-lengths / 60))).astype(float)
+    values, rate = length_controlled_scores(scores, lengths), win_rate(scores, lengths)
+    assert rate is not None
+    assert values.mean() == pytest.approx(0.5 + rate.value, abs=1e-6)
+    half = (rate.high or 0.0) - (rate.low or 0.0)
+    assert 2 * 1.97 * values.std(ddof=1) / np.sqrt(300) == pytest.approx(half, rel=0.02)
+    assert (length_controlled_scores(scores[:5], lengths[:5]) == scores[:5]).all()
+    assert (length_controlled_scores(scores, np.full(300, 7.0)) == scores).all()
