@@ -340,11 +340,11 @@ def complete(
     counts = None if weights is None else np.asarray(weights, dtype=np.float64)
     shapes = [array.shape for array in arrays]
     if arrays[0].ndim != 2 or len(set(shapes)) > 1 or (counts is not None and counts.shape != shapes[0][1:]):
-        raise ValueError(f"arms must be (seeds, rows), all alike, and weights (rows,), not {shapes}")
+        raise ValueError(f"arms must be (seeds, rows), of one shape, and weights (rows,), not {shapes}")
     if prompts is not None and len(prompts) != shapes[0][1]:
         raise ValueError(f"one prompt for each row is needed, not {len(prompts)} for {shapes[0][1]} rows")
     if np.isinf(arrays).any() or (counts is not None and not np.isfinite(counts).all()):
-        raise ValueError("every number must be finite, or NaN where there is none")
+        raise ValueError("every number must be finite, or NaN if it is missing")
     seeds = ~np.any([np.isnan(array).all(1) for array in arrays], axis=0)
     arrays = [array[seeds] for array in arrays]
     kept: npt.NDArray[np.bool_] = ~np.any(np.isnan(arrays), axis=(0, 1))
