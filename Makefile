@@ -28,7 +28,7 @@ demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in set and show
 	@echo "to type such a command: . $(BIN)/activate"
 
 test: setup  ## the tests that a newcomer and CI run: minutes, no network
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 test-slow: setup  ## the tests on the real SmolLM2-135M, too
 	$(BIN)/python -m pytest -m 'slow or not slow'

@@ -25,7 +25,7 @@ from neftcli.machine.processes import leads, rank
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What all that typer refuses is an instance of; typer itself exports only some of its kinds."""
-TURN = 10.0
+TURN = 30.0
 """Seconds in which the first of several processes can tell what all of them see, before another does."""
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""

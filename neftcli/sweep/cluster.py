@@ -273,8 +273,9 @@ def _connected(address: str | None) -> Any:
         ray.init("local", include_dashboard=False, **quiet)
         return ray
     try:
-        _require_reachable(address)
-        ray.init(address, **quiet)
+        found = _found_locally() if address == "auto" else address
+        _require_reachable(found)
+        ray.init(found, **quiet)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError, SystemExit) as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -308,15 +309,26 @@ def _quietened(log: Path) -> Callable[[], None]:
     return undo
 
 
+def _found_locally() -> str:
+    """HOST:PORT of the cluster that "auto" means: RAY_ADDRESS, or one that runs on this machine.
+
+    Ray finds it by its processes, and one of them may outlive its cluster.
+
+    Raises:
+        ConnectionError: There is none.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return str(canonicalize_bootstrap_address("auto"))
+
+
 def _require_reachable(address: str) -> None:
-    """Knocks at a host and port; Ray itself would wait for minutes, and then end the process.
+    """Connects to a host and port; Ray itself would wait for minutes, and then end the process.
 
     Raises:
         OSError: Nobody answers.
-        ValueError: The address is neither "auto" nor HOST:PORT.
+        ValueError: The address is not HOST:PORT.
     """
-    if address == "auto":
-        return
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
         raise ValueError("an address is auto or HOST:PORT")

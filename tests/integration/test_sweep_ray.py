@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,8 @@ from tests.conftest import Result
 # Ray reads these when it is imported: nobody else on this machine can join, and nothing is written to the home folder.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
 pytest.importorskip("ray", reason="the extra neftcli[ray] is not installed")
-pytestmark = pytest.mark.enable_socket
+# One process runs them all: "auto" finds every cluster on this machine.
+pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("ray")]
 
 STEPS = 80
 
@@ -251,4 +253,29 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(
     begun = time.monotonic()
     with pytest.raises(InputError, match=f"--ray-address {address}: there is no Ray cluster that can be joined"):
         RayEngine(address, 0, tmp_path)
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("left", ["a process of Ray", "RAY_ADDRESS"])
+def test_what_is_left_of_a_cluster_that_ended_is_refused_at_once(
+    left: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray._private import services
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    services._cached_find_gcs_addresses.cache_clear()
+    command = ["raylet", "-c", "read", "raylet", "--gcs-address=127.0.0.1:1"]
+    remains = subprocess.Popen(command, executable="bash", stdin=subprocess.PIPE)
+    if left == "RAY_ADDRESS":
+        remains.kill()
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    begun = time.monotonic()
+    try:
+        with pytest.raises(InputError, match="no Ray cluster that can be joined") as caught:
+            RayEngine("auto", 0, tmp_path)
+    finally:
+        remains.kill()
+        remains.communicate()  # waits, and closes the pipe
+        services._cached_find_gcs_addresses.cache_clear()
+    assert "refused" in str(caught.value.problems[0].received)  # by what is left, not for want of any
     assert time.monotonic() - begun < 20
