@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge, Gt, Lt
 
 from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.evaluation.batches import in_batches
@@ -38,9 +39,9 @@ class RowLoss:
     """
 
     where: str
-    negative_log_likelihood: float
-    tokens: int
-    correct: int
+    negative_log_likelihood: Annotated[float, Gt(-math.inf), Lt(math.inf)]
+    tokens: Annotated[int, Gt(0)]
+    correct: Annotated[int, Ge(0)]
 
 
 def row_losses(

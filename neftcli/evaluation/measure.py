@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from neftcli.evaluation.generation import Answer, answers_as_they_come
 from neftcli.evaluation.loss import RowLoss, losses_as_they_come
 from neftcli.evaluation.metrics import AnswerMetrics
 from neftcli.evaluation.metrics import measure as measure_answer
-from neftcli.evaluation.store import Store, alone
+from neftcli.evaluation.store import Result, Store, alone
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Advance, Notice, Observer, Phase
 from neftcli.models.by_recipe import (
@@ -74,6 +74,13 @@ class Progress:
         remaining = elapsed / max(1, done - self._known) * (self._total - done)
         rate = self._amount / elapsed if elapsed else 0.0
         self._observer.notify(Advance(self._part, done, self._total, elapsed, remaining, rate, self._unit))
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTask:
+    """The results of a task, as they are stored; several if it is a group."""
+
+    results: tuple[TaskResult, ...]
 
 
 class Measurement:
@@ -176,8 +183,8 @@ class Measurement:
             self._model = self.subject.load(self.machine)
         return self._model
 
-    def _store(self, kind: str, depends_on: dict[str, Any]) -> Store:
-        return Store(self.subject.home / "evaluation", kind, {"model": self._identity, **depends_on})
+    def _store(self, kind: str, result: type[Result], depends_on: dict[str, Any]) -> Store[Result]:
+        return Store(self.subject.home / "evaluation", kind, result, {"model": self._identity, **depends_on})
 
     def _token_rows(self) -> dict[int, TokenRow]:
         """Place to tokens, of the examples that hold an answer of which something is left within data.max_length."""
@@ -189,9 +196,10 @@ class Measurement:
 
     def _losses(self) -> dict[int, RowLoss]:
         scored = self._scored
-        store = self._store("losses", {"rows": [[place, row.input_ids, row.labels] for place, row in scored.items()]})
+        rows_of = [[place, row.input_ids, row.labels] for place, row in scored.items()]
+        store = self._store("losses", RowLoss, {"rows": rows_of})
         pairs = zip(scored.items(), self._known, strict=False)
-        store.add({place: asdict(loss) for (place, row), (known, loss) in pairs if row == known})
+        store.add({place: loss for (place, row), (known, loss) in pairs if row == known})
         missing = [place for place in scored if place not in store.found]
         if missing:
             model = self._loaded()
@@ -200,30 +208,20 @@ class Measurement:
             rows = [scored[place] for place in missing]
             for batch in losses_as_they_come(model, rows, size, self.machine.autocast(), self.observer):
                 _require_finite(self.subject.name, [loss for _, loss in batch])
-                store.add({missing[index]: asdict(loss) for index, loss in batch})
+                store.add({missing[index]: loss for index, loss in batch})
                 progress.add(len(store.found), len(batch))
-        found = store.found
-        return {
-            place: RowLoss(
-                scored[place].where,
-                found[place]["negative_log_likelihood"],
-                found[place]["tokens"],
-                found[place]["correct"],
-            )
-            for place in scored
-        }
+        return {place: replace(store.found[place], where=row.where) for place, row in scored.items()}
 
     def _answers(self) -> list[Answer]:
         chosen = asdict(self.settings.generation) | {"seed": self.seed}
         if not self.settings.generation.do_sample:
             chosen = {name: value for name, value in chosen.items() if name not in ONLY_SAMPLED}
-        store = self._store("answers", {"prompts": self._prompts, "settings": chosen})
+        store = self._store("answers", Answer, {"prompts": self._prompts, "settings": chosen})
         if len(store.found) < len(self._prompts):
             self._generate(store)
-        kept = [store.found[place] for place in range(len(self._prompts))]
-        return [Answer(one["text"], one["tokens"], one["cut"]) for one in kept]
+        return [store.found[place] for place in range(len(self._prompts))]
 
-    def _generate(self, store: Store) -> None:
+    def _generate(self, store: Store[Answer]) -> None:
         model, prompts = self._loaded(), self._prompts
         if cut := sum(self._room is not None and len(prompt) > self._room for prompt in prompts):
             self.observer.notify(
@@ -243,7 +241,7 @@ class Measurement:
         )
         for batch in batches:
             if batch:
-                store.add({place: asdict(answer) for place, answer in batch})
+                store.add(dict(batch))
                 progress.add(len(store.found), sum(answer.tokens for _, answer in batch))
 
     def _task(self, name: str) -> list[TaskResult]:
@@ -258,17 +256,16 @@ class Measurement:
             asked["settings"] = asdict(settings)
         if settings.apply_chat_template:
             asked["chat_template"] = self._tokenizer.chat_template
-        store = self._store("task", asked) if kept else None
-        if store is not None and store.found and len(store.found) == store.found[0]["of"]:
-            found = [store.found[place] for place in range(len(store.found))]
-            return [TaskResult(**{key: _tuple(one[key]) for key in TaskResult.__slots__}) for one in found]
+        store = self._store("task", KeptTask, asked) if kept else None
+        if store is not None and 0 in store.found:
+            return list(store.found[0].results)
         model = self._loaded()
         self._tell(f"task {name}")
         size = self.settings.per_device_eval_batch_size
         autocast = self.machine.autocast()
         results = run_tasks(model, self._tokenizer, [name], size, autocast, self.observer, settings)
         if store is not None:
-            store.add({place: asdict(result) | {"of": len(results)} for place, result in enumerate(results)})
+            store.add({0: KeptTask(tuple(results))})
         return results
 
 
@@ -291,8 +288,3 @@ def _require_finite(name: str, losses: Sequence[RowLoss]) -> None:
 
 def _sha256(text: str) -> str:
     return sha256(text.encode()).hexdigest()
-
-
-def _tuple(value: Any) -> Any:
-    """JSON's list as the tuple that it was."""
-    return tuple(value) if isinstance(value, list) else value

@@ -18,7 +18,7 @@ from neftcli.events import Notice, Observer, Phase, RowsReady
 from neftcli.machine.hub import UNREACHABLE, prefer_cache_if_unreachable
 from neftcli.recipe.nearest import at_home, exists
 from neftcli.recipe.places import places_of
-from neftcli.runs.directory import RECIPE, RECORD, find_run
+from neftcli.runs.directory import RECIPE, find_run
 
 if TYPE_CHECKING:
     from neftcli.data.splits import Digests
@@ -167,7 +167,7 @@ def _require_in_place(subject: Subject, recipe: Recipe) -> None:
 def _is_unchanged(subject: Subject, examples: Examples) -> bool:
     """Whether a run's data is what it was trained on."""
     assert subject.run is not None  # noqa: S101 - only runs are asked
-    return bool(subject.run.read_json(RECORD).get("data_sha256") == fingerprint(examples.train, examples.held_out))
+    return bool(subject.run.record().get("data_sha256") == fingerprint(examples.train, examples.held_out))
 
 
 def _trained_prompts(subjects: Sequence[Subject], observer: Observer) -> Digests:

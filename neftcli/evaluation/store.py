@@ -9,34 +9,59 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, Observer
 from neftcli.runs.directory import json_line
+from neftcli.runs.schemas import Count, parse
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-class Store:
-    """One file of results: an object a line, each with the place of its item.
+Result = TypeVar("Result", bound="DataclassInstance")
+
+
+class Place(TypedDict):
+    """The item that a line is of."""
+
+    place: Count
+
+
+class Store(Generic[Result]):
+    """A file of results: a JSON object on each line, with the index of its item as `place`.
+
+    Args:
+        folder: Where the file is.
+        kind: How its name begins.
+        result: The dataclass of a result; lines that do not fit are left out, and measured again.
+        depends_on: All that the results depend on.
 
     Attributes:
         path: The file.
-        found: Place to object, for what is there.
+        found: The results that are stored, by the index of their item.
     """
 
-    def __init__(self, folder: Path, kind: str, depends_on: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, kind: str, result: type[Result], depends_on: Mapping[str, Any]) -> None:
         digest = sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"{kind}-{digest[:16]}.jsonl"
         require_own_file(self.path)
-        self.found: dict[int, dict[str, Any]] = {line["place"]: line for line in read_whole_lines(self.path)}
+        self.found: dict[int, Result] = {}
+        for line in whole_lines(self.path):
+            with suppress(ValueError):
+                self.found[parse(line, Place)["place"]] = parse(line, result)
 
-    def add(self, results: Mapping[int, Mapping[str, Any]]) -> None:
-        """Appends results that are not there yet, to disk before it returns."""
-        new = {place: {"place": place, **result} for place, result in results.items() if place not in self.found}
-        append_lines(self.path, new.values())
+    def add(self, results: Mapping[int, Result]) -> None:
+        """Append results that are not stored yet, to disk before it returns."""
+        new = {place: result for place, result in results.items() if place not in self.found}
+        append_lines(self.path, ({"place": place, **asdict(result)} for place, result in new.items()))
         self.found.update(new)
 
 
@@ -52,11 +77,8 @@ def require_own_file(path: Path) -> None:
         )
 
 
-def read_whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; missing files have none.
-
-    A last line that was torn by a kill is taken away; another that is damaged is left out, and measured again.
-    """
+def whole_lines(path: Path) -> list[bytes]:
+    """Read the lines of a .jsonl file; missing files have none. A last line that was torn by a kill is removed."""
     if not path.is_file():
         return []
     content = path.read_bytes()
@@ -64,17 +86,7 @@ def read_whole_lines(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    # By bytes: a text's own line breaks count more characters than JSON escapes.
-    objects = [_object(line) for line in whole.split(b"\n")]
-    return [one for one in objects if one is not None]
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) and "place" in value else None
+    return whole.split(b"\n")[:-1]  # by bytes: JSON does not escape every line break of a text
 
 
 def append_lines(path: Path, objects: Any) -> None:

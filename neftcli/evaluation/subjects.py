@@ -22,7 +22,7 @@ from neftcli.recipe.nearest import exists, nearest_path
 from neftcli.recipe.places import places_of
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.counterpart import find_counterpart
-from neftcli.runs.directory import CELLS, NAME, RECIPE, RECORD, RunDirectory, find_run, find_sweep
+from neftcli.runs.directory import CELLS, NAME, RECIPE, RunDirectory, find_run, find_sweep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -192,7 +192,7 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
         if recipe.adapter.type != "none"
         else Reference(folder.name, "folder", str(run.model))
     )
-    began_as = run.read_json(RECORD).get("model_fingerprint") if recipe.adapter.type != "none" else None
+    began_as = run.record().get("model_fingerprint") if recipe.adapter.type != "none" else None
     return Subject(role, folder.name, recipe, reference, folder, run, run.model, began_as)
 
 
@@ -228,7 +228,7 @@ def base_of(subject: Subject) -> Subject | None:
     recipe = subject.recipe
     reference = _base_reference(recipe, subject.run.path)
     home = subject.home.parent / _folder_name(reference)
-    began_as = subject.run.read_json(RECORD).get("model_fingerprint")
+    began_as = subject.run.record().get("model_fingerprint")
     return Subject("base", reference.label(), recipe, reference, home, None, subject.run.model, began_as)
 
 

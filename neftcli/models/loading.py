@@ -106,6 +106,7 @@ def load_tokenizer(
 
     with explained(reference):
         tokenizer = AutoTokenizer.from_pretrained(**source(reference, trust_remote_code))
+        tokenizer("a")  # a damaged tokenizer_config.json shows only when the tokenizer is used
     if not tokenizer.is_fast or tokenizer.eos_token is None:
         missing = "an end-of-text token" if tokenizer.is_fast else "a tokenizer.json"
         raise ModelError(
@@ -200,15 +201,19 @@ def load_model(
             bnb_4bit_use_double_quant=double_quantization,
             bnb_4bit_compute_dtype=compute_dtype,
         )
-    with explained(reference):
-        model: PreTrainedModel
-        model, report = AutoModelForCausalLM.from_pretrained(
-            **source(reference, trust_remote_code),
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+    model: PreTrainedModel
+    try:
+        with explained(reference):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                **source(reference, trust_remote_code),
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except RuntimeError:
+        empty_model(reference, load_config(reference, trust_remote_code), trust_remote_code)  # is config.json at fault?
+        raise
     if leftover := sorted(name for name in report["unexpected_keys"] if name.endswith(QUANTISED_PARTS)):
         raise ModelError(
             Problem(
@@ -296,6 +301,24 @@ def load_config(reference: Reference, trust_remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(**source(reference, trust_remote_code))
 
 
+def empty_model(reference: Reference, config: Any, trust_remote_code: bool) -> PreTrainedModel:
+    """Build a model by its configuration, on the meta device: without storage for its weights.
+
+    Raises:
+        ModelError: The configuration describes no model that can be built.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with explained(reference), torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (RuntimeError, TypeError) as error:  # nothing is allocated: a size is negative, or far too large
+        violated = f"model.name: config.json of {reference.name} describes no model that can be built"
+        raise ModelError(Problem(violated, _first_line(error), AGAIN)) from None
+    return model
+
+
 @contextmanager
 def explained(reference: Reference) -> Iterator[None]:
     """Turns what the libraries raise into a message that says what to do."""
@@ -359,8 +382,10 @@ def _of_damaged_files(reference: Reference, error: Exception) -> ModelError | No
     if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
         violated = f"model.name: the weights of {name} have other sizes than its config.json says"
         return ModelError(Problem(violated, "weights that do not fit", AGAIN))
-    # The libraries trip in many ways over files that are not what they expect; a RuntimeError is the machine's.
-    if reference.kind == "folder" and not isinstance(error, RuntimeError | MemoryError):
+    # The libraries fail in many ways on files that are not what they expect; a RuntimeError is the machine's, but for
+    # the recursion in files that are nested too deep.
+    of_the_machine = isinstance(error, RuntimeError | MemoryError) and not isinstance(error, RecursionError)
+    if reference.kind == "folder" and not of_the_machine:
         return _unloadable(reference, error)
     return None
 

@@ -71,12 +71,10 @@ def estimate(
         row_tokens: Tokens of the longest row of a batch.
         device: cpu or cuda.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    from neftcli.models.loading import empty_model
 
-    config = _configuration(reference, recipe.model.trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    trust = recipe.model.trust_remote_code
+    model = empty_model(reference, _configuration(reference, trust), trust)
     return estimate_of(recipe, model, weight_bytes, activation_bytes, row_tokens, device)
 
 

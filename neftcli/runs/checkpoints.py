@@ -21,8 +21,10 @@ from shutil import rmtree
 from typing import Any
 
 from neftcli.runs.directory import to_disk, write_whole
+from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse
 
 MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
 PLACE = re.compile(r"checkpoint-([0-9]+)")
 FORMAT = 2
 
@@ -35,11 +37,13 @@ class Checkpoint:
         path: Its folder.
         step: Updates done.
         manifest: What it is of: recipe, noise, data, model, versions.
+        progress: What the run had measured, and how long it had taken.
     """
 
     path: Path
     step: int
-    manifest: Mapping[str, Any]
+    manifest: Manifest
+    progress: TrainingState
 
 
 class Damaged(Exception):  # noqa: N818 - a finding; the next older checkpoint is looked at
@@ -128,8 +132,6 @@ def verify(place: Path) -> Checkpoint:
     except OSError as error:
         raise Damaged(f"manifest.json can't be read: {error.strerror}") from None
     manifest = _unsealed(text)
-    if manifest.get("format") != FORMAT:
-        raise Damaged(f"manifest.json has format {manifest.get('format')}, this version of neft reads {FORMAT}")
     for name, known in manifest["files"].items():
         try:
             size = (place / name).stat().st_size
@@ -147,7 +149,25 @@ def verify(place: Path) -> Checkpoint:
     strange = {file.relative_to(place).as_posix() for file in _files(place)} - manifest["files"].keys()
     if strange:
         raise Damaged(f"{min(strange)} was not written with it")
-    return Checkpoint(place, manifest["step"], manifest)
+    for name in manifest["files"]:
+        if name.endswith(".json"):
+            _read(place / name, dict[str, Any])
+    progress = _read(place / TRAINER_STATE, TrainerState)["stateful_callbacks"]["Watch"]
+    return Checkpoint(place, manifest["step"], manifest, progress)
+
+
+def _read(file: Path, schema: type[Schema]) -> Schema:
+    """Read a JSON file of a checkpoint.
+
+    Raises:
+        Damaged: It is missing, or other than neft and the libraries write it.
+    """
+    try:
+        return parse(file.read_bytes(), schema)
+    except OSError as error:
+        raise Damaged(f"{file.name} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise Damaged(f"{file.name} is not what was written ({error})") from None
 
 
 def _sealed(content: Mapping[str, Any]) -> str:
@@ -155,16 +175,22 @@ def _sealed(content: Mapping[str, Any]) -> str:
     return _text({**content, "manifest_sha256": hashlib.sha256(_text(content).encode()).hexdigest()})
 
 
-def _unsealed(text: bytes) -> dict[str, Any]:
+def _unsealed(text: bytes) -> Manifest:
+    """Read a manifest whose own hash is right.
+
+    Raises:
+        Damaged: It is not, or the manifest is of another version of neft.
+    """
     try:
-        content: dict[str, Any] = json.loads(text)
-        seal = content.pop("manifest_sha256")
-        intact = _sealed(content).encode() == text and hashlib.sha256(_text(content).encode()).hexdigest() == seal
-    except (ValueError, AttributeError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise Damaged("manifest.json is not what was written")
-    return content
+        content = parse(text, dict[str, Any])
+        content.pop("manifest_sha256", None)
+        if _sealed(content).encode() != text:
+            raise ValueError("its SHA-256 differs")
+        if content.get("format") != FORMAT:
+            raise Damaged(f"manifest.json has format {content.get('format')}, this version of neft reads {FORMAT}")
+        return parse(text, Manifest)
+    except ValueError as error:
+        raise Damaged(f"manifest.json is not what was written ({error})") from None
 
 
 def _text(content: Mapping[str, Any]) -> str:

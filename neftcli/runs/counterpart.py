@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
+from neftcli.errors import InputError
 from neftcli.events import Counterpart
 from neftcli.recipe.loading import fingerprint
 from neftcli.recipe.schema import Neftune, Recipe
-from neftcli.runs.directory import RECORD, RunDirectory
+from neftcli.runs.directory import RunDirectory
 
 
 def find_counterpart(recipe: Recipe, parent: Path) -> Counterpart:
@@ -29,9 +29,7 @@ def find_counterpart(recipe: Recipe, parent: Path) -> Counterpart:
 
 def _is_finished(folder: Path, recipe_sha256: str) -> bool:
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = RunDirectory(folder).record()
+    except InputError:
         return False
-    return (
-        isinstance(record, dict) and record.get("status") == "finished" and record.get("recipe_sha256") == recipe_sha256
-    )
+    return record["status"] == "finished" and record["recipe_sha256"] == recipe_sha256

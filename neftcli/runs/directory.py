@@ -9,7 +9,6 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import StringIO
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
@@ -20,12 +19,14 @@ from typing import Any
 from neftcli.errors import InputError, Problem
 from neftcli.recipe import places
 from neftcli.recipe.nearest import at_home
+from neftcli.runs.schemas import MetricsLine, Record, lines, parse
 
 SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 SUFFIX = re.compile(r"-a[0-9.e+-]+-s[0-9]+$")
 RECORD = places.RECORD
 RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
 CELLS = "cells"
 """Where a sweep keeps its runs."""
 TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
@@ -124,14 +125,7 @@ class RunDirectory:
             InputError: Its record can't be read, or no model was saved.
         """
         directory = cls(path)
-        try:
-            status = directory.read_json(RECORD)["status"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(
-                Problem(
-                    f"{path / RECORD}: this is not the record of a run", f"{type(error).__name__}: {error}", TRAIN_AGAIN
-                )
-            ) from None
+        status = directory.record()["status"]
         if not (path / RECIPE).is_file():
             raise InputError(Problem(f"{path}: this run has no recipe.yaml", f"status {status}", TRAIN_AGAIN))
         if not any(directory.model.glob("*.safetensors")):
@@ -205,28 +199,29 @@ class RunDirectory:
     def forget_measurements(self) -> None:
         """Takes away what a run measured and saved that begins again."""
         rmtree(self.model, ignore_errors=True)
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in (METRICS, "samples.jsonl"):
             (self.path / name).unlink(missing_ok=True)
 
-    def forget_after(self, step: int, evaluated: int) -> None:
-        """Takes away what was measured and saved behind a checkpoint, which will be done again.
+    def forget_after(self, step: int, evaluated: int) -> int:
+        """Remove what was measured and saved after a checkpoint, which will be done again.
 
         Args:
-            step: Updates done in the checkpoint.
-            evaluated: Updates done at its last evaluation.
+            step: Steps done in the checkpoint.
+            evaluated: Steps done at its last evaluation.
+
+        Returns:
+            How many damaged lines of metrics.jsonl were removed; one that a killed process tore is not counted.
         """
-        file, kept = self.path / "metrics.jsonl", []
-        with file.open(encoding="utf-8") if file.is_file() else StringIO() as lines:
-            for line in lines:
-                try:
-                    row = json.loads(line)
-                except ValueError:  # the last line of a killed process
-                    continue
-                if row["step"] <= (evaluated if row["event"] == "Evaluated" else step):
-                    kept.append(line)
-        self.write_text("metrics.jsonl", "".join(kept))
+        kept, damaged = [], 0
+        for line, row in lines(self.path / METRICS, MetricsLine):
+            if row is None:
+                damaged += line.endswith("\n")
+            elif row["step"] <= (evaluated if row["event"] == "Evaluated" else step):
+                kept.append(line)
+        self.write_text(METRICS, "".join(kept))
         (self.path / "samples.jsonl").unlink(missing_ok=True)
         rmtree(self.model, ignore_errors=True)
+        return damaged
 
     def forget_checkpoints(self) -> None:
         """Takes the checkpoints away; a finished run has its model."""
@@ -240,9 +235,30 @@ class RunDirectory:
         """Writes a JSON file whole or not at all."""
         self.write_text(name, json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Reads a JSON file of the run."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+    def record(self) -> Record:
+        """Read `run.json`.
+
+        Raises:
+            InputError: It is missing or damaged.
+        """
+        file = self.path / RECORD
+        try:
+            return parse(file.read_bytes(), Record)
+        except (OSError, ValueError) as error:
+            received = getattr(error, "strerror", None) or str(error)
+            raise InputError(Problem(f"{file}: this is not the record of a run", received, self._again())) from None
+
+    def _again(self) -> str:
+        """Return what to type if the run itself is lost."""
+        recipe = self.path / RECIPE
+        if not recipe.is_file():
+            return TRAIN_AGAIN
+        return f"neft train --recipe {shlex.quote(str(recipe))}    trains it again, in a new folder"
+
+    def evaluations(self) -> list[MetricsLine]:
+        """Read the evaluations of `metrics.jsonl`, without lines that are damaged."""
+        read = (row for _, row in lines(self.path / METRICS, MetricsLine))
+        return [row for row in read if row is not None and row["event"] == "Evaluated"]
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
         """Adds one object as a line of a .jsonl file."""
@@ -264,8 +280,9 @@ class LedDirectory(RunDirectory):
     def forget_measurements(self) -> None:
         """Leaves them."""
 
-    def forget_after(self, step: int, evaluated: int) -> None:
+    def forget_after(self, step: int, evaluated: int) -> int:
         """Leaves it."""
+        return 0
 
     def forget_checkpoints(self) -> None:
         """Leaves them."""

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ class RunRecord:
         paths: dict[str, Any] | None = None,
     ) -> None:
         self._directory = directory
-        before = self._before = directory.read_json(RECORD) if resumed is not None else {}
+        before: Mapping[str, Any] = dict(directory.record()) if resumed is not None else {}
+        self._before = before
         again = [{"at": _now(), "after": before.get("status"), **resumed}] if resumed is not None else []
         self.fields: dict[str, Any] = {
             "status": "running",

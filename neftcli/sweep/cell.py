@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -18,6 +17,7 @@ from neftcli.models.damage import is_cut
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
 from neftcli.recipe.schema import TaskSettings
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
+from neftcli.runs.schemas import MeasuredCell, Record, parse
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 MEASURED = "evaluation/cell.json"
 MEASURING = "measuring the cell"
 """The phase by which a cell says that its training is done."""
-PARTS = {"settings": str, "prompts": list, "references": list, "answers": list, "metrics": dict}
 
 
 def finished_run(cells: Path, key: str) -> RunDirectory | None:
@@ -110,41 +109,28 @@ def take_away(folder: Path) -> None:
         rmtree(folder)
 
 
-def records(cells: Path) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
+def records(cells: Path) -> Iterator[tuple[RunDirectory, Record]]:
     """The runs below `cells` that have a record."""
     for file in sorted(cells.glob(f"*/{RECORD}")):
+        run = RunDirectory(file.parent)
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            yield run, run.record()
+        except InputError:  # damaged: the cell is trained again
             continue
-        if isinstance(record, dict):
-            yield RunDirectory(file.parent), record
 
 
-def runs_of(cells: Path, key: str) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
+def runs_of(cells: Path, key: str) -> Iterator[tuple[RunDirectory, Record]]:
     """The runs below `cells` by the recipe of `key`, with their records."""
-    return ((run, record) for run, record in records(cells) if record.get("recipe_sha256") == key)
+    return ((run, record) for run, record in records(cells) if record["recipe_sha256"] == key)
 
 
 def measured(run: RunDirectory, recipe: Recipe) -> dict[str, Any] | None:
-    """What was measured of a cell by the settings of `recipe`; None where that is still to do, or damaged."""
+    """Read what was measured of a cell by the settings of `recipe`; None if that is still to do, or damaged."""
     try:
-        content = run.read_json(MEASURED)
+        content = dict(parse((run.path / MEASURED).read_bytes(), MeasuredCell))
     except (OSError, ValueError):
         return None
-    return content if _is_whole(content) and content["settings"] == settings_key(recipe) else None
-
-
-def _is_whole(content: Any) -> bool:
-    """Whether all that a cell's numbers are read from is there."""
-    return (
-        isinstance(content, dict)
-        and all(isinstance(content.get(part), kind) for part, kind in PARTS.items())
-        and all(
-            isinstance(metric, dict) and isinstance(metric.get("values"), list) and {"better", "weights"} <= {*metric}
-            for metric in content["metrics"].values()
-        )
-    )
+    return content if content["settings"] == settings_key(recipe) else None
 
 
 def settings_key(recipe: Recipe) -> str:

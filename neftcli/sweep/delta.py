@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.evaluation.comparison import LOSS
+from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.results import WIN_RATES
 from neftcli.sweep.sequential import FIRST_LOOK
 
@@ -83,12 +83,8 @@ def losses_before(runs: Iterable[Path]) -> list[float]:
     """Read the held-out losses that runs recorded before training; runs without one are left out."""
     losses = []
     for run in runs:
-        try:
-            lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            rows = [row for row in map(json.loads, lines) if row["event"] == "Evaluated" and row["step"] == 0]
-        except (OSError, ValueError, LookupError, TypeError):  # taken away, or damaged, by a person
-            continue
-        losses += [row["held_out_loss"] for row in rows[:1] if row.get("held_out_loss") is not None]
+        before = [row.get("held_out_loss") for row in RunDirectory(run).evaluations() if row["step"] == 0]
+        losses += [loss for loss in before[:1] if loss is not None]
     return losses
 
 

@@ -14,7 +14,6 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from neftcli.events import CellEstimate, Observer, SweepEstimate
-from neftcli.runs.directory import RECORD
 from neftcli.sweep.cell import finished_run, measured
 from neftcli.sweep.costs import BEGUN, Costs
 from neftcli.sweep.local import devices
@@ -75,7 +74,7 @@ def estimate(cells: Sequence[Cell], engine: str, early_stopping: bool, observer:
         if run is None or content is None:
             left.append((cell, run is not None))
         elif "seconds" in content:
-            training = run.read_json(RECORD)["results"]["seconds"]
+            training = run.record()["results"]["seconds"]
             recorded[way(cell.recipe)].append((training, content["seconds"]))
     unknown: dict[str, Recipe] = {}
     for recipe in (cell.recipe for cell, _ in left if way(cell.recipe) not in recorded):

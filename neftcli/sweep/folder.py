@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
 from neftcli.recipe.nearest import nearest_path
 from neftcli.recipe.trust import require_typed_trust
-from neftcli.runs.directory import CELLS, RECIPE, RECORD, RunDirectory, find_run, find_sweep
+from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, find_run, find_sweep
 from neftcli.sweep.cell import records
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def require_alike(measured: Mapping[str, tuple[RunDirectory, Mapping[str, Any]]]
     """
     kinds: dict[str, dict[str, list[str]]] = {}
     for run, content in measured.values():
-        record = run.read_json(RECORD)
+        record = run.record()
         facts = {what: str(record.get(name)) for name, what in INPUTS.items()}
         facts["the held-out rows"] = repr((content["prompts"], content["references"]))
         for what, value in facts.items():

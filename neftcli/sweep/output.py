@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from neftcli.evaluation.comparison import LOSS, METRICS
 from neftcli.events import ArmRow, CellState, SweepReport
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
-from neftcli.runs.directory import finite, write_whole
+from neftcli.runs.directory import RunDirectory, finite, write_whole
 from neftcli.sweep.plan import baseline_of
 from neftcli.training.card import escaped
 
@@ -170,9 +170,9 @@ def _differences(report: SweepReport, results: SweepResults, metric: str) -> lis
 
 def _curve(cell: Cell, run: Path) -> Curve:
     """A cell's held-out loss over its updates."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = [line for line in lines if line["event"] == "Evaluated" and line["held_out_loss"] is not None]
-    steps, losses = (tuple(line[key] for line in found) for key in ("step", "held_out_loss"))
+    evaluations = [(row["step"], row.get("held_out_loss")) for row in RunDirectory(run).evaluations()]
+    points = [(step, loss) for step, loss in evaluations if loss is not None]
+    steps, losses = tuple(step for step, _ in points), tuple(loss for _, loss in points)
     return Curve(cell.arm.alpha, cell.arm.label(), cell.seed, steps, losses)
 
 

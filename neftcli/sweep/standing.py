@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +33,12 @@ def _has_checkpoint(run: RunDirectory) -> bool:
 
 
 def _last_evaluation(run: RunDirectory) -> dict[str, Any]:
-    """What a finished run's last evaluation says for the table; nothing where a person took it away."""
-    try:
-        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if row["event"] == "Evaluated"]
-        return {"step": rows[-1]["step"], "total_steps": rows[-1]["step"], "loss": rows[-1]["held_out_loss"]}
-    except (OSError, ValueError, LookupError, TypeError):
+    """Return a finished run's last evaluation for the table; nothing if a person removed it."""
+    evaluations = run.evaluations()
+    if not evaluations:
         return {}
+    last = evaluations[-1]
+    return {"step": last["step"], "total_steps": last["step"], "loss": last.get("held_out_loss")}
 
 
 def tell_of_others(folder: Path, cells: Sequence[Cell], observer: Observer) -> None:
@@ -49,7 +47,7 @@ def tell_of_others(folder: Path, cells: Sequence[Cell], observer: Observer) -> N
     others = [
         run.path.name
         for run, record in records(folder / CELLS)
-        if record.get("status") == "finished" and record.get("recipe_sha256") not in keys
+        if record["status"] == "finished" and record["recipe_sha256"] not in keys
     ]
     if others:
         observer.notify(Notice(f"left out, since they are not asked for: {listed(others)}, done before"))

@@ -86,7 +86,7 @@ def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
     if content is not None:
         run.write_json(MEASURED, content | {"settings": settings_key(recipe)})
     run.write_text(RECIPE, to_yaml(recipe))
-    record = {**run.read_json(RECORD), "recipe_sha256": fingerprint(recipe)}
+    record = {**run.record(), "recipe_sha256": fingerprint(recipe)}
     record.pop(FIELD, None)  # the folder on the node means nothing here: paths start from the current folder
     run.write_json(RECORD, record)
     newest, _ = Checkpoints(run.checkpoints, keep=sys.maxsize).newest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -103,21 +102,13 @@ class Resumption:
             InputError: It was gone on with.
         """
         gone = self.checkpoint is not None and not self.checkpoint.path.is_dir()
-        if gone or self.directory.read_json(RECORD)["status"] == "finished":
+        if gone or self.directory.record()["status"] == "finished":
             told = f"{self.directory.path}: another process went on with this run meanwhile"
             raise InputError(Problem(told, remedy="the same command again"))
 
-    def watch(self) -> dict[str, Any]:
-        """What the watch kept in the checkpoint; empty without one."""
-        if self.checkpoint is None:
-            return {}
-        state = json.loads((self.checkpoint.path / "trainer_state.json").read_text("utf-8"))
-        kept: dict[str, Any] = state["stateful_callbacks"]["Watch"]
-        return kept
-
     def seconds(self) -> float:
         """How long the run had taken up to the checkpoint."""
-        return float(self.watch().get("seconds", 0.0))
+        return self.checkpoint.progress["seconds"] if self.checkpoint else 0.0
 
     def told(self) -> dict[str, Any]:
         """What the run's record says of it."""
@@ -152,7 +143,7 @@ class Resumption:
             "data_sha256": f"{recipe.data.source_name()}: the rows",
             "tokens_sha256": f"{recipe.model.name}: the rows' tokens (the tokenizer or the chat template)",
         }
-        manifest = self.checkpoint.manifest
+        manifest: Mapping[str, Any] = self.checkpoint.manifest
         other = {key: value for key, value in found.items() if manifest[key] != value}
         if "data_sha256" in other:  # other rows have other tokens
             other.pop("tokens_sha256", None)
@@ -250,17 +241,7 @@ def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bo
     Raises:
         InputError: It is finished, its record can't be read, or it has checkpoints and none of them verifies.
     """
-    try:
-        status = directory.read_json(RECORD)["status"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            Problem(
-                f"{directory.path / RECORD}: this is not the record of a run",
-                f"{type(error).__name__}: {error}",
-                f"neft train --recipe {shlex.quote(str(directory.path / RECIPE))}    trains it again, in a new folder",
-            )
-        ) from None
-    if status == "finished":
+    if directory.record()["status"] == "finished":
         raise InputError(
             Problem(
                 f"{directory.path}: this run is finished",

@@ -229,9 +229,12 @@ class _Run:
     def _base(self, materials: Materials, model: PreTrainedModel) -> Base:
         """What the model can do before training; a resumed run knows it already."""
         if self.resumption.checkpoint:
-            kept = self.resumption.watch()
-            self.directory.forget_after(self.resumption.step, (kept["evaluated"] or {"step": 0})["step"])
-            return Base(Evaluated(**kept["base"]["evaluated"]), kept["base"]["answers"])
+            before = self.resumption.checkpoint.progress
+            last = before["evaluated"]["step"] if before["evaluated"] else 0
+            damaged = self.directory.forget_after(self.resumption.step, last)
+            if damaged:
+                self.notify(Notice(f"metrics.jsonl: {damaged} damaged line{'s' if damaged > 1 else ''} removed"))
+            return Base(Evaluated(**before["base"]["evaluated"]), before["base"]["answers"])
         self.directory.forget_measurements()
         settings = self.recipe.evaluation
         sides = (settings.per_device_eval_batch_size, settings.probe_rows)
@@ -355,7 +358,7 @@ class _Run:
             if checkpoint is None:
                 trainer.train()
                 return
-            watch.resume(self.resumption.watch())
+            watch.resume(checkpoint.progress)
             if checkpoint.step < total_steps:
                 trainer.train(resume_from_checkpoint=str(checkpoint.path))
             else:

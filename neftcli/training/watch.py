@@ -21,6 +21,7 @@ from neftcli.training.stopping import Stop, StopRequested
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
+    from neftcli.runs.schemas import TrainingState
     from neftcli.training.resume import Base
 
 SAVING = Phase("stopping: saving a checkpoint")
@@ -59,7 +60,7 @@ class Watch(TrainerCallback, ExportableState):
         self._started = self._row_started = self._saved = 0.0
         self._first_step, self._row_tokens = 0, 0.0
         self._stopping = False
-        self._resumed: dict[str, Any] = {}
+        self._resumed: TrainingState | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -72,10 +73,10 @@ class Watch(TrainerCallback, ExportableState):
             "seconds": time.perf_counter() - self._begun,
         }
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Goes on with what a checkpoint kept."""
-        self._resumed = state
-        self.evaluated = Evaluated(**state["evaluated"]) if state["evaluated"] else None
+    def resume(self, progress: TrainingState) -> None:
+        """Resume from what a checkpoint kept."""
+        self._resumed = progress
+        self.evaluated = Evaluated(**progress["evaluated"]) if progress["evaluated"] else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clocks, and makes up for an evaluation that a stop was asked before."""

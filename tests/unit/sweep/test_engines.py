@@ -28,6 +28,7 @@ from neftcli.sweep.local import LocalEngine, devices
 from neftcli.sweep.node import Returned
 from neftcli.sweep.plan import Cell
 from neftcli.sweep.worker import SIGNALS
+from tests.checkpoint import FACTS, write_trainer_state
 from tests.unit.sweep.test_verdict import plan
 
 
@@ -204,7 +205,8 @@ def stopped(tmp_path: Path) -> tuple[Cell, RunDirectory]:
     for step in (1, 2):
         checkpoints.place(step).mkdir(parents=True)
         (checkpoints.place(step) / "weights.bin").write_bytes(b"weights")
-        checkpoints.publish(step, {})
+        write_trainer_state(checkpoints.place(step), step)
+        checkpoints.publish(step, FACTS)
     return cell, run
 
 

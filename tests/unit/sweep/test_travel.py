@@ -33,6 +33,7 @@ from neftcli.sweep.travel import (
     unpacked,
     workplace,
 )
+from tests.checkpoint import FACTS, write_trainer_state
 
 
 @pytest.fixture
@@ -61,7 +62,8 @@ def begun(cells: Path, recipe: Recipe, status: str) -> RunDirectory:
         checkpoints.place(step).mkdir(parents=True)
         (checkpoints.place(step) / "recipe.yaml").write_text(to_yaml(recipe))
         (checkpoints.place(step) / "weights.bin").write_bytes(b"weights")
-        checkpoints.publish(step, {"recipe_sha256": fingerprint(recipe), "data_sha256": "rows", "processes": 1})
+        write_trainer_state(checkpoints.place(step), step)
+        checkpoints.publish(step, {**FACTS, "recipe_sha256": fingerprint(recipe), "processes": 1})
     return run
 
 

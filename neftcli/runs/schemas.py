@@ -1,0 +1,210 @@
+"""Schemas of the JSON files of a run, and how such a file is read.
+
+A person, another program or a broken disk may have changed a file since neft wrote it. Each is checked when it is read,
+so that code behind it can rely on its keys and types. Keys that a schema does not name are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # typing's own are not pydantic's before Python 3.12
+    TypeVar,
+)
+
+from annotated_types import Ge, Le, MinLen
+from typing_extensions import TypedDict
+
+Schema = TypeVar("Schema")
+Count = Annotated[int, Ge(0), Le(2**53)]
+"""An integer that other programs read exactly."""
+
+
+def _other_keys(rule: Literal["allow", "forbid"]) -> Callable[[type[Schema]], type[Schema]]:
+    """Return a decorator that keeps or rejects keys which a TypedDict does not name.
+
+    As `pydantic.with_config` does, without importing pydantic.
+    """
+
+    def configured(schema: type[Schema]) -> type[Schema]:
+        schema.__pydantic_config__ = {"extra": rule}  # type: ignore[attr-defined]
+        return schema
+
+    return configured
+
+
+@_other_keys("allow")
+class Resumed(TypedDict):
+    """One resumption of a run, as its record lists it."""
+
+    checkpoint: str | None
+    passed_over: list[str]
+    changes: dict[str, str | Annotated[list[Any], MinLen(2)]]
+
+
+@_other_keys("allow")
+class TrainingResults(TypedDict):
+    """Results of a finished run."""
+
+    seconds: float
+
+
+@_other_keys("allow")
+class Record(TypedDict):
+    """`run.json`: the record of a run."""
+
+    status: str
+    recipe_sha256: str
+    started: NotRequired[str]
+    resumed: NotRequired[list[Resumed]]
+    data_sha256: NotRequired[str | None]
+    tokens_sha256: NotRequired[str | None]
+    model_fingerprint: NotRequired[str | None]
+    results: NotRequired[TrainingResults]
+
+
+class Unlogged(TypedDict):
+    """What the next log line had summed up at a checkpoint, by process."""
+
+    loss: list[float]
+    tokens: list[float]
+    since: Count
+
+
+@_other_keys("forbid")
+class Losses(TypedDict):
+    """An evaluation during training: the fields of `neftcli.events.Evaluated`."""
+
+    step: Count
+    held_out_loss: float | None
+    train_loss: float | None
+
+
+class BeforeTraining(TypedDict):
+    """What was measured before training."""
+
+    evaluated: Losses
+    answers: list[str]
+
+
+@_other_keys("allow")
+class TrainingState(TypedDict):
+    """neft's own part of a checkpoint's `trainer_state.json`."""
+
+    evaluated: Losses | None
+    base: BeforeTraining
+    seconds: float
+    unlogged: Unlogged
+
+
+@_other_keys("allow")
+class Callbacks(TypedDict):
+    """The callbacks whose state a checkpoint keeps."""
+
+    TrainerControl: dict[str, Any]
+    Watch: TrainingState
+
+
+@_other_keys("allow")
+class TrainerState(TypedDict):
+    """`trainer_state.json` of a checkpoint."""
+
+    global_step: Count
+    epoch: float
+    total_flos: float
+    log_history: list[dict[str, Any]]
+    stateful_callbacks: Callbacks
+
+
+@_other_keys("allow")
+class MetricsLine(TypedDict):
+    """A line of `metrics.jsonl`."""
+
+    event: str
+    step: Count
+    held_out_loss: NotRequired[float | None]
+
+
+class ManifestFile(TypedDict):
+    """A file of a checkpoint."""
+
+    bytes: Count
+    sha256: str
+
+
+@_other_keys("allow")
+class Manifest(TypedDict):
+    """`manifest.json` of a checkpoint, without its own hash."""
+
+    format: int
+    step: Count
+    recipe_sha256: str
+    data_sha256: str
+    tokens_sha256: str
+    model_fingerprint: str
+    files: dict[str, ManifestFile]
+
+
+class CellMetric(TypedDict):
+    """A metric of a sweep's cell, row by row."""
+
+    better: Literal["lower", "higher"]
+    values: list[float | None]
+    weights: list[float | None] | None
+
+
+@_other_keys("allow")
+class MeasuredCell(TypedDict):
+    """`evaluation/cell.json`: what a sweep's cell measured."""
+
+    settings: str
+    prompts: list[str]
+    references: list[str]
+    answers: list[str]
+    metrics: dict[str, CellMetric]
+    seconds: NotRequired[float]
+
+
+def parse(content: bytes | str, schema: type[Schema]) -> Schema:
+    """Read JSON and check it against a schema.
+
+    Raises:
+        ValueError: It is not JSON, or does not fit; the message is one line that names the first key at fault.
+    """
+    from pydantic import ValidationError
+
+    try:
+        read: Schema = _adapter(schema).validate_json(content, strict=True)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+    return read
+
+
+def lines(path: Path, schema: type[Schema]) -> Iterator[tuple[str, Schema | None]]:
+    """Read a .jsonl file: each line, and what it holds; None for a line that does not fit the schema.
+
+    A missing file has no lines. A process that was killed while it wrote leaves the last one torn.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for line in file:
+            try:
+                yield line, parse(line.encode("utf-8", "surrogateescape"), schema)
+            except ValueError:
+                yield line, None
+
+
+@cache
+def _adapter(schema: Any) -> Any:
+    """Return pydantic's reader of a schema; pydantic is imported when the first file is read."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)

@@ -1,0 +1,178 @@
+"""Files of runs, sweeps and models that somebody else changed.
+
+Property: whatever a JSON file holds, no command ends as a fault of neft, and none shows a traceback. The files are real
+ones of a tiny model; hypothesis deletes, renames, retypes, nests, truncates and repeats parts of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from neftcli.runs.checkpoints import MANIFEST, Checkpoints
+from tests.conftest import quick_arguments
+from tests.integration.test_security import neft
+
+EXAMPLES = 25
+VALUES: list[Any] = [None, True, -1, 0, 10**30, 1.5, "", "x", [], {}, [None], {"a": 1}, [[[]]]]
+TEXTS = [b"", b"[]", b"null", b"NaN", b'"x"', b"{", b"\xff\xfe{}", b"[" * 20_000, b'{"a":' * 20_000]
+
+
+@st.composite
+def changed(draw: st.DrawFn, value: Any) -> Any:
+    """A JSON value with a change somewhere in it."""
+    keys: list[Any] = (
+        list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    )
+    if not keys or draw(st.integers(0, 3)) == 0:
+        return draw(st.sampled_from(VALUES))
+    key = draw(st.sampled_from(keys))
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    change = draw(st.sampled_from(["delete", "rename", "inside", "inside", "inside"]))
+    if change == "delete":
+        del copy[key]
+    elif change == "rename" and isinstance(copy, dict):
+        copy[f"{key}x"] = copy.pop(key)
+    else:
+        copy[key] = draw(changed(value[key]))
+    return copy
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, content: bytes) -> bytes:
+    """A JSON or JSON lines file that was changed."""
+    kind = draw(st.sampled_from(["text", "cut", "repeat", "change", "change", "change", "change"]))
+    if kind == "text":
+        return draw(st.sampled_from(TEXTS))
+    if kind == "cut":
+        return content[: draw(st.integers(0, len(content) - 1))]
+    lines = content.split(b"\n")
+    try:
+        values = [json.loads(line) for line in lines if line]
+    except ValueError:  # one object over many lines
+        whole = json.loads(content)
+        if kind == "repeat" and isinstance(whole, dict):
+            key = draw(st.sampled_from(sorted(whole)))
+            return (
+                content.rstrip()[:-1] + f", {json.dumps(key)}: {json.dumps(draw(st.sampled_from(VALUES)))}}}".encode()
+            )
+        return json.dumps(draw(changed(whole))).encode()
+    place = draw(st.integers(0, len(values) - 1))
+    if kind == "repeat":
+        values.append(values[place])
+    else:
+        values[place] = draw(changed(values[place]))
+    return "".join(f"{json.dumps(value)}\n" for value in values).encode()
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a run of full tuning and one of LoRA, a sweep, and a run that was stopped at step 2."""
+    root = tmp_path_factory.mktemp("spoiled")
+    shutil.copytree(tiny_folder("llama"), root / "model")
+    basis = [*quick_arguments(root / "model", rows_file, root / "runs"), "--set", "checkpoints.save_steps=2"]
+    with chdir(root):
+        commands: list[Sequence[object]] = [
+            basis,
+            [*basis, "--lora", "--set", "name=lora"],
+            ["sweep-alpha", *basis[1:], "--alphas", "0,5", "--seeds", "2"],
+            ["eval", "runs/tiny-a5-s0", *SHORT],
+        ]
+        for command in commands:
+            result = neft(*command)
+            assert result.code == 0, result.err
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Checkpoints, "publish", publish_and_stop)
+            assert neft(*basis, "--set", "name=stopped").code == 75
+    return root
+
+
+def publish_and_stop(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
+    """Publishes a checkpoint, and asks the run to stop."""
+    publish(checkpoints, step, facts)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+publish = Checkpoints.publish
+SHORT = ("--no-base", "--set", "evaluation.generation.max_new_tokens=4")
+KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "run": (
+        ("run.json", "metrics.jsonl", "evaluation/*.jsonl", "model/*config.json"),
+        ("eval", "runs/tiny-a5-s0", *SHORT),
+    ),
+    "adapter": (
+        ("run.json", "model/adapter_config.json", "model/tokenizer_config.json"),
+        ("eval", "runs/lora-a5-s0", "--no-base", "--no-generation"),
+    ),
+    "sweep": (
+        ("cells/*/run.json", "cells/*/metrics.jsonl", "cells/*/evaluation/cell.json", "sweep.json"),
+        ("sweep-alpha", "runs/tiny-sweep"),
+    ),
+    "checkpoint": (
+        ("run.json", "metrics.jsonl", "checkpoints/*/*.json"),
+        ("train", "--resume", "runs/stopped-a5-s0", "--quiet"),
+    ),
+    "model": (
+        ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"),
+        ("train", "--dry-run", "--model", "model", "--output-dir", "other"),
+    ),
+}
+FOLDERS = {
+    "run": "runs/tiny-a5-s0",
+    "adapter": "runs/lora-a5-s0",
+    "sweep": "runs/tiny-sweep",
+    "checkpoint": "runs/stopped-a5-s0",
+    "model": "model",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_spoiled_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: Path) -> None:
+    names, command = KINDS[kind]
+    place, kept = folder / FOLDERS[kind], tmp_path / "kept"
+    shutil.copytree(place, kept, symlinks=True)
+    files = sorted({file.relative_to(kept) for name in names for file in kept.glob(name)})
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=[*HealthCheck],
+    )
+    @given(data=st.data())
+    def spoil(data: st.DataObject) -> None:
+        shutil.rmtree(place)
+        shutil.copytree(kept, place, symlinks=True)
+        file = place / data.draw(st.sampled_from(files))
+        content = data.draw(spoiled(file.read_bytes()))
+        file.write_bytes(content)
+        if file.parent.parent.name == "checkpoints" and data.draw(st.booleans()):
+            seal(file.parent)
+        result = neft(*command)
+        assert "fault of neft" not in result.err, (file, content[:2000], result.err)
+        assert "Traceback" not in result.err, (file, content[:2000], result.err)
+
+    with chdir(folder):
+        spoil()
+
+
+def seal(checkpoint: Path) -> None:
+    """Writes the manifest of a checkpoint anew, with what it says of the run if that can be read."""
+    try:
+        facts = json.loads((checkpoint / MANIFEST).read_text())
+        facts = {key: value for key, value in facts.items() if key not in ("files", "manifest_sha256")}
+    except (ValueError, AttributeError, RecursionError):
+        return
+    publish(Checkpoints(checkpoint.parent, 9), int(checkpoint.name.rpartition("-")[2]), facts)
