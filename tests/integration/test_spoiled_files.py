@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from neftcli.runs.checkpoints import MANIFEST, Checkpoints
+from neftcli.runs.checkpoints import MANIFEST, TRAINER_STATE, Checkpoints
 from tests.conftest import quick_arguments
 from tests.integration.test_security import neft
 
@@ -31,9 +31,9 @@ TEXTS = [b"", b"[]", b"null", b"NaN", b'"x"', b"{", b"\xff\xfe{}", b"[" * 20_000
 @st.composite
 def changed(draw: st.DrawFn, value: Any) -> Any:
     """A JSON value with a change somewhere in it."""
-    keys: list[Any] = (
-        list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
-    )
+    keys: list[Any] = list(value) if isinstance(value, dict) else []
+    if isinstance(value, list):
+        keys = list(range(len(value)))
     if not keys or draw(st.integers(0, 3)) == 0:
         return draw(st.sampled_from(VALUES))
     key = draw(st.sampled_from(keys))
@@ -63,9 +63,8 @@ def spoiled(draw: st.DrawFn, content: bytes) -> bytes:
         whole = json.loads(content)
         if kind == "repeat" and isinstance(whole, dict):
             key = draw(st.sampled_from(sorted(whole)))
-            return (
-                content.rstrip()[:-1] + f", {json.dumps(key)}: {json.dumps(draw(st.sampled_from(VALUES)))}}}".encode()
-            )
+            again = f", {json.dumps(key)}: {json.dumps(draw(st.sampled_from(VALUES)))}}}"
+            return content.rstrip()[:-1] + again.encode()
         return json.dumps(draw(changed(whole))).encode()
     place = draw(st.integers(0, len(values) - 1))
     if kind == "repeat":
@@ -158,7 +157,7 @@ def test_a_spoiled_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: P
         file = place / data.draw(st.sampled_from(files))
         content = data.draw(spoiled(file.read_bytes()))
         file.write_bytes(content)
-        if file.parent.parent.name == "checkpoints" and data.draw(st.booleans()):
+        if file.name == MANIFEST and data.draw(st.booleans()):
             seal(file.parent)
         result = neft(*command)
         assert "fault of neft" not in result.err, (file, content[:2000], result.err)
@@ -176,3 +175,19 @@ def seal(checkpoint: Path) -> None:
     except (ValueError, AttributeError, RecursionError):
         return
     publish(Checkpoints(checkpoint.parent, 9), int(checkpoint.name.rpartition("-")[2]), facts)
+
+
+@pytest.mark.parametrize("key", ["Watch", "TrainerControl"])
+def test_a_sealed_checkpoint_without_the_state_of_training_is_passed_over(
+    key: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "runs" / "stopped-a5-s0", tmp_path / "run")
+    monkeypatch.chdir(folder)
+    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
+    state = json.loads((checkpoint / TRAINER_STATE).read_text())
+    del state["stateful_callbacks"][key]
+    (checkpoint / TRAINER_STATE).write_text(json.dumps(state))
+    seal(checkpoint)
+    result = neft("train", "--resume", tmp_path / "run")
+    assert result.code == 2
+    assert f"{TRAINER_STATE} is not what was written (stateful_callbacks.{key}: Field required)" in result.err
