@@ -103,10 +103,19 @@ def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -
 
 
 def _flag_value(key: Key, value: str, flag: str) -> Any:
-    """The value of a flag: text as it is, a list with commas between, anything else as in a recipe file."""
+    """The value of a flag: text as it is, a list with commas between, anything else as in a recipe file.
+
+    If a number or text is expected, what is no YAML ("%") is text.
+    """
+    from neftcli.errors import RecipeError
     from neftcli.recipe.yaml_file import read_value
 
     kind = type_name(key.type)
+    if kind == "NUMBER|TEXT":
+        try:
+            return read_value(value, flag)
+        except RecipeError:
+            return value
     if kind == "LIST" and not value.lstrip().startswith("["):
         return tuple(read_value(part.strip(), flag) for part in value.split(",") if part.strip())
     return value if kind == "TEXT" else read_value(value, flag)

@@ -420,7 +420,7 @@ class Sweep:
         True
     )
     delta: Annotated[
-        Positive | Name,
+        float | Name,
         Option(
             "Smallest effect of interest in the first metric: a number in its unit (0.005), or a share of what alpha 0 "
             "gained over the base model (1%). auto: 1% for held-out loss, 0.05 for a win rate.",
