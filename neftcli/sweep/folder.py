@@ -96,10 +96,13 @@ def explained(folder: Path, again: str) -> Iterator[None]:
         again = again if find_sweep(str(folder)) else BEGIN
         raise Interrupted(Problem("stopped at once; what is done is kept", remedy=again)) from None
     except OSError as error:
-        again = again if find_sweep(str(folder)) else BEGIN
-        where = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         full = is_disk_full(error)
-        what, mend = ("the disk is full", "make room") if full else ("a file can't be read or written", "mend its rights")
+        if not full and not error.filename:
+            raise
+        again = again if find_sweep(str(folder)) else BEGIN
+        where = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+        what = "the disk is full" if full else "a file can't be read or written"
+        mend = "make room" if full else "mend its rights"
         raise NeftError(Problem(f"{what}; what is done is kept", where, f"{mend}, then {again}")) from error
 
 

@@ -5,39 +5,9 @@ from __future__ import annotations
 import shlex
 
 from neftcli.cli.display.text import comparing
-from neftcli.evaluation.units import is_share
-from neftcli.events import Comparison, Estimated, EvaluatedModel, EvaluationReport, RowsReady, SweepReport
+from neftcli.events import Comparison, EvaluatedModel, EvaluationReport, RowsReady, SweepReport
 
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
-
-
-def number(metric: str, value: float | None, *, signed: bool = False) -> str:
-    """A metric's value, or a difference with its sign; a dash where there is none."""
-    if value is None:
-        return "-"
-    sign = "+" if signed else ""
-    if is_share(metric):
-        return f"{100 * value:{sign}.1f} %"
-    if "loss" in metric:
-        return f"{value:{sign}.4f}"
-    return f"{value:{sign}.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
-
-
-def value(metric: str, estimated: Estimated | None) -> str:
-    """A model's value."""
-    return number(metric, None if estimated is None else estimated.value)
-
-
-def interval(metric: str, low: float | None, high: float | None, *, signed: bool = True) -> str:
-    """The ends of a 95 % confidence interval, or a dash."""
-    if low is None or high is None:
-        return "-"
-    return f"{number(metric, low, signed=signed)} ... {number(metric, high, signed=signed)}"
-
-
-def probability(p: float | None) -> str:
-    """A p value."""
-    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def described(model: EvaluatedModel) -> str:
