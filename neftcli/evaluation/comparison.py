@@ -2,7 +2,7 @@
 
 Every comparison is paired, row by row, and rows with the same prompt are summed before any test. The metrics that are
 good in one direction are corrected together (Holm's correction with Tarone's), and those that only describe together
-as well.
+as well. Of the three win rates, which count the same pairs, only the length-controlled one is tested.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ Values = NDArray[np.float64]
 
 LOSS, WIN_RATE, MATCHED_WIN_RATE = "held-out loss", "win rate", "win rate, matched"
 CONTROLLED_WIN_RATE = "win rate, length-controlled"
+"""The win rate that is tested, in evaluations and sweeps."""
+DESCRIPTIVE_WIN_RATES = (WIN_RATE, MATCHED_WIN_RATE)
+"""Win rates of the same pairs, counted in other ways: with an interval, without a test."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,7 @@ def task_metrics(results: Results) -> dict[str, dict[str, object]]:
 def _win_rates(judged: Scores | None, prompts: Sequence[str], models: int) -> list[tuple[MetricRow, list[_Question]]]:
     """How often the evaluated model's answer won: over all pairs, over pairs of like length, and at equal lengths.
 
-    The interval of each is that of its test against one half.
+    The interval of each is that of a test against one half; only the length-controlled one is tested.
     """
     if judged is None:
         return []
@@ -309,7 +312,9 @@ def _answered(questions: Sequence[_Question]) -> list[Comparison]:
         tested = [
             question
             for question, difference in found.items()
-            if (question.better == "none") == describes and difference.n >= FEWEST
+            if (question.better == "none") == describes
+            and difference.n >= FEWEST
+            and question.name not in DESCRIPTIVE_WIN_RATES
         ]
         family = sum(found[question].smallest_p < LEVEL for question in tested)
         for question in tested:

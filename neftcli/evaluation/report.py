@@ -112,7 +112,7 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
     if how := main.tasks and described(main.subject.recipe.evaluation.task_settings):
         yield f"Benchmark tasks ran {how}."
     if judged is not None:
-        yield from _judged(judged)
+        yield from judge_remarks(judged)
     yield from sentences.liking_of_length(comparisons)
     yield from sentences.skewness(comparisons)
     if any(one.metric in REFERENCE_METRICS and one.verdict == "lower" for one in comparisons):
@@ -123,7 +123,7 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
 
 
 def other_differences(main: Subject, baseline: Subject) -> Iterator[str]:
-    """Name what two runs differ in besides their noise and seed."""
+    """Name what two runs differ in besides their noise; if it is the seed alone, the conclusion does."""
     changed = _changed(main, baseline)
     if changed is None:
         return
@@ -134,14 +134,9 @@ def other_differences(main: Subject, baseline: Subject) -> Iterator[str]:
     ]
     if others:
         yield f"The two runs differ in more than noise and seed: {'; '.join(others)}."
-    elif set(changed) == {"training.seed"}:
+    elif "training.seed" in changed and len(changed) > 1:
         ours, theirs = changed["training.seed"]
-        yield f"The two runs differ only in training.seed ({ours} and {theirs}): the table shows what a seed does."
-    elif "training.seed" in changed:
-        ours, theirs = changed["training.seed"]
-        yield f"The two runs differ in training.seed, too ({ours} and {theirs}), which a difference may come from."
-    elif not changed:
-        yield "Both runs have the same recipe."
+        yield f"The two runs also differ in training.seed ({ours} and {theirs}), which may cause a difference."
 
 
 def instruction(example: Example) -> str:
@@ -149,7 +144,8 @@ def instruction(example: Example) -> str:
     return example.transcript() if example.turns else prompt_and_reference(example)[0]
 
 
-def _judged(judged: Scores) -> Iterator[str]:
+def judge_remarks(judged: Scores) -> Iterator[str]:
+    """State what a person should know of the judge's verdicts: unreadable ones, and those that depend on the order."""
     unparsed = sum("unparsed" in verdicts for verdicts in judged.verdicts)
     pairs = len(judged.verdicts)
     if unparsed == pairs:
@@ -160,7 +156,11 @@ def _judged(judged: Scores) -> Iterator[str]:
         return
     parsed = [verdicts for verdicts in judged.verdicts if "unparsed" not in verdicts]
     split = sum(first != second for first, second in parsed)
-    yield f"The judge's verdict depended on the order in {split} of {len(parsed)} pairs, which count as ties."
+    if split:
+        yield f"The judge's verdict depended on the order in {split} of {len(parsed)} pairs, which count as ties."
+    lengths = {length for length, score in zip(judged.lengths, judged.scores, strict=True) if score is not None}
+    if len(lengths) == 1 and 0 not in lengths:
+        yield "All answers differ in length by the same, so the win rate at equal lengths can't be estimated."
     if bounds := win_rate_bounds(judged):
         yield sentences.unreadable(bounds, pairs, unparsed)
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from neftcli.events.evaluation import Comparison, Estimated
 
+NOT_NEEDED = "not needed"
+"""State of a cell that early stopping saved. Only an arm is dropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class CellState:
@@ -15,7 +18,7 @@ class CellState:
         key: The first letters of the hash of what determines its weights.
         arm: Its arm in words.
         seed: Its training seed.
-        state: waiting, starting, training, measuring, stopped, done, failed or dropped (not needed, by early stopping).
+        state: waiting, starting, training, measuring, stopped, done, failed, or not needed (by early stopping).
         step: Updates done.
         total_steps: Updates in all; 0 while they are not known.
         loss: Held-out loss, measured last; None before.

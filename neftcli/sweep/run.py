@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import NeftError, Preempted, Problem
 from neftcli.evaluation.comparison import LOSS
-from neftcli.events import Advance, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport
+from neftcli.events import NOT_NEEDED, Advance, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, write_whole
 from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
@@ -91,7 +91,7 @@ class SweepRun:
         clear_unborn(self.folder / CELLS)
         for cell in self.cells:
             if not self.decision.is_needed(cell.arm) and self.states[cell.key].state in ("waiting", "stopped"):
-                self._set(cell, state="dropped")
+                self._set(cell, state=NOT_NEEDED)
 
     def _engine(self, request: Request) -> LocalEngine | RayEngine:
         if request.engine == "ray":
@@ -238,8 +238,8 @@ class SweepRun:
             scope=verdict.scope,
             failed=tuple(state for state in states if state.state == "failed"),
             retried=tuple(state for state in states if state.retries),
-            unfinished=sum(state.state not in ("done", "failed", "dropped") for state in states),
-            saved=sum(state.state == "dropped" for state in states),
+            unfinished=sum(state.state not in ("done", "failed", NOT_NEEDED) for state in states),
+            saved=sum(state.state == NOT_NEEDED for state in states),
             seconds=time.perf_counter() - begun,
             again=self.again,
         )
@@ -279,7 +279,7 @@ class SweepRun:
             raise SweepError(
                 *(Problem(f"{one.name()} failed: {one.problem}", remedy=self._mend(one.key)) for one in failed)
             )
-        left = sum(state.state not in ("done", "dropped") for state in self.states.values())
+        left = sum(state.state not in ("done", NOT_NEEDED) for state in self.states.values())
         if left:
             raise Preempted(
                 Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=f"{self.again}{GOES_ON}")

@@ -15,7 +15,7 @@ from rich.text import Text
 from neftcli.cli.display import text, words
 from neftcli.cli.display.following import following
 from neftcli.evaluation import units
-from neftcli.events import CellState, SweepEstimate, SweepReport
+from neftcli.events import NOT_NEEDED, CellState, SweepEstimate, SweepReport
 
 STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
@@ -25,7 +25,7 @@ REASON = 40  # columns for why a cell failed
 INDENT = (0, 0, 0, 1)
 AROUND = 5  # lines of a live table that are no cells: its head, the progress, and what else is at work
 TRAINING = 0.9
-SETTLED = ("done", "failed", "dropped")
+SETTLED = ("done", "failed", NOT_NEEDED)
 
 
 def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: int | None = None) -> RenderableType:
@@ -85,9 +85,9 @@ def part_done(state: CellState) -> float:
 
 def _foremost(states: Sequence[CellState], number: int) -> list[CellState]:
     """As many cells in their order: those at work or failed, then those that come next, then those done last."""
-    at_work = [state for state in states if state.state not in ("waiting", "stopped", "done", "dropped")]
+    at_work = [state for state in states if state.state not in ("waiting", "stopped", "done", NOT_NEEDED)]
     waiting = [state for state in states if state.state in ("waiting", "stopped")]
-    settled = [state for state in reversed(states) if state.state in ("done", "dropped")]
+    settled = [state for state in reversed(states) if state.state in ("done", NOT_NEEDED)]
     chosen = {id(state) for state in [*at_work, *waiting, *settled][: max(0, number)]}
     return [state for state in states if id(state) in chosen]
 
