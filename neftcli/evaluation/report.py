@@ -32,7 +32,7 @@ REFERENCE_METRICS = ("ROUGE-L", "BLEU", "chrF")
 
 
 def scope(results: Sequence[Results], comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:
-    """What the intervals and verdicts are about; prompts are one for each row."""
+    """State what the intervals and verdicts are about; `prompts` has an item for each row."""
     rows, distinct = len(prompts), len(set(prompts))
     those = f"these {rows}" if distinct == rows else f"the {distinct} distinct prompts of these {rows} rows"
     if len(results) == 1:
@@ -89,7 +89,7 @@ def over_seeds(results: Sequence[Results]) -> str | None:
 
 
 def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """What a person should know to read the numbers."""
+    """State what a person should know to read the numbers."""
     main, baseline = results[0], _baseline(results)
     if main.subject.run and main.subject.recipe.neftune.alpha and baseline is None and len(results) > 1:
         yield (
@@ -140,7 +140,7 @@ def other_differences(main: Subject, baseline: Subject) -> Iterator[str]:
 
 
 def instruction(example: Example) -> str:
-    """What is asked, for a judge, a leaderboard and a person; turns with who says them where there are several."""
+    """The instruction, for a judge, a leaderboard and a person; several turns are written with their roles."""
     return example.transcript() if example.turns else prompt_and_reference(example)[0]
 
 
@@ -200,7 +200,7 @@ def write(
 
 
 def _line(results: Sequence[Results], judged: Scores | None, rows: Rows, place: int) -> dict[str, Any]:
-    """All that is known of one example."""
+    """All results of an example."""
     example = rows.examples[place]
     prompt, reference = prompt_and_reference(example)
     line: dict[str, Any] = {"where": example.where, "prompt": prompt, "reference": reference or None}

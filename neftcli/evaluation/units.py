@@ -1,4 +1,4 @@
-"""How a metric's values are written: in sentences, and in the tables of terminals, plain lines and verdict.md."""
+"""Format the values of metrics: for sentences, and for the tables of terminals, plain lines and verdict.md."""
 
 from __future__ import annotations
 

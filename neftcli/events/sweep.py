@@ -121,7 +121,7 @@ class SweepEstimate:
     """How long what is left of a sweep will take, and what its cells share.
 
     Attributes:
-        seconds: Estimated seconds in all.
+        seconds: Estimated seconds in all, start-up included.
         workers: Workers that do it at the same time.
         cells: Those that are to do.
         parts: What of a cell takes how many seconds; empty where cells differ, or were timed whole.
@@ -132,6 +132,9 @@ class SweepEstimate:
         engine: local or ray; with ray it was timed on this machine, as if one worker did all.
         early_stopping: Fewer cells may be needed; the estimate is of all.
         power: What the sweep could detect.
+        own_start: Seconds in it until the command begins the first cell: as long as this dry run took for the same.
+        worker_start: Seconds in it until a worker begins its first cell (libraries, model, tokenised rows, losses and
+            answers of the base model); None if it is in the recorded seconds of finished cells.
     """
 
     seconds: float
@@ -145,6 +148,8 @@ class SweepEstimate:
     engine: str = "local"
     early_stopping: bool = False
     power: PowerPlan | None = None
+    own_start: float = 0.0
+    worker_start: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

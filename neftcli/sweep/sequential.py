@@ -77,7 +77,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Why a baseline's group of arms ended before its last seed.
+    """Reason why a baseline's group of arms ended before its last seed.
 
     Attributes:
         baseline: The arm without noise.
@@ -118,7 +118,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one look, or all looks so far, decided.
+    """Decisions of a look, or of all looks so far.
 
     Attributes:
         dropped: Arms that get no further seeds, in the order in which they were dropped.
@@ -303,7 +303,7 @@ def _compare(
 def _is_enough(
     first: npt.ArrayLike, second: npt.ArrayLike, weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> bool:
-    """Whether two arms have enough seeds and prompts in common to be compared."""
+    """Return whether two arms have enough seeds and prompts in common to be compared."""
     (values, _), _, kept = complete([first, second], weights, prompts)
     seeds, rows = values.shape
     return seeds >= FIRST_LOOK and (rows if kept is None else len(set(kept))) >= FEWEST

@@ -25,13 +25,13 @@ BASELINE = "alpha 0"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a sweep found.
+    """Findings of a sweep.
 
     Attributes:
         arms: A row each, in the order of the plan.
         recommended: The arm to take; None if nothing can be recommended, or no metric chooses between all arms.
         conclusion: The result, sentence by sentence.
-        scope: What the verdicts are about.
+        scope: Population that the verdicts are about.
     """
 
     arms: tuple[ArmRow, ...]
@@ -50,7 +50,7 @@ def judge_sweep(
     """Judge all arms, on all held-out rows; the correction for several arms pays for the choice between them.
 
     Args:
-        results: What was measured.
+        results: Measurements of the cells.
         metrics: Names of the metrics that decide; the first one chooses.
         dropped: Arms that got no further seeds.
         delta: Smallest effect of interest in the first metric, in its unit; None if it is not known.
@@ -77,7 +77,8 @@ def judge_sweep(
     futile = [stop.baseline for stop in confirmed if stop.reason == "futility"]
     said, recommended = _advice(results, metrics, dropped, compared, futile)
     lines += said
-    lines += sentences.uneven({arm.name(): one for (arm, metric), one in found.items() if metric == metrics[0]})
+    of_first = {arm.name(): one for (arm, metric), one in found.items() if metric == metrics[0]}
+    lines += sentences.uneven(metrics[0], of_first)
     lines += sentences.skewed({(arm.name(), metric): one for (arm, metric), one in found.items()})
     undecided = [
         one
@@ -126,7 +127,7 @@ def _compare_all(
 
 
 def _lack(results: SweepResults, metric: str, arm: Arm) -> str:
-    """Why an arm can't be compared with its baseline; an empty string if it can."""
+    """The reason why an arm can't be compared with its baseline; an empty string if it can."""
     (values, _), _ = results.shared(metric, [baseline_of(arm), arm])
     seeds, rows = values.shape
     if not seeds:
@@ -204,7 +205,7 @@ def _row(
 
 
 def _is_decided(one: Comparison) -> bool:
-    """Whether a claim about new seeds is made."""
+    """Return whether a claim about new seeds is made."""
     return one.verdict in ("better", "worse")
 
 
@@ -228,7 +229,7 @@ def _advice(
     compared: Compared,
     futile: Sequence[Arm],
 ) -> tuple[list[str], Arm | None]:
-    """What to take and why, and the arm if it is one.
+    """State the recommendation and its reason, and return the arm if there is a single one.
 
     An arm is recommended if it is better than its baseline over new seeds, worse in no metric, and the best of such
     arms and of all baselines in the first metric. Arms that were dropped count only if no other arm qualifies.
@@ -246,8 +247,11 @@ def _advice(
         best = _best(results, metric, [*sound, *baselines])
         if not tested:
             continue
-        if best is None or all(compared[arm][metric].scope == "these seeds" for arm in tested):
+        if all(compared[arm][metric].scope == "these seeds" for arm in tested):
             lines.append(sentences.no_recommendation())
+            continue
+        if best is None:
+            lines.append(sentences.nothing_in_common())
             continue
         if best in sound:
             lines.append(sentences.recommended(metric, best.name(), [arm.name() for arm in sound if arm != best]))

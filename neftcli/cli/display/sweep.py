@@ -70,12 +70,12 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
 
 
 def _where(state: CellState) -> str:
-    """How a cell stands, and that it was tried more than once."""
+    """The state of a cell, and its number of tries if it was retried."""
     return ", ".join(filter(None, (state.state, state.tries())))
 
 
 def part_done(state: CellState) -> float:
-    """How much of a cell is done, from 0 to 1: nine tenths are its training."""
+    """Return the share of a cell that is done, from 0 to 1: nine tenths are its training."""
     if state.state in SETTLED:
         return 1.0
     if state.state == "measuring":
@@ -93,7 +93,7 @@ def _foremost(states: Sequence[CellState], number: int) -> list[CellState]:
 
 
 def planned(states: Sequence[CellState], estimate: SweepEstimate) -> RenderableType:
-    """What a dry run ends with: the cells, how long they will take, and what they share."""
+    """Render the end of a dry run: the cells, how long they will take, and what they share."""
     seconds = {cell.key: text.roughly(cell.seconds) for cell in estimate.cells}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in (" arm", "seed", "state", "takes about"):

@@ -17,7 +17,7 @@ def described(model: EvaluatedModel) -> str:
 
 
 def rows_line(event: RowsReady) -> str:
-    """Which rows are evaluated on."""
+    """The rows that are evaluated on, in a line."""
     answers = "" if event.with_answer == event.rows else f", {event.with_answer} of them with a reference answer"
     return f"{event.source} ({event.layout.replace('_', '/')}) · {event.rows} of {event.rows_read} rows{answers}"
 
@@ -28,7 +28,7 @@ def against(report: EvaluationReport, role: str) -> list[Comparison]:
 
 
 def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
-    """What to type next, and why."""
+    """Next steps: commands and reasons."""
     main = report.models[0]
     has_baseline = any(model.role == "baseline" for model in report.models)
     commands = []
@@ -43,7 +43,7 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
 
 
 def next_of_a_sweep(report: SweepReport) -> list[tuple[str, str]]:
-    """What to type next, and why; an unfinished sweep says how it is gone on with as it ends."""
+    """Next steps: commands and reasons; an unfinished sweep ends with an error that has the command to resume."""
     commands = []
     folder, seeds = shlex.quote(report.folder), max(arm.seeds for arm in report.arms)
     if report.unfinished or report.failed:
