@@ -270,7 +270,7 @@ def task_metrics(results: Results) -> dict[str, dict[str, object]]:
 
 
 def _win_rates(judged: Scores | None, prompts: Sequence[str], models: int) -> list[tuple[MetricRow, list[_Question]]]:
-    """Compute how often the evaluated model's answer won: over all pairs, over pairs of like length, and at equal lengths.
+    """Compute how often the evaluated model's answer won: over all pairs, pairs of similar length, at equal lengths.
 
     The interval of each is that of a test against one half; only the length-controlled one is tested.
     """

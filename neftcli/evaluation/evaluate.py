@@ -43,7 +43,7 @@ class Request:
         baseline: Another run or model to compare with, or None.
         dataset: Rows to evaluate on; None for those that the run held out.
         split: Their split, or None.
-        max_rows: Use only so many of them.
+        max_rows: Use at most N of them.
         overrides: Options of the recipe from the command line.
         base: Compare with the model that the run began from, too.
         answers: Generate answers.

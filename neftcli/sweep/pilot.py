@@ -1,4 +1,4 @@
-"""Minimum detectable effect of a planned sweep, by the variance of cells that are done: its own, or those of a pilot."""
+"""Minimum detectable effect of a planned sweep, by the variance of finished cells: its own, or those of a pilot."""
 
 from __future__ import annotations
 
