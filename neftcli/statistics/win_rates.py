@@ -93,7 +93,7 @@ def win_rate(
     if lengths is None:
         value = math.fsum(won) / won.size - 0.5
         low, high = min(low, value), max(high, value)
-    return PairedDifference(value, low, high, p_value(theta, error), smallest, n, won.size, detectable, None)
+    return PairedDifference(value, low, high, p_value(theta, error), smallest, n, detectable, None)
 
 
 def length_controlled_scores(scores: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
