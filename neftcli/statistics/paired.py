@@ -302,7 +302,7 @@ def _sign_flip_test(
 
 
 def _sign_patterns(n: int, seed: int, resamples: int) -> Iterator[Array]:
-    """Patterns of n signs, (patterns, n) at a time: all 2^n if they are at most `resamples`, else so many drawn."""
+    """Patterns of n signs, (patterns, n) at a time: all 2^n if they are at most `resamples`, else `resamples` drawn."""
     if 2**n <= resamples:
         yield _signs(np.arange(2**n)[:, None] >> np.arange(n) & 1)
         return

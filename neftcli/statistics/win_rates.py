@@ -49,7 +49,7 @@ def win_rate(
     Args:
         scores: (pairs,), 1 won, 0.5 tie, 0 lost.
         lengths: (pairs,), length of this model's answer less the other's; None for the win rate as it is.
-        prompts: (pairs,), equal for pairs that share a prompt; None if all differ.
+        prompts: (pairs,), as in `sum_by_prompt`.
         comparisons: As in `paired_difference`.
 
     Returns:

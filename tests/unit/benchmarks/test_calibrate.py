@@ -7,30 +7,25 @@ import numpy as np
 import pytest
 
 from benchmarks.calibrate import (
-    ALPHAS,
     GAINING,
     METRICS,
     Calibration,
     Rates,
-    Situation,
     calibrate,
     comparisons,
     contents,
     count_evaluations,
     count_stopping,
     count_sweeps,
-    draw,
-    evaluations,
     is_false,
     is_wrong,
     judge,
     judge_stopping,
-    other_sweeps,
-    plain_sweeps,
     plan,
     stopping_table,
     tables,
 )
+from benchmarks.situations import ALPHAS, Situation, draw, evaluations, other_sweeps, plain_sweeps
 from neftcli.statistics import paired
 from neftcli.sweep.plan import Arm
 from neftcli.sweep.results import SweepResults

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.calibrate import Situation, count_stopping
+from benchmarks.calibrate import count_stopping
+from benchmarks.situations import Situation
 from neftcli.evaluation.comparison import LOSS
 from neftcli.recipe.schema import Sweep
 from neftcli.statistics import paired
