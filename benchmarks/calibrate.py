@@ -58,7 +58,12 @@ METRICS = {"loss": LOSS, "exact match": "exact match", "win rate": CONTROLLED_WI
 
 STOPPING_SEEDS = (6, 8, 12)
 STOPPING_DELTA = 0.005
-STOPPING_GAINS = {"tied": 0.0, "one better by delta": STOPPING_DELTA, "by 0.006": 0.006, "by 0.02": 0.02}
+STOPPING_GAINS = {
+    "tied": 0.0,
+    "one better by delta": STOPPING_DELTA,
+    "one better by 0.006": 0.006,
+    "one better by 0.02": 0.02,
+}
 
 
 @dataclass(frozen=True)
