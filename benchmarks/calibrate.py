@@ -78,7 +78,7 @@ class Rates:
         covered: The interval over new seeds holds the truth, over all arms.
         these_covered: The interval for these seeds holds the truth for these seeds.
         mde: Median minimum detectable effect.
-        level: Median of the true level that is reported; of evaluations only.
+        level: Median of the true level that is reported, of evaluations that report it.
     """
 
     false: float
@@ -338,7 +338,8 @@ def count_evaluations(situation: Situation, effect: float, draws: int, seed: int
         hits += word == "better"
         covered.append(_holds(found, float(drawn.truth[0])))
         effects.append(math.inf if found.detectable is None else found.detectable)
-        levels.append(0.0 if found.true_level is None else found.true_level)
+        if found.true_level is not None:
+            levels.append(found.true_level)
     return Rates(
         false=math.nan,
         these_false=false / draws,
@@ -347,7 +348,7 @@ def count_evaluations(situation: Situation, effect: float, draws: int, seed: int
         covered=math.nan,
         these_covered=float(np.mean(covered)),
         mde=float(np.median(effects)),
-        level=float(np.median(levels)),
+        level=float(np.median(levels)) if levels else math.nan,
     )
 
 
