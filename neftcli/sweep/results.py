@@ -62,7 +62,7 @@ class SweepResults:
         for place, seed in enumerate(self.seeds):
             content = (self._of[arm, seed] or {}).get("metrics", {}).get(metric)
             if content is not None:
-                found[place] = [np.nan if number is None else number for number in content["values"]]
+                found[place] = np.array(content["values"], dtype=np.float64)  # None becomes NaN
         return found
 
     def weights(self, metric: str, arm: Arm) -> Values | None:

@@ -73,6 +73,26 @@ def test_judge_sweep_planted_gain() -> None:
     assert "Recommended: alpha 5." in verdict.conclusion
 
 
+def test_judge_sweep_without_figures_decides_the_same() -> None:
+    cells = plan("sweep.alphas=[5, 10]")
+    content = measured(cells, {0: 0, 5: -0.064, 10: 0.056})
+    whole, decided = judge(cells, content), judge(cells, content, figures=False)
+    assert all(row.values for row in whole.arms)
+    assert not any(row.values for row in decided.arms)
+    assert [row.comparisons for row in decided.arms] == [row.comparisons for row in whole.arms]
+    assert (decided.recommended, decided.conclusion) == (whole.recommended, whole.conclusion)
+
+
+def test_judge_sweep_resamples_bound_the_smallest_p() -> None:
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: -0.5})
+    [few, many] = (judge(cells, content, resamples=resamples).arms[1].comparisons[0] for resamples in (199, 9_999))
+    assert few.these_seeds is not None
+    assert many.these_seeds is not None
+    assert few.these_seeds.p == 1 / 200
+    assert many.these_seeds.p < 1 / 200
+
+
 def test_judge_sweep_seeds_that_vary_support_no_claim_about_new_ones() -> None:
     """A gain of these 3 seeds that is within what seeds do: lower for these seeds, and nothing is recommended on it."""
     cells = plan("sweep.alphas=[5]")
