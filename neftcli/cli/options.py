@@ -92,6 +92,8 @@ def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -
     for key in flagged:
         value = typed[key.path]
         flag = str(key.option.flag)
+        if isinstance(value, list):  # a list's flag may be repeated
+            value = ",".join(value) or None
         if value is None:
             continue
         if key.option.switch is not None:
@@ -147,9 +149,10 @@ def _flag(key: Key) -> inspect.Parameter:
     if key.option.switch is not None:
         return _keyword(_parameter(key), Annotated[bool | None, typer.Option(key.option.flag, **shared)])
     metavar = type_name(key.type)
+    kind: Any = list[str] if metavar == "LIST" else str
     return _keyword(
         _parameter(key),
-        Annotated[str | None, typer.Option(key.option.flag, metavar=metavar, **shared)],
+        Annotated[kind | None, typer.Option(key.option.flag, metavar=metavar, **shared)],
     )
 
 
