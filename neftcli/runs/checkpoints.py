@@ -20,6 +20,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+from neftcli.machine.inside import leads_out
 from neftcli.runs.directory import to_disk, write_whole
 
 MANIFEST = "manifest.json"
@@ -131,6 +132,8 @@ def verify(place: Path) -> Checkpoint:
     if manifest.get("format") != FORMAT:
         raise Damaged(f"manifest.json has format {manifest.get('format')}, this version of neft reads {FORMAT}")
     for name, known in manifest["files"].items():
+        if out := leads_out(place, name):
+            raise Damaged(f"manifest.json names a file that is not in the checkpoint: {out}")
         try:
             size = (place / name).stat().st_size
         except OSError:
