@@ -13,7 +13,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import ModelError, NeftError, Problem
+from neftcli.errors import LibraryPanic, ModelError, NeftError, Problem, panics_as_errors
 from neftcli.machine.hub import with_settings
 from neftcli.models.damage import AGAIN, damage
 from neftcli.models.files import model_sha256, require_inside
@@ -297,7 +297,8 @@ def explained(reference: Reference) -> Iterator[None]:
 
     name = reference.name
     try:
-        yield
+        with panics_as_errors():
+            yield
     except hub.GatedRepoError:
         raise _gated(reference) from None
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
@@ -335,6 +336,8 @@ def explained(reference: Reference) -> Iterator[None]:
         raise ModelError(
             Problem(f"model.name: {name} needs a package that is not installed", _first_line(error))
         ) from error
+    except LibraryPanic as error:  # of a tokenizer.json or of weights
+        raise _unloadable(reference, error) from error
     except NeftError:
         raise
     except Exception as error:
@@ -410,6 +413,8 @@ def _pickled(reference: Reference, said: str) -> ModelError:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, LibraryPanic):
+        return error.problems[0].received
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]
 

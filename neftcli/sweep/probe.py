@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from neftcli.errors import NeftError, Problem
+from neftcli.errors import NeftError, Problem, panics_as_errors
 from neftcli.events import Event, Observer, Phase, Progress, TrainingStarted
 from neftcli.sweep.costs import BEGUN, Costs
 from neftcli.sweep.local import devices
@@ -89,7 +89,9 @@ def probe(connection: Connection, recipes: Sequence[Recipe], folder: Path, begun
     if found[0] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = found[0]
     try:
-        connection.send(([*_all_costs(recipes, folder, begun, connection)], len(found)))
+        with panics_as_errors():
+            costs = [*_all_costs(recipes, folder, begun, connection)]
+        connection.send((costs, len(found)))
     except NeftError as error:
         connection.send(error)
     except Exception as error:
