@@ -13,8 +13,8 @@ from itertools import pairwise
 
 from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat, LossOn, Rendering
 from neftcli.data.formats import Example
-from neftcli.data.panics import tokenizer_named
-from neftcli.errors import LibraryPanic, panics_as_errors
+from neftcli.data.panics import is_tokenizers, tokenizer_named
+from neftcli.errors import panics_as_errors
 
 IGNORED = -100
 BATCH = 512
@@ -108,7 +108,9 @@ def _tokenised(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) -> l
     try:
         with panics_as_errors():
             return list(function(chat, batch, loss_on))
-    except LibraryPanic:
+    except Exception as error:
+        if not is_tokenizers(error):
+            raise
         for example in batch:
             with tokenizer_named(chat.tokenizer, example.where):
                 list(function(chat, [example], loss_on))
