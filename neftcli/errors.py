@@ -9,6 +9,7 @@ NeftError                     1   something failed
 ├── TrainingError             1   training started and can't go on
 │   ├── NonFiniteLossError        the loss became NaN or infinite
 │   └── ProcessLost               another of the processes that train together has ended
+├── LibraryPanic              1   compiled code of a library panicked
 ├── Preempted                75   stopped behind an update by a signal; resumable
 └── Interrupted             130   stopped at once, by a second signal or where nothing can be saved
 
@@ -17,6 +18,8 @@ Every message has three parts: what was violated, what was received, what to typ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -42,7 +45,7 @@ class Problem:
         return [self.violated, *(f"  {label:<9}{text}" for label, text in parts if text)]
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type if it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
@@ -91,6 +94,10 @@ class ProcessLost(TrainingError):  # noqa: N818 - it says what became of it
     """Another of the processes that train together has ended."""
 
 
+class LibraryPanic(NeftError):  # noqa: N818 - the word for it in Rust
+    """Compiled code of a library panicked; the same input does so again."""
+
+
 class Preempted(NeftError):  # noqa: N818 - it is somebody's wish, not an error
     """Stopped by the first signal; what was done is saved and can be gone on with."""
 
@@ -101,3 +108,21 @@ class Interrupted(NeftError):  # noqa: N818
     """Stopped at once."""
 
     exit_code = 130
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raises as a LibraryPanic what is neither an `Exception` nor a request to end.
+
+    Rust's libraries (tokenizers, safetensors) raise pyo3's PanicException, which no `except Exception` catches.
+
+    Raises:
+        LibraryPanic: Something in the block raised such a thing.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise LibraryPanic(Problem("the compiled code of a library failed", said, "report it with --debug")) from error

@@ -9,6 +9,7 @@ import json
 import socket
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class JudgeServer:
     script: list[Behaviour] = field(default_factory=list)
     always: Behaviour | None = None
     requests: list[Request] = field(default_factory=list)
+    sent: int = 0
     released: threading.Event = field(default_factory=threading.Event)
     unexpected: list[str] = field(default_factory=list)
 
@@ -132,6 +134,37 @@ def stuck(exchange: Exchange) -> None:
     """No answer until the server stops."""
     exchange.server.released.wait()
     exchange.handler.close_connection = True
+
+
+def drips(exchange: Exchange, pause: float = 0.05, *, headers: bool = False) -> None:
+    """A byte now and then, for ever: of a body, or of a header."""
+    start = b"HTTP/1.1 200 OK\r\n" + (b"X-Slow: " if headers else b"\r\n")
+    exchange.handler.wfile.write(start)
+    exchange.handler.close_connection = True
+    while not exchange.server.released.wait(pause):
+        exchange.handler.wfile.write(b" ")
+
+
+def streams(exchange: Exchange) -> None:
+    """A body without an end, as fast as it is taken; `server.sent` counts its bytes."""
+    exchange.handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+    exchange.handler.close_connection = True
+    piece = b" " * 65536
+    while not exchange.server.released.is_set():
+        exchange.handler.wfile.write(piece)
+        exchange.server.sent += len(piece)
+
+
+def redirects(target: str, status: int = 307) -> Behaviour:
+    """To a path or an address."""
+    return lambda exchange: exchange.send(status, "", Location=target)
+
+
+def bomb(exchange: Exchange) -> None:
+    """A body of 1 GB, in 1 MB."""
+    packer = zlib.compressobj(9, wbits=31)
+    packed = b"".join(packer.compress(b" " * 2**20) for _ in range(1024)) + packer.flush()
+    exchange.send(200, packed, Content_Encoding="gzip")
 
 
 @contextmanager

@@ -19,8 +19,8 @@ import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.encoding import hold_any_letter
 from neftcli.cli.help import Command, HelpOption
-from neftcli.errors import Interrupted, NeftError, Preempted, Problem
-from neftcli.machine.environment import drop_overrides
+from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
+from neftcli.machine.environment import drop_overrides, keep_current_folder_out
 from neftcli.machine.processes import leads, rank
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -85,6 +85,7 @@ def command() -> None:
     What libraries registered for the end is done before, since this is registered before they are imported.
     """
     code: object = None
+    keep_current_folder_out()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed by whoever started this
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
@@ -117,7 +118,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        code = app(args=arguments, prog_name="neft", standalone_mode=False)
+        with panics_as_errors():
+            code = app(args=arguments, prog_name="neft", standalone_mode=False)
         if code == INTERRUPTED:
             _tell([Problem("stopped by Ctrl-C before anything was started")], started=True)
         sys.exit(code)

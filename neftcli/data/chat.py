@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from neftcli.data.continuation import Continuation
 from neftcli.data.formats import Example, Turn
 from neftcli.data.marks import MARK, Marks
+from neftcli.data.panics import tokenizer_named
 from neftcli.data.quoting import Quoting
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase
@@ -577,9 +578,10 @@ def load_chat_format(
         observer.notify(Phase("loading the tokenizer"))
     trust = recipe.model.trust_remote_code
     tokenizer, notices = load_tokenizer(reference, trust, vocabulary_of(reference, trust))
-    name = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
     declared = declared_stop_tokens(reference)
-    chat = chat_format(tokenizer, declared, recipe, layout, name)
+    with tokenizer_named(tokenizer, "model.name"):
+        name = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
+        chat = chat_format(tokenizer, declared, recipe, layout, name)
     if chat.writes_date:
         notices.append(f"the chat template writes the current date; every row has {DATE:%d %B %Y} instead")
     return chat, notices

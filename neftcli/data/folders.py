@@ -21,6 +21,7 @@ from neftcli.data.readers import ENDINGS, ending
 from neftcli.data.remote import downloaded, read_text, reading
 from neftcli.data.text import DataFile
 from neftcli.errors import DataError, Problem, first_line
+from neftcli.machine.inside import leads_out
 
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -64,12 +65,23 @@ class Folder:
                 names.append(name)
         return sorted(names)
 
+    def require_inside(self, name: str) -> None:
+        """Reject a name that leads out of the folder.
+
+        Raises:
+            DataError: It does, by itself or through a link.
+        """
+        if out := leads_out(Path(self.root) if self.local else Path(), name):
+            copy = f"cp -rL {quote(self.name)} FOLDER    copies what links lead to"
+            raise DataError(Problem(f"{self.name}: the files of a data set must be in its own folder", out, copy))
+
     def text(self, name: str) -> str | None:
         """The content of a small file; None if there is none of this name."""
         return read_text(self.fs, f"{self.root}/{name}", f"{self.name}/{name}") if self.holds(name) else None
 
     def holds(self, name: str) -> bool:
-        """Return whether it holds a file of this name."""
+        """Return whether it holds a file of this name, which may not lead out of it."""
+        self.require_inside(name)
         with reading(self.name):
             return bool(self.fs.isfile(f"{self.root}/{name}"))
 
@@ -77,6 +89,7 @@ class Folder:
     def file(self, name: str) -> Iterator[DataFile]:
         """One of its files."""
         shown = f"{self.name.rstrip('/')}/{name}"
+        self.require_inside(name)
         if self.local:
             yield DataFile(Path(self.name) / name, str(Path(self.name) / name))
             return

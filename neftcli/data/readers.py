@@ -17,7 +17,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from neftcli.data.text import DataFile, lines, renaming, showing, through, with_ending
+from neftcli.data.text import MOST_LINE, MOST_UNPACKED, DataFile, lines, renaming, showing, through, with_ending
 from neftcli.data.turns import has_role
 from neftcli.errors import DataError, Problem
 
@@ -28,7 +28,7 @@ ROW_COLUMNS = frozenset(("messages", "conversations", "prompt", "completion", "i
 """Keys by which an object at the top of a .json file is one row, not a wrapper around a list of rows."""
 LIKE_TEXT = (".md", ".text", ".log")
 
-csv.field_size_limit(2**31 - 1)
+csv.field_size_limit(MOST_LINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,14 @@ def _is_list_of_others(line: str) -> bool:
 
 def _read_json(file: DataFile) -> Iterator[Row]:
     path, name = file.path, file.name
-    text = "".join(line for _, line in lines(file))
+    parts, size = [], 0
+    for number, line in lines(file):
+        parts.append(line)
+        size += len(line)
+        if size > MOST_UNPACKED and path.suffix.lower() == ".gz":
+            said = f"{name}, line {number}: a .json.gz has at most {MOST_UNPACKED:,} characters"
+            raise DataError(Problem(said, "more", f"{with_ending(path, '.jsonl')}, which is read row by row"))
+    text = "".join(parts)
     try:
         value = _parsed(text)
     except _NotJson as error:
@@ -311,7 +318,7 @@ def _read_csv(file: DataFile) -> Iterator[Row]:
 
 def _check_header(header: list[str], delimiter: str, path: Path, where: str) -> None:
     """Refuses column names that stand twice, or with something other than the format's delimiter between them."""
-    repeated = [column for column in header if header.count(column) > 1]
+    repeated = [column for column, count in Counter(header).items() if count > 1]
     if repeated:
         raise DataError(
             Problem(f"{where}: the header names a column twice", repeated[0][:60], "a name of its own for each column")
@@ -413,15 +420,19 @@ def _decoder(kind: Any) -> Callable[[Any], Any] | None:
 def _read_text(file: DataFile, sample_by: str) -> Iterator[Row]:
     """Running text: a row for each paragraph (separated by blank lines), for each line, or for the whole."""
     part: list[str] = []
-    begin = 1
+    begin, size = 1, 0
     for number, line in lines(file):
         if part and (sample_by == "line" or (sample_by == "paragraph" and not line.strip())):
             yield Row({"text": "".join(part).rstrip("\r\n")}, f"{file.name}, line {begin}")
             part = []
         if line.strip() or (part and sample_by == "document"):
             if not part:
-                begin = number
+                begin, size = number, 0
             part.append(line)
+            size += len(line)
+            if size > MOST_LINE:
+                said = f"{file.name}, line {begin}: a {sample_by} has at most {MOST_LINE:,} characters"
+                raise DataError(Problem(said, f"more, up to line {number}", "--set data.sample_by=line"))
     if part:
         yield Row({"text": "".join(part).rstrip("\r\n")}, f"{file.name}, line {begin}")
 

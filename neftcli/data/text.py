@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import IO, cast
@@ -15,6 +16,12 @@ from typing import IO, cast
 from neftcli.errors import DataError, Problem
 
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+
+
+MOST_LINE = 2**27
+"""Bytes of a line, at most. A .gz of 600 kB can hold a line of 600 MB, which would take 2.5 GB to read."""
+MOST_UNPACKED = 2**30
+"""Bytes of a .json.gz unpacked, at most: all of it is read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +64,17 @@ def lines(file: DataFile) -> Iterator[tuple[int, str]]:
     """Numbered lines of text.
 
     Raises:
-        DataError: The file can't be unpacked or is no UTF-8 text; with the line.
+        DataError: The file can't be unpacked, is no UTF-8 text or has too long a line; with the line.
     """
     path, name = file.path, file.name
     number = 0
     try:
         with file.open() as content:
-            for number, line in enumerate(content, 1):
+            for number, line in enumerate(iter(partial(content.readline, MOST_LINE + 1), b""), 1):
+                if len(line) > MOST_LINE:
+                    said = f"{name}, line {number}: a line has at most {MOST_LINE:,} bytes"
+                    received = f"{line[:40].decode(errors='replace')}..."
+                    raise DataError(Problem(said, received, "a file with shorter lines"))
                 if number == 1:
                     _require_text(line, path, name)
                     line = line.removeprefix(b"\xef\xbb\xbf")

@@ -13,6 +13,8 @@ from itertools import pairwise
 
 from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat, LossOn, Rendering
 from neftcli.data.formats import Example
+from neftcli.data.panics import is_tokenizers, tokenizer_named
+from neftcli.errors import panics_as_errors
 
 IGNORED = -100
 BATCH = 512
@@ -54,9 +56,10 @@ def render_prompt(chat: ChatFormat, example: Example) -> str:
 
 def prompt_token_ids(chat: ChatFormat, example: Example) -> list[int]:
     """The tokens that generation starts from."""
-    if not example.turns:
-        return _plain_prefix_and_ids(chat, prompt_and_reference(example)[0])
-    return _in_pieces(chat, chat.prompt(example), [])[0]
+    with tokenizer_named(chat.tokenizer, example.where):
+        if not example.turns:
+            return _plain_prefix_and_ids(chat, prompt_and_reference(example)[0])
+        return _in_pieces(chat, chat.prompt(example), [])[0]
 
 
 def prompt_and_reference(example: Example) -> tuple[str, str]:
@@ -88,7 +91,7 @@ def tokenize(
     """
     for start in range(0, len(examples), BATCH):
         batch = list(examples[start : start + BATCH])
-        tokenised = _conversations(chat, batch, loss_on) if batch[0].turns else _plain_texts(chat, batch)
+        tokenised = _tokenised(chat, batch, loss_on)
         for example, (ids, labels, remarks) in zip(batch, tokenised, strict=True):
             kept = labels[:max_length]
             learned = [label for label in kept if label != IGNORED]
@@ -99,7 +102,22 @@ def tokenize(
 Tokenised = tuple[list[int], list[int], tuple[str, ...]]
 
 
-def _plain_texts(chat: ChatFormat, batch: Sequence[Example]) -> Iterator[Tokenised]:
+def _tokenised(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) -> list[Tokenised]:
+    """A batch of rows; of a tokenizer that fails the row is found one by one."""
+    function = _conversations if batch[0].turns else _plain_texts
+    try:
+        with panics_as_errors():
+            return list(function(chat, batch, loss_on))
+    except Exception as error:
+        if not is_tokenizers(error):
+            raise
+        for example in batch:
+            with tokenizer_named(chat.tokenizer, example.where):
+                list(function(chat, [example], loss_on))
+        raise
+
+
+def _plain_texts(chat: ChatFormat, batch: Sequence[Example], _: LossOn) -> Iterator[Tokenised]:
     eos = str(chat.tokenizer.eos_token)
     for example in batch:
         ids = _plain_prefix_and_ids(chat, example.text.removesuffix(eos) + eos)

@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +31,8 @@ _KEY_LIKE = re.compile(r"\bsk-[^\s\"'<>,]+")
 _SHORTEST_SECRET = 4  # shorter ones are no secrets, and to hide them would tear words and verdicts
 _LONGEST_QUOTE = 300
 OF_ONE_QUESTION = (400, 413, 422)
+MOST_BYTES = 4 * 2**20
+"""The longest body that is read of a reply; a reply of 1,000 tokens takes about 5 kB."""
 
 
 def without_credentials(base_url: str) -> str:
@@ -70,11 +74,20 @@ class Refused(Problem):
     """What a server refuses of one question alone, such as its length or its content; others may be answered."""
 
 
+class _RedirectedError(Exception):
+    """The server redirects to a different server, which would be sent the rows, the answers and the key."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.target = target
+
+
 class ChatServer:
     """The connection to the judge; it asks, asks again where that may help, and hides secrets in what comes back.
 
     Waiting and asking again is the openai client's work. A body that is no chat completion looks to it like a broken
-    connection (`_refuse_nonsense`), so that one count and one backoff hold for all failures.
+    connection (`_refuse_nonsense`), so that one count and one backoff hold for all failures. Each request has a
+    deadline (`_Request`), a limit of bytes, and stays at the server that was named.
     """
 
     def __init__(self, settings: Judge) -> None:
@@ -89,16 +102,15 @@ class ChatServer:
         self._secrets = sorted((text for text in secrets if text and len(text) >= _SHORTEST_SECRET), key=len)[::-1]
         _silence_transport()
         with _without_openai_variables():
-            from openai import DefaultHttpxClient, OpenAI
+            from openai import OpenAI
 
             self._client = OpenAI(
                 api_key=key or "none",
                 base_url=self._address,
                 timeout=settings.timeout,
                 max_retries=settings.max_retries,
-                http_client=DefaultHttpxClient(
-                    auth=credentials if any(credentials) else None, event_hooks={"response": [_refuse_nonsense]}
-                ),
+                default_headers={"Accept-Encoding": "identity"},
+                http_client=_bounded_client(settings.timeout, credentials if any(credentials) else None),
             )
 
     def close(self) -> None:
@@ -115,6 +127,8 @@ class ChatServer:
             return self._refusal(error)
         except APIConnectionError as error:
             return self._failure(f"the judge at {self._address} failed", self._broken(error))
+        except _RedirectedError as error:
+            return self._redirected(error.target)
         return self._hide(reply), usage
 
     def _send(self, prompt: str) -> str:
@@ -155,6 +169,13 @@ class ChatServer:
         passes = status in (408, 409, 429) or status >= 500
         return self._failure(f"{judge} failed", said, "" if passes else "put right what it says, then ")
 
+    def _redirected(self, target: str) -> Problem:
+        """What is said of a redirect to a different server; the address to type has no query, which may be a secret."""
+        address = without_credentials(target).removesuffix("/chat/completions")
+        problem = self._failure(f"the judge at {self._address} redirects to a different server", address)
+        remedy = f"--judge {problem.received}    if that server may have the rows, the answers and the key"
+        return Problem(problem.violated, problem.received, remedy)
+
     def _broken(self, error: Exception) -> str:
         """What broke a connection (openai.APIConnectionError)."""
         from openai import APITimeoutError
@@ -181,6 +202,126 @@ def api_key() -> str:
     return os.environ.get(KEY_VARIABLE, "").strip()
 
 
+class _Request:
+    """A request in a thread of its own, which is abandoned at its deadline.
+
+    A timeout of sockets bounds each read; a server that sends a byte now and then is never late by it, and looking up
+    an address has no timeout at all.
+    """
+
+    def __init__(self) -> None:
+        self._streams: list[Any] = []
+        self._abandoned = threading.Event()
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Remembers the connection, of which httpcore informs; nothing more is sent by an abandoned request.
+
+        Raises:
+            TimeoutError: It is abandoned.
+        """
+        if hasattr(stream := info.get("return_value"), "get_extra_info"):
+            self._streams.append(stream)
+        if self._abandoned.is_set():
+            for stream in self._streams:
+                stream.close()
+            raise TimeoutError
+
+    def within(self, seconds: float, send: Callable[[], httpx2.Response]) -> httpx2.Response | None:
+        """The response to `send` with its body; None if there is none in time."""
+        outcome: list[httpx2.Response | BaseException] = []
+
+        def run() -> None:
+            try:
+                outcome.append(send())
+            except BaseException as error:  # raised again in the thread that waits
+                outcome.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if not outcome:
+            self._abandon()
+            return None
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
+    def _abandon(self) -> None:
+        """Ends the connection, which wakes the thread from the read in which it waits."""
+        self._abandoned.set()
+        for stream in self._streams:
+            with suppress(OSError):
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+
+def _bounded_client(seconds: float, credentials: tuple[str, str] | None) -> httpx2.Client:
+    """A client of which each request, redirects included, takes at most `seconds`, and no reply much memory.
+
+    It opens a connection for each request: only of a new one httpcore tells which it is, so that it can be ended.
+    """
+    import httpx2
+    from openai import DefaultHttpxClient
+
+    class BoundedClient(DefaultHttpxClient):
+        def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+            bounded, whole = _Request(), super().send
+            request.extensions["trace"] = bounded.trace
+            response = bounded.within(seconds, lambda: whole(request, **options))
+            if response is None:
+                raise httpx2.ReadTimeout("the deadline passed", request=request)
+            return response
+
+    return BoundedClient(
+        auth=credentials,
+        event_hooks={"response": [_refuse_other_servers, _limit, _refuse_nonsense]},
+        limits=httpx2.Limits(max_keepalive_connections=0),
+    )
+
+
+def _refuse_other_servers(response: httpx2.Response) -> None:
+    """Lets a redirect pass only to the scheme, host and port that were asked.
+
+    Raises:
+        _RedirectedError: It leads elsewhere.
+    """
+    if not response.has_redirect_location:
+        return
+    asked = response.request.url
+    target = asked.join(response.headers["location"])
+    if (target.scheme, target.host, target.port) != (asked.scheme, asked.host, asked.port):
+        raise _RedirectedError(str(target))
+
+
+def _limit(response: httpx2.Response) -> None:
+    """Has reading of a body end at MOST_BYTES, and refuses one that would grow as it is unpacked.
+
+    Raises:
+        RemoteProtocolError: It is compressed, though that was not asked for.
+    """
+    import httpx2
+
+    class Limited(httpx2.SyncByteStream):
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            count = 0
+            for piece in self._stream:
+                count += len(piece)
+                if count > MOST_BYTES:
+                    said = f"the reply is longer than {MOST_BYTES:,} bytes"
+                    raise httpx2.RemoteProtocolError(said, request=response.request)
+                yield piece
+
+        def close(self) -> None:
+            self._stream.close()
+
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        said = f"the reply is compressed ({response.headers['content-encoding']}), which was not asked for"
+        raise httpx2.RemoteProtocolError(said, request=response.request)
+    response.stream = Limited(response.stream)
+
+
 def _refuse_nonsense(response: httpx2.Response) -> None:
     """Treats a body that is no chat completion as a broken connection, which the openai client tries again."""
     import httpx2
@@ -199,7 +340,7 @@ def _completion(body: str) -> tuple[str, dict[str, int]]:
         parsed = json.loads(body)
         [choice, *_] = parsed["choices"]
         text, reason = choice["message"]["content"], choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"the body is no chat completion: {body}") from None
     if not isinstance(text, str):
         more = "; its length ran out, so raise evaluation.judge.max_tokens" if reason == "length" else ""

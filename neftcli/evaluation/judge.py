@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from neftcli.errors import InputError, NeftError, Problem
+from neftcli.errors import InputError, NeftError, Problem, panics_as_errors
 from neftcli.evaluation.chat_server import KEY_VARIABLE, ChatServer, Refused, api_key, is_address, without_credentials
 from neftcli.evaluation.store import require_own_file
 
@@ -301,7 +301,8 @@ def _ask_all(
     def ask(question: tuple[str, str]) -> Problem | bool:
         if failed.is_set():
             return False
-        answered = server.ask(question[1])
+        with panics_as_errors():  # one would end the pool's thread, and be waited for
+            answered = server.ask(question[1])
         if isinstance(answered, Problem):
             if not isinstance(answered, Refused):
                 failed.set()

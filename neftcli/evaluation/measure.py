@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,7 +252,7 @@ class Measurement:
         """
         kept = not Path(name).expanduser().is_file()
         settings = self.settings.task_settings
-        asked: dict[str, Any] = {"task": name}
+        asked: dict[str, Any] = {"task": name, "lm_eval": metadata.version("lm_eval")}
         if settings != TaskSettings():
             asked["settings"] = asdict(settings)
         if settings.apply_chat_template:

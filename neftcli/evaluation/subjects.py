@@ -130,7 +130,8 @@ class Subject:
         Raises:
             ModelError: It can't be reached, or a run's base model is not what the run was trained on.
         """
-        from neftcli.models.loading import fingerprint, folder_sha256, load_config
+        from neftcli.models.files import folder_sha256
+        from neftcli.models.loading import fingerprint, load_config
 
         weights = fingerprint(self.reference, load_config(self.reference, self.recipe.model.trust_remote_code))
         if self.began_as is not None and weights != self.began_as:

@@ -12,6 +12,7 @@ import math
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -161,12 +162,12 @@ def run_tasks(
         harness_model.observer = observer
         # All are loaded before the first is evaluated, which may take hours. Each is seeded, so that its result does
         # not depend on the tasks before it.
-        loaded = []
+        loaded = {}
         for task in dict.fromkeys(tasks):
             with _seeded():
-                loaded.append(_loaded(task))
-        for harness_tasks in loaded:
-            with _seeded():
+                loaded[task] = _loaded(task)
+        for task, harness_tasks in loaded.items():
+            with _seeded(), nullcontext() if _is_file(task) else _empty_folder():
                 results += _evaluated(harness_model, harness_tasks, settings, observer)
     return results
 
@@ -234,6 +235,17 @@ def _unfit(task: str, settings: Mapping[str, Any]) -> Problem | None:
     return None
 
 
+@contextmanager
+def _empty_folder() -> Iterator[None]:
+    """Makes an empty folder the current one.
+
+    Tasks of the harness load metrics and data sets by name. A folder of that name in the current one would take
+    their place, and the code of such a metric would run.
+    """
+    with tempfile.TemporaryDirectory(prefix="neft-") as folder, chdir(folder):
+        yield
+
+
 @cache
 def _manager(built_in: bool) -> Any:
     """The harness's index of tasks. It reads 14,000 files for its own, which takes seconds."""
@@ -246,7 +258,8 @@ def _loaded(task: str) -> Any:
     """The harness's task with its data."""
     try:
         if not _is_file(task):
-            return _manager(True).load([task])
+            with _empty_folder():
+                return _manager(True).load([task])
         file = Path(task).expanduser().resolve()
         with chdir(file.parent):
             return _manager(False).load([str(file)])

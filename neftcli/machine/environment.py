@@ -106,6 +106,14 @@ def drop_overrides() -> None:
     _cleaned.done = True
 
 
+def keep_current_folder_out() -> None:
+    """Have all processes that this one starts import nothing from the current folder.
+
+    Workers and the resource tracker of multiprocessing start as `python -c`, which has it first in its path.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
 def report_dropped(observer: Observer) -> None:
     """Give each notice once: dropped variables, and variables that select CPU instructions."""
     for message in _cleaned.pending:

@@ -18,6 +18,7 @@ KEEP_BELOW = 2**31 - 1
 SPINS = 2000
 """Some tens of microseconds, as long as it is from one operation to the next."""
 TOP_PAD = 256 * 2**20
+CACHES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "XDG_CACHE_HOME")
 RARELY = 100_000
 """New objects after which Python looks for cycles. Libraries make a million; looking after each 700 takes a second."""
 
@@ -35,6 +36,7 @@ def prepare_process() -> None:
     drop_overrides()
     require_readable()
     require_importable()
+    _fix_caches()
     _quiet_libraries()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # for libraries other than GNU's, which knows spins
@@ -61,6 +63,13 @@ def keep_freed_memory() -> bool:
         libc.mallopt(M_TOP_PAD, TOP_PAD),
     ]
     return all(done)
+
+
+def _fix_caches() -> None:
+    """Makes the paths of the libraries' caches absolute: the current folder changes while a task is loaded."""
+    for name in CACHES:
+        if os.environ.get(name):
+            os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
 
 
 def _quiet_libraries() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.machine.cache import cache_folder, written_in_cache
+from neftcli.machine.inside import leads_out
 
 MANIFEST = "neft-manifest.json"
 FORM = 2
@@ -93,7 +94,10 @@ def _verifies(place: Path) -> bool:
     if manifest.get("form") != FORM or not isinstance(files, dict):
         return False
     return all(
-        (place / name).is_file() and (place / name).stat().st_size == size and sha256(place / name) == digest
+        not leads_out(place, name)
+        and (place / name).is_file()
+        and (place / name).stat().st_size == size
+        and sha256(place / name) == digest
         for name, (size, digest) in files.items()
     )
 

@@ -5,7 +5,6 @@ Only safetensors are read, never pickles. Code that comes with a model runs only
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import re
@@ -14,12 +13,13 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import ModelError, NeftError, Problem
+from neftcli.errors import LibraryPanic, ModelError, NeftError, Problem, panics_as_errors
 from neftcli.machine.hub import with_settings
 from neftcli.models.damage import AGAIN, damage
+from neftcli.models.files import model_sha256, require_inside
 from neftcli.models.gguf import converted, sha256
 from neftcli.models.names import ALIASES, Reference
-from neftcli.models.validate import read_json, stored_quantization
+from neftcli.models.validate import find_file, read_json, stored_quantization
 from neftcli.recipe.nearest import nearest_path
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ def source(reference: Reference, trust_remote_code: bool) -> dict[str, Any]:
     """What every `from_pretrained` is given: where the files are, which of their versions, whether their code may run.
 
     Raises:
-        ModelError: Code is to run that somebody else can change.
+        ModelError: Code is to run that somebody else can change, or a file is not in the model's folder.
     """
+    if reference.kind == "folder":
+        require_inside(Path(reference.location), reference.name)
     require_pinned_code(reference, trust_remote_code)
     return {
         "pretrained_model_name_or_path": local_or_hub(reference),
@@ -214,6 +216,8 @@ def load_model(
     except RuntimeError:
         empty_model(reference, load_config(reference, trust_remote_code), trust_remote_code)  # is config.json at fault?
         raise
+    if reference.kind == "hub" and (file := find_file(reference, "config.json", cached=True)) is not None:
+        require_inside(file.parent, reference.name)
     if leftover := sorted(name for name in report["unexpected_keys"] if name.endswith(QUANTISED_PARTS)):
         raise ModelError(
             Problem(
@@ -249,6 +253,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         if (folder / "adapter_model.bin").is_file():
             raise _pickled(reference, found)
         raise ModelError(Problem(f"{folder}: adapter_model.safetensors is missing", found, "neft train    again"))
+    require_inside(folder, str(folder))
     with explained(reference):
         kind = PeftConfig.from_pretrained(str(folder)).peft_type
         if kind != "LORA":  # others fetch more models and tokenizers, with options from their own files
@@ -268,25 +273,14 @@ def keep_layout_for_training(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-IDENTITY = ("*.safetensors", "config.json", "*.py")
-"""What a model in a folder is: weights, settings, and code of its own."""
-
-
 def fingerprint(reference: Reference, config: Any) -> str:
-    """What identifies a model: the hub's commit, or the SHA-256 of the .gguf file or of the folder's IDENTITY."""
+    """What identifies a model: the hub's commit, or the SHA-256 of the .gguf file or of the folder's files."""
     if reference.kind == "hub":
         return f"commit {getattr(config, '_commit_hash', None)}"
     with explained(reference):
         if reference.kind == "gguf":
             return f"sha256 {sha256(Path(reference.location))}"
-        return f"sha256 {folder_sha256(Path(reference.location), *IDENTITY)}"
-
-
-def folder_sha256(folder: Path, *patterns: str) -> str:
-    """SHA-256 over those of files in a folder, in hexadecimal."""
-    files = {file for pattern in patterns for file in folder.glob(pattern)}
-    hashes = {file.name: sha256(file) for file in sorted(files)}
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+        return f"sha256 {model_sha256(Path(reference.location))}"
 
 
 def load_config(reference: Reference, trust_remote_code: bool) -> Any:
@@ -326,7 +320,8 @@ def explained(reference: Reference) -> Iterator[None]:
 
     name = reference.name
     try:
-        yield
+        with panics_as_errors():
+            yield
     except hub.GatedRepoError:
         raise _gated(reference) from None
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
@@ -364,6 +359,8 @@ def explained(reference: Reference) -> Iterator[None]:
         raise ModelError(
             Problem(f"model.name: {name} needs a package that is not installed", _first_line(error))
         ) from error
+    except LibraryPanic as error:  # of a tokenizer.json or of weights
+        raise _unloadable(reference, error) from error
     except NeftError:
         raise
     except Exception as error:
@@ -441,6 +438,8 @@ def _pickled(reference: Reference, said: str) -> ModelError:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, LibraryPanic):
+        return error.problems[0].received
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]
 

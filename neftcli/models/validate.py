@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
+from neftcli.models.files import INDEX, require_inside
 from neftcli.models.names import ADAPTER, ALIASES, Reference, adapter_found
 from neftcli.recipe.schema import Quantization
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 Settings = dict[str, Any]
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-"""Names the files of weights in several files."""
 
 UNQUANTISED = "the model that it was made from, with unquantised weights"
 DEQUANTISED = {
@@ -139,6 +138,7 @@ def require_weight_files(reference: Reference) -> None:
     from neftcli.models.loading import explained
 
     folder = Path(reference.location)
+    require_inside(folder, reference.name)
     names = {WEIGHTS}
     with explained(reference):
         if not (folder / WEIGHTS).is_file():

@@ -20,6 +20,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+from neftcli.machine.inside import leads_out
 from neftcli.runs.directory import to_disk, write_whole
 from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse
 
@@ -133,6 +134,8 @@ def verify(place: Path) -> Checkpoint:
         raise Damaged(f"manifest.json can't be read: {error.strerror}") from None
     manifest = _unsealed(text)
     for name, known in manifest["files"].items():
+        if out := leads_out(place, name):
+            raise Damaged(f"manifest.json names a file that is not in the checkpoint: {out}")
         try:
             size = (place / name).stat().st_size
         except OSError:

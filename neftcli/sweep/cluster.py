@@ -15,10 +15,11 @@ import tarfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import neftcli
 from neftcli.errors import InputError, NeftError, Problem
 from neftcli.events import Event, Notice
 from neftcli.runs.directory import CELLS
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from neftcli.runs.directory import RunDirectory
     from neftcli.sweep.plan import Cell
 
+PACKAGES = Path(neftcli.__file__).parents[1]
+"""The current folder while Ray starts: Ray adds it to the path from which its workers import."""
 POLL = 0.2  # seconds between two looks at what cells say
 NO_ROOM = 30.0  # seconds without a cell at work, after which a person is told why
 
@@ -270,12 +273,14 @@ def _connected(address: str | None) -> Any:
         ) from None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address is None:
-        ray.init("local", include_dashboard=False, **quiet)
+        with chdir(PACKAGES):
+            ray.init("local", include_dashboard=False, **quiet)
         return ray
     try:
         found = _found_locally() if address == "auto" else address
         _require_reachable(found)
-        ray.init(found, **quiet)
+        with chdir(PACKAGES):
+            ray.init(found, **quiet)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError, SystemExit) as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

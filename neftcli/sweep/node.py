@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import Preempted, Problem
+from neftcli.errors import Preempted, Problem, panics_as_errors
 from neftcli.events import Event, Phase
 from neftcli.sweep.cell import do_cell
 from neftcli.sweep.travel import begun_run, name_the_recipe, packed, unpacked, workplace
@@ -143,7 +143,7 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
     line = _Line(errand.key, mailbox)
     line.notify(BEGINNING)
     try:
-        with workplace() as folder, chdir(folder):
+        with panics_as_errors(), workplace() as folder, chdir(folder):
             for place, content in zip(errand.places, contents, strict=True):
                 Path(place).parent.mkdir(parents=True, exist_ok=True)
                 Path(place).write_bytes(content)
@@ -168,7 +168,8 @@ def _done(errand: Errand, line: _Line, luggage: bytes) -> Returned:
     problems: tuple[Problem, ...] = ()
     again = False
     try:
-        do_cell(errand.there, _shelf, line, Stop(line.halted))
+        with panics_as_errors():
+            do_cell(errand.there, _shelf, line, Stop(line.halted))
         state = "done"
     except Preempted:
         state = "stopped"

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from neftcli.errors import NeftError, Problem
+from neftcli.errors import NeftError, Problem, panics_as_errors
 from neftcli.events import Event, Observer, Phase, Progress, TrainingStarted
 from neftcli.sweep.costs import BEGUN, Costs
 from neftcli.sweep.local import devices
@@ -46,7 +46,7 @@ def probed(recipes: Mapping[str, Recipe], observer: Observer) -> tuple[dict[str,
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="neft-estimate-") as folder:
         ours, theirs = context.Pipe()
-        arguments = (theirs, tuple(recipes.values()), Path(folder), time.time())
+        arguments = (theirs, tuple(recipes.values()), Path(folder), time.monotonic())
         process = context.Process(target=probe, args=arguments, daemon=True)
         with signals_put_off():  # until it ignores them
             process.start()
@@ -75,7 +75,7 @@ def probe(connection: Connection, recipes: Sequence[Recipe], folder: Path, begun
         connection: To the dry run; told of a NeftError, too.
         recipes: One after another.
         folder: Takes all that is written.
-        begun: When the process was started, in seconds since the epoch.
+        begun: When the process was started, by the monotonic clock, which all processes of a machine share.
     """
     ignore_signals()  # the dry run decides what they mean
     end_with_the_parent()
@@ -89,7 +89,9 @@ def probe(connection: Connection, recipes: Sequence[Recipe], folder: Path, begun
     if found[0] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = found[0]
     try:
-        connection.send(([*_all_costs(recipes, folder, begun, connection)], len(found)))
+        with panics_as_errors():
+            costs = [*_all_costs(recipes, folder, begun, connection)]
+        connection.send((costs, len(found)))
     except NeftError as error:
         connection.send(error)
     except Exception as error:
@@ -146,7 +148,7 @@ def _all_costs(recipes: Sequence[Recipe], folder: Path, begun: float, connection
             if materials is None:
                 materials = load_materials(recipe, *check_inputs(recipe, clock), clock)
                 shelf.keep(recipe, materials)
-            start, prepared = time.time() - begun, materials.prepared
+            start, prepared = time.monotonic() - begun, materials.prepared
             rows, row = _time_losses(recipe, materials, clock)
             answers, batches = _time_answers(recipe, materials, clock)
             preparing = _time_updates(recipe, materials, folder, clock)
@@ -155,7 +157,7 @@ def _all_costs(recipes: Sequence[Recipe], folder: Path, begun: float, connection
             probe_rows = min(recipe.evaluation.probe_rows, len(prepared.train))
             told = {"updates": timed, "losses": rows, BEGUN: answers}
             yield Costs(start, preparing, update, row, batches, whole, len(prepared.held_out), probe_rows, told)
-            begun = time.time()
+            begun = time.monotonic()
 
 
 def _time_losses(recipe: Recipe, materials: Materials, clock: _Clock) -> tuple[int, float]:

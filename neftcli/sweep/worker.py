@@ -87,12 +87,13 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
 
 
 def _outcome(recipe: Recipe, shelf: Any, teller: Teller, stop: Any) -> tuple[Any, ...]:
-    from neftcli.errors import Preempted
+    from neftcli.errors import Preempted, panics_as_errors
     from neftcli.sweep.cell import do_cell
     from neftcli.training.stopping import Stop
 
     try:
-        return "done", do_cell(recipe, shelf, teller, Stop(lambda: bool(stop.value)))
+        with panics_as_errors():
+            return "done", do_cell(recipe, shelf, teller, Stop(lambda: bool(stop.value)))
     except Preempted:
         return ("stopped",)
     except Exception as error:

@@ -91,3 +91,14 @@ def test_floors_hold(package: str, safe: str, unsafe: str) -> None:
     wanted = {one.name: one.specifier for one in map(Requirement, content["project"]["dependencies"])}
     assert safe in wanted[package]
     assert unsafe not in wanted[package]
+
+
+def test_durations_do_not_follow_the_wall_clock() -> None:
+    """It can jump; only the ages of files, which follow it too, are measured by it."""
+    users = {
+        str(file.relative_to(ROOT / "neftcli"))
+        for file in SOURCES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and called(node) in ("time.time", "datetime.now", "datetime.datetime.now")
+    }
+    assert users <= {"sweep/travel.py", "data/token_cache.py", "runs/record.py"}

@@ -456,3 +456,26 @@ def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
     said = refusal("rows")
     assert said.startswith("rows/a.jsonl: the file can't be read")
     assert "it links to nowhere.jsonl" in said
+
+
+def test_files_outside_of_a_folder_are_rejected(tmp_path: Path) -> None:
+    """Named by what save_to_disk writes, or through a link; a link inside the folder is as good as a file."""
+    saved_dict("other")
+    saved_dict()
+    state = Path("saved/train/state.json")
+    content = json.loads(state.read_text())
+    [file] = content["_data_files"]
+    must = ": the files of a data set must be in its own folder\n  received "
+    state.write_text(json.dumps({**content, "_data_files": [{"filename": f"../../other/train/{file['filename']}"}]}))
+    assert f"saved{must}train/../../other/train/{file['filename']}" in refusal("saved")
+    absolute = str(tmp_path / "other" / "train" / file["filename"])
+    state.write_text(json.dumps({**content, "_data_files": [{"filename": absolute}]}))
+    assert f"saved/train{must}{absolute}" in refusal("saved/train")
+    Path("saved/dataset_dict.json").write_text(json.dumps({"splits": ["../other/train"]}))
+    assert f"saved{must}../other/train/state.json" in refusal("saved", "../other/train")
+    write({"mine/rows.jsonl": TRAIN, "elsewhere.jsonl": TEST})
+    Path("mine/more.jsonl").symlink_to("rows.jsonl")
+    assert values("mine") == TRAIN + TRAIN
+    Path("mine/more.jsonl").unlink()
+    Path("mine/more.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    assert f"more.jsonl, a link to {tmp_path / 'elsewhere.jsonl'}" in refusal("mine")

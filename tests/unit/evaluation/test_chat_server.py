@@ -10,17 +10,23 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from neftcli.errors import NeftError
+from neftcli.evaluation.chat_server import MOST_BYTES
 from neftcli.evaluation.judge import (
     JudgeError,
     Pair,
@@ -33,11 +39,16 @@ from tests.judge_server import (
     Exchange,
     JudgeServer,
     body,
+    bomb,
+    completion,
     cut,
+    drips,
     echoes_the_key,
     judge_server,
+    redirects,
     says,
     status,
+    streams,
     stuck,
 )
 from tests.unit.evaluation.test_judge import (
@@ -300,6 +311,104 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_answered(
     assert "DEBUG" not in said
     assert len(cache.read_text().splitlines()) == 5
     assert len(server.requests) == 9
+
+
+# Servers that take too long, send too much, or send elsewhere
+
+ENDLESS: dict[str, tuple[Behaviour, str]] = {
+    "a body that drips": (drips, "no reply within 0.5 seconds (evaluation.judge.timeout)"),
+    "a header that drips": (partial(drips, headers=True), "no reply within 0.5 seconds (evaluation.judge.timeout)"),
+    "a body without end": (streams, f"the reply is longer than {MOST_BYTES:,} bytes"),
+    "a gzip bomb": (bomb, "the reply is compressed (gzip), which was not asked for"),
+    "nested deep": (body("[" * 200_000), "the body is no chat completion: [[["),
+}
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+def test_a_request_ends_in_time_and_memory(case: str, server: JudgeServer, tmp_path: Path) -> None:
+    """Whatever the server sends; the threads of abandoned requests end, too."""
+    server.always, said = ENDLESS[case]
+    before = {thread.name for thread in threading.enumerate()}
+    timeout = 30.0 if case in ("a body without end", "a gzip bomb") else 0.5
+    tracemalloc.start()
+    start = time.monotonic()
+    with pytest.raises(JudgeError) as caught:
+        judge_pairs(PAIRS[:1], judge_of(server, timeout=timeout, max_retries=1, concurrency=1), tmp_path / "c", silent)
+    assert time.monotonic() - start < (60 if timeout > 1 else 2 * timeout + 3)
+    assert tracemalloc.get_traced_memory()[1] < 12 * MOST_BYTES
+    tracemalloc.stop()
+    assert said in caught.value.problems[0].received
+    assert len(server.requests) == 2
+    assert server.sent < 4 * MOST_BYTES + 2**25  # what the sockets hold, too
+    deadline = time.monotonic() + 10
+    while clients := [one for one in threading.enumerate() if one.name not in before and "(run)" in one.name]:
+        assert time.monotonic() < deadline, clients
+        time.sleep(0.05)
+
+
+def test_a_slow_reply_in_time_is_taken(server: JudgeServer, tmp_path: Path) -> None:
+    def slow(exchange: Exchange) -> None:
+        content = completion("A").encode()
+        exchange.handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content))
+        for place in range(0, len(content), 40):
+            exchange.handler.wfile.write(content[place : place + 40])
+            time.sleep(0.05)
+
+    server.always = slow
+    assert judge_pairs(PAIRS[:1], judge_of(server, timeout=30), tmp_path / "c", silent)[0].score == 0.5
+    assert len(server.requests) == 2
+
+
+def test_a_slow_look_up_of_an_address_ends_in_time(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once the address is known, nothing is sent any more."""
+    look_up, known = socket.getaddrinfo, threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        known.wait(20)
+        return look_up(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    start = time.monotonic()
+    with pytest.raises(JudgeError, match=r"no reply within 0\.3 seconds"):
+        judge_pairs(PAIRS[:1], judge_of(server, timeout=0.3, max_retries=0), tmp_path / "c", silent)
+    assert time.monotonic() - start < 5
+    known.set()
+    time.sleep(0.5)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_redirect_to_the_same_server_is_followed(status: int, server: JudgeServer, tmp_path: Path) -> None:
+    server.script = [redirects("/v2/chat/completions", status), redirects(f"{server.url}/other", status)]
+    chosen = judge_of(server, concurrency=1)
+    assert judge_pairs(PAIRS[:1], chosen, tmp_path / "c", silent)[0].verdicts == ("answer", "opponent")
+    assert [request.path for request in server.requests[:3]] == [
+        "/v1/chat/completions",
+        "/v2/chat/completions",
+        "/v1/other",
+    ]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("place", ["port", "host", "scheme"])
+def test_a_redirect_to_a_different_server_is_refused(
+    place: str, status: int, server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, with both named; the other one is sent nothing."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with judge_server() as other:
+        port = server.url.rpartition(":")[2]
+        target = {"port": other.url, "host": f"http://localhost:{port}", "scheme": f"https://127.0.0.1:{port}"}[place]
+        server.always = redirects(f"{target}/chat/completions?key={KEY}", status)
+        with pytest.raises(JudgeError) as caught:
+            judge_pairs(PAIRS[:1], judge_of(server, concurrency=1), tmp_path / "c", silent)
+        [problem] = caught.value.problems
+        assert problem.violated.startswith(f"the judge at {server.url} redirects to a different server; ")
+        assert problem.received == target
+        assert problem.remedy == f"--judge {target}    if that server may have the rows, the answers and the key"
+        assert (len(server.requests), other.requests) == (1, [])
 
 
 # Secrets

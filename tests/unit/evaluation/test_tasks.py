@@ -658,6 +658,34 @@ def test_a_group_is_refused_for_one_of_its_tasks(garden: Callable[[str], None], 
         assert message(lambda name=name: check_tasks([name])).startswith(f"{name} runs code that the model writes")
 
 
+@pytest.mark.parametrize("place", ["import", "compute"])
+def test_known_tasks_take_no_metric_from_the_current_folder(
+    place: str, small_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness's own tasks load metrics by name, and `evaluate` runs a folder's code of that name first."""
+    file, made = tmp_path / "rows.jsonl", tmp_path / "made"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    load = f"    try: evaluate.load('bleu')\n    except Exception: open({str(tmp_path / 'asked')!r}, 'w').close()\n"
+    body = {
+        "import": f"def ask():\n{load}ask()\ndef score(items): return 0.5\n",
+        "compute": f"def score(items):\n{load}    return 0.5\n",
+    }[place]
+    (small_index / "own.py").write_text(f"import evaluate\n{body}", encoding="utf-8")
+    content = (
+        (FRUIT + ACCURACY)
+        .replace("rows.jsonl", str(file))
+        .replace("aggregation: mean", "aggregation: !function own.score")
+    )
+    (small_index / "fruit.yaml").write_text(textwrap.dedent(content), encoding="utf-8")
+    (tmp_path / "bleu").mkdir()
+    (tmp_path / "bleu" / "bleu.py").write_text(f"import os\nos.mkdir({str(made)!r})\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run_tasks(MODELS["llama"], TOKENIZER, ["fruit"], 4)
+    assert (tmp_path / "asked").exists()
+    assert not made.exists()
+    assert Path.cwd() == tmp_path
+
+
 # Errors
 
 

@@ -6,13 +6,15 @@ last good checkpoint is never taken away.
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.runs.checkpoints import TRAINER_STATE, Checkpoints, Damaged, verify
+from neftcli.runs.checkpoints import MANIFEST, TRAINER_STATE, Checkpoints, Damaged, _sealed, verify
 from tests.checkpoint import FACTS, write_trainer_state
 
 FILES = {"adapter.safetensors": b"weights" * 9, "optimizer.pt": b"state", "rng/cpu.pth": bytes(range(64)), "empty": b""}
@@ -60,6 +62,28 @@ def test_a_file_that_is_missing_or_cut_short_is_found(name: str, tmp_path: Path)
     (place / name).unlink()
     with pytest.raises(Damaged, match=Path(name).name):
         verify(place)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "linked"])
+def test_verify_rejects_a_sealed_manifest_that_names_a_file_elsewhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the right size and hash; the file is not opened."""
+    place = write(Checkpoints(tmp_path, 2), 3)
+    secret = Path(name) if name.startswith("/") else tmp_path / "secret"
+    if not secret.exists():
+        secret.write_bytes(b"of somebody else")
+    (place / "linked").symlink_to(secret)
+    known = {"bytes": secret.stat().st_size, "sha256": sha256(secret.read_bytes()).hexdigest()}
+    content = json.loads((place / MANIFEST).read_text())
+    content.pop("manifest_sha256")
+    content["files"][name] = known
+    (place / MANIFEST).write_text(_sealed(content))
+    hashed: list[Path] = []
+    monkeypatch.setattr("neftcli.runs.checkpoints._sha256", hashed.append)
+    with pytest.raises(Damaged, match=r"manifest\.json names a file that is not in the checkpoint: "):
+        verify(place)
+    assert hashed == []
 
 
 def test_a_file_that_was_put_there_is_found(tmp_path: Path) -> None:

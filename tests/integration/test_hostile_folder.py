@@ -1,0 +1,136 @@
+"""Commands in a folder of modules that are named like all of Python's and all installed packages'.
+
+Oracle: each hostile module leaves a mark when it is imported. They are in the current folder, in a model's folder
+and in a run's; the same modules are shown to leave marks where nothing keeps them out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from tests.conftest import quick_arguments
+
+SCRIPT = "import sys\nfrom neftcli.cli.main import command\nif __name__ == '__main__':\n    sys.exit(command())\n"
+"""What pip writes for the command `neft`."""
+OF_PYTHON_ITSELF = {
+    *("importlib", "contextlib", "warnings", "types", "threading", "runpy", "collections", "functools", "operator"),
+    *("keyword", "reprlib", "_weakrefset", "pkgutil", "typing", "zipimport"),
+}
+"""What `python -m` imports, from the current folder, before any code of the module that it runs."""
+TASK = """
+task: fruit
+dataset_path: json
+dataset_kwargs: {data_files: {test: fruit.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: ["a", "b"]
+doc_to_target: 0
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+class Hostile:
+    """A folder with hostile modules, in which commands run."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        self.folder, self.marks, self.script = root / "folder", root / "marks", root / "bin" / "neft"
+        for folder in (self.folder, self.marks, self.script.parent):
+            folder.mkdir()
+        self.script.write_text(SCRIPT)
+        self.model = copytree(model, root / "model")
+        self.spoil(self.folder)
+        self.spoil(self.model)
+        (self.folder / "fruit.yaml").write_text(TASK)
+        (self.folder / "fruit.jsonl").write_text('{"question": "x"}\n{"question": "y"}\n')
+
+    def spoil(self, folder: Path) -> None:
+        """Puts the modules into a folder."""
+        names = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
+        for name in names - {"neftcli"}:
+            if name.isidentifier():
+                mark = str(self.marks / name)
+                (folder / f"{name}.py").write_text(f"open({mark!r}, 'w').write({str(folder)!r})\n")
+
+    def neft(self, *arguments: object, program: tuple[str, ...] = ()) -> str:
+        """Runs a command that succeeds; returns its stdout. What was imported is in `marks`."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        done = subprocess.run(
+            [sys.executable, *(program or (str(self.script),)), *map(str, arguments)],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert self.imported() == []
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def imported(self) -> list[str]:
+        """The modules that were imported."""
+        return sorted(mark.name for mark in self.marks.iterdir())
+
+
+@pytest.fixture(scope="module")
+def hostile(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Hostile:
+    return Hostile(tmp_path_factory.mktemp("hostile"), tiny_folder("llama"))
+
+
+@pytest.fixture(scope="module")
+def quick(hostile: Hostile, rows_file: Path) -> list[str]:
+    return quick_arguments(hostile.model, rows_file, Path("runs"))
+
+
+def test_hostile_modules_leave_marks(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    hostile = Hostile(tmp_path, tiny_folder("llama"))
+    subprocess.run([sys.executable, "-c", "import socket, torch, yaml"], cwd=hostile.folder, check=True)
+    assert hostile.imported() == ["socket", "torch", "yaml"]
+
+
+def test_commands_that_answer_at_once_import_nothing_hostile(hostile: Hostile, rows_file: Path) -> None:
+    assert "smollm2" in hostile.neft("models")
+    assert "quickstart" in hostile.neft("recipes")
+    hostile.neft("data", "inspect", "--dataset", rows_file)
+
+
+@pytest.mark.slow
+def test_processes_and_evaluations_import_nothing_hostile(hostile: Hostile, quick: list[str]) -> None:
+    """Two processes that train; then the run's own folders are hostile, too."""
+    hostile.neft(*quick, "--processes", "2")
+    [run] = (hostile.folder / "runs").iterdir()
+    hostile.spoil(run)
+    hostile.spoil(run / "model")
+    said = hostile.neft("eval", run.name, "--tasks", "fruit.yaml", "--json")
+    assert any("fruit" in json.dumps(json.loads(line)) for line in said.splitlines())
+
+
+def test_spawned_workers_import_nothing_hostile(hostile: Hostile, quick: list[str]) -> None:
+    """Those of a dry run, which are those of a sweep, with multiprocessing's resource tracker."""
+    hostile.neft("sweep-alpha", *quick[1:], "--alphas", "0,5", "--seeds", "1", "--dry-run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_sweeps_import_nothing_hostile(engine: str, hostile: Hostile, quick: list[str]) -> None:
+    sweep = ("sweep-alpha", *quick[1:], "--alphas", "0,5", "--seeds", "1", "--set", f"name={engine}")
+    hostile.neft(*sweep, "--engine", engine)
+
+
+def test_python_m_imports_nothing_hostile(tiny_folder: Callable[[str], Path], tmp_path: Path, rows_file: Path) -> None:
+    """But for what Python itself imports before it runs the module."""
+    hostile = Hostile(tmp_path, tiny_folder("llama"))
+    for name in OF_PYTHON_ITSELF:
+        (hostile.folder / f"{name}.py").unlink(missing_ok=True)
+    program = ("-m", "neftcli.cli.main")
+    hostile.neft(*quick_arguments(hostile.model, rows_file, Path("runs")), "--dry-run", program=program)

@@ -1,0 +1,71 @@
+"""Small files that unpack to much: a message in little memory.
+
+Oracle: the largest memory that Python held meanwhile (tracemalloc), far below what the file holds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from neftcli.data import readers, text
+from neftcli.data.sources import read_rows
+from neftcli.errors import DataError
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "piece", "said"),
+    [
+        ("line.jsonl.gz", b"a" * MIB, "line.jsonl.gz, line 1: a line has at most 1,048,576 bytes"),
+        ("line.csv.gz", b"a" * MIB, "line.csv.gz, line 1: a line has at most 1,048,576 bytes"),
+        (
+            "field.csv.gz",
+            b'"' + (b"a" * 1023 + b"\n") * 1024,
+            "field.csv.gz, line 1: not CSV: field larger than field limit",
+        ),
+        ("all.json.gz", (b"[" + b"1," * 511 + b"\n") * 1024, "a .json.gz has at most 2,097,152 characters"),
+        (
+            "all.txt.gz",
+            (b"a b " * 255 + b"ab\n") * 1024,
+            "all.txt.gz, line 1: a paragraph has at most 1,048,576 characters",
+        ),
+    ],
+)
+def test_read_rows_of_a_bomb(
+    name: str, piece: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With smaller limits than the real ones, and 24 MiB in each file."""
+    for module in (text, readers):
+        monkeypatch.setattr(module, "MOST_LINE", MIB)
+        monkeypatch.setattr(module, "MOST_UNPACKED", 2 * MIB)
+    before = readers.csv.field_size_limit(MIB)
+    with gzip.open(tmp_path / name, "wb", 9) as file:
+        for _ in range(24):
+            file.write(piece)
+            piece = piece.replace(b'"', b"")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError) as caught:
+            list(read_rows(str(tmp_path / name)))
+        assert tracemalloc.get_traced_memory()[1] < 20 * MIB
+    finally:
+        tracemalloc.stop()
+        readers.csv.field_size_limit(before)
+    assert said in str(caught.value)
+    assert (tmp_path / name).stat().st_size < MIB
+
+
+def test_read_rows_of_a_million_columns(tmp_path: Path) -> None:
+    """In the time of its bytes, not of its columns' pairs."""
+    names = [f"c{number}" for number in range(300_000)]
+    file = tmp_path / "wide.csv"
+    file.write_text(",".join(names) + "\n" + ",".join(["1"] * len(names)) + "\n")
+    start = time.monotonic()
+    [row] = read_rows(str(file))
+    assert (len(row.values), time.monotonic() - start < 20) == (len(names), True)

@@ -1,0 +1,123 @@
+"""The files that determine what a model computes.
+
+Oracles: which bytes transformers reads (weights that change the loss change the hash), and the written messages.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from neftcli.errors import ModelError
+from neftcli.models.files import INDEX, model_sha256, require_inside, weight_files
+from neftcli.models.loading import load_adapter, load_model, load_tokenizer
+from neftcli.models.names import Reference
+from neftcli.models.validate import require_weight_files
+
+
+@pytest.fixture
+def folder(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a tiny model."""
+    return shutil.copytree(tiny_folder("llama"), tmp_path / "outer" / "model")
+
+
+def move_weights(folder: Path, name: str, by: str) -> Path:
+    """Moves the weights of a model to where its index, or its config.json, names them."""
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    weights = folder / "model.safetensors"
+    if by == "index":
+        weight_map = dict.fromkeys(load_file(weights), name)
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        weights.rename(file)
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": name}))
+        shutil.copy(weights, file)
+    return file
+
+
+def logits(folder: Path) -> Any:
+    with torch.no_grad():
+        return load_model(Reference("m", "folder", str(folder)), torch.float32)(torch.tensor([[1, 2, 3]])).logits
+
+
+@pytest.mark.parametrize("by", ["index", "config"])
+@pytest.mark.parametrize("name", ["part.safetensors", "sub/w.safetensors"])
+def test_model_sha256_covers_the_weights_that_are_read(name: str, by: str, folder: Path) -> None:
+    file = move_weights(folder, name, by)
+    assert weight_files(folder) == {name}
+    before, computed = model_sha256(folder), logits(folder)
+    weights = load_file(file)
+    weights["lm_head.weight"] += 1
+    save_file(weights, file, {"format": "pt"})
+    assert not torch.equal(logits(folder), computed)
+    assert model_sha256(folder) != before
+
+
+@pytest.mark.parametrize("by", ["index", "config"])
+@pytest.mark.parametrize("kind", ["above", "absolute", "link"])
+def test_require_inside_rejects_weights_outside(kind: str, by: str, folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outer" / "outside.safetensors"
+    name = {"above": "../outside.safetensors", "absolute": str(outside), "link": "sub/w.safetensors"}[kind]
+    file = move_weights(folder, name, by)
+    if kind == "link":
+        file.rename(outside)
+        file.symlink_to(outside)
+    reference = Reference("m", "folder", str(folder))
+    shown = name if kind != "link" else f"{name}, a link to {outside}"
+    for read in (lambda: require_weight_files(reference), lambda: load_model(reference, torch.float32)):
+        with pytest.raises(ModelError) as caught:
+            read()
+        assert str(caught.value).splitlines() == [
+            "model.name: the files of m must be in its own folder",
+            f"  received {shown}, in {folder}",
+            f"  try      cp -rL {folder} FOLDER    copies what links lead to; names in an index without ../",
+        ]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "additional_chat_templates/default.jinja"])
+def test_require_inside_rejects_links_out(name: str, folder: Path, tmp_path: Path) -> None:
+    """Of settings, tokenizers and templates; a link inside is as good as a file."""
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    outside = tmp_path / "outside"
+    file.rename(outside)
+    file.symlink_to(outside)
+    with pytest.raises(ModelError, match="must be in its own folder"):
+        load_tokenizer(Reference("m", "folder", str(folder)))
+    file.unlink()
+    outside.rename(file.with_name("inside"))
+    file.symlink_to("inside")
+    require_inside(folder, "m")
+
+
+def test_load_adapter_rejects_links_out(folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "run" / "model"
+    adapter.mkdir(parents=True)
+    (tmp_path / "theirs.safetensors").write_bytes(b"")
+    (adapter / "adapter_model.safetensors").symlink_to(tmp_path / "theirs.safetensors")
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors, a link to "):
+        load_adapter(load_model(Reference("m", "folder", str(folder)), torch.float32), adapter)
+
+
+def test_require_inside_takes_a_snapshot_of_the_hub(folder: Path, tmp_path: Path) -> None:
+    """Its files are links to blobs, and the hash is that of the same files without links."""
+    repository = tmp_path / "models--a--b"
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for place, file in enumerate(sorted(folder.iterdir())):
+        shutil.copy(file, repository / "blobs" / str(place))
+        (snapshot / file.name).symlink_to(f"../../blobs/{place}")
+    require_inside(snapshot, "m")
+    assert model_sha256(snapshot) == model_sha256(folder)
+    assert torch.equal(logits(snapshot), logits(folder))
