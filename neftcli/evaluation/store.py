@@ -16,6 +16,7 @@ from typing import Any
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, Observer
+from neftcli.machine.files import clear_abandoned, open_own, require_no_link, require_no_links
 from neftcli.runs.directory import json_line
 
 
@@ -30,7 +31,7 @@ class Store:
     def __init__(self, folder: Path, kind: str, depends_on: Mapping[str, Any]) -> None:
         digest = sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"{kind}-{digest[:16]}.jsonl"
-        require_own_file(self.path)
+        require_no_link(self.path)
         self.found: dict[int, dict[str, Any]] = {line["place"]: line for line in read_whole_lines(self.path)}
 
     def add(self, results: Mapping[int, Mapping[str, Any]]) -> None:
@@ -38,18 +39,6 @@ class Store:
         new = {place: {"place": place, **result} for place, result in results.items() if place not in self.found}
         append_lines(self.path, new.values())
         self.found.update(new)
-
-
-def require_own_file(path: Path) -> None:
-    """Checks that a file that is added to is no link: in a folder of somebody else's one could lead anywhere.
-
-    Raises:
-        InputError: It is one.
-    """
-    if path.is_symlink():
-        raise InputError(
-            Problem(f"{path}: this file would be written to, and is a link", str(path.readlink()), f"rm {path}")
-        )
 
 
 def read_whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -62,7 +51,7 @@ def read_whole_lines(path: Path) -> list[dict[str, Any]]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        with path.open("r+b") as file:
+        with open_own(path, "r+b") as file:
             file.truncate(len(whole))
     # By bytes: a text's own line breaks count more characters than JSON escapes.
     objects = [_object(line) for line in whole.split(b"\n")]
@@ -82,7 +71,7 @@ def append_lines(path: Path, objects: Any) -> None:
     text = "".join(map(json_line, objects))
     if not text:
         return
-    with path.open("a", encoding="utf-8") as file:
+    with open_own(path, "a") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -93,10 +82,11 @@ def alone(folder: Path, observer: Observer) -> Iterator[None]:
     """Makes `folder` and holds it against other evaluations of the same model, which wait for their turn.
 
     Raises:
-        InputError: The folder can't be made or written.
+        InputError: The folder can't be made or written, or holds links.
     """
     from filelock import FileLock, Timeout
 
+    require_no_links(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -108,6 +98,7 @@ def alone(folder: Path, observer: Observer) -> Iterator[None]:
     except OSError as error:
         raise InputError(Problem(f"{folder} can't be written", error.strerror or str(error))) from None
     try:
+        clear_abandoned(folder)
         yield
     finally:
         lock.release()

@@ -190,6 +190,9 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     directory = RunDirectory(path)
     if not (path / RECIPE).is_file():
         kept = Checkpoints(directory.checkpoints, 1).latest()
+        if kept is None and not directory.model.exists():
+            again = f"rm -r {shlex.quote(str(path))}    then the command that began it"
+            raise InputError(Problem(f"{path}: this run was stopped before it was begun", f"no {RECIPE}", again))
         again = f"cp {shlex.quote(f'{kept}/{RECIPE}')} {shlex.quote(f'{path}/')}    brings the checkpoint's back"
         remedy = again if kept is not None else "neft train    begins a new run"
         raise InputError(Problem(f"{path}: this run has no {RECIPE}", remedy=remedy))
@@ -261,6 +264,7 @@ def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bo
             )
         ) from None
     if status == "finished":
+        directory.clear_finished()
         raise InputError(
             Problem(
                 f"{directory.path}: this run is finished",

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from neftcli.errors import InputError
 from neftcli.runs import directory
 from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, write_whole
+from tests.conftest import new_run
 
 root_writes_anywhere = pytest.mark.skipif(os.geteuid() == 0, reason="root can write to a read-only folder")
 
@@ -30,7 +31,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def message(name: str, parent: str = "runs") -> str:
     with pytest.raises(InputError) as raised:
-        RunDirectory.create(Path(parent), name)
+        new_run(Path(parent), name)
     return str(raised.value)
 
 
@@ -44,7 +45,7 @@ def names(folder: str | Path = ".") -> list[str]:
 @pytest.mark.parametrize("name", ["run", "a", "run-a5-s0", "1.5_x", "_", "x.", "x" * 64])
 def test_letters_digits_dot_underscore_and_hyphen_make_a_name(name: str) -> None:
     """The folder is made with that name, below parents that are made as well."""
-    found = RunDirectory.create(Path("some/runs"), name)
+    found = new_run(Path("some/runs"), name)
     assert found.path == Path("some/runs") / name
     assert names("some/runs") == [name]
 
@@ -85,7 +86,7 @@ def test_a_name_makes_a_folder_directly_below_its_parent_or_nothing(name: str) -
     parent.mkdir(exist_ok=True)
     before = names(parent)
     try:
-        found = RunDirectory.create(parent, name)
+        found = new_run(parent, name)
     except InputError:
         assert names(parent) == before
     else:
@@ -100,18 +101,18 @@ def test_a_name_makes_a_folder_directly_below_its_parent_or_nothing(name: str) -
 
 def test_a_name_that_is_taken_gets_a_number() -> None:
     """No run overwrites another, nor takes a file's place."""
-    made = [RunDirectory.create(Path("runs"), "run").path.name for _ in range(3)]
+    made = [new_run(Path("runs"), "run").path.name for _ in range(3)]
     Path("runs/run-4").touch()
-    made.append(RunDirectory.create(Path("runs"), "run").path.name)
+    made.append(new_run(Path("runs"), "run").path.name)
     assert made == ["run", "run-2", "run-3", "run-5"]
 
 
 def test_a_gap_is_filled_and_what_is_there_is_left_alone() -> None:
     """The lowest free number is taken; the folders that were there keep their files."""
-    first = RunDirectory.create(Path("runs"), "run")
+    first = new_run(Path("runs"), "run")
     first.write_text("run.json", "{}")
     Path("runs/run-3").mkdir()
-    assert RunDirectory.create(Path("runs"), "run").path.name == "run-2"
+    assert new_run(Path("runs"), "run").path.name == "run-2"
     assert names(first.path) == ["run.json"]
 
 
@@ -121,7 +122,7 @@ def test_many_at_once_get_a_folder_each() -> None:
 
     def create(_: int) -> str:
         together.wait(timeout=60)
-        return RunDirectory.create(Path("some/runs"), "run").path.name
+        return new_run(Path("some/runs"), "run").path.name
 
     with ThreadPoolExecutor(16) as pool:
         made = sorted(pool.map(create, range(16)))
@@ -188,7 +189,7 @@ def test_the_places_of_a_run() -> None:
 
 def test_text_is_written_and_written_over() -> None:
     """UTF-8, as it was given, readable by others, and nothing beside it."""
-    run = RunDirectory.create(Path("runs"), "run")
+    run = new_run(Path("runs"), "run")
     run.write_text("recipe.yaml", "old and longer\n")
     run.write_text("recipe.yaml", "größe: 🦜\n")
     assert (run.path / "recipe.yaml").read_bytes() == "größe: 🦜\n".encode()
@@ -198,7 +199,7 @@ def test_text_is_written_and_written_over() -> None:
 
 def test_json_comes_back() -> None:
     """What is written is read, and is legible in the file."""
-    run = RunDirectory.create(Path("runs"), "run")
+    run = new_run(Path("runs"), "run")
     content = {"name": "größe", "losses": [1.5, None], "neftune": {"alpha": 5.0}}
     run.write_json("run.json", content)
     assert run.read_json("run.json") == content
@@ -209,7 +210,7 @@ def test_json_comes_back() -> None:
 
 def test_lines_are_added() -> None:
     """One object a line, in order, in UTF-8; a line break inside a text breaks no line."""
-    run = RunDirectory.create(Path("runs"), "run")
+    run = new_run(Path("runs"), "run")
     rows = [{"step": 1, "loss": 2.5}, {"text": "two\nlines\u2028größe"}]
     for row in rows:
         run.append_line("metrics.jsonl", row)
@@ -309,7 +310,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
 
 
 def test_a_process_that_does_not_lead_reads_and_changes_nothing() -> None:
-    led = LedDirectory(RunDirectory.create(Path("runs"), "run").path)
+    led = LedDirectory(new_run(Path("runs"), "run").path)
     (led.path / "metrics.jsonl").write_text('{"event": "StepLogged", "step": 9}\n')
     (led.path / "run.json").write_text("{}\n")
     led.model.mkdir()

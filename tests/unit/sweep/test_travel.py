@@ -33,6 +33,7 @@ from neftcli.sweep.travel import (
     unpacked,
     workplace,
 )
+from tests.conftest import new_run
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def recipe(rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def begun(cells: Path, recipe: Recipe, status: str) -> RunDirectory:
     """A run of the recipe with all in it that names a recipe."""
-    run = RunDirectory.create(cells, recipe.run_name())
+    run = new_run(cells, recipe.run_name())
     run.write_text("recipe.yaml", to_yaml(recipe))
     run.write_json("run.json", {"status": status, "recipe_sha256": fingerprint(recipe)})
     run.model.mkdir()
@@ -133,7 +134,7 @@ def test_what_is_not_there_yet_and_what_was_measured_otherwise_is_left(recipe: R
     run = begun(tmp_path / "cells", recipe, "finished")
     name_the_recipe(run, there, other)
     assert json.loads((run.path / MEASURED).read_text())["settings"] == settings_key(recipe)
-    bare = RunDirectory.create(tmp_path / "cells", "bare")
+    bare = new_run(tmp_path / "cells", "bare")
     bare.write_json("run.json", {"status": "running", "recipe_sha256": fingerprint(recipe)})
     name_the_recipe(bare, there, recipe)
     assert sorted(content(bare)) == ["recipe.yaml", "run.json"]
