@@ -20,7 +20,7 @@ from neftcli.evaluation.store import alone
 from neftcli.evaluation.subjects import Subject, base_of, find_subject
 from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
 from neftcli.machine.chatter import library_chatter
-from neftcli.machine.files import clear_abandoned, require_no_link, require_no_links, write_whole
+from neftcli.machine.files import clear_abandoned, remove, require_no_link, require_no_links, write_whole
 from neftcli.machine.process import prepare_process
 from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.trust import TRUST
@@ -339,7 +339,7 @@ def _explained(folder: Path) -> Iterator[None]:
     except InputError:  # nothing was measured, so nothing stays of it, but for an earlier report
         if not (folder / "report.json").is_file():
             for name in (QUESTION, LOG):
-                (folder / name).unlink(missing_ok=True)
+                remove(folder / name)
             with suppress(OSError):  # something else lies there, or the folder is a link
                 for empty in (folder, *folder.parents[:2]):
                     empty.rmdir()

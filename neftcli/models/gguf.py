@@ -52,8 +52,8 @@ def converted(file: Path) -> Path:
     if _verifies(place):  # also where the cache can only be read
         return place
     with written_in_cache(f"{file.name} as safetensors"):
-        require_no_link(place.parent)
-        require_no_link(place)
+        for path in (place.parent, place, place.with_suffix(LOCK)):
+            require_no_link(path)
         place.parent.mkdir(exist_ok=True)
         _convert_to(place, file, digest)
     return place

@@ -118,7 +118,7 @@ class Checkpoints:
         for step in [*whole[: max(0, surplus)], *unfinished]:
             # The manifest goes first: a removal that is stopped in the middle leaves no checkpoint that looks whole.
             # What can't be removed now is no checkpoint any more, and the next rotation tries again.
-            (self.place(step) / MANIFEST).unlink(missing_ok=True)
+            remove(self.place(step) / MANIFEST)
             with suppress(OSError):
                 remove(self.place(step))
 

@@ -213,7 +213,7 @@ class RunDirectory:
             clear_abandoned(self.path)
             yield
         finally:
-            (self.path / LOCK).unlink(missing_ok=True)  # it has its name by now
+            remove(self.path / LOCK)  # it has its name by now
             lock.release()
 
     @contextmanager

@@ -13,6 +13,7 @@ from neftcli.data.remote import without_file_scheme
 from neftcli.data.sources import BUILTIN, is_local
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
+from neftcli.machine.files import require_no_link, require_no_links
 from neftcli.models.names import resolve as resolve_model
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve, with_paths
 from neftcli.recipe.nearest import at_home, exists, nearest_path
@@ -186,7 +187,10 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     """
     path = find_run(name)
     if path is None:
+        for folder in (at_home(name), Path("runs") / at_home(name)):
+            require_no_link(folder / RECORD)  # one that leads nowhere is no file
         raise InputError(_no_run(name))
+    require_no_links(path)
     directory = RunDirectory(path)
     if not (path / RECIPE).is_file():
         kept = Checkpoints(directory.checkpoints, 1).latest()
