@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from neftcli.runs.directory import RunDirectory
 from tests.conftest import quick_arguments
 from tests.invariant.test_resume import result
 from tests.judge_server import judge_server
@@ -219,3 +221,32 @@ def test_sweep_killed_at_any_file_operation(most: int, typed: list[str], tmp_pat
         assert code == 0, (folder, left, said)
         assert sweep_result(folder) == sweep_result(whole), (folder, left)
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("state", "ends_with", "asked", "code"),
+    [
+        ("nothing", 0, "train --recipe llama-2-7b-alpaca", 0),
+        ("hidden", 0, "train --recipe llama-2-7b-alpaca", 0),
+        ("running", 0, "train --resume runs/llama-2-7b-alpaca-a5-s0", 0),
+        ("preempted", 75, "train --resume runs/llama-2-7b-alpaca-a5-s0\nrequeue 7", 75),
+        ("failed", 1, "train --resume runs/llama-2-7b-alpaca-a5-s0", 1),
+        ("finished", 0, "", 0),
+    ],
+)
+def test_the_script_for_slurm(state: str, ends_with: int, asked: str, code: int, tmp_path: Path) -> None:
+    """As it is in the docs, with commands in the place of neft and scontrol that write down what they are asked."""
+    docs = (Path(__file__).parents[2] / "docs" / "resume.md").read_text(encoding="utf-8")
+    [script] = [block.partition("```")[0] for block in docs.split("```bash\n")[1:] if "#SBATCH" in block]
+    (tmp_path / "script.sh").write_text(script)
+    for name, end in (("neft", ends_with), ("scontrol", 0)):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "$@" >> asked.txt\nexit {end}\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "asked.txt").touch()
+    run = tmp_path / "runs" / (".llama-2-7b-alpaca-a5-s0.0123abcd" if state == "hidden" else "llama-2-7b-alpaca-a5-s0")
+    if state != "nothing":
+        RunDirectory(run).path.mkdir(parents=True)
+        RunDirectory(run).write_json("run.json", {"status": state, "resumed": [{"after": "finished"}]})
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "script.sh"], cwd=tmp_path, env=environment, check=False, timeout=60)
+    assert (done.returncode, (tmp_path / "asked.txt").read_text().strip()) == (code, asked)

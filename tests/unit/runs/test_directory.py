@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import InputError
+from neftcli.machine.files import ABANDONED, write_whole
 from neftcli.runs import directory
-from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, write_whole
+from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, find_run
 from tests.conftest import new_run
 
 root_writes_anywhere = pytest.mark.skipif(os.geteuid() == 0, reason="root can write to a read-only folder")
@@ -128,6 +130,91 @@ def test_many_at_once_get_a_folder_each() -> None:
         made = sorted(pool.map(create, range(16)))
     assert made == sorted(["run", *(f"run-{number}" for number in range(2, 17))])
     assert names("some/runs") == made
+
+
+# Before it has its name
+
+
+def begun(name: str = "run") -> RunDirectory:
+    run = RunDirectory.begin(Path("runs"), name)
+    run.write_text("run.json", "{}")
+    return run
+
+
+def grow_old(folder: Path) -> None:
+    then = time.time() - ABANDONED - 60
+    os.utime(folder, (then, then))
+
+
+def test_begin_is_hidden_until_it_settles() -> None:
+    """Nobody takes it for a run before, and it settles with all that is in it, held or not."""
+    run = begun()
+    assert run.path.name.startswith(".run.")
+    assert find_run("run") is None
+    with run.held():
+        run.settle(Path("runs"), "run")
+        with pytest.raises(InputError, match="another process is training this run"), RunDirectory(run.path).held():
+            pass
+    assert run.path == Path("runs/run")
+    assert names("runs") == ["run"]
+    assert names(run.path) == ["run.json"]
+
+
+def test_begin_clears_what_killed_processes_left() -> None:
+    """Only what is old, and what nobody holds: another process may be about to give it its name."""
+    left, young, at_work = begun(), begun("other"), begun()
+    grow_old(left.path)
+    with at_work.held():
+        grow_old(at_work.path)
+        third = begun()
+        assert sorted(Path("runs").iterdir()) == sorted([young.path, at_work.path, third.path])
+    third.remove()
+    assert sorted(Path("runs").iterdir()) == sorted([young.path, at_work.path])
+
+
+def test_begin_clears_nothing_of_others() -> None:
+    """Not what has another name, nor what a link leads to."""
+    Path("runs/.hidden").mkdir(parents=True)
+    Path("mine").mkdir()
+    Path("runs/.run.0123abcd").symlink_to(Path("mine").absolute())
+    grow_old(Path("runs/.hidden"))
+    grow_old(Path("mine"))
+    run = begun()
+    assert names("runs") == sorted([".hidden", ".run.0123abcd", run.path.name])
+    assert Path("mine").is_dir()
+
+
+def test_remove_before_it_settles() -> None:
+    """A command that fails leaves neither the hidden folder nor the parents that it made."""
+    begun().remove()
+    assert names() == []
+
+
+def test_held_refuses_links() -> None:
+    run = new_run(Path("runs"), "run")
+    (run.path / "checkpoints").symlink_to("/tmp")  # noqa: S108 - nothing is written there
+    with pytest.raises(InputError, match="checkpoints: this would be written to, and is a link"), run.held():
+        pass
+    assert names(run.path) == ["checkpoints"]
+
+
+def test_held_clears_temporary_files_of_killed_processes() -> None:
+    run = new_run(Path("runs"), "run")
+    for name in (".run.json.0123abcd", ".recipe.yaml.89abcdef"):
+        (run.path / name).touch()
+    grow_old(run.path / ".run.json.0123abcd")
+    with run.held():
+        assert names(run.path) == [".lock", ".recipe.yaml.89abcdef"]
+
+
+def test_clear_finished_takes_the_checkpoints_that_a_kill_left() -> None:
+    run = new_run(Path("runs"), "run")
+    (run.checkpoints / "checkpoint-3").mkdir(parents=True)
+    with run.held():
+        RunDirectory(run.path).clear_finished()  # another process is at work in it
+        assert run.checkpoints.is_dir()
+    run.clear_finished()
+    assert names(run.path) == []
 
 
 # Parents that can't be written
