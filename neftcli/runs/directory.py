@@ -263,9 +263,8 @@ class RunDirectory:
 
     def clear_finished(self) -> None:
         """Takes away what a kill right after the end of a run left."""
-        if self.checkpoints.is_dir():
-            with suppress(InputError), self.held():
-                self.forget_checkpoints()
+        with suppress(InputError), self.held():  # it can't be written, or is held
+            self.forget_checkpoints()
 
     def forget_checkpoints(self) -> None:
         """Takes the checkpoints away; a finished run has its model."""
