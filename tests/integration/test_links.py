@@ -17,7 +17,7 @@ import pytest
 
 from neftcli.machine.files import TEMPORARY, remove
 from tests.conftest import Result
-from tests.integration.test_killed import RUN, SHORT, kind, names, train_command
+from tests.integration.test_killed import RUN, SHORT, fork_workers, kind, names, train_command
 from tests.judge_server import judge_server
 from tests.states import contents, neft_in, states_of
 from tests.unit.evaluation.test_judge import longer
@@ -61,7 +61,7 @@ def written(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
     with pytest.MonkeyPatch.context() as patch, judge_server(longer) as server:
         patch.setenv("NO_COLOR", "1")
         for command, states in ((train, "run"), (eval_by(server.url), "evaluation"), (sweep, "sweep")):
-            code, said = neft_in(whole, *command, states=root / states)
+            code, said = neft_in(whole, *command, states=root / states, setup=fork_workers)
             assert code == 0, said
     resumed = next(state for state in states_of(root / "run") if kind(state) == "a run with a checkpoint")
     return Written(
