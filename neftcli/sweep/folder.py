@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from neftcli.sweep.plan import Cell
 
 BEGIN = "the same command again"
+PLOTS = "plots"
 BEST, BEST_BESIDE = "best", ".best"
 """The only links of a sweep, to its recommended run: replaced and never followed."""
 INPUTS = {"data_sha256": "the rows", "model_fingerprint": "the model's files"}
@@ -65,7 +66,8 @@ def held(folder: Path) -> Iterator[None]:
             Problem(f"{folder} can't be written", error.strerror or str(error), "--output-dir FOLDER")
         ) from None
     try:
-        clear_abandoned(folder)
+        for place in (folder, folder / PLOTS):
+            clear_abandoned(place)
         yield
     except InputError:
         if folder in made and not any((folder / CELLS).glob("*")):

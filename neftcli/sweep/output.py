@@ -19,7 +19,7 @@ from neftcli.events import ArmRow, CellState, SweepReport
 from neftcli.machine.files import remove, write_whole
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import finite
-from neftcli.sweep.folder import BEST, BEST_BESIDE
+from neftcli.sweep.folder import BEST, BEST_BESIDE, PLOTS
 from neftcli.sweep.plan import baseline_of
 from neftcli.training.card import escaped
 
@@ -58,10 +58,10 @@ def write(
     write_whole(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     write_cells(folder, states)
     write_whole(folder / "verdict.md", verdict_text(report))
-    drawn = _plot(folder / "plots", report, results, metrics, list(zip(cells, states, strict=True)))
+    drawn = _plot(folder / PLOTS, report, results, metrics, list(zip(cells, states, strict=True)))
     for stem in earlier - drawn:
         for kind in ("png", "svg"):
-            remove(folder / "plots" / f"{stem}.{kind}")
+            remove(folder / PLOTS / f"{stem}.{kind}")
     _link(folder, recommended, cells, states)
 
 
