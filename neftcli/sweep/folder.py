@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
 from neftcli.machine.files import clear_abandoned, remove, require_no_links
-from neftcli.recipe.nearest import at_home, nearest_path
+from neftcli.recipe.nearest import at_home, exists, nearest_path
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.directory import CELLS, LOCK, RECIPE, RECORD, RunDirectory, find_run, find_sweep
 from neftcli.sweep.cell import records
@@ -116,7 +116,7 @@ def sweep_of(name: str) -> Path:
     folder = find_sweep(name)
     if folder is not None:
         return folder
-    if (at_home(name) / LOCK).is_file() and not (at_home(name) / RECORD).exists():
+    if exists(at_home(name) / LOCK) and not exists(at_home(name) / RECORD):
         told = "this sweep was stopped before it was begun"
         raise InputError(Problem(told, name, "the command that began it, once more"))
     run = find_run(name)

@@ -9,7 +9,9 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -147,12 +149,16 @@ def test_a_run_that_can_not_be_put_in_place_costs_none_that_is_there(
     run = begun(tmp_path / "cells", recipe, "finished")
     before, tar = content(run), packed(run.path)
 
-    def fail(*_arguments: object) -> None:
-        raise OSError(5, "Input/output error")
+    for last in (1, 2):
+        calls, rename = count(1), Path.rename
 
-    for step in ("replace", "rename"):
+        def fail(path: Path, target: Path, *, calls: Iterator[int] = calls, last: int = last) -> Path:
+            if next(calls) == last:
+                raise OSError(5, "Input/output error")
+            return rename(path, target)
+
         with monkeypatch.context() as patch:
-            patch.setattr(Path, step, fail)
+            patch.setattr(Path, "rename", fail)
             with pytest.raises(OSError, match="Input/output"):
                 arrived(tar, run.path.name, tmp_path, recipe)
         found = begun_run(tmp_path / "cells", recipe)
