@@ -80,7 +80,7 @@ def eval_by(address: str) -> list[str]:
 
 def ever(states: Path, beginning: str) -> list[str]:
     """The paths of all states, temporary ones aside."""
-    found = {name for state in states_of(states) for name in names(state) if name.startswith(beginning)}
+    found = {name for folder in states.glob("*/folder") for name in names(folder) if name.startswith(beginning)}
     return sorted(name for name in found if not any(map(TEMPORARY.fullmatch, Path(name).parts)))
 
 

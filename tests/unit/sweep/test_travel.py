@@ -149,8 +149,9 @@ def test_a_run_that_can_not_be_put_in_place_costs_none_that_is_there(
     run = begun(tmp_path / "cells", recipe, "finished")
     before, tar = content(run), packed(run.path)
 
+    rename = Path.rename
     for last in (1, 2):
-        calls, rename = count(1), Path.rename
+        calls = count(1)
 
         def fail(path: Path, target: Path, *, calls: Iterator[int] = calls, last: int = last) -> Path:
             if next(calls) == last:
