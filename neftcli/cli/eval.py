@@ -29,12 +29,12 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of a hub data set.")] = None,
     max_rows: Annotated[
-        int | None, typer.Option("--max-rows", help="Use only so many rows, drawn at random, always the same.", min=1)
+        int | None, typer.Option("--max-rows", help="Use at most N rows, drawn at random, always the same.", min=1)
     ] = None,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Compare with the run's base model, too.")] = True,
     answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Generate answers.")] = True,
     show: Annotated[
-        int, typer.Option("--show", help="Show so many prompts with all answers, the most different first.", min=0)
+        int, typer.Option("--show", help="Show N prompts with all answers, the most different first.", min=0)
     ] = 0,
     export: Annotated[
         str | None, typer.Option("--export", metavar="alpaca-eval", help="Write the answers for AlpacaEval.")

@@ -92,6 +92,8 @@ def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -
     for key in flagged:
         value = typed[key.path]
         flag = str(key.option.flag)
+        if isinstance(value, list):  # a list's flag may be repeated
+            value = ",".join(value) or None
         if value is None:
             continue
         if key.option.switch is not None:
@@ -103,10 +105,19 @@ def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -
 
 
 def _flag_value(key: Key, value: str, flag: str) -> Any:
-    """The value of a flag: text as it is, a list with commas between, anything else as in a recipe file."""
+    """The value of a flag: text as it is, a list with commas between, anything else as in a recipe file.
+
+    If a number or text is expected, what is no YAML ("%") is text.
+    """
+    from neftcli.errors import RecipeError
     from neftcli.recipe.yaml_file import read_value
 
     kind = type_name(key.type)
+    if kind == "NUMBER|TEXT":
+        try:
+            return read_value(value, flag)
+        except RecipeError:
+            return value
     if kind == "LIST" and not value.lstrip().startswith("["):
         return tuple(read_value(part.strip(), flag) for part in value.split(",") if part.strip())
     return value if kind == "TEXT" else read_value(value, flag)
@@ -138,9 +149,10 @@ def _flag(key: Key) -> inspect.Parameter:
     if key.option.switch is not None:
         return _keyword(_parameter(key), Annotated[bool | None, typer.Option(key.option.flag, **shared)])
     metavar = type_name(key.type)
+    kind: Any = list[str] if metavar == "LIST" else str
     return _keyword(
         _parameter(key),
-        Annotated[str | None, typer.Option(key.option.flag, metavar=metavar, **shared)],
+        Annotated[kind | None, typer.Option(key.option.flag, metavar=metavar, **shared)],
     )
 
 

@@ -83,5 +83,5 @@ def sweep_alpha(
     with choose_display(json_lines=json_lines, quiet=quiet) as display:
         elsewhere = any(key in ("name", "output_dir") for layer in typed for key in layer)
         place = None if elsewhere else folder
-        of_pilot = None if pilot is None else sweep_of(pilot)
+        of_pilot = None if pilot is None else sweep_of(pilot, "--pilot")
         sweep(Request(tuple(layers), place, engine, ray_address, dry_run, of_pilot), display)

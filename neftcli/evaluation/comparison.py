@@ -1,8 +1,8 @@
-"""From the models' results on the same rows to the table: values, differences and verdicts.
+"""Compare the models' results on the same rows: values, differences and verdicts.
 
 Every comparison is paired, row by row, and rows with the same prompt are summed before any test. The metrics that are
 good in one direction are corrected together (Holm's correction with Tarone's), and those that only describe together
-as well.
+as well. Of the three win rates, which count the same pairs, only the length-controlled one is tested.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from neftcli.evaluation.measure import Results
 
 Values = NDArray[np.float64]
-"""One number for each example; NaN where it has none."""
+"""(rows,), NaN if a row has no value."""
 
 LOSS, WIN_RATE, MATCHED_WIN_RATE = "held-out loss", "win rate", "win rate, matched"
 CONTROLLED_WIN_RATE = "win rate, length-controlled"
+"""The win rate that is tested, in evaluations and sweeps."""
+DESCRIPTIVE_WIN_RATES = (WIN_RATE, MATCHED_WIN_RATE)
+"""Win rates of the same pairs, counted in other ways: with an interval, without a test."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Metric:
 
     Attributes:
         name: For people.
-        unit: For people; empty where it has none.
+        unit: For people; empty if it has none.
         better: lower, higher, or none where neither is good or bad in itself.
         of: The examples' values.
         weights: What the values are sums over (an example's tokens); the value is then the ratio of both sums.
@@ -88,10 +91,10 @@ class Scores:
 
     Attributes:
         against: The other model's role.
-        scores: 1 won, 0 lost, 0.5 tie; None where a verdict could not be parsed.
+        scores: 1 won, 0 lost, 0.5 tie; None if a verdict could not be parsed.
         matched: Pairs whose answers are about equally long.
         lengths: Characters of the evaluated model's answer less those of the other's.
-        verdicts: What the judge said in the two orders.
+        verdicts: The judge's verdicts in the two orders.
     """
 
     against: str
@@ -153,7 +156,7 @@ def compare(
     """Build the rows of the table, and compare the first model with each of the others.
 
     Args:
-        results: What each model did; the evaluated one first.
+        results: Results of each model, the evaluated one first.
         judged: The judge's scores, if there are any.
         prompts: (rows,), equal for rows that share a prompt.
     """
@@ -189,7 +192,7 @@ def two_runs(first: Results, second: Results) -> bool:
 
 
 def same_tokens(first: Results, second: Results) -> bool:
-    """Whether two models read the same tokens and are scored on the same; else their losses can't be compared."""
+    """Return whether two models read and are scored on the same tokens; else their losses can't be compared."""
     return [_tokens(row) for row in first.rows] == [_tokens(row) for row in second.rows]
 
 
@@ -267,9 +270,9 @@ def task_metrics(results: Results) -> dict[str, dict[str, object]]:
 
 
 def _win_rates(judged: Scores | None, prompts: Sequence[str], models: int) -> list[tuple[MetricRow, list[_Question]]]:
-    """How often the evaluated model's answer won: over all pairs, over pairs of like length, and at equal lengths.
+    """Compute how often the evaluated model's answer won: over all pairs, pairs of similar length, at equal lengths.
 
-    The interval of each is that of its test against one half.
+    The interval of each is that of a test against one half; only the length-controlled one is tested.
     """
     if judged is None:
         return []
@@ -309,7 +312,9 @@ def _answered(questions: Sequence[_Question]) -> list[Comparison]:
         tested = [
             question
             for question, difference in found.items()
-            if (question.better == "none") == describes and difference.n >= FEWEST
+            if (question.better == "none") == describes
+            and difference.n >= FEWEST
+            and question.name not in DESCRIPTIVE_WIN_RATES
         ]
         family = sum(found[question].smallest_p < LEVEL for question in tested)
         for question in tested:

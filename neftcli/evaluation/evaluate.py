@@ -43,7 +43,7 @@ class Request:
         baseline: Another run or model to compare with, or None.
         dataset: Rows to evaluate on; None for those that the run held out.
         split: Their split, or None.
-        max_rows: Use only so many of them.
+        max_rows: Use at most N of them.
         overrides: Options of the recipe from the command line.
         base: Compare with the model that the run began from, too.
         answers: Generate answers.
@@ -73,7 +73,7 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
     """
     begun = time.perf_counter()
     prepare_process()
-    subjects = _subjects(request)
+    subjects = _subjects(request, observer)
     _require_two(subjects)
     _check(subjects, request)
     rows = read_rows_for(
@@ -91,12 +91,6 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
                 "leave --no-answers out, or give rows with answers",
             )
         )
-    from neftcli.evaluation.report import other_differences
-
-    for subject in subjects:
-        if subject.role == "baseline":
-            for difference in other_differences(subjects[0], subject):
-                observer.notify(Notice(difference))
     _require_no_links(subjects)
     folder = _report_folder(rows, subjects, request)
     observer.notify(Phase("loading libraries"))
@@ -114,10 +108,13 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
     return report
 
 
-def _subjects(request: Request) -> list[Subject]:
-    """What is evaluated: the run or model asked for, the baseline, the run's base model.
+def _subjects(request: Request, observer: Observer) -> list[Subject]:
+    """Find what is evaluated: the run or model asked for, the baseline, the run's base model.
 
-    A run's recipe may come from somebody else, so code that comes with a model runs only where that is typed.
+    If baseline and base model have the same weights, the table has one of them: a run as the baseline, a model as the
+    base, which is read by the run's chat template.
+
+    A run's recipe may come from somebody else, so code that comes with a model runs only if that is typed.
     """
     trusted = [layer[TRUST].value for layer in request.overrides if TRUST in layer][-1:] == [True]
     main = _trusting(find_subject(request.subject, "run", request.overrides), trusted)
@@ -129,7 +126,24 @@ def _subjects(request: Request) -> list[Subject]:
         ]
         subjects.append(_trusting(find_subject(request.baseline, "baseline", evaluation), trusted))
     base = base_of(main) if request.base else None
-    return [*subjects, base] if base else subjects
+    if base is None:
+        return subjects
+    if request.baseline is not None and _same_weights(subjects[1], base):
+        is_run = subjects[1].run is not None
+        role = "baseline" if is_run else "base"
+        observer.notify(Notice(f"{request.baseline} is the base model of this run: the table shows it once, as {role}"))
+        return subjects if is_run else [main, base]
+    return [*subjects, base]
+
+
+def _same_weights(baseline: Subject, base: Subject) -> bool:
+    """Whether a baseline is the base model itself, and not an adapter on it or a quantised copy."""
+    if baseline.has_adapter() or (baseline.run is None and baseline.recipe.quantization != base.recipe.quantization):
+        return False
+    ours, theirs = baseline.reference, base.reference
+    if ours.kind == "hub":
+        return (ours.kind, ours.location, ours.revision) == (theirs.kind, theirs.location, theirs.revision)
+    return theirs.kind == ours.kind and Path(ours.location).resolve() == Path(theirs.location).resolve()
 
 
 def _require_two(subjects: Sequence[Subject]) -> None:

@@ -240,8 +240,13 @@ class _Replies:
         self._read()
 
     def _read(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        whole, end, torn = (self.file.read_bytes() if self.file.exists() else b"").rpartition(b"\n")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            whole, end, torn = (self.file.read_bytes() if self.file.exists() else b"").rpartition(b"\n")
+        except OSError as error:
+            problem = f"{self.file}: the judge's replies can't be read"
+            hint = f"mend its rights, or mv {self.file} {self.file}.old    asks the judge again"
+            raise JudgeError(Problem(problem, error.strerror or str(error), hint)) from None
         if torn:
             # The process was killed while it wrote; the next line must not be glued to the rest of that one.
             with open_own(self.file, "r+b") as opened:

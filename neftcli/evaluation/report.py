@@ -33,7 +33,7 @@ REFERENCE_METRICS = ("ROUGE-L", "BLEU", "chrF")
 
 
 def scope(results: Sequence[Results], comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:
-    """What the intervals and verdicts are about; prompts are one for each row."""
+    """State what the intervals and verdicts are about; `prompts` has an item for each row."""
     rows, distinct = len(prompts), len(set(prompts))
     those = f"these {rows}" if distinct == rows else f"the {distinct} distinct prompts of these {rows} rows"
     if len(results) == 1:
@@ -90,7 +90,7 @@ def over_seeds(results: Sequence[Results]) -> str | None:
 
 
 def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """What a person should know to read the numbers."""
+    """State what a person should know to read the numbers."""
     main, baseline = results[0], _baseline(results)
     if main.subject.run and main.subject.recipe.neftune.alpha and baseline is None and len(results) > 1:
         yield (
@@ -113,7 +113,7 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
     if how := main.tasks and described(main.subject.recipe.evaluation.task_settings):
         yield f"Benchmark tasks ran {how}."
     if judged is not None:
-        yield from _judged(judged)
+        yield from judge_remarks(judged)
     yield from sentences.liking_of_length(comparisons)
     yield from sentences.skewness(comparisons)
     if any(one.metric in REFERENCE_METRICS and one.verdict == "lower" for one in comparisons):
@@ -124,7 +124,7 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
 
 
 def other_differences(main: Subject, baseline: Subject) -> Iterator[str]:
-    """Name what two runs differ in besides their noise and seed."""
+    """Name what two runs differ in besides their noise; if it is the seed alone, the conclusion does."""
     changed = _changed(main, baseline)
     if changed is None:
         return
@@ -135,22 +135,18 @@ def other_differences(main: Subject, baseline: Subject) -> Iterator[str]:
     ]
     if others:
         yield f"The two runs differ in more than noise and seed: {'; '.join(others)}."
-    elif set(changed) == {"training.seed"}:
+    elif "training.seed" in changed and len(changed) > 1:
         ours, theirs = changed["training.seed"]
-        yield f"The two runs differ only in training.seed ({ours} and {theirs}): the table shows what a seed does."
-    elif "training.seed" in changed:
-        ours, theirs = changed["training.seed"]
-        yield f"The two runs differ in training.seed, too ({ours} and {theirs}), which a difference may come from."
-    elif not changed:
-        yield "Both runs have the same recipe."
+        yield f"The two runs also differ in training.seed ({ours} and {theirs}), which may cause a difference."
 
 
 def instruction(example: Example) -> str:
-    """What is asked, for a judge, a leaderboard and a person; turns with who says them where there are several."""
+    """The instruction, for a judge, a leaderboard and a person; several turns are written with their roles."""
     return example.transcript() if example.turns else prompt_and_reference(example)[0]
 
 
-def _judged(judged: Scores) -> Iterator[str]:
+def judge_remarks(judged: Scores) -> Iterator[str]:
+    """State what a person should know of the judge's verdicts: unreadable ones, and those that depend on the order."""
     unparsed = sum("unparsed" in verdicts for verdicts in judged.verdicts)
     pairs = len(judged.verdicts)
     if unparsed == pairs:
@@ -161,7 +157,11 @@ def _judged(judged: Scores) -> Iterator[str]:
         return
     parsed = [verdicts for verdicts in judged.verdicts if "unparsed" not in verdicts]
     split = sum(first != second for first, second in parsed)
-    yield f"The judge's verdict depended on the order in {split} of {len(parsed)} pairs, which count as ties."
+    if split:
+        yield f"The judge's verdict depended on the order in {split} of {len(parsed)} pairs, which count as ties."
+    lengths = {length for length, score in zip(judged.lengths, judged.scores, strict=True) if score is not None}
+    if len(lengths) == 1 and 0 not in lengths:
+        yield "All answers differ in length by the same, so the win rate at equal lengths can't be estimated."
     if bounds := win_rate_bounds(judged):
         yield sentences.unreadable(bounds, pairs, unparsed)
 
@@ -201,7 +201,7 @@ def write(
 
 
 def _line(results: Sequence[Results], judged: Scores | None, rows: Rows, place: int) -> dict[str, Any]:
-    """All that is known of one example."""
+    """All results of an example."""
     example = rows.examples[place]
     prompt, reference = prompt_and_reference(example)
     line: dict[str, Any] = {"where": example.where, "prompt": prompt, "reference": reference or None}

@@ -61,7 +61,7 @@ def read_rows_for(
         subjects: What is evaluated, the main one first.
         dataset: A source of rows; None for the run's own held-out rows, and of a model the built-in ones.
         split: The source's split; None for its usual one.
-        max_rows: Use only so many of them.
+        max_rows: Use at most N of them.
         typed: Options of `data` that were given on the command line.
         observer: Is told of what was read.
 

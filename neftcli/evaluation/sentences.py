@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, WIN_RATE
+from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, DESCRIPTIVE_WIN_RATES, WIN_RATE
 from neftcli.evaluation.units import amount, interval, p_value
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
 from neftcli.statistics.multiple import NOT_SIGNIFICANT
@@ -25,6 +25,7 @@ def conclusion(
         comparisons: Of the first model with each other one.
         changed: Options in which the run and its baseline differ; None unless both are runs.
     """
+    comparisons = [one for one in comparisons if one.metric not in DESCRIPTIVE_WIN_RATES]
     if comparisons and all(one.p_adjusted is None for one in comparisons):
         most = max(one.n for one in comparisons)
         yield f"Nothing is tested: {most} {'prompt is' if most == 1 else 'prompts are'} too few, a test needs {FEWEST}."
@@ -58,20 +59,21 @@ def _of_two_runs(
     found = [f"{one.verdict} {one.metric} ({_numbers(one)})" for one in compared if one.verdict in ("lower", "higher")]
     if found:
         yield f"These two runs differ: {main.name} has {', '.join(found)} than {other.name}."
-        yield _reason(changed)
+    if not changed:
+        yield "Both have the same recipe: a difference is what training twice does."
+    elif set(changed) == {"training.seed"}:
+        yield f"Only training.seed differs ({main.seed} and {other.seed}): a difference is what a different seed does."
+    elif found:
+        yield _not_shown(changed)
     if same := _not_significant(compared):
         yield f"Not significant between {main.name} and {other.name}: {same}."
 
 
-def _reason(changed: Collection[str]) -> str:
-    """What one run each says about the reason of a difference."""
-    if not changed:
-        return "Both have the same recipe, so this is what training twice does."
-    if set(changed) == {"training.seed"}:
-        return "Only their seeds differ, so this is what a different seed does."
+def _not_shown(changed: Collection[str]) -> str:
+    """State what one run each can't show to be the cause of a difference."""
     noise = all(path.startswith("neftune.") or path == "training.seed" for path in changed)
     what = "alpha" if noise and "neftune.alpha" in changed else "noise" if noise else "recipe"
-    return f"One run each can't show that the {what} did it: a different seed would change them, too."
+    return f"One run each can't show that the {what} caused it: a different seed would also change them."
 
 
 def _not_significant(compared: Sequence[Comparison]) -> str:
@@ -103,13 +105,15 @@ def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
 
 
 def liking_of_length(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Warn if the raw win rate is significant and the one at equal lengths is not."""
-    words = {comparison.metric: comparison.verdict for comparison in comparisons}
-    controlled = words.get(CONTROLLED_WIN_RATE)
-    if words.get(WIN_RATE) not in (None, "", NOT_SIGNIFICANT) and controlled in (None, "", NOT_SIGNIFICANT):
+    """Warn if the interval of the raw win rate excludes 50 % and the one at equal lengths is not significant."""
+    by_metric = {one.metric: one for one in comparisons}
+    raw, controlled = by_metric.get(WIN_RATE), by_metric.get(CONTROLLED_WIN_RATE)
+    if raw is None or raw.low is None or raw.high is None or (raw.low <= 0 <= raw.high):
+        return
+    if controlled is None or controlled.verdict in ("", NOT_SIGNIFICANT):
         yield (
-            "The raw win rate is significant, the one at equal lengths is not: the judge may have liked the answers' "
-            "lengths."
+            "The 95 % CI of the raw win rate excludes 50 %, but the win rate at equal lengths is not significant: the "
+            "judge may prefer answers of a certain length."
         )
 
 

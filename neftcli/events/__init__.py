@@ -30,6 +30,7 @@ from neftcli.events.evaluation import (
     Significance,
 )
 from neftcli.events.sweep import (
+    NOT_NEEDED,
     ArmRow,
     CellEstimate,
     CellState,
@@ -53,6 +54,7 @@ from neftcli.events.training import (
 )
 
 __all__ = [
+    "NOT_NEEDED",
     "Advance",
     "ArmRow",
     "CellEstimate",

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from neftcli.events.evaluation import Comparison, Estimated
 
+NOT_NEEDED = "not needed"
+"""State of a cell that early stopping saved. Only an arm is dropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class CellState:
@@ -15,7 +18,7 @@ class CellState:
         key: The first letters of the hash of what determines its weights.
         arm: Its arm in words.
         seed: Its training seed.
-        state: waiting, starting, training, measuring, stopped, done, failed or dropped (not needed, by early stopping).
+        state: waiting, starting, training, measuring, stopped, done, failed, or not needed (by early stopping).
         step: Updates done.
         total_steps: Updates in all; 0 while they are not known.
         loss: Held-out loss, measured last; None before.
@@ -118,7 +121,7 @@ class SweepEstimate:
     """How long what is left of a sweep will take, and what its cells share.
 
     Attributes:
-        seconds: Estimated seconds in all.
+        seconds: Estimated seconds in all, start-up included.
         workers: Workers that do it at the same time.
         cells: Those that are to do.
         parts: What of a cell takes how many seconds; empty where cells differ, or were timed whole.
@@ -129,6 +132,9 @@ class SweepEstimate:
         engine: local or ray; with ray it was timed on this machine, as if one worker did all.
         early_stopping: Fewer cells may be needed; the estimate is of all.
         power: What the sweep could detect.
+        own_start: Seconds in it until the command begins the first cell: as long as this dry run took for the same.
+        worker_start: Seconds in it until a worker begins its first cell (libraries, model, tokenised rows, losses and
+            answers of the base model); None if it is in the recorded seconds of finished cells.
     """
 
     seconds: float
@@ -142,6 +148,8 @@ class SweepEstimate:
     engine: str = "local"
     early_stopping: bool = False
     power: PowerPlan | None = None
+    own_start: float = 0.0
+    worker_start: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ class Data:
     system_prompt: Annotated[str | None, Option("Put before every conversation that has no system turn.")] = None
     max_rows: Annotated[
         Count | None,
-        Option("Use only so many rows, chosen by split_seed; rows held out of them are among these.", "--max-rows"),
+        Option("Number of rows to use, held-out rows among them, chosen by split_seed.", "--max-rows"),
     ] = None
     max_length: Annotated[
         Annotated[int, Ge(8)], Option("Longest row in tokens; longer rows are cut and counted.", "--max-length")
@@ -247,9 +247,7 @@ class Training:
     num_train_epochs: Annotated[
         Annotated[float, Gt(0), Le(100_000)], Option("Passes over the training rows.", "--epochs")
     ] = 3.0
-    max_steps: Annotated[
-        Count | None, Option("Stop after so many updates, whatever the epochs say.", "--max-steps")
-    ] = None
+    max_steps: Annotated[Count | None, Option("Number of steps, in place of num_train_epochs.", "--max-steps")] = None
     per_device_train_batch_size: Annotated[
         Count, Option("Rows computed at once on a device; more needs memory.", "--batch-size")
     ] = 8
@@ -420,7 +418,7 @@ class Sweep:
         True
     )
     delta: Annotated[
-        Positive | Name,
+        float | Name,
         Option(
             "Smallest effect of interest in the first metric: a number in its unit (0.005), or a share of what alpha 0 "
             "gained over the base model (1%). auto: 1% for held-out loss, 0.05 for a win rate.",

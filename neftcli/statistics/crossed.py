@@ -55,7 +55,7 @@ class Components:
     Attributes:
         seed: Between seeds, the same for all prompts; None with one seed, which can't show it.
         prompt: Between prompts, the same for all seeds; with one seed the residual is in it.
-        residual: What is left of a (seed, prompt); None with one seed.
+        residual: Of the rest, of a (seed, prompt); None with one seed.
         freedom: Degrees of freedom of the seeds' part, for each seed more than one.
     """
 
@@ -100,12 +100,11 @@ class ArmDifference:
 
     Attributes:
         value: The difference, averaged over the seeds.
-        these_seeds: What holds for new prompts and the models of these seeds; None with fewer than two prompts.
-        new_seeds: What holds for new prompts and new seeds; None with fewer than two seeds or prompts. It is never
+        these_seeds: Claim about new prompts and the models of these seeds; None with fewer than two prompts.
+        new_seeds: Claim about new prompts and new seeds; None with fewer than two seeds or prompts. It is never
             significant without `these_seeds`.
         seeds: Seeds that both arms have.
         n: Distinct prompts that count.
-        rows: Rows that count.
         detectable: Minimum detectable effect of the claim about new seeds, with one seed of that about these: the true
             difference that is significant with probability `POWER` at `LEVEL` / comparisons. None if none could be.
         comparisons: Number of comparisons that are corrected together.
@@ -121,7 +120,6 @@ class ArmDifference:
     new_seeds: Claim | None
     seeds: int
     n: int
-    rows: int
     detectable: float | None
     comparisons: int
     components: Components | None
@@ -129,6 +127,29 @@ class ArmDifference:
     others_spread: float | None
     uneven: bool
     true_level: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CrossedDifference:
+    """An arm's figure minus the baseline's, with the variances that the claim about new seeds rests on.
+
+    Attributes:
+        value: As in `ArmDifference`.
+        components: As in `ArmDifference`, the seeds' part pooled.
+        seeds: As in `ArmDifference`.
+        n: As in `ArmDifference`.
+    """
+
+    value: float
+    components: Components | None
+    seeds: int
+    n: int
+
+    def is_beyond(self, level: float) -> bool:
+        """Return whether `crossed_p` is below a level, which the claim about new seeds needs."""
+        if self.components is None or self.seeds < 2:
+            return False
+        return abs(self.value) > margin(self.components, self.seeds, self.n, level / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +193,10 @@ def arm_estimate(
     Args:
         values: (seeds, rows), NaN if there is none. A seed without any does not count, nor does a row that lacks a
             value in a seed that counts.
-        weights: (rows,), e.g. tokens; then the ratio of the sums is estimated, e.g. nats a token.
-        prompts: (rows,), equal for rows that share a prompt; None if all differ.
-        seed: Seed of the resampling; the result is deterministic.
-        resamples: Bootstrap samples.
+        weights: (rows,), as in `estimate`.
+        prompts: (rows,), as in `sum_by_prompt`.
+        seed: As in `estimate`.
+        resamples: As in `estimate`.
 
     Raises:
         ValueError: No seed or row counts, a number is infinite, or the shapes or weights don't fit.
@@ -214,12 +235,11 @@ def compare_arms(
     Args:
         baseline: (seeds, rows), NaN if there is no value.
         arms: Each (seeds, rows), in the same order. What an arm or the baseline lacks does not count in its comparison.
-        weights: (rows,), as in `arm_estimate`.
-        prompts: (rows,), as in `arm_estimate`.
-        comparisons: Number of comparisons that are corrected together; `detectable` is for the strictest step of
-            Holm's correction.
-        seed: Seed of the sign patterns; the result is deterministic.
-        resamples: Sign patterns that are drawn if there are too many to try all.
+        weights: (rows,), as in `estimate`.
+        prompts: (rows,), as in `sum_by_prompt`.
+        comparisons: As in `paired_difference`.
+        seed: As in `paired_difference`.
+        resamples: As in `paired_difference`.
 
     Raises:
         ValueError: As in `arm_estimate`, or fewer than one comparison.
@@ -231,8 +251,29 @@ def compare_arms(
     ]
 
 
+def crossed_differences(
+    baseline: npt.ArrayLike,
+    arms: Sequence[npt.ArrayLike],
+    weights: npt.ArrayLike | None = None,
+    *,
+    prompts: Sequence[object] | None = None,
+) -> list[CrossedDifference]:
+    """Compare as `compare_arms` does, without the sign-flip test, which takes most of the time.
+
+    Raises:
+        ValueError: As in `arm_estimate`.
+    """
+    pairs = [_Pair(*_two(baseline, arm, weights, prompts)) for arm in arms]
+    found = []
+    for pair, seed_part in zip(pairs, _pooled(pairs), strict=True):
+        values, counts = pair.differences()
+        value = float(per_seed(values, counts).mean())
+        found.append(CrossedDifference(value, seed_part.components, *values.shape))
+    return found
+
+
 def margin(components: Components, seeds: int, prompts: int, tail: float) -> float:
-    """How far the mean over seeds and prompts lies above the truth at most, except with probability `tail`.
+    """Compute the most by which the mean over seeds and prompts is above the truth, except with probability `tail`.
 
     sqrt(t_s^2 (seed + residual / prompts) / seeds + t_p^2 prompt / prompts), t_s and t_p being Student's quantiles of
     1 - tail for freedom (seeds - 1) and prompts - 1 degrees of freedom. For normal parts the probability is kept at
@@ -360,7 +401,7 @@ def complete(
 def _compared(
     columns: Sequence[npt.ArrayLike], weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> tuple[list[Array], Array | None, Sequence[object] | None]:
-    """What is complete, and at least one number of each arm."""
+    """Select what is complete, as `complete` does; at least one number of each arm must be left."""
     arrays, counts, kept = complete(columns, weights, prompts)
     if not arrays[0].size:
         raise ValueError(f"no seeds or no rows to compare: {arrays[0].shape} are left")
@@ -437,7 +478,7 @@ def _freedom(freedoms: dict[int, int], pool: Sequence[int]) -> float:
 
 
 def _is_larger(variance: float, freedom: float, other: float, other_freedom: float) -> bool:
-    """Whether a variance is above another one by a one-sided F-test at `UNEVEN`."""
+    """Return whether a variance is above another by a one-sided F-test at `UNEVEN`."""
     from scipy.special import fdtrc
 
     return variance > 0 and (other == 0 or float(fdtrc(freedom, other_freedom, variance / other)) < UNEVEN)
@@ -473,7 +514,6 @@ def _difference(
         new_seeds=new,
         seeds=seeds,
         n=found.n,
-        rows=found.rows,
         detectable=effect,
         comparisons=comparisons,
         components=components,

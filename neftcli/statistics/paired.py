@@ -74,7 +74,6 @@ class PairedDifference:
         p: Two-sided, not corrected for several comparisons; None with fewer than two prompts.
         smallest_p: The smallest p that any difference of these sizes could give.
         n: Distinct prompts that count.
-        rows: Rows that count.
         detectable: Minimum detectable effect: the true difference that is significant with probability `POWER` at
             `LEVEL` / comparisons; None if no difference could be significant, or nothing varies.
         true_level: Estimated rate of p < 0.05 without a true difference, which skewness raises; None if nothing varies.
@@ -86,7 +85,6 @@ class PairedDifference:
     p: float | None
     smallest_p: float
     n: int
-    rows: int
     detectable: float | None
     true_level: float | None
 
@@ -175,9 +173,9 @@ def paired_difference(
     differences, sizes = sum_by_prompt(after - before, counts, kept)
     differences[np.abs(differences) <= rounding] = 0.0
     value = math.fsum(differences) / (differences.size if sizes is None else math.fsum(sizes))
-    n, rows = differences.size, before.size
+    n = differences.size
     if n < 2:
-        return PairedDifference(value, None, None, None, 1.0, n, rows, None, None)
+        return PairedDifference(value, None, None, None, 1.0, n, None, None)
     low, high, p = _sign_flip_test(differences, sizes, rounding, seed, resamples)
     smallest = _smallest_p(differences, resamples)
     residuals = _residuals(differences, sizes, rounding)
@@ -185,7 +183,7 @@ def paired_difference(
     if smallest < LEVEL / comparisons and residuals.any():
         detectable = _detectable(differences, sizes, residuals, rounding, LEVEL / comparisons)
     level = _true_level(residuals, seed) if residuals.any() else None
-    return PairedDifference(value, low, high, p, smallest, n, rows, detectable, level)
+    return PairedDifference(value, low, high, p, smallest, n, detectable, level)
 
 
 def _rows(
@@ -304,7 +302,7 @@ def _sign_flip_test(
 
 
 def _sign_patterns(n: int, seed: int, resamples: int) -> Iterator[Array]:
-    """Patterns of n signs, (patterns, n) at a time: all 2^n if they are at most `resamples`, else so many drawn."""
+    """Patterns of n signs, (patterns, n) at a time: all 2^n if they are at most `resamples`, else `resamples` drawn."""
     if 2**n <= resamples:
         yield _signs(np.arange(2**n)[:, None] >> np.arange(n) & 1)
         return

@@ -1,4 +1,4 @@
-"""What more would settle a comparison: seeds or prompts for a smallest effect of interest."""
+"""Seeds or prompts that would settle a comparison, for a smallest effect of interest."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from neftcli.statistics.crossed import ArmDifference, detectable
 from neftcli.statistics.paired import FEWEST, LEVEL
 
-# More than these are not asked for: nobody would write or train so many.
+# Larger numbers are not reported: nobody would write or train them.
 MOST_PROMPTS = 10**8
 MOST_SEEDS = 10**4
 
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """What would find an effect with probability `POWER` in a claim about new seeds.
+    """Prompts or seeds that find an effect with probability `POWER` in a claim about new seeds.
 
     Attributes:
         prompts: Prompts that suffice with the seeds at hand; None if no number does, because the seeds vary too much,

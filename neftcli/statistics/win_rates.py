@@ -49,7 +49,7 @@ def win_rate(
     Args:
         scores: (pairs,), 1 won, 0.5 tie, 0 lost.
         lengths: (pairs,), length of this model's answer less the other's; None for the win rate as it is.
-        prompts: (pairs,), equal for pairs that share a prompt; None if all differ.
+        prompts: (pairs,), as in `sum_by_prompt`.
         comparisons: As in `paired_difference`.
 
     Returns:
@@ -93,7 +93,7 @@ def win_rate(
     if lengths is None:
         value = math.fsum(won) / won.size - 0.5
         low, high = min(low, value), max(high, value)
-    return PairedDifference(value, low, high, p_value(theta, error), smallest, n, won.size, detectable, None)
+    return PairedDifference(value, low, high, p_value(theta, error), smallest, n, detectable, None)
 
 
 def length_controlled_scores(scores: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:

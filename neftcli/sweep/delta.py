@@ -12,6 +12,7 @@ import numpy as np
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.evaluation.comparison import LOSS
+from neftcli.evaluation.units import SHARES
 from neftcli.sweep.results import WIN_RATES
 from neftcli.sweep.sequential import FIRST_LOOK
 
@@ -23,6 +24,7 @@ OF_GAIN = 0.01
 """The default for held-out loss: this share of the gain over the base model."""
 OF_WIN_RATE = 0.05
 """The default for a win rate: 5 points."""
+KEY = "--delta (sweep.delta)"
 
 
 def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float | None:
@@ -37,28 +39,34 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
         None if the gain is not known or not above 0, or if the default has no value for the metric.
 
     Raises:
-        RecipeError: It is not a number above 0 nor a percentage, or a percentage was typed for a metric without a base
-            value.
+        RecipeError: It is neither a number above 0 nor a percentage up to 100 %; it is a percentage and the metric has
+            no base value; or it is 1 or more and the metric a share, which can't change by so much.
     """
-    typed = str(delta).strip()
+    typed = f"{delta:g}" if isinstance(delta, float) else delta.strip()
     if typed == AUTO:
         if metric in WIN_RATES:
             return OF_WIN_RATE
         return None if metric != LOSS or gain is None or gain <= 0 else OF_GAIN * gain
-    number = _number(typed.removesuffix("%"))
+    number, in_percent = _number(typed.removesuffix("%")), typed.endswith("%")
     if number is None:
         violated = (
-            "sweep.delta must be a number above 0 in the metric's unit, or a percentage of the gain over the base model"
+            f"{KEY} must be a number above 0 in the metric's unit, or a percentage of the gain over the base model"
         )
-        raise RecipeError(Problem(violated, typed, "--delta 0.005 or --delta 1%"))
-    if not typed.endswith("%"):
-        return number
-    if metric == LOSS:
+        raise RecipeError(Problem(violated, typed or "nothing", "--delta 0.005 or --delta 1%"))
+    if in_percent and metric != LOSS:
+        violated = f"{KEY}: a percentage is one of the gain over the base model, which is known for {LOSS} only"
+        hint = "--delta 0.05    in the metric's unit" + ("; 0.05 is 5 points" if metric in SHARES else "")
+        raise RecipeError(Problem(violated, f"{typed} with {metric}", hint))
+    if in_percent and number > 100:
+        violated = f"{KEY}: a percentage is one of the gain over the base model, at most 100%"
+        raise RecipeError(Problem(violated, typed, "--delta 1%"))
+    if not in_percent and metric in SHARES and number >= 1:
+        violated = f"{KEY} must be below 1 for a share such as {metric}, where 0.05 is 5 points"
+        hint = f"--delta {number / 100:g}" if number < 100 else "--delta 0.05"
+        raise RecipeError(Problem(violated, typed, hint))
+    if in_percent:
         return None if gain is None or gain <= 0 else number / 100 * gain
-    violated = f"sweep.delta: a percentage is one of the gain over the base model, which is known for {LOSS} only"
-    raise RecipeError(
-        Problem(violated, f"{typed} with {metric}", "--delta 0.05    in the metric's unit; 0.05 is 5 points")
-    )
+    return number
 
 
 def gain_of_training(results: SweepResults, before: Sequence[float]) -> float | None:

@@ -1,6 +1,6 @@
-"""How long a sweep will take, before it begins: by its cells that are done, or by a few real updates on this machine.
+"""Estimate how long a sweep will take: from its finished cells, or from a few real steps on this machine.
 
-total = the cells in their order, each given to the worker that is free first
+total = start of the command + the cells in their order, each given to the worker that is free first
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A cell that is to do: its seconds, and those before it where its worker has not just used its `materials`."""
+    """A cell to train: its seconds, and those of start-up before it if its worker has not just used its `materials`."""
 
     seconds: float
     start: float = 0.0
@@ -36,7 +36,7 @@ class Job:
 
 
 def spread(jobs: Sequence[Job], workers: int) -> float:
-    """Seconds until all are done, in their order, each by the worker that is free first."""
+    """Compute the seconds until all are done, in their order, each by the worker that is free first."""
     free: list[tuple[float, int, str | None]] = [(0.0, number, None) for number in range(workers)]
     for job in jobs:
         until, number, materials = free[0]
@@ -46,7 +46,7 @@ def spread(jobs: Sequence[Job], workers: int) -> float:
 
 
 def way(recipe: Recipe) -> str:
-    """All of a recipe that its time depends on; cells with the same take as long."""
+    """Collect all of a recipe that its time depends on; cells with the same take equally long."""
     symmetric = recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0  # twice the work an update
     schedule: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0, "learning_rate": HARMLESS}
     training = replace(recipe.training, seed=0, weight_decay=0.0, max_grad_norm=1.0, **schedule)
@@ -54,14 +54,17 @@ def way(recipe: Recipe) -> str:
     return repr((*parts, recipe.sweep.answers))
 
 
-def estimate(cells: Sequence[Cell], engine: str, early_stopping: bool, observer: Observer) -> SweepEstimate:
-    """How long the cells that are not done will take. Nothing is made in their folder.
+def estimate(
+    cells: Sequence[Cell], engine: str, early_stopping: bool, observer: Observer, *, own_start: float = 0.0
+) -> SweepEstimate:
+    """Estimate how long the cells that are not done will take. Nothing is made in their folder.
 
     Args:
         cells: All of the sweep.
         engine: local or ray.
         early_stopping: Fewer cells may be needed.
         observer: Is told what is timed.
+        own_start: Seconds that this command took to read and tokenise the rows, which the sweep will take again.
 
     Raises:
         InputError: The model or the rows can't be used.
@@ -91,7 +94,7 @@ def estimate(cells: Sequence[Cell], engine: str, early_stopping: bool, observer:
     recipe = left[0][0].recipe if left else cells[0].recipe
     uncounted = {"tasks": bool(found and recipe.evaluation.tasks), "the judge": "win_rate" in recipe.sweep.metrics}
     return SweepEstimate(
-        seconds=spread(jobs, workers),
+        seconds=own_start + spread(jobs, workers) if jobs else 0.0,
         workers=max(1, min(workers, len(left))),
         cells=tuple(CellEstimate(one.key[:8], one.arm.name(), one.seed, job.seconds) for one, job in pairs),
         parts=found[way(recipe)].cell(recipe) if len({job.seconds for job in jobs}) == len(found) == 1 else {},
@@ -101,6 +104,8 @@ def estimate(cells: Sequence[Cell], engine: str, early_stopping: bool, observer:
         uncounted=tuple(name for name, used in uncounted.items() if used),
         engine=engine,
         early_stopping=early_stopping,
+        own_start=own_start,
+        worker_start=max(job.start for job in jobs) if found else None,
     )
 
 
@@ -116,7 +121,7 @@ def _job(
 
 
 def _shared(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """What cells have in common, in words."""
+    """State what the cells share."""
     samples = cells[0].recipe.evaluation.samples
     answers = f" and {samples} answers" if samples else ""
     again = "; model and rows again where the grid changes them"

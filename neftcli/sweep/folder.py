@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from neftcli.sweep.plan import Cell
 
 BEGIN = "the same command again"
+BEGINS = "neft sweep-alpha --recipe quickstart    begins one"
 PLOTS = "plots"
 BEST, BEST_BESIDE = "best", ".best"
 """The only links of a sweep, to its recommended run: replaced and never followed."""
@@ -82,7 +84,7 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def explained(folder: Path, again: str) -> Iterator[None]:
-    """What ends a sweep early, in words that say what is kept.
+    """Explain what ends a sweep early, and what is kept.
 
     Args:
         folder: Of the sweep.
@@ -90,7 +92,7 @@ def explained(folder: Path, again: str) -> Iterator[None]:
 
     Raises:
         Interrupted: It was stopped at once.
-        NeftError: The disk is full.
+        NeftError: The disk is full, or a file can't be read or written.
     """
     from neftcli.training.ending import is_disk_full
 
@@ -100,19 +102,27 @@ def explained(folder: Path, again: str) -> Iterator[None]:
         again = again if find_sweep(str(folder)) else BEGIN
         raise Interrupted(Problem("stopped at once; what is done is kept", remedy=again)) from None
     except OSError as error:
-        if not is_disk_full(error):
+        full = is_disk_full(error)
+        if not full and not error.filename:
             raise
         again = again if find_sweep(str(folder)) else BEGIN
         where = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-        raise NeftError(Problem("the disk is full; what is done is kept", where, f"make room, then {again}")) from error
+        what = "the disk is full" if full else "a file can't be read or written"
+        mend = "make room" if full else "mend its rights"
+        raise NeftError(Problem(f"{what}; what is done is kept", where, f"{mend}, then {again}")) from error
 
 
-def sweep_of(name: str) -> Path:
-    """The folder of the sweep that was typed.
+def sweep_of(name: str, option: str = "") -> Path:
+    """Find the folder of the sweep that was typed.
+
+    Args:
+        name: Its folder or name.
+        option: The option that it was typed for, "--pilot"; empty for the argument of `neft sweep-alpha`.
 
     Raises:
         InputError: There is none; the nearest is named.
     """
+    where = f"{option}: " if option else ""
     folder = find_sweep(name)
     if folder is not None:
         return folder
@@ -123,10 +133,16 @@ def sweep_of(name: str) -> Path:
     above = find_sweep(str(run.parent.parent)) if run is not None else find_sweep(f"{name}-sweep")
     near = str(above) if above is not None else nearest_path(Path("runs") / name) or nearest_path(Path(name))
     if near and find_sweep(near) is not None:
-        again = f"neft sweep-alpha {shlex.quote(near)}"
-        raise InputError(Problem("this is no sweep", name, again, near))
-    told = "this is a run, not a sweep" if run is not None else "there is no sweep in this folder"
-    raise InputError(Problem(told, name, "neft sweep-alpha --recipe quickstart    begins one"))
+        again = f"{option or 'neft sweep-alpha'} {shlex.quote(near)}"
+        raise InputError(Problem(f"{where}this is no sweep", name, again, near))
+    if run is not None:
+        what = "this is a run, not a sweep"
+    elif os.path.isdir(name):  # unlike Path.is_dir it takes any text
+        what = "there is no sweep in this folder"
+    else:
+        what = "there is no such sweep"
+    hint = f"{option} runs/NAME-sweep    a sweep that was run before" if option else BEGINS
+    raise InputError(Problem(f"{where}{what}", name or "an empty name", hint))
 
 
 def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:

@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neftcli.evaluation import units
 from neftcli.evaluation.comparison import LOSS, METRICS
 from neftcli.events import ArmRow, CellState, SweepReport
 from neftcli.machine.files import remove, write_whole
@@ -93,14 +94,18 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cells(arm: ArmRow, names: Sequence[str], metric: str) -> list[str]:
-    values = [f"{arm.values[one].value:.4g}" if one in arm.values else "-" for one in names]
+    """An arm's row, by the same words and digits as on a terminal."""
+    values = [units.estimated(name, arm.values.get(name)) for name in names]
     found = next((one for one in arm.comparisons if one.metric == metric), None)
-    if found is None:
-        return [arm.name(), str(arm.seeds), *values, "-", "-", "-", "-", arm.verdict(metric)]
-    interval = "-" if found.low is None or found.high is None else f"{found.low:+.4g} to {found.high:+.4g}"
-    p = "-" if found.p_adjusted is None else "< 0.001" if found.p_adjusted < 0.001 else f"{found.p_adjusted:.3f}"
-    smallest = "-" if found.detectable is None else f"{found.detectable:.4g}"
-    return [arm.name(), str(arm.seeds), *values, f"{found.difference:+.4g}", interval, p, smallest, arm.verdict(metric)]
+    tested = ["-"] * 4
+    if found is not None:
+        tested = [
+            units.number(metric, found.difference, signed=True),
+            units.ends(metric, found.low, found.high),
+            units.p_number(found.p_adjusted),
+            units.number(metric, found.detectable),
+        ]
+    return [arm.name(), str(arm.seeds), *values, *tested, arm.verdict(metric)]
 
 
 def _stem(metric: str) -> str:

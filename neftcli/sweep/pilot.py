@@ -1,4 +1,4 @@
-"""What a planned sweep could detect, by the variance of cells that are done: its own, or those of a pilot."""
+"""Minimum detectable effect of a planned sweep, by the variance of finished cells: its own, or those of a pilot."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _differences(results: SweepResults, metric: str) -> list[ArmDifference]:
 
 
 def _mean(pilot: Sequence[ArmDifference], arms: int) -> Components:
-    """The pilot's mean components, with the degrees of freedom of so many arms of one baseline (as in `crossed`)."""
+    """The pilot's mean components, with the degrees of freedom of `arms` arms of a baseline (as in `crossed`)."""
     parts = [one.components for one in pilot if one.components is not None]
     return Components(
         seed=float(np.mean([one.seed or 0.0 for one in parts])),

@@ -1,4 +1,4 @@
-"""What was measured of the cells of a sweep, by metric, arm and seed."""
+"""Measurements of the cells of a sweep, by metric, arm and seed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class SweepResults:
         for place, seed in enumerate(self.seeds):
             content = (self._of[arm, seed] or {}).get("metrics", {}).get(metric)
             if content is not None:
-                found[place] = [np.nan if number is None else number for number in content["values"]]
+                found[place] = np.array(content["values"], dtype=np.float64)  # None becomes NaN
         return found
 
     def weights(self, metric: str, arm: Arm) -> Values | None:
@@ -99,7 +99,7 @@ class SweepResults:
         return DIRECTIONS.get(metric, found)
 
     def is_of_documents(self, metric: str) -> bool:
-        """Whether the metric is of a benchmark's documents and not of the held-out split."""
+        """Return whether the metric is of a benchmark's documents and not of the held-out split."""
         return (self._any(metric) or {}).get("of") == "documents"
 
     def measured_seeds(self, arm: Arm) -> int:

@@ -1,4 +1,4 @@
-"""A sweep at work: which cells are trained next, where they stand, and the report at the end."""
+"""A running sweep: schedule its cells, track their states, and report at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import NeftError, Preempted, Problem
 from neftcli.evaluation.comparison import LOSS
-from neftcli.events import Advance, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport
+from neftcli.events import NOT_NEEDED, Advance, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport
 from neftcli.machine.files import write_whole
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory
@@ -38,10 +38,10 @@ class SweepError(NeftError):
 
 
 class SweepRun:
-    """A sweep at work: its cells, where they stand, and who is told.
+    """A running sweep: its cells, their states, and the observer.
 
     Attributes:
-        stop: The first signal stops cells behind their update, the second at once.
+        stop: The first signal stops cells after their current step, the second at once.
     """
 
     def __init__(self, folder: Path, base: Recipe, cells: list[Cell], observer: Observer, again: str) -> None:
@@ -55,12 +55,12 @@ class SweepRun:
         self._remedies: dict[str, str] = {}  # key of a cell that failed to what its own message says to type
 
     def asked_to_stop(self) -> None:
-        """The first signal came."""
-        say_stopping(self.observer, "cells finish and save their update first" if self._engine_at_work else "")
+        """Stop after the first signal."""
+        say_stopping(self.observer, "cells finish their current step and save it first" if self._engine_at_work else "")
         self.halt()
 
     def halt(self) -> None:
-        """Cells stop behind their update; may be called by a signal."""
+        """Stop cells after their current step; may be called by a signal handler."""
         if self._engine_at_work is not None:
             self._engine_at_work.stop()
 
@@ -71,7 +71,7 @@ class SweepRun:
         seeds, arms = list(dict.fromkeys(cell.seed for cell in self.cells)), arms_of(self.cells)
         done = 0
         try:
-            write_whole(self.folder / RECIPE, to_yaml(self.base))  # only now: nothing changes where there is no engine
+            write_whole(self.folder / RECIPE, to_yaml(self.base))  # only now: without an engine nothing changes
             (self.folder / CELLS).mkdir(exist_ok=True)  # with the recipe it is what a sweep is known by
             clear_unborn(self.folder / CELLS)
             while done < len(seeds) and (needed := [arm for arm in arms if self.decision.is_needed(arm)]):
@@ -92,7 +92,7 @@ class SweepRun:
         clear_unborn(self.folder / CELLS)
         for cell in self.cells:
             if not self.decision.is_needed(cell.arm) and self.states[cell.key].state in ("waiting", "stopped"):
-                self._set(cell, state="dropped")
+                self._set(cell, state=NOT_NEEDED)
 
     def _engine(self, request: Request) -> LocalEngine | RayEngine:
         if request.engine == "ray":
@@ -138,7 +138,7 @@ class SweepRun:
             self._set(cell, state="stopped", remaining=None)
 
     def _measured(self) -> dict[str, dict[str, Any]]:
-        """Key of a cell to what was measured of it, and of its answers by the judge."""
+        """Measurements by the cell's key, with the judge's scores of its answers."""
         found: dict[str, tuple[RunDirectory, dict[str, Any]]] = {}
         for cell in self.cells:
             run = finished_run(self.folder / CELLS, cell.key)
@@ -151,7 +151,7 @@ class SweepRun:
         return contents
 
     def _judge(self, contents: dict[str, dict[str, Any]]) -> None:
-        """Adds what the judge says; it is not asked any more where the sweep is to stop."""
+        """Add the judge's scores; a sweep that is to stop asks it no more."""
         from neftcli.sweep.judged import add_win_rates
 
         try:
@@ -213,7 +213,7 @@ class SweepRun:
                     self.observer.notify(Notice(stopped.sentence(metric)))
 
     def report(self, begun: float) -> SweepReport:
-        """The verdict, written to the sweep's folder."""
+        """Judge the sweep and write the report to its folder."""
         from neftcli.sweep.output import write
         from neftcli.sweep.verdict import judge_sweep
 
@@ -239,8 +239,8 @@ class SweepRun:
             scope=verdict.scope,
             failed=tuple(state for state in states if state.state == "failed"),
             retried=tuple(state for state in states if state.retries),
-            unfinished=sum(state.state not in ("done", "failed", "dropped") for state in states),
-            saved=sum(state.state == "dropped" for state in states),
+            unfinished=sum(state.state not in ("done", "failed", NOT_NEEDED) for state in states),
+            saved=sum(state.state == NOT_NEEDED for state in states),
             seconds=time.perf_counter() - begun,
             again=self.again,
         )
@@ -251,7 +251,7 @@ class SweepRun:
         return report
 
     def _note_failures(self) -> None:
-        """Why cells failed, where there is nothing else to report."""
+        """Write why cells failed, if there is nothing else to report."""
         from neftcli.sweep.output import write_cells
 
         try:
@@ -260,13 +260,13 @@ class SweepRun:
             self._unwritten = error
 
     def _mend(self, key: str) -> str:
-        """What to do about a cell that failed; an option of its own would make it another cell."""
+        """The hint for a cell that failed; an option of its own would make it a different cell."""
         own = self._remedies.get(key, "")
         first = "leave its arm out, or" if not own or own.startswith("--") else f"{own}, then"
         return f"{first} {self.again}    tries it again: what is done is skipped"
 
     def end(self) -> None:
-        """Says by an error what is not done.
+        """Raise an error if something is not done.
 
         Raises:
             OSError: The report could not be written.
@@ -280,7 +280,7 @@ class SweepRun:
             raise SweepError(
                 *(Problem(f"{one.name()} failed: {one.problem}", remedy=self._mend(one.key)) for one in failed)
             )
-        left = sum(state.state not in ("done", "dropped") for state in self.states.values())
+        left = sum(state.state not in ("done", NOT_NEEDED) for state in self.states.values())
         if left:
             raise Preempted(
                 Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=f"{self.again}{GOES_ON}")
@@ -293,5 +293,5 @@ def _seeds_of_round(done: int, arms: int, workers: int) -> int:
 
 
 def _why(outcome: Outcome) -> str:
-    """Why a cell failed or is tried again, in one line."""
+    """The reason why a cell failed or is retried, in one line."""
     return "; ".join(": ".join(filter(None, (one.violated, one.received))) for one in outcome.problems)

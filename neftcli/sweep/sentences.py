@@ -47,7 +47,7 @@ def findings(metric: str, better: Better, arms: Sequence[ArmRow], not_compared: 
     by_reason: dict[str, list[str]] = {}
     for name, reason in not_compared.items():
         by_reason.setdefault(reason, []).append(name)
-    lines += [f"Not compared in {metric}: {', '.join(names)} ({reason})." for reason, names in by_reason.items()]
+    lines += [f"Not compared in {metric}: {'; '.join(names)} ({reason})." for reason, names in by_reason.items()]
     if not compared and not not_compared:
         lines.append(f"Nothing could be compared in {metric}: no arm has noise.")
     return lines
@@ -88,17 +88,22 @@ def no_recommendation() -> str:
     return "Nothing is recommended: one seed can't show what another seed would give; that takes two or more."
 
 
+def nothing_in_common() -> str:
+    """Say why arms that can't be ranked lead to no recommendation."""
+    return "Nothing is recommended: the arms to choose from have no seed, or no prompt, in common."
+
+
 def but_worse(name: str, metrics: Sequence[str]) -> str:
     """Say why an arm that is better in the first metric is not recommended."""
     return f"{capital(name)} is not recommended: it is worse in {', '.join(metrics)}."
 
 
-def uneven(found: Mapping[str, ArmDifference]) -> list[str]:
+def uneven(metric: str, found: Mapping[str, ArmDifference]) -> list[str]:
     """Warn of arms that vary more between seeds than the others, against the assumption."""
     lines = []
     for name, difference in found.items():
         if difference.uneven and difference.seed_spread is not None and difference.others_spread is not None:
-            own, others = f"{difference.seed_spread:.2g}", f"{difference.others_spread:.2g}"
+            own, others = (amount(metric, spread) for spread in (difference.seed_spread, difference.others_spread))
             lines.append(
                 f"{capital(name)} varies more between seeds (standard deviation {own}) than the other arms of its "
                 f"baseline ({others}); it is tested by its own spread, which takes more seeds."

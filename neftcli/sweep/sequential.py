@@ -12,7 +12,7 @@ A group is a baseline (alpha 0) and the arms that are compared with it. After ea
 All tests are those of the verdict (`compare_arms`: seeds and prompts crossed, the seeds' variance pooled over the arms
 still in). The verdict is then given at the usual level of 5 %. Looking early costs little of it, because the level for
 success is so strict (Haybittle 1971; Peto et al. 1976), and because a stop for futility or a drop only takes away
-chances to be "better". The error rates are simulated in `benchmarks/sequential.py`; docs/sweep.md shows them.
+chances to be "better". `benchmarks/calibrate.py` simulates the error rates; docs/sweep.md shows them.
 
 A gain below delta may be missed: that is what delta means.
 """
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy.typing as npt
 
 from neftcli.evaluation.units import amount
-from neftcli.statistics.crossed import ArmDifference, compare_arms, complete, margin
+from neftcli.statistics.crossed import CrossedDifference, compare_arms, complete, crossed_differences, margin
 from neftcli.statistics.paired import FEWEST, RESAMPLES
 from neftcli.sweep.plan import baseline_of
 
@@ -77,7 +77,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Why a baseline's group of arms ended before its last seed.
+    """Reason why a baseline's group of arms ended before its last seed.
 
     Attributes:
         baseline: The arm without noise.
@@ -86,7 +86,6 @@ class Stopped:
         planned: Seeds that were planned.
         arm: With success the arm that is better than the baseline, the leading one if there are several; else None.
         gain: Its gain in the metric's unit; None without it.
-        p: Two-sided p of that, not corrected; None without it.
         excluded: With futility, gains over this are excluded for every arm left: delta, or 0 if all noised arms were
             dropped, each for being worse than a leader that was at last the baseline. None with success.
     """
@@ -97,7 +96,6 @@ class Stopped:
     planned: int
     arm: Arm | None = None
     gain: float | None = None
-    p: float | None = None
     excluded: float | None = None
 
     def sentence(self, metric: str) -> str:
@@ -118,7 +116,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one look, or all looks so far, decided.
+    """Decisions of a look, or of all looks so far.
 
     Attributes:
         dropped: Arms that get no further seeds, in the order in which they were dropped.
@@ -170,7 +168,9 @@ def stops_early(sweep: Sweep) -> bool:
     return sweep.early_stopping == "always" and sweep.seeds > FIRST_LOOK
 
 
-def decide(results: SweepResults, metric: str, delta: float | None, *, done: int) -> Decision:
+def decide(
+    results: SweepResults, metric: str, delta: float | None, *, done: int, resamples: int = RESAMPLES
+) -> Decision:
     """Apply the rules after each seed up to the last one that is done, from the first look on.
 
     A look uses the seeds up to it only. So the decisions depend on nothing but the cells' values: a sweep that resumes
@@ -181,6 +181,7 @@ def decide(results: SweepResults, metric: str, delta: float | None, *, done: int
         metric: The metric that decides.
         delta: Smallest effect of interest in its unit; None for no futility.
         done: Seeds, from the first one on, whose cells have ended.
+        resamples: As in `look`.
     """
     better, planned = results.better(metric), len(results.seeds)
     noised = [arm for arm in results.arms if arm.alpha]
@@ -201,6 +202,7 @@ def decide(results: SweepResults, metric: str, delta: float | None, *, done: int
                 delta=delta,
                 comparisons=len(noised),
                 planned=planned,
+                resamples=resamples,
             )
             dropped += found.dropped
             stopped += found.stopped
@@ -220,6 +222,7 @@ def look(
     delta: float | None,
     comparisons: int,
     planned: int,
+    resamples: int = RESAMPLES,
 ) -> Decision:
     """Apply the rules once to a baseline's group.
 
@@ -235,6 +238,7 @@ def look(
         delta: Smallest effect of interest; None for no futility.
         comparisons: Number of noised arms in the sweep.
         planned: Seeds that are planned.
+        resamples: Sign patterns of a test; more are drawn if the level for success needs them.
 
     Returns:
         Arms dropped now, and the group if it stops now; then nothing is dropped.
@@ -244,20 +248,20 @@ def look(
     tested = [arm for arm in values if arm != baseline and _is_enough(values[baseline], values[arm], weights, prompts)]
     if not tested:
         return Decision()
-    resamples = max(RESAMPLES, math.ceil(4 * comparisons / SUCCESS))  # enough for a p below the level for success
-    found = _compare(values, baseline, tested, weights, prompts, resamples)
+    columns = [values[arm] for arm in tested]
+    differences = crossed_differences(values[baseline], columns, weights, prompts=prompts)
+    found = dict(zip(tested, differences, strict=True))
     gains = {baseline: 0.0, **{arm: sign * difference.value for arm, difference in found.items()}}
-    winners = {
-        arm: difference.new_seeds.p
-        for arm, difference in found.items()
-        if difference.new_seeds and gains[arm] > 0 and difference.new_seeds.p < SUCCESS / comparisons
-    }
+    level = SUCCESS / comparisons
+    enough = max(resamples, math.ceil(4 / level))  # patterns for a p below the level
+    p_values = _p_values(values, baseline, found, level, weights, prompts, enough)
+    winners = [arm for arm, p in p_values.items() if gains[arm] > 0 and p < level]
     if winners:
         best = max(winners, key=gains.__getitem__)
-        return Decision(stopped=(Stopped(baseline, "success", seeds, planned, best, gains[best], winners[best]),))
+        return Decision(stopped=(Stopped(baseline, "success", seeds, planned, best, gains[best]),))
     leader = max(gains, key=gains.__getitem__)
     others = [arm for arm in (baseline, *tested) if arm != leader]
-    worse = _worse_than(leader, values, others, sign, weights, prompts)
+    worse = _worse_than(leader, values, others, sign, weights, prompts, resamples)
     dropped = tuple(one for one in worse if one.arm != baseline)
     left = [arm for arm in values if arm != baseline and arm not in [one.arm for one in dropped]]
     if not left:
@@ -274,42 +278,55 @@ def _worse_than(
     sign: float,
     weights: npt.ArrayLike | None,
     prompts: Sequence[object] | None,
+    resamples: int,
 ) -> tuple[Dropped, ...]:
     """The arms that are significantly worse than the leader; all of them estimate together how much seeds vary."""
     compared = [arm for arm in others if _is_enough(values[leader], values[arm], weights, prompts)]
     if not compared:
         return ()
-    found = _compare(values, leader, compared, weights, prompts, RESAMPLES)
+    columns = [values[arm] for arm in compared]
+    differences = crossed_differences(values[leader], columns, weights, prompts=prompts)
+    found = dict(zip(compared, differences, strict=True))
+    p_values = _p_values(values, leader, found, 2 * DROP, weights, prompts, resamples)
     return tuple(
-        Dropped(arm, leader, -sign * difference.value, difference.new_seeds.p / 2, len(values[leader]))
-        for arm, difference in found.items()
-        if difference.new_seeds and sign * difference.value < 0 and difference.new_seeds.p / 2 < DROP
+        Dropped(arm, leader, -sign * found[arm].value, p / 2, len(values[leader]))
+        for arm, p in p_values.items()
+        if sign * found[arm].value < 0 and p / 2 < DROP
     )
 
 
-def _compare(
+def _p_values(
     values: Mapping[Arm, npt.NDArray],  # type: ignore[type-arg]
     reference: Arm,
-    arms: Sequence[Arm],
+    found: Mapping[Arm, CrossedDifference],
+    level: float,
     weights: npt.ArrayLike | None,
     prompts: Sequence[object] | None,
     resamples: int,
-) -> dict[Arm, ArmDifference]:
-    columns = [values[arm] for arm in arms]
-    found = compare_arms(values[reference], columns, weights, prompts=prompts, resamples=resamples)
-    return dict(zip(arms, found, strict=True))
+) -> dict[Arm, float]:
+    """The p of new seeds, as in the verdict, of the arms for which it may be below the level.
+
+    The sign-flip test takes most of the time and can only make p larger, so it is made only if an arm needs it.
+    """
+    candidates = [arm for arm, difference in found.items() if difference.is_beyond(level)]
+    if not candidates:
+        return {}
+    columns = [values[arm] for arm in found]
+    compared = compare_arms(values[reference], columns, weights, prompts=prompts, resamples=resamples)
+    claims = {arm: difference.new_seeds for arm, difference in zip(found, compared, strict=True)}
+    return {arm: claim.p for arm in candidates if (claim := claims[arm]) is not None}
 
 
 def _is_enough(
     first: npt.ArrayLike, second: npt.ArrayLike, weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> bool:
-    """Whether two arms have enough seeds and prompts in common to be compared."""
+    """Return whether two arms have enough seeds and prompts in common to be compared."""
     (values, _), _, kept = complete([first, second], weights, prompts)
     seeds, rows = values.shape
     return seeds >= FIRST_LOOK and (rows if kept is None else len(set(kept))) >= FEWEST
 
 
-def _largest_gain(difference: ArmDifference, sign: float) -> float:
+def _largest_gain(difference: CrossedDifference, sign: float) -> float:
     """The upper end of the one-sided interval of an arm's gain; infinite if seeds can't be told from prompts."""
     if difference.components is None:
         return math.inf

@@ -90,8 +90,10 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         from neftcli.sweep.estimate import estimate
         from neftcli.sweep.pilot import plan_power
 
+        took = time.perf_counter() - begun
+        found = estimate(cells, request.engine, stops_early(base.sweep), observer, own_start=took)
         power = plan_power(base, cells, examples.held_out, request.pilot or folder, own=request.pilot is None)
-        observer.notify(replace(estimate(cells, request.engine, stops_early(base.sweep), observer), power=power))
+        observer.notify(replace(found, power=power))
         return None
     again = _again(folder, request, base)
     with explained(folder, f"{again}{GOES_ON}"), held(folder):

@@ -10,7 +10,7 @@ from neftcli.evaluation.comparison import LOSS, WIN_RATE
 from neftcli.events import ArmRow, Comparison, Estimated, Significance
 from neftcli.statistics.crossed import ArmDifference, arm_estimate, compare_arms
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, adjust, direction, verdict
-from neftcli.statistics.paired import FEWEST, LEVEL
+from neftcli.statistics.paired import FEWEST, LEVEL, RESAMPLES
 from neftcli.sweep import sentences
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import WIN_RATES, SweepResults
@@ -25,13 +25,13 @@ BASELINE = "alpha 0"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a sweep found.
+    """Findings of a sweep.
 
     Attributes:
         arms: A row each, in the order of the plan.
         recommended: The arm to take; None if nothing can be recommended, or no metric chooses between all arms.
         conclusion: The result, sentence by sentence.
-        scope: What the verdicts are about.
+        scope: Population that the verdicts are about.
     """
 
     arms: tuple[ArmRow, ...]
@@ -46,19 +46,26 @@ def judge_sweep(
     dropped: Sequence[Arm] = (),
     delta: float | None = None,
     stopped: Sequence[Stopped] = (),
+    *,
+    resamples: int = RESAMPLES,
+    figures: bool = True,
 ) -> Verdict:
     """Judge all arms, on all held-out rows; the correction for several arms pays for the choice between them.
 
     Args:
-        results: What was measured.
+        results: Measurements of the cells.
         metrics: Names of the metrics that decide; the first one chooses.
         dropped: Arms that got no further seeds.
         delta: Smallest effect of interest in the first metric, in its unit; None if it is not known.
         stopped: Baselines whose arms stopped early.
+        resamples: Sign patterns of a test, and bootstrap samples of an arm's own figure.
+        figures: Estimate each arm's own figures. They decide nothing, and their bootstrap intervals take most of the
+            time.
     """
-    found = _differences(results, metrics)
+    found = _differences(results, metrics, resamples)
     compared = _compared(results, found)
-    rows = tuple(_row(results, arm, metrics, compared[arm], arm in dropped) for arm in results.arms)
+    shown = tuple(dict.fromkeys([*metrics, *DESCRIBED])) if figures else ()
+    rows = tuple(_row(results, arm, shown, compared[arm], arm in dropped, resamples) for arm in results.arms)
     lines = [
         line
         for metric in metrics
@@ -77,7 +84,8 @@ def judge_sweep(
     futile = [stop.baseline for stop in confirmed if stop.reason == "futility"]
     said, recommended = _advice(results, metrics, dropped, compared, futile)
     lines += said
-    lines += sentences.uneven({arm.name(): one for (arm, metric), one in found.items() if metric == metrics[0]})
+    of_first = {arm.name(): one for (arm, metric), one in found.items() if metric == metrics[0]}
+    lines += sentences.uneven(metrics[0], of_first)
     lines += sentences.skewed({(arm.name(), metric): one for (arm, metric), one in found.items()})
     undecided = [
         one
@@ -92,7 +100,7 @@ def judge_sweep(
     return Verdict(rows, recommended, tuple(lines), sentences.scope(list(found.values())))
 
 
-def _differences(results: SweepResults, metrics: Sequence[str]) -> dict[tuple[Arm, str], ArmDifference]:
+def _differences(results: SweepResults, metrics: Sequence[str], resamples: int) -> dict[tuple[Arm, str], ArmDifference]:
     """The family that is corrected together: every noised arm and metric with enough seeds and prompts.
 
     What is detectable depends on the size of the family, in which those that could not be significant do not count.
@@ -100,13 +108,13 @@ def _differences(results: SweepResults, metrics: Sequence[str]) -> dict[tuple[Ar
     family = [
         (arm, metric) for metric in metrics for arm in results.arms if arm.alpha and not _lack(results, metric, arm)
     ]
-    found = _compare_all(results, family, len(family))
+    found = _compare_all(results, family, len(family), resamples)
     counted = sum(one.these_seeds is not None and one.these_seeds.smallest_p < LEVEL for one in found.values())
-    return found if counted in (0, len(family)) else _compare_all(results, family, counted)
+    return found if counted in (0, len(family)) else _compare_all(results, family, counted, resamples)
 
 
 def _compare_all(
-    results: SweepResults, family: Sequence[tuple[Arm, str]], comparisons: int
+    results: SweepResults, family: Sequence[tuple[Arm, str]], comparisons: int, resamples: int
 ) -> dict[tuple[Arm, str], ArmDifference]:
     """The comparisons of a family, each arm with its own baseline."""
     groups: dict[tuple[str, Arm], list[Arm]] = {}
@@ -120,13 +128,14 @@ def _compare_all(
             results.weights(metric, arms[0]),
             prompts=results.prompts(metric),
             comparisons=comparisons,
+            resamples=resamples,
         )
         found.update({(arm, metric): one for arm, one in zip(arms, differences, strict=True)})
     return {pair: found[pair] for pair in family}
 
 
 def _lack(results: SweepResults, metric: str, arm: Arm) -> str:
-    """Why an arm can't be compared with its baseline; an empty string if it can."""
+    """The reason why an arm can't be compared with its baseline; an empty string if it can."""
     (values, _), _ = results.shared(metric, [baseline_of(arm), arm])
     seeds, rows = values.shape
     if not seeds:
@@ -190,21 +199,30 @@ def _compared(results: SweepResults, found: Differences) -> Compared:
 
 
 def _row(
-    results: SweepResults, arm: Arm, metrics: Sequence[str], compared: Mapping[str, Comparison], dropped: bool
+    results: SweepResults,
+    arm: Arm,
+    metrics: Sequence[str],
+    compared: Mapping[str, Comparison],
+    dropped: bool,
+    resamples: int,
 ) -> ArmRow:
+    """An arm's row, with its own figures in some metrics."""
     values = {}
-    for metric in dict.fromkeys([*metrics, *DESCRIBED]):
+    for metric in metrics:
         [shown], _ = results.shared(metric, [arm])
         if shown.size:
-            one = arm_estimate(
-                results.values(metric, arm), results.weights(metric, arm), prompts=results.prompts(metric)
+            figure = arm_estimate(
+                results.values(metric, arm),
+                results.weights(metric, arm),
+                prompts=results.prompts(metric),
+                resamples=resamples,
             )
-            values[metric] = Estimated(one.value, one.low, one.high, one.n)
+            values[metric] = Estimated(figure.value, figure.low, figure.high, figure.n)
     return ArmRow(arm.alpha, arm.label(), results.measured_seeds(arm), values, tuple(compared.values()), dropped)
 
 
 def _is_decided(one: Comparison) -> bool:
-    """Whether a claim about new seeds is made."""
+    """Return whether a claim about new seeds is made."""
     return one.verdict in ("better", "worse")
 
 
@@ -228,7 +246,7 @@ def _advice(
     compared: Compared,
     futile: Sequence[Arm],
 ) -> tuple[list[str], Arm | None]:
-    """What to take and why, and the arm if it is one.
+    """State the recommendation and its reason, and return the arm if there is a single one.
 
     An arm is recommended if it is better than its baseline over new seeds, worse in no metric, and the best of such
     arms and of all baselines in the first metric. Arms that were dropped count only if no other arm qualifies.
@@ -246,8 +264,11 @@ def _advice(
         best = _best(results, metric, [*sound, *baselines])
         if not tested:
             continue
-        if best is None or all(compared[arm][metric].scope == "these seeds" for arm in tested):
+        if all(compared[arm][metric].scope == "these seeds" for arm in tested):
             lines.append(sentences.no_recommendation())
+            continue
+        if best is None:
+            lines.append(sentences.nothing_in_common())
             continue
         if best in sound:
             lines.append(sentences.recommended(metric, best.name(), [arm.name() for arm in sound if arm != best]))

@@ -167,6 +167,11 @@ FLAGS = {
     "too few rows for a sweep": sweep(),
     "a sweep with ../ in its name": sweep("--name", "../escaped"),
     "a sweep's name too long for its cells": sweep("--name", "x" * 58, "--grid", "training.weight_decay=0,1"),
+    "a delta that is no amount": sweep("--delta", "%"),
+    "a delta of more than all": sweep("--delta", "200%"),
+    "a delta below 0": sweep("--delta", "-1"),
+    "a delta of 5 for a share": sweep("--delta", "5", "--metric", "accuracy"),
+    "a pilot that is none": sweep("--dry-run", "--pilot", "nowhere"),
     "a sweep that is none": Case(("sweep-alpha", "runs/none")),
     "a folder that is no sweep": Case(("sweep-alpha", "runs/x"), {"runs/x/notes": ""}),
     "a sweep with a broken recipe": Case(

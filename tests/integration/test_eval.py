@@ -378,18 +378,35 @@ def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
     assert more["over_seeds"] is None
     shutil.copytree(runs / "tiny-a5-s0", runs / "copy")
     same = of("tiny-a5-s0", "--baseline", "copy")
-    assert "Both runs have the same recipe." in same["remarks"]
+    assert "Both have the same recipe: a difference is what training twice does." in same["conclusion"]
+    assert [remark for remark in same["remarks"] if "recipe" in remark] == []
     assert {one["difference"] for one in same["comparisons"] if one["against"] == "baseline"} == {0.0}
     recipe = runs / "copy" / "recipe.yaml"
     recipe.write_text(re.sub(r"(?m)^  seed: 0$", "  seed: 1", recipe.read_text()))
     shutil.copytree(runs / "tiny-a0-s0" / "model", runs / "copy" / "model", dirs_exist_ok=True)
     seeds = of("tiny-a5-s0", "--baseline", "copy")
-    told = "The two runs differ only in training.seed (0 and 1): the table shows what a seed does."
-    assert told in seeds["remarks"]
+    told = "Only training.seed differs (0 and 1): a difference is what a different seed does."
+    assert seeds["conclusion"].count(told) == 1
+    assert [remark for remark in seeds["remarks"] if "seed" in remark] == []
     assert seeds["over_seeds"] is None
     assert "(seeds 0 and 1)" in seeds["scope"]
-    differ = any(one["verdict"] != "not significant" for one in seeds["comparisons"] if one["against"] == "baseline")
-    assert ("Only their seeds differ, so this is what a different seed does." in seeds["conclusion"]) == differ
+    plain = neft("eval", "tiny-a5-s0", "--baseline", "copy", "--no-answers").out
+    assert plain.count("training.seed") == 1
+
+
+@pytest.mark.parametrize("run", ["tiny-a5-s0", "lora-a5-s0"])
+def test_a_baseline_that_is_the_base_model_is_compared_once(
+    neft: Neft, runs: Path, tiny_folder: Callable[[str], Path], run: str
+) -> None:
+    result = neft("eval", run, "--baseline", tiny_folder("llama"), "--no-answers", "--json")
+    report = report_of(result)
+    assert [model["role"] for model in report["models"]] == ["run", "base"]
+    keys = [(one["metric"], one["against"]) for one in report["comparisons"]]
+    assert len(keys) == len(set(keys)) == len({metric for metric, _ in keys})
+    [notice] = [one["message"] for one in events(result.out) if "once" in one.get("message", "")]
+    assert notice == f"{tiny_folder('llama')} is the base model of this run: the table shows it once, as base"
+    alone = report_of(neft("eval", run, "--no-answers", "--json"))
+    assert alone["comparisons"] == report["comparisons"]
 
 
 @pytest.mark.parametrize("other", ["runs/tiny-a5-s0", "./runs/../runs/tiny-a5-s0/", "link", "runs/tiny-a5-s0/model"])

@@ -97,7 +97,7 @@ def test_early_stopping_with_two_workers(
     assert [(arm["alpha"], arm["dropped"], arm["seeds"]) for arm in report["arms"]] == [(0, False, 3), (100, True, 3)]
     assert (report["saved"], report["unfinished"], len(cells_of(folder))) == (4, 0, 6)
     rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
-    assert [row["state"] for row in rows].count("dropped") == 4
+    assert [row["state"] for row in rows].count("not needed") == 4
     # Two at a time, and each to the same bits as alone.
     states, together = dict[str, str](), 0
     for one in told:

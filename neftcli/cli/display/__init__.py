@@ -1,4 +1,4 @@
-"""What a person or a program sees of a workflow: one observer for a terminal, one for plain lines, one for JSON."""
+"""Displays of a workflow: an observer for a terminal, one for plain lines, and one for JSON."""
 
 from __future__ import annotations
 

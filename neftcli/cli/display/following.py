@@ -1,4 +1,4 @@
-"""What to type next, as the last lines of a screen."""
+"""Next steps: the commands at the end of a screen."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import IO
 
 
 def write(stream: IO[str], text: str) -> None:
-    """Writes and flushes; where the reader has gone (`neft train | head`), the rest is dropped and the work goes on."""
+    """Write and flush; if the reader has gone (`neft train | head`), the rest is dropped and the work continues."""
     try:
         stream.write(text)
         stream.flush()

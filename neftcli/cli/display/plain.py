@@ -8,6 +8,7 @@ from typing import IO
 from neftcli import events
 from neftcli.cli.display import inspected, text, words
 from neftcli.cli.display.pipe import write
+from neftcli.evaluation import units
 
 FINAL = (
     *(events.RunFinished, events.EvaluationReport, events.SweepReport, events.SweepEstimate),
@@ -113,18 +114,18 @@ class PlainLines:
         lines = [f"{words.ROLES[model.role]}: {words.described(model)}" for model in event.models]
         for row in event.metrics:
             values = (
-                f"{model.role}={words.value(row.metric, found)}"
+                f"{model.role}={units.estimated(row.metric, found)}"
                 for model, found in zip(event.models, row.values, strict=True)
             )
             own = row.values[0] if len(event.models) == 1 else None
-            ends = words.interval(row.metric, own.low, own.high, signed=False) if own else ""
+            ends = units.ends(row.metric, own.low, own.high, signed=False) if own else ""
             lines.append(f"{row.metric}: {' '.join(values)}{f' ci95={ends} n={own.n}' if own else ''}")
         for one in event.comparisons:
             lines.append(
                 f"{one.metric} against {one.against}: "
-                f"difference={words.number(one.metric, one.difference, signed=True)} "
-                f"ci95={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
-                f"n={one.n} mde={words.number(one.metric, one.detectable)} verdict={one.verdict or 'not tested'}"
+                f"difference={units.number(one.metric, one.difference, signed=True)} "
+                f"ci95={units.ends(one.metric, one.low, one.high)} p_holm={units.p_number(one.p_adjusted)} "
+                f"n={one.n} mde={units.number(one.metric, one.detectable)} verdict={one.verdict or 'not tested'}"
             )
         lines += [*event.conclusion, *([event.scope] if event.scope else [])]
         lines += [f"note: {remark}" for remark in event.remarks]
@@ -167,7 +168,7 @@ class PlainLines:
     def _(self, event: events.SweepReport) -> list[str]:
         lines = []
         for arm in event.arms:
-            values = " ".join(f"{name}={words.value(name, value)}" for name, value in arm.values.items())
+            values = " ".join(f"{name}={units.estimated(name, value)}" for name, value in arm.values.items())
             lines.append(f"{arm.name()}: seeds={arm.seeds} {values}")
             lines += [self._compared(arm, one) for one in arm.comparisons]
         lines += [*event.conclusion, event.scope]
@@ -180,9 +181,9 @@ class PlainLines:
     def _compared(self, arm: events.ArmRow, one: events.Comparison) -> str:
         return (
             f"  {one.metric} of {arm.name()} against alpha 0: "
-            f"difference={words.number(one.metric, one.difference, signed=True)} "
-            f"ci95={words.interval(one.metric, one.low, one.high)} p_holm={words.probability(one.p_adjusted)} "
-            f"n={one.n} mde={words.number(one.metric, one.detectable)} verdict={arm.verdict(one.metric)}"
+            f"difference={units.number(one.metric, one.difference, signed=True)} "
+            f"ci95={units.ends(one.metric, one.low, one.high)} p_holm={units.p_number(one.p_adjusted)} "
+            f"n={one.n} mde={units.number(one.metric, one.detectable)} verdict={arm.verdict(one.metric)}"
         )
 
     @_lines.register

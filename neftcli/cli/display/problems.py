@@ -1,4 +1,4 @@
-"""How an error looks: what was violated, what was received, what to type."""
+"""Print errors: what was violated, what was received, what to type."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from neftcli.cli.display import text, words
 from neftcli.cli.display.following import following
+from neftcli.evaluation import units
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 
 WIDE = 126
@@ -71,11 +72,11 @@ def _table(report: EvaluationReport, role: str | None, *, wide: bool) -> Table:
     compared = {one.metric: one for one in words.against(report, role or "")}
     for row in report.metrics:
         cells: list[RenderableType] = [Text(f" {row.metric}")]
-        cells += [Text(words.value(row.metric, estimated)) for estimated in reversed(row.values)]
+        cells += [Text(units.estimated(row.metric, estimated)) for estimated in reversed(row.values)]
         one = compared.get(row.metric)
         own = row.values[0]
         if role is None and own is not None:
-            cells += [Text(words.interval(row.metric, own.low, own.high, signed=False)), Text(str(own.n))]
+            cells += [Text(units.ends(row.metric, own.low, own.high, signed=False)), Text(str(own.n))]
         elif one is not None:
             cells += [*_difference(one, details), *([_verdict(one)] if _is_tested(report) else [])]
         table.add_row(*cells)
@@ -121,12 +122,12 @@ def _add_columns(table: Table, *names: str) -> None:
 def _difference(one: Comparison, details: Sequence[str]) -> list[Text]:
     """The difference and the details asked for."""
     cells = {
-        "95 % CI": words.interval(one.metric, one.low, one.high),
-        "p (Holm)": words.probability(one.p_adjusted),
+        "95 % CI": units.ends(one.metric, one.low, one.high),
+        "p (Holm)": units.p_number(one.p_adjusted),
         "n": str(one.n),
-        "MDE": words.number(one.metric, one.detectable),
+        "MDE": units.number(one.metric, one.detectable),
     }
-    return [Text(words.number(one.metric, one.difference, signed=True)), *(Text(cells[name]) for name in details)]
+    return [Text(units.number(one.metric, one.difference, signed=True)), *(Text(cells[name]) for name in details)]
 
 
 def _verdict(one: Comparison) -> Text:

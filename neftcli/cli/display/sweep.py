@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
@@ -13,16 +14,18 @@ from rich.text import Text
 
 from neftcli.cli.display import text, words
 from neftcli.cli.display.following import following
-from neftcli.events import CellState, Comparison, SweepEstimate, SweepReport
+from neftcli.evaluation import units
+from neftcli.events import NOT_NEEDED, CellState, SweepEstimate, SweepReport
 
 STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
-WIDE = 112
+ARM = "arm"
+SHORT_NAMES = {"answer tokens": "tokens", "2-gram repetition": "repetition"}
 REASON = 40  # columns for why a cell failed
 INDENT = (0, 0, 0, 1)
 AROUND = 5  # lines of a live table that are no cells: its head, the progress, and what else is at work
 TRAINING = 0.9
-SETTLED = ("done", "failed", "dropped")
+SETTLED = ("done", "failed", NOT_NEEDED)
 
 
 def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: int | None = None) -> RenderableType:
@@ -58,20 +61,21 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     done = sum(state.state in SETTLED for state in states)
     parts = sum(map(part_done, states))
     new = parts - begun_done
-    left = f", about {text.duration(elapsed / new * (len(states) - parts))} left" if new else ""
+    left = len(states) - parts
+    still = f", about {text.duration(elapsed / new * left)} left" if new and left else ""
     grid = Table.grid(padding=(0, 2))
     bar = ProgressBar(total=max(1, len(states)), completed=parts, width=32)
-    grid.add_row(" ", bar, f"{done}/{len(states)} cells", f"{text.duration(elapsed)} gone{left}")
+    grid.add_row(" ", bar, f"{done}/{len(states)} cells", f"{text.duration(elapsed)} gone{still}")
     return Group(table, *(more if others else []), Text(), grid)
 
 
 def _where(state: CellState) -> str:
-    """How a cell stands, and that it was tried more than once."""
+    """The state of a cell, and its number of tries if it was retried."""
     return ", ".join(filter(None, (state.state, state.tries())))
 
 
 def part_done(state: CellState) -> float:
-    """How much of a cell is done, from 0 to 1: nine tenths are its training."""
+    """Return the share of a cell that is done, from 0 to 1: nine tenths are its training."""
     if state.state in SETTLED:
         return 1.0
     if state.state == "measuring":
@@ -81,15 +85,15 @@ def part_done(state: CellState) -> float:
 
 def _foremost(states: Sequence[CellState], number: int) -> list[CellState]:
     """As many cells in their order: those at work or failed, then those that come next, then those done last."""
-    at_work = [state for state in states if state.state not in ("waiting", "stopped", "done", "dropped")]
+    at_work = [state for state in states if state.state not in ("waiting", "stopped", "done", NOT_NEEDED)]
     waiting = [state for state in states if state.state in ("waiting", "stopped")]
-    settled = [state for state in reversed(states) if state.state in ("done", "dropped")]
+    settled = [state for state in reversed(states) if state.state in ("done", NOT_NEEDED)]
     chosen = {id(state) for state in [*at_work, *waiting, *settled][: max(0, number)]}
     return [state for state in states if id(state) in chosen]
 
 
 def planned(states: Sequence[CellState], estimate: SweepEstimate) -> RenderableType:
-    """What a dry run ends with: the cells, how long they will take, and what they share."""
+    """Render the end of a dry run: the cells, how long they will take, and what they share."""
     seconds = {cell.key: text.roughly(cell.seconds) for cell in estimate.cells}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in (" arm", "seed", "state", "takes about"):
@@ -110,7 +114,7 @@ def verdict(report: SweepReport, width: int) -> RenderableType:
     """The last screen of a sweep, for a terminal of `width` columns."""
     parts: list[RenderableType] = [Text()]
     for metric in report.metrics:
-        parts += [_table(report, metric, wide=width >= WIDE), Text()]
+        parts += [*_tables(report, metric, width), Text()]
     parts += [Padding(Text(line, style="bold"), INDENT) for line in report.conclusion]
     parts.append(Padding(Text(report.scope), INDENT))
     parts += [Padding(Text(f"! {line}", style="red"), INDENT) for line in report.failures()]
@@ -122,35 +126,51 @@ def verdict(report: SweepReport, width: int) -> RenderableType:
     return Group(*parts, Text(), done, left, following(words.next_of_a_sweep(report)))
 
 
-def _table(report: SweepReport, metric: str, *, wide: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column(" arm", overflow="fold")
-    seeds = len({arm.seeds for arm in report.arms}) > 1  # else a value would look as if it were over the same
-    columns = [metric, "difference", "95 % CI", "p (Holm)", *(["MDE"] if wide else [])]
-    described = [name for arm in report.arms for name in arm.values if wide and name not in report.metrics]
-    described = list(dict.fromkeys(described))
-    for column in (*(["seeds"] if seeds else []), *columns, *(name.split()[-1] for name in described)):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict")
-    for arm in report.arms:
-        found = next((one for one in arm.comparisons if one.metric == metric), None)
-        table.add_row(
-            Text(f" {arm.name()}"),
-            *([Text(str(arm.seeds))] if seeds else []),
-            Text(words.value(metric, arm.values.get(metric))),
-            *_compared(metric, found)[: len(columns) - 1],
-            *(Text(words.value(name, arm.values.get(name))) for name in described),
-            Text(arm.verdict(metric), style=VERDICT_STYLES.get(found.verdict if found else "", "" if found else "dim")),
-        )
-    return table
+def _tables(report: SweepReport, metric: str, width: int) -> list[RenderableType]:
+    """The arms in one table if the terminal is wide enough; else the numbers of the tests in a second one."""
+    columns = _columns(report, metric)
+    seeds = ["seeds"] if len({arm.seeds for arm in report.arms}) > 1 else []  # values are then over different seeds
+    first, tests, last = [ARM, *seeds, metric, "difference"], ["95 % CI", "p (Holm)", "MDE"], ["verdict"]
+    described = [name for name in columns if name not in {*first, *tests, *last, "seeds"}]
+    for names in ([*first, *tests, *described, *last], [*first, *tests, *last]):
+        if sum(1 + max(map(cell_len, (name, *map(str, columns[name])))) for name in names) <= width:
+            return [_table(columns, names)]
+    return [_table(columns, [*first, *last]), Text(), _table(columns, [ARM, *tests])]
 
 
-def _compared(metric: str, found: Comparison | None) -> list[Text]:
-    if found is None:
-        return [Text("-")] * 4
-    return [
-        Text(words.number(metric, found.difference, signed=True)),
-        Text(words.interval(metric, found.low, found.high)),
-        Text(words.probability(found.p_adjusted)),
-        Text(words.number(metric, found.detectable)),
+def _columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:
+    """Headings to cells, one for each arm."""
+    found = [next((one for one in arm.comparisons if one.metric == metric), None) for arm in report.arms]
+    columns = {
+        ARM: [Text(arm.name()) for arm in report.arms],
+        "seeds": [Text(str(arm.seeds)) for arm in report.arms],
+        metric: [Text(units.estimated(metric, arm.values.get(metric))) for arm in report.arms],
+        "difference": [Text(units.number(metric, one.difference, signed=True) if one else "-") for one in found],
+        "95 % CI": [Text(units.ends(metric, one.low, one.high) if one else "-") for one in found],
+        "p (Holm)": [Text(units.p_number(one.p_adjusted) if one else "-") for one in found],
+        "MDE": [Text(units.number(metric, one.detectable) if one else "-") for one in found],
+    }
+    for name in dict.fromkeys(name for arm in report.arms for name in arm.values if name not in report.metrics):
+        heading = SHORT_NAMES.get(name, name)
+        columns[heading] = [Text(units.estimated(name, arm.values.get(name))) for arm in report.arms]
+    styles = [VERDICT_STYLES.get(one.verdict if one else "", "" if one else "dim") for one in found]
+    columns["verdict"] = [
+        Text(arm.verdict(metric), style=style) for arm, style in zip(report.arms, styles, strict=True)
     ]
+    return columns
+
+
+def _table(columns: Mapping[str, Sequence[Text]], names: Sequence[str]) -> Table:
+    """Some of the columns; arms and verdicts break between words if they must."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for name in names:
+        if name == ARM:
+            longest = max(cell_len(word) for cell in columns[name] for word in cell.plain.split())
+            table.add_column(Padding(name, INDENT), min_width=1 + longest)
+        elif name == "verdict":
+            table.add_column(name, min_width=len("significant"))
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
+    for arm, *cells in zip(*(columns[name] for name in names), strict=True):
+        table.add_row(Padding(arm, INDENT), *cells)
+    return table

@@ -121,13 +121,13 @@ def shortened(answer: str, style: str = "") -> Text:
 
 
 def model_line(event: ModelReady) -> str:
-    """What is trained."""
+    """The model that is trained, in a line."""
     trained = f"{count(event.trainable)} of {count(event.parameters)} trainable"
     return f"{event.name} · {event.method} · {trained} · {event.precision} · {event.device}"
 
 
 def data_line(event: DataReady) -> str:
-    """On what."""
+    """The data, in a line."""
     train, held_out = event.train, event.held_out
     sides = f"{train.rows} to learn from, {held_out.rows or 'none'} held out"
     rows_read = event.rows_read
@@ -140,7 +140,7 @@ def data_line(event: DataReady) -> str:
 
 
 def noise_line(event: NoiseMeasured) -> str:
-    """With which noise."""
+    """The noise, in a line."""
     if not event.alpha:
         return "NEFTune off (alpha 0): the plain baseline"
     lengths = "real lengths" if event.length == "tokens" else "padded lengths, as Hugging Face scales"
@@ -152,14 +152,14 @@ def noise_line(event: NoiseMeasured) -> str:
 
 
 def length_line(event: DataReady) -> str:
-    """How many tokens carry loss, and how long the rows are."""
+    """The number of tokens with loss, and the lengths of the rows."""
     side = event.train
     lengths = f"{side.shortest} to {side.longest} tokens a row, median {side.median}, 9 of 10 at most {side.long}"
     return f"{count(side.loss_tokens)} tokens with loss ({event.loss_on}) · {lengths}"
 
 
 def data_notices(event: DataReady) -> list[str]:
-    """What a person should know about the data before it is trained on."""
+    """Notices about the data before training."""
     notices = [*source_notices(event.sources), *_left_out(event.unusable), *row_part_notices(event)]
     if event.leaked:
         theirs = agree(event.leaked, "its prompt is", "their prompts are")
@@ -242,7 +242,7 @@ def _left_out(unusable: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def sweep_line(event: SweepStarted) -> str:
-    """What a sweep will do."""
+    """The plan of a sweep, in a line."""
     done = sum(state.state == "done" for state in event.cells)
     arms = some(len({state.arm for state in event.cells}), "arm")
     seeds = some(len({state.seed for state in event.cells}), "seed")
@@ -251,7 +251,7 @@ def sweep_line(event: SweepStarted) -> str:
 
 
 def estimate_lines(event: SweepEstimate) -> list[str]:
-    """How long what is left of a sweep will take, and what that was made from."""
+    """The estimated time of what is left of a sweep, and its basis."""
     if not event.cells:
         return ["nothing is left to do", *_power_lines(event.power)]
     least, most = (roughly(bound(cell.seconds for cell in event.cells)) for bound in (min, max))
@@ -259,6 +259,11 @@ def estimate_lines(event: SweepEstimate) -> list[str]:
         f"about {least}{'' if least == most else f' to {most}'} a cell, {roughly(event.seconds)} in all "
         f"({some(len(event.cells), 'cell')}, {some(event.workers, 'worker')})"
     ]
+    worker = "that of workers is in the seconds of finished cells"
+    if event.worker_start is not None:
+        what = "libraries, model, tokenised rows, losses of the base model"
+        worker = f"{roughly(event.worker_start)} of a worker ({what})"
+    lines.append(f"start-up in it: {roughly(event.own_start)} of the command (as in this dry run), {worker}")
     if event.parts:
         lines.append("of a cell: " + ", ".join(f"{name} {roughly(part)}" for name, part in event.parts.items() if part))
     timed = (f"{number} {name if number > 1 else name.removesuffix('s')}" for name, number in event.timed.items())
@@ -266,7 +271,7 @@ def estimate_lines(event: SweepEstimate) -> list[str]:
 
 
 def _power_lines(plan: PowerPlan | None) -> list[str]:
-    """What a planned sweep could detect."""
+    """The minimum detectable effect of a planned sweep."""
     if plan is None:
         return []
     if plan.detectable is None:
@@ -287,7 +292,7 @@ def _power_lines(plan: PowerPlan | None) -> list[str]:
 
 
 def estimate_notices(event: SweepEstimate) -> list[str]:
-    """What a person should know to read an estimate."""
+    """Notices about an estimate."""
     notices = []
     if event.engine == "ray":
         notices.append("measured on this machine, as if one worker did all; those of the cluster may differ")
@@ -295,15 +300,15 @@ def estimate_notices(event: SweepEstimate) -> list[str]:
         notices.append(f"each answer is counted with {event.answer_tokens} tokens, the most it may have")
     if event.early_stopping:
         notices.append("early stopping may save cells; the estimate is of all")
-    if event.uncounted:
-        notices.append(f"not counted: {', '.join(event.uncounted)}")
+    if event.cells:
+        notices.append(f"not counted: {', '.join([*event.uncounted, 'the verdict and its plots'])}")
     if event.power is not None and event.power.differs:
         notices.append(f"the pilot was trained differently: {', '.join(event.power.differs)}")
     return notices
 
 
 def row_notices(event: RowsReady) -> list[str]:
-    """What a person should know about the rows that are evaluated on."""
+    """Notices about the rows that are evaluated on."""
     notices = [*source_notices(event.sources), *_left_out(event.unusable), *row_part_notices(event)]
     if event.trained_on:
         theirs = agree(event.trained_on, "its prompt", "their prompts")
@@ -315,7 +320,7 @@ def row_notices(event: RowsReady) -> list[str]:
 
 
 def rows(places: tuple[str, ...]) -> str:
-    """How many rows, and where the first stand: "3 rows (rows.jsonl, line 17; ...)"."""
+    """The number of rows and the places of the first ones: "3 rows (rows.jsonl, line 17; ...)"."""
     first, *others = places[:PLACES]
     file = first.rpartition(", ")[0]
     same = [other.removeprefix(f"{file}, ") if file else other for other in others]  # a file is named once
@@ -334,7 +339,7 @@ def loss(value: float | None) -> str:
 
 
 def next_commands(event: RunFinished) -> list[tuple[str, str]]:
-    """What to type next, and why."""
+    """Next steps: commands and reasons."""
     if event.held_out_loss is None or event.counterpart is None:
         return []
     return comparing(event.run, event.alpha, event.counterpart)

@@ -5,39 +5,9 @@ from __future__ import annotations
 import shlex
 
 from neftcli.cli.display.text import comparing
-from neftcli.evaluation.units import is_share
-from neftcli.events import Comparison, Estimated, EvaluatedModel, EvaluationReport, RowsReady, SweepReport
+from neftcli.events import Comparison, EvaluatedModel, EvaluationReport, RowsReady, SweepReport
 
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
-
-
-def number(metric: str, value: float | None, *, signed: bool = False) -> str:
-    """A metric's value, or a difference with its sign; a dash where there is none."""
-    if value is None:
-        return "-"
-    sign = "+" if signed else ""
-    if is_share(metric):
-        return f"{100 * value:{sign}.1f} %"
-    if "loss" in metric:
-        return f"{value:{sign}.4f}"
-    return f"{value:{sign}.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
-
-
-def value(metric: str, estimated: Estimated | None) -> str:
-    """A model's value."""
-    return number(metric, None if estimated is None else estimated.value)
-
-
-def interval(metric: str, low: float | None, high: float | None, *, signed: bool = True) -> str:
-    """The ends of a 95 % confidence interval, or a dash."""
-    if low is None or high is None:
-        return "-"
-    return f"{number(metric, low, signed=signed)} ... {number(metric, high, signed=signed)}"
-
-
-def probability(p: float | None) -> str:
-    """A p value."""
-    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def described(model: EvaluatedModel) -> str:
@@ -47,7 +17,7 @@ def described(model: EvaluatedModel) -> str:
 
 
 def rows_line(event: RowsReady) -> str:
-    """Which rows are evaluated on."""
+    """The rows that are evaluated on, in a line."""
     answers = "" if event.with_answer == event.rows else f", {event.with_answer} of them with a reference answer"
     return f"{event.source} ({event.layout.replace('_', '/')}) · {event.rows} of {event.rows_read} rows{answers}"
 
@@ -58,7 +28,7 @@ def against(report: EvaluationReport, role: str) -> list[Comparison]:
 
 
 def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
-    """What to type next, and why."""
+    """Next steps: commands and reasons."""
     main = report.models[0]
     has_baseline = any(model.role == "baseline" for model in report.models)
     commands = []
@@ -73,7 +43,7 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
 
 
 def next_of_a_sweep(report: SweepReport) -> list[tuple[str, str]]:
-    """What to type next, and why; an unfinished sweep says how it is gone on with as it ends."""
+    """Next steps: commands and reasons; an unfinished sweep ends with an error that has the command to resume."""
     commands = []
     folder, seeds = shlex.quote(report.folder), max(arm.seeds for arm in report.arms)
     if report.unfinished or report.failed:

@@ -19,6 +19,7 @@ from neftcli.evaluation.generation import Answer
 from neftcli.evaluation.loss import RowLoss
 from neftcli.evaluation.measure import Results
 from neftcli.evaluation.metrics import measure
+from neftcli.evaluation.report import judge_remarks
 from neftcli.evaluation.tasks import TaskResult
 from neftcli.events import Comparison, MetricRow
 from neftcli.statistics.multiple import adjust
@@ -243,6 +244,32 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     controlled = one(comparisons, "win rate, length-controlled", "baseline")
     assert expected is not None
     assert (controlled.difference, controlled.low, controlled.p) == (expected.value, expected.low, expected.p)
+    for each in (found, like_length):  # the same pairs, counted in other ways: described, and never tested
+        assert (each.p, each.p_adjusted, each.detectable, each.verdict) == (None, None, None, "")
+        assert each.low is not None
+    describes = {each.metric for each in rows if each.better == "none"}
+    family = [each for each in comparisons if each.metric not in describes and each.p is not None]
+    assert {"win rate, length-controlled"} == {each.metric for each in family if "win rate" in each.metric}
+    smallest = [0.0 if each.detectable is not None else 1.0 for each in family]
+    assert [each.p_adjusted for each in family] == adjust([each.p or 0.0 for each in family], smallest)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "lengths", "told"),
+    [
+        ((("answer", "answer"),) * 3, (1, 2, 3), []),
+        ((("answer", "opponent"), *(("answer", "answer"),) * 2), (1, 2, 3), ["depended on the order in 1 of 3 pairs"]),
+        ((("answer", "answer"),) * 3, (4, 4, 4), ["All answers differ in length by the same"]),
+        ((("answer", "answer"),) * 3, (0, 0, 0), []),
+    ],
+)
+def test_judged_remarks_are_only_those_with_something_to_count(
+    verdicts: tuple[tuple[str, str], ...], lengths: tuple[int, ...], told: list[str]
+) -> None:
+    scores = tuple(1.0 if first == second else 0.5 for first, second in verdicts)
+    found = list(judge_remarks(Scores("base", scores, (True,) * 3, lengths, verdicts)))
+    assert len(found) == len(told)
+    assert all(part in line for part, line in zip(told, found, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ situations.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from neftcli.evaluation.sentences import conclusion, skewness, unreadable
+from neftcli.evaluation.sentences import conclusion, liking_of_length, skewness, unreadable
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
 from neftcli.statistics.multiple import Better, direction, verdict
 
@@ -34,6 +34,8 @@ CLAIM = re.compile(
     rf"(?:(?P<word>lower|higher) )?(?P<metric>{NAME}) \((?:(?P<difference>{NUMBER}), )?"
     rf"(?:95 % CI (?P<low>{NUMBER}) to (?P<high>{NUMBER}), )?p (?P<sign>[=<]) (?P<p>[0-9.]+)\)"
 )
+DESCRIPTIVE = ("win rate", "win rate, matched")
+"""Never tested: they count the pairs of the win rate that is."""
 OPTIONS = ("training.seed", "neftune.alpha", "neftune.kind", "training.learning_rate")
 
 
@@ -79,7 +81,8 @@ def situation(seed: int) -> Situation:
             difference = float(generator.choice([0.0, *generator.normal(0, 0.1, 9)]))
             half = float(abs(generator.normal(0, 0.1)))
             has_ends = n >= 6 and generator.random() < 0.9
-            p = float(generator.choice([1e-4, generator.random() * 0.05, generator.random()])) if n >= 6 else None
+            tested = n >= 6 and name not in DESCRIPTIVE
+            p = float(generator.choice([1e-4, generator.random() * 0.05, generator.random()])) if tested else None
             words = direction(p, difference) if runs else verdict(p, difference, DIRECTIONS[name])
             comparisons.append(
                 Comparison(
@@ -93,7 +96,7 @@ def situation(seed: int) -> Situation:
                     n=n,
                     detectable=None,
                     verdict=words,
-                    true_level=float(generator.choice([0.05, 0.0651, 0.13])) if n >= 6 else None,
+                    true_level=float(generator.choice([0.05, 0.0651, 0.13])) if tested else None,
                 )
             )
     rows = tuple(MetricRow(name, "", DIRECTIONS[name], ()) for name in metrics)
@@ -137,10 +140,11 @@ def checked(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]
     by_name = {model.name: model.role for model in drawn.models}
     for sentence in sentences:
         if found := re.fullmatch(r"Nothing is tested: (\d+) prompts? (?:is|are) too few, a test needs 6\.", sentence):
-            assert {one.p_adjusted for one in drawn.comparisons} == {None}
-            assert int(found[1]) == max(one.n for one in drawn.comparisons) < 6
+            could_be = [one for one in drawn.comparisons if one.metric not in DESCRIPTIVE]
+            assert {one.p_adjusted for one in could_be} == {None}
+            assert int(found[1]) == max(one.n for one in could_be) < 6
             assert len(sentences) == 1
-            return {(one.against, one.metric, "not tested") for one in drawn.comparisons}
+            return {(one.against, one.metric, "not tested") for one in could_be}
         if found := re.fullmatch(r"These two runs differ: (\S+) has (.*) than (\S+)\.", sentence):
             assert drawn.are_runs(by_name[found[3]])
             assert found[1] == drawn.models[0].name
@@ -165,21 +169,23 @@ def checked(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]
         else:
             changed = drawn.changed
             assert changed is not None
-            assert any(word in ("lower", "higher") for role, _, word in said if role == "baseline")
+            differ = any(word in ("lower", "higher") for role, _, word in said if role == "baseline")
             expected = {
-                "Both have the same recipe, so this is what training twice does.": not changed,
-                "Only their seeds differ, so this is what a different seed does.": changed == {"training.seed"},
-                "One run each can't show that the alpha did it: a different seed would change them, too.": (
-                    "neftune.alpha" in changed and "training.learning_rate" not in changed
+                "Both have the same recipe: a difference is what training twice does.": not changed,
+                "Only training.seed differs (0 and 1): a difference is what a different seed does.": (
+                    changed == {"training.seed"}
                 ),
-                "One run each can't show that the noise did it: a different seed would change them, too.": (
-                    "neftune.kind" in changed and not changed & {"neftune.alpha", "training.learning_rate"}
+                "One run each can't show that the alpha caused it: a different seed would also change them.": (
+                    differ and "neftune.alpha" in changed and "training.learning_rate" not in changed
                 ),
-                "One run each can't show that the recipe did it: a different seed would change them, too.": (
-                    "training.learning_rate" in changed
+                "One run each can't show that the noise caused it: a different seed would also change them.": (
+                    differ and "neftune.kind" in changed and not changed & {"neftune.alpha", "training.learning_rate"}
+                ),
+                "One run each can't show that the recipe caused it: a different seed would also change them.": (
+                    differ and "training.learning_rate" in changed
                 ),
             }
-            assert expected[sentence]
+            assert expected[sentence], f"a sentence that the numbers don't support: {sentence}"
     return said
 
 
@@ -189,12 +195,18 @@ def test_conclusion_states_each_comparison_once_and_right_in_200_situations() ->
         drawn = situation(seed)
         sentences = list(conclusion(drawn.models, drawn.metrics, drawn.comparisons, drawn.changed))
         said = checked(drawn, sentences)
-        nothing = all(one.p_adjusted is None for one in drawn.comparisons)
-        stated = [one for one in drawn.comparisons if nothing or DIRECTIONS[one.metric] != "none"]
+        could_be = [one for one in drawn.comparisons if one.metric not in DESCRIPTIVE]
+        nothing = all(one.p_adjusted is None for one in could_be)
+        stated = [one for one in could_be if nothing or DIRECTIONS[one.metric] != "none"]
         assert said == {(one.against, one.metric, drawn.word(one)) for one in stated}, (seed, sentences)
         assert all(drawn.word(one) in (one.verdict, "not tested") for one in drawn.comparisons)
-        differ = any(drawn.word(one) in ("lower", "higher") for one in stated if drawn.are_runs(one.against))
-        assert differ == any("differ" in sentence or "recipe" in sentence for sentence in sentences)
+        of_runs = [one for one in stated if drawn.are_runs(one.against)]
+        differ = any(drawn.word(one) in ("lower", "higher") for one in of_runs)
+        assert differ == any(sentence.startswith("These two runs differ") for sentence in sentences)
+        runs = any(drawn.are_runs(model.role) for model in drawn.models[1:]) and not (nothing and could_be)
+        seeds_only = runs and not (drawn.changed or frozenset()) - {"training.seed"}
+        reasons = [sentence for sentence in sentences if sentence.startswith(("Both", "Only", "One run"))]
+        assert len(reasons) == (seeds_only or differ)
         kinds |= {sentence.partition(" ")[0] for sentence in sentences}
     assert kinds == {"Nothing", "These", "Not", "Against", "Both", "Only", "One"}
 
@@ -213,6 +225,26 @@ def test_skewness_names_every_level_above_what_is_promised_in_200_situations() -
             found = re.findall(rf"({NAME}) against (base|baseline) \((\d+) %\)", line)
             assert [(one.metric, one.against, f"{100 * (one.true_level or 0):.0f}") for one in skewed] == found
             assert line.endswith("would have p < 0.05, not 5 %.")
+
+
+def test_conclusion_checker_refuses_what_it_does_not_know() -> None:
+    drawn = situation(0)
+    with pytest.raises((KeyError, AssertionError)):
+        checked(drawn, ["Alpha 5 is the better one."])
+
+
+@pytest.mark.parametrize(
+    ("low", "controlled", "warns"), [(0.02, 0.2, True), (0.02, 0.01, False), (-0.01, 0.2, False), (0.02, None, True)]
+)
+def test_liking_of_length_goes_by_the_interval_of_the_raw_win_rate(
+    low: float, controlled: float | None, warns: bool
+) -> None:
+    raw = Comparison("win rate", "baseline", 0.1, low, 0.2, None, None, 60, None, "")
+    at_equal_lengths = replace(
+        raw, metric="win rate, length-controlled", p_adjusted=controlled, verdict=verdict(controlled, 0.1, "higher")
+    )
+    assert bool(list(liking_of_length([raw, at_equal_lengths]))) == warns
+    assert bool(list(liking_of_length([raw]))) == (low > 0)
 
 
 def test_unreadable_states_both_worst_cases() -> None:

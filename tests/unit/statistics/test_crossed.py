@@ -25,6 +25,7 @@ from neftcli.statistics.crossed import (
     arm_estimate,
     compare_arms,
     complete,
+    crossed_differences,
     crossed_p,
     detectable,
     margin,
@@ -146,7 +147,7 @@ def test_compare_arms_these_seeds_is_the_paired_test_of_the_average(seeds: int, 
     found = compare(baseline, arm, tokens, comparisons=3, seed=5)
     same = paired_difference(baseline.mean(0), arm.mean(0), tokens, comparisons=3, seed=5, resamples=QUICK)
     assert found.these_seeds == Claim(same.low, same.high, same.p or 0.0, same.smallest_p)
-    assert (found.value, found.n, found.rows, found.seeds) == (same.value, 60, 60, seeds)
+    assert (found.value, found.n, found.seeds) == (same.value, 60, seeds)
     assert found.true_level == same.true_level
     if seeds == 1:
         assert found.new_seeds is None
@@ -360,7 +361,7 @@ def assert_same(one: ArmDifference, other: ArmDifference, sign: int = 1, scale: 
             assert (theirs.low, theirs.high) == pytest.approx(tuple(ends))
             assert theirs.p == pytest.approx(ours.p)
     assert other.detectable == pytest.approx(scale * (one.detectable or 0))
-    assert (other.seeds, other.n, other.rows, other.uneven) == (one.seeds, one.n, one.rows, one.uneven)
+    assert (other.seeds, other.n, other.uneven) == (one.seeds, one.n, one.uneven)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -398,8 +399,8 @@ def test_compare_arms_of_equal_prompts_is_that_of_rows_summed_beforehand(seeds: 
     found = compare(baseline, arm, tokens if weighted else None, prompts=prompts)
     summed = [values.reshape(seeds, 3, 20).sum(1) for values in (baseline, arm)]
     expected = compare(*summed, tokens.reshape(3, 20).sum(0))
-    assert (found.n, found.rows) == (20, 60)
-    assert_same(dataclasses.replace(expected, rows=60), found)
+    assert found.n == 20
+    assert_same(expected, found)
 
 
 def test_compare_arms_is_deterministic_by_its_seed() -> None:
@@ -425,7 +426,7 @@ def test_compare_arms_leaves_out_what_an_arm_lacks(weighted: bool) -> None:
     tokens[9] = 0.0
     found = compare(*values, tokens if weighted else None, prompts=prompts)
     assert found == expected
-    assert (found.seeds, found.rows, found.n) == (7, 28, 15)
+    assert (found.seeds, found.n) == (7, 15)
 
 
 def test_arm_estimate_counts_all_seeds_that_an_arm_has() -> None:
@@ -503,3 +504,30 @@ def test_compare_arms_rejects_no_comparison_and_missing_prompts() -> None:
         compare_arms(baseline, [arm], prompts=["a", "b"])
     with pytest.raises(ValueError, match="arms must be"):
         complete([np.zeros(3)])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_crossed_differences_are_those_of_compare_arms_without_its_sign_flips(weighted: bool) -> None:
+    """The value and the variances are the same; what is not beyond a level has no p below it."""
+    beyond = []
+    for number in range(12):
+        weights = tokens_of(24) if weighted else None
+        baseline, *arms = draw_arms(3, 24, number, count=3) * (1.0 if weights is None else weights)
+        prompts = [row // 2 for row in range(24)]
+        whole = compare_arms(baseline, arms, weights, prompts=prompts, resamples=QUICK)
+        for one, other in zip(crossed_differences(baseline, arms, weights, prompts=prompts), whole, strict=True):
+            assert one.value == pytest.approx(other.value)
+            assert (one.components, one.seeds, one.n) == (other.components, other.seeds, other.n)
+            assert other.new_seeds is not None
+            assert one.components is not None
+            p = crossed_p(one.value, one.components, one.seeds, one.n)
+            assert one.is_beyond(p * 1.0001)
+            assert not one.is_beyond(p * 0.9999)
+            assert not other.new_seeds.p < p * 0.9999
+            beyond.append(one.is_beyond(LEVEL))
+    assert len({*beyond}) == 2
+
+
+def test_crossed_differences_one_seed_is_beyond_no_level() -> None:
+    [found] = crossed_differences([[0.0] * 8], [[[9.0 + row / 100 for row in range(8)]]])
+    assert (found.seeds, found.n, found.is_beyond(0.99)) == (1, 8, False)

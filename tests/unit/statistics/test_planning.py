@@ -22,7 +22,7 @@ KNOWN = Components(1.0, 4.0, 9.0, 2.0)
 
 def difference(components: Components | None, seeds: int = 3, n: int = 100, comparisons: int = 1) -> ArmDifference:
     """One whose components are known."""
-    return ArmDifference(0.1, None, None, seeds, n, n, None, comparisons, components, None, None, False, None)
+    return ArmDifference(0.1, None, None, seeds, n, None, comparisons, components, None, None, False, None)
 
 
 @pytest.mark.parametrize("comparisons", [1, 3, 10])

@@ -39,13 +39,36 @@ def test_resolve_delta(delta: float | str, metric: str, gain: float | None, reso
     assert resolve_delta(delta, metric, gain) == (None if resolved is None else pytest.approx(resolved))
 
 
-@pytest.mark.parametrize("delta", ["abc", "-1%", "0", "0%", "nan", "inf%", "%", "1%%"])
-def test_resolve_delta_rejects_what_is_no_amount(delta: str) -> None:
+@pytest.mark.parametrize("delta", ["abc", "-1%", "0", "0%", "nan", "inf%", "%", "1%%", -1.0, 0.0, float("nan")])
+def test_resolve_delta_rejects_what_is_no_amount(delta: str | float) -> None:
     with pytest.raises(RecipeError) as caught:
         resolve_delta(delta, LOSS, 0.5)
     [problem] = caught.value.problems
-    assert problem.violated.startswith("sweep.delta must be a number above 0")
-    assert (problem.received, problem.remedy) == (delta, "--delta 0.005 or --delta 1%")
+    assert problem.violated.startswith("--delta (sweep.delta) must be a number above 0")
+    typed = f"{delta:g}" if isinstance(delta, float) else delta
+    assert (problem.received, problem.remedy) == (typed, "--delta 0.005 or --delta 1%")
+
+
+@pytest.mark.parametrize(
+    ("delta", "metric", "hint"),
+    [
+        ("200%", LOSS, "--delta 1%"),
+        (5.0, WIN_RATE, "--delta 0.05"),
+        ("12", ACCURACY, "--delta 0.12"),
+        (300.0, "exact match", "--delta 0.05"),
+    ],
+)
+def test_resolve_delta_rejects_more_than_the_whole(delta: str | float, metric: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve_delta(delta, metric, 0.5)
+    [problem] = caught.value.problems
+    assert problem.violated.startswith("--delta (sweep.delta)")
+    assert (problem.received, problem.remedy) == (f"{delta:g}" if isinstance(delta, float) else delta, hint)
+
+
+@pytest.mark.parametrize(("delta", "metric"), [("100%", LOSS), (2.5, LOSS), (0.999, WIN_RATE)])
+def test_resolve_delta_takes_up_to_the_whole(delta: str | float, metric: str) -> None:
+    assert resolve_delta(delta, metric, 0.5) == (delta if isinstance(delta, float) else 0.5)
 
 
 @pytest.mark.parametrize("typed", ["1%", "2%"])
@@ -55,7 +78,7 @@ def test_resolve_delta_rejects_a_percentage_without_a_base_value(metric: str, ty
         resolve_delta(typed, metric, 0.5)
     [problem] = caught.value.problems
     assert problem.received == f"{typed} with {metric}"
-    assert problem.remedy.startswith("--delta 0.05 ")
+    assert problem.remedy == "--delta 0.05    in the metric's unit; 0.05 is 5 points"
 
 
 @pytest.mark.parametrize(("typed", "value"), [("0.005", 0.005), ("'0.005'", "0.005"), ("1%", "1%")])

@@ -213,6 +213,27 @@ def test_without_done_cells_parts_are_probed_once_a_way_of_training(tmp_path: Pa
     assert more.seconds == 2 * found.seconds - COSTS.worker(cells[0].recipe)
 
 
+def test_estimate_counts_and_states_the_start_up(tmp_path: Path, probed: list[Recipe]) -> None:
+    cells = planned(tmp_path, alphas=(0.0, 5.0), seeds=2)
+    without = estimate(cells, "local", False, Silent())
+    found = estimate(cells, "local", False, Silent(), own_start=12.0)
+    assert found.seconds == without.seconds + 12
+    assert (found.own_start, found.worker_start) == (12, COSTS.worker(cells[0].recipe))
+    assert text.estimate_lines(found)[1] == (
+        f"start-up in it: 12 s of the command (as in this dry run), {text.roughly(COSTS.worker(cells[0].recipe))} of a "
+        "worker (libraries, model, tokenised rows, losses of the base model)"
+    )
+    finish(cells[0], 100.0, 20.0)
+    recorded = estimate(cells, "local", False, Silent(), own_start=12.0)
+    assert (recorded.seconds, recorded.worker_start) == (12 + 3 * 120, None)
+    assert text.estimate_lines(recorded)[1] == (
+        "start-up in it: 12 s of the command (as in this dry run), that of workers is in the seconds of finished cells"
+    )
+    for cell in cells[1:]:
+        finish(cell, 1.0, 1.0)
+    assert estimate(cells, "local", False, Silent(), own_start=12.0).seconds == 0
+
+
 def test_another_way_of_training_counts_only_for_itself(tmp_path: Path, probed: list[Recipe]) -> None:
     axis = ("training.per_device_train_batch_size=4,8",)
     cells = planned(tmp_path, alphas=(0.0,), seeds=2, grid=axis)
@@ -236,7 +257,7 @@ def test_a_cluster_is_counted_as_one_worker_and_what_is_left_out_is_said(
         "measured on this machine, as if one worker did all; those of the cluster may differ",
         "each answer is counted with 256 tokens, the most it may have",
         "early stopping may save cells; the estimate is of all",
-        "not counted: the judge",
+        "not counted: the judge, the verdict and its plots",
     ]
 
 

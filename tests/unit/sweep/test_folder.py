@@ -178,8 +178,27 @@ def test_cells_that_are_not_alike_are_not_compared(other: str, cells: list[Cell]
 
 @pytest.mark.parametrize("name", ["none", "x" * 300, "a\0b"])
 def test_a_name_of_no_folder_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="there is no sweep in this folder"):
+    with pytest.raises(InputError, match=r"^there is no such sweep"):
         sweep_of(name)
+    with pytest.raises(InputError, match=r"^--pilot: there is no such sweep(.|\n)*try +--pilot runs/NAME-sweep"):
+        sweep_of(name, "--pilot")
+
+
+def test_sweep_of_names_the_option_that_a_folder_was_typed_for(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^there is no sweep in this folder"):
+        sweep_of(str(tmp_path))
+    with pytest.raises(InputError, match=r"^--pilot: there is no sweep in this folder"):
+        sweep_of(str(tmp_path), "--pilot")
+
+
+def test_explained_names_the_file_that_can_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "verdict.md").mkdir()
+    with pytest.raises(NeftError) as caught, explained(tmp_path, "neft sweep-alpha x"):
+        (tmp_path / "verdict.md").read_text()
+    [problem] = caught.value.problems
+    assert problem.violated == "a file can't be read or written; what is done is kept"
+    assert str(tmp_path / "verdict.md") in problem.received
+    assert problem.remedy == "mend its rights, then the same command again"
 
 
 def test_a_folder_and_a_recipe_can_not_stand_together(neft: Callable[..., Result], tmp_path: Path) -> None:

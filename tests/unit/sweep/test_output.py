@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from neftcli.cli.display import sweep as display
+from neftcli.evaluation import units
 from neftcli.evaluation.comparison import LOSS, WIN_RATE
 from neftcli.events import CellEstimate, CellState, SweepEstimate, SweepReport
 from neftcli.report.plots import ArmPoints, Curve
@@ -171,6 +172,40 @@ def test_seeds_stand_beside_values_where_arms_have_other_seeds(tmp_path: Path, w
     rows = [line for line in lines if re.match(r" alpha \d+ +\d ", line)]
     assert [line[: head.index("seeds") + 5].split()[-1] for line in rows] == ["3", "2"]
     assert all(len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+@pytest.mark.parametrize("grid", [(), ("sweep.grid=['training.learning_rate=1e-5,5e-5', 'neftune.noise=uniform']",)])
+def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
+    tmp_path: Path, width: int, grid: tuple[str, ...]
+) -> None:
+    """Also the minimum detectable effect; and verdict.md has the same digits."""
+    cells = plan("sweep.alphas=[5]", *grid)
+    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0.05}, seed_spread=0.01), LOSS)
+    lines = shown(display.verdict(report, width), width)
+    assert all(len(line) <= width for line in lines)
+    tables = lines[: next(place for place, line in enumerate(lines) if line.startswith((" No alpha", " Worse")))]
+    words = " ".join(" ".join(tables).split())
+    markdown = (tmp_path / "verdict.md").read_text()
+    assert "MDE" in words
+    for arm in report.arms:
+        assert set(re.split(r",? ", arm.name())) <= set(re.split(r",? ", words))
+        for one in arm.comparisons:
+            numbers = (
+                units.number(LOSS, one.difference, signed=True),
+                units.ends(LOSS, one.low, one.high),
+                units.p_number(one.p_adjusted),
+                units.number(LOSS, one.detectable),
+            )
+            assert all(number in words for number in numbers)
+            assert " | ".join(numbers) in markdown
+    assert [line for line in tables if line and not line.startswith(" ")] == [], "lines that continue are indented"
+
+
+def test_cells_that_are_done_have_no_time_left() -> None:
+    line = shown(display.cells([CellState("k", "alpha 5", 0, "done")], 10.0, 0))[-1]
+    assert "1/1 cells" in line
+    assert "left" not in line
 
 
 def test_arms_that_are_not_compared_say_so_and_there_is_no_best(tmp_path: Path) -> None:

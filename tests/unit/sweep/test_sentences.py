@@ -1,0 +1,120 @@
+"""The sentences of a sweep's verdict.
+
+Oracle: a checker that knows every sentence and recomputes its claims, over 200 drawn sweeps: grids, missing cells,
+one seed, dropped arms, and stops for success and futility.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from neftcli.evaluation.comparison import LOSS
+from neftcli.sweep.plan import Arm, Cell
+from neftcli.sweep.results import SweepResults
+from neftcli.sweep.sequential import Decision, decide
+from neftcli.sweep.verdict import judge_sweep
+from tests.unit.sweep.test_verdict import RATES, ROWS, measured, plan, shifted
+from tests.unit.sweep.verdict_checker import NO_COMMON, check_sentences
+
+NOISE = "sweep.grid=['training.learning_rate=1e-5,5e-5', 'neftune.noise=uniform,gaussian']"
+METRICS = {LOSS: "lower", "exact match": "higher"}
+COMMON = {"none", "these seeds", "not significant", "Recommended", "paper"}
+FIXED = COMMON | {"better", "worse", "Nothing is recommended", "MDE", "delta"}
+EARLY = COMMON | {"stop for success", "stop for futility"}
+"""Kinds of sentences that the draws must reach: without and with early stopping."""
+
+
+def drawn(number: int) -> tuple[list[Cell], dict[str, dict[str, Any]], float, Decision]:
+    """Cells, what was measured of them, delta, and what was decided early; each tenth situation is a grid."""
+    draw = np.random.default_rng(number)
+    early, gridded = number % 4 == 3, number % 10 in (1, 3)
+    seeds = int(draw.integers(6, 8)) if early else int(draw.integers(1, 5))
+    grid = [RATES if number % 20 < 10 else NOISE] if gridded else []
+    cells = plan("sweep.alphas=[5, 10]", f"sweep.seeds={seeds}", *grid)
+    sizes, signs = [0, 0, 0.003, 0.03], [-1, -1, 1] if early else [-1, 1]
+    gaps = {alpha: float(draw.choice(sizes) * draw.choice(signs)) for alpha in (0.0, 5.0, 10.0)}
+    spread = float(draw.choice([0, 0.002, 0.01]))
+    content = measured(cells, gaps, seed_spread=spread, number=number, prompts=int(draw.choice([30, ROWS])))
+    wild, tail = draw.random() < 0.2, draw.random() < 0.1
+    heavy = np.exp(2 * draw.normal(size=ROWS))
+    for cell in cells:
+        if wild and cell.arm.alpha == 10:
+            shifted(content, cell, (-1) ** cell.seed * 0.1)
+        if tail and cell.arm.alpha:
+            loss = content[cell.key]["metrics"][LOSS]
+            loss["values"] = (np.array(loss["values"]) + heavy).tolist()
+        share = 0.5 + float(draw.choice([0.2, -0.3])) * (cell.arm.alpha == 5.0)
+        right = (draw.random(ROWS) < share).astype(float).tolist()
+        content[cell.key]["metrics"]["exact match"] = {"better": "higher", "values": right, "weights": None}
+        if not early and draw.random() < 0.08:
+            del content[cell.key]
+    delta = float(draw.choice([0.005, 0.05]))
+    if not early:
+        return cells, content, delta, Decision()
+    # As a sweep does: what was decided after some seeds is not trained on.
+    decision = decide(SweepResults(cells, content), LOSS, delta, done=seeds - 1)
+    beyond = int(draw.random() < 0.3)  # a round trained one seed more than the look used
+    last = {stop.baseline: stop.seeds + beyond for stop in decision.stopped}
+    until = {one.arm: one.seeds for one in decision.dropped}
+    kept = {}
+    for cell in cells:
+        end = last.get(replace(cell.arm, alpha=0.0), seeds)
+        end = last.get(Arm(0.0, tuple(pair for pair in cell.arm.grid if "neftune" not in pair[0])), end)
+        if cell.seed < min(end, until.get(cell.arm, seeds)):
+            kept[cell.key] = content[cell.key]
+    return cells, kept, delta, decision
+
+
+@pytest.mark.parametrize(("first", "reached"), [(0, FIXED), (1, FIXED), (2, FIXED), (3, EARLY)])
+def test_judge_sweep_every_sentence_holds_in_drawn_situations(first: int, reached: set[str]) -> None:
+    """Of 200 situations every fourth one; from 3 on those with early stopping."""
+    kinds: Counter[str] = Counter()
+    for number in range(first, 200, 4):
+        cells, content, delta, decision = drawn(number)
+        if not content:
+            continue
+        results, dropped = SweepResults(cells, content), {one.arm: one.seeds for one in decision.dropped}
+        verdict = judge_sweep(results, list(METRICS), list(dropped), delta, decision.stopped)
+        try:
+            kinds += check_sentences(verdict, results, METRICS, delta=delta, stopped=decision.stopped, dropped=dropped)
+        except AssertionError as error:
+            raise AssertionError(f"situation {number}: {error}") from error
+    assert reached <= set(kinds), reached - set(kinds)
+    assert kinds.total() > 200
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Alpha 5 is the best.",
+        "Recommended: alpha 10.",
+        "Stopped early, after 3 of 8 seeds: for every arm left, a gain over 0.005 in held-out loss is excluded (95 %).",
+        "Not compared in held-out loss: alpha 5 (no seed is done both with noise and without).",
+    ],
+)
+def test_check_sentences_refuses_a_line_that_the_numbers_do_not_support(line: str) -> None:
+    cells = plan("sweep.alphas=[5]")
+    results = SweepResults(cells, measured(cells, {0: 0, 5: -0.1}))
+    verdict = judge_sweep(results, [LOSS])
+    check_sentences(verdict, results, {LOSS: "lower"})
+    for place in (0, len(verdict.conclusion)):
+        said = (*verdict.conclusion[:place], line, *verdict.conclusion[place:])
+        with pytest.raises((AssertionError, ValueError)):
+            check_sentences(replace(verdict, conclusion=said), results, {LOSS: "lower"})
+
+
+def test_judge_sweep_arms_without_a_common_seed_are_not_ranked() -> None:
+    """Each arm has its own alpha 0 for two seeds, and the two points of the grid share none."""
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=4", RATES)
+    content = measured(cells, {0: 0, 5: -0.1})
+    kept = {cell.key: content[cell.key] for cell in cells if (cell.seed < 2) == (cell.arm.grid[0][1] == 1e-5)}
+    results = SweepResults(cells, kept)
+    verdict = judge_sweep(results, [LOSS])
+    assert verdict.recommended is None
+    assert NO_COMMON in verdict.conclusion
+    check_sentences(verdict, results, {LOSS: "lower"})
