@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from neftcli.cli import main as command_line
+from neftcli.runs.directory import RunDirectory
 
 ROWS = [
     ("Name a fruit.", "Apple."),
@@ -131,6 +132,15 @@ def quick_arguments(model: Path, rows: Path, output: Path) -> list[str]:
     }
     sets = [part for key, value in assignments.items() for part in ("--set", f"{key}={value}")]
     return ["train", "--model", str(model), "--dataset", str(rows), "--output-dir", str(output), *sets]
+
+
+def new_run(parent: Path, name: str) -> RunDirectory:
+    """A run's folder under its name, with nothing in it."""
+    run = RunDirectory.begin(parent, name)
+    (run.path / ".lock").touch()
+    run.settle(parent, name)
+    (run.path / ".lock").unlink()
+    return run
 
 
 def events(text: str) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from neftcli.cli.display.encoding import hold_any_letter
 from neftcli.cli.help import Command, HelpOption
 from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
 from neftcli.machine.environment import drop_overrides, keep_current_folder_out
+from neftcli.machine.files import restrict_umask
 from neftcli.machine.processes import leads, rank
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -115,6 +116,7 @@ def main() -> None:
     """Runs the command line; what this tool raises on purpose becomes a message and an exit code."""
     hold_any_letter(sys.stdout, sys.stderr)
     drop_overrides()
+    restrict_umask()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.rows import TokenRows
 from neftcli.machine.cache import cache_folder
+from neftcli.machine.files import require_no_link
 
 if TYPE_CHECKING:
     from neftcli.data.rows import ExampleRows
@@ -57,8 +58,12 @@ def cached(key: str, tokenise: Callable[[], tuple[TokenRows, Sequence[int]]]) ->
 
     If several processes need the same entry, one creates it and the others wait. If the cache folder can't be written
     or the disk is full, the rows are tokenised and not cached.
+
+    Raises:
+        InputError: The cache folder is a link.
     """
     folder = cache_folder() / "tokens"
+    require_no_link(folder)
     with _locked(folder, key) as writable:
         if (found := _read(folder / f"{key}.arrow")) is not None:
             return found

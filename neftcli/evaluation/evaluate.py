@@ -16,14 +16,14 @@ from neftcli.data.splits import normalised
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.rows import Rows, read_rows_for
-from neftcli.evaluation.store import alone, require_own_file
+from neftcli.evaluation.store import alone
 from neftcli.evaluation.subjects import Subject, base_of, find_subject
 from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
 from neftcli.machine.chatter import library_chatter
+from neftcli.machine.files import clear_abandoned, remove, require_no_link, require_no_links, write_whole
 from neftcli.machine.process import prepare_process
 from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.trust import TRUST
-from neftcli.runs.directory import write_whole
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
 
 ALPACA_EVAL = "alpaca-eval"
-QUESTION, LOG = ".question", "eval.log"
+EVALUATION, QUESTION, LOG = "evaluation", ".question", "eval.log"
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
                 "leave --no-answers out, or give rows with answers",
             )
         )
+    _require_no_links(subjects)
     folder = _report_folder(rows, subjects, request)
-    require_own_file(folder / LOG)
     observer.notify(Phase("loading libraries"))
     with _explained(folder), library_chatter(folder / LOG):
         results = _measure(subjects, rows, request, observer)
@@ -212,6 +212,24 @@ def _check(subjects: Sequence[Subject], request: Request) -> None:
         check_tasks(settings.tasks, settings.task_settings)
 
 
+def _require_no_links(subjects: Sequence[Subject]) -> None:
+    """Checks that nothing that will be written to is a link; the models themselves are only read.
+
+    Raises:
+        InputError: Something is.
+    """
+    for subject in subjects:
+        require_no_link(subject.home)
+        require_no_links(subject.home / EVALUATION)
+    if subjects[0].recipe.evaluation.judge.base_url is not None:
+        require_no_links(_judge_folder(subjects[0]))
+
+
+def _judge_folder(subject: Subject) -> Path:
+    """Where a judge's replies are kept, for all runs beside this one."""
+    return subject.home.parent / "judge"
+
+
 def _typed_data(overrides: Sequence[Layer]) -> list[str]:
     return [path for layer in overrides for path in layer if path.startswith("data.")]
 
@@ -258,12 +276,13 @@ def _report_folder(rows: Rows, subjects: Sequence[Subject], request: Request) ->
     name = rows.label + (f"-vs-{baseline}" if baseline else "")
     asked = [fingerprint(rows.examples), str(subjects[0].recipe.evaluation), request.base, request.answers]
     question = sha256(repr([*asked, request.export]).encode()).hexdigest() + "\n"
-    parent = subjects[0].home / "evaluation"
+    parent = subjects[0].home / EVALUATION
     number = 1
     try:
         while True:
             folder = parent / (name if number == 1 else f"{name}-{number}")
             folder.mkdir(parents=True, exist_ok=True)
+            clear_abandoned(folder)
             mark = folder / QUESTION
             if not mark.is_file():
                 write_whole(mark, question)
@@ -311,7 +330,7 @@ def _judge(results: Sequence[Results], rows: Rows, observer: Observer) -> Scores
         rate = done / elapsed if elapsed else 0.0
         observer.notify(Advance(part, done, total, elapsed, (total - done) / rate if rate else 0.0, rate, "verdicts"))
 
-    place = results[0].subject.home.parent / "judge"  # of all runs beside this one
+    place = _judge_folder(results[0].subject)
     with alone(place, observer):
         judged = judge_pairs(pairs, settings, place / "verdicts.jsonl", advance)
     return Scores(
@@ -334,7 +353,7 @@ def _explained(folder: Path) -> Iterator[None]:
     except InputError:  # nothing was measured, so nothing stays of it, but for an earlier report
         if not (folder / "report.json").is_file():
             for name in (QUESTION, LOG):
-                (folder / name).unlink(missing_ok=True)
+                remove(folder / name)
             with suppress(OSError):  # something else lies there, or the folder is a link
                 for empty in (folder, *folder.parents[:2]):
                     empty.rmdir()

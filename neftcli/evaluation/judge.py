@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from neftcli.errors import InputError, NeftError, Problem, panics_as_errors
 from neftcli.evaluation.chat_server import KEY_VARIABLE, ChatServer, Refused, api_key, is_address, without_credentials
-from neftcli.evaluation.store import require_own_file
+from neftcli.machine.files import open_own, require_no_link
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Judge
@@ -236,20 +236,21 @@ class _Replies:
         self.texts: dict[str, str] = {}
         self._judge = {"server": without_credentials(settings.base_url or ""), "model": settings.model}
         self._lock = threading.Lock()
-        require_own_file(file)
+        require_no_link(file)
         self._read()
 
     def _read(self) -> None:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            whole, _, torn = (self.file.read_bytes() if self.file.exists() else b"").rpartition(b"\n")
+            whole, end, torn = (self.file.read_bytes() if self.file.exists() else b"").rpartition(b"\n")
         except OSError as error:
             problem = f"{self.file}: the judge's replies can't be read"
             hint = f"mend its rights, or mv {self.file} {self.file}.old    asks the judge again"
             raise JudgeError(Problem(problem, error.strerror or str(error), hint)) from None
         if torn:
             # The process was killed while it wrote; the next line must not be glued to the rest of that one.
-            os.truncate(self.file, self.file.stat().st_size - len(torn))
+            with open_own(self.file, "r+b") as opened:
+                opened.truncate(len(whole) + len(end))
         for line in whole.splitlines():
             try:
                 entry = json.loads(line)
@@ -264,14 +265,14 @@ class _Replies:
         line = json.dumps({"key": key, **self._judge, "reply": reply, "usage": usage}) + "\n"
         with self._lock:
             # Opened anew each time: a reply that comes after Ctrl-C is paid for, too, and finds no closed file.
-            with self.file.open("ab") as file:
+            with open_own(self.file, "ab") as file:
                 start = file.tell()
                 try:
                     file.write(line.encode("ascii"))
                     file.flush()
                     os.fsync(file.fileno())
                 except OSError:  # a full disk: what was torn is taken away, or the next reply would be glued to it
-                    os.truncate(self.file, start)
+                    os.ftruncate(file.fileno(), start)
                     raise
             self.texts[key] = reply
 

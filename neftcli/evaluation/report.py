@@ -16,8 +16,9 @@ from neftcli.evaluation.comparison import same_tokens, win_rate_bounds
 from neftcli.evaluation.metrics import signatures, similarity
 from neftcli.evaluation.tasks import described
 from neftcli.events import Comparison, EvaluationReport, SideBySide
+from neftcli.machine.files import write_whole
 from neftcli.recipe.loading import differences
-from neftcli.runs.directory import CELLS, RECIPE, finite, json_line, write_whole
+from neftcli.runs.directory import CELLS, RECIPE, finite, json_line
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores

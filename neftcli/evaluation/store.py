@@ -19,6 +19,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, Observer
+from neftcli.machine.files import clear_abandoned, open_own, require_no_link, require_no_links
 from neftcli.runs.directory import json_line
 from neftcli.runs.schemas import Count, parse
 
@@ -52,7 +53,7 @@ class Store(Generic[Result]):
     def __init__(self, folder: Path, kind: str, result: type[Result], depends_on: Mapping[str, Any]) -> None:
         digest = sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"{kind}-{digest[:16]}.jsonl"
-        require_own_file(self.path)
+        require_no_link(self.path)
         self.found: dict[int, Result] = {}
         for line in whole_lines(self.path):
             with suppress(ValueError):
@@ -65,18 +66,6 @@ class Store(Generic[Result]):
         self.found.update(new)
 
 
-def require_own_file(path: Path) -> None:
-    """Checks that a file that is added to is no link: in a folder of somebody else's one could lead anywhere.
-
-    Raises:
-        InputError: It is one.
-    """
-    if path.is_symlink():
-        raise InputError(
-            Problem(f"{path}: this file would be written to, and is a link", str(path.readlink()), f"rm {path}")
-        )
-
-
 def whole_lines(path: Path) -> list[bytes]:
     """Read the lines of a .jsonl file; missing files have none. A last line that was torn by a kill is removed."""
     if not path.is_file():
@@ -84,7 +73,7 @@ def whole_lines(path: Path) -> list[bytes]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        with path.open("r+b") as file:
+        with open_own(path, "r+b") as file:
             file.truncate(len(whole))
     return whole.split(b"\n")[:-1]  # by bytes: JSON does not escape every line break of a text
 
@@ -94,7 +83,7 @@ def append_lines(path: Path, objects: Any) -> None:
     text = "".join(map(json_line, objects))
     if not text:
         return
-    with path.open("a", encoding="utf-8") as file:
+    with open_own(path, "a") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -105,10 +94,11 @@ def alone(folder: Path, observer: Observer) -> Iterator[None]:
     """Makes `folder` and holds it against other evaluations of the same model, which wait for their turn.
 
     Raises:
-        InputError: The folder can't be made or written.
+        InputError: The folder can't be made or written, or holds links.
     """
     from filelock import FileLock, Timeout
 
+    require_no_links(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -120,6 +110,7 @@ def alone(folder: Path, observer: Observer) -> Iterator[None]:
     except OSError as error:
         raise InputError(Problem(f"{folder} can't be written", error.strerror or str(error))) from None
     try:
+        clear_abandoned(folder)
         yield
     finally:
         lock.release()

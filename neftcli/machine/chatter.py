@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from neftcli.machine.files import open_own
+
 LIBRARIES = ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface_hub", "torch", "bitsandbytes")
 
 
@@ -19,7 +21,8 @@ def library_chatter(log: Path, *, loaded: bool = True) -> Iterator[None]:
         log: The file.
         loaded: Load the libraries now, so that their own handlers are there to be taken away.
     """
-    handler = logging.FileHandler(log, encoding="utf-8", errors="backslashreplace")
+    file = open_own(log, "a", errors="backslashreplace")
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -31,6 +34,7 @@ def library_chatter(log: Path, *, loaded: bool = True) -> Iterator[None]:
         logging.captureWarnings(False)
         root.removeHandler(handler)
         handler.close()
+        file.close()
         for logger, handlers, propagate in quieted:
             logger.handlers, logger.propagate = handlers, propagate
 

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import struct
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.machine.cache import cache_folder, written_in_cache
+from neftcli.machine.files import remove, require_no_link
 from neftcli.machine.inside import leads_out
 
 MANIFEST = "neft-manifest.json"
 FORM = 2
 """Version of what a conversion writes; older entries are converted again."""
+LOCK = ".lock"
+"""Suffix of an entry's lock, which stays."""
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>")
 """Tokens at which llama.cpp ends an answer whatever a file's metadata say."""
 AGAIN = "fetch the file again, or the model's folder with safetensors"
@@ -50,6 +53,8 @@ def converted(file: Path) -> Path:
     if _verifies(place):  # also where the cache can only be read
         return place
     with written_in_cache(f"{file.name} as safetensors"):
+        for path in (place.parent, place, place.with_suffix(LOCK)):
+            require_no_link(path)
         place.parent.mkdir(exist_ok=True)
         _convert_to(place, file, digest)
     return place
@@ -59,11 +64,12 @@ def _convert_to(place: Path, file: Path, digest: str) -> None:
     """Makes `place` where it is not there, or damaged; one process at a time."""
     from filelock import FileLock
 
-    with FileLock(place.with_suffix(".lock")):
+    with FileLock(place.with_suffix(LOCK)):
+        _clear_unfinished(place)
         if _verifies(place):
             return
-        shutil.rmtree(place, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{digest[:16]}.", dir=place.parent))
+        remove(place)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
         try:
             _convert(file, scratch)
             sizes = {item.name: [item.stat().st_size, sha256(item)] for item in sorted(scratch.iterdir())}
@@ -72,7 +78,24 @@ def _convert_to(place: Path, file: Path, digest: str) -> None:
             )
             scratch.rename(place)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove(scratch)
+
+
+def unfinished(models: Path) -> list[Path]:
+    """What conversions have not finished, or never will: folders beside the entries."""
+    return sorted(path for path in models.glob("*.*") if path.suffix != LOCK)
+
+
+def _clear_unfinished(place: Path) -> None:
+    """Remove what killed conversions left: of `place`, whose lock is held, and of entries that nobody is making."""
+    from filelock import FileLock, Timeout
+
+    for scratch in unfinished(place.parent):
+        if scratch.stem == place.name:
+            remove(scratch)
+            continue
+        with suppress(OSError, Timeout), FileLock(place.with_name(f"{scratch.stem}{LOCK}"), timeout=0):
+            remove(scratch)
 
 
 def _place(digest: str) -> Path:

@@ -5,8 +5,9 @@ checkpoints/
     ├── ...                 weights or adapter, optimiser, schedule, random states, progress, recipe.yaml
     └── manifest.json       files with sizes and SHA-256, what they are of, and its own SHA-256
 
-A folder without a manifest is none: its writer was stopped in the middle. Nothing is renamed but single files, so
-several processes can write into one folder; whoever writes the manifest waits for all of them first.
+A folder without a manifest is none: its writer was stopped in the middle. It is made empty before it is written.
+Nothing is renamed but single files, so several processes can write into one folder; whoever writes the manifest waits
+for all of them first.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
+from neftcli.machine.files import make_fresh, remove, to_disk, write_whole
 from neftcli.machine.inside import leads_out
-from neftcli.runs.directory import to_disk, write_whole
 from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse
 
 MANIFEST = "manifest.json"
@@ -66,6 +67,11 @@ class Checkpoints:
         """The folder of the checkpoint behind update `step`."""
         return self.folder / f"checkpoint-{step}"
 
+    def begin(self, step: int) -> None:
+        """Makes an empty folder for the checkpoint behind update `step`; what a killed process left there goes."""
+        self.folder.mkdir(exist_ok=True)
+        make_fresh(self.place(step))
+
     def publish(self, step: int, facts: Mapping[str, Any]) -> None:
         """Makes the folder of `step` a checkpoint: all to disk, then the manifest; then older ones go.
 
@@ -87,7 +93,8 @@ class Checkpoints:
     def discard(self, step: int) -> None:
         """Takes away the folder of `step` where it could not be finished."""
         if not (self.place(step) / MANIFEST).is_file():
-            rmtree(self.place(step), ignore_errors=True)
+            with suppress(OSError):  # it counts for nothing, and the next rotation tries again
+                remove(self.place(step))
 
     def latest(self) -> Path | None:
         """The newest checkpoint that was finished, unread: a message must not take minutes."""
@@ -116,8 +123,9 @@ class Checkpoints:
         for step in [*whole[: max(0, surplus)], *unfinished]:
             # The manifest goes first: a removal that is stopped in the middle leaves no checkpoint that looks whole.
             # What can't be removed now is no checkpoint any more, and the next rotation tries again.
-            (self.place(step) / MANIFEST).unlink(missing_ok=True)
-            rmtree(self.place(step), ignore_errors=True)
+            remove(self.place(step) / MANIFEST)
+            with suppress(OSError):
+                remove(self.place(step))
 
 
 def verify(place: Path) -> Checkpoint:

@@ -1,7 +1,12 @@
-"""Makes a run's folder and writes its files whole: beside their place, to disk, then renamed."""
+"""A run's folder, from its beginning to its end.
+
+A run is begun in a hidden folder beside its own, which gets its name when record and recipe are in it: a kill leaves
+either no run or one that can be gone on with.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,11 +17,21 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
-from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from neftcli.errors import InputError, Problem
+from neftcli.machine.files import (
+    TEMPORARY,
+    clear_abandoned,
+    is_abandoned,
+    make_fresh,
+    open_own,
+    remove,
+    require_no_links,
+    to_disk,
+    write_whole,
+)
 from neftcli.recipe import places
 from neftcli.recipe.nearest import at_home
 from neftcli.runs.schemas import MetricsLine, Record, lines, parse
@@ -24,9 +39,12 @@ from neftcli.runs.schemas import MetricsLine, Record, lines, parse
 SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 SUFFIX = re.compile(r"-a[0-9.e+-]+-s[0-9]+$")
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+"""What a system says of a folder that is to take the place of another, or of a file."""
 RECORD = places.RECORD
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
+LOCK = ".lock"
 CELLS = "cells"
 """Where a sweep keeps its runs."""
 TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
@@ -41,7 +59,7 @@ def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
         found = next((place for place in folders if (place / RECORD).is_file()), None)
     except (OSError, ValueError):  # no file system would have this name
         return None
-    if found is not None and found.is_symlink():  # a sweep's `best` has the name of the run that it points to
+    while found is not None and found.is_symlink():  # a sweep's `best` has the name of the run that it points to
         found = Path(os.path.normpath(found.parent / found.readlink()))
     return found.resolve() if found is not None and not found.name else found  # "." has no name of its own
 
@@ -83,8 +101,8 @@ class RunDirectory:
         self._made = made  # the folders around it that came with it
 
     @classmethod
-    def create(cls, parent: Path, name: str) -> RunDirectory:
-        """Makes the folder `parent/name`, or `parent/name-2` and so on where that is taken.
+    def begin(cls, parent: Path, name: str) -> RunDirectory:
+        """Makes a hidden folder in `parent` for a run that `settle` gives its name; remains of killed ones go.
 
         Raises:
             InputError: The name holds other characters than a folder should, or the parent can't be written.
@@ -93,20 +111,34 @@ class RunDirectory:
         try:
             made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             parent.mkdir(parents=True, exist_ok=True)
-            for path in cls.places(parent, name):
-                with suppress(FileExistsError):
-                    path.mkdir()
-                    return cls(path, made)
+            _clear_unborn(parent)
+            path = parent / f".{name}.{token_hex(4)}"
+            path.mkdir()
         except (OSError, ValueError) as error:
             received = getattr(error, "strerror", None) or str(error)
             raise InputError(
                 Problem(f"output_dir: {parent} can't be written", received, "--output-dir FOLDER")
             ) from None
-        raise AssertionError("there is always another place")
+        return cls(path, made)
+
+    def settle(self, parent: Path, name: str) -> None:
+        """Moves the folder, which is not empty, to `parent/name`, or `parent/name-2` and so on if that is taken."""
+        for path in self.places(parent, name):
+            if os.path.lexists(path):
+                continue
+            try:
+                self.path.rename(path)
+            except OSError as error:
+                if error.errno in TAKEN:  # another process was faster
+                    continue
+                raise
+            self.path = path
+            to_disk(parent)
+            return
 
     def remove(self) -> None:
         """Takes the folder away, and those around it that were made with it and hold nothing else."""
-        rmtree(self.path)
+        remove(self.path)
         with suppress(OSError):
             for folder in self._made:
                 folder.rmdir()
@@ -155,11 +187,12 @@ class RunDirectory:
         """Holds the run, so that no other process trains it at the same time; a killed process lets go.
 
         Raises:
-            InputError: Another process holds it.
+            InputError: Another process holds it, or it holds links, through which it would be written elsewhere.
         """
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / ".lock")
+        require_no_links(self.path)
+        lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -171,17 +204,17 @@ class RunDirectory:
                 Problem(f"{self.path} can't be written", error.strerror or str(error), "a folder that can")
             ) from None
         try:
+            clear_abandoned(self.path)
             yield
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
+            remove(self.path / LOCK)  # it has its name by now
             lock.release()
 
     @contextmanager
     def replacing_model(self) -> Iterator[Path]:
         """A folder to save the model in, which takes the place of `model/` when all is in it."""
         partial = self.path / "model.partial"
-        rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        make_fresh(partial)
         try:
             yield partial
             readable = partial.stat().st_mode & 0o666  # as the umask says; safetensors' own files are private
@@ -190,17 +223,17 @@ class RunDirectory:
                 to_disk(file)
             to_disk(partial)
         except BaseException:
-            rmtree(partial, ignore_errors=True)
+            remove(partial)
             raise
-        rmtree(self.model, ignore_errors=True)
+        remove(self.model)
         partial.rename(self.model)
         to_disk(self.path)
 
     def forget_measurements(self) -> None:
         """Takes away what a run measured and saved that begins again."""
-        rmtree(self.model, ignore_errors=True)
+        remove(self.model)
         for name in (METRICS, "samples.jsonl"):
-            (self.path / name).unlink(missing_ok=True)
+            remove(self.path / name)
 
     def forget_after(self, step: int, evaluated: int) -> int:
         """Remove what was measured and saved after a checkpoint, which will be done again.
@@ -219,13 +252,18 @@ class RunDirectory:
             elif row["step"] <= (evaluated if row["event"] == "Evaluated" else step):
                 kept.append(line)
         self.write_text(METRICS, "".join(kept))
-        (self.path / "samples.jsonl").unlink(missing_ok=True)
-        rmtree(self.model, ignore_errors=True)
+        remove(self.path / "samples.jsonl")
+        remove(self.model)
         return damaged
+
+    def clear_finished(self) -> None:
+        """Takes away what a kill right after the end of a run left."""
+        with suppress(InputError), self.held():  # it can't be written, or is held
+            self.forget_checkpoints()
 
     def forget_checkpoints(self) -> None:
         """Takes the checkpoints away; a finished run has its model."""
-        rmtree(self.checkpoints, ignore_errors=True)
+        remove(self.checkpoints)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file whole or not at all."""
@@ -262,8 +300,19 @@ class RunDirectory:
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
         """Adds one object as a line of a .jsonl file."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
+        with open_own(self.path / name, "a") as file:
             file.write(json_line(content))
+
+
+def _clear_unborn(parent: Path) -> None:
+    """Removes hidden folders of runs that were killed before they got their name."""
+    from filelock import FileLock, Timeout
+
+    for folder in parent.glob(".*/"):
+        with suppress(OSError, Timeout):  # another process was faster, or is at work in it
+            if TEMPORARY.fullmatch(folder.name) and not folder.is_symlink() and is_abandoned(folder):
+                with FileLock(folder / LOCK, timeout=0):
+                    remove(folder)
 
 
 class LedDirectory(RunDirectory):
@@ -273,6 +322,9 @@ class LedDirectory(RunDirectory):
     def held(self) -> Iterator[None]:
         """The first process holds it."""
         yield
+
+    def settle(self, parent: Path, name: str) -> None:
+        """Is told its place by the first process."""
 
     def remove(self) -> None:
         """Leaves it."""
@@ -328,26 +380,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
-    beside = path.with_name(f".{path.name}.{token_hex(4)}")
-    with beside.open("xb") as file:  # as private as the umask says
-        try:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-
-
-def to_disk(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,11 +8,11 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Preempted, Problem
 from neftcli.events import Advance, Event, Notice, Observer, Phase
+from neftcli.machine.files import remove
 from neftcli.models.damage import is_cut
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
 from neftcli.recipe.schema import TaskSettings
@@ -71,7 +71,7 @@ def stopped_run(cells: Path, key: str, recipe: Recipe, observer: Observer | None
             if found is None and resumption is not None:
                 found = resumption
             elif not why_not or resumption is not None:
-                take_away(run.path)
+                remove(run.path)
     return found
 
 
@@ -94,24 +94,16 @@ def _resumption(run: RunDirectory, recipe: Recipe) -> tuple[Resumption | None, l
 
 
 def clear_unborn(cells: Path) -> None:
-    """Takes away folders that a killed worker made and had not written a record to; only while no worker is at work."""
+    """Takes away what a killed worker made that is no run yet; only while no worker is at work."""
     for folder in cells.glob("*/"):
-        if not (folder / RECORD).is_file():
+        if folder.name.startswith(".") or not (folder / RECORD).is_file():
             with suppress(InputError), nullcontext() if folder.is_symlink() else RunDirectory(folder).held():
-                take_away(folder)
-
-
-def take_away(folder: Path) -> None:
-    """Removes the folder of a run; where that is a link, the link alone."""
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        rmtree(folder)
+                remove(folder)
 
 
 def records(cells: Path) -> Iterator[tuple[RunDirectory, Record]]:
-    """The runs below `cells` that have a record."""
-    for file in sorted(cells.glob(f"*/{RECORD}")):
+    """The runs below `cells` that have a record and their name."""
+    for file in sorted(cells.glob(f"[!.]*/{RECORD}")):
         run = RunDirectory(file.parent)
         try:
             yield run, run.record()
@@ -155,6 +147,7 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str
     cells, key = Path(recipe.output_dir), fingerprint(recipe)
     run = finished_run(cells, key)
     if run is not None:
+        run.clear_finished()
         if measured(run, recipe) is None:
             _measure_saved(run, recipe, shelf, _Stoppable(observer, stop))
         return str(run.path)

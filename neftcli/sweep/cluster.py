@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import neftcli
 from neftcli.errors import InputError, NeftError, Problem
 from neftcli.events import Event, Notice
+from neftcli.machine.files import open_own
 from neftcli.runs.directory import CELLS
 from neftcli.sweep.cell import finished_run, runs_of, stopped_run
 from neftcli.sweep.local import Outcome
@@ -303,7 +304,7 @@ def _quietened(log: Path) -> Callable[[], None]:
     before = getattr(worker, "print_worker_logs", None)
 
     def write(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
-        with suppress(OSError), log.open("a", encoding="utf-8") as file:
+        with suppress(OSError), open_own(log, "a") as file:
             file.writelines(f"{line}\n" for line in data["lines"])
 
     def undo() -> None:

@@ -7,13 +7,13 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
-from neftcli.recipe.nearest import nearest_path
+from neftcli.machine.files import clear_abandoned, remove, require_no_links
+from neftcli.recipe.nearest import at_home, exists, nearest_path
 from neftcli.recipe.trust import require_typed_trust
-from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, find_run, find_sweep
+from neftcli.runs.directory import CELLS, LOCK, RECIPE, RECORD, RunDirectory, find_run, find_sweep
 from neftcli.sweep.cell import records
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 BEGIN = "the same command again"
 BEGINS = "neft sweep-alpha --recipe quickstart    begins one"
+PLOTS = "plots"
+BEST, BEST_BESIDE = "best", ".best"
+"""The only links of a sweep, to its recommended run: replaced and never followed."""
 INPUTS = {"data_sha256": "the rows", "model_fingerprint": "the model's files"}
 """What a run's record says of what it was trained on."""
 
@@ -45,10 +48,11 @@ def held(folder: Path) -> Iterator[None]:
     """Makes a sweep's folder and holds it; where nothing was started, takes away what was made, and nothing else.
 
     Raises:
-        InputError: Another sweep is at work in it, or it can't be written.
+        InputError: Another sweep is at work in it, it can't be written, or it holds links to elsewhere.
     """
     from filelock import FileLock, Timeout
 
+    require_no_links(folder, but=(folder / BEST, folder / BEST_BESIDE))
     made: list[Path] = []
     try:
         made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -64,10 +68,12 @@ def held(folder: Path) -> Iterator[None]:
             Problem(f"{folder} can't be written", error.strerror or str(error), "--output-dir FOLDER")
         ) from None
     try:
+        for place in (folder, folder / PLOTS):
+            clear_abandoned(place)
         yield
     except InputError:
         if folder in made and not any((folder / CELLS).glob("*")):
-            rmtree(folder)
+            remove(folder)
             with suppress(OSError):  # somebody else has begun something there
                 for parent in made[1:]:
                     parent.rmdir()
@@ -120,6 +126,9 @@ def sweep_of(name: str, option: str = "") -> Path:
     folder = find_sweep(name)
     if folder is not None:
         return folder
+    if exists(at_home(name) / LOCK) and not exists(at_home(name) / RECORD):
+        told = "this sweep was stopped before it was begun"
+        raise InputError(Problem(told, name, "the command that began it, once more"))
     run = find_run(name)
     above = find_sweep(str(run.parent.parent)) if run is not None else find_sweep(f"{name}-sweep")
     near = str(above) if above is not None else nearest_path(Path("runs") / name) or nearest_path(Path(name))

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from neftcli.evaluation import units
 from neftcli.evaluation.comparison import LOSS, METRICS
 from neftcli.events import ArmRow, CellState, SweepReport
+from neftcli.machine.files import remove, write_whole
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
-from neftcli.runs.directory import RunDirectory, finite, write_whole
+from neftcli.runs.directory import RunDirectory, finite
+from neftcli.sweep.folder import BEST, BEST_BESIDE, PLOTS
 from neftcli.sweep.plan import baseline_of
 from neftcli.training.card import escaped
 
@@ -57,10 +59,10 @@ def write(
     write_whole(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     write_cells(folder, states)
     write_whole(folder / "verdict.md", verdict_text(report))
-    drawn = _plot(folder / "plots", report, results, metrics, list(zip(cells, states, strict=True)))
+    drawn = _plot(folder / PLOTS, report, results, metrics, list(zip(cells, states, strict=True)))
     for stem in earlier - drawn:
         for kind in ("png", "svg"):
-            (folder / "plots" / f"{stem}.{kind}").unlink(missing_ok=True)
+            remove(folder / PLOTS / f"{stem}.{kind}")
     _link(folder, recommended, cells, states)
 
 
@@ -184,11 +186,11 @@ def _curve(cell: Cell, run: Path) -> Curve:
 def _link(folder: Path, recommended: Arm | None, cells: Sequence[Cell], states: Sequence[CellState]) -> None:
     """Points `best` at the recommended arm's first run, in one step; without one there is no link."""
     runs = [state.run for cell, state in zip(cells, states, strict=True) if cell.arm == recommended and state.run]
-    best, beside = folder / "best", folder / ".best"
+    best, beside = folder / BEST, folder / BEST_BESIDE
     if not runs:
         if best.is_symlink():
             best.unlink()
         return
-    beside.unlink(missing_ok=True)
+    remove(beside)
     beside.symlink_to(os.path.relpath(runs[0], folder))
     beside.replace(best)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import NeftError, Preempted, Problem
 from neftcli.evaluation.comparison import LOSS
 from neftcli.events import NOT_NEEDED, Advance, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport
+from neftcli.machine.files import write_whole
 from neftcli.recipe.loading import to_yaml
-from neftcli.runs.directory import CELLS, RECIPE, RunDirectory, write_whole
+from neftcli.runs.directory import CELLS, RECIPE, RunDirectory
 from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.folder import require_alike

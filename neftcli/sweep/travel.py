@@ -16,15 +16,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError
+from neftcli.machine.files import remove, write_whole
 from neftcli.recipe.loading import fingerprint, to_yaml
 from neftcli.recipe.places import FIELD
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import CELLS, RECIPE, RECORD, RunDirectory
-from neftcli.sweep.cell import MEASURED, finished_run, measured, settings_key, stopped_run, take_away
+from neftcli.sweep.cell import MEASURED, finished_run, measured, settings_key, stopped_run
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -91,13 +91,13 @@ def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
     run.write_json(RECORD, record)
     newest, _ = Checkpoints(run.checkpoints, keep=sys.maxsize).newest()
     if newest is not None:
-        (newest.path / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
+        write_whole(newest.path / RECIPE, to_yaml(recipe))
         facts = {key: value for key, value in newest.manifest.items() if key not in ("format", "step", "files")}
         Checkpoints(run.checkpoints, keep=1).publish(newest.step, facts | {"recipe_sha256": fingerprint(recipe)})
     card = run.model / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8").replace(fingerprint(other), fingerprint(recipe))
-        card.write_text(text.replace(other.data.source_name(), recipe.data.source_name()), encoding="utf-8")
+        write_whole(card, text.replace(other.data.source_name(), recipe.data.source_name()))
 
 
 def packed(folder: Path) -> bytes:
@@ -138,10 +138,11 @@ def arrived(content: bytes, name: str, folder: Path, recipe: Recipe) -> Path:
         before = None
         with suppress(InputError):  # it is held
             before = begun_run(cells, recipe)
-        run = RunDirectory.create(cells, name)
-        place.replace(run.path)
+        cells.mkdir(exist_ok=True)
+        run = RunDirectory(place)
+        run.settle(cells, name)
     if before is not None:
-        take_away(before.path)
+        remove(before.path)
     if run.path.name != name and not (cells / name).exists():
         run = RunDirectory(run.path.rename(cells / name))
     return run.path
@@ -150,7 +151,7 @@ def arrived(content: bytes, name: str, folder: Path, recipe: Recipe) -> Path:
 def clear_arriving(folder: Path) -> None:
     """Takes away what was on its way when a sweep was killed."""
     for rest in folder.glob(f"{ARRIVING}*"):
-        rmtree(rest)
+        remove(rest)
 
 
 @contextmanager
@@ -163,6 +164,6 @@ def workplace() -> Iterator[Path]:
         with suppress(OSError):  # another task's, or another person's
             if time.time() - rest.stat().st_mtime > YOUNG:
                 with FileLock(rest / ".lock", timeout=0):
-                    rmtree(rest)
+                    remove(rest)
     with tempfile.TemporaryDirectory(prefix=WORKPLACE) as folder, FileLock(Path(folder) / ".lock"):
         yield Path(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.events import Advance, Evaluated, Event, Notice, Phase, Progress
+from neftcli.machine.files import open_own
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -71,7 +72,7 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
     """
     ignore_signals()
     end_with_the_parent()
-    with log.open("a", encoding="utf-8") as file:
+    with open_own(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if device is not None:

@@ -30,6 +30,8 @@ FULL = ("No space left", "os error 27", "os error 28", "os error 122")
 """How safetensors, which writes in code of its own, says that the disk is full."""
 WRITER = ("PytorchStreamWriter failed", "iostream error", "unexpected pos")
 """How torch says that a file could not be written, for whatever reason."""
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP)
+"""Why a system lets nobody write a file that has room; ELOOP is a link in its place."""
 CUBLAS = "unset CUBLAS_WORKSPACE_CONFIG    (then it is :4096:8), and the same command again"
 LITTLE = 2**26  # bytes free: with less, that reason is a full disk
 
@@ -54,7 +56,7 @@ def recorded_end(record: RunRecord, directory: RunDirectory, *, new: bool) -> It
 
 @contextmanager
 def told_where_full(directory: RunDirectory, *, new: bool) -> Iterator[None]:
-    """Says what can be done where a run's record can't be written at its beginning; a new run's folder goes.
+    """Says what can be done where a run's first files can't be written; a new run's folder goes.
 
     Raises:
         TrainingError: The disk is full or read-only.
@@ -68,6 +70,10 @@ def told_where_full(directory: RunDirectory, *, new: bool) -> Iterator[None]:
         if problem is None:
             raise
         raise TrainingError(problem) from error
+    except BaseException:
+        if new:
+            directory.remove()
+        raise
 
 
 def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *, new: bool) -> None:
@@ -120,7 +126,7 @@ def _known(error: Exception, directory: RunDirectory) -> Problem | None:
         return Problem(told, said, "the same command with --set training.deterministic=false")
     if _says(error, ["CUBLAS_WORKSPACE_CONFIG"]):
         return Problem(f"products on this GPU can't be repeated to the bit; {_safe(directory)}", said, CUBLAS)
-    refused = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    refused = isinstance(error, OSError) and error.errno in REFUSED
     if refused or _says(error, WRITER):
         return Problem(f"a file can't be written; {_safe(directory)}", said, _again(directory))
     return None

@@ -12,6 +12,7 @@ from neftcli.data.remote import without_file_scheme
 from neftcli.data.sources import BUILTIN, is_local
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
+from neftcli.machine.files import require_no_link, require_no_links
 from neftcli.models.names import resolve as resolve_model
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve, with_paths
 from neftcli.recipe.nearest import at_home, exists, nearest_path
@@ -177,10 +178,16 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     """
     path = find_run(name)
     if path is None:
+        for folder in (at_home(name), Path("runs") / at_home(name)):
+            require_no_link(folder / RECORD)  # one that leads nowhere is no file
         raise InputError(_no_run(name))
+    require_no_links(path)
     directory = RunDirectory(path)
     if not (path / RECIPE).is_file():
         kept = Checkpoints(directory.checkpoints, 1).latest()
+        if kept is None and not directory.model.exists():
+            again = f"rm -r {shlex.quote(str(path))}    then the command that began it"
+            raise InputError(Problem(f"{path}: this run was stopped before it was begun", f"no {RECIPE}", again))
         again = f"cp {shlex.quote(f'{kept}/{RECIPE}')} {shlex.quote(f'{path}/')}    brings the checkpoint's back"
         remedy = again if kept is not None else "neft train    begins a new run"
         raise InputError(Problem(f"{path}: this run has no {RECIPE}", remedy=remedy))
@@ -242,6 +249,7 @@ def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bo
         InputError: It is finished, its record can't be read, or it has checkpoints and none of them verifies.
     """
     if directory.record()["status"] == "finished":
+        directory.clear_finished()
         raise InputError(
             Problem(
                 f"{directory.path}: this run is finished",

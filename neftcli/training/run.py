@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.prepare import Prepared
@@ -30,6 +31,7 @@ from neftcli.events import (
 )
 from neftcli.machine import processes
 from neftcli.machine.chatter import library_chatter
+from neftcli.machine.files import write_whole
 from neftcli.machine.process import prepare_process
 from neftcli.models.by_recipe import longest_prompt
 from neftcli.models.gguf import sha256
@@ -46,7 +48,7 @@ from neftcli.training.inputs import check_inputs
 from neftcli.training.materials import Materials, Shelf, introduce, load_materials, tokens_sha256
 from neftcli.training.resume import Base, Resumption
 from neftcli.training.stopping import Stop, StopRequested
-from neftcli.training.together import joined, require_alike, spread
+from neftcli.training.together import joined, require_alike, share_path, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,9 +125,10 @@ def train(
             begun -= resume.seconds()
         with told_where_full(directory, new=resume is None):
             record = RunRecord(directory, written, resume.told() if resume else None, paths)
-        with recorded_end(record, directory, new=resume is None), library_chatter(directory.log):
             if resume is None:
-                directory.write_text(RECIPE, to_yaml(written))  # from here on it can be resumed
+                directory.write_text(RECIPE, to_yaml(written))
+                directory.settle(Path(recipe.output_dir), recipe.run_name())  # from here on it can be resumed
+        with recorded_end(record, directory, new=resume is None), library_chatter(share_path(directory).log):
             run = _Run(recipe, directory, record, observer, stop, resumption, begun)
             with stop.at_once():
                 if materials is None:
@@ -422,7 +425,7 @@ class _Run:
         self.record.update(weights_sha256=weights)
         notes = [*self.adapter_notices, *self._needs()]
         card = model_card(self.written, reference, self.record.fields, finished, notes=notes, chat=layout != "text")
-        (self.directory.model / "README.md").write_text(card, "utf-8")
+        write_whole(self.directory.model / "README.md", card)
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)
         self.directory.forget_checkpoints()

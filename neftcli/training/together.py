@@ -40,7 +40,7 @@ def joined(recipe: Recipe, resume: Resumption | None, stop: Stop) -> tuple[RunDi
             processes.join()
         _require_alike("checkpoints", processes.gathered(resume.step if resume else 0))
         if resume is None and processes.leads():
-            made = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
+            made = RunDirectory.begin(Path(recipe.output_dir), recipe.run_name())
         path = Path(processes.shared(str(made.path if made else "")))
     except (RuntimeError, processes.ProcessEnded) as error:
         if made:
@@ -53,6 +53,12 @@ def joined(recipe: Recipe, resume: Resumption | None, stop: Stop) -> tuple[RunDi
         return made or resume.directory, resume  # type: ignore[union-attr]  # one of both is there
     led = LedDirectory(resume.directory.path if resume else path)
     return led, replace(resume, directory=led) if resume else None
+
+
+def share_path(directory: RunDirectory) -> RunDirectory:
+    """Tells all processes the path that the run's folder has by now, and returns the folder."""
+    directory.path = Path(processes.shared(str(directory.path)))
+    return directory
 
 
 def require_alike(found: Mapping[str, str]) -> None:

@@ -20,12 +20,13 @@ from neftcli.data.store import Batches
 from neftcli.data.tokens import IGNORED
 from neftcli.errors import NonFiniteLossError, Problem, TrainingError
 from neftcli.machine.device import reproducible
+from neftcli.machine.files import to_disk, write_whole
 from neftcli.machine.processes import PATIENCE, count, gathered, rank
 from neftcli.models.attention import attention_by_document
 from neftcli.models.head import can_sum_labels, sum_of_labels
 from neftcli.models.low_rank import fused_low_rank, low_rank_layers
 from neftcli.neftune import paired
-from neftcli.runs.directory import RECIPE, to_disk
+from neftcli.runs.directory import RECIPE
 from neftcli.training.buckets import LengthBuckets
 from neftcli.training.ending import raise_if_full
 
@@ -136,10 +137,13 @@ class Trainer(SFTTrainer):
             "tokens": gathered(self._total_train_tokens),
         }
         try:
+            if self.args.should_save:
+                self.checkpoints.begin(step)
+            self.accelerator.wait_for_everyone()
             super(SFTTrainer, self)._save_checkpoint(model, trial)  # TRL would only add a model card
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                (self.checkpoints.place(step) / RECIPE).write_text(self.facts["recipe"], "utf-8")
+                write_whole(self.checkpoints.place(step) / RECIPE, self.facts["recipe"])
                 if (metrics := self.checkpoints.folder.parent / "metrics.jsonl").is_file():
                     to_disk(metrics)
                 facts = {key: value for key, value in self.facts.items() if key != "recipe"}

@@ -25,6 +25,8 @@ from tests.invariant.test_resume import result
 
 NEFT = [sys.executable, "-m", "neftcli.cli.main"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
+FAST = "loading the model"
+"""The phase in which `make test` kills a process."""
 MODES: dict[str, dict[str, Any]] = {
     "full, bucketed, by torchrun first": {"training.batching": "bucketed"},
     "three, LoRA, accumulation, dropout": {
@@ -177,6 +179,43 @@ def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> N
     assert record["error"].startswith("ProcessLost: another of the 2 processes ended")
     assert "Traceback" not in said
     require_gone(rest)
+
+
+PHASES = (
+    "reading data",
+    "loading libraries",
+    "loading the model",
+    "evaluating the model before training",
+    "answering held-out prompts before training",
+    "preparing the trainer",
+    "saving the model",
+    "evaluating",
+    "answering the same prompts after training",
+)
+
+
+@pytest.mark.parametrize("which", ["the first", "another"])
+@pytest.mark.parametrize("phase", [pytest.param(phase, marks=[pytest.mark.slow] * (phase != FAST)) for phase in PHASES])
+def test_one_of_several_is_killed_in_a_phase(phase: str, which: str, typed: list[str], tmp_path: Path) -> None:
+    """All end; then the run resumes, or the same command begins it if it had no folder yet."""
+    sets = ["--processes", "2", "--set=training.num_train_epochs=1", "--save-steps", "4"]
+    command = [*NEFT, *[word for word in typed if word != "--quiet"], *sets, "--json", "--name"]
+    code, said = do(tmp_path, *command, "whole")
+    assert code == 0, said
+    process = begin(tmp_path, *command, "run")
+    while process.poll() is None and f'"name": "{phase}"' not in (tmp_path / "said").read_text():
+        time.sleep(0.005)
+    rest = others(process)
+    (process if which == "the first" else rest[0]).kill()
+    code, said = end(tmp_path, process)
+    assert code == (-signal.SIGKILL if which == "the first" else 1), said
+    assert "Traceback" not in said
+    require_gone(rest)
+    run = tmp_path / "runs" / "run-a5-s0"
+    again = [*NEFT, "train", "--resume", str(run)] if run.is_dir() else [*command, "run"]
+    code, said = do(tmp_path, *again)
+    assert code == 0, said
+    assert result(run) == result(tmp_path / "runs" / "whole-a5-s0")
 
 
 def verify_newest(run: Path) -> int:

@@ -454,6 +454,20 @@ def test_files_are_as_private_as_the_umask_says(
     assert open_ones == []
 
 
+def test_files_are_never_writable_by_all(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
+    """Those of the libraries, of checkpoints and of an evaluation, too, whatever the umask."""
+    before = os.umask(0)
+    try:
+        assert neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")).code == 0
+        os.umask(0)
+        assert neft("eval", tmp_path / "runs" / "tiny-a5-s0", *SHORT).code == 0
+    finally:
+        os.umask(before)
+    written = list((tmp_path / "runs").rglob("*"))
+    assert any(path.name == "report.json" for path in written)
+    assert [path for path in written if path.stat().st_mode & 0o002] == []
+
+
 def test_what_a_failed_evaluation_takes_away_is_its_own(
     runs: Path, tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,7 +504,7 @@ def test_links_in_the_place_of_what_is_kept_are_not_written_through(kind: str, r
         file.symlink_to(mine)
         result = neft("eval", run, *judged, *SHORT)
     assert (result.code, mine.read_text()) == (2, "mine, without an end")
-    assert f"{file.relative_to(tmp_path)}: this file would be written to, and is a link" in result.err
+    assert f"{file.relative_to(tmp_path)}: this would be written to, and is a link" in result.err
 
 
 def test_links_among_the_cells_of_a_sweep_are_not_followed_by_what_clears_them(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from neftcli.cli.display import inspected, text
 from neftcli.errors import InputError, Problem
 from neftcli.events import DataReady, Event, InspectedRow, Notice, Observer, PageWritten
-from neftcli.runs.directory import write_whole
+from neftcli.machine.files import write_whole
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 MARK = "<!doctype html><!-- neft data inspect -->"

@@ -6,17 +6,19 @@ are known; hashlib; and the written messages. The real conversion is tested with
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from neftcli.errors import InputError, ModelError
 from neftcli.machine.cache import cache_folder
 from neftcli.models import gguf
-from neftcli.models.gguf import MANIFEST, converted, is_converted, sha256
+from neftcli.models.gguf import MANIFEST, converted, is_converted, sha256, unfinished
 
 ROOT = Path(__file__).parents[3]
 Conversion = Callable[[Path, Path], None]
@@ -165,6 +167,55 @@ def test_a_failed_conversion_leaves_nothing(
     monkeypatch.setattr(gguf, "_convert", whole)
     assert converted(file).is_dir()
     assert len(conversions) == 2
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from neftcli.models import gguf
+
+def convert(source, target):
+    (target / "model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+gguf._convert = convert
+gguf.converted(Path(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(file: Path, conversions: list[Path]) -> None:
+    """Of the same file and of another one; what another process is making stays."""
+    done = subprocess.run([sys.executable, "-c", KILLED, file], check=False)
+    assert done.returncode == -signal.SIGKILL
+    models = cache_folder() / "models"
+    assert [path.stem for path in unfinished(models)] == [sha256(file)[:32]]
+    others = [Path(f"other-{number}.gguf") for number in range(2)]
+    for number, other in enumerate(others):
+        other.write_bytes(b"GGUF and more of %d" % number)
+        (models / f"{sha256(other)[:32]}.x1y2z3_4").mkdir()
+    at_work = models / f"{sha256(others[1])[:32]}.lock"
+    with FileLock(at_work):
+        place = converted(file)
+    assert [path.stem for path in unfinished(models)] == [at_work.stem]
+    assert conversions == [file]
+    converted(others[0])
+    assert unfinished(models) == []
+    assert (place / "model.safetensors").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["models", "the entry", "its lock"])
+def test_links_in_the_cache_are_not_followed(kind: str, file: Path, conversions: list[Path], tmp_path: Path) -> None:
+    outside, models = tmp_path / "outside", cache_folder() / "models"
+    outside.mkdir()
+    digest = sha256(file)[:32]
+    link = {"models": models, "the entry": models / digest, "its lock": models / f"{digest}.lock"}[kind]
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    with pytest.raises(InputError) as raised:
+        converted(file)
+    assert str(raised.value).startswith(f"{link}: this would be written to, and is a link")
+    assert not list(outside.iterdir())
+    assert conversions == []
 
 
 def test_two_processes_convert_once(file: Path, tmp_path: Path) -> None:

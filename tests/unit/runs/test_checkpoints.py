@@ -117,7 +117,7 @@ def test_a_rotation_that_fails_leaves_the_newest(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr("neftcli.runs.checkpoints.rmtree", stopped)
+        broken.setattr("neftcli.runs.checkpoints.remove", stopped)
         with pytest.raises(KeyboardInterrupt):
             write(checkpoints, 4)
     checkpoints.discard(4)
@@ -143,3 +143,13 @@ def test_the_last_good_one_is_always_there(
         assert (newest.step if newest else None) == (good[-1] if good else None)
         there = [int(place.name.partition("-")[2]) for place in checkpoints.folder.iterdir()]
         assert sorted(step for step in there if step in good) == good[-keep:]
+
+
+def test_begin_makes_an_empty_folder(tmp_path: Path) -> None:
+    """What a killed process left in it, a link among it, is in no checkpoint."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    (checkpoints.place(2) / "deep").mkdir(parents=True)
+    (checkpoints.place(2) / "optimizer.pt").symlink_to(tmp_path / "elsewhere")
+    checkpoints.begin(2)
+    assert list(checkpoints.place(2).iterdir()) == []
+    assert not (tmp_path / "elsewhere").exists()

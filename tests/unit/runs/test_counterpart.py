@@ -1,6 +1,6 @@
 """What a run is compared with, before and after that is trained.
 
-Oracle: the folders that `RunDirectory.create` makes.
+Oracle: the folders that `RunDirectory.settle` makes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from neftcli.recipe.loading import fingerprint
 from neftcli.recipe.schema import Neftune, Recipe, Training
 from neftcli.runs.counterpart import find_counterpart
 from neftcli.runs.directory import RunDirectory
+from tests.conftest import new_run
 
 
 def finish(recipe: Recipe, status: str = "finished") -> RunDirectory:
     """Makes a run that says that it is done."""
-    run = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
+    run = new_run(Path(recipe.output_dir), recipe.run_name())
     run.write_json("run.json", {"status": status, "recipe_sha256": fingerprint(recipe)})
     return run
 

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import InputError
+from neftcli.machine.files import ABANDONED, write_whole
 from neftcli.runs import directory
-from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, write_whole
+from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, find_run
+from tests.conftest import new_run
 
 root_writes_anywhere = pytest.mark.skipif(os.geteuid() == 0, reason="root can write to a read-only folder")
 
@@ -30,7 +33,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def message(name: str, parent: str = "runs") -> str:
     with pytest.raises(InputError) as raised:
-        RunDirectory.create(Path(parent), name)
+        new_run(Path(parent), name)
     return str(raised.value)
 
 
@@ -44,7 +47,7 @@ def names(folder: str | Path = ".") -> list[str]:
 @pytest.mark.parametrize("name", ["run", "a", "run-a5-s0", "1.5_x", "_", "x.", "x" * 64])
 def test_letters_digits_dot_underscore_and_hyphen_make_a_name(name: str) -> None:
     """The folder is made with that name, below parents that are made as well."""
-    found = RunDirectory.create(Path("some/runs"), name)
+    found = new_run(Path("some/runs"), name)
     assert found.path == Path("some/runs") / name
     assert names("some/runs") == [name]
 
@@ -85,7 +88,7 @@ def test_a_name_makes_a_folder_directly_below_its_parent_or_nothing(name: str) -
     parent.mkdir(exist_ok=True)
     before = names(parent)
     try:
-        found = RunDirectory.create(parent, name)
+        found = new_run(parent, name)
     except InputError:
         assert names(parent) == before
     else:
@@ -100,18 +103,18 @@ def test_a_name_makes_a_folder_directly_below_its_parent_or_nothing(name: str) -
 
 def test_a_name_that_is_taken_gets_a_number() -> None:
     """No run overwrites another, nor takes a file's place."""
-    made = [RunDirectory.create(Path("runs"), "run").path.name for _ in range(3)]
+    made = [new_run(Path("runs"), "run").path.name for _ in range(3)]
     Path("runs/run-4").touch()
-    made.append(RunDirectory.create(Path("runs"), "run").path.name)
+    made.append(new_run(Path("runs"), "run").path.name)
     assert made == ["run", "run-2", "run-3", "run-5"]
 
 
 def test_a_gap_is_filled_and_what_is_there_is_left_alone() -> None:
     """The lowest free number is taken; the folders that were there keep their files."""
-    first = RunDirectory.create(Path("runs"), "run")
+    first = new_run(Path("runs"), "run")
     first.write_text("run.json", "{}")
     Path("runs/run-3").mkdir()
-    assert RunDirectory.create(Path("runs"), "run").path.name == "run-2"
+    assert new_run(Path("runs"), "run").path.name == "run-2"
     assert names(first.path) == ["run.json"]
 
 
@@ -121,12 +124,97 @@ def test_many_at_once_get_a_folder_each() -> None:
 
     def create(_: int) -> str:
         together.wait(timeout=60)
-        return RunDirectory.create(Path("some/runs"), "run").path.name
+        return new_run(Path("some/runs"), "run").path.name
 
     with ThreadPoolExecutor(16) as pool:
         made = sorted(pool.map(create, range(16)))
     assert made == sorted(["run", *(f"run-{number}" for number in range(2, 17))])
     assert names("some/runs") == made
+
+
+# Before it has its name
+
+
+def begun(name: str = "run") -> RunDirectory:
+    run = RunDirectory.begin(Path("runs"), name)
+    run.write_text("run.json", "{}")
+    return run
+
+
+def grow_old(folder: Path) -> None:
+    then = time.time() - ABANDONED - 60
+    os.utime(folder, (then, then))
+
+
+def test_begin_is_hidden_until_it_settles() -> None:
+    """Nobody takes it for a run before, and it settles with all that is in it, held or not."""
+    run = begun()
+    assert run.path.name.startswith(".run.")
+    assert find_run("run") is None
+    with run.held():
+        run.settle(Path("runs"), "run")
+        with pytest.raises(InputError, match="another process is training this run"), RunDirectory(run.path).held():
+            pass
+    assert run.path == Path("runs/run")
+    assert names("runs") == ["run"]
+    assert names(run.path) == ["run.json"]
+
+
+def test_begin_clears_what_killed_processes_left() -> None:
+    """Only what is old, and what nobody holds: another process may be about to give it its name."""
+    left, young, at_work = begun(), begun("other"), begun()
+    grow_old(left.path)
+    with at_work.held():
+        grow_old(at_work.path)
+        third = begun()
+        assert sorted(Path("runs").iterdir()) == sorted([young.path, at_work.path, third.path])
+    third.remove()
+    assert sorted(Path("runs").iterdir()) == sorted([young.path, at_work.path])
+
+
+def test_begin_clears_nothing_of_others() -> None:
+    """Not what has another name, nor what a link leads to."""
+    Path("runs/.hidden").mkdir(parents=True)
+    Path("mine").mkdir()
+    Path("runs/.run.0123abcd").symlink_to(Path("mine").absolute())
+    grow_old(Path("runs/.hidden"))
+    grow_old(Path("mine"))
+    run = begun()
+    assert names("runs") == sorted([".hidden", ".run.0123abcd", run.path.name])
+    assert Path("mine").is_dir()
+
+
+def test_remove_before_it_settles() -> None:
+    """A command that fails leaves neither the hidden folder nor the parents that it made."""
+    begun().remove()
+    assert names() == []
+
+
+def test_held_refuses_links() -> None:
+    run = new_run(Path("runs"), "run")
+    (run.path / "checkpoints").symlink_to("/tmp")  # noqa: S108 - nothing is written there
+    with pytest.raises(InputError, match="checkpoints: this would be written to, and is a link"), run.held():
+        pass
+    assert names(run.path) == ["checkpoints"]
+
+
+def test_held_clears_temporary_files_of_killed_processes() -> None:
+    run = new_run(Path("runs"), "run")
+    for name in (".run.json.0123abcd", ".recipe.yaml.89abcdef"):
+        (run.path / name).touch()
+    grow_old(run.path / ".run.json.0123abcd")
+    with run.held():
+        assert names(run.path) == [".lock", ".recipe.yaml.89abcdef"]
+
+
+def test_clear_finished_takes_the_checkpoints_that_a_kill_left() -> None:
+    run = new_run(Path("runs"), "run")
+    (run.checkpoints / "checkpoint-3").mkdir(parents=True)
+    with run.held():
+        RunDirectory(run.path).clear_finished()  # another process is at work in it
+        assert run.checkpoints.is_dir()
+    run.clear_finished()
+    assert names(run.path) == []
 
 
 # Parents that can't be written
@@ -188,7 +276,7 @@ def test_the_places_of_a_run() -> None:
 
 def test_text_is_written_and_written_over() -> None:
     """UTF-8, as it was given, readable by others, and nothing beside it."""
-    run = RunDirectory.create(Path("runs"), "run")
+    run = new_run(Path("runs"), "run")
     run.write_text("recipe.yaml", "old and longer\n")
     run.write_text("recipe.yaml", "größe: 🦜\n")
     assert (run.path / "recipe.yaml").read_bytes() == "größe: 🦜\n".encode()
@@ -198,7 +286,7 @@ def test_text_is_written_and_written_over() -> None:
 
 def test_json_comes_back() -> None:
     """What is written is read, and is legible in the file."""
-    run = RunDirectory.create(Path("runs"), "run")
+    run = new_run(Path("runs"), "run")
     content = {"name": "größe", "losses": [1.5, None], "neftune": {"alpha": 5.0}}
     run.write_json("run.json", content)
     assert json.loads((run.path / "run.json").read_bytes()) == content
@@ -209,7 +297,7 @@ def test_json_comes_back() -> None:
 
 def test_lines_are_added() -> None:
     """One object a line, in order, in UTF-8; a line break inside a text breaks no line."""
-    run = RunDirectory.create(Path("runs"), "run")
+    run = new_run(Path("runs"), "run")
     rows = [{"step": 1, "loss": 2.5}, {"text": "two\nlines\u2028größe"}]
     for row in rows:
         run.append_line("metrics.jsonl", row)
@@ -309,7 +397,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
 
 
 def test_a_process_that_does_not_lead_reads_and_changes_nothing() -> None:
-    led = LedDirectory(RunDirectory.create(Path("runs"), "run").path)
+    led = LedDirectory(new_run(Path("runs"), "run").path)
     (led.path / "metrics.jsonl").write_text('{"event": "StepLogged", "step": 9}\n')
     (led.path / "run.json").write_text("{}\n")
     led.model.mkdir()

@@ -20,6 +20,7 @@ from neftcli.recipe.loading import fingerprint
 from neftcli.recipe.schema import Neftune, Recipe, Training
 from neftcli.runs.directory import RECORD, RunDirectory
 from neftcli.runs.record import RunRecord
+from tests.conftest import new_run
 
 RECIPE = Recipe(name="tiny", neftune=Neftune(alpha=10.0, noise="gaussian"), training=Training(seed=3))
 FIELDS = {
@@ -44,7 +45,7 @@ SECRET = "hf_secret_0123456789"  # noqa: S105 - it is what must not be found
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory.create(tmp_path / "runs", "run")
+    return new_run(tmp_path / "runs", "run")
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from neftcli.sweep.node import Returned
 from neftcli.sweep.plan import Cell
 from neftcli.sweep.worker import SIGNALS
 from tests.checkpoint import FACTS, write_trainer_state
+from tests.conftest import new_run
 from tests.unit.sweep.test_verdict import plan
 
 
@@ -163,7 +164,7 @@ def test_a_result_that_is_lost_with_its_node_is_waited_for(tmp_path: Path) -> No
 
 
 def refused_for_want_of_room() -> InputError:
-    """What `RunDirectory.create` says of a full disk."""
+    """What `RunDirectory.begin` says of a full disk."""
     try:
         try:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -198,7 +199,7 @@ def stopped(tmp_path: Path) -> tuple[Cell, RunDirectory]:
     """A cell, and its run with checkpoints behind two updates."""
     [planned, *_] = plan("sweep.alphas=[5]")
     cell = replace(planned, recipe=replace(planned.recipe, output_dir=str(tmp_path / "cells")))
-    run = RunDirectory.create(tmp_path / "cells", cell.recipe.run_name())
+    run = new_run(tmp_path / "cells", cell.recipe.run_name())
     run.write_text("recipe.yaml", to_yaml(cell.recipe))
     run.write_json("run.json", {"status": "preempted", "recipe_sha256": cell.key})
     checkpoints = Checkpoints(run.checkpoints, 5)

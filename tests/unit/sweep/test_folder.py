@@ -24,7 +24,7 @@ from neftcli.sweep.folder import explained, held, layers_of, require_alike, requ
 from neftcli.sweep.plan import Cell, plan_cells
 from neftcli.training.inputs import check_inputs
 from neftcli.training.resume import find_resumption
-from tests.conftest import Result
+from tests.conftest import Result, new_run
 
 REFUSED = InputError(Problem("refused"))
 TRUSTING = replace(Recipe(), model=replace(Recipe().model, trust_remote_code=True))
@@ -122,7 +122,7 @@ def cells(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -
 
 def begun(cell: Cell, **facts: Any) -> RunDirectory:
     """A run of the cell, with a record."""
-    run = RunDirectory.create(Path(cell.recipe.output_dir), cell.recipe.run_name())
+    run = new_run(Path(cell.recipe.output_dir), cell.recipe.run_name())
     run.write_json("run.json", {"status": "finished", "recipe_sha256": cell.key, **facts})
     return run
 
@@ -220,7 +220,7 @@ def test_a_folders_recipe_does_not_run_a_models_code_unless_that_is_typed(tmp_pa
 
 
 def test_nor_does_that_of_a_run_that_is_gone_on_with(tmp_path: Path, neft: Callable[..., Result]) -> None:
-    run = RunDirectory.create(tmp_path, "run")
+    run = new_run(tmp_path, "run")
     (run.path / "recipe.yaml").write_text(to_yaml(TRUSTING))
     (run.path / "run.json").write_text(json.dumps({"status": "preempted"}))
     result = neft("train", "--resume", run.path)

@@ -9,7 +9,9 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,7 @@ from neftcli.sweep.travel import (
     workplace,
 )
 from tests.checkpoint import FACTS, write_trainer_state
+from tests.conftest import new_run
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def recipe(rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def begun(cells: Path, recipe: Recipe, status: str) -> RunDirectory:
     """A run of the recipe with all in it that names a recipe."""
-    run = RunDirectory.create(cells, recipe.run_name())
+    run = new_run(cells, recipe.run_name())
     run.write_text("recipe.yaml", to_yaml(recipe))
     run.write_json("run.json", {"status": status, "recipe_sha256": fingerprint(recipe)})
     run.model.mkdir()
@@ -135,7 +138,7 @@ def test_what_is_not_there_yet_and_what_was_measured_otherwise_is_left(recipe: R
     run = begun(tmp_path / "cells", recipe, "finished")
     name_the_recipe(run, there, other)
     assert json.loads((run.path / MEASURED).read_text())["settings"] == settings_key(recipe)
-    bare = RunDirectory.create(tmp_path / "cells", "bare")
+    bare = new_run(tmp_path / "cells", "bare")
     bare.write_json("run.json", {"status": "running", "recipe_sha256": fingerprint(recipe)})
     name_the_recipe(bare, there, recipe)
     assert sorted(content(bare)) == ["recipe.yaml", "run.json"]
@@ -148,12 +151,17 @@ def test_a_run_that_can_not_be_put_in_place_costs_none_that_is_there(
     run = begun(tmp_path / "cells", recipe, "finished")
     before, tar = content(run), packed(run.path)
 
-    def fail(*_arguments: object) -> None:
-        raise OSError(5, "Input/output error")
+    rename = Path.rename
+    for last in (1, 2):
+        calls = count(1)
 
-    for step in ("replace", "rename"):
+        def fail(path: Path, target: Path, *, calls: Iterator[int] = calls, last: int = last) -> Path:
+            if next(calls) == last:
+                raise OSError(5, "Input/output error")
+            return rename(path, target)
+
         with monkeypatch.context() as patch:
-            patch.setattr(Path, step, fail)
+            patch.setattr(Path, "rename", fail)
             with pytest.raises(OSError, match="Input/output"):
                 arrived(tar, run.path.name, tmp_path, recipe)
         found = begun_run(tmp_path / "cells", recipe)

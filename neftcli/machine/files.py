@@ -1,0 +1,145 @@
+"""Write below a run, a sweep or the cache: files whole or not at all, on the disk, and never through a link.
+
+A folder that comes from somebody else may hold links to anywhere. So a folder that will be written to is searched for
+links first (`require_no_links`), before anything is started; a file that is added to is opened without following one
+(`open_own`); a file that is written whole takes the place of whatever has its name (`write_whole`); and what is removed
+is the link, not what it leads to (`remove`). Libraries write into folders that were made just before. Nothing here
+guards against a person who changes the folder at the same time and has the rights to do so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import IO, Any
+
+from neftcli.errors import InputError, Problem
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Names of files and folders that have not got their own name yet; a kill leaves them."""
+ABANDONED = 3600.0
+"""Seconds after which nobody is writing a temporary file any more."""
+WRITABLE_BY_ALL = 0o002
+
+
+def restrict_umask() -> None:
+    """Let nobody but the user and the group write what this process makes, whatever umask it was started with."""
+    os.umask(os.umask(0o077) | WRITABLE_BY_ALL)
+
+
+def require_no_links(place: Path, *, but: tuple[Path, ...] = ()) -> None:
+    """Check that `place` and everything below it are files and folders: no links, no pipes, no devices.
+
+    Args:
+        place: A file or folder that will be written to; it need not exist.
+        but: Paths below it that may be links.
+
+    Raises:
+        InputError: One is something else.
+    """
+    for path in (place, *_below(place)):
+        if path not in but:
+            require_no_link(path)
+
+
+def require_no_link(path: Path) -> None:
+    """Check that `path` is a file, a folder or nothing.
+
+    Raises:
+        InputError: It is a link, or something that can't be written as a file is.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # nothing is there, or it went meanwhile
+        return
+    remedy = f"rm {shlex.quote(str(path))}"
+    if stat.S_ISLNK(mode):
+        received = f"it leads to {path.readlink()}"
+        remedy += "    removes the link, not what it leads to"
+        raise InputError(Problem(f"{path}: this would be written to, and is a link", received, remedy))
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        violated = f"{path}: this would be written to, and is neither a file nor a folder"
+        raise InputError(Problem(violated, stat.filemode(mode), remedy))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):  # does not go into links
+        yield from (Path(parent, name) for name in (*folders, *files))
+
+
+def open_own(path: Path, mode: str, errors: str = "strict") -> IO[Any]:
+    """Open a file to change it or to add to it; text as UTF-8.
+
+    Raises:
+        OSError: It is a link, or can't be written.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)  # as private as the umask says
+
+    if "b" in mode:
+        return open(path, mode, opener=opener)
+    return open(path, mode, encoding="utf-8", errors=errors, opener=opener)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
+    beside = path.with_name(f".{path.name}.{token_hex(4)}")
+    with beside.open("xb") as file:  # as private as the umask says
+        try:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def to_disk(path: Path) -> None:
+    """Waits until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, or a link alone; nothing if it is not there.
+
+    Raises:
+        OSError: It can't be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def make_fresh(folder: Path) -> None:
+    """Make an empty folder in the place of whatever is there, for a library to write into."""
+    remove(folder)
+    folder.mkdir()
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove temporary files that killed processes left in `folder`."""
+    for path in folder.glob(".*"):
+        with suppress(FileNotFoundError):
+            if TEMPORARY.fullmatch(path.name) and path.is_file() and is_abandoned(path):
+                remove(path)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Return whether the last change is so long ago that nobody writes there any more."""
+    return time.time() - path.lstat().st_mtime > ABANDONED

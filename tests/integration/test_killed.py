@@ -1,0 +1,253 @@
+"""Whatever a kill (-9) leaves, the next command finishes, with the result of a run that nobody disturbed.
+
+Oracles: the undisturbed command, by the hash of weights, the lines of metrics.jsonl without times, and the names of all
+files that are there at the end. The states are those of `tests/states.py`: some of them here, all of them by `make
+test-slow`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.runs.directory import RunDirectory
+from tests.conftest import quick_arguments
+from tests.invariant.test_resume import result
+from tests.judge_server import judge_server
+from tests.states import call_in, contents, neft_in, spread_out, states_of
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny_gguf import save_tiny_gguf
+from tests.unit.evaluation.test_judge import longer
+
+RUN = Path("runs/tiny-a5-s0")
+FEW = 12
+"""States of a command that are tried by `make test`."""
+HOW_MANY = [pytest.param(FEW, id="some"), pytest.param(sys.maxsize, id="all", marks=pytest.mark.slow)]
+SHORT = (
+    "--set",
+    "evaluation.generation.max_new_tokens=4",
+    "--set",
+    "evaluation.judge.concurrency=1",
+    "--max-rows",
+    "4",
+)
+
+
+def train_command(model: Path, rows: Path) -> list[str]:
+    """`neft train` for three steps, with a checkpoint behind each."""
+    sets = {
+        "training.max_steps": 3,
+        "checkpoints.save_steps": 1,
+        "checkpoints.save_total_limit": 1,
+        "data.held_out_rows": 6,
+        "evaluation.every": 0.6,
+        "evaluation.samples": 1,
+        "evaluation.generation.max_new_tokens": 3,
+    }
+    more = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+    return [*quick_arguments(model, rows, Path("runs")), *more]
+
+
+@pytest.fixture
+def typed(tiny_folder: Callable[[str], Path], rows_file: Path) -> list[str]:
+    return train_command(tiny_folder("llama"), rows_file)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def as_the_script_does(folder: Path, typed: list[str]) -> tuple[int, str]:
+    """The command for Slurm in docs/resume.md: resume if there is a folder, else begin."""
+    record = folder / RUN / "run.json"
+    if record.is_file() and json.loads(record.read_text())["status"] == "finished":
+        neft_in(folder, "train", "--resume", RUN)  # clears what the kill left
+        return 0, ""
+    return neft_in(folder, "train", "--resume", RUN) if (folder / RUN).is_dir() else neft_in(folder, *typed)
+
+
+def kind(folder: Path) -> str:
+    """What a state has of a run."""
+    if not (folder / RUN).is_dir():
+        return "no run"
+    if json.loads((folder / RUN / "run.json").read_text())["status"] == "finished":
+        return "finished"
+    whole = list((folder / RUN).glob("checkpoints/*/manifest.json"))
+    return "a run with a checkpoint" if whole else "a run without a checkpoint"
+
+
+@pytest.mark.parametrize("most", HOW_MANY)
+def test_train_killed_at_any_file_operation(most: int, typed: list[str], tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    code, said = neft_in(whole, *typed, states=tmp_path / "states")
+    assert code == 0, said
+    states = states_of(tmp_path / "states")
+    print(len(states), "states of train:", dict(Counter(map(kind, states))))
+    assert {"no run", "a run without a checkpoint", "a run with a checkpoint", "finished"} == set(map(kind, states))
+    for folder in spread_out(states, most):
+        left = names(folder)
+        code, said = as_the_script_does(folder, typed)
+        assert code == 0, (folder, left, said)
+        assert result(folder / RUN) == result(whole / RUN), (folder, left)
+        assert names(folder) == names(whole), (folder, left)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("most", HOW_MANY)
+def test_resume_killed_at_any_file_operation(most: int, typed: list[str], tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert neft_in(whole, *typed, states=tmp_path / "first")[0] == 0
+    begun = next(state for state in states_of(tmp_path / "first") if kind(state) == "a run with a checkpoint")
+    code, said = neft_in(begun, "train", "--resume", RUN, states=tmp_path / "states")
+    assert code == 0, said
+    states = states_of(tmp_path / "states")
+    print(len(states), "states of resume:", dict(Counter(map(kind, states))))
+    for folder in spread_out(states, most):
+        left = names(folder)
+        code, said = as_the_script_does(folder, typed)
+        assert code == 0, (folder, left, said)
+        assert result(folder / RUN) == result(whole / RUN), (folder, left)
+        assert names(folder) == names(whole), (folder, left)
+        shutil.rmtree(folder)
+
+
+def report(folder: Path) -> tuple[Any, ...]:
+    """What an evaluation found, without its times, and all of its files."""
+    [file] = folder.glob(f"{RUN}/evaluation/*/report.json")
+    content = json.loads(file.read_text())
+    content.pop("seconds")
+    return content, file.with_name("examples.jsonl").read_text(), names(folder)
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+@pytest.mark.parametrize("most", HOW_MANY)
+def test_eval_and_judging_killed_at_any_file_operation(most: int, typed: list[str], tmp_path: Path) -> None:
+    """Nothing that was measured or answered is asked for again."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert neft_in(whole, *typed)[0] == 0
+    with judge_server(longer) as server:
+        judged = ("eval", RUN, "--judge", server.url, "--judge-model", "m", *SHORT)
+        code, said = neft_in(whole, *judged, states=tmp_path / "states")
+        assert code == 0, said
+        states = states_of(tmp_path / "states")
+        print(len(states), "states of eval")
+        for folder in spread_out(states, most):
+            left = names(folder)
+            code, said = neft_in(folder, *judged)
+            assert code == 0, (folder, left, said)
+            assert report(folder) == report(whole), (folder, left)
+            shutil.rmtree(folder)
+
+
+def convert(file: Path) -> None:
+    """Converts a .gguf, with the cache in the current folder."""
+    from neftcli.models.gguf import converted
+
+    os.environ["NEFT_CACHE"] = str(Path("cache").absolute())
+    assert converted(file).is_dir()
+
+
+@pytest.mark.parametrize("most", HOW_MANY)
+def test_conversion_killed_at_any_file_operation(most: int, tmp_path: Path) -> None:
+    """The remains of killed conversions go; what is kept is the same, byte for byte."""
+    file, whole = tmp_path / "tiny.gguf", tmp_path / "whole"
+    save_tiny_gguf(file, tiny_model("llama"), tiny_tokenizer())
+    whole.mkdir()
+    code, said = call_in(whole, partial(convert, file), tmp_path / "states")
+    assert code == 0, said
+    states = states_of(tmp_path / "states")
+    print(len(states), "states of a conversion")
+    for folder in spread_out(states, most):
+        left = names(folder)
+        code, said = call_in(folder, partial(convert, file))
+        assert code == 0, (folder, left, said)
+        assert contents(folder) == contents(whole), (folder, left)
+        assert names(folder) == names(whole), (folder, left)
+        shutil.rmtree(folder)
+
+
+def fork_workers() -> None:
+    """Has a sweep's workers be forks of its process, so that their file operations are recorded, too."""
+    import multiprocessing
+
+    from neftcli.sweep import local
+
+    class Forking:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(multiprocessing, name)
+
+        def get_context(self, kind: str) -> Any:
+            return multiprocessing.get_context("fork")
+
+    local.multiprocessing = Forking()  # type: ignore[assignment]
+
+
+def sweep_result(folder: Path) -> tuple[Any, ...]:
+    """What a sweep found, without its times, and all of its files."""
+    sweep = folder / "runs/tiny-sweep"
+    content = json.loads((sweep / "sweep.json").read_text())
+    runs = {run.name: result(run) for run in (sweep / "cells").iterdir()}
+    best = (sweep / "best").readlink() if (sweep / "best").is_symlink() else None
+    return content["arms"], content["conclusion"], runs, names(folder), best
+
+
+@pytest.mark.parametrize("most", [pytest.param(5, id="some"), HOW_MANY[1]])
+def test_sweep_killed_at_any_file_operation(most: int, typed: list[str], tmp_path: Path) -> None:
+    """The sweep's own operations, its worker's, and the report's: tables, plots and the link to the best run."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    sweep = ["sweep-alpha", *typed[1:], "--alphas", "0,5", "--seeds", "1", "--metric", "loss"]
+    code, said = neft_in(whole, *sweep, states=tmp_path / "states", setup=fork_workers)
+    assert code == 0, said
+    states = states_of(tmp_path / "states")
+    print(len(states), "states of sweep-alpha")
+    for folder in spread_out(states, most):
+        left = names(folder)
+        begun = (folder / "runs/tiny-sweep/recipe.yaml").is_file() and (folder / "runs/tiny-sweep/cells").is_dir()
+        again = ["sweep-alpha", "runs/tiny-sweep"] if begun else sweep
+        code, said = neft_in(folder, *again, setup=fork_workers)
+        assert code == 0, (folder, left, said)
+        assert sweep_result(folder) == sweep_result(whole), (folder, left)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("state", "ends_with", "asked", "code"),
+    [
+        ("nothing", 0, "train --recipe llama-2-7b-alpaca", 0),
+        ("hidden", 0, "train --recipe llama-2-7b-alpaca", 0),
+        ("running", 0, "train --resume runs/llama-2-7b-alpaca-a5-s0", 0),
+        ("preempted", 75, "train --resume runs/llama-2-7b-alpaca-a5-s0\nrequeue 7", 75),
+        ("failed", 1, "train --resume runs/llama-2-7b-alpaca-a5-s0", 1),
+        ("finished", 0, "", 0),
+    ],
+)
+def test_the_script_for_slurm(state: str, ends_with: int, asked: str, code: int, tmp_path: Path) -> None:
+    """As it is in the docs, with commands in the place of neft and scontrol that write down what they are asked."""
+    docs = (Path(__file__).parents[2] / "docs" / "resume.md").read_text(encoding="utf-8")
+    [script] = [block.partition("```")[0] for block in docs.split("```bash\n")[1:] if "#SBATCH" in block]
+    (tmp_path / "script.sh").write_text(script)
+    for name, end in (("neft", ends_with), ("scontrol", 0)):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "$@" >> asked.txt\nexit {end}\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "asked.txt").touch()
+    run = tmp_path / "runs" / (".llama-2-7b-alpaca-a5-s0.0123abcd" if state == "hidden" else "llama-2-7b-alpaca-a5-s0")
+    if state != "nothing":
+        RunDirectory(run).path.mkdir(parents=True)
+        RunDirectory(run).write_json("run.json", {"status": state, "resumed": [{"after": "finished"}]})
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "script.sh"], cwd=tmp_path, env=environment, check=False, timeout=60)
+    assert (done.returncode, (tmp_path / "asked.txt").read_text().strip()) == (code, asked)
