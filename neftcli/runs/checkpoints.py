@@ -199,7 +199,7 @@ def _unsealed(text: bytes) -> Manifest:
             raise ValueError("its SHA-256 differs")
         if content.get("format") != FORMAT:
             raise Damaged(f"manifest.json has format {content.get('format')}, this version of neft reads {FORMAT}")
-        return parse(text, Manifest)
+        return parse(_text(content), Manifest)
     except ValueError as error:
         raise Damaged(f"manifest.json is not what was written ({error})") from None
 
