@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from neftcli.evaluation.metrics import distinct_n
 from neftcli.events import Comparison, Estimated, MetricRow
+from neftcli.runs.schemas import CellMetric
 from neftcli.statistics.multiple import Better, adjust, direction, verdict
 from neftcli.statistics.paired import FEWEST, LEVEL, PairedDifference, estimate, paired_difference
 from neftcli.statistics.win_rates import win_rate
@@ -255,7 +256,7 @@ def _task_rows(results: Sequence[Results]) -> list[tuple[MetricRow, list[_Questi
     return rows
 
 
-def task_metrics(results: Results) -> dict[str, dict[str, object]]:
+def task_metrics(results: Results) -> dict[str, CellMetric]:
     """Benchmark tasks with a value for each document: name to direction and values."""
     return {
         f"{task.task} {task.metric}": {

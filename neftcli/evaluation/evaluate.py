@@ -24,6 +24,7 @@ from neftcli.machine.files import clear_abandoned, remove, require_no_link, requ
 from neftcli.machine.process import prepare_process
 from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.trust import TRUST
+from neftcli.statistics.paired import FEWEST
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
@@ -259,7 +260,7 @@ def _report(
         seconds=time.perf_counter() - begun,
         counterpart=results[0].subject.counterpart(),
         conclusion=tuple(conclusion(models, metrics, comparisons, changed)),
-        over_seeds=writing.over_seeds(results),
+        over_seeds=writing.over_seeds(results) if len(set(prompts)) >= FEWEST else None,
         win_rate_bounds=None if judged is None else win_rate_bounds(judged),
     )
     writing.write(report, results, judged, rows, folder, export=request.export == ALPACA_EVAL)

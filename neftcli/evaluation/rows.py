@@ -137,14 +137,13 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
     _require_in_place(subject, recipe)
     examples = read_examples(recipe.data)
     if not _is_unchanged(subject, examples):
-        raise DataError(
-            Problem(
-                f"{recipe.data.source_name()}: the data has changed since {subject.name} was trained, so which rows "
-                "were held out is not known any more",
-                "another data_sha256 than in run.json",
-                DATASET,
-            )
-        )
+        violated = f"{recipe.data.source_name()}: the data has changed since {subject.name} was trained, so which rows "
+        violated += "were held out is not known any more"
+        received = "a data_sha256 that differs from run.json's"
+        if subject.run is not None and "data_sha256" not in subject.run.record():
+            violated = f"{subject.name}: run.json does not say which data the run was trained on"
+            received = "no data_sha256"
+        raise DataError(Problem(violated, received, DATASET))
     if not examples.held_out:
         raise DataError(Problem(f"{subject.name} was trained without held-out rows", "data.held_out_rows 0", DATASET))
     return Questions(examples.held_out, examples.layout, len(examples.held_out), {}, Notes())

@@ -58,7 +58,7 @@ class TrainingResults(TypedDict):
 class Record(TypedDict):
     """`run.json`: the record of a run."""
 
-    status: str
+    status: Literal["running", "finished", "failed", "preempted", "interrupted"]
     recipe_sha256: str
     started: NotRequired[str]
     resumed: NotRequired[list[Resumed]]
@@ -153,9 +153,10 @@ class Manifest(TypedDict):
 class CellMetric(TypedDict):
     """A metric of a sweep's cell, row by row."""
 
-    better: Literal["lower", "higher"]
+    better: Literal["lower", "higher", "none"]
     values: list[float | None]
     weights: list[float | None] | None
+    of: NotRequired[str]
 
 
 @_other_keys("allow")

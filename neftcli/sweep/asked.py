@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
 
 def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> tuple[Reference, Examples]:
     """Refuses what can be refused before a worker is started; what the cells are trained on."""
-    from neftcli.data.splits import normalised
+    from neftcli.data.splits import LARGEST_SHARE, normalised
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
     from neftcli.evaluation.report import instruction
@@ -79,12 +80,16 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
     reference, examples = check_inputs(base, observer)
     prompts = {normalised(instruction(example)) for example in examples.held_out}
     if len(prompts) < FEWEST:
+        total = len(examples.train) + len(examples.held_out)
+        enough = math.ceil(FEWEST / LARGEST_SHARE)
+        remedy = f"--held-out FILE with {FEWEST} rows or more"
+        if total >= enough:
+            remedy += ", or more --held-out-rows"
+        else:
+            remedy += f"; {enough} rows of data are the fewest of which {FEWEST} can be held out"
+        received = f"{len(examples.held_out)} rows with {len(prompts)} prompts"
         raise InputError(
-            Problem(
-                f"a sweep needs at least {FEWEST} held-out rows with different prompts",
-                f"{len(examples.held_out)} rows with {len(prompts)} prompts",
-                "--held-out FILE, or --held-out-rows with more",
-            )
+            Problem(f"a sweep needs at least {FEWEST} held-out rows with different prompts", received, remedy)
         )
     with tempfile.TemporaryDirectory() as logs, library_chatter(Path(logs) / "log"):
         # Once for all cells: no axis of a grid changes the tokens.

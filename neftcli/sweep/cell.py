@@ -17,7 +17,7 @@ from neftcli.models.damage import is_cut
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
 from neftcli.recipe.schema import TaskSettings
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
-from neftcli.runs.schemas import MeasuredCell, Record, parse
+from neftcli.runs.schemas import CellMetric, MeasuredCell, Record, parse
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -234,16 +234,16 @@ def _measure(
     measurement = Measurement(
         subject, rows, recipe.evaluation, machine, seed, observer, answers=answers, model=tuned, known=known
     )
-    content = {"settings": settings_key(recipe), **_content(measurement.run(), rows)}
+    content = _content(measurement.run(), rows, settings_key(recipe))
     run.write_json(MEASURED, content | {"seconds": time.perf_counter() - begun})
 
 
-def _content(results: Results, rows: Rows) -> dict[str, Any]:
-    """A cell's numbers, example by example, as JSON."""
+def _content(results: Results, rows: Rows, settings: str) -> MeasuredCell:
+    """Return a cell's numbers, example by example."""
     from neftcli.evaluation.comparison import METRICS, task_metrics
     from neftcli.evaluation.report import instruction
 
-    metrics = {}
+    metrics: dict[str, CellMetric] = {}
     for metric in METRICS:
         values = metric.of(results)
         if values.size and not all(value != value for value in values):
@@ -251,6 +251,7 @@ def _content(results: Results, rows: Rows) -> dict[str, Any]:
             metrics[metric.name] = {"better": metric.better, "values": values.tolist(), "weights": weights}
     metrics |= task_metrics(results)
     return {
+        "settings": settings,
         "prompts": [instruction(example) for example in rows.examples],
         "references": [example.answer() for example in rows.examples],
         "answers": [answer.text for answer in results.answers],
