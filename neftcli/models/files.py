@@ -1,11 +1,10 @@
-"""The files of a model's folder that determine what it computes: through its index, and none outside of the folder."""
+"""Files of a model's folder that determine its outputs, and the names by which its index and config.json list them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from neftcli.errors import ModelError, Problem
@@ -16,7 +15,6 @@ INDEX = "model.safetensors.index.json"
 """Names the files of weights in several files."""
 IDENTITY = ("*.safetensors", "config.json", "**/*.py")
 """What a model in a folder is: weights, settings, and code of its own; with the weights that an index names."""
-BESIDE = "additional_chat_templates"
 
 
 def weight_files(folder: Path) -> set[str]:
@@ -26,7 +24,7 @@ def weight_files(folder: Path) -> set[str]:
     """
     named = _object(folder / "config.json").get("transformers_weights")
     own = {named} if isinstance(named, str) else set()
-    indexes = {INDEX, *(name for name in own if name.endswith(".index.json") and not leads_out(folder, name))}
+    indexes = {INDEX, *(name for name in own if name.endswith(".index.json") and not leads_out(name))}
     for index in indexes:
         listed = _object(folder / index).get("weight_map")
         values = listed.values() if isinstance(listed, dict) else ()
@@ -35,25 +33,22 @@ def weight_files(folder: Path) -> set[str]:
 
 
 def require_inside(folder: Path, name: str) -> None:
-    """Check that every file of a model is in its folder.
+    """Check that a model's index and config.json name files in its folder only; links in the folder are followed.
 
     Args:
         folder: The model's, an adapter's or a tokenizer's.
         name: The model's, for the message.
 
     Raises:
-        ModelError: A name in its index or config.json, or a link, leads out of it.
+        ModelError: A name is absolute or contains `..`.
     """
-    if not folder.is_dir():
-        return
-    found = (item for pattern in ("*", f"{BESIDE}/*") for item in folder.glob(pattern) if item.is_file())
-    for file in sorted({str(item.relative_to(folder)) for item in found} | weight_files(folder)):
-        if out := leads_out(folder, file):
+    for file in sorted(weight_files(folder)):
+        if leads_out(file):
             raise ModelError(
                 Problem(
-                    f"model.name: the files of {name} must be in its own folder",
-                    f"{out}, in {folder}",
-                    f"cp -rL {quote(str(folder))} FOLDER    copies what links lead to; names in an index without ../",
+                    f"model.name: the index and config.json of {name} must name files in its own folder",
+                    f"{file}, in {folder}",
+                    "copy the file into the folder, and correct the name: no / in front, no ..",
                 )
             )
 
