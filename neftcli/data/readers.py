@@ -212,7 +212,7 @@ def _is_list_of_others(line: str) -> bool:
 def _read_json(file: DataFile) -> Iterator[Row]:
     path, name = file.path, file.name
     parts, size = [], 0
-    for number, line in lines(file):
+    for number, line in lines(file, whole=True):
         parts.append(line)
         size += len(line)
         if size > MOST_UNPACKED and path.suffix.lower() == ".gz":
