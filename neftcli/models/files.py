@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from neftcli.errors import ModelError, Problem
@@ -13,8 +13,12 @@ from neftcli.models.gguf import sha256
 
 INDEX = "model.safetensors.index.json"
 """Names the files of weights in several files."""
-IDENTITY = ("*.safetensors", "config.json", "**/*.py")
-"""What a model in a folder is: weights, settings, and code of its own; with the weights that an index names."""
+IDENTITY = ("*.safetensors", "config.json")
+"""Patterns of the files that identify a model in a folder, besides those that its index and `auto_map` name."""
+CODE_SETTINGS = ("config.json", "tokenizer_config.json")
+"""Files whose `auto_map` names classes of the model's own code."""
+CUSTOM_GENERATE = "custom_generate/generate.py"
+"""Code that transformers runs when it loads a trusted model, without a name in `auto_map`."""
 
 
 def weight_files(folder: Path) -> set[str]:
@@ -30,6 +34,32 @@ def weight_files(folder: Path) -> set[str]:
         values = listed.values() if isinstance(listed, dict) else ()
         own.update(name for name in values if isinstance(name, str))
     return own
+
+
+def code_references(file: Path) -> list[str]:
+    """The classes that a configuration's `auto_map` names: "file.Class", or "owner/name--file.Class" of the hub."""
+    mapped = _object(file).get("auto_map")
+    values = list(mapped.values()) if isinstance(mapped, dict) else [mapped]
+    named = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    return [name for name in named if isinstance(name, str)]
+
+
+def code_file(reference: str) -> str:
+    """The name of the file that holds a class of `auto_map`, relative to the model's folder."""
+    return f"{reference.rpartition('--')[2].rpartition('.')[0]}.py"
+
+
+def code_files(folder: Path) -> set[str]:
+    """The Python files that a trusted model may run: those that are named, and all beside them, for their imports."""
+    named = {code_file(name) for settings in CODE_SETTINGS for name in code_references(folder / settings)}
+    parents = {PurePosixPath(name).parent for name in (*named, CUSTOM_GENERATE) if not leads_out(name)}
+    return {(parent / item.name).as_posix() for parent in parents for item in (folder / parent).glob("*.py")}
+
+
+def is_code_elsewhere(folder: Path, file: str) -> bool:
+    """Return whether a file of code is outside of the model's folder, by its name or in a linked folder."""
+    parents = list(PurePosixPath(file).parents)[:-1]
+    return leads_out(file) or any((folder / parent).is_symlink() for parent in parents)
 
 
 def require_inside(folder: Path, name: str) -> None:
@@ -55,7 +85,7 @@ def require_inside(folder: Path, name: str) -> None:
 
 def model_sha256(folder: Path) -> str:
     """SHA-256 over all files of a model's folder that determine what it computes, in hexadecimal."""
-    return folder_sha256(folder, *IDENTITY, names=weight_files(folder))
+    return folder_sha256(folder, *IDENTITY, names=weight_files(folder) | code_files(folder))
 
 
 def folder_sha256(folder: Path, *patterns: str, names: set[str] | None = None) -> str:

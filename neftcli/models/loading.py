@@ -6,7 +6,6 @@ Only safetensors are read, never pickles. Code that comes with a model runs only
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import LibraryPanic, ModelError, NeftError, Problem, panics_as_errors
 from neftcli.machine.hub import with_settings
 from neftcli.models.damage import AGAIN, damage
-from neftcli.models.files import model_sha256, require_inside
+from neftcli.models.files import (
+    CODE_SETTINGS,
+    CUSTOM_GENERATE,
+    code_file,
+    code_references,
+    is_code_elsewhere,
+    model_sha256,
+    require_inside,
+)
 from neftcli.models.gguf import converted, sha256
 from neftcli.models.names import ALIASES, Reference
 from neftcli.models.validate import find_file, read_json, stored_quantization
@@ -55,7 +62,7 @@ def source(reference: Reference, trust_remote_code: bool) -> dict[str, Any]:
 
 
 def require_pinned_code(reference: Reference, trust_remote_code: bool) -> None:
-    """Checks that code which may run is of one commit of the hub, or lies in the model's folder.
+    """Check that code which may run is of one commit of the hub, or is in the model's folder.
 
     Raises:
         ModelError: Somebody else can change it.
@@ -70,24 +77,29 @@ def require_pinned_code(reference: Reference, trust_remote_code: bool) -> None:
                 "read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it",
             )
         )
-    for file in (Path(reference.location) / name for name in ("config.json", "tokenizer_config.json")):
-        if reference.kind == "folder" and (elsewhere := _code_elsewhere(file)):
-            raise ModelError(
-                Problem(
-                    f"{file}: code runs only from the model's own folder, where nobody else can change it",
-                    elsewhere,
-                    "copy its .py files into the folder, and take OWNER/NAME-- out of auto_map",
-                )
+    if reference.kind == "folder":
+        _require_own_code(Path(reference.location))
+
+
+def _require_own_code(folder: Path) -> None:
+    """Check that all code that a trusted model names is in its folder.
+
+    Raises:
+        ModelError: Some is elsewhere: on the hub, by an absolute name or `..`, or in a linked folder.
+    """
+    named = [(file, name) for file in CODE_SETTINGS for name in code_references(folder / file)]
+    elsewhere = [(file, name) for file, name in named if "--" in name or is_code_elsewhere(folder, code_file(name))]
+    if is_code_elsewhere(folder, CUSTOM_GENERATE):
+        elsewhere.append((CUSTOM_GENERATE, "a link"))
+    if elsewhere:
+        file, received = elsewhere[0]
+        raise ModelError(
+            Problem(
+                f"{folder / file}: code runs only from the model's own folder, where nobody else can change it",
+                received,
+                "copy its .py files into the folder, no links; name them in auto_map as FILE.Class",
             )
-
-
-def _code_elsewhere(file: Path) -> str:
-    """The first class in a configuration's `auto_map` that lies elsewhere on the hub: "owner/name--file.Class"."""
-    try:
-        mapped = json.loads(file.read_text(encoding="utf-8")).get("auto_map", {})
-    except (OSError, ValueError, AttributeError):  # missing or damaged, which is told when it is loaded
-        return ""
-    return next((text for text in re.findall(r'"([^"]*--[^"]*)"', json.dumps(mapped))), "")
+        )
 
 
 def load_tokenizer(

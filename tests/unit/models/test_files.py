@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neftcli.errors import ModelError
-from neftcli.models.files import INDEX, model_sha256, weight_files
+from neftcli.models.files import INDEX, code_files, model_sha256, weight_files
 from neftcli.models.loading import load_model, load_tokenizer
 from neftcli.models.names import Reference
 from neftcli.models.validate import require_weight_files
@@ -110,3 +110,33 @@ def test_a_snapshot_of_the_hub_is_read(folder: Path, tmp_path: Path) -> None:
     require_weight_files(Reference("m", "folder", str(snapshot)))
     assert model_sha256(snapshot) == model_sha256(folder)
     assert torch.equal(logits(snapshot), logits(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_model_sha256_covers_the_code_that_is_named(file: str, folder: Path) -> None:
+    """And what is beside it, which it may import; no other .py file, such as of a virtual environment."""
+    for name in ("code/own.py", "code/beside.py", "custom_generate/generate.py", "venv/lib/other.py", "convert.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    mapped = {"AutoConfig": "code/own.Own", "AutoTokenizer": ["code/own.Slow", None], "AutoModel": "/etc/x.Y"}
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, "auto_map": mapped}))
+    assert code_files(folder) == {"code/own.py", "code/beside.py", "custom_generate/generate.py"}
+    before = model_sha256(folder)
+    for name in ("venv/lib/other.py", "convert.py"):
+        (folder / name).write_text("pass")
+    assert model_sha256(folder) == before
+    for name in sorted(code_files(folder)):
+        (folder / name).write_text("pass")
+        assert model_sha256(folder) != before
+        before = model_sha256(folder)
+
+
+@pytest.mark.parametrize(
+    "mapped", [None, 1, "own.Own", [1, [], None], {"AutoConfig": {"a": []}}, {"AutoConfig": "own"}]
+)
+def test_code_files_of_damaged_settings(mapped: Any, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"auto_map": mapped}))
+    assert code_files(folder) == set()
+    (folder / "config.json").write_text("[" * 100_000)
+    assert code_files(folder) == set()
