@@ -116,7 +116,7 @@ def lines(file: DataFile, *, whole: bool = False) -> Iterator[tuple[int, str]]:
 
 
 def _require_text(line: bytes, path: Path, name: str) -> None:
-    """Refuses what the beginning of a file gives away: text in another encoding, or no text at all.
+    """Reject by its beginning a file that is text in another encoding, or no text at all.
 
     Raises:
         DataError: With the command that makes it readable.

@@ -1,4 +1,4 @@
-"""Converts a .gguf file to a safetensors folder in the user's cache, once.
+"""Convert a .gguf file to a safetensors folder in the user's cache, once.
 
 Reading a .gguf takes transformers many times longer than reading safetensors (it parses the file's metadata for the
 configuration, the tokenizer and the weights anew), so the result is kept under the file's own hash. A cache entry is
@@ -36,7 +36,7 @@ def sha256(path: Path) -> str:
 
 
 def is_converted(file: Path) -> bool:
-    """Whether the cache holds this file's conversion already (not verified)."""
+    """Return whether the cache already holds this file's conversion (not verified)."""
     return _manifest(_place(sha256(file))).get("form") == FORM
 
 

@@ -134,7 +134,7 @@ class RayEngine:
             self._say_where_there_is_no_room(told)
 
     def _submit(self, cell: Cell, told: Callable[[Cell, Event], None], ended: Callable[[Cell, Outcome], None]) -> None:
-        """Gives a cell to the cluster, with what is there of it; one that another process trains has failed."""
+        """Submit a cell to the cluster, with its run if there is one; a cell that another process trains has failed."""
         try:
             run = self._begun_run(cell, told)
         except InputError as error:
@@ -250,7 +250,7 @@ class RayEngine:
 
 
 class _Voice:
-    """Tells what is said of one cell."""
+    """Pass on the events of one cell."""
 
     def __init__(self, cell: Cell, told: Callable[[Cell, Event], None]) -> None:
         self._cell, self._told = cell, told
@@ -336,7 +336,7 @@ def _found_locally() -> str:
 
 
 def _require_reachable(address: str) -> None:
-    """Connects to a host and port; Ray itself would wait for minutes, and then end the process.
+    """Connect to a host and port; Ray itself would wait for minutes, and then end the process.
 
     Raises:
         OSError: Nobody answers.
