@@ -66,14 +66,15 @@ class Folder:
         return sorted(names)
 
     def require_inside(self, name: str) -> None:
-        """Reject a name that leads out of the folder.
+        """Reject a name that leads out of the folder; links in the folder are followed.
 
         Raises:
-            DataError: It does, by itself or through a link.
+            DataError: It is absolute or contains `..`.
         """
-        if out := leads_out(Path(self.root) if self.local else Path(), name):
-            copy = f"cp -rL {quote(self.name)} FOLDER    copies what links lead to"
-            raise DataError(Problem(f"{self.name}: the files of a data set must be in its own folder", out, copy))
+        if leads_out(name):
+            violated = f"{self.name}: a data set must name files in its own folder"
+            remedy = "copy the files into the folder, and correct the name: no / in front, no .."
+            raise DataError(Problem(violated, name, remedy))
 
     def text(self, name: str) -> str | None:
         """The content of a small file; None if there is none of this name."""

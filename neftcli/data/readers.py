@@ -190,7 +190,7 @@ def _read_json_lines(file: DataFile) -> Iterator[Row]:
 
 
 def _require_lines(first: str, path: Path, where: str) -> None:
-    """Refuses a file whose first line shows that it has no row a line."""
+    """Reject a file whose first line shows that it has no row a line."""
     beginning = first.strip()
     if beginning.startswith("[") and not _is_list_of_others(beginning):
         remedy = renaming(path, with_ending(path, ".json"))
@@ -212,7 +212,7 @@ def _is_list_of_others(line: str) -> bool:
 def _read_json(file: DataFile) -> Iterator[Row]:
     path, name = file.path, file.name
     parts, size = [], 0
-    for number, line in lines(file):
+    for number, line in lines(file, whole=True):
         parts.append(line)
         size += len(line)
         if size > MOST_UNPACKED and path.suffix.lower() == ".gz":
@@ -317,7 +317,7 @@ def _read_csv(file: DataFile) -> Iterator[Row]:
 
 
 def _check_header(header: list[str], delimiter: str, path: Path, where: str) -> None:
-    """Refuses column names that stand twice, or with something other than the format's delimiter between them."""
+    """Reject column names that appear twice, or with something other than the format's delimiter between them."""
     repeated = [column for column, count in Counter(header).items() if count > 1]
     if repeated:
         raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,19 +61,26 @@ class DataFile:
         return (self.path.stat() if self.downloaded is None else os.fstat(self.downloaded.fileno())).st_size
 
 
-def lines(file: DataFile) -> Iterator[tuple[int, str]]:
+def lines(file: DataFile, *, whole: bool = False) -> Iterator[tuple[int, str]]:
     """Numbered lines of text.
+
+    Args:
+        file: The file.
+        whole: The caller keeps all of it. Then a line may have any length, and of a .gz as many bytes as all of it.
 
     Raises:
         DataError: The file can't be unpacked, is no UTF-8 text or has too long a line; with the line.
     """
     path, name = file.path, file.name
     number = 0
+    longest = MOST_LINE
+    if whole:
+        longest = MOST_UNPACKED if path.suffix.lower() == ".gz" else sys.maxsize - 1
     try:
         with file.open() as content:
-            for number, line in enumerate(iter(partial(content.readline, MOST_LINE + 1), b""), 1):
-                if len(line) > MOST_LINE:
-                    said = f"{name}, line {number}: a line has at most {MOST_LINE:,} bytes"
+            for number, line in enumerate(iter(partial(content.readline, longest + 1), b""), 1):
+                if len(line) > longest:
+                    said = f"{name}, line {number}: a line has at most {longest:,} bytes"
                     received = f"{line[:40].decode(errors='replace')}..."
                     raise DataError(Problem(said, received, "a file with shorter lines"))
                 if number == 1:
@@ -108,7 +116,7 @@ def lines(file: DataFile) -> Iterator[tuple[int, str]]:
 
 
 def _require_text(line: bytes, path: Path, name: str) -> None:
-    """Refuses what the beginning of a file gives away: text in another encoding, or no text at all.
+    """Reject by its beginning a file that is text in another encoding, or no text at all.
 
     Raises:
         DataError: With the command that makes it readable.

@@ -57,13 +57,14 @@ def cached(key: str, tokenise: Callable[[], tuple[TokenRows, Sequence[int]]]) ->
     """Return tokenised rows and their places among the examples, from the cache if they are in it.
 
     If several processes need the same entry, one creates it and the others wait. If the cache folder can't be written
-    or the disk is full, the rows are tokenised and not cached.
+    or the disk is full, the rows are tokenised and not cached. The folder may be a link, but not the entry or its lock.
 
     Raises:
-        InputError: The cache folder is a link.
+        InputError: The entry or its lock is a link.
     """
     folder = cache_folder() / "tokens"
-    require_no_link(folder)
+    for path in (folder / f"{key}.arrow", folder / f"{key}.lock"):
+        require_no_link(path)
     with _locked(folder, key) as writable:
         if (found := _read(folder / f"{key}.arrow")) is not None:
             return found

@@ -45,7 +45,7 @@ def without_credentials(base_url: str) -> str:
 
 
 def is_address(base_url: str) -> bool:
-    """Whether it is an http(s) address without a query, with a port that there can be."""
+    """Return whether it is an http(s) address without a query, with a possible port."""
     try:
         return _ADDRESS.fullmatch(base_url) is not None and urlsplit(base_url).port != 0
     except ValueError:  # a port above 65535, or brackets around what is no IPv6 address
@@ -53,7 +53,7 @@ def is_address(base_url: str) -> bool:
 
 
 def require_reachable(settings: Judge) -> None:
-    """Tries a connection, so that a server that is not there is told of before hours of work.
+    """Try a connection, so that a missing server is reported before hours of work.
 
     Raises:
         InputError: There is none, or a proxy's address can't be used.
@@ -170,7 +170,7 @@ class ChatServer:
         return self._failure(f"{judge} failed", said, "" if passes else "put right what it says, then ")
 
     def _redirected(self, target: str) -> Problem:
-        """What is said of a redirect to a different server; the address to type has no query, which may be a secret."""
+        """The problem of a redirect to a different server; the address to type has no query, which may be a secret."""
         address = without_credentials(target).removesuffix("/chat/completions")
         problem = self._failure(f"the judge at {self._address} redirects to a different server", address)
         remedy = f"--judge {problem.received}    if that server may have the rows, the answers and the key"
@@ -214,7 +214,7 @@ class _Request:
         self._abandoned = threading.Event()
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Remembers the connection, of which httpcore informs; nothing more is sent by an abandoned request.
+        """Keep the connection that httpcore reports; an abandoned request sends nothing more.
 
         Raises:
             TimeoutError: It is abandoned.
@@ -247,7 +247,7 @@ class _Request:
         return outcome[0]
 
     def _abandon(self) -> None:
-        """Ends the connection, which wakes the thread from the read in which it waits."""
+        """End the connection, which wakes the thread from the read in which it waits."""
         self._abandoned.set()
         for stream in self._streams:
             with suppress(OSError):
@@ -279,7 +279,7 @@ def _bounded_client(seconds: float, credentials: tuple[str, str] | None) -> http
 
 
 def _refuse_other_servers(response: httpx2.Response) -> None:
-    """Lets a redirect pass only to the scheme, host and port that were asked.
+    """Accept a redirect only to the scheme, host and port of the request.
 
     Raises:
         _RedirectedError: It leads elsewhere.
@@ -293,7 +293,7 @@ def _refuse_other_servers(response: httpx2.Response) -> None:
 
 
 def _limit(response: httpx2.Response) -> None:
-    """Has reading of a body end at MOST_BYTES, and refuses one that would grow as it is unpacked.
+    """Stop reading a body at MOST_BYTES, and reject one that would grow when unpacked.
 
     Raises:
         RemoteProtocolError: It is compressed, though that was not asked for.
@@ -323,7 +323,7 @@ def _limit(response: httpx2.Response) -> None:
 
 
 def _refuse_nonsense(response: httpx2.Response) -> None:
-    """Treats a body that is no chat completion as a broken connection, which the openai client tries again."""
+    """Treat a body that is no chat completion as a broken connection, which the openai client tries again."""
     import httpx2
 
     if response.is_success:
@@ -353,7 +353,7 @@ def _completion(body: str) -> tuple[str, dict[str, int]]:
 
 @contextmanager
 def _without_openai_variables() -> Iterator[None]:
-    """Hides OPENAI_* while the client is made: they redirect it, add headers to it, or make it log."""
+    """Hide OPENAI_* while the client is made: they redirect it, add headers to it, or make it log."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("OPENAI_")}
     try:
         yield

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from neftcli.errors import InputError, NeftError, Problem, panics_as_errors
@@ -245,7 +246,7 @@ class _Replies:
             whole, end, torn = (self.file.read_bytes() if self.file.exists() else b"").rpartition(b"\n")
         except OSError as error:
             problem = f"{self.file}: the judge's replies can't be read"
-            hint = f"mend its rights, or mv {self.file} {self.file}.old    asks the judge again"
+            hint = f"mend its rights, or mv {quote(str(self.file))} {quote(f'{self.file}.old')}    asks the judge again"
             raise JudgeError(Problem(problem, error.strerror or str(error), hint)) from None
         if torn:
             # The process was killed while it wrote; the next line must not be glued to the rest of that one.

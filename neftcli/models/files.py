@@ -1,11 +1,10 @@
-"""The files of a model's folder that determine what it computes: through its index, and none outside of the folder."""
+"""Files of a model's folder that determine its outputs, and the names by which its index and config.json list them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
-from shlex import quote
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from neftcli.errors import ModelError, Problem
@@ -14,9 +13,12 @@ from neftcli.models.gguf import sha256
 
 INDEX = "model.safetensors.index.json"
 """Names the files of weights in several files."""
-IDENTITY = ("*.safetensors", "config.json", "**/*.py")
-"""What a model in a folder is: weights, settings, and code of its own; with the weights that an index names."""
-BESIDE = "additional_chat_templates"
+IDENTITY = ("*.safetensors", "config.json")
+"""Patterns of the files that identify a model in a folder, besides those that its index and `auto_map` name."""
+CODE_SETTINGS = ("config.json", "tokenizer_config.json")
+"""Files whose `auto_map` names classes of the model's own code."""
+CUSTOM_GENERATE = "custom_generate/generate.py"
+"""Code that transformers runs when it loads a trusted model, without a name in `auto_map`."""
 
 
 def weight_files(folder: Path) -> set[str]:
@@ -26,7 +28,7 @@ def weight_files(folder: Path) -> set[str]:
     """
     named = _object(folder / "config.json").get("transformers_weights")
     own = {named} if isinstance(named, str) else set()
-    indexes = {INDEX, *(name for name in own if name.endswith(".index.json") and not leads_out(folder, name))}
+    indexes = {INDEX, *(name for name in own if name.endswith(".index.json") and not leads_out(name))}
     for index in indexes:
         listed = _object(folder / index).get("weight_map")
         values = listed.values() if isinstance(listed, dict) else ()
@@ -34,33 +36,56 @@ def weight_files(folder: Path) -> set[str]:
     return own
 
 
+def code_references(file: Path) -> list[str]:
+    """The classes that a configuration's `auto_map` names: "file.Class", or "owner/name--file.Class" of the hub."""
+    mapped = _object(file).get("auto_map")
+    values = list(mapped.values()) if isinstance(mapped, dict) else [mapped]
+    named = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    return [name for name in named if isinstance(name, str)]
+
+
+def code_file(reference: str) -> str:
+    """The name of the file that holds a class of `auto_map`, relative to the model's folder."""
+    return f"{reference.rpartition('--')[2].rpartition('.')[0]}.py"
+
+
+def code_files(folder: Path) -> set[str]:
+    """The Python files that a trusted model may run: those that are named, and all beside them, for their imports."""
+    named = {code_file(name) for settings in CODE_SETTINGS for name in code_references(folder / settings)}
+    parents = {PurePosixPath(name).parent for name in (*named, CUSTOM_GENERATE) if not leads_out(name)}
+    return {(parent / item.name).as_posix() for parent in parents for item in (folder / parent).glob("*.py")}
+
+
+def is_code_elsewhere(folder: Path, file: str) -> bool:
+    """Return whether a file of code is outside of the model's folder, by its name or in a linked folder."""
+    parents = list(PurePosixPath(file).parents)[:-1]
+    return leads_out(file) or any((folder / parent).is_symlink() for parent in parents)
+
+
 def require_inside(folder: Path, name: str) -> None:
-    """Check that every file of a model is in its folder.
+    """Check that a model's index and config.json name files in its folder only; links in the folder are followed.
 
     Args:
         folder: The model's, an adapter's or a tokenizer's.
         name: The model's, for the message.
 
     Raises:
-        ModelError: A name in its index or config.json, or a link, leads out of it.
+        ModelError: A name is absolute or contains `..`.
     """
-    if not folder.is_dir():
-        return
-    found = (item for pattern in ("*", f"{BESIDE}/*") for item in folder.glob(pattern) if item.is_file())
-    for file in sorted({str(item.relative_to(folder)) for item in found} | weight_files(folder)):
-        if out := leads_out(folder, file):
+    for file in sorted(weight_files(folder)):
+        if leads_out(file):
             raise ModelError(
                 Problem(
-                    f"model.name: the files of {name} must be in its own folder",
-                    f"{out}, in {folder}",
-                    f"cp -rL {quote(str(folder))} FOLDER    copies what links lead to; names in an index without ../",
+                    f"model.name: the index and config.json of {name} must name files in its own folder",
+                    f"{file}, in {folder}",
+                    "copy the file into the folder, and correct the name: no / in front, no ..",
                 )
             )
 
 
 def model_sha256(folder: Path) -> str:
     """SHA-256 over all files of a model's folder that determine what it computes, in hexadecimal."""
-    return folder_sha256(folder, *IDENTITY, names=weight_files(folder))
+    return folder_sha256(folder, *IDENTITY, names=weight_files(folder) | code_files(folder))
 
 
 def folder_sha256(folder: Path, *patterns: str, names: set[str] | None = None) -> str:

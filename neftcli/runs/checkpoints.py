@@ -142,8 +142,8 @@ def verify(place: Path) -> Checkpoint:
         raise Damaged(f"manifest.json can't be read: {error.strerror}") from None
     manifest = _unsealed(text)
     for name, known in manifest["files"].items():
-        if out := leads_out(place, name):
-            raise Damaged(f"manifest.json names a file that is not in the checkpoint: {out}")
+        if leads_out(name):
+            raise Damaged(f"manifest.json names a file that is not in the checkpoint: {name}")
         try:
             size = (place / name).stat().st_size
         except OSError:

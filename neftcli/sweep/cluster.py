@@ -15,11 +15,11 @@ import tarfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import chdir, suppress
+from contextlib import ExitStack, chdir, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import neftcli
 from neftcli.errors import InputError, NeftError, Problem
 from neftcli.events import Event, Notice
 from neftcli.machine.files import open_own
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from neftcli.runs.directory import RunDirectory
     from neftcli.sweep.plan import Cell
 
-PACKAGES = Path(neftcli.__file__).parents[1]
-"""The current folder while Ray starts: Ray adds it to the path from which its workers import."""
 POLL = 0.2  # seconds between two looks at what cells say
 NO_ROOM = 30.0  # seconds without a cell at work, after which a person is told why
 
@@ -53,7 +51,11 @@ class RayEngine:
     """
 
     def __init__(self, address: str | None, retries: int, folder: Path) -> None:
-        ray = _connected(address)
+        with ExitStack() as temporary:
+            # It stays as long as the workers: nobody else can create a folder of its name and have them import from it.
+            empty = temporary.enter_context(TemporaryDirectory(prefix="neft-ray-"))
+            ray = _connected(address, Path(empty))
+            self._temporary = temporary.pop_all()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._ray, self._retries, self._folder, self._stopping = ray, retries, folder, False
@@ -90,9 +92,10 @@ class RayEngine:
         self._stopping = True  # Ray is told in `run`: this may be called by a signal, in the middle of a call to Ray
 
     def close(self) -> None:
-        """Ends the tasks at once and leaves the cluster; one that was started here ends."""
+        """End the tasks at once and leave the cluster; one that was started here ends."""
         self._ray.shutdown()
         self._loud()
+        self._temporary.close()
 
     def run(
         self,
@@ -131,7 +134,7 @@ class RayEngine:
             self._say_where_there_is_no_room(told)
 
     def _submit(self, cell: Cell, told: Callable[[Cell, Event], None], ended: Callable[[Cell, Outcome], None]) -> None:
-        """Gives a cell to the cluster, with what is there of it; one that another process trains has failed."""
+        """Submit a cell to the cluster, with its run if there is one; a cell that another process trains has failed."""
         try:
             run = self._begun_run(cell, told)
         except InputError as error:
@@ -247,7 +250,7 @@ class RayEngine:
 
 
 class _Voice:
-    """Tells what is said of one cell."""
+    """Pass on the events of one cell."""
 
     def __init__(self, cell: Cell, told: Callable[[Cell, Event], None]) -> None:
         self._cell, self._told = cell, told
@@ -257,8 +260,12 @@ class _Voice:
         self._told(self._cell, event)
 
 
-def _connected(address: str | None) -> Any:
+def _connected(address: str | None, empty: Path) -> Any:
     """Ray, connected to a cluster.
+
+    Args:
+        address: As `RayEngine` takes it.
+        empty: The current folder while Ray starts: Ray adds it to the path from which its workers import.
 
     Raises:
         InputError: It is not installed, or the cluster can't be reached.
@@ -274,13 +281,13 @@ def _connected(address: str | None) -> Any:
         ) from None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address is None:
-        with chdir(PACKAGES):
+        with chdir(empty):
             ray.init("local", include_dashboard=False, **quiet)
         return ray
     try:
         found = _found_locally() if address == "auto" else address
         _require_reachable(found)
-        with chdir(PACKAGES):
+        with chdir(empty):
             ray.init(found, **quiet)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError, SystemExit) as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -329,7 +336,7 @@ def _found_locally() -> str:
 
 
 def _require_reachable(address: str) -> None:
-    """Connects to a host and port; Ray itself would wait for minutes, and then end the process.
+    """Connect to a host and port; Ray itself would wait for minutes, and then end the process.
 
     Raises:
         OSError: Nobody answers.

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -151,6 +152,24 @@ def done_by(engine: RayEngine, cells: list[Cell], told: Callable[[Cell, Event], 
     finally:
         engine.close()
     return outcomes
+
+
+@pytest.mark.slow
+def test_workers_import_from_no_folder_of_the_driver(tmp_path: Path) -> None:
+    """Ray adds the driver's current folder to their path, before the packages: an empty one, which goes at the end."""
+    engine = RayEngine(None, 0, tmp_path)
+    try:
+        import ray
+
+        path = [Path(entry) for entry in ray.get(ray.remote(lambda: sys.path).remote())]
+        added = [entry for entry in path if entry.name.startswith("neft-ray-")]
+        assert [list(folder.iterdir()) for folder in added] == [[]]
+        packages = Path(ray.__file__).parents[1]
+        assert path.count(packages) == 1
+        assert path.index(packages) > path.index(Path(os.__file__).parent)
+    finally:
+        engine.close()
+    assert not added[0].exists()
 
 
 @pytest.mark.slow

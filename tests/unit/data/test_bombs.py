@@ -6,6 +6,7 @@ Oracle: the largest memory that Python held meanwhile (tracemalloc), far below w
 from __future__ import annotations
 
 import gzip
+import json
 import time
 import tracemalloc
 from pathlib import Path
@@ -30,6 +31,7 @@ MIB = 2**20
             "field.csv.gz, line 1: not CSV: field larger than field limit",
         ),
         ("all.json.gz", (b"[" + b"1," * 511 + b"\n") * 1024, "a .json.gz has at most 2,097,152 characters"),
+        ("line.json.gz", b"a" * MIB, "line.json.gz, line 1: a line has at most 2,097,152 bytes"),
         (
             "all.txt.gz",
             (b"a b " * 255 + b"ab\n") * 1024,
@@ -59,6 +61,16 @@ def test_read_rows_of_a_bomb(
         readers.csv.field_size_limit(before)
     assert said in str(caught.value)
     assert (tmp_path / name).stat().st_size < MIB
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz"])
+def test_read_rows_of_json_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minified .json is one line, which may be longer than a line of other files."""
+    monkeypatch.setattr(text, "MOST_LINE", MIB)
+    rows = [{"text": "a" * 700_000}, {"text": "b" * 700_000}]
+    content = json.dumps(rows).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert [row.values for row in read_rows(str(tmp_path / name))] == rows
 
 
 def test_read_rows_of_a_million_columns(tmp_path: Path) -> None:

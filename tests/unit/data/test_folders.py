@@ -365,6 +365,7 @@ def test_read_rows_fsspec_folder() -> None:
     memory = fsspec.filesystem("memory")
     saved_dict("saved")
     write({"s/data/train-00000-of-00001.parquet": TRAIN, "s/data/test-00000-of-00001.parquet": TEST})
+    Path("train").symlink_to("/")  # here, and of no concern to a folder elsewhere
     for folder in ("saved", "s"):
         memory.put(str(Path(folder).absolute()), f"/bucket/{folder}", recursive=True)
         assert values(f"memory://bucket/{folder}") == TRAIN
@@ -373,6 +374,8 @@ def test_read_rows_fsspec_folder() -> None:
         "memory://bucket/saved/train/data-00000-of-00001.arrow, row 1"
     )
     assert "there is no file or folder at this address" in refusal("memory://bucket/nothing")
+    memory.pipe("/bucket/named/state.json", json.dumps({"_data_files": [{"filename": "../s/rows.arrow"}]}).encode())
+    assert "received ../s/rows.arrow" in refusal("memory://bucket/named")
     memory.rm("/bucket", recursive=True)
 
 
@@ -459,13 +462,13 @@ def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_files_outside_of_a_folder_are_rejected(tmp_path: Path) -> None:
-    """Named by what save_to_disk writes, or through a link; a link inside the folder is as good as a file."""
+    """Named by what save_to_disk writes."""
     saved_dict("other")
     saved_dict()
     state = Path("saved/train/state.json")
     content = json.loads(state.read_text())
     [file] = content["_data_files"]
-    must = ": the files of a data set must be in its own folder\n  received "
+    must = ": a data set must name files in its own folder\n  received "
     state.write_text(json.dumps({**content, "_data_files": [{"filename": f"../../other/train/{file['filename']}"}]}))
     assert f"saved{must}train/../../other/train/{file['filename']}" in refusal("saved")
     absolute = str(tmp_path / "other" / "train" / file["filename"])
@@ -473,9 +476,14 @@ def test_files_outside_of_a_folder_are_rejected(tmp_path: Path) -> None:
     assert f"saved/train{must}{absolute}" in refusal("saved/train")
     Path("saved/dataset_dict.json").write_text(json.dumps({"splits": ["../other/train"]}))
     assert f"saved{must}../other/train/state.json" in refusal("saved", "../other/train")
-    write({"mine/rows.jsonl": TRAIN, "elsewhere.jsonl": TEST})
-    Path("mine/more.jsonl").symlink_to("rows.jsonl")
-    assert values("mine") == TRAIN + TRAIN
-    Path("mine/more.jsonl").unlink()
-    Path("mine/more.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
-    assert f"more.jsonl, a link to {tmp_path / 'elsewhere.jsonl'}" in refusal("mine")
+
+
+def test_links_of_a_folder_are_followed(tmp_path: Path) -> None:
+    """As git-annex and DVC lay data out: the rows are elsewhere."""
+    write({"mine/train.jsonl": TRAIN, "elsewhere/rows": TEST})
+    Path("mine/test.jsonl").symlink_to(tmp_path / "elsewhere" / "rows")
+    assert values("mine", "test") == TEST
+    saved_dict()
+    Path("saved/train").rename("elsewhere/train")
+    Path("saved/train").symlink_to("../elsewhere/train")
+    assert values("saved") == TRAIN

@@ -16,6 +16,7 @@ from neftcli.data.formats import Example, Turn
 from neftcli.data.rows import ExampleRows, TokenRows
 from neftcli.data.token_cache import cached, token_key
 from neftcli.data.tokens import IGNORED, TokenRow
+from neftcli.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,22 @@ def test_token_key_changes_with_all_that_tokens_depend_on() -> None:
     }
     assert len(keys) == 6
     assert token_key(examples(), "tokenizer", "template") in keys
+
+
+def test_cached_on_another_disk(folder: Path, tmp_path: Path) -> None:
+    """The user's own `tokens` may be a link; an entry or a lock that is one is refused."""
+    calls, tokenise = counting()
+    (tmp_path / "scratch").mkdir()
+    folder.symlink_to("scratch")
+    for _ in range(2):
+        assert list(cached("key", tokenise)[0]) == ROWS
+    assert len(calls) == 1
+    assert (tmp_path / "scratch" / "key.arrow").is_file()
+    for name in ("other.arrow", "another.lock"):
+        (folder / name).symlink_to(tmp_path / "nowhere")
+        with pytest.raises(InputError, match=f"{name}: this would be written to, and is a link"):
+            cached(Path(name).stem, tokenise)
+    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped"])

@@ -147,6 +147,14 @@ def test_retry_after_is_heeded(server: JudgeServer, tmp_path: Path) -> None:
     assert time.monotonic() - start > 0.3
 
 
+def test_retry_after_of_hours_is_not_waited_for(server: JudgeServer, tmp_path: Path) -> None:
+    """The longest is two minutes (docs/evaluation.md)."""
+    server.always = status(429, Retry_After="121")
+    with pytest.raises(JudgeError, match="429"):
+        judge_pairs(PAIRS[:1], judge_of(server, concurrency=1), tmp_path / "c.jsonl", silent)
+    assert len(server.requests) == 1
+
+
 def test_waits_grow(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They double, less a quarter at most; also for a body that is no chat completion."""
     waited: list[float] = []

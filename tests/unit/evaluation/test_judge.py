@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 import threading
@@ -27,6 +28,7 @@ from neftcli.errors import InputError
 from neftcli.evaluation.judge import (
     BUILT_IN_PROMPT,
     JudgedPair,
+    JudgeError,
     Pair,
     check_judge,
     judge_pairs,
@@ -329,6 +331,17 @@ def test_a_torn_cache_loses_what_is_torn_and_nothing_else(data: st.DataObject) -
         assert judge_pairs(PAIRS, judge_of(server), cache, silent) == expected
         assert len(server.requests) == 4 - kept.count(b"\n")
         assert sorted(cache.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_replies_that_cannot_be_read(tmp_path: Path) -> None:
+    """With a command that can be pasted, whatever the folder is called."""
+    cache = tmp_path / "a b's" / "c.jsonl"
+    cache.mkdir(parents=True)
+    with pytest.raises(JudgeError) as caught:
+        judge_pairs(PAIRS, FINE, cache, silent)
+    [problem] = caught.value.problems
+    command = problem.remedy.removeprefix("mend its rights, or ").removesuffix("    asks the judge again")
+    assert shlex.split(command) == ["mv", str(cache), f"{cache}.old"]
 
 
 def test_damaged_lines_are_asked_again(server: JudgeServer, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neftcli.errors import ModelError
-from neftcli.models.files import INDEX, model_sha256, require_inside, weight_files
-from neftcli.models.loading import load_adapter, load_model, load_tokenizer
+from neftcli.models.files import INDEX, code_files, model_sha256, weight_files
+from neftcli.models.loading import load_model, load_tokenizer
 from neftcli.models.names import Reference
 from neftcli.models.validate import require_weight_files
 
@@ -63,61 +63,80 @@ def test_model_sha256_covers_the_weights_that_are_read(name: str, by: str, folde
 
 
 @pytest.mark.parametrize("by", ["index", "config"])
-@pytest.mark.parametrize("kind", ["above", "absolute", "link"])
+@pytest.mark.parametrize("kind", ["above", "absolute"])
 def test_require_inside_rejects_weights_outside(kind: str, by: str, folder: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outer" / "outside.safetensors"
-    name = {"above": "../outside.safetensors", "absolute": str(outside), "link": "sub/w.safetensors"}[kind]
-    file = move_weights(folder, name, by)
-    if kind == "link":
-        file.rename(outside)
-        file.symlink_to(outside)
+    name = {"above": "../outside.safetensors", "absolute": str(outside)}[kind]
+    move_weights(folder, name, by)
     reference = Reference("m", "folder", str(folder))
-    shown = name if kind != "link" else f"{name}, a link to {outside}"
     for read in (lambda: require_weight_files(reference), lambda: load_model(reference, torch.float32)):
         with pytest.raises(ModelError) as caught:
             read()
         assert str(caught.value).splitlines() == [
-            "model.name: the files of m must be in its own folder",
-            f"  received {shown}, in {folder}",
-            f"  try      cp -rL {folder} FOLDER    copies what links lead to; names in an index without ../",
+            "model.name: the index and config.json of m must name files in its own folder",
+            f"  received {name}, in {folder}",
+            "  try      copy the file into the folder, and correct the name: no / in front, no ..",
         ]
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "additional_chat_templates/default.jinja"])
-def test_require_inside_rejects_links_out(name: str, folder: Path, tmp_path: Path) -> None:
-    """Of settings, tokenizers and templates; a link inside is as good as a file."""
-    file = folder / name
-    file.parent.mkdir(exist_ok=True)
-    file.touch()
-    outside = tmp_path / "outside"
-    file.rename(outside)
-    file.symlink_to(outside)
-    with pytest.raises(ModelError, match="must be in its own folder"):
-        load_tokenizer(Reference("m", "folder", str(folder)))
-    file.unlink()
-    outside.rename(file.with_name("inside"))
-    file.symlink_to("inside")
-    require_inside(folder, "m")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_links_of_a_model_are_followed(name: str, folder: Path, tmp_path: Path) -> None:
+    """Their content is read and hashed, wherever it is stored."""
+    before, computed = model_sha256(folder), logits(folder)
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    reference = Reference("m", "folder", str(folder))
+    require_weight_files(reference)
+    load_tokenizer(reference)
+    assert torch.equal(logits(folder), computed)
+    assert model_sha256(folder) == before
+    if name == "model.safetensors":
+        weights = load_file(tmp_path / "elsewhere")
+        weights["lm_head.weight"] += 1
+        save_file(weights, tmp_path / "elsewhere", {"format": "pt"})
+        assert model_sha256(folder) != before
 
 
-def test_load_adapter_rejects_links_out(folder: Path, tmp_path: Path) -> None:
-    adapter = tmp_path / "run" / "model"
-    adapter.mkdir(parents=True)
-    (tmp_path / "theirs.safetensors").write_bytes(b"")
-    (adapter / "adapter_model.safetensors").symlink_to(tmp_path / "theirs.safetensors")
-    with pytest.raises(ModelError, match=r"adapter_model\.safetensors, a link to "):
-        load_adapter(load_model(Reference("m", "folder", str(folder)), torch.float32), adapter)
-
-
-def test_require_inside_takes_a_snapshot_of_the_hub(folder: Path, tmp_path: Path) -> None:
-    """Its files are links to blobs, and the hash is that of the same files without links."""
+def test_a_snapshot_of_the_hub_is_read(folder: Path, tmp_path: Path) -> None:
+    """Its files are links to blobs, which may be on another disk; the hash is that of the files without links."""
     repository = tmp_path / "models--a--b"
     snapshot = repository / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
+    (tmp_path / "scratch").mkdir()
+    (repository / "blobs").symlink_to(tmp_path / "scratch")
     for place, file in enumerate(sorted(folder.iterdir())):
         shutil.copy(file, repository / "blobs" / str(place))
         (snapshot / file.name).symlink_to(f"../../blobs/{place}")
-    require_inside(snapshot, "m")
+    require_weight_files(Reference("m", "folder", str(snapshot)))
     assert model_sha256(snapshot) == model_sha256(folder)
     assert torch.equal(logits(snapshot), logits(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_model_sha256_covers_the_code_that_is_named(file: str, folder: Path) -> None:
+    """And what is beside it, which it may import; no other .py file, such as of a virtual environment."""
+    for name in ("code/own.py", "code/beside.py", "custom_generate/generate.py", "venv/lib/other.py", "convert.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    mapped = {"AutoConfig": "code/own.Own", "AutoTokenizer": ["code/own.Slow", None], "AutoModel": "/etc/x.Y"}
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, "auto_map": mapped}))
+    assert code_files(folder) == {"code/own.py", "code/beside.py", "custom_generate/generate.py"}
+    before = model_sha256(folder)
+    for name in ("venv/lib/other.py", "convert.py"):
+        (folder / name).write_text("pass")
+    assert model_sha256(folder) == before
+    for name in sorted(code_files(folder)):
+        (folder / name).write_text("pass")
+        assert model_sha256(folder) != before
+        before = model_sha256(folder)
+
+
+@pytest.mark.parametrize(
+    "mapped", [None, 1, "own.Own", [1, [], None], {"AutoConfig": {"a": []}}, {"AutoConfig": "own"}]
+)
+def test_code_files_of_damaged_settings(mapped: Any, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"auto_map": mapped}))
+    assert code_files(folder) == set()
+    (folder / "config.json").write_text("[" * 100_000)
+    assert code_files(folder) == set()

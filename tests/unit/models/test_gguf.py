@@ -121,6 +121,15 @@ def drop_a_key(path: Path) -> None:
     path.write_text("{}", encoding="utf-8")
 
 
+def of_files(files: object) -> Callable[[Path], object]:
+    """Gives a manifest other files."""
+
+    def write(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "files": files}), encoding="utf-8")
+
+    return write
+
+
 DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a flipped bit": ("model.safetensors", flip),
     "a file cut short": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1])),
@@ -130,6 +139,14 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "an empty manifest": (MANIFEST, lambda path: path.write_bytes(b"")),
     "a manifest that is no text": (MANIFEST, lambda path: path.write_bytes(b"\xff\xfe\x00")),
     "a manifest without files": (MANIFEST, drop_a_key),
+    "a manifest that is nested too deep": (MANIFEST, lambda path: path.write_text("[" * 100_000)),
+    "a file without size and hash": (MANIFEST, of_files({"config.json": 1})),
+    "a file with a list of one": (MANIFEST, of_files({"config.json": [2]})),
+    "a file elsewhere": (MANIFEST, of_files({"../x": [2, sha256(Path(__file__))]})),
+    "no files": (MANIFEST, of_files({})),
+    "files of other kinds": (MANIFEST, of_files([["config.json", 2]])),
+    "a file that nobody wrote": ("code.py", lambda path: path.write_text("")),
+    "a folder that nobody made": ("more", Path.mkdir),
 }
 
 
@@ -203,12 +220,12 @@ def test_what_a_killed_conversion_left_goes_with_the_next(file: Path, conversion
     assert (place / "model.safetensors").read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["models", "the entry", "its lock"])
+@pytest.mark.parametrize("kind", ["the entry", "its lock"])
 def test_links_in_the_cache_are_not_followed(kind: str, file: Path, conversions: list[Path], tmp_path: Path) -> None:
     outside, models = tmp_path / "outside", cache_folder() / "models"
     outside.mkdir()
     digest = sha256(file)[:32]
-    link = {"models": models, "the entry": models / digest, "its lock": models / f"{digest}.lock"}[kind]
+    link = {"the entry": models / digest, "its lock": models / f"{digest}.lock"}[kind]
     link.parent.mkdir(parents=True)
     link.symlink_to(outside)
     with pytest.raises(InputError) as raised:
@@ -216,6 +233,16 @@ def test_links_in_the_cache_are_not_followed(kind: str, file: Path, conversions:
     assert str(raised.value).startswith(f"{link}: this would be written to, and is a link")
     assert not list(outside.iterdir())
     assert conversions == []
+
+
+def test_a_cache_on_another_disk_is_used(file: Path, conversions: list[Path], tmp_path: Path) -> None:
+    """The user's own `models` may be a link."""
+    (tmp_path / "scratch").mkdir()
+    (cache_folder() / "models").parent.mkdir()
+    (cache_folder() / "models").symlink_to(tmp_path / "scratch")
+    assert converted(file) == converted(file)
+    assert conversions == [file]
+    assert (tmp_path / "scratch" / sha256(file)[:32] / "model.safetensors").is_file()
 
 
 def test_two_processes_convert_once(file: Path, tmp_path: Path) -> None:

@@ -20,7 +20,15 @@ from transformers import AutoTokenizer
 
 from neftcli.errors import ModelError
 from neftcli.models import loading
-from neftcli.models.loading import explained, fingerprint, load_model, load_tokenizer, local_or_hub
+from neftcli.models.loading import (
+    empty_model,
+    explained,
+    fingerprint,
+    load_config,
+    load_model,
+    load_tokenizer,
+    local_or_hub,
+)
 from neftcli.models.names import ALIASES, Alias, Reference, resolve
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model, tiny_tokenizer
 
@@ -267,6 +275,68 @@ def test_a_damaged_configuration(folder: Path) -> None:
         first, second, _ = said.splitlines()
         assert first == "model.name: tiny can't be read"
         assert "config.json" in second
+
+
+@pytest.mark.parametrize(
+    ("size", "received"),
+    [
+        (-1, "Trying to create tensor with negative dimension -1: [-1, 64]"),
+        (2**62, f"Storage size calculation overflowed with sizes=[{2**62}, 64]"),
+        (10**30, "empty(): argument 'size' failed to unpack the object"),
+    ],
+)
+def test_a_configuration_with_impossible_sizes(size: int, received: str, folder: Path) -> None:
+    """It is to blame, whether the weights are loaded or not."""
+    edit(folder / "config.json", vocab_size=size, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    reference = resolve(str(folder))
+    with pytest.raises(ModelError) as raised:
+        empty_model(reference, load_config(reference, False), False)
+    for said in (said_of_model(folder), str(raised.value)):
+        first, second, _ = said.splitlines()
+        assert first == "model.name: config.json of tiny describes no model that can be built"
+        assert second.startswith(f"  received {received}")
+
+
+OWN_MODEL = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+class Own(LlamaConfig): model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = Own
+    def __init__(self, config):
+        super().__init__(config)
+        with open("built", "a") as file:
+            file.write("1")
+        {then}
+"""
+
+
+def with_own_model(folder: Path, then: str) -> None:
+    (folder / "own.py").write_text(OWN_MODEL.format(then=then), encoding="utf-8")
+    edit(folder / "config.json", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"})
+    edit(folder / "config.json", model_type="own")
+
+
+def test_code_that_fails_is_not_blamed_on_the_configuration(folder: Path) -> None:
+    """The error of a load is that of the code, which builds the model once."""
+    with_own_model(folder, 'raise RuntimeError("not here")')
+    with pytest.raises(RuntimeError, match="not here"):
+        load(folder, trust_remote_code=True)
+    assert Path("built").read_text() == "1"
+    reference = resolve(str(folder))
+    with pytest.raises(ModelError) as raised:
+        empty_model(reference, load_config(reference, True), True)
+    assert str(raised.value) == (
+        "model.name: the code of tiny can't build the model without its weights\n"
+        "  received not here\n"
+        "  try      code that builds it on torch's meta device, as transformers does"
+    )
+
+
+def test_memory_that_is_short_is_not_blamed_on_the_configuration(folder: Path) -> None:
+    with_own_model(folder, 'raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")')
+    with pytest.raises(torch.OutOfMemoryError):
+        load(folder, trust_remote_code=True)
 
 
 def test_code_that_comes_with_a_model_does_not_run_unasked(folder: Path) -> None:

@@ -262,8 +262,36 @@ def test_code_that_a_folder_fetches_from_the_hub_is_refused(file: str, folder: P
     assert refusal(lambda: load_tokenizer(resolve(str(folder)), True)) == (
         f"{folder / file}: code runs only from the model's own folder, where nobody else can change it\n"
         "  received somebody/else--own.Fast\n"
-        "  try      copy its .py files into the folder, and take OWNER/NAME-- out of auto_map"
+        "  try      copy its .py files into the folder, no links; name them in auto_map as FILE.Class"
     )
+
+
+@pytest.mark.parametrize("kind", ["absolute", "above", "in a linked folder", "custom_generate"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_outside_of_a_folder_does_not_run(kind: str, file: str, folder: Path, made: Path, tmp_path: Path) -> None:
+    """It could change without a trace in the model's fingerprint."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("own.py", "generate.py"):
+        (outside / name).write_text(f"import os\nos.mkdir({str(made)!r})\n")
+    (folder / "sub").symlink_to(outside)
+    named = {"absolute": f"{outside}/own.Own", "above": "../outside/own.Own", "in a linked folder": "sub/own.Own"}
+    if kind == "custom_generate":
+        (folder / kind).symlink_to(outside)
+    elif file == "config.json":
+        edit(folder / file, auto_map={"AutoConfig": named[kind]}, model_type="own")
+    else:
+        edit(folder / file, auto_map={"AutoTokenizer": [None, named[kind]]}, tokenizer_class="Own")
+    reference = resolve(str(folder))
+    for load in (
+        lambda: load_config(reference, True),
+        lambda: load_tokenizer(reference, True),
+        lambda: load_model(reference, torch.float32, trust_remote_code=True),
+    ):
+        said = refusal(load)
+        assert "code runs only from the model's own folder, where nobody else can change it" in said
+        assert f"received {named.get(kind, 'a link')}\n" in said
+    assert not made.exists()
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
