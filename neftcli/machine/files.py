@@ -23,11 +23,19 @@ from typing import IO, Any
 
 from neftcli.errors import InputError, Problem
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
-"""Names of files and folders that have not got their own name yet; a kill leaves them."""
+TEMPORARY = re.compile(r"\.(.+)\.neft-[0-9a-f]{8}")
+"""Names that `temporary_name` gives, with the final name as a group; a kill leaves such files and folders."""
 ABANDONED = 3600.0
 """Seconds after which nobody is writing a temporary file any more."""
 WRITABLE_BY_ALL = 0o002
+
+
+def temporary_name(name: str) -> str:
+    """Return a name for a file or folder until it gets its final `name`.
+
+    It holds neft's own, since what has such a name is removed when it is old: `.backup.20250101` is the user's.
+    """
+    return f".{name}.neft-{token_hex(4)}"
 
 
 def restrict_umask() -> None:
@@ -92,7 +100,7 @@ def open_own(path: Path, mode: str, errors: str = "strict") -> IO[Any]:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
-    beside = path.with_name(f".{path.name}.{token_hex(4)}")
+    beside = path.with_name(temporary_name(path.name))
     with beside.open("xb") as file:  # as private as the umask says
         try:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,6 +28,7 @@ from neftcli.machine.files import (
     open_own,
     remove,
     require_no_links,
+    temporary_name,
     to_disk,
     write_whole,
 )
@@ -45,6 +45,9 @@ RECORD = places.RECORD
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
+LOG = "train.log"
+BEFORE_NAMING = (LOCK, RECORD, RECIPE, LOG)
+"""Files of a run whose folder has not got its final name."""
 CELLS = "cells"
 """Where a sweep keeps its runs."""
 TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
@@ -112,7 +115,7 @@ class RunDirectory:
             made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             parent.mkdir(parents=True, exist_ok=True)
             _clear_unborn(parent)
-            path = parent / f".{name}.{token_hex(4)}"
+            path = parent / temporary_name(name)
             path.mkdir()
         except (OSError, ValueError) as error:
             received = getattr(error, "strerror", None) or str(error)
@@ -179,8 +182,8 @@ class RunDirectory:
 
     @property
     def log(self) -> Path:
-        """What the libraries said."""
-        return self.path / "train.log"
+        """Output of the libraries."""
+        return self.path / LOG
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -305,14 +308,29 @@ class RunDirectory:
 
 
 def _clear_unborn(parent: Path) -> None:
-    """Removes hidden folders of runs that were killed before they got their name."""
+    """Remove hidden folders of runs that were killed before they got their name."""
     from filelock import FileLock, Timeout
 
     for folder in parent.glob(".*/"):
         with suppress(OSError, Timeout):  # another process was faster, or is at work in it
-            if TEMPORARY.fullmatch(folder.name) and not folder.is_symlink() and is_abandoned(folder):
+            if _is_unborn(folder) and is_abandoned(folder):
                 with FileLock(folder / LOCK, timeout=0):
                     remove(folder)
+
+
+def _is_unborn(folder: Path) -> bool:
+    """Return whether a folder has the name and nothing but the files of a run that was killed before it got its name.
+
+    Anything else in it is somebody's.
+    """
+    if not TEMPORARY.fullmatch(folder.name) or folder.is_symlink():
+        return False
+    for path in folder.iterdir():
+        temporary = TEMPORARY.fullmatch(path.name)
+        name = temporary[1] if temporary else path.name
+        if name not in BEFORE_NAMING or path.is_dir():
+            return False
+    return True
 
 
 class LedDirectory(RunDirectory):

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from neftcli.machine.files import temporary_name
 from neftcli.runs.directory import RunDirectory
 from tests.conftest import quick_arguments
 from tests.invariant.test_resume import result
@@ -244,7 +245,8 @@ def test_the_script_for_slurm(state: str, ends_with: int, asked: str, code: int,
         (tmp_path / name).write_text(f'#!/bin/sh\necho "$@" >> asked.txt\nexit {end}\n')
         (tmp_path / name).chmod(0o755)
     (tmp_path / "asked.txt").touch()
-    run = tmp_path / "runs" / (".llama-2-7b-alpaca-a5-s0.0123abcd" if state == "hidden" else "llama-2-7b-alpaca-a5-s0")
+    name = "llama-2-7b-alpaca-a5-s0"
+    run = tmp_path / "runs" / (temporary_name(name) if state == "hidden" else name)
     if state != "nothing":
         RunDirectory(run).path.mkdir(parents=True)
         RunDirectory(run).write_json("run.json", {"status": state, "resumed": [{"after": "finished"}]})

@@ -123,7 +123,14 @@ def test_remove_file_folder_and_nothing(folder: Path) -> None:
 
 
 def test_clear_abandoned_takes_old_temporary_files_only(folder: Path) -> None:
-    for name in (".run.json.0123abcd", ".young.0123abcd", ".lock", "run.json", ".hidden.txt"):
+    for name in (
+        ".run.json.neft-0123abcd",
+        ".young.neft-0123abcd",
+        ".notes.20250101",
+        ".lock",
+        "run.json",
+        ".hidden.txt",
+    ):
         (folder / name).touch()
         if "young" not in name:
             then = time.time() - ABANDONED - 60
@@ -132,7 +139,8 @@ def test_clear_abandoned_takes_old_temporary_files_only(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         ".hidden.txt",
         ".lock",
-        ".young.0123abcd",
+        ".notes.20250101",
+        ".young.neft-0123abcd",
         "deep",
         "run.json",
     ]

@@ -173,15 +173,28 @@ def test_begin_clears_what_killed_processes_left() -> None:
 
 
 def test_begin_clears_nothing_of_others() -> None:
-    """Not what has another name, nor what a link leads to."""
-    Path("runs/.hidden").mkdir(parents=True)
+    """Neither other names, dates among them, nor what a link leads to, nor a folder with anything of somebody's."""
     Path("mine").mkdir()
-    Path("runs/.run.0123abcd").symlink_to(Path("mine").absolute())
-    grow_old(Path("runs/.hidden"))
-    grow_old(Path("mine"))
+    theirs = [".hidden", ".backup.20250101", ".run.neft-0123abcd", ".run.neft-89abcdef", ".run.neft-00000000"]
+    for name in (*theirs[:2], theirs[3]):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "thesis.tex").touch()
+    Path("runs", theirs[2]).symlink_to(Path("mine").absolute())
+    Path("runs", theirs[4], "run.json").mkdir(parents=True)
+    for name in theirs:
+        grow_old(Path("runs", name))
     run = begun()
-    assert names("runs") == sorted([".hidden", ".run.0123abcd", run.path.name])
+    assert names("runs") == sorted([*theirs, run.path.name])
     assert Path("mine").is_dir()
+
+
+def test_begin_clears_all_files_of_a_run_without_its_name() -> None:
+    left = begun()
+    for name in (".lock", "recipe.yaml", "train.log", ".run.json.neft-0123abcd", ".recipe.yaml.neft-89abcdef"):
+        (left.path / name).touch()
+    grow_old(left.path)
+    assert begun("other").path.is_dir()
+    assert not left.path.exists()
 
 
 def test_remove_before_it_settles() -> None:
@@ -200,11 +213,11 @@ def test_held_refuses_links() -> None:
 
 def test_held_clears_temporary_files_of_killed_processes() -> None:
     run = new_run(Path("runs"), "run")
-    for name in (".run.json.0123abcd", ".recipe.yaml.89abcdef"):
+    for name in (".run.json.neft-0123abcd", ".recipe.yaml.neft-89abcdef"):
         (run.path / name).touch()
-    grow_old(run.path / ".run.json.0123abcd")
+    grow_old(run.path / ".run.json.neft-0123abcd")
     with run.held():
-        assert names(run.path) == [".lock", ".recipe.yaml.89abcdef"]
+        assert names(run.path) == [".lock", ".recipe.yaml.neft-89abcdef"]
 
 
 def test_clear_finished_takes_the_checkpoints_that_a_kill_left() -> None:
