@@ -134,18 +134,41 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def try_remove(path: Path) -> bool:
+    """Remove a file, a folder or a link as far as possible, and return whether it is gone.
+
+    On NFS a file that a process has open stays until that process ends, under a name such as `.nfs0123`.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+    return not os.path.lexists(path)
+
+
+def free_name(path: Path) -> None:
+    """Remove whatever has the name `path`; if some of it stays, give it a temporary name.
+
+    Raises:
+        OSError: It can't be renamed.
+    """
+    if not try_remove(path):
+        path.rename(path.with_name(temporary_name(path.name)))
+
+
 def make_fresh(folder: Path) -> None:
     """Make an empty folder in the place of whatever is there, for a library to write into."""
-    remove(folder)
+    free_name(folder)
     folder.mkdir()
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove temporary files that killed processes left in `folder`."""
+    """Remove from `folder` temporary files that killed processes left, and what `free_name` could not remove."""
     for path in folder.glob(".*"):
         with suppress(FileNotFoundError):
-            if TEMPORARY.fullmatch(path.name) and path.is_file() and is_abandoned(path):
-                remove(path)
+            if TEMPORARY.fullmatch(path.name) and is_abandoned(path):
+                try_remove(path)
 
 
 def is_abandoned(path: Path) -> bool:

@@ -23,6 +23,7 @@ from neftcli.errors import InputError, Problem
 from neftcli.machine.files import (
     TEMPORARY,
     clear_abandoned,
+    free_name,
     is_abandoned,
     make_fresh,
     open_own,
@@ -30,6 +31,7 @@ from neftcli.machine.files import (
     require_no_links,
     temporary_name,
     to_disk,
+    try_remove,
     write_whole,
 )
 from neftcli.recipe import places
@@ -140,9 +142,9 @@ class RunDirectory:
             return
 
     def remove(self) -> None:
-        """Takes the folder away, and those around it that were made with it and hold nothing else."""
-        remove(self.path)
+        """Remove the folder, and those around it that were made with it and hold nothing else."""
         with suppress(OSError):
+            remove(self.path)
             for folder in self._made:
                 folder.rmdir()
 
@@ -210,7 +212,7 @@ class RunDirectory:
             clear_abandoned(self.path)
             yield
         finally:
-            remove(self.path / LOCK)  # it has its name by now
+            try_remove(self.path / LOCK)  # it has its name by now
             lock.release()
 
     @contextmanager
@@ -226,15 +228,15 @@ class RunDirectory:
                 to_disk(file)
             to_disk(partial)
         except BaseException:
-            remove(partial)
+            try_remove(partial)
             raise
-        remove(self.model)
+        free_name(self.model)
         partial.rename(self.model)
         to_disk(self.path)
 
     def forget_measurements(self) -> None:
-        """Takes away what a run measured and saved that begins again."""
-        remove(self.model)
+        """Remove the measurements and the model of a run that begins again."""
+        free_name(self.model)
         for name in (METRICS, "samples.jsonl"):
             remove(self.path / name)
 
@@ -256,17 +258,17 @@ class RunDirectory:
                 kept.append(line)
         self.write_text(METRICS, "".join(kept))
         remove(self.path / "samples.jsonl")
-        remove(self.model)
+        free_name(self.model)
         return damaged
 
     def clear_finished(self) -> None:
-        """Takes away what a kill right after the end of a run left."""
+        """Remove what a kill right after the end of a run left."""
         with suppress(InputError), self.held():  # it can't be written, or is held
             self.forget_checkpoints()
 
-    def forget_checkpoints(self) -> None:
-        """Takes the checkpoints away; a finished run has its model."""
-        remove(self.checkpoints)
+    def forget_checkpoints(self) -> bool:
+        """Remove the checkpoints as far as possible, and return whether all are gone; a finished run has its model."""
+        return try_remove(self.checkpoints)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file whole or not at all."""
@@ -354,8 +356,9 @@ class LedDirectory(RunDirectory):
         """Leaves it."""
         return 0
 
-    def forget_checkpoints(self) -> None:
-        """Leaves them."""
+    def forget_checkpoints(self) -> bool:
+        """Leave them; the main process removes them."""
+        return True
 
     def write_text(self, name: str, text: str) -> None:
         """Writes nothing."""

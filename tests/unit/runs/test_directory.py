@@ -21,7 +21,7 @@ from neftcli.errors import InputError
 from neftcli.machine.files import ABANDONED, write_whole
 from neftcli.runs import directory
 from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, find_run
-from tests.conftest import new_run
+from tests.conftest import keep_nfs_files, new_run
 
 root_writes_anywhere = pytest.mark.skipif(os.geteuid() == 0, reason="root can write to a read-only folder")
 
@@ -228,6 +228,25 @@ def test_clear_finished_takes_the_checkpoints_that_a_kill_left() -> None:
         assert run.checkpoints.is_dir()
     run.clear_finished()
     assert names(run.path) == []
+
+
+def test_run_whose_files_are_open_on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its model nor its checkpoints stop it: what stays of them is out of the way."""
+    run = new_run(Path("runs"), "run")
+    for folder in (run.model, run.checkpoints, run.path / "model.partial"):
+        folder.mkdir()
+        (folder / ".nfs0123").touch()
+        (folder / "weights").touch()
+    keep_nfs_files(monkeypatch)
+    with run.replacing_model() as partial:
+        (partial / "new").touch()
+    assert names(run.model) == ["new"]
+    assert not run.forget_checkpoints()
+    run.clear_finished()
+    assert names(run.checkpoints) == [".nfs0123"]
+    (run.model / ".nfs4567").touch()
+    run.forget_measurements()
+    assert not run.model.exists()
 
 
 # Parents that can't be written
