@@ -102,13 +102,22 @@ def clear_unborn(cells: Path) -> None:
 
 
 def records(cells: Path) -> Iterator[tuple[RunDirectory, Record]]:
-    """The runs below `cells` that have a record and their name."""
+    """Runs below `cells` that have their name and a record, without those whose record is damaged."""
+    return ((run, record) for run, record in _all_records(cells) if record is not None)
+
+
+def damaged_records(cells: Path) -> list[str]:
+    """Return the names of runs below `cells` whose record is damaged: their cells are trained again."""
+    return [run.path.name for run, record in _all_records(cells) if record is None]
+
+
+def _all_records(cells: Path) -> Iterator[tuple[RunDirectory, Record | None]]:
     for file in sorted(cells.glob(f"[!.]*/{RECORD}")):
         run = RunDirectory(file.parent)
         try:
             yield run, run.record()
-        except InputError:  # damaged: the cell is trained again
-            continue
+        except InputError:
+            yield run, None
 
 
 def runs_of(cells: Path, key: str) -> Iterator[tuple[RunDirectory, Record]]:

@@ -160,7 +160,7 @@ def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:
 
 
 def require_same_sweep(folder: Path, base: Recipe) -> None:
-    """Checks that the sweep which the folder holds differs by its `sweep` section and by what is measured, at most.
+    """Check that the sweep which the folder holds differs by its `sweep` section and by what is measured, at most.
 
     Raises:
         InputError: Its cells are trained otherwise: these would take their place, or stand in one table with them.
@@ -168,7 +168,7 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
     from neftcli.recipe.loading import differences, load_recipe
 
     file = folder / RECIPE
-    if not file.is_file() or not any(records(folder / CELLS)):
+    if not file.is_file() or not any((folder / CELLS).glob(f"[!.]*/{RECORD}")):  # a damaged record counts, too
         return
     found = differences(load_recipe(str(file)), base)
     found.pop("neftune.alpha", None)  # each cell has its own
