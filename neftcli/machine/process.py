@@ -9,7 +9,6 @@ import platform
 import sys
 
 from neftcli.machine.environment import drop_overrides, require_readable
-from neftcli.machine.files import restrict_umask
 from neftcli.machine.hub import require_importable
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -35,7 +34,6 @@ def prepare_process() -> None:
         InputError: A variable that libraries read as a number is none.
     """
     drop_overrides()
-    restrict_umask()
     require_readable()
     require_importable()
     _fix_caches()

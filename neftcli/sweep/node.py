@@ -134,8 +134,10 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
         contents: What the files hold that come along.
     """
     global _shelf
+    from neftcli.machine.files import restrict_umask
     from neftcli.machine.process import prepare_process
 
+    restrict_umask()  # Ray started this process, not the command
     prepare_process()
     from neftcli.training.materials import Shelf
 
