@@ -52,4 +52,5 @@ def tell_of_others(folder: Path, cells: Sequence[Cell], observer: Observer) -> N
     if others:
         observer.notify(Notice(f"left out, since they are not asked for: {listed(others)}, done before"))
     if damaged := damaged_records(folder / CELLS):
-        observer.notify(Notice(f"left out, since run.json is damaged: {listed(damaged)}; their cells are trained again"))
+        said = f"left out, since run.json is damaged: {listed(damaged)}; their cells are trained again"
+        observer.notify(Notice(said))
