@@ -25,8 +25,8 @@ from neftcli.errors import InputError, Problem
 
 TEMPORARY = re.compile(r"\.(.+)\.neft-[0-9a-f]{8}")
 """Names that `temporary_name` gives, with the final name as a group; a kill leaves such files and folders."""
-ABANDONED = 3600.0
-"""Seconds after which nobody is writing a temporary file any more."""
+ABANDONED_AFTER = 3600.0
+"""Seconds without a change after which a temporary file counts as abandoned."""
 WRITABLE_BY_ALL = 0o002
 
 
@@ -99,7 +99,7 @@ def open_own(path: Path, mode: str, errors: str = "strict") -> IO[Any]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
+    """Write `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
     beside = path.with_name(temporary_name(path.name))
     with beside.open("xb") as file:  # as private as the umask says
         try:
@@ -113,7 +113,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
+    """Wait until a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -173,4 +173,4 @@ def clear_abandoned(folder: Path) -> None:
 
 def is_abandoned(path: Path) -> bool:
     """Return whether the last change is so long ago that nobody writes there any more."""
-    return time.time() - path.lstat().st_mtime > ABANDONED
+    return time.time() - path.lstat().st_mtime > ABANDONED_AFTER

@@ -42,7 +42,7 @@ SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 SUFFIX = re.compile(r"-a[0-9.e+-]+-s[0-9]+$")
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-"""What a system says of a folder that is to take the place of another, or of a file."""
+"""Errors of a rename to a name that is taken."""
 RECORD = places.RECORD
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -51,12 +51,12 @@ LOG = "train.log"
 BEFORE_NAMING = (LOCK, RECORD, RECIPE, LOG)
 """Files of a run whose folder has not got its final name."""
 CELLS = "cells"
-"""Where a sweep keeps its runs."""
+"""Folder of a sweep's runs."""
 TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
 
 
 def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
-    """The folder of a run: its path, its name below `parent`, or the path of its model; None where there is none."""
+    """Find the folder of a run: its path, its name below `parent`, or the path of its model; None if there is none."""
     path = at_home(name)
     try:
         whole = path.resolve()
@@ -70,7 +70,7 @@ def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
 
 
 def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
-    """The folder of a sweep: its path, or its name below `parent`; None where there is none."""
+    """Return the folder of a sweep: its path, or its name below `parent`; None if there is none."""
     path = at_home(name)
     try:
         folders = (path, parent / path)
@@ -107,7 +107,7 @@ class RunDirectory:
 
     @classmethod
     def begin(cls, parent: Path, name: str) -> RunDirectory:
-        """Makes a hidden folder in `parent` for a run that `settle` gives its name; remains of killed ones go.
+        """Make a hidden folder in `parent` for a run that `settle` names, and remove those of killed ones.
 
         Raises:
             InputError: The name holds other characters than a folder should, or the parent can't be written.
@@ -127,7 +127,7 @@ class RunDirectory:
         return cls(path, made)
 
     def settle(self, parent: Path, name: str) -> None:
-        """Moves the folder, which is not empty, to `parent/name`, or `parent/name-2` and so on if that is taken."""
+        """Move the folder, which is not empty, to `parent/name`, or `parent/name-2` and so on if that is taken."""
         for path in self.places(parent, name):
             if os.path.lexists(path):
                 continue
@@ -150,13 +150,13 @@ class RunDirectory:
 
     @staticmethod
     def places(parent: Path, name: str) -> Iterator[Path]:
-        """Where a run of this name may be: NAME, NAME-2 and so on, without end."""
+        """Yield the paths that a run of this name may have: NAME, NAME-2 and so on, without end."""
         yield parent / name
         yield from (parent / f"{name}-{number}" for number in count(2))
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """The run in the folder `path`, whose model was saved.
+        """Open the run in the folder `path`, whose model was saved.
 
         Raises:
             InputError: Its record can't be read, or no model was saved.
@@ -174,12 +174,12 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """Where the tuned weights or the adapter are kept."""
+        """Folder of the tuned weights or the adapter."""
         return self.path / "model"
 
     @property
     def checkpoints(self) -> Path:
-        """Where a run that trains keeps what it can go on from."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -189,7 +189,7 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the run, so that no other process trains it at the same time; a killed process lets go.
+        """Lock the run, so that no other process trains it at the same time; the lock of a killed process is free.
 
         Raises:
             InputError: Another process holds it, or it holds links, through which it would be written elsewhere.
@@ -217,7 +217,7 @@ class RunDirectory:
 
     @contextmanager
     def replacing_model(self) -> Iterator[Path]:
-        """A folder to save the model in, which takes the place of `model/` when all is in it."""
+        """Yield a folder to save the model in; it replaces `model/` when all is in it."""
         partial = self.path / "model.partial"
         make_fresh(partial)
         try:
@@ -271,11 +271,11 @@ class RunDirectory:
         return try_remove(self.checkpoints)
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file whole or not at all."""
+        """Write a file atomically."""
         write_whole(self.path / name, text)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file whole or not at all."""
+        """Write a JSON file atomically."""
         self.write_text(name, json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def record(self) -> Record:
@@ -304,7 +304,7 @@ class RunDirectory:
         return [row for row in read if row is not None and row["event"] == "Evaluated"]
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
-        """Adds one object as a line of a .jsonl file."""
+        """Add one object as a line of a .jsonl file."""
         with open_own(self.path / name, "a") as file:
             file.write(json_line(content))
 
@@ -336,24 +336,24 @@ def _is_unborn(folder: Path) -> bool:
 
 
 class LedDirectory(RunDirectory):
-    """The folder of a run in a process that does not lead: it is read, and what is written is the first one's."""
+    """The folder of a run in a process that is not the main process: it reads, and writes nothing."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The first process holds it."""
+        """Leave the lock to the main process."""
         yield
 
     def settle(self, parent: Path, name: str) -> None:
-        """Is told its place by the first process."""
+        """Leave the renaming to the main process, which sends the new path."""
 
     def remove(self) -> None:
-        """Leaves it."""
+        """Leave it."""
 
     def forget_measurements(self) -> None:
-        """Leaves them."""
+        """Leave them."""
 
     def forget_after(self, step: int, evaluated: int) -> int:
-        """Leaves it."""
+        """Leave it."""
         return 0
 
     def forget_checkpoints(self) -> bool:
@@ -361,14 +361,14 @@ class LedDirectory(RunDirectory):
         return True
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes nothing."""
+        """Leave the writing to the main process."""
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
-        """Writes nothing."""
+        """Leave the writing to the main process."""
 
 
 def require_name(name: str) -> None:
-    """Checks the name of a run.
+    """Check the name of a run.
 
     Raises:
         InputError: It holds other characters than a folder should.
@@ -385,17 +385,17 @@ def require_name(name: str) -> None:
 
 
 def json_line(content: dict[str, Any]) -> str:
-    """An object as one line of a .jsonl file."""
+    """Return an object as one line of a .jsonl file."""
     return json.dumps(finite(content), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _allowed(name: str) -> str:
-    """A name like `name` that is allowed, without the alpha and seed that are written behind it anyway."""
+    """Return a valid name like `name`, without alpha and seed, which are appended anyway."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(SUFFIX, "", name)).strip(".-")[:SUGGESTED] or "my-run"
 
 
 def finite(value: Any) -> Any:
-    """The value for JSON, which has no NaN and no infinity: null in their place."""
+    """Return the value for JSON, with null for NaN and infinity."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -149,7 +149,7 @@ def sweep_of(name: str, option: str = "") -> Path:
 
 
 def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:
-    """The layers of a sweep that is gone on with: its recipe, and what was typed over it.
+    """Return the layers of a sweep that is resumed: its recipe, and what was typed over it.
 
     Raises:
         InputError: It would run a model's own code unasked.
@@ -247,6 +247,6 @@ def require_alike(measured: Mapping[str, tuple[RunDirectory, Mapping[str, Any]]]
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

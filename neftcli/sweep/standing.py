@@ -1,4 +1,4 @@
-"""How the cells of a sweep stand on disk."""
+"""States of a sweep's cells on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def state_of(cell: Cell) -> CellState:
-    """A cell as it stands on disk."""
+    """Return the state of a cell on disk."""
     run = finished_run(Path(cell.recipe.output_dir), cell.key)
     content = measured(run, cell.recipe) if run else None
     settled: dict[str, Any] = {"state": "waiting"}

@@ -16,7 +16,7 @@ import pytest
 import neftcli
 from neftcli.errors import InputError
 from neftcli.machine.files import (
-    ABANDONED,
+    ABANDONED_AFTER,
     clear_abandoned,
     free_name,
     make_fresh,
@@ -137,7 +137,7 @@ def test_free_name_of_a_folder_that_can_not_be_removed(folder: Path, monkeypatch
     for path in (folder / "deep", folder / "nothing"):
         free_name(path)
         assert try_remove(path)
-    then = time.time() - ABANDONED - 60
+    then = time.time() - ABANDONED_AFTER - 60
     os.utime(aside, (then, then))
     clear_abandoned(folder)
     assert aside.is_dir()
@@ -158,7 +158,7 @@ def test_clear_abandoned_takes_old_temporary_files_only(folder: Path) -> None:
     ):
         (folder / name).touch()
         if "young" not in name:
-            then = time.time() - ABANDONED - 60
+            then = time.time() - ABANDONED_AFTER - 60
             os.utime(folder / name, (then, then))
     clear_abandoned(folder)
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import InputError
-from neftcli.machine.files import ABANDONED, write_whole
+from neftcli.machine.files import ABANDONED_AFTER, write_whole
 from neftcli.runs import directory
 from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, find_run
 from tests.conftest import keep_nfs_files, new_run
@@ -142,7 +142,7 @@ def begun(name: str = "run") -> RunDirectory:
 
 
 def grow_old(folder: Path) -> None:
-    then = time.time() - ABANDONED - 60
+    then = time.time() - ABANDONED_AFTER - 60
     os.utime(folder, (then, then))
 
 
