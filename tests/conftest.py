@@ -9,6 +9,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", NO_COLOR="
 if "NEFT_TEST_GPU" not in os.environ:  # what is tested is a CPU's, but for `make test-gpu`
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import errno
 import json
 import subprocess
 import sys
@@ -141,6 +142,18 @@ def new_run(parent: Path, name: str) -> RunDirectory:
     run.settle(parent, name)
     (run.path / ".lock").unlink()
     return run
+
+
+def keep_nfs_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to remove files named `.nfs...`, as NFS does with those that a process has open."""
+    unlink = os.unlink
+
+    def refuse(path: str | Path, **options: Any) -> None:
+        if Path(path).name.startswith(".nfs"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refuse)
 
 
 def events(text: str) -> list[dict[str, Any]]:

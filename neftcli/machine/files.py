@@ -23,11 +23,19 @@ from typing import IO, Any
 
 from neftcli.errors import InputError, Problem
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
-"""Names of files and folders that have not got their own name yet; a kill leaves them."""
-ABANDONED = 3600.0
-"""Seconds after which nobody is writing a temporary file any more."""
+TEMPORARY = re.compile(r"\.(.+)\.neft-[0-9a-f]{8}")
+"""Names that `temporary_name` gives, with the final name as a group; a kill leaves such files and folders."""
+ABANDONED_AFTER = 3600.0
+"""Seconds without a change after which a temporary file counts as abandoned."""
 WRITABLE_BY_ALL = 0o002
+
+
+def temporary_name(name: str) -> str:
+    """Return a name for a file or folder until it gets its final `name`.
+
+    It holds neft's own, since what has such a name is removed when it is old: `.backup.20250101` is the user's.
+    """
+    return f".{name}.neft-{token_hex(4)}"
 
 
 def restrict_umask() -> None:
@@ -91,8 +99,8 @@ def open_own(path: Path, mode: str, errors: str = "strict") -> IO[Any]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
-    beside = path.with_name(f".{path.name}.{token_hex(4)}")
+    """Write `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
+    beside = path.with_name(temporary_name(path.name))
     with beside.open("xb") as file:  # as private as the umask says
         try:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -105,7 +113,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
+    """Wait until a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -126,20 +134,43 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def try_remove(path: Path) -> bool:
+    """Remove a file, a folder or a link as far as possible, and return whether it is gone.
+
+    On NFS a file that a process has open stays until that process ends, under a name such as `.nfs0123`.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+    return not os.path.lexists(path)
+
+
+def free_name(path: Path) -> None:
+    """Remove whatever has the name `path`; if some of it stays, give it a temporary name.
+
+    Raises:
+        OSError: It can't be renamed.
+    """
+    if not try_remove(path):
+        path.rename(path.with_name(temporary_name(path.name)))
+
+
 def make_fresh(folder: Path) -> None:
     """Make an empty folder in the place of whatever is there, for a library to write into."""
-    remove(folder)
+    free_name(folder)
     folder.mkdir()
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove temporary files that killed processes left in `folder`."""
+    """Remove from `folder` temporary files that killed processes left, and what `free_name` could not remove."""
     for path in folder.glob(".*"):
         with suppress(FileNotFoundError):
-            if TEMPORARY.fullmatch(path.name) and path.is_file() and is_abandoned(path):
-                remove(path)
+            if TEMPORARY.fullmatch(path.name) and is_abandoned(path):
+                try_remove(path)
 
 
 def is_abandoned(path: Path) -> bool:
     """Return whether the last change is so long ago that nobody writes there any more."""
-    return time.time() - path.lstat().st_mtime > ABANDONED
+    return time.time() - path.lstat().st_mtime > ABANDONED_AFTER

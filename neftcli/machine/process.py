@@ -9,7 +9,6 @@ import platform
 import sys
 
 from neftcli.machine.environment import drop_overrides, require_readable
-from neftcli.machine.files import restrict_umask
 from neftcli.machine.hub import require_importable
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -25,7 +24,7 @@ RARELY = 100_000
 
 
 def prepare_process() -> None:
-    """Settings of the process that must come before torch is imported; what the user has set already stays.
+    """Set what must be set before torch is imported; settings of the user stay.
 
     Waiting threads of GNU's OpenMP spin for a moment and then sleep; those of others, which know no number of spins,
     sleep at once. GNU's default is to spin for milliseconds: with one other busy process on two cores an update takes
@@ -35,7 +34,6 @@ def prepare_process() -> None:
         InputError: A variable that libraries read as a number is none.
     """
     drop_overrides()
-    restrict_umask()
     require_readable()
     require_importable()
     _fix_caches()
@@ -49,7 +47,7 @@ def prepare_process() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks for the next step, and says whether there was a glibc to tell.
+    """Tell glibc to keep freed blocks for the next step, and return whether there is a glibc.
 
     By default it returns every large block to the system and has it faulted in again at the next step; on CPU that
     can take as long as the arithmetic. The same as MALLOC_MMAP_THRESHOLD_ and its like, set from inside; where one of
@@ -68,14 +66,14 @@ def keep_freed_memory() -> bool:
 
 
 def _fix_caches() -> None:
-    """Makes the paths of the libraries' caches absolute: the current folder changes while a task is loaded."""
+    """Make the paths of the libraries' caches absolute: the current folder changes while a task is loaded."""
     for name in CACHES:
         if os.environ.get(name):
             os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
 
 
 def _quiet_libraries() -> None:
-    """Switches the libraries' progress bars, telemetry and downloads of code off."""
+    """Switch the libraries' progress bars, telemetry and downloads of code off."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,12 +23,15 @@ from neftcli.errors import InputError, Problem
 from neftcli.machine.files import (
     TEMPORARY,
     clear_abandoned,
+    free_name,
     is_abandoned,
     make_fresh,
     open_own,
     remove,
     require_no_links,
+    temporary_name,
     to_disk,
+    try_remove,
     write_whole,
 )
 from neftcli.recipe import places
@@ -40,18 +42,21 @@ SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 SUFFIX = re.compile(r"-a[0-9.e+-]+-s[0-9]+$")
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-"""What a system says of a folder that is to take the place of another, or of a file."""
+"""Errors of a rename to a name that is taken."""
 RECORD = places.RECORD
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
+LOG = "train.log"
+BEFORE_NAMING = (LOCK, RECORD, RECIPE, LOG)
+"""Files of a run whose folder has not got its final name."""
 CELLS = "cells"
-"""Where a sweep keeps its runs."""
+"""Folder of a sweep's runs."""
 TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
 
 
 def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
-    """The folder of a run: its path, its name below `parent`, or the path of its model; None where there is none."""
+    """Find the folder of a run: its path, its name below `parent`, or the path of its model; None if there is none."""
     path = at_home(name)
     try:
         whole = path.resolve()
@@ -65,7 +70,7 @@ def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
 
 
 def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
-    """The folder of a sweep: its path, or its name below `parent`; None where there is none."""
+    """Return the folder of a sweep: its path, or its name below `parent`; None if there is none."""
     path = at_home(name)
     try:
         folders = (path, parent / path)
@@ -102,7 +107,7 @@ class RunDirectory:
 
     @classmethod
     def begin(cls, parent: Path, name: str) -> RunDirectory:
-        """Makes a hidden folder in `parent` for a run that `settle` gives its name; remains of killed ones go.
+        """Make a hidden folder in `parent` for a run that `settle` names, and remove those of killed ones.
 
         Raises:
             InputError: The name holds other characters than a folder should, or the parent can't be written.
@@ -112,7 +117,7 @@ class RunDirectory:
             made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             parent.mkdir(parents=True, exist_ok=True)
             _clear_unborn(parent)
-            path = parent / f".{name}.{token_hex(4)}"
+            path = parent / temporary_name(name)
             path.mkdir()
         except (OSError, ValueError) as error:
             received = getattr(error, "strerror", None) or str(error)
@@ -122,7 +127,7 @@ class RunDirectory:
         return cls(path, made)
 
     def settle(self, parent: Path, name: str) -> None:
-        """Moves the folder, which is not empty, to `parent/name`, or `parent/name-2` and so on if that is taken."""
+        """Move the folder, which is not empty, to `parent/name`, or `parent/name-2` and so on if that is taken."""
         for path in self.places(parent, name):
             if os.path.lexists(path):
                 continue
@@ -137,21 +142,21 @@ class RunDirectory:
             return
 
     def remove(self) -> None:
-        """Takes the folder away, and those around it that were made with it and hold nothing else."""
-        remove(self.path)
+        """Remove the folder, and those around it that were made with it and hold nothing else."""
         with suppress(OSError):
+            remove(self.path)
             for folder in self._made:
                 folder.rmdir()
 
     @staticmethod
     def places(parent: Path, name: str) -> Iterator[Path]:
-        """Where a run of this name may be: NAME, NAME-2 and so on, without end."""
+        """Yield the paths that a run of this name may have: NAME, NAME-2 and so on, without end."""
         yield parent / name
         yield from (parent / f"{name}-{number}" for number in count(2))
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """The run in the folder `path`, whose model was saved.
+        """Open the run in the folder `path`, whose model was saved.
 
         Raises:
             InputError: Its record can't be read, or no model was saved.
@@ -169,22 +174,22 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """Where the tuned weights or the adapter are kept."""
+        """Folder of the tuned weights or the adapter."""
         return self.path / "model"
 
     @property
     def checkpoints(self) -> Path:
-        """Where a run that trains keeps what it can go on from."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def log(self) -> Path:
-        """What the libraries said."""
-        return self.path / "train.log"
+        """Output of the libraries."""
+        return self.path / LOG
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the run, so that no other process trains it at the same time; a killed process lets go.
+        """Lock the run, so that no other process trains it at the same time; the lock of a killed process is free.
 
         Raises:
             InputError: Another process holds it, or it holds links, through which it would be written elsewhere.
@@ -207,12 +212,12 @@ class RunDirectory:
             clear_abandoned(self.path)
             yield
         finally:
-            remove(self.path / LOCK)  # it has its name by now
+            try_remove(self.path / LOCK)  # it has its name by now
             lock.release()
 
     @contextmanager
     def replacing_model(self) -> Iterator[Path]:
-        """A folder to save the model in, which takes the place of `model/` when all is in it."""
+        """Yield a folder to save the model in; it replaces `model/` when all is in it."""
         partial = self.path / "model.partial"
         make_fresh(partial)
         try:
@@ -223,15 +228,15 @@ class RunDirectory:
                 to_disk(file)
             to_disk(partial)
         except BaseException:
-            remove(partial)
+            try_remove(partial)
             raise
-        remove(self.model)
+        free_name(self.model)
         partial.rename(self.model)
         to_disk(self.path)
 
     def forget_measurements(self) -> None:
-        """Takes away what a run measured and saved that begins again."""
-        remove(self.model)
+        """Remove the measurements and the model of a run that begins again."""
+        free_name(self.model)
         for name in (METRICS, "samples.jsonl"):
             remove(self.path / name)
 
@@ -253,24 +258,24 @@ class RunDirectory:
                 kept.append(line)
         self.write_text(METRICS, "".join(kept))
         remove(self.path / "samples.jsonl")
-        remove(self.model)
+        free_name(self.model)
         return damaged
 
     def clear_finished(self) -> None:
-        """Takes away what a kill right after the end of a run left."""
+        """Remove what a kill right after the end of a run left."""
         with suppress(InputError), self.held():  # it can't be written, or is held
             self.forget_checkpoints()
 
-    def forget_checkpoints(self) -> None:
-        """Takes the checkpoints away; a finished run has its model."""
-        remove(self.checkpoints)
+    def forget_checkpoints(self) -> bool:
+        """Remove the checkpoints as far as possible, and return whether all are gone; a finished run has its model."""
+        return try_remove(self.checkpoints)
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file whole or not at all."""
+        """Write a file atomically."""
         write_whole(self.path / name, text)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file whole or not at all."""
+        """Write a JSON file atomically."""
         self.write_text(name, json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def record(self) -> Record:
@@ -299,55 +304,71 @@ class RunDirectory:
         return [row for row in read if row is not None and row["event"] == "Evaluated"]
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
-        """Adds one object as a line of a .jsonl file."""
+        """Add one object as a line of a .jsonl file."""
         with open_own(self.path / name, "a") as file:
             file.write(json_line(content))
 
 
 def _clear_unborn(parent: Path) -> None:
-    """Removes hidden folders of runs that were killed before they got their name."""
+    """Remove hidden folders of runs that were killed before they got their name."""
     from filelock import FileLock, Timeout
 
     for folder in parent.glob(".*/"):
         with suppress(OSError, Timeout):  # another process was faster, or is at work in it
-            if TEMPORARY.fullmatch(folder.name) and not folder.is_symlink() and is_abandoned(folder):
+            if _is_unborn(folder) and is_abandoned(folder):
                 with FileLock(folder / LOCK, timeout=0):
                     remove(folder)
 
 
+def _is_unborn(folder: Path) -> bool:
+    """Return whether a folder has the name and nothing but the files of a run that was killed before it got its name.
+
+    Anything else in it is somebody's.
+    """
+    if not TEMPORARY.fullmatch(folder.name) or folder.is_symlink():
+        return False
+    for path in folder.iterdir():
+        temporary = TEMPORARY.fullmatch(path.name)
+        name = temporary[1] if temporary else path.name
+        if name not in BEFORE_NAMING or path.is_dir():
+            return False
+    return True
+
+
 class LedDirectory(RunDirectory):
-    """The folder of a run in a process that does not lead: it is read, and what is written is the first one's."""
+    """The folder of a run in a process that is not the main process: it reads, and writes nothing."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The first process holds it."""
+        """Leave the lock to the main process."""
         yield
 
     def settle(self, parent: Path, name: str) -> None:
-        """Is told its place by the first process."""
+        """Leave the renaming to the main process, which sends the new path."""
 
     def remove(self) -> None:
-        """Leaves it."""
+        """Leave it."""
 
     def forget_measurements(self) -> None:
-        """Leaves them."""
+        """Leave them."""
 
     def forget_after(self, step: int, evaluated: int) -> int:
-        """Leaves it."""
+        """Leave it."""
         return 0
 
-    def forget_checkpoints(self) -> None:
-        """Leaves them."""
+    def forget_checkpoints(self) -> bool:
+        """Leave them; the main process removes them."""
+        return True
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes nothing."""
+        """Leave the writing to the main process."""
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
-        """Writes nothing."""
+        """Leave the writing to the main process."""
 
 
 def require_name(name: str) -> None:
-    """Checks the name of a run.
+    """Check the name of a run.
 
     Raises:
         InputError: It holds other characters than a folder should.
@@ -364,17 +385,17 @@ def require_name(name: str) -> None:
 
 
 def json_line(content: dict[str, Any]) -> str:
-    """An object as one line of a .jsonl file."""
+    """Return an object as one line of a .jsonl file."""
     return json.dumps(finite(content), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _allowed(name: str) -> str:
-    """A name like `name` that is allowed, without the alpha and seed that are written behind it anyway."""
+    """Return a valid name like `name`, without alpha and seed, which are appended anyway."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(SUFFIX, "", name)).strip(".-")[:SUGGESTED] or "my-run"
 
 
 def finite(value: Any) -> Any:
-    """The value for JSON, which has no NaN and no infinity: null in their place."""
+    """Return the value for JSON, with null for NaN and infinity."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

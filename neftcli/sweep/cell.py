@@ -37,7 +37,7 @@ MEASURING = "measuring the cell"
 
 
 def finished_run(cells: Path, key: str) -> RunDirectory | None:
-    """The run below `cells` that was finished with the weights of `key`; None where there is none."""
+    """Return the finished run of `key` below `cells`; None if there is none."""
     for run, record in runs_of(cells, key):
         weights = sorted(run.model.glob("*.safetensors"))
         if record.get("status") == "finished" and weights and not any(map(is_cut, weights)):
@@ -46,9 +46,9 @@ def finished_run(cells: Path, key: str) -> RunDirectory | None:
 
 
 def stopped_run(cells: Path, key: str, recipe: Recipe, observer: Observer | None = None) -> Resumption | None:
-    """The run of `key` that was stopped and can be gone on with.
+    """Return the run of `key` that was stopped and can be resumed.
 
-    Others of it are taken away, but for those whose checkpoints are damaged: a person may still want them.
+    Others of it are removed, but for those whose checkpoints are damaged: a person may still want them.
 
     Args:
         cells: Where runs are.
@@ -76,7 +76,7 @@ def stopped_run(cells: Path, key: str, recipe: Recipe, observer: Observer | None
 
 
 def _resumption(run: RunDirectory, recipe: Recipe) -> tuple[Resumption | None, list[str]]:
-    """From where a run goes on, or None and, where something of it stays, why."""
+    """Return the state from which a run resumes, or None and, if something of it stays, why."""
     from neftcli.training.resume import ALIKE, resumption_of
 
     try:
@@ -93,8 +93,8 @@ def _resumption(run: RunDirectory, recipe: Recipe) -> tuple[Resumption | None, l
     return resumption, []
 
 
-def clear_unborn(cells: Path) -> None:
-    """Takes away what a killed worker made that is no run yet; only while no worker is at work."""
+def clear_incomplete_runs(cells: Path) -> None:
+    """Remove folders of runs without a record, which killed workers left; only while no worker is at work."""
     for folder in cells.glob("*/"):
         if folder.name.startswith(".") or not (folder / RECORD).is_file():
             with suppress(InputError), nullcontext() if folder.is_symlink() else RunDirectory(folder).held():
@@ -102,17 +102,26 @@ def clear_unborn(cells: Path) -> None:
 
 
 def records(cells: Path) -> Iterator[tuple[RunDirectory, Record]]:
-    """The runs below `cells` that have a record and their name."""
+    """Runs below `cells` that have their name and a record, without those whose record is damaged."""
+    return ((run, record) for run, record in _all_records(cells) if record is not None)
+
+
+def damaged_records(cells: Path) -> list[str]:
+    """Return the names of runs below `cells` whose record is damaged: their cells are trained again."""
+    return [run.path.name for run, record in _all_records(cells) if record is None]
+
+
+def _all_records(cells: Path) -> Iterator[tuple[RunDirectory, Record | None]]:
     for file in sorted(cells.glob(f"[!.]*/{RECORD}")):
         run = RunDirectory(file.parent)
         try:
             yield run, run.record()
-        except InputError:  # damaged: the cell is trained again
-            continue
+        except InputError:
+            yield run, None
 
 
 def runs_of(cells: Path, key: str) -> Iterator[tuple[RunDirectory, Record]]:
-    """The runs below `cells` by the recipe of `key`, with their records."""
+    """Return the runs below `cells` by the recipe of `key`, with their records."""
     return ((run, record) for run, record in records(cells) if record["recipe_sha256"] == key)
 
 
@@ -126,7 +135,7 @@ def measured(run: RunDirectory, recipe: Recipe) -> dict[str, Any] | None:
 
 
 def settings_key(recipe: Recipe) -> str:
-    """The hash of all that the measuring of a cell depends on, its weights aside."""
+    """Return the hash of all that the measuring of a cell depends on, its weights aside."""
     evaluation = recipe.evaluation
     parts: tuple[object, ...] = (recipe.data, evaluation.generation, evaluation.tasks, recipe.sweep.answers)
     if evaluation.task_settings != TaskSettings():
@@ -135,7 +144,7 @@ def settings_key(recipe: Recipe) -> str:
 
 
 def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str:
-    """Trains and measures a cell, as far as it is not done, and returns its folder.
+    """Train and measure a cell, as far as it is not done, and return its folder.
 
     Raises:
         NeftError: It can't be trained or measured.
@@ -166,7 +175,7 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str
 
 
 class _Stoppable:
-    """Passes on what is told while a cell is measured, and ends that where a stop was asked for.
+    """Pass on the events of a measurement, and end it if a stop was asked for.
 
     What is told of is on the disk by then, so that nothing is measured twice.
     """
@@ -175,7 +184,7 @@ class _Stoppable:
         self._observer, self._stop = observer, stop
 
     def notify(self, event: Event) -> None:
-        """Passes it on.
+        """Pass it on.
 
         Raises:
             Preempted: A stop was asked for.
@@ -186,7 +195,7 @@ class _Stoppable:
 
 
 def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Observer) -> None:
-    """Measures a run that was finished and not measured, without the model that it began from."""
+    """Measure a run that was finished and not measured, without the model that it began from."""
     from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import learnable
     from neftcli.machine.chatter import library_chatter

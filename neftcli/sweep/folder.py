@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +29,10 @@ BEGINS = "neft sweep-alpha --recipe quickstart    begins one"
 PLOTS = "plots"
 BEST, BEST_BESIDE = "best", ".best"
 """The only links of a sweep, to its recommended run: replaced and never followed."""
+OF_THE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR)
+"""Errors of files that a person can mend; a missing file is a fault of neft."""
 INPUTS = {"data_sha256": "the rows", "model_fingerprint": "the model's files"}
-"""What a run's record says of what it was trained on."""
+"""Fields of a run's record that describe its inputs."""
 
 
 def require_free(folder: Path) -> None:
@@ -45,7 +48,7 @@ def require_free(folder: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Makes a sweep's folder and holds it; where nothing was started, takes away what was made, and nothing else.
+    """Make a sweep's folder and hold it; if nothing is started, remove what was made, and nothing else.
 
     Raises:
         InputError: Another sweep is at work in it, it can't be written, or it holds links to elsewhere.
@@ -92,7 +95,7 @@ def explained(folder: Path, again: str) -> Iterator[None]:
 
     Raises:
         Interrupted: It was stopped at once.
-        NeftError: The disk is full, or a file can't be read or written.
+        NeftError: The disk is full, or the system refuses to read or write a file.
     """
     from neftcli.training.ending import is_disk_full
 
@@ -103,7 +106,7 @@ def explained(folder: Path, again: str) -> Iterator[None]:
         raise Interrupted(Problem("stopped at once; what is done is kept", remedy=again)) from None
     except OSError as error:
         full = is_disk_full(error)
-        if not full and not error.filename:
+        if not full and (error.errno not in OF_THE_DISK or not error.filename):
             raise
         again = again if find_sweep(str(folder)) else BEGIN
         where = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
@@ -146,7 +149,7 @@ def sweep_of(name: str, option: str = "") -> Path:
 
 
 def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:
-    """The layers of a sweep that is gone on with: its recipe, and what was typed over it.
+    """Return the layers of a sweep that is resumed: its recipe, and what was typed over it.
 
     Raises:
         InputError: It would run a model's own code unasked.
@@ -160,7 +163,7 @@ def layers_of(folder: Path, typed: Sequence[Layer]) -> list[Layer]:
 
 
 def require_same_sweep(folder: Path, base: Recipe) -> None:
-    """Checks that the sweep which the folder holds differs by its `sweep` section and by what is measured, at most.
+    """Check that the sweep which the folder holds differs by its `sweep` section and by what is measured, at most.
 
     Raises:
         InputError: Its cells are trained otherwise: these would take their place, or stand in one table with them.
@@ -168,7 +171,7 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
     from neftcli.recipe.loading import differences, load_recipe
 
     file = folder / RECIPE
-    if not file.is_file() or not any(records(folder / CELLS)):
+    if not file.is_file() or not any((folder / CELLS).glob(f"[!.]*/{RECORD}")):  # a damaged record counts, too
         return
     found = differences(load_recipe(str(file)), base)
     found.pop("neftune.alpha", None)  # each cell has its own
@@ -183,7 +186,7 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
 
 
 def require_same_inputs(cells: Sequence[Cell], reference: Reference, examples: Examples) -> None:
-    """Compares what the cells that are begun were trained on with what lies at the same paths now.
+    """Compare the rows and model of the cells that were begun with what is at the same paths now.
 
     A model of the hub is known by its commit, and looked at only when the cells are compared.
 
@@ -216,7 +219,7 @@ def require_same_inputs(cells: Sequence[Cell], reference: Reference, examples: E
 
 
 def require_alike(measured: Mapping[str, tuple[RunDirectory, Mapping[str, Any]]], again: str) -> None:
-    """Checks that all cells were trained on and measured on the same, before they are paired row by row.
+    """Check that all cells were trained and measured on the same rows, before they are paired row by row.
 
     Args:
         measured: Key of a cell to its run and what was measured of it.
@@ -244,6 +247,6 @@ def require_alike(measured: Mapping[str, tuple[RunDirectory, Mapping[str, Any]]]
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""What a node of a Ray cluster does: a cell, in a temporary folder, from which its run is sent to the sweep."""
+"""The task of a node of a Ray cluster: a cell, in a temporary folder, from which its run is sent to the sweep."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _shelf: Any = None  # a worker process of Ray does many tasks, and loads once
 
 @dataclass(frozen=True)
 class Errand:
-    """What a task is to do.
+    """A task.
 
     Attributes:
         recipe: The cell's, which its run will name.
@@ -45,7 +45,7 @@ class Errand:
 
 @dataclass(frozen=True)
 class Returned:
-    """How a task ended.
+    """The result of a task.
 
     Attributes:
         state: done, failed or stopped.
@@ -70,20 +70,20 @@ class Mailbox:
         self._halted = False
 
     def tell(self, key: str, event: Event) -> None:
-        """Takes an event of a cell."""
+        """Take an event of a cell."""
         self._said.append((key, event))
 
     def take(self) -> list[tuple[str, Event]]:
-        """Gives what was said since the last call."""
+        """Return what was said since the last call."""
         said, self._said = self._said, []
         return said
 
     def halt(self) -> None:
-        """Cells are to stop."""
+        """Ask cells to stop."""
         self._halted = True
 
     def halted(self) -> bool:
-        """Whether cells are to stop; an answer also means that all that this caller said has come."""
+        """Return whether cells are to stop; an answer also means that all that this caller said has come."""
         return self._halted
 
 
@@ -98,12 +98,12 @@ class _Line:
         self._asked, self._question, self._answer = time.monotonic(), mailbox.halted.remote().future(), False
 
     def notify(self, event: Event) -> None:
-        """Sends what the sweep shows."""
+        """Send what the sweep shows."""
         if isinstance(event, TOLD):
             self._mailbox.tell.remote(self._key, event)
 
     def halted(self) -> bool:
-        """Whether to stop, as far as is known; asked once a second at most."""
+        """Return whether to stop, as far as is known; asked once a second at most."""
         if self._question.done():
             self._hear(0)
         if time.monotonic() - self._asked >= 1:
@@ -111,7 +111,7 @@ class _Line:
         return self._answer
 
     def ask(self) -> bool:
-        """Whether to stop; the mailbox then has all that was sent."""
+        """Return whether to stop; the mailbox then has all that was sent."""
         self._question = self._mailbox.halted.remote().future()
         self._hear(PATIENCE)
         return self._answer
@@ -125,7 +125,7 @@ class _Line:
 
 
 def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Returned:
-    """Does a cell on a node, as far as it is not done.
+    """Train and measure a cell on a node, as far as it is not done.
 
     Args:
         errand: What is to do.
@@ -134,8 +134,10 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
         contents: What the files hold that come along.
     """
     global _shelf
+    from neftcli.machine.files import restrict_umask
     from neftcli.machine.process import prepare_process
 
+    restrict_umask()  # Ray started this process, not the command
     prepare_process()
     from neftcli.training.materials import Shelf
 
@@ -155,7 +157,7 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
 
 
 def _done(errand: Errand, line: _Line, luggage: bytes) -> Returned:
-    """Does a cell in the current folder."""
+    """Train and measure a cell in the current folder."""
     from neftcli.runs.directory import RunDirectory
     from neftcli.training.stopping import Stop
 

@@ -14,7 +14,7 @@ from neftcli.events import NOT_NEEDED, Advance, Evaluated, Event, Notice, Observ
 from neftcli.machine.files import write_whole
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory
-from neftcli.sweep.cell import MEASURING, clear_unborn, finished_run, measured
+from neftcli.sweep.cell import MEASURING, clear_incomplete_runs, finished_run, measured
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.folder import require_alike
 from neftcli.sweep.local import LocalEngine, Outcome, devices
@@ -73,7 +73,7 @@ class SweepRun:
         try:
             write_whole(self.folder / RECIPE, to_yaml(self.base))  # only now: without an engine nothing changes
             (self.folder / CELLS).mkdir(exist_ok=True)  # with the recipe it is what a sweep is known by
-            clear_unborn(self.folder / CELLS)
+            clear_incomplete_runs(self.folder / CELLS)
             while done < len(seeds) and (needed := [arm for arm in arms if self.decision.is_needed(arm)]):
                 number = _seeds_of_round(done, len(needed), engine.workers) if early else len(seeds)
                 round_seeds = seeds[done : done + number]
@@ -89,7 +89,7 @@ class SweepRun:
         finally:
             self._engine_at_work = None
             engine.close()
-        clear_unborn(self.folder / CELLS)
+        clear_incomplete_runs(self.folder / CELLS)
         for cell in self.cells:
             if not self.decision.is_needed(cell.arm) and self.states[cell.key].state in ("waiting", "stopped"):
                 self._set(cell, state=NOT_NEEDED)

@@ -1,4 +1,4 @@
-"""How the cells of a sweep stand on disk."""
+"""States of a sweep's cells on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.events import CellState, Notice, Observer
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import CELLS, RunDirectory
-from neftcli.sweep.cell import finished_run, measured, records, runs_of
+from neftcli.sweep.cell import damaged_records, finished_run, measured, records, runs_of
 from neftcli.sweep.folder import listed
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def state_of(cell: Cell) -> CellState:
-    """A cell as it stands on disk."""
+    """Return the state of a cell on disk."""
     run = finished_run(Path(cell.recipe.output_dir), cell.key)
     content = measured(run, cell.recipe) if run else None
     settled: dict[str, Any] = {"state": "waiting"}
@@ -42,7 +42,7 @@ def _last_evaluation(run: RunDirectory) -> dict[str, Any]:
 
 
 def tell_of_others(folder: Path, cells: Sequence[Cell], observer: Observer) -> None:
-    """Says how many finished cells of the folder are not of this plan, as with fewer seeds than before."""
+    """Report finished cells of the folder that are not in this plan, as with fewer seeds, and damaged ones."""
     keys = {cell.key for cell in cells}
     others = [
         run.path.name
@@ -51,3 +51,6 @@ def tell_of_others(folder: Path, cells: Sequence[Cell], observer: Observer) -> N
     ]
     if others:
         observer.notify(Notice(f"left out, since they are not asked for: {listed(others)}, done before"))
+    if damaged := damaged_records(folder / CELLS):
+        said = f"left out, since run.json is damaged: {listed(damaged)}; their cells are trained again"
+        observer.notify(Notice(said))

@@ -35,7 +35,7 @@ YOUNG = 60.0  # seconds in which a workplace may not be held yet
 
 
 def for_a_node(recipe: Recipe) -> tuple[Recipe, dict[str, Path]]:
-    """The recipe with a node's paths, and the files that it needs there by their places.
+    """Return the recipe with a node's paths, and the files that it needs there by their places.
 
     A place has the hash of what the file holds, so that a worker knows that rows are those that it has read already.
     """
@@ -69,7 +69,7 @@ def for_a_node(recipe: Recipe) -> tuple[Recipe, dict[str, Path]]:
 
 
 def begun_run(cells: Path, recipe: Recipe) -> RunDirectory | None:
-    """The run of a recipe that is finished, or can be gone on with; None where there is nothing to keep."""
+    """Return the run of a recipe that is finished or can be resumed; None if there is nothing to keep."""
     key = fingerprint(recipe)
     run = finished_run(cells, key)
     if run is None and (resumption := stopped_run(cells, key, recipe)) is not None:
@@ -78,7 +78,7 @@ def begun_run(cells: Path, recipe: Recipe) -> RunDirectory | None:
 
 
 def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
-    """Writes `recipe` in the place of `other` wherever a run names its recipe; files that are not there yet are left.
+    """Write `recipe` in the place of `other` wherever a run names its recipe; files that are not there yet are left.
 
     Of its checkpoints the newest one that verifies is kept.
     """
@@ -101,7 +101,7 @@ def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
 
 
 def packed(folder: Path) -> bytes:
-    """A folder as tar."""
+    """Return a folder as tar."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         tar.add(folder, arcname=".")
@@ -109,7 +109,7 @@ def packed(folder: Path) -> bytes:
 
 
 def unpacked(content: bytes, folder: Path) -> None:
-    """Writes what `packed` returned into a new folder.
+    """Write what `packed` returned into a new folder.
 
     Raises:
         OSError: It can't be written.
@@ -121,7 +121,7 @@ def unpacked(content: bytes, folder: Path) -> None:
 
 
 def arrived(content: bytes, name: str, folder: Path, recipe: Recipe) -> Path:
-    """Unpacks a run beside the cells, then renames it into its place among them; the one it went on with goes then.
+    """Unpack a run beside the cells, move it among them, and remove the run that it resumed.
 
     One that another process trains by now stays, as do those that are damaged or were begun otherwise.
 
@@ -149,14 +149,14 @@ def arrived(content: bytes, name: str, folder: Path, recipe: Recipe) -> Path:
 
 
 def clear_arriving(folder: Path) -> None:
-    """Takes away what was on its way when a sweep was killed."""
+    """Remove the runs that were on their way when a sweep was killed."""
     for rest in folder.glob(f"{ARRIVING}*"):
         remove(rest)
 
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A temporary folder for a cell; those that killed tasks left on this node go."""
+    """Yield a temporary folder for a cell, and remove those that killed tasks left on this node."""
     from filelock import FileLock
 
     parent = Path(tempfile.gettempdir())

@@ -418,7 +418,7 @@ class _Run:
         return [f"like its base model it needs transformers 5: {setting}"] if setting else []
 
     def _conclude(self, finished: RunFinished, reference: Reference, layout: str) -> None:
-        """Writes the model card and the results."""
+        """Write the model card and the results, and remove the checkpoints."""
         from neftcli.training.card import model_card
 
         weights = {file.name: sha256(file) for file in sorted(self.directory.model.glob("*.safetensors"))}
@@ -428,4 +428,5 @@ class _Run:
         write_whole(self.directory.model / "README.md", card)
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)
-        self.directory.forget_checkpoints()
+        if not self.directory.forget_checkpoints():
+            self.notify(Notice(f"{self.directory.checkpoints} can't be removed; it is not needed any more"))

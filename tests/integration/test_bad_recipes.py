@@ -99,7 +99,7 @@ def evaluation(*arguments: str, **files: Content) -> Case:
     return Case(("eval", *arguments), {"rows.jsonl": ROWS, **named})
 
 
-RECORD = '{"status": "finished"}'
+RECORD = '{"status": "finished", "recipe_sha256": "x"}'
 FLAGS = {
     **{
         f"alpha {value or 'of nothing'}": train("--alpha", value)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from neftcli.machine.files import temporary_name
 from neftcli.runs.directory import RunDirectory
 from tests.conftest import quick_arguments
 from tests.invariant.test_resume import result
@@ -228,6 +229,7 @@ def test_sweep_killed_at_any_file_operation(most: int, typed: list[str], tmp_pat
     ("state", "ends_with", "asked", "code"),
     [
         ("nothing", 0, "train --recipe llama-2-7b-alpaca", 0),
+        ("unborn", 0, "train --recipe llama-2-7b-alpaca", 0),
         ("hidden", 0, "train --recipe llama-2-7b-alpaca", 0),
         ("running", 0, "train --resume runs/llama-2-7b-alpaca-a5-s0", 0),
         ("preempted", 75, "train --resume runs/llama-2-7b-alpaca-a5-s0\nrequeue 7", 75),
@@ -244,10 +246,14 @@ def test_the_script_for_slurm(state: str, ends_with: int, asked: str, code: int,
         (tmp_path / name).write_text(f'#!/bin/sh\necho "$@" >> asked.txt\nexit {end}\n')
         (tmp_path / name).chmod(0o755)
     (tmp_path / "asked.txt").touch()
-    run = tmp_path / "runs" / (".llama-2-7b-alpaca-a5-s0.0123abcd" if state == "hidden" else "llama-2-7b-alpaca-a5-s0")
+    name = "llama-2-7b-alpaca-a5-s0"
+    run = tmp_path / "runs" / (temporary_name(name) if state == "hidden" else name)
     if state != "nothing":
         RunDirectory(run).path.mkdir(parents=True)
         RunDirectory(run).write_json("run.json", {"status": state, "resumed": [{"after": "finished"}]})
+        if state != "unborn":  # as older versions left it
+            RunDirectory(run).write_text("recipe.yaml", "")
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", "script.sh"], cwd=tmp_path, env=environment, check=False, timeout=60)
     assert (done.returncode, (tmp_path / "asked.txt").read_text().strip()) == (code, asked)
+    assert run.exists() == (state not in ("nothing", "unborn"))

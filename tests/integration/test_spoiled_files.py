@@ -112,7 +112,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "adapter": (
         ("run.json", "model/adapter_config.json", "model/tokenizer_config.json"),
-        ("eval", "runs/lora-a5-s0", "--no-base", "--no-generation"),
+        ("eval", "runs/lora-a5-s0", "--no-base", "--no-answers"),
     ),
     "sweep": (
         ("cells/*/run.json", "cells/*/metrics.jsonl", "cells/*/evaluation/cell.json", "sweep.json"),
@@ -165,11 +165,13 @@ def test_a_spoiled_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: P
         assert "Traceback" not in result.err, (file, content[:2000], result.err)
 
     with chdir(folder):
+        unspoiled = neft(*command)
+        assert unspoiled.code == 0, unspoiled.err  # else nothing would be read
         spoil()
 
 
 def seal(checkpoint: Path) -> None:
-    """Writes the manifest of a checkpoint anew, with what it says of the run if that can be read."""
+    """Write the manifest of a checkpoint again, with the run's facts from it if they can be read."""
     try:
         facts = json.loads((checkpoint / MANIFEST).read_text())
         facts = {key: value for key, value in facts.items() if key not in ("files", "manifest_sha256")}

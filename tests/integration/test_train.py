@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ from transformers import (
 
 from neftcli.data import store
 from neftcli.recipe.loading import load_recipe
-from tests.conftest import Result, events, neft_process, quick_arguments
+from neftcli.runs.checkpoints import Checkpoints
+from tests.conftest import Result, events, keep_nfs_files, neft_process, quick_arguments
 from tests.tiny import tiny_tokenizer
 
 Neft = Callable[..., Result]
@@ -277,6 +279,30 @@ def test_the_model_is_saved_before_its_answers_can_fail(
     model = tmp_path / "runs" / "tiny-a5-s0" / "model"
     assert f"there was not enough memory; the tuned model is in {model}" in result.err
     AutoModelForCausalLM.from_pretrained(model)
+
+
+def test_a_run_finishes_whose_checkpoints_can_not_be_removed(
+    neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where a file that another process has open stays."""
+    publish = Checkpoints.publish
+
+    def publish_and_open(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
+        publish(checkpoints, step, facts)
+        (checkpoints.place(step) / ".nfs0123").touch()
+
+    monkeypatch.setattr(Checkpoints, "publish", publish_and_open)
+    keep_nfs_files(monkeypatch)
+    result = neft(*quick, "--save-steps", 2)
+    assert result.code == 0, result.err
+    shown = result.out + result.err
+    assert "tiny-a5-s0/checkpoints can't be removed; it is not needed any more" in " ".join(shown.split())
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert {file.name for file in (run / "checkpoints").rglob("*") if file.is_file()} == {".nfs0123"}
+    result = neft("train", "--resume", run)
+    assert result.code == 2
+    assert "this run is finished" in result.err
 
 
 def test_the_model_is_saved_before_its_last_evaluation_can_fail(

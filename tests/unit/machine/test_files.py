@@ -16,15 +16,18 @@ import pytest
 import neftcli
 from neftcli.errors import InputError
 from neftcli.machine.files import (
-    ABANDONED,
+    ABANDONED_AFTER,
     clear_abandoned,
+    free_name,
     make_fresh,
     open_own,
     remove,
     require_no_links,
     restrict_umask,
+    try_remove,
     write_whole,
 )
+from tests.conftest import keep_nfs_files
 
 SOURCES = sorted((Path(__file__).parents[3] / "neftcli").rglob("*.py"))
 ELSEWHERE = {
@@ -122,17 +125,47 @@ def test_remove_file_folder_and_nothing(folder: Path) -> None:
         assert not path.exists()
 
 
+def test_free_name_of_a_folder_that_can_not_be_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that can go goes, and a later command removes the rest."""
+    (folder / "deep" / ".nfs0123").touch()
+    keep_nfs_files(monkeypatch)
+    assert not try_remove(folder / "deep")
+    make_fresh(folder / "deep")
+    [aside] = folder.glob(".deep.neft-*")
+    assert [path.name for path in aside.iterdir()] == [".nfs0123"]
+    assert list((folder / "deep").iterdir()) == []
+    for path in (folder / "deep", folder / "nothing"):
+        free_name(path)
+        assert try_remove(path)
+    then = time.time() - ABANDONED_AFTER - 60
+    os.utime(aside, (then, then))
+    clear_abandoned(folder)
+    assert aside.is_dir()
+    monkeypatch.undo()
+    os.utime(aside, (then, then))
+    clear_abandoned(folder)
+    assert list(folder.iterdir()) == []
+
+
 def test_clear_abandoned_takes_old_temporary_files_only(folder: Path) -> None:
-    for name in (".run.json.0123abcd", ".young.0123abcd", ".lock", "run.json", ".hidden.txt"):
+    for name in (
+        ".run.json.neft-0123abcd",
+        ".young.neft-0123abcd",
+        ".notes.20250101",
+        ".lock",
+        "run.json",
+        ".hidden.txt",
+    ):
         (folder / name).touch()
         if "young" not in name:
-            then = time.time() - ABANDONED - 60
+            then = time.time() - ABANDONED_AFTER - 60
             os.utime(folder / name, (then, then))
     clear_abandoned(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
         ".hidden.txt",
         ".lock",
-        ".young.0123abcd",
+        ".notes.20250101",
+        ".young.neft-0123abcd",
         "deep",
         "run.json",
     ]

@@ -39,6 +39,12 @@ def test_waiting_threads_spin_for_a_moment_unless_the_user_says_otherwise(given:
     assert re.search(rf"GOMP_SPINCOUNT = '{spins}'", told), told
 
 
+def test_prepare_process_leaves_the_umask() -> None:
+    """It belongs to the program that calls neft; only the command restricts its own."""
+    code = "import os; from neftcli.machine.process import prepare_process; os.umask(0); prepare_process()"
+    subprocess.run([sys.executable, "-c", f"{code}; assert os.umask(0) == 0"], check=True)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc takes these settings")
 def test_settings_of_the_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import InputError
-from neftcli.machine.files import ABANDONED, write_whole
+from neftcli.machine.files import ABANDONED_AFTER, write_whole
 from neftcli.runs import directory
 from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, find_run
-from tests.conftest import new_run
+from tests.conftest import keep_nfs_files, new_run
 
 root_writes_anywhere = pytest.mark.skipif(os.geteuid() == 0, reason="root can write to a read-only folder")
 
@@ -142,7 +142,7 @@ def begun(name: str = "run") -> RunDirectory:
 
 
 def grow_old(folder: Path) -> None:
-    then = time.time() - ABANDONED - 60
+    then = time.time() - ABANDONED_AFTER - 60
     os.utime(folder, (then, then))
 
 
@@ -173,15 +173,28 @@ def test_begin_clears_what_killed_processes_left() -> None:
 
 
 def test_begin_clears_nothing_of_others() -> None:
-    """Not what has another name, nor what a link leads to."""
-    Path("runs/.hidden").mkdir(parents=True)
+    """Neither other names, dates among them, nor what a link leads to, nor a folder with anything of somebody's."""
     Path("mine").mkdir()
-    Path("runs/.run.0123abcd").symlink_to(Path("mine").absolute())
-    grow_old(Path("runs/.hidden"))
-    grow_old(Path("mine"))
+    theirs = [".hidden", ".backup.20250101", ".run.neft-0123abcd", ".run.neft-89abcdef", ".run.neft-00000000"]
+    for name in (*theirs[:2], theirs[3]):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "thesis.tex").touch()
+    Path("runs", theirs[2]).symlink_to(Path("mine").absolute())
+    Path("runs", theirs[4], "run.json").mkdir(parents=True)
+    for name in theirs:
+        grow_old(Path("runs", name))
     run = begun()
-    assert names("runs") == sorted([".hidden", ".run.0123abcd", run.path.name])
+    assert names("runs") == sorted([*theirs, run.path.name])
     assert Path("mine").is_dir()
+
+
+def test_begin_clears_all_files_of_a_run_without_its_name() -> None:
+    left = begun()
+    for name in (".lock", "recipe.yaml", "train.log", ".run.json.neft-0123abcd", ".recipe.yaml.neft-89abcdef"):
+        (left.path / name).touch()
+    grow_old(left.path)
+    assert begun("other").path.is_dir()
+    assert not left.path.exists()
 
 
 def test_remove_before_it_settles() -> None:
@@ -200,11 +213,11 @@ def test_held_refuses_links() -> None:
 
 def test_held_clears_temporary_files_of_killed_processes() -> None:
     run = new_run(Path("runs"), "run")
-    for name in (".run.json.0123abcd", ".recipe.yaml.89abcdef"):
+    for name in (".run.json.neft-0123abcd", ".recipe.yaml.neft-89abcdef"):
         (run.path / name).touch()
-    grow_old(run.path / ".run.json.0123abcd")
+    grow_old(run.path / ".run.json.neft-0123abcd")
     with run.held():
-        assert names(run.path) == [".lock", ".recipe.yaml.89abcdef"]
+        assert names(run.path) == [".lock", ".recipe.yaml.neft-89abcdef"]
 
 
 def test_clear_finished_takes_the_checkpoints_that_a_kill_left() -> None:
@@ -215,6 +228,25 @@ def test_clear_finished_takes_the_checkpoints_that_a_kill_left() -> None:
         assert run.checkpoints.is_dir()
     run.clear_finished()
     assert names(run.path) == []
+
+
+def test_run_whose_files_are_open_on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its model nor its checkpoints stop it: what stays of them is out of the way."""
+    run = new_run(Path("runs"), "run")
+    for folder in (run.model, run.checkpoints, run.path / "model.partial"):
+        folder.mkdir()
+        (folder / ".nfs0123").touch()
+        (folder / "weights").touch()
+    keep_nfs_files(monkeypatch)
+    with run.replacing_model() as partial:
+        (partial / "new").touch()
+    assert names(run.model) == ["new"]
+    assert not run.forget_checkpoints()
+    run.clear_finished()
+    assert names(run.checkpoints) == [".nfs0123"]
+    (run.model / ".nfs4567").touch()
+    run.forget_measurements()
+    assert not run.model.exists()
 
 
 # Parents that can't be written

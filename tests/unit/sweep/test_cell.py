@@ -24,7 +24,15 @@ from neftcli.recipe.loading import assignment, fingerprint, load_recipe
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep import cell as module
-from neftcli.sweep.cell import MEASURED, clear_unborn, do_cell, finished_run, measured, settings_key, stopped_run
+from neftcli.sweep.cell import (
+    MEASURED,
+    clear_incomplete_runs,
+    do_cell,
+    finished_run,
+    measured,
+    settings_key,
+    stopped_run,
+)
 from neftcli.sweep.worker import why
 from neftcli.training.materials import Shelf
 from neftcli.training.run import train
@@ -178,7 +186,7 @@ def test_of_cells_that_are_links_the_links_alone_go(tmp_path: Path) -> None:
         if record:
             (outside / name / "run.json").write_text(json.dumps(record))
         (cells / name).symlink_to(outside / name)
-    clear_unborn(cells)
+    clear_incomplete_runs(cells)
     assert [place.name for place in cells.iterdir()] == ["unfinished"]
     assert stopped_run(cells, "k", Recipe()) is None
     assert not list(cells.iterdir())
@@ -250,11 +258,11 @@ def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None
         with pytest.raises(InputError, match="another process is training this run"):
             stopped_run(run.path.parent, fingerprint(recipe), recipe)
         (run.path / "run.json").rename(run.path / "no.json")
-        clear_unborn(run.path.parent)
+        clear_incomplete_runs(run.path.parent)
         assert other.stdin is not None
         other.stdin.close()
     assert run.path.is_dir()
-    clear_unborn(run.path.parent)
+    clear_incomplete_runs(run.path.parent)
     assert not run.path.exists()
 
 

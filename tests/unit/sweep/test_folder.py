@@ -16,12 +16,14 @@ from filelock import FileLock
 
 from neftcli.data.prepare import fingerprint as of_rows
 from neftcli.errors import InputError, Interrupted, NeftError, Problem, RecipeError
+from neftcli.events import Notice
 from neftcli.models.loading import fingerprint as of_model
 from neftcli.recipe.loading import assignment, file_layers, resolve, to_yaml
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.folder import explained, held, layers_of, require_alike, require_same_inputs, sweep_of
 from neftcli.sweep.plan import Cell, plan_cells
+from neftcli.sweep.standing import tell_of_others
 from neftcli.training.inputs import check_inputs
 from neftcli.training.resume import find_resumption
 from tests.conftest import Result, new_run
@@ -94,6 +96,18 @@ def test_a_refused_sweep_leaves_the_recipe_of_the_one_that_is_there(
     assert files(folder) == before
 
 
+def test_a_damaged_record_of_a_cell_is_reported(cells: list[Cell], tmp_path: Path) -> None:
+    begun(cells[0])
+    damaged = begun(cells[1])
+    damaged.write_text("run.json", "{}")
+    told: list[object] = []
+    observer = Silent()
+    observer.notify = told.append  # type: ignore[method-assign]
+    tell_of_others(tmp_path, cells, observer)
+    name = damaged.path.name
+    assert told == [Notice(f"left out, since run.json is damaged: {name}; their cells are trained again")]
+
+
 def test_a_stop_and_a_full_disk_are_told_with_the_command_that_goes_on(tmp_path: Path) -> None:
     """By the sweep's folder once that is a sweep's; before, as while Ray is joined, only what was typed begins it."""
     with pytest.raises(Interrupted, match="the same command again"), explained(tmp_path, "neft again"):
@@ -105,8 +119,9 @@ def test_a_stop_and_a_full_disk_are_told_with_the_command_that_goes_on(tmp_path:
     full = r"(?s)the disk is full; what is done is kept.*make room, then neft again"
     with pytest.raises(NeftError, match=full), explained(tmp_path, "neft again"):
         raise OSError(28, "No space left on device", "sweep.json")
-    with pytest.raises(FileNotFoundError), explained(tmp_path, "neft again"):
-        raise FileNotFoundError(2, "No such file")
+    for name in (None, "recipe.yaml"):  # a fault of neft
+        with pytest.raises(FileNotFoundError), explained(tmp_path, "neft again"):
+            raise FileNotFoundError(2, "No such file", name)
 
 
 # The same rows and the same model
@@ -222,7 +237,7 @@ def test_a_folders_recipe_does_not_run_a_models_code_unless_that_is_typed(tmp_pa
 def test_nor_does_that_of_a_run_that_is_gone_on_with(tmp_path: Path, neft: Callable[..., Result]) -> None:
     run = new_run(tmp_path, "run")
     (run.path / "recipe.yaml").write_text(to_yaml(TRUSTING))
-    (run.path / "run.json").write_text(json.dumps({"status": "preempted"}))
+    (run.path / "run.json").write_text(json.dumps({"status": "preempted", "recipe_sha256": "x"}))
     result = neft("train", "--resume", run.path)
     assert result.code == 2
     assert "does not run because a folder's recipe says so" in result.err
