@@ -90,8 +90,15 @@ def require_writable(folder: Path) -> None:
         with TemporaryDirectory(dir=nearest):
             pass
     except (OSError, ValueError) as error:
-        received = getattr(error, "strerror", None) or str(error)
-        raise InputError(Problem(f"output_dir: {folder} can't be written", received, "--output-dir FOLDER")) from None
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError | ValueError) -> InputError:
+    """Explain why runs can't be written into a folder."""
+    received = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        received = "a file, or below one"
+    return InputError(Problem(f"output_dir: {folder} can't be written", received, "--output-dir FOLDER"))
 
 
 class RunDirectory:
@@ -120,10 +127,7 @@ class RunDirectory:
             path = parent / temporary_name(name)
             path.mkdir()
         except (OSError, ValueError) as error:
-            received = getattr(error, "strerror", None) or str(error)
-            raise InputError(
-                Problem(f"output_dir: {parent} can't be written", received, "--output-dir FOLDER")
-            ) from None
+            raise _unwritable(parent, error) from None
         return cls(path, made)
 
     def settle(self, parent: Path, name: str) -> None:

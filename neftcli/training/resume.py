@@ -44,6 +44,7 @@ PLACES = {
     "data.held_out_source": "--held-out PLACE    the new path",
 }
 """Options that say where something lies, and their flags. What was moved is compared by its content."""
+NOT_BEGUN = "the command that was to begin it: a run that is killed in its first seconds leaves no folder"
 ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
 
 
@@ -181,8 +182,10 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
         for folder in (at_home(name), Path("runs") / at_home(name)):
             require_no_link(folder / RECORD)  # one that leads nowhere is no file
         raise InputError(_no_run(name))
-    require_no_links(path)
+    require_no_link(path / RECORD)
     directory = RunDirectory(path)
+    if directory.record()["status"] != "finished":  # a finished run is rejected for that, below
+        require_no_links(path)
     if not (path / RECIPE).is_file():
         kept = Checkpoints(directory.checkpoints, 1).latest()
         if kept is None and not directory.model.exists():
@@ -235,11 +238,13 @@ def _no_run(name: str) -> Problem:
         return Problem("--resume takes the run's own folder", name, f"neft train --resume {shlex.quote(str(inside))}")
     if (sweep := find_sweep(name)) is not None:
         return Problem("--resume takes a run; this is a sweep", name, f"neft sweep-alpha {shlex.quote(str(sweep))}")
+    there = exists(path) or exists(Path("runs") / path)
+    violated = f"--resume: {'this is no run' if there else 'there is no run of this name'}"
     nearest = nearest_path(Path("runs") / name) or nearest_path(path)
     if nearest and (Path(nearest) / RECORD).is_file():
-        again = f"neft train --resume {shlex.quote(nearest)}"
-        return Problem("--resume: there is no run in this folder", name, again, nearest)
-    return Problem("--resume: there is no run in this folder", name, "ls runs    to see those that there are")
+        return Problem(violated, name, f"neft train --resume {shlex.quote(nearest)}", nearest)
+    again = "ls runs    to see the runs" if there else NOT_BEGUN
+    return Problem(violated, name, again)
 
 
 def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bool = False) -> Resumption:

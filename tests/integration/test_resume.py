@@ -250,7 +250,7 @@ def test_where_no_checkpoint_verifies_each_is_named_and_nothing_is_trained(neft:
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        (["--resume", "nowhere"], "--resume: there is no run in this folder"),
+        (["--resume", "nowhere"], "--resume: there is no run of this name"),
         (["--accept-changes"], "--accept-changes needs --resume"),
         (["--resume", "x", "--recipe", "quickstart"], "--resume and --recipe can't stand together"),
         (["--resume", "x", "--dry-run"], "--resume and --dry-run can't stand together"),
