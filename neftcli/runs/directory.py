@@ -96,8 +96,11 @@ def require_writable(folder: Path) -> None:
 def _unwritable(folder: Path, error: OSError | ValueError) -> InputError:
     """Explain why runs can't be written into a folder."""
     received = getattr(error, "strerror", None) or str(error)
-    if isinstance(error, NotADirectoryError | FileExistsError):
-        received = "a file, or below one"
+    for place in (folder, *folder.absolute().parents):
+        if place.is_file():
+            received = f"{place} is a file"
+        elif place.is_symlink() and not place.exists():
+            received = f"{place} is a link to {place.readlink()}, which does not exist"
     return InputError(Problem(f"output_dir: {folder} can't be written", received, "--output-dir FOLDER"))
 
 
