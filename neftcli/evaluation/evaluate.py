@@ -24,7 +24,6 @@ from neftcli.machine.files import clear_abandoned, remove, require_no_link, requ
 from neftcli.machine.process import prepare_process
 from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.trust import TRUST
-from neftcli.statistics.paired import FEWEST
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
@@ -242,6 +241,7 @@ def _report(
     from neftcli.evaluation import report as writing
     from neftcli.evaluation.comparison import compare, win_rate_bounds
     from neftcli.evaluation.sentences import conclusion
+    from neftcli.statistics.paired import FEWEST
 
     prompts = [normalised(writing.instruction(example)) for example in rows.examples]
     metrics, comparisons = compare(results, judged, prompts)
