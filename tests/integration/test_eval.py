@@ -304,7 +304,7 @@ def test_data_that_changed_since_training_is_refused(
     assert result.err == (
         f"{data}: the data has changed since tiny-a5-s0 was trained, so which rows were held out is not known any "
         "more\n"
-        "  received another data_sha256 than in run.json\n"
+        "  received a data_sha256 that differs from run.json's\n"
         "  try      neft eval ... --dataset FILE, with rows that were not trained on\n"
         "1 problem; nothing was started.\n"
     )

@@ -30,8 +30,8 @@ from tests.unit.evaluation.test_judge import longer
 Neft = Callable[..., Result]
 
 
-def sweep_arguments(model: Path, rows: Path, output: Path) -> list[str]:
-    """A sweep of two alphas and two seeds on a tiny model, of three updates a cell."""
+def sweep_arguments(model: Path, rows: Path, output: Path, alphas: str = "0,5") -> list[str]:
+    """A sweep of two alphas and two seeds on a tiny model, of three steps a cell."""
     sets = {
         "training.max_steps": 3,
         "training.learning_rate": "5e-3",
@@ -43,7 +43,7 @@ def sweep_arguments(model: Path, rows: Path, output: Path) -> list[str]:
         "output_dir": output,
     }
     typed = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-    basis = ["--model", str(model), "--dataset", str(rows), "--alphas", "0,5", "--seeds", "2"]
+    basis = ["--model", str(model), "--dataset", str(rows), "--alphas", alphas, "--seeds", "2"]
     return ["sweep-alpha", *basis, *typed]
 
 
@@ -331,13 +331,18 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
 
 
 def test_a_dry_run_shows_the_cells_their_time_and_what_they_share_and_makes_nothing(
-    neft: Neft, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    neft: Neft,
+    tiny_folder: Callable[[str], Path],
+    rows_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Real updates of a process of its own, once as lines and once as JSON."""
+    arguments = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs", alphas="5")
     written = tmp_path / "temporary"
     written.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(written))
-    result = neft(*arguments, "--alphas", "5", "--dry-run")
+    result = neft(*arguments, "--dry-run")
     assert result.code == 0, result.err
     assert "2 arms x 2 seeds = 4 cells" in result.out
     assert "alpha 0 was added" in result.out
