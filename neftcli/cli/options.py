@@ -93,7 +93,7 @@ def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -
         value = typed[key.path]
         flag = str(key.option.flag)
         if isinstance(value, list):  # a list's flag may be repeated
-            value = ",".join(value) or None
+            value = ",".join(value) if value else None
         if value is None:
             continue
         if key.option.switch is not None:

@@ -49,7 +49,7 @@ def converted(file: Path) -> Path:
     """
     digest = sha256(file)
     place = _place(digest)
-    if _verifies(place, digest):  # also where the cache can only be read
+    if _verifies(place, digest):  # even if the cache is read-only
         return place
     with written_in_cache(f"{file.name} as safetensors"):
         for path in (place, place.with_suffix(LOCK)):

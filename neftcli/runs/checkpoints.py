@@ -16,12 +16,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neftcli.machine.files import make_fresh, remove, to_disk, write_whole
+from neftcli.machine.files import make_fresh, remove, to_disk, try_remove, write_whole
 from neftcli.machine.inside import leads_out
 from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse
 
@@ -93,8 +92,7 @@ class Checkpoints:
     def discard(self, step: int) -> None:
         """Takes away the folder of `step` where it could not be finished."""
         if not (self.place(step) / MANIFEST).is_file():
-            with suppress(OSError):  # it counts for nothing, and the next rotation tries again
-                remove(self.place(step))
+            try_remove(self.place(step))  # what stays counts for nothing, and the next rotation tries again
 
     def latest(self) -> Path | None:
         """The newest checkpoint that was finished, unread: a message must not take minutes."""
@@ -124,8 +122,7 @@ class Checkpoints:
             # The manifest goes first: a removal that is stopped in the middle leaves no checkpoint that looks whole.
             # What can't be removed now is no checkpoint any more, and the next rotation tries again.
             remove(self.place(step) / MANIFEST)
-            with suppress(OSError):
-                remove(self.place(step))
+            try_remove(self.place(step))
 
 
 def verify(place: Path) -> Checkpoint:

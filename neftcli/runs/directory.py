@@ -1,7 +1,7 @@
 """A run's folder, from its beginning to its end.
 
 A run is begun in a hidden folder beside its own, which gets its name when record and recipe are in it: a kill leaves
-either no run or one that can be gone on with.
+either no run or one that can be resumed.
 """
 
 from __future__ import annotations

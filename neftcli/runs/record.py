@@ -75,7 +75,7 @@ class RunRecord:
         self.fields = changed  # what the file says, also where it could not be written
 
     def withdraw(self) -> None:
-        """Writes back what the file held before: the run was not gone on with."""
+        """Write back what the file held before: the run was not resumed."""
         self._directory.write_json(RECORD, self._before)
 
     def facts(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ PLACES = {
     "data.held_out_source": "--held-out PLACE    the new path",
 }
 """Options that say where something lies, and their flags. What was moved is compared by its content."""
-NOT_BEGUN = "the command that was to begin it: a run that is killed in its first seconds leaves no folder"
+NOT_BEGUN = "the command that started it: a run that is killed in its first seconds leaves no folder"
 ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
 
 
@@ -63,7 +63,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Resumption:
-    """A run that is gone on with.
+    """A run that is resumed.
 
     Attributes:
         directory: Its folder.
@@ -101,7 +101,7 @@ class Resumption:
         """Checks, when nobody else can train the run any more, that nobody did since it was looked at.
 
         Raises:
-            InputError: It was gone on with.
+            InputError: It was resumed by another process.
         """
         gone = self.checkpoint is not None and not self.checkpoint.path.is_dir()
         if gone or self.directory.record()["status"] == "finished":
@@ -334,7 +334,7 @@ def _shown(value: Any) -> str:
 
 
 def mixed(resumed: Mapping[str, Any]) -> list[str]:
-    """What changed where a run was gone on with, in words, by an entry of its record's `resumed`."""
+    """Describe what changed when a run was resumed, by an entry of its record's `resumed`."""
     if resumed["checkpoint"] is None:
         return []
     behind = resumed["checkpoint"].rpartition("-")[2]

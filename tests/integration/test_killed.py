@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,17 @@ def kind(folder: Path) -> str:
     return "a run with a checkpoint" if whole else "a run without a checkpoint"
 
 
+def require_same_end(states: Iterable[Path], typed: list[str], whole: Path) -> None:
+    """Resumes or begins the run in each state, and compares it with the undisturbed one."""
+    for folder in states:
+        left = names(folder)
+        code, said = as_the_script_does(folder, typed)
+        assert code == 0, (folder, left, said)
+        assert result(folder / RUN) == result(whole / RUN), (folder, left)
+        assert names(folder) == names(whole), (folder, left)
+        shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("most", HOW_MANY)
 def test_train_killed_at_any_file_operation(most: int, typed: list[str], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
@@ -96,13 +107,7 @@ def test_train_killed_at_any_file_operation(most: int, typed: list[str], tmp_pat
     states = states_of(tmp_path / "states")
     print(len(states), "states of train:", dict(Counter(map(kind, states))))
     assert {"no run", "a run without a checkpoint", "a run with a checkpoint", "finished"} == set(map(kind, states))
-    for folder in spread_out(states, most):
-        left = names(folder)
-        code, said = as_the_script_does(folder, typed)
-        assert code == 0, (folder, left, said)
-        assert result(folder / RUN) == result(whole / RUN), (folder, left)
-        assert names(folder) == names(whole), (folder, left)
-        shutil.rmtree(folder)
+    require_same_end(spread_out(states, most), typed, whole)
 
 
 @pytest.mark.parametrize("most", HOW_MANY)
@@ -115,13 +120,7 @@ def test_resume_killed_at_any_file_operation(most: int, typed: list[str], tmp_pa
     assert code == 0, said
     states = states_of(tmp_path / "states")
     print(len(states), "states of resume:", dict(Counter(map(kind, states))))
-    for folder in spread_out(states, most):
-        left = names(folder)
-        code, said = as_the_script_does(folder, typed)
-        assert code == 0, (folder, left, said)
-        assert result(folder / RUN) == result(whole / RUN), (folder, left)
-        assert names(folder) == names(whole), (folder, left)
-        shutil.rmtree(folder)
+    require_same_end(spread_out(states, most), typed, whole)
 
 
 def report(folder: Path) -> tuple[Any, ...]:
