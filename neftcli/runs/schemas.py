@@ -6,39 +6,20 @@ so that code behind it can rely on its keys and types. Keys that a schema does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NotRequired,  # typing's own are not pydantic's before Python 3.12
-    TypeVar,
-)
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from annotated_types import Ge, Le, MinLen
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, is_typeddict  # pydantic needs this one before Python 3.12
 
 Schema = TypeVar("Schema")
 Count = Annotated[int, Ge(0), Le(2**53)]
 """An integer that other programs read exactly."""
 
 
-def _other_keys(rule: Literal["allow", "forbid"]) -> Callable[[type[Schema]], type[Schema]]:
-    """Return a decorator that keeps or rejects keys which a TypedDict does not name.
-
-    As `pydantic.with_config` does, without importing pydantic.
-    """
-
-    def configured(schema: type[Schema]) -> type[Schema]:
-        schema.__pydantic_config__ = {"extra": rule}  # type: ignore[attr-defined]
-        return schema
-
-    return configured
-
-
-@_other_keys("allow")
 class Resumed(TypedDict):
     """One resumption of a run, as its record lists it."""
 
@@ -47,14 +28,12 @@ class Resumed(TypedDict):
     changes: dict[str, str | Annotated[list[Any], MinLen(2)]]
 
 
-@_other_keys("allow")
 class TrainingResults(TypedDict):
     """Results of a finished run."""
 
     seconds: float
 
 
-@_other_keys("allow")
 class Record(TypedDict):
     """`run.json`: the record of a run."""
 
@@ -76,13 +55,15 @@ class Unlogged(TypedDict):
     since: Count
 
 
-@_other_keys("forbid")
 class Losses(TypedDict):
     """An evaluation during training: the fields of `neftcli.events.Evaluated`."""
 
     step: Count
     held_out_loss: float | None
     train_loss: float | None
+
+
+Losses.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
 
 
 class BeforeTraining(TypedDict):
@@ -92,7 +73,6 @@ class BeforeTraining(TypedDict):
     answers: list[str]
 
 
-@_other_keys("allow")
 class TrainingState(TypedDict):
     """neft's own part of a checkpoint's `trainer_state.json`."""
 
@@ -102,7 +82,6 @@ class TrainingState(TypedDict):
     unlogged: Unlogged
 
 
-@_other_keys("allow")
 class Callbacks(TypedDict):
     """The callbacks whose state a checkpoint keeps."""
 
@@ -110,7 +89,6 @@ class Callbacks(TypedDict):
     Watch: TrainingState
 
 
-@_other_keys("allow")
 class TrainerState(TypedDict):
     """`trainer_state.json` of a checkpoint."""
 
@@ -121,7 +99,6 @@ class TrainerState(TypedDict):
     stateful_callbacks: Callbacks
 
 
-@_other_keys("allow")
 class MetricsLine(TypedDict):
     """A line of `metrics.jsonl`."""
 
@@ -137,7 +114,6 @@ class ManifestFile(TypedDict):
     sha256: str
 
 
-@_other_keys("allow")
 class Manifest(TypedDict):
     """`manifest.json` of a checkpoint, without its own hash."""
 
@@ -159,7 +135,6 @@ class CellMetric(TypedDict):
     of: NotRequired[str]
 
 
-@_other_keys("allow")
 class MeasuredCell(TypedDict):
     """`evaluation/cell.json`: what a sweep's cell measured."""
 
@@ -174,6 +149,10 @@ class MeasuredCell(TypedDict):
 def parse(content: bytes | str, schema: type[Schema]) -> Schema:
     """Read JSON and check it against a schema.
 
+    Returns:
+        The value as it is in the file, with the order of its keys and those that a TypedDict does not name; or, if the
+        schema is a dataclass, an instance of it.
+
     Raises:
         ValueError: It is not JSON, or does not fit; the message is one line that names the first key at fault.
     """
@@ -185,7 +164,7 @@ def parse(content: bytes | str, schema: type[Schema]) -> Schema:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
-    return read
+    return json.loads(content) if is_typeddict(schema) else read  # pydantic puts the keys in another order
 
 
 def lines(path: Path, schema: type[Schema]) -> Iterator[tuple[str, Schema | None]]:
