@@ -46,9 +46,9 @@ from neftcli.statistics import paired
 from neftcli.statistics.multiple import verdict
 from neftcli.statistics.paired import PairedDifference, paired_difference
 from neftcli.statistics.win_rates import length_controlled_scores, win_rate
+from neftcli.sweep.early_stopping import FEWEST_SEEDS, Decision, decide
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.results import SweepResults
-from neftcli.sweep.sequential import FEWEST_SEEDS, Decision, decide
 from neftcli.sweep.verdict import Verdict, judge_sweep
 
 GAINING = Arm(ALPHAS[0])

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from neftcli.data.prepare import read_examples
-from neftcli.models.names import resolve
+from neftcli.models.registry import resolve
 from neftcli.recipe.loading import assignment, load_recipe
 
 BIN = Path(sys.executable).parent

@@ -42,7 +42,7 @@ def products(folder: Path, tokens: int) -> tuple[float, float]:
     """Seconds and floating-point operations of an update's matrix products."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from neftcli.machine.device import multiplies_bfloat16
+    from neftcli.system.device import multiplies_bfloat16
 
     kind = torch.bfloat16 if multiplies_bfloat16("cpu") else torch.float32
     with torch.device("meta"):

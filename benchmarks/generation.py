@@ -18,12 +18,12 @@ from neftcli.data.chat import ChatFormat
 from neftcli.data.prepare import read_examples
 from neftcli.data.tokens import prompt_token_ids
 from neftcli.evaluation.generation import generate_answers
-from neftcli.machine.device import choose_machine
-from neftcli.machine.process import prepare_process
-from neftcli.models.by_recipe import load_model_of
 from neftcli.models.loading import load_tokenizer
-from neftcli.models.names import resolve
+from neftcli.models.registry import resolve
+from neftcli.models.requirements import load_model_of
 from neftcli.recipe.loading import assignment, load_recipe
+from neftcli.system.device import choose_machine
+from neftcli.system.process import prepare_process
 
 SIZES = (1, 8, 32)
 

@@ -281,7 +281,7 @@ def llama(folder: Path, *, tiny: bool) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from neftcli.models.names import ALIASES
+    from neftcli.models.registry import ALIASES
 
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     words = [*special.values(), *(f"w{number}" for number in range(WORDS - len(special)))]

@@ -25,7 +25,7 @@ from scipy.stats import norm
 
 from neftcli.statistics.multiple import Better
 from neftcli.statistics.paired import FEWEST
-from neftcli.sweep.sequential import FEWEST_SEEDS
+from neftcli.sweep.early_stopping import FEWEST_SEEDS
 
 Floats = NDArray[np.float64]
 

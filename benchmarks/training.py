@@ -106,7 +106,7 @@ def tokens_in(model: Path, rows: Path) -> int:
     """Tokens of the training rows, pads not counted."""
     from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import prepare, read_examples
-    from neftcli.models.names import resolve
+    from neftcli.models.registry import resolve
     from neftcli.recipe.loading import assignment
     from neftcli.recipe.loading import resolve as recipe_of
 
@@ -207,7 +207,7 @@ def held_out_loss(task: Task, output: Path, held_out: Path, folder: Path) -> flo
     from neftcli.data.prepare import prepare, read_examples
     from neftcli.evaluation.loss import mean_loss, row_losses
     from neftcli.models.loading import load_tokenizer
-    from neftcli.models.names import resolve
+    from neftcli.models.registry import resolve
     from neftcli.recipe.loading import assignment
     from neftcli.recipe.loading import resolve as recipe_of
 

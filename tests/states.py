@@ -19,7 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["neftcli.training.run", "neftcli.training.watch", "neftcli.training.trainer", "neftcli.models.loading"]
+PRELOADED = [
+    "neftcli.training.train",
+    "neftcli.training.callbacks",
+    "neftcli.training.trainer",
+    "neftcli.models.loading",
+]
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 OLD = 7200.0

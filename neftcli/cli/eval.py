@@ -8,7 +8,7 @@ import typer
 
 from neftcli.cli.display import choose_display
 from neftcli.cli.options import with_overrides
-from neftcli.machine.processes import require_alone
+from neftcli.system.distributed import require_alone
 
 WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", "data.max_length")
 
@@ -50,7 +50,7 @@ def evaluate(
     require_alone("neft eval")
     from neftcli.evaluation.evaluate import Request
     from neftcli.evaluation.evaluate import evaluate as run
-    from neftcli.training.stopping import Stop
+    from neftcli.training.signals import Stop
 
     request = Request(subject, baseline, dataset, split, max_rows, tuple(overrides), base, answers, show, export)
     stop = Stop()

@@ -20,9 +20,9 @@ from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.encoding import hold_any_letter
 from neftcli.cli.help import Command, HelpOption
 from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
-from neftcli.machine.environment import drop_overrides, keep_current_folder_out
-from neftcli.machine.files import restrict_umask
-from neftcli.machine.processes import leads, rank
+from neftcli.system.distributed import leads, rank
+from neftcli.system.environment import drop_overrides, keep_current_folder_out
+from neftcli.system.files import restrict_umask
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What all that typer refuses is an instance of; typer itself exports only some of its kinds."""
@@ -74,7 +74,7 @@ def _tell(problems: Sequence[Problem], *, started: bool) -> None:
 
 def _ignore_signals() -> None:
     """All is saved and said: a further signal, while libraries end, would only spoil the exit code."""
-    from neftcli.training.stopping import WARNINGS
+    from neftcli.training.signals import WARNINGS
 
     for name in WARNINGS:
         signal.signal(signal.Signals[name], signal.SIG_IGN)

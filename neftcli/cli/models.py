@@ -17,7 +17,7 @@ def models(
 
     The list says whether each needs a licence or can be had without the hub.
     """
-    from neftcli.models.names import resolve
+    from neftcli.models.registry import resolve
 
     if name is None:
         _list()
@@ -26,8 +26,8 @@ def models(
     if reference.kind == "gguf":
         from pathlib import Path
 
-        from neftcli.machine.process import prepare_process
         from neftcli.models.gguf import converted
+        from neftcli.system.process import prepare_process
 
         prepare_process()
         typer.echo(converted(Path(reference.location)))
@@ -39,7 +39,7 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from neftcli.models.names import ALIASES, resolve
+    from neftcli.models.registry import ALIASES, resolve
 
     table = Table(box=None, pad_edge=False)
     for column in ("alias", "hub id", ""):

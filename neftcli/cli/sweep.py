@@ -11,8 +11,8 @@ import typer
 from neftcli.cli.display import choose_display
 from neftcli.cli.options import QUICKSTART, with_overrides
 from neftcli.errors import InputError, Problem
-from neftcli.machine.processes import require_alone
 from neftcli.recipe.schema import keys
+from neftcli.system.distributed import require_alone
 
 OF_CELLS = frozenset(key.path for key in keys() if key.option.flag and not key.option.only) - {
     "neftune.alpha",
@@ -67,7 +67,7 @@ def sweep_alpha(
     from neftcli.recipe.yaml_file import Setting
     from neftcli.runs.directory import find_sweep
     from neftcli.sweep.folder import layers_of, sweep_of
-    from neftcli.sweep.sweep import Request, sweep
+    from neftcli.sweep.sweep_alpha import Request, sweep
 
     if earlier is not None and re.fullmatch(r"[\d.]+", earlier) and find_sweep(earlier) is None:
         listed = "--alphas 0,5,10"

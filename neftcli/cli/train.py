@@ -10,7 +10,7 @@ import typer
 from neftcli.cli.display import choose_display
 from neftcli.cli.options import recipe_of, with_recipe
 from neftcli.errors import InputError, Problem
-from neftcli.machine.processes import count, launched, together
+from neftcli.system.distributed import count, launched, together
 
 if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
@@ -49,10 +49,10 @@ def train(
         raise InputError(Problem(f"--resume and {other} can't stand together", remedy=f"neft train --resume {resume}"))
     if accept_changes and resume is None:
         raise InputError(Problem("--accept-changes needs --resume", remedy="neft train --resume RUN --accept-changes"))
-    from neftcli.training.plan import plan
+    from neftcli.training.dry_run import plan
     from neftcli.training.resume import find_resumption
-    from neftcli.training.run import train as run
-    from neftcli.training.stopping import Stop
+    from neftcli.training.signals import Stop
+    from neftcli.training.train import train as run
 
     stop = Stop()
     resumption: Resumption | None = None

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from neftcli.data.continuation import Continuation
 from neftcli.data.formats import Example, Turn
-from neftcli.data.marks import MARK, Marks
 from neftcli.data.panics import tokenizer_named
-from neftcli.data.quoting import Quoting
+from neftcli.data.special_tokens import Quoting
+from neftcli.data.turn_spans import MARK, Marks
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase
-from neftcli.models.names import Reference
+from neftcli.models.registry import Reference
 from neftcli.models.templates import DATE, own_template, training_template, with_fixed_date
 
 if TYPE_CHECKING:
@@ -566,9 +566,9 @@ def load_chat_format(
     Raises:
         ModelError: The model or the template can't be found or read.
     """
-    from neftcli.models.by_recipe import vocabulary_of
     from neftcli.models.gguf import is_converted
     from neftcli.models.loading import load_tokenizer
+    from neftcli.models.requirements import vocabulary_of
     from neftcli.models.stop_tokens import declared_stop_tokens
     from neftcli.models.templates import set_template
 

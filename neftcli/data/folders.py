@@ -21,7 +21,7 @@ from neftcli.data.readers import ENDINGS, ending
 from neftcli.data.remote import downloaded, read_text, reading
 from neftcli.data.text import DataFile
 from neftcli.errors import DataError, Problem, first_line
-from neftcli.machine.inside import leads_out
+from neftcli.system.listed_names import leads_out
 
 SPLIT_WORDS = {
     "train": ("train", "training"),

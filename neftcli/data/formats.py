@@ -22,10 +22,11 @@ from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 from neftcli.data.example import Example, Turn, UnusableRow
-from neftcli.data.notes import Notes, has_value, shown
+from neftcli.data.jq_hints import jq, jq_key
 from neftcli.data.readers import Row
-from neftcli.data.rewriting import jq, jq_key
+from neftcli.data.row_notices import Notes, has_value, shown
 from neftcli.data.suggestions import flattened, suggested, turns_of
+from neftcli.data.supervised import require_no_placeholder, require_supervised
 from neftcli.data.tool_calls import answers_no_call, read_tools
 from neftcli.data.turns import (
     MARKS,
@@ -36,7 +37,6 @@ from neftcli.data.turns import (
     read_mark,
     read_turns,
 )
-from neftcli.data.unsuitable import require_no_placeholder, require_supervised
 from neftcli.errors import DataError, Problem
 
 __all__ = [

@@ -23,8 +23,8 @@ from neftcli.data.formats import (
     to_example,
 )
 from neftcli.data.mixture import mixed
-from neftcli.data.notes import Notes
 from neftcli.data.readers import Row
+from neftcli.data.row_notices import Notes
 from neftcli.data.rows import ExampleRows, TokenRows
 from neftcli.data.sources import BUILTIN, open_source, read_rows
 from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of

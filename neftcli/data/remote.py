@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from neftcli.data.text import DataFile
 from neftcli.errors import DataError, Problem
-from neftcli.machine.cache import written_in_cache
+from neftcli.system.cache import written_in_cache
 
 CHUNK = 2**20  # bytes
 CONNECT, SILENCE = 10.0, 60.0  # seconds until a server must accept a connection, and between two of its packets

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.formats import Example, Turn
-from neftcli.data.store import Rows
+from neftcli.data.record_batches import Rows
 from neftcli.data.tokens import IGNORED, TokenRow
 
 if TYPE_CHECKING:

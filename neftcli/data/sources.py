@@ -18,8 +18,8 @@ from neftcli.data.readers import READERS, Row, ending, read_file, require_ending
 from neftcli.data.remote import downloaded, is_remote, open_filesystem, require_address, without_file_scheme
 from neftcli.data.text import DataFile
 from neftcli.errors import DataError, Problem, first_line
-from neftcli.machine.hub import with_settings
-from neftcli.recipe.nearest import at_home, closed_folder, exists, nearest_path
+from neftcli.recipe.path_suggestions import at_home, closed_folder, exists, nearest_path
+from neftcli.system.hub import with_settings
 
 BUILTIN = "builtin"
 BUILTIN_SPLITS = ("train", "held_out")

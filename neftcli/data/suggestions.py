@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from shlex import quote
 from typing import Any
 
-from neftcli.data.notes import has_value
-from neftcli.data.rewriting import jq, jq_key, nested_rows, one_row
+from neftcli.data.jq_hints import jq, jq_key, nested_rows, one_row
+from neftcli.data.row_notices import has_value
 from neftcli.data.turns import is_conversation
 
 QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "user", "human", "inputs", "input", "source")

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.rows import TokenRows
-from neftcli.machine.cache import cache_folder
-from neftcli.machine.files import require_no_link
+from neftcli.system.cache import cache_folder
+from neftcli.system.files import require_no_link
 
 if TYPE_CHECKING:
     from neftcli.data.rows import ExampleRows

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neftcli.data.example import Turn
-from neftcli.data.notes import shown
+from neftcli.data.row_notices import shown
 from neftcli.errors import DataError, Problem
 
 A_CALL = '{"type": "function", "function": {"name": "...", "arguments": {...}}}'

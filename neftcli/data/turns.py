@@ -14,8 +14,8 @@ from math import isfinite
 from typing import Any
 
 from neftcli.data.example import Turn, UnusableRow
-from neftcli.data.notes import Notes, has_value, shown
-from neftcli.data.rewriting import jq, jq_key
+from neftcli.data.jq_hints import jq, jq_key
+from neftcli.data.row_notices import Notes, has_value, shown
 from neftcli.data.tool_calls import read_tool_calls
 from neftcli.errors import DataError, Problem
 

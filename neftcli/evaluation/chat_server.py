@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from neftcli.errors import InputError, Problem
-from neftcli.machine.network import unreachable
+from neftcli.system.network import unreachable
 
 if TYPE_CHECKING:
     import httpx2

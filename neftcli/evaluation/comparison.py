@@ -23,7 +23,7 @@ from neftcli.statistics.paired import FEWEST, LEVEL, PairedDifference, estimate,
 from neftcli.statistics.win_rates import win_rate
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.measure import Results
+    from neftcli.evaluation.measurement import Results
 
 Values = NDArray[np.float64]
 """(rows,), NaN if a row has no value."""

@@ -15,19 +15,19 @@ from neftcli.data.prepare import fingerprint
 from neftcli.data.splits import normalised
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
-from neftcli.evaluation.rows import Rows, read_rows_for
-from neftcli.evaluation.store import alone
-from neftcli.evaluation.subjects import Subject, base_of, find_subject
+from neftcli.evaluation.cache import alone
+from neftcli.evaluation.held_out import Rows, read_rows_for
+from neftcli.evaluation.targets import Subject, base_of, find_subject
 from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
-from neftcli.machine.chatter import library_chatter
-from neftcli.machine.files import clear_abandoned, remove, require_no_link, require_no_links, write_whole
-from neftcli.machine.process import prepare_process
 from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.trust import TRUST
+from neftcli.system.files import clear_abandoned, remove, require_no_link, require_no_links, write_whole
+from neftcli.system.library_output import library_chatter
+from neftcli.system.process import prepare_process
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
-    from neftcli.evaluation.measure import Results
+    from neftcli.evaluation.measurement import Results
     from neftcli.recipe.yaml_file import Layer
 
 ALPACA_EVAL = "alpaca-eval"
@@ -297,8 +297,8 @@ def _report_folder(rows: Rows, subjects: Sequence[Subject], request: Request) ->
 
 
 def _measure(subjects: Sequence[Subject], rows: Rows, request: Request, observer: Observer) -> list[Results]:
-    from neftcli.evaluation.measure import Measurement
-    from neftcli.machine.device import choose_machine
+    from neftcli.evaluation.measurement import Measurement
+    from neftcli.system.device import choose_machine
 
     main = subjects[0].recipe
     machine = choose_machine(main, trains=subjects[0].run is not None)  # one arithmetic for all
@@ -370,7 +370,7 @@ def _explained(folder: Path) -> Iterator[None]:
             )
         ) from error
     except Exception as error:
-        from neftcli.machine.device import is_out_of_memory
+        from neftcli.system.device import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neftcli.evaluation.batches import in_batches
-from neftcli.models.mode import evaluation_mode
+from neftcli.evaluation.adaptive_batches import in_batches
+from neftcli.neftune.evaluation_mode import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

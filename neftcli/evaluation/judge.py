@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from neftcli.errors import InputError, NeftError, Problem, panics_as_errors
 from neftcli.evaluation.chat_server import KEY_VARIABLE, ChatServer, Refused, api_key, is_address, without_credentials
-from neftcli.machine.files import open_own, require_no_link
+from neftcli.system.files import open_own, require_no_link
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Judge

@@ -16,10 +16,10 @@ import torch
 from annotated_types import Ge, Gt, Lt
 
 from neftcli.data.tokens import IGNORED, TokenRow
-from neftcli.evaluation.batches import in_batches
-from neftcli.models.head import label_scores
-from neftcli.models.low_rank import fused_low_rank, low_rank_layers
-from neftcli.models.mode import evaluation_mode
+from neftcli.evaluation.adaptive_batches import in_batches
+from neftcli.kernels.cross_entropy import label_scores
+from neftcli.kernels.lora import fused_low_rank, low_rank_layers
+from neftcli.neftune.evaluation_mode import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

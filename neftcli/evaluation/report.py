@@ -16,15 +16,15 @@ from neftcli.evaluation.comparison import same_tokens, win_rate_bounds
 from neftcli.evaluation.metrics import signatures, similarity
 from neftcli.evaluation.tasks import described
 from neftcli.events import Comparison, EvaluationReport, SideBySide
-from neftcli.machine.files import write_whole
 from neftcli.recipe.loading import differences
 from neftcli.runs.directory import CELLS, RECIPE, finite, json_line
+from neftcli.system.files import write_whole
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
-    from neftcli.evaluation.measure import Results
-    from neftcli.evaluation.rows import Rows
-    from neftcli.evaluation.subjects import Subject
+    from neftcli.evaluation.held_out import Rows
+    from neftcli.evaluation.measurement import Results
+    from neftcli.evaluation.targets import Subject
 
 OFTEN_CUT = 0.05
 SEEDS = 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, DESCRIPTIVE_WIN_RATES, WIN_RATE
-from neftcli.evaluation.units import amount, interval, p_value
+from neftcli.evaluation.number_format import amount, interval, p_value
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
 from neftcli.statistics.multiple import NOT_SIGNIFICANT
 from neftcli.statistics.paired import FEWEST, LEVEL, SKEWED

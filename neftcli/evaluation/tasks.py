@@ -26,12 +26,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.errors import InputError, Problem
-from neftcli.evaluation.batches import not_enough_memory
+from neftcli.evaluation.adaptive_batches import not_enough_memory
 from neftcli.evaluation.task_code import TRUST, code_in_task, sandboxed_templates
 from neftcli.events import Notice, Observer
-from neftcli.machine.device import is_out_of_memory
-from neftcli.models.mode import evaluation_mode
+from neftcli.neftune.evaluation_mode import evaluation_mode
 from neftcli.recipe.schema import TaskSettings
+from neftcli.system.device import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch

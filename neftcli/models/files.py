@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.machine.inside import leads_out
 from neftcli.models.gguf import sha256
+from neftcli.system.listed_names import leads_out
 
 INDEX = "model.safetensors.index.json"
 """Names the files of weights in several files."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.machine.cache import cache_folder, written_in_cache
-from neftcli.machine.files import remove, require_no_link
+from neftcli.system.cache import cache_folder, written_in_cache
+from neftcli.system.files import remove, require_no_link
 
 MANIFEST = "neft-manifest.json"
 FORM = 2

@@ -13,8 +13,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import LibraryPanic, ModelError, NeftError, Problem, panics_as_errors
-from neftcli.machine.hub import with_settings
-from neftcli.models.damage import AGAIN, damage
+from neftcli.models.damaged_files import AGAIN, damage
 from neftcli.models.files import (
     CODE_SETTINGS,
     CUSTOM_GENERATE,
@@ -25,9 +24,10 @@ from neftcli.models.files import (
     require_inside,
 )
 from neftcli.models.gguf import converted, sha256
-from neftcli.models.names import ALIASES, Reference
+from neftcli.models.registry import ALIASES, Reference
 from neftcli.models.validate import find_file, read_json, stored_quantization
-from neftcli.recipe.nearest import nearest_path
+from neftcli.recipe.path_suggestions import nearest_path
+from neftcli.system.hub import with_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from neftcli.models.layers import adapted_experts, adapter_notices, layers_named, layers_saved, require_layers
-from neftcli.models.names import Reference
+from neftcli.models.adapter_layers import adapted_experts, adapter_notices, layers_named, layers_saved, require_layers
+from neftcli.models.registry import Reference
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Adapter, Recipe
@@ -82,7 +82,7 @@ def estimate_of(
     recipe: Recipe, model: Any, weight_bytes: int, activation_bytes: int, row_tokens: int, device: str
 ) -> MemoryEstimate:
     """As `estimate`, of a model that is there, with storage or without; it has no adapters yet."""
-    from neftcli.models.short_attention import LONGEST, kept_weights
+    from neftcli.kernels.short_attention import LONGEST, kept_weights
 
     parameters, linear, adapter = _count(model, recipe.adapter)
     full = recipe.adapter.type == "none"

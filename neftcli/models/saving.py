@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.models.loading import local_or_hub
-from neftcli.models.names import Reference
+from neftcli.models.registry import Reference
 from neftcli.models.validate import find_file, read_json
 
 if TYPE_CHECKING:

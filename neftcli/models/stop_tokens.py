@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from neftcli.errors import ModelError, Problem, first_line
-from neftcli.models.damage import AGAIN
-from neftcli.models.names import Reference
+from neftcli.models.damaged_files import AGAIN
+from neftcli.models.registry import Reference
 from neftcli.models.saving import CONFIG, GENERATION, files_of
 from neftcli.models.validate import Settings, find_file, read_json
 

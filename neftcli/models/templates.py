@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.recipe.nearest import exists, nearest_path
+from neftcli.recipe.path_suggestions import exists, nearest_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

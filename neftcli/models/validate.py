@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.models.files import INDEX, require_inside
-from neftcli.models.names import ADAPTER, ALIASES, Reference, adapter_found
+from neftcli.models.registry import ADAPTER, ALIASES, Reference, adapter_found
 from neftcli.recipe.schema import Quantization
 
 if TYPE_CHECKING:

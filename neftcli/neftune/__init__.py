@@ -10,9 +10,9 @@ on a model and takes it off again, `pairing.py` shows every row twice for symmet
 how strong the noise is where the first layer sees it.
 """
 
-from neftcli.neftune.attachment import Noise, neftune
+from neftcli.neftune.hooks import Noise, neftune
 from neftcli.neftune.lengths import document_lengths
-from neftcli.neftune.pairing import paired
 from neftcli.neftune.strength import Strength, measure_strength
+from neftcli.neftune.symmetric import paired
 
 __all__ = ["Noise", "Strength", "document_lengths", "measure_strength", "neftune", "paired"]

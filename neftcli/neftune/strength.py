@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neftcli.errors import NeftuneError
-from neftcli.neftune.attachment import Noise
+from neftcli.neftune.hooks import Noise
 from neftcli.neftune.lengths import document_lengths
 
 TOLERANCE = 0.02

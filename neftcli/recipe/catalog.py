@@ -8,7 +8,7 @@ from pathlib import Path
 
 import neftcli
 from neftcli.errors import Problem, RecipeError
-from neftcli.recipe.nearest import nearest_path
+from neftcli.recipe.path_suggestions import nearest_path
 
 YAML = (".yaml", ".yml")
 LIST = "neft recipes    to see the recipes that ship"

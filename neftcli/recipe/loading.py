@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe import catalog
-from neftcli.recipe.places import OPTIONS, changed, in_layer, places_of
+from neftcli.recipe.relative_paths import OPTIONS, changed, in_layer, places_of
 from neftcli.recipe.schema import Key, Option, Recipe, keys
 from neftcli.recipe.values import describe, entry_type, is_mapping, meant, nearest_choice, to_type
 from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value

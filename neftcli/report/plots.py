@@ -19,7 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.machine.files import write_whole
+from neftcli.system.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

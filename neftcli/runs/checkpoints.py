@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neftcli.machine.files import make_fresh, remove, to_disk, try_remove, write_whole
-from neftcli.machine.inside import leads_out
 from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse
+from neftcli.system.files import make_fresh, remove, to_disk, try_remove, write_whole
+from neftcli.system.listed_names import leads_out
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"

@@ -20,7 +20,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from neftcli.errors import InputError, Problem
-from neftcli.machine.files import (
+from neftcli.recipe import relative_paths
+from neftcli.recipe.path_suggestions import at_home
+from neftcli.runs.schemas import MetricsLine, Record, lines, parse
+from neftcli.system.files import (
     TEMPORARY,
     clear_abandoned,
     free_name,
@@ -34,16 +37,13 @@ from neftcli.machine.files import (
     try_remove,
     write_whole,
 )
-from neftcli.recipe import places
-from neftcli.recipe.nearest import at_home
-from neftcli.runs.schemas import MetricsLine, Record, lines, parse
 
 SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 SUFFIX = re.compile(r"-a[0-9.e+-]+-s[0-9]+$")
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """Errors of a rename to a name that is taken."""
-RECORD = places.RECORD
+RECORD = relative_paths.RECORD
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"

@@ -11,10 +11,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import neftcli
-from neftcli.machine.environment import recorded
 from neftcli.recipe.loading import fingerprint
-from neftcli.recipe.places import FIELD
+from neftcli.recipe.relative_paths import FIELD
 from neftcli.runs.directory import RECORD
+from neftcli.system.environment import recorded
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -30,7 +30,7 @@ class RunRecord:
         directory: The run's folder.
         recipe: What it is trained by.
         resumed: What is known of the point that it goes on from; None for a new run.
-        paths: The folder that the recipe's relative paths start from, by `neftcli.recipe.places.record_of`.
+        paths: The folder that the recipe's relative paths start from, by `neftcli.recipe.relative_paths.record_of`.
 
     Attributes:
         fields: What the file holds.

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Preempted, Problem
 from neftcli.events import Advance, Event, Notice, Observer, Phase
-from neftcli.machine.files import remove
-from neftcli.models.damage import is_cut
+from neftcli.models.damaged_files import is_cut
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
 from neftcli.recipe.schema import TaskSettings
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
 from neftcli.runs.schemas import CellMetric, MeasuredCell, Record, parse
+from neftcli.system.files import remove
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
+    from neftcli.evaluation.held_out import Rows
     from neftcli.evaluation.loss import RowLoss
-    from neftcli.evaluation.measure import Results
-    from neftcli.evaluation.rows import Rows
-    from neftcli.machine.device import Machine
+    from neftcli.evaluation.measurement import Results
     from neftcli.recipe.schema import Recipe
-    from neftcli.training.materials import Shelf
+    from neftcli.system.device import Machine
+    from neftcli.training.assets import Shelf
     from neftcli.training.resume import Resumption
-    from neftcli.training.run import Trained
-    from neftcli.training.stopping import Stop
+    from neftcli.training.signals import Stop
+    from neftcli.training.train import Trained
 
 MEASURED = "evaluation/cell.json"
 MEASURING = "measuring the cell"
@@ -150,8 +150,8 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str
         NeftError: It can't be trained or measured.
         Preempted: It was asked to stop, and what there is of it is saved.
     """
-    from neftcli.training.run import train
-    from neftcli.training.stopping import StopRequested
+    from neftcli.training.signals import StopRequested
+    from neftcli.training.train import train
 
     cells, key = Path(recipe.output_dir), fingerprint(recipe)
     run = finished_run(cells, key)
@@ -198,8 +198,8 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Ob
     """Measure a run that was finished and not measured, without the model that it began from."""
     from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import learnable
-    from neftcli.machine.chatter import library_chatter
-    from neftcli.machine.device import choose_machine
+    from neftcli.system.device import choose_machine
+    from neftcli.system.library_output import library_chatter
     from neftcli.training.inputs import check_inputs
 
     with library_chatter(run.log):
@@ -216,7 +216,7 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Ob
 
 
 def _rows(recipe: Recipe, examples: Any, layout: Any) -> Rows:
-    from neftcli.evaluation.rows import Rows
+    from neftcli.evaluation.held_out import Rows
 
     return Rows(examples, recipe.data, layout, "held-out rows", "held-out")
 
@@ -230,8 +230,8 @@ def _measure(
     tuned: Any,
     known: Sequence[tuple[TokenRow, RowLoss]],
 ) -> None:
-    from neftcli.evaluation.measure import Measurement
-    from neftcli.evaluation.subjects import find_subject
+    from neftcli.evaluation.measurement import Measurement
+    from neftcli.evaluation.targets import find_subject
 
     begun = time.perf_counter()
     observer.notify(Phase(MEASURING))

@@ -11,10 +11,10 @@ import numpy as np
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.evaluation.comparison import LOSS
-from neftcli.evaluation.units import SHARES
+from neftcli.evaluation.number_format import SHARES
 from neftcli.runs.directory import RunDirectory
+from neftcli.sweep.early_stopping import FIRST_LOOK
 from neftcli.sweep.results import WIN_RATES
-from neftcli.sweep.sequential import FIRST_LOOK
 
 if TYPE_CHECKING:
     from neftcli.sweep.results import SweepResults

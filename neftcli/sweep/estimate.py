@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.events import CellEstimate, Observer, SweepEstimate
 from neftcli.sweep.cell import finished_run, measured
-from neftcli.sweep.costs import BEGUN, Costs
-from neftcli.sweep.local import devices
-from neftcli.sweep.probe import HARMLESS, probed
-from neftcli.training.materials import materials_key
+from neftcli.sweep.cell_costs import BEGUN, Costs
+from neftcli.sweep.engines.local_engine import devices
+from neftcli.sweep.timing_probe import HARMLESS, probed
+from neftcli.training.assets import materials_key
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
-from neftcli.machine.files import clear_abandoned, remove, require_no_links
-from neftcli.recipe.nearest import at_home, exists, nearest_path
+from neftcli.recipe.path_suggestions import at_home, exists, nearest_path
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.directory import CELLS, LOCK, RECIPE, RECORD, RunDirectory, find_run, find_sweep
 from neftcli.sweep.cell import records
+from neftcli.system.files import clear_abandoned, remove, require_no_links
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
-    from neftcli.models.names import Reference
+    from neftcli.models.registry import Reference
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
     from neftcli.sweep.plan import Cell
@@ -97,7 +97,7 @@ def explained(folder: Path, again: str) -> Iterator[None]:
         Interrupted: It was stopped at once.
         NeftError: The disk is full, or the system refuses to read or write a file.
     """
-    from neftcli.training.ending import is_disk_full
+    from neftcli.training.failures import is_disk_full
 
     try:
         yield

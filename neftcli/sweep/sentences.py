@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from neftcli.evaluation.units import amount, interval, p_value
+from neftcli.evaluation.number_format import amount, interval, p_value
 from neftcli.events import ArmRow, Comparison, Significance
 from neftcli.statistics.crossed import ArmDifference
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, Better

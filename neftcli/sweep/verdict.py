@@ -12,9 +12,9 @@ from neftcli.statistics.crossed import ArmDifference, arm_estimate, compare_arms
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, adjust, direction, verdict
 from neftcli.statistics.paired import FEWEST, LEVEL, RESAMPLES
 from neftcli.sweep import sentences
+from neftcli.sweep.early_stopping import Stopped, is_confirmed
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import WIN_RATES, SweepResults
-from neftcli.sweep.sequential import Stopped, is_confirmed
 
 Differences: TypeAlias = Mapping[tuple[Arm, str], ArmDifference]
 Compared: TypeAlias = Mapping[Arm, Mapping[str, Comparison]]

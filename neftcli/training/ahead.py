@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from neftcli.machine.pages import touch_ahead
-from neftcli.machine.processes import local_count
+from neftcli.system.distributed import local_count
+from neftcli.system.pages import touch_ahead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from neftcli.data.prepare import Prepared
-    from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Recipe
+    from neftcli.system.device import Machine
 
 
 @contextmanager
@@ -32,8 +32,8 @@ def touching_ahead(recipe: Recipe, machine: Machine, model: PreTrainedModel, pre
     if machine.device != "cpu":
         yield
         return
-    from neftcli.machine.device import available_memory
     from neftcli.models.memory import estimate_of
+    from neftcli.system.device import available_memory
 
     row_tokens = max(1, prepared.counts.train.tokens // len(prepared.train))
     if recipe.training.batching == "packed":

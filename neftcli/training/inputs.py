@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from neftcli.data.prepare import Examples, read_examples
 from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub
 from neftcli.events import Notice, Observer, Phase
-from neftcli.machine.cache import written_in_cache
-from neftcli.machine.hub import UNREACHABLE, prefer_cache_if_unreachable
 from neftcli.models.gguf import is_converted
 from neftcli.models.loading import require_pinned_code
-from neftcli.models.names import ALIASES, Reference, resolve
+from neftcli.models.registry import ALIASES, Reference, resolve
 from neftcli.models.templates import NAMED, require_template
 from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.loading import path_values
-from neftcli.recipe.nearest import at_home, exists
+from neftcli.recipe.path_suggestions import at_home, exists
 from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_name
-from neftcli.training.pace import reading
+from neftcli.system.cache import written_in_cache
+from neftcli.system.hub import UNREACHABLE, prefer_cache_if_unreachable
+from neftcli.training.progress import reading
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.events import InspectedRow, Observer, Span, Token
-from neftcli.training.materials import introduce
+from neftcli.training.assets import introduce
 from neftcli.training.validate import prepare_inputs
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from neftcli.data.remote import without_file_scheme
 from neftcli.data.sources import BUILTIN, is_local
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
-from neftcli.machine.files import require_no_link, require_no_links
-from neftcli.models.names import resolve as resolve_model
+from neftcli.models.registry import resolve as resolve_model
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve, with_paths
-from neftcli.recipe.nearest import at_home, exists, nearest_path
-from neftcli.recipe.places import Places, places_of, record_of
+from neftcli.recipe.path_suggestions import at_home, exists, nearest_path
+from neftcli.recipe.relative_paths import Places, places_of, record_of
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_sweep
+from neftcli.system.files import require_no_link, require_no_links
 from neftcli.training.inputs import local_paths
 
 if TYPE_CHECKING:

@@ -16,19 +16,19 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from neftcli.data.store import Batches
+from neftcli.data.record_batches import Batches
 from neftcli.data.tokens import IGNORED
 from neftcli.errors import NonFiniteLossError, Problem, TrainingError
-from neftcli.machine.device import reproducible
-from neftcli.machine.files import to_disk, write_whole
-from neftcli.machine.processes import PATIENCE, count, gathered, rank
-from neftcli.models.attention import attention_by_document
-from neftcli.models.head import can_sum_labels, sum_of_labels
-from neftcli.models.low_rank import fused_low_rank, low_rank_layers
+from neftcli.kernels.cross_entropy import can_sum_labels, sum_of_labels
+from neftcli.kernels.document_attention import attention_by_document
+from neftcli.kernels.lora import fused_low_rank, low_rank_layers
 from neftcli.neftune import paired
 from neftcli.runs.directory import RECIPE
-from neftcli.training.buckets import LengthBuckets
-from neftcli.training.ending import raise_if_full
+from neftcli.system.device import reproducible
+from neftcli.system.distributed import PATIENCE, count, gathered, rank
+from neftcli.system.files import to_disk, write_whole
+from neftcli.training.failures import raise_if_full
+from neftcli.training.length_buckets import LengthBuckets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from neftcli.data.rows import TokenRows
     from neftcli.data.splits import Places
-    from neftcli.machine.device import Machine
     from neftcli.recipe.schema import Adapter, Recipe
     from neftcli.runs.checkpoints import Checkpoints
+    from neftcli.system.device import Machine
 
 LOG_ROWS = 20
 PIECE = 10_000

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from neftcli.data.chat import ChatFormat, load_chat_format
 from neftcli.data.prepare import Prepared, prepare
 from neftcli.events import Observer
-from neftcli.machine.chatter import library_chatter
-from neftcli.machine.process import prepare_process
-from neftcli.models.by_recipe import longest_prompt, require_embedded, require_positions, vocabulary_of
+from neftcli.models.requirements import longest_prompt, require_embedded, require_positions, vocabulary_of
+from neftcli.system.library_output import library_chatter
+from neftcli.system.process import prepare_process
 from neftcli.training.inputs import check_inputs
-from neftcli.training.pace import tokenising
+from neftcli.training.progress import tokenising
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
-    from neftcli.models.names import Reference
+    from neftcli.models.registry import Reference
     from neftcli.recipe.schema import Recipe
 
 

@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from neftcli.kernels.lora import fused_low_rank, low_rank_layers
 from neftcli.models.loading import load_model
-from neftcli.models.low_rank import fused_low_rank, low_rank_layers
-from neftcli.models.names import resolve
+from neftcli.models.registry import resolve
 from tests.tiny import VOCABULARY, Family, save_tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

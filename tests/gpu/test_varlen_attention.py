@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from neftcli.models import varlen_attention
-from neftcli.models.attention import attention_by_document, documents_attention
-from neftcli.training.isolation import two_documents
+from neftcli.kernels import varlen_attention
+from neftcli.kernels.document_attention import attention_by_document, documents_attention
+from neftcli.training.packing_check import two_documents
 from tests.tiny import FAMILIES, Family, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -151,7 +151,7 @@ def test_what_is_measured_is_not_measured_again(neft: Neft, runs: Path, monkeypa
     def refuse(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("neftcli.evaluation.subjects.Subject.load", refuse)
+    monkeypatch.setattr("neftcli.evaluation.targets.Subject.load", refuse)
     again = report_of(neft("eval", "tiny-a5-s0", "--json", *SHORT))
     assert (again["metrics"], again["comparisons"]) == (first["metrics"], first["comparisons"])
     assert neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT).code == 0

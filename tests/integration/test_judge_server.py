@@ -21,7 +21,7 @@ import pytest
 
 from neftcli.evaluation.judge import JudgeError, Pair, judge_pairs, verdict_in
 from neftcli.models.gguf import converted
-from neftcli.models.names import resolve
+from neftcli.models.registry import resolve
 from neftcli.recipe.schema import Judge
 
 pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from neftcli.machine.files import temporary_name
 from neftcli.runs.directory import RunDirectory
+from neftcli.system.files import temporary_name
 from tests.conftest import quick_arguments
 from tests.invariant.test_resume import result
 from tests.judge_server import judge_server
@@ -183,7 +183,7 @@ def fork_workers() -> None:
     """Has a sweep's workers be forks of its process, so that their file operations are recorded, too."""
     import multiprocessing
 
-    from neftcli.sweep import local
+    from neftcli.sweep.engines import local_engine
 
     class Forking:
         def __getattr__(self, name: str) -> Any:
@@ -192,7 +192,7 @@ def fork_workers() -> None:
         def get_context(self, kind: str) -> Any:
             return multiprocessing.get_context("fork")
 
-    local.multiprocessing = Forking()  # type: ignore[assignment]
+    local_engine.multiprocessing = Forking()  # type: ignore[assignment]
 
 
 def sweep_result(folder: Path) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from neftcli.machine.files import TEMPORARY, remove
+from neftcli.system.files import TEMPORARY, remove
 from tests.conftest import Result
 from tests.integration.test_killed import RUN, SHORT, fork_workers, kind, names, train_command
 from tests.judge_server import judge_server

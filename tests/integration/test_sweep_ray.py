@@ -25,12 +25,12 @@ from neftcli.errors import InputError
 from neftcli.events import Evaluated, Event, Notice, Progress
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve
 from neftcli.runs.directory import RunDirectory
-from neftcli.sweep import cluster as module
 from neftcli.sweep.cell import finished_run, measured
-from neftcli.sweep.cluster import RayEngine
-from neftcli.sweep.local import Outcome
+from neftcli.sweep.engines import ray_engine as module
+from neftcli.sweep.engines.local_engine import Outcome
+from neftcli.sweep.engines.ray_engine import RayEngine
+from neftcli.sweep.engines.transfer import ARRIVING
 from neftcli.sweep.plan import Cell, plan_cells
-from neftcli.sweep.travel import ARRIVING
 from neftcli.training.resume import find_resumption
 from tests.conftest import Result
 

@@ -28,7 +28,7 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from neftcli.data import store
+from neftcli.data import record_batches
 from neftcli.recipe.loading import load_recipe
 from neftcli.runs.checkpoints import Checkpoints
 from tests.conftest import Result, events, keep_nfs_files, neft_process, quick_arguments
@@ -124,11 +124,11 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
 ) -> None:
     """To the bit, in its records, too; where the file can't be, nothing is started."""
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "BATCH_ROWS", 7)
+    monkeypatch.setattr(record_batches, "BATCH_ROWS", 7)
     arguments = [*quick, "--set", f"training.batching={batching}"]
     assert neft(*arguments).code == 0
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(store, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(record_batches, "MOST_IN_MEMORY", 0)
     assert neft(*arguments).code == 0
     assert list((tmp_path / "cache").iterdir()) == []
     memory, file = (tmp_path / "runs" / name for name in ("tiny-a5-s0", "tiny-a5-s0-2"))
@@ -477,10 +477,10 @@ def test_a_dry_run_tells_the_updates_that_training_does(neft: Neft, quick: list[
 
 
 def test_without_options_it_is_the_quickstart(neft: Neft, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from neftcli.training import plan
+    from neftcli.training import dry_run
 
     seen = []
-    monkeypatch.setattr(plan, "plan", lambda recipe, observer: seen.append(recipe))
+    monkeypatch.setattr(dry_run, "plan", lambda recipe, observer: seen.append(recipe))
     assert neft("train", "--dry-run").code == 0
     assert neft("train", "--dry-run", "--model", "opt-350m", "--alpha", "5").code == 0
     assert seen[0] == load_recipe("quickstart")
@@ -512,7 +512,7 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a GPU does with an operation that has no such variant, here with one that no device has."""
-    from neftcli.machine import device
+    from neftcli.system import device
     from neftcli.training import trainer
 
     real = trainer.Trainer.compute_loss

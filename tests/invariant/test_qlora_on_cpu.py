@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from neftcli.data.tokens import TokenRow
 from neftcli.evaluation.loss import row_losses
 from neftcli.models.loading import load_model
-from neftcli.models.names import resolve
+from neftcli.models.registry import resolve
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # bitsandbytes 0.50

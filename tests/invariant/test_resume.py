@@ -25,7 +25,12 @@ from neftcli.recipe.loading import assignment, resolve
 from neftcli.runs.checkpoints import Checkpoints
 from tests.tiny import save_tiny
 
-PRELOADED = ["neftcli.training.run", "neftcli.training.watch", "neftcli.training.trainer", "neftcli.models.loading"]
+PRELOADED = [
+    "neftcli.training.train",
+    "neftcli.training.callbacks",
+    "neftcli.training.trainer",
+    "neftcli.models.loading",
+]
 BASIS = {
     "name": "run",
     "training.num_train_epochs": 2,
@@ -130,8 +135,8 @@ def child(settings: dict[str, Any], output: Path, resume: str | None, killer: Ki
 
     from neftcli.errors import NeftError
     from neftcli.training.resume import find_resumption
-    from neftcli.training.run import train
-    from neftcli.training.stopping import Stop
+    from neftcli.training.signals import Stop
+    from neftcli.training.train import train
 
     torch.set_num_threads(1)
     killer.watch()

@@ -17,8 +17,8 @@ from neftcli.evaluation.loss import mean_loss
 from neftcli.events import RunFinished
 from neftcli.recipe.loading import assignment, load_recipe
 from neftcli.recipe.schema import Recipe
-from neftcli.training.materials import Shelf
-from neftcli.training.run import train
+from neftcli.training.assets import Shelf
+from neftcli.training.train import train
 
 METHODS = {
     "full": [],
@@ -90,16 +90,16 @@ def test_a_run_that_comes_after_others_equals_the_run_alone(method: str, recipe:
 
 def test_what_is_shared_is_loaded_once(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     """One load for three runs; another model, other rows or another way of tuning are loaded anew."""
-    from neftcli.training import materials
+    from neftcli.training import assets
 
     loads: list[str] = []
-    load = materials.load_model_of
+    load = assets.load_model_of
 
     def counted(*arguments: Any) -> Any:
         loads.append(arguments[0].adapter.type)
         return load(*arguments)
 
-    monkeypatch.setattr(materials, "load_model_of", counted)
+    monkeypatch.setattr(assets, "load_model_of", counted)
     shelf = Shelf()
     for sets in (["neftune.alpha=0"], ["neftune.alpha=5"], ["training.seed=1"]):
         train(recipe(*sets), Silent(), shelf)

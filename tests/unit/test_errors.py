@@ -18,8 +18,9 @@ import pytest
 from neftcli.data.panics import tokenizer_named
 from neftcli.errors import DataError, LibraryPanic, NeftError, panics_as_errors
 from neftcli.models.loading import load_tokenizer
-from neftcli.models.names import Reference
-from neftcli.sweep import cell, worker
+from neftcli.models.registry import Reference
+from neftcli.sweep import cell
+from neftcli.sweep.engines import worker
 from tests.conftest import Result
 
 BACKTRACKS = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
@@ -125,7 +126,7 @@ def test_a_panic_ends_the_command_without_a_traceback(model: Path, tmp_path: Pat
     """Of code that no message was written for; with --debug the traceback is printed."""
     script = (
         "import sys\nfrom neftcli.cli import main\nfrom neftcli.models.loading import load_tokenizer\n"
-        "from neftcli.models.names import Reference\n"
+        "from neftcli.models.registry import Reference\n"
         f"tokenizer = load_tokenizer(Reference('m', 'folder', {str(model)!r}))[0]\n"
         f"main.app.command('panic')(lambda: tokenizer({LONG!r}))\nmain.command()\n"
     )

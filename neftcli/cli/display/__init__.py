@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
-from neftcli.machine.environment import report_dropped
-from neftcli.machine.processes import leads
+from neftcli.system.distributed import leads
+from neftcli.system.environment import report_dropped
 
 if TYPE_CHECKING:
     from neftcli.events import Event, Observer

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TextIO
 
 from neftcli.cli.display.encoding import holds_any_letter
-from neftcli.cli.display.pipe import write
-from neftcli.cli.display.text import escaped
+from neftcli.cli.display.formatting import escaped
+from neftcli.cli.display.output import write
 from neftcli.events import Event
 from neftcli.runs.directory import finite
 

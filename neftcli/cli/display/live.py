@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from neftcli import events
-from neftcli.cli.display import inspected, report, sweep, text, words
-from neftcli.cli.display.following import following
+from neftcli.cli.display import evaluation_text, formatting, inspect_text, report, sweep
+from neftcli.cli.display.next_steps import following
 
 RECENT_ROWS = 10
 EVALUATED_ROWS = 6
@@ -64,7 +64,7 @@ class LiveDisplay:
     def notify(self, event: events.Event) -> None:
         """Takes note of an event and draws."""
         # `inspected` escapes the characters of a row itself.
-        self._take(event if isinstance(event, events.InspectedRow) else text.all_harmless(event))
+        self._take(event if isinstance(event, events.InspectedRow) else formatting.all_harmless(event))
         if not isinstance(event, events.RunFinished):
             self._live.refresh()
 
@@ -83,21 +83,21 @@ class LiveDisplay:
 
     @_take.register
     def _(self, event: events.DataReady) -> None:
-        self._print(Text(text.data_line(event)))
-        for detail in (text.length_line(event), event.template):
+        self._print(Text(formatting.data_line(event)))
+        for detail in (formatting.length_line(event), event.template):
             if detail:
                 self._print(Text(detail, style="dim"))
-        for notice in text.data_notices(event):
+        for notice in formatting.data_notices(event):
             self._note(notice)
 
     @_take.register
     def _(self, event: events.ModelReady) -> None:
-        self._print(Text(text.model_line(event), style="bold"))
+        self._print(Text(formatting.model_line(event), style="bold"))
         self._print(Text(f"from {event.source}", style="dim"))
 
     @_take.register
     def _(self, event: events.NoiseMeasured) -> None:
-        self._print(Text(text.noise_line(event), style="bold"))
+        self._print(Text(formatting.noise_line(event), style="bold"))
 
     @_take.register
     def _(self, event: events.TrainingStarted) -> None:
@@ -133,8 +133,8 @@ class LiveDisplay:
 
     @_take.register
     def _(self, event: events.RowsReady) -> None:
-        self._print(Text(words.rows_line(event)))
-        for notice in text.row_notices(event):
+        self._print(Text(evaluation_text.rows_line(event)))
+        for notice in formatting.row_notices(event):
             self._note(notice)
 
     @_take.register
@@ -153,7 +153,7 @@ class LiveDisplay:
         self._sweep_begun = time.monotonic()
         self._done_before = sum(state.state == "done" for state in event.cells)
         self._phase = None
-        self._print(Text(text.sweep_line(event), style="bold"))
+        self._print(Text(formatting.sweep_line(event), style="bold"))
         if event.added_baseline:
             self._note("alpha 0 was added: it is the baseline of every comparison")
 
@@ -180,14 +180,14 @@ class LiveDisplay:
     def _(self, event: events.InspectedRow) -> None:
         if not self._explained:
             self._explained = True
-            self._print(Text(inspected.LEGEND, style="dim"))
+            self._print(Text(inspect_text.LEGEND, style="dim"))
         self._phase = None
-        self.console.print(inspected.coloured(event))
+        self.console.print(inspect_text.coloured(event))
 
     @_take.register
     def _(self, event: events.PageWritten) -> None:
         self._phase = None
-        self._print(Text(f"{text.some(event.rows, 'row')} in {event.path}", style="bold"))
+        self._print(Text(f"{formatting.some(event.rows, 'row')} in {event.path}", style="bold"))
 
     @_take.register
     def _(self, event: events.Resolved) -> None:
@@ -197,7 +197,7 @@ class LiveDisplay:
     def _(self, event: events.Plan) -> None:
         self._phase = None
         table = Table(box=None, show_header=False, pad_edge=False)
-        for name, value in text.plan_rows(event):
+        for name, value in formatting.plan_rows(event):
             table.add_row(f" {name}", value)
         self.console.print(table)
 
@@ -206,7 +206,7 @@ class LiveDisplay:
 
     def _note(self, message: str) -> None:
         line = Table.grid(padding=(0, 1))
-        line.add_row("", Text("!", style="yellow"), Text(text.harmless(message), style="yellow", overflow="fold"))
+        line.add_row("", Text("!", style="yellow"), Text(formatting.harmless(message), style="yellow", overflow="fold"))
         self.console.print(line)
 
     def _render(self) -> RenderableType:
@@ -230,13 +230,15 @@ class LiveDisplay:
     def _bar(self, progress: events.Progress) -> RenderableType:
         since = time.monotonic() - self._progressed
         gone, left = progress.elapsed + since, max(progress.remaining - since, 0.0)
-        times = f"{text.duration(gone)} gone"
-        times += f", {text.duration(left)} left" if progress.step else ", first update"
+        times = f"{formatting.duration(gone)} gone"
+        times += f", {formatting.duration(left)} left" if progress.step else ", first update"
         return _progress_line(progress.step, progress.total_steps, times)
 
     def _part(self, event: events.Advance) -> RenderableType:
         times = (
-            f"{event.rate:.0f} {event.unit}/s, {text.duration(event.remaining)} left" if event.rate else "first ones"
+            f"{event.rate:.0f} {event.unit}/s, {formatting.duration(event.remaining)} left"
+            if event.rate
+            else "first ones"
         )
         return Group(Text(f" {event.part}", style="dim"), _progress_line(event.done, event.total, times))
 
@@ -257,7 +259,7 @@ class LiveDisplay:
                 f"{row.learning_rate:.1e}",
                 f"{row.grad_norm:.2f}",
                 f"{row.tokens_per_second:.0f}",
-                text.gibibytes(row.memory_bytes),
+                formatting.gibibytes(row.memory_bytes),
             )
         return table
 
@@ -282,17 +284,19 @@ def closing(event: events.RunFinished) -> RenderableType:
         ("held-out rows", event.base_held_out_loss, event.held_out_loss),
         ("training rows", event.base_train_loss, event.train_loss),
     ):
-        losses.add_row(f" {name}", text.loss(before), text.loss(after), text.difference(before, after))
+        losses.add_row(
+            f" {name}", formatting.loss(before), formatting.loss(after), formatting.difference(before, after)
+        )
     parts: list[RenderableType] = [
         Text(),
-        Text.assemble((" finished", "bold green"), f"   {event.run}   ", (text.duration(event.seconds), "dim")),
+        Text.assemble((" finished", "bold green"), f"   {event.run}   ", (formatting.duration(event.seconds), "dim")),
         Text(),
         losses,
     ]
     for sample in event.samples:
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(" ", Text(">", style="dim"), text.shortened(sample.prompt, "bold"))
-        grid.add_row(" ", Text("base", style="dim"), text.shortened(sample.base))
-        grid.add_row(" ", Text("tuned", style="dim"), text.shortened(sample.tuned))
+        grid.add_row(" ", Text(">", style="dim"), formatting.shortened(sample.prompt, "bold"))
+        grid.add_row(" ", Text("base", style="dim"), formatting.shortened(sample.base))
+        grid.add_row(" ", Text("tuned", style="dim"), formatting.shortened(sample.tuned))
         parts += [Text(), grid]
-    return Group(*parts, Text(), following(text.next_commands(event)))
+    return Group(*parts, Text(), following(formatting.next_commands(event)))

@@ -6,9 +6,9 @@ from functools import singledispatchmethod
 from typing import IO
 
 from neftcli import events
-from neftcli.cli.display import inspected, text, words
-from neftcli.cli.display.pipe import write
-from neftcli.evaluation import units
+from neftcli.cli.display import evaluation_text, formatting, inspect_text
+from neftcli.cli.display.output import write
+from neftcli.evaluation import number_format
 
 FINAL = (
     *(events.RunFinished, events.EvaluationReport, events.SweepReport, events.SweepEstimate),
@@ -32,7 +32,7 @@ class PlainLines:
         if self._quiet and not isinstance(event, FINAL):
             return
         for line in self._lines(event):
-            write(self._stream, text.harmless(line).replace("\n", " ") + "\n")
+            write(self._stream, formatting.harmless(line).replace("\n", " ") + "\n")
 
     @singledispatchmethod
     def _lines(self, event: events.Event) -> list[str]:
@@ -48,18 +48,18 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.DataReady) -> list[str]:
-        lines = [f"data: {text.data_line(event)}", f"data: {text.length_line(event)}"]
+        lines = [f"data: {formatting.data_line(event)}", f"data: {formatting.length_line(event)}"]
         if event.template:
             lines.append(f"data: {event.template}")
-        return lines + [f"note: {notice}" for notice in text.data_notices(event)]
+        return lines + [f"note: {notice}" for notice in formatting.data_notices(event)]
 
     @_lines.register
     def _(self, event: events.ModelReady) -> list[str]:
-        return [f"model: {text.model_line(event)}", f"model: from {event.source}"]
+        return [f"model: {formatting.model_line(event)}", f"model: from {event.source}"]
 
     @_lines.register
     def _(self, event: events.NoiseMeasured) -> list[str]:
-        return [f"noise: {text.noise_line(event)}"]
+        return [f"noise: {formatting.noise_line(event)}"]
 
     @_lines.register
     def _(self, event: events.TrainingStarted) -> list[str]:
@@ -82,8 +82,8 @@ class PlainLines:
     @_lines.register
     def _(self, event: events.Evaluated) -> list[str]:
         return [
-            f"step={event.step} held_out_loss={text.loss(event.held_out_loss)} "
-            f"train_loss_noise_off={text.loss(event.train_loss)}"
+            f"step={event.step} held_out_loss={formatting.loss(event.held_out_loss)} "
+            f"train_loss_noise_off={formatting.loss(event.train_loss)}"
         ]
 
     @_lines.register
@@ -91,18 +91,22 @@ class PlainLines:
         lines = [f"finished: {event.run} in {event.seconds:.0f}s"]
         if event.held_out_loss is not None:
             lines.append(
-                f"held_out_loss: base={text.loss(event.base_held_out_loss)} tuned={text.loss(event.held_out_loss)} "
-                f"difference={text.difference(event.base_held_out_loss, event.held_out_loss)}"
+                f"held_out_loss: base={formatting.loss(event.base_held_out_loss)} "
+                f"tuned={formatting.loss(event.held_out_loss)} "
+                f"difference={formatting.difference(event.base_held_out_loss, event.held_out_loss)}"
             )
         if self._quiet:
             return lines
         for sample in event.samples:
             lines += [f"prompt: {sample.prompt}", f"  base:  {sample.base}", f"  tuned: {sample.tuned}"]
-        return lines + [f"next: {command}    {reason}" for command, reason in text.next_commands(event)]
+        return lines + [f"next: {command}    {reason}" for command, reason in formatting.next_commands(event)]
 
     @_lines.register
     def _(self, event: events.RowsReady) -> list[str]:
-        return [f"rows: {words.rows_line(event)}", *(f"note: {notice}" for notice in text.row_notices(event))]
+        return [
+            f"rows: {evaluation_text.rows_line(event)}",
+            *(f"note: {notice}" for notice in formatting.row_notices(event)),
+        ]
 
     @_lines.register
     def _(self, event: events.Advance) -> list[str]:
@@ -111,21 +115,23 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.EvaluationReport) -> list[str]:
-        lines = [f"{words.ROLES[model.role]}: {words.described(model)}" for model in event.models]
+        lines = [f"{evaluation_text.ROLES[model.role]}: {evaluation_text.described(model)}" for model in event.models]
         for row in event.metrics:
             values = (
-                f"{model.role}={units.estimated(row.metric, found)}"
+                f"{model.role}={number_format.estimated(row.metric, found)}"
                 for model, found in zip(event.models, row.values, strict=True)
             )
             own = row.values[0] if len(event.models) == 1 else None
-            ends = units.ends(row.metric, own.low, own.high, signed=False) if own else ""
+            ends = number_format.ends(row.metric, own.low, own.high, signed=False) if own else ""
             lines.append(f"{row.metric}: {' '.join(values)}{f' ci95={ends} n={own.n}' if own else ''}")
         for one in event.comparisons:
             lines.append(
                 f"{one.metric} against {one.against}: "
-                f"difference={units.number(one.metric, one.difference, signed=True)} "
-                f"ci95={units.ends(one.metric, one.low, one.high)} p_holm={units.p_number(one.p_adjusted)} "
-                f"n={one.n} mde={units.number(one.metric, one.detectable)} verdict={one.verdict or 'not tested'}"
+                f"difference={number_format.number(one.metric, one.difference, signed=True)} "
+                f"ci95={number_format.ends(one.metric, one.low, one.high)} "
+                f"p_holm={number_format.p_number(one.p_adjusted)} "
+                f"n={one.n} mde={number_format.number(one.metric, one.detectable)} "
+                f"verdict={one.verdict or 'not tested'}"
             )
         lines += [*event.conclusion, *([event.scope] if event.scope else [])]
         lines += [f"note: {remark}" for remark in event.remarks]
@@ -133,21 +139,21 @@ class PlainLines:
             lines += [f"prompt: {shown.prompt}", f"  reference: {shown.reference}"]
             lines += [f"  {model.role}: {a}" for model, a in zip(event.models, shown.answers, strict=True)]
         lines.append(f"finished: {event.folder} in {event.seconds:.0f}s")
-        return lines + [f"next: {command}    {reason}" for command, reason in words.next_commands(event)]
+        return lines + [f"next: {command}    {reason}" for command, reason in evaluation_text.next_commands(event)]
 
     @_lines.register
     def _(self, event: events.SweepStarted) -> list[str]:
         added = ["note: alpha 0 was added: it is the baseline of every comparison"] if event.added_baseline else []
         states = [f"cell {state.key}: {state.arm} seed={state.seed} state={state.state}" for state in event.cells]
-        return [f"sweep: {text.sweep_line(event)}", *added, *states]
+        return [f"sweep: {formatting.sweep_line(event)}", *added, *states]
 
     @_lines.register
     def _(self, event: events.SweepEstimate) -> list[str]:
-        lines = [f"estimate: {line}" for line in text.estimate_lines(event)]
+        lines = [f"estimate: {line}" for line in formatting.estimate_lines(event)]
         if self._quiet:
             return lines
         states = [f"cell {one.key}: {one.arm} seed={one.seed} seconds={one.seconds:.0f}" for one in event.cells]
-        notices = [f"note: {notice}" for notice in text.estimate_notices(event)]
+        notices = [f"note: {notice}" for notice in formatting.estimate_notices(event)]
         return [*states, *lines, *notices, *(f"shared {what}" for what in event.shared)]
 
     @_lines.register
@@ -168,7 +174,7 @@ class PlainLines:
     def _(self, event: events.SweepReport) -> list[str]:
         lines = []
         for arm in event.arms:
-            values = " ".join(f"{name}={units.estimated(name, value)}" for name, value in arm.values.items())
+            values = " ".join(f"{name}={number_format.estimated(name, value)}" for name, value in arm.values.items())
             lines.append(f"{arm.name()}: seeds={arm.seeds} {values}")
             lines += [self._compared(arm, one) for one in arm.comparisons]
         lines += [*event.conclusion, event.scope]
@@ -176,30 +182,31 @@ class PlainLines:
         best = f", best -> {event.recommended}" if event.recommended else ""
         how = "stopped" if event.unfinished else "finished"
         lines.append(f"{how}: {event.folder} in {event.seconds:.0f}s{best}")
-        return lines + [f"next: {command}    {reason}" for command, reason in words.next_of_a_sweep(event)]
+        return lines + [f"next: {command}    {reason}" for command, reason in evaluation_text.next_of_a_sweep(event)]
 
     def _compared(self, arm: events.ArmRow, one: events.Comparison) -> str:
         return (
             f"  {one.metric} of {arm.name()} against alpha 0: "
-            f"difference={units.number(one.metric, one.difference, signed=True)} "
-            f"ci95={units.ends(one.metric, one.low, one.high)} p_holm={units.p_number(one.p_adjusted)} "
-            f"n={one.n} mde={units.number(one.metric, one.detectable)} verdict={arm.verdict(one.metric)}"
+            f"difference={number_format.number(one.metric, one.difference, signed=True)} "
+            f"ci95={number_format.ends(one.metric, one.low, one.high)} "
+            f"p_holm={number_format.p_number(one.p_adjusted)} "
+            f"n={one.n} mde={number_format.number(one.metric, one.detectable)} verdict={arm.verdict(one.metric)}"
         )
 
     @_lines.register
     def _(self, event: events.InspectedRow) -> list[str]:
         if not self._explained:
             self._explained = True
-            return [inspected.LEGEND, *inspected.plain(event)]
-        return inspected.plain(event)
+            return [inspect_text.LEGEND, *inspect_text.plain(event)]
+        return inspect_text.plain(event)
 
     @_lines.register
     def _(self, event: events.PageWritten) -> list[str]:
-        return [f"page: {text.some(event.rows, 'row')} in {event.path}"]
+        return [f"page: {formatting.some(event.rows, 'row')} in {event.path}"]
 
     @_lines.register
     def _(self, event: events.Plan) -> list[str]:
-        lines = [f"{name}: {value}" for name, value in text.plan_rows(event)]
+        lines = [f"{name}: {value}" for name, value in formatting.plan_rows(event)]
         return lines[-1:] if self._quiet else lines
 
     @_lines.register

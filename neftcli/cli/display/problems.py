@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from neftcli.cli.display.text import all_harmless, some
+from neftcli.cli.display.formatting import all_harmless, some
 from neftcli.errors import Problem
 
 

@@ -9,9 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from neftcli.cli.display import text, words
-from neftcli.cli.display.following import following
-from neftcli.evaluation import units
+from neftcli.cli.display import evaluation_text, formatting
+from neftcli.cli.display.next_steps import following
+from neftcli.evaluation import number_format
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 
 WIDE = 126
@@ -22,7 +22,7 @@ STYLES = {"better": "bold green", "worse": "bold red"}
 
 def evaluated(report: EvaluationReport, width: int) -> RenderableType:
     """The whole report, for a terminal of `width` columns."""
-    report = text.all_harmless(report)
+    report = formatting.all_harmless(report)
     parts: list[RenderableType] = [Text(), _models(report), Text()]
     others = [model.role for model in report.models[1:]]
     parts.append(_table(report, others[0] if others else None, wide=width >= WIDE))
@@ -39,9 +39,9 @@ def evaluated(report: EvaluationReport, width: int) -> RenderableType:
         parts += [Text(), _side_by_side(report, one)]
     parts += [
         Text(),
-        Text.assemble((" finished", "bold green"), (f" {text.duration(report.seconds)}  ", "dim"), report.folder),
+        Text.assemble((" finished", "bold green"), (f" {formatting.duration(report.seconds)}  ", "dim"), report.folder),
     ]
-    return Group(*parts, following(words.next_commands(report)))
+    return Group(*parts, following(evaluation_text.next_commands(report)))
 
 
 def _sentence(line: str, style: str) -> RenderableType:
@@ -51,7 +51,10 @@ def _sentence(line: str, style: str) -> RenderableType:
 def _models(report: EvaluationReport) -> Table:
     grid = Table.grid(padding=(0, 2))
     for model in report.models:
-        grid.add_row(Text(f" {words.ROLES[model.role]}", style="bold"), Text(words.described(model), overflow="fold"))
+        grid.add_row(
+            Text(f" {evaluation_text.ROLES[model.role]}", style="bold"),
+            Text(evaluation_text.described(model), overflow="fold"),
+        )
     grid.add_row(Text(" rows", style="bold"), Text(f"{report.rows}, {report.source}", overflow="fold"))
     return grid
 
@@ -62,21 +65,21 @@ def _table(report: EvaluationReport, role: str | None, *, wide: bool) -> Table:
     table = _plain_table()
     table.add_column(" metric", overflow="fold")
     for model in reversed(report.models):
-        table.add_column(words.ROLES[model.role], justify="right", no_wrap=True)
+        table.add_column(evaluation_text.ROLES[model.role], justify="right", no_wrap=True)
     if role is None:
         _add_columns(table, "95 % CI", "n")
     else:
         _add_columns(table, "difference", *details)
         if _is_tested(report):
             table.add_column("verdict")
-    compared = {one.metric: one for one in words.against(report, role or "")}
+    compared = {one.metric: one for one in evaluation_text.against(report, role or "")}
     for row in report.metrics:
         cells: list[RenderableType] = [Text(f" {row.metric}")]
-        cells += [Text(units.estimated(row.metric, estimated)) for estimated in reversed(row.values)]
+        cells += [Text(number_format.estimated(row.metric, estimated)) for estimated in reversed(row.values)]
         one = compared.get(row.metric)
         own = row.values[0]
         if role is None and own is not None:
-            cells += [Text(units.ends(row.metric, own.low, own.high, signed=False)), Text(str(own.n))]
+            cells += [Text(number_format.ends(row.metric, own.low, own.high, signed=False)), Text(str(own.n))]
         elif one is not None:
             cells += [*_difference(one, details), *([_verdict(one)] if _is_tested(report) else [])]
         table.add_row(*cells)
@@ -92,11 +95,11 @@ def _details(report: EvaluationReport, role: str, *, wide: bool) -> Table:
     verdicts = role != report.models[1].role and _is_tested(report)
     details = _details_shown(report, DETAILS if wide else NARROW)
     table = _plain_table()
-    table.add_column(f" against {words.ROLES[role]}", overflow="fold")
+    table.add_column(f" against {evaluation_text.ROLES[role]}", overflow="fold")
     _add_columns(table, "difference", *details)
     if verdicts:
         table.add_column("verdict", no_wrap=True)
-    for one in words.against(report, role):
+    for one in evaluation_text.against(report, role):
         table.add_row(Text(f" {one.metric}"), *_difference(one, details), *([_verdict(one)] if verdicts else []))
     return table
 
@@ -122,12 +125,15 @@ def _add_columns(table: Table, *names: str) -> None:
 def _difference(one: Comparison, details: Sequence[str]) -> list[Text]:
     """The difference and the details asked for."""
     cells = {
-        "95 % CI": units.ends(one.metric, one.low, one.high),
-        "p (Holm)": units.p_number(one.p_adjusted),
+        "95 % CI": number_format.ends(one.metric, one.low, one.high),
+        "p (Holm)": number_format.p_number(one.p_adjusted),
         "n": str(one.n),
-        "MDE": units.number(one.metric, one.detectable),
+        "MDE": number_format.number(one.metric, one.detectable),
     }
-    return [Text(units.number(one.metric, one.difference, signed=True)), *(Text(cells[name]) for name in details)]
+    return [
+        Text(number_format.number(one.metric, one.difference, signed=True)),
+        *(Text(cells[name]) for name in details),
+    ]
 
 
 def _verdict(one: Comparison) -> Text:
@@ -136,9 +142,9 @@ def _verdict(one: Comparison) -> Text:
 
 def _side_by_side(report: EvaluationReport, one: SideBySide) -> Table:
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(" ", Text(">", style="dim"), text.shortened(one.prompt, "bold"))
+    grid.add_row(" ", Text(">", style="dim"), formatting.shortened(one.prompt, "bold"))
     if one.reference:
-        grid.add_row(" ", Text("reference", style="dim"), text.shortened(one.reference, "dim"))
+        grid.add_row(" ", Text("reference", style="dim"), formatting.shortened(one.reference, "dim"))
     for model, answer in zip(reversed(report.models), reversed(one.answers), strict=True):
-        grid.add_row(" ", Text(words.ROLES[model.role], style="dim"), text.shortened(answer))
+        grid.add_row(" ", Text(evaluation_text.ROLES[model.role], style="dim"), formatting.shortened(answer))
     return grid

@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from neftcli.cli.display import text, words
-from neftcli.cli.display.following import following
-from neftcli.evaluation import units
+from neftcli.cli.display import evaluation_text, formatting
+from neftcli.cli.display.next_steps import following
+from neftcli.evaluation import number_format
 from neftcli.events import NOT_NEEDED, CellState, SweepEstimate, SweepReport
 
 STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
@@ -53,8 +53,8 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
             str(state.seed),
             Text(": ".join(filter(None, (_where(state), state.problem))), style=STATE_STYLES.get(state.state, "dim")),
             f"{part}/{total}" if total else "",
-            text.loss(state.loss) if state.loss is not None else "",
-            text.duration(state.remaining) if state.remaining and total else "",
+            formatting.loss(state.loss) if state.loss is not None else "",
+            formatting.duration(state.remaining) if state.remaining and total else "",
         )
     others = Counter(state.state for state in states) - Counter(state.state for state in shown)
     more = [Text(f" and {', '.join(f'{number} {name}' for name, number in others.items())}", style="dim")]
@@ -62,10 +62,10 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     parts = sum(map(part_done, states))
     new = parts - begun_done
     left = len(states) - parts
-    still = f", about {text.duration(elapsed / new * left)} left" if new and left else ""
+    still = f", about {formatting.duration(elapsed / new * left)} left" if new and left else ""
     grid = Table.grid(padding=(0, 2))
     bar = ProgressBar(total=max(1, len(states)), completed=parts, width=32)
-    grid.add_row(" ", bar, f"{done}/{len(states)} cells", f"{text.duration(elapsed)} gone{still}")
+    grid.add_row(" ", bar, f"{done}/{len(states)} cells", f"{formatting.duration(elapsed)} gone{still}")
     return Group(table, *(more if others else []), Text(), grid)
 
 
@@ -94,7 +94,7 @@ def _foremost(states: Sequence[CellState], number: int) -> list[CellState]:
 
 def planned(states: Sequence[CellState], estimate: SweepEstimate) -> RenderableType:
     """Render the end of a dry run: the cells, how long they will take, and what they share."""
-    seconds = {cell.key: text.roughly(cell.seconds) for cell in estimate.cells}
+    seconds = {cell.key: formatting.roughly(cell.seconds) for cell in estimate.cells}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in (" arm", "seed", "state", "takes about"):
         table.add_column(column, justify="right" if column in ("seed", "takes about") else "left", no_wrap=True)
@@ -102,10 +102,10 @@ def planned(states: Sequence[CellState], estimate: SweepEstimate) -> RenderableT
         style = STATE_STYLES.get(state.state, "dim")
         takes = seconds.get(state.key, "")
         table.add_row(f" {state.arm}", str(state.seed), Text(state.state, style=style), takes)
-    first, *lines = text.estimate_lines(estimate)
+    first, *lines = formatting.estimate_lines(estimate)
     parts: list[RenderableType] = [table, Text(), Padding(Text(first, style="bold"), INDENT)]
     parts += [Padding(Text(line), INDENT) for line in lines]
-    parts += [Padding(Text(f"! {notice}", style="yellow"), INDENT) for notice in text.estimate_notices(estimate)]
+    parts += [Padding(Text(f"! {notice}", style="yellow"), INDENT) for notice in formatting.estimate_notices(estimate)]
     parts += [Text(), Text(" shared by the cells", style="dim")]
     return Group(*parts, *(Padding(Text(what), (0, 0, 0, 3)) for what in estimate.shared))
 
@@ -120,10 +120,10 @@ def verdict(report: SweepReport, width: int) -> RenderableType:
     parts += [Padding(Text(f"! {line}", style="red"), INDENT) for line in report.failures()]
     parts += [Padding(Text(f"! {line}", style="yellow"), INDENT) for line in report.remarks()]
     how = (" stopped", "bold yellow") if report.unfinished else (" finished", "bold green")
-    done = Text.assemble(how, (f" {text.duration(report.seconds)}  ", "dim"), report.folder)
+    done = Text.assemble(how, (f" {formatting.duration(report.seconds)}  ", "dim"), report.folder)
     best = f", best -> {report.recommended}" if report.recommended else ""
     left = Text(f"       verdict.md, cells.csv, plots/{best}", style="dim")
-    return Group(*parts, Text(), done, left, following(words.next_of_a_sweep(report)))
+    return Group(*parts, Text(), done, left, following(evaluation_text.next_of_a_sweep(report)))
 
 
 def _tables(report: SweepReport, metric: str, width: int) -> list[RenderableType]:
@@ -144,15 +144,17 @@ def _columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:
     columns = {
         ARM: [Text(arm.name()) for arm in report.arms],
         "seeds": [Text(str(arm.seeds)) for arm in report.arms],
-        metric: [Text(units.estimated(metric, arm.values.get(metric))) for arm in report.arms],
-        "difference": [Text(units.number(metric, one.difference, signed=True) if one else "-") for one in found],
-        "95 % CI": [Text(units.ends(metric, one.low, one.high) if one else "-") for one in found],
-        "p (Holm)": [Text(units.p_number(one.p_adjusted) if one else "-") for one in found],
-        "MDE": [Text(units.number(metric, one.detectable) if one else "-") for one in found],
+        metric: [Text(number_format.estimated(metric, arm.values.get(metric))) for arm in report.arms],
+        "difference": [
+            Text(number_format.number(metric, one.difference, signed=True) if one else "-") for one in found
+        ],
+        "95 % CI": [Text(number_format.ends(metric, one.low, one.high) if one else "-") for one in found],
+        "p (Holm)": [Text(number_format.p_number(one.p_adjusted) if one else "-") for one in found],
+        "MDE": [Text(number_format.number(metric, one.detectable) if one else "-") for one in found],
     }
     for name in dict.fromkeys(name for arm in report.arms for name in arm.values if name not in report.metrics):
         heading = SHORT_NAMES.get(name, name)
-        columns[heading] = [Text(units.estimated(name, arm.values.get(name))) for arm in report.arms]
+        columns[heading] = [Text(number_format.estimated(name, arm.values.get(name))) for arm in report.arms]
     styles = [VERDICT_STYLES.get(one.verdict if one else "", "" if one else "dim") for one in found]
     columns["verdict"] = [
         Text(arm.verdict(metric), style=style) for arm, style in zip(report.arms, styles, strict=True)

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from neftcli import events
-from neftcli.cli.display import sweep, text
+from neftcli.cli.display import formatting, sweep
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.live import LiveDisplay
 from neftcli.cli.display.plain import PlainLines
@@ -368,12 +368,12 @@ def test_a_finished_sweep_says_what_to_type_next() -> None:
     ("number", "shown"), [(0, "0"), (420, "420"), (38_000, "38 k"), (134_515_008, "134.5 M"), (6_738_415_616, "6.74 B")]
 )
 def test_counts_are_short(number: int, shown: str) -> None:
-    assert text.count(number) == shown
+    assert formatting.count(number) == shown
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (59.6, "1:00"), (171, "2:51"), (3723, "1:02:03")])
 def test_durations_are_clock_times(seconds: float, shown: str) -> None:
-    assert text.duration(seconds) == shown
+    assert formatting.duration(seconds) == shown
 
 
 def test_data_notices_agree_with_their_numbers() -> None:
@@ -385,19 +385,19 @@ def test_data_notices_agree_with_their_numbers() -> None:
         "2 training rows left out: their prompts are held out",
         "2 rows (rows.jsonl, line 1; line 2) end without a stop token with loss, so don't teach to stop",
         "2 rows (rows.jsonl, line 1; line 2) hold a special token as text: it is tokenised as ordinary characters",
-    } <= set(text.data_notices(several))
+    } <= set(formatting.data_notices(several))
     one = replace(ready, duplicates=1, unused={"data.max_rows": 1})
     assert {
         "1 row repeats an earlier row, prompt and answer; it is kept",
         "1 row is not used: data.max_rows leaves it out",
-    } <= set(text.data_notices(one))
+    } <= set(formatting.data_notices(one))
 
 
 def test_data_notices_of_remarks() -> None:
     """On what conversations hold, with the rows; also of rows that are evaluated on."""
     (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
     remarks = {"a tool_call_id answers no call": events.Occurrences(2, "rows.jsonl, line 1")}
-    assert text.row_part_notices(replace(ready, remarks=remarks)) == [
+    assert formatting.row_part_notices(replace(ready, remarks=remarks)) == [
         "a tool_call_id answers no call (2 rows, first rows.jsonl, line 1)"
     ]
 
@@ -408,9 +408,9 @@ def test_data_line_of_the_builtin_set() -> None:
     held_out = events.SourceCounts("builtin", 108, 108, "held_out", held_out=True)
     counts = {"train": replace(ready.train, rows=432), "held_out": replace(ready.held_out, rows=108)}
     builtin = replace(ready, source="built-in set", rows_read=432, sources=(held_out,), **counts)
-    assert text.data_line(builtin).endswith(" · 540 rows read: 432 to learn from, 108 held out")
+    assert formatting.data_line(builtin).endswith(" · 540 rows read: 432 to learn from, 108 held out")
     other = replace(builtin, source="rows.jsonl")
-    assert text.data_line(other).endswith(
+    assert formatting.data_line(other).endswith(
         " · 432 rows read: 432 to learn from, 108 held out of the 108 in builtin (held_out)"
     )
 
@@ -429,14 +429,15 @@ def test_data_notices_of_sources_and_of_truncated_held_out_rows() -> None:
             events.SourceCounts("s", 4, 2, "test", held_out=True),
         ),
     )
-    assert text.data_notices(several)[:5] == [
+    assert formatting.data_notices(several)[:5] == [
         "a.jsonl: 40 rows read, 30 in the mixture, weight 2",
         "s: 10 rows read, 10 in the mixture",
         "s: the split train is read; not read: old (old.jsonl)",
         "n.txt: 3 rows read, 3 in the mixture",
         "n.txt: each paragraph of its text is a row; --set data.sample_by=line or document",
     ]
-    assert "of the held-out rows, 2 rows (h.jsonl, line 1; line 2) truncated at data.max_length" in text.data_notices(
-        several
+    assert (
+        "of the held-out rows, 2 rows (h.jsonl, line 1; line 2) truncated at data.max_length"
+        in formatting.data_notices(several)
     )
-    assert text.data_line(several).endswith("420 to learn from, 2 held out of the 4 in s (test)")
+    assert formatting.data_line(several).endswith("420 to learn from, 2 held out of the 4 in s (test)")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from neftcli import events
-from neftcli.cli.display import report, text
+from neftcli.cli.display import formatting, report
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.live import LiveDisplay
 from neftcli.cli.display.plain import PlainLines
@@ -146,7 +146,7 @@ def test_json_lines_hold_nothing_that_acts_and_say_the_same() -> None:
 @given(st.text())
 def test_harmless_text_keeps_all_that_does_not_act(given: str) -> None:
     """Letter by letter: the same, or the replacement character; joiners, which writing and emoji need, stay."""
-    shown = text.harmless(given)
+    shown = formatting.harmless(given)
     assert len(shown) == len(given)
     for before, after in zip(given, shown, strict=True):
         stays = before in "\n\u200c\u200d" or unicodedata.category(before) not in ACTS
@@ -156,7 +156,7 @@ def test_harmless_text_keeps_all_that_does_not_act(given: str) -> None:
 @given(st.text() | st.text(alphabet=st.characters(categories=["Cs", "Cc", "Cf"])))
 def test_escaped_json_says_the_same_and_can_be_written(given: str) -> None:
     """The same as JSON in pure ASCII; half characters (which JSON files can hold and UTF-8 can't) among it."""
-    written = text.escaped(json.dumps({given: [given]}, ensure_ascii=False))
+    written = formatting.escaped(json.dumps({given: [given]}, ensure_ascii=False))
     assert json.loads(written.encode("utf-8")) == json.loads(json.dumps({given: [given]}))
     assert acting(written.replace("\u200c", "").replace("\u200d", "")) == set()
 
@@ -164,11 +164,11 @@ def test_escaped_json_says_the_same_and_can_be_written(given: str) -> None:
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_every_text_of_every_event_is_made_harmless(event: events.Event) -> None:
     """Nothing that acts is left anywhere in it; an event without hostile text stays what it is."""
-    cleaned = text.all_harmless(hostile(event))
+    cleaned = formatting.all_harmless(hostile(event))
     assert type(cleaned) is type(event)
     assert acting("".join(map(str, _texts(cleaned)))) == set()
-    harmless = text.all_harmless(event)
-    assert text.all_harmless(harmless) == harmless
+    harmless = formatting.all_harmless(event)
+    assert formatting.all_harmless(harmless) == harmless
 
 
 def _texts(value: Any) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from neftcli.data.formats import LAYOUTS, Example, Format, Turn, UnusableRow, detect, renamed, to_example
-from neftcli.data.notes import Notes
 from neftcli.data.readers import Row
+from neftcli.data.row_notices import Notes
 from neftcli.data.turns import ROLES
 from neftcli.errors import DataError
 from neftcli.events import Occurrences

@@ -23,7 +23,7 @@ from neftcli.data.prepare import read_examples, read_questions
 from neftcli.data.readers import ENDINGS, Row
 from neftcli.data.sources import is_hub
 from neftcli.errors import DataError, Problem
-from neftcli.recipe.nearest import exists
+from neftcli.recipe.path_suggestions import exists
 from neftcli.recipe.schema import Data
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from neftcli.data.example import Turn, UnusableRow
-from neftcli.data.notes import Notes
+from neftcli.data.row_notices import Notes
 from neftcli.data.turns import MARKS, REASONING, ROLES, read_turns
 from neftcli.errors import DataError
 from neftcli.events import Occurrences

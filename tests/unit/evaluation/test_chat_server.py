@@ -33,7 +33,7 @@ from neftcli.evaluation.judge import (
     judge_pairs,
     without_credentials,
 )
-from neftcli.machine.chatter import library_chatter
+from neftcli.system.library_output import library_chatter
 from tests.judge_server import (
     Behaviour,
     Exchange,

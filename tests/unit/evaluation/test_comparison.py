@@ -17,7 +17,7 @@ from neftcli.data.tokens import TokenRow
 from neftcli.evaluation.comparison import METRICS, Scores, compare, same_tokens, win_rate_bounds
 from neftcli.evaluation.generation import Answer
 from neftcli.evaluation.loss import RowLoss
-from neftcli.evaluation.measure import Results
+from neftcli.evaluation.measurement import Results
 from neftcli.evaluation.metrics import measure
 from neftcli.evaluation.report import judge_remarks
 from neftcli.evaluation.tasks import TaskResult

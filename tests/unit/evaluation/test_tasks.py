@@ -26,9 +26,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from neftcli.errors import InputError
-from neftcli.evaluation import measure as measure_module
+from neftcli.evaluation import measurement as measure_module
 from neftcli.evaluation import tasks as tasks_module
-from neftcli.evaluation.measure import Measurement
+from neftcli.evaluation.measurement import Measurement
 from neftcli.evaluation.tasks import TaskResult, check_tasks, described, run_tasks
 from neftcli.models.templates import CHATML
 from neftcli.neftune import neftune

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from neftcli.errors import RecipeError
-from neftcli.models.layers import adapter_notices, fused_experts, require_layers
+from neftcli.models.adapter_layers import adapter_notices, fused_experts, require_layers
 from neftcli.models.memory import estimate_of
 from neftcli.recipe.schema import Adapter, Recipe
 from tests.tiny import tiny_model

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from neftcli.errors import ModelError
 from neftcli.models.files import INDEX, code_files, model_sha256, weight_files
 from neftcli.models.loading import load_model, load_tokenizer
-from neftcli.models.names import Reference
+from neftcli.models.registry import Reference
 from neftcli.models.validate import require_weight_files
 
 

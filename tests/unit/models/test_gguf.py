@@ -16,9 +16,9 @@ import pytest
 from filelock import FileLock
 
 from neftcli.errors import InputError, ModelError
-from neftcli.machine.cache import cache_folder
 from neftcli.models import gguf
 from neftcli.models.gguf import MANIFEST, converted, is_converted, sha256, unfinished
+from neftcli.system.cache import cache_folder
 
 ROOT = Path(__file__).parents[3]
 Conversion = Callable[[Path, Path], None]

@@ -29,7 +29,7 @@ from neftcli.models.loading import (
     load_tokenizer,
     local_or_hub,
 )
-from neftcli.models.names import ALIASES, Alias, Reference, resolve
+from neftcli.models.registry import ALIASES, Alias, Reference, resolve
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model, tiny_tokenizer
 
 

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from neftcli.models.loading import load_model
 from neftcli.models.memory import CONSTANT_BITS, NF4_BITS, MemoryEstimate, estimate, estimate_of
-from neftcli.models.names import ALIASES, Reference, resolve
+from neftcli.models.registry import ALIASES, Reference, resolve
 from neftcli.recipe.schema import Adapter, Neftune, Quantization, Recipe, Training
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model
 

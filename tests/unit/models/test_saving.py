@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
-from neftcli.models.names import Reference
+from neftcli.models.registry import Reference
 from neftcli.models.saving import (
     base_settings,
     files_of,

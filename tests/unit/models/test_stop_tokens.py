@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from neftcli.errors import ModelError
-from neftcli.models.names import resolve
+from neftcli.models.registry import resolve
 from neftcli.models.stop_tokens import declared_stop_tokens
 
 

@@ -22,7 +22,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from neftcli.errors import ModelError
 from neftcli.models.loading import load_adapter, load_config, load_model, load_tokenizer, require_pinned_code, source
-from neftcli.models.names import Reference, resolve
+from neftcli.models.registry import Reference, resolve
 from tests.tiny import tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from neftcli.errors import ModelError
-from neftcli.models.names import Reference
+from neftcli.models.registry import Reference
 from neftcli.models.validate import require_usable, require_weight_files, stored_quantization
 from neftcli.recipe.schema import Adapter, Quantization, Recipe
 

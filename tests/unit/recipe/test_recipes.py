@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from neftcli.models.names import ALIASES
+from neftcli.models.registry import ALIASES
 from neftcli.recipe import catalog
 from neftcli.recipe.loading import EXTENDS, fingerprint, load_recipe, to_yaml
 from neftcli.recipe.schema import Recipe, keys

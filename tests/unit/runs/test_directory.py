@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import InputError
-from neftcli.machine.files import ABANDONED_AFTER, write_whole
 from neftcli.runs import directory
 from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, find_run
+from neftcli.system.files import ABANDONED_AFTER, write_whole
 from tests.conftest import keep_nfs_files, new_run
 
 root_writes_anywhere = pytest.mark.skipif(os.geteuid() == 0, reason="root can write to a read-only folder")

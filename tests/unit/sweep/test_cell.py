@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from neftcli.errors import InputError, NeftError, Preempted, Problem
-from neftcli.evaluation.measure import Measurement
+from neftcli.evaluation.measurement import Measurement
 from neftcli.events import Advance, DataReady, Event, Notice, Phase, Progress
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe
 from neftcli.recipe.schema import Recipe
@@ -33,10 +33,10 @@ from neftcli.sweep.cell import (
     settings_key,
     stopped_run,
 )
-from neftcli.sweep.worker import why
-from neftcli.training.materials import Shelf
-from neftcli.training.run import train
-from neftcli.training.stopping import Stop
+from neftcli.sweep.engines.worker import why
+from neftcli.training.assets import Shelf
+from neftcli.training.signals import Stop
+from neftcli.training.train import train
 
 
 class Told:
@@ -76,7 +76,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: Any, **_named: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("neftcli.training.run.train", fail)
+    monkeypatch.setattr("neftcli.training.train.train", fail)
 
 
 def numbers(run: RunDirectory) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_the_losses_of_the_last_evaluation_are_not_computed_again(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That they are the same numbers as those of the saved run, the next test shows."""
-    monkeypatch.setattr("neftcli.evaluation.measure.losses_as_they_come", lambda *_arguments: 1 / 0)
+    monkeypatch.setattr("neftcli.evaluation.measurement.losses_as_they_come", lambda *_arguments: 1 / 0)
     run = RunDirectory(Path(do_cell(recipe, Shelf(), Told(), Stop())))
     losses = numbers(run)["metrics"]["held-out loss"]
     record = json.loads((run.path / "run.json").read_text())

@@ -21,13 +21,13 @@ from neftcli.events import Event, Notice
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RunDirectory
-from neftcli.sweep import cluster
-from neftcli.sweep.cluster import RayEngine
+from neftcli.sweep.engines import ray_engine
+from neftcli.sweep.engines.local_engine import LocalEngine, devices
+from neftcli.sweep.engines.ray_engine import RayEngine
+from neftcli.sweep.engines.ray_task import Returned
+from neftcli.sweep.engines.worker import SIGNALS
 from neftcli.sweep.folder import explained
-from neftcli.sweep.local import LocalEngine, devices
-from neftcli.sweep.node import Returned
 from neftcli.sweep.plan import Cell
-from neftcli.sweep.worker import SIGNALS
 from tests.checkpoint import FACTS, write_trainer_state
 from tests.conftest import new_run
 from tests.unit.sweep.test_verdict import plan
@@ -112,8 +112,8 @@ def engine(folder: Path, returned: Returned | Exception, retries: int = 1) -> Ra
 
 def ended(made: RayEngine, cell: Cell) -> tuple[list[str], int]:
     """How the cell ended, and how often it was tried."""
-    queue, states, tried = cluster.deque([cell]), list[str](), 0
-    tries = cluster.Counter[str]()
+    queue, states, tried = ray_engine.deque([cell]), list[str](), 0
+    tries = ray_engine.Counter[str]()
     while queue:
         made._waiting = {"ref": queue.popleft()}
         made._end("ref", queue, tries, lambda _cell, outcome: states.append(outcome.state))
@@ -141,7 +141,7 @@ def let_no_run_arrive(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(cluster, "arrived", fail)
+    monkeypatch.setattr(ray_engine, "arrived", fail)
 
 
 @pytest.mark.parametrize("error", [InputError(Problem("can't be written")), OSError(errno.EIO, "Input/output error")])
@@ -159,7 +159,7 @@ def test_a_result_that_is_lost_with_its_node_is_waited_for(tmp_path: Path) -> No
     [cell, *_] = plan("sweep.alphas=[5]")
     made = engine(tmp_path, GetTimeoutError())
     made._waiting = {"ref": cell}
-    made._end("ref", cluster.deque(), cluster.Counter(), lambda *_: pytest.fail("it has not ended"))
+    made._end("ref", ray_engine.deque(), ray_engine.Counter(), lambda *_: pytest.fail("it has not ended"))
     assert made._waiting == {"ref": cell}
 
 

@@ -21,9 +21,9 @@ from neftcli.models.loading import fingerprint as of_model
 from neftcli.recipe.loading import assignment, file_layers, resolve, to_yaml
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
+from neftcli.sweep.cell_states import tell_of_others
 from neftcli.sweep.folder import explained, held, layers_of, require_alike, require_same_inputs, sweep_of
 from neftcli.sweep.plan import Cell, plan_cells
-from neftcli.sweep.standing import tell_of_others
 from neftcli.training.inputs import check_inputs
 from neftcli.training.resume import find_resumption
 from tests.conftest import Result, new_run

@@ -8,9 +8,9 @@ from __future__ import annotations
 from markdown_it import MarkdownIt
 
 from neftcli import events
-from neftcli.sweep.output import verdict_text
+from neftcli.sweep.outputs import verdict_text
 from tests.unit.cli.test_display import SWEEP
-from tests.unit.training.test_card import HOSTILE
+from tests.unit.training.test_model_card import HOSTILE
 
 READER = MarkdownIt("commonmark").enable("table")
 

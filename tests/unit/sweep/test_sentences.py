@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from neftcli.evaluation.comparison import LOSS
+from neftcli.sweep.early_stopping import Decision, decide
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.results import SweepResults
-from neftcli.sweep.sequential import Decision, decide
 from neftcli.sweep.verdict import judge_sweep
 from tests.unit.sweep.test_verdict import RATES, ROWS, measured, plan, shifted
 from tests.unit.sweep.verdict_checker import NO_COMMON, check_sentences

@@ -19,9 +19,9 @@ from neftcli.statistics.crossed import ArmDifference, compare_arms
 from neftcli.statistics.multiple import adjust
 from neftcli.statistics.paired import FEWEST, LEVEL
 from neftcli.statistics.planning import needed
+from neftcli.sweep.early_stopping import Stopped
 from neftcli.sweep.plan import Arm, Cell, arms_of, plan_cells
 from neftcli.sweep.results import SweepResults
-from neftcli.sweep.sequential import Stopped
 from neftcli.sweep.verdict import Verdict, judge_sweep
 from tests.unit.sweep.verdict_checker import check_sentences
 

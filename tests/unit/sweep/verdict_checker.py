@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from neftcli.evaluation.comparison import LOSS
-from neftcli.evaluation.units import is_share
+from neftcli.evaluation.number_format import is_share
 from neftcli.events import ArmRow, Comparison
 from neftcli.statistics.crossed import ArmDifference, compare_arms, margin
 from neftcli.statistics.paired import LEVEL, RESAMPLES, SKEWED
 from neftcli.statistics.planning import needed
+from neftcli.sweep.early_stopping import FUTILITY, SUCCESS, Stopped
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import WIN_RATES, SweepResults
-from neftcli.sweep.sequential import FUTILITY, SUCCESS, Stopped
 from neftcli.sweep.verdict import Verdict
 
 GIVEN = r"\((?P<numbers>[^()]*)\)"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from neftcli.machine import device
-from neftcli.machine.device import Machine
 from neftcli.models.memory import estimate_of
 from neftcli.recipe.loading import assignment, resolve
+from neftcli.system import device
+from neftcli.system.device import Machine
 from neftcli.training import ahead
 from tests.tiny import tiny_model
 

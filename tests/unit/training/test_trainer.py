@@ -9,23 +9,23 @@ import pytest
 from datasets import Dataset
 from trl import pack_dataset
 
-from neftcli.data import store
+from neftcli.data import record_batches
 from neftcli.data.rows import TokenRows
 from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.recipe.loading import assignment, resolve
 from neftcli.training import trainer
 
 
-@pytest.mark.parametrize("most_in_memory", [store.MOST_IN_MEMORY, 0])
+@pytest.mark.parametrize("most_in_memory", [record_batches.MOST_IN_MEMORY, 0])
 @pytest.mark.parametrize("number", [1, 1000, 2500])
 def test_rows_packed_piece_by_piece_are_those_packed_at_once(
     number: int, most_in_memory: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The same tokens, labels and documents in the same order, and as many updates; in memory and in a file."""
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(store, "MOST_IN_MEMORY", most_in_memory)
+    monkeypatch.setattr(record_batches, "MOST_IN_MEMORY", most_in_memory)
     monkeypatch.setattr(trainer, "PIECE", 1000)
-    monkeypatch.setattr(store, "BATCH_ROWS", 300)
+    monkeypatch.setattr(record_batches, "BATCH_ROWS", 300)
     random = Random(0)  # noqa: S311 - no secret
     rows = []
     for place in range(number):

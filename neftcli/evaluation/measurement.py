@@ -1,0 +1,291 @@
+"""What one model does on the rows: its losses, its answers, its task scores; each kept on disk as it comes."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.data.tokens import TokenRow, prompt_and_reference, prompt_token_ids, tokenize
+from neftcli.errors import DataError, NeftError, Problem
+from neftcli.evaluation.cache import Result, Store, alone
+from neftcli.evaluation.generation import Answer, answers_as_they_come
+from neftcli.evaluation.loss import RowLoss, losses_as_they_come
+from neftcli.evaluation.metrics import AnswerMetrics
+from neftcli.evaluation.metrics import measure as measure_answer
+from neftcli.evaluation.tasks import TaskResult, run_tasks
+from neftcli.events import Advance, Notice, Observer, Phase
+from neftcli.models.loading import load_config
+from neftcli.models.requirements import (
+    embedded_tokens,
+    longest_prompt,
+    require_embedded,
+    require_positions,
+)
+from neftcli.recipe.schema import TaskSettings
+
+if TYPE_CHECKING:
+    from neftcli.evaluation.held_out import Rows
+    from neftcli.evaluation.targets import Subject
+    from neftcli.recipe.schema import Evaluation
+    from neftcli.system.device import Machine
+
+ONLY_SAMPLED = ("seed", "batch_size", "temperature", "top_p")  # greedy answers depend on none of them
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one model did, example by example.
+
+    Attributes:
+        subject: The model.
+        rows: The tokens of each example; None where it holds no answer, and so has no loss.
+        losses: Likewise, its loss.
+        answers: Its answers; empty where none were asked for.
+        metrics: What was measured of each answer.
+        tasks: Benchmark tasks.
+    """
+
+    subject: Subject
+    rows: tuple[TokenRow | None, ...]
+    losses: tuple[RowLoss | None, ...]
+    answers: tuple[Answer, ...] = ()
+    metrics: tuple[AnswerMetrics, ...] = ()
+    tasks: tuple[TaskResult, ...] = ()
+
+
+class Progress:
+    """Tells how far a part is, with its rate and the time that is left."""
+
+    def __init__(self, part: str, known: int, total: int, unit: str, observer: Observer) -> None:
+        self._part, self._known, self._total, self._unit, self._observer = part, known, total, unit, observer
+        self._begun, self._amount = time.perf_counter(), 0
+        observer.notify(Advance(part, known, total, 0.0, 0.0, 0.0, unit))
+
+    def add(self, done: int, amount: int) -> None:
+        """`done` items are done in all, and `amount` more of the unit."""
+        self._amount += amount
+        elapsed = time.perf_counter() - self._begun
+        remaining = elapsed / max(1, done - self._known) * (self._total - done)
+        rate = self._amount / elapsed if elapsed else 0.0
+        self._observer.notify(Advance(self._part, done, self._total, elapsed, remaining, rate, self._unit))
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTask:
+    """The results of a task, as they are stored; several if it is a group."""
+
+    results: tuple[TaskResult, ...]
+
+
+class Measurement:
+    """Measures one model on the rows; the model is loaded when the first number is not known yet.
+
+    Making one checks what can be checked without the weights.
+
+    Args:
+        subject: What is measured.
+        rows: On what.
+        settings: How.
+        machine: Where and in which arithmetic.
+        seed: Of sampled answers.
+        observer: Is told how far it is.
+        answers: Generate answers, too.
+        model: The model where it is loaded already.
+        known: Rows with their losses by this model, in the order of `rows`, where they were measured just now.
+
+    Raises:
+        InputError: The model can't be found, is not what it was, or has too few positions for the rows.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        rows: Rows,
+        settings: Evaluation,
+        machine: Machine,
+        seed: int,
+        observer: Observer,
+        *,
+        answers: bool = True,
+        model: Any = None,
+        known: Sequence[tuple[TokenRow, RowLoss]] = (),
+    ) -> None:
+        self.subject, self.rows, self.settings, self.machine = subject, rows, settings, machine
+        self.seed, self.observer, self._model, self._known = seed, observer, model, known
+        self._tell("reading its tokenizer and settings")
+        self._chat = subject.load_chat_format(rows.layout, observer)
+        self._tokenizer = self._chat.tokenizer
+        self._identity = subject.identity(machine) | {
+            "tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str()),
+            "stops": sorted(self._chat.stops),
+        }
+        config = load_config(subject.reference, subject.recipe.model.trust_remote_code)
+        self._scored = self._token_rows()
+        lost = sum(bool(example.answer() or example.text) for example in rows.examples) - len(self._scored)
+        if lost and not self._scored:
+            raise DataError(
+                Problem(
+                    f"{rows.source}: no token would carry loss, so there is no held-out loss",
+                    f"{lost} row{'' if lost == 1 else 's'} whose question alone fills data.max_length "
+                    f"{rows.data.max_length}",
+                    f"--max-length {rows.data.max_length * 4}",
+                )
+            )
+        if lost:
+            have = "row has no loss: its" if lost == 1 else "rows have no loss: their"
+            observer.notify(Notice(f"{subject.name}: {lost} {have} question alone fills data.max_length"))
+        self._require_embedded(config)
+        require_positions(config, max((len(row.input_ids) for row in self._scored.values()), default=0))
+        self._room = longest_prompt(config, settings.generation.max_new_tokens) if answers else None
+        self._prompts = [prompt_token_ids(self._chat, example) for example in rows.examples] if answers else []
+
+    def _require_embedded(self, config: Any) -> None:
+        """Reject rows with a token that the model has no embedding for; without an answer the question is checked."""
+        vocabulary = embedded_tokens(config)
+        scored = ((row.where, row.input_ids) for row in self._scored.values())
+        questions = (example for place, example in enumerate(self.rows.examples) if place not in self._scored)
+        prompts = ((example.where, prompt_token_ids(self._chat, example)) for example in questions)
+        require_embedded(scored, self._tokenizer, vocabulary)
+        require_embedded(prompts, self._tokenizer, vocabulary)
+
+    def run(self) -> Results:
+        """All of it."""
+        with alone(self.subject.home / "evaluation", self.observer):
+            losses = self._losses()
+            answers = self._answers()
+            tasks = [result for name in self.settings.tasks for result in self._task(name)]
+        self._model = None
+        gc.collect()  # a cycle may hold it still
+        references = [prompt_and_reference(example)[1] or None for example in self.rows.examples]
+        pairs = zip(answers, references, strict=True) if answers else ()
+        places = range(len(self.rows.examples))
+        return Results(
+            self.subject,
+            tuple(map(self._scored.get, places)),
+            tuple(map(losses.get, places)),
+            tuple(answers),
+            tuple(measure_answer(answer.text, reference) for answer, reference in pairs),
+            tuple(tasks),
+        )
+
+    def _tell(self, what: str) -> None:
+        self.observer.notify(Phase(f"{self.subject.name}: {what}"))
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            self._tell("loading the model")
+            self._model = self.subject.load(self.machine)
+        return self._model
+
+    def _store(self, kind: str, result: type[Result], depends_on: dict[str, Any]) -> Store[Result]:
+        return Store(self.subject.home / "evaluation", kind, result, {"model": self._identity, **depends_on})
+
+    def _token_rows(self) -> dict[int, TokenRow]:
+        """Place to tokens, of the examples that hold an answer of which something is left within data.max_length."""
+        examples, data = self.rows.examples, self.rows.data
+        places = [place for place, example in enumerate(examples) if example.answer() or example.text]
+        chosen = [examples[place] for place in places]
+        tokens = tokenize(self._chat, chosen, data.max_length, data.loss_on)
+        return {place: row for place, row in zip(places, tokens, strict=True) if row.loss_tokens()}
+
+    def _losses(self) -> dict[int, RowLoss]:
+        scored = self._scored
+        rows_of = [[place, row.input_ids, row.labels] for place, row in scored.items()]
+        store = self._store("losses", RowLoss, {"rows": rows_of})
+        pairs = zip(scored.items(), self._known, strict=False)
+        store.add({place: loss for (place, row), (known, loss) in pairs if row == known})
+        missing = [place for place in scored if place not in store.found]
+        if missing:
+            model = self._loaded()
+            progress = Progress(f"{self.subject.name}: loss", len(store.found), len(scored), "rows", self.observer)
+            size = self.settings.per_device_eval_batch_size
+            rows = [scored[place] for place in missing]
+            for batch in losses_as_they_come(model, rows, size, self.machine.autocast(), self.observer):
+                _require_finite(self.subject.name, [loss for _, loss in batch])
+                store.add({missing[index]: loss for index, loss in batch})
+                progress.add(len(store.found), len(batch))
+        return {place: replace(store.found[place], where=row.where) for place, row in scored.items()}
+
+    def _answers(self) -> list[Answer]:
+        chosen = asdict(self.settings.generation) | {"seed": self.seed}
+        if not self.settings.generation.do_sample:
+            chosen = {name: value for name, value in chosen.items() if name not in ONLY_SAMPLED}
+        store = self._store("answers", Answer, {"prompts": self._prompts, "settings": chosen})
+        if len(store.found) < len(self._prompts):
+            self._generate(store)
+        return [store.found[place] for place in range(len(self._prompts))]
+
+    def _generate(self, store: Store[Answer]) -> None:
+        model, prompts = self._loaded(), self._prompts
+        if cut := sum(self._room is not None and len(prompt) > self._room for prompt in prompts):
+            self.observer.notify(
+                Notice(f"{cut} prompts lose their beginning: the model has {self._room} positions for one")
+            )
+        progress = Progress(f"{self.subject.name}: answers", len(store.found), len(prompts), "tokens", self.observer)
+        batches = answers_as_they_come(
+            model,
+            self._chat,
+            prompts,
+            self.settings.generation,
+            self.machine.autocast(),
+            self._room,
+            known=frozenset(store.found),
+            seed=self.seed,
+            observer=self.observer,
+        )
+        for batch in batches:
+            if batch:
+                store.add(dict(batch))
+                progress.add(len(store.found), sum(answer.tokens for _, answer in batch))
+
+    def _task(self, name: str) -> list[TaskResult]:
+        """The results of one task, several where it is a group. Those of a file of one's own are not kept.
+
+        What such a file includes and reads can't be told from outside.
+        """
+        kept = not Path(name).expanduser().is_file()
+        settings = self.settings.task_settings
+        asked: dict[str, Any] = {"task": name, "lm_eval": metadata.version("lm_eval")}
+        if settings != TaskSettings():
+            asked["settings"] = asdict(settings)
+        if settings.apply_chat_template:
+            asked["chat_template"] = self._tokenizer.chat_template
+        store = self._store("task", KeptTask, asked) if kept else None
+        if store is not None and 0 in store.found:
+            return list(store.found[0].results)
+        model = self._loaded()
+        self._tell(f"task {name}")
+        size = self.settings.per_device_eval_batch_size
+        autocast = self.machine.autocast()
+        results = run_tasks(model, self._tokenizer, [name], size, autocast, self.observer, settings)
+        if store is not None:
+            store.add({0: KeptTask(tuple(results))})
+        return results
+
+
+def _require_finite(name: str, losses: Sequence[RowLoss]) -> None:
+    """Checks that every loss is a number.
+
+    Raises:
+        NeftError: One is not; the model's weights are broken.
+    """
+    broken = [loss for loss in losses if not math.isfinite(loss.negative_log_likelihood)]
+    if broken:
+        raise NeftError(
+            Problem(
+                f"{name}: the loss of a row is no number, so its weights are broken",
+                f"{broken[0].negative_log_likelihood} in {broken[0].where}",
+                "another model; if a run's training ended so, a smaller --learning-rate",
+            )
+        )
+
+
+def _sha256(text: str) -> str:
+    return sha256(text.encode()).hexdigest()

@@ -1,0 +1,274 @@
+"""What can be evaluated: a run of this tool, the model that a run began from, or any model."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from hashlib import sha256
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from neftcli.errors import InputError, ModelError, Problem, RecipeError
+from neftcli.events import Counterpart, EvaluatedModel, Observer
+from neftcli.models.registry import ALIASES, Reference, resolve
+from neftcli.recipe.loading import load_recipe
+from neftcli.recipe.loading import resolve as resolve_recipe
+from neftcli.recipe.path_suggestions import exists, nearest_path
+from neftcli.recipe.relative_paths import places_of
+from neftcli.recipe.yaml_file import Layer, Setting
+from neftcli.runs.baseline import find_counterpart
+from neftcli.runs.directory import CELLS, NAME, RECIPE, RunDirectory, find_run, find_sweep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from neftcli.data.chat import ChatFormat
+    from neftcli.recipe.schema import Recipe
+    from neftcli.system.device import Machine
+
+Role = Literal["run", "baseline", "base", "model"]
+VERSIONS = ("neftcli", "torch", "transformers", "tokenizers", "peft", "bitsandbytes")
+SETTINGS = ("*.json", "*.jinja", "*.py")
+READ = (
+    *("model.revision", "model.dtype", "model.chat_template", "model.trust_remote_code", "training.precision"),
+    *("data.config", "data.format", "data.columns", "data.system_prompt", "data.max_length"),
+    *("data.loss_on", "data.reasoning", "evaluation.per_device_eval_batch_size", "evaluation.generation"),
+    *("evaluation.judge", "evaluation.tasks", "evaluation.task_settings"),
+)
+"""What of a recipe an evaluation reads, and so can be set for one."""
+RUN = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"
+ADVICE = "neft recipes show quickstart --all    for the options below evaluation"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is evaluated.
+
+    Attributes:
+        role: What it is in the table.
+        name: The run's name, or the model's.
+        recipe: How it was trained, or how it is loaded.
+        reference: The weights; of a run with an adapter those below it.
+        home: The folder below which its results are kept.
+        run: The run that it is; None for a model.
+        tokenizer: The folder of the tokenizer, or None where it comes with the reference.
+        began_as: The fingerprint that the reference's weights must have, or None.
+    """
+
+    role: Role
+    name: str
+    recipe: Recipe
+    reference: Reference
+    home: Path
+    run: RunDirectory | None = None
+    tokenizer: Path | None = None
+    began_as: str | None = None
+
+    def column(self) -> EvaluatedModel:
+        """Its column of the table."""
+        trained = self.run is not None
+        return EvaluatedModel(
+            role=self.role,
+            name=self.name,
+            source=str(self.run.path) if self.run else self.reference.source(),
+            alpha=self.recipe.neftune.alpha if trained else None,
+            seed=self.recipe.training.seed if trained else None,
+        )
+
+    def counterpart(self) -> Counterpart | None:
+        """What it is compared with to see what the noise did; None of a model that is no run."""
+        if self.run is None:
+            return None
+        return find_counterpart(load_recipe(str(self.run.path / RECIPE), as_written=True), self.run.path.parent)
+
+    def has_adapter(self) -> bool:
+        """Whether it is an adapter on the reference's weights."""
+        return self.run is not None and self.recipe.adapter.type != "none"
+
+    def saved_recipe(self) -> Recipe:
+        """How the run was trained, without what was typed since; of a model how it is loaded."""
+        return self.recipe if self.run is None else load_recipe(str(self.run.path / RECIPE))
+
+    def load_chat_format(self, layout: str, observer: Observer) -> ChatFormat:
+        """Load its tokenizer and stop tokens, with a chat template unless rows are plain text."""
+        from neftcli.data.chat import chat_format, load_chat_format
+        from neftcli.models.loading import load_tokenizer
+        from neftcli.models.requirements import vocabulary_of
+        from neftcli.models.stop_tokens import declared_stop_tokens
+        from neftcli.models.templates import set_template
+
+        if self.tokenizer is None:
+            return load_chat_format(self.recipe, self.reference, layout, observer)[0]
+        saved = Reference(self.name, "folder", str(self.tokenizer))
+        trust = self.recipe.model.trust_remote_code
+        tokenizer, _ = load_tokenizer(saved, trust, vocabulary_of(self.reference, trust))
+        if layout != "text":  # a saved tokenizer brings the template that the run was trained with
+            set_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
+        declared = declared_stop_tokens(self.reference)
+        return chat_format(tokenizer, declared, self.recipe, layout)
+
+    def load(self, machine: Machine) -> PreTrainedModel:
+        """The model on the device, with its adapter.
+
+        Raises:
+            ModelError: It can't be found or read.
+        """
+        from neftcli.models.loading import load_adapter
+        from neftcli.models.requirements import load_model_of
+
+        model = load_model_of(self.recipe, self.reference, machine)
+        return load_adapter(model, self.run.model) if self.run and self.has_adapter() else model
+
+    def identity(self, machine: Machine) -> dict[str, Any]:
+        """All that its numbers depend on, rows and settings aside.
+
+        Raises:
+            ModelError: It can't be reached, or a run's base model is not what the run was trained on.
+        """
+        from neftcli.models.files import folder_sha256
+        from neftcli.models.loading import fingerprint, load_config
+
+        weights = fingerprint(self.reference, load_config(self.reference, self.recipe.model.trust_remote_code))
+        if self.began_as is not None and weights != self.began_as:
+            raise ModelError(
+                Problem(
+                    f"{self.reference.name} is not what the run was trained on: its weights have changed since",
+                    f"{weights}, and {self.began_as} in run.json",
+                    "--no-base" if self.run is None else "the weights of then, e.g. by model.revision",
+                )
+            )
+        local = self.reference.kind == "folder"
+        return {
+            "weights": weights,
+            "settings": folder_sha256(Path(self.reference.location), *SETTINGS) if local else None,
+            "adapter": folder_sha256(self.run.model, "*.safetensors", *SETTINGS)
+            if self.run and self.has_adapter()
+            else None,
+            "quantization": [self.recipe.quantization.type, self.recipe.quantization.double_quantization],
+            "arithmetic": [str(machine.weights), machine.bfloat16, machine.device],
+            "versions": {name: metadata.version(name) for name in VERSIONS if find_spec(name)},
+        }
+
+
+def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
+    """What a name on the command line stands for: a run's folder or name, or a model.
+
+    Args:
+        name: As it was typed.
+        role: run or baseline; a model that is no run becomes "model" in place of "run".
+        overrides: Layers of the command line. A run's recipe says how it was trained, so only what concerns its
+            evaluation can be set.
+
+    Raises:
+        InputError: It is neither, or the run has no model.
+        RecipeError: An override does not fit.
+    """
+    try:
+        folder = find_run(name)
+        if folder is None and (sweep := find_sweep(name)) is not None:
+            told = f"a run: ls {shlex.quote(f'{sweep}/{CELLS}')}    shows the sweep's"
+            raise InputError(Problem("this is a sweep; what is evaluated is a run or a model", name, told))
+        if folder is None:
+            return _model(name, role, overrides)
+    except (OSError, ValueError, RuntimeError):  # a name that no file system has
+        raise _unknown(name) from None
+    run = RunDirectory.open(folder)
+    recipe = load_recipe(str(folder / RECIPE), overrides)
+    _require_read(overrides)
+    fixed = [
+        Problem(f"{setting.origin}: a run is evaluated as it was trained", setting.typed, "leave it out")
+        for layer in overrides
+        for path, setting in layer.items()
+        if not path.startswith(("evaluation.", "data.", "model.trust_remote_code"))
+    ]
+    if fixed:
+        raise RecipeError(*fixed)
+    reference = (
+        _base_reference(recipe, folder)
+        if recipe.adapter.type != "none"
+        else Reference(folder.name, "folder", str(run.model))
+    )
+    began_as = run.record().get("model_fingerprint") if recipe.adapter.type != "none" else None
+    return Subject(role, folder.name, recipe, reference, folder, run, run.model, began_as)
+
+
+def _base_reference(recipe: Recipe, run: Path) -> Reference:
+    """The base model of a run.
+
+    Raises:
+        ModelError: It is no longer there.
+    """
+    name, places = recipe.model.name, places_of(run / RECIPE)
+    try:
+        return resolve(name, recipe.model.revision)
+    except ModelError:
+        if places is None or name not in places.local:
+            raise
+        said = f"{run}: the base model of this run is no longer there"
+        remedy = "--no-base" if recipe.adapter.type == "none" else "the model back in one of these folders"
+        raise ModelError(Problem(said, places.looked_for(name), remedy)) from None
+
+
+def _require_read(overrides: Sequence[Layer]) -> None:
+    """Refuses options that no evaluation reads."""
+    typed = [setting for layer in overrides for path, setting in layer.items() if not path.startswith(READ)]
+    if typed:
+        unread = "an evaluation does not read this option"
+        raise RecipeError(*(Problem(f"{one.origin}: {unread}", one.typed, ADVICE) for one in typed))
+
+
+def base_of(subject: Subject) -> Subject | None:
+    """The model that a run began from; None for a model that is no run."""
+    if subject.run is None:
+        return None
+    recipe = subject.recipe
+    reference = _base_reference(recipe, subject.run.path)
+    home = subject.home.parent / _folder_name(reference)
+    began_as = subject.run.record().get("model_fingerprint")
+    return Subject("base", reference.label(), recipe, reference, home, None, subject.run.model, began_as)
+
+
+def _model(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
+    try:
+        named: Layer = {"model.name": Setting(name, "neft eval", name)}
+        recipe = resolve_recipe([named, *overrides])
+        _require_read(overrides)
+        reference = resolve(name, recipe.model.revision)
+    except ModelError:
+        if not exists(Path(name)) or (Path(name) / "model").is_dir():
+            raise _unknown(name) from None
+        if any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise
+        said = f"{name}: this is no run and no model: run.json and config.json are missing"
+        found = "a file"
+        if Path(name).is_dir():
+            found = ", ".join(sorted(item.name for item in Path(name).iterdir())[:6]) or "nothing in it"
+        raise InputError(Problem(said, found, RUN)) from None
+    if reference.kind == "hub" and reference.alias is None and Path(name).parent.is_dir():
+        raise _unknown(name)  # such as runs/misspelt
+    home = Path(recipe.output_dir) / _folder_name(reference)
+    return Subject("model" if role == "run" else role, reference.label(), recipe, reference, home)
+
+
+def _unknown(name: str) -> InputError:
+    """What is said of a name that stands for nothing."""
+    known = [*ALIASES, *(path.parent.name for path in Path("runs").glob("*/run.json"))]
+    nearest = get_close_matches(Path(name).name, known, n=1, cutoff=0.5)
+    folders = []
+    with suppress(OSError, ValueError):  # a name that no file system has
+        folders = [place for place in (Path(name), Path("runs") / name) if (place / "model").is_dir()]
+    if folders:
+        return InputError(Problem(f"{folders[0]}: run.json is missing, so this is no run", name, f"{folders[0]}/model"))
+    near = "".join(nearest) or nearest_path(Path(name))
+    return InputError(Problem("there is no run and no model of this name", name, RUN, near))
+
+
+def _folder_name(reference: Reference) -> str:
+    """The label as the name of a folder, and where it can't be one, a hash of it."""
+    label = reference.label()
+    return label if NAME.fullmatch(label) and label.strip(".") else sha256(label.encode()).hexdigest()[:16]

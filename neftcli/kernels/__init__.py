@@ -1,0 +1,1 @@
+"""Fused operations for training: the mathematics, on the devices where they are faster."""

@@ -1,0 +1,112 @@
+"""What a run needs before its first update: tokenizer, tokenised rows and the model, with what the model can do so far.
+
+None of it depends on noise, seed or optimiser, so a process that trains several runs of like recipes loads it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from neftcli.data.chat import ChatFormat
+from neftcli.data.prepare import Examples, Prepared
+from neftcli.events import Notice, Observer, Phase
+from neftcli.models.registry import Reference
+from neftcli.models.requirements import load_model_of
+from neftcli.training.validate import tokenize_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from neftcli.data.tokens import TokenRow
+    from neftcli.recipe.schema import Recipe
+    from neftcli.system.device import Machine
+
+Found = TypeVar("Found")
+
+
+@dataclass
+class Materials:
+    """What runs of like recipes share.
+
+    Attributes:
+        reference: Where the model comes from.
+        machine: Device and arithmetic.
+        chat: The tokenizer with its chat template and stop tokens.
+        notices: What had to be filled in in the tokenizer.
+        prepared: Tokenised rows.
+        model: As it was loaded; a run that shares it trains a copy.
+        fingerprint: What identifies its weights.
+    """
+
+    reference: Reference
+    machine: Machine
+    chat: ChatFormat
+    notices: list[str]
+    prepared: Prepared
+    model: PreTrainedModel
+    fingerprint: str
+    _known: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, measure: Callable[[], Found]) -> Found:
+        """What `measure` returns of the untrained model, measured at the first call with this key."""
+        if key not in self._known:
+            self._known[key] = measure()
+        found: Found = self._known[key]
+        return found
+
+
+class Shelf:
+    """Keeps the materials of the last recipe for the next one that needs the same."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._materials: Materials | None = None
+
+    def find(self, recipe: Recipe) -> Materials | None:
+        """The materials that `recipe` needs, if they are here."""
+        return self._materials if self._key == materials_key(recipe) else None
+
+    def keep(self, recipe: Recipe, materials: Materials) -> None:
+        """Keeps them in the place of what was here."""
+        self._key, self._materials = materials_key(recipe), materials
+
+
+def materials_key(recipe: Recipe) -> str:
+    """All of a recipe that materials depend on."""
+    return repr((recipe.model, recipe.data, recipe.quantization, recipe.adapter.type, recipe.training.precision))
+
+
+def load_materials(recipe: Recipe, reference: Reference, examples: Examples, observer: Observer) -> Materials:
+    """Loads what `recipe` needs.
+
+    Raises:
+        InputError: The model or the rows can't be used.
+    """
+    observer.notify(Phase("loading libraries"))
+    from neftcli.models.loading import fingerprint
+    from neftcli.system.device import choose_machine
+
+    machine = choose_machine(recipe)
+    prepared, chat, notices = tokenize_inputs(recipe, reference, examples, observer)
+    introduce(prepared, notices, observer)
+    observer.notify(Phase("loading the model"))
+    model = load_model_of(recipe, reference, machine)
+    return Materials(reference, machine, chat, notices, prepared, model, fingerprint(reference, model.config))
+
+
+def tokens_sha256(rows: Sequence[TokenRow]) -> str:
+    """SHA-256 of what is learned: the rows' tokens and labels, in their order."""
+    digest = sha256()
+    for row in rows:
+        digest.update(repr((row.input_ids, row.labels)).encode())
+    return digest.hexdigest()
+
+
+def introduce(prepared: Prepared, notices: Sequence[str], observer: Observer) -> None:
+    """Tells of the rows and the tokenizer."""
+    observer.notify(prepared.counts)
+    for notice in notices:
+        observer.notify(Notice(notice))

@@ -1,0 +1,101 @@
+"""What processes that train one model agree on: the run's folder, what they read, and losses, a part from each.
+
+Where a run is trained by one process, nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neftcli.errors import InputError, Problem, ProcessLost
+from neftcli.runs.directory import LedDirectory, RunDirectory
+from neftcli.system import distributed
+from neftcli.training.resume import Resumption
+from neftcli.training.signals import Stop, StopRequested
+
+if TYPE_CHECKING:
+    from neftcli.data.tokens import TokenRow
+    from neftcli.evaluation.loss import RowLoss
+    from neftcli.recipe.schema import Recipe
+
+
+def joined(recipe: Recipe, resume: Resumption | None, stop: Stop) -> tuple[RunDirectory, Resumption | None]:
+    """The run's folder, and what is gone on with: the first process makes it, and tells the others.
+
+    Raises:
+        InputError: The folder can't be made, the processes see different checkpoints, or they are not as many as the
+            recipe says.
+        ProcessLost: Another process ended before.
+    """
+    if recipe.training.processes != distributed.count():
+        told = "training.processes: so many processes have to be started for it"
+        raise InputError(Problem(told, f"{recipe.training.processes} ({distributed.count()} here)", "neft train"))
+    made = None
+    try:
+        with stop.at_once():
+            distributed.join()
+        _require_alike("checkpoints", distributed.gathered(resume.step if resume else 0))
+        if resume is None and distributed.leads():
+            made = RunDirectory.begin(Path(recipe.output_dir), recipe.run_name())
+        path = Path(distributed.shared(str(made.path if made else "")))
+    except (RuntimeError, distributed.ProcessEnded) as error:
+        if made:
+            made.remove()
+        if not distributed.has_ended(error):
+            raise
+        told = "another process ended before anything was started"
+        raise ProcessLost(Problem(told, remedy="the same command again")) from error
+    if distributed.leads():
+        return made or resume.directory, resume  # type: ignore[union-attr]  # one of both is there
+    led = LedDirectory(resume.directory.path if resume else path)
+    return led, replace(resume, directory=led) if resume else None
+
+
+def share_path(directory: RunDirectory) -> RunDirectory:
+    """Tells all processes the path that the run's folder has by now, and returns the folder."""
+    directory.path = Path(distributed.shared(str(directory.path)))
+    return directory
+
+
+def require_alike(found: Mapping[str, str]) -> None:
+    """Checks that all processes have read the same.
+
+    Args:
+        found: Hashes of what this one has read.
+
+    Raises:
+        InputError: They have not; in all processes alike.
+    """
+    everywhere = distributed.gathered(dict(found))
+    for key in found:
+        _require_alike(key.partition("_")[0], [there[key] for there in everywhere])
+
+
+def _require_alike(what: str, values: Sequence[str | int]) -> None:
+    """Refuses processes that see different things under one name."""
+    if len(set(values)) > 1:
+        told = f"the processes see different {what}: all need the same files"
+        raise InputError(Problem(told, ", ".join(str(value)[:20] for value in values)))
+
+
+def spread(rows: Sequence[TokenRow], measure: Callable[[Sequence[TokenRow]], Sequence[RowLoss]]) -> Sequence[RowLoss]:
+    """What `measure` says of all rows; each process measures its part, and is told the others'.
+
+    Raises:
+        StopRequested: A stop was asked for meanwhile, in all processes alike.
+    """
+    if distributed.count() == 1:
+        return measure(rows)
+    from neftcli.evaluation.loss import RowLoss
+
+    mine = None
+    with suppress(StopRequested):
+        mine = [astuple(loss) for loss in measure(rows[distributed.rank() :: distributed.count()])]
+    parts = [part for part in distributed.gathered(mine) if part is not None]
+    if len(parts) < distributed.count():
+        raise StopRequested
+    return [RowLoss(*parts[place % len(parts)][place // len(parts)]) for place in range(len(rows))]

@@ -1,0 +1,98 @@
+"""Plan a run without training: `neft train --dry-run`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neftcli.data.prepare import Prepared
+from neftcli.data.sources import is_hub
+from neftcli.errors import InputError
+from neftcli.events import Notice, Observer, Plan, Resolved
+from neftcli.models.registry import Reference, resolve
+from neftcli.recipe.loading import to_yaml
+from neftcli.runs.directory import require_writable
+from neftcli.system.distributed import local_count
+from neftcli.system.library_output import library_chatter
+from neftcli.system.process import keep_freed_memory
+from neftcli.training.assets import introduce
+from neftcli.training.validate import prepare_inputs
+
+if TYPE_CHECKING:
+    from neftcli.data.splits import Places
+    from neftcli.recipe.schema import Recipe
+
+
+def plan(recipe: Recipe, observer: Observer) -> Plan:
+    """The resolved recipe, the counted data, the number of updates and the memory that they need.
+
+    Where model or data can't be reached, what is known without them is still told, at data.max_length.
+
+    Raises:
+        InputError: The recipe names a model or data that can't be used, as `train` would.
+    """
+    require_writable(Path(recipe.output_dir))
+    reference = resolve(recipe.model.name, recipe.model.revision)
+    with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log", loaded=False):
+        try:
+            prepared, _, notices = prepare_inputs(recipe, observer)
+        except InputError:
+            if _may_be_unreachable(recipe, reference) and reference.alias and reference.alias.architecture:
+                observer.notify(Resolved(to_yaml(recipe)))
+                observer.notify(_plan(recipe, reference, None)[0])
+            raise
+        observer.notify(Resolved(to_yaml(recipe)))
+        introduce(prepared, notices, observer)
+        result, memory_notices = _plan(recipe, reference, prepared)
+    for notice in memory_notices:
+        observer.notify(Notice(notice))
+    observer.notify(result)
+    if result.total_bytes > result.available_bytes:
+        needed, free = result.total_bytes / 2**30, result.available_bytes / 2**30
+        observer.notify(
+            Notice(
+                f"this needs about {needed:.1f} GiB and {free:.1f} GiB are free: --batch-size with fewer rows, "
+                "--gradient-checkpointing, --lora or --qlora"
+            )
+        )
+    return result
+
+
+def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and notices about its adapter."""
+    from neftcli.models.memory import estimate
+    from neftcli.system.device import available_memory, choose_machine, process_memory
+    from neftcli.training.trainer import updates
+
+    machine = choose_machine(recipe)
+    whole_rows = prepared is None or recipe.training.batching == "packed"
+    row_tokens = recipe.data.max_length if whole_rows or prepared is None else prepared.counts.train.longest
+    activation_bytes = 2 if machine.precision() == "bf16" else 4
+    memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens, machine.device)
+    libraries = process_memory() if machine.device == "cpu" else 0
+    lengths: Sequence[int] | Places = prepared.train.lengths() if prepared else ()
+    planned = Plan(
+        model=reference.source(),
+        method=recipe.method(),
+        device=machine.name,
+        precision=machine.precision(),
+        updates=updates(recipe, lengths) if prepared or recipe.training.max_steps else None,
+        parameters=memory.parameters,
+        trainable=memory.trainable,
+        weights_bytes=int(memory.weights),
+        gradients_bytes=int(memory.gradients),
+        optimizer_bytes=int(memory.optimizer),
+        activations_bytes=int(memory.activations),
+        libraries_bytes=libraries,
+        total_bytes=(int(memory.total()) + libraries) * (local_count() if machine.device == "cpu" else 1),
+        available_bytes=available_memory(machine.device),
+        keeps_freed=machine.device == "cpu" and keep_freed_memory(),
+    )
+    return planned, memory.notices
+
+
+def _may_be_unreachable(recipe: Recipe, reference: Reference) -> bool:
+    """Return whether the model or rows are on the hub; if it can't be reached, the plan is shown without them."""
+    return reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources()))

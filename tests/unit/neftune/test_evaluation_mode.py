@@ -1,0 +1,48 @@
+"""Evaluation mode asserts that no noise is on.
+
+Oracle: noise that is put on by force, as a fault in a hook would leave it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from neftcli.errors import NeftuneError
+from neftcli.evaluation.loss import row_losses
+from neftcli.neftune import neftune
+from neftcli.neftune.evaluation_mode import evaluation_mode
+from tests.tiny import FAMILIES, Family, tiny_model
+from tests.unit.evaluation.test_loss import ROWS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_hook_that_adds_noise_in_evaluation_mode_is_found_before_a_loss_is_reported(family: Family) -> None:
+    model = tiny_model(family)
+
+    def careless(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + 1e-6 * torch.rand_like(output)
+
+    with (
+        model.get_input_embeddings().register_forward_hook(careless),
+        pytest.raises(NeftuneError, match="an evaluation must be without noise"),
+    ):
+        row_losses(model, ROWS, 2)
+    assert model.training
+    row_losses(model, ROWS, 2)
+
+
+def test_our_own_noise_forced_on_is_found() -> None:
+    model = tiny_model("llama")
+    with neftune(model, alpha=5.0) as noise, noise.force(), pytest.raises(NeftuneError), evaluation_mode(model):
+        pass
+
+
+@pytest.mark.parametrize("alpha", [0.0, 5.0])
+def test_attached_noise_that_is_off_passes(alpha: float) -> None:
+    model = tiny_model("gemma")
+    with neftune(model, alpha=alpha), evaluation_mode(model):
+        assert not model.training
+    assert model.training

@@ -1,0 +1,59 @@
+"""What a run is compared with, before and after that is trained.
+
+Oracle: the folders that `RunDirectory.settle` makes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from neftcli.recipe.loading import fingerprint
+from neftcli.recipe.schema import Neftune, Recipe, Training
+from neftcli.runs.baseline import find_counterpart
+from neftcli.runs.directory import RunDirectory
+from tests.conftest import new_run
+
+
+def finish(recipe: Recipe, status: str = "finished") -> RunDirectory:
+    """Makes a run that says that it is done."""
+    run = new_run(Path(recipe.output_dir), recipe.run_name())
+    run.write_json("run.json", {"status": status, "recipe_sha256": fingerprint(recipe)})
+    return run
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Recipe:
+    return Recipe(name="r", output_dir=str(tmp_path))
+
+
+@pytest.fixture
+def plain(noisy: Recipe) -> Recipe:
+    return replace(noisy, neftune=Neftune(alpha=0.0))
+
+
+def test_before_it_is_trained_it_is_the_folder_that_it_will_get(noisy: Recipe, plain: Recipe) -> None:
+    found = find_counterpart(noisy, Path(noisy.output_dir))
+    assert (found.alpha, found.exists) == (0.0, False)
+    assert found.run == str(finish(plain).path)
+
+
+def test_when_it_is_trained_it_is_that_run(noisy: Recipe, plain: Recipe) -> None:
+    """Also behind others of its name: one of another recipe, one that was stopped, one that is damaged."""
+    finish(replace(plain, training=Training(seed=0, learning_rate=1.0)))
+    finish(plain, "preempted")
+    finish(plain).write_text("run.json", "[")
+    run = finish(plain)
+    assert run.path.name == "r-a0-s0-4"
+    found = find_counterpart(noisy, Path(noisy.output_dir))
+    assert (found.run, found.exists) == (str(run.path), True)
+
+
+def test_of_a_run_without_noise_it_is_the_one_with_the_usual_noise(noisy: Recipe, plain: Recipe) -> None:
+    run = finish(noisy)
+    found = find_counterpart(plain, Path(plain.output_dir))
+    assert (found.run, found.alpha, found.exists) == (str(run.path), 5.0, True)
+    assert json.loads((run.path / "run.json").read_text())["status"] == "finished"

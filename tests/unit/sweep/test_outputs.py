@@ -1,0 +1,272 @@
+"""What a sweep leaves and shows.
+
+Oracles: the files themselves (JSON, a link's target, matplotlib's line in the SVG), another report of the same folder,
+and the results that were given.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from neftcli.cli.display import sweep as display
+from neftcli.evaluation import number_format
+from neftcli.evaluation.comparison import LOSS, WIN_RATE
+from neftcli.events import CellEstimate, CellState, SweepEstimate, SweepReport
+from neftcli.report.plots import ArmPoints, Curve
+from neftcli.sweep import outputs
+from neftcli.sweep.plan import Arm, Cell
+from neftcli.sweep.results import SweepResults
+from neftcli.sweep.verdict import judge_sweep
+from tests.unit.sweep.test_verdict import measured, plan, with_win_rates
+
+
+def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[CellState]:
+    """Each cell that is measured as a run with one line of a learning curve: its place in the plan."""
+    states = []
+    for number, cell in enumerate(cells):
+        run = folder / "cells" / f"{cell.recipe.run_name()}-{cell.key[:8]}"
+        if cell.key in content:
+            run.mkdir(parents=True, exist_ok=True)
+            line = {"event": "Evaluated", "step": 3, "held_out_loss": float(number)}
+            (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        done = {"state": "done", "run": str(run)} if cell.key in content else {"state": "waiting"}
+        states.append(CellState(cell.key[:8], cell.arm.name(), cell.seed, **done))
+    return states
+
+
+def reported(folder: Path, cells: list[Cell], content: dict[str, Any], *metrics: str) -> SweepReport:
+    """Writes the report of what is measured, as a sweep does."""
+    results = SweepResults(cells, content)
+    verdict = judge_sweep(results, metrics, [])
+    chosen = verdict.recommended.name() if verdict.recommended else ""
+    report = SweepReport(
+        str(folder),
+        verdict.arms,
+        metrics,
+        chosen,
+        verdict.conclusion,
+        verdict.scope,
+        (),
+        (),
+        0,
+        0,
+        seconds=1.0,
+        again="x",
+    )
+    outputs.write(report, states_of(cells, content, folder), results, metrics, verdict.recommended, cells)
+    return report
+
+
+def stems(folder: Path) -> set[str]:
+    return {file.stem for file in (folder / "plots").iterdir()}
+
+
+def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -> None:
+    """`best` and the plots of an earlier report go with it; a file that a person put beside them stays."""
+    cells = plan("sweep.alphas=[5]")
+    content = with_win_rates(cells, {Arm(5.0): 0.95})
+    reported(tmp_path, cells, content, WIN_RATE, LOSS)
+    both = {"win-rate", "win-rate-difference", "held-out-loss", "held-out-loss-difference"}
+    assert stems(tmp_path) == {*both, "answer-tokens", "learning-curves"}
+    assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
+    (tmp_path / "plots" / "mine.png").write_text("mine")
+    baselines = {cell.key: content[cell.key] for cell in cells if not cell.arm.alpha}
+    report = reported(tmp_path, cells, baselines, LOSS)
+    assert report.recommended == ""
+    assert not (tmp_path / "best").is_symlink()
+    assert stems(tmp_path) == {"held-out-loss", "win-rate", "answer-tokens", "learning-curves", "mine"}
+    reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)
+    assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
+
+
+def test_what_decides_is_drawn_as_the_paired_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the verdict's own results; a seed's difference is that of its two levels."""
+    drawn: dict[str, list[ArmPoints]] = {}
+    monkeypatch.setattr(
+        outputs, "plot_metric", lambda _folder, stem, _name, _unit, _better, arms: drawn.update({stem: arms})
+    )
+    cells = plan("sweep.alphas=[5]", "sweep.seeds=3")
+    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)
+    [comparison] = report.arms[1].comparisons
+    plain, noised = drawn["held-out-loss-difference"]
+    assert (plain.alpha, plain.value, plain.low, plain.high, plain.seeds) == (0, 0, None, None, (None,) * 3)
+    assert (noised.value, noised.low, noised.high) == (comparison.difference, comparison.low, comparison.high)
+    levels = [arm.seeds for arm in drawn["held-out-loss"]]
+    assert noised.seeds == tuple(one - other for other, one in zip(*levels, strict=True))  # type: ignore[operator]
+
+
+def test_best_does_not_stay_where_the_recommended_arm_has_no_run(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: -0.1})
+    results = SweepResults(cells, content)
+    reported(tmp_path, cells, content, LOSS)
+    assert (tmp_path / "best").is_symlink()
+    outputs._link(tmp_path, Arm(5.0), cells, states_of(cells, {}, tmp_path))
+    assert not (tmp_path / "best").is_symlink()
+    assert judge_sweep(results, [LOSS], []).recommended == Arm(5.0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"arms": [1]}', '{"arms": 5}', "{}", "\xff"])
+def test_an_earlier_report_that_can_not_be_read_takes_nothing_away(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_bytes(text.encode("latin-1"))
+    assert outputs._plots_of(tmp_path / "sweep.json") == set()
+
+
+def test_an_arm_has_one_name_wherever_it_is_shown(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]", "sweep.grid=['training.learning_rate=1e-5,5e-5']")
+    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), LOSS)
+    assert [row.name() for row in report.arms] == [arm.name() for arm in SweepResults(cells, {}).arms]
+
+
+def test_curves_are_those_of_arms_whose_names_round_to_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Curve] = []
+    monkeypatch.setattr(outputs, "plot_curves", lambda *arguments: drawn.extend(arguments[-1]))
+    monkeypatch.setattr(outputs, "plot_metric", lambda *arguments: None)
+    cells = plan("sweep.alphas=[5, 5.0000001]", "sweep.seeds=2")
+    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0, 5.0000001: 0}), LOSS)
+    assert [(curve.alpha, curve.seed, curve.values) for curve in drawn] == [
+        (cell.arm.alpha, cell.seed, (float(place),)) for place, cell in enumerate(cells)
+    ]
+
+
+def test_a_seed_keeps_its_place_in_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(outputs, "plot_curves", lambda *arguments: None)
+    monkeypatch.setattr(outputs, "plot_metric", lambda *arguments: drawn.append(arguments))
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: 0})
+    del content[cells[1].key]  # alpha 5, first seed
+    reported(tmp_path, cells, content, LOSS)
+    loss = next(arguments for arguments in drawn if arguments[2] == LOSS)
+    assert loss[3:5] == ("nats a token", "lower")
+    assert [[seed is None for seed in arm.seeds] for arm in loss[5]] == [[False] * 3, [True, False, False]]
+
+
+# On a terminal and in Markdown
+
+
+def shown(renderable: Any, width: int = 80) -> list[str]:
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None, highlight=False).print(renderable)
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_seeds_stand_beside_values_where_arms_have_other_seeds(tmp_path: Path, width: int) -> None:
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: 0})
+    whole = shown(display.verdict(reported(tmp_path, cells, content, LOSS), width), width)
+    assert "seeds" not in next(line for line in whole if line.startswith(" arm"))
+    del content[cells[-1].key]
+    lines = shown(display.verdict(reported(tmp_path, cells, content, LOSS), width), width)
+    head = next(line for line in lines if line.startswith(" arm"))
+    rows = [line for line in lines if re.match(r" alpha \d+ +\d ", line)]
+    assert [line[: head.index("seeds") + 5].split()[-1] for line in rows] == ["3", "2"]
+    assert all(len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+@pytest.mark.parametrize("grid", [(), ("sweep.grid=['training.learning_rate=1e-5,5e-5', 'neftune.noise=uniform']",)])
+def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
+    tmp_path: Path, width: int, grid: tuple[str, ...]
+) -> None:
+    """Also the minimum detectable effect; and verdict.md has the same digits."""
+    cells = plan("sweep.alphas=[5]", *grid)
+    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0.05}, seed_spread=0.01), LOSS)
+    lines = shown(display.verdict(report, width), width)
+    assert all(len(line) <= width for line in lines)
+    tables = lines[: next(place for place, line in enumerate(lines) if line.startswith((" No alpha", " Worse")))]
+    words = " ".join(" ".join(tables).split())
+    markdown = (tmp_path / "verdict.md").read_text()
+    assert "MDE" in words
+    for arm in report.arms:
+        assert set(re.split(r",? ", arm.name())) <= set(re.split(r",? ", words))
+        for one in arm.comparisons:
+            numbers = (
+                number_format.number(LOSS, one.difference, signed=True),
+                number_format.ends(LOSS, one.low, one.high),
+                number_format.p_number(one.p_adjusted),
+                number_format.number(LOSS, one.detectable),
+            )
+            assert all(number in words for number in numbers)
+            assert " | ".join(numbers) in markdown
+    assert [line for line in tables if line and not line.startswith(" ")] == [], "lines that continue are indented"
+
+
+def test_cells_that_are_done_have_no_time_left() -> None:
+    line = shown(display.cells([CellState("k", "alpha 5", 0, "done")], 10.0, 0))[-1]
+    assert "1/1 cells" in line
+    assert "left" not in line
+
+
+def test_arms_that_are_not_compared_say_so_and_there_is_no_best(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]")
+    report = reported(tmp_path, cells, measured(cells[:1], {0: 0}), LOSS)
+    whole = " ".join(shown(display.verdict(report, 80)))
+    assert "not compared" in whole
+    assert "best ->" not in whole
+    markdown = (tmp_path / "verdict.md").read_text()
+    assert "| alpha 5 | 0 | - | - | - | - | - | - | not compared |" in markdown
+
+
+def test_what_only_some_arms_have_is_shown_for_them(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]")
+    content = measured(cells, {0: 0, 5: 0})
+    for cell in cells:
+        if not cell.arm.alpha:
+            del content[cell.key]["metrics"]["answer tokens"]
+    lines = shown(display.verdict(reported(tmp_path, cells, content, LOSS), 140), 140)
+    assert next(line for line in lines if line.startswith(" arm")).split()[-2] == "tokens"
+    assert any(line.startswith(" alpha 5") and " 10.00 " in line for line in lines)
+
+
+def test_a_dry_run_finds_its_cells_by_their_hash() -> None:
+    """Two arms whose names are the same have each its own time."""
+    states = [CellState(key, "alpha 5", 0, "waiting") for key in ("abc", "def")]
+    cells = tuple(CellEstimate(key, "alpha 5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
+    lines = shown(display.planned(states, SweepEstimate(60.0, 1, cells, {}, {"updates": 2}, ())))
+    assert [line.split()[-2:] for line in lines if line.startswith(" alpha 5")] == [["20", "s"], ["40", "s"]]
+
+
+def states(*names: str) -> list[CellState]:
+    return [CellState(f"k{place}", f"alpha {place}", 0, name) for place, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("height", [8, 10, 24, 40, 100])
+def test_more_cells_than_lines_leave_the_progress_in_sight(height: int) -> None:
+    """Cells at work and failed have a row, whatever their place; what has none is counted."""
+    names = ["done"] * 30 + ["failed", "training", "measuring"] + ["waiting"] * 20
+    lines = shown(display.cells(states(*names), 10.0, 0, height))
+    assert len(lines) <= height - 2
+    assert "31/53 cells" in lines[-1]
+    for place in (30, 31, 32)[: height - 6]:
+        assert any(line.startswith(f" alpha {place} ") for line in lines)
+    rows = [int(line.split()[1]) for line in lines if line.startswith(" alpha ")]
+    assert rows == sorted(rows)
+    told = re.search(r"^ and (.*)$", "\n".join(lines), re.MULTILINE)
+    counted = sum(map(int, re.findall(r"\d+", told[1]))) if told else 0
+    assert len(rows) + counted == len(names)
+    assert len(shown(display.cells(states(*names), 10.0, 0))) == len(names) + 3
+
+
+def test_while_a_cell_is_measured_its_row_moves() -> None:
+    state = CellState("k", "alpha 5", 0, "measuring", 54, 54, 1.9, 75.0, measured=32, to_measure=200)
+    [row] = [line for line in shown(display.cells([state], 1.0, 0)) if line.startswith(" alpha 5")]
+    assert row.split() == ["alpha", "5", "0", "measuring", "32/200", "1.9000", "1:15"]
+
+
+def test_what_is_of_the_moment_is_in_no_file(tmp_path: Path) -> None:
+    cells = plan("sweep.alphas=[5]")
+    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), LOSS)
+    columns = set((tmp_path / "cells.csv").read_text().splitlines()[0].split(","))
+    assert columns == {"key", "arm", "seed", "state", "step", "total_steps", "loss", "run", "problem", "retries"}
+    assert {*json.loads((tmp_path / "sweep.json").read_text())["cells"][0]} == columns

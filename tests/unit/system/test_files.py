@@ -1,0 +1,216 @@
+"""Files that are written below folders of others.
+
+Oracles: what the links lead to, which must stay as it is; the file system's own modes; the syntax tree of every source.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+import neftcli
+from neftcli.errors import InputError
+from neftcli.system.files import (
+    ABANDONED_AFTER,
+    clear_abandoned,
+    free_name,
+    make_fresh,
+    open_own,
+    remove,
+    require_no_links,
+    restrict_umask,
+    try_remove,
+    write_whole,
+)
+from tests.conftest import keep_nfs_files
+
+SOURCES = sorted((Path(__file__).parents[3] / "neftcli").rglob("*.py"))
+ELSEWHERE = {
+    "cli/main.py": "/dev/null in the place of a closed stream",
+    "cli/recipes.py": "a file that a person named",
+    "data/token_cache.py": "the cache, by mkstemp and a rename",
+    "models/gguf.py": "a folder of mkdtemp, then a rename",
+    "models/saving.py": "the folder that replaces the model, made just before",
+    "sweep/node.py": "a temporary folder of a node",
+    "sweep/output.py": "the link to the best run, renamed into its place",
+    "sweep/probe.py": "a temporary folder",
+}
+"""Sources that write by themselves, and what."""
+WRITES = ("write_text", "write_bytes", "rmtree", "unlink", "symlink_to", "FileHandler", "copyfile")
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder with a file of somebody's."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "mine.txt").write_text("mine")
+    return tmp_path / "outside"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "deep" / "file").touch()
+    return tmp_path / "folder"
+
+
+@pytest.mark.parametrize("path", [".", "link", "deep/link", "deep/file"])
+@pytest.mark.parametrize("target", ["outside", "outside/mine.txt", "outside/nothing"])
+def test_require_no_links_anywhere(path: str, target: str, folder: Path, outside: Path) -> None:
+    require_no_links(folder)
+    link = folder / path
+    remove(link)
+    link.symlink_to(outside.parent / target)
+    with pytest.raises(InputError) as raised:
+        require_no_links(folder)
+    assert str(raised.value) == (
+        f"{link}: this would be written to, and is a link\n  received it leads to {outside.parent / target}\n"
+        f"  try      rm {link}    removes the link, not what it leads to"
+    )
+    require_no_links(folder, but=(link,))
+
+
+def test_require_no_links_pipe_and_nothing(folder: Path) -> None:
+    require_no_links(folder / "nothing")
+    os.mkfifo(folder / "deep" / "pipe")
+    with pytest.raises(InputError, match=r"deep/pipe: this would be written to, and is neither a file nor a folder"):
+        require_no_links(folder)
+
+
+@pytest.mark.parametrize("mode", ["a", "ab", "r+b", "w"])
+def test_open_own_link(mode: str, folder: Path, outside: Path) -> None:
+    """Also one that somebody puts there after the search."""
+    (folder / "link").symlink_to(outside / "mine.txt")
+    (folder / "dangling").symlink_to(outside / "new.txt")
+    for name in ("link", "dangling"):
+        with pytest.raises(OSError, match="symbolic links"):
+            open_own(folder / name, mode)
+    assert [file.name for file in outside.iterdir()] == ["mine.txt"]
+    assert (outside / "mine.txt").read_text() == "mine"
+
+
+def test_open_own_file(folder: Path) -> None:
+    for text in ("größe\n", "second\n"):
+        with open_own(folder / "new", "a") as file:
+            file.write(text)
+    assert (folder / "new").read_bytes() == "größe\nsecond\n".encode()
+
+
+def test_write_whole_takes_the_place_of_a_link(folder: Path, outside: Path) -> None:
+    (folder / "link").symlink_to(outside / "mine.txt")
+    write_whole(folder / "link", "new")
+    assert (outside / "mine.txt").read_text() == "mine"
+    assert not (folder / "link").is_symlink()
+    assert (folder / "link").read_text() == "new"
+
+
+@pytest.mark.parametrize("target", ["outside", "outside/mine.txt", "outside/nothing"])
+def test_remove_and_make_fresh_link(target: str, folder: Path, outside: Path) -> None:
+    for call in (remove, make_fresh):
+        (folder / "link").symlink_to(outside.parent / target)
+        call(folder / "link")
+        assert [file.name for file in outside.iterdir()] == ["mine.txt"]
+        assert (folder / "link").exists() == (call is make_fresh)
+    assert list((folder / "link").iterdir()) == []
+
+
+def test_remove_file_folder_and_nothing(folder: Path) -> None:
+    for path in (folder / "deep" / "file", folder / "nothing", folder):
+        remove(path)
+        assert not path.exists()
+
+
+def test_free_name_of_a_folder_that_can_not_be_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that can go goes, and a later command removes the rest."""
+    (folder / "deep" / ".nfs0123").touch()
+    keep_nfs_files(monkeypatch)
+    assert not try_remove(folder / "deep")
+    make_fresh(folder / "deep")
+    [aside] = folder.glob(".deep.neft-*")
+    assert [path.name for path in aside.iterdir()] == [".nfs0123"]
+    assert list((folder / "deep").iterdir()) == []
+    for path in (folder / "deep", folder / "nothing"):
+        free_name(path)
+        assert try_remove(path)
+    then = time.time() - ABANDONED_AFTER - 60
+    os.utime(aside, (then, then))
+    clear_abandoned(folder)
+    assert aside.is_dir()
+    monkeypatch.undo()
+    os.utime(aside, (then, then))
+    clear_abandoned(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_clear_abandoned_takes_old_temporary_files_only(folder: Path) -> None:
+    for name in (
+        ".run.json.neft-0123abcd",
+        ".young.neft-0123abcd",
+        ".notes.20250101",
+        ".lock",
+        "run.json",
+        ".hidden.txt",
+    ):
+        (folder / name).touch()
+        if "young" not in name:
+            then = time.time() - ABANDONED_AFTER - 60
+            os.utime(folder / name, (then, then))
+    clear_abandoned(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".hidden.txt",
+        ".lock",
+        ".notes.20250101",
+        ".young.neft-0123abcd",
+        "deep",
+        "run.json",
+    ]
+
+
+@pytest.mark.parametrize(("umask", "file", "place"), [(0, 0o664, 0o775), (0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_restrict_umask(umask: int, file: int, place: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        restrict_umask()
+        (tmp_path / "folder").mkdir()
+        write_whole(tmp_path / "file", "")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "folder")]
+    assert modes == [file, place]
+
+
+def writes(source: Path) -> list[str]:
+    """The calls of a source that write, remove or add by themselves; RunDirectory.write_text(name, text) does not."""
+    found = []
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "fileobj" for keyword in node.keywords):
+            continue
+        name = ast.unparse(node.func)
+        method = name.rpartition(".")[2]
+        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        texts = [value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        of_a_run = method == "write_text" and len(node.args) == 2 and "utf-8" not in texts
+        opens = method == "open" and any(set(text) & set("wax+") and len(text) < 4 for text in texts)
+        if opens or (method in WRITES and not of_a_run) or name == "os.truncate":
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(source.parents[2])))
+def test_files_are_written_in_one_place(source: Path) -> None:
+    """A new one belongs into `neftcli/system/files.py`, where links are not followed."""
+    name = source.relative_to(Path(neftcli.__file__).parent).as_posix()
+    if name != "machine/files.py":
+        assert bool(writes(source)) == (name in ELSEWHERE), writes(source)
+
+
+def test_files_the_search_finds_what_it_searches_for(tmp_path: Path) -> None:
+    source = tmp_path / "source.py"
+    calls = ("p.open('a')", "open(p, mode='wb')", "p.write_text('x')", "p.write_text('x', 'utf-8')", "shutil.rmtree(p)")
+    source.write_text("\n".join((*calls, "p.open('rb')", "open_own(p, 'a')", "run.write_text(RECIPE, text)")))
+    assert len(writes(source)) == len(calls)

@@ -1,0 +1,70 @@
+"""What processes agree on, with those that are not here played by what they would say.
+
+Oracle: the same by one process alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import Any
+
+import pytest
+
+from neftcli.errors import InputError
+from neftcli.evaluation.loss import RowLoss
+from neftcli.recipe.loading import assignment, resolve
+from neftcli.system import distributed
+from neftcli.training.distributed import joined, require_alike, spread
+from neftcli.training.signals import Stop, StopRequested
+
+
+def measure(rows: Sequence[int]) -> list[RowLoss]:
+    """A loss that says which row it is of."""
+    return [RowLoss(f"row {row}", row / 7, row, row // 2) for row in rows]
+
+
+@pytest.fixture
+def with_others(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes this process the first of some, and says what the others say."""
+
+    def play(number: int, others: Callable[[int], Any]) -> None:
+        monkeypatch.setenv("WORLD_SIZE", str(number))
+        monkeypatch.setattr(distributed, "gathered", lambda mine: [mine, *map(others, range(1, number))])
+
+    return play
+
+
+@pytest.mark.parametrize("rows", range(8))
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_parts_make_the_whole_in_its_order(rows: int, number: int, with_others: Callable[..., None]) -> None:
+    everything = list(range(rows))
+    with_others(number, lambda rank: [astuple(loss) for loss in measure(everything[rank::number])])
+    assert list(spread(everything, measure)) == measure(everything)
+
+
+def test_a_stop_in_one_is_a_stop_in_all(with_others: Callable[..., None]) -> None:
+    def stopped(rows: Sequence[int]) -> list[RowLoss]:
+        raise StopRequested
+
+    with_others(2, lambda _: [])
+    with pytest.raises(StopRequested):
+        spread([1, 2], stopped)
+    with_others(2, lambda _: None)
+    with pytest.raises(StopRequested):
+        spread([1, 2], measure)
+
+
+def test_the_first_hears_where_another_reads_other_rows(with_others: Callable[..., None]) -> None:
+    mine = {"data_sha256": "a" * 64, "model_fingerprint": "m"}
+    with_others(2, lambda _: mine)
+    require_alike(mine)
+    with_others(2, lambda _: {**mine, "data_sha256": "b" * 64})
+    with pytest.raises(InputError, match="the processes see different data") as caught:
+        require_alike(mine)
+    assert f"{'a' * 20}, {'b' * 20}" in str(caught.value)
+
+
+def test_a_recipe_for_more_processes_than_there_are_is_refused() -> None:
+    with pytest.raises(InputError, match="2 \\(1 here\\)"):
+        joined(resolve([assignment("training.processes=2")]), None, Stop())

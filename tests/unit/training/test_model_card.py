@@ -1,0 +1,90 @@
+"""The model card as Markdown: names in it are shown letter by letter.
+
+Oracle: markdown-it-py, an independent reader of CommonMark and its tables, which says what a text would become.
+"""
+
+from __future__ import annotations
+
+import string
+
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from neftcli.events import RunFinished
+from neftcli.models.registry import Reference
+from neftcli.recipe.schema import Data, Recipe
+from neftcli.training.model_card import model_card, verbatim
+
+READER = MarkdownIt("commonmark").enable("table")
+HOSTILE = (
+    "![](http://127.0.0.1/seen.png) <img src=http://127.0.0.1/seen.png> [x](http://127.0.0.1) | a `b` ``c`` \\` | "
+    "<script>x</script>\n\n# heading\n---\n\x1b]8;;http://127.0.0.1\x07link \u202egnp.exe &lt; *a* _b_"
+)
+RECORD = {
+    "noise_to_embedding": 0.1,
+    "model_fingerprint": "sha256 0",
+    "data_sha256": "0",
+    "recipe_sha256": "0",
+    "device": "CPU",
+    "precision": "fp32",
+    "weights_sha256": {"model.safetensors": "0"},
+    "versions": {"torch": "2"},
+    "resumed": [{"checkpoint": "checkpoint-4", "changes": {"neftune.alpha": [5.0, 10.0], "data.source": ["a", "b"]}}],
+}
+FINISHED = RunFinished("runs/x", 1.0, 2.0, 1.0, 2.0, 1.0, (), 5.0)
+
+
+def kinds(text: str) -> list[str]:
+    """Everything that a reader makes of a text, in order: paragraphs, tables, code, images, links, tags."""
+    return [part.type for block in READER.parse(text) for part in [block, *(block.children or [])]]
+
+
+def as_shown(text: str) -> str:
+    """One line, as people see it, what can't be printed replaced."""
+    line = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+
+
+@given(st.text(alphabet=st.sampled_from("`|\\<>![]()*_&\n \r\x1b\u202e#ab"), min_size=1))
+def test_any_text_is_shown_as_it_is_written(text: str) -> None:
+    """One piece of code in one paragraph, in one cell of a table; and its letters are the text's."""
+    if not text.split():
+        return
+    [paragraph] = [block for block in READER.parse(f"x {verbatim(text)} y") if block.type == "inline"]
+    assert [part.type for part in paragraph.children or []] == ["text", "code_inline", "text"]
+    assert (paragraph.children or [])[1].content == as_shown(text)
+    table = f"| a | b |\n|---|---|\n| {verbatim(text, in_table=True)} | y |\n"
+    cells = [block for block in READER.parse(table) if block.type == "inline"]
+    assert [part.type for part in cells[2].children or []] == ["code_inline"]
+    assert (cells[2].children or [])[0].content == as_shown(text)
+    assert cells[3].content == "y"
+
+
+def card_of(name: str, source: str) -> str:
+    recipe = Recipe(data=Data(source=source))
+    return model_card(recipe, Reference(name, "folder", name), RECORD, FINISHED, chat=True)
+
+
+def test_names_in_the_card_bring_nothing_with_them() -> None:
+    """A card with hostile names is built as one with plain names: no image, link, tag, heading or column more."""
+    plain, hostile = card_of("model", "rows.jsonl"), card_of(HOSTILE, HOSTILE)
+    assert kinds(hostile) == kinds(plain)
+    assert not any(kind.startswith(("image", "link", "html")) for kind in kinds(hostile))
+    assert set(hostile) <= set(string.printable) | {"\N{REPLACEMENT CHARACTER}"}
+    assert not set(hostile) & set("\x1b\x07\r")
+
+
+def test_a_hostile_name_would_be_seen() -> None:
+    """The reader does find the image, the tag and the link in the same text outside of the card."""
+    assert {"image", "html_inline", "link_open"} <= set(kinds(HOSTILE))
+
+
+def test_a_hub_id_stays_one_value_of_the_head() -> None:
+    """What the hub reads as YAML before the card."""
+    from ruamel.yaml import YAML
+
+    card = model_card(Recipe(), Reference("x", "hub", 'a/b"\nlicense: none'), RECORD, FINISHED, chat=True)
+    head = YAML(typ="safe", pure=True).load(card.split("---")[1])
+    assert head["base_model"] == 'a/b"\nlicense: none'
+    assert sorted(head) == ["base_model", "library_name", "tags"]
