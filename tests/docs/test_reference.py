@@ -1,0 +1,64 @@
+"""The generated reference pages name everything that the code defines."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from typing import Any
+
+import typer.main
+
+import neftcli.events
+from docs.generate_reference import command_page, event_name, events_page, recipe_page, run_files_page
+from neftcli.cli.main import app
+from neftcli.recipe.schema import Source, keys
+from neftcli.runs import schemas
+
+
+def test_command_page_names_every_command_and_option() -> None:
+    page = command_page()
+    sections = {section.partition("\n")[0]: section for section in page.split("\n## ")}
+
+    def check(command: Any, name: str) -> None:
+        for word, subcommand in getattr(command, "commands", {}).items():
+            check(subcommand, f"{name} {word}")
+        if hasattr(command, "commands"):
+            return
+        for parameter in command.params:
+            shown = parameter.opts if parameter.param_type_name == "option" else []
+            for option in [*shown, *parameter.secondary_opts]:
+                assert option in sections[name] or option in ("--help", "-h"), f"{name} {option}"
+
+    check(typer.main.get_command(app), "neft")
+
+
+def test_recipe_page_names_every_key() -> None:
+    page = recipe_page()
+    for key in keys():
+        assert f"| `{key.path}`" in page
+        assert key.option.help.replace("|", "\\|") in page
+
+
+def test_recipe_page_names_the_keys_of_a_source() -> None:
+    row = next(line for line in recipe_page().splitlines() if line.startswith("| `data.sources`"))
+    for name in Source.__annotations__:
+        assert name in row or name.startswith("__")
+
+
+def test_events_page_describes_every_event_and_field() -> None:
+    page = events_page()
+    headings = [line for line in page.splitlines() if line.startswith("#")]
+    assert len(headings) == len(set(headings))
+    for event in typing.get_args(neftcli.events.Event):
+        section = page.partition(f"\n## {event_name(event)}\n")[2].partition("\n## ")[0]
+        assert section
+        for name in event.__dataclass_fields__:
+            assert f"| `{name}` |" in section or name == "id"
+
+
+def test_run_files_page_names_every_schema() -> None:
+    page = run_files_page()
+    for name, schema in vars(schemas).items():
+        if inspect.isclass(schema) and schema.__module__ == schemas.__name__:
+            assert f"### {name}\n" in page
+            assert all(f"| `{key}` |" in page for key in schema.__annotations__)
