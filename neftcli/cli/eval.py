@@ -50,9 +50,9 @@ def evaluate(
     require_alone("neft eval")
     from neftcli.evaluation.evaluate import Request
     from neftcli.evaluation.evaluate import evaluate as run
-    from neftcli.training.signals import Stop
+    from neftcli.training.signals import StopSignal
 
     request = Request(subject, baseline, dataset, split, max_rows, tuple(overrides), base, answers, show, export)
-    stop = Stop()
-    with choose_display(json_lines=json_lines, quiet=quiet) as display, stop.listening(), stop.at_once():
+    stop = StopSignal()
+    with choose_display(json_lines=json_lines, quiet=quiet) as display, stop.handle_signals(), stop.interruptible():
         run(request, display)

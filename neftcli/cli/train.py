@@ -14,7 +14,7 @@ from neftcli.system.distributed import count, launched, together
 
 if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
-    from neftcli.training.resume import Resumption
+    from neftcli.training.resume import ResumeState
 
 
 @with_recipe
@@ -49,29 +49,29 @@ def train(
         raise InputError(Problem(f"--resume and {other} can't stand together", remedy=f"neft train --resume {resume}"))
     if accept_changes and resume is None:
         raise InputError(Problem("--accept-changes needs --resume", remedy="neft train --resume RUN --accept-changes"))
-    from neftcli.training.dry_run import plan
-    from neftcli.training.resume import find_resumption
-    from neftcli.training.signals import Stop
+    from neftcli.training.dry_run import plan_run
+    from neftcli.training.resume import find_resume_state
+    from neftcli.training.signals import StopSignal
     from neftcli.training.train import train as run
 
-    stop = Stop()
-    resumption: Resumption | None = None
+    stop = StopSignal()
+    resume_state: ResumeState | None = None
     with (
         choose_display(json_lines=json_lines, quiet=quiet) as display,
-        stop.listening(requeue_signal, first=lambda: stop.tell(display)),
+        stop.handle_signals(requeue_signal, first=lambda: stop.announce(display)),
     ):
         layers = [*layers, _of_a_launcher(layers)]
         if resume is None:
             resolved = recipe_of(layers, recipe)
         else:
-            resolved, resumption = find_resumption(resume, layers, accept_changes=accept_changes)
+            resolved, resume_state = find_resume_state(resume, layers, accept_changes=accept_changes)
         # -P: the folder that the command is typed in is none that code is loaded from.
         command = [] if dry_run else [sys.executable, "-P", "-m", "neftcli.cli.main", *sys.argv[1:]]
         with together(resolved.training.processes, command):
             if dry_run:
-                plan(resolved, display)
+                plan_run(resolved, display)
             else:
-                run(resolved, display, stop=stop, resume=resumption)
+                run(resolved, display, stop=stop, resume=resume_state)
 
 
 def _of_a_launcher(layers: list[Layer]) -> Layer:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from neftcli.evaluation.measurement import Results
     from neftcli.recipe.schema import Recipe
     from neftcli.system.device import Machine
-    from neftcli.training.assets import Shelf
-    from neftcli.training.resume import Resumption
-    from neftcli.training.signals import Stop
-    from neftcli.training.train import Trained
+    from neftcli.training.assets import AssetCache
+    from neftcli.training.resume import ResumeState
+    from neftcli.training.signals import StopSignal
+    from neftcli.training.train import TrainedRun
 
 MEASURED = "evaluation/cell.json"
 MEASURING = "measuring the cell"
@@ -45,7 +45,7 @@ def finished_run(cells: Path, key: str) -> RunDirectory | None:
     return None
 
 
-def stopped_run(cells: Path, key: str, recipe: Recipe, observer: Observer | None = None) -> Resumption | None:
+def stopped_run(cells: Path, key: str, recipe: Recipe, observer: Observer | None = None) -> ResumeState | None:
     """Return the run of `key` that was stopped and can be resumed.
 
     Others of it are removed, but for those whose checkpoints are damaged: a person may still want them.
@@ -64,33 +64,33 @@ def stopped_run(cells: Path, key: str, recipe: Recipe, observer: Observer | None
         if record.get("status") == "finished":
             continue
         with nullcontext() if run.path.is_symlink() else run.held():
-            resumption, why_not = _resumption(run, recipe)
+            resume_state, why_not = _resume_state(run, recipe)
             if observer is not None:
                 for reason in why_not:
                     observer.notify(Notice(reason))
-            if found is None and resumption is not None:
-                found = resumption
-            elif not why_not or resumption is not None:
+            if found is None and resume_state is not None:
+                found = resume_state
+            elif not why_not or resume_state is not None:
                 remove(run.path)
     return found
 
 
-def _resumption(run: RunDirectory, recipe: Recipe) -> tuple[Resumption | None, list[str]]:
+def _resume_state(run: RunDirectory, recipe: Recipe) -> tuple[ResumeState | None, list[str]]:
     """Return the state from which a run resumes, or None and, if something of it stays, why."""
-    from neftcli.training.resume import ALIKE, resumption_of
+    from neftcli.training.resume import MEASUREMENT_SETTINGS, read_resume_state
 
     try:
-        resumption = resumption_of(run, recipe)
-        if resumption.checkpoint is None:
+        resume_state = read_resume_state(run, recipe)
+        if resume_state.checkpoint is None:
             return None, []
-        other = differences(load_recipe(str(run.path / RECIPE)), recipe, ALIKE)
+        other = differences(load_recipe(str(run.path / RECIPE)), recipe, MEASUREMENT_SETTINGS)
     except InputError as error:
         begun = f"{run.path} stays as it is, and the cell begins again in another folder"
         return None, [*(problem.violated for problem in error.problems), begun]
     if other:  # what was measured before training would stand beside something else
         begun = f"{', '.join(other)} differs from what it was begun with"
         return None, [f"{run.path} stays as it is, and the cell begins again in another folder: {begun}"]
-    return resumption, []
+    return resume_state, []
 
 
 def clear_incomplete_runs(cells: Path) -> None:
@@ -143,7 +143,7 @@ def settings_key(recipe: Recipe) -> str:
     return sha256(repr(parts).encode()).hexdigest()
 
 
-def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str:
+def do_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: StopSignal) -> str:
     """Train and measure a cell, as far as it is not done, and return its folder.
 
     Raises:
@@ -158,18 +158,18 @@ def do_cell(recipe: Recipe, shelf: Shelf, observer: Observer, stop: Stop) -> str
     if run is not None:
         run.clear_finished()
         if measured(run, recipe) is None:
-            _measure_saved(run, recipe, shelf, _Stoppable(observer, stop))
+            _measure_saved(run, recipe, asset_cache, _Stoppable(observer, stop))
         return str(run.path)
     resume = stopped_run(cells, key, recipe, observer)
 
-    def and_then(trained: Trained) -> None:
-        prepared, machine = trained.materials.prepared, trained.materials.machine
+    def and_then(trained: TrainedRun) -> None:
+        prepared, machine = trained.assets.prepared, trained.assets.machine
         rows = _rows(recipe, prepared.held_out_examples, prepared.counts.layout)
         known = tuple(zip(prepared.held_out, trained.losses, strict=False))
         _measure(trained.directory, recipe, rows, machine, _Stoppable(observer, stop), trained.model, known)
 
     try:
-        return train(recipe, observer, shelf, and_then, stop, resume).run
+        return train(recipe, observer, asset_cache, and_then, stop, resume).run
     except StopRequested:
         raise Preempted(Problem("stopped before the cell was begun")) from None
 
@@ -180,7 +180,7 @@ class _Stoppable:
     What is told of is on the disk by then, so that nothing is measured twice.
     """
 
-    def __init__(self, observer: Observer, stop: Stop) -> None:
+    def __init__(self, observer: Observer, stop: StopSignal) -> None:
         self._observer, self._stop = observer, stop
 
     def notify(self, event: Event) -> None:
@@ -189,25 +189,25 @@ class _Stoppable:
         Raises:
             Preempted: A stop was asked for.
         """
-        if isinstance(event, Advance | Phase) and self._stop.asked():
+        if isinstance(event, Advance | Phase) and self._stop.is_requested():
             raise Preempted(Problem("stopped while the cell was measured; what was measured is kept"))
         self._observer.notify(event)
 
 
-def _measure_saved(run: RunDirectory, recipe: Recipe, shelf: Shelf, observer: Observer) -> None:
+def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, observer: Observer) -> None:
     """Measure a run that was finished and not measured, without the model that it began from."""
     from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import learnable
     from neftcli.system.device import choose_machine
     from neftcli.system.library_output import library_chatter
-    from neftcli.training.inputs import check_inputs
+    from neftcli.training.inputs import read_inputs
 
     with library_chatter(run.log):
-        materials = shelf.find(recipe)
-        if materials is not None:
-            examples, layout = materials.prepared.held_out_examples, materials.prepared.counts.layout
+        assets = asset_cache.find(recipe)
+        if assets is not None:
+            examples, layout = assets.prepared.held_out_examples, assets.prepared.counts.layout
         else:
-            reference, found = check_inputs(recipe, observer)
+            reference, found = read_inputs(recipe, observer)
             layout, data = found.layout, recipe.data
             chat, _ = load_chat_format(recipe, reference, layout, observer)
             places = learnable(chat, found.held_out, data.max_length, data.loss_on)[1]

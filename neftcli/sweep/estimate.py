@@ -18,7 +18,7 @@ from neftcli.sweep.cell import finished_run, measured
 from neftcli.sweep.cell_costs import BEGUN, Costs
 from neftcli.sweep.engines.local_engine import devices
 from neftcli.sweep.timing_probe import HARMLESS, probed
-from neftcli.training.assets import materials_key
+from neftcli.training.assets import assets_key
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to train: its seconds, and those of start-up before it if its worker has not just used its `materials`."""
+    """A cell to train: its seconds, and those of start-up before it if its worker has not just used its `assets`."""
 
     seconds: float
     start: float = 0.0
-    materials: str = ""
+    assets: str = ""
 
 
 def spread(jobs: Sequence[Job], workers: int) -> float:
     """Compute the seconds until all are done, in their order, each by the worker that is free first."""
     free: list[tuple[float, int, str | None]] = [(0.0, number, None) for number in range(workers)]
     for job in jobs:
-        until, number, materials = free[0]
-        start = 0.0 if materials == job.materials else job.start
-        heapq.heapreplace(free, (until + start + job.seconds, number, job.materials))
+        until, number, assets = free[0]
+        start = 0.0 if assets == job.assets else job.start
+        heapq.heapreplace(free, (until + start + job.seconds, number, job.assets))
     return max(until for until, _, _ in free)
 
 
@@ -116,7 +116,7 @@ def _job(
         return Job(mean(measuring + (0.0 if trained else training) for training, measuring in recorded[way(recipe)]))
     costs = found[way(recipe)]
     parts = costs.measuring(recipe) if trained else costs.cell(recipe)
-    return Job(sum(parts.values()), costs.worker(recipe), materials_key(recipe))
+    return Job(sum(parts.values()), costs.worker(recipe), assets_key(recipe))
 
 
 def _shared(cells: Sequence[Cell]) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ def _shared(cells: Sequence[Cell]) -> tuple[str, ...]:
     adapters = "" if all(cell.recipe.adapter.type == "none" for cell in cells) else "adapters' first weights, "
     return (
         "once a worker: libraries, model and tokenised rows are loaded"
-        + (again if len({materials_key(cell.recipe) for cell in cells}) > 1 else ""),
+        + (again if len({assets_key(cell.recipe) for cell in cells}) > 1 else ""),
         f"once a worker: the base model's losses{answers}, before training",
         f"within a seed: data order, dropout, {adapters}directions of the noise",
         "in all cells: the held-out rows",

@@ -22,7 +22,7 @@ from neftcli.runs.directory import RunDirectory, finite
 from neftcli.sweep.folder import BEST, BEST_BESIDE, PLOTS
 from neftcli.sweep.plan import baseline_of
 from neftcli.system.files import remove, write_whole
-from neftcli.training.model_card import escaped
+from neftcli.training.model_card import escape_markdown
 
 if TYPE_CHECKING:
     from neftcli.sweep.plan import Arm, Cell
@@ -80,17 +80,24 @@ def verdict_text(report: SweepReport) -> str:
     """The report in Markdown."""
     names = list(dict.fromkeys(name for arm in report.arms for name in arm.values))
     head = ["arm", "seeds", *names, "difference", "95 % CI", "p (Holm)", "MDE", "verdict"]
-    lines = [f"# {escaped(Path(report.folder).name)}", "", *map(escaped, report.conclusion), "", report.scope, ""]
+    lines = [
+        f"# {escape_markdown(Path(report.folder).name)}",
+        "",
+        *map(escape_markdown, report.conclusion),
+        "",
+        report.scope,
+        "",
+    ]
     for metric in report.metrics:
-        lines += [f"## {escaped(metric)}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
+        lines += [f"## {escape_markdown(metric)}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
         lines += [_row(_cells(arm, names, metric)) for arm in report.arms]
         lines.append("")
-    lines += [f"- {escaped(line)}" for line in (*report.failures(), *report.remarks())]
+    lines += [f"- {escape_markdown(line)}" for line in (*report.failures(), *report.remarks())]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(escaped, cells)) + " |"
+    return "| " + " | ".join(map(escape_markdown, cells)) + " |"
 
 
 def _cells(arm: ArmRow, names: Sequence[str], metric: str) -> list[str]:

@@ -22,7 +22,7 @@ from neftcli.sweep.folder import require_alike
 from neftcli.sweep.plan import Cell, arms_of
 from neftcli.sweep.results import METRIC_NAMES, WIN_RATES, SweepResults
 from neftcli.system.files import write_whole
-from neftcli.training.signals import Stop, StopRequested, say_stopping
+from neftcli.training.signals import StopRequested, StopSignal, announce_stop
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -48,7 +48,7 @@ class SweepRun:
         self.folder, self.base, self.cells, self.observer, self.again = folder, base, cells, observer, again
         self.states = {cell.key: state_of(cell) for cell in cells}
         self.decision = Decision()
-        self.stop = Stop()
+        self.stop = StopSignal()
         self._engine_at_work: LocalEngine | RayEngine | None = None
         self._unwritten: OSError | None = None
         self._said: set[str] = set()
@@ -56,7 +56,9 @@ class SweepRun:
 
     def asked_to_stop(self) -> None:
         """Stop after the first signal."""
-        say_stopping(self.observer, "cells finish their current step and save it first" if self._engine_at_work else "")
+        announce_stop(
+            self.observer, "cells finish their current step and save it first" if self._engine_at_work else ""
+        )
         self.halt()
 
     def halt(self) -> None:
@@ -78,10 +80,10 @@ class SweepRun:
                 number = _seeds_of_round(done, len(needed), engine.workers) if early else len(seeds)
                 round_seeds = seeds[done : done + number]
                 cells = [cell for cell in self.cells if cell.seed in round_seeds and cell.arm in needed]
-                if self.stop.asked():
+                if self.stop.is_requested():
                     self.halt()  # it was asked for before there was an engine
                 engine.run([cell for cell in cells if self.states[cell.key].state != "done"], self._told, self._ended)
-                if self.stop.asked():
+                if self.stop.is_requested():
                     break
                 done += len(round_seeds)
                 if early and done < len(seeds):
@@ -155,7 +157,7 @@ class SweepRun:
         from neftcli.sweep.judged_cells import add_win_rates
 
         try:
-            with self.stop.at_once():
+            with self.stop.interruptible():
                 add_win_rates(self.cells, contents, self.base.evaluation.judge, self.folder, self.observer)
         except StopRequested:
             self.observer.notify(Notice("the judge is not asked any more, since the sweep is to stop"))
@@ -198,7 +200,7 @@ class SweepRun:
     def _look(self, done: int) -> None:
         """Decide by the cells of the first seeds which arms get further ones, and report what is new."""
         results, content = self._results()
-        if self.stop.asked():  # then the judge may not have been asked all
+        if self.stop.is_requested():  # then the judge may not have been asked all
             return
         for metric in self._metrics(content)[:1]:
             earlier, delta = self.decision, self._delta(results, metric)

@@ -98,7 +98,7 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     again = _again(folder, request, base)
     with explained(folder, f"{again}{GOES_ON}"), held(folder):
         run = SweepRun(folder, base, cells, observer, again)
-        with run.stop.listening(first=run.asked_to_stop):
+        with run.stop.handle_signals(first=run.asked_to_stop):
             run.train(request)
             report = run.report(begun)
         observer.notify(report)

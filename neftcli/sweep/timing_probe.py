@@ -22,7 +22,7 @@ from neftcli.events import Event, Observer, Phase, Progress, TrainingStarted
 from neftcli.sweep.cell_costs import BEGUN, Costs
 from neftcli.sweep.engines.local_engine import devices
 from neftcli.sweep.engines.worker import end_with_the_parent, ignore_signals, signals_put_off
-from neftcli.training.assets import Materials, Shelf, load_materials
+from neftcli.training.assets import AssetCache, Assets, load_assets
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -138,57 +138,57 @@ class _Clock:
 
 def _all_costs(recipes: Sequence[Recipe], folder: Path, begun: float, connection: Connection) -> Iterator[Costs]:
     from neftcli.system.library_output import library_chatter
-    from neftcli.training.inputs import check_inputs
-    from neftcli.training.trainer import updates
+    from neftcli.training.inputs import read_inputs
+    from neftcli.training.trainer import num_training_steps
 
-    shelf, clock = Shelf(), _Clock(connection)
+    asset_cache, clock = AssetCache(), _Clock(connection)
     with library_chatter(folder / "libraries.log"):
         for recipe in recipes:
-            materials = shelf.find(recipe)
-            if materials is None:
-                materials = load_materials(recipe, *check_inputs(recipe, clock), clock)
-                shelf.keep(recipe, materials)
-            start, prepared = time.monotonic() - begun, materials.prepared
-            rows, row = _time_losses(recipe, materials, clock)
-            answers, batches = _time_answers(recipe, materials, clock)
-            preparing = _time_updates(recipe, materials, folder, clock)
+            assets = asset_cache.find(recipe)
+            if assets is None:
+                assets = load_assets(recipe, *read_inputs(recipe, clock), clock)
+                asset_cache.keep(recipe, assets)
+            start, prepared = time.monotonic() - begun, assets.prepared
+            rows, row = _time_losses(recipe, assets, clock)
+            answers, batches = _time_answers(recipe, assets, clock)
+            preparing = _time_updates(recipe, assets, folder, clock)
             update, timed = clock.update()
-            whole = updates(recipe, prepared.train.lengths())
+            whole = num_training_steps(recipe, prepared.train.lengths())
             probe_rows = min(recipe.evaluation.probe_rows, len(prepared.train))
             told = {"updates": timed, "losses": rows, BEGUN: answers}
             yield Costs(start, preparing, update, row, batches, whole, len(prepared.held_out), probe_rows, told)
             begun = time.monotonic()
 
 
-def _time_losses(recipe: Recipe, materials: Materials, clock: _Clock) -> tuple[int, float]:
+def _time_losses(recipe: Recipe, assets: Assets, clock: _Clock) -> tuple[int, float]:
     """Rows that were timed, and seconds a row."""
     from neftcli.evaluation.loss import row_losses
 
     clock.notify(Phase("losses of some rows"))
-    size, machine = recipe.evaluation.per_device_eval_batch_size, materials.machine
-    rows = _evenly(sorted(materials.prepared.held_out, key=lambda row: len(row.input_ids)), size)
-    row_losses(materials.model, rows[:1], 1, machine.autocast())  # the first one also prepares
+    size, machine = recipe.evaluation.per_device_eval_batch_size, assets.machine
+    rows = _evenly(sorted(assets.prepared.held_out, key=lambda row: len(row.input_ids)), size)
+    row_losses(assets.model, rows[:1], 1, machine.autocast())  # the first one also prepares
     begun = time.perf_counter()
-    row_losses(materials.model, rows, max(1, size // 2), machine.autocast())  # short and long ones apart, as later
+    row_losses(assets.model, rows, max(1, size // 2), machine.autocast())  # short and long ones apart, as later
     return len(rows), (time.perf_counter() - begun) / len(rows)
 
 
-def _time_answers(recipe: Recipe, materials: Materials, clock: _Clock) -> tuple[int, dict[int, float]]:
+def _time_answers(recipe: Recipe, assets: Assets, clock: _Clock) -> tuple[int, dict[int, float]]:
     """Answers that were begun, and the seconds of a batch by its size, each answer as long as it may be."""
     from neftcli.data.tokens import prompt_token_ids
     from neftcli.evaluation.generation import generate_answers
     from neftcli.models.requirements import longest_prompt
 
-    settings, generation, model = recipe.evaluation, recipe.evaluation.generation, materials.model
-    prompts = sorted((prompt_token_ids(materials.chat, e) for e in materials.prepared.held_out_examples), key=len)
+    settings, generation, model = recipe.evaluation, recipe.evaluation.generation, assets.model
+    prompts = sorted((prompt_token_ids(assets.chat, e) for e in assets.prepared.held_out_examples), key=len)
     wanted = {settings.samples, len(prompts) if recipe.sweep.answers else 0} - {0}
     sizes = {min(number, len(prompts), generation.batch_size) for number in wanted}
     room = longest_prompt(model.config, generation.max_new_tokens)
 
     def seconds(size: int, tokens: int) -> float:
-        few, autocast = replace(generation, max_new_tokens=tokens), materials.machine.autocast()
+        few, autocast = replace(generation, max_new_tokens=tokens), assets.machine.autocast()
         begun = time.perf_counter()
-        generate_answers(model, materials.chat, _evenly(prompts, size), few, autocast, room)
+        generate_answers(model, assets.chat, _evenly(prompts, size), few, autocast, room)
         return time.perf_counter() - begun
 
     batches = {}
@@ -201,19 +201,19 @@ def _time_answers(recipe: Recipe, materials: Materials, clock: _Clock) -> tuple[
     return sum(sizes), batches
 
 
-def _time_updates(recipe: Recipe, materials: Materials, folder: Path, clock: _Clock) -> float:
+def _time_updates(recipe: Recipe, assets: Assets, folder: Path, clock: _Clock) -> float:
     """Trains for some updates, whose times `clock` takes; seconds of what comes before the first of them."""
     from neftcli.training.train import train
 
     evaluation = replace(recipe.evaluation, samples=0, probe_rows=0, every=1.0, tasks=())
     training = replace(recipe.training, learning_rate=HARMLESS)
     recipe = replace(recipe, output_dir=str(folder), training=training, evaluation=evaluation)
-    prepared, shelf = materials.prepared, Shelf()
+    prepared, asset_cache = assets.prepared, AssetCache()
     few = replace(prepared, held_out=prepared.held_out[:1], held_out_examples=prepared.held_out_examples[:1])
-    shelf.keep(recipe, replace(materials, prepared=few))
+    asset_cache.keep(recipe, replace(assets, prepared=few))
     begun = time.perf_counter()
     with suppress(_EnoughError):
-        train(recipe, clock, shelf)
+        train(recipe, clock, asset_cache)
     gc.collect()  # the trainer holds itself, and with it the trained copy of the model
     return clock.times[0] - begun
 

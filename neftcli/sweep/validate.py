@@ -46,7 +46,7 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
     from neftcli.evaluation.report import instruction
     from neftcli.evaluation.tasks import check_tasks
     from neftcli.statistics.paired import FEWEST
-    from neftcli.training.inputs import check_inputs
+    from neftcli.training.inputs import read_inputs
     from neftcli.training.validate import tokenize_inputs
 
     if request.engine not in ENGINES:
@@ -77,7 +77,7 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
     if judge.base_url is not None:
         require_reachable(judge)
     require_writable(folder)
-    reference, examples = check_inputs(base, observer)
+    reference, examples = read_inputs(base, observer)
     prompts = {normalised(instruction(example)) for example in examples.held_out}
     if len(prompts) < FEWEST:
         total = len(examples.train) + len(examples.held_out)

@@ -28,7 +28,7 @@ Found = TypeVar("Found")
 
 
 @dataclass
-class Materials:
+class Assets:
     """What runs of like recipes share.
 
     Attributes:
@@ -58,28 +58,28 @@ class Materials:
         return found
 
 
-class Shelf:
+class AssetCache:
     """Keeps the materials of the last recipe for the next one that needs the same."""
 
     def __init__(self) -> None:
         self._key = ""
-        self._materials: Materials | None = None
+        self._assets: Assets | None = None
 
-    def find(self, recipe: Recipe) -> Materials | None:
+    def find(self, recipe: Recipe) -> Assets | None:
         """The materials that `recipe` needs, if they are here."""
-        return self._materials if self._key == materials_key(recipe) else None
+        return self._assets if self._key == assets_key(recipe) else None
 
-    def keep(self, recipe: Recipe, materials: Materials) -> None:
+    def keep(self, recipe: Recipe, assets: Assets) -> None:
         """Keeps them in the place of what was here."""
-        self._key, self._materials = materials_key(recipe), materials
+        self._key, self._assets = assets_key(recipe), assets
 
 
-def materials_key(recipe: Recipe) -> str:
+def assets_key(recipe: Recipe) -> str:
     """All of a recipe that materials depend on."""
     return repr((recipe.model, recipe.data, recipe.quantization, recipe.adapter.type, recipe.training.precision))
 
 
-def load_materials(recipe: Recipe, reference: Reference, examples: Examples, observer: Observer) -> Materials:
+def load_assets(recipe: Recipe, reference: Reference, examples: Examples, observer: Observer) -> Assets:
     """Loads what `recipe` needs.
 
     Raises:
@@ -91,13 +91,13 @@ def load_materials(recipe: Recipe, reference: Reference, examples: Examples, obs
 
     machine = choose_machine(recipe)
     prepared, chat, notices = tokenize_inputs(recipe, reference, examples, observer)
-    introduce(prepared, notices, observer)
+    report_data(prepared, notices, observer)
     observer.notify(Phase("loading the model"))
     model = load_model_of(recipe, reference, machine)
-    return Materials(reference, machine, chat, notices, prepared, model, fingerprint(reference, model.config))
+    return Assets(reference, machine, chat, notices, prepared, model, fingerprint(reference, model.config))
 
 
-def tokens_sha256(rows: Sequence[TokenRow]) -> str:
+def hash_tokens(rows: Sequence[TokenRow]) -> str:
     """SHA-256 of what is learned: the rows' tokens and labels, in their order."""
     digest = sha256()
     for row in rows:
@@ -105,7 +105,7 @@ def tokens_sha256(rows: Sequence[TokenRow]) -> str:
     return digest.hexdigest()
 
 
-def introduce(prepared: Prepared, notices: Sequence[str], observer: Observer) -> None:
+def report_data(prepared: Prepared, notices: Sequence[str], observer: Observer) -> None:
     """Tells of the rows and the tokenizer."""
     observer.notify(prepared.counts)
     for notice in notices:

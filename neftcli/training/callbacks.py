@@ -17,12 +17,12 @@ from neftcli.events import Evaluated, Observer, Phase, Progress, StepLogged
 from neftcli.neftune import Noise
 from neftcli.system.device import peak_memory
 from neftcli.system.distributed import gathered, shared
-from neftcli.training.signals import Stop, StopRequested
+from neftcli.training.signals import StopRequested, StopSignal
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.runs.schemas import TrainingState
-    from neftcli.training.resume import Base
+    from neftcli.training.resume import BaseEvaluation
 
 SAVING = Phase("stopping: saving a checkpoint")
 
@@ -46,8 +46,8 @@ class Watch(TrainerCallback, ExportableState):
         recipe: Recipe,
         device: str,
         before_last: Callable[[], None],
-        stop: Stop,
-        base: Base,
+        stop: StopSignal,
+        base: BaseEvaluation,
         begun: float,
     ) -> None:
         self.trainer: Any = None
@@ -81,7 +81,7 @@ class Watch(TrainerCallback, ExportableState):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clocks, and makes up for an evaluation that a stop was asked before."""
         if self._resumed:
-            self.trainer.take_up(self._resumed["unlogged"])
+            self.trainer.restore_log_row(self._resumed["unlogged"])
             self._row_tokens = sum(self._resumed["unlogged"]["tokens"])
             if self._is_due(state):
                 self.evaluate_now(state.global_step, last=False)
@@ -132,7 +132,7 @@ class Watch(TrainerCallback, ExportableState):
 
     def _is_to_stop(self) -> bool:
         """Whether all processes are to stop, asked at the same places in each of them."""
-        self._stopping = self._stopping or self._stop.agreed()
+        self._stopping = self._stopping or self._stop.is_agreed()
         return self._stopping
 
     def _save_is_due(self, step: int) -> bool:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from neftcli.errors import InputError, Problem, ProcessLost
 from neftcli.runs.directory import LedDirectory, RunDirectory
 from neftcli.system import distributed
-from neftcli.training.resume import Resumption
-from neftcli.training.signals import Stop, StopRequested
+from neftcli.training.resume import ResumeState
+from neftcli.training.signals import StopRequested, StopSignal
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def joined(recipe: Recipe, resume: Resumption | None, stop: Stop) -> tuple[RunDirectory, Resumption | None]:
+def join_run(recipe: Recipe, resume: ResumeState | None, stop: StopSignal) -> tuple[RunDirectory, ResumeState | None]:
     """The run's folder, and what is gone on with: the first process makes it, and tells the others.
 
     Raises:
@@ -36,7 +36,7 @@ def joined(recipe: Recipe, resume: Resumption | None, stop: Stop) -> tuple[RunDi
         raise InputError(Problem(told, f"{recipe.training.processes} ({distributed.count()} here)", "neft train"))
     made = None
     try:
-        with stop.at_once():
+        with stop.interruptible():
             distributed.join()
         _require_alike("checkpoints", distributed.gathered(resume.step if resume else 0))
         if resume is None and distributed.leads():
@@ -55,13 +55,13 @@ def joined(recipe: Recipe, resume: Resumption | None, stop: Stop) -> tuple[RunDi
     return led, replace(resume, directory=led) if resume else None
 
 
-def share_path(directory: RunDirectory) -> RunDirectory:
+def broadcast_path(directory: RunDirectory) -> RunDirectory:
     """Tells all processes the path that the run's folder has by now, and returns the folder."""
     directory.path = Path(distributed.shared(str(directory.path)))
     return directory
 
 
-def require_alike(found: Mapping[str, str]) -> None:
+def require_same_inputs(found: Mapping[str, str]) -> None:
     """Checks that all processes have read the same.
 
     Args:
@@ -82,7 +82,9 @@ def _require_alike(what: str, values: Sequence[str | int]) -> None:
         raise InputError(Problem(told, ", ".join(str(value)[:20] for value in values)))
 
 
-def spread(rows: Sequence[TokenRow], measure: Callable[[Sequence[TokenRow]], Sequence[RowLoss]]) -> Sequence[RowLoss]:
+def split_across_processes(
+    rows: Sequence[TokenRow], measure: Callable[[Sequence[TokenRow]], Sequence[RowLoss]]
+) -> Sequence[RowLoss]:
     """What `measure` says of all rows; each process measures its part, and is told the others'.
 
     Raises:

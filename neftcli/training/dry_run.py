@@ -17,7 +17,7 @@ from neftcli.runs.directory import require_writable
 from neftcli.system.distributed import local_count
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import keep_freed_memory
-from neftcli.training.assets import introduce
+from neftcli.training.assets import report_data
 from neftcli.training.validate import prepare_inputs
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def plan(recipe: Recipe, observer: Observer) -> Plan:
+def plan_run(recipe: Recipe, observer: Observer) -> Plan:
     """The resolved recipe, the counted data, the number of updates and the memory that they need.
 
     Where model or data can't be reached, what is known without them is still told, at data.max_length.
@@ -41,11 +41,11 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
         except InputError:
             if _may_be_unreachable(recipe, reference) and reference.alias and reference.alias.architecture:
                 observer.notify(Resolved(to_yaml(recipe)))
-                observer.notify(_plan(recipe, reference, None)[0])
+                observer.notify(_measure_plan(recipe, reference, None)[0])
             raise
         observer.notify(Resolved(to_yaml(recipe)))
-        introduce(prepared, notices, observer)
-        result, memory_notices = _plan(recipe, reference, prepared)
+        report_data(prepared, notices, observer)
+        result, memory_notices = _measure_plan(recipe, reference, prepared)
     for notice in memory_notices:
         observer.notify(Notice(notice))
     observer.notify(result)
@@ -60,11 +60,11 @@ def plan(recipe: Recipe, observer: Observer) -> Plan:
     return result
 
 
-def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tuple[Plan, tuple[str, ...]]:
+def _measure_plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tuple[Plan, tuple[str, ...]]:
     """The plan, and notices about its adapter."""
     from neftcli.models.memory import estimate
     from neftcli.system.device import available_memory, choose_machine, process_memory
-    from neftcli.training.trainer import updates
+    from neftcli.training.trainer import num_training_steps
 
     machine = choose_machine(recipe)
     whole_rows = prepared is None or recipe.training.batching == "packed"
@@ -78,7 +78,7 @@ def _plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tu
         method=recipe.method(),
         device=machine.name,
         precision=machine.precision(),
-        updates=updates(recipe, lengths) if prepared or recipe.training.max_steps else None,
+        updates=num_training_steps(recipe, lengths) if prepared or recipe.training.max_steps else None,
         parameters=memory.parameters,
         trainable=memory.trainable,
         weights_bytes=int(memory.weights),

@@ -37,7 +37,7 @@ LITTLE = 2**26  # bytes free: with less, that reason is a full disk
 
 
 @contextmanager
-def recorded_end(record: RunRecord, directory: RunDirectory, *, new: bool) -> Iterator[None]:
+def record_outcome(record: RunRecord, directory: RunDirectory, *, new: bool) -> Iterator[None]:
     """Writes into the record how a run ended that did not finish, and says what can be done.
 
     Args:
@@ -55,7 +55,7 @@ def recorded_end(record: RunRecord, directory: RunDirectory, *, new: bool) -> It
 
 
 @contextmanager
-def told_where_full(directory: RunDirectory, *, new: bool) -> Iterator[None]:
+def report_full_disk(directory: RunDirectory, *, new: bool) -> Iterator[None]:
     """Says what can be done where a run's first files can't be written; a new run's folder goes.
 
     Raises:

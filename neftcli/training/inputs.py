@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def check_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> tuple[Reference, Examples]:
+def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> tuple[Reference, Examples]:
     """Resolves the model's name, reads the data, and checks what the model's `config.json` says.
 
     Bad data is rejected before torch is imported.

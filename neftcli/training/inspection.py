@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.events import InspectedRow, Observer, Span, Token
-from neftcli.training.assets import introduce
+from neftcli.training.assets import report_data
 from neftcli.training.validate import prepare_inputs
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ def inspect_data(recipe: Recipe, rows: int, observer: Observer) -> None:
         InputError: The recipe names a model or data that can't be used.
     """
     prepared, chat, notices = prepare_inputs(recipe, observer, weights=False)
-    introduce(prepared, notices, observer)
+    report_data(prepared, notices, observer)
     for row in prepared.train[:rows]:
-        observer.notify(inspected(chat.tokenizer, row))
+        observer.notify(inspect_row(chat.tokenizer, row))
 
 
-def inspected(tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> InspectedRow:
+def inspect_row(tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> InspectedRow:
     """A row with the text of its tokens, and its spans with and without loss."""
     losses = [False, *(label != IGNORED for label in row.labels[1:])]
     texts = token_texts(tokenizer, row.input_ids)

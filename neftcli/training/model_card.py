@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.training.resume import mixed
+from neftcli.training.resume import describe_changes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def verbatim(text: str, *, in_table: bool = False) -> str:
+def quote_markdown(text: str, *, in_table: bool = False) -> str:
     """Text that Markdown shows letter by letter: no image, link, tag, line or column of its own.
 
     Code between backticks, more of them than stand in a row within (CommonMark 0.31, 6.1); in a table a | gets a
@@ -29,7 +29,7 @@ def verbatim(text: str, *, in_table: bool = False) -> str:
     return f"{fence}{space}{line.replace('|', chr(92) + '|') if in_table else line}{space}{fence}"
 
 
-def escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """A sentence as Markdown shows it word by word: a backslash before all that would begin something (0.31, 2.4)."""
     return re.sub(r"([\\`*_\[\]<>&!|#~])", r"\\\1", _one_line(text))
 
@@ -72,8 +72,8 @@ def model_card(
         "",
         f"# {recipe.run_name()}",
         "",
-        f"{verbatim(reference.name)} ({verbatim(reference.source())}), fine-tuned ({recipe.method()}) on "
-        f"{verbatim(recipe.data.source_name())}.",
+        f"{quote_markdown(reference.name)} ({quote_markdown(reference.source())}), fine-tuned ({recipe.method()}) on "
+        f"{quote_markdown(recipe.data.source_name())}.",
         "",
         "| | |",
         "|---|---|",
@@ -81,18 +81,22 @@ def model_card(
         f"| noise / embedding at layer 0 | {record['noise_to_embedding']:.3g} |",
         f"| learning rate, seed | {recipe.learning_rate():g}, {recipe.training.seed} |",
         *(
-            f"| {verbatim(name, in_table=True)} | sha256 {digest} |"
+            f"| {quote_markdown(name, in_table=True)} | sha256 {digest} |"
             for name, digest in record["weights_sha256"].items()
         ),
         f"| base model | {record['model_fingerprint']} |",
         f"| data | sha256 {record['data_sha256']} |",
         f"| recipe | sha256 {record['recipe_sha256']} |",
-        *(f"| mixed | {verbatim(change, in_table=True)} |" for once in record["resumed"] for change in mixed(once)),
+        *(
+            f"| mixed | {quote_markdown(change, in_table=True)} |"
+            for once in record["resumed"]
+            for change in describe_changes(once)
+        ),
         f"| trained on | {record['device']}, {record['precision']} |",
         f"| versions | {versions} |",
         "",
         *_usage(recipe, reference, chat=chat),
-        *(line for note in notes for line in ("", f"Note: {escaped(note)}.")),
+        *(line for note in notes for line in ("", f"Note: {escape_markdown(note)}.")),
         "",
         "| loss, nats a token, without noise | before | after |",
         "|---|---|---|",

@@ -16,7 +16,7 @@ ROWS = 8
 """Rows of the batch, at most."""
 
 
-def tell_strength(trainer: Any, noise: Noise, settings: Neftune, observer: Observer) -> float:
+def report_noise_strength(trainer: Any, noise: Noise, settings: Neftune, observer: Observer) -> float:
     """Measures the noise on the first rows, tells of it, and returns its RMS over the signal's at layer 0.
 
     Args:

@@ -21,7 +21,7 @@ LENGTH = 8
 Batching = Literal["auto", "padded", "bucketed", "padding_free", "packed"]
 
 
-def settled_batching(batching: Batching, model: Any, *, fused: bool = True) -> Batching:
+def resolve_batching(batching: Batching, model: Any, *, fused: bool = True) -> Batching:
     """How rows are laid out: as asked for; end to end for "auto", or padded where the model would mix them.
 
     Args:
@@ -35,7 +35,7 @@ def settled_batching(batching: Batching, model: Any, *, fused: bool = True) -> B
     if batching in ("padded", "bucketed"):
         return batching
     try:
-        leak = leak_between_documents(model, two_documents(model), fused=fused)
+        leak = measure_leak(model, build_packed_pair(model), fused=fused)
     except ValueError as error:  # raised by layers that need a package to isolate packed documents, as Qwen3.5's
         found = str(error)
     else:
@@ -48,7 +48,7 @@ def settled_batching(batching: Batching, model: Any, *, fused: bool = True) -> B
     raise TrainingError(Problem(violated, found, "--set training.batching=padded"))
 
 
-def two_documents(model: Any) -> dict[str, Any]:
+def build_packed_pair(model: Any) -> dict[str, Any]:
     """A row of two documents, laid out as the collator does it."""
     tokens = torch.arange(2 * LENGTH, device=model.device)[None] % model.config.get_text_config().vocab_size
     bounds = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32, device=model.device)
@@ -63,7 +63,7 @@ def two_documents(model: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def leak_between_documents(model: Any, batch: dict[str, Any], *, fused: bool = True) -> float:
+def measure_leak(model: Any, batch: dict[str, Any], *, fused: bool = True) -> float:
     """Largest change of the second document's logits when the first document's tokens change; 0 where apart."""
     token_ids = batch["input_ids"]
     lengths = document_lengths(tuple(token_ids.shape), None, batch["position_ids"], batch.get("cu_seq_lens_q"))

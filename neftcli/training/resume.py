@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
 
-ALIKE = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
+MEASUREMENT_SETTINGS = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
 """What is measured before training and behind it, which must be the same to be compared."""
 FIXED = (
     *("adapter.", "quantization.", "model."),  # the checkpoint's tensors would have no place
     "training.processes",  # it has a part from each
     *("training.optim", "training.learning_rate", "training.weight_decay", "training.logging_steps"),  # it holds these
-    *ALIKE,
+    *MEASUREMENT_SETTINGS,
 )
 """Options whose change can't be accepted."""
-PLACES = {
+PATH_FLAGS = {
     "model.name": "--model PLACE    the new path",
     "data.source": "--dataset PLACE    the new path",
     "data.sources": "--set data.sources='[...]'    the entries with their new paths",
@@ -49,7 +49,7 @@ ACCEPT = "--accept-changes    to go on all the same; the run is then neither the
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseEvaluation:
     """What the model could do before training.
 
     Attributes:
@@ -62,7 +62,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Resumption:
+class ResumeState:
     """A run that is resumed.
 
     Attributes:
@@ -125,7 +125,7 @@ class Resumption:
             observer.notify(Notice(f"{self.directory.path} has no checkpoint: the run begins again"))
         else:
             observer.notify(Notice(f"going on after update {self.step}, from {self.checkpoint.path}"))
-        for change in mixed(self.told()):
+        for change in describe_changes(self.told()):
             observer.notify(Notice(f"from here on the run is mixed: {change}"))
 
     def require_same(self, found: Mapping[str, Any], recipe: Recipe) -> None:
@@ -165,7 +165,7 @@ class Resumption:
         self.changes.update(other)
 
 
-def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool) -> tuple[Recipe, Resumption]:
+def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: bool) -> tuple[Recipe, ResumeState]:
     """The run of a name or folder, with the recipe that it goes on by.
 
     Args:
@@ -201,10 +201,10 @@ def find_resumption(name: str, layers: Sequence[Layer], *, accept_changes: bool)
     recipe = resolve([*file_layers(str(path / RECIPE)), *layers])
     require_typed_trust(recipe, layers, path / RECIPE, f"neft train --resume {shlex.quote(str(path))}")
     places = places_of(path / RECIPE)
-    resumption = replace(resumption_of(directory, recipe, accept_changes=accept_changes), places=places)
-    _require_same_recipe(resumption, recipe)
+    resume_state = replace(read_resume_state(directory, recipe, accept_changes=accept_changes), places=places)
+    _require_same_recipe(resume_state, recipe)
     _require_in_place(recipe, path, places)
-    return recipe, resumption
+    return recipe, resume_state
 
 
 def _require_in_place(recipe: Recipe, run: Path, places: Places | None) -> None:
@@ -227,7 +227,7 @@ def _require_in_place(recipe: Recipe, run: Path, places: Places | None) -> None:
             problems.append((path, Problem(violated, looked_for(source), nearest=nearest_path(at_home(source)))))
     if problems:
         again = f"neft train --resume {shlex.quote(str(run))}"
-        raise InputError(*(replace(problem, remedy=f"{again} {PLACES[path]}") for path, problem in problems))
+        raise InputError(*(replace(problem, remedy=f"{again} {PATH_FLAGS[path]}") for path, problem in problems))
 
 
 def _no_run(name: str) -> Problem:
@@ -247,7 +247,7 @@ def _no_run(name: str) -> Problem:
     return Problem(violated, name, again)
 
 
-def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bool = False) -> Resumption:
+def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes: bool = False) -> ResumeState:
     """From where the run in `directory` goes on.
 
     Raises:
@@ -272,34 +272,34 @@ def resumption_of(directory: RunDirectory, recipe: Recipe, *, accept_changes: bo
                 f"neft train --recipe {shlex.quote(str(directory.path / RECIPE))}    trains it again, in a new folder",
             ),
         )
-    return Resumption(directory, newest, tuple(passed_over), accept_changes)
+    return ResumeState(directory, newest, tuple(passed_over), accept_changes)
 
 
-def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
+def _require_same_recipe(resume_state: ResumeState, recipe: Recipe) -> None:
     """Compares with the recipe that the checkpoint was made by.
 
     Raises:
         InputError: They differ in what touches the weights, and that was not accepted or can't be.
     """
-    there = resumption.checkpoint.path if resumption.checkpoint else resumption.directory.path
+    there = resume_state.checkpoint.path if resume_state.checkpoint else resume_state.directory.path
     before = load_recipe(str(there / RECIPE))
     changed = differences(before, recipe)
-    if resumption.checkpoint:
-        changed |= differences(before, recipe, ALIKE)
-    changed = {path: values for path, values in changed.items() if path not in PLACES or not _same_place(*values)}
-    moved = {path: list(values) for path, values in changed.items() if path in PLACES and _moved(*values)}
-    resumption.changes.update(moved)
+    if resume_state.checkpoint:
+        changed |= differences(before, recipe, MEASUREMENT_SETTINGS)
+    changed = {path: values for path, values in changed.items() if path not in PATH_FLAGS or not _same_place(*values)}
+    moved = {path: list(values) for path, values in changed.items() if path in PATH_FLAGS and _moved(*values)}
+    resume_state.changes.update(moved)
     changed = {path: values for path, values in changed.items() if path not in moved}
     if not changed:
         return
     impossible = [path for path in changed if path.startswith(FIXED)]
-    refused = impossible if resumption.accept_changes else list(changed)
+    refused = impossible if resume_state.accept_changes else list(changed)
     if refused:
         raise InputError(
             *(
                 Problem(
                     f"--resume: {path} differs from that of {there.name}"
-                    + (", which can't be accepted" if resumption.accept_changes else ""),
+                    + (", which can't be accepted" if resume_state.accept_changes else ""),
                     f"{_shown(changed[path][1])} (there {_shown(changed[path][0])})",
                     f"neft train --recipe {shlex.quote(str(there / RECIPE))}    begins a new run"
                     if path in impossible
@@ -308,7 +308,7 @@ def _require_same_recipe(resumption: Resumption, recipe: Recipe) -> None:
                 for path in refused
             )
         )
-    resumption.changes.update({path: list(values) for path, values in changed.items()})
+    resume_state.changes.update({path: list(values) for path, values in changed.items()})
 
 
 def _moved(before: Any, now: Any) -> bool:
@@ -333,14 +333,14 @@ def _shown(value: Any) -> str:
     return "the default" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def mixed(resumed: Mapping[str, Any]) -> list[str]:
+def describe_changes(resumed: Mapping[str, Any]) -> list[str]:
     """Describe what changed when a run was resumed, by an entry of its record's `resumed`."""
     if resumed["checkpoint"] is None:
         return []
     behind = resumed["checkpoint"].rpartition("-")[2]
     words = []
     for key, value in resumed["changes"].items():
-        if isinstance(value, list) and key not in PLACES:
+        if isinstance(value, list) and key not in PATH_FLAGS:
             words.append(f"{key} {_shown(value[0])} up to update {behind}, then {_shown(value[1])}")
         elif not isinstance(value, list):
             words.append(f"other {key.partition('_')[0]} behind update {behind} (accepted)")

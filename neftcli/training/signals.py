@@ -29,11 +29,11 @@ def _nobody() -> bool:
     return False
 
 
-class Stop:
+class StopSignal:
     """Whether a run is to stop.
 
     The first signal lets the update end, the second raises KeyboardInterrupt at once. Of several processes that train
-    together the first one's counts; `agreed` tells the others, which only heed a second.
+    together the first one's counts; `is_agreed` tells the others, which only heed a second.
 
     Args:
         asked: Is asked beside the signals; a worker of a sweep is told in this way.
@@ -45,22 +45,22 @@ class Stop:
         self._at_once = False
         self._in_updates = False
 
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether the run is to stop behind its update."""
         return (self._signals > 0 and distributed.leads()) or self._asked_elsewhere()
 
-    def agreed(self) -> bool:
+    def is_agreed(self) -> bool:
         """Whether the first process is asked to stop; all that train together have to call it."""
-        return distributed.shared(self.asked())
+        return distributed.shared(self.is_requested())
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Within the block a signal raises `StopRequested` in place of waiting for the update's end.
 
         Raises:
             StopRequested: Also where a stop was asked for before the block.
         """
-        if self.asked():
+        if self.is_requested():
             raise StopRequested
         before, self._at_once = self._at_once, True
         try:
@@ -69,7 +69,7 @@ class Stop:
             self._at_once = before
 
     @contextmanager
-    def behind_updates(self) -> Iterator[None]:
+    def finishing_steps(self) -> Iterator[None]:
         """Within the block updates are done, and what was done up to a stop is saved."""
         self._in_updates = True
         try:
@@ -77,12 +77,12 @@ class Stop:
         finally:
             self._in_updates = False
 
-    def tell(self, observer: Observer) -> None:
+    def announce(self, observer: Observer) -> None:
         """Says what a first signal does."""
-        say_stopping(observer, "this update is finished and saved first" if self._in_updates else "")
+        announce_stop(observer, "this update is finished and saved first" if self._in_updates else "")
 
     @contextmanager
-    def listening(
+    def handle_signals(
         self, requeue_signal: str = REQUEUE_SIGNAL, first: Callable[[], None] | None = None
     ) -> Iterator[None]:
         """Listens to Ctrl-C, SIGTERM and `requeue_signal` within the block.
@@ -123,7 +123,7 @@ class Stop:
                 signal.signal(number, handler)
 
 
-def say_stopping(observer: Observer, first: str) -> None:
+def announce_stop(observer: Observer, first: str) -> None:
     """Says what comes `first`; by a thread, since the one that was interrupted may be writing just now."""
     notice = Notice(f"stopping: {first}; Ctrl-C again stops at once, without saving" if first else "stopping")
     Thread(target=observer.notify, args=(notice,), daemon=True).start()

@@ -43,12 +43,12 @@ from neftcli.system.files import write_whole
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import prepare_process
 from neftcli.training.ahead import touching_ahead
-from neftcli.training.assets import Materials, Shelf, introduce, load_materials, tokens_sha256
-from neftcli.training.distributed import joined, require_alike, share_path, spread
-from neftcli.training.failures import recorded_end, told_where_full
-from neftcli.training.inputs import check_inputs
-from neftcli.training.resume import Base, Resumption
-from neftcli.training.signals import Stop, StopRequested
+from neftcli.training.assets import AssetCache, Assets, hash_tokens, load_assets, report_data
+from neftcli.training.distributed import broadcast_path, join_run, require_same_inputs, split_across_processes
+from neftcli.training.failures import record_outcome, report_full_disk
+from neftcli.training.inputs import read_inputs
+from neftcli.training.resume import BaseEvaluation, ResumeState
+from neftcli.training.signals import StopRequested, StopSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,38 +66,38 @@ PADDED = (
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """A run that has just finished, with what is still in memory of it.
 
     Attributes:
         directory: Its folder.
         model: The tuned model.
-        materials: What it was made from.
+        assets: What it was made from.
         losses: Of the prepared held-out rows, behind the last update; empty where that was measured by an earlier
             process.
     """
 
     directory: RunDirectory
     model: Any
-    materials: Materials
+    assets: Assets
     losses: Sequence[RowLoss]
 
 
 def train(
     recipe: Recipe,
     observer: Observer,
-    shelf: Shelf | None = None,
-    and_then: Callable[[Trained], None] | None = None,
-    stop: Stop | None = None,
-    resume: Resumption | None = None,
+    asset_cache: AssetCache | None = None,
+    and_then: Callable[[TrainedRun], None] | None = None,
+    stop: StopSignal | None = None,
+    resume: ResumeState | None = None,
 ) -> RunFinished:
     """Fine-tunes by `recipe` and returns what came of it.
 
     Args:
         recipe: The resolved recipe.
         observer: Is told what happens.
-        shelf: Keeps what was loaded for the next run with the same model and rows; the weights are the same to the bit
-            with it and without.
+        asset_cache: Keeps what was loaded for the next run with the same model and rows; the weights are bit-identical
+            with and without it.
         and_then: Is given the finished run. What it raises is raised, and the run stays finished.
         stop: Says when to stop.
         resume: The run that is gone on with; None for a new one.
@@ -109,40 +109,40 @@ def train(
         Interrupted: Stopped at once.
     """
     begun = time.perf_counter()
-    stop = stop or Stop()
+    stop = stop or StopSignal()
     prepare_process()
-    if shelf:
+    if asset_cache:
         gc.collect()  # the trainer of the run before holds itself, and with it its model
-    with stop.at_once():
-        materials = shelf.find(recipe) if shelf else None
-        inputs = None if materials else check_inputs(recipe, observer)
-    directory, resume = joined(recipe, resume, stop)
-    resumption = resume or Resumption(directory, None)
-    written, paths = resumption.written(recipe), resumption.paths(recipe)
+    with stop.interruptible():
+        assets = asset_cache.find(recipe) if asset_cache else None
+        inputs = None if assets else read_inputs(recipe, observer)
+    directory, resume = join_run(recipe, resume, stop)
+    resume_state = resume or ResumeState(directory, None)
+    written, paths = resume_state.written(recipe), resume_state.paths(recipe)
     with directory.held():
         if resume:
             resume.require_as_found()
             begun -= resume.seconds()
-        with told_where_full(directory, new=resume is None):
+        with report_full_disk(directory, new=resume is None):
             record = RunRecord(directory, written, resume.told() if resume else None, paths)
             if resume is None:
                 directory.write_text(RECIPE, to_yaml(written))
                 directory.settle(Path(recipe.output_dir), recipe.run_name())  # from here on it can be resumed
-        with recorded_end(record, directory, new=resume is None), library_chatter(share_path(directory).log):
-            run = _Run(recipe, directory, record, observer, stop, resumption, begun)
-            with stop.at_once():
-                if materials is None:
+        with record_outcome(record, directory, new=resume is None), library_chatter(broadcast_path(directory).log):
+            run = _Run(recipe, directory, record, observer, stop, resume_state, begun)
+            with stop.interruptible():
+                if assets is None:
                     assert inputs is not None  # noqa: S101 - read above
-                    materials = load_materials(recipe, *inputs, run)
-                    if shelf:
-                        shelf.keep(recipe, materials)
+                    assets = load_assets(recipe, *inputs, run)
+                    if asset_cache:
+                        asset_cache.keep(recipe, assets)
                 else:
-                    introduce(materials.prepared, materials.notices, run)
-                model = copy.deepcopy(materials.model) if shelf else materials.model
-            finished, tuned = run.do(materials, model)
+                    report_data(assets.prepared, assets.notices, run)
+                model = copy.deepcopy(assets.model) if asset_cache else assets.model
+            finished, tuned = run.do(assets, model)
         if and_then is not None:  # behind the recorded end: whatever becomes of this, the run is finished
             with library_chatter(directory.log):
-                and_then(Trained(directory, tuned, materials, run.losses))
+                and_then(TrainedRun(directory, tuned, assets, run.losses))
     observer.notify(finished)
     distributed.leave()
     return finished
@@ -157,13 +157,13 @@ class _Run:
         directory: RunDirectory,
         record: RunRecord,
         observer: Observer,
-        stop: Stop,
-        resumption: Resumption,
+        stop: StopSignal,
+        resume_state: ResumeState,
         begun: float,
     ) -> None:
         self.recipe, self.directory, self.record, self.observer = recipe, directory, record, observer
-        self.stop, self.resumption, self.begun = stop, resumption, begun
-        self.written = resumption.written(recipe)  # as the run's files hold it
+        self.stop, self.resume_state, self.begun = stop, resume_state, begun
+        self.written = resume_state.written(recipe)  # as the run's files hold it
         self.losses: Sequence[RowLoss] = ()
         self.adapter_notices: Sequence[str] = ()
 
@@ -173,22 +173,22 @@ class _Run:
             self.directory.append_line("metrics.jsonl", {"event": type(event).__name__, **asdict(event)})
         self.observer.notify(event)
 
-    def do(self, materials: Materials, model: PreTrainedModel) -> tuple[RunFinished, Any]:
+    def do(self, assets: Assets, model: PreTrainedModel) -> tuple[RunFinished, Any]:
         """Does the run with `model`, which is changed, and returns how it ended and the tuned model."""
-        recipe, machine, prepared = self.recipe, materials.machine, materials.prepared
+        recipe, machine, prepared = self.recipe, assets.machine, assets.prepared
         require_layers(model, recipe.adapter)
         self.adapter_notices = adapter_notices(model, recipe.adapter)
         for notice in self.adapter_notices:
             self.notify(Notice(notice))
         found = {
             "data_sha256": prepared.counts.fingerprint,
-            "tokens_sha256": tokens_sha256(prepared.train),
-            "model_fingerprint": materials.fingerprint,
+            "tokens_sha256": hash_tokens(prepared.train),
+            "model_fingerprint": assets.fingerprint,
         }
-        require_alike(found)
-        self.resumption.require_same(found, recipe)
+        require_same_inputs(found)
+        self.resume_state.require_same(found, recipe)
         if self.record.fields["resumed"]:
-            self.resumption.tell(self)
+            self.resume_state.tell(self)
         self.directory.write_text(RECIPE, to_yaml(self.written))
         self.record.update(
             **found,
@@ -196,16 +196,16 @@ class _Run:
             device=machine.name,
             precision=machine.precision(),
         )
-        with self.stop.at_once():
-            base = self._base(materials, model)
-        trainer, last = self._train(materials, model, base, found)
+        with self.stop.interruptible():
+            base = self._base(assets, model)
+        trainer, last = self._train(assets, model, base, found)
         tuned = trainer.model
         after = None
-        with suppress(StopRequested), self.stop.at_once():
-            after = self._answers("answering the same prompts after training", tuned, materials)
+        with suppress(StopRequested), self.stop.interruptible():
+            after = self._answers("answering the same prompts after training", tuned, assets)
         after = distributed.shared(after)
         if after is None:
-            trainer.save_behind_the_last(last.step)
+            trainer.save_final_checkpoint(last.step)
             raise StopRequested
         examples = prepared.held_out_examples
         samples = tuple(
@@ -226,29 +226,29 @@ class _Run:
             counterpart=find_counterpart(self.written, self.directory.path.parent),
         )
         if distributed.leads():
-            self._conclude(finished, materials.reference, prepared.counts.layout)
+            self._conclude(finished, assets.reference, prepared.counts.layout)
         return finished, tuned
 
-    def _base(self, materials: Materials, model: PreTrainedModel) -> Base:
+    def _base(self, assets: Assets, model: PreTrainedModel) -> BaseEvaluation:
         """What the model can do before training; a resumed run knows it already."""
-        if self.resumption.checkpoint:
-            before = self.resumption.checkpoint.progress
+        if self.resume_state.checkpoint:
+            before = self.resume_state.checkpoint.progress
             last = before["evaluated"]["step"] if before["evaluated"] else 0
-            damaged = self.directory.forget_after(self.resumption.step, last)
+            damaged = self.directory.forget_after(self.resume_state.step, last)
             if damaged:
                 self.notify(Notice(f"metrics.jsonl: {damaged} damaged line{'s' if damaged > 1 else ''} removed"))
-            return Base(Evaluated(**before["base"]["evaluated"]), before["base"]["answers"])
+            return BaseEvaluation(Evaluated(**before["base"]["evaluated"]), before["base"]["answers"])
         self.directory.forget_measurements()
         settings = self.recipe.evaluation
         sides = (settings.per_device_eval_batch_size, settings.probe_rows)
-        evaluated = materials.once(sides, lambda: self._evaluate(0, model, materials.prepared, materials.machine))
+        evaluated = assets.once(sides, lambda: self._evaluate(0, model, assets.prepared, assets.machine))
         seed = self.recipe.training.seed if settings.generation.do_sample else None
-        answers = materials.once(
+        answers = assets.once(
             (settings.samples, settings.generation, seed),
-            lambda: self._answers("answering held-out prompts before training", model, materials),
+            lambda: self._answers("answering held-out prompts before training", model, assets),
         )
         self.notify(evaluated)
-        return Base(evaluated, answers)
+        return BaseEvaluation(evaluated, answers)
 
     def _evaluate(self, step: int, model: Any, prepared: Prepared, machine: Machine) -> Evaluated:
         from neftcli.evaluation.loss import mean_loss, row_losses
@@ -258,22 +258,24 @@ class _Run:
         size = settings.per_device_eval_batch_size
 
         def measure(rows: Sequence[TokenRow]) -> Sequence[RowLoss]:
-            with self.stop.at_once():
+            with self.stop.interruptible():
                 return row_losses(model, rows, size, machine.autocast(), self)
 
         self.losses = ()
-        held_out, probe = (spread(rows, measure) for rows in (prepared.held_out, prepared.train[: settings.probe_rows]))
+        held_out, probe = (
+            split_across_processes(rows, measure) for rows in (prepared.held_out, prepared.train[: settings.probe_rows])
+        )
         self.losses = held_out
         return Evaluated(step, mean_loss(held_out), mean_loss(probe))
 
-    def _answers(self, phase: str, model: Any, materials: Materials) -> list[str]:
+    def _answers(self, phase: str, model: Any, assets: Assets) -> list[str]:
         from neftcli.evaluation.generation import generate_answers
 
-        examples = materials.prepared.held_out_examples[: self.recipe.evaluation.samples]
+        examples = assets.prepared.held_out_examples[: self.recipe.evaluation.samples]
         if not examples or not distributed.leads():
             return []
         self.notify(Phase(phase))
-        chat, machine = materials.chat, materials.machine
+        chat, machine = assets.chat, assets.machine
         prompts = [prompt_token_ids(chat, example) for example in examples]
         generation = self.recipe.evaluation.generation
         room = longest_prompt(model.config, generation.max_new_tokens)
@@ -283,22 +285,22 @@ class _Run:
         return [answer.text for answer in answers]
 
     def _train(
-        self, materials: Materials, model: PreTrainedModel, base: Base, found: dict[str, str]
+        self, assets: Assets, model: PreTrainedModel, base: BaseEvaluation, found: dict[str, str]
     ) -> tuple[Any, Evaluated]:
         self.notify(Phase("preparing the trainer"))
         parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
-        with touching_ahead(self.recipe, materials.machine, model, materials.prepared):
-            recipe, trainer, watch = self._prepare(materials, model, base, found)
+        with touching_ahead(self.recipe, assets.machine, model, assets.prepared):
+            recipe, trainer, watch = self._prepare(assets, model, base, found)
         from neftcli.neftune import neftune
         from neftcli.training.disk_space import require_space
-        from neftcli.training.noise_strength import tell_strength
-        from neftcli.training.trainer import updates
+        from neftcli.training.noise_strength import report_noise_strength
+        from neftcli.training.trainer import num_training_steps
 
         tuned = trainer.model
-        self._tell_of_the_model(parameters, tuned, materials)
+        self._tell_of_the_model(parameters, tuned, assets)
         require_space(tuned, recipe, self.directory, self)
-        lengths = materials.prepared.train.lengths()
-        total_steps = updates(recipe, lengths)
+        lengths = assets.prepared.train.lengths()
+        total_steps = num_training_steps(recipe, lengths)
         settings = recipe.neftune
         with neftune(
             tuned,
@@ -310,8 +312,8 @@ class _Run:
             seed=recipe.training.seed,
         ) as noise:
             watch.noise = noise
-            self.record.update(noise_to_embedding=tell_strength(trainer, noise, settings, self))
-            epochs = recipe.training.num_train_epochs * total_steps / updates(recipe, lengths, whole=True)
+            self.record.update(noise_to_embedding=report_noise_strength(trainer, noise, settings, self))
+            epochs = recipe.training.num_train_epochs * total_steps / num_training_steps(recipe, lengths, whole=True)
             self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
             self._do_updates(trainer, watch, total_steps)
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update
@@ -319,19 +321,19 @@ class _Run:
         if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
             raise StopRequested
         if not self.directory.model.is_dir():  # the checkpoint was saved behind the last evaluation
-            self._save(tuned, materials)
+            self._save(tuned, assets)
         return trainer, watch.evaluated
 
     def _prepare(
-        self, materials: Materials, model: PreTrainedModel, base: Base, found: dict[str, str]
+        self, assets: Assets, model: PreTrainedModel, base: BaseEvaluation, found: dict[str, str]
     ) -> tuple[Recipe, Any, Watch]:
         """The recipe with its batching settled, the trainer, and what watches it."""
         from neftcli.training.callbacks import Watch
-        from neftcli.training.packing_check import settled_batching
+        from neftcli.training.packing_check import resolve_batching
         from neftcli.training.trainer import build_trainer
 
-        machine, prepared = materials.machine, materials.prepared
-        batching = settled_batching(self.recipe.training.batching, model, fused=self.recipe.training.fused_layers)
+        machine, prepared = assets.machine, assets.prepared
+        batching = resolve_batching(self.recipe.training.batching, model, fused=self.recipe.training.fused_layers)
         recipe = replace(self.recipe, training=replace(self.recipe.training, batching=batching))
         if batching == "padded" and self.recipe.training.batching == "auto":
             self.notify(Notice(PADDED.format(type(model).__name__)))
@@ -340,7 +342,7 @@ class _Run:
             lambda step: self._evaluate(step, trainer.model, prepared, machine),
             recipe,
             machine.device,
-            before_last=lambda: self._save(trainer.model, materials),
+            before_last=lambda: self._save(trainer.model, assets),
             stop=self.stop,
             base=base,
             begun=self.begun,
@@ -349,15 +351,15 @@ class _Run:
         self.record.update(batching=batching)
         facts = {**found, **self.record.facts(), "recipe": to_yaml(self.written)}
         trainer = build_trainer(
-            recipe, machine, model, materials.chat.tokenizer, prepared.train, checkpoints, facts, watch
+            recipe, machine, model, assets.chat.tokenizer, prepared.train, checkpoints, facts, watch
         )
         watch.trainer = trainer
         return recipe, trainer, watch
 
     def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
         """Trains from the first update, or from behind that of the checkpoint."""
-        checkpoint = self.resumption.checkpoint
-        with self.stop.behind_updates():
+        checkpoint = self.resume_state.checkpoint
+        with self.stop.finishing_steps():
             if checkpoint is None:
                 trainer.train()
                 return
@@ -367,12 +369,12 @@ class _Run:
             else:
                 trainer.load_weights(checkpoint.path)
 
-    def _tell_of_the_model(self, parameters: int, tuned: Any, materials: Materials) -> None:
-        machine = materials.machine
+    def _tell_of_the_model(self, parameters: int, tuned: Any, assets: Assets) -> None:
+        machine = assets.machine
         self.notify(
             ModelReady(
                 name=self.recipe.model.name,
-                source=materials.reference.source(),
+                source=assets.reference.source(),
                 method=self.recipe.method(),
                 parameters=parameters,
                 trainable=sum(p.numel() for p in tuned.parameters() if p.requires_grad),
@@ -381,7 +383,7 @@ class _Run:
             )
         )
 
-    def _save(self, model: Any, materials: Materials) -> None:
+    def _save(self, model: Any, assets: Assets) -> None:
         """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
         self.notify(Phase("saving the model"))
         from neftcli.models.saving import (
@@ -393,12 +395,12 @@ class _Run:
         )
         from neftcli.training.trainer import save_weights
 
-        reference = materials.reference
+        reference = assets.reference
         if not distributed.leads():
             return
         base = files_of(reference)
         config, generation = base_settings(base)
-        tokenizer = materials.chat.tokenizer
+        tokenizer = assets.chat.tokenizer
         if self.recipe.adapter.type != "none":  # where peft finds the base model, on another machine if the hub has it
             there = reference.anywhere() if reference.alias else base.location
             model.peft_config["default"].base_model_name_or_path = there
@@ -407,7 +409,7 @@ class _Run:
             save_weights(model, folder)
             if self.recipe.adapter.type == "none":
                 write_config(folder, config, str(model.dtype).removeprefix("torch."))
-            write_generation_config(folder, generation, config, materials.chat.stops, tokenizer.pad_token_id)
+            write_generation_config(folder, generation, config, assets.chat.stops, tokenizer.pad_token_id)
             write_tokenizer(folder, tokenizer, base)
 
     def _needs(self) -> list[str]:

@@ -112,7 +112,7 @@ class Trainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         return self.buckets or super()._get_train_sampler(train_dataset)
 
-    def take_up(self, unlogged: Mapping[str, Any]) -> None:
+    def restore_log_row(self, unlogged: Mapping[str, Any]) -> None:
         """Goes on with the log row of a checkpoint; the trainer itself begins a new one."""
         loss, tokens = unlogged["loss"][rank()], unlogged["tokens"][rank()]
         self._tr_loss = torch.tensor(loss, device=self.args.device)
@@ -123,7 +123,7 @@ class Trainer(SFTTrainer):
         """The weights of a checkpoint behind the last update, with nothing left to train."""
         self._load_from_checkpoint(str(checkpoint))
 
-    def save_behind_the_last(self, step: int) -> None:
+    def save_final_checkpoint(self, step: int) -> None:
         """A checkpoint behind the last update, `step`, where this process did it and none was saved there."""
         if self.state.global_step == step and self.checkpoints.latest() != self.checkpoints.place(step):
             self._save_checkpoint(self.model, None)
@@ -280,7 +280,7 @@ def _packed(rows: TokenRows, max_length: int) -> Dataset:
 
 def _arguments(recipe: Recipe, machine: Machine, rows: TokenRows, folder: Path) -> SFTConfig:
     training = recipe.training
-    total = updates(recipe, rows.lengths())
+    total = num_training_steps(recipe, rows.lengths())
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=training.num_train_epochs,
@@ -327,7 +327,7 @@ def _warmup_steps(total: int, ratio: float) -> int:
     return math.ceil(total * ratio) if total * ratio >= 1 else 0
 
 
-def updates(recipe: Recipe, lengths: Sequence[int] | Places, *, whole: bool = False) -> int:
+def num_training_steps(recipe: Recipe, lengths: Sequence[int] | Places, *, whole: bool = False) -> int:
     """Updates of the optimiser in all.
 
     Args:

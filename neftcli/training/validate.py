@@ -12,7 +12,7 @@ from neftcli.events import Observer
 from neftcli.models.requirements import longest_prompt, require_embedded, require_positions, vocabulary_of
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import prepare_process
-from neftcli.training.inputs import check_inputs
+from neftcli.training.inputs import read_inputs
 from neftcli.training.progress import tokenising
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def prepare_inputs(
 ) -> tuple[Prepared, ChatFormat, list[str]]:
     """Read and tokenise a recipe's rows without training on them.
 
-    `weights` is that of `check_inputs`; returns and raises as `tokenize_inputs`.
+    `weights` is that of `read_inputs`; returns and raises as `tokenize_inputs`.
     """
     prepare_process()
-    reference, examples = check_inputs(recipe, observer, weights=weights)
+    reference, examples = read_inputs(recipe, observer, weights=weights)
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
         return tokenize_inputs(recipe, reference, examples, observer)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neftcli.kernels import varlen_attention
 from neftcli.kernels.document_attention import attention_by_document, documents_attention
-from neftcli.training.packing_check import two_documents
+from neftcli.training.packing_check import build_packed_pair
 from tests.tiny import FAMILIES, Family, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -73,7 +73,7 @@ def test_a_model_takes_a_row_in_one_call(family: Family, monkeypatch: pytest.Mon
     real = varlen_attention.attention
     monkeypatch.setattr(varlen_attention, "attention", lambda *given: came.append(given) or real(*given))
     model = tiny_model(family).cuda().eval()
-    batch = two_documents(model)
+    batch = build_packed_pair(model)
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         with attention_by_document(model, batch):
             row = model(**batch, use_cache=False).logits

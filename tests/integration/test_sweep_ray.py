@@ -31,7 +31,7 @@ from neftcli.sweep.engines.local_engine import Outcome
 from neftcli.sweep.engines.ray_engine import RayEngine
 from neftcli.sweep.engines.transfer import ARRIVING
 from neftcli.sweep.plan import Cell, plan_cells
-from neftcli.training.resume import find_resumption
+from neftcli.training.resume import find_resume_state
 from tests.conftest import Result
 
 # Ray reads these when it is imported: nobody else on this machine can join, and nothing is written to the home folder.
@@ -191,14 +191,16 @@ def test_a_stopped_cell_comes_back_and_is_gone_on_with_to_the_same_bits(
     runs = [*(folder / "cells").iterdir()]
     assert 1 <= len(runs) <= 2, "there are two CPUs"
     [cell] = [one for one in long if one.recipe.run_name() == runs[0].name]
-    resolved, resumption = find_resumption(str(runs[0]), (), accept_changes=False)
+    resolved, resume_state = find_resume_state(str(runs[0]), (), accept_changes=False)
     assert resolved == cell.recipe
-    assert 0 < resumption.step < 1000
+    assert 0 < resume_state.step < 1000
     said: list[Event] = []
     [outcome] = done_by(RayEngine(cluster.address, 1, folder), [cell], lambda _cell, event: said.append(event))
     assert outcome == Outcome("done", str(runs[0]))
-    assert min(event.step for event in said if isinstance(event, Progress)) > resumption.step
-    assert json.loads((runs[0] / "run.json").read_text())["resumed"][0]["checkpoint"] == f"checkpoint-{resumption.step}"
+    assert min(event.step for event in said if isinstance(event, Progress)) > resume_state.step
+    assert (
+        json.loads((runs[0] / "run.json").read_text())["resumed"][0]["checkpoint"] == f"checkpoint-{resume_state.step}"
+    )
     alone = tmp_path / "alone"
     assert neft("train", "--recipe", runs[0] / "recipe.yaml", "--output-dir", alone).code == 0
     assert weights_of(runs[0]) == weights_of(alone / runs[0].name)

@@ -480,7 +480,7 @@ def test_without_options_it_is_the_quickstart(neft: Neft, monkeypatch: pytest.Mo
     from neftcli.training import dry_run
 
     seen = []
-    monkeypatch.setattr(dry_run, "plan", lambda recipe, observer: seen.append(recipe))
+    monkeypatch.setattr(dry_run, "plan_run", lambda recipe, observer: seen.append(recipe))
     assert neft("train", "--dry-run").code == 0
     assert neft("train", "--dry-run", "--model", "opt-350m", "--alpha", "5").code == 0
     assert seen[0] == load_recipe("quickstart")

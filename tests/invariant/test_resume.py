@@ -134,21 +134,21 @@ def child(settings: dict[str, Any], output: Path, resume: str | None, killer: Ki
     import torch
 
     from neftcli.errors import NeftError
-    from neftcli.training.resume import find_resumption
-    from neftcli.training.signals import Stop
+    from neftcli.training.resume import find_resume_state
+    from neftcli.training.signals import StopSignal
     from neftcli.training.train import train
 
     torch.set_num_threads(1)
     killer.watch()
-    stop = Stop()
+    stop = StopSignal()
     try:
-        with stop.listening():
+        with stop.handle_signals():
             if resume is None:
                 layers = [assignment(f"{key}={value}") for key, value in settings.items()]
                 train(resolve([*layers, assignment(f"output_dir={output}")]), killer, stop=stop)
             else:
-                recipe, resumption = find_resumption(resume, [], accept_changes=False)
-                train(recipe, killer, stop=stop, resume=resumption)
+                recipe, resume_state = find_resume_state(resume, [], accept_changes=False)
+                train(recipe, killer, stop=stop, resume=resume_state)
     except NeftError as error:
         raise SystemExit(error.exit_code) from None
 

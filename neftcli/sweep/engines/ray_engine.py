@@ -159,12 +159,12 @@ class RayEngine:
         run = finished_run(cells, cell.key)
         if run is not None:
             return run
-        resumption = stopped_run(cells, cell.key, cell.recipe, _Voice(cell, told))
-        if resumption is None:
+        resume_state = stopped_run(cells, cell.key, cell.recipe, _Voice(cell, told))
+        if resume_state is None:
             return None
-        for reason in resumption.passed_over:
+        for reason in resume_state.passed_over:
             told(cell, Notice(f"passed over {reason}"))
-        return resumption.directory
+        return resume_state.directory
 
     def _tell(
         self, told: Callable[[Cell, Event], None], ended: Callable[[Cell, Outcome], None], patience: float

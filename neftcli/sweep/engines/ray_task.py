@@ -21,7 +21,7 @@ BEGINNING = Phase("beginning the cell")
 """The first that a task says; said again, its node was lost and Ray has given it to another one."""
 PATIENCE = 5.0  # seconds for an answer over the network
 
-_shelf: Any = None  # a worker process of Ray does many tasks, and loads once
+_asset_cache: Any = None  # a worker process of Ray does many tasks, and loads once
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
         luggage: The run that comes along, as tar.
         contents: What the files hold that come along.
     """
-    global _shelf
+    global _asset_cache
     from neftcli.system.files import restrict_umask
     from neftcli.system.process import prepare_process
 
     restrict_umask()  # Ray started this process, not the command
     prepare_process()
-    from neftcli.training.assets import Shelf
+    from neftcli.training.assets import AssetCache
 
-    _shelf = _shelf or Shelf()
+    _asset_cache = _asset_cache or AssetCache()
     line = _Line(errand.key, mailbox)
     line.notify(BEGINNING)
     try:
@@ -159,7 +159,7 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
 def _done(errand: Errand, line: _Line, luggage: bytes) -> Returned:
     """Train and measure a cell in the current folder."""
     from neftcli.runs.directory import RunDirectory
-    from neftcli.training.signals import Stop
+    from neftcli.training.signals import StopSignal
 
     if line.ask():
         return Returned("stopped")
@@ -171,7 +171,7 @@ def _done(errand: Errand, line: _Line, luggage: bytes) -> Returned:
     again = False
     try:
         with panics_as_errors():
-            do_cell(errand.there, _shelf, line, Stop(line.halted))
+            do_cell(errand.there, _asset_cache, line, StopSignal(line.halted))
         state = "done"
     except Preempted:
         state = "stopped"

@@ -72,8 +72,8 @@ def begun_run(cells: Path, recipe: Recipe) -> RunDirectory | None:
     """Return the run of a recipe that is finished or can be resumed; None if there is nothing to keep."""
     key = fingerprint(recipe)
     run = finished_run(cells, key)
-    if run is None and (resumption := stopped_run(cells, key, recipe)) is not None:
-        run = resumption.directory
+    if run is None and (resume_state := stopped_run(cells, key, recipe)) is not None:
+        run = resume_state.directory
     return run
 
 

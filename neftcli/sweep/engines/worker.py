@@ -80,21 +80,21 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
     from neftcli.system.process import prepare_process
 
     prepare_process()
-    from neftcli.training.assets import Shelf
+    from neftcli.training.assets import AssetCache
 
-    shelf, teller = Shelf(), Teller(connection)
+    asset_cache, teller = AssetCache(), Teller(connection)
     while True:
-        connection.send(_outcome(connection.recv(), shelf, teller, stop))
+        connection.send(_outcome(connection.recv(), asset_cache, teller, stop))
 
 
-def _outcome(recipe: Recipe, shelf: Any, teller: Teller, stop: Any) -> tuple[Any, ...]:
+def _outcome(recipe: Recipe, asset_cache: Any, teller: Teller, stop: Any) -> tuple[Any, ...]:
     from neftcli.errors import Preempted, panics_as_errors
     from neftcli.sweep.cell import do_cell
-    from neftcli.training.signals import Stop
+    from neftcli.training.signals import StopSignal
 
     try:
         with panics_as_errors():
-            return "done", do_cell(recipe, shelf, teller, Stop(lambda: bool(stop.value)))
+            return "done", do_cell(recipe, asset_cache, teller, StopSignal(lambda: bool(stop.value)))
     except Preempted:
         return ("stopped",)
     except Exception as error:

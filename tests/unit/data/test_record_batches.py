@@ -28,7 +28,7 @@ from neftcli.data.splits import distinct, duplicates
 from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.errors import DataError, InputError
 from neftcli.recipe.schema import Data
-from neftcli.training.assets import tokens_sha256
+from neftcli.training.assets import hash_tokens
 from tests.conftest import file_system
 
 MANY = 20_000
@@ -128,7 +128,7 @@ def test_hashes_are_those_of_the_objects(where: str) -> None:
     """Recipes, checkpoints and sweeps compare them with those of runs from before rows were kept so."""
     rows, pairs = tokens(20), examples(20)
     expected = sha256(b"".join(repr((row.input_ids, row.labels)).encode() for row in rows))
-    assert tokens_sha256(TokenRows.of(rows)) == expected.hexdigest()
+    assert hash_tokens(TokenRows.of(rows)) == expected.hexdigest()
     expected = sha256()
     for side in (pairs, pairs[4:2:-1]):
         for one in side:

@@ -34,8 +34,8 @@ from neftcli.sweep.cell import (
     stopped_run,
 )
 from neftcli.sweep.engines.worker import why
-from neftcli.training.assets import Shelf
-from neftcli.training.signals import Stop
+from neftcli.training.assets import AssetCache
+from neftcli.training.signals import StopSignal
 from neftcli.training.train import train
 
 
@@ -103,7 +103,7 @@ def test_the_losses_of_the_last_evaluation_are_not_computed_again(
 ) -> None:
     """That they are the same numbers as those of the saved run, the next test shows."""
     monkeypatch.setattr("neftcli.evaluation.measurement.losses_as_they_come", lambda *_arguments: 1 / 0)
-    run = RunDirectory(Path(do_cell(recipe, Shelf(), Told(), Stop())))
+    run = RunDirectory(Path(do_cell(recipe, AssetCache(), Told(), StopSignal())))
     losses = numbers(run)["metrics"]["held-out loss"]
     record = json.loads((run.path / "run.json").read_text())
     mean = sum(losses["values"]) / sum(losses["weights"])  # nats of each row, and its tokens with loss
@@ -114,8 +114,8 @@ def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it failed, once it was stopped behind its first losses, twice its file was spoilt; each is mended."""
-    folder = do_cell(recipe, Shelf(), Told(), Stop())
-    run, shelf = RunDirectory(Path(folder)), Shelf()
+    folder = do_cell(recipe, AssetCache(), Told(), StopSignal())
+    run, asset_cache = RunDirectory(Path(folder)), AssetCache()
     undisturbed = numbers(run)
     untrained(monkeypatch)
     for spoilt in ("", "{", "[]", json.dumps({"settings": settings_key(recipe)})):
@@ -126,13 +126,13 @@ def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
     with monkeypatch.context() as patch:
         patch.setattr(Measurement, "run", lambda _self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            do_cell(recipe, shelf, Told(), Stop())
+            do_cell(recipe, asset_cache, Told(), StopSignal())
     told = Told(stops_at=Advance)
     with pytest.raises(Preempted):
-        do_cell(recipe, shelf, told, Stop(told.asked))
+        do_cell(recipe, asset_cache, told, StopSignal(told.asked))
     assert json.loads((run.path / "run.json").read_text())["status"] == "finished"
     told = Told()
-    assert do_cell(recipe, shelf, told, Stop()) == folder
+    assert do_cell(recipe, asset_cache, told, StopSignal()) == folder
     assert numbers(run) == undisturbed
     phases = [event.name for event in told.events if isinstance(event, Phase)]
     assert phases.count(module.MEASURING) == 1
@@ -141,7 +141,7 @@ def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
 
 def test_a_cells_own_recipe_does_not_say_whether_code_runs(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody's finished cell, not measured, by a recipe that trusts."""
-    run = RunDirectory(Path(do_cell(recipe, Shelf(), Told(), Stop())))
+    run = RunDirectory(Path(do_cell(recipe, AssetCache(), Told(), StopSignal())))
     (run.path / MEASURED).unlink()
     text = (run.path / "recipe.yaml").read_text()
     (run.path / "recipe.yaml").write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
@@ -153,7 +153,7 @@ def test_a_cells_own_recipe_does_not_say_whether_code_runs(recipe: Recipe, monke
         load(self, subject, *arguments, **named)
 
     monkeypatch.setattr(Measurement, "__init__", watched)
-    do_cell(recipe, Shelf(), Told(), Stop())
+    do_cell(recipe, AssetCache(), Told(), StopSignal())
     assert trusted == [False]
 
 
@@ -214,7 +214,7 @@ def stopped_cell(recipe: Recipe) -> RunDirectory:
     """A run of the cell's recipe that was stopped behind its first update."""
     saving = replace(recipe, checkpoints=replace(recipe.checkpoints, save_steps=1))
     with pytest.raises(Preempted):
-        do_cell(saving, Shelf(), Told(), AfterUpdate())
+        do_cell(saving, AssetCache(), Told(), AfterUpdate())
     [run] = [RunDirectory(path.parent) for path in Path(recipe.output_dir).glob("*/run.json")]
     assert list(run.checkpoints.glob("*/manifest.json"))
     return run
@@ -227,17 +227,17 @@ def test_a_cell_that_is_to_stop_does_no_update_and_leaves_nothing_to_go_on_with(
     """A worker is told so by no signal: before the cell is begun, while it reads, and while its model is loaded."""
     told, cells = Told(stops_at), Path(recipe.output_dir)
     with pytest.raises(Preempted):
-        do_cell(recipe, Shelf(), told, Stop(told.asked if stops_at else lambda: True))
+        do_cell(recipe, AssetCache(), told, StopSignal(told.asked if stops_at else lambda: True))
     assert not [event for event in told.events if isinstance(event, Progress)]
     assert [json.loads(file.read_text())["status"] for file in cells.glob("*/run.json")] == statuses
     assert stopped_run(cells, fingerprint(recipe), recipe) is None
     assert not list(cells.glob("*"))
 
 
-class AfterUpdate(Stop):
+class AfterUpdate(StopSignal):
     """Asks for a stop as soon as an update is being done."""
 
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether updates have begun."""
         return self._in_updates
 
@@ -270,7 +270,7 @@ def test_a_run_with_damaged_checkpoints_stays_and_the_cell_begins_in_another_fol
     run, told = stopped_cell(recipe), Told()
     for manifest in run.checkpoints.glob("*/manifest.json"):
         manifest.write_text(manifest.read_text() + "x")
-    again = do_cell(recipe, Shelf(), told, Stop())
+    again = do_cell(recipe, AssetCache(), told, StopSignal())
     assert again == f"{run.path}-2"
     assert list(run.checkpoints.glob("*/manifest.json"))
     said = " ".join(event.message for event in told.events if isinstance(event, Notice))
@@ -285,5 +285,5 @@ def test_a_run_that_was_begun_with_other_probe_rows_is_not_gone_on_with(recipe: 
     run, told = stopped_cell(recipe), Told()
     other = replace(recipe, evaluation=replace(recipe.evaluation, probe_rows=3))
     assert fingerprint(other) == fingerprint(recipe)
-    assert do_cell(other, Shelf(), told, Stop()) == f"{run.path}-2"
+    assert do_cell(other, AssetCache(), told, StopSignal()) == f"{run.path}-2"
     assert any("evaluation.probe_rows differs" in event.message for event in told.events if isinstance(event, Notice))

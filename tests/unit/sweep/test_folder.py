@@ -24,8 +24,8 @@ from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.cell_states import tell_of_others
 from neftcli.sweep.folder import explained, held, layers_of, require_alike, require_same_inputs, sweep_of
 from neftcli.sweep.plan import Cell, plan_cells
-from neftcli.training.inputs import check_inputs
-from neftcli.training.resume import find_resumption
+from neftcli.training.inputs import read_inputs
+from neftcli.training.resume import find_resume_state
 from tests.conftest import Result, new_run
 
 REFUSED = InputError(Problem("refused"))
@@ -150,7 +150,7 @@ class Silent:
 
 
 def test_cells_of_other_rows_or_another_model_are_named_before_anything_is_trained(cells: list[Cell]) -> None:
-    reference, examples = check_inputs(cells[0].recipe, Silent())
+    reference, examples = read_inputs(cells[0].recipe, Silent())
     now = {"data_sha256": of_rows(examples.train, examples.held_out), "model_fingerprint": of_model(reference, None)}
     require_same_inputs(cells, reference, examples)
     begun(cells[0], **now)
@@ -242,5 +242,5 @@ def test_nor_does_that_of_a_run_that_is_gone_on_with(tmp_path: Path, neft: Calla
     assert result.code == 2
     assert "does not run because a folder's recipe says so" in result.err
     assert f"neft train --resume {run.path} --trust-remote-code" in result.err.replace("\n", "")
-    recipe, _ = find_resumption(str(run.path), [assignment("model.trust_remote_code=true")], accept_changes=False)
+    recipe, _ = find_resume_state(str(run.path), [assignment("model.trust_remote_code=true")], accept_changes=False)
     assert recipe.model.trust_remote_code

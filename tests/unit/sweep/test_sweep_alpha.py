@@ -239,9 +239,9 @@ def test_a_sweep_that_is_to_stop_asks_no_judge(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("neftcli.sweep.judged_cells.add_win_rates", judge)
     cells = plan("sweep.alphas=[5]", "sweep.seeds=3")
     run, engine, told = sweep_of(tmp_path, cells, measured(cells, {0: 0, 5: 0}), monkeypatch=monkeypatch)
-    with run.stop.listening(first=run.asked_to_stop):
+    with run.stop.handle_signals(first=run.asked_to_stop):
         run._judge({})
-        assert run.stop.asked()
+        assert run.stop.is_requested()
         run._judge({})
         run.train(Request(()))
     assert asked == ["asked"]

@@ -15,8 +15,8 @@ from neftcli.errors import NonFiniteLossError
 from neftcli.events import Observer
 from neftcli.recipe.schema import Checkpoints, Evaluation, Recipe
 from neftcli.training.callbacks import Watch
-from neftcli.training.resume import Base
-from neftcli.training.signals import Stop
+from neftcli.training.resume import BaseEvaluation
+from neftcli.training.signals import StopSignal
 
 
 class Collector:
@@ -35,8 +35,8 @@ def watching(
 ) -> Watch:
     """A watch of a new run that nobody stops and that saves nothing."""
     recipe = Recipe(evaluation=Evaluation(every=every), checkpoints=Checkpoints(save_minutes=None))
-    base = Base(events.Evaluated(0, 1.0, 1.0), [])
-    return Watch(observer, evaluate, recipe, "cpu", before_last, Stop(), base, 0.0)
+    base = BaseEvaluation(events.Evaluated(0, 1.0, 1.0), [])
+    return Watch(observer, evaluate, recipe, "cpu", before_last, StopSignal(), base, 0.0)
 
 
 def run(total: int, every: float, logging_steps: int) -> tuple[Collector, Watch]:

@@ -15,8 +15,8 @@ from neftcli.errors import InputError
 from neftcli.evaluation.loss import RowLoss
 from neftcli.recipe.loading import assignment, resolve
 from neftcli.system import distributed
-from neftcli.training.distributed import joined, require_alike, spread
-from neftcli.training.signals import Stop, StopRequested
+from neftcli.training.distributed import join_run, require_same_inputs, split_across_processes
+from neftcli.training.signals import StopRequested, StopSignal
 
 
 def measure(rows: Sequence[int]) -> list[RowLoss]:
@@ -40,7 +40,7 @@ def with_others(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_parts_make_the_whole_in_its_order(rows: int, number: int, with_others: Callable[..., None]) -> None:
     everything = list(range(rows))
     with_others(number, lambda rank: [astuple(loss) for loss in measure(everything[rank::number])])
-    assert list(spread(everything, measure)) == measure(everything)
+    assert list(split_across_processes(everything, measure)) == measure(everything)
 
 
 def test_a_stop_in_one_is_a_stop_in_all(with_others: Callable[..., None]) -> None:
@@ -49,22 +49,22 @@ def test_a_stop_in_one_is_a_stop_in_all(with_others: Callable[..., None]) -> Non
 
     with_others(2, lambda _: [])
     with pytest.raises(StopRequested):
-        spread([1, 2], stopped)
+        split_across_processes([1, 2], stopped)
     with_others(2, lambda _: None)
     with pytest.raises(StopRequested):
-        spread([1, 2], measure)
+        split_across_processes([1, 2], measure)
 
 
 def test_the_first_hears_where_another_reads_other_rows(with_others: Callable[..., None]) -> None:
     mine = {"data_sha256": "a" * 64, "model_fingerprint": "m"}
     with_others(2, lambda _: mine)
-    require_alike(mine)
+    require_same_inputs(mine)
     with_others(2, lambda _: {**mine, "data_sha256": "b" * 64})
     with pytest.raises(InputError, match="the processes see different data") as caught:
-        require_alike(mine)
+        require_same_inputs(mine)
     assert f"{'a' * 20}, {'b' * 20}" in str(caught.value)
 
 
 def test_a_recipe_for_more_processes_than_there_are_is_refused() -> None:
     with pytest.raises(InputError, match="2 \\(1 here\\)"):
-        joined(resolve([assignment("training.processes=2")]), None, Stop())
+        join_run(resolve([assignment("training.processes=2")]), None, StopSignal())

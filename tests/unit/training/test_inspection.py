@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.data.tokens import IGNORED, TokenRow
-from neftcli.training.inspection import UNKNOWN, inspected, token_texts
+from neftcli.training.inspection import UNKNOWN, inspect_row, token_texts
 from tests.tiny import tiny_tokenizer
 
 TEXT = "The kettle boils. Die Brücke ist naß. 你好 世界 🙂 ok\n\tdef f(): return 1\n" * 3
@@ -84,7 +84,7 @@ def test_token_texts_make_up_the_text_when_joined(name: str, text: str, cut: int
 def test_a_character_of_several_tokens_shows_its_bytes_and_then_itself(name: str, character: str) -> None:
     tokenizer = TOKENIZERS[name]
     ids = tokenizer(f"a{character}a", add_special_tokens=False)["input_ids"]
-    row = inspected(tokenizer, TokenRow(ids, ids, False, False, "row 1"))
+    row = inspect_row(tokenizer, TokenRow(ids, ids, False, False, "row 1"))
     shown = [token.text for token in row.tokens]
     place = next(place for place, text in enumerate(shown) if character in text)
     if name != "byte level":  # one token for each byte; merges were learned there
@@ -98,7 +98,7 @@ def test_a_character_of_several_tokens_shows_its_bytes_and_then_itself(name: str
 def test_a_row_that_ends_in_the_middle_of_a_character_shows_its_bytes() -> None:
     tokenizer = TOKENIZERS["tiny"]
     ids = tokenizer("a🙂", add_special_tokens=False)["input_ids"][:-1]
-    row = inspected(tokenizer, TokenRow(ids, ids, True, False, "row 1"))
+    row = inspect_row(tokenizer, TokenRow(ids, ids, True, False, "row 1"))
     assert [token.text for token in row.tokens] == ["a", "<0xF0>", "<0x9F>", "<0x99>"]
     assert "".join(span.text for span in row.spans) == "a\N{REPLACEMENT CHARACTER}"
 
@@ -108,7 +108,7 @@ def test_inspected_merges_neighbours_and_never_marks_the_first_token() -> None:
     tokenizer = TOKENIZERS["tiny"]
     ids = tokenizer("abcdef</s>", add_special_tokens=False)["input_ids"]
     labels = [ids[0], IGNORED, ids[2], ids[3], IGNORED, ids[5], ids[6]]
-    row = inspected(tokenizer, TokenRow(ids, labels, False, True, "row 1", ("a note",)))
+    row = inspect_row(tokenizer, TokenRow(ids, labels, False, True, "row 1", ("a note",)))
     spans = [(span.text, span.loss, span.tokens) for span in row.spans]
     assert spans == [("ab", False, 2), ("cd", True, 2), ("e", False, 1), ("f</s>", True, 2)]
     assert [token.loss for token in row.tokens] == [False, False, True, True, False, True, True]

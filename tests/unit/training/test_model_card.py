@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from neftcli.events import RunFinished
 from neftcli.models.registry import Reference
 from neftcli.recipe.schema import Data, Recipe
-from neftcli.training.model_card import model_card, verbatim
+from neftcli.training.model_card import model_card, quote_markdown
 
 READER = MarkdownIt("commonmark").enable("table")
 HOSTILE = (
@@ -51,10 +51,10 @@ def test_any_text_is_shown_as_it_is_written(text: str) -> None:
     """One piece of code in one paragraph, in one cell of a table; and its letters are the text's."""
     if not text.split():
         return
-    [paragraph] = [block for block in READER.parse(f"x {verbatim(text)} y") if block.type == "inline"]
+    [paragraph] = [block for block in READER.parse(f"x {quote_markdown(text)} y") if block.type == "inline"]
     assert [part.type for part in paragraph.children or []] == ["text", "code_inline", "text"]
     assert (paragraph.children or [])[1].content == as_shown(text)
-    table = f"| a | b |\n|---|---|\n| {verbatim(text, in_table=True)} | y |\n"
+    table = f"| a | b |\n|---|---|\n| {quote_markdown(text, in_table=True)} | y |\n"
     cells = [block for block in READER.parse(table) if block.type == "inline"]
     assert [part.type for part in cells[2].children or []] == ["code_inline"]
     assert (cells[2].children or [])[0].content == as_shown(text)

@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from neftcli.errors import TrainingError
-from neftcli.training.packing_check import TOLERANCE, leak_between_documents, settled_batching
+from neftcli.training.packing_check import TOLERANCE, measure_leak, resolve_batching
 from tests.tiny import FAMILIES, Family, tiny_model
 
 
@@ -29,7 +29,7 @@ def test_the_measurement_agrees_with_the_document_alone(family: Family) -> None:
         together = model(**packed, use_cache=False).logits[0, 12:]
         alone = model(input_ids=packed["input_ids"][:, 12:], use_cache=False).logits[0]
     apart = torch.allclose(together, alone, atol=1e-5)
-    assert (leak_between_documents(model, packed) <= TOLERANCE) == apart
+    assert (measure_leak(model, packed) <= TOLERANCE) == apart
     assert apart == (family != "opt")
 
 
@@ -37,7 +37,7 @@ def test_a_leak_is_refused_and_says_what_to_type() -> None:
     with pytest.raises(
         TrainingError, match=r"OPTForCausalLM does not isolate packed documents.*[\s\S]*--set training.batching=padded"
     ):
-        settled_batching("packed", leaking())
+        resolve_batching("packed", leaking())
 
 
 def leaking() -> Any:
@@ -49,14 +49,14 @@ def leaking() -> Any:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_laid_end_to_end_where_the_model_keeps_them_apart(family: Family) -> None:
-    assert settled_batching("auto", tiny_model(family)) == "padding_free"
-    assert settled_batching("padded", tiny_model(family)) == "padded"
-    assert settled_batching("auto", leaking()) == "padded"
+    assert resolve_batching("auto", tiny_model(family)) == "padding_free"
+    assert resolve_batching("padded", tiny_model(family)) == "padded"
+    assert resolve_batching("auto", leaking()) == "padded"
 
 
 def test_one_document_alone_can_not_leak() -> None:
     ids = torch.arange(10, 20)[None]
-    assert leak_between_documents(tiny_model("opt"), {"input_ids": ids, "position_ids": torch.arange(10)[None]}) == 0.0
+    assert measure_leak(tiny_model("opt"), {"input_ids": ids, "position_ids": torch.arange(10)[None]}) == 0.0
 
 
 def test_settled_batching_needs_a_package() -> None:
@@ -75,6 +75,6 @@ def test_settled_batching_needs_a_package() -> None:
         linear_value_head_dim=16,
     )
     model = Qwen3_5ForCausalLM(config)
-    assert settled_batching("auto", model) == "padded"
+    assert resolve_batching("auto", model) == "padded"
     with pytest.raises(TrainingError, match="flash-linear-attention"):
-        settled_batching("packed", model)
+        resolve_batching("packed", model)

@@ -10,7 +10,7 @@ import pytest
 from neftcli.events import Advance, Event, Phase
 from neftcli.recipe.loading import assignment, resolve
 from neftcli.training import progress
-from neftcli.training.dry_run import plan
+from neftcli.training.dry_run import plan_run
 
 
 class Listener:
@@ -28,7 +28,7 @@ def told(rows_file: Path, model: Path) -> list[Event]:
     """What a dry run tells."""
     listener = Listener()
     sets = {"model.name": model, "data.source": rows_file, "data.held_out_rows": 2}
-    plan(resolve([assignment(f"{key}={value}") for key, value in sets.items()]), listener)
+    plan_run(resolve([assignment(f"{key}={value}") for key, value in sets.items()]), listener)
     return listener.events
 
 

@@ -15,7 +15,7 @@ import pytest
 from neftcli.errors import Preempted
 from neftcli.events import Event, Notice
 from neftcli.training import signals
-from neftcli.training.signals import Stop, StopRequested
+from neftcli.training.signals import StopRequested, StopSignal
 
 
 class Told:
@@ -41,13 +41,13 @@ def wait_for(told: Told) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("in_updates", [True, False])
 def test_a_first_signal_says_what_it_does_and_a_second_ends_it(number: signal.Signals, in_updates: bool) -> None:
-    told, stop = Told(), Stop()
+    told, stop = Told(), StopSignal()
     with (
-        stop.listening(first=lambda: stop.tell(told)),
-        stop.behind_updates() if in_updates else nullcontext(),
+        stop.handle_signals(first=lambda: stop.announce(told)),
+        stop.finishing_steps() if in_updates else nullcontext(),
     ):
         os.kill(os.getpid(), number)
-        assert stop.asked()
+        assert stop.is_requested()
         [said] = wait_for(told)
         assert said.startswith("stopping")
         assert ("this update is finished and saved first" in said) == in_updates
@@ -58,12 +58,12 @@ def test_a_first_signal_says_what_it_does_and_a_second_ends_it(number: signal.Si
 
 
 def test_where_nothing_would_be_lost_it_ends_at_once_and_says_nothing() -> None:
-    told, stop = Told(), Stop()
+    told, stop = Told(), StopSignal()
     with (
-        stop.listening(first=lambda: stop.tell(told)),
-        stop.behind_updates(),
+        stop.handle_signals(first=lambda: stop.announce(told)),
+        stop.finishing_steps(),
         pytest.raises(StopRequested),
-        stop.at_once(),
+        stop.interruptible(),
     ):
         os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.05)
@@ -71,27 +71,27 @@ def test_where_nothing_would_be_lost_it_ends_at_once_and_says_nothing() -> None:
 
 
 def test_before_anything_was_begun_it_is_told_so() -> None:
-    with pytest.raises(Preempted), Stop().listening(), Stop().at_once():
+    with pytest.raises(Preempted), StopSignal().handle_signals(), StopSignal().interruptible():
         raise StopRequested
 
 
 def test_of_several_processes_the_first_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    stop = Stop()
-    with stop.listening(), stop.at_once():
+    stop = StopSignal()
+    with stop.handle_signals(), stop.interruptible():
         os.kill(os.getpid(), signal.SIGTERM)  # neither raises nor asks
-        assert not stop.asked()
+        assert not stop.is_requested()
 
 
 def test_of_several_processes_a_launchers_echo_is_no_second_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(signals, "ECHO", 0.1)
-    stop = Stop()
-    with stop.listening():
+    stop = StopSignal()
+    with stop.handle_signals():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked()
+        assert stop.is_requested()
         time.sleep(0.15)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)

@@ -38,4 +38,4 @@ def test_rows_packed_piece_by_piece_are_those_packed_at_once(
     sets = {"data.max_length": 64, "training.batching": "packed", "training.gradient_accumulation_steps": 1}
     sets |= {"training.per_device_train_batch_size": 1, "training.num_train_epochs": 1}
     recipe = resolve([assignment(f"{key}={value}") for key, value in sets.items()])
-    assert trainer.updates(recipe, kept.lengths()) == len(whole)
+    assert trainer.num_training_steps(recipe, kept.lengths()) == len(whole)

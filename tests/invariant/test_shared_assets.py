@@ -17,7 +17,7 @@ from neftcli.evaluation.loss import mean_loss
 from neftcli.events import RunFinished
 from neftcli.recipe.loading import assignment, load_recipe
 from neftcli.recipe.schema import Recipe
-from neftcli.training.assets import Shelf
+from neftcli.training.assets import AssetCache
 from neftcli.training.train import train
 
 METHODS = {
@@ -81,8 +81,8 @@ def test_a_run_that_comes_after_others_equals_the_run_alone(method: str, recipe:
         recipe(*sets, "neftune.alpha=5"),
         recipe(*sets, "neftune.alpha=5", "training.seed=1"),
     ]
-    shelf = Shelf()
-    shared = [outcome(train(cell, Silent(), shelf)) for cell in cells]
+    asset_cache = AssetCache()
+    shared = [outcome(train(cell, Silent(), asset_cache)) for cell in cells]
     alone = [outcome(train(cell, Silent())) for cell in cells]
     assert shared == alone
     assert len({one["weights"] for one in shared}) == len(cells)
@@ -100,12 +100,12 @@ def test_what_is_shared_is_loaded_once(recipe: Callable[..., Recipe], monkeypatc
         return load(*arguments)
 
     monkeypatch.setattr(assets, "load_model_of", counted)
-    shelf = Shelf()
+    asset_cache = AssetCache()
     for sets in (["neftune.alpha=0"], ["neftune.alpha=5"], ["training.seed=1"]):
-        train(recipe(*sets), Silent(), shelf)
+        train(recipe(*sets), Silent(), asset_cache)
     assert loads == ["none"]
     for sets in (["data.max_rows=30"], ["adapter.type=lora"], ["training.precision=float32"]):
-        train(recipe(*sets), Silent(), shelf)
+        train(recipe(*sets), Silent(), asset_cache)
     assert loads == ["none", "none", "lora", "none"]
 
 
@@ -114,5 +114,5 @@ def test_the_finished_run_is_handed_over_with_its_model(recipe: Callable[..., Re
     finished = train(recipe(), Silent(), and_then=handed.append)
     [trained] = handed
     assert str(trained.directory.path) == finished.run
-    assert trained.model is trained.materials.model  # without a shelf nobody else needs it
+    assert trained.model is trained.assets.model  # without a asset_cache nobody else needs it
     assert mean_loss(trained.losses) == finished.held_out_loss
