@@ -30,10 +30,12 @@ from neftcli.events.evaluation import (
     Significance,
 )
 from neftcli.events.sweep import (
-    NOT_NEEDED,
     ArmRow,
     CellEstimate,
+    CellEvaluationStarted,
+    CellStarted,
     CellState,
+    CellStatus,
     PowerPlan,
     SweepEstimate,
     SweepReport,
@@ -54,11 +56,13 @@ from neftcli.events.training import (
 )
 
 __all__ = [
-    "NOT_NEEDED",
     "Advance",
     "ArmRow",
     "CellEstimate",
+    "CellEvaluationStarted",
+    "CellStarted",
     "CellState",
+    "CellStatus",
     "Comparison",
     "Counterpart",
     "DataReady",
@@ -130,6 +134,8 @@ Event = (
     | Advance
     | EvaluationReport
     | SweepStarted
+    | CellStarted
+    | CellEvaluationStarted
     | CellState
     | SweepEstimate
     | SweepReport

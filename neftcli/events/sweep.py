@@ -1,55 +1,76 @@
-"""What a sweep tells."""
+"""Events of a sweep."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from neftcli.events.evaluation import Comparison, Estimated
 
-NOT_NEEDED = "not needed"
-"""State of a cell that early stopping saved. Only an arm is dropped."""
+
+class CellStatus(StrEnum):
+    """Statuses of a cell; these ids are in sweep.json, cells.csv and the output of --json."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+    FAILED = "failed"
+    NOT_NEEDED = "not_needed"  # early stopping saved it
+
+
+@dataclass(frozen=True, slots=True)
+class CellStarted:
+    """A worker starts a cell, or starts it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellEvaluationStarted:
+    """A cell is trained, and its evaluation starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellState:
-    """Where a cell of a sweep stands.
+    """State of a cell.
 
     Attributes:
-        key: The first letters of the hash of what determines its weights.
-        arm: Its arm in words.
+        key: First characters of the hash of everything that determines its weights.
+        arm: Name of its arm.
         seed: Its training seed.
-        state: waiting, starting, training, measuring, stopped, done, failed, or not needed (by early stopping).
-        step: Updates done.
-        total_steps: Updates in all; 0 while they are not known.
-        loss: Held-out loss, measured last; None before.
-        remaining: Seconds that are left of its training, or of the part that is measured; None where that is not known.
-        run: Its folder, or an empty string.
-        problem: Why it failed, or an empty string.
-        measured: Rows or answers that are done of the part that is measured.
-        to_measure: Those in all; 0 before.
-        retries: Times that it was begun again in this call, after its worker was lost or a fault.
+        status: Its status.
+        step: Optimiser steps done.
+        total_steps: All optimiser steps; 0 if the number is not known yet.
+        loss: Latest held-out loss; None before the first one.
+        remaining: Estimated seconds left of its training, or of the current part of its evaluation; None if unknown.
+        run: Its folder; empty if it is not finished.
+        problem: Reason of a failure, or an empty string.
+        evaluated: Rows or answers done in the current part of its evaluation.
+        to_evaluate: All rows or answers of that part; 0 before the evaluation.
+        retries: Number of restarts in this call, after a lost worker or an unexpected error.
     """
 
     key: str
     arm: str
     seed: int
-    state: str
+    status: CellStatus
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
     remaining: float | None = None
     run: str = ""
     problem: str = ""
-    measured: int = 0
-    to_measure: int = 0
+    evaluated: int = 0
+    to_evaluate: int = 0
     retries: int = 0
 
     def name(self) -> str:
-        """The cell in words."""
+        """Return the cell's name: "alpha 5, seed 0"."""
         return f"{self.arm}, seed {self.seed}"
 
     def tries(self) -> str:
-        """That it was tried more than once, in words; else an empty string."""
+        """Return "try 2" if the cell was restarted; else an empty string."""
         return f"try {self.retries + 1}" if self.retries else ""
 
 

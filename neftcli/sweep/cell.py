@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Preempted, Problem
-from neftcli.events import Advance, Event, Notice, Observer, Phase
+from neftcli.events import Advance, CellEvaluationStarted, Event, Notice, Observer, Phase
 from neftcli.models.damaged_files import is_cut
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
 from neftcli.recipe.schema import TaskSettings
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from neftcli.training.train import TrainedRun
 
 MEASURED = "evaluation/cell.json"
-MEASURING = "measuring the cell"
-"""The phase by which a cell says that its training is done."""
 
 
 def finished_run(cells: Path, key: str) -> RunDirectory | None:
@@ -234,7 +232,7 @@ def _measure(
     from neftcli.evaluation.targets import find_subject
 
     begun = time.perf_counter()
-    observer.notify(Phase(MEASURING))
+    observer.notify(CellEvaluationStarted())
     subject = find_subject(str(run.path), "run", ())
     # The run's own recipe may be somebody else's: whether a model's own code runs is for the cell's to say.
     model = replace(subject.recipe.model, trust_remote_code=recipe.model.trust_remote_code)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.events import CellState, Notice, Observer
+from neftcli.events import CellState, CellStatus, Notice, Observer
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import CELLS, RunDirectory
 from neftcli.sweep.cell import damaged_records, finished_run, measured, records, runs_of
@@ -20,12 +20,12 @@ def state_of(cell: Cell) -> CellState:
     """Return the state of a cell on disk."""
     run = finished_run(Path(cell.recipe.output_dir), cell.key)
     content = measured(run, cell.recipe) if run else None
-    settled: dict[str, Any] = {"state": "waiting"}
+    facts: dict[str, Any] = {"status": CellStatus.WAITING}
     if any(_has_checkpoint(begun) for begun, _ in runs_of(Path(cell.recipe.output_dir), cell.key)):
-        settled = {"state": "stopped"}
+        facts = {"status": CellStatus.PREEMPTED}
     if run is not None and content is not None:
-        settled = {"state": "done", "run": str(run.path), **_last_evaluation(run)}
-    return CellState(cell.key[:8], cell.arm.name(), cell.seed, **settled)
+        facts = {"status": CellStatus.FINISHED, "run": str(run.path), **_last_evaluation(run)}
+    return CellState(cell.key[:8], cell.arm.name(), cell.seed, **facts)
 
 
 def _has_checkpoint(run: RunDirectory) -> bool:

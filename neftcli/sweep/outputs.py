@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SWEEP = "sweep.json"
 CURVES = "learning-curves"
-OF_THE_MOMENT = ("remaining", "measured", "to_measure")  # of a cell that is at work
+TRANSIENT = ("remaining", "evaluated", "to_evaluate")  # fields of a cell that is at work
 UNITS = {metric.name: metric.unit for metric in METRICS}
 
 
@@ -54,7 +54,7 @@ def write(
     """
     folder = Path(report.folder)
     earlier = _plots_of(folder / SWEEP)
-    cells_now = [{key: value for key, value in asdict(state).items() if key not in OF_THE_MOMENT} for state in states]
+    cells_now = [{key: value for key, value in asdict(state).items() if key not in TRANSIENT} for state in states]
     content = {**asdict(report), "cells": cells_now}
     write_whole(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     write_cells(folder, states)
@@ -69,7 +69,7 @@ def write(
 def write_cells(folder: Path, states: Sequence[CellState]) -> None:
     """Writes cells.csv, one row a cell."""
     text = StringIO()
-    names = [name for name in CellState.__slots__ if name not in OF_THE_MOMENT]
+    names = [name for name in CellState.__slots__ if name not in TRANSIENT]
     writer = csv.DictWriter(text, names, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(asdict(state) for state in states)

@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import NeftError, Preempted, Problem
 from neftcli.evaluation.comparison import LOSS
-from neftcli.events import NOT_NEEDED, Advance, Evaluated, Event, Notice, Observer, Phase, Progress, SweepReport
+from neftcli.events import (
+    Advance,
+    CellEvaluationStarted,
+    CellStarted,
+    CellStatus,
+    Evaluated,
+    Event,
+    Notice,
+    Observer,
+    Progress,
+    SweepReport,
+)
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory
-from neftcli.sweep.cell import MEASURING, clear_incomplete_runs, finished_run, measured
+from neftcli.sweep.cell import clear_incomplete_runs, finished_run, measured
 from neftcli.sweep.cell_states import state_of
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.early_stopping import FIRST_LOOK, Decision, decide, stops_early
@@ -30,7 +41,9 @@ if TYPE_CHECKING:
     from neftcli.sweep.sweep_alpha import Request
 
 GOES_ON = "    goes on: what is done is skipped"
-UNBEGUN: dict[str, Any] = {"step": 0, "loss": None, "measured": 0, "to_measure": 0, "remaining": None}
+TO_DO = (CellStatus.WAITING, CellStatus.PREEMPTED)
+DONE = (CellStatus.FINISHED, CellStatus.NOT_NEEDED)
+NO_PROGRESS: dict[str, Any] = {"step": 0, "loss": None, "evaluated": 0, "to_evaluate": 0, "remaining": None}
 
 
 class SweepError(NeftError):
@@ -82,7 +95,8 @@ class SweepRun:
                 cells = [cell for cell in self.cells if cell.seed in round_seeds and cell.arm in needed]
                 if self.stop.is_requested():
                     self.halt()  # it was asked for before there was an engine
-                engine.run([cell for cell in cells if self.states[cell.key].state != "done"], self._told, self._ended)
+                to_do = [cell for cell in cells if self.states[cell.key].status != CellStatus.FINISHED]
+                engine.run(to_do, self._told, self._ended)
                 if self.stop.is_requested():
                     break
                 done += len(round_seeds)
@@ -93,8 +107,8 @@ class SweepRun:
             engine.close()
         clear_incomplete_runs(self.folder / CELLS)
         for cell in self.cells:
-            if not self.decision.is_needed(cell.arm) and self.states[cell.key].state in ("waiting", "stopped"):
-                self._set(cell, state=NOT_NEEDED)
+            if not self.decision.is_needed(cell.arm) and self.states[cell.key].status in TO_DO:
+                self._set(cell, status=CellStatus.NOT_NEEDED)
 
     def _engine(self, request: Request) -> LocalEngine | RayEngine:
         if request.engine == "ray":
@@ -111,33 +125,33 @@ class SweepRun:
         match event:
             case Progress():
                 known = {"step": event.step, "total_steps": event.total_steps, "remaining": event.remaining}
-                self._set(cell, state="training", **known)
+                self._set(cell, status=CellStatus.TRAINING, **known)
             case Evaluated() if event.step:  # before that it is the base model's
                 self._set(cell, loss=event.held_out_loss)
-            case Phase() if event.name == MEASURING:
-                self._set(cell, state="measuring", remaining=None)
-            case Phase() if self.states[cell.key].state in ("waiting", "stopped"):
-                self._set(cell, state="starting")
-            case Advance() if self.states[cell.key].state == "measuring":
-                self._set(cell, measured=event.done, to_measure=event.total, remaining=event.remaining)
+            case CellStarted():
+                self._set(cell, status=CellStatus.STARTING)
+            case CellEvaluationStarted():
+                self._set(cell, status=CellStatus.EVALUATING, remaining=None)
+            case Advance() if self.states[cell.key].status == CellStatus.EVALUATING:
+                self._set(cell, evaluated=event.done, to_evaluate=event.total, remaining=event.remaining)
             case Notice() if event.message not in self._said:  # many are the same for all cells
                 self._said.add(event.message)
                 self.observer.notify(event)
 
     def _ended(self, cell: Cell, outcome: Outcome) -> None:
-        if outcome.state == "done":
-            self._set(cell, state="done", run=outcome.run, remaining=0.0)
-        elif outcome.state == "failed":
+        if outcome.status == CellStatus.FINISHED:
+            self._set(cell, status=CellStatus.FINISHED, run=outcome.run, remaining=0.0)
+        elif outcome.status == CellStatus.FAILED:
             self._remedies[cell.key[:8]] = next((one.remedy for one in outcome.problems if one.remedy), "")
-            self._set(cell, state="failed", problem=_why(outcome))
-        elif outcome.state == "again":
-            self._set(cell, state="waiting", **UNBEGUN, retries=self.states[cell.key].retries + 1)
+            self._set(cell, status=CellStatus.FAILED, problem=_why(outcome))
+        elif outcome.status == CellStatus.WAITING:
+            self._set(cell, status=CellStatus.WAITING, **NO_PROGRESS, retries=self.states[cell.key].retries + 1)
             name = self.states[cell.key].name()
             self.observer.notify(Notice(f"{name} is tried again: {_why(outcome)}"))
-        elif self.states[cell.key].state == "waiting":
-            self._set(cell, state="waiting")
+        elif self.states[cell.key].status == CellStatus.WAITING:
+            self._set(cell, status=CellStatus.WAITING)
         else:
-            self._set(cell, state="stopped", remaining=None)
+            self._set(cell, status=CellStatus.PREEMPTED, remaining=None)
 
     def _measured(self) -> dict[str, dict[str, Any]]:
         """Measurements by the cell's key, with the judge's scores of its answers."""
@@ -239,10 +253,10 @@ class SweepRun:
             recommended=verdict.recommended.name() if verdict.recommended else "",
             conclusion=verdict.conclusion,
             scope=verdict.scope,
-            failed=tuple(state for state in states if state.state == "failed"),
+            failed=tuple(state for state in states if state.status == CellStatus.FAILED),
             retried=tuple(state for state in states if state.retries),
-            unfinished=sum(state.state not in ("done", "failed", NOT_NEEDED) for state in states),
-            saved=sum(state.state == NOT_NEEDED for state in states),
+            unfinished=sum(state.status not in (*DONE, CellStatus.FAILED) for state in states),
+            saved=sum(state.status == CellStatus.NOT_NEEDED for state in states),
             seconds=time.perf_counter() - begun,
             again=self.again,
         )
@@ -277,12 +291,12 @@ class SweepRun:
         """
         if self._unwritten is not None:
             raise self._unwritten
-        failed = [state for state in self.states.values() if state.state == "failed"]
+        failed = [state for state in self.states.values() if state.status == CellStatus.FAILED]
         if failed:
             raise SweepError(
                 *(Problem(f"{one.name()} failed: {one.problem}", remedy=self._mend(one.key)) for one in failed)
             )
-        left = sum(state.state not in ("done", NOT_NEEDED) for state in self.states.values())
+        left = sum(state.status not in DONE for state in self.states.values())
         if left:
             raise Preempted(
                 Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=f"{self.again}{GOES_ON}")

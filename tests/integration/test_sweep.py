@@ -94,11 +94,11 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     assert {file.name for file in folder.iterdir()} >= {"sweep.json", "cells.csv", "verdict.md", "plots", "best"}
     assert {file.name for file in (folder / "plots").iterdir()} >= {"held-out-loss.png", "learning-curves.svg"}
     rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
-    assert [(row["arm"], row["seed"], row["state"]) for row in rows] == [
-        ("alpha 0", "0", "done"),
-        ("alpha 5", "0", "done"),
-        ("alpha 0", "1", "done"),
-        ("alpha 5", "1", "done"),
+    assert [(row["arm"], row["seed"], row["status"]) for row in rows] == [
+        ("alpha 0", "0", "finished"),
+        ("alpha 5", "0", "finished"),
+        ("alpha 0", "1", "finished"),
+        ("alpha 5", "1", "finished"),
     ]
     assert (folder / "best" / "run.json").is_file()
     before = cells_of(folder)
@@ -109,9 +109,9 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     # Again by its folder: nothing is trained, the report is the same.
     stamps = {file: file.stat().st_mtime_ns for file in folder.rglob("model/*")}
     again = events(neft("sweep-alpha", folder, "--json").out)
-    assert [one["state"] for one in again if one["event"] == "CellState"] == []
+    assert [one["status"] for one in again if one["event"] == "CellState"] == []
     [plan] = [one for one in again if one["event"] == "SweepStarted"]
-    assert [state["state"] for state in plan["cells"]] == ["done"] * 4
+    assert [state["status"] for state in plan["cells"]] == ["finished"] * 4
     assert {key: again[-1][key] for key in ("arms", "conclusion")} == {
         key: report[key] for key in ("arms", "conclusion")
     }
@@ -140,7 +140,7 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     [plan] = [
         one for one in events(neft("sweep-alpha", folder, "--seeds", "2", "--dry-run", "--json").out) if "cells" in one
     ][:1]
-    assert [state["state"] for state in plan["cells"]] == ["done", "done", "done", "waiting"]
+    assert [state["status"] for state in plan["cells"]] == ["finished", "finished", "finished", "waiting"]
     weights.write_bytes(whole)
     assert neft("eval", folder / "cells" / "tiny-a0-s0", "--no-base", "--no-answers").code == 0
     # More seeds: the cells that are there stay.
@@ -206,7 +206,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     assert result.code == 0, result.err
     told = events(result.out)
     [plan] = [event for event in told if event["event"] == "SweepStarted"]
-    assert plan["cells"][0]["state"] == "done"
+    assert plan["cells"][0]["status"] == "finished"
     undisturbed = tmp_path / "other"
     assert neft(*arguments, "--output-dir", undisturbed, "--set", f"output_dir={undisturbed}").code == 0
     assert cells_of(folder) == cells_of(undisturbed / "tiny-sweep")
@@ -228,7 +228,7 @@ def test_a_cell_that_is_tried_again_is_named(neft: Neft, arguments: list[str], t
     assert [state["retries"] for state in told[-1]["retried"]] == [1]
     assert "alpha 0, seed 0 was begun again (try 2)" in (folder / "verdict.md").read_text()
     rows = csv.DictReader((folder / "cells.csv").read_text().splitlines())
-    assert [(row["state"], row["retries"]) for row in rows] == [("done", "1"), ("done", "0")]
+    assert [(row["status"], row["retries"]) for row in rows] == [("finished", "1"), ("finished", "0")]
 
 
 def test_a_signal_to_all_while_a_worker_starts_is_no_fault_and_the_sweep_can_be_gone_on_with(

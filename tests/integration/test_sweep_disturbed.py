@@ -57,7 +57,7 @@ def test_a_cell_that_is_not_measured_is_and_other_rows_are_refused(
     (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").unlink()
     (folder / "cells" / "tiny-a5-s0" / "evaluation" / "cell.json").write_text("{")
     told = events(neft("sweep-alpha", folder, "--json").out)
-    assert {one["state"] for one in told if one["event"] == "CellState"} == {"starting", "measuring", "done"}
+    assert {one["status"] for one in told if one["event"] == "CellState"} == {"starting", "evaluating", "finished"}
     assert measured_of(folder) == measured
     assert stamps_of(folder) == stamps
     # As many rows as before, in another order: paired place by place with the old ones they would say anything.
@@ -97,12 +97,12 @@ def test_early_stopping_with_two_workers(
     assert [(arm["alpha"], arm["dropped"], arm["seeds"]) for arm in report["arms"]] == [(0, False, 3), (100, True, 3)]
     assert (report["saved"], report["unfinished"], len(cells_of(folder))) == (4, 0, 6)
     rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
-    assert [row["state"] for row in rows].count("not needed") == 4
+    assert [row["status"] for row in rows].count("not_needed") == 4
     # Two at a time, and each to the same bits as alone.
     states, together = dict[str, str](), 0
     for one in told:
         if one["event"] == "CellState":
-            states[one["key"]] = one["state"]
+            states[one["key"]] = one["status"]
             together = max(together, sum(state == "starting" for state in states.values()))
     assert together == 2
     for name in ("tiny-a100-s2", "tiny-a0-s1"):

@@ -113,12 +113,12 @@ def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
     finally:
         engine.close()
     assert not nodes, "no node was lost"
-    ends = {key: outcome for key, outcome in outcomes if outcome.state != "again"}
-    assert [outcome.problems[0].received for _, outcome in outcomes if outcome.state == "again"] == [
+    ends = {key: outcome for key, outcome in outcomes if outcome.status != "waiting"}
+    assert [outcome.problems[0].received for _, outcome in outcomes if outcome.status == "waiting"] == [
         "its worker or node"
     ], "the cell of the lost node, and no other, is told to be tried again"
     assert len(outcomes) - 1 == len(ends) == 5
-    assert ends[wrong.key].state == "failed"
+    assert ends[wrong.key].status == "failed"
     assert "became" in ends[wrong.key].problems[0].violated
     begun = [key for key, event in said if isinstance(event, Evaluated) and event.step == 0]
     assert sorted({*begun}) == sorted(ends)
@@ -126,7 +126,7 @@ def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
     assert capsys.readouterr().out == ""
     assert "will be retried" in (folder / "workers.log").read_text()
     for cell in good:
-        assert ends[cell.key].state == "done", ends[cell.key]
+        assert ends[cell.key].status == "finished", ends[cell.key]
         run = finished_run(folder / "cells", cell.key)
         assert run is not None
         assert str(run.path) == ends[cell.key].run
@@ -187,7 +187,7 @@ def test_a_stopped_cell_comes_back_and_is_gone_on_with_to_the_same_bits(
     engine = RayEngine(cluster.address, 1, folder)
     stop = lambda _cell, event: engine.stop() if isinstance(event, Progress) else None  # noqa: E731
     outcomes = done_by(engine, long, stop)
-    assert [outcome.state for outcome in outcomes] == ["stopped"] * 4
+    assert [outcome.status for outcome in outcomes] == ["preempted"] * 4
     runs = [*(folder / "cells").iterdir()]
     assert 1 <= len(runs) <= 2, "there are two CPUs"
     [cell] = [one for one in long if one.recipe.run_name() == runs[0].name]
@@ -196,7 +196,7 @@ def test_a_stopped_cell_comes_back_and_is_gone_on_with_to_the_same_bits(
     assert 0 < resume_state.step < 1000
     said: list[Event] = []
     [outcome] = done_by(RayEngine(cluster.address, 1, folder), [cell], lambda _cell, event: said.append(event))
-    assert outcome == Outcome("done", str(runs[0]))
+    assert outcome == Outcome("finished", str(runs[0]))
     assert min(event.step for event in said if isinstance(event, Progress)) > resume_state.step
     assert (
         json.loads((runs[0] / "run.json").read_text())["resumed"][0]["checkpoint"] == f"checkpoint-{resume_state.step}"
@@ -260,7 +260,7 @@ def test_a_cluster_without_room_is_told_of_once(
         outcomes = done_by(engine, cells[:2], told)
     finally:
         cluster.shutdown()
-    assert [outcome.state for outcome in outcomes] == ["stopped"] * 2
+    assert [outcome.status for outcome in outcomes] == ["preempted"] * 2
     [notice] = said
     assert isinstance(notice, Notice)
     assert notice.message == "the Ray cluster has no room for a cell: 1 CPU must be free; cells wait for it"

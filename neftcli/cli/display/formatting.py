@@ -15,6 +15,7 @@ from rich.text import Text
 
 from neftcli.evaluation import number_format
 from neftcli.events import (
+    CellStatus,
     Counterpart,
     DataReady,
     ModelReady,
@@ -243,7 +244,7 @@ def _left_out(unusable: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 def sweep_line(event: SweepStarted) -> str:
     """The plan of a sweep, in a line."""
-    done = sum(state.state == "done" for state in event.cells)
+    done = sum(state.status == CellStatus.FINISHED for state in event.cells)
     arms = some(len({state.arm for state in event.cells}), "arm")
     seeds = some(len({state.seed for state in event.cells}), "seed")
     before = f", {done} of them done before" if done else ""

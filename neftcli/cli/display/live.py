@@ -151,7 +151,7 @@ class LiveDisplay:
     def _(self, event: events.SweepStarted) -> None:
         self._cells = {state.key: state for state in event.cells}
         self._sweep_begun = time.monotonic()
-        self._done_before = sum(state.state == "done" for state in event.cells)
+        self._done_before = sum(state.status == events.CellStatus.FINISHED for state in event.cells)
         self._phase = None
         self._print(Text(formatting.sweep_line(event), style="bold"))
         if event.added_baseline:

@@ -144,7 +144,7 @@ class PlainLines:
     @_lines.register
     def _(self, event: events.SweepStarted) -> list[str]:
         added = ["note: alpha 0 was added: it is the baseline of every comparison"] if event.added_baseline else []
-        states = [f"cell {state.key}: {state.arm} seed={state.seed} state={state.state}" for state in event.cells]
+        states = [f"cell {state.key}: {state.arm} seed={state.seed} status={state.status}" for state in event.cells]
         return [f"sweep: {formatting.sweep_line(event)}", *added, *states]
 
     @_lines.register
@@ -158,17 +158,17 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.CellState) -> list[str]:
-        told = (event.key, event.state, event.step // max(1, event.total_steps // SOME))
+        told = (event.key, event.status, event.step // max(1, event.total_steps // SOME))
         if told == self._told:
             return []
         self._told = told
-        step = f" step={event.step} of={event.total_steps}" if event.state == "training" else ""
+        step = f" step={event.step} of={event.total_steps}" if event.status == events.CellStatus.TRAINING else ""
         loss = f" held_out_loss={event.loss:.4f}" if event.loss is not None else ""
         left = f" eta={event.remaining:.0f}s" if event.remaining else ""
         problem = f" problem={event.problem}" if event.problem else ""
         tries = f" try={event.retries + 1}" if event.retries else ""
         more = f"{step}{loss}{left}{tries}{problem}"
-        return [f"cell {event.key}: {event.arm} seed={event.seed} state={event.state}{more}"]
+        return [f"cell {event.key}: {event.arm} seed={event.seed} status={event.status}{more}"]
 
     @_lines.register
     def _(self, event: events.SweepReport) -> list[str]:

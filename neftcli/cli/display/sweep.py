@@ -15,9 +15,15 @@ from rich.text import Text
 from neftcli.cli.display import evaluation_text, formatting
 from neftcli.cli.display.next_steps import following
 from neftcli.evaluation import number_format
-from neftcli.events import NOT_NEEDED, CellState, SweepEstimate, SweepReport
+from neftcli.events import CellState, CellStatus, SweepEstimate, SweepReport
 
-STATE_STYLES = {"done": "green", "failed": "bold red", "training": "bold", "measuring": "bold"}
+STATUS_STYLES = {
+    CellStatus.FINISHED: "green",
+    CellStatus.FAILED: "bold red",
+    CellStatus.TRAINING: "bold",
+    CellStatus.EVALUATING: "bold",
+}
+STATUS_TEXTS = {status: status.value.replace("_", " ") for status in CellStatus}
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
 ARM = "arm"
 SHORT_NAMES = {"answer tokens": "tokens", "2-gram repetition": "repetition"}
@@ -25,7 +31,7 @@ REASON = 40  # columns for why a cell failed
 INDENT = (0, 0, 0, 1)
 AROUND = 5  # lines of a live table that are no cells: its head, the progress, and what else is at work
 TRAINING = 0.9
-SETTLED = ("done", "failed", NOT_NEEDED)
+ENDED = (CellStatus.FINISHED, CellStatus.FAILED, CellStatus.NOT_NEEDED)
 
 
 def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: int | None = None) -> RenderableType:
@@ -39,26 +45,25 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     """
     shown = states if height is None or len(states) + AROUND <= height else _foremost(states, height - AROUND - 1)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in (" arm", "seed", "state", "update", "held-out, all", "left"):
-        if column == "state":
+    for column in (" arm", "seed", "status", "step", "held-out, all", "left"):
+        if column == "status":
             table.add_column(column, max_width=REASON, overflow="fold")
         else:
             table.add_column(column, justify="left" if column == " arm" else "right", no_wrap=True)
     for state in shown:
-        part, total = (state.step, state.total_steps) if state.state == "training" else (0, 0)
-        if state.state == "measuring":
-            part, total = state.measured, state.to_measure
+        at_work = state.status in (CellStatus.TRAINING, CellStatus.EVALUATING)
         table.add_row(
             f" {state.arm}",
             str(state.seed),
-            Text(": ".join(filter(None, (_where(state), state.problem))), style=STATE_STYLES.get(state.state, "dim")),
-            f"{part}/{total}" if total else "",
+            Text(_status(state), style=STATUS_STYLES.get(state.status, "dim")),
+            f"{state.step}/{state.total_steps}" if at_work and state.total_steps else "",
             formatting.loss(state.loss) if state.loss is not None else "",
-            formatting.duration(state.remaining) if state.remaining and total else "",
+            formatting.duration(state.remaining) if at_work and state.remaining else "",
         )
-    others = Counter(state.state for state in states) - Counter(state.state for state in shown)
-    more = [Text(f" and {', '.join(f'{number} {name}' for name, number in others.items())}", style="dim")]
-    done = sum(state.state in SETTLED for state in states)
+    others = Counter(state.status for state in states) - Counter(state.status for state in shown)
+    counts = ", ".join(f"{number} {STATUS_TEXTS[status]}" for status, number in others.items())
+    more = [Text(f" and {counts}", style="dim")]
+    done = sum(state.status in ENDED for state in states)
     parts = sum(map(part_done, states))
     new = parts - begun_done
     left = len(states) - parts
@@ -69,26 +74,33 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     return Group(table, *(more if others else []), Text(), grid)
 
 
-def _where(state: CellState) -> str:
-    """The state of a cell, and its number of tries if it was retried."""
-    return ", ".join(filter(None, (state.state, state.tries())))
+def _status(state: CellState) -> str:
+    """Return the status of a cell with its progress, retries and problem: "evaluating 32/200, try 2"."""
+    text = STATUS_TEXTS[state.status]
+    if state.status == CellStatus.EVALUATING and state.to_evaluate:
+        text += f" {state.evaluated}/{state.to_evaluate}"
+    if state.retries:
+        text += f", {state.tries()}"
+    return f"{text}: {state.problem}" if state.problem else text
 
 
 def part_done(state: CellState) -> float:
     """Return the share of a cell that is done, from 0 to 1: nine tenths are its training."""
-    if state.state in SETTLED:
+    if state.status in ENDED:
         return 1.0
-    if state.state == "measuring":
-        return TRAINING + (1 - TRAINING) * (state.measured / state.to_measure if state.to_measure else 0.0)
+    if state.status == CellStatus.EVALUATING:
+        return TRAINING + (1 - TRAINING) * (state.evaluated / state.to_evaluate if state.to_evaluate else 0.0)
     return TRAINING * state.step / state.total_steps if state.total_steps else 0.0
 
 
 def _foremost(states: Sequence[CellState], number: int) -> list[CellState]:
     """As many cells in their order: those at work or failed, then those that come next, then those done last."""
-    at_work = [state for state in states if state.state not in ("waiting", "stopped", "done", NOT_NEEDED)]
-    waiting = [state for state in states if state.state in ("waiting", "stopped")]
-    settled = [state for state in reversed(states) if state.state in ("done", NOT_NEEDED)]
-    chosen = {id(state) for state in [*at_work, *waiting, *settled][: max(0, number)]}
+    to_do = (CellStatus.WAITING, CellStatus.PREEMPTED)
+    done = (CellStatus.FINISHED, CellStatus.NOT_NEEDED)
+    at_work = [state for state in states if state.status not in (*to_do, *done)]
+    waiting = [state for state in states if state.status in to_do]
+    ended = [state for state in reversed(states) if state.status in done]
+    chosen = {id(state) for state in [*at_work, *waiting, *ended][: max(0, number)]}
     return [state for state in states if id(state) in chosen]
 
 
@@ -96,12 +108,11 @@ def planned(states: Sequence[CellState], estimate: SweepEstimate) -> RenderableT
     """Render the end of a dry run: the cells, how long they will take, and what they share."""
     seconds = {cell.key: formatting.roughly(cell.seconds) for cell in estimate.cells}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in (" arm", "seed", "state", "takes about"):
+    for column in (" arm", "seed", "status", "takes about"):
         table.add_column(column, justify="right" if column in ("seed", "takes about") else "left", no_wrap=True)
     for state in states:
-        style = STATE_STYLES.get(state.state, "dim")
-        takes = seconds.get(state.key, "")
-        table.add_row(f" {state.arm}", str(state.seed), Text(state.state, style=style), takes)
+        status = Text(STATUS_TEXTS[state.status], style=STATUS_STYLES.get(state.status, "dim"))
+        table.add_row(f" {state.arm}", str(state.seed), status, seconds.get(state.key, ""))
     first, *lines = formatting.estimate_lines(estimate)
     parts: list[RenderableType] = [table, Text(), Padding(Text(first, style="bold"), INDENT)]
     parts += [Padding(Text(line), INDENT) for line in lines]

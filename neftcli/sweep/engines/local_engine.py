@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Problem
-from neftcli.events import Event
+from neftcli.events import CellStatus, Event
 from neftcli.sweep.engines.worker import signals_put_off, work
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ class _Worker:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell, or a try of it, ended.
+    """Outcome of one try of a cell.
 
     Attributes:
-        state: done, failed, stopped, or again: it is back in line.
-        run: Its folder, where it is done.
-        problems: Why it failed, or is tried again.
+        status: FINISHED, FAILED, PREEMPTED, or WAITING if the engine retries it.
+        run: Its folder if it is finished.
+        problems: Why it failed or is retried.
     """
 
-    state: str
+    status: CellStatus
     run: str = ""
     problems: tuple[Problem, ...] = ()
 
@@ -107,7 +107,7 @@ class LocalEngine:
                 if worker.connection in ready or worker.process.sentinel in ready:
                     self._hear(worker, waiting, tries, told, ended)
         for cell in waiting:
-            ended(cell, Outcome("stopped"))
+            ended(cell, Outcome(CellStatus.PREEMPTED))
 
     def _give(self, worker: _Worker, cell: Cell) -> None:
         """Gives a cell to an idle worker, or to another one in its place where it has died meanwhile."""
@@ -166,12 +166,12 @@ class LocalEngine:
             told(cell, said)
             return
         worker.cell = None
-        if said[0] == "failed" and said[2]:
+        if said[0] == CellStatus.FAILED and said[2]:
             self._again(cell, said[1], waiting, tries, ended)
-        elif said[0] == "failed":
-            ended(cell, Outcome("failed", problems=said[1]))
+        elif said[0] == CellStatus.FAILED:
+            ended(cell, Outcome(CellStatus.FAILED, problems=said[1]))
         else:
-            ended(cell, Outcome(said[0], *said[1:]))
+            ended(cell, Outcome(*said))
 
     def _again(
         self,
@@ -184,11 +184,11 @@ class LocalEngine:
         """Puts a cell back, first in line, until its tries are used up."""
         tries[cell.key] += 1
         if self._stop.value:
-            ended(cell, Outcome("stopped"))
+            ended(cell, Outcome(CellStatus.PREEMPTED))
         elif tries[cell.key] > self._retries:
-            ended(cell, Outcome("failed", problems=problems))
+            ended(cell, Outcome(CellStatus.FAILED, problems=problems))
         else:
-            ended(cell, Outcome("again", problems=problems))
+            ended(cell, Outcome(CellStatus.WAITING, problems=problems))
             waiting.appendleft(cell)
 
 

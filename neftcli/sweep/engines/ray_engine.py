@@ -21,11 +21,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, NeftError, Problem
-from neftcli.events import Event, Notice
+from neftcli.events import CellStarted, CellStatus, Event, Notice
 from neftcli.runs.directory import CELLS
 from neftcli.sweep.cell import finished_run, runs_of, stopped_run
 from neftcli.sweep.engines.local_engine import Outcome
-from neftcli.sweep.engines.ray_task import BEGINNING, PATIENCE, Errand, Mailbox, Returned, work
+from neftcli.sweep.engines.ray_task import PATIENCE, Errand, Mailbox, Returned, work
 from neftcli.sweep.engines.transfer import arrived, clear_arriving, for_a_node, packed
 from neftcli.system.files import open_own
 from neftcli.training.failures import is_disk_full
@@ -116,7 +116,7 @@ class RayEngine:
         while queue or self._waiting:
             if self._stopping:
                 for cell in queue:
-                    ended(cell, Outcome("stopped"))
+                    ended(cell, Outcome(CellStatus.PREEMPTED))
                 queue.clear()
             while queue and len(self._waiting) < most:
                 self._submit(queue.popleft(), told, ended)
@@ -138,7 +138,7 @@ class RayEngine:
         try:
             run = self._begun_run(cell, told)
         except InputError as error:
-            ended(cell, Outcome("failed", problems=error.problems))
+            ended(cell, Outcome(CellStatus.FAILED, problems=error.problems))
             return
         there, files = for_a_node(cell.recipe)
         for place, file in files.items():
@@ -181,8 +181,8 @@ class RayEngine:
             return
         for key, event in said:
             if key in cells:
-                if event == BEGINNING and key in self._begun:
-                    ended(cells[key], Outcome("again", problems=(Problem("lost", "its worker or node"),)))
+                if isinstance(event, CellStarted) and key in self._begun:
+                    ended(cells[key], Outcome(CellStatus.WAITING, problems=(Problem("lost", "its worker or node"),)))
                 self._begun.add(key)
                 told(cells[key], event)
 
@@ -197,9 +197,9 @@ class RayEngine:
         self._begun.discard(cell.key)
         tries[cell.key] += 1
         if again and self._stopping:
-            ended(cell, Outcome("stopped"))
+            ended(cell, Outcome(CellStatus.PREEMPTED))
         elif again and tries[cell.key] <= self._retries:
-            ended(cell, Outcome("again", problems=outcome.problems))
+            ended(cell, Outcome(CellStatus.WAITING, problems=outcome.problems))
             queue.appendleft(cell)
         else:
             ended(cell, outcome)
@@ -213,24 +213,28 @@ class RayEngine:
         try:
             found: Returned = self._ray.get(ref, timeout=PATIENCE)
             run = str(arrived(found.content, found.name, self._folder, cell.recipe)) if found.content else ""
-            done = found.state == "done"
-            return Outcome(found.state, run if done else "", found.problems), found.again
+            done = found.status == CellStatus.FINISHED
+            return Outcome(found.status, run if done else "", found.problems), found.again
         except self._ray.exceptions.GetTimeoutError:
             raise
         except self._ray.exceptions.RayError as error:
             if self._stopping:
-                return Outcome("stopped"), False
+                return Outcome(CellStatus.PREEMPTED), False
             lines = str(error).strip().splitlines() or [type(error).__name__]
             if isinstance(error, self._ray.exceptions.RayTaskError):  # begins with the frames of another machine
-                return Outcome("failed", "", (Problem("the task of this cell failed by a fault", lines[-1]),)), False
+                return Outcome(
+                    CellStatus.FAILED, "", (Problem("the task of this cell failed by a fault", lines[-1]),)
+                ), False
             lost = f"its worker or node was lost, and {self._retries} more tries did not help"
-            return Outcome("failed", "", (Problem(lost, lines[0], "--set sweep.retries=5"),)), False
+            return Outcome(CellStatus.FAILED, "", (Problem(lost, lines[0], "--set sweep.retries=5"),)), False
         except (NeftError, OSError, tarfile.TarError) as error:
             if is_disk_full(error):
                 where = str(self._folder / CELLS)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where) from error
             told = f"{type(error).__name__}: {error}"
-            return Outcome("failed", "", (Problem(f"{self._folder}: the run can't be written here", told),)), False
+            return Outcome(
+                CellStatus.FAILED, "", (Problem(f"{self._folder}: the run can't be written here", told),)
+            ), False
 
     def _say_where_there_is_no_room(self, told: Callable[[Cell, Event], None]) -> None:
         """Says once that no cell is at work since the cluster lacks what a cell needs."""

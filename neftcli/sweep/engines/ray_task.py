@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Preempted, Problem, panics_as_errors
-from neftcli.events import Event, Phase
+from neftcli.events import CellStarted, CellStatus, Event
 from neftcli.sweep.cell import do_cell
 from neftcli.sweep.engines.transfer import begun_run, name_the_recipe, packed, unpacked, workplace
-from neftcli.sweep.engines.worker import TOLD, why
+from neftcli.sweep.engines.worker import SENT_EVENTS, why
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
-BEGINNING = Phase("beginning the cell")
-"""The first that a task says; said again, its node was lost and Ray has given it to another one."""
 PATIENCE = 5.0  # seconds for an answer over the network
 
 _asset_cache: Any = None  # a worker process of Ray does many tasks, and loads once
@@ -48,14 +46,14 @@ class Returned:
     """The result of a task.
 
     Attributes:
-        state: done, failed or stopped.
+        status: FINISHED, FAILED or PREEMPTED.
         problems: Why it failed.
         again: Another try may help.
         name: The name of the run.
         content: The run as tar, where it is finished or can be gone on with; else nothing.
     """
 
-    state: str
+    status: CellStatus
     problems: tuple[Problem, ...] = ()
     again: bool = False
     name: str = ""
@@ -99,7 +97,7 @@ class _Line:
 
     def notify(self, event: Event) -> None:
         """Send what the sweep shows."""
-        if isinstance(event, TOLD):
+        if isinstance(event, SENT_EVENTS):
             self._mailbox.tell.remote(self._key, event)
 
     def halted(self) -> bool:
@@ -143,7 +141,7 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
 
     _asset_cache = _asset_cache or AssetCache()
     line = _Line(errand.key, mailbox)
-    line.notify(BEGINNING)
+    line.notify(CellStarted())
     try:
         with panics_as_errors(), workplace() as folder, chdir(folder):
             for place, content in zip(errand.places, contents, strict=True):
@@ -151,7 +149,7 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
                 Path(place).write_bytes(content)
             return _done(errand, line, luggage)
     except Exception as error:
-        return Returned("failed", *why(error))
+        return Returned(CellStatus.FAILED, *why(error))
     finally:
         line.ask()
 
@@ -162,7 +160,7 @@ def _done(errand: Errand, line: _Line, luggage: bytes) -> Returned:
     from neftcli.training.signals import StopSignal
 
     if line.ask():
-        return Returned("stopped")
+        return Returned(CellStatus.PREEMPTED)
     cells = Path(errand.there.output_dir)
     if luggage:
         unpacked(luggage, cells / errand.run)
@@ -172,13 +170,13 @@ def _done(errand: Errand, line: _Line, luggage: bytes) -> Returned:
     try:
         with panics_as_errors():
             do_cell(errand.there, _asset_cache, line, StopSignal(line.halted))
-        state = "done"
+        status = CellStatus.FINISHED
     except Preempted:
-        state = "stopped"
+        status = CellStatus.PREEMPTED
     except Exception as error:
-        state, (problems, again) = "failed", why(error)
+        status, (problems, again) = CellStatus.FAILED, why(error)
     run = begun_run(cells, errand.there)
     if run is None:
-        return Returned(state, problems, again)
+        return Returned(status, problems, again)
     name_the_recipe(run, errand.recipe, errand.there)
-    return Returned(state, problems, again, run.path.name, packed(run.path))
+    return Returned(status, problems, again, run.path.name, packed(run.path))

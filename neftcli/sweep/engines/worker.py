@@ -11,7 +11,16 @@ from multiprocessing import parent_process, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.events import Advance, Evaluated, Event, Notice, Phase, Progress
+from neftcli.events import (
+    Advance,
+    CellEvaluationStarted,
+    CellStarted,
+    CellStatus,
+    Evaluated,
+    Event,
+    Notice,
+    Progress,
+)
 from neftcli.system.files import open_own
 
 if TYPE_CHECKING:
@@ -20,8 +29,8 @@ if TYPE_CHECKING:
     from neftcli.errors import Problem
     from neftcli.recipe.schema import Recipe
 
-TOLD = (Phase, Progress, Evaluated, Advance, Notice)
-"""The events of a cell that the sweep is told of; the run keeps the others itself."""
+SENT_EVENTS = (CellStarted, CellEvaluationStarted, Progress, Evaluated, Advance, Notice)
+"""Events of a cell that a worker sends to the sweep; the run records the others itself."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """A scheduler sends them to every process of a job; the sweep alone decides what that means."""
 
@@ -54,15 +63,15 @@ class Teller:
 
     def notify(self, event: Event) -> None:
         """Sends what the sweep shows."""
-        if isinstance(event, TOLD):
+        if isinstance(event, SENT_EVENTS):
             self._connection.send(event)
 
 
 def work(connection: Connection, stop: Any, device: str | None, log: Path) -> None:
     """Does the cells that come through `connection`, until the sweep ends this process.
 
-    Each is answered by events, then by ("done", folder), ("failed", problems, whether another try may help) or
-    ("stopped",).
+    Each is answered by events, then by (FINISHED, folder), (FAILED, problems, whether another try may help) or
+    (PREEMPTED,).
 
     Args:
         connection: To the sweep.
@@ -92,13 +101,14 @@ def _outcome(recipe: Recipe, asset_cache: Any, teller: Teller, stop: Any) -> tup
     from neftcli.sweep.cell import do_cell
     from neftcli.training.signals import StopSignal
 
+    teller.notify(CellStarted())
     try:
         with panics_as_errors():
-            return "done", do_cell(recipe, asset_cache, teller, StopSignal(lambda: bool(stop.value)))
+            return CellStatus.FINISHED, do_cell(recipe, asset_cache, teller, StopSignal(lambda: bool(stop.value)))
     except Preempted:
-        return ("stopped",)
+        return (CellStatus.PREEMPTED,)
     except Exception as error:
-        return "failed", *why(error)
+        return CellStatus.FAILED, *why(error)
 
 
 def why(error: Exception) -> tuple[tuple[Problem, ...], bool]:

@@ -284,7 +284,7 @@ SWEEP = events.SweepReport(
     conclusion=("Nothing here is better than no noise in held-out loss.",),
     scope="Verdicts are over examples, for these 3 seeds.",
     failed=(events.CellState("abc", "alpha 10", 1, "failed", problem="the loss became nan"),),
-    retried=(events.CellState("def", "alpha 5", 0, "done", retries=1),),
+    retried=(events.CellState("def", "alpha 5", 0, "finished", retries=1),),
     unfinished=1,
     saved=2,
     seconds=83.0,
@@ -296,7 +296,7 @@ DONE = replace(SWEEP, failed=(), retried=(), unfinished=0, saved=0)
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
     cells = (
-        events.CellState("abc", "alpha 0", 0, "done", loss=1.842, run="x"),
+        events.CellState("abc", "alpha 0", 0, "finished", loss=1.842, run="x"),
         events.CellState("def", "alpha 5", 0, "waiting"),
     )
     stream = io.StringIO()
@@ -332,14 +332,18 @@ def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
 @pytest.mark.parametrize(
     ("state", "left"),
     [
-        (events.CellState("b", "alpha 5", 0, "training", 5, 10), "0:04"),  # 1 + 0.9 / 2 cells in 10 s, 0.55 are left
-        (events.CellState("b", "alpha 5", 0, "measuring", 10, 10, measured=3, to_measure=6), "0:00"),  # 0.05 are left
+        # 1 + 0.9 / 2 cells in 10 s, 0.55 are left
+        (events.CellState("b", "alpha 5", 0, "training", 5, 10), "0:04"),
+        (
+            events.CellState("b", "alpha 5", 0, "evaluating", 10, 10, evaluated=3, to_evaluate=6),
+            "0:00",
+        ),  # 0.05 are left
         (events.CellState("b", "alpha 5", 0, "waiting"), "0:10"),
     ],
 )
 def test_the_time_left_of_a_sweep_counts_cells_at_work(state: events.CellState, left: str) -> None:
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(sweep.cells([events.CellState("a", "alpha 0", 0, "done"), state], 10.0, 0))
+    console.print(sweep.cells([events.CellState("a", "alpha 0", 0, "finished"), state], 10.0, 0))
     assert f"1/2 cells  0:10 gone, about {left} left" in " ".join(console.export_text().split("   "))
 
 

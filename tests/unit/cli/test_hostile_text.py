@@ -33,7 +33,7 @@ HOSTILE = (
 ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 MARKUP = ("[red]x[/red]", "[link=http://127.0.0.1]", "[/nope]", ":smile:")
 OWN = re.compile(r"\x1b\[(\?25[lh]|[12]?[KA])|\r")  # what Rich's live display itself draws with
-WORDS = ("role", "against", "verdict", "better", "state", "layout", "kind", "length", "schedule", "loss_on", "metrics")
+WORDS = ("role", "against", "verdict", "better", "status", "layout", "kind", "length", "schedule", "loss_on", "metrics")
 
 EVENTS: list[events.Event] = [
     *RUN,

@@ -116,7 +116,7 @@ def ended(made: RayEngine, cell: Cell) -> tuple[list[str], int]:
     tries = ray_engine.Counter[str]()
     while queue:
         made._waiting = {"ref": queue.popleft()}
-        made._end("ref", queue, tries, lambda _cell, outcome: states.append(outcome.state))
+        made._end("ref", queue, tries, lambda _cell, outcome: states.append(outcome.status))
         tried += 1
     return states, tried
 
@@ -126,13 +126,13 @@ def test_a_fault_is_tried_again_and_what_is_wrong_is_not(tmp_path: Path) -> None
     [cell, *_] = plan("sweep.alphas=[5]")
     problem = (Problem("x"),)
     assert ended(engine(tmp_path, Returned("failed", problem, again=True), retries=2), cell) == (
-        ["again", "again", "failed"],
+        ["waiting", "waiting", "failed"],
         3,
     )
     assert ended(engine(tmp_path, Returned("failed", problem), retries=2), cell) == (["failed"], 1)
     stopping = engine(tmp_path, Returned("failed", problem, again=True))
     stopping.stop()
-    assert ended(stopping, cell) == (["stopped"], 1)
+    assert ended(stopping, cell) == (["preempted"], 1)
 
 
 def let_no_run_arrive(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +150,8 @@ def test_a_run_that_can_not_arrive_is_a_failed_cell(
 ) -> None:
     [cell, *_] = plan("sweep.alphas=[5]")
     let_no_run_arrive(error, monkeypatch)
-    outcome, again = engine(tmp_path, Returned("done", name="x", content=b"tar"))._outcome("ref", cell)
-    assert (outcome.state, again) == ("failed", False)
+    outcome, again = engine(tmp_path, Returned("finished", name="x", content=b"tar"))._outcome("ref", cell)
+    assert (outcome.status, again) == ("failed", False)
     assert "the run can't be written here" in outcome.problems[0].violated
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_sweep_and_not_cell_by_cell(
     """No run can arrive any more, so nothing further is trained for nothing."""
     [cell, *_] = plan("sweep.alphas=[5]")
     let_no_run_arrive(error, monkeypatch)
-    full = engine(tmp_path, Returned("done", name="x", content=b"tar"))
+    full = engine(tmp_path, Returned("finished", name="x", content=b"tar"))
     kept = "the disk is full; what is done is kept"
     with pytest.raises(NeftError, match=kept) as caught, explained(tmp_path, "neft again"):
         ended(full, cell)
@@ -222,7 +222,7 @@ def given(made: RayEngine, cell: Cell) -> tuple[list[Event], list[tuple[str, str
     made._submit(
         cell,
         lambda _cell, event: said.append(event),
-        lambda _cell, outcome: ends.append((outcome.state, outcome.problems[0].violated)),
+        lambda _cell, outcome: ends.append((outcome.status, outcome.problems[0].violated)),
     )
     return said, ends, runs
 
@@ -232,11 +232,11 @@ def test_a_run_that_another_process_trains_does_not_go_along(
 ) -> None:
     cell, run = stopped
     with run.held():
-        said, ends, runs = given(engine(tmp_path, Returned("done")), cell)
+        said, ends, runs = given(engine(tmp_path, Returned("finished")), cell)
     assert (said, runs) == ([], [])
     assert ends == [("failed", f"{run.path}: another process is training this run")]
     assert (run.path / "run.json").is_file()
-    assert given(engine(tmp_path, Returned("done")), cell) == ([], [], [run.path.name])
+    assert given(engine(tmp_path, Returned("finished")), cell) == ([], [], [run.path.name])
 
 
 def test_damaged_checkpoints_are_told_of_where_they_are(tmp_path: Path, stopped: tuple[Cell, RunDirectory]) -> None:
@@ -245,7 +245,7 @@ def test_damaged_checkpoints_are_told_of_where_they_are(tmp_path: Path, stopped:
     checkpoints = Checkpoints(run.checkpoints, 5)
     for step, goes_along, last in ((2, run.path.name, "passed over"), (1, "", "stays as it is")):
         (checkpoints.place(step) / "weights.bin").write_bytes(b"other")
-        said, ends, runs = given(engine(tmp_path, Returned("done")), cell)
+        said, ends, runs = given(engine(tmp_path, Returned("finished")), cell)
         messages = [event.message for event in said if isinstance(event, Notice)]
         assert (ends, runs, len(messages)) == ([], [goes_along], len(said))
         assert any(f"{checkpoints.place(step)}: weights.bin has 5 bytes, not 7" in message for message in messages)

@@ -36,7 +36,7 @@ def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[
             run.mkdir(parents=True, exist_ok=True)
             line = {"event": "Evaluated", "step": 3, "held_out_loss": float(number)}
             (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-        done = {"state": "done", "run": str(run)} if cell.key in content else {"state": "waiting"}
+        done = {"status": "finished", "run": str(run)} if cell.key in content else {"status": "waiting"}
         states.append(CellState(cell.key[:8], cell.arm.name(), cell.seed, **done))
     return states
 
@@ -203,7 +203,7 @@ def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
 
 
 def test_cells_that_are_done_have_no_time_left() -> None:
-    line = shown(display.cells([CellState("k", "alpha 5", 0, "done")], 10.0, 0))[-1]
+    line = shown(display.cells([CellState("k", "alpha 5", 0, "finished")], 10.0, 0))[-1]
     assert "1/1 cells" in line
     assert "left" not in line
 
@@ -244,7 +244,7 @@ def states(*names: str) -> list[CellState]:
 @pytest.mark.parametrize("height", [8, 10, 24, 40, 100])
 def test_more_cells_than_lines_leave_the_progress_in_sight(height: int) -> None:
     """Cells at work and failed have a row, whatever their place; what has none is counted."""
-    names = ["done"] * 30 + ["failed", "training", "measuring"] + ["waiting"] * 20
+    names = ["finished"] * 30 + ["failed", "training", "evaluating"] + ["waiting"] * 20
     lines = shown(display.cells(states(*names), 10.0, 0, height))
     assert len(lines) <= height - 2
     assert "31/53 cells" in lines[-1]
@@ -259,14 +259,14 @@ def test_more_cells_than_lines_leave_the_progress_in_sight(height: int) -> None:
 
 
 def test_while_a_cell_is_measured_its_row_moves() -> None:
-    state = CellState("k", "alpha 5", 0, "measuring", 54, 54, 1.9, 75.0, measured=32, to_measure=200)
+    state = CellState("k", "alpha 5", 0, "evaluating", 54, 54, 1.9, 75.0, evaluated=32, to_evaluate=200)
     [row] = [line for line in shown(display.cells([state], 1.0, 0)) if line.startswith(" alpha 5")]
-    assert row.split() == ["alpha", "5", "0", "measuring", "32/200", "1.9000", "1:15"]
+    assert row.split() == ["alpha", "5", "0", "evaluating", "32/200", "54/54", "1.9000", "1:15"]
 
 
 def test_what_is_of_the_moment_is_in_no_file(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
     reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), LOSS)
     columns = set((tmp_path / "cells.csv").read_text().splitlines()[0].split(","))
-    assert columns == {"key", "arm", "seed", "state", "step", "total_steps", "loss", "run", "problem", "retries"}
+    assert columns == {"key", "arm", "seed", "status", "step", "total_steps", "loss", "run", "problem", "retries"}
     assert {*json.loads((tmp_path / "sweep.json").read_text())["cells"][0]} == columns

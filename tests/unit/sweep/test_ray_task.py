@@ -51,7 +51,7 @@ def test_work_restricts_the_umask() -> None:
     actor.mailbox.halt()
     before = os.umask(0)
     try:
-        assert work(Errand(Recipe(), Recipe(), "key", (), ""), actor, b"").state == "stopped"
+        assert work(Errand(Recipe(), Recipe(), "key", (), ""), actor, b"").status == "preempted"
         restricted = os.umask(0)
     finally:
         os.umask(before)

@@ -18,10 +18,18 @@ import pytest
 
 from neftcli.errors import InputError, NeftError, Preempted
 from neftcli.evaluation.comparison import LOSS
-from neftcli.events import Advance, CellState, Event, Notice, Phase, Progress
+from neftcli.events import (
+    Advance,
+    CellEvaluationStarted,
+    CellStarted,
+    CellState,
+    CellStatus,
+    Event,
+    Notice,
+    Progress,
+)
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.recipe.schema import Recipe
-from neftcli.sweep.cell import MEASURING
 from neftcli.sweep.early_stopping import Decision, decide
 from neftcli.sweep.engines.local_engine import Outcome
 from neftcli.sweep.plan import Arm, Cell, plan_cells
@@ -62,7 +70,7 @@ class Engine:
             lines = [{"event": "Evaluated", "step": step, "held_out_loss": 2.5 - 0.5 * step} for step in (0, 1)]
             (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             self.done.add(cell.key)
-            ended(cell, Outcome("done", str(run)))
+            ended(cell, Outcome(CellStatus.FINISHED, str(run)))
 
     def stop(self) -> None:
         """Nothing is at work."""
@@ -177,7 +185,7 @@ def test_a_stopped_sweep_recommends_by_the_seeds_that_all_arms_have(
     with pytest.raises(Preempted) as caught:
         run.end()
     assert caught.value.problems[0].remedy == "the same again    goes on: what is done is skipped"
-    assert {state.state for state in run.states.values()} == {"done", "waiting"}
+    assert {state.status for state in run.states.values()} == {"finished", "waiting"}
     assert all(isinstance(state, CellState) for state in run.states.values())
 
 
@@ -207,21 +215,23 @@ def test_what_a_cell_tells_becomes_its_state(tmp_path: Path, monkeypatch: pytest
     run, _, told = sweep_of(tmp_path, cells, {}, monkeypatch=monkeypatch)
     seen = []
     for event in (
-        Phase("answering held-out prompts before training"),
+        CellStarted(),
+        Advance("x: answers before training", 1, 2, 1.0, 1.0, 1.0, "rows"),
         Progress(1, 4, 1.0, 3.0),
-        Phase("answering the same prompts after training"),
-        Phase(MEASURING),
+        Advance("x: answers after training", 1, 2, 1.0, 1.0, 1.0, "rows"),
+        CellEvaluationStarted(),
         Advance("x: loss", 3, 12, 1.0, 3.0, 3.0, "rows"),
     ):
         run._told(cell, event)
         state = run.states[cell.key]
-        seen.append((state.state, state.step, state.measured, state.to_measure, state.remaining))
+        seen.append((state.status, state.step, state.evaluated, state.to_evaluate, state.remaining))
     assert seen == [
+        ("starting", 0, 0, 0, None),
         ("starting", 0, 0, 0, None),
         ("training", 1, 0, 0, 3.0),
         ("training", 1, 0, 0, 3.0),
-        ("measuring", 1, 0, 0, None),
-        ("measuring", 1, 3, 12, 3.0),
+        ("evaluating", 1, 0, 0, None),
+        ("evaluating", 1, 3, 12, 3.0),
     ]
     run._told(cell, Notice("no room"))
     assert told.events[-1] == Notice("no room")
