@@ -22,7 +22,7 @@ from neftcli.models.loading import load_tokenizer
 from neftcli.models.registry import resolve
 from neftcli.models.requirements import load_model_of
 from neftcli.recipe.loading import assignment, load_recipe
-from neftcli.system.device import choose_machine
+from neftcli.system.device import resolve_compute_config
 from neftcli.system.process import prepare_process
 
 SIZES = (1, 8, 32)
@@ -45,23 +45,23 @@ def measure(options: Any, precision: str) -> None:
     """One arithmetic: every size in turn, round by round."""
     recipe = load_recipe("quickstart", [assignment(f"training.precision={precision}")])
     reference = resolve(options.model)
-    machine = choose_machine(recipe)
-    model = load_model_of(recipe, reference, machine)
+    compute = resolve_compute_config(recipe)
+    model = load_model_of(recipe, reference, compute)
     chat = ChatFormat(load_tokenizer(reference)[0])
     examples = read_examples(recipe.data).held_out[: options.prompts]
     prompts = [prompt_token_ids(chat, example) for example in examples]
     generation = replace(recipe.evaluation.generation, max_new_tokens=options.max_new_tokens)
     rates: dict[int, list[float]] = {size: [] for size in SIZES}
     texts: dict[int, list[str]] = {}
-    generate_answers(model, chat, prompts[:2], generation, machine.autocast())  # first touch of memory
+    generate_answers(model, chat, prompts[:2], generation, compute.autocast())  # first touch of memory
     for _ in range(options.rounds):
         for size in SIZES:
             begun = time.perf_counter()
-            answers = generate_answers(model, chat, prompts, replace(generation, batch_size=size), machine.autocast())
+            answers = generate_answers(model, chat, prompts, replace(generation, batch_size=size), compute.autocast())
             seconds = time.perf_counter() - begun
             rates[size].append(sum(answer.tokens for answer in answers) / seconds)
             texts[size] = [answer.text for answer in answers]
-    print(f"\n{options.model}, {precision}, {machine.name}, {len(prompts)} prompts, {options.rounds} rounds")
+    print(f"\n{options.model}, {precision}, {compute.device_name}, {len(prompts)} prompts, {options.rounds} rounds")
     print("batch   tokens/s   ratio to 1   answers that differ from batch 1")
     single = statistics.median(rates[1])
     for size in SIZES:

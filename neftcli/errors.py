@@ -8,7 +8,7 @@ NeftError                     1   something failed
 ├── NeftuneError              1   noise would be attached twice, or lengths are unknown
 ├── TrainingError             1   training started and can't go on
 │   ├── NonFiniteLossError        the loss became NaN or infinite
-│   └── ProcessLost               another of the processes that train together has ended
+│   └── ProcessLostError          another of the processes that train together has ended
 ├── LibraryPanic              1   compiled code of a library panicked
 ├── Preempted                75   stopped behind an update by a signal; resumable
 └── Interrupted             130   stopped at once, by a second signal or where nothing can be saved
@@ -90,7 +90,7 @@ class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
 
 
-class ProcessLost(TrainingError):  # noqa: N818 - it says what became of it
+class ProcessLostError(TrainingError):
     """Another of the processes that train together has ended."""
 
 

@@ -137,9 +137,9 @@ def quick_arguments(model: Path, rows: Path, output: Path) -> list[str]:
 
 def new_run(parent: Path, name: str) -> RunDirectory:
     """A run's folder under its name, with nothing in it."""
-    run = RunDirectory.begin(parent, name)
+    run = RunDirectory.create(parent, name)
     (run.path / ".lock").touch()
-    run.settle(parent, name)
+    run.assign_name(parent, name)
     (run.path / ".lock").unlink()
     return run
 

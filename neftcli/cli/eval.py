@@ -8,7 +8,7 @@ import typer
 
 from neftcli.cli.display import choose_display
 from neftcli.cli.options import with_overrides
-from neftcli.system.distributed import require_alone
+from neftcli.system.distributed import require_single_process
 
 WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", "data.max_length")
 
@@ -47,7 +47,7 @@ def evaluate(
     Loss, answers, a judge and benchmark tasks, against a baseline and the base model. What was measured before is
     kept, and not measured again: an evaluation that was stopped (Ctrl-C, SIGTERM or SIGUSR1: exit code 75) goes on.
     """
-    require_alone("neft eval")
+    require_single_process("neft eval")
     from neftcli.evaluation.evaluate import Request
     from neftcli.evaluation.evaluate import evaluate as run
     from neftcli.training.signals import StopSignal

@@ -20,7 +20,7 @@ from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.encoding import hold_any_letter
 from neftcli.cli.help import Command, HelpOption
 from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
-from neftcli.system.distributed import leads, rank
+from neftcli.system.distributed import is_main_process, rank
 from neftcli.system.environment import drop_overrides, keep_current_folder_out
 from neftcli.system.files import restrict_umask
 
@@ -66,7 +66,7 @@ def root(
 def _tell(problems: Sequence[Problem], *, started: bool) -> None:
     from neftcli.cli.display.problems import print_problems
 
-    if not leads():  # the first one tells what all see, and ends them
+    if not is_main_process():  # the first one tells what all see, and ends them
         time.sleep(TURN)
         problems = [replace(problem, violated=f"process {rank()}: {problem.violated}") for problem in problems]
     print_problems(problems, started=started)
@@ -140,7 +140,7 @@ def main() -> None:
             traceback.print_exc()
         if isinstance(error, Preempted | Interrupted):
             _ignore_signals()
-        if leads() or not isinstance(error, Preempted | Interrupted):
+        if is_main_process() or not isinstance(error, Preempted | Interrupted):
             _tell(error.problems, started=error.exit_code != 2)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # whoever read the lines has gone (`neft train | head`)

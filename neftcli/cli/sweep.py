@@ -12,7 +12,7 @@ from neftcli.cli.display import choose_display
 from neftcli.cli.options import QUICKSTART, with_overrides
 from neftcli.errors import InputError, Problem
 from neftcli.recipe.schema import keys
-from neftcli.system.distributed import require_alone
+from neftcli.system.distributed import require_single_process
 
 OF_CELLS = frozenset(key.path for key in keys() if key.option.flag and not key.option.only) - {
     "neftune.alpha",
@@ -62,7 +62,7 @@ def sweep_alpha(
     Seeds are paired, and the verdict comes with intervals. The same command again, or the sweep's folder, goes on: what
     is done is skipped. With --name, the folder's recipe begins a sweep of its own.
     """
-    require_alone("neft sweep-alpha")
+    require_single_process("neft sweep-alpha")
     from neftcli.recipe.loading import file_layers
     from neftcli.recipe.yaml_file import Setting
     from neftcli.runs.directory import find_sweep

@@ -10,7 +10,7 @@ import typer
 from neftcli.cli.display import choose_display
 from neftcli.cli.options import recipe_of, with_recipe
 from neftcli.errors import InputError, Problem
-from neftcli.system.distributed import count, launched, together
+from neftcli.system.distributed import launch_processes, launched_externally, world_size
 
 if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
@@ -67,7 +67,7 @@ def train(
             resolved, resume_state = find_resume_state(resume, layers, accept_changes=accept_changes)
         # -P: the folder that the command is typed in is none that code is loaded from.
         command = [] if dry_run else [sys.executable, "-P", "-m", "neftcli.cli.main", *sys.argv[1:]]
-        with together(resolved.training.processes, command):
+        with launch_processes(resolved.training.processes, command):
             if dry_run:
                 plan_run(resolved, display)
             else:
@@ -82,11 +82,11 @@ def _of_a_launcher(layers: list[Layer]) -> Layer:
     """
     from neftcli.recipe.yaml_file import Setting
 
-    if not launched():
+    if not launched_externally():
         return {}
-    started = f"WORLD_SIZE {count()}"
+    started = f"WORLD_SIZE {world_size()}"
     typed = [layer["training.processes"] for layer in layers if "training.processes" in layer]
-    if typed and typed[-1].value != count():
+    if typed and typed[-1].value != world_size():
         told = "training.processes: a launcher has started another number of them"
         raise InputError(Problem(told, f"{typed[-1].typed} ({started})", "one of both alone"))
-    return {"training.processes": Setting(count(), "the launcher", started)}
+    return {"training.processes": Setting(world_size(), "the launcher", started)}

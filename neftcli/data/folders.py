@@ -21,7 +21,7 @@ from neftcli.data.readers import ENDINGS, ending
 from neftcli.data.remote import downloaded, read_text, reading
 from neftcli.data.text import DataFile
 from neftcli.errors import DataError, Problem, first_line
-from neftcli.system.listed_names import leads_out
+from neftcli.system.listed_names import escapes_folder
 
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -71,7 +71,7 @@ class Folder:
         Raises:
             DataError: It is absolute or contains `..`.
         """
-        if leads_out(name):
+        if escapes_folder(name):
             violated = f"{self.name}: a data set must name files in its own folder"
             remedy = "copy the files into the folder, and correct the name: no / in front, no .."
             raise DataError(Problem(violated, name, remedy))

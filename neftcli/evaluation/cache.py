@@ -21,7 +21,7 @@ from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, Observer
 from neftcli.runs.directory import json_line
 from neftcli.runs.schemas import Count, parse
-from neftcli.system.files import clear_abandoned, open_own, require_no_link, require_no_links
+from neftcli.system.files import open_without_links, remove_stale_files, require_no_link, require_no_links
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -73,7 +73,7 @@ def whole_lines(path: Path) -> list[bytes]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        with open_own(path, "r+b") as file:
+        with open_without_links(path, "r+b") as file:
             file.truncate(len(whole))
     return whole.split(b"\n")[:-1]  # by bytes: JSON does not escape every line break of a text
 
@@ -83,7 +83,7 @@ def append_lines(path: Path, objects: Any) -> None:
     text = "".join(map(json_line, objects))
     if not text:
         return
-    with open_own(path, "a") as file:
+    with open_without_links(path, "a") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -110,7 +110,7 @@ def alone(folder: Path, observer: Observer) -> Iterator[None]:
     except OSError as error:
         raise InputError(Problem(f"{folder} can't be written", error.strerror or str(error))) from None
     try:
-        clear_abandoned(folder)
+        remove_stale_files(folder)
         yield
     finally:
         lock.release()

@@ -21,7 +21,7 @@ from neftcli.evaluation.targets import Subject, base_of, find_subject
 from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
 from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.trust import TRUST
-from neftcli.system.files import clear_abandoned, remove, require_no_link, require_no_links, write_whole
+from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_link, require_no_links
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import prepare_process
 
@@ -159,10 +159,10 @@ def _require_two(subjects: Sequence[Subject]) -> None:
         folders = [one.run.model if one.run else Path(one.reference.location) for one in (main, subject)]
         if folders[0].resolve() != folders[1].resolve():
             continue
-        counterpart = main.counterpart()
+        paired_run = main.paired_run()
         hint = "leave --baseline out, which compares with the base model" if main.run else "--baseline OTHER"
-        if counterpart is not None and counterpart.exists:
-            hint = f"--baseline {shlex.quote(counterpart.run)}, or {hint}"
+        if paired_run is not None and paired_run.exists:
+            hint = f"--baseline {shlex.quote(paired_run.run)}, or {hint}"
         what = "run" if main.run else "model"
         raise InputError(Problem(f"this {what} is compared with itself", f"--baseline {subject.name}", hint))
 
@@ -258,7 +258,7 @@ def _report(
         shown=tuple(writing.most_different(results, rows, request.show)),
         folder=str(folder),
         seconds=time.perf_counter() - begun,
-        counterpart=results[0].subject.counterpart(),
+        paired_run=results[0].subject.paired_run(),
         conclusion=tuple(conclusion(models, metrics, comparisons, changed)),
         over_seeds=writing.over_seeds(results) if len(set(prompts)) >= FEWEST else None,
         win_rate_bounds=None if judged is None else win_rate_bounds(judged),
@@ -283,10 +283,10 @@ def _report_folder(rows: Rows, subjects: Sequence[Subject], request: Request) ->
         while True:
             folder = parent / (name if number == 1 else f"{name}-{number}")
             folder.mkdir(parents=True, exist_ok=True)
-            clear_abandoned(folder)
+            remove_stale_files(folder)
             mark = folder / QUESTION
             if not mark.is_file():
-                write_whole(mark, question)
+                atomic_write(mark, question)
             if mark.read_text() == question:
                 return folder
             number += 1
@@ -298,13 +298,13 @@ def _report_folder(rows: Rows, subjects: Sequence[Subject], request: Request) ->
 
 def _measure(subjects: Sequence[Subject], rows: Rows, request: Request, observer: Observer) -> list[Results]:
     from neftcli.evaluation.measurement import Measurement
-    from neftcli.system.device import choose_machine
+    from neftcli.system.device import resolve_compute_config
 
     main = subjects[0].recipe
-    machine = choose_machine(main, trains=subjects[0].run is not None)  # one arithmetic for all
+    compute = resolve_compute_config(main, trains=subjects[0].run is not None)  # one arithmetic for all
     settings, seed = main.evaluation, main.training.seed
     measurements = [
-        Measurement(subject, rows, settings, machine, seed, observer, answers=request.answers) for subject in subjects
+        Measurement(subject, rows, settings, compute, seed, observer, answers=request.answers) for subject in subjects
     ]
     return [measurement.run() for measurement in measurements]
 

@@ -16,7 +16,7 @@ from neftcli.errors import DataError, Problem
 from neftcli.evaluation.targets import Subject, find_subject
 from neftcli.events import Notice, Observer, Phase, RowsReady
 from neftcli.recipe.path_suggestions import at_home, exists
-from neftcli.recipe.relative_paths import places_of
+from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.runs.directory import RECIPE, find_run
 from neftcli.system.hub import UNREACHABLE, prefer_cache_if_unreachable
 
@@ -156,11 +156,11 @@ def _require_in_place(subject: Subject, recipe: Recipe) -> None:
         DataError: They are not, with the folders that were searched.
     """
     assert subject.run is not None  # noqa: S101 - only runs are asked
-    places = places_of(subject.run.path / RECIPE)
+    relative_paths = find_relative_paths(subject.run.path / RECIPE)
     for source in recipe.data.named_sources():
-        if places is not None and source in places.local and not exists(at_home(source)):
+        if relative_paths is not None and source in relative_paths.local and not exists(at_home(source)):
             said = f"{subject.name}: the rows that it was trained on are no longer there"
-            raise DataError(Problem(said, places.looked_for(source), DATASET))
+            raise DataError(Problem(said, relative_paths.describe_search(source), DATASET))
 
 
 def _is_unchanged(subject: Subject, examples: Examples) -> bool:

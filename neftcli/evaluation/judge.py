@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from neftcli.errors import InputError, NeftError, Problem, panics_as_errors
 from neftcli.evaluation.chat_server import KEY_VARIABLE, ChatServer, Refused, api_key, is_address, without_credentials
-from neftcli.system.files import open_own, require_no_link
+from neftcli.system.files import open_without_links, require_no_link
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Judge
@@ -250,7 +250,7 @@ class _Replies:
             raise JudgeError(Problem(problem, error.strerror or str(error), hint)) from None
         if torn:
             # The process was killed while it wrote; the next line must not be glued to the rest of that one.
-            with open_own(self.file, "r+b") as opened:
+            with open_without_links(self.file, "r+b") as opened:
                 opened.truncate(len(whole) + len(end))
         for line in whole.splitlines():
             try:
@@ -266,7 +266,7 @@ class _Replies:
         line = json.dumps({"key": key, **self._judge, "reply": reply, "usage": usage}) + "\n"
         with self._lock:
             # Opened anew each time: a reply that comes after Ctrl-C is paid for, too, and finds no closed file.
-            with open_own(self.file, "ab") as file:
+            with open_without_links(self.file, "ab") as file:
                 start = file.tell()
                 try:
                     file.write(line.encode("ascii"))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from neftcli.evaluation.held_out import Rows
     from neftcli.evaluation.targets import Subject
     from neftcli.recipe.schema import Evaluation
-    from neftcli.system.device import Machine
+    from neftcli.system.device import ComputeConfig
 
 ONLY_SAMPLED = ("seed", "batch_size", "temperature", "top_p")  # greedy answers depend on none of them
 
@@ -93,7 +93,7 @@ class Measurement:
         subject: What is measured.
         rows: On what.
         settings: How.
-        machine: Where and in which arithmetic.
+        compute: Where and in which arithmetic.
         seed: Of sampled answers.
         observer: Is told how far it is.
         answers: Generate answers, too.
@@ -109,7 +109,7 @@ class Measurement:
         subject: Subject,
         rows: Rows,
         settings: Evaluation,
-        machine: Machine,
+        compute: ComputeConfig,
         seed: int,
         observer: Observer,
         *,
@@ -117,12 +117,12 @@ class Measurement:
         model: Any = None,
         known: Sequence[tuple[TokenRow, RowLoss]] = (),
     ) -> None:
-        self.subject, self.rows, self.settings, self.machine = subject, rows, settings, machine
+        self.subject, self.rows, self.settings, self.compute = subject, rows, settings, compute
         self.seed, self.observer, self._model, self._known = seed, observer, model, known
         self._tell("reading its tokenizer and settings")
         self._chat = subject.load_chat_format(rows.layout, observer)
         self._tokenizer = self._chat.tokenizer
-        self._identity = subject.identity(machine) | {
+        self._identity = subject.identity(compute) | {
             "tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str()),
             "stops": sorted(self._chat.stops),
         }
@@ -181,7 +181,7 @@ class Measurement:
     def _loaded(self) -> Any:
         if self._model is None:
             self._tell("loading the model")
-            self._model = self.subject.load(self.machine)
+            self._model = self.subject.load(self.compute)
         return self._model
 
     def _store(self, kind: str, result: type[Result], depends_on: dict[str, Any]) -> Store[Result]:
@@ -207,7 +207,7 @@ class Measurement:
             progress = Progress(f"{self.subject.name}: loss", len(store.found), len(scored), "rows", self.observer)
             size = self.settings.per_device_eval_batch_size
             rows = [scored[place] for place in missing]
-            for batch in losses_as_they_come(model, rows, size, self.machine.autocast(), self.observer):
+            for batch in losses_as_they_come(model, rows, size, self.compute.autocast(), self.observer):
                 _require_finite(self.subject.name, [loss for _, loss in batch])
                 store.add({missing[index]: loss for index, loss in batch})
                 progress.add(len(store.found), len(batch))
@@ -234,7 +234,7 @@ class Measurement:
             self._chat,
             prompts,
             self.settings.generation,
-            self.machine.autocast(),
+            self.compute.autocast(),
             self._room,
             known=frozenset(store.found),
             seed=self.seed,
@@ -263,7 +263,7 @@ class Measurement:
         model = self._loaded()
         self._tell(f"task {name}")
         size = self.settings.per_device_eval_batch_size
-        autocast = self.machine.autocast()
+        autocast = self.compute.autocast()
         results = run_tasks(model, self._tokenizer, [name], size, autocast, self.observer, settings)
         if store is not None:
             store.add({0: KeptTask(tuple(results))})

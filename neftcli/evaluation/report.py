@@ -18,7 +18,7 @@ from neftcli.evaluation.tasks import described
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 from neftcli.recipe.loading import differences
 from neftcli.runs.directory import CELLS, RECIPE, finite, json_line
-from neftcli.system.files import write_whole
+from neftcli.system.files import atomic_write
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import Scores
@@ -192,12 +192,12 @@ def write(
     """Write report.json, examples.jsonl and, if wanted, model_outputs.json."""
     settings = results[0].subject.recipe.evaluation
     content = {**asdict(report), "settings": asdict(settings), "definitions": signatures()}
-    write_whole(folder / "report.json", json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+    atomic_write(folder / "report.json", json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     lines = [_line(results, judged, rows, place) for place in range(len(rows.examples))]
-    write_whole(folder / "examples.jsonl", "".join(map(json_line, lines)))
+    atomic_write(folder / "examples.jsonl", "".join(map(json_line, lines)))
     if export:
         outputs = _outputs(results[0], rows)
-        write_whole(folder / "model_outputs.json", json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
+        atomic_write(folder / "model_outputs.json", json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
 
 
 def _line(results: Sequence[Results], judged: Scores | None, rows: Rows, place: int) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from neftcli.errors import InputError, ModelError, Problem, RecipeError
-from neftcli.events import Counterpart, EvaluatedModel, Observer
+from neftcli.events import EvaluatedModel, Observer, PairedRun
 from neftcli.models.registry import ALIASES, Reference, resolve
 from neftcli.recipe.loading import load_recipe
 from neftcli.recipe.loading import resolve as resolve_recipe
 from neftcli.recipe.path_suggestions import exists, nearest_path
-from neftcli.recipe.relative_paths import places_of
+from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.recipe.yaml_file import Layer, Setting
-from neftcli.runs.baseline import find_counterpart
+from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.directory import CELLS, NAME, RECIPE, RunDirectory, find_run, find_sweep
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from neftcli.data.chat import ChatFormat
     from neftcli.recipe.schema import Recipe
-    from neftcli.system.device import Machine
+    from neftcli.system.device import ComputeConfig
 
 Role = Literal["run", "baseline", "base", "model"]
 VERSIONS = ("neftcli", "torch", "transformers", "tokenizers", "peft", "bitsandbytes")
@@ -80,11 +80,11 @@ class Subject:
             seed=self.recipe.training.seed if trained else None,
         )
 
-    def counterpart(self) -> Counterpart | None:
+    def paired_run(self) -> PairedRun | None:
         """What it is compared with to see what the noise did; None of a model that is no run."""
         if self.run is None:
             return None
-        return find_counterpart(load_recipe(str(self.run.path / RECIPE), as_written=True), self.run.path.parent)
+        return find_paired_run(load_recipe(str(self.run.path / RECIPE), as_written=True), self.run.path.parent)
 
     def has_adapter(self) -> bool:
         """Whether it is an adapter on the reference's weights."""
@@ -112,7 +112,7 @@ class Subject:
         declared = declared_stop_tokens(self.reference)
         return chat_format(tokenizer, declared, self.recipe, layout)
 
-    def load(self, machine: Machine) -> PreTrainedModel:
+    def load(self, compute: ComputeConfig) -> PreTrainedModel:
         """The model on the device, with its adapter.
 
         Raises:
@@ -121,10 +121,10 @@ class Subject:
         from neftcli.models.loading import load_adapter
         from neftcli.models.requirements import load_model_of
 
-        model = load_model_of(self.recipe, self.reference, machine)
+        model = load_model_of(self.recipe, self.reference, compute)
         return load_adapter(model, self.run.model) if self.run and self.has_adapter() else model
 
-    def identity(self, machine: Machine) -> dict[str, Any]:
+    def identity(self, compute: ComputeConfig) -> dict[str, Any]:
         """All that its numbers depend on, rows and settings aside.
 
         Raises:
@@ -150,7 +150,7 @@ class Subject:
             if self.run and self.has_adapter()
             else None,
             "quantization": [self.recipe.quantization.type, self.recipe.quantization.double_quantization],
-            "arithmetic": [str(machine.weights), machine.bfloat16, machine.device],
+            "arithmetic": [str(compute.weights_dtype), compute.bfloat16, compute.device],
             "versions": {name: metadata.version(name) for name in VERSIONS if find_spec(name)},
         }
 
@@ -203,15 +203,15 @@ def _base_reference(recipe: Recipe, run: Path) -> Reference:
     Raises:
         ModelError: It is no longer there.
     """
-    name, places = recipe.model.name, places_of(run / RECIPE)
+    name, relative_paths = recipe.model.name, find_relative_paths(run / RECIPE)
     try:
         return resolve(name, recipe.model.revision)
     except ModelError:
-        if places is None or name not in places.local:
+        if relative_paths is None or name not in relative_paths.local:
             raise
         said = f"{run}: the base model of this run is no longer there"
         remedy = "--no-base" if recipe.adapter.type == "none" else "the model back in one of these folders"
-        raise ModelError(Problem(said, places.looked_for(name), remedy)) from None
+        raise ModelError(Problem(said, relative_paths.describe_search(name), remedy)) from None
 
 
 def _require_read(overrides: Sequence[Layer]) -> None:

@@ -42,10 +42,10 @@ from neftcli.events.sweep import (
     SweepStarted,
 )
 from neftcli.events.training import (
-    Counterpart,
     Evaluated,
     ModelReady,
     NoiseMeasured,
+    PairedRun,
     Plan,
     Progress,
     Resolved,
@@ -64,7 +64,6 @@ __all__ = [
     "CellState",
     "CellStatus",
     "Comparison",
-    "Counterpart",
     "DataReady",
     "Estimated",
     "Evaluated",
@@ -79,6 +78,7 @@ __all__ = [
     "Observer",
     "Occurrences",
     "PageWritten",
+    "PairedRun",
     "Phase",
     "Plan",
     "PowerPlan",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neftcli.events.training import Counterpart
+from neftcli.events.training import PairedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class EvaluationReport:
         shown: Answers side by side, the most different first.
         folder: Where all of it is written.
         seconds: Wall time in all.
-        counterpart: The run to compare the evaluated one with, where that is a run.
+        paired_run: The run to compare the evaluated one with, where that is a run.
         conclusion: The result against each other model, sentence by sentence.
         over_seeds: Command that compares the alphas of two runs over seeds, if nothing else differs between them.
         win_rate_bounds: Win rate if every unreadable pair was lost, and if every one was won; None if all could be
@@ -175,7 +175,7 @@ class EvaluationReport:
     shown: tuple[SideBySide, ...]
     folder: str
     seconds: float
-    counterpart: Counterpart | None = None
+    paired_run: PairedRun | None = None
     conclusion: tuple[str, ...] = ()
     over_seeds: str | None = None
     win_rate_bounds: tuple[float, float] | None = None

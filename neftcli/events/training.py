@@ -113,7 +113,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Counterpart:
+class PairedRun:
     """The run that another is compared with: the same but for the noise.
 
     Attributes:
@@ -140,7 +140,7 @@ class RunFinished:
         train_loss: Of the tuned model on the probe rows, noise off.
         samples: Answers before and after.
         alpha: NEFTune's alpha, for what to type next.
-        counterpart: What to compare it with, likewise.
+        paired_run: What to compare it with, likewise.
     """
 
     run: str
@@ -151,7 +151,7 @@ class RunFinished:
     train_loss: float | None
     samples: tuple[Sample, ...] = field(default=())
     alpha: float = 0.0
-    counterpart: Counterpart | None = None
+    paired_run: PairedRun | None = None
 
 
 @dataclass(frozen=True, slots=True)

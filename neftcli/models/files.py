@@ -9,7 +9,7 @@ from typing import Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.models.gguf import sha256
-from neftcli.system.listed_names import leads_out
+from neftcli.system.listed_names import escapes_folder
 
 INDEX = "model.safetensors.index.json"
 """Names the files of weights in several files."""
@@ -28,7 +28,7 @@ def weight_files(folder: Path) -> set[str]:
     """
     named = _object(folder / "config.json").get("transformers_weights")
     own = {named} if isinstance(named, str) else set()
-    indexes = {INDEX, *(name for name in own if name.endswith(".index.json") and not leads_out(name))}
+    indexes = {INDEX, *(name for name in own if name.endswith(".index.json") and not escapes_folder(name))}
     for index in indexes:
         listed = _object(folder / index).get("weight_map")
         values = listed.values() if isinstance(listed, dict) else ()
@@ -52,14 +52,14 @@ def code_file(reference: str) -> str:
 def code_files(folder: Path) -> set[str]:
     """The Python files that a trusted model may run: those that are named, and all beside them, for their imports."""
     named = {code_file(name) for settings in CODE_SETTINGS for name in code_references(folder / settings)}
-    parents = {PurePosixPath(name).parent for name in (*named, CUSTOM_GENERATE) if not leads_out(name)}
+    parents = {PurePosixPath(name).parent for name in (*named, CUSTOM_GENERATE) if not escapes_folder(name)}
     return {(parent / item.name).as_posix() for parent in parents for item in (folder / parent).glob("*.py")}
 
 
 def is_code_elsewhere(folder: Path, file: str) -> bool:
     """Return whether a file of code is outside of the model's folder, by its name or in a linked folder."""
     parents = list(PurePosixPath(file).parents)[:-1]
-    return leads_out(file) or any((folder / parent).is_symlink() for parent in parents)
+    return escapes_folder(file) or any((folder / parent).is_symlink() for parent in parents)
 
 
 def require_inside(folder: Path, name: str) -> None:
@@ -73,7 +73,7 @@ def require_inside(folder: Path, name: str) -> None:
         ModelError: A name is absolute or contains `..`.
     """
     for file in sorted(weight_files(folder)):
-        if leads_out(file):
+        if escapes_folder(file):
             raise ModelError(
                 Problem(
                     f"model.name: the index and config.json of {name} must name files in its own folder",

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from neftcli.recipe.schema import Recipe
-    from neftcli.system.device import Machine
+    from neftcli.system.device import ComputeConfig
 
 
-def load_model_of(recipe: Recipe, reference: Reference, machine: Machine) -> PreTrainedModel:
+def load_model_of(recipe: Recipe, reference: Reference, compute: ComputeConfig) -> PreTrainedModel:
     """The model on the device, quantised if the recipe says so, without adapters.
 
     Raises:
@@ -30,14 +30,14 @@ def load_model_of(recipe: Recipe, reference: Reference, machine: Machine) -> Pre
     quantization = recipe.quantization
     model = load_model(
         reference,
-        machine.weights,
+        compute.weights_dtype,
         four_bit=quantization.type == "nf4",
         double_quantization=quantization.double_quantization,
-        compute_dtype=torch.bfloat16 if machine.bfloat16 else torch.float32,
+        compute_dtype=torch.bfloat16 if compute.bfloat16 else torch.float32,
         trust_remote_code=recipe.model.trust_remote_code,
     )
     if not getattr(model, "is_quantized", False):  # those are on the device already
-        model.to(machine.device)
+        model.to(compute.device)
     return model
 
 

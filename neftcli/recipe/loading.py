@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe import catalog
-from neftcli.recipe.relative_paths import OPTIONS, changed, in_layer, places_of
+from neftcli.recipe.relative_paths import OPTIONS, find_relative_paths, rewrite_layer, rewrite_value
 from neftcli.recipe.schema import Key, Option, Recipe, keys
 from neftcli.recipe.values import describe, entry_type, is_mapping, meant, nearest_choice, to_type
 from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
@@ -80,8 +80,8 @@ def file_layers(name_or_path: str, *, as_written: bool = False) -> list[Layer]:
             raise RecipeError(Problem(f"{path}: a recipe can't extend itself", chain, "take out one of the `extends`"))
         visited.append(path.resolve())
         layer = read_layer(path)
-        if not as_written and (places := places_of(path)) is not None:
-            layer = in_layer(layer, places.here)
+        if not as_written and (relative_paths := find_relative_paths(path)) is not None:
+            layer = rewrite_layer(layer, relative_paths.to_current_folder)
         parent = layer.pop(EXTENDS, None)
         layers.insert(0, layer)
         if parent is None:
@@ -192,7 +192,7 @@ def _with(section: Any, path: list[str], change: Callable[[str], str]) -> Any:
     value = getattr(section, name, None)
     if value is None:
         return section
-    return replace(section, **{name: _with(value, below, change) if below else changed(value, change)})
+    return replace(section, **{name: _with(value, below, change) if below else rewrite_value(value, change)})
 
 
 def path_values(recipe: Recipe) -> list[str]:

@@ -29,7 +29,7 @@ NESTED = "source"
 
 
 @dataclass(frozen=True)
-class Places:
+class RelativePaths:
     """The folders that a run's relative paths may start from.
 
     Attributes:
@@ -40,7 +40,7 @@ class Places:
     folders: tuple[Path, ...]
     local: frozenset[str]
 
-    def here(self, name: str) -> str:
+    def to_current_folder(self, name: str) -> str:
         """A value of the recipe relative to the current folder; unchanged if it is no path, or nothing is there."""
         if name not in self.local or Path(name).is_absolute() or name.startswith("~"):
             return name
@@ -49,16 +49,16 @@ class Places:
                 return name if _is_current(folder) else _from_here(folder / name)
         return name
 
-    def there(self, name: str) -> str:
-        """The inverse of `here`: a value typed in the current folder as the run's recipe holds it."""
-        known = {self.here(value): value for value in self.local}
+    def to_run_folder(self, name: str) -> str:
+        """The inverse of `to_current_folder`: a value typed in the current folder as the run's recipe holds it."""
+        known = {self.to_current_folder(value): value for value in self.local}
         if name in known:
             return known[name]
         if not self.folders or _is_current(self.folders[0]) or Path(name).is_absolute() or name.startswith("~"):
             return name
         return os.path.relpath(name, self.folders[0]) if exists(Path(name)) else name
 
-    def looked_for(self, name: str) -> str:
+    def describe_search(self, name: str) -> str:
         """A path that doesn't exist, with the folders that were searched."""
         if Path(name).is_absolute():
             return name
@@ -67,7 +67,7 @@ class Places:
         return f"{name}, looked for in {' and in '.join(map(str, folders))}"
 
 
-def places_of(recipe_file: Path) -> Places | None:
+def find_relative_paths(recipe_file: Path) -> RelativePaths | None:
     """The places of the run that a recipe file belongs to: its own, or that of one of its checkpoints.
 
     None for another recipe, and for a run whose record names none.
@@ -80,11 +80,11 @@ def places_of(recipe_file: Path) -> Places | None:
             local = frozenset(str(name) for name in paths["local"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-        return Places(tuple(folder for folder in dict.fromkeys((seen, begun)) if exists(folder)), local)
+        return RelativePaths(tuple(folder for folder in dict.fromkeys((seen, begun)) if exists(folder)), local)
     return None
 
 
-def record_of(run: Path, folder: Path, local: Iterable[str]) -> dict[str, Any]:
+def relative_paths_record(run: Path, folder: Path, local: Iterable[str]) -> dict[str, Any]:
     """The entry of a run's record about its paths.
 
     Args:
@@ -99,22 +99,22 @@ def record_of(run: Path, folder: Path, local: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def in_layer(layer: Layer, change: Callable[[str], str]) -> Layer:
+def rewrite_layer(layer: Layer, change: Callable[[str], str]) -> Layer:
     """A layer of settings with its paths changed."""
     return {
-        path: replace(setting, value=changed(setting.value, change)) if path in OPTIONS else setting
+        path: replace(setting, value=rewrite_value(setting.value, change)) if path in OPTIONS else setting
         for path, setting in layer.items()
     }
 
 
-def changed(value: Any, change: Callable[[str], str]) -> Any:
+def rewrite_value(value: Any, change: Callable[[str], str]) -> Any:
     """The value of one of OPTIONS with its paths changed: a text, a list of them, or mappings with a source."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list | tuple):
-        return type(value)(changed(item, change) for item in value)
+        return type(value)(rewrite_value(item, change) for item in value)
     if isinstance(value, Mapping):
-        return {key: changed(item, change) if key == NESTED else item for key, item in value.items()}
+        return {key: rewrite_value(item, change) if key == NESTED else item for key, item in value.items()}
     return value
 
 

@@ -19,7 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.system.files import write_whole
+from neftcli.system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -380,5 +380,5 @@ def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
     for path, metadata in zip(paths, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
         drawn = BytesIO()
         figure.savefig(drawn, format=path.suffix[1:], metadata=metadata)
-        write_whole(path, drawn.getvalue())
+        atomic_write(path, drawn.getvalue())
     return paths

@@ -6,24 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from neftcli.errors import InputError
-from neftcli.events import Counterpart
+from neftcli.events import PairedRun
 from neftcli.recipe.loading import fingerprint
 from neftcli.recipe.schema import Neftune, Recipe
 from neftcli.runs.directory import RunDirectory
 
 
-def find_counterpart(recipe: Recipe, parent: Path) -> Counterpart:
+def find_paired_run(recipe: Recipe, parent: Path) -> PairedRun:
     """The run by `recipe` without noise, or with the usual noise if `recipe` has none, in the folder `parent`.
 
     Where there is none yet, the folder that it would get.
     """
     alpha = 0.0 if recipe.neftune.alpha else Neftune().alpha
     other = replace(recipe, neftune=replace(recipe.neftune, alpha=alpha))
-    for place in RunDirectory.places(parent, other.run_name()):
+    for place in RunDirectory.candidate_paths(parent, other.run_name()):
         if not place.exists():
-            return Counterpart(str(place), alpha, exists=False)
+            return PairedRun(str(place), alpha, exists=False)
         if _is_finished(place, fingerprint(other)):
-            return Counterpart(str(place), alpha, exists=True)
+            return PairedRun(str(place), alpha, exists=True)
     raise AssertionError("there is always another place")
 
 

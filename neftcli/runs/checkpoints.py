@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse
-from neftcli.system.files import make_fresh, remove, to_disk, try_remove, write_whole
-from neftcli.system.listed_names import leads_out
+from neftcli.system.files import atomic_write, fsync_path, make_empty_folder, remove, remove_if_possible
+from neftcli.system.listed_names import escapes_folder
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
@@ -69,7 +69,7 @@ class Checkpoints:
     def begin(self, step: int) -> None:
         """Makes an empty folder for the checkpoint behind update `step`; what a killed process left there goes."""
         self.folder.mkdir(exist_ok=True)
-        make_fresh(self.place(step))
+        make_empty_folder(self.place(step))
 
     def publish(self, step: int, facts: Mapping[str, Any]) -> None:
         """Makes the folder of `step` a checkpoint: all to disk, then the manifest; then older ones go.
@@ -81,18 +81,18 @@ class Checkpoints:
         place = self.place(step)
         files = {}
         for file in _files(place):
-            to_disk(file)
+            fsync_path(file)
             files[file.relative_to(place).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        to_disk(place)
-        write_whole(place / MANIFEST, _sealed({"format": FORMAT, "step": step, **facts, "files": files}))
-        to_disk(place)
-        to_disk(self.folder)
+        fsync_path(place)
+        atomic_write(place / MANIFEST, _sealed({"format": FORMAT, "step": step, **facts, "files": files}))
+        fsync_path(place)
+        fsync_path(self.folder)
         self._rotate(step)
 
     def discard(self, step: int) -> None:
         """Takes away the folder of `step` where it could not be finished."""
         if not (self.place(step) / MANIFEST).is_file():
-            try_remove(self.place(step))  # what stays counts for nothing, and the next rotation tries again
+            remove_if_possible(self.place(step))  # what stays counts for nothing, and the next rotation tries again
 
     def latest(self) -> Path | None:
         """The newest checkpoint that was finished, unread: a message must not take minutes."""
@@ -122,7 +122,7 @@ class Checkpoints:
             # The manifest goes first: a removal that is stopped in the middle leaves no checkpoint that looks whole.
             # What can't be removed now is no checkpoint any more, and the next rotation tries again.
             remove(self.place(step) / MANIFEST)
-            try_remove(self.place(step))
+            remove_if_possible(self.place(step))
 
 
 def verify(place: Path) -> Checkpoint:
@@ -139,7 +139,7 @@ def verify(place: Path) -> Checkpoint:
         raise Damaged(f"manifest.json can't be read: {error.strerror}") from None
     manifest = _unsealed(text)
     for name, known in manifest["files"].items():
-        if leads_out(name):
+        if escapes_folder(name):
             raise Damaged(f"manifest.json names a file that is not in the checkpoint: {name}")
         try:
             size = (place / name).stat().st_size

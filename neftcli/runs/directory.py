@@ -25,17 +25,17 @@ from neftcli.recipe.path_suggestions import at_home
 from neftcli.runs.schemas import MetricsLine, Record, lines, parse
 from neftcli.system.files import (
     TEMPORARY,
-    clear_abandoned,
-    free_name,
-    is_abandoned,
-    make_fresh,
-    open_own,
+    atomic_write,
+    clear_path,
+    fsync_path,
+    is_stale,
+    make_empty_folder,
+    open_without_links,
     remove,
+    remove_if_possible,
+    remove_stale_files,
     require_no_links,
     temporary_name,
-    to_disk,
-    try_remove,
-    write_whole,
 )
 
 SUGGESTED = 40  # alpha, seed and a number still have to fit behind
@@ -116,8 +116,8 @@ class RunDirectory:
         self._made = made  # the folders around it that came with it
 
     @classmethod
-    def begin(cls, parent: Path, name: str) -> RunDirectory:
-        """Make a hidden folder in `parent` for a run that `settle` names, and remove those of killed ones.
+    def create(cls, parent: Path, name: str) -> RunDirectory:
+        """Make a hidden folder in `parent` for a run that `assign_name` names, and remove those of killed ones.
 
         Raises:
             InputError: The name holds other characters than a folder should, or the parent can't be written.
@@ -133,9 +133,9 @@ class RunDirectory:
             raise _unwritable(parent, error) from None
         return cls(path, made)
 
-    def settle(self, parent: Path, name: str) -> None:
+    def assign_name(self, parent: Path, name: str) -> None:
         """Move the folder, which is not empty, to `parent/name`, or `parent/name-2` and so on if that is taken."""
-        for path in self.places(parent, name):
+        for path in self.candidate_paths(parent, name):
             if os.path.lexists(path):
                 continue
             try:
@@ -145,7 +145,7 @@ class RunDirectory:
                     continue
                 raise
             self.path = path
-            to_disk(parent)
+            fsync_path(parent)
             return
 
     def remove(self) -> None:
@@ -156,7 +156,7 @@ class RunDirectory:
                 folder.rmdir()
 
     @staticmethod
-    def places(parent: Path, name: str) -> Iterator[Path]:
+    def candidate_paths(parent: Path, name: str) -> Iterator[Path]:
         """Yield the paths that a run of this name may have: NAME, NAME-2 and so on, without end."""
         yield parent / name
         yield from (parent / f"{name}-{number}" for number in count(2))
@@ -195,7 +195,7 @@ class RunDirectory:
         return self.path / LOG
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the run, so that no other process trains it at the same time; the lock of a killed process is free.
 
         Raises:
@@ -216,38 +216,38 @@ class RunDirectory:
                 Problem(f"{self.path} can't be written", error.strerror or str(error), "a folder that can")
             ) from None
         try:
-            clear_abandoned(self.path)
+            remove_stale_files(self.path)
             yield
         finally:
-            try_remove(self.path / LOCK)  # it has its name by now
+            remove_if_possible(self.path / LOCK)  # it has its name by now
             lock.release()
 
     @contextmanager
-    def replacing_model(self) -> Iterator[Path]:
+    def replace_model(self) -> Iterator[Path]:
         """Yield a folder to save the model in; it replaces `model/` when all is in it."""
         partial = self.path / "model.partial"
-        make_fresh(partial)
+        make_empty_folder(partial)
         try:
             yield partial
             readable = partial.stat().st_mode & 0o666  # as the umask says; safetensors' own files are private
             for file in partial.iterdir():
                 file.chmod(readable)
-                to_disk(file)
-            to_disk(partial)
+                fsync_path(file)
+            fsync_path(partial)
         except BaseException:
-            try_remove(partial)
+            remove_if_possible(partial)
             raise
-        free_name(self.model)
+        clear_path(self.model)
         partial.rename(self.model)
-        to_disk(self.path)
+        fsync_path(self.path)
 
-    def forget_measurements(self) -> None:
+    def clear_results(self) -> None:
         """Remove the measurements and the model of a run that begins again."""
-        free_name(self.model)
+        clear_path(self.model)
         for name in (METRICS, "samples.jsonl"):
             remove(self.path / name)
 
-    def forget_after(self, step: int, evaluated: int) -> int:
+    def rewind(self, step: int, evaluated: int) -> int:
         """Remove what was measured and saved after a checkpoint, which will be done again.
 
         Args:
@@ -265,21 +265,21 @@ class RunDirectory:
                 kept.append(line)
         self.write_text(METRICS, "".join(kept))
         remove(self.path / "samples.jsonl")
-        free_name(self.model)
+        clear_path(self.model)
         return damaged
 
-    def clear_finished(self) -> None:
+    def clean_up_finished(self) -> None:
         """Remove what a kill right after the end of a run left."""
-        with suppress(InputError), self.held():  # it can't be written, or is held
-            self.forget_checkpoints()
+        with suppress(InputError), self.lock():  # it can't be written, or is held
+            self.remove_checkpoints()
 
-    def forget_checkpoints(self) -> bool:
+    def remove_checkpoints(self) -> bool:
         """Remove the checkpoints as far as possible, and return whether all are gone; a finished run has its model."""
-        return try_remove(self.checkpoints)
+        return remove_if_possible(self.checkpoints)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file atomically."""
-        write_whole(self.path / name, text)
+        atomic_write(self.path / name, text)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file atomically."""
@@ -312,7 +312,7 @@ class RunDirectory:
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
         """Add one object as a line of a .jsonl file."""
-        with open_own(self.path / name, "a") as file:
+        with open_without_links(self.path / name, "a") as file:
             file.write(json_line(content))
 
 
@@ -322,7 +322,7 @@ def _clear_unborn(parent: Path) -> None:
 
     for folder in parent.glob(".*/"):
         with suppress(OSError, Timeout):  # another process was faster, or is at work in it
-            if _is_unborn(folder) and is_abandoned(folder):
+            if _is_unborn(folder) and is_stale(folder):
                 with FileLock(folder / LOCK, timeout=0):
                     remove(folder)
 
@@ -342,28 +342,28 @@ def _is_unborn(folder: Path) -> bool:
     return True
 
 
-class LedDirectory(RunDirectory):
+class ReadOnlyRunDirectory(RunDirectory):
     """The folder of a run in a process that is not the main process: it reads, and writes nothing."""
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Leave the lock to the main process."""
         yield
 
-    def settle(self, parent: Path, name: str) -> None:
+    def assign_name(self, parent: Path, name: str) -> None:
         """Leave the renaming to the main process, which sends the new path."""
 
     def remove(self) -> None:
         """Leave it."""
 
-    def forget_measurements(self) -> None:
+    def clear_results(self) -> None:
         """Leave them."""
 
-    def forget_after(self, step: int, evaluated: int) -> int:
+    def rewind(self, step: int, evaluated: int) -> int:
         """Leave it."""
         return 0
 
-    def forget_checkpoints(self) -> bool:
+    def remove_checkpoints(self) -> bool:
         """Leave them; the main process removes them."""
         return True
 

@@ -30,7 +30,7 @@ class RunRecord:
         directory: The run's folder.
         recipe: What it is trained by.
         resumed: What is known of the point that it goes on from; None for a new run.
-        paths: The folder that the recipe's relative paths start from, by `neftcli.recipe.relative_paths.record_of`.
+        paths: The folder that the recipe's relative paths start from, as `relative_paths_record` returns it.
 
     Attributes:
         fields: What the file holds.

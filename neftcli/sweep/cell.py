@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from neftcli.evaluation.loss import RowLoss
     from neftcli.evaluation.measurement import Results
     from neftcli.recipe.schema import Recipe
-    from neftcli.system.device import Machine
+    from neftcli.system.device import ComputeConfig
     from neftcli.training.assets import AssetCache
     from neftcli.training.resume import ResumeState
     from neftcli.training.signals import StopSignal
@@ -61,7 +61,7 @@ def stopped_run(cells: Path, key: str, recipe: Recipe, observer: Observer | None
     for run, record in runs_of(cells, key):
         if record.get("status") == "finished":
             continue
-        with nullcontext() if run.path.is_symlink() else run.held():
+        with nullcontext() if run.path.is_symlink() else run.lock():
             resume_state, why_not = _resume_state(run, recipe)
             if observer is not None:
                 for reason in why_not:
@@ -95,7 +95,7 @@ def clear_incomplete_runs(cells: Path) -> None:
     """Remove folders of runs without a record, which killed workers left; only while no worker is at work."""
     for folder in cells.glob("*/"):
         if folder.name.startswith(".") or not (folder / RECORD).is_file():
-            with suppress(InputError), nullcontext() if folder.is_symlink() else RunDirectory(folder).held():
+            with suppress(InputError), nullcontext() if folder.is_symlink() else RunDirectory(folder).lock():
                 remove(folder)
 
 
@@ -154,17 +154,17 @@ def do_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: S
     cells, key = Path(recipe.output_dir), fingerprint(recipe)
     run = finished_run(cells, key)
     if run is not None:
-        run.clear_finished()
+        run.clean_up_finished()
         if measured(run, recipe) is None:
             _measure_saved(run, recipe, asset_cache, _Stoppable(observer, stop))
         return str(run.path)
     resume = stopped_run(cells, key, recipe, observer)
 
     def and_then(trained: TrainedRun) -> None:
-        prepared, machine = trained.assets.prepared, trained.assets.machine
+        prepared, compute = trained.assets.prepared, trained.assets.compute
         rows = _rows(recipe, prepared.held_out_examples, prepared.counts.layout)
         known = tuple(zip(prepared.held_out, trained.losses, strict=False))
-        _measure(trained.directory, recipe, rows, machine, _Stoppable(observer, stop), trained.model, known)
+        _measure(trained.directory, recipe, rows, compute, _Stoppable(observer, stop), trained.model, known)
 
     try:
         return train(recipe, observer, asset_cache, and_then, stop, resume).run
@@ -196,7 +196,7 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, o
     """Measure a run that was finished and not measured, without the model that it began from."""
     from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import learnable
-    from neftcli.system.device import choose_machine
+    from neftcli.system.device import resolve_compute_config
     from neftcli.system.library_output import library_chatter
     from neftcli.training.inputs import read_inputs
 
@@ -210,7 +210,7 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, o
             chat, _ = load_chat_format(recipe, reference, layout, observer)
             places = learnable(chat, found.held_out, data.max_length, data.loss_on)[1]
             examples = found.held_out.select(places)
-        _measure(run, recipe, _rows(recipe, examples, layout), choose_machine(recipe), observer, None, ())
+        _measure(run, recipe, _rows(recipe, examples, layout), resolve_compute_config(recipe), observer, None, ())
 
 
 def _rows(recipe: Recipe, examples: Any, layout: Any) -> Rows:
@@ -223,7 +223,7 @@ def _measure(
     run: RunDirectory,
     recipe: Recipe,
     rows: Rows,
-    machine: Machine,
+    compute: ComputeConfig,
     observer: Observer,
     tuned: Any,
     known: Sequence[tuple[TokenRow, RowLoss]],
@@ -239,7 +239,7 @@ def _measure(
     subject = replace(subject, recipe=replace(subject.recipe, model=model))
     seed, answers = recipe.training.seed, recipe.sweep.answers
     measurement = Measurement(
-        subject, rows, recipe.evaluation, machine, seed, observer, answers=answers, model=tuned, known=known
+        subject, rows, recipe.evaluation, compute, seed, observer, answers=answers, model=tuned, known=known
     )
     content = _content(measurement.run(), rows, settings_key(recipe))
     run.write_json(MEASURED, content | {"seconds": time.perf_counter() - begun})

@@ -15,7 +15,7 @@ from neftcli.recipe.path_suggestions import at_home, exists, nearest_path
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.directory import CELLS, LOCK, RECIPE, RECORD, RunDirectory, find_run, find_sweep
 from neftcli.sweep.cell import records
-from neftcli.system.files import clear_abandoned, remove, require_no_links
+from neftcli.system.files import remove, remove_stale_files, require_no_links
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
@@ -72,7 +72,7 @@ def held(folder: Path) -> Iterator[None]:
         ) from None
     try:
         for place in (folder, folder / PLOTS):
-            clear_abandoned(place)
+            remove_stale_files(place)
         yield
     except InputError:
         if folder in made and not any((folder / CELLS).glob("*")):

@@ -21,7 +21,7 @@ from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import RunDirectory, finite
 from neftcli.sweep.folder import BEST, BEST_BESIDE, PLOTS
 from neftcli.sweep.plan import baseline_of
-from neftcli.system.files import remove, write_whole
+from neftcli.system.files import atomic_write, remove
 from neftcli.training.model_card import escape_markdown
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def write(
     earlier = _plots_of(folder / SWEEP)
     cells_now = [{key: value for key, value in asdict(state).items() if key not in TRANSIENT} for state in states]
     content = {**asdict(report), "cells": cells_now}
-    write_whole(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+    atomic_write(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     write_cells(folder, states)
-    write_whole(folder / "verdict.md", verdict_text(report))
+    atomic_write(folder / "verdict.md", verdict_text(report))
     drawn = _plot(folder / PLOTS, report, results, metrics, list(zip(cells, states, strict=True)))
     for stem in earlier - drawn:
         for kind in ("png", "svg"):
@@ -73,7 +73,7 @@ def write_cells(folder: Path, states: Sequence[CellState]) -> None:
     writer = csv.DictWriter(text, names, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(asdict(state) for state in states)
-    write_whole(folder / "cells.csv", text.getvalue())
+    atomic_write(folder / "cells.csv", text.getvalue())
 
 
 def verdict_text(report: SweepReport) -> str:

@@ -32,7 +32,7 @@ from neftcli.sweep.engines.local_engine import LocalEngine, Outcome, devices
 from neftcli.sweep.folder import require_alike
 from neftcli.sweep.plan import Cell, arms_of
 from neftcli.sweep.results import METRIC_NAMES, WIN_RATES, SweepResults
-from neftcli.system.files import write_whole
+from neftcli.system.files import atomic_write
 from neftcli.training.signals import StopRequested, StopSignal, announce_stop
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class SweepRun:
         seeds, arms = list(dict.fromkeys(cell.seed for cell in self.cells)), arms_of(self.cells)
         done = 0
         try:
-            write_whole(self.folder / RECIPE, to_yaml(self.base))  # only now: without an engine nothing changes
+            atomic_write(self.folder / RECIPE, to_yaml(self.base))  # only now: without an engine nothing changes
             (self.folder / CELLS).mkdir(exist_ok=True)  # with the recipe it is what a sweep is known by
             clear_incomplete_runs(self.folder / CELLS)
             while done < len(seeds) and (needed := [arm for arm in arms if self.decision.is_needed(arm)]):

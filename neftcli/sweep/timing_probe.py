@@ -165,11 +165,11 @@ def _time_losses(recipe: Recipe, assets: Assets, clock: _Clock) -> tuple[int, fl
     from neftcli.evaluation.loss import row_losses
 
     clock.notify(Phase("losses of some rows"))
-    size, machine = recipe.evaluation.per_device_eval_batch_size, assets.machine
+    size, compute = recipe.evaluation.per_device_eval_batch_size, assets.compute
     rows = _evenly(sorted(assets.prepared.held_out, key=lambda row: len(row.input_ids)), size)
-    row_losses(assets.model, rows[:1], 1, machine.autocast())  # the first one also prepares
+    row_losses(assets.model, rows[:1], 1, compute.autocast())  # the first one also prepares
     begun = time.perf_counter()
-    row_losses(assets.model, rows, max(1, size // 2), machine.autocast())  # short and long ones apart, as later
+    row_losses(assets.model, rows, max(1, size // 2), compute.autocast())  # short and long ones apart, as later
     return len(rows), (time.perf_counter() - begun) / len(rows)
 
 
@@ -186,7 +186,7 @@ def _time_answers(recipe: Recipe, assets: Assets, clock: _Clock) -> tuple[int, d
     room = longest_prompt(model.config, generation.max_new_tokens)
 
     def seconds(size: int, tokens: int) -> float:
-        few, autocast = replace(generation, max_new_tokens=tokens), assets.machine.autocast()
+        few, autocast = replace(generation, max_new_tokens=tokens), assets.compute.autocast()
         begun = time.perf_counter()
         generate_answers(model, assets.chat, _evenly(prompts, size), few, autocast, room)
         return time.perf_counter() - begun

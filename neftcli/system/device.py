@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Machine:
+class ComputeConfig:
     """Where and in which arithmetic a run is computed.
 
     Attributes:
         device: cpu, cuda or mps.
-        name: The device in words.
+        device_name: The device in words.
         bfloat16: The matrix products are computed in bfloat16.
-        weights: Type of the loaded weights that aren't quantised.
+        weights_dtype: Type of the loaded weights that aren't quantised.
     """
 
     device: str
-    name: str
+    device_name: str
     bfloat16: bool
-    weights: torch.dtype
+    weights_dtype: torch.dtype
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic of a forward pass, outside the trainer as inside it."""
@@ -42,10 +42,10 @@ class Machine:
 
     def precision(self) -> str:
         """The arithmetic in words."""
-        return "bf16" if self.bfloat16 or self.weights.itemsize == 2 else "fp32"
+        return "bf16" if self.bfloat16 or self.weights_dtype.itemsize == 2 else "fp32"
 
 
-def choose_machine(recipe: Recipe, *, trains: bool = True) -> Machine:
+def resolve_compute_config(recipe: Recipe, *, trains: bool = True) -> ComputeConfig:
     """The device that is there, and the types that `recipe` asks for or that are fast on it.
 
     Args:
@@ -57,9 +57,9 @@ def choose_machine(recipe: Recipe, *, trains: bool = True) -> Machine:
     """
     import torch
 
-    distributed.require_a_gpu_each()
+    distributed.require_one_gpu_per_process()
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "mps" and distributed.count() > 1:
+    if device == "mps" and distributed.world_size() > 1:
         told = "training.processes: several processes train on CPUs and on GPUs of NVIDIA and AMD"
         raise InputError(Problem(told, "an Apple GPU", "--processes 1"))
     wanted = recipe.training.precision
@@ -70,7 +70,7 @@ def choose_machine(recipe: Recipe, *, trains: bool = True) -> Machine:
         weights = torch.bfloat16  # frozen weights need no more; adapters are kept in float32
     else:
         weights = torch.float32
-    return Machine(device, _device_name(device), bfloat16, weights)
+    return ComputeConfig(device, _device_name(device), bfloat16, weights)
 
 
 NO_VARIANT = "does not have a deterministic implementation"
@@ -161,4 +161,4 @@ def _device_name(device: str) -> str:
     else:
         threads = torch.get_num_threads()
         name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    return name if distributed.count() == 1 else f"{distributed.count()} x {name}"
+    return name if distributed.world_size() == 1 else f"{distributed.world_size()} x {name}"

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from neftcli.errors import InputError, Problem
 
 Value = TypeVar("Value")
-MEETING = "NEFT_MEETING"
+MEETING = "NEFT_RENDEZVOUS"
 """Names the file by which processes meet that neft has started."""
 PATIENCE = timedelta(days=1)
 """How long the others wait for one: the first may answer many prompts meanwhile. A dead one is noticed at once."""
@@ -40,28 +40,28 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _started: list[subprocess.Popen[bytes]] = []
 
 
-class ProcessEnded(Exception):  # noqa: N818 - what is said of it depends on what is safe
+class PeerExitedError(Exception):
     """One of the processes has ended, and the others wait for it."""
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together; 1 where one is alone."""
     return max(1, _number("WORLD_SIZE", 1))
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return _number("RANK", 0) if count() > 1 else 0
+    return _number("RANK", 0) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
     """Which of those on this machine this is, from 0: the number of its GPU."""
-    return _number("LOCAL_RANK", 0) if count() > 1 else 0
+    return _number("LOCAL_RANK", 0) if world_size() > 1 else 0
 
 
-def local_count() -> int:
+def local_world_size() -> int:
     """How many of them are on this machine."""
-    return _number("LOCAL_WORLD_SIZE", 1) if count() > 1 else 1
+    return _number("LOCAL_WORLD_SIZE", 1) if world_size() > 1 else 1
 
 
 def _number(name: str, otherwise: int) -> int:
@@ -70,36 +70,36 @@ def _number(name: str, otherwise: int) -> int:
     return int(value) if value.isdecimal() else otherwise
 
 
-def launched() -> bool:
+def launched_externally() -> bool:
     """Whether several were started by a launcher, torchrun say, and not by neft."""
-    return count() > 1 and MEETING not in os.environ
+    return world_size() > 1 and MEETING not in os.environ
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this is the first of them, or alone."""
     return rank() == 0
 
 
-def forget_launcher() -> None:
+def clear_launcher_variables() -> None:
     """Drop the variables of a launcher of one process, which make the libraries look for others."""
     for name in LAUNCHER:
         os.environ.pop(name, None)
 
 
-def require_alone(command: str) -> None:
+def require_single_process(command: str) -> None:
     """Refuses a launcher's processes where each would do the same work.
 
     Raises:
         InputError: There are several.
     """
-    if count() > 1:
+    if world_size() > 1:
         raise InputError(
-            Problem(f"{command} runs in one process", f"WORLD_SIZE {count()}", f"{command} without a launcher")
+            Problem(f"{command} runs in one process", f"WORLD_SIZE {world_size()}", f"{command} without a launcher")
         )
 
 
 @contextmanager
-def together(number: int, command: Sequence[str]) -> Iterator[None]:
+def launch_processes(number: int, command: Sequence[str]) -> Iterator[None]:
     """Within the block this process is the first of `number`; the others end with it.
 
     Args:
@@ -111,7 +111,7 @@ def together(number: int, command: Sequence[str]) -> Iterator[None]:
     """
     if MEETING in os.environ:  # it is one of the others
         _end_with_the_first()
-    elif number > 1 and not launched():
+    elif number > 1 and not launched_externally():
         if number > MOST * _cores():
             cores = f"{number}, on {_cores()} core{'s' if _cores() > 1 else ''}"
             raise InputError(Problem(f"training.processes: at most {MOST} for each core", cores, "--processes 2"))
@@ -183,7 +183,7 @@ def _end_with_the_first() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def require_a_gpu_each() -> None:
+def require_one_gpu_per_process() -> None:
     """Checks that each process has a GPU of its own, where there are any.
 
     Raises:
@@ -191,7 +191,7 @@ def require_a_gpu_each() -> None:
     """
     import torch
 
-    gpus, mine = torch.cuda.device_count(), local_count()
+    gpus, mine = torch.cuda.device_count(), local_world_size()
     if gpus and gpus != mine:
         raise InputError(
             Problem(
@@ -202,32 +202,32 @@ def require_a_gpu_each() -> None:
         )
 
 
-def join() -> None:
+def init_process_group() -> None:
     """Waits for the others, and connects with them; nothing where there are none.
 
     Raises:
         InputError: There is not a GPU for each, or a launcher's variables are not whole.
-        ProcessEnded: One of them ended before.
+        PeerExitedError: One of them ended before.
     """
-    if count() == 1:
-        forget_launcher()
+    if world_size() == 1:
+        clear_launcher_variables()
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns that no parameter is unused
     import torch
     from torch import distributed
     from torch._C._distributed_c10d import FileStore
 
-    require_a_gpu_each()
+    require_one_gpu_per_process()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    store = FileStore(os.environ[MEETING], count()) if MEETING in os.environ else _launchers_store()
+    store = FileStore(os.environ[MEETING], world_size()) if MEETING in os.environ else _launchers_store()
     store.add("arrived", 1)
-    while store.add("arrived", 0) < count():  # in Python, where signals are heard
+    while store.add("arrived", 0) < world_size():  # in Python, where signals are heard
         if any(process.poll() is not None for process in _started):
-            raise ProcessEnded
+            raise PeerExitedError
         time.sleep(PAUSE)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank(), world_size=count(), timeout=PATIENCE)
+    distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
 
 
 def _launchers_store() -> Any:
@@ -240,41 +240,41 @@ def _launchers_store() -> Any:
 
     address = os.environ.get("MASTER_ADDR", "")
     numbers = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
-    if not address or not all(value.isdecimal() for value in numbers.values()) or rank() >= count():
+    if not address or not all(value.isdecimal() for value in numbers.values()) or rank() >= world_size():
         given = ", ".join(f"{name} {value or 'unset'}" for name, value in {**numbers, "MASTER_ADDR": address}.items())
         raise InputError(Problem("WORLD_SIZE asks for several processes, and the rest is not whole", given, RELAUNCH))
-    hosts = leads() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    hosts = is_main_process() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     port = int(numbers["MASTER_PORT"])
     try:
-        store = TCPStore(address, port, count(), hosts, CALL, wait_for_workers=False, multi_tenant=True)
+        store = TCPStore(address, port, world_size(), hosts, CALL, wait_for_workers=False, multi_tenant=True)
     except RuntimeError as error:
         said = f"{address}:{port}: {str(error).splitlines()[0]}"
         raise InputError(Problem("the processes can't meet at MASTER_ADDR and MASTER_PORT", said, RELAUNCH)) from None
     return PrefixStore(f"neft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Ends what `join` began."""
-    if count() > 1:
+    if world_size() > 1:
         from torch import distributed
 
         distributed.destroy_process_group()
 
 
-def shared(value: Value) -> Value:
+def broadcast_object(value: Value) -> Value:
     """The first process's value, in all of them; all have to call it."""
-    return gathered(value)[0]
+    return all_gather_object(value)[0]
 
 
-def gathered(value: Value) -> list[Value]:
+def all_gather_object(value: Value) -> list[Value]:
     """The values of all processes, in their order; all have to call it. As JSON, since nothing here is unpickled."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
     import torch
     from torch import distributed
 
     text = json.dumps(value).encode()
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     distributed.all_gather(sizes, torch.tensor([len(text)]))
     longest = int(max(sizes))
     texts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
@@ -282,11 +282,11 @@ def gathered(value: Value) -> list[Value]:
     return [json.loads(text.numpy().tobytes()) for text in texts]
 
 
-def has_ended(error: BaseException) -> bool:
+def is_process_loss(error: BaseException) -> bool:
     """Whether an error says that another process, which this one waits for, is gone."""
-    if count() == 1:
+    if world_size() == 1:
         return False
     from torch import distributed
 
-    lost = isinstance(error, ProcessEnded | distributed.DistError)
+    lost = isinstance(error, PeerExitedError | distributed.DistError)
     return lost or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -101,8 +101,8 @@ def drop_overrides() -> None:
         asks = value.lower() not in (("", "1") if instead == LAUNCH else NO_EFFECT)
         if asks and not _cleaned.done:
             _cleaned.pending.append(f"{name} is set and was dropped: the recipe decides; use {instead}")
-    if distributed.count() == 1:
-        distributed.forget_launcher()
+    if distributed.world_size() == 1:
+        distributed.clear_launcher_variables()
     _cleaned.done = True
 
 

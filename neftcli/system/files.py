@@ -2,9 +2,9 @@
 
 A folder that comes from somebody else may hold links to anywhere. So a folder that will be written to is searched for
 links first (`require_no_links`), before anything is started; a file that is added to is opened without following one
-(`open_own`); a file that is written whole takes the place of whatever has its name (`write_whole`); and what is removed
-is the link, not what it leads to (`remove`). Libraries write into folders that were made just before. Nothing here
-guards against a person who changes the folder at the same time and has the rights to do so.
+(`open_without_links`); an atomic write replaces whatever has the file's name (`atomic_write`); and `remove` removes a
+link, not its target. Libraries write into folders that were made just before. Nothing here guards against a person who
+changes the folder at the same time and has the rights to do so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from neftcli.errors import InputError, Problem
 
 TEMPORARY = re.compile(r"\.(.+)\.neft-[0-9a-f]{8}")
 """Names that `temporary_name` gives, with the final name as a group; a kill leaves such files and folders."""
-ABANDONED_AFTER = 3600.0
+STALE_AFTER = 3600.0
 """Seconds without a change after which a temporary file counts as abandoned."""
 WRITABLE_BY_ALL = 0o002
 
@@ -83,7 +83,7 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in (*folders, *files))
 
 
-def open_own(path: Path, mode: str, errors: str = "strict") -> IO[Any]:
+def open_without_links(path: Path, mode: str, errors: str = "strict") -> IO[Any]:
     """Open a file to change it or to add to it; text as UTF-8.
 
     Raises:
@@ -98,7 +98,7 @@ def open_own(path: Path, mode: str, errors: str = "strict") -> IO[Any]:
     return open(path, mode, encoding="utf-8", errors=errors, opener=opener)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """Write `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
     beside = path.with_name(temporary_name(path.name))
     with beside.open("xb") as file:  # as private as the umask says
@@ -112,7 +112,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
             raise
 
 
-def to_disk(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -134,7 +134,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def try_remove(path: Path) -> bool:
+def remove_if_possible(path: Path) -> bool:
     """Remove a file, a folder or a link as far as possible, and return whether it is gone.
 
     On NFS a file that a process has open stays until that process ends, under a name such as `.nfs0123`.
@@ -147,30 +147,30 @@ def try_remove(path: Path) -> bool:
     return not os.path.lexists(path)
 
 
-def free_name(path: Path) -> None:
+def clear_path(path: Path) -> None:
     """Remove whatever has the name `path`; if some of it stays, give it a temporary name.
 
     Raises:
         OSError: It can't be renamed.
     """
-    if not try_remove(path):
+    if not remove_if_possible(path):
         path.rename(path.with_name(temporary_name(path.name)))
 
 
-def make_fresh(folder: Path) -> None:
+def make_empty_folder(folder: Path) -> None:
     """Make an empty folder in the place of whatever is there, for a library to write into."""
-    free_name(folder)
+    clear_path(folder)
     folder.mkdir()
 
 
-def clear_abandoned(folder: Path) -> None:
-    """Remove from `folder` temporary files that killed processes left, and what `free_name` could not remove."""
+def remove_stale_files(folder: Path) -> None:
+    """Remove from `folder` temporary files that killed processes left, and what `clear_path` could not remove."""
     for path in folder.glob(".*"):
         with suppress(FileNotFoundError):
-            if TEMPORARY.fullmatch(path.name) and is_abandoned(path):
-                try_remove(path)
+            if TEMPORARY.fullmatch(path.name) and is_stale(path):
+                remove_if_possible(path)
 
 
-def is_abandoned(path: Path) -> bool:
+def is_stale(path: Path) -> bool:
     """Return whether the last change is so long ago that nobody writes there any more."""
-    return time.time() - path.lstat().st_mtime > ABANDONED_AFTER
+    return time.time() - path.lstat().st_mtime > STALE_AFTER

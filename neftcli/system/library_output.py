@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neftcli.system.files import open_own
+from neftcli.system.files import open_without_links
 
 LIBRARIES = ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface_hub", "torch", "bitsandbytes")
 
@@ -21,7 +21,7 @@ def library_chatter(log: Path, *, loaded: bool = True) -> Iterator[None]:
         log: The file.
         loaded: Load the libraries now, so that their own handlers are there to be taken away.
     """
-    file = open_own(log, "a", errors="backslashreplace")
+    file = open_without_links(log, "a", errors="backslashreplace")
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()

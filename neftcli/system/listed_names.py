@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 
-def leads_out(name: str) -> bool:
+def escapes_folder(name: str) -> bool:
     """Return whether a name that a file lists leads out of that file's folder.
 
     Only the name counts. Links are followed: whoever may create one in the folder may copy the file there as well, and

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from neftcli.system.distributed import local_count
+from neftcli.system.distributed import local_world_size
 from neftcli.system.pages import touch_ahead
 
 if TYPE_CHECKING:
@@ -14,22 +14,24 @@ if TYPE_CHECKING:
 
     from neftcli.data.prepare import Prepared
     from neftcli.recipe.schema import Recipe
-    from neftcli.system.device import Machine
+    from neftcli.system.device import ComputeConfig
 
 
 @contextmanager
-def touching_ahead(recipe: Recipe, machine: Machine, model: PreTrainedModel, prepared: Prepared) -> Iterator[None]:
+def touching_ahead(
+    recipe: Recipe, compute: ComputeConfig, model: PreTrainedModel, prepared: Prepared
+) -> Iterator[None]:
     """Within the block, touches in the background what an update needs, and the weights that it writes.
 
-    Half of what is free at most, shared by the processes of the machine.
+    Half of what is free at most, shared by the processes of the compute.
 
     Args:
         recipe: The resolved recipe.
-        machine: Device and arithmetic.
+        compute: Device and arithmetic.
         model: The one that is trained, without adapters.
         prepared: Its rows.
     """
-    if machine.device != "cpu":
+    if compute.device != "cpu":
         yield
         return
     from neftcli.models.memory import estimate_of
@@ -38,12 +40,12 @@ def touching_ahead(recipe: Recipe, machine: Machine, model: PreTrainedModel, pre
     row_tokens = max(1, prepared.counts.train.tokens // len(prepared.train))
     if recipe.training.batching == "packed":
         row_tokens = recipe.data.max_length
-    activation_bytes = 2 if machine.bfloat16 else 4
-    memory = estimate_of(recipe, model, machine.weights.itemsize, activation_bytes, row_tokens, machine.device)
+    activation_bytes = 2 if compute.bfloat16 else 4
+    memory = estimate_of(recipe, model, compute.weights_dtype.itemsize, activation_bytes, row_tokens, compute.device)
     needed = int(memory.total() - memory.weights)
     weights = model.parameters() if recipe.adapter.type == "none" else ()
     end = touch_ahead(
-        min(needed, available_memory(machine.device) // (2 * local_count())),
+        min(needed, available_memory(compute.device) // (2 * local_world_size())),
         [(weight.data_ptr(), weight.nbytes) for weight in weights],
     )
     try:

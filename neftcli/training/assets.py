@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from neftcli.data.tokens import TokenRow
     from neftcli.recipe.schema import Recipe
-    from neftcli.system.device import Machine
+    from neftcli.system.device import ComputeConfig
 
 Found = TypeVar("Found")
 
@@ -33,7 +33,7 @@ class Assets:
 
     Attributes:
         reference: Where the model comes from.
-        machine: Device and arithmetic.
+        compute: Device and arithmetic.
         chat: The tokenizer with its chat template and stop tokens.
         notices: What had to be filled in in the tokenizer.
         prepared: Tokenised rows.
@@ -42,7 +42,7 @@ class Assets:
     """
 
     reference: Reference
-    machine: Machine
+    compute: ComputeConfig
     chat: ChatFormat
     notices: list[str]
     prepared: Prepared
@@ -87,14 +87,14 @@ def load_assets(recipe: Recipe, reference: Reference, examples: Examples, observ
     """
     observer.notify(Phase("loading libraries"))
     from neftcli.models.loading import fingerprint
-    from neftcli.system.device import choose_machine
+    from neftcli.system.device import resolve_compute_config
 
-    machine = choose_machine(recipe)
+    compute = resolve_compute_config(recipe)
     prepared, chat, notices = tokenize_inputs(recipe, reference, examples, observer)
     report_data(prepared, notices, observer)
     observer.notify(Phase("loading the model"))
-    model = load_model_of(recipe, reference, machine)
-    return Assets(reference, machine, chat, notices, prepared, model, fingerprint(reference, model.config))
+    model = load_model_of(recipe, reference, compute)
+    return Assets(reference, compute, chat, notices, prepared, model, fingerprint(reference, model.config))
 
 
 def hash_tokens(rows: Sequence[TokenRow]) -> str:

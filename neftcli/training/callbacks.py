@@ -16,7 +16,7 @@ from neftcli.errors import NonFiniteLossError, Problem
 from neftcli.events import Evaluated, Observer, Phase, Progress, StepLogged
 from neftcli.neftune import Noise
 from neftcli.system.device import peak_memory
-from neftcli.system.distributed import gathered, shared
+from neftcli.system.distributed import all_gather_object, broadcast_object
 from neftcli.training.signals import StopRequested, StopSignal
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Watch(TrainerCallback, ExportableState):
         if self._is_to_stop():
             self._observer.notify(SAVING)
             control.should_save = True
-        elif step < total and shared(self._save_is_due(step)):
+        elif step < total and broadcast_object(self._save_is_due(step)):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -149,7 +149,7 @@ class Watch(TrainerCallback, ExportableState):
         if "loss" in logs:
             _require_finite("the norm of the gradient", logs.get("grad_norm", 0.0), state.global_step)
             now = time.perf_counter()
-            tokens = sum(gathered(logs.get("num_tokens", 0.0)))
+            tokens = sum(all_gather_object(logs.get("num_tokens", 0.0)))
             rate = (tokens - self._row_tokens) / (now - self._row_started)
             self._observer.notify(
                 StepLogged(

@@ -11,8 +11,8 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neftcli.errors import InputError, Problem, ProcessLost
-from neftcli.runs.directory import LedDirectory, RunDirectory
+from neftcli.errors import InputError, Problem, ProcessLostError
+from neftcli.runs.directory import ReadOnlyRunDirectory, RunDirectory
 from neftcli.system import distributed
 from neftcli.training.resume import ResumeState
 from neftcli.training.signals import StopRequested, StopSignal
@@ -29,35 +29,35 @@ def join_run(recipe: Recipe, resume: ResumeState | None, stop: StopSignal) -> tu
     Raises:
         InputError: The folder can't be made, the processes see different checkpoints, or they are not as many as the
             recipe says.
-        ProcessLost: Another process ended before.
+        ProcessLostError: Another process ended before.
     """
-    if recipe.training.processes != distributed.count():
+    if recipe.training.processes != distributed.world_size():
         told = "training.processes: so many processes have to be started for it"
-        raise InputError(Problem(told, f"{recipe.training.processes} ({distributed.count()} here)", "neft train"))
+        raise InputError(Problem(told, f"{recipe.training.processes} ({distributed.world_size()} here)", "neft train"))
     made = None
     try:
         with stop.interruptible():
-            distributed.join()
-        _require_alike("checkpoints", distributed.gathered(resume.step if resume else 0))
-        if resume is None and distributed.leads():
-            made = RunDirectory.begin(Path(recipe.output_dir), recipe.run_name())
-        path = Path(distributed.shared(str(made.path if made else "")))
-    except (RuntimeError, distributed.ProcessEnded) as error:
+            distributed.init_process_group()
+        _require_alike("checkpoints", distributed.all_gather_object(resume.step if resume else 0))
+        if resume is None and distributed.is_main_process():
+            made = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
+        path = Path(distributed.broadcast_object(str(made.path if made else "")))
+    except (RuntimeError, distributed.PeerExitedError) as error:
         if made:
             made.remove()
-        if not distributed.has_ended(error):
+        if not distributed.is_process_loss(error):
             raise
         told = "another process ended before anything was started"
-        raise ProcessLost(Problem(told, remedy="the same command again")) from error
-    if distributed.leads():
+        raise ProcessLostError(Problem(told, remedy="the same command again")) from error
+    if distributed.is_main_process():
         return made or resume.directory, resume  # type: ignore[union-attr]  # one of both is there
-    led = LedDirectory(resume.directory.path if resume else path)
+    led = ReadOnlyRunDirectory(resume.directory.path if resume else path)
     return led, replace(resume, directory=led) if resume else None
 
 
 def broadcast_path(directory: RunDirectory) -> RunDirectory:
     """Tells all processes the path that the run's folder has by now, and returns the folder."""
-    directory.path = Path(distributed.shared(str(directory.path)))
+    directory.path = Path(distributed.broadcast_object(str(directory.path)))
     return directory
 
 
@@ -70,7 +70,7 @@ def require_same_inputs(found: Mapping[str, str]) -> None:
     Raises:
         InputError: They have not; in all processes alike.
     """
-    everywhere = distributed.gathered(dict(found))
+    everywhere = distributed.all_gather_object(dict(found))
     for key in found:
         _require_alike(key.partition("_")[0], [there[key] for there in everywhere])
 
@@ -90,14 +90,14 @@ def split_across_processes(
     Raises:
         StopRequested: A stop was asked for meanwhile, in all processes alike.
     """
-    if distributed.count() == 1:
+    if distributed.world_size() == 1:
         return measure(rows)
     from neftcli.evaluation.loss import RowLoss
 
     mine = None
     with suppress(StopRequested):
-        mine = [astuple(loss) for loss in measure(rows[distributed.rank() :: distributed.count()])]
-    parts = [part for part in distributed.gathered(mine) if part is not None]
-    if len(parts) < distributed.count():
+        mine = [astuple(loss) for loss in measure(rows[distributed.rank() :: distributed.world_size()])]
+    parts = [part for part in distributed.all_gather_object(mine) if part is not None]
+    if len(parts) < distributed.world_size():
         raise StopRequested
     return [RowLoss(*parts[place % len(parts)][place // len(parts)]) for place in range(len(rows))]

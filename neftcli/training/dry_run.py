@@ -14,7 +14,7 @@ from neftcli.events import Notice, Observer, Plan, Resolved
 from neftcli.models.registry import Reference, resolve
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import require_writable
-from neftcli.system.distributed import local_count
+from neftcli.system.distributed import local_world_size
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import keep_freed_memory
 from neftcli.training.assets import report_data
@@ -63,21 +63,21 @@ def plan_run(recipe: Recipe, observer: Observer) -> Plan:
 def _measure_plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tuple[Plan, tuple[str, ...]]:
     """The plan, and notices about its adapter."""
     from neftcli.models.memory import estimate
-    from neftcli.system.device import available_memory, choose_machine, process_memory
+    from neftcli.system.device import available_memory, process_memory, resolve_compute_config
     from neftcli.training.trainer import num_training_steps
 
-    machine = choose_machine(recipe)
+    compute = resolve_compute_config(recipe)
     whole_rows = prepared is None or recipe.training.batching == "packed"
     row_tokens = recipe.data.max_length if whole_rows or prepared is None else prepared.counts.train.longest
-    activation_bytes = 2 if machine.precision() == "bf16" else 4
-    memory = estimate(recipe, reference, machine.weights.itemsize, activation_bytes, row_tokens, machine.device)
-    libraries = process_memory() if machine.device == "cpu" else 0
+    activation_bytes = 2 if compute.precision() == "bf16" else 4
+    memory = estimate(recipe, reference, compute.weights_dtype.itemsize, activation_bytes, row_tokens, compute.device)
+    libraries = process_memory() if compute.device == "cpu" else 0
     lengths: Sequence[int] | Places = prepared.train.lengths() if prepared else ()
     planned = Plan(
         model=reference.source(),
         method=recipe.method(),
-        device=machine.name,
-        precision=machine.precision(),
+        device=compute.device_name,
+        precision=compute.precision(),
         updates=num_training_steps(recipe, lengths) if prepared or recipe.training.max_steps else None,
         parameters=memory.parameters,
         trainable=memory.trainable,
@@ -86,9 +86,9 @@ def _measure_plan(recipe: Recipe, reference: Reference, prepared: Prepared | Non
         optimizer_bytes=int(memory.optimizer),
         activations_bytes=int(memory.activations),
         libraries_bytes=libraries,
-        total_bytes=(int(memory.total()) + libraries) * (local_count() if machine.device == "cpu" else 1),
-        available_bytes=available_memory(machine.device),
-        keeps_freed=machine.device == "cpu" and keep_freed_memory(),
+        total_bytes=(int(memory.total()) + libraries) * (local_world_size() if compute.device == "cpu" else 1),
+        available_bytes=available_memory(compute.device),
+        keeps_freed=compute.device == "cpu" and keep_freed_memory(),
     )
     return planned, memory.notices
 

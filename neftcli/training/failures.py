@@ -16,14 +16,14 @@ from neftcli.errors import (
     NeftError,
     Preempted,
     Problem,
-    ProcessLost,
+    ProcessLostError,
     TrainingError,
     first_line,
 )
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
-from neftcli.system.distributed import count, has_ended
+from neftcli.system.distributed import is_process_loss, world_size
 from neftcli.training.signals import StopRequested
 
 FULL = ("No space left", "os error 27", "os error 28", "os error 122")
@@ -87,9 +87,9 @@ def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *,
     statuses: dict[type, str] = {StopRequested: "preempted", KeyboardInterrupt: "interrupted"}
     status = statuses.get(type(error), "failed")
     cause: BaseException | None = None
-    if has_ended(error):  # which is what is told and written, in place of a library's words
-        ended = f"another of the {count()} processes ended; {_safe(directory)}"
-        error, cause = ProcessLost(Problem(ended, remedy=_again(directory))), error
+    if is_process_loss(error):  # which is what is told and written, in place of a library's words
+        ended = f"another of the {world_size()} processes ended; {_safe(directory)}"
+        error, cause = ProcessLostError(Problem(ended, remedy=_again(directory))), error
     told = {"error": f"{type(error).__name__}: {error}"} if status == "failed" else {}
     with suppress(OSError):  # on a full disk; the message below is what counts then
         record.end(status, **told)

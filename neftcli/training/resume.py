@@ -15,7 +15,7 @@ from neftcli.events import Evaluated, Notice, Observer
 from neftcli.models.registry import resolve as resolve_model
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve, with_paths
 from neftcli.recipe.path_suggestions import at_home, exists, nearest_path
-from neftcli.recipe.relative_paths import Places, places_of, record_of
+from neftcli.recipe.relative_paths import RelativePaths, find_relative_paths, relative_paths_record
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_sweep
@@ -71,7 +71,7 @@ class ResumeState:
         passed_over: Newer checkpoints that don't verify, and why.
         accept_changes: Go on though recipe, data or model have changed.
         changes: What has.
-        places: The folders that the paths of the run's recipe start from; None if the record names none.
+        relative_paths: The folders that the paths of the run's recipe start from; None if the record names none.
     """
 
     directory: RunDirectory
@@ -79,18 +79,19 @@ class ResumeState:
     passed_over: tuple[str, ...] = ()
     accept_changes: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
-    places: Places | None = None
+    relative_paths: RelativePaths | None = None
 
     def written(self, recipe: Recipe) -> Recipe:
         """The recipe as the run's files hold it: its paths from the folder in which the run was begun."""
-        return recipe if self.places is None else with_paths(recipe, self.places.there)
+        return recipe if self.relative_paths is None else with_paths(recipe, self.relative_paths.to_run_folder)
 
     def paths(self, recipe: Recipe) -> dict[str, Any]:
         """The entry of the run's record about the paths of `recipe`, which are relative to the current folder."""
         folder, local = Path.cwd(), local_paths(recipe)
-        if self.places is not None and self.places.folders:
-            folder, local = self.places.folders[0], [self.places.there(value) for value in local]
-        return record_of(self.directory.path, folder, local)
+        if self.relative_paths is not None and self.relative_paths.folders:
+            folder = self.relative_paths.folders[0]
+            local = [self.relative_paths.to_run_folder(value) for value in local]
+        return relative_paths_record(self.directory.path, folder, local)
 
     @property
     def step(self) -> int:
@@ -200,18 +201,19 @@ def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: boo
         raise InputError(*refused)
     recipe = resolve([*file_layers(str(path / RECIPE)), *layers])
     require_typed_trust(recipe, layers, path / RECIPE, f"neft train --resume {shlex.quote(str(path))}")
-    places = places_of(path / RECIPE)
-    resume_state = replace(read_resume_state(directory, recipe, accept_changes=accept_changes), places=places)
+    relative_paths = find_relative_paths(path / RECIPE)
+    resume_state = read_resume_state(directory, recipe, accept_changes=accept_changes)
+    resume_state = replace(resume_state, relative_paths=relative_paths)
     _require_same_recipe(resume_state, recipe)
-    _require_in_place(recipe, path, places)
+    _require_in_place(recipe, path, relative_paths)
     return recipe, resume_state
 
 
-def _require_in_place(recipe: Recipe, run: Path, places: Places | None) -> None:
+def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths | None) -> None:
     """Refuses a model's folder or rows that lie where they did no more, and says how their new place is named."""
 
     def looked_for(name: str) -> str:
-        return name if places is None else places.looked_for(name)
+        return name if relative_paths is None else relative_paths.describe_search(name)
 
     problems = []
     try:
@@ -254,7 +256,7 @@ def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes
         InputError: It is finished, its record can't be read, or it has checkpoints and none of them verifies.
     """
     if directory.record()["status"] == "finished":
-        directory.clear_finished()
+        directory.clean_up_finished()
         raise InputError(
             Problem(
                 f"{directory.path}: this run is finished",

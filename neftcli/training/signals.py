@@ -47,11 +47,11 @@ class StopSignal:
 
     def is_requested(self) -> bool:
         """Whether the run is to stop behind its update."""
-        return (self._signals > 0 and distributed.leads()) or self._asked_elsewhere()
+        return (self._signals > 0 and distributed.is_main_process()) or self._asked_elsewhere()
 
     def is_agreed(self) -> bool:
         """Whether the first process is asked to stop; all that train together have to call it."""
-        return distributed.shared(self.is_requested())
+        return distributed.broadcast_object(self.is_requested())
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -99,13 +99,13 @@ class StopSignal:
 
         def heard(_number: int, _frame: object) -> None:
             nonlocal last
-            if distributed.launched() and time.monotonic() - last < ECHO:
+            if distributed.launched_externally() and time.monotonic() - last < ECHO:
                 return
             last = time.monotonic()
             self._signals += 1
             if self._signals > 1:
                 raise KeyboardInterrupt
-            if not distributed.leads():
+            if not distributed.is_main_process():
                 return
             if self._at_once:
                 raise StopRequested

@@ -34,12 +34,12 @@ from neftcli.models.gguf import sha256
 from neftcli.models.registry import Reference
 from neftcli.models.requirements import longest_prompt
 from neftcli.recipe.loading import to_yaml
-from neftcli.runs.baseline import find_counterpart
+from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system import distributed
-from neftcli.system.files import write_whole
+from neftcli.system.files import atomic_write
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import prepare_process
 from neftcli.training.ahead import touching_ahead
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
     from neftcli.evaluation.loss import RowLoss
     from neftcli.recipe.schema import Recipe
-    from neftcli.system.device import Machine
+    from neftcli.system.device import ComputeConfig
     from neftcli.training.callbacks import Watch
 
 PADDED = (
@@ -119,7 +119,7 @@ def train(
     directory, resume = join_run(recipe, resume, stop)
     resume_state = resume or ResumeState(directory, None)
     written, paths = resume_state.written(recipe), resume_state.paths(recipe)
-    with directory.held():
+    with directory.lock():
         if resume:
             resume.require_as_found()
             begun -= resume.seconds()
@@ -127,7 +127,7 @@ def train(
             record = RunRecord(directory, written, resume.told() if resume else None, paths)
             if resume is None:
                 directory.write_text(RECIPE, to_yaml(written))
-                directory.settle(Path(recipe.output_dir), recipe.run_name())  # from here on it can be resumed
+                directory.assign_name(Path(recipe.output_dir), recipe.run_name())  # from here on it can be resumed
         with record_outcome(record, directory, new=resume is None), library_chatter(broadcast_path(directory).log):
             run = _Run(recipe, directory, record, observer, stop, resume_state, begun)
             with stop.interruptible():
@@ -144,7 +144,7 @@ def train(
             with library_chatter(directory.log):
                 and_then(TrainedRun(directory, tuned, assets, run.losses))
     observer.notify(finished)
-    distributed.leave()
+    distributed.destroy_process_group()
     return finished
 
 
@@ -175,7 +175,7 @@ class _Run:
 
     def do(self, assets: Assets, model: PreTrainedModel) -> tuple[RunFinished, Any]:
         """Does the run with `model`, which is changed, and returns how it ended and the tuned model."""
-        recipe, machine, prepared = self.recipe, assets.machine, assets.prepared
+        recipe, compute, prepared = self.recipe, assets.compute, assets.prepared
         require_layers(model, recipe.adapter)
         self.adapter_notices = adapter_notices(model, recipe.adapter)
         for notice in self.adapter_notices:
@@ -193,8 +193,8 @@ class _Run:
         self.record.update(
             **found,
             trust_remote_code=recipe.model.trust_remote_code,
-            device=machine.name,
-            precision=machine.precision(),
+            device=compute.device_name,
+            precision=compute.precision(),
         )
         with self.stop.interruptible():
             base = self._base(assets, model)
@@ -203,7 +203,7 @@ class _Run:
         after = None
         with suppress(StopRequested), self.stop.interruptible():
             after = self._answers("answering the same prompts after training", tuned, assets)
-        after = distributed.shared(after)
+        after = distributed.broadcast_object(after)
         if after is None:
             trainer.save_final_checkpoint(last.step)
             raise StopRequested
@@ -223,9 +223,9 @@ class _Run:
             train_loss=last.train_loss,
             samples=samples,
             alpha=recipe.neftune.alpha,
-            counterpart=find_counterpart(self.written, self.directory.path.parent),
+            paired_run=find_paired_run(self.written, self.directory.path.parent),
         )
-        if distributed.leads():
+        if distributed.is_main_process():
             self._conclude(finished, assets.reference, prepared.counts.layout)
         return finished, tuned
 
@@ -234,14 +234,14 @@ class _Run:
         if self.resume_state.checkpoint:
             before = self.resume_state.checkpoint.progress
             last = before["evaluated"]["step"] if before["evaluated"] else 0
-            damaged = self.directory.forget_after(self.resume_state.step, last)
+            damaged = self.directory.rewind(self.resume_state.step, last)
             if damaged:
                 self.notify(Notice(f"metrics.jsonl: {damaged} damaged line{'s' if damaged > 1 else ''} removed"))
             return BaseEvaluation(Evaluated(**before["base"]["evaluated"]), before["base"]["answers"])
-        self.directory.forget_measurements()
+        self.directory.clear_results()
         settings = self.recipe.evaluation
         sides = (settings.per_device_eval_batch_size, settings.probe_rows)
-        evaluated = assets.once(sides, lambda: self._evaluate(0, model, assets.prepared, assets.machine))
+        evaluated = assets.once(sides, lambda: self._evaluate(0, model, assets.prepared, assets.compute))
         seed = self.recipe.training.seed if settings.generation.do_sample else None
         answers = assets.once(
             (settings.samples, settings.generation, seed),
@@ -250,7 +250,7 @@ class _Run:
         self.notify(evaluated)
         return BaseEvaluation(evaluated, answers)
 
-    def _evaluate(self, step: int, model: Any, prepared: Prepared, machine: Machine) -> Evaluated:
+    def _evaluate(self, step: int, model: Any, prepared: Prepared, compute: ComputeConfig) -> Evaluated:
         from neftcli.evaluation.loss import mean_loss, row_losses
 
         settings = self.recipe.evaluation
@@ -259,7 +259,7 @@ class _Run:
 
         def measure(rows: Sequence[TokenRow]) -> Sequence[RowLoss]:
             with self.stop.interruptible():
-                return row_losses(model, rows, size, machine.autocast(), self)
+                return row_losses(model, rows, size, compute.autocast(), self)
 
         self.losses = ()
         held_out, probe = (
@@ -272,15 +272,15 @@ class _Run:
         from neftcli.evaluation.generation import generate_answers
 
         examples = assets.prepared.held_out_examples[: self.recipe.evaluation.samples]
-        if not examples or not distributed.leads():
+        if not examples or not distributed.is_main_process():
             return []
         self.notify(Phase(phase))
-        chat, machine = assets.chat, assets.machine
+        chat, compute = assets.chat, assets.compute
         prompts = [prompt_token_ids(chat, example) for example in examples]
         generation = self.recipe.evaluation.generation
         room = longest_prompt(model.config, generation.max_new_tokens)
         answers = generate_answers(
-            model, chat, prompts, generation, machine.autocast(), room, self.recipe.training.seed, self
+            model, chat, prompts, generation, compute.autocast(), room, self.recipe.training.seed, self
         )
         return [answer.text for answer in answers]
 
@@ -289,7 +289,7 @@ class _Run:
     ) -> tuple[Any, Evaluated]:
         self.notify(Phase("preparing the trainer"))
         parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
-        with touching_ahead(self.recipe, assets.machine, model, assets.prepared):
+        with touching_ahead(self.recipe, assets.compute, model, assets.prepared):
             recipe, trainer, watch = self._prepare(assets, model, base, found)
         from neftcli.neftune import neftune
         from neftcli.training.disk_space import require_space
@@ -332,16 +332,16 @@ class _Run:
         from neftcli.training.packing_check import resolve_batching
         from neftcli.training.trainer import build_trainer
 
-        machine, prepared = assets.machine, assets.prepared
+        compute, prepared = assets.compute, assets.prepared
         batching = resolve_batching(self.recipe.training.batching, model, fused=self.recipe.training.fused_layers)
         recipe = replace(self.recipe, training=replace(self.recipe.training, batching=batching))
         if batching == "padded" and self.recipe.training.batching == "auto":
             self.notify(Notice(PADDED.format(type(model).__name__)))
         watch = Watch(
             self,
-            lambda step: self._evaluate(step, trainer.model, prepared, machine),
+            lambda step: self._evaluate(step, trainer.model, prepared, compute),
             recipe,
-            machine.device,
+            compute.device,
             before_last=lambda: self._save(trainer.model, assets),
             stop=self.stop,
             base=base,
@@ -351,7 +351,7 @@ class _Run:
         self.record.update(batching=batching)
         facts = {**found, **self.record.facts(), "recipe": to_yaml(self.written)}
         trainer = build_trainer(
-            recipe, machine, model, assets.chat.tokenizer, prepared.train, checkpoints, facts, watch
+            recipe, compute, model, assets.chat.tokenizer, prepared.train, checkpoints, facts, watch
         )
         watch.trainer = trainer
         return recipe, trainer, watch
@@ -370,7 +370,7 @@ class _Run:
                 trainer.load_weights(checkpoint.path)
 
     def _tell_of_the_model(self, parameters: int, tuned: Any, assets: Assets) -> None:
-        machine = assets.machine
+        compute = assets.compute
         self.notify(
             ModelReady(
                 name=self.recipe.model.name,
@@ -378,8 +378,8 @@ class _Run:
                 method=self.recipe.method(),
                 parameters=parameters,
                 trainable=sum(p.numel() for p in tuned.parameters() if p.requires_grad),
-                precision=machine.precision(),
-                device=machine.name,
+                precision=compute.precision(),
+                device=compute.device_name,
             )
         )
 
@@ -396,7 +396,7 @@ class _Run:
         from neftcli.training.trainer import save_weights
 
         reference = assets.reference
-        if not distributed.leads():
+        if not distributed.is_main_process():
             return
         base = files_of(reference)
         config, generation = base_settings(base)
@@ -405,7 +405,7 @@ class _Run:
             there = reference.anywhere() if reference.alias else base.location
             model.peft_config["default"].base_model_name_or_path = there
             model.peft_config["default"].revision = reference.revision
-        with self.directory.replacing_model() as folder:
+        with self.directory.replace_model() as folder:
             save_weights(model, folder)
             if self.recipe.adapter.type == "none":
                 write_config(folder, config, str(model.dtype).removeprefix("torch."))
@@ -427,8 +427,8 @@ class _Run:
         self.record.update(weights_sha256=weights)
         notes = [*self.adapter_notices, *self._needs()]
         card = model_card(self.written, reference, self.record.fields, finished, notes=notes, chat=layout != "text")
-        write_whole(self.directory.model / "README.md", card)
+        atomic_write(self.directory.model / "README.md", card)
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)
-        if not self.directory.forget_checkpoints():
+        if not self.directory.remove_checkpoints():
             self.notify(Notice(f"{self.directory.checkpoints} can't be removed; it is not needed any more"))

@@ -25,8 +25,8 @@ from neftcli.kernels.lora import fused_low_rank, low_rank_layers
 from neftcli.neftune import paired
 from neftcli.runs.directory import RECIPE
 from neftcli.system.device import reproducible
-from neftcli.system.distributed import PATIENCE, count, gathered, rank
-from neftcli.system.files import to_disk, write_whole
+from neftcli.system.distributed import PATIENCE, all_gather_object, rank, world_size
+from neftcli.system.files import atomic_write, fsync_path
 from neftcli.training.failures import raise_if_full
 from neftcli.training.length_buckets import LengthBuckets
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from neftcli.data.splits import Places
     from neftcli.recipe.schema import Adapter, Recipe
     from neftcli.runs.checkpoints import Checkpoints
-    from neftcli.system.device import Machine
+    from neftcli.system.device import ComputeConfig
 
 LOG_ROWS = 20
 PIECE = 10_000
@@ -132,9 +132,9 @@ class Trainer(SFTTrainer):
         """Saves all that the run goes on from; rank 0 writes the manifest when every rank has written its part."""
         step = self.state.global_step
         self.unlogged = {
-            "loss": gathered(float(self._tr_loss)),
+            "loss": all_gather_object(float(self._tr_loss)),
             "since": self._globalstep_last_logged,
-            "tokens": gathered(self._total_train_tokens),
+            "tokens": all_gather_object(self._total_train_tokens),
         }
         try:
             if self.args.should_save:
@@ -143,11 +143,11 @@ class Trainer(SFTTrainer):
             super(SFTTrainer, self)._save_checkpoint(model, trial)  # TRL would only add a model card
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                write_whole(self.checkpoints.place(step) / RECIPE, self.facts["recipe"])
+                atomic_write(self.checkpoints.place(step) / RECIPE, self.facts["recipe"])
                 if (metrics := self.checkpoints.folder.parent / "metrics.jsonl").is_file():
-                    to_disk(metrics)
+                    fsync_path(metrics)
                 facts = {key: value for key, value in self.facts.items() if key != "recipe"}
-                self.checkpoints.publish(step, {**facts, "processes": count()})
+                self.checkpoints.publish(step, {**facts, "processes": world_size()})
             self.accelerator.wait_for_everyone()
         except BaseException as error:
             try:
@@ -194,13 +194,13 @@ def _without_adapter(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _require_precision(trainer: Trainer, machine: Machine) -> None:
+def _require_precision(trainer: Trainer, compute: ComputeConfig) -> None:
     """Check that the trainer computes in the precision that is reported and recorded.
 
     Raises:
         TrainingError: Its precision is not the recipe's.
     """
-    wanted, found = "bf16" if machine.bfloat16 else "no", str(trainer.accelerator.mixed_precision)
+    wanted, found = "bf16" if compute.bfloat16 else "no", str(trainer.accelerator.mixed_precision)
     if found != wanted:
         said = "the trainer's mixed precision is not the recipe's"
         raise TrainingError(Problem(said, f"{found} (the recipe: {wanted})", "unset ACCELERATE_MIXED_PRECISION"))
@@ -208,7 +208,7 @@ def _require_precision(trainer: Trainer, machine: Machine) -> None:
 
 def build_trainer(
     recipe: Recipe,
-    machine: Machine,
+    compute: ComputeConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: TokenRows,
@@ -220,7 +220,7 @@ def build_trainer(
 
     Args:
         recipe: The resolved recipe.
-        machine: Device and arithmetic.
+        compute: Device and arithmetic.
         model: Without adapters; the trainer puts them on after seeding, so that they start alike.
         tokenizer: With a pad token.
         rows: Tokenised training rows.
@@ -230,7 +230,7 @@ def build_trainer(
     """
     trainer = Trainer(
         model=model,
-        args=_arguments(recipe, machine, rows, checkpoints.folder),
+        args=_arguments(recipe, compute, rows, checkpoints.folder),
         train_dataset=_packed(rows, recipe.data.max_length)
         if recipe.training.batching == "packed"
         else _dataset(rows.columns()),
@@ -238,7 +238,7 @@ def build_trainer(
         peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
         callbacks=[callback],
     )
-    _require_precision(trainer, machine)
+    _require_precision(trainer, compute)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16 and recipe.quantization.type != "none":
             # TRL casts the adapters of quantised models to bfloat16, where small updates are rounded away.
@@ -252,7 +252,7 @@ def build_trainer(
         trainer.buckets = LengthBuckets(rows.lengths().tolist(), rows_of_an_update, recipe.training.seed)
     trainer.deterministic = recipe.training.deterministic
     trainer.fused = recipe.training.fused_layers
-    trainer.sums_labels = trainer.fused and count() == 1 and can_sum_labels(_without_adapter(trainer.model))
+    trainer.sums_labels = trainer.fused and world_size() == 1 and can_sum_labels(_without_adapter(trainer.model))
     # A compiled model would be compiled again for each layer that is exchanged.
     own_layers = trainer.fused and not recipe.training.torch_compile
     trainer.low_rank = low_rank_layers(trainer.model) if own_layers else ()
@@ -278,7 +278,7 @@ def _packed(rows: TokenRows, max_length: int) -> Dataset:
         return _dataset(packed.table())
 
 
-def _arguments(recipe: Recipe, machine: Machine, rows: TokenRows, folder: Path) -> SFTConfig:
+def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenRows, folder: Path) -> SFTConfig:
     training = recipe.training
     total = num_training_steps(recipe, rows.lengths())
     return SFTConfig(
@@ -293,8 +293,8 @@ def _arguments(recipe: Recipe, machine: Machine, rows: TokenRows, folder: Path) 
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim=training.optim,
-        bf16=machine.bfloat16,
-        use_cpu=machine.device == "cpu",
+        bf16=compute.bfloat16,
+        use_cpu=compute.device == "cpu",
         # TRL recomputes activations by default; that costs a third of the time and is only needed without the memory.
         activation_checkpointing=training.gradient_checkpointing,
         torch_compile=training.torch_compile,
@@ -310,7 +310,7 @@ def _arguments(recipe: Recipe, machine: Machine, rows: TokenRows, folder: Path) 
         eval_strategy="no",  # and evaluates, by the one definition of loss that the whole tool uses
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=machine.device == "cuda",
+        dataloader_pin_memory=compute.device == "cuda",
         # Else the buckets in which gradients are summed change behind the first update of a process, and with them the
         # order of the sums of three or more: a run that is gone on with would differ in the last bits.
         ddp_find_unused_parameters=True,

@@ -97,7 +97,7 @@ def test_eval_and_recipe_from_another_folder(neft: Neft, project: Path, monkeypa
     monkeypatch.chdir(project / "sub")
     evaluated = neft("eval", "../runs/tiny-a5-s0", "--max-rows", "2")
     assert evaluated.code == 0, evaluated.err
-    assert "../runs/tiny-a0-s0" in evaluated.out  # the counterpart is found beside the run
+    assert "../runs/tiny-a0-s0" in evaluated.out  # the paired_run is found beside the run
     assert neft("train", "--recipe", "../runs/tiny-a5-s0/recipe.yaml", "--quiet").code == 0
     assert record(project / "sub" / "runs" / "tiny-a5-s0")["weights_sha256"] == record(run)["weights_sha256"]
     (project / "rows.jsonl").rename(project / "away.jsonl")

@@ -176,7 +176,7 @@ def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> N
     assert f"another of the 2 processes ended; {run}/checkpoints/checkpoint-{verify_newest(run)} is safe" in said
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "failed"
-    assert record["error"].startswith("ProcessLost: another of the 2 processes ended")
+    assert record["error"].startswith("ProcessLostError: another of the 2 processes ended")
     assert "Traceback" not in said
     require_gone(rest)
 

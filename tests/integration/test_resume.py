@@ -268,7 +268,7 @@ def test_what_can_not_be_is_refused(neft: Neft, typed: list[str], told: str) -> 
 def test_a_run_is_not_trained_twice_at_once(neft: Neft, copy: Path) -> None:
     from neftcli.runs.directory import RunDirectory
 
-    with RunDirectory(copy).held():
+    with RunDirectory(copy).lock():
         said = neft("train", "--resume", copy)
     assert said.code == 2
     assert "another process is training this run" in said.err

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
-from neftcli.system.distributed import leads
+from neftcli.system.distributed import is_main_process
 from neftcli.system.environment import report_dropped
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
 
 @contextmanager
 def _display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
-    if not leads():
+    if not is_main_process():
         yield Silent()
     elif json_lines:
         from neftcli.cli.display.json_lines import JsonLines

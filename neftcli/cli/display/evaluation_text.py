@@ -32,8 +32,8 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
     main = report.models[0]
     has_baseline = any(model.role == "baseline" for model in report.models)
     commands = []
-    if main.alpha and not has_baseline and report.counterpart is not None:
-        commands += comparing(main.source, main.alpha, report.counterpart)
+    if main.alpha and not has_baseline and report.paired_run is not None:
+        commands += comparing(main.source, main.alpha, report.paired_run)
     if report.over_seeds:
         commands.append((report.over_seeds, "did the noise help? the same recipes over seeds"))
     has_answers = any(row.metric == "answer tokens" for row in report.metrics)

@@ -16,11 +16,11 @@ from rich.text import Text
 from neftcli.evaluation import number_format
 from neftcli.events import (
     CellStatus,
-    Counterpart,
     DataReady,
     ModelReady,
     NoiseMeasured,
     Occurrences,
+    PairedRun,
     Plan,
     PowerPlan,
     RowsReady,
@@ -341,12 +341,12 @@ def loss(value: float | None) -> str:
 
 def next_commands(event: RunFinished) -> list[tuple[str, str]]:
     """Next steps: commands and reasons."""
-    if event.held_out_loss is None or event.counterpart is None:
+    if event.held_out_loss is None or event.paired_run is None:
         return []
-    return comparing(event.run, event.alpha, event.counterpart)
+    return comparing(event.run, event.alpha, event.paired_run)
 
 
-def comparing(run: str, alpha: float, other: Counterpart) -> list[tuple[str, str]]:
+def comparing(run: str, alpha: float, other: PairedRun) -> list[tuple[str, str]]:
     """Commands that compare a run with the same one with or without noise, which may have to be trained first."""
     commands = []
     if not other.exists:

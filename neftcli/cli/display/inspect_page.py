@@ -10,7 +10,7 @@ from types import TracebackType
 from neftcli.cli.display import formatting, inspect_text
 from neftcli.errors import InputError, Problem
 from neftcli.events import DataReady, Event, InspectedRow, Notice, Observer, PageWritten
-from neftcli.system.files import write_whole
+from neftcli.system.files import atomic_write
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 MARK = "<!doctype html><!-- neft data inspect -->"
@@ -90,7 +90,7 @@ class Page:
         if kind is not None:
             return
         try:
-            write_whole(self._path, self._html())
+            atomic_write(self._path, self._html())
         except OSError as error:
             raise _unwritable(self._path, error) from None
         self._display.notify(PageWritten(str(self._path), len(self._rows)))

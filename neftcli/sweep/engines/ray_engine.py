@@ -27,7 +27,7 @@ from neftcli.sweep.cell import finished_run, runs_of, stopped_run
 from neftcli.sweep.engines.local_engine import Outcome
 from neftcli.sweep.engines.ray_task import PATIENCE, Errand, Mailbox, Returned, work
 from neftcli.sweep.engines.transfer import arrived, clear_arriving, for_a_node, packed
-from neftcli.system.files import open_own
+from neftcli.system.files import open_without_links
 from neftcli.training.failures import is_disk_full
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def _quietened(log: Path) -> Callable[[], None]:
     before = getattr(worker, "print_worker_logs", None)
 
     def write(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
-        with suppress(OSError), open_own(log, "a") as file:
+        with suppress(OSError), open_without_links(log, "a") as file:
             file.writelines(f"{line}\n" for line in data["lines"])
 
     def undo() -> None:

@@ -24,7 +24,7 @@ from neftcli.recipe.relative_paths import FIELD
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import CELLS, RECIPE, RECORD, RunDirectory
 from neftcli.sweep.cell import MEASURED, finished_run, measured, settings_key, stopped_run
-from neftcli.system.files import remove, write_whole
+from neftcli.system.files import atomic_write, remove
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -91,13 +91,13 @@ def name_the_recipe(run: RunDirectory, recipe: Recipe, other: Recipe) -> None:
     run.write_json(RECORD, record)
     newest, _ = Checkpoints(run.checkpoints, keep=sys.maxsize).newest()
     if newest is not None:
-        write_whole(newest.path / RECIPE, to_yaml(recipe))
+        atomic_write(newest.path / RECIPE, to_yaml(recipe))
         facts = {key: value for key, value in newest.manifest.items() if key not in ("format", "step", "files")}
         Checkpoints(run.checkpoints, keep=1).publish(newest.step, facts | {"recipe_sha256": fingerprint(recipe)})
     card = run.model / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8").replace(fingerprint(other), fingerprint(recipe))
-        write_whole(card, text.replace(other.data.source_name(), recipe.data.source_name()))
+        atomic_write(card, text.replace(other.data.source_name(), recipe.data.source_name()))
 
 
 def packed(folder: Path) -> bytes:
@@ -140,7 +140,7 @@ def arrived(content: bytes, name: str, folder: Path, recipe: Recipe) -> Path:
             before = begun_run(cells, recipe)
         cells.mkdir(exist_ok=True)
         run = RunDirectory(place)
-        run.settle(cells, name)
+        run.assign_name(cells, name)
     if before is not None:
         remove(before.path)
     if run.path.name != name and not (cells / name).exists():

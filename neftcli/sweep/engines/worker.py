@@ -21,7 +21,7 @@ from neftcli.events import (
     Notice,
     Progress,
 )
-from neftcli.system.files import open_own
+from neftcli.system.files import open_without_links
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -81,7 +81,7 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
     """
     ignore_signals()
     end_with_the_parent()
-    with open_own(log, "a") as file:
+    with open_without_links(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if device is not None:

@@ -54,7 +54,7 @@ RUN: list[events.Event] = [
         train_loss=1.7,
         samples=(events.Sample("Why is the sky blue?", "Light.", "\x1b[31mRed\x07 alert", "Blue light\nbounces."),),
         alpha=5.0,
-        counterpart=events.Counterpart("runs/tiny-a0-s0", 0.0, exists=False),
+        paired_run=events.PairedRun("runs/tiny-a0-s0", 0.0, exists=False),
     ),
 ]
 

@@ -386,12 +386,12 @@ def test_results_of_other_settings_or_another_template_are_not_used_again(
     monkeypatch.setattr(measure_module, "run_tasks", run)
     (tmp_path / "evaluation").mkdir()
     home = SimpleNamespace(home=tmp_path, name="tiny")
-    machine = SimpleNamespace(autocast=nullcontext)
+    compute = SimpleNamespace(autocast=nullcontext)
 
     def value(asked: TaskSettings, template: str = CHATML) -> float:
         fake: Any = SimpleNamespace(
             subject=home,
-            machine=machine,
+            compute=compute,
             observer=None,
             settings=Evaluation(task_settings=asked),
             _identity={},

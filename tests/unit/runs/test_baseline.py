@@ -1,6 +1,6 @@
 """What a run is compared with, before and after that is trained.
 
-Oracle: the folders that `RunDirectory.settle` makes.
+Oracle: the folders that `RunDirectory.assign_name` makes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from neftcli.recipe.loading import fingerprint
 from neftcli.recipe.schema import Neftune, Recipe, Training
-from neftcli.runs.baseline import find_counterpart
+from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.directory import RunDirectory
 from tests.conftest import new_run
 
@@ -36,7 +36,7 @@ def plain(noisy: Recipe) -> Recipe:
 
 
 def test_before_it_is_trained_it_is_the_folder_that_it_will_get(noisy: Recipe, plain: Recipe) -> None:
-    found = find_counterpart(noisy, Path(noisy.output_dir))
+    found = find_paired_run(noisy, Path(noisy.output_dir))
     assert (found.alpha, found.exists) == (0.0, False)
     assert found.run == str(finish(plain).path)
 
@@ -48,12 +48,12 @@ def test_when_it_is_trained_it_is_that_run(noisy: Recipe, plain: Recipe) -> None
     finish(plain).write_text("run.json", "[")
     run = finish(plain)
     assert run.path.name == "r-a0-s0-4"
-    found = find_counterpart(noisy, Path(noisy.output_dir))
+    found = find_paired_run(noisy, Path(noisy.output_dir))
     assert (found.run, found.exists) == (str(run.path), True)
 
 
 def test_of_a_run_without_noise_it_is_the_one_with_the_usual_noise(noisy: Recipe, plain: Recipe) -> None:
     run = finish(noisy)
-    found = find_counterpart(plain, Path(plain.output_dir))
+    found = find_paired_run(plain, Path(plain.output_dir))
     assert (found.run, found.alpha, found.exists) == (str(run.path), 5.0, True)
     assert json.loads((run.path / "run.json").read_text())["status"] == "finished"

@@ -116,7 +116,7 @@ def test_a_rotation_that_fails_leaves_the_newest(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr("neftcli.runs.checkpoints.try_remove", stopped)
+        broken.setattr("neftcli.runs.checkpoints.remove_if_possible", stopped)
         with pytest.raises(KeyboardInterrupt):
             write(checkpoints, 4)
     checkpoints.discard(4)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from neftcli.errors import InputError
 from neftcli.runs import directory
-from neftcli.runs.directory import NAME, LedDirectory, RunDirectory, find_run
-from neftcli.system.files import ABANDONED_AFTER, write_whole
+from neftcli.runs.directory import NAME, ReadOnlyRunDirectory, RunDirectory, find_run
+from neftcli.system.files import STALE_AFTER, atomic_write
 from tests.conftest import keep_nfs_files, new_run
 
 root_writes_anywhere = pytest.mark.skipif(os.geteuid() == 0, reason="root can write to a read-only folder")
@@ -136,13 +136,13 @@ def test_many_at_once_get_a_folder_each() -> None:
 
 
 def begun(name: str = "run") -> RunDirectory:
-    run = RunDirectory.begin(Path("runs"), name)
+    run = RunDirectory.create(Path("runs"), name)
     run.write_text("run.json", "{}")
     return run
 
 
 def grow_old(folder: Path) -> None:
-    then = time.time() - ABANDONED_AFTER - 60
+    then = time.time() - STALE_AFTER - 60
     os.utime(folder, (then, then))
 
 
@@ -151,9 +151,9 @@ def test_begin_is_hidden_until_it_settles() -> None:
     run = begun()
     assert run.path.name.startswith(".run.")
     assert find_run("run") is None
-    with run.held():
-        run.settle(Path("runs"), "run")
-        with pytest.raises(InputError, match="another process is training this run"), RunDirectory(run.path).held():
+    with run.lock():
+        run.assign_name(Path("runs"), "run")
+        with pytest.raises(InputError, match="another process is training this run"), RunDirectory(run.path).lock():
             pass
     assert run.path == Path("runs/run")
     assert names("runs") == ["run"]
@@ -164,7 +164,7 @@ def test_begin_clears_what_killed_processes_left() -> None:
     """Only what is old, and what nobody holds: another process may be about to give it its name."""
     left, young, at_work = begun(), begun("other"), begun()
     grow_old(left.path)
-    with at_work.held():
+    with at_work.lock():
         grow_old(at_work.path)
         third = begun()
         assert sorted(Path("runs").iterdir()) == sorted([young.path, at_work.path, third.path])
@@ -206,7 +206,7 @@ def test_remove_before_it_settles() -> None:
 def test_held_refuses_links() -> None:
     run = new_run(Path("runs"), "run")
     (run.path / "checkpoints").symlink_to("/tmp")  # noqa: S108 - nothing is written there
-    with pytest.raises(InputError, match="checkpoints: this would be written to, and is a link"), run.held():
+    with pytest.raises(InputError, match="checkpoints: this would be written to, and is a link"), run.lock():
         pass
     assert names(run.path) == ["checkpoints"]
 
@@ -216,17 +216,17 @@ def test_held_clears_temporary_files_of_killed_processes() -> None:
     for name in (".run.json.neft-0123abcd", ".recipe.yaml.neft-89abcdef"):
         (run.path / name).touch()
     grow_old(run.path / ".run.json.neft-0123abcd")
-    with run.held():
+    with run.lock():
         assert names(run.path) == [".lock", ".recipe.yaml.neft-89abcdef"]
 
 
 def test_clear_finished_takes_the_checkpoints_that_a_kill_left() -> None:
     run = new_run(Path("runs"), "run")
     (run.checkpoints / "checkpoint-3").mkdir(parents=True)
-    with run.held():
-        RunDirectory(run.path).clear_finished()  # another process is at work in it
+    with run.lock():
+        RunDirectory(run.path).clean_up_finished()  # another process is at work in it
         assert run.checkpoints.is_dir()
-    run.clear_finished()
+    run.clean_up_finished()
     assert names(run.path) == []
 
 
@@ -238,14 +238,14 @@ def test_run_whose_files_are_open_on_nfs(monkeypatch: pytest.MonkeyPatch) -> Non
         (folder / ".nfs0123").touch()
         (folder / "weights").touch()
     keep_nfs_files(monkeypatch)
-    with run.replacing_model() as partial:
+    with run.replace_model() as partial:
         (partial / "new").touch()
     assert names(run.model) == ["new"]
-    assert not run.forget_checkpoints()
-    run.clear_finished()
+    assert not run.remove_checkpoints()
+    run.clean_up_finished()
     assert names(run.checkpoints) == [".nfs0123"]
     (run.model / ".nfs4567").touch()
-    run.forget_measurements()
+    run.clear_results()
     assert not run.model.exists()
 
 
@@ -356,23 +356,23 @@ def test_a_failing_write_leaves_the_old_file(
 ) -> None:
     """A full disk or Ctrl-C at any step: the old content, and no temporary file."""
     file = Path("run.json")
-    write_whole(file, "old")
+    atomic_write(file, "old")
     with monkeypatch.context() as broken:
         broken.setattr(getattr(directory, place), function, fail)
         with pytest.raises(raised):
-            write_whole(file, "new")
+            atomic_write(file, "new")
     assert file.read_text(encoding="utf-8") == "old"
     assert names() == ["run.json"]
-    write_whole(file, "new")
+    atomic_write(file, "new")
     assert file.read_text(encoding="utf-8") == "new"
 
 
 def test_text_that_cannot_be_encoded_leaves_the_old_file() -> None:
     """It fails in the first step, before anything reached the disk."""
     file = Path("run.json")
-    write_whole(file, "old")
+    atomic_write(file, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(file, "new \ud83e")
+        atomic_write(file, "new \ud83e")
     assert file.read_text(encoding="utf-8") == "old"
     assert names() == ["run.json"]
 
@@ -395,7 +395,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(directory.os, "fsync", sync)
     monkeypatch.setattr(directory.os, "replace", rename)
-    write_whole(Path("run.json"), "new")
+    atomic_write(Path("run.json"), "new")
     assert steps == ["fsync", "replace"]
     assert names() == ["run.json"]
 
@@ -404,7 +404,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
     """While one thread writes again and again, another never reads half of it."""
     file = Path("run.json")
     texts = {letter * 50_000 for letter in "ab"}
-    write_whole(file, "a" * 50_000)
+    atomic_write(file, "a" * 50_000)
     done = threading.Event()
     seen = set()
 
@@ -417,7 +417,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
     try:
         for _ in range(50):
             for text in sorted(texts):
-                write_whole(file, text)
+                atomic_write(file, text)
     finally:
         done.set()
         reader.join(timeout=60)
@@ -429,19 +429,19 @@ def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
 
 
 def test_a_process_that_does_not_lead_reads_and_changes_nothing() -> None:
-    led = LedDirectory(new_run(Path("runs"), "run").path)
+    led = ReadOnlyRunDirectory(new_run(Path("runs"), "run").path)
     (led.path / "metrics.jsonl").write_text('{"event": "StepLogged", "step": 9}\n')
     (led.path / "run.json").write_text("{}\n")
     led.model.mkdir()
     led.checkpoints.mkdir()
     before = {file: file.read_bytes() for file in led.path.iterdir() if file.is_file()}
-    with led.held():
+    with led.lock():
         led.write_json("run.json", {"status": "running"})
         led.write_text("recipe.yaml", "name: other\n")
         led.append_line("metrics.jsonl", {"event": "StepLogged"})
-        led.forget_after(1, 1)
-        led.forget_measurements()
-        led.forget_checkpoints()
+        led.rewind(1, 1)
+        led.clear_results()
+        led.remove_checkpoints()
         led.remove()
     assert json.loads((led.path / "run.json").read_bytes()) == {}
     assert {file: file.read_bytes() for file in led.path.iterdir() if file.is_file()} == before

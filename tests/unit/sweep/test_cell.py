@@ -247,7 +247,7 @@ def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None
         shutil.rmtree(checkpoint)
     script = (
         "import sys, pathlib; from neftcli.runs.directory import RunDirectory\n"
-        "with RunDirectory(pathlib.Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
+        "with RunDirectory(pathlib.Path(sys.argv[1])).lock(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE

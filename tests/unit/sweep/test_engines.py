@@ -164,7 +164,7 @@ def test_a_result_that_is_lost_with_its_node_is_waited_for(tmp_path: Path) -> No
 
 
 def refused_for_want_of_room() -> InputError:
-    """What `RunDirectory.begin` says of a full disk."""
+    """What `RunDirectory.create` says of a full disk."""
     try:
         try:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -231,7 +231,7 @@ def test_a_run_that_another_process_trains_does_not_go_along(
     tmp_path: Path, stopped: tuple[Cell, RunDirectory]
 ) -> None:
     cell, run = stopped
-    with run.held():
+    with run.lock():
         said, ends, runs = given(engine(tmp_path, Returned("finished")), cell)
     assert (said, runs) == ([], [])
     assert ends == [("failed", f"{run.path}: another process is training this run")]

@@ -122,7 +122,7 @@ def test_a_run_that_arrives_takes_no_others_place(recipe: Recipe, tmp_path: Path
     kept = content(damaged)
     first = RunDirectory(arrived(tar, damaged.path.name, tmp_path, recipe))
     assert first.path.name == f"{damaged.path.name}-2"
-    with first.held():
+    with first.lock():
         second = arrived(tar, damaged.path.name, tmp_path, recipe)
         assert (first.path / "run.json").is_file()
     assert second.name == f"{damaged.path.name}-3"

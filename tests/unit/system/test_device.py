@@ -1,4 +1,4 @@
-"""Types and settings that a run takes from the machine.
+"""Types and settings that a run takes from the compute.
 
 Oracle: the table of cases below.
 """
@@ -22,13 +22,15 @@ from neftcli.system import device
     ],
 )
 def test_types_on_a_cpu(sets: list[str], bfloat16: bool, weights: torch.dtype) -> None:
-    chosen = device.choose_machine(load_recipe("quickstart", [assignment(text) for text in sets]))
-    assert (chosen.device, chosen.bfloat16, chosen.weights) == ("cpu", bfloat16, weights)
+    chosen = device.resolve_compute_config(load_recipe("quickstart", [assignment(text) for text in sets]))
+    assert (chosen.device, chosen.bfloat16, chosen.weights_dtype) == ("cpu", bfloat16, weights)
 
 
 def test_autocast_computes_in_the_chosen_type() -> None:
     for precision, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        chosen = device.choose_machine(load_recipe("quickstart", [assignment(f"training.precision={precision}")]))
+        chosen = device.resolve_compute_config(
+            load_recipe("quickstart", [assignment(f"training.precision={precision}")])
+        )
         with chosen.autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
 

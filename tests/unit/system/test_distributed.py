@@ -28,8 +28,13 @@ WAITS = "import time; time.sleep(600)"
 
 def test_the_others_know_their_number_and_the_first_is_alone_again_behind_it(tmp_path: Path) -> None:
     before = dict(os.environ)
-    with distributed.together(3, [sys.executable, "-c", WRITES, str(tmp_path)]):
-        assert (distributed.count(), distributed.rank(), distributed.local_count(), distributed.leads()) == (
+    with distributed.launch_processes(3, [sys.executable, "-c", WRITES, str(tmp_path)]):
+        assert (
+            distributed.world_size(),
+            distributed.rank(),
+            distributed.local_world_size(),
+            distributed.is_main_process(),
+        ) == (
             3,
             0,
             3,
@@ -41,14 +46,14 @@ def test_the_others_know_their_number_and_the_first_is_alone_again_behind_it(tmp
         "2": f"3 2 3 {threads}",
     }
     assert dict(os.environ) == before
-    assert (distributed.count(), distributed.rank(), distributed.leads()) == (1, 0, True)
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main_process()) == (1, 0, True)
 
 
 def test_the_others_end_where_the_first_fails() -> None:
     started: list[Any] = []
 
     def fail() -> None:
-        with distributed.together(2, [sys.executable, "-c", WAITS]):
+        with distributed.launch_processes(2, [sys.executable, "-c", WAITS]):
             started.extend(distributed._started)
             raise ZeroDivisionError
 
@@ -59,27 +64,27 @@ def test_the_others_end_where_the_first_fails() -> None:
 
 def test_who_waits_hears_that_another_has_ended() -> None:
     with (
-        pytest.raises(distributed.ProcessEnded),
-        distributed.together(2, [sys.executable, "-c", "raise SystemExit(1)"]),
+        pytest.raises(distributed.PeerExitedError),
+        distributed.launch_processes(2, [sys.executable, "-c", "raise SystemExit(1)"]),
     ):
-        distributed.join()
+        distributed.init_process_group()
 
 
 def test_one_alone_changes_nothing() -> None:
     before = dict(os.environ)
-    with distributed.together(1, [sys.executable, "-c", "never"]):
+    with distributed.launch_processes(1, [sys.executable, "-c", "never"]):
         assert dict(os.environ) == before
-        distributed.join()
-        assert distributed.gathered("mine") == ["mine"]
-        assert distributed.shared(("a", 1)) == ("a", 1)
-        distributed.leave()
+        distributed.init_process_group()
+        assert distributed.all_gather_object("mine") == ["mine"]
+        assert distributed.broadcast_object(("a", 1)) == ("a", 1)
+        distributed.destroy_process_group()
 
 
 def test_who_waits_where_no_signal_is_heard_ends_with_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     monkeypatch.setattr(distributed, "GRACE", 0.05)
     monkeypatch.setattr(os, "_exit", ended.append)
-    with distributed.together(2, [sys.executable, "-c", "raise SystemExit(1)"]):
+    with distributed.launch_processes(2, [sys.executable, "-c", "raise SystemExit(1)"]):
         time.sleep(1)  # in the place of a library that waits
     assert ended == [1]
 
@@ -87,13 +92,13 @@ def test_who_waits_where_no_signal_is_heard_ends_with_the_other(monkeypatch: pyt
 @pytest.mark.parametrize("value", ["abc", "", "-1", "0"])
 def test_what_is_no_number_is_no_launchers(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
-    assert (distributed.count(), distributed.launched()) == (1, False)
+    assert (distributed.world_size(), distributed.launched_externally()) == (1, False)
 
 
 def test_a_launcher_of_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in distributed.LAUNCHER:
         monkeypatch.setenv(name, "1" if "SIZE" in name else "0")
-    distributed.join()
+    distributed.init_process_group()
     assert not set(distributed.LAUNCHER) & set(os.environ)
 
 
@@ -117,25 +122,25 @@ def test_what_a_launcher_has_left_out_is_told(
     for name, value in {**WHOLE, **wrong}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=told):
-        distributed.join()
+        distributed.init_process_group()
 
 
 def test_a_slip_of_the_finger_does_not_fill_the_machine() -> None:
     many = 10 * distributed.MOST * (os.cpu_count() or 1)
-    with pytest.raises(InputError, match=f"{many}, on "), distributed.together(many, ["never"]):
+    with pytest.raises(InputError, match=f"{many}, on "), distributed.launch_processes(many, ["never"]):
         pass
 
 
 def test_a_look_starts_nobody() -> None:
-    with distributed.together(2, []):
-        assert distributed.count() == 2
+    with distributed.launch_processes(2, []):
+        assert distributed.world_size() == 2
         assert distributed._started == []
 
 
 def test_a_launchers_processes_start_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with distributed.together(4, ["never"]):
+    with distributed.launch_processes(4, ["never"]):
         assert distributed._started == []
-    assert distributed.launched()
+    assert distributed.launched_externally()
     with pytest.raises(InputError, match="neft eval runs in one process"):
-        distributed.require_alone("neft eval")
+        distributed.require_single_process("neft eval")

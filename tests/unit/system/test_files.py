@@ -16,16 +16,16 @@ import pytest
 import neftcli
 from neftcli.errors import InputError
 from neftcli.system.files import (
-    ABANDONED_AFTER,
-    clear_abandoned,
-    free_name,
-    make_fresh,
-    open_own,
+    STALE_AFTER,
+    atomic_write,
+    clear_path,
+    make_empty_folder,
+    open_without_links,
     remove,
+    remove_if_possible,
+    remove_stale_files,
     require_no_links,
     restrict_umask,
-    try_remove,
-    write_whole,
 )
 from tests.conftest import keep_nfs_files
 
@@ -36,9 +36,9 @@ ELSEWHERE = {
     "data/token_cache.py": "the cache, by mkstemp and a rename",
     "models/gguf.py": "a folder of mkdtemp, then a rename",
     "models/saving.py": "the folder that replaces the model, made just before",
-    "sweep/node.py": "a temporary folder of a node",
-    "sweep/output.py": "the link to the best run, renamed into its place",
-    "sweep/probe.py": "a temporary folder",
+    "sweep/engines/ray_task.py": "a temporary folder of a node",
+    "sweep/outputs.py": "the link to the best run, renamed into its place",
+    "sweep/timing_probe.py": "a temporary folder",
 }
 """Sources that write by themselves, and what."""
 WRITES = ("write_text", "write_bytes", "rmtree", "unlink", "symlink_to", "FileHandler", "copyfile")
@@ -89,21 +89,21 @@ def test_open_own_link(mode: str, folder: Path, outside: Path) -> None:
     (folder / "dangling").symlink_to(outside / "new.txt")
     for name in ("link", "dangling"):
         with pytest.raises(OSError, match="symbolic links"):
-            open_own(folder / name, mode)
+            open_without_links(folder / name, mode)
     assert [file.name for file in outside.iterdir()] == ["mine.txt"]
     assert (outside / "mine.txt").read_text() == "mine"
 
 
 def test_open_own_file(folder: Path) -> None:
     for text in ("größe\n", "second\n"):
-        with open_own(folder / "new", "a") as file:
+        with open_without_links(folder / "new", "a") as file:
             file.write(text)
     assert (folder / "new").read_bytes() == "größe\nsecond\n".encode()
 
 
 def test_write_whole_takes_the_place_of_a_link(folder: Path, outside: Path) -> None:
     (folder / "link").symlink_to(outside / "mine.txt")
-    write_whole(folder / "link", "new")
+    atomic_write(folder / "link", "new")
     assert (outside / "mine.txt").read_text() == "mine"
     assert not (folder / "link").is_symlink()
     assert (folder / "link").read_text() == "new"
@@ -111,11 +111,11 @@ def test_write_whole_takes_the_place_of_a_link(folder: Path, outside: Path) -> N
 
 @pytest.mark.parametrize("target", ["outside", "outside/mine.txt", "outside/nothing"])
 def test_remove_and_make_fresh_link(target: str, folder: Path, outside: Path) -> None:
-    for call in (remove, make_fresh):
+    for call in (remove, make_empty_folder):
         (folder / "link").symlink_to(outside.parent / target)
         call(folder / "link")
         assert [file.name for file in outside.iterdir()] == ["mine.txt"]
-        assert (folder / "link").exists() == (call is make_fresh)
+        assert (folder / "link").exists() == (call is make_empty_folder)
     assert list((folder / "link").iterdir()) == []
 
 
@@ -129,21 +129,21 @@ def test_free_name_of_a_folder_that_can_not_be_removed(folder: Path, monkeypatch
     """All that can go goes, and a later command removes the rest."""
     (folder / "deep" / ".nfs0123").touch()
     keep_nfs_files(monkeypatch)
-    assert not try_remove(folder / "deep")
-    make_fresh(folder / "deep")
+    assert not remove_if_possible(folder / "deep")
+    make_empty_folder(folder / "deep")
     [aside] = folder.glob(".deep.neft-*")
     assert [path.name for path in aside.iterdir()] == [".nfs0123"]
     assert list((folder / "deep").iterdir()) == []
     for path in (folder / "deep", folder / "nothing"):
-        free_name(path)
-        assert try_remove(path)
-    then = time.time() - ABANDONED_AFTER - 60
+        clear_path(path)
+        assert remove_if_possible(path)
+    then = time.time() - STALE_AFTER - 60
     os.utime(aside, (then, then))
-    clear_abandoned(folder)
+    remove_stale_files(folder)
     assert aside.is_dir()
     monkeypatch.undo()
     os.utime(aside, (then, then))
-    clear_abandoned(folder)
+    remove_stale_files(folder)
     assert list(folder.iterdir()) == []
 
 
@@ -158,9 +158,9 @@ def test_clear_abandoned_takes_old_temporary_files_only(folder: Path) -> None:
     ):
         (folder / name).touch()
         if "young" not in name:
-            then = time.time() - ABANDONED_AFTER - 60
+            then = time.time() - STALE_AFTER - 60
             os.utime(folder / name, (then, then))
-    clear_abandoned(folder)
+    remove_stale_files(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
         ".hidden.txt",
         ".lock",
@@ -177,7 +177,7 @@ def test_restrict_umask(umask: int, file: int, place: int, tmp_path: Path) -> No
     try:
         restrict_umask()
         (tmp_path / "folder").mkdir()
-        write_whole(tmp_path / "file", "")
+        atomic_write(tmp_path / "file", "")
     finally:
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "folder")]
@@ -205,12 +205,12 @@ def writes(source: Path) -> list[str]:
 def test_files_are_written_in_one_place(source: Path) -> None:
     """A new one belongs into `neftcli/system/files.py`, where links are not followed."""
     name = source.relative_to(Path(neftcli.__file__).parent).as_posix()
-    if name != "machine/files.py":
+    if name != "system/files.py":
         assert bool(writes(source)) == (name in ELSEWHERE), writes(source)
 
 
 def test_files_the_search_finds_what_it_searches_for(tmp_path: Path) -> None:
     source = tmp_path / "source.py"
     calls = ("p.open('a')", "open(p, mode='wb')", "p.write_text('x')", "p.write_text('x', 'utf-8')", "shutil.rmtree(p)")
-    source.write_text("\n".join((*calls, "p.open('rb')", "open_own(p, 'a')", "run.write_text(RECIPE, text)")))
+    source.write_text("\n".join((*calls, "p.open('rb')", "open_without_links(p, 'a')", "run.write_text(RECIPE, text)")))
     assert len(writes(source)) == len(calls)

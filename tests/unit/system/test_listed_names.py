@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neftcli.system.listed_names import leads_out
+from neftcli.system.listed_names import escapes_folder
 
 
 @pytest.mark.parametrize("name", ["own.txt", "sub", "sub/not-there.txt", "./own.txt", "..own.txt", "a..b"])
 def test_leads_out_of_no_folder(name: str) -> None:
-    assert not leads_out(name)
+    assert not escapes_folder(name)
 
 
 @pytest.mark.parametrize("name", ["../other.txt", "/etc/passwd", "sub/../../other.txt", "sub\\..\\..\\x", "..", "a\0b"])
 def test_leads_out_by_name(name: str) -> None:
-    assert leads_out(name)
+    assert escapes_folder(name)
 
 
 @given(name=st.lists(st.sampled_from(["..", ".", "sub", "own.txt", ""]), min_size=1, max_size=6).map("/".join))
@@ -27,5 +27,5 @@ def test_leads_out_agrees_with_the_file_system(name: str, tmp_path_factory: pyte
     """What is let through resolves to a place inside."""
     folder = tmp_path_factory.getbasetemp() / "agrees"
     (folder / "sub").mkdir(parents=True, exist_ok=True)
-    if not leads_out(name):
+    if not escapes_folder(name):
         assert (folder / name).resolve().is_relative_to(folder.resolve())

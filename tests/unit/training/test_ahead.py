@@ -11,7 +11,7 @@ import torch
 from neftcli.models.memory import estimate_of
 from neftcli.recipe.loading import assignment, resolve
 from neftcli.system import device
-from neftcli.system.device import Machine
+from neftcli.system.device import ComputeConfig
 from neftcli.training import ahead
 from tests.tiny import tiny_model
 
@@ -28,9 +28,9 @@ def touched(monkeypatch: pytest.MonkeyPatch, free: int, *typed: str, on: str = "
 
     monkeypatch.setattr(ahead, "touch_ahead", touch_ahead)
     monkeypatch.setattr(device, "available_memory", lambda _: free)
-    recipe, machine = resolve([assignment(part) for part in typed]), Machine(on, on, False, torch.float32)
+    recipe, compute = resolve([assignment(part) for part in typed]), ComputeConfig(on, on, False, torch.float32)
     seen["model"], seen["recipe"] = tiny_model("llama"), recipe
-    with pytest.raises(ZeroDivisionError), ahead.touching_ahead(recipe, machine, seen["model"], PREPARED):
+    with pytest.raises(ZeroDivisionError), ahead.touching_ahead(recipe, compute, seen["model"], PREPARED):
         raise ZeroDivisionError
     return seen
 

@@ -30,7 +30,7 @@ def with_others(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def play(number: int, others: Callable[[int], Any]) -> None:
         monkeypatch.setenv("WORLD_SIZE", str(number))
-        monkeypatch.setattr(distributed, "gathered", lambda mine: [mine, *map(others, range(1, number))])
+        monkeypatch.setattr(distributed, "all_gather_object", lambda mine: [mine, *map(others, range(1, number))])
 
     return play
 
