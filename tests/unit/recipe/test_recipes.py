@@ -97,7 +97,7 @@ def test_its_comment_says_where_it_comes_from(name: str) -> None:
 
 @other_than_quickstart
 def test_its_comment_says_that_it_was_not_run(name: str) -> None:
-    assert header(name).endswith("Not run here: checked for form, not trained by this project.")
+    assert header(name).endswith("Not trained by this project; the tests check its form.")
 
 
 @every_recipe
