@@ -13,7 +13,7 @@ NeftError                     1   something failed
 ├── Preempted                75   stopped behind an update by a signal; resumable
 └── Interrupted             130   stopped at once, by a second signal or where nothing can be saved
 
-Every message has three parts: what was violated, what was received, what to type next.
+Every error has up to four parts: the message, what neft got, the likeliest correct name, and a hint to type.
 """
 
 from __future__ import annotations
@@ -25,24 +25,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, in the three parts that every message has.
+    """A single error for the user, in parts.
 
     Attributes:
-        violated: Where, and what must hold ("recipe.yaml, line 7: neftune.alpha must be 0 or more").
-        received: What was found instead, or an empty string.
-        remedy: What to type next, or an empty string.
-        nearest: The valid name that is most like the one received, or an empty string.
+        message: Location and violated rule ("recipe.yaml, line 7: neftune.alpha must be 0 or more").
+        got: The value that neft received, or an empty string.
+        hint: The text to type next, or an empty string.
+        did_you_mean: The valid name most similar to the received one, or an empty string.
     """
 
-    violated: str
-    received: str = ""
-    remedy: str = ""
-    nearest: str = ""
+    message: str
+    got: str = ""
+    hint: str = ""
+    did_you_mean: str = ""
+
+    def details(self) -> list[tuple[str, str]]:
+        """Return the parts after the message, each as a label padded to its column and a text."""
+        details = []
+        if self.got:
+            details.append(("  got      ", self.got))
+        if self.did_you_mean:
+            details.append(("  did you mean ", f"{self.did_you_mean}?"))
+        if self.hint:
+            details.append(("  hint     ", self.hint))
+        return details
 
     def lines(self) -> list[str]:
-        """The problem as lines of text, its parts aligned."""
-        parts = (("received", self.received), ("nearest", self.nearest), ("try", self.remedy))
-        return [self.violated, *(f"  {label:<9}{text}" for label, text in parts if text)]
+        """Return the message and its details as lines of text."""
+        return [self.message, *(label + text for label, text in self.details())]
 
 
 def first_line(error: BaseException) -> str:

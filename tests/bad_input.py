@@ -60,7 +60,7 @@ def require_refused(neft: Neft, case: Case, said: str) -> None:
     before = _files()
     result = neft(*case.arguments)
     problems = sum(not line.startswith("  ") for line in said.splitlines())
-    assert result.err == f"{said}\n{problems} problem{'s' if problems > 1 else ''}; nothing was started.\n"
+    assert result.err == f"{said}\n{problems} error{'s' if problems > 1 else ''}; nothing was started.\n"
     assert result.code == 2
     require_harmless(result)
     assert _files() == before

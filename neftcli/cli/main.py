@@ -68,7 +68,7 @@ def _tell(problems: Sequence[Problem], *, started: bool) -> None:
 
     if not is_main_process():  # the first one tells what all see, and ends them
         time.sleep(TURN)
-        problems = [replace(problem, violated=f"process {rank()}: {problem.violated}") for problem in problems]
+        problems = [replace(problem, message=f"process {rank()}: {problem.message}") for problem in problems]
     print_problems(problems, started=started)
 
 

@@ -64,11 +64,11 @@ def copy(
             Problem(f"{file}: this file exists and is not overwritten", str(file), f"neft recipes copy {name} NEW.yaml")
         )
     if not file.parent.is_dir():
-        remedy = f"mkdir -p {shlex.quote(str(file.parent))}"
-        raise InputError(Problem(f"{file.parent}: there is no such folder", str(target), remedy))
+        hint = f"mkdir -p {shlex.quote(str(file.parent))}"
+        raise InputError(Problem(f"{file.parent}: there is no such folder", str(target), hint))
     if file.suffix not in catalog.YAML:
-        remedy = f"neft recipes copy {name} {shlex.quote(f'{file}.yaml')}"
-        raise InputError(Problem("a recipe file ends in .yaml", str(file), remedy))
+        hint = f"neft recipes copy {name} {shlex.quote(f'{file}.yaml')}"
+        raise InputError(Problem("a recipe file ends in .yaml", str(file), hint))
     command = f"neft train --recipe {shlex.quote(str(file))}"
     text = source.read_text(encoding="utf-8")
     file.write_text(text.replace(f"neft train --recipe {source.stem}\n", f"{command}\n", 1), encoding="utf-8")

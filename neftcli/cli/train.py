@@ -46,9 +46,9 @@ def train(
     """
     if resume is not None and (recipe is not None or dry_run):
         other = "--recipe" if recipe is not None else "--dry-run"
-        raise InputError(Problem(f"--resume and {other} can't stand together", remedy=f"neft train --resume {resume}"))
+        raise InputError(Problem(f"--resume and {other} can't stand together", hint=f"neft train --resume {resume}"))
     if accept_changes and resume is None:
-        raise InputError(Problem("--accept-changes needs --resume", remedy="neft train --resume RUN --accept-changes"))
+        raise InputError(Problem("--accept-changes needs --resume", hint="neft train --resume RUN --accept-changes"))
     from neftcli.training.dry_run import plan_run
     from neftcli.training.resume import find_resume_state
     from neftcli.training.signals import StopSignal

@@ -1,4 +1,4 @@
-"""What was typed wrongly, told as every other problem: what was violated, what was received, what to type."""
+"""Usage errors as problems: message, got, did you mean, hint."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def usage_problem(error: Any) -> Problem:
         return _no_command(error.ctx, command, found[1])
     if isinstance(error, typer.BadParameter) and error.__cause__ is not None and error.param is not None:
         return _bad_value(command, error)
-    return Problem(f"{command}: {_sentence(message)}", remedy=_help(command))
+    return Problem(f"{command}: {_sentence(message)}", hint=_help(command))
 
 
 def _options(context: Any) -> list[str]:
@@ -83,8 +83,8 @@ def _extra(command: str, arguments: str, options: Sequence[str]) -> Problem:
 def _no_command(context: Any, command: str, name: str) -> Problem:
     names = context.command.list_commands(context) if context is not None else []
     nearest = "".join(get_close_matches(name, names, n=1, cutoff=0.5))
-    remedy = COMMANDS.get(name, "") if command == "neft" else ""
-    return Problem(f"{command}: there is no command {name}", name, remedy or _help(command), nearest)
+    hint = COMMANDS.get(name, "") if command == "neft" else ""
+    return Problem(f"{command}: there is no command {name}", name, hint or _help(command), nearest)
 
 
 def _bad_value(command: str, error: Any) -> Problem:

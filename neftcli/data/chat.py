@@ -358,9 +358,9 @@ class ChatFormat:
             ) from None
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             roles = ", ".join(turn.role for turn in example.turns)
-            remedy = WITH_TOOLS if "tool" in roles or example.tools else OTHER_TEMPLATE
+            hint = WITH_TOOLS if "tool" in roles or example.tools else OTHER_TEMPLATE
             raise DataError(
-                Problem(f"{example.where}: the chat template refuses this conversation: {error}", roles, remedy)
+                Problem(f"{example.where}: the chat template refuses this conversation: {error}", roles, hint)
             ) from None
 
     def _rendered(
@@ -430,14 +430,14 @@ class ChatFormat:
             thought = turn.reasoning if self._reasoning == "learn" else ""
             if thought and not _stands_in(self.quoting.quoted(thought), shown):
                 if answer is last or not re.search("reasoning|thinking", self._training):
-                    remedy = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
-                    self._require(shown, [thought], where, "an answer's reasoning", remedy)
+                    hint = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
+                    self._require(shown, [thought], where, "an answer's reasoning", hint)
                 forgotten += 1
             thought = content.rpartition(THINK_END)[0].removeprefix(THINK).strip()
             if thought and content not in text and not _stands_in(thought, shown):
                 if answer is last:
-                    remedy = "--set data.reasoning=drop" if content.startswith(THINK) else OTHER_TEMPLATE
-                    self._refuse(self.quoting.unquoted(thought), where, "an answer's reasoning", remedy)
+                    hint = "--set data.reasoning=drop" if content.startswith(THINK) else OTHER_TEMPLATE
+                    self._refuse(self.quoting.unquoted(thought), where, "an answer's reasoning", hint)
                 forgotten += 1
         remarks = []
         if forgotten:
@@ -454,10 +454,10 @@ class ChatFormat:
         if not any(_stands_in(spelling, text) for spelling in spellings):
             self._refuse_turn(turn, where)
         if visible != content and content not in text:
-            remedy = f"{OTHER_TEMPLATE}, or rows whose answers have {THINK} at their beginning alone"
+            hint = f"{OTHER_TEMPLATE}, or rows whose answers have {THINK} at their beginning alone"
             for said in THINKING.split(content):
                 if THINK_END not in said and not _stands_in(said.strip(), text):
-                    self._refuse(self.quoting.unquoted(said.strip()), where, f"an answer's text before {THINK}", remedy)
+                    self._refuse(self.quoting.unquoted(said.strip()), where, f"an answer's text before {THINK}", hint)
         if turn.context:
             self._require(text, [turn.context], where, "the input", OTHER_TEMPLATE)
 
@@ -466,15 +466,15 @@ class ChatFormat:
         role = {"assistant": "answer", "user": "question"}.get(turn.role, f"{turn.role} turn")
         self._refuse(turn.content, where, f"the {role}", OTHER_TEMPLATE)
 
-    def _require(self, text: str, wanted: Iterable[str], where: str, what: str, remedy: str) -> None:
+    def _require(self, text: str, wanted: Iterable[str], where: str, what: str, hint: str) -> None:
         """Raises the error of a template that leaves one of the wanted texts out."""
         for one in wanted:
             if not _stands_in(self.quoting.quoted(one), text):
-                self._refuse(one, where, what, remedy)
+                self._refuse(one, where, what, hint)
 
-    def _refuse(self, text: str, where: str, what: str, remedy: str) -> NoReturn:
+    def _refuse(self, text: str, where: str, what: str, hint: str) -> NoReturn:
         name = self.name or "the chat template"
-        raise DataError(Problem(f"{where}: {name} does not render {what}", text[:60], remedy))
+        raise DataError(Problem(f"{where}: {name} does not render {what}", text[:60], hint))
 
     # What is found out about a template once
 

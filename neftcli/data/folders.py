@@ -72,9 +72,9 @@ class Folder:
             DataError: It is absolute or contains `..`.
         """
         if escapes_folder(name):
-            violated = f"{self.name}: a data set must name files in its own folder"
-            remedy = "copy the files into the folder, and correct the name: no / in front, no .."
-            raise DataError(Problem(violated, name, remedy))
+            message = f"{self.name}: a data set must name files in its own folder"
+            hint = "copy the files into the folder, and correct the name: no / in front, no .."
+            raise DataError(Problem(message, name, hint))
 
     def text(self, name: str) -> str | None:
         """The content of a small file; None if there is none of this name."""
@@ -141,8 +141,8 @@ def choose_files(folder: Folder, split: str, config: str | None, option: str) ->
     else:
         texts = ()
     if not names:
-        violated = f"{folder.name}: this folder holds no data file"
-        raise DataError(Problem(violated, _listing(folder), f"one of {', '.join(ENDINGS)}"))
+        message = f"{folder.name}: this folder holds no data file"
+        raise DataError(Problem(message, _listing(folder), f"one of {', '.join(ENDINGS)}"))
     chosen = _of_split(splits_of(names), split, folder, option)
     _require_one_set(chosen, folder)
     return Chosen(chosen.names, chosen.split, {**chosen.left_out, **({"text": texts} if texts else {})})
@@ -195,8 +195,8 @@ def _of_split(splits: Mapping[str, list[str]], split: str, folder: Folder, optio
             )
         key = option if "," not in option else "split"
         near = "".join(get_close_matches(split, named, n=1))
-        remedy = f"--set {quote(f'{key}={near or named[0]}')}    its splits are {', '.join(named)}"
-        raise DataError(Problem(f"{option}: {folder.name} has no split of this name", split, remedy, near))
+        hint = f"--set {quote(f'{key}={near or named[0]}')}    its splits are {', '.join(named)}"
+        raise DataError(Problem(f"{option}: {folder.name} has no split of this name", split, hint, near))
     left_out = {name: tuple(files) for name, files in splits.items() if name != asked}
     shown = asked if asked != NO_SPLIT or not named else "train"
     return Chosen(tuple(sorted(splits[asked])), shown, left_out)
@@ -212,9 +212,9 @@ def _require_one_set(chosen: Chosen, folder: Folder) -> None:
     if len(tops) < 2 or all(_word(top) for top in tops):
         return
     several = sorted(tops)
-    violated = f"{folder.name}: the data files are in several subfolders, which may be different data sets"
+    message = f"{folder.name}: the data files are in several subfolders, which may be different data sets"
     first = quote(f"{folder.name.rstrip('/')}/{several[0]}")
-    raise DataError(Problem(violated, _some(several), f"--dataset {first}, or several by data.sources"))
+    raise DataError(Problem(message, _some(several), f"--dataset {first}, or several by data.sources"))
 
 
 def _saved(folder: Folder, split: str, option: str) -> Chosen | None:
@@ -267,9 +267,9 @@ def _parsed(content: str, folder: Folder, name: str) -> dict[str, Any]:
     return value
 
 
-def _damaged(folder: Folder, received: str) -> DataError:
-    violated = f"{folder.name}: this folder of save_to_disk is damaged"
-    return DataError(Problem(violated, received, "copy the whole folder again, or write it again with save_to_disk"))
+def _damaged(folder: Folder, got: str) -> DataError:
+    message = f"{folder.name}: this folder of save_to_disk is damaged"
+    return DataError(Problem(message, got, "copy the whole folder again, or write it again with save_to_disk"))
 
 
 def _by_readme(folder: Folder, split: str, config: str | None, option: str) -> Chosen | None:
@@ -287,9 +287,9 @@ def _by_readme(folder: Folder, split: str, config: str | None, option: str) -> C
         given = {name: content["data_files"] for name, content in configs.items() if "data_files" in content}
         patterns = {name: sanitize_patterns(files) for name, files in given.items()}
     except Exception as error:  # YAML, card and patterns each raise their own
-        received = first_line(error)
-        remedy = "correct the README's configs, or name the files: --dataset FOLDER/FILE"
-        raise DataError(Problem(f"{folder.name}/README.md: its configs can't be read", received, remedy)) from None
+        got = first_line(error)
+        hint = "correct the README's configs, or name the files: --dataset FOLDER/FILE"
+        raise DataError(Problem(f"{folder.name}/README.md: its configs can't be read", got, hint)) from None
     if not patterns:
         return None
     asked = config or default or (next(iter(patterns)) if len(patterns) == 1 else None)
@@ -301,8 +301,8 @@ def _by_readme(folder: Folder, split: str, config: str | None, option: str) -> C
     chosen = _of_split(splits, split, folder, option)
     if not chosen.names:
         globs = ", ".join(patterns[asked][chosen.split])
-        violated = f"{folder.name}: the files of the split {chosen.split} are not here"
-        raise DataError(Problem(violated, f"no file matches {globs}", "download the data set's folder again, whole"))
+        message = f"{folder.name}: the files of the split {chosen.split} are not here"
+        raise DataError(Problem(message, f"no file matches {globs}", "download the data set's folder again, whole"))
     others = tuple(name for name in names if name not in known)
     return Chosen(chosen.names, chosen.split, {**chosen.left_out, **({NO_SPLIT: others} if others else {})})
 
@@ -316,14 +316,14 @@ def _matching(globs: Iterable[str], names: Iterable[str]) -> list[str]:
 
 def _no_config(folder: Folder, config: str | None, known: tuple[str, ...]) -> DataError:
     if not known:
-        violated = f"data.config: {folder.name} has no configurations; the README.md of a hub data set defines them"
-        return DataError(Problem(violated, config or "", "leave it out"))
+        message = f"data.config: {folder.name} has no configurations; the README.md of a hub data set defines them"
+        return DataError(Problem(message, config or "", "leave it out"))
     near = "".join(get_close_matches(config or "", known, n=1))
-    violated = f"data.config: {folder.name} has several configurations"
+    message = f"data.config: {folder.name} has several configurations"
     if config:
-        violated = f"data.config: {folder.name} has no configuration of this name"
-    remedy = f"--set {quote(f'data.config={near or known[0]}')}    it has {', '.join(known)}"
-    return DataError(Problem(violated, config or "none", remedy, near))
+        message = f"data.config: {folder.name} has no configuration of this name"
+    hint = f"--set {quote(f'data.config={near or known[0]}')}    it has {', '.join(known)}"
+    return DataError(Problem(message, config or "none", hint, near))
 
 
 def _listing(folder: Folder) -> str:

@@ -106,8 +106,8 @@ class Columns:
         if value is None:
             return ""
         nested = isinstance(value, list | dict)
-        remedy = flattened(value, self.own.get(column, column), self.row.where) if nested else ""
-        return checked_text(value, f"{self.row.where}: {self.label(column)}", remedy)
+        hint = flattened(value, self.own.get(column, column), self.row.where) if nested else ""
+        return checked_text(value, f"{self.row.where}: {self.label(column)}", hint)
 
     def turns(self, column: str, keys: tuple[str, str], name: str = "") -> list[Turn]:
         """A column's turns: a list, its JSON text, or one turn.
@@ -126,10 +126,10 @@ class Columns:
         if (
             value
             and not has_role(value[0])
-            and (remedy := _into_turns(value, self.own.get(column, column), self.row.where))
+            and (hint := _into_turns(value, self.own.get(column, column), self.row.where))
         ):
             what = f"{self.row.where}: {self.label(column)} must be a list of turns"
-            raise DataError(Problem(what, shown(value), remedy))
+            raise DataError(Problem(what, shown(value), hint))
         return read_turns(value, self.row.where, name, keys, self.notes)
 
 

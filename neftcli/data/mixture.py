@@ -41,9 +41,9 @@ def mixed(parts: Sequence[Places], weights: Sequence[float | None], seed: int, s
     total = sum(map(len, parts))
     longest = max(len(part) / probability for part, probability in zip(parts, probabilities, strict=True))
     if stopping_strategy == "all_exhausted" and longest > MOST_REPEATS * total:
-        violated = "data.sources: rows would repeat too often before the source with the smallest weight is used up"
-        remedy = "--set data.stopping_strategy=first_exhausted, or weights closer to each other"
-        raise DataError(Problem(violated, f"about {longest:,.0f} rows drawn from {total:,}", remedy))
+        message = "data.sources: rows would repeat too often before the source with the smallest weight is used up"
+        hint = "--set data.stopping_strategy=first_exhausted, or weights closer to each other"
+        raise DataError(Problem(message, f"about {longest:,.0f} rows drawn from {total:,}", hint))
     sets = [Dataset.from_dict({"place": part}) for part in parts]
     drawn = interleave_datasets(sets, probabilities, seed, stopping_strategy=stopping_strategy)
     return numpy.asarray(drawn.with_format("numpy")[:]["place"], dtype=numpy.int64)

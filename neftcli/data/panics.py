@@ -26,10 +26,10 @@ def tokenizer_named(tokenizer: Any, where: str) -> Iterator[None]:
     except Exception as error:
         if not is_tokenizers(error):
             raise
-        received = error.problems[0].received if isinstance(error, LibraryPanic) else first_line(error)
-        violated = f"{where}: the tokenizer of {tokenizer.name_or_path} fails on this text"
-        remedy = "leave the row out, or a model whose tokenizer.json reads it"
-        raise DataError(Problem(violated, received, remedy)) from error
+        got = error.problems[0].got if isinstance(error, LibraryPanic) else first_line(error)
+        message = f"{where}: the tokenizer of {tokenizer.name_or_path} fails on this text"
+        hint = "leave the row out, or a model whose tokenizer.json reads it"
+        raise DataError(Problem(message, got, hint)) from error
 
 
 def is_tokenizers(error: Exception) -> bool:

@@ -178,7 +178,7 @@ class _Reader:
             if file != own_file and self._can_read(file):
                 problem, *more = error.problems
                 alone = f"or, of this folder, read one file alone: --dataset {quote(file)}"
-                return DataError(replace(problem, remedy=f"{problem.remedy}; {alone}"), *more)
+                return DataError(replace(problem, hint=f"{problem.hint}; {alone}"), *more)
         return error
 
     def _can_read(self, file: str) -> bool:
@@ -362,8 +362,8 @@ def _layouts(readers: Sequence[_Reader]) -> tuple[Format, ...]:
     layouts = {reader.layout: reader.source.source for reader in reversed(readers) if reader.layout}
     texts, chats = layouts.get("text"), next((name for layout, name in layouts.items() if layout != "text"), None)
     if texts and chats:
-        violated = "data.sources: plain text and conversations can't be mixed"
-        raise DataError(Problem(violated, f"text in {texts}, and conversations in {chats}", "sources of one kind"))
+        message = "data.sources: plain text and conversations can't be mixed"
+        raise DataError(Problem(message, f"text in {texts}, and conversations in {chats}", "sources of one kind"))
     return tuple(reversed(layouts))
 
 

@@ -105,9 +105,9 @@ def require_ending(path: Path, name: str) -> None:
     if ending(path):
         return
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    remedy = renaming(path, with_ending(path, ".txt")) if suffix in LIKE_TEXT else " ".join(ENDINGS)
+    hint = renaming(path, with_ending(path, ".txt")) if suffix in LIKE_TEXT else " ".join(ENDINGS)
     raise DataError(
-        Problem(f"{name}: the ending tells the format, and this one is unknown", path.name or "no ending", remedy)
+        Problem(f"{name}: the ending tells the format, and this one is unknown", path.name or "no ending", hint)
     )
 
 
@@ -175,8 +175,8 @@ def _read_json_lines(file: DataFile) -> Iterator[Row]:
         try:
             value = _parsed(line)
         except _NotJson as error:
-            remedy = CUT if error.cut and not line.endswith("\n") else showing(path, number)
-            problems.append(Problem(f"{where}: {error.said} (column {error.column})", error.typed, remedy))
+            hint = CUT if error.cut and not line.endswith("\n") else showing(path, number)
+            problems.append(Problem(f"{where}: {error.said} (column {error.column})", error.typed, hint))
         else:
             if isinstance(value, dict):
                 if not problems:
@@ -193,11 +193,11 @@ def _require_lines(first: str, path: Path, where: str) -> None:
     """Reject a file whose first line shows that it has no row a line."""
     beginning = first.strip()
     if beginning.startswith("[") and not _is_list_of_others(beginning):
-        remedy = renaming(path, with_ending(path, ".json"))
-        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "a list", remedy))
+        hint = renaming(path, with_ending(path, ".json"))
+        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "a list", hint))
     if beginning == "{" and first.endswith("\n"):
-        remedy = through("jq -c .", path, f"lines-{path.name}")
-        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "an object over several", remedy))
+        hint = through("jq -c .", path, f"lines-{path.name}")
+        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "an object over several", hint))
 
 
 def _is_list_of_others(line: str) -> bool:
@@ -223,11 +223,11 @@ def _read_json(file: DataFile) -> Iterator[Row]:
         value = _parsed(text)
     except _NotJson as error:
         several = error.said.endswith("Extra data")
-        remedy = CUT if error.cut else showing(path, error.line)
+        hint = CUT if error.cut else showing(path, error.line)
         if several:
-            remedy = renaming(path, with_ending(path, ".jsonl"))
+            hint = renaming(path, with_ending(path, ".jsonl"))
         raise DataError(
-            Problem(f"{name}, line {error.line}: {error.said} (column {error.column})", error.typed, remedy)
+            Problem(f"{name}, line {error.line}: {error.said} (column {error.column})", error.typed, hint)
         ) from None
     if isinstance(value, dict):
         value = _rows_of_object(value, file)
@@ -255,13 +255,13 @@ def _rows_of_object(value: dict[str, Any], file: DataFile) -> list[Any]:
     if _are_columns(list(value.values())):
         rows = with_ending(path, ".jsonl")
         written = f"to_json({str(path.with_name(rows))!r}, orient='records', lines=True)"
-        remedy = f"python -c {quote(f'import pandas; pandas.read_json({str(path)!r}).{written}')}"
-        raise DataError(Problem(f"{name}: this .json file holds columns, not rows", ", ".join(value)[:60], remedy))
+        hint = f"python -c {quote(f'import pandas; pandas.read_json({str(path)!r}).{written}')}"
+        raise DataError(Problem(f"{name}: this .json file holds columns, not rows", ", ".join(value)[:60], hint))
     tables = {key: rows for key, rows in lists.items() if all(isinstance(row, dict) for row in rows)}
     if not is_row and len(tables) > 1:
         key = next(iter(tables))
-        remedy = through(f"jq -c {quote(f'.{json.dumps(key)}[]')}", path, f"{key}-{with_ending(path, '.jsonl')}")
-        raise DataError(Problem(f"{name}: this .json file holds several lists of rows", ", ".join(tables)[:60], remedy))
+        hint = through(f"jq -c {quote(f'.{json.dumps(key)}[]')}", path, f"{key}-{with_ending(path, '.jsonl')}")
+        raise DataError(Problem(f"{name}: this .json file holds several lists of rows", ", ".join(tables)[:60], hint))
     holds_objects = any(isinstance(item, dict) for item in value.values())
     if is_row or not lists or (holds_objects and not tables):
         return [value]
@@ -327,11 +327,11 @@ def _check_header(header: list[str], delimiter: str, path: Path, where: str) -> 
     if len(header) > 1 or not other:
         return
     if {delimiter, other} == {",", "\t"}:
-        remedy = renaming(path, with_ending(path, ".tsv" if other == "\t" else ".csv"))
+        hint = renaming(path, with_ending(path, ".tsv" if other == "\t" else ".csv"))
     else:
-        remedy = through(COMMAS.format(other), path, f"commas-{with_ending(path, '.csv')}")
+        hint = through(COMMAS.format(other), path, f"commas-{with_ending(path, '.csv')}")
     between = "commas" if delimiter == "," else "tabs"
-    raise DataError(Problem(f"{where}: {between} must stand between the columns", header[0][:60], remedy))
+    raise DataError(Problem(f"{where}: {between} must stand between the columns", header[0][:60], hint))
 
 
 def _read_parquet(file: DataFile) -> Iterator[Row]:

@@ -152,10 +152,10 @@ def reading(name: str) -> Iterator[None]:
 def _unreadable(name: str, error: Exception) -> DataError:
     if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
         error = error.__cause__  # fsspec reports an HTTP connection that fails as a missing file
-    received = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+    got = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
     if isinstance(error, FileNotFoundError):
-        return DataError(Problem(f"{name}: there is no file or folder at this address", received, "another address"))
+        return DataError(Problem(f"{name}: there is no file or folder at this address", got, "another address"))
     if not is_remote(name):
-        return DataError(Problem(f"{name}: this can't be read", received, f"ls -la {quote(name)}    shows whose it is"))
-    remedy = "check the address, the connection and the credentials; or download the file first, and --dataset FILE"
-    return DataError(Problem(f"{name}: this address can't be read", received, remedy))
+        return DataError(Problem(f"{name}: this can't be read", got, f"ls -la {quote(name)}    shows whose it is"))
+    hint = "check the address, the connection and the credentials; or download the file first, and --dataset FILE"
+    return DataError(Problem(f"{name}: this address can't be read", got, hint))

@@ -105,8 +105,8 @@ def open_source(
 
 def _open_local(path: Path, split: str, config: str | None, sample_by: str, option: str) -> SourceRows:
     if str(path) == "-" or (exists(path) and (path.is_fifo() or path.is_char_device())):
-        remedy = "cat > rows.jsonl, then --dataset rows.jsonl: rows are read more than once"
-        raise DataError(Problem("data: rows can't be read from a pipe", str(path), remedy))
+        hint = "cat > rows.jsonl, then --dataset rows.jsonl: rows are read more than once"
+        raise DataError(Problem("data: rows can't be read from a pipe", str(path), hint))
     if not exists(path):
         if (closed := closed_folder(path)) is not None:
             raise DataError(Problem(f"data: this user may not enter {closed}", str(path), "chmod +x on that folder"))
@@ -160,9 +160,9 @@ def _require_no_split(name: str, split: str, config: str | None, option: str) ->
     Raises:
         DataError: One was asked for.
     """
-    remedy = "leave it out; rows to evaluate on can be a file of their own: --held-out FILE"
+    hint = "leave it out; rows to evaluate on can be a file of their own: --held-out FILE"
     if split != "train":
-        raise DataError(Problem(f"{option}: a file has no splits, and {name} is one", split, remedy))
+        raise DataError(Problem(f"{option}: a file has no splits, and {name} is one", split, hint))
     if config is not None:
         raise DataError(
             Problem(f"data.config: a file has no configurations, and {name} is one", config, "leave it out")
@@ -181,8 +181,8 @@ def _open_hub(hub_id: str, split: str, config: str | None, streaming: bool, opti
             return _open_folder(snapshot, split, config, "paragraph", option)
         raise _not_reached(hub_id, error) from None
     except ValueError as error:  # a split or configuration that the data set doesn't have
-        received = first_line(error)
-        raise DataError(Problem(f"data.source: {hub_id} can't be read as asked", received)) from None
+        got = first_line(error)
+        raise DataError(Problem(f"data.source: {hub_id} can't be read as asked", got)) from None
     return SourceRows(_hub_rows(rows, hub_id, split), split)
 
 
@@ -197,8 +197,8 @@ def _hub_rows(rows: Any, hub_id: str, split: str) -> Iterator[Row]:
     except (ConnectionError, DatasetsError, OSError, RuntimeError, HTTPError) as error:
         raise _not_reached(hub_id, error) from None
     except ValueError as error:  # a damaged file of the set
-        received = first_line(error)
-        raise DataError(Problem(f"data.source: {hub_id} can't be read to its end", received)) from None
+        got = first_line(error)
+        raise DataError(Problem(f"data.source: {hub_id} can't be read to its end", got)) from None
 
 
 def _snapshot(hub_id: str) -> Folder | None:

@@ -81,8 +81,8 @@ def lines(file: DataFile, *, whole: bool = False) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(iter(partial(content.readline, longest + 1), b""), 1):
                 if len(line) > longest:
                     said = f"{name}, line {number}: a line has at most {longest:,} bytes"
-                    received = f"{line[:40].decode(errors='replace')}..."
-                    raise DataError(Problem(said, received, "a file with shorter lines"))
+                    got = f"{line[:40].decode(errors='replace')}..."
+                    raise DataError(Problem(said, got, "a file with shorter lines"))
                 if number == 1:
                     _require_text(line, path, name)
                     line = line.removeprefix(b"\xef\xbb\xbf")
@@ -127,21 +127,21 @@ def _require_text(line: bytes, path: Path, name: str) -> None:
     elif not encoding and line[0:3:2] == b"\0\0" and line[1:2] != b"\0":
         encoding = "utf-16be"
     if encoding:
-        remedy = through(f"iconv -f {encoding} -t utf-8", path, f"utf8-{path.name}")
-        raise DataError(Problem(f"{name}, line 1: text must be UTF-8", encoding.upper(), remedy))
+        hint = through(f"iconv -f {encoding} -t utf-8", path, f"utf8-{path.name}")
+        raise DataError(Problem(f"{name}, line 1: text must be UTF-8", encoding.upper(), hint))
     packed = path.suffix.lower() == ".gz"
     kinds = {
         b"\x1f\x8b": ("gzip", f"gunzip {quote(str(path))}" if packed else renaming(path, f"{path.name}.gz")),
         b"PK\3\4": ("a zip archive", f"unzip {quote(str(path))}"),
         b"PAR1\x15": ("Parquet", renaming(path, with_ending(path, ".parquet"))),
     }
-    for letters, (kind, remedy) in kinds.items():
+    for letters, (kind, hint) in kinds.items():
         if line.startswith(letters):
-            raise DataError(Problem(f"{name}: this is no text", kind, remedy))
+            raise DataError(Problem(f"{name}: this is no text", kind, hint))
     if line.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        remedy = "download the file itself: the link of its raw or download button"
-        received = line.decode(errors="replace").strip()[:60]
-        raise DataError(Problem(f"{name}: this is a web page, not a file of rows", received, remedy))
+        hint = "download the file itself: the link of its raw or download button"
+        got = line.decode(errors="replace").strip()[:60]
+        raise DataError(Problem(f"{name}: this is a web page, not a file of rows", got, hint))
 
 
 def through(command: str, path: Path, target: str) -> str:

@@ -294,8 +294,8 @@ def _content(value: Any, what: str, key: str, row: str, notes: Notes) -> tuple[s
             texts.append(checked_text("" if part["text"] is None else part["text"], f"{where}: text"))
         elif kind == "refusal":
             as_text = 'if type == "object" and .type == "refusal" then {type: "text", text: .refusal} else . end'
-            remedy = f"{jq(row, f'walk({as_text})')}    {REFUSAL}"
-            raise DataError(Problem(f"{where} is a refusal, which is not read", shown(given.get(kind)), remedy))
+            hint = f"{jq(row, f'walk({as_text})')}    {REFUSAL}"
+            raise DataError(Problem(f"{where} is a refusal, which is not read", shown(given.get(kind)), hint))
         else:
             tool = " (tool calls are read from the turn's key tool_calls)" if "tool" in kind else ""
             raise DataError(Problem(f"{where} is no text{tool}", shown(part), '{"type": "text", "text": "..."}'))
@@ -304,13 +304,13 @@ def _content(value: Any, what: str, key: str, row: str, notes: Notes) -> tuple[s
     return "".join(texts).strip(), "".join(thoughts).strip()
 
 
-def checked_text(value: Any, what: str, remedy: str = "") -> str:
+def checked_text(value: Any, what: str, hint: str = "") -> str:
     """A text as it is.
 
     Args:
         value: The value in the row.
         what: Its place and name.
-        remedy: The command that extracts the text from a nested value.
+        hint: The command that extracts the text from a nested value.
 
     Raises:
         DataError: It is no text, or holds half a character.
@@ -318,8 +318,8 @@ def checked_text(value: Any, what: str, remedy: str = "") -> str:
     """
     if not isinstance(value, str):
         number = isinstance(value, int | float) and isfinite(value)
-        wanted = remedy or (f'"{value}"' if number else 'a text: "..."')
-        nested = ", and nested lists and objects can't be mapped" if remedy else ""
+        wanted = hint or (f'"{value}"' if number else 'a text: "..."')
+        nested = ", and nested lists and objects can't be mapped" if hint else ""
         raise DataError(Problem(f"{what} must be text{nested}", shown(value), wanted))
     if len(value) > LONGEST_TEXT:
         raise UnusableRow(f"a text in it is longer than {LONGEST_TEXT:,} characters")

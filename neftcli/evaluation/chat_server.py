@@ -165,7 +165,7 @@ class ChatServer:
             return self._failure(unknown, said, "--judge-model NAME, --judge with an address that ends in /v1; ")
         if status in OF_ONE_QUESTION:
             problem = self._failure(f"{judge} refuses the question", said, "put right what it says, then ")
-            return Refused(problem.violated, problem.received, problem.remedy)
+            return Refused(problem.message, problem.got, problem.hint)
         passes = status in (408, 409, 429) or status >= 500
         return self._failure(f"{judge} failed", said, "" if passes else "put right what it says, then ")
 
@@ -173,8 +173,8 @@ class ChatServer:
         """The problem of a redirect to a different server; the address to type has no query, which may be a secret."""
         address = without_credentials(target).removesuffix("/chat/completions")
         problem = self._failure(f"the judge at {self._address} redirects to a different server", address)
-        remedy = f"--judge {problem.received}    if that server may have the rows, the answers and the key"
-        return Problem(problem.violated, problem.received, remedy)
+        hint = f"--judge {problem.got}    if that server may have the rows, the answers and the key"
+        return Problem(problem.message, problem.got, hint)
 
     def _broken(self, error: Exception) -> str:
         """What broke a connection (openai.APIConnectionError)."""
@@ -184,12 +184,12 @@ class ChatServer:
             return f"no reply within {self._settings.timeout:g} seconds (evaluation.judge.timeout)"
         return str(error.__cause__) or type(error.__cause__).__name__
 
-    def _failure(self, violated: str, said: str, first: str = "") -> Problem:
+    def _failure(self, message: str, said: str, first: str = "") -> Problem:
         # Hidden before it is cut, so that no half of a key is left.
         quoted = "".join(letter if letter.isprintable() else " " for letter in self._hide(said))
         quoted = " ".join(quoted.split())
         quoted = f"{quoted[:_LONGEST_QUOTE]}…" if len(quoted) > _LONGEST_QUOTE else quoted
-        return Problem(self._hide(violated), quoted, f"{first}the same command again: it goes on from there")
+        return Problem(self._hide(message), quoted, f"{first}the same command again: it goes on from there")
 
     def _hide(self, text: str) -> str:
         for secret in self._secrets:

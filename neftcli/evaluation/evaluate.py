@@ -350,7 +350,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Preempted(Problem(f"stopped; {kept}", remedy="the same command again goes on from there")) from None
+        raise Preempted(Problem(f"stopped; {kept}", hint="the same command again goes on from there")) from None
     except InputError:  # nothing was measured, so nothing stays of it, but for an earlier report
         if not (folder / "report.json").is_file():
             for name in (QUESTION, LOG):

@@ -137,13 +137,13 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
     _require_in_place(subject, recipe)
     examples = read_examples(recipe.data)
     if not _is_unchanged(subject, examples):
-        violated = f"{recipe.data.source_name()}: the data has changed since {subject.name} was trained, so which rows "
-        violated += "were held out is not known any more"
-        received = "a data_sha256 that differs from run.json's"
+        problem = f"{recipe.data.source_name()}: the data has changed since {subject.name} was trained, so which rows "
+        problem += "were held out is not known any more"
+        got = "a data_sha256 that differs from run.json's"
         if subject.run is not None and "data_sha256" not in subject.run.record():
-            violated = f"{subject.name}: run.json does not say which data the run was trained on"
-            received = "no data_sha256"
-        raise DataError(Problem(violated, received, DATASET))
+            problem = f"{subject.name}: run.json does not say which data the run was trained on"
+            got = "no data_sha256"
+        raise DataError(Problem(problem, got, DATASET))
     if not examples.held_out:
         raise DataError(Problem(f"{subject.name} was trained without held-out rows", "data.held_out_rows 0", DATASET))
     return Questions(examples.held_out, examples.layout, len(examples.held_out), {}, Notes())
@@ -181,7 +181,7 @@ def _trained_prompts(subjects: Sequence[Subject], observer: Observer) -> Digests
             examples = read.get(repr(data)) or read_examples(data)
             changed = "" if _is_unchanged(run, examples) else "it has changed since"
         except DataError as error:
-            changed = f"it can't be read: {error.problems[0].violated}"
+            changed = f"it can't be read: {error.problems[0].message}"
         if changed:
             message = f"which rows {run.name} was trained on can't be told from its data: {changed}"
             observer.notify(Notice(f"{message}; some of the rows here may be among them"))

@@ -331,5 +331,5 @@ def _ask_all(
         failure = failure or refused  # it refuses all of them, so it is not the question
     if failure is not None:
         kept = sum(key in replies.texts for key in questions)
-        told = f"{failure.violated}; {kept} of {len(questions)} questions are answered and kept in {replies.file}"
-        raise JudgeError(Problem(told, failure.received, failure.remedy))
+        told = f"{failure.message}; {kept} of {len(questions)} questions are answered and kept in {replies.file}"
+        raise JudgeError(Problem(told, failure.got, failure.hint))

@@ -210,8 +210,8 @@ def _base_reference(recipe: Recipe, run: Path) -> Reference:
         if relative_paths is None or name not in relative_paths.local:
             raise
         said = f"{run}: the base model of this run is no longer there"
-        remedy = "--no-base" if recipe.adapter.type == "none" else "the model back in one of these folders"
-        raise ModelError(Problem(said, relative_paths.describe_search(name), remedy)) from None
+        hint = "--no-base" if recipe.adapter.type == "none" else "the model back in one of these folders"
+        raise ModelError(Problem(said, relative_paths.describe_search(name), hint)) from None
 
 
 def _require_read(overrides: Sequence[Layer]) -> None:

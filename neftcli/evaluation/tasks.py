@@ -229,9 +229,9 @@ def _configurations(name: str, index: Mapping[str, Any]) -> Iterator[Mapping[str
 def _unfit(task: str, settings: Mapping[str, Any]) -> Problem | None:
     """Why a task can't be run here, whatever the model."""
     if settings.get("unsafe_code"):
-        return Problem(f"{task} runs code that the model writes, which neft does not do", remedy=LIST_TASKS)
+        return Problem(f"{task} runs code that the model writes, which neft does not do", hint=LIST_TASKS)
     if settings.get("doc_to_image") or settings.get("doc_to_audio"):
-        return Problem(f"{task} shows images or sounds, and neft tunes models of text", remedy=LIST_TASKS)
+        return Problem(f"{task} shows images or sounds, and neft tunes models of text", hint=LIST_TASKS)
     return None
 
 
@@ -274,14 +274,14 @@ def _loading_problem(task: str, error: Exception) -> Problem:
     if "gated" in reason:
         return Problem(f"{task}: its data must be opened to you", reason, "hf auth login")
     if isinstance(error, FileNotFoundError):
-        remedy = "name files relative to the task's YAML file" if _is_file(task) else LIST_TASKS
-        return Problem(f"{task}: its data must be there", reason, remedy)
+        hint = "name files relative to the task's YAML file" if _is_file(task) else LIST_TASKS
+        return Problem(f"{task}: its data must be there", reason, hint)
     if isinstance(error, OSError):
-        remedy = "connect to the network, unset HF_HUB_OFFLINE, and repeat the command"
-        return Problem(f"{task}: its data must be on this machine or within reach on the hub", reason, remedy)
-    remedy = f"correct {task}" if _is_file(task) else LIST_TASKS
+        hint = "connect to the network, unset HF_HUB_OFFLINE, and repeat the command"
+        return Problem(f"{task}: its data must be on this machine or within reach on the hub", reason, hint)
+    hint = f"correct {task}" if _is_file(task) else LIST_TASKS
     return Problem(
-        f"{task} must be a task that lm-evaluation-harness can load", f"{type(error).__name__}: {reason}", remedy
+        f"{task} must be a task that lm-evaluation-harness can load", f"{type(error).__name__}: {reason}", hint
     )
 
 
@@ -328,7 +328,7 @@ def _result(name: str, parts: Sequence[str], found: Mapping[str, Any]) -> TaskRe
     """The result of a task, or of a group with its tasks."""
     main = _main_metric(found["results"][name])
     if main is None:
-        raise InputError(Problem(f"{name}: a task must have a metric that is one number", remedy=LIST_TASKS))
+        raise InputError(Problem(f"{name}: a task must have a metric that is one number", hint=LIST_TASKS))
     metric, chosen = main
     value = float(found["results"][name][f"{metric},{chosen}"])
     samples = [sample for part in parts for sample in found["samples"][part] if sample["filter"] == chosen]

@@ -51,8 +51,8 @@ def require_layers(model: Any, adapter: Adapter) -> None:
             if not found and name in experts:
                 said = "this tensor holds the weights of all experts and can't be adapted by its name"
             near = "".join(get_close_matches(name, possible, n=1))
-            remedy = f"one of {', '.join(sorted(name for name in possible if not name.isdigit()))}"
-            problems.append(Problem(f"adapter.{option}: {said}", name, remedy, near))
+            hint = f"one of {', '.join(sorted(name for name in possible if not name.isdigit()))}"
+            problems.append(Problem(f"adapter.{option}: {said}", name, hint, near))
     if problems:
         raise RecipeError(*problems)
 
@@ -89,11 +89,11 @@ def _converted_config(model: Any, adapter: Adapter) -> Any:
     try:
         convert_peft_config_for_transformers(config, model=model, conversions=None)
     except ValueError as error:
-        received, together = ", ".join(named), "both names, or --set adapter.target_modules=all-linear"
-        raise RecipeError(Problem(f"adapter.target_modules: {error}", received, together)) from None
+        got, together = ", ".join(named), "both names, or --set adapter.target_modules=all-linear"
+        raise RecipeError(Problem(f"adapter.target_modules: {error}", got, together)) from None
     if config.target_parameters and adapter.lora_dropout:
-        violated = "adapter.lora_dropout must be 0 if experts (one tensor per layer) get an adapter"
-        raise RecipeError(Problem(violated, f"{adapter.lora_dropout:g}", "--set adapter.lora_dropout=0"))
+        message = "adapter.lora_dropout must be 0 if experts (one tensor per layer) get an adapter"
+        raise RecipeError(Problem(message, f"{adapter.lora_dropout:g}", "--set adapter.lora_dropout=0"))
     return config
 
 

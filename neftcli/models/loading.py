@@ -94,11 +94,11 @@ def _require_own_code(folder: Path) -> None:
     if is_code_elsewhere(folder, CUSTOM_GENERATE):
         elsewhere.append((CUSTOM_GENERATE, "a link"))
     if elsewhere:
-        file, received = elsewhere[0]
+        file, got = elsewhere[0]
         raise ModelError(
             Problem(
                 f"{folder / file}: code runs only from the model's own folder, where nobody else can change it",
-                received,
+                got,
                 "copy its .py files into the folder, no links; name them in auto_map as FILE.Class",
             )
         )
@@ -320,9 +320,9 @@ def empty_model(reference: Reference, config: Any, trust_remote_code: bool) -> P
     except RuntimeError as error:
         if not trust_remote_code or isinstance(error, torch.OutOfMemoryError):
             raise
-        violated = f"model.name: the code of {reference.name} can't build the model without its weights"
-        remedy = "code that builds it on torch's meta device, as transformers does"
-        raise ModelError(Problem(violated, _first_line(error), remedy)) from error
+        message = f"model.name: the code of {reference.name} can't build the model without its weights"
+        hint = "code that builds it on torch's meta device, as transformers does"
+        raise ModelError(Problem(message, _first_line(error), hint)) from error
     return model
 
 
@@ -390,11 +390,11 @@ def _of_damaged_files(reference: Reference, error: Exception) -> ModelError | No
         found = _damage(reference) or (str(error), AGAIN)
         return ModelError(Problem(f"model.name: a weight file of {name} is damaged", *found))
     if isinstance(error, RuntimeError | TypeError) and IMPOSSIBLE_SIZE.search(str(error)):
-        violated = f"model.name: config.json of {name} describes no model that can be built"
-        return ModelError(Problem(violated, _first_line(error), AGAIN))
+        message = f"model.name: config.json of {name} describes no model that can be built"
+        return ModelError(Problem(message, _first_line(error), AGAIN))
     if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
-        violated = f"model.name: the weights of {name} have other sizes than its config.json says"
-        return ModelError(Problem(violated, "weights that do not fit", AGAIN))
+        message = f"model.name: the weights of {name} have other sizes than its config.json says"
+        return ModelError(Problem(message, "weights that do not fit", AGAIN))
     # The libraries fail in many ways on files that are not what they expect; a RuntimeError is the machine's, but for
     # the recursion in files that are nested too deep.
     of_the_machine = isinstance(error, RuntimeError | MemoryError) and not isinstance(error, RecursionError)
@@ -455,7 +455,7 @@ def _pickled(reference: Reference, said: str) -> ModelError:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, LibraryPanic):
-        return error.problems[0].received
+        return error.problems[0].got
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]
 

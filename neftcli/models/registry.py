@@ -221,8 +221,8 @@ def _on_the_hub(name: str, revision: str | None, path: Path) -> Reference:
         if HUB_ID.fullmatch(name):
             return Reference(name, "hub", name, revision)
         before, at, behind = name.partition("@")
-        remedy = f"--model {before} --revision {behind}" if at else LIST
-        raise ModelError(Problem("model.name: a hub id has letters, digits, . _ and -, at most 96", name, remedy))
+        hint = f"--model {before} --revision {behind}" if at else LIST
+        raise ModelError(Problem("model.name: a hub id has letters, digits, . _ and -, at most 96", name, hint))
     if "/" in name or name.startswith("."):
         raise ModelError(Problem("model.name: there is no such folder", name, LIST, nearest_path(path)))
     likest = max(ALIASES, key=lambda alias: SequenceMatcher(None, name, alias).ratio())  # the first of several

@@ -33,9 +33,9 @@ def _generation_settings(base: Reference) -> Settings:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        received = first_line(error)
-        raise ModelError(Problem(f"model.name: {GENERATION} of {base.name} can't be read", received, AGAIN)) from None
+        got = first_line(error)
+        raise ModelError(Problem(f"model.name: {GENERATION} of {base.name} can't be read", got, AGAIN)) from None
     if not isinstance(content, dict):
-        received = type(content).__name__
-        raise ModelError(Problem(f"model.name: {GENERATION} of {base.name} must hold an object", received, AGAIN))
+        got = type(content).__name__
+        raise ModelError(Problem(f"model.name: {GENERATION} of {base.name} must hold an object", got, AGAIN))
     return content

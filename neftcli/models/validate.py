@@ -274,7 +274,7 @@ def _require_trainable_weights(reference: Reference, settings: Settings, recipe:
     quantization = _stored(reference, settings)
     if not quantization:
         return
-    method, received = quantization["quant_method"], _described(quantization)
+    method, got = quantization["quant_method"], _described(quantization)
     double = bool(quantization.get("bnb_4bit_use_double_quant", False))
     name = reference.name
     if method != "bitsandbytes_4bit" or quantization.get("bnb_4bit_quant_type", "fp4") != "nf4":
@@ -282,7 +282,7 @@ def _require_trainable_weights(reference: Reference, settings: Settings, recipe:
             Problem(
                 f"model.name: the weights of {name} are stored quantised ({method}), and can't be trained or get an "
                 "adapter",
-                received,
+                got,
                 f"{_unquantised(method)}; --qlora quantises it to 4 bits",
             )
         )
@@ -292,7 +292,7 @@ def _require_trainable_weights(reference: Reference, settings: Settings, recipe:
             Problem(
                 f"model.name: the weights of {name} are stored in 4 bits, so "
                 + ("LoRA on them is QLoRA" if lora else "they can't be trained in full"),
-                received,
+                got,
                 f"{_qlora(double)}    trains a LoRA adapter on the 4-bit weights"
                 + ("" if lora else f"; or {UNQUANTISED}"),
             )

@@ -76,8 +76,8 @@ def _require_recipe(path: Path, name: str, origin: str) -> None:
     """
     inside = path / "recipe.yaml"
     if name and _is_folder(path):
-        remedy = f"--recipe {shlex.quote(str(inside))}" if inside.is_file() else LIST
-        raise RecipeError(Problem(f"{origin}: a recipe is a file, and this is a folder", name, remedy))
+        hint = f"--recipe {shlex.quote(str(inside))}" if inside.is_file() else LIST
+        raise RecipeError(Problem(f"{origin}: a recipe is a file, and this is a folder", name, hint))
     if path.suffix not in YAML and _is_file(path):
-        remedy = f"--dataset {shlex.quote(name)}    if it holds rows; a recipe ends in .yaml"
-        raise RecipeError(Problem(f"{origin}: a recipe file ends in .yaml", name, remedy))
+        hint = f"--dataset {shlex.quote(name)}    if it holds rows; a recipe ends in .yaml"
+        raise RecipeError(Problem(f"{origin}: a recipe file ends in .yaml", name, hint))

@@ -264,9 +264,9 @@ def _unknown(path: str, setting: Setting, known: Mapping[str, Key]) -> Problem:
     sections = {key.rpartition(".")[0] for key in known} - {""}
     if path in sections:
         options = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == path]
-        below = f"--set {path}.{options[0]}=VALUE" if setting.origin.startswith("--") else f"{path}: {{...}}"
-        violated = f"{setting.origin}: {path} is a section; give its options below it"
-        return Problem(violated, setting.typed, below, ", ".join(options))
+        hint = f"--set {path}.{options[0]}=VALUE" if setting.origin.startswith("--") else f"{path}: {{...}}"
+        hint += f"    its options are {', '.join(options)}"
+        return Problem(f"{setting.origin}: {path} is a section, not an option", setting.typed, hint)
     nearest = nearest_key(path, known)
     return Problem(f"{setting.origin}: {path} is not an option", setting.typed, SHOW_OPTIONS, nearest)
 
@@ -307,12 +307,12 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
                 inside = detail["loc"][len(path.split(".")) :]
                 problems.append(_entry_problem(path, setting, entry, inside))
                 continue
-            violated = f"{setting.origin}: {path} must be {describe(known[path].type)}"
+            message = f"{setting.origin}: {path} must be {describe(known[path].type)}"
             near = nearest_choice(known[path], setting.value)
-            remedy = meant(path, setting.value) or to_type(known[path], setting.origin, near)
+            hint = meant(path, setting.value) or to_type(known[path], setting.origin, near)
             if entry_type(known[path].type):
-                remedy = WEIGHTED
-            problems.append(Problem(violated, setting.typed, remedy, near))
+                hint = WEIGHTED
+            problems.append(Problem(message, setting.typed, hint, near))
         return None, list(dict.fromkeys(problems))  # a union reports each of its choices
 
 
@@ -369,10 +369,10 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
         return merged[path].origin if path in merged else "defaults"
 
     problems = [
-        Problem(f"{setting.origin}: {path} needs {needed}", setting.typed, remedy)
+        Problem(f"{setting.origin}: {path} needs {needed}", setting.typed, hint)
         for path, setting in merged.items()
         if setting.origin.startswith("--")
-        for prefix, met, needed, remedy in _needs(recipe)
+        for prefix, met, needed, hint in _needs(recipe)
         if path.startswith(prefix) and not met
     ]
     if recipe.data.sources and "data.source" in merged and not _is_default("data.source", merged):

@@ -22,7 +22,7 @@ def require_typed_trust(recipe: Recipe, typed: Sequence[Layer], file: Path, comm
         recipe: Resolved from the file and what was typed.
         typed: The layers of the command line.
         file: The recipe in the folder.
-        command: What was typed, for the remedy.
+        command: What was typed, for the hint.
 
     Raises:
         RecipeError: The code would run, and it was not typed that it may.

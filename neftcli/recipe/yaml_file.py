@@ -107,14 +107,14 @@ def read_value(text: str, origin: str) -> Any:
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> Problem:
     """What is said of a file in another encoding, or of one that is no text."""
-    violated, content = f"{path}: a recipe must be UTF-8 text", error.object
+    message, content = f"{path}: a recipe must be UTF-8 text", error.object
     marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     if b"\0" in content and not marked:
-        return Problem(violated, "bytes that are no text", FORM)
+        return Problem(message, "bytes that are no text", FORM)
     file, beside = quote(str(path)), quote(str(path.with_name(f"utf8-{path.name}")))
     convert = f"iconv -f {'utf-16' if marked else 'latin1'} -t utf-8 < {file} > {beside}"
     line = content.count(b"\n", 0, error.start) + 1
-    return Problem(violated, "UTF-16" if marked else f"byte 0x{content[error.start]:02x} in line {line}", convert)
+    return Problem(message, "UTF-16" if marked else f"byte 0x{content[error.start]:02x} in line {line}", convert)
 
 
 def _compose(text: str, name: str) -> Node | None:
@@ -129,17 +129,17 @@ def _compose(text: str, name: str) -> Node | None:
         column = error.problem_mark.column + 1 if error.problem_mark else 1
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         broken = f"this is not YAML: {reason} (column {column})"
-        remedy = next((remedy for part, remedy in MENDING.items() if part in reason), FORM)
+        hint = next((hint for part, hint in MENDING.items() if part in reason), FORM)
         if isinstance(error, MaxDepthExceededError):
             broken = f"blocks stand more than {DEEPEST} deep in one another"
         typed = _typed(text.splitlines(), line) or "the end of the file"
-        raise RecipeError(Problem(f"{name}, line {line + 1}: {broken}", typed, remedy)) from None
+        raise RecipeError(Problem(f"{name}, line {line + 1}: {broken}", typed, hint)) from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         character = f"U+{ord(text[error.position]):04X}"
-        violated = f"{name}, line {line}: this is not YAML: a character that may not stand in it"
+        message = f"{name}, line {line}: this is not YAML: a character that may not stand in it"
         raise RecipeError(
-            Problem(violated, character, "take it out, or write it as an escape in double quotes")
+            Problem(message, character, "take it out, or write it as an escape in double quotes")
         ) from None
     except YAMLError as error:
         raise RecipeError(Problem(f"{name}: this is not YAML", str(error).splitlines()[0], FORM)) from None
@@ -202,8 +202,8 @@ def _key(node: Node, origin: str, problems: list[Problem]) -> str | None:
     if refused is None and not isinstance(node, ScalarNode):
         refused = Problem(f"{origin}: a key must be a plain word", "a list or a mapping", "KEY: VALUE")
     elif refused is None and node.value in ("", "<<"):
-        remedy = "write the values out" if node.value else "KEY: VALUE"
-        refused = Problem(f"{origin}: a key must be a plain word", node.value or "nothing", remedy)
+        hint = "write the values out" if node.value else "KEY: VALUE"
+        refused = Problem(f"{origin}: a key must be a plain word", node.value or "nothing", hint)
     if refused:
         problems.append(refused)
         return None

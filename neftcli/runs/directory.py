@@ -95,13 +95,13 @@ def require_writable(folder: Path) -> None:
 
 def _unwritable(folder: Path, error: OSError | ValueError) -> InputError:
     """Explain why runs can't be written into a folder."""
-    received = getattr(error, "strerror", None) or str(error)
+    reason = getattr(error, "strerror", None) or str(error)
     for place in (folder, *folder.absolute().parents):
         if place.is_file():
-            received = f"{place} is a file"
+            reason = f"{place} is a file"
         elif place.is_symlink() and not place.exists():
-            received = f"{place} is a link to {place.readlink()}, which does not exist"
-    return InputError(Problem(f"output_dir: {folder} can't be written", received, "--output-dir FOLDER"))
+            reason = f"{place} is a link to {place.readlink()}, which does not exist"
+    return InputError(Problem(f"output_dir: {folder} can't be written", reason, "--output-dir FOLDER"))
 
 
 class RunDirectory:
@@ -209,7 +209,7 @@ class RunDirectory:
             lock.acquire(timeout=0)
         except Timeout:
             raise InputError(
-                Problem(f"{self.path}: another process is training this run", remedy="wait until it has ended")
+                Problem(f"{self.path}: another process is training this run", hint="wait until it has ended")
             ) from None
         except OSError as error:
             raise InputError(
@@ -295,8 +295,8 @@ class RunDirectory:
         try:
             return parse(file.read_bytes(), Record)
         except (OSError, ValueError) as error:
-            received = getattr(error, "strerror", None) or str(error)
-            raise InputError(Problem(f"{file}: this is not the record of a run", received, self._again())) from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(Problem(f"{file}: this is not the record of a run", reason, self._again())) from None
 
     def _again(self) -> str:
         """Return what to type if the run itself is lost."""

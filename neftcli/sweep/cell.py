@@ -84,7 +84,7 @@ def _resume_state(run: RunDirectory, recipe: Recipe) -> tuple[ResumeState | None
         other = differences(load_recipe(str(run.path / RECIPE)), recipe, MEASUREMENT_SETTINGS)
     except InputError as error:
         begun = f"{run.path} stays as it is, and the cell begins again in another folder"
-        return None, [*(problem.violated for problem in error.problems), begun]
+        return None, [*(problem.message for problem in error.problems), begun]
     if other:  # what was measured before training would stand beside something else
         begun = f"{', '.join(other)} differs from what it was begun with"
         return None, [f"{run.path} stays as it is, and the cell begins again in another folder: {begun}"]

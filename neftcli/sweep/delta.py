@@ -49,21 +49,21 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
         return None if metric != LOSS or gain is None or gain <= 0 else OF_GAIN * gain
     number, in_percent = _number(typed.removesuffix("%")), typed.endswith("%")
     if number is None:
-        violated = (
+        message = (
             f"{KEY} must be a number above 0 in the metric's unit, or a percentage of the gain over the base model"
         )
-        raise RecipeError(Problem(violated, typed or "nothing", "--delta 0.005 or --delta 1%"))
+        raise RecipeError(Problem(message, typed or "nothing", "--delta 0.005 or --delta 1%"))
     if in_percent and metric != LOSS:
-        violated = f"{KEY}: a percentage is one of the gain over the base model, which is known for {LOSS} only"
+        message = f"{KEY}: a percentage is one of the gain over the base model, which is known for {LOSS} only"
         hint = "--delta 0.05    in the metric's unit" + ("; 0.05 is 5 points" if metric in SHARES else "")
-        raise RecipeError(Problem(violated, f"{typed} with {metric}", hint))
+        raise RecipeError(Problem(message, f"{typed} with {metric}", hint))
     if in_percent and number > 100:
-        violated = f"{KEY}: a percentage is one of the gain over the base model, at most 100%"
-        raise RecipeError(Problem(violated, typed, "--delta 1%"))
+        message = f"{KEY}: a percentage is one of the gain over the base model, at most 100%"
+        raise RecipeError(Problem(message, typed, "--delta 1%"))
     if not in_percent and metric in SHARES and number >= 1:
-        violated = f"{KEY} must be below 1 for a share such as {metric}, where 0.05 is 5 points"
+        message = f"{KEY} must be below 1 for a share such as {metric}, where 0.05 is 5 points"
         hint = f"--delta {number / 100:g}" if number < 100 else "--delta 0.05"
-        raise RecipeError(Problem(violated, typed, hint))
+        raise RecipeError(Problem(message, typed, hint))
     if in_percent:
         return None if gain is None or gain <= 0 else number / 100 * gain
     return number

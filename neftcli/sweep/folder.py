@@ -103,7 +103,7 @@ def explained(folder: Path, again: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         again = again if find_sweep(str(folder)) else BEGIN
-        raise Interrupted(Problem("stopped at once; what is done is kept", remedy=again)) from None
+        raise Interrupted(Problem("stopped at once; what is done is kept", hint=again)) from None
     except OSError as error:
         full = is_disk_full(error)
         if not full and (error.errno not in OF_THE_DISK or not error.filename):

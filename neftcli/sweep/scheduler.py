@@ -142,7 +142,7 @@ class SweepRun:
         if outcome.status == CellStatus.FINISHED:
             self._set(cell, status=CellStatus.FINISHED, run=outcome.run, remaining=0.0)
         elif outcome.status == CellStatus.FAILED:
-            self._remedies[cell.key[:8]] = next((one.remedy for one in outcome.problems if one.remedy), "")
+            self._remedies[cell.key[:8]] = next((one.hint for one in outcome.problems if one.hint), "")
             self._set(cell, status=CellStatus.FAILED, problem=_why(outcome))
         elif outcome.status == CellStatus.WAITING:
             self._set(cell, status=CellStatus.WAITING, **NO_PROGRESS, retries=self.states[cell.key].retries + 1)
@@ -294,12 +294,12 @@ class SweepRun:
         failed = [state for state in self.states.values() if state.status == CellStatus.FAILED]
         if failed:
             raise SweepError(
-                *(Problem(f"{one.name()} failed: {one.problem}", remedy=self._mend(one.key)) for one in failed)
+                *(Problem(f"{one.name()} failed: {one.problem}", hint=self._mend(one.key)) for one in failed)
             )
         left = sum(state.status not in DONE for state in self.states.values())
         if left:
             raise Preempted(
-                Problem(f"stopped; {left} of {len(self.cells)} cells are left", remedy=f"{self.again}{GOES_ON}")
+                Problem(f"stopped; {left} of {len(self.cells)} cells are left", hint=f"{self.again}{GOES_ON}")
             )
 
 
@@ -310,4 +310,4 @@ def _seeds_of_round(done: int, arms: int, workers: int) -> int:
 
 def _why(outcome: Outcome) -> str:
     """The reason why a cell failed or is retried, in one line."""
-    return "; ".join(": ".join(filter(None, (one.violated, one.received))) for one in outcome.problems)
+    return "; ".join(": ".join(filter(None, (one.message, one.got))) for one in outcome.problems)

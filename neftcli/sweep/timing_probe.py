@@ -56,9 +56,9 @@ def probed(recipes: Mapping[str, Recipe], observer: Observer) -> tuple[dict[str,
                 observer.notify(said)
         except (EOFError, ConnectionError):
             process.join()
-            remedy = "a smaller batch or more memory" if process.exitcode == -signal.SIGKILL else ""
+            hint = "a smaller batch or more memory" if process.exitcode == -signal.SIGKILL else ""
             told = f"exit code {process.exitcode}"
-            raise NeftError(Problem("the process that tried a few updates died", told, remedy)) from None
+            raise NeftError(Problem("the process that tried a few updates died", told, hint)) from None
         finally:
             process.kill()
             process.join()

@@ -82,15 +82,13 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
     if len(prompts) < FEWEST:
         total = len(examples.train) + len(examples.held_out)
         enough = math.ceil(FEWEST / LARGEST_SHARE)
-        remedy = f"--held-out FILE with {FEWEST} rows or more"
+        hint = f"--held-out FILE with {FEWEST} rows or more"
         if total >= enough:
-            remedy += ", or more --held-out-rows"
+            hint += ", or more --held-out-rows"
         else:
-            remedy += f"; {enough} rows of data are the fewest of which {FEWEST} can be held out"
-        received = f"{len(examples.held_out)} rows with {len(prompts)} prompts"
-        raise InputError(
-            Problem(f"a sweep needs at least {FEWEST} held-out rows with different prompts", received, remedy)
-        )
+            hint += f"; {enough} rows of data are the fewest of which {FEWEST} can be held out"
+        got = f"{len(examples.held_out)} rows with {len(prompts)} prompts"
+        raise InputError(Problem(f"a sweep needs at least {FEWEST} held-out rows with different prompts", got, hint))
     with tempfile.TemporaryDirectory() as logs, library_chatter(Path(logs) / "log"):
         # Once for all cells: no axis of a grid changes the tokens.
         tokenize_inputs(base, reference, examples, observer, answers=base.sweep.answers)

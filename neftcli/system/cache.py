@@ -34,8 +34,8 @@ def home(what: str, variable: str) -> Path:
         return Path.home()
     except RuntimeError:
         said = f"{what} is in ~/.cache, and this user has no home folder"
-        received = f"HOME is not set, and the system knows no user {os.getuid()}"
-        raise InputError(Problem(said, received, f"{variable}=FOLDER before the command")) from None
+        got = f"HOME is not set, and the system knows no user {os.getuid()}"
+        raise InputError(Problem(said, got, f"{variable}=FOLDER before the command")) from None
 
 
 def unwritable(folder: Path) -> str:
@@ -60,10 +60,10 @@ def written_in_cache(what: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
     except OSError as error:
-        received = f"{error.strerror or error}"
+        got = f"{error.strerror or error}"
         if folder.is_dir():
-            received += f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
+            got += f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
         elif folder.exists():
-            received = "it is no folder"
-        remedy = "NEFT_CACHE=FOLDER before the command, with a folder that has room"
-        raise InputError(Problem(f"{folder}: {what} can't be written there", received, remedy)) from None
+            got = "it is no folder"
+        hint = "NEFT_CACHE=FOLDER before the command, with a folder that has room"
+        raise InputError(Problem(f"{folder}: {what} can't be written there", got, hint)) from None

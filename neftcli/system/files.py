@@ -68,14 +68,14 @@ def require_no_link(path: Path) -> None:
         mode = path.lstat().st_mode
     except OSError:  # nothing is there, or it went meanwhile
         return
-    remedy = f"rm {shlex.quote(str(path))}"
+    hint = f"rm {shlex.quote(str(path))}"
     if stat.S_ISLNK(mode):
-        received = f"it leads to {path.readlink()}"
-        remedy += "    removes the link, not what it leads to"
-        raise InputError(Problem(f"{path}: this would be written to, and is a link", received, remedy))
+        got = f"it leads to {path.readlink()}"
+        hint += "    removes the link, not what it leads to"
+        raise InputError(Problem(f"{path}: this would be written to, and is a link", got, hint))
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        violated = f"{path}: this would be written to, and is neither a file nor a folder"
-        raise InputError(Problem(violated, stat.filemode(mode), remedy))
+        message = f"{path}: this would be written to, and is neither a file nor a folder"
+        raise InputError(Problem(message, stat.filemode(mode), hint))
 
 
 def _below(folder: Path) -> Iterator[Path]:

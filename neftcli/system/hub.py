@@ -90,12 +90,12 @@ def _endpoint() -> SplitResult:
     except ValueError:  # a port that is no number, or half an IPv6 address
         address, whole = SplitResult("", "", "", "", ""), False
     if not whole or re.search(r"[^!-~]", given):
-        remedy = f"HF_ENDPOINT={HUB}, or unset HF_ENDPOINT"
+        hint = f"HF_ENDPOINT={HUB}, or unset HF_ENDPOINT"
         raise InputError(
             Problem(
                 "HF_ENDPOINT: the hub's address is http:// or https://, a host, and a port",
                 without_password(given),
-                remedy,
+                hint,
             )
         )
     return address

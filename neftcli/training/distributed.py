@@ -48,7 +48,7 @@ def join_run(recipe: Recipe, resume: ResumeState | None, stop: StopSignal) -> tu
         if not distributed.is_process_loss(error):
             raise
         told = "another process ended before anything was started"
-        raise ProcessLostError(Problem(told, remedy="the same command again")) from error
+        raise ProcessLostError(Problem(told, hint="the same command again")) from error
     if distributed.is_main_process():
         return made or resume.directory, resume  # type: ignore[union-attr]  # one of both is there
     led = ReadOnlyRunDirectory(resume.directory.path if resume else path)

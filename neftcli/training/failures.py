@@ -89,14 +89,14 @@ def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *,
     cause: BaseException | None = None
     if is_process_loss(error):  # which is what is told and written, in place of a library's words
         ended = f"another of the {world_size()} processes ended; {_safe(directory)}"
-        error, cause = ProcessLostError(Problem(ended, remedy=_again(directory))), error
+        error, cause = ProcessLostError(Problem(ended, hint=_again(directory))), error
     told = {"error": f"{type(error).__name__}: {error}"} if status == "failed" else {}
     with suppress(OSError):  # on a full disk; the message below is what counts then
         record.end(status, **told)
     if isinstance(error, StopRequested):
-        raise Preempted(Problem(f"stopped; {_safe(directory)}", remedy=_again(directory))) from None
+        raise Preempted(Problem(f"stopped; {_safe(directory)}", hint=_again(directory))) from None
     if isinstance(error, KeyboardInterrupt):
-        raise Interrupted(Problem(f"stopped at once; {_safe(directory)}", remedy=_again(directory))) from None
+        raise Interrupted(Problem(f"stopped at once; {_safe(directory)}", hint=_again(directory))) from None
     if cause is not None:
         raise error from cause
     if isinstance(error, Exception) and not isinstance(error, NeftError) and (problem := _known(error, directory)):

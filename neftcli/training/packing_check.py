@@ -44,8 +44,8 @@ def resolve_batching(batching: Batching, model: Any, *, fused: bool = True) -> B
         found = f"a different first document changes the second one's logits by {leak:.2g}"
     if batching == "auto":
         return "padded"
-    violated = f"{type(model).__name__} does not isolate packed documents, so rows can't be packed"
-    raise TrainingError(Problem(violated, found, "--set training.batching=padded"))
+    message = f"{type(model).__name__} does not isolate packed documents, so rows can't be packed"
+    raise TrainingError(Problem(message, found, "--set training.batching=padded"))
 
 
 def build_packed_pair(model: Any) -> dict[str, Any]:

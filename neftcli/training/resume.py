@@ -107,7 +107,7 @@ class ResumeState:
         gone = self.checkpoint is not None and not self.checkpoint.path.is_dir()
         if gone or self.directory.record()["status"] == "finished":
             told = f"{self.directory.path}: another process went on with this run meanwhile"
-            raise InputError(Problem(told, remedy="the same command again"))
+            raise InputError(Problem(told, hint="the same command again"))
 
     def seconds(self) -> float:
         """How long the run had taken up to the checkpoint."""
@@ -193,8 +193,8 @@ def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: boo
             again = f"rm -r {shlex.quote(str(path))}    then the command that began it"
             raise InputError(Problem(f"{path}: this run was stopped before it was begun", f"no {RECIPE}", again))
         again = f"cp {shlex.quote(f'{kept}/{RECIPE}')} {shlex.quote(f'{path}/')}    brings the checkpoint's back"
-        remedy = again if kept is not None else "neft train    begins a new run"
-        raise InputError(Problem(f"{path}: this run has no {RECIPE}", remedy=remedy))
+        hint = again if kept is not None else "neft train    begins a new run"
+        raise InputError(Problem(f"{path}: this run has no {RECIPE}", hint=hint))
     typed = [setting for layer in layers for key, setting in layer.items() if key in ("name", "output_dir")]
     if typed:
         refused = (Problem(f"{one.origin} and --resume can't stand together", one.typed) for one in typed)
@@ -220,16 +220,16 @@ def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths |
         resolve_model(recipe.model.name, recipe.model.revision)
     except ModelError as error:
         name = recipe.model.name
-        problems += [("model.name", replace(problem, received=looked_for(name))) for problem in error.problems]
+        problems += [("model.name", replace(problem, got=looked_for(name))) for problem in error.problems]
     training = "data.sources" if recipe.data.sources else "data.source"
     named = [(training, source.source) for source in recipe.data.all_sources()]
     for path, source in (*named, ("data.held_out_source", recipe.data.held_out_source or BUILTIN)):
         if is_local(source) and not exists(at_home(without_file_scheme(source))):
-            violated = f"{path}: there is no file or folder of this name"
-            problems.append((path, Problem(violated, looked_for(source), nearest=nearest_path(at_home(source)))))
+            message = f"{path}: there is no file or folder of this name"
+            problems.append((path, Problem(message, looked_for(source), did_you_mean=nearest_path(at_home(source)))))
     if problems:
         again = f"neft train --resume {shlex.quote(str(run))}"
-        raise InputError(*(replace(problem, remedy=f"{again} {PATH_FLAGS[path]}") for path, problem in problems))
+        raise InputError(*(replace(problem, hint=f"{again} {PATH_FLAGS[path]}") for path, problem in problems))
 
 
 def _no_run(name: str) -> Problem:
@@ -241,12 +241,12 @@ def _no_run(name: str) -> Problem:
     if (sweep := find_sweep(name)) is not None:
         return Problem("--resume takes a run; this is a sweep", name, f"neft sweep-alpha {shlex.quote(str(sweep))}")
     there = exists(path) or exists(Path("runs") / path)
-    violated = f"--resume: {'this is no run' if there else 'there is no run of this name'}"
+    message = f"--resume: {'this is no run' if there else 'there is no run of this name'}"
     nearest = nearest_path(Path("runs") / name) or nearest_path(path)
     if nearest and (Path(nearest) / RECORD).is_file():
-        return Problem(violated, name, f"neft train --resume {shlex.quote(nearest)}", nearest)
+        return Problem(message, name, f"neft train --resume {shlex.quote(nearest)}", nearest)
     again = "ls runs    to see the runs" if there else NOT_BEGUN
-    return Problem(violated, name, again)
+    return Problem(message, name, again)
 
 
 def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes: bool = False) -> ResumeState:
@@ -260,7 +260,7 @@ def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes
         raise InputError(
             Problem(
                 f"{directory.path}: this run is finished",
-                remedy=f"neft eval {shlex.quote(str(directory.path))}    to measure it",
+                hint=f"neft eval {shlex.quote(str(directory.path))}    to measure it",
             )
         )
     checkpoints = Checkpoints(directory.checkpoints, recipe.checkpoints.save_total_limit)

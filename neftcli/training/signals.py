@@ -117,7 +117,7 @@ class StopSignal:
         try:
             yield
         except StopRequested:
-            raise Preempted(Problem("stopped before anything was begun", remedy="the same command again")) from None
+            raise Preempted(Problem("stopped before anything was begun", hint="the same command again")) from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

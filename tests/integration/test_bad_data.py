@@ -270,7 +270,7 @@ MENDED = {
 def test_what_a_message_says_to_type_mends_the_file(name: str) -> None:
     """The command is typed into a shell as it stands, and its file holds rows of two texts."""
     lay(DATA[name].files)
-    command = messages("data")[name].split("  try      ")[1].partition("    ")[0]
+    command = messages("data")[name].split("  hint     ")[1].partition("    ")[0]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["sh", "-ec", command], check=True, env={**os.environ, "PATH": path}, capture_output=True)
     rows = list(read_rows(MENDED[name]))
@@ -367,7 +367,7 @@ def test_rows_without_a_token_with_loss_are_refused(neft: Neft, llama: Path) -> 
     assert (result.code, result.err) == (
         2,
         "rows.jsonl: no token would carry loss, so there is nothing to learn\n"
-        "  received 9 rows whose question alone fills data.max_length 1024\n"
-        "  try      --max-length 4096\n"
-        "1 problem; nothing was started.\n",
+        "  got      9 rows whose question alone fills data.max_length 1024\n"
+        "  hint     --max-length 4096\n"
+        "1 error; nothing was started.\n",
     )

@@ -181,7 +181,7 @@ def test_a_folder_like_a_hub_id_is_suggested(neft: Neft) -> None:
     Path("rows.jsonl").write_text(ROWS)
     result = neft("train", "--model", "models/llma", "--dataset", "rows.jsonl")
     assert result.code == 2
-    assert "\n  nearest  models/llama\n" in result.err
+    assert "\n  did you mean models/llama?\n" in result.err
 
 
 def test_without_a_chat_template_alpaca_is_taken_and_told(neft: Neft) -> None:

@@ -94,23 +94,23 @@ def test_every_bad_flag_is_told_at_once(neft: Neft) -> None:
     assert result.out == ""
     assert result.err == (
         "--set takes key=value\n"
-        "  received nonsense\n"
-        "  try      --set training.learning_rate=1e-4\n"
-        "1 problem; nothing was started.\n"
+        "  got      nonsense\n"
+        "  hint     --set training.learning_rate=1e-4\n"
+        "1 error; nothing was started.\n"
     )
     result = neft("train", "--alpha", "five", "--seed", "-1", "--set", "trainig.max_steps=2")
     assert result.err == (
         "--set trainig.max_steps: trainig.max_steps is not an option\n"
-        "  received trainig.max_steps=2\n"
-        "  nearest  training.max_steps\n"
-        "  try      neft recipes show quickstart --all    to see every option with its default\n"
+        "  got      trainig.max_steps=2\n"
+        "  did you mean training.max_steps?\n"
+        "  hint     neft recipes show quickstart --all    to see every option with its default\n"
         "--alpha: neftune.alpha must be a finite number, 0 or more\n"
-        "  received --alpha five\n"
-        "  try      --alpha 5    the default\n"
+        "  got      --alpha five\n"
+        "  hint     --alpha 5    the default\n"
         "--seed: training.seed must be a whole number, 0 or more, below 4294967296\n"
-        "  received --seed -1\n"
-        "  try      --seed 0    the default\n"
-        "3 problems; nothing was started.\n"
+        "  got      --seed -1\n"
+        "  hint     --seed 0    the default\n"
+        "3 errors; nothing was started.\n"
     )
 
 
@@ -126,7 +126,7 @@ def test_bad_input_leaves_nothing_behind(neft: Neft, tmp_path: Path, monkeypatch
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "reply": "b"}\n')
     result = neft("train", "--dataset", "rows.jsonl")
     assert result.code == 2
-    assert "rows.jsonl, line 1: the columns fit no known layout\n  received question, reply" in result.err
+    assert "rows.jsonl, line 1: the columns fit no known layout\n  got      question, reply" in result.err
     assert sorted(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
 
 

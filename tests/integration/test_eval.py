@@ -304,9 +304,9 @@ def test_data_that_changed_since_training_is_refused(
     assert result.err == (
         f"{data}: the data has changed since tiny-a5-s0 was trained, so which rows were held out is not known any "
         "more\n"
-        "  received a data_sha256 that differs from run.json's\n"
-        "  try      neft eval ... --dataset FILE, with rows that were not trained on\n"
-        "1 problem; nothing was started.\n"
+        "  got      a data_sha256 that differs from run.json's\n"
+        "  hint     neft eval ... --dataset FILE, with rows that were not trained on\n"
+        "1 error; nothing was started.\n"
     )
 
 
@@ -416,7 +416,7 @@ def test_a_run_is_not_compared_with_itself(neft: Neft, runs: Path, other: str) -
     assert result.code == 2
     lines = result.err.splitlines()
     assert lines[0] == "this run is compared with itself"
-    assert lines[2].startswith("  try      --baseline runs/tiny-a0-s0, or leave --baseline out")
+    assert lines[2].startswith("  hint     --baseline runs/tiny-a0-s0, or leave --baseline out")
     assert not (runs / "tiny-a5-s0" / "evaluation").exists()
 
 
@@ -550,11 +550,11 @@ def test_a_misspelt_run_is_answered_with_the_nearest(neft: Neft, runs: Path) -> 
     assert result.code == 2
     assert result.err == (
         "there is no run and no model of this name\n"
-        "  received tiny-a5-s1\n"
-        "  nearest  tiny-a5-s0\n"
-        "  try      neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of "
+        "  got      tiny-a5-s1\n"
+        "  did you mean tiny-a5-s0?\n"
+        "  hint     neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of "
         "models\n"
-        "1 problem; nothing was started.\n"
+        "1 error; nothing was started.\n"
     )
 
 
@@ -624,7 +624,7 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
         (["--set", "data.max_length=64"], "data.max_length: this needs --dataset"),
         (["--judge", "http://127.0.0.1:1/v1"], "judge"),
         (["--judge", "http://me:secret@127.0.0.1:1/v1", "--judge-model", "m"], "must hold no name, password or key"),
-        (["--dataset", "missing.jsonl"], "there is no file or folder of this name\n  received missing.jsonl"),
+        (["--dataset", "missing.jsonl"], "there is no file or folder of this name\n  got      missing.jsonl"),
         (["--set", "evaluation.generation.max_new_token=3"], "is not an option"),
         (["--set", "evalution.tasks=[a]"], "evalution.tasks is not an option"),
         (["--baseline", "x" * 300], "there is no run and no model of this name"),

@@ -120,5 +120,5 @@ def test_a_real_server_refuses_another_model(server: RealServer, tmp_path: Path)
     settings = Judge(base_url=f"{server.url}/v1", model="somebody/else", timeout=120, max_retries=0)
     with pytest.raises(JudgeError, match="0 of 4 questions are answered") as caught:
         judge_pairs(PAIRS, settings, tmp_path / "replies.jsonl", lambda done, total: None)
-    assert "somebody/else" in caught.value.problems[0].received
-    assert "put right what it says" in caught.value.problems[0].remedy
+    assert "somebody/else" in caught.value.problems[0].got
+    assert "put right what it says" in caught.value.problems[0].hint

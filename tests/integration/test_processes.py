@@ -165,7 +165,7 @@ def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> N
         code, said = do(tmp_path, *again, "--processes", "3", *accepted)
         assert code == 2
         assert "training.processes differs" in said
-        assert "received 3 (there 2)" in said
+        assert "got      3 (there 2)" in said
 
     process = begin(tmp_path, *again)
     wait_for_update(run, process, verify_newest(run) + 4)

@@ -69,21 +69,21 @@ def test_a_stopped_run_is_gone_on_with_and_says_from_where(
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        (["--alpha", "10"], "neftune.alpha differs from that of checkpoint-6\n  received 10.0 (there 5.0)"),
-        (["--seed", "1"], "training.seed differs from that of checkpoint-6\n  received 1 (there 0)"),
+        (["--alpha", "10"], "neftune.alpha differs from that of checkpoint-6\n  got      10.0 (there 5.0)"),
+        (["--seed", "1"], "training.seed differs from that of checkpoint-6\n  got      1 (there 0)"),
         (["--batch-size", "2"], "training.per_device_train_batch_size differs from that of checkpoint-6\n"),
-        (["--max-rows", "30"], "data.max_rows differs from that of checkpoint-6\n  received 30 (there 36)"),
-        (["--lora-r", "4"], "adapter.r differs from that of checkpoint-6\n  received 4 (there 2)"),
+        (["--max-rows", "30"], "data.max_rows differs from that of checkpoint-6\n  got      30 (there 36)"),
+        (["--lora-r", "4"], "adapter.r differs from that of checkpoint-6\n  got      4 (there 2)"),
         (["--model", "opt-350m"], "model.name differs from that of checkpoint-6\n"),
         (["--epochs", "3", "--set", "neftune.noise=gaussian"], "2 problems"),
         (
             ["--learning-rate", "1e-4", "--accept-changes"],
             "training.learning_rate differs from that of checkpoint-6, which can't be accepted\n",
         ),
-        (["--set", "training.logging_steps=null"], "received the default (there 3)"),
-        (["--set", "training.fused_layers=false"], "received false (there true)"),
+        (["--set", "training.logging_steps=null"], "got      the default (there 3)"),
+        (["--set", "training.fused_layers=false"], "got      false (there true)"),
         (["--samples", "2", "--accept-changes"], "evaluation.samples differs from that of checkpoint-6, which can't"),
-        (["--name", "other"], "--name and --resume can't stand together\n  received --name other"),
+        (["--name", "other"], "--name and --resume can't stand together\n  got      --name other"),
         (["--output-dir", "other"], "--output-dir and --resume can't stand together\n"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_recipe_that_was_edited_is_refused_as_one_that_was_typed(neft: Neft, c
     file.write_text(file.read_text().replace("learning_rate: 0.005", "learning_rate: 0.05"))
     said = neft("train", "--resume", copy)
     assert said.code == 2
-    assert "training.learning_rate differs from that of checkpoint-6\n  received 0.05 (there 0.005)" in said.err
+    assert "training.learning_rate differs from that of checkpoint-6\n  got      0.05 (there 0.005)" in said.err
 
 
 def test_a_change_can_be_accepted_and_is_recorded(neft: Neft, copy: Path) -> None:

@@ -275,9 +275,9 @@ def test_code_of_the_hub_needs_a_commit(
     assert result.code == 2
     assert result.err.splitlines() == [
         "model.revision: code of owner/name runs only at a full commit id, which nobody can change",
-        f"  received {revision[1] if revision else 'no revision'}",
-        "  try      read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it",
-        "1 problem; nothing was started.",
+        f"  got      {revision[1] if revision else 'no revision'}",
+        "  hint     read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it",
+        "1 error; nothing was started.",
     ]
     assert not any((tmp_path / "runs").glob("*"))
 

@@ -407,7 +407,7 @@ def test_a_folder_without_a_sweep_and_another_models_sweep_are_refused(
     (folder / "cells" / "one" / "run.json").write_text("{}")
     (folder / "recipe.yaml").write_text("data: {max_rows: 20}\n")
     near = neft("sweep-alpha", "tiny-swep").err
-    assert "nearest runs/tiny-sweep" in " ".join(near.split())
+    assert "did you mean runs/tiny-sweep?" in " ".join(near.split())
     assert "neft sweep-alpha runs/tiny-sweep" in near
     assert "this is a sweep" in neft("train", "--resume", "tiny-sweep").err
     assert "this is a sweep" in neft("eval", folder).err

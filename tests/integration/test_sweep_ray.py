@@ -114,12 +114,12 @@ def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
         engine.close()
     assert not nodes, "no node was lost"
     ends = {key: outcome for key, outcome in outcomes if outcome.status != "waiting"}
-    assert [outcome.problems[0].received for _, outcome in outcomes if outcome.status == "waiting"] == [
+    assert [outcome.problems[0].got for _, outcome in outcomes if outcome.status == "waiting"] == [
         "its worker or node"
     ], "the cell of the lost node, and no other, is told to be tried again"
     assert len(outcomes) - 1 == len(ends) == 5
     assert ends[wrong.key].status == "failed"
-    assert "became" in ends[wrong.key].problems[0].violated
+    assert "became" in ends[wrong.key].problems[0].message
     begun = [key for key, event in said if isinstance(event, Evaluated) and event.step == 0]
     assert sorted({*begun}) == sorted(ends)
     assert len(begun) == 5 + 1, "one cell was begun twice"
@@ -298,5 +298,5 @@ def test_what_is_left_of_a_cluster_that_ended_is_refused_at_once(
         remains.kill()
         remains.communicate()  # waits, and closes the pipe
         services._cached_find_gcs_addresses.cache_clear()
-    assert "refused" in str(caught.value.problems[0].received)  # by what is left, not for want of any
+    assert "refused" in str(caught.value.problems[0].got)  # by what is left, not for want of any
     assert time.monotonic() - begun < 20

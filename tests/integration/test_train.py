@@ -138,7 +138,7 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
     monkeypatch.setenv("NEFT_CACHE", str(rows_file))
     done = neft(*arguments)
     assert done.code == 2
-    assert f"{rows_file}: rows beyond 16 MiB can't be written there\n  received it is no folder" in done.err
+    assert f"{rows_file}: rows beyond 16 MiB can't be written there\n  got      it is no folder" in done.err
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -323,7 +323,7 @@ def test_the_model_is_saved_before_its_last_evaluation_can_fail(
     result = neft(*quick, "--set", "evaluation.samples=0")
     assert result.code == 1
     assert "there was not enough memory; the tuned model is in" in result.err
-    assert "received MemoryError" in result.err
+    assert "got      MemoryError" in result.err
     AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "tiny-a5-s0" / "model")
 
 
@@ -336,7 +336,7 @@ def test_rows_longer_than_the_model_has_positions_for_are_refused(
     result = neft(*arguments, "--max-length", "4096", "--held-out-rows", "0")
     assert result.code == 2
     assert (
-        "this model has positions for 1024 tokens\n  received a row of 1501 tokens\n  try      --max-length 1024"
+        "this model has positions for 1024 tokens\n  got      a row of 1501 tokens\n  hint     --max-length 1024"
         in result.err
     )
     assert not (tmp_path / "runs").exists()
@@ -405,7 +405,7 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
     assert re.search(rf"^stopped; {run}/checkpoints/checkpoint-(\d+) is safe, after update \1$", err, re.M)
-    assert f"try      neft train --resume {run}" in err
+    assert f"hint     neft train --resume {run}" in err
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
 

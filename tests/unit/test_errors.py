@@ -57,7 +57,7 @@ def panic(model: Path) -> Callable[..., Any]:
 def test_panics_as_errors(panic: Callable[..., Any]) -> None:
     with pytest.raises(LibraryPanic) as caught, panics_as_errors():
         panic()
-    assert caught.value.problems[0].received == SAID
+    assert caught.value.problems[0].got == SAID
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, ValueError, MemoryError, NeftError])
@@ -88,9 +88,9 @@ def test_a_row_that_the_tokenizer_fails_on_is_named(
         2,
         [
             f"rows.jsonl, line 17: the tokenizer of {model} fails on this text",
-            f"  received {SAID}",
-            "  try      leave the row out, or a model whose tokenizer.json reads it",
-            "1 problem; nothing was started.",
+            f"  got      {SAID}",
+            "  hint     leave the row out, or a model whose tokenizer.json reads it",
+            "1 error; nothing was started.",
         ],
     )
 
@@ -119,7 +119,7 @@ def test_a_tokenizer_that_fails_on_everything_is_named(
 def test_a_panic_in_a_worker_is_not_tried_again(panic: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell, "do_cell", panic)
     state, problems, again = worker._outcome(None, None, None, None)  # type: ignore[arg-type]
-    assert (state, problems[0].received, again) == ("failed", SAID, False)
+    assert (state, problems[0].got, again) == ("failed", SAID, False)
 
 
 def test_a_panic_ends_the_command_without_a_traceback(model: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_panic_ends_the_command_without_a_traceback(model: Path, tmp_path: Pat
             [sys.executable, "-c", script, "panic", *more], capture_output=True, text=True, check=False
         )
         assert done.returncode == 1
-        assert f"  received {SAID}" in done.stderr.splitlines()
+        assert f"  got      {SAID}" in done.stderr.splitlines()
         assert ("Traceback" in done.stderr) == expected
 
 

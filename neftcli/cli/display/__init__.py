@@ -30,11 +30,11 @@ def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
     Of several processes only the first one tells what happens.
     """
     if json_lines and quiet:
-        raise InputError(Problem("--json and --quiet can't stand together", remedy="--json    prints every event"))
+        raise InputError(Problem("--json and --quiet can't stand together", hint="--json    prints every event"))
     try:
         Path.cwd()
     except OSError:
-        raise InputError(Problem("the current folder no longer exists", remedy="cd FOLDER")) from None
+        raise InputError(Problem("the current folder no longer exists", hint="cd FOLDER")) from None
     with _display(json_lines=json_lines, quiet=quiet) as display:
         report_dropped(display)
         yield display

@@ -171,5 +171,5 @@ def _require_own(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: Exception) -> InputError:
-    received = getattr(error, "strerror", None) or str(error)
-    return InputError(Problem(f"--html: {path} can't be written", received, "--html FILE in another folder"))
+    got = getattr(error, "strerror", None) or str(error)
+    return InputError(Problem(f"--html: {path} can't be written", got, "--html FILE in another folder"))

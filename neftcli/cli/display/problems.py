@@ -1,4 +1,4 @@
-"""Print errors: what was violated, what was received, what to type."""
+"""Print errors in parts: message, got, did you mean, hint."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from neftcli.errors import Problem
 
 
 def print_problems(problems: Sequence[Problem], *, started: bool) -> None:
-    """Prints problems on stderr; without colour where that is no terminal."""
+    """Print problems on stderr, without colour unless it is a terminal."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for problem in problems:
-        first, *rest = all_harmless(problem).lines()
-        console.print(Text(first, style="bold red"))
-        for line in rest:
-            label, text = line[:11], line[11:]
+        printable = all_harmless(problem)
+        console.print(Text(printable.message, style="bold red"))
+        for label, text in printable.details():
             console.print(Text.assemble((label, "dim"), text))
     if not started:
-        console.print(Text(f"{some(len(problems), 'problem')}; nothing was started.", style="dim"))
+        console.print(Text(f"{some(len(problems), 'error')}; nothing was started.", style="dim"))

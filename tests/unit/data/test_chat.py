@@ -467,7 +467,7 @@ def test_chat_template_that_changes_texts(template: str, said: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(ModelError) as raised:
         ChatFormat(tokenizer)
-    assert raised.value.problems[0].received == said
+    assert raised.value.problems[0].got == said
 
 
 def test_chat_template_that_cuts_a_long_text() -> None:

@@ -127,9 +127,9 @@ def test_read_rows_save_to_disk_dictionary() -> None:
     assert open_source("saved").left_out == ("test",)
     assert refusal("saved", "tset") == (
         "data.split: saved has no split of this name\n"
-        "  received tset\n"
-        "  nearest  test\n"
-        "  try      --set data.split=test    its splits are train, test"
+        "  got      tset\n"
+        "  did you mean test?\n"
+        "  hint     --set data.split=test    its splits are train, test"
     )
 
 
@@ -221,7 +221,7 @@ def test_read_rows_by_the_configs_of_a_readme() -> None:
     Path("s/data/ask.jsonl").unlink()
     assert refusal("s", "test").splitlines()[:2] == [
         "s: the files of the split test are not here",
-        "  received no file matches data/ask.jsonl",
+        "  got      no file matches data/ask.jsonl",
     ]
 
 
@@ -235,15 +235,15 @@ def test_read_rows_folder_with_unnamed_files_beside_test() -> None:
 
 def test_read_rows_folder_with_test_files_only() -> None:
     write({"d/test.jsonl": TEST})
-    assert refusal("d").splitlines()[2] == "  try      --set data.split=test    its splits are test"
+    assert refusal("d").splitlines()[2] == "  hint     --set data.split=test    its splits are test"
 
 
 def test_read_rows_folder_of_several_sets() -> None:
     write({"d/en/a.jsonl": TRAIN, "d/fr/a.jsonl": TEST})
     assert refusal("d") == (
         "d: the data files are in several subfolders, which may be different data sets\n"
-        "  received en, fr\n"
-        "  try      --dataset d/en, or several by data.sources"
+        "  got      en, fr\n"
+        "  hint     --dataset d/en, or several by data.sources"
     )
 
 
@@ -375,7 +375,7 @@ def test_read_rows_fsspec_folder() -> None:
     )
     assert "there is no file or folder at this address" in refusal("memory://bucket/nothing")
     memory.pipe("/bucket/named/state.json", json.dumps({"_data_files": [{"filename": "../s/rows.arrow"}]}).encode())
-    assert "received ../s/rows.arrow" in refusal("memory://bucket/named")
+    assert "got      ../s/rows.arrow" in refusal("memory://bucket/named")
     memory.rm("/bucket", recursive=True)
 
 
@@ -410,7 +410,7 @@ ADDRESSES = {
 @pytest.mark.parametrize("source", ADDRESSES)
 def test_open_source_refuses_an_address(source: str) -> None:
     said = refusal(source).splitlines()
-    assert (said[0], said[-1]) == (ADDRESSES[source][0], f"  try      {ADDRESSES[source][1]}")
+    assert (said[0], said[-1]) == (ADDRESSES[source][0], f"  hint     {ADDRESSES[source][1]}")
     assert "secret" not in "".join(said)
 
 
@@ -468,7 +468,7 @@ def test_files_outside_of_a_folder_are_rejected(tmp_path: Path) -> None:
     state = Path("saved/train/state.json")
     content = json.loads(state.read_text())
     [file] = content["_data_files"]
-    must = ": a data set must name files in its own folder\n  received "
+    must = ": a data set must name files in its own folder\n  got      "
     state.write_text(json.dumps({**content, "_data_files": [{"filename": f"../../other/train/{file['filename']}"}]}))
     assert f"saved{must}train/../../other/train/{file['filename']}" in refusal("saved")
     absolute = str(tmp_path / "other" / "train" / file["filename"])

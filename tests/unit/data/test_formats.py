@@ -108,15 +108,15 @@ def test_unknown_columns_are_named(values: dict[str, str], lacks: str) -> None:
         detect(row(**values), {})
     assert str(raised.value) == (
         f"rows.jsonl, line 17: the columns fit no known layout{lacks}\n"
-        f"  received {', '.join(values)}\n"
-        "  try      --set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
+        f"  got      {', '.join(values)}\n"
+        "  hint     --set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
         "(layouts: text; prompt, completion; instruction, output; messages; conversations)"
     )
 
 
 def test_a_row_without_columns() -> None:
     """An empty object is told as such."""
-    with pytest.raises(DataError, match="  received no column\n"):
+    with pytest.raises(DataError, match="  got      no column\n"):
         detect(row(), {})
 
 
@@ -162,9 +162,9 @@ def test_a_mapped_column_that_is_not_there_is_named() -> None:
         detect(row(question="q", answer="a"), {"instruction": "question", "output": "anwser"})
     assert str(raised.value) == (
         "rows.jsonl, line 17: data.columns names a column that is not there: anwser\n"
-        "  received question, answer\n"
-        "  nearest  answer\n"
-        "  try      --set data.columns='{standard_name: name_in_your_rows}'"
+        "  got      question, answer\n"
+        "  did you mean answer?\n"
+        "  hint     --set data.columns='{standard_name: name_in_your_rows}'"
     )
 
 
@@ -298,87 +298,87 @@ def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any]
 @pytest.mark.parametrize(
     ("layout", "values", "said"),
     [
-        ("text", {"text": 7}, 'rows.jsonl, line 17: text must be text\n  received int: 7\n  try      "7"'),
+        ("text", {"text": 7}, 'rows.jsonl, line 17: text must be text\n  got      int: 7\n  hint     "7"'),
         (
             "alpaca",
             {"instruction": ["q"], "output": "a"},
             "rows.jsonl, line 17: instruction must be text, and nested lists and objects can't be mapped\n"
-            "  received list: ['q']\n"
-            "  try      jq -c '.instruction |= .[0]' < rows.jsonl > new-rows.jsonl    takes their first text",
+            "  got      list: ['q']\n"
+            "  hint     jq -c '.instruction |= .[0]' < rows.jsonl > new-rows.jsonl    takes their first text",
         ),
         (
             "alpaca",
             {"instruction": "q", "input": {"a": 1}, "output": "a"},
-            "rows.jsonl, line 17: input must be text\n  received dict: {'a': 1}\n  try      a text: \"...\"",
+            "rows.jsonl, line 17: input must be text\n  got      dict: {'a': 1}\n  hint     a text: \"...\"",
         ),
         (
             "prompt_completion",
             {"prompt": "q", "completion": 0.5},
-            'rows.jsonl, line 17: completion must be text\n  received float: 0.5\n  try      "0.5"',
+            'rows.jsonl, line 17: completion must be text\n  got      float: 0.5\n  hint     "0.5"',
         ),
         (
             "messages",
             {"messages": "q"},
             "rows.jsonl, line 17: messages must be a list of turns\n"
-            "  received str: q\n"
-            '  try      [{"role": ..., "content": ...}, ...]',
+            "  got      str: q\n"
+            '  hint     [{"role": ..., "content": ...}, ...]',
         ),
         (
             "sharegpt",
             {"conversations": None},
             "rows.jsonl, line 17: conversations must be a list of turns\n"
-            "  received null\n"
-            '  try      [{"from": ..., "value": ...}, ...]',
+            "  got      null\n"
+            '  hint     [{"from": ..., "value": ...}, ...]',
         ),
         (
             "messages",
             {"messages": [7]},
             "rows.jsonl, line 17: turn 1 must have role and content\n"
-            "  received int: 7\n"
-            '  try      {"role": "user", "content": "..."}',
+            "  got      int: 7\n"
+            '  hint     {"role": "user", "content": "..."}',
         ),
         (
             "messages",
             {"messages": [*CHAT, {"role": "user"}]},
             "rows.jsonl, line 17: turn 3 must have role and content\n"
-            "  received dict: {'role': 'user'}\n"
-            '  try      {"role": "user", "content": "..."}',
+            "  got      dict: {'role': 'user'}\n"
+            '  hint     {"role": "user", "content": "..."}',
         ),
         (
             "sharegpt",
             {"conversations": [{"from": "human", "text": "q"}]},
             "rows.jsonl, line 17: turn 1 must have from and value\n"
-            "  received dict: {'from': 'human', 'text': 'q'}\n"
-            '  try      {"from": "user", "value": "..."}',
+            "  got      dict: {'from': 'human', 'text': 'q'}\n"
+            '  hint     {"from": "user", "value": "..."}',
         ),
         (
             "messages",
             {"messages": [CHAT[0], {"role": "asistant", "content": "a"}]},
             "rows.jsonl, line 17: turn 2 has an unknown role\n"
-            "  received str: asistant\n"
-            "  nearest  assistant\n"
-            f"  try      one of {', '.join(ROLES)}",
+            "  got      str: asistant\n"
+            "  did you mean assistant?\n"
+            f"  hint     one of {', '.join(ROLES)}",
         ),
         (
             "messages",
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "rows.jsonl, line 17: turn 1: content, part 1 is an image, and neft trains on text\n"
-            "  received dict: {'type': 'image'}\n"
-            '  try      parts of text alone: {"type": "text", "text": "..."}, or rows without this one',
+            "  got      dict: {'type': 'image'}\n"
+            '  hint     parts of text alone: {"type": "text", "text": "..."}, or rows without this one',
         ),
         (
             "text",
             {"text": "cut \ud83e"},
             "rows.jsonl, line 17: text holds half a character, such as a cut-off emoji\n"
-            "  received 'cut \\ud83e'\n"
-            "  try      the text without it, or whole",
+            "  got      'cut \\ud83e'\n"
+            "  hint     the text without it, or whole",
         ),
         (
             "sharegpt",
             {"conversations": [{"from": "human", "value": "\udd9c?"}]},
             "rows.jsonl, line 17: turn 1: value holds half a character, such as a cut-off emoji\n"
-            "  received '\\udd9c?'\n"
-            "  try      the text without it, or whole",
+            "  got      '\\udd9c?'\n"
+            "  hint     the text without it, or whole",
         ),
     ],
 )
@@ -394,14 +394,14 @@ def test_a_later_row_without_a_column_is_refused(layout: Format, values: dict[st
     others = {name: value for name, value in values.items() if name != missing} | {"id": 7}
     assert said_of(layout, **others) == (
         f"rows.jsonl, line 17: the column {missing} is missing\n"
-        f"  received {', '.join(others)}\n"
-        f"  try      rows of one layout, here {layout}: {', '.join(LAYOUTS[layout].required)}"
+        f"  got      {', '.join(others)}\n"
+        f"  hint     rows of one layout, here {layout}: {', '.join(LAYOUTS[layout].required)}"
     )
 
 
 def test_a_long_value_is_shown_by_its_beginning() -> None:
     """A message stays a message."""
-    assert said_of("text", text=["x" * 1000]).splitlines()[1] == "  received list: ['" + "x" * 58
+    assert said_of("text", text=["x" * 1000]).splitlines()[1] == "  got      list: ['" + "x" * 58
 
 
 # The registry
@@ -434,8 +434,8 @@ def test_system_column_beside_a_system_turn() -> None:
     assert turns("messages", messages=chat, system="s\n") == (("system", "s"), ("user", "q"), ("assistant", "a"))
     assert said_of("messages", messages=chat, system="t") == (
         "rows.jsonl, line 17: the column system and the first turn are two different system turns\n"
-        "  received t\n"
-        "  try      one of them: jq -c 'del(.system)' < rows.jsonl > new-rows.jsonl    keeps the turn"
+        "  got      t\n"
+        "  hint     one of them: jq -c 'del(.system)' < rows.jsonl > new-rows.jsonl    keeps the turn"
     )
 
 
@@ -525,8 +525,8 @@ def test_completion_that_begins_with_another_question_is_refused() -> None:
     other = [{"role": "user", "content": "something else"}, CHAT[1]]
     assert said_of("prompt_completion", prompt="q", completion=other) == (
         "rows.jsonl, line 17: completion must begin with the answer, or with the whole prompt\n"
-        "  received user: something else\n"
-        '  try      {"prompt": [... the question], "completion": [... the answer]}'
+        "  got      user: something else\n"
+        '  hint     {"prompt": [... the question], "completion": [... the answer]}'
     )
 
 

@@ -45,7 +45,7 @@ def reads_or_says_why(name: str, content: bytes, **settings_of_data: Any) -> Non
         except DataError as error:
             problems, rows_read = error.problems, 0
         assert bool(problems) != bool(rows_read)
-        assert all(problem.violated and problem.remedy for problem in problems), problems
+        assert all(problem.message and problem.hint for problem in problems), problems
 
 
 NAMES = st.sampled_from([f"rows{ending}{packed}" for ending in ENDINGS for packed in ("", ".gz")])
@@ -137,7 +137,7 @@ def test_any_row_is_an_example_or_says_why_not(values: dict[str, Any], layout: s
         except DataError as error:
             problems = error.problems
         assert bool(problems) != bool(found)
-        assert all(problem.violated and problem.remedy for problem in problems), problems
+        assert all(problem.message and problem.hint for problem in problems), problems
         if found is None:
             continue
         assert bool(found.text) != bool(found.turns)

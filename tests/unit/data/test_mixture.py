@@ -147,14 +147,14 @@ def test_read_examples_sources_beside_a_held_out_source() -> None:
 def test_read_examples_sources_that_are_refused() -> None:
     """A missing file, a split that one of them has not, two kinds, and weights that would repeat rows without end."""
     a = Source(source=write("a.jsonl", 10), weight=1)
-    assert refusal(a, Source(source="lost.jsonl")).splitlines()[1] == "  received lost.jsonl"
+    assert refusal(a, Source(source="lost.jsonl")).splitlines()[1] == "  got      lost.jsonl"
     said = refusal(a, Source(source="a.jsonl", split="test")).splitlines()
     assert said[0] == "data.sources, entry 2: split: a file has no splits, and a.jsonl is one"
     Path("t.txt").write_text("Text.", encoding="utf-8")
     assert refusal(a, Source(source="t.txt")) == (
         "data.sources: plain text and conversations can't be mixed\n"
-        "  received text in t.txt, and conversations in a.jsonl\n"
-        "  try      sources of one kind"
+        "  got      text in t.txt, and conversations in a.jsonl\n"
+        "  hint     sources of one kind"
     )
     rare = Source(source=write("b.jsonl", 10), weight=1e-6)
     assert "repeat too often" in refusal(a, rare, stopping_strategy="all_exhausted")

@@ -158,8 +158,8 @@ def test_no_token_with_loss_is_an_error() -> None:
     data = Data(source=pairs(10), max_length=PROMPT_TOKENS)
     assert message(data) == (
         "rows.jsonl: no token would carry loss, so there is nothing to learn\n"
-        f"  received 8 rows whose question alone fills data.max_length {PROMPT_TOKENS}\n"
-        f"  try      --max-length {4 * PROMPT_TOKENS}"
+        f"  got      8 rows whose question alone fills data.max_length {PROMPT_TOKENS}\n"
+        f"  hint     --max-length {4 * PROMPT_TOKENS}"
     )
 
 
@@ -184,9 +184,9 @@ def test_a_source_without_a_usable_row() -> None:
     source = write("rows.jsonl", pair("q", ""), pair("", "a"), pair("r", " "))
     assert message(Data(source=source)) == (
         "rows.jsonl: no row can be learned from\n"
-        "  received an answer is empty (2 rows, the first rows.jsonl, line 1); "
+        "  got      an answer is empty (2 rows, the first rows.jsonl, line 1); "
         "it has no question (1 row, the first rows.jsonl, line 2)\n"
-        "  try      rows with a question and an answer; --set data.columns='{...}' where they have other names"
+        "  hint     rows with a question and an answer; --set data.columns='{...}' where they have other names"
     )
 
 
@@ -195,8 +195,8 @@ def test_a_held_out_source_without_a_usable_row() -> None:
     held_out = write("held.jsonl", pair("q", ""))
     assert message(Data(source=pairs(3), held_out_source=held_out)) == (
         "held.jsonl: no row can be learned from\n"
-        "  received an answer is empty (1 row, the first held.jsonl, line 1)\n"
-        "  try      rows with a question and an answer; --set data.columns='{...}' where they have other names"
+        "  got      an answer is empty (1 row, the first held.jsonl, line 1)\n"
+        "  hint     rows with a question and an answer; --set data.columns='{...}' where they have other names"
     )
 
 
@@ -208,8 +208,8 @@ def test_a_row_of_another_layout_is_refused() -> None:
     source = write("rows.jsonl", pair("q"), {"instruction": "q", "output": "a"})
     assert message(Data(source=source)) == (
         "rows.jsonl, line 2: the column prompt is missing\n"
-        "  received instruction, output\n"
-        "  try      rows of one layout, here prompt_completion: prompt, completion"
+        "  got      instruction, output\n"
+        "  hint     rows of one layout, here prompt_completion: prompt, completion"
     )
 
 
@@ -267,8 +267,8 @@ def test_a_held_out_source_that_holds_every_prompt() -> None:
     """Nothing is left to train on."""
     assert message(Data(source=pairs(4), held_out_source=pairs(4, "held.jsonl"))) == (
         "rows.jsonl: every training row's prompt is held out\n"
-        "  received 4 rows\n"
-        "  try      --held-out with other rows, or without it: a part of the rows is held out then"
+        "  got      4 rows\n"
+        "  hint     --held-out with other rows, or without it: a part of the rows is held out then"
     )
 
 

@@ -256,8 +256,8 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert list(small.iterdir()) == []
     assert str(raised.value) == (
         f"{small}: rows beyond 16 MiB can't be written there\n"
-        "  received No space left on device (0 MiB are free)\n"
-        "  try      NEFT_CACHE=FOLDER before the command, with a folder that has room"
+        "  got      No space left on device (0 MiB are free)\n"
+        "  hint     NEFT_CACHE=FOLDER before the command, with a folder that has room"
     )
     assert len(read_examples(Data(source=str(source), held_out_rows=0)).train) == 5000
 
@@ -266,7 +266,7 @@ def test_a_cache_that_is_no_folder_is_told(cache: Path, monkeypatch: pytest.Monk
     """In the same words."""
     monkeypatch.setattr(record_batches, "MOST_IN_MEMORY", 2000)
     cache.write_text("")
-    with pytest.raises(InputError, match=r"can't be written there\n  received it is no folder\n  try      NEFT_CACHE"):
+    with pytest.raises(InputError, match=r"can't be written there\n  got      it is no folder\n  hint     NEFT_CACHE"):
         ExampleRows.of(examples(500))
 
 

@@ -251,227 +251,227 @@ TEXT_FILES = {
         "rows.jsonl",
         b"",
         "rows.jsonl: the file is empty\n"
-        "  received 0 bytes\n"
-        '  try      a row a line: {"prompt": "...", "completion": "..."}',
+        "  got      0 bytes\n"
+        '  hint     a row a line: {"prompt": "...", "completion": "..."}',
     ),
     "empty json": (
         "rows.json",
         b"",
         "rows.json: the file is empty\n"
-        "  received 0 bytes\n"
-        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
+        "  got      0 bytes\n"
+        '  hint     a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
     "empty csv": (
         "rows.csv",
         b"",
-        "rows.csv: the file is empty\n  received 0 bytes\n  try      the names of the columns, then a row a line",
+        "rows.csv: the file is empty\n  got      0 bytes\n  hint     the names of the columns, then a row a line",
     ),
     "only blank lines": (
         "rows.jsonl",
         b"\n  \n\n",
         "rows.jsonl: the file holds no row\n"
-        "  received 5 bytes\n"
-        '  try      a row a line: {"prompt": "...", "completion": "..."}',
+        "  got      5 bytes\n"
+        '  hint     a row a line: {"prompt": "...", "completion": "..."}',
     ),
     "only blank csv lines": (
         "rows.csv",
         b"\n\n",
-        "rows.csv: the file holds no row\n  received 2 bytes\n  try      the names of the columns, then a row a line",
+        "rows.csv: the file holds no row\n  got      2 bytes\n  hint     the names of the columns, then a row a line",
     ),
     "only a header": (
         "rows.csv",
         b"text\n",
-        "rows.csv: the file holds no row\n  received 5 bytes\n  try      the names of the columns, then a row a line",
+        "rows.csv: the file holds no row\n  got      5 bytes\n  hint     the names of the columns, then a row a line",
     ),
     "an empty list": (
         "rows.json",
         b"[]",
         "rows.json: the file holds no row\n"
-        "  received 2 bytes\n"
-        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
+        "  got      2 bytes\n"
+        '  hint     a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
     "a malformed line": (
         "rows.jsonl",
         GOOD * 16 + b"{'text': 'a'}\n",
         "rows.jsonl, line 17: not JSON: Expecting property name enclosed in double quotes (column 2)\n"
-        "  received {'text': 'a'}\n"
-        "  try      sed -n 17p rows.jsonl    shows the line",
+        "  got      {'text': 'a'}\n"
+        "  hint     sed -n 17p rows.jsonl    shows the line",
     ),
     "a truncated last line": (
         "rows.jsonl",
         TRUNCATED,
         "rows.jsonl, line 2: not JSON: Unterminated string starting at (column 60)\n"
-        '  received ...al of France?", "completion": "The capi\n'
-        "  try      the file ends within a row: fetch or write it again",
+        '  got      ...al of France?", "completion": "The capi\n'
+        "  hint     the file ends within a row: fetch or write it again",
     ),
     "a list in a .jsonl": (
         "rows.jsonl",
         as_json(ROWS),
         "rows.jsonl, line 1: a .jsonl file has one object a line\n"
-        "  received a list\n"
-        "  try      mv rows.jsonl rows.json",
+        "  got      a list\n"
+        "  hint     mv rows.jsonl rows.json",
     ),
     "a list on one line of a .jsonl": (
         "rows.v2.jsonl",
         b'[{"text": "a"}]',
         "rows.v2.jsonl, line 1: a .jsonl file has one object a line\n"
-        "  received a list\n"
-        "  try      mv rows.v2.jsonl rows.v2.json",
+        "  got      a list\n"
+        "  hint     mv rows.v2.jsonl rows.v2.json",
     ),
     "jsonl in a .json": (
         "rows.json",
         GOOD * 2,
         "rows.json, line 2: not JSON: Extra data (column 1)\n"
-        '  received {"text": "a"} {"text": "a"}\n'
-        "  try      mv rows.json rows.jsonl",
+        '  got      {"text": "a"} {"text": "a"}\n'
+        "  hint     mv rows.json rows.jsonl",
     ),
     "malformed json": (
         "rows.json",
         b'[{"text": "a"},\n {"text": b}]',
         "rows.json, line 2: not JSON: Expecting value (column 11)\n"
-        '  received [{"text": "a"},  {"text": b}]\n'
-        "  try      sed -n 2p rows.json    shows the line",
+        '  got      [{"text": "a"},  {"text": b}]\n'
+        "  hint     sed -n 2p rows.json    shows the line",
     ),
     "a number": (
         "rows.json",
         b"7",
         "rows.json: a .json file must hold a list of objects\n"
-        "  received 7\n"
-        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
+        "  got      7\n"
+        '  hint     a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
     "two lists": (
         "rows.json",
         b'{"train": [], "test": []}',
         "rows.json: this .json file holds several lists of rows\n"
-        "  received train, test\n"
-        "  try      jq -c '.\"train\"[]' < rows.json > train-rows.jsonl",
+        "  got      train, test\n"
+        "  hint     jq -c '.\"train\"[]' < rows.json > train-rows.jsonl",
     ),
     "columns": (
         "rows.json",
         b'{"prompt": ["q", "r"], "completion": ["a", "b"]}',
         "rows.json: this .json file holds columns, not rows\n"
-        "  received prompt, completion\n"
-        "  try      python -c 'import pandas; pandas.read_json('\"'\"'rows.json'\"'\"').to_json("
+        "  got      prompt, completion\n"
+        "  hint     python -c 'import pandas; pandas.read_json('\"'\"'rows.json'\"'\"').to_json("
         "'\"'\"'rows.jsonl'\"'\"', orient='\"'\"'records'\"'\"', lines=True)'",
     ),
     "a web page": (
         "rows.jsonl",
         b"<!DOCTYPE html>\n<html>",
         "rows.jsonl: this is a web page, not a file of rows\n"
-        "  received <!DOCTYPE html>\n"
-        "  try      download the file itself: the link of its raw or download button",
+        "  got      <!DOCTYPE html>\n"
+        "  hint     download the file itself: the link of its raw or download button",
     ),
     "a row that is a string": (
         "rows.jsonl",
         GOOD + b'"text"\n',
         "rows.jsonl, line 2: a row must be an object\n"
-        '  received "text"\n'
-        '  try      a row a line: {"prompt": "...", "completion": "..."}',
+        '  got      "text"\n'
+        '  hint     a row a line: {"prompt": "...", "completion": "..."}',
     ),
     "a row that is a list, later": (
         "rows.jsonl",
         GOOD + b'["text"]\n',
         "rows.jsonl, line 2: a row must be an object\n"
-        '  received ["text"]\n'
-        '  try      a row a line: {"prompt": "...", "completion": "..."}',
+        '  got      ["text"]\n'
+        '  hint     a row a line: {"prompt": "...", "completion": "..."}',
     ),
     "a row of a list that is a number": (
         "rows.json",
         b'[{"text": "a"}, 7]',
         "rows.json, row 2: a row must be an object\n"
-        "  received 7\n"
-        '  try      a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
+        "  got      7\n"
+        '  hint     a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
     "UTF-16": (
         "rows.jsonl",
         GOOD.decode().encode("utf-16"),
         "rows.jsonl, line 1: text must be UTF-8\n"
-        "  received UTF-16\n"
-        "  try      iconv -f utf-16 -t utf-8 < rows.jsonl > utf8-rows.jsonl",
+        "  got      UTF-16\n"
+        "  hint     iconv -f utf-16 -t utf-8 < rows.jsonl > utf8-rows.jsonl",
     ),
     "big-endian UTF-16": (
         "rows.csv",
         b"\xfe\xff" + "text\na\n".encode("utf-16-be"),
         "rows.csv, line 1: text must be UTF-8\n"
-        "  received UTF-16\n"
-        "  try      iconv -f utf-16 -t utf-8 < rows.csv > utf8-rows.csv",
+        "  got      UTF-16\n"
+        "  hint     iconv -f utf-16 -t utf-8 < rows.csv > utf8-rows.csv",
     ),
     "Latin-1": (
         "rows.jsonl",
         GOOD + '{"text": "Größe"}\n'.encode("latin-1"),
         "rows.jsonl, line 2: text must be UTF-8\n"
-        "  received byte 0xf6 at column 13\n"
-        "  try      iconv -f latin1 -t utf-8 < rows.jsonl > utf8-rows.jsonl",
+        "  got      byte 0xf6 at column 13\n"
+        "  hint     iconv -f latin1 -t utf-8 < rows.jsonl > utf8-rows.jsonl",
     ),
     "Latin-1 in a .json": (
         "rows.json",
         '[\n{"text": "é"}]'.encode("latin-1"),
         "rows.json, line 2: text must be UTF-8\n"
-        "  received byte 0xe9 at column 11\n"
-        "  try      iconv -f latin1 -t utf-8 < rows.json > utf8-rows.json",
+        "  got      byte 0xe9 at column 11\n"
+        "  hint     iconv -f latin1 -t utf-8 < rows.json > utf8-rows.json",
     ),
     "Latin-1 in a .csv": (
         "rows.csv",
         "text\na\né\n".encode("latin-1"),
         "rows.csv, line 3: text must be UTF-8\n"
-        "  received byte 0xe9 at column 1\n"
-        "  try      iconv -f latin1 -t utf-8 < rows.csv > utf8-rows.csv",
+        "  got      byte 0xe9 at column 1\n"
+        "  hint     iconv -f latin1 -t utf-8 < rows.csv > utf8-rows.csv",
     ),
     "NUL bytes": (
         "rows.jsonl",
         GOOD + b'{"text": "a\0b"}\n',
         "rows.jsonl, line 2: text must not hold NUL bytes\n"
-        '  received \'{"text": "a\\x00b"}\\n\'\n'
-        "  try      tr -d '\\0' < rows.jsonl > clean-rows.jsonl",
+        '  got      \'{"text": "a\\x00b"}\\n\'\n'
+        "  hint     tr -d '\\0' < rows.jsonl > clean-rows.jsonl",
     ),
     "too few columns": (
         "rows.csv",
         b'a,b,c\n1,2,3\n"4\n4",5\n',
         "rows.csv, line 3: a row must have as many columns as the header: 3\n"
-        "  received 2\n"
-        '  try      double quotes around a text that holds a comma: "..."',
+        "  got      2\n"
+        '  hint     double quotes around a text that holds a comma: "..."',
     ),
     "too many columns": (
         "rows.tsv",
         b"a\tb\n1\t2\n3\t4\t5\t6\n",
         "rows.tsv, line 3: a row must have as many columns as the header: 2\n"
-        "  received 4\n"
-        '  try      double quotes around a text that holds a tab: "..."',
+        "  got      4\n"
+        '  hint     double quotes around a text that holds a tab: "..."',
     ),
     "a quote that is not closed": (
         "rows.csv",
         b'a,b\n1,2\n3,"4\n5,6\n7,8\n',
         "rows.csv, line 3: not CSV: unexpected end of data\n"
-        "  received a row that begins here\n"
-        '  try      close the quotes; a quote inside of a quoted text is written twice: ""',
+        "  got      a row that begins here\n"
+        '  hint     close the quotes; a quote inside of a quoted text is written twice: ""',
     ),
     "text behind a quote": (
         "rows.csv",
         b'a,b\n1,"2"x\n',
         "rows.csv, line 2: not CSV: ',' expected after '\"'\n"
-        "  received a row that begins here\n"
-        '  try      close the quotes; a quote inside of a quoted text is written twice: ""',
+        "  got      a row that begins here\n"
+        '  hint     close the quotes; a quote inside of a quoted text is written twice: ""',
     ),
     "a column twice": (
         "rows.csv",
         b"text,label,text\na,1,b\n",
         "rows.csv, line 1: the header names a column twice\n"
-        "  received text\n"
-        "  try      a name of its own for each column",
+        "  got      text\n"
+        "  hint     a name of its own for each column",
     ),
     "an integer of thousands of digits": (
         "rows.jsonl",
         GOOD + b'{"text": ' + b"1" * 5000 + b"}\n",
         "rows.jsonl, line 2: not JSON: nested too deep, or a number of thousands of digits (column 1)\n"
-        '  received {"text": 111111111111111111111...\n'
-        "  try      sed -n 2p rows.jsonl    shows the line",
+        '  got      {"text": 111111111111111111111...\n'
+        "  hint     sed -n 2p rows.jsonl    shows the line",
     ),
     "lists in lists in lists": (
         "rows.json",
         b"[" * 100_000,
         "rows.json, line 1: not JSON: nested too deep, or a number of thousands of digits (column 1)\n"
-        "  received [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[...\n"
-        "  try      sed -n 1p rows.json    shows the line",
+        "  got      [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[...\n"
+        "  hint     sed -n 1p rows.json    shows the line",
     ),
 }
 
@@ -488,14 +488,14 @@ def test_several_malformed_lines_are_told_at_once() -> None:
     said = message("rows.jsonl", b"{1}\n" + GOOD + b"[]\n" + GOOD + b"null\n")
     assert said == (
         "rows.jsonl, line 1: not JSON: Expecting property name enclosed in double quotes (column 2)\n"
-        "  received {1}\n"
-        "  try      sed -n 1p rows.jsonl    shows the line\n"
+        "  got      {1}\n"
+        "  hint     sed -n 1p rows.jsonl    shows the line\n"
         "rows.jsonl, line 3: a row must be an object\n"
-        "  received []\n"
-        '  try      a row a line: {"prompt": "...", "completion": "..."}\n'
+        "  got      []\n"
+        '  hint     a row a line: {"prompt": "...", "completion": "..."}\n'
         "rows.jsonl, line 5: a row must be an object\n"
-        "  received null\n"
-        '  try      a row a line: {"prompt": "...", "completion": "..."}'
+        "  got      null\n"
+        '  hint     a row a line: {"prompt": "...", "completion": "..."}'
     )
 
 
@@ -527,8 +527,8 @@ def test_a_gz_that_is_no_gz() -> None:
     """A plain file that was named .gz."""
     assert message("rows.jsonl.gz", GOOD) == (
         "rows.jsonl.gz: this .gz can't be unpacked\n"
-        "  received Not a gzipped file (b'{\"') (after line 0)\n"
-        "  try      mv rows.jsonl.gz rows.jsonl"
+        "  got      Not a gzipped file (b'{\"') (after line 0)\n"
+        "  hint     mv rows.jsonl.gz rows.jsonl"
     )
 
 
@@ -540,7 +540,7 @@ def test_a_truncated_gz_is_refused_and_no_shorter_file(ending: str) -> None:
     said = message(f"rows{ending}.gz", content[:-9])
     first = "this is no Parquet file that can be read" if ending == ".parquet" else "this .gz can't be unpacked"
     assert said.splitlines()[0] == f"rows{ending}.gz: {first}"
-    assert said.splitlines()[1].startswith("  received Compressed file ended before the end-of-stream marker")
+    assert said.splitlines()[1].startswith("  got      Compressed file ended before the end-of-stream marker")
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
@@ -549,16 +549,16 @@ def test_a_gz_with_a_flipped_byte_is_refused(ending: str) -> None:
     content = bytearray(packed((as_parquet if ending == ".parquet" else as_json_lines)(ROWS)))
     content[-6] ^= 1  # in the CRC
     said = message(f"rows{ending}.gz", bytes(content))
-    assert "received CRC check failed" in said
+    assert "got      CRC check failed" in said
 
 
 def test_remedies_for_a_packed_file_name_the_packed_file() -> None:
     """A .gz is unpacked before iconv sees it, and keeps its ending when it is renamed."""
     assert message("rows.jsonl.gz", packed('{"text": "é"}'.encode("latin-1"))).splitlines()[-1] == (
-        "  try      zcat rows.jsonl.gz | iconv -f latin1 -t utf-8 | gzip > utf8-rows.jsonl.gz"
+        "  hint     zcat rows.jsonl.gz | iconv -f latin1 -t utf-8 | gzip > utf8-rows.jsonl.gz"
     )
-    assert message("rows.json.gz", packed(GOOD * 2)).splitlines()[-1] == "  try      mv rows.json.gz rows.jsonl.gz"
-    assert message("rows.jsonl.gz", packed(b"[\n]")).splitlines()[-1] == "  try      mv rows.jsonl.gz rows.json.gz"
+    assert message("rows.json.gz", packed(GOOD * 2)).splitlines()[-1] == "  hint     mv rows.json.gz rows.jsonl.gz"
+    assert message("rows.jsonl.gz", packed(b"[\n]")).splitlines()[-1] == "  hint     mv rows.jsonl.gz rows.json.gz"
 
 
 # Parquet
@@ -571,8 +571,8 @@ def test_broken_parquet() -> None:
     for content in (b"PAR1", whole[:-30], damaged):
         first, second, third = message("rows.parquet", content).splitlines()
         assert first == "rows.parquet: this is no Parquet file that can be read"
-        assert second.startswith("  received ")
-        assert third == "  try      fetch or write the file again"
+        assert second.startswith("  got      ")
+        assert third == "  hint     fetch or write the file again"
 
 
 # Names
@@ -584,9 +584,9 @@ def test_a_missing_file_names_the_nearest() -> None:
     Path("data/train.jsonl").write_bytes(GOOD)
     assert message("data/trian.jsonl") == (
         "data: there is no file or folder of this name\n"
-        "  received data/trian.jsonl\n"
-        "  nearest  data/train.jsonl\n"
-        "  try      a file, a folder, a hub id (owner/name), or builtin"
+        "  got      data/trian.jsonl\n"
+        "  did you mean data/train.jsonl?\n"
+        "  hint     a file, a folder, a hub id (owner/name), or builtin"
     )
 
 
@@ -594,8 +594,8 @@ def test_a_missing_file_names_the_nearest() -> None:
 def test_a_missing_file_without_a_near_one(name: str) -> None:
     """Nothing is guessed where nothing is near; a path is never looked up on the hub."""
     assert message(name) == (
-        f"data: there is no file or folder of this name\n  received {Path(name)}\n"
-        "  try      a file, a folder, a hub id (owner/name), or builtin"
+        f"data: there is no file or folder of this name\n  got      {Path(name)}\n"
+        "  hint     a file, a folder, a hub id (owner/name), or builtin"
     )
 
 
@@ -603,15 +603,15 @@ def test_an_unknown_ending() -> None:
     """The ending tells the format; the known ones are named."""
     said = "the ending tells the format, and this one is unknown"
     known = ".jsonl .ndjson .json .csv .tsv .parquet .arrow .txt"
-    assert message("rows.zip", GOOD) == f"rows.zip: {said}\n  received rows.zip\n  try      {known}"
-    assert message("rows.zip.gz", GOOD) == f"rows.zip.gz: {said}\n  received rows.zip.gz\n  try      {known}"
-    assert message("rows.md", GOOD) == f"rows.md: {said}\n  received rows.md\n  try      mv rows.md rows.txt"
+    assert message("rows.zip", GOOD) == f"rows.zip: {said}\n  got      rows.zip\n  hint     {known}"
+    assert message("rows.zip.gz", GOOD) == f"rows.zip.gz: {said}\n  got      rows.zip.gz\n  hint     {known}"
+    assert message("rows.md", GOOD) == f"rows.md: {said}\n  got      rows.md\n  hint     mv rows.md rows.txt"
 
 
 def test_a_folder_without_data_files() -> None:
     """An empty folder, and one that holds other files, of which the first are named."""
     Path("data").mkdir()
-    said = "data: this folder holds no data file\n  received {}\n  try      one of {}"
+    said = "data: this folder holds no data file\n  got      {}\n  hint     one of {}"
     endings = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt"
     assert message("data") == said.format("nothing", endings)
     for name in "gfedcba":
@@ -622,7 +622,7 @@ def test_a_folder_without_data_files() -> None:
 def test_an_unknown_split_of_the_builtin_set() -> None:
     """The built-in set has two splits."""
     assert message("builtin", split="test") == (
-        "data.split: the built-in set has no split of this name\n  received test\n  try      train or held_out"
+        "data.split: the built-in set has no split of this name\n  got      test\n  hint     train or held_out"
     )
 
 
@@ -648,9 +648,9 @@ except DataError as error:
     assert first == (
         "data.source: the data set tatsu-lab/alpaca can't be reached on the hub, and is not in the local cache"
     )
-    assert second.startswith("  received ")
+    assert second.startswith("  got      ")
     assert third.startswith(
-        "  try      go online once (`hf auth login` for a private set), or where there is a network: "
+        "  hint     go online once (`hf auth login` for a private set), or where there is a network: "
     )
     assert third.endswith(
         ": hf download tatsu-lab/alpaca --repo-type dataset --local-dir FOLDER; then --dataset FOLDER"

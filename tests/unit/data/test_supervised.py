@@ -42,7 +42,7 @@ def refused(values: dict[str, Any], columns: dict[str, str] | None = None, where
     with pytest.raises(DataError) as raised:
         to_example(row, detect(row, columns or {}), columns=columns)
     [problem] = raised.value.problems
-    return problem.violated.removeprefix(f"{where}: "), problem.remedy
+    return problem.message.removeprefix(f"{where}: "), problem.hint
 
 
 def typed_columns(remedy: str) -> dict[str, str]:

@@ -266,8 +266,8 @@ def test_tokenize_template_that_drops_earlier_answers() -> None:
             one(tokenizer, example, completion_only=completion_only)
         assert str(raised.value) == (
             "rows.jsonl, line 1, turn 2: the chat template does not render the answer\n"
-            "  received It is A.\n"
-            "  try      --chat-template chatml"
+            "  got      It is A.\n"
+            "  hint     --chat-template chatml"
         )
     assert learned(tokenizer, one(tokenizer, SINGLE)) == "That.</s>"
 
@@ -293,8 +293,8 @@ def test_a_template_that_refuses_a_conversation() -> None:
         one(tokenizer, MULTI)
     assert str(raised.value) == (
         f"{MULTI.where}: the chat template refuses this conversation: System role not supported\n"
-        "  received system, user, assistant, user, assistant\n"
-        "  try      --chat-template chatml"
+        "  got      system, user, assistant, user, assistant\n"
+        "  hint     --chat-template chatml"
     )
 
 

@@ -130,9 +130,9 @@ def rewritten(messages: list[dict[str, Any]], folder: Path) -> tuple[str, list[d
         read_turns(messages, "rows.jsonl, line 1", "", KEYS, Notes())
     [problem] = raised.value.problems
     (folder / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
-    subprocess.run(["bash", "-c", problem.remedy.partition("    ")[0]], cwd=folder, check=True)
+    subprocess.run(["bash", "-c", problem.hint.partition("    ")[0]], cwd=folder, check=True)
     row = json.loads((folder / "new-rows.jsonl").read_text())
-    return problem.violated.removeprefix("rows.jsonl, line 1: "), row["messages"]
+    return problem.message.removeprefix("rows.jsonl, line 1: "), row["messages"]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_failure_that_stays_is_asked_again_so_often_and_no_more(
     with pytest.raises(JudgeError, match=r"; 0 of 4 questions are answered and kept in") as caught:
         judge_pairs(PAIRS, judge_of(server, timeout=0.1, max_retries=2), tmp_path / "c.jsonl", silent)
     assert len(server.requests) == 3
-    assert caught.value.problems[0].remedy.endswith("the same command again: it goes on from there")
+    assert caught.value.problems[0].hint.endswith("the same command again: it goes on from there")
     assert caught.value.exit_code == 1
     assert isinstance(caught.value, NeftError)
 
@@ -129,7 +129,7 @@ def test_the_server_is_quoted(server: JudgeServer, tmp_path: Path) -> None:
         server.always = behaviour
         with pytest.raises(JudgeError) as caught:
             judge_pairs(PAIRS, judge_of(server, timeout=0.1, max_retries=0), tmp_path / "c.jsonl", silent)
-        assert quote in caught.value.problems[0].received
+        assert quote in caught.value.problems[0].got
 
 
 def test_no_server_is_said(tmp_path: Path) -> None:
@@ -272,9 +272,9 @@ def test_a_wrong_key_or_name_fails_at_once(
     with pytest.raises(JudgeError) as caught:
         judge_pairs(PAIRS, judge_of(server, max_retries=5), tmp_path / "c.jsonl", silent)
     [problem] = caught.value.problems
-    assert violated in problem.violated
-    assert problem.received == f"{code}: go away"
-    assert remedy in problem.remedy
+    assert violated in problem.message
+    assert problem.got == f"{code}: go away"
+    assert remedy in problem.hint
     assert len(server.requests) == (4 if code == 400 else 1)  # a 400 may be of one question alone
 
 
@@ -345,7 +345,7 @@ def test_a_request_ends_in_time_and_memory(case: str, server: JudgeServer, tmp_p
     assert time.monotonic() - start < (60 if timeout > 1 else 2 * timeout + 3)
     assert tracemalloc.get_traced_memory()[1] < 12 * MOST_BYTES
     tracemalloc.stop()
-    assert said in caught.value.problems[0].received
+    assert said in caught.value.problems[0].got
     assert len(server.requests) == 2
     assert server.sent < 4 * MOST_BYTES + 2**25  # what the sockets hold, too
     deadline = time.monotonic() + 10
@@ -413,9 +413,9 @@ def test_a_redirect_to_a_different_server_is_refused(
         with pytest.raises(JudgeError) as caught:
             judge_pairs(PAIRS[:1], judge_of(server, concurrency=1), tmp_path / "c", silent)
         [problem] = caught.value.problems
-        assert problem.violated.startswith(f"the judge at {server.url} redirects to a different server; ")
-        assert problem.received == target
-        assert problem.remedy == f"--judge {target}    if that server may have the rows, the answers and the key"
+        assert problem.message.startswith(f"the judge at {server.url} redirects to a different server; ")
+        assert problem.got == target
+        assert problem.hint == f"--judge {target}    if that server may have the rows, the answers and the key"
         assert (len(server.requests), other.requests) == (1, [])
 
 

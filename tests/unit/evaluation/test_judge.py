@@ -340,7 +340,7 @@ def test_replies_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(JudgeError) as caught:
         judge_pairs(PAIRS, FINE, cache, silent)
     [problem] = caught.value.problems
-    command = problem.remedy.removeprefix("mend its rights, or ").removesuffix("    asks the judge again")
+    command = problem.hint.removeprefix("mend its rights, or ").removesuffix("    asks the judge again")
     assert shlex.split(command) == ["mv", str(cache), f"{cache}.old"]
 
 
@@ -418,10 +418,10 @@ def test_what_cannot_be_asked_is_told(chosen: Judge, message: str) -> None:
     [
         (None, ["can't be read"]),
         (b"caf\xe9 $instruction $answer_a $answer_b", ["a prompt is UTF-8 text"]),
-        (b"", ["placeholders are missing\n  received $instruction, $answer_a, $answer_b\n"]),
-        (b"$instruction $answer_a", ["placeholders are missing\n  received $answer_b\n"]),
-        (b"$instruction $$answer_a $answer_b", ["placeholders are missing\n  received $answer_a\n"]),
-        (b"$instruction $answer_a $answer_b $answer_c", ["there is no such placeholder\n  received $answer_c\n"]),
+        (b"", ["placeholders are missing\n  got      $instruction, $answer_a, $answer_b\n"]),
+        (b"$instruction $answer_a", ["placeholders are missing\n  got      $answer_b\n"]),
+        (b"$instruction $$answer_a $answer_b", ["placeholders are missing\n  got      $answer_a\n"]),
+        (b"$instruction $answer_a $answer_b $answer_c", ["there is no such placeholder\n  got      $answer_c\n"]),
         (b"$instruction $answer_a $answer_b for 5$ ", ["a $ begins a placeholder"]),
         (b"5$ $answer $answer_a", ["a $ begins", "are missing", "no such placeholder"]),
     ],

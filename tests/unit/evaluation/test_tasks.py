@@ -699,8 +699,8 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks_module, "find_spec", lambda name: None)
     assert message(lambda: check_tasks(["arc_easy", "mmlu"])) == (
         "evaluation.tasks needs lm-evaluation-harness, which is not installed\n"
-        "  received arc_easy, mmlu\n"
-        "  try      pip install 'neftcli[tasks]'"
+        "  got      arc_easy, mmlu\n"
+        "  hint     pip install 'neftcli[tasks]'"
     )
 
 
@@ -725,21 +725,21 @@ def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch
     check_tasks(["arc_easy", "mmlu", "ai2_arc"])
     assert message(lambda: check_tasks(["arc_easy", "hela_swag", "humaneval", "mmmu_val", "qqqqqq"])) == (
         "evaluation.tasks: lm-evaluation-harness has no task of this name\n"
-        "  received hela_swag\n"
-        "  nearest  hellaswag\n"
-        "  try      lm-eval ls tasks\n"
+        "  got      hela_swag\n"
+        "  did you mean hellaswag?\n"
+        "  hint     lm-eval ls tasks\n"
         "humaneval runs code that the model writes, which neft does not do\n"
-        "  try      lm-eval ls tasks\n"
+        "  hint     lm-eval ls tasks\n"
         "mmmu_val shows images or sounds, and neft tunes models of text\n"
-        "  try      lm-eval ls tasks\n"
+        "  hint     lm-eval ls tasks\n"
         "evaluation.tasks: lm-evaluation-harness has no task of this name\n"
-        "  received qqqqqq\n"
-        "  try      lm-eval ls tasks"
+        "  got      qqqqqq\n"
+        "  hint     lm-eval ls tasks"
     )
     assert message(lambda: run_tasks(MODELS["llama"], TOKENIZER, ["arc_easy"], 2)) == (
         "arc_easy: its data must be on this machine or within reach on the hub\n"
-        "  received Couldn't reach 'allenai/ai2_arc' on the Hub (OfflineModeIsEnabled)\n"
-        "  try      connect to the network, unset HF_HUB_OFFLINE, and repeat the command"
+        "  got      Couldn't reach 'allenai/ai2_arc' on the Hub (OfflineModeIsEnabled)\n"
+        "  hint     connect to the network, unset HF_HUB_OFFLINE, and repeat the command"
     )
 
 
@@ -753,24 +753,24 @@ def test_files_that_are_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     files = ["friut.yaml", "fruit.yaml", "list.yaml", "broken.yaml", "group.yaml", "unsafe.yml"]
     assert message(lambda: check_tasks(files)) == (
         "evaluation.tasks: there is no file of this name\n"
-        "  received friut.yaml\n"
-        "  nearest  fruit.yaml\n"
-        "  try      ls .\n"
+        "  got      friut.yaml\n"
+        "  did you mean fruit.yaml?\n"
+        "  hint     ls .\n"
         "fruit.yaml: a task file must name its task\n"
-        "  received dataset_path, test_split\n"
-        "  try      task: my_task\n"
+        "  got      dataset_path, test_split\n"
+        "  hint     task: my_task\n"
         "list.yaml: a task file must name its task\n"
-        "  received no settings\n"
-        "  try      task: my_task\n"
+        "  got      no settings\n"
+        "  hint     task: my_task\n"
         "broken.yaml: a task file must be YAML\n"
-        "  received while parsing a flow sequence in \"broken.yaml\", line 1, column 7 expected ',' or ']', "
+        "  got      while parsing a flow sequence in \"broken.yaml\", line 1, column 7 expected ',' or ']', "
         "but got '<stream end>' in \"broken.yaml\", line 2, column 1\n"
-        "  try      lm-eval ls tasks\n"
+        "  hint     lm-eval ls tasks\n"
         "group.yaml: a task file must be of one task and not of a group\n"
-        "  received group, task\n"
-        "  try      name its tasks one by one\n"
+        "  got      group, task\n"
+        "  hint     name its tasks one by one\n"
         "unsafe.yml runs code that the model writes, which neft does not do\n"
-        "  try      lm-eval ls tasks"
+        "  hint     lm-eval ls tasks"
     )
 
 
@@ -781,23 +781,23 @@ def test_files_that_are_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "rows.jsonl",
             "raws.jsonl",
             "{file}: its data must be there\n"
-            "  received Unable to find '{folder}/raws.jsonl'\n"
-            "  try      name files relative to the task's YAML file",
+            "  got      Unable to find '{folder}/raws.jsonl'\n"
+            "  hint     name files relative to the task's YAML file",
         ),
         (
             "output_type: multiple_choice",
             "output_type: choices",
             "{file} must be a task that lm-evaluation-harness can load\n"
-            "  received ValueError: Got invalid output_type 'choices', must be in "
+            "  got      ValueError: Got invalid output_type 'choices', must be in "
             "'loglikelihood,multiple_choice,loglikelihood_rolling,generate_until'\n"
-            "  try      correct {file}",
+            "  hint     correct {file}",
         ),
         (
             "task: fruit",
             "task: fruit\n    process_docs: !function counted.absent",
             "{file} must be a task that lm-evaluation-harness can load\n"
-            "  received AttributeError: Module '{folder}/counted.py' has no function 'absent' (from YAML in {folder})\n"
-            "  try      correct {file}",
+            "  got      AttributeError: Module '{folder}/counted.py' has no function 'absent' (from YAML in {folder})\n"
+            "  hint     correct {file}",
         ),
     ],
 )
@@ -817,6 +817,6 @@ def test_a_package_that_a_task_needs(task_file: Callable[..., str]) -> None:
     Path(file).write_text(f"{textwrap.dedent(FRUIT)}process_docs: !function counted.numbered\n", encoding="utf-8")
     assert message(lambda: run_tasks(MODELS["llama"], TOKENIZER, [file], 2)) == (
         f"{file} needs a Python package that is not installed\n"
-        "  received No module named 'no_such_package'\n"
-        "  try      pip install no_such_package"
+        "  got      No module named 'no_such_package'\n"
+        "  hint     pip install no_such_package"
     )

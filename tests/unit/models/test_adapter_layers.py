@@ -60,9 +60,9 @@ def test_what_is_not_there_is_refused_with_what_is(adapter: dict[str, tuple[str]
     with pytest.raises(RecipeError) as refused:
         require_layers(tiny_model("llama"), replace(LORA, **adapter))
     [problem] = refused.value.problems
-    assert said in problem.violated
-    assert problem.nearest == nearest
-    assert "q_proj" in problem.remedy
+    assert said in problem.message
+    assert problem.did_you_mean == nearest
+    assert "q_proj" in problem.hint
 
 
 def test_no_adapter_names_no_layer() -> None:

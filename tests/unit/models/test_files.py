@@ -74,8 +74,8 @@ def test_require_inside_rejects_weights_outside(kind: str, by: str, folder: Path
             read()
         assert str(caught.value).splitlines() == [
             "model.name: the index and config.json of m must name files in its own folder",
-            f"  received {name}, in {folder}",
-            "  try      copy the file into the folder, and correct the name: no / in front, no ..",
+            f"  got      {name}, in {folder}",
+            "  hint     copy the file into the folder, and correct the name: no / in front, no ..",
         ]
 
 

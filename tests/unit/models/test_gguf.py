@@ -307,8 +307,8 @@ def test_a_file_that_is_no_gguf(content: bytes) -> None:
     Path("x.gguf").write_bytes(content)
     assert said(Path("x.gguf")) == (
         "x.gguf: this is not a .gguf file\n"
-        "  received it does not begin with the letters GGUF\n"
-        "  try      fetch the file again, or the model's folder with safetensors"
+        "  got      it does not begin with the letters GGUF\n"
+        "  hint     fetch the file again, or the model's folder with safetensors"
     )
     assert entries() == []
 
@@ -319,8 +319,8 @@ def test_a_gguf_that_is_damaged(rest: bytes) -> None:
     Path("x.gguf").write_bytes(b"GGUF" + rest)
     first, second, third = said(Path("x.gguf")).splitlines()
     assert first == "x.gguf: transformers can't read this .gguf"
-    assert len(second) > len("  received ")
-    assert third == "  try      fetch the file again, or the model's folder with safetensors"
+    assert len(second) > len("  got      ")
+    assert third == "  hint     fetch the file again, or the model's folder with safetensors"
     assert entries() == []
 
 
@@ -328,5 +328,5 @@ def test_the_gguf_package_is_missing(file: Path, monkeypatch: pytest.MonkeyPatch
     """It is an extra, and named as one types it."""
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert said(file) == (
-        "tiny.gguf: reading .gguf needs the gguf package\n  received it is not installed\n  try      pip install gguf"
+        "tiny.gguf: reading .gguf needs the gguf package\n  got      it is not installed\n  hint     pip install gguf"
     )

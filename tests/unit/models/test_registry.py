@@ -107,9 +107,9 @@ def test_a_misspelt_alias_names_the_nearest(typed: str, nearest: str) -> None:
     """The alias that is most like what was typed."""
     assert message(typed) == (
         "model.name: this is no alias, no folder and no hub id\n"
-        f"  received {typed}\n"
-        f"  nearest  {nearest}\n"
-        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+        f"  got      {typed}\n"
+        f"  did you mean {nearest}?\n"
+        "  hint     neft models    to see the aliases; a hub id has an owner: owner/name"
     )
 
 
@@ -117,8 +117,8 @@ def test_a_name_like_no_alias() -> None:
     """Nothing is guessed where nothing is near."""
     assert message("zzzz") == (
         "model.name: this is no alias, no folder and no hub id\n"
-        "  received zzzz\n"
-        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+        "  got      zzzz\n"
+        "  hint     neft models    to see the aliases; a hub id has an owner: owner/name"
     )
 
 
@@ -173,8 +173,8 @@ def test_half_a_folder() -> None:
     folder.mkdir()
     said = (
         "model.name: half is a folder without a model: config.json is missing\n"
-        "  received it holds {}\n"
-        "  try      --model FOLDER, where FOLDER was written by save_pretrained"
+        "  got      it holds {}\n"
+        "  hint     --model FOLDER, where FOLDER was written by save_pretrained"
     )
     assert message("half") == said.format("nothing")
     (folder / "tokenizer.json").touch()
@@ -186,8 +186,8 @@ def test_a_missing_gguf_file() -> None:
     """It is not looked for on the hub, though it has one slash."""
     assert message("some/tiny.gguf") == (
         "model.name: there is no .gguf file of this name\n"
-        "  received some/tiny.gguf\n"
-        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+        "  got      some/tiny.gguf\n"
+        "  hint     neft models    to see the aliases; a hub id has an owner: owner/name"
     )
 
 
@@ -196,8 +196,8 @@ def test_a_file_of_another_kind() -> None:
     Path("model.safetensors").touch()
     assert message("model.safetensors") == (
         "model.name: a file must end in .gguf\n"
-        "  received model.safetensors\n"
-        "  try      the folder of a model, or a .gguf file in it"
+        "  got      model.safetensors\n"
+        "  hint     the folder of a model, or a .gguf file in it"
     )
 
 
@@ -208,8 +208,8 @@ def test_a_missing_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert message(name) == (
-        f"model.name: there is no such folder\n  received {name}\n"
-        "  try      neft models    to see the aliases; a hub id has an owner: owner/name"
+        f"model.name: there is no such folder\n  got      {name}\n"
+        "  hint     neft models    to see the aliases; a hub id has an owner: owner/name"
     )
 
 

@@ -114,8 +114,8 @@ def test_an_unknown_template(own: str | None) -> None:
         set_template(tokenizer, "alpacca")
     assert str(raised.value) == (
         "model.chat_template: no template of this name, and no such file\n"
-        "  received alpacca\n"
-        "  nearest  alpaca\n"
-        "  try      one of alpaca, chatml"
+        "  got      alpacca\n"
+        "  did you mean alpaca?\n"
+        "  hint     one of alpaca, chatml"
     )
     assert tokenizer.chat_template == own

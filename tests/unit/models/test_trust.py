@@ -106,7 +106,7 @@ def test_pickled_weights_are_refused(plant: Callable[[Path, bytes], None], kind:
     plant(folder, pickles(made)[kind])
     said = refusal(lambda: load_model(resolve(str(folder)), torch.float32))
     assert "has only pickled weights (.bin), which can run code and are not read" in said
-    assert said.endswith("  try      load it where you trust it and write it again with save_pretrained")
+    assert said.endswith("  hint     load it where you trust it and write it again with save_pretrained")
     assert not made.exists()
 
 
@@ -156,7 +156,7 @@ def test_a_pickled_adapter_is_refused(adapter: Path, made: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "other.safetensors")
     said = refusal(lambda: load_adapter(tiny_model("llama"), adapter))
     assert said.startswith(
-        f"{adapter}: adapter_model.safetensors is missing\n  received README.md, adapter_config.json"
+        f"{adapter}: adapter_model.safetensors is missing\n  got      README.md, adapter_config.json"
     )
     for content in pickles(made).values():
         (adapter / "adapter_model.bin").write_bytes(content)
@@ -199,7 +199,7 @@ def test_code_of_a_folder_runs_where_it_is_asked_for_and_nowhere_else(folder: Pa
     for load in (lambda: load_config(reference, False), lambda: load_model(reference, torch.float32)):
         said = refusal(load)
         assert "comes with Python code of its own, which does not run unasked" in said
-        assert said.endswith("  try      read the code; if you trust it: --trust-remote-code")
+        assert said.endswith("  hint     read the code; if you trust it: --trust-remote-code")
     assert not made.exists()
     assert type(load_model(reference, torch.float32, trust_remote_code=True)).__name__ == "OwnModel"
     assert made.is_dir()
@@ -237,8 +237,8 @@ def test_code_of_the_hub_needs_a_commit_before_anything_is_asked_for(revision: s
     ):
         assert refusal(load) == (
             "model.revision: code of owner/name runs only at a full commit id, which nobody can change\n"
-            f"  received {revision or 'no revision'}\n"
-            "  try      read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it"
+            f"  got      {revision or 'no revision'}\n"
+            "  hint     read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it"
         )
 
 
@@ -261,8 +261,8 @@ def test_code_that_a_folder_fetches_from_the_hub_is_refused(file: str, folder: P
     edit(folder / file, auto_map=mapped)
     assert refusal(lambda: load_tokenizer(resolve(str(folder)), True)) == (
         f"{folder / file}: code runs only from the model's own folder, where nobody else can change it\n"
-        "  received somebody/else--own.Fast\n"
-        "  try      copy its .py files into the folder, no links; name them in auto_map as FILE.Class"
+        "  got      somebody/else--own.Fast\n"
+        "  hint     copy its .py files into the folder, no links; name them in auto_map as FILE.Class"
     )
 
 
@@ -290,7 +290,7 @@ def test_code_outside_of_a_folder_does_not_run(kind: str, file: str, folder: Pat
     ):
         said = refusal(load)
         assert "code runs only from the model's own folder, where nobody else can change it" in said
-        assert f"received {named.get(kind, 'a link')}\n" in said
+        assert f"got      {named.get(kind, 'a link')}\n" in said
     assert not made.exists()
 
 

@@ -104,9 +104,9 @@ def test_require_usable_other_kind(case: str, trains: bool, tmp_path: Path) -> N
     settings, what = OTHERS[case]
     first, received, hint = refusal(model(tmp_path, **settings), FULL, trains=trains).splitlines()
     assert first == f"model.name: m is not a causal language model ({settings['model_type']})"
-    assert received.startswith(f"  received {what}")
+    assert received.startswith(f"  got      {what}")
     assert received.endswith(settings["architectures"][0])
-    assert hint.startswith("  try      a decoder")
+    assert hint.startswith("  hint     a decoder")
 
 
 def test_require_usable_sentence_transformers(tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_require_usable_quantised(case: str, method: str, tmp_path: Path) -> Non
     said = refusal(reference, METHODS[method])
     if case.startswith("nf4"):
         assert "stored in 4 bits" in said
-        assert "\n  try      --qlora" in said
+        assert "\n  hint     --qlora" in said
     else:
         assert f"stored quantised ({name})" in said
-        assert "\n  try      the model that it was made from, with unquantised weights" in said
+        assert "\n  hint     the model that it was made from, with unquantised weights" in said
 
 
 @pytest.mark.parametrize("case", QUANTISED)
@@ -152,7 +152,7 @@ def test_require_usable_double_quantization(tmp_path: Path) -> None:
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=stored)
     options = "--qlora --set quantization.double_quantization=false"
     assert refusal(reference, QLORA).endswith(options)
-    assert f"  try      {options}    trains" in refusal(reference, FULL), "one step to a command that trains"
+    assert f"  hint     {options}    trains" in refusal(reference, FULL), "one step to a command that trains"
     said = replace(QLORA, quantization=Quantization(type="nf4", double_quantization=False))
     require_usable(reference, said, trains=True)
 

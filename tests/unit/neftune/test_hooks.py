@@ -172,8 +172,8 @@ def test_an_alpha_that_is_no_finite_number_from_zero_is_refused(model: nn.Module
         pytest.fail(f"attached with alpha {alpha!r}")
     assert str(refused.value).splitlines() == [
         "alpha must be a finite number, 0 or more",
-        f"  received {alpha!r}",
-        "  try      alpha=5.0",
+        f"  got      {alpha!r}",
+        "  hint     alpha=5.0",
     ]
     assert hooks(model) == before
 
@@ -181,7 +181,7 @@ def test_an_alpha_that_is_no_finite_number_from_zero_is_refused(model: nn.Module
 @pytest.mark.parametrize("schedule", ["linear_warmup", "linear_decay"])
 @pytest.mark.parametrize("total_steps", [None, 0, -3])
 def test_a_schedule_without_total_steps_is_refused(model: nn.Module, schedule: Any, total_steps: int | None) -> None:
-    message = rf"schedule {schedule} needs total_steps\n  received {total_steps}\n  try      total_steps=1000"
+    message = rf"schedule {schedule} needs total_steps\n  got      {total_steps}\n  hint     total_steps=1000"
     with (
         pytest.raises(NeftuneError, match=message),
         neftune(model, ALPHA, schedule=schedule, total_steps=total_steps),

@@ -39,7 +39,7 @@ def makes_a_recipe_or_says_why(make: Callable[[], Any]) -> None:
     except RecipeError as error:
         problems = error.problems
     assert bool(problems) != bool(made)
-    assert all(problem.violated for problem in problems)
+    assert all(problem.message for problem in problems)
 
 
 @quietly

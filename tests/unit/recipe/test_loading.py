@@ -22,9 +22,9 @@ from neftcli.recipe.loading import assignment, differences, fingerprint, load_re
 from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe, keys
 from neftcli.recipe.yaml_file import Layer, Setting
 
-SHOW = "  try      neft recipes show quickstart --all    to see every option with its default"
-LIST = "  try      neft recipes    to see the recipes that ship"
-FORM = "  try      neft recipes show quickstart    to see how a recipe is written"
+SHOW = "  hint     neft recipes show quickstart --all    to see every option with its default"
+LIST = "  hint     neft recipes    to see the recipes that ship"
+FORM = "  hint     neft recipes show quickstart    to see how a recipe is written"
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
 quietly = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -167,24 +167,25 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
 def test_an_unknown_key() -> None:
     assert message("training:\n  learning_rte: 1e-4\n") == (
         "r.yaml, line 2: training.learning_rte is not an option\n"
-        "  received learning_rte: 1e-4\n"
-        "  nearest  training.learning_rate\n"
+        "  got      learning_rte: 1e-4\n"
+        "  did you mean training.learning_rate?\n"
         f"{SHOW}"
     )
 
 
 def test_an_unknown_key_on_the_command_line() -> None:
     assert message("", "lora_alfa=1") == (
-        f"--set lora_alfa: lora_alfa is not an option\n  received lora_alfa=1\n  nearest  adapter.lora_alpha\n{SHOW}"
+        "--set lora_alfa: lora_alfa is not an option\n"
+        "  got      lora_alfa=1\n"
+        f"  did you mean adapter.lora_alpha?\n{SHOW}"
     )
 
 
 def test_a_section_given_a_scalar() -> None:
     assert message("neftune: 5\n") == (
-        "r.yaml, line 1: neftune is a section; give its options below it\n"
-        "  received neftune: 5\n"
-        "  nearest  alpha, noise, length, schedule\n"
-        "  try      neftune: {...}"
+        "r.yaml, line 1: neftune is a section, not an option\n"
+        "  got      neftune: 5\n"
+        "  hint     neftune: {...}    its options are alpha, noise, length, schedule"
     )
 
 
@@ -213,8 +214,8 @@ def test_a_wrong_type_or_a_value_out_of_range(section: str, line: str, must: str
     key = line.partition(":")[0]
     violated, received, *others = message(f"{section}:\n  {line}\n").splitlines()
     assert violated == f"r.yaml, line 2: {section}.{key} must be {must}"
-    assert received == f"  received {line}"
-    remedy = others[-1].removeprefix("  try      ").partition("    ")[0]
+    assert received == f"  got      {line}"
+    remedy = others[-1].removeprefix("  hint     ").partition("    ")[0]
     if remedy == "leave it out":
         assert "by default it is not set" in others[-1]
     else:  # what is proposed is what can be typed
@@ -224,11 +225,11 @@ def test_a_wrong_type_or_a_value_out_of_range(section: str, line: str, must: str
 def test_wrong_entries_of_a_mapping_are_told_each_with_its_line() -> None:
     assert message("data:\n  columns:\n    input: context\n    output: 5\n    prompt: [a]\n") == (
         "r.yaml, line 4: data.columns must be a mapping of names to names\n"
-        "  received output: 5\n"
-        "  try      columns: {}    the default\n"
+        "  got      output: 5\n"
+        "  hint     columns: {}    the default\n"
         "r.yaml, line 5: data.columns must be a mapping of names to names\n"
-        "  received prompt: [a]\n"
-        "  try      columns: {}    the default"
+        "  got      prompt: [a]\n"
+        "  hint     columns: {}    the default"
     )
 
 
@@ -236,22 +237,22 @@ def test_all_problems_are_told_at_once() -> None:
     text = "model:\n  nam: x\nneftune:\n  alpha: .nan\ntraining:\n  optim: sgd\n"
     assert message(text, "data.max_length=many", "lora=true") == (
         "r.yaml, line 2: model.nam is not an option\n"
-        "  received nam: x\n"
-        "  nearest  model.name\n"
+        "  got      nam: x\n"
+        "  did you mean model.name?\n"
         f"{SHOW}\n"
         "--set lora: lora is not an option\n"
-        "  received lora=true\n"
+        "  got      lora=true\n"
         f"{SHOW}\n"
         "--set data.max_length: data.max_length must be a whole number, 8 or more\n"
-        "  received data.max_length=many\n"
-        "  try      --set data.max_length=1024    the default\n"
+        "  got      data.max_length=many\n"
+        "  hint     --set data.max_length=1024    the default\n"
         "r.yaml, line 4: neftune.alpha must be a finite number, 0 or more\n"
-        "  received alpha: .nan\n"
-        "  try      alpha: 5    the default\n"
+        "  got      alpha: .nan\n"
+        "  hint     alpha: 5    the default\n"
         "r.yaml, line 6: training.optim must be one of "
         "adamw_torch_fused, adamw_torch, adamw_8bit, paged_adamw_32bit, paged_adamw_8bit\n"
-        "  received optim: sgd\n"
-        "  try      optim: adamw_torch_fused    the default"
+        "  got      optim: sgd\n"
+        "  hint     optim: adamw_torch_fused    the default"
     )
 
 
@@ -262,16 +263,16 @@ def test_a_problem_names_the_layer_that_won() -> None:
 def test_a_duplicate_key_with_both_lines() -> None:
     assert message("neftune:\n  alpha: 5\n  noise: gaussian\n  alpha: 10\n") == (
         "r.yaml, line 4: neftune.alpha is given twice, first in line 2\n"
-        "  received alpha: 10\n"
-        "  try      keep one of the two lines"
+        "  got      alpha: 10\n"
+        "  hint     keep one of the two lines"
     )
 
 
 def test_a_duplicate_section() -> None:
     assert message("neftune:\n  alpha: 5\nname: a\nneftune:\n  noise: gaussian\n") == (
         "r.yaml, line 4: neftune is given twice, first in line 1\n"
-        "  received neftune:\n"
-        "  try      keep one of the two lines"
+        "  got      neftune:\n"
+        "  hint     keep one of the two lines"
     )
 
 
@@ -283,7 +284,7 @@ def test_a_duplicate_key_in_a_block_and_dotted() -> None:
 
 def test_a_duplicate_key_in_a_value() -> None:
     assert said_of_set("data.columns={input: a, input: b}") == (
-        "--set data.columns: input is given twice\n  try      keep one of the two"
+        "--set data.columns: input is given twice\n  hint     keep one of the two"
     )
 
 
@@ -291,8 +292,8 @@ def test_what_is_not_yaml() -> None:
     assert message("name: a\nneftune: [1, 2\n") == (
         "r.yaml, line 3: this is not YAML: while parsing a flow sequence, "
         "expected ',' or ']', but got '<stream end>' (column 1)\n"
-        "  received the end of the file\n"
-        "  try      close the bracket that is open"
+        "  got      the end of the file\n"
+        "  hint     close the bracket that is open"
     )
 
 
@@ -300,8 +301,8 @@ def test_a_tab_as_indentation() -> None:
     assert message("neftune:\n\talpha: 5\n") == (
         "r.yaml, line 2: this is not YAML: while scanning for the next token, "
         "found character '\\t' that cannot start any token (column 1)\n"
-        "  received alpha: 5\n"
-        "  try      spaces in place of the tab"
+        "  got      alpha: 5\n"
+        "  hint     spaces in place of the tab"
     )
 
 
@@ -309,16 +310,16 @@ def test_two_documents_in_one_file() -> None:
     assert message("name: a\n---\nname: b\n") == (
         "r.yaml, line 2: this is not YAML: expected a single document in the stream, "
         "but found another document (column 1)\n"
-        "  received ---\n"
-        "  try      one recipe in one file: take out the line with ---"
+        "  got      ---\n"
+        "  hint     one recipe in one file: take out the line with ---"
     )
 
 
 def test_characters_that_yaml_forbids() -> None:
     assert message("name: \x01\n") == (
         "r.yaml, line 1: this is not YAML: a character that may not stand in it\n"
-        "  received U+0001\n"
-        "  try      take it out, or write it as an escape in double quotes"
+        "  got      U+0001\n"
+        "  hint     take it out, or write it as an escape in double quotes"
     )
 
 
@@ -326,15 +327,15 @@ def test_a_set_that_is_not_yaml() -> None:
     assert said_of_set("adapter.modules_to_save=[a") == (
         "--set adapter.modules_to_save, line 1: this is not YAML: while parsing a flow sequence, "
         "expected ',' or ']', but got '<stream end>' (column 3)\n"
-        "  received [a\n"
-        "  try      close the bracket that is open"
+        "  got      [a\n"
+        "  hint     close the bracket that is open"
     )
 
 
 @pytest.mark.parametrize("text", ["alpha", "=5", ""])
 def test_a_set_without_key_or_value(text: str) -> None:
-    received = f"  received {text}\n" if text else ""
-    assert said_of_set(text) == (f"--set takes key=value\n{received}  try      --set training.learning_rate=1e-4")
+    received = f"  got      {text}\n" if text else ""
+    assert said_of_set(text) == (f"--set takes key=value\n{received}  hint     --set training.learning_rate=1e-4")
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,7 @@ def test_a_set_without_key_or_value(text: str) -> None:
 )
 def test_a_tag_is_refused_and_runs_nothing(text: str, line: int, tag: str) -> None:
     assert (
-        message(text) == f"r.yaml, line {line}: tags are not read\n  received {tag}\n  try      write the plain value"
+        message(text) == f"r.yaml, line {line}: tags are not read\n  got      {tag}\n  hint     write the plain value"
     )
     assert not Path("hacked").exists()
 
@@ -359,11 +360,11 @@ def test_a_tag_is_refused_and_runs_nothing(text: str, line: int, tag: str) -> No
 def test_anchor_and_alias() -> None:
     assert message("name: &n a\nabout: *n\n") == (
         "r.yaml, line 1: anchors and aliases are not read\n"
-        "  received &n\n"
-        "  try      write the values out\n"
+        "  got      &n\n"
+        "  hint     write the values out\n"
         "r.yaml, line 2: anchors and aliases are not read\n"
-        "  received &n\n"
-        "  try      write the values out"
+        "  got      &n\n"
+        "  hint     write the values out"
     )
 
 
@@ -371,7 +372,7 @@ def test_anchor_and_alias() -> None:
     "text", ["model: &m {name: a}\n", "&r\nname: a\n", "&k name: a\n", "name: &n [*n]\n", "name: &n a\nabout: &n b\n"]
 )
 def test_an_anchor_anywhere(text: str) -> None:
-    assert message(text).startswith("r.yaml, line 1: anchors and aliases are not read\n  received &")
+    assert message(text).startswith("r.yaml, line 1: anchors and aliases are not read\n  got      &")
 
 
 @pytest.mark.parametrize(
@@ -383,26 +384,26 @@ def test_an_anchor_anywhere(text: str) -> None:
     ],
 )
 def test_a_key_that_is_no_word(text: str, received: str, remedy: str) -> None:
-    said = f"r.yaml, line 1: a key must be a plain word\n  received {received}\n  try      {remedy}"
+    said = f"r.yaml, line 1: a key must be a plain word\n  got      {received}\n  hint     {remedy}"
     assert message(text) == said
 
 
 @pytest.mark.parametrize(("text", "line", "received"), [("- a\n- b\n", 1, "- a"), ("# no\n\n5\n", 3, "5")])
 def test_a_list_or_a_scalar_at_top_level(text: str, line: int, received: str) -> None:
     assert message(text) == (
-        f"r.yaml, line {line}: a recipe must be a mapping of keys to values\n  received {received}\n{FORM}"
+        f"r.yaml, line {line}: a recipe must be a mapping of keys to values\n  got      {received}\n{FORM}"
     )
 
 
 def test_blocks_in_blocks_in_blocks() -> None:
     assert message(f"name: {'[' * 2000}\n") == (
-        f"r.yaml, line 1: blocks stand more than 20 deep in one another\n  received name: {'[' * 54}\n{FORM}"
+        f"r.yaml, line 1: blocks stand more than 20 deep in one another\n  got      name: {'[' * 54}\n{FORM}"
     )
 
 
 def test_half_of_a_character() -> None:
     assert message('name: "\\ud800"\n') == (
-        "r.yaml, line 1: half of a character is no text\n  received '\\ud800'\n  try      write the character itself"
+        "r.yaml, line 1: half of a character is no text\n  got      '\\ud800'\n  hint     write the character itself"
     )
 
 
@@ -412,8 +413,8 @@ def test_a_file_in_utf_16() -> None:
         load_recipe("r.yaml")
     assert str(raised.value) == (
         "r.yaml: a recipe must be UTF-8 text\n"
-        "  received UTF-16\n"
-        "  try      iconv -f utf-16 -t utf-8 < r.yaml > utf8-r.yaml"
+        "  got      UTF-16\n"
+        "  hint     iconv -f utf-16 -t utf-8 < r.yaml > utf8-r.yaml"
     )
 
 
@@ -424,7 +425,7 @@ def said_of(name: str) -> str:
 
 
 def test_a_missing_file() -> None:
-    assert said_of("lost.yaml") == f"--recipe: there is no recipe file of this name\n  received lost.yaml\n{LIST}"
+    assert said_of("lost.yaml") == f"--recipe: there is no recipe file of this name\n  got      lost.yaml\n{LIST}"
 
 
 def test_a_folder_is_no_file() -> None:
@@ -434,7 +435,7 @@ def test_a_folder_is_no_file() -> None:
 
 def test_an_unknown_recipe() -> None:
     assert said_of("quikstart") == (
-        f"--recipe: there is no recipe of this name\n  received quikstart\n  nearest  quickstart\n{LIST}"
+        f"--recipe: there is no recipe of this name\n  got      quikstart\n  did you mean quickstart?\n{LIST}"
     )
 
 
@@ -450,45 +451,45 @@ def test_extends_in_a_circle() -> None:
     Path("here/b.yaml").write_text("extends: ../here/a.yaml\n", encoding="utf-8")
     assert said_of("here/a.yaml") == (
         "here/../here/../here/a.yaml: a recipe can't extend itself\n"
-        "  received a.yaml -> b.yaml -> a.yaml\n"
-        "  try      take out one of the `extends`"
+        "  got      a.yaml -> b.yaml -> a.yaml\n"
+        "  hint     take out one of the `extends`"
     )
 
 
 def test_extends_itself() -> None:
     assert message("extends: r.yaml\n") == (
-        "r.yaml: a recipe can't extend itself\n  received r.yaml -> r.yaml\n  try      take out one of the `extends`"
+        "r.yaml: a recipe can't extend itself\n  got      r.yaml -> r.yaml\n  hint     take out one of the `extends`"
     )
 
 
 def test_extends_a_missing_recipe() -> None:
     assert message("name: a\nextends: quickstrat\n") == (
-        f"r.yaml, line 2: there is no recipe of this name\n  received quickstrat\n  nearest  quickstart\n{LIST}"
+        f"r.yaml, line 2: there is no recipe of this name\n  got      quickstrat\n  did you mean quickstart?\n{LIST}"
     )
     assert message("extends: lost/r.yaml\n") == (
-        f"r.yaml, line 1: there is no recipe file of this name\n  received lost/r.yaml\n{LIST}"
+        f"r.yaml, line 1: there is no recipe file of this name\n  got      lost/r.yaml\n{LIST}"
     )
 
 
 def test_extends_no_name() -> None:
     assert message("extends: [quickstart]\n") == (
-        "r.yaml, line 1: extends must name a recipe\n  received extends: [quickstart]\n  try      extends: quickstart"
+        "r.yaml, line 1: extends must name a recipe\n  got      extends: [quickstart]\n  hint     extends: quickstart"
     )
 
 
 def test_qlora_without_an_adapter() -> None:
     assert message("quantization:\n  type: nf4\n") == (
         "r.yaml, line 2: quantization.type nf4 needs an adapter: 4-bit weights can't be trained\n"
-        "  received adapter.type none\n"
-        "  try      --qlora, or adapter.type: lora"
+        "  got      adapter.type none\n"
+        "  hint     --qlora, or adapter.type: lora"
     )
 
 
 def test_modules_to_save_without_an_adapter() -> None:
     assert message("adapter:\n  modules_to_save: [embed_tokens]\n") == (
         "r.yaml, line 2: adapter.modules_to_save needs adapter.type lora\n"
-        "  received adapter.type none\n"
-        "  try      --lora"
+        "  got      adapter.type none\n"
+        "  hint     --lora"
     )
 
 
@@ -499,7 +500,7 @@ def sources_problem(value: str) -> str:
     with pytest.raises(RecipeError) as raised:
         resolve([assignment(f"data.sources={value}")])
     return "\n".join(
-        problem.violated.partition("data.sources, ")[2] or problem.violated for problem in raised.value.problems
+        problem.message.partition("data.sources, ")[2] or problem.message for problem in raised.value.problems
     )
 
 
@@ -523,7 +524,7 @@ def test_resolve_sources_that_are_refused(value: str, said: str) -> None:
 def test_resolve_sources_names_the_nearest_key_and_choice() -> None:
     with pytest.raises(RecipeError) as raised:
         resolve([assignment("data.sources=[{source: a, wieght: 2}, {source: b, format: alpca}]")])
-    assert [problem.nearest for problem in raised.value.problems] == ["weight", "alpaca"]
+    assert [problem.did_you_mean for problem in raised.value.problems] == ["weight", "alpaca"]
 
 
 def test_resolve_source_and_sources_exclude_each_other() -> None:
@@ -675,7 +676,7 @@ def loads_or_says_why(load_it: Callable[[], Recipe]) -> None:
         assert isinstance(recipe, Recipe)
         return
     assert problems
-    assert all(problem.violated for problem in problems)
+    assert all(problem.message for problem in problems)
 
 
 def bytes_load_or_say_why(content: bytes) -> None:

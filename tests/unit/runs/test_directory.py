@@ -71,10 +71,10 @@ def test_letters_digits_dot_underscore_and_hyphen_make_a_name(name: str) -> None
 )
 def test_other_names_are_refused_with_one_that_is_not(name: str, remedy: str) -> None:
     """No name leaves the parent folder; the one to type instead is allowed."""
-    received = f"\n  received {name}" if name else ""
+    received = f"\n  got      {name}" if name else ""
     assert message(name) == (
         "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64, no dot or hyphen first"
-        f"{received}\n  try      --name {remedy}"
+        f"{received}\n  hint     --name {remedy}"
     )
     assert NAME.fullmatch(remedy)
     assert names() == []
@@ -257,7 +257,7 @@ def test_a_read_only_parent() -> None:
     """The folder is named, with what the system says."""
     Path("runs").mkdir(mode=0o500)
     assert message("run") == (
-        "output_dir: runs can't be written\n  received Permission denied\n  try      --output-dir FOLDER"
+        "output_dir: runs can't be written\n  got      Permission denied\n  hint     --output-dir FOLDER"
     )
 
 
@@ -271,7 +271,7 @@ def test_what_the_system_says_is_passed_on(code: int, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert message("run") == (
-        f"output_dir: runs can't be written\n  received {os.strerror(code)}\n  try      --output-dir FOLDER"
+        f"output_dir: runs can't be written\n  got      {os.strerror(code)}\n  hint     --output-dir FOLDER"
     )
 
 
@@ -279,11 +279,11 @@ def test_a_parent_that_is_a_file() -> None:
     """A file in the folder's place, and above it."""
     Path("runs").touch()
     assert message("run") == (
-        "output_dir: runs can't be written\n  received runs is a file\n  try      --output-dir FOLDER"
+        "output_dir: runs can't be written\n  got      runs is a file\n  hint     --output-dir FOLDER"
     )
     first, second, _ = message("run", "runs/deeper").splitlines()
     assert first == "output_dir: runs/deeper can't be written"
-    assert second == f"  received {Path.cwd()}/runs is a file"
+    assert second == f"  got      {Path.cwd()}/runs is a file"
 
 
 @pytest.mark.parametrize("parent", ["runs", "runs/deeper"])
@@ -293,7 +293,7 @@ def test_a_parent_that_is_a_link_to_nowhere(parent: str) -> None:
     first, second, third = message("run", parent).splitlines()
     assert first == f"output_dir: {parent} can't be written"
     assert second.endswith("runs is a link to no/such/disk, which does not exist")
-    assert third == "  try      --output-dir FOLDER"
+    assert third == "  hint     --output-dir FOLDER"
 
 
 # Files

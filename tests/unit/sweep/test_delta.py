@@ -44,9 +44,9 @@ def test_resolve_delta_rejects_what_is_no_amount(delta: str | float) -> None:
     with pytest.raises(RecipeError) as caught:
         resolve_delta(delta, LOSS, 0.5)
     [problem] = caught.value.problems
-    assert problem.violated.startswith("--delta (sweep.delta) must be a number above 0")
+    assert problem.message.startswith("--delta (sweep.delta) must be a number above 0")
     typed = f"{delta:g}" if isinstance(delta, float) else delta
-    assert (problem.received, problem.remedy) == (typed, "--delta 0.005 or --delta 1%")
+    assert (problem.got, problem.hint) == (typed, "--delta 0.005 or --delta 1%")
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_resolve_delta_rejects_more_than_the_whole(delta: str | float, metric: s
     with pytest.raises(RecipeError) as caught:
         resolve_delta(delta, metric, 0.5)
     [problem] = caught.value.problems
-    assert problem.violated.startswith("--delta (sweep.delta)")
-    assert (problem.received, problem.remedy) == (f"{delta:g}" if isinstance(delta, float) else delta, hint)
+    assert problem.message.startswith("--delta (sweep.delta)")
+    assert (problem.got, problem.hint) == (f"{delta:g}" if isinstance(delta, float) else delta, hint)
 
 
 @pytest.mark.parametrize(("delta", "metric"), [("100%", LOSS), (2.5, LOSS), (0.999, WIN_RATE)])
@@ -77,8 +77,8 @@ def test_resolve_delta_rejects_a_percentage_without_a_base_value(metric: str, ty
     with pytest.raises(RecipeError) as caught:
         resolve_delta(typed, metric, 0.5)
     [problem] = caught.value.problems
-    assert problem.received == f"{typed} with {metric}"
-    assert problem.remedy == "--delta 0.05    in the metric's unit; 0.05 is 5 points"
+    assert problem.got == f"{typed} with {metric}"
+    assert problem.hint == "--delta 0.05    in the metric's unit; 0.05 is 5 points"
 
 
 @pytest.mark.parametrize(("typed", "value"), [("0.005", 0.005), ("'0.005'", "0.005"), ("1%", "1%")])

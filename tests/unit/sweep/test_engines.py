@@ -152,7 +152,7 @@ def test_a_run_that_can_not_arrive_is_a_failed_cell(
     let_no_run_arrive(error, monkeypatch)
     outcome, again = engine(tmp_path, Returned("finished", name="x", content=b"tar"))._outcome("ref", cell)
     assert (outcome.status, again) == ("failed", False)
-    assert "the run can't be written here" in outcome.problems[0].violated
+    assert "the run can't be written here" in outcome.problems[0].message
 
 
 def test_a_result_that_is_lost_with_its_node_is_waited_for(tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ def test_a_full_disk_ends_the_sweep_and_not_cell_by_cell(
         ended(full, cell)
     assert not isinstance(caught.value, InputError), "something was started"
     [problem] = caught.value.problems
-    assert str(tmp_path) in problem.received
-    assert problem.remedy == "make room, then the same command again"
+    assert str(tmp_path) in problem.got
+    assert problem.hint == "make room, then the same command again"
 
 
 # What goes along with a cell
@@ -222,7 +222,7 @@ def given(made: RayEngine, cell: Cell) -> tuple[list[Event], list[tuple[str, str
     made._submit(
         cell,
         lambda _cell, event: said.append(event),
-        lambda _cell, outcome: ends.append((outcome.status, outcome.problems[0].violated)),
+        lambda _cell, outcome: ends.append((outcome.status, outcome.problems[0].message)),
     )
     return said, ends, runs
 

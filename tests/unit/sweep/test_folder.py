@@ -182,7 +182,7 @@ def test_cells_that_are_not_alike_are_not_compared(other: str, cells: list[Cell]
     with pytest.raises(NeftError, match="changed between cells") as caught:
         require_alike(measured, "neft again")
     assert not isinstance(caught.value, InputError)
-    assert caught.value.problems[0].received == (
+    assert caught.value.problems[0].got == (
         "quickstart-a0-s0, quickstart-a5-s0, quickstart-a5-s1; others: quickstart-a0-s1"
     )
     require_alike({key: found for key, found in measured.items() if key != cells[2].key}, "neft again")
@@ -211,9 +211,9 @@ def test_explained_names_the_file_that_can_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(NeftError) as caught, explained(tmp_path, "neft sweep-alpha x"):
         (tmp_path / "verdict.md").read_text()
     [problem] = caught.value.problems
-    assert problem.violated == "a file can't be read or written; what is done is kept"
-    assert str(tmp_path / "verdict.md") in problem.received
-    assert problem.remedy == "mend its rights, then the same command again"
+    assert problem.message == "a file can't be read or written; what is done is kept"
+    assert str(tmp_path / "verdict.md") in problem.got
+    assert problem.hint == "mend its rights, then the same command again"
 
 
 def test_a_folder_and_a_recipe_can_not_stand_together(neft: Callable[..., Result], tmp_path: Path) -> None:

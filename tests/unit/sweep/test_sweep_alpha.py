@@ -184,7 +184,7 @@ def test_a_stopped_sweep_recommends_by_the_seeds_that_all_arms_have(
     assert (tmp_path / "best").resolve().name == next(cell.key for cell in cells if cell.arm == Arm(5.0))
     with pytest.raises(Preempted) as caught:
         run.end()
-    assert caught.value.problems[0].remedy == "the same again    goes on: what is done is skipped"
+    assert caught.value.problems[0].hint == "the same again    goes on: what is done is skipped"
     assert {state.status for state in run.states.values()} == {"finished", "waiting"}
     assert all(isinstance(state, CellState) for state in run.states.values())
 

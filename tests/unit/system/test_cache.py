@@ -36,9 +36,9 @@ def test_what_can_not_be_written_is_told_with_what_to_type(tmp_path: Path, monke
             subprocess.run(["mount", "-o", f"remount,{option}", str(small)], check=True)
             with pytest.raises(InputError) as raised, written_in_cache("a model") as cache:
                 (cache / "model").write_bytes(bytes(100_000))
-            assert str(raised.value).startswith(f"{cache_folder()}: a model can't be written there\n  received {said}")
-            assert "  try      NEFT_CACHE=FOLDER before the command" in str(raised.value)
+            assert str(raised.value).startswith(f"{cache_folder()}: a model can't be written there\n  got      {said}")
+            assert "  hint     NEFT_CACHE=FOLDER before the command" in str(raised.value)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="received it is no folder"), written_in_cache("a model"):
+    with pytest.raises(InputError, match="got      it is no folder"), written_in_cache("a model"):
         pass

@@ -69,8 +69,8 @@ def test_require_no_links_anywhere(path: str, target: str, folder: Path, outside
     with pytest.raises(InputError) as raised:
         require_no_links(folder)
     assert str(raised.value) == (
-        f"{link}: this would be written to, and is a link\n  received it leads to {outside.parent / target}\n"
-        f"  try      rm {link}    removes the link, not what it leads to"
+        f"{link}: this would be written to, and is a link\n  got      it leads to {outside.parent / target}\n"
+        f"  hint     rm {link}    removes the link, not what it leads to"
     )
     require_no_links(folder, but=(link,))
 
