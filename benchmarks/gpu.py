@@ -159,7 +159,7 @@ def trl_command(task: Task, output: Path) -> list[str | Path]:
 def neft_seconds(output: Path, task: Task) -> float:
     """Of the updates that are timed, by the run's own lines."""
     [file] = output.glob("*/metrics.jsonl")
-    rates = [row["tokens_per_second"] for row in map(json.loads, file.open()) if row["event"] == "StepLogged"]
+    rates = [row["tokens_per_second"] for row in map(json.loads, file.open()) if row["event"] == "training.step"]
     if len(rates) != task.updates:
         raise RuntimeError(f"{file}: {len(rates)} of {task.updates} updates were logged")
     return sum(task.length * task.batch_size / rate for rate in rates[WARMUP:])

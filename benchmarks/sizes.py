@@ -122,7 +122,7 @@ def train(
         folder,
     )
     lines = (folder / "runs" / f"{name}-a5-s0" / "metrics.jsonl").read_text().splitlines()
-    rates = [row["tokens_per_second"] for row in map(json.loads, lines) if row["event"] == "StepLogged"][1:]
+    rates = [row["tokens_per_second"] for row in map(json.loads, lines) if row["event"] == "training.step"][1:]
     return done, len(rates) / sum(1 / rate for rate in rates)  # of equal updates
 
 

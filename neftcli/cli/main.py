@@ -20,6 +20,7 @@ from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.encoding import hold_any_letter
 from neftcli.cli.help import Command, HelpOption
 from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
+from neftcli.events import CommandFailed
 from neftcli.system.distributed import is_main_process, rank
 from neftcli.system.environment import drop_overrides, keep_current_folder_out
 from neftcli.system.files import restrict_umask
@@ -63,13 +64,18 @@ def root(
     """Exit codes: 0 finished, 1 failed, 2 bad input, 75 stopped and resumable, 130 stopped at once."""
 
 
-def _tell(problems: Sequence[Problem], *, started: bool) -> None:
+def _report(problems: Sequence[Problem], exit_code: int) -> None:
+    """Print the problems on stderr and, with --json, write them as an event on stdout."""
     from neftcli.cli.display.problems import print_problems
 
-    if not is_main_process():  # the first one tells what all see, and ends them
+    if not is_main_process():  # the main process reports what all processes see, and ends them
         time.sleep(TURN)
         problems = [replace(problem, message=f"process {rank()}: {problem.message}") for problem in problems]
-    print_problems(problems, started=started)
+    elif "--json" in sys.argv:
+        from neftcli.cli.display.json_lines import JsonLines
+
+        JsonLines(sys.stdout).notify(CommandFailed(tuple(problems), exit_code))
+    print_problems(problems, started=exit_code != 2)
 
 
 def _ignore_signals() -> None:
@@ -123,7 +129,7 @@ def main() -> None:
         with panics_as_errors():
             code = app(args=arguments, prog_name="neft", standalone_mode=False)
         if code == INTERRUPTED:
-            _tell([Problem("stopped by Ctrl-C before anything was started")], started=True)
+            _report([Problem("stopped by Ctrl-C before anything was started")], INTERRUPTED)
         sys.exit(code)
     except UsageError as error:
         if debug:
@@ -133,7 +139,7 @@ def main() -> None:
         else:
             from neftcli.cli.usage import usage_problem
 
-            _tell([usage_problem(error)], started=False)
+            _report([usage_problem(error)], 2)
         sys.exit(2)
     except NeftError as error:
         if debug:
@@ -141,7 +147,7 @@ def main() -> None:
         if isinstance(error, Preempted | Interrupted):
             _ignore_signals()
         if is_main_process() or not isinstance(error, Preempted | Interrupted):
-            _tell(error.problems, started=error.exit_code != 2)
+            _report(error.problems, error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # whoever read the lines has gone (`neft train | head`)
         sys.stderr.close()
@@ -156,7 +162,7 @@ def main() -> None:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             "the same command with --debug, and report what it prints",
         )
-        _tell([problem], started=True)
+        _report([problem], 1)
         sys.exit(1)
 
 

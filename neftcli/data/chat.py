@@ -27,7 +27,7 @@ from neftcli.data.panics import tokenizer_named
 from neftcli.data.special_tokens import Quoting
 from neftcli.data.turn_spans import MARK, Marks
 from neftcli.errors import DataError, ModelError, Problem
-from neftcli.events import Observer, Phase
+from neftcli.events import Observer, Phase, PhaseId
 from neftcli.models.registry import Reference
 from neftcli.models.templates import DATE, own_template, training_template, with_fixed_date
 
@@ -573,9 +573,9 @@ def load_chat_format(
     from neftcli.models.templates import set_template
 
     if reference.kind == "gguf" and not is_converted(Path(reference.location)):
-        observer.notify(Phase("converting the .gguf, once (about half a minute for 135 M parameters)"))
+        observer.notify(Phase(PhaseId.CONVERTING_GGUF))
     else:
-        observer.notify(Phase("loading the tokenizer"))
+        observer.notify(Phase(PhaseId.LOADING_TOKENIZER))
     trust = recipe.model.trust_remote_code
     tokenizer, notices = load_tokenizer(reference, trust, vocabulary_of(reference, trust))
     declared = declared_stop_tokens(reference)

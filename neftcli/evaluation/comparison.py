@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neftcli.evaluation.metrics import distinct_n
-from neftcli.events import Comparison, Estimated, MetricRow
+from neftcli.events import Comparison, MetricRow, MetricValue
 from neftcli.runs.schemas import CellMetric
 from neftcli.statistics.multiple import Better, adjust, direction, verdict
 from neftcli.statistics.paired import FEWEST, LEVEL, PairedDifference, estimate, paired_difference
@@ -206,22 +206,22 @@ def _kept(prompts: Sequence[str] | None, rows: NDArray[np.bool_]) -> list[str] |
     return None if prompts is None else [prompt for prompt, keep in zip(prompts, rows, strict=True) if keep]
 
 
-def _estimated(values: Values, weights: Values | None, prompts: Sequence[str] | None) -> Estimated | None:
+def _estimated(values: Values, weights: Values | None, prompts: Sequence[str] | None) -> MetricValue | None:
     """A figure of one model, over the distinct prompts that have it."""
     rows = ~np.isnan(values)
     if not rows.any():
         return None
     counts, kept = None if weights is None else weights[rows], _kept(prompts, rows)
     found = estimate(values[rows], counts, prompts=kept)
-    return Estimated(found.value, found.low, found.high, found.n)
+    return MetricValue(found.value, found.low, found.high, found.n)
 
 
-def _perplexity(loss: Estimated | None) -> Estimated | None:
+def _perplexity(loss: MetricValue | None) -> MetricValue | None:
     """exp(loss), and its interval by the same function, which keeps order."""
     if loss is None:
         return None
     low, high = (None if bound is None else math.exp(bound) for bound in (loss.low, loss.high))
-    return Estimated(math.exp(loss.value), low, high, loss.n)
+    return MetricValue(math.exp(loss.value), low, high, loss.n)
 
 
 def _distinct_rows(results: Sequence[Results]) -> list[MetricRow]:
@@ -231,7 +231,7 @@ def _distinct_rows(results: Sequence[Results]) -> list[MetricRow]:
         values = [distinct_n([answer.text for answer in one.answers], n) for one in results]
         if any(value is not None for value in values):
             numbers = tuple(
-                None if value is None else Estimated(value, None, None, len(one.answers))
+                None if value is None else MetricValue(value, None, None, len(one.answers))
                 for value, one in zip(values, results, strict=True)
             )
             rows.append(MetricRow(f"distinct-{n}", "", "none", numbers))
@@ -245,7 +245,7 @@ def _task_rows(results: Sequence[Results]) -> list[tuple[MetricRow, list[_Questi
         name = f"{ours.task} {ours.metric}"
         better: Better = "higher" if ours.higher_is_better else "lower"
         estimates = tuple(
-            _estimated(_values(one.per_example), None, None) or Estimated(one.value, None, None, 0) for one in of_all
+            _estimated(_values(one.per_example), None, None) or MetricValue(one.value, None, None, 0) for one in of_all
         )
         questions = [
             _Question(name, better, other.subject.role, _values(theirs.per_example), _values(ours.per_example))
@@ -291,7 +291,7 @@ def _win_rates(judged: Scores | None, prompts: Sequence[str], models: int) -> li
         )
         if (found := question.difference()) is not None:
             low, high = (None if end is None else 0.5 + end for end in (found.low, found.high))
-            estimated = Estimated(0.5 + found.value, low, high, found.n)
+            estimated = MetricValue(0.5 + found.value, low, high, found.n)
             rows.append((MetricRow(name, "", "higher", (estimated, *[None] * (models - 1))), [question]))
     return rows
 

@@ -18,7 +18,7 @@ from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.cache import alone
 from neftcli.evaluation.held_out import Rows, read_rows_for
 from neftcli.evaluation.targets import Subject, base_of, find_subject
-from neftcli.events import Advance, EvaluationReport, Notice, Observer, Phase
+from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.trust import TRUST
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_link, require_no_links
@@ -93,7 +93,7 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
         )
     _require_no_links(subjects)
     folder = _report_folder(rows, subjects, request)
-    observer.notify(Phase("loading libraries"))
+    observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
     with _explained(folder), library_chatter(folder / LOG):
         results = _measure(subjects, rows, request, observer)
         failure, judged = None, None
@@ -323,13 +323,16 @@ def _judge(results: Sequence[Results], rows: Rows, observer: Observer) -> Scores
         Pair(instruction(example), ours.text, theirs.text, prompt_and_reference(example)[1])
         for example, ours, theirs in zip(rows.examples, results[0].answers, opponent.answers, strict=True)
     ]
-    part = f"judge {settings.model}: {results[0].subject.name} against {opponent.subject.name}"
+    judged_models = f"{results[0].subject.name} against {opponent.subject.name}"
     begun = time.perf_counter()
 
     def advance(done: int, total: int) -> None:
         elapsed = time.perf_counter() - begun
         rate = done / elapsed if elapsed else 0.0
-        observer.notify(Advance(part, done, total, elapsed, (total - done) / rate if rate else 0.0, rate, "verdicts"))
+        remaining = (total - done) / rate if rate else 0.0
+        observer.notify(
+            PhaseProgress(PhaseId.JUDGING, done, total, elapsed, remaining, rate, "verdicts", subject=judged_models)
+        )
 
     place = _judge_folder(results[0].subject)
     with alone(place, observer):

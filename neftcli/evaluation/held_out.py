@@ -14,7 +14,7 @@ from neftcli.data.sources import BUILTIN, is_hub
 from neftcli.data.splits import all_prompts, choose, distinct, unseen
 from neftcli.errors import DataError, Problem
 from neftcli.evaluation.targets import Subject, find_subject
-from neftcli.events import Notice, Observer, Phase, RowsReady
+from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId
 from neftcli.recipe.path_suggestions import at_home, exists
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.runs.directory import RECIPE, find_run
@@ -74,7 +74,7 @@ def read_rows_for(
     hub += [subject.reference.kind == "hub" for subject in subjects]
     if any(hub) and (reason := prefer_cache_if_unreachable()):
         observer.notify(Notice(UNREACHABLE.format(reason)))
-    observer.notify(Phase("reading data"))
+    observer.notify(Phase(PhaseId.READING_DATA))
     main = subjects[0]
     if dataset is None and main.run is not None:
         questions, data = _held_out_of(main, recipes[0], split, typed), recipes[0].data
@@ -93,17 +93,17 @@ def read_rows_for(
         )
     examples = kept.select(choose(kept, max_rows, CHOSEN_BY)) if max_rows and max_rows < len(kept) else kept
     observer.notify(
-        RowsReady(
+        EvaluationDataReady(
             source=source,
-            layout=questions.layout,
+            format=questions.layout,
             rows_read=questions.rows_read,
             rows=len(examples),
             with_answer=sum(bool(example.answer() or example.text) for example in examples),
             trained_on=len(various) - len(kept),
             repeated=len(questions.examples) - len(various),
-            unusable={reason: tuple(places) for reason, places in questions.unusable.items()},
-            unread=dict(questions.notes.unread),
-            shortened=dict(questions.notes.shortened),
+            skipped={reason: tuple(places) for reason, places in questions.unusable.items()},
+            unread_columns=dict(questions.notes.unread),
+            dropped_turns=dict(questions.notes.shortened),
             remarks=dict(questions.notes.remarks),
             sources=questions.sources,
         )

@@ -20,7 +20,7 @@ from neftcli.evaluation.loss import RowLoss, losses_as_they_come
 from neftcli.evaluation.metrics import AnswerMetrics
 from neftcli.evaluation.metrics import measure as measure_answer
 from neftcli.evaluation.tasks import TaskResult, run_tasks
-from neftcli.events import Advance, Notice, Observer, Phase
+from neftcli.events import Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.loading import load_config
 from neftcli.models.requirements import (
     embedded_tokens,
@@ -63,10 +63,11 @@ class Results:
 class Progress:
     """Tells how far a part is, with its rate and the time that is left."""
 
-    def __init__(self, part: str, known: int, total: int, unit: str, observer: Observer) -> None:
-        self._part, self._known, self._total, self._unit, self._observer = part, known, total, unit, observer
+    def __init__(self, phase: PhaseId, subject: str, known: int, total: int, unit: str, observer: Observer) -> None:
+        self._phase, self._subject, self._known, self._total = phase, subject, known, total
+        self._unit, self._observer = unit, observer
         self._begun, self._amount = time.perf_counter(), 0
-        observer.notify(Advance(part, known, total, 0.0, 0.0, 0.0, unit))
+        observer.notify(PhaseProgress(phase, known, total, 0.0, 0.0, 0.0, unit, subject))
 
     def add(self, done: int, amount: int) -> None:
         """`done` items are done in all, and `amount` more of the unit."""
@@ -74,7 +75,9 @@ class Progress:
         elapsed = time.perf_counter() - self._begun
         remaining = elapsed / max(1, done - self._known) * (self._total - done)
         rate = self._amount / elapsed if elapsed else 0.0
-        self._observer.notify(Advance(self._part, done, self._total, elapsed, remaining, rate, self._unit))
+        self._observer.notify(
+            PhaseProgress(self._phase, done, self._total, elapsed, remaining, rate, self._unit, self._subject)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class Measurement:
     ) -> None:
         self.subject, self.rows, self.settings, self.compute = subject, rows, settings, compute
         self.seed, self.observer, self._model, self._known = seed, observer, model, known
-        self._tell("reading its tokenizer and settings")
+        self.observer.notify(Phase(PhaseId.LOADING_TOKENIZER, self.subject.name))
         self._chat = subject.load_chat_format(rows.layout, observer)
         self._tokenizer = self._chat.tokenizer
         self._identity = subject.identity(compute) | {
@@ -175,12 +178,9 @@ class Measurement:
             tuple(tasks),
         )
 
-    def _tell(self, what: str) -> None:
-        self.observer.notify(Phase(f"{self.subject.name}: {what}"))
-
     def _loaded(self) -> Any:
         if self._model is None:
-            self._tell("loading the model")
+            self.observer.notify(Phase(PhaseId.LOADING_MODEL, self.subject.name))
             self._model = self.subject.load(self.compute)
         return self._model
 
@@ -204,7 +204,9 @@ class Measurement:
         missing = [place for place in scored if place not in store.found]
         if missing:
             model = self._loaded()
-            progress = Progress(f"{self.subject.name}: loss", len(store.found), len(scored), "rows", self.observer)
+            progress = Progress(
+                PhaseId.COMPUTING_LOSSES, self.subject.name, len(store.found), len(scored), "rows", self.observer
+            )
             size = self.settings.per_device_eval_batch_size
             rows = [scored[place] for place in missing]
             for batch in losses_as_they_come(model, rows, size, self.compute.autocast(), self.observer):
@@ -228,7 +230,9 @@ class Measurement:
             self.observer.notify(
                 Notice(f"{cut} prompts lose their beginning: the model has {self._room} positions for one")
             )
-        progress = Progress(f"{self.subject.name}: answers", len(store.found), len(prompts), "tokens", self.observer)
+        progress = Progress(
+            PhaseId.GENERATING_ANSWERS, self.subject.name, len(store.found), len(prompts), "tokens", self.observer
+        )
         batches = answers_as_they_come(
             model,
             self._chat,
@@ -261,7 +265,7 @@ class Measurement:
         if store is not None and 0 in store.found:
             return list(store.found[0].results)
         model = self._loaded()
-        self._tell(f"task {name}")
+        self.observer.notify(Phase(PhaseId.RUNNING_TASK, f"{self.subject.name}, {name}"))
         size = self.settings.per_device_eval_batch_size
         autocast = self.compute.autocast()
         results = run_tasks(model, self._tokenizer, [name], size, autocast, self.observer, settings)

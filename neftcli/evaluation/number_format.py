@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from neftcli.events import Estimated
+    from neftcli.events import MetricValue
 
 SHARES = (
     *("token accuracy", "exact match", "win rate", "win rate, matched", "win rate, length-controlled"),
@@ -52,7 +52,7 @@ def number(metric: str, value: float | None, *, signed: bool = False) -> str:
     return f"{value:{sign}.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
 
 
-def estimated(metric: str, estimate: Estimated | None) -> str:
+def estimated(metric: str, estimate: MetricValue | None) -> str:
     """Write a model's or an arm's value in a table."""
     return number(metric, None if estimate is None else estimate.value)
 

@@ -1,42 +1,44 @@
-"""What a workflow tells whoever watches: frozen facts, and the one protocol of those who watch.
+"""Events of a workflow, and the protocol of its observers.
 
-A workflow never prints. The displays in `cli/display/`, the records in `runs/` and, later, a sweep all observe.
+A workflow never prints: it notifies an observer. The displays in `cli/display/` and the records in `runs/` are
+observers. Each event class has a stable id, which `--json` and `metrics.jsonl` write.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol, get_args
 
+from neftcli.errors import Problem
 from neftcli.events.data import (
     DataReady,
+    EvaluationDataReady,
     InspectedRow,
     Occurrences,
     PageWritten,
-    RowsReady,
     SourceCounts,
     Span,
     SplitCounts,
     Token,
 )
 from neftcli.events.evaluation import (
-    Advance,
     Comparison,
-    Estimated,
     EvaluatedModel,
     EvaluationReport,
     MetricRow,
+    MetricValue,
     SideBySide,
     Significance,
 )
+from neftcli.events.phases import Phase, PhaseId, PhaseProgress
 from neftcli.events.sweep import (
-    ArmRow,
+    ArmResult,
     CellEstimate,
     CellEvaluationStarted,
     CellStarted,
     CellState,
     CellStatus,
-    PowerPlan,
+    PowerAnalysis,
     SweepEstimate,
     SweepReport,
     SweepStarted,
@@ -46,32 +48,35 @@ from neftcli.events.training import (
     ModelReady,
     NoiseMeasured,
     PairedRun,
-    Plan,
-    Progress,
-    Resolved,
+    RecipeResolved,
     RunFinished,
     Sample,
     StepLogged,
+    TrainingPlan,
+    TrainingProgress,
     TrainingStarted,
 )
 
 __all__ = [
-    "Advance",
-    "ArmRow",
+    "REGISTRY",
+    "SCHEMA_VERSION",
+    "ArmResult",
     "CellEstimate",
     "CellEvaluationStarted",
     "CellStarted",
     "CellState",
     "CellStatus",
+    "CommandFailed",
     "Comparison",
     "DataReady",
-    "Estimated",
     "Evaluated",
     "EvaluatedModel",
+    "EvaluationDataReady",
     "EvaluationReport",
     "Event",
     "InspectedRow",
     "MetricRow",
+    "MetricValue",
     "ModelReady",
     "NoiseMeasured",
     "Notice",
@@ -80,11 +85,10 @@ __all__ = [
     "PageWritten",
     "PairedRun",
     "Phase",
-    "Plan",
-    "PowerPlan",
-    "Progress",
-    "Resolved",
-    "RowsReady",
+    "PhaseId",
+    "PhaseProgress",
+    "PowerAnalysis",
+    "RecipeResolved",
     "RunFinished",
     "Sample",
     "SideBySide",
@@ -97,41 +101,61 @@ __all__ = [
     "SweepReport",
     "SweepStarted",
     "Token",
+    "TrainingPlan",
+    "TrainingProgress",
     "TrainingStarted",
+    "to_dict",
 ]
 
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A part of the work begins that a person may wait for."""
-
-    name: str
+SCHEMA_VERSION = 1
+"""Version of the ids and fields that `--json` writes; it rises when one is renamed or removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something a person should know, and can act on."""
+    """Something a person should know and can act on.
+
+    Attributes:
+        message: The notice.
+    """
+
+    id: ClassVar[str] = "notice"
 
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class CommandFailed:
+    """The command ends with an error, or was stopped.
+
+    Attributes:
+        problems: The errors, each in parts.
+        exit_code: Exit code of the command: 1 failed, 2 bad input, 75 stopped and resumable, 130 stopped at once.
+    """
+
+    id: ClassVar[str] = "error"
+
+    problems: tuple[Problem, ...]
+    exit_code: int
+
+
 Event = (
     Phase
+    | PhaseProgress
     | Notice
+    | RecipeResolved
+    | TrainingPlan
     | DataReady
-    | Resolved
     | ModelReady
     | NoiseMeasured
     | TrainingStarted
-    | Progress
+    | TrainingProgress
     | StepLogged
     | Evaluated
     | RunFinished
     | InspectedRow
     | PageWritten
-    | Plan
-    | RowsReady
-    | Advance
+    | EvaluationDataReady
     | EvaluationReport
     | SweepStarted
     | CellStarted
@@ -139,11 +163,20 @@ Event = (
     | CellState
     | SweepEstimate
     | SweepReport
+    | CommandFailed
 )
+
+REGISTRY: dict[str, type[Event]] = {event.id: event for event in get_args(Event)}
+"""Event classes by their id, in the order in which a reader meets them."""
+
+
+def to_dict(event: Event) -> dict[str, Any]:
+    """Return an event as `--json` writes it: its id as `event`, the schema version, and its fields."""
+    return {"event": event.id, "schema_version": SCHEMA_VERSION, **asdict(event)}
 
 
 class Observer(Protocol):
-    """Whoever watches a workflow."""
+    """Receives the events of a workflow."""
 
     def notify(self, event: Event) -> None:
-        """Is told of an event; must not raise and must not take long."""
+        """Take note of an event; must not raise and must not take long."""

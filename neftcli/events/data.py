@@ -1,14 +1,20 @@
-"""What was read."""
+"""Events and their parts about data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class Occurrences:
-    """The number of rows in which something was found, and the place of the first."""
+    """Occurrences of something in rows.
+
+    Attributes:
+        rows: Rows that have it.
+        first: Location of the first one.
+    """
 
     rows: int
     first: str
@@ -16,7 +22,7 @@ class Occurrences:
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
-    """One side of the data, counted in tokens after cutting at data.max_length.
+    """Counts of the training or the held-out split, in tokens after truncation at data.max_length.
 
     Attributes:
         rows: Rows.
@@ -24,11 +30,11 @@ class SplitCounts:
         loss_tokens: Tokens that carry loss.
         shortest: Tokens of the shortest row.
         median: Tokens of the median row.
-        long: The length that nine rows of ten do not exceed.
+        p90: 90th percentile of the tokens per row.
         longest: Tokens of the longest row.
-        cut: Places of the rows that were longer than data.max_length.
-        without_stop: Places of the rows that do not end in a stop token with loss.
-        remarks: Remark on how rows were rendered and tokenised, to the places of the rows.
+        truncated: Locations of the rows that were longer than data.max_length.
+        without_stop_token: Locations of the rows that do not end in a stop token with loss.
+        remarks: Remark about rendering or tokenization, mapped to the locations of its rows.
     """
 
     rows: int = 0
@@ -36,10 +42,10 @@ class SplitCounts:
     loss_tokens: int = 0
     shortest: int = 0
     median: int = 0
-    long: int = 0
+    p90: int = 0
     longest: int = 0
-    cut: tuple[str, ...] = ()
-    without_stop: tuple[str, ...] = ()
+    truncated: tuple[str, ...] = ()
+    without_stop_token: tuple[str, ...] = ()
     remarks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -50,12 +56,12 @@ class SourceCounts:
     Attributes:
         name: The source.
         rows_read: Rows read.
-        rows_used: Rows of it in the mixture, before rows are held out; a row that repeats counts each time.
-        split: The split that was read; empty if it has none.
-        weight: Its weight in the mixture, if it has one.
-        left_out: Data files of it that are not read.
-        sample_by: What a row of its text files is; empty if it has none.
-        held_out: It is the held-out source.
+        rows_used: Rows in the mixture, before the held-out split is taken; a repeated row counts each time.
+        split: The split that was read; empty if the source has none.
+        weight: Weight in the mixture; None if it has none.
+        left_out: Data files of the source that are not read.
+        sample_by: Unit of text that makes a row (line, paragraph or document); empty if the source is no text.
+        held_out: True for the source of the held-out split.
     """
 
     name: str
@@ -70,76 +76,80 @@ class SourceCounts:
 
 @dataclass(frozen=True, slots=True)
 class DataReady:
-    """The data has been read, split and tokenised.
+    """The training data is read, split and tokenized.
 
     Attributes:
-        source: Where it comes from.
-        layout: The row format, detected or given.
-        loss_on: What carries loss: "answers", "last answers", "completions" or "all tokens".
-        template: The chat template's name, or "" for plain text.
+        source: Name of the data.
+        format: Row format, detected or given.
+        loss_on: Tokens that carry loss: "answers", "last answers", "completions" or "all tokens".
+        template: Name of the chat template; empty for plain text.
         rows_read: Rows read from the training sources.
-        unusable: Reason to the places of the rows that were left out for it.
-        duplicates: Rows that repeat an earlier one.
-        leaked: Training rows left out since their prompt is held out.
-        special_text: Places of rows that hold a special token as text.
-        train: The training side.
-        held_out: The held-out side.
-        fingerprint: SHA-256 of the examples of both sides.
-        unread: Column ("score") or turn key ("turn key emotion") that is not read, to the rows that hold it.
-        unused: Option to the number of rows that it leaves out.
-        shortened: Part of a conversation that is left out, to the rows that lose it.
-        remarks: Remark on what conversations hold, to the rows that hold it.
-        sources: The training sources, then a separate held-out source.
+        skipped: Reason for which rows were left out, mapped to their locations.
+        duplicates: Rows that repeat an earlier row.
+        leaked: Training rows left out because their prompt is in the held-out split.
+        special_token_text: Locations of rows that hold a special token as text.
+        train: Counts of the training split.
+        held_out: Counts of the held-out split.
+        fingerprint: SHA-256 of the examples of both splits.
+        unread_columns: Column ("score") or turn key ("turn key emotion") that neft does not read, and its rows.
+        unused: Option that leaves rows out, mapped to their number.
+        dropped_turns: Part of conversations that is left out, and its rows.
+        remarks: Remark about conversations, and its rows.
+        sources: The training sources, then the source of the held-out split if it is a separate one.
     """
 
+    id: ClassVar[str] = "data.ready"
+
     source: str
-    layout: str
+    format: str
     loss_on: str
     template: str
     rows_read: int
-    unusable: dict[str, tuple[str, ...]]
+    skipped: dict[str, tuple[str, ...]]
     duplicates: int
     leaked: int
-    special_text: tuple[str, ...]
+    special_token_text: tuple[str, ...]
     train: SplitCounts
     held_out: SplitCounts
     fingerprint: str
-    unread: Mapping[str, Occurrences] = field(default_factory=dict)
+    unread_columns: Mapping[str, Occurrences] = field(default_factory=dict)
     unused: Mapping[str, int] = field(default_factory=dict)
-    shortened: Mapping[str, Occurrences] = field(default_factory=dict)
+    dropped_turns: Mapping[str, Occurrences] = field(default_factory=dict)
     remarks: Mapping[str, Occurrences] = field(default_factory=dict)
     sources: tuple[SourceCounts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class RowsReady:
-    """The rows to evaluate on have been read.
+class EvaluationDataReady:
+    """The rows of an evaluation are read.
 
     Attributes:
-        source: Where they come from.
-        layout: Their row format.
+        source: Name of the data.
+        format: Row format.
         rows_read: Rows read.
-        rows: Rows that are evaluated on.
-        with_answer: Those that hold an answer, and so have a loss.
-        trained_on: Rows left out since a model here was trained on one of their prompts.
-        repeated: Rows left out since they repeat an earlier one.
-        unusable: Reason to the places of the rows that were left out for it.
-        unread: Column ("score") or turn key ("turn key emotion") that is not read, to the rows that hold it.
-        shortened: Part of a conversation that is left out, to the rows that lose it.
-        remarks: Remark on what conversations hold, to the rows that hold it.
+        rows: Rows that are evaluated.
+        with_answer: Rows with a reference answer, which therefore have a loss.
+        trained_on: Rows left out because an evaluated model was trained on their prompt.
+        repeated: Rows left out because they repeat an earlier row.
+        skipped: Reason for which rows were left out, mapped to their locations.
+        unread_columns: Column ("score") or turn key ("turn key emotion") that neft does not read, and its rows.
+        dropped_turns: Part of conversations that is left out, and its rows.
+        remarks: Remark about conversations, and its rows.
         sources: The source that was read.
     """
 
+    id: ClassVar[str] = "evaluation.data_ready"
+
     source: str
-    layout: str
+    format: str
     rows_read: int
     rows: int
     with_answer: int
     trained_on: int
     repeated: int
-    unusable: dict[str, tuple[str, ...]]
-    unread: Mapping[str, Occurrences] = field(default_factory=dict)
-    shortened: Mapping[str, Occurrences] = field(default_factory=dict)
+    skipped: dict[str, tuple[str, ...]]
+    unread_columns: Mapping[str, Occurrences] = field(default_factory=dict)
+    dropped_turns: Mapping[str, Occurrences] = field(default_factory=dict)
     remarks: Mapping[str, Occurrences] = field(default_factory=dict)
     sources: tuple[SourceCounts, ...] = ()
 
@@ -149,10 +159,10 @@ class Token:
     """A token of an inspected row.
 
     Attributes:
-        id: Its number in the vocabulary.
-        text: What it adds to the text. Of a character of several tokens the last one has the character, and those
-            before it their bytes, as <0xE4>; so it is the spans that make up the text.
-        loss: It carries loss.
+        id: Id in the vocabulary.
+        text: Text that the token adds. If a character consists of several tokens, its last token has the character and
+            the others have their bytes, such as <0xE4>; the text of a row is therefore the text of its spans.
+        loss: True if the token carries loss.
     """
 
     id: int
@@ -162,12 +172,12 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Neighbouring tokens of an inspected row that all carry loss, or none of them does.
+    """Adjacent tokens of an inspected row, either all with loss or all without.
 
     Attributes:
-        text: Their text; the spans of a row, joined, are the row's text.
-        loss: They carry loss.
-        tokens: Their number.
+        text: Their text; the spans of a row, joined, are the text of the row.
+        loss: True if the tokens carry loss.
+        tokens: Number of tokens.
     """
 
     text: str
@@ -180,34 +190,38 @@ class InspectedRow:
     """A training row as the model sees it.
 
     Attributes:
-        where: The place of the row.
+        location: File and line of the row.
         tokens: Its tokens.
-        spans: The same, with neighbours merged.
-        cut: It was truncated at data.max_length.
-        stops: Its last token with loss is a stop token.
+        spans: The same tokens, with adjacent ones merged.
+        truncated: True if the row was truncated at data.max_length.
+        ends_with_stop_token: True if the last token with loss is a stop token.
         notes: Remarks, such as what the chat template did to earlier turns.
     """
 
-    where: str
+    id: ClassVar[str] = "data.row"
+
+    location: str
     tokens: tuple[Token, ...]
     spans: tuple[Span, ...]
-    cut: bool
-    stops: bool
+    truncated: bool
+    ends_with_stop_token: bool
     notes: tuple[str, ...] = ()
 
     def loss_tokens(self) -> int:
-        """Tokens that carry loss."""
+        """Return the number of tokens that carry loss."""
         return sum(token.loss for token in self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class PageWritten:
-    """The page of `neft data inspect --html` was written.
+    """The page of `neft data inspect --html` is written.
 
     Attributes:
         path: The file.
-        rows: Rows on it.
+        rows: Rows on the page.
     """
+
+    id: ClassVar[str] = "data.page"
 
     path: str
     rows: int

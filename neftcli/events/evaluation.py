@@ -1,33 +1,11 @@
-"""What an evaluation tells."""
+"""Events and their parts about an evaluation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from neftcli.events.training import PairedRun
-
-
-@dataclass(frozen=True, slots=True)
-class Advance:
-    """How far a part of an evaluation is. Times in seconds; `remaining` is an estimate.
-
-    Attributes:
-        part: What is being done.
-        done: Items done.
-        total: Items in all.
-        elapsed: Seconds since it began.
-        remaining: Seconds that are left.
-        rate: Of `unit` a second.
-        unit: What the rate counts.
-    """
-
-    part: str
-    done: int
-    total: int
-    elapsed: float
-    remaining: float
-    rate: float
-    unit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +13,11 @@ class EvaluatedModel:
     """A column of an evaluation's table.
 
     Attributes:
-        role: run, baseline, base, or model.
-        name: The run's name, or the model's.
-        source: Its folder, or where its weights come from.
-        alpha: NEFTune's alpha of its training, or None for a model that is no run.
-        seed: The seed of its training, or None.
+        role: Role of the model: run, baseline, base or model.
+        name: Name of the run or the model.
+        source: Folder of the run, or origin of the weights.
+        alpha: NEFTune's alpha in training; None for a model that is not a run.
+        seed: Seed of the training; None for a model that is not a run.
     """
 
     role: str
@@ -50,8 +28,15 @@ class EvaluatedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimated:
-    """A number over `n` distinct prompts with its 95 % confidence interval, or None."""
+class MetricValue:
+    """A metric with its 95 % confidence interval.
+
+    Attributes:
+        value: The metric.
+        low: Lower end of the interval; None if there is no interval.
+        high: Upper end of the interval; None if there is no interval.
+        n: Distinct prompts.
+    """
 
     value: float
     low: float | None
@@ -64,28 +49,28 @@ class MetricRow:
     """A metric of every model.
 
     Attributes:
-        metric: Its name.
-        unit: Its unit, or an empty string.
-        better: "lower", "higher", or "none" for a description that is neither good nor bad.
-        values: One for each model, in their order; None where it has none.
+        metric: Name of the metric.
+        unit: Unit; empty if it has none.
+        better: "lower", "higher", or "none" if neither is better.
+        values: A value for each model, in their order; None if the model has none.
     """
 
     metric: str
     unit: str
     better: str
-    values: tuple[Estimated | None, ...]
+    values: tuple[MetricValue | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Significance:
-    """A 95 % confidence interval and p-values of a difference, within one scope.
+    """Confidence interval and p-values of a difference, within one scope.
 
     Attributes:
-        low: Lower end of the interval, or None.
-        high: Its upper end.
-        p: Two-sided p-value, or None without a test.
-        p_adjusted: The same after Holm's correction over the comparisons of its kind.
-        verdict: lower, higher, not significant, or an empty string without a test.
+        low: Lower end of the 95 % confidence interval; None without a test.
+        high: Upper end of the interval; None without a test.
+        p: Two-sided p-value; None without a test.
+        p_adjusted: p-value after Holm's correction over the comparisons of its kind; None without a test.
+        verdict: lower, higher or not significant; empty without a test.
     """
 
     low: float | None
@@ -97,23 +82,23 @@ class Significance:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A model or an arm of a sweep compared with another one, prompt by prompt.
+    """A paired comparison of a model, or an arm of a sweep, with another one.
 
     Attributes:
-        metric: The metric's name.
-        against: The other one's role, or its name in a sweep.
-        difference: The first one's value less the other one's.
-        low: Lower end of the difference's 95 % confidence interval within `scope`, or None.
-        high: Its upper end.
-        p: Two-sided p-value of the paired test, or None.
-        p_adjusted: The same after Holm's correction over the comparisons of its kind.
+        metric: Name of the metric.
+        against: Role of the other model, or name of the other arm.
+        difference: The first one's value minus the other one's.
+        low: Lower end of the difference's 95 % confidence interval within `scope`; None without a test.
+        high: Upper end of the interval; None without a test.
+        p: Two-sided p-value of the paired test; None without a test.
+        p_adjusted: p-value after Holm's correction over the comparisons of its kind; None without a test.
         n: Distinct prompts that have the metric on both sides.
-        detectable: Minimum detectable effect: the true difference that is significant with a power of 0.8, or None.
-        verdict: better, worse, higher, lower, not significant, or an empty string without a test. An arm of a sweep is
-            better or worse only for new seeds; lower or higher says that of the seeds trained.
-        scope: these models, these seeds or new seeds.
-        seeds: Seeds that both arms of a sweep have.
-        these_seeds: Of an arm of a sweep that is compared over new seeds: what holds for the seeds trained.
+        detectable: Minimum detectable effect with a power of 80 %; None if it is not known.
+        verdict: better, worse, higher, lower or not significant; empty without a test. An arm is better or worse only
+            for new seeds; lower and higher hold for the trained seeds.
+        scope: Scope of the verdict: these models, these seeds or new seeds.
+        seeds: Seeds that both arms have.
+        these_seeds: The result for the trained seeds, if the arm is compared over new seeds; else None.
         true_level: Estimated rate of p < 0.05 without a true difference, which skewness raises; None if it is not
             known.
     """
@@ -136,7 +121,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class SideBySide:
-    """A prompt and what each model answers, in the order of the models."""
+    """A prompt and the answers of all models.
+
+    Attributes:
+        prompt: The prompt.
+        reference: Reference answer; empty if there is none.
+        answers: An answer of each model, in their order.
+    """
 
     prompt: str
     reference: str
@@ -145,25 +136,27 @@ class SideBySide:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        models: The columns; the first is what was evaluated.
-        rows: Rows evaluated on.
-        source: Where they come from.
-        metrics: What was measured.
-        comparisons: The evaluated model against the others.
-        scope: What the words "better" and "worse" are about.
-        remarks: What a person should know to read the numbers.
+        models: The columns of the table; the first is the evaluated model.
+        rows: Rows that were evaluated.
+        source: Name of the data.
+        metrics: The metrics.
+        comparisons: Comparisons of the evaluated model with the others.
+        scope: Scope of the verdicts, as a sentence.
+        remarks: Remarks that help to read the numbers.
         shown: Answers side by side, the most different first.
-        folder: Where all of it is written.
-        seconds: Wall time in all.
-        paired_run: The run to compare the evaluated one with, where that is a run.
-        conclusion: The result against each other model, sentence by sentence.
-        over_seeds: Command that compares the alphas of two runs over seeds, if nothing else differs between them.
-        win_rate_bounds: Win rate if every unreadable pair was lost, and if every one was won; None if all could be
-            read, or without a judge.
+        folder: Folder of the evaluation.
+        seconds: Wall time.
+        paired_run: The run to compare the evaluated one with; None for a model that is not a run.
+        conclusion: Results against each other model, as sentences.
+        over_seeds: Command that compares the alphas of two runs over seeds; None if anything else differs between them.
+        win_rate_bounds: Win rate if every unreadable pair was lost, and if every one was won; None without a judge, or
+            if all pairs could be read.
     """
+
+    id: ClassVar[str] = "evaluation.report"
 
     models: tuple[EvaluatedModel, ...]
     rows: int

@@ -1,11 +1,12 @@
-"""Events of a sweep."""
+"""Events and their parts about a sweep."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
-from neftcli.events.evaluation import Comparison, Estimated
+from neftcli.events.evaluation import Comparison, MetricValue
 
 
 class CellStatus(StrEnum):
@@ -23,12 +24,16 @@ class CellStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CellStarted:
-    """A worker starts a cell, or starts it again."""
+    """A worker starts a cell, or restarts it."""
+
+    id: ClassVar[str] = "sweep.cell_started"
 
 
 @dataclass(frozen=True, slots=True)
 class CellEvaluationStarted:
     """A cell is trained, and its evaluation starts."""
+
+    id: ClassVar[str] = "sweep.cell_evaluation_started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +44,19 @@ class CellState:
         key: First characters of the hash of everything that determines its weights.
         arm: Name of its arm.
         seed: Its training seed.
-        status: Its status.
-        step: Optimiser steps done.
-        total_steps: All optimiser steps; 0 if the number is not known yet.
+        status: waiting, starting, training, evaluating, preempted, finished, failed or not_needed (by early stopping).
+        step: Steps done.
+        total_steps: Steps in all; 0 until they are known.
         loss: Latest held-out loss; None before the first one.
-        remaining: Estimated seconds left of its training, or of the current part of its evaluation; None if unknown.
+        remaining: MetricValue seconds left of its training, or of the current part of its evaluation; None if unknown.
         run: Its folder; empty if it is not finished.
         problem: Reason of a failure, or an empty string.
         evaluated: Rows or answers done in the current part of its evaluation.
         to_evaluate: All rows or answers of that part; 0 before the evaluation.
-        retries: Number of restarts in this call, after a lost worker or an unexpected error.
+        retries: Restarts in this command, after a lost worker or an unexpected error.
     """
+
+    id: ClassVar[str] = "sweep.cell"
 
     key: str
     arm: str
@@ -79,10 +86,12 @@ class SweepStarted:
     """The cells of a sweep are planned.
 
     Attributes:
-        folder: Where all of it is written.
-        cells: All of them, those that are done already as well.
-        added_baseline: Alpha 0 was not asked for, and was added.
+        folder: Folder of the sweep.
+        cells: All cells, including those that are done.
+        added_baseline: True if neft added alpha 0 to the alphas.
     """
+
+    id: ClassVar[str] = "sweep.started"
 
     folder: str
     cells: tuple[CellState, ...]
@@ -91,13 +100,13 @@ class SweepStarted:
 
 @dataclass(frozen=True, slots=True)
 class CellEstimate:
-    """How long a cell that is to do will take.
+    """Estimated time of a cell that is not done.
 
     Attributes:
-        key: The first letters of the hash of what determines its weights.
-        arm: Its arm in words.
-        seed: Its training seed.
-        seconds: Estimated seconds, without its worker's start.
+        key: Id of the cell.
+        arm: Name of the arm.
+        seed: Training seed.
+        seconds: Estimated seconds, without the start of its worker.
     """
 
     key: str
@@ -107,21 +116,21 @@ class CellEstimate:
 
 
 @dataclass(frozen=True, slots=True)
-class PowerPlan:
-    """What a planned sweep could detect, by the variance of a pilot: claims about new seeds, with a power of 80 %.
+class PowerAnalysis:
+    """Power of a planned sweep for claims about new seeds (power 80 %), from the variance of a pilot sweep.
 
     Attributes:
         metric: The first metric.
         seeds: Planned seeds.
         prompts: Distinct prompts of the held-out split, or documents of a benchmark.
-        pilot: Folder of the sweep whose variance is used; empty without one.
-        pilot_seeds: Its seeds.
+        pilot: Folder of the pilot sweep; empty without one.
+        pilot_seeds: Seeds of the pilot sweep.
         detectable: Minimum detectable effect in the metric's unit; None without a pilot.
         delta: Smallest effect of interest in the metric's unit; None if it is not known.
         seeds_needed: Seeds that detect delta with these prompts; None if no number does, or delta is not known.
-        prompts_needed: Prompts that detect delta with these seeds; None likewise, or with one seed.
-        differs: Options in which the pilot's cells were trained differently.
-        why_not: Why there is no minimum detectable effect; empty if there is one.
+        prompts_needed: Prompts that detect delta with these seeds; None if no number does, or with one seed.
+        differs: Options that differ between the pilot and the planned sweep.
+        why_not: Reason why there is no minimum detectable effect; empty if there is one.
     """
 
     metric: str
@@ -139,24 +148,26 @@ class PowerPlan:
 
 @dataclass(frozen=True, slots=True)
 class SweepEstimate:
-    """How long what is left of a sweep will take, and what its cells share.
+    """Estimated time of the cells that are not done, and what the cells share.
 
     Attributes:
-        seconds: Estimated seconds in all, start-up included.
-        workers: Workers that do it at the same time.
-        cells: Those that are to do.
-        parts: What of a cell takes how many seconds; empty where cells differ, or were timed whole.
-        timed: What the estimate was made from, by its name, and how much of it; empty where nothing is to do.
-        shared: What cells have in common, in words.
-        answer_tokens: Tokens that each answer is counted with, the most it may have; None where answers ended.
-        uncounted: What is left out, in words.
-        engine: local or ray; with ray it was timed on this machine, as if one worker did all.
-        early_stopping: Fewer cells may be needed; the estimate is of all.
-        power: What the sweep could detect.
-        own_start: Seconds in it until the command begins the first cell: as long as this dry run took for the same.
-        worker_start: Seconds in it until a worker begins its first cell (libraries, model, tokenised rows, losses and
-            answers of the base model); None if it is in the recorded seconds of finished cells.
+        seconds: Estimated seconds in all, including start-up.
+        workers: Workers that run at the same time.
+        cells: The cells that are not done.
+        parts: Seconds of each part of a cell; empty if cells differ, or were timed as a whole.
+        timed: Name and number of what was timed for the estimate; empty if all cells are done.
+        shared: What the cells share, in words.
+        answer_tokens: Tokens counted for each answer (the maximum); None if the timed answers ended by themselves.
+        uncounted: What the estimate leaves out, in words.
+        engine: local or ray; with ray the cells are timed on this machine, as if one worker ran them all.
+        early_stopping: True if early stopping may save cells; the estimate is for all.
+        power: Power of the sweep; None if it is not known.
+        own_start: Seconds until the command starts the first cell, as measured in this dry run.
+        worker_start: Seconds until a worker starts its first cell (libraries, model, tokenized rows, losses and answers
+            of the base model); None if the recorded seconds of finished cells include them.
     """
+
+    id: ClassVar[str] = "sweep.estimate"
 
     seconds: float
     workers: int
@@ -168,73 +179,76 @@ class SweepEstimate:
     uncounted: tuple[str, ...] = ()
     engine: str = "local"
     early_stopping: bool = False
-    power: PowerPlan | None = None
+    power: PowerAnalysis | None = None
     own_start: float = 0.0
     worker_start: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ArmRow:
-    """What a sweep found of one arm.
+class ArmResult:
+    """Results of an arm of a sweep.
 
     Attributes:
         alpha: NEFTune's alpha.
-        label: Its other swept options; empty without a grid.
-        seeds: Seeds that it was measured with.
-        values: Metric to its mean over seeds with a 95 % confidence interval over seeds and prompts.
-        comparisons: With alpha 0, each metric that could be compared; empty for alpha 0 itself.
-        dropped: It got no further seeds.
+        label: The other swept options; empty without a grid.
+        seeds: Measured seeds.
+        values: Metric, mapped to its mean over seeds with a 95 % confidence interval over seeds and prompts.
+        comparisons: Comparisons with alpha 0, one for each comparable metric; empty for alpha 0 itself.
+        dropped: True if early stopping gave the arm no further seeds.
     """
 
     alpha: float
     label: str
     seeds: int
-    values: dict[str, Estimated]
+    values: dict[str, MetricValue]
     comparisons: tuple[Comparison, ...]
     dropped: bool = False
 
     def name(self) -> str:
-        """The whole arm in words."""
+        """Return the name of the arm."""
         return arm_name(self.alpha, self.label)
 
     def verdict(self, metric: str) -> str:
-        """The verdict in a metric, with the scope of one that does not hold for new seeds."""
-        found = next((one for one in self.comparisons if one.metric == metric), None)
-        if found is None:
+        """Return the verdict in a metric, with its scope if it does not hold for new seeds."""
+        comparison = next((comparison for comparison in self.comparisons if comparison.metric == metric), None)
+        if comparison is None:
             word = "not compared" if self.alpha else "baseline"
-        elif found.verdict in ("lower", "higher"):
-            word = f"{found.verdict} for {'this seed' if found.seeds == 1 else f'these {found.seeds} seeds'}"
+        elif comparison.verdict in ("lower", "higher"):
+            seeds = "this seed" if comparison.seeds == 1 else f"these {comparison.seeds} seeds"
+            word = f"{comparison.verdict} for {seeds}"
         else:
-            word = found.verdict
+            word = comparison.verdict
         return f"{word} (dropped)" if self.dropped else word
 
 
 def arm_name(alpha: float, label: str) -> str:
-    """An arm in words, by its alpha and its other swept options: "alpha 5, learning_rate 1e-05"."""
+    """Return the name of an arm: its alpha and its other swept options ("alpha 5, learning_rate 1e-05")."""
     return f"alpha {alpha:g}" + (f", {label}" if label else "")
 
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """What a sweep found.
+    """The results of a sweep.
 
     Attributes:
-        folder: Where all of it is written.
-        arms: A row each.
-        metrics: What decides; the first has chosen.
-        recommended: The arm that is recommended, in words; empty where none is.
-        conclusion: What can be said, sentence by sentence.
-        scope: What the verdicts are about.
-        failed: The cells that failed.
-        retried: Those that were begun again in this call, after their worker was lost or a fault.
-        unfinished: Cells that are not done, since the sweep was stopped.
+        folder: Folder of the sweep.
+        arms: Results of each arm.
+        metrics: The metrics that decide; the first one selects the recommended arm.
+        recommended: Name of the recommended arm; empty if there is none.
+        conclusion: The verdict, as sentences.
+        scope: Scope of the verdicts, as a sentence.
+        failed: Cells that failed.
+        retried: Cells that were restarted in this command, after a lost worker or an error.
+        unfinished: Cells that are not done because the sweep was stopped.
         saved: Cells that early stopping saved.
-        seconds: Wall time of this call.
-        again: The command that goes on with it.
+        seconds: Wall time of this command.
+        again: Command that resumes the sweep.
     """
 
+    id: ClassVar[str] = "sweep.report"
+
     folder: str
-    arms: tuple[ArmRow, ...]
+    arms: tuple[ArmResult, ...]
     metrics: tuple[str, ...]
     recommended: str
     conclusion: tuple[str, ...]
@@ -247,15 +261,15 @@ class SweepReport:
     again: str
 
     def failures(self) -> list[str]:
-        """The cells that failed, in words."""
+        """Return a line for each failed cell."""
         return [f"{state.name()} failed: {state.problem}" for state in self.failed]
 
     def remarks(self) -> list[str]:
-        """What else is to say of the cells."""
-        lines = [f"{state.name()} was begun again ({state.tries()})" for state in self.retried]
+        """Return remarks about restarted, unfinished and saved cells."""
+        lines = [f"{state.name()} was restarted ({state.tries()})" for state in self.retried]
         if self.unfinished:
             left = "1 cell is" if self.unfinished == 1 else f"{self.unfinished} cells are"
-            lines.append(f"{left} not done: the table is of those that are")
+            lines.append(f"{left} not done; the table shows the others")
         if self.saved:
             lines.append(f"early stopping saved {self.saved} cell{'s' if self.saved > 1 else ''}")
         return lines

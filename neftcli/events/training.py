@@ -1,23 +1,26 @@
-"""What a run tells, from its plan to its end."""
+"""Events and their parts about a run, from the plan to the end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReady:
-    """The model is loaded and its adapters, if any, are on it.
+    """The model is loaded, with its adapters if it has any.
 
     Attributes:
-        name: Alias, id or path as it was given.
-        source: Where the weights come from.
-        method: full, LoRA r16, QLoRA r16.
+        name: Alias, hub id or path, as given.
+        source: Origin of the weights.
+        method: Training method: full, LoRA r16 or QLoRA r16.
         parameters: All parameters.
-        trainable: Those that are trained.
-        precision: Arithmetic of the matrix products.
-        device: The device, in words.
+        trainable: Trainable parameters.
+        precision: Precision of the matrix products.
+        device: Name of the device.
     """
+
+    id: ClassVar[str] = "model.ready"
 
     name: str
     source: str
@@ -30,17 +33,19 @@ class ModelReady:
 
 @dataclass(frozen=True, slots=True)
 class NoiseMeasured:
-    """NEFTune is attached, and its strength was measured on the first batch.
+    """NEFTune is attached, and its strength is measured on the first batch.
 
     Attributes:
         alpha: NEFTune's alpha.
-        kind: uniform, gaussian or symmetric.
-        length: tokens or padded.
-        schedule: How alpha moves.
-        ratio: RMS of the noise over RMS of the signal at the input of layer 0; 0 for alpha 0.
-        embedding_scale: Factor of the architecture before the noise.
-        layer_gain: Factor of the architecture behind it.
+        kind: Distribution of the noise: uniform, gaussian or symmetric.
+        length: Length in the noise scale: tokens or padded.
+        schedule: Schedule of alpha.
+        ratio: RMS of the noise over the RMS of the signal at the input of layer 0; 0 for alpha 0.
+        embedding_scale: Factor that the architecture applies before the noise.
+        layer_gain: Factor that the architecture applies after the noise.
     """
+
+    id: ClassVar[str] = "noise.ready"
 
     alpha: float
     kind: str
@@ -53,7 +58,15 @@ class NoiseMeasured:
 
 @dataclass(frozen=True, slots=True)
 class TrainingStarted:
-    """The first update is about to begin."""
+    """The first step is about to begin.
+
+    Attributes:
+        run: Folder of the run.
+        total_steps: Steps in all.
+        epochs: Epochs in all.
+    """
+
+    id: ClassVar[str] = "training.started"
 
     run: str
     total_steps: int
@@ -61,8 +74,17 @@ class TrainingStarted:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """An update is done. Times in seconds; `remaining` is an estimate."""
+class TrainingProgress:
+    """A step is done.
+
+    Attributes:
+        step: Steps done.
+        total_steps: Steps in all.
+        elapsed: Seconds since training began.
+        remaining: Estimated seconds left.
+    """
+
+    id: ClassVar[str] = "training.progress"
 
     step: int
     total_steps: int
@@ -72,17 +94,19 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class StepLogged:
-    """A log row.
+    """A row of the training log.
 
     Attributes:
-        step: Updates done.
-        epoch: Passes over the training rows done.
-        loss: Mean loss of the updates since the last row, with the noise on.
-        learning_rate: Learning rate of the last update.
+        step: Steps done.
+        epoch: Epochs done.
+        loss: Mean loss of the steps since the last row, with noise, in nats per token.
+        learning_rate: Learning rate of the last step.
         grad_norm: Norm of its gradient before clipping.
-        tokens_per_second: Real tokens (no pads) a second since the last row.
-        memory_bytes: Most memory used so far: of the GPU where there is one, else of the process; of several the first.
+        tokens_per_second: Tokens per second since the last row, without padding.
+        memory_bytes: Peak memory so far: of the GPU, or of the process on a CPU; with several processes, of rank 0.
     """
+
+    id: ClassVar[str] = "training.step"
 
     step: int
     epoch: float
@@ -95,7 +119,15 @@ class StepLogged:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Losses without noise, in nats a token with loss; None where there are no such rows."""
+    """Losses without noise, in nats per token.
+
+    Attributes:
+        step: Steps done; 0 for the model before training.
+        held_out_loss: Loss on the held-out split; None if it has no rows.
+        train_loss: Loss on the probe rows of the training split; None if there are none.
+    """
+
+    id: ClassVar[str] = "training.evaluated"
 
     step: int
     held_out_loss: float | None
@@ -104,7 +136,14 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A held-out prompt and its answers."""
+    """A held-out prompt and its answers.
+
+    Attributes:
+        prompt: The prompt.
+        reference: Reference answer.
+        base: Answer of the base model.
+        tuned: Answer of the tuned model.
+    """
 
     prompt: str
     reference: str
@@ -114,12 +153,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PairedRun:
-    """The run that another is compared with: the same but for the noise.
+    """A run with the same recipe except for the noise.
 
     Attributes:
         run: Its folder.
         alpha: Its alpha.
-        exists: It is there and finished.
+        exists: True if the run exists and is finished.
     """
 
     run: str
@@ -129,19 +168,21 @@ class PairedRun:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """The run is complete and its model saved.
+    """The run is complete and its model is saved.
 
     Attributes:
-        run: The run's folder.
-        seconds: Wall time in all.
-        base_held_out_loss: Of the model before training.
-        held_out_loss: Of the tuned model.
-        base_train_loss: Of the model before training, on the probe rows.
-        train_loss: Of the tuned model on the probe rows, noise off.
-        samples: Answers before and after.
-        alpha: NEFTune's alpha, for what to type next.
-        paired_run: What to compare it with, likewise.
+        run: Folder of the run.
+        seconds: Wall time.
+        base_held_out_loss: Held-out loss before training.
+        held_out_loss: Held-out loss of the tuned model.
+        base_train_loss: Loss on the probe rows of the training split before training.
+        train_loss: The same of the tuned model, without noise.
+        samples: Answers before and after training.
+        alpha: NEFTune's alpha.
+        paired_run: The run to compare this one with; None if there is none.
     """
+
+    id: ClassVar[str] = "training.finished"
 
     run: str
     seconds: float
@@ -149,45 +190,53 @@ class RunFinished:
     held_out_loss: float | None
     base_train_loss: float | None
     train_loss: float | None
-    samples: tuple[Sample, ...] = field(default=())
+    samples: tuple[Sample, ...] = ()
     alpha: float = 0.0
     paired_run: PairedRun | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
-    """The recipe with every option in force, as YAML."""
+class RecipeResolved:
+    """The recipe of a dry run is resolved.
+
+    Attributes:
+        recipe: The recipe as YAML, with every option.
+    """
+
+    id: ClassVar[str] = "recipe.resolved"
 
     recipe: str
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run would do.
+class TrainingPlan:
+    """The plan of a dry run: steps, parameters and estimated memory.
 
     Attributes:
-        model: Where the weights come from.
-        method: full, LoRA r16, QLoRA r16.
-        device: The device, in words.
-        precision: Arithmetic of the matrix products.
-        updates: Updates of the optimiser in all; None where the data could not be counted.
+        model: Origin of the weights.
+        method: Training method: full, LoRA r16 or QLoRA r16.
+        device: Name of the device.
+        precision: Precision of the matrix products.
+        total_steps: Steps in all; None if the data could not be counted.
         parameters: All parameters.
-        trainable: Those that are trained.
-        weights_bytes: Estimated bytes of the weights,
-        gradients_bytes: of their gradients,
-        optimizer_bytes: of the optimiser,
-        activations_bytes: of what is kept for the backward pass and of the logits,
-        libraries_bytes: of the libraries, measured; 0 on a GPU,
-        total_bytes: and of all of these, in all processes of the machine where they share its memory.
-        available_bytes: Bytes free on the device now.
-        keeps_freed: Freed memory is kept for the next update, so that a long run needs more.
+        trainable: Trainable parameters.
+        weights_bytes: Bytes of the weights.
+        gradients_bytes: Bytes of the gradients.
+        optimizer_bytes: Bytes of the optimizer state.
+        activations_bytes: Bytes of the activations and the logits.
+        libraries_bytes: Measured bytes of the libraries; 0 on a GPU.
+        total_bytes: Bytes in all; of all processes of the machine if they share its memory.
+        available_bytes: Free bytes of the device.
+        keeps_freed: True if freed memory is kept for the next step, so that a long run needs more.
     """
+
+    id: ClassVar[str] = "training.plan"
 
     model: str
     method: str
     device: str
     precision: str
-    updates: int | None
+    total_steps: int | None
     parameters: int
     trainable: int
     weights_bytes: int

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from neftcli.errors import InputError, Problem
+from neftcli.events import Evaluated
 from neftcli.recipe import relative_paths
 from neftcli.recipe.path_suggestions import at_home
 from neftcli.runs.schemas import MetricsLine, Record, lines, parse
@@ -261,7 +262,7 @@ class RunDirectory:
         for line, row in lines(self.path / METRICS, MetricsLine):
             if row is None:
                 damaged += line.endswith("\n")
-            elif row["step"] <= (evaluated if row["event"] == "Evaluated" else step):
+            elif row["step"] <= (evaluated if row["event"] == Evaluated.id else step):
                 kept.append(line)
         self.write_text(METRICS, "".join(kept))
         remove(self.path / "samples.jsonl")
@@ -308,7 +309,7 @@ class RunDirectory:
     def evaluations(self) -> list[MetricsLine]:
         """Read the evaluations of `metrics.jsonl`, without lines that are damaged."""
         read = (row for _, row in lines(self.path / METRICS, MetricsLine))
-        return [row for row in read if row is not None and row["event"] == "Evaluated"]
+        return [row for row in read if row is not None and row["event"] == Evaluated.id]
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
         """Add one object as a line of a .jsonl file."""

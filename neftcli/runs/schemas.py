@@ -100,7 +100,7 @@ class TrainerState(TypedDict):
 
 
 class MetricsLine(TypedDict):
-    """A line of `metrics.jsonl`."""
+    """A line of `metrics.jsonl`; `event` is the id of a class in `neftcli.events`."""
 
     event: str
     step: Count

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Preempted, Problem
-from neftcli.events import Advance, CellEvaluationStarted, Event, Notice, Observer, Phase
+from neftcli.events import CellEvaluationStarted, Event, Notice, Observer, Phase, PhaseProgress
 from neftcli.models.damaged_files import is_cut
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
 from neftcli.recipe.schema import TaskSettings
@@ -162,7 +162,7 @@ def do_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: S
 
     def and_then(trained: TrainedRun) -> None:
         prepared, compute = trained.assets.prepared, trained.assets.compute
-        rows = _rows(recipe, prepared.held_out_examples, prepared.counts.layout)
+        rows = _rows(recipe, prepared.held_out_examples, prepared.counts.format)
         known = tuple(zip(prepared.held_out, trained.losses, strict=False))
         _measure(trained.directory, recipe, rows, compute, _Stoppable(observer, stop), trained.model, known)
 
@@ -187,7 +187,7 @@ class _Stoppable:
         Raises:
             Preempted: A stop was asked for.
         """
-        if isinstance(event, Advance | Phase) and self._stop.is_requested():
+        if isinstance(event, PhaseProgress | Phase) and self._stop.is_requested():
             raise Preempted(Problem("stopped while the cell was measured; what was measured is kept"))
         self._observer.notify(event)
 
@@ -203,7 +203,7 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, o
     with library_chatter(run.log):
         assets = asset_cache.find(recipe)
         if assets is not None:
-            examples, layout = assets.prepared.held_out_examples, assets.prepared.counts.layout
+            examples, layout = assets.prepared.held_out_examples, assets.prepared.counts.format
         else:
             reference, found = read_inputs(recipe, observer)
             layout, data = found.layout, recipe.data

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from neftcli.evaluation import number_format
 from neftcli.evaluation.comparison import LOSS, METRICS
-from neftcli.events import ArmRow, CellState, SweepReport
+from neftcli.events import ArmResult, CellState, SweepReport
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import RunDirectory, finite
 from neftcli.sweep.folder import BEST, BEST_BESIDE, PLOTS
@@ -100,7 +100,7 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(map(escape_markdown, cells)) + " |"
 
 
-def _cells(arm: ArmRow, names: Sequence[str], metric: str) -> list[str]:
+def _cells(arm: ArmResult, names: Sequence[str], metric: str) -> list[str]:
     """An arm's row, by the same words and digits as on a terminal."""
     values = [number_format.estimated(name, arm.values.get(name)) for name in names]
     found = next((one for one in arm.comparisons if one.metric == metric), None)

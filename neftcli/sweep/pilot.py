@@ -13,7 +13,7 @@ import numpy as np
 from neftcli.data.splits import normalised
 from neftcli.errors import InputError, Problem
 from neftcli.evaluation.report import instruction
-from neftcli.events import PowerPlan
+from neftcli.events import PowerAnalysis
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
 from neftcli.runs.directory import CELLS, RECIPE
 from neftcli.statistics.crossed import (
@@ -41,7 +41,7 @@ NO_PILOT = "not known before cells of two seeds are done; --pilot SWEEP takes th
 
 def plan_power(
     base: Recipe, cells: Sequence[Cell], held_out: Iterable[Example], folder: Path, *, own: bool
-) -> PowerPlan:
+) -> PowerAnalysis:
     """Compute the minimum detectable effect of a planned sweep, and what would detect its delta.
 
     The components of the variance are the means over the pilot's arms; the degrees of freedom of the seeds' part are
@@ -61,7 +61,7 @@ def plan_power(
     name = base.sweep.metrics[0]
     metric = METRIC_NAMES.get(name, name)
     prompts = len({normalised(instruction(example)) for example in held_out})
-    plan = PowerPlan(metric, base.sweep.seeds, prompts, why_not=NO_PILOT)
+    plan = PowerAnalysis(metric, base.sweep.seeds, prompts, why_not=NO_PILOT)
     if name in ("tasks", "win_rate"):
         return replace(plan, why_not=f"not planned for {metric}, whose variance cells don't keep")
     of_pilot, runs = list(cells), folder / CELLS

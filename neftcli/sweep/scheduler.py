@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import NeftError, Preempted, Problem
 from neftcli.evaluation.comparison import LOSS
 from neftcli.events import (
-    Advance,
     CellEvaluationStarted,
     CellStarted,
     CellStatus,
@@ -19,8 +18,9 @@ from neftcli.events import (
     Event,
     Notice,
     Observer,
-    Progress,
+    PhaseProgress,
     SweepReport,
+    TrainingProgress,
 )
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import CELLS, RECIPE, RunDirectory
@@ -123,7 +123,7 @@ class SweepRun:
 
     def _told(self, cell: Cell, event: Event) -> None:
         match event:
-            case Progress():
+            case TrainingProgress():
                 known = {"step": event.step, "total_steps": event.total_steps, "remaining": event.remaining}
                 self._set(cell, status=CellStatus.TRAINING, **known)
             case Evaluated() if event.step:  # before that it is the base model's
@@ -132,7 +132,7 @@ class SweepRun:
                 self._set(cell, status=CellStatus.STARTING)
             case CellEvaluationStarted():
                 self._set(cell, status=CellStatus.EVALUATING, remaining=None)
-            case Advance() if self.states[cell.key].status == CellStatus.EVALUATING:
+            case PhaseProgress() if self.states[cell.key].status == CellStatus.EVALUATING:
                 self._set(cell, evaluated=event.done, to_evaluate=event.total, remaining=event.remaining)
             case Notice() if event.message not in self._said:  # many are the same for all cells
                 self._said.add(event.message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from neftcli.evaluation.number_format import amount, interval, p_value
-from neftcli.events import ArmRow, Comparison, Significance
+from neftcli.events import ArmResult, Comparison, Significance
 from neftcli.statistics.crossed import ArmDifference
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, Better
 from neftcli.statistics.paired import LEVEL, SKEWED
@@ -17,7 +17,7 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def findings(metric: str, better: Better, arms: Sequence[ArmRow], not_compared: Mapping[str, str]) -> list[str]:
+def findings(metric: str, better: Better, arms: Sequence[ArmResult], not_compared: Mapping[str, str]) -> list[str]:
     """State for one metric which arms are better or worse, which differ for these seeds only, and which do not.
 
     Args:

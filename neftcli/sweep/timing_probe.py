@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from neftcli.errors import NeftError, Problem, panics_as_errors
-from neftcli.events import Event, Observer, Phase, Progress, TrainingStarted
+from neftcli.events import Event, Observer, Phase, PhaseId, TrainingProgress, TrainingStarted
 from neftcli.sweep.cell_costs import BEGUN, Costs
 from neftcli.sweep.engines.local_engine import devices
 from neftcli.sweep.engines.worker import end_with_the_parent, ignore_signals, signals_put_off
@@ -120,11 +120,11 @@ class _Clock:
         """
         match event:
             case Phase():
-                self._connection.send(Phase(f"to estimate the time: {event.name}"))
+                self._connection.send(replace(event, subject="time estimate"))
             case TrainingStarted():
-                self.notify(Phase("some updates"))
+                self.notify(Phase(PhaseId.TIMING_STEPS))
                 self.times, self._total = [time.perf_counter()], event.total_steps
-            case Progress():
+            case TrainingProgress():
                 self.times.append(time.perf_counter())
                 timed, seconds = len(self.times) - 2, self.times[-1] - self.times[1]  # the first update also prepares
                 if timed + 1 == self._total or timed >= MOST or (timed >= FEWEST and seconds > ENOUGH):
@@ -164,7 +164,7 @@ def _time_losses(recipe: Recipe, assets: Assets, clock: _Clock) -> tuple[int, fl
     """Rows that were timed, and seconds a row."""
     from neftcli.evaluation.loss import row_losses
 
-    clock.notify(Phase("losses of some rows"))
+    clock.notify(Phase(PhaseId.TIMING_LOSSES))
     size, compute = recipe.evaluation.per_device_eval_batch_size, assets.compute
     rows = _evenly(sorted(assets.prepared.held_out, key=lambda row: len(row.input_ids)), size)
     row_losses(assets.model, rows[:1], 1, compute.autocast())  # the first one also prepares
@@ -193,7 +193,7 @@ def _time_answers(recipe: Recipe, assets: Assets, clock: _Clock) -> tuple[int, d
 
     batches = {}
     for size in sorted(sizes):
-        clock.notify(Phase(f"the beginning of {size} answers"))
+        clock.notify(Phase(PhaseId.TIMING_ANSWERS, count=size))
         seconds(1, 2)  # the first one also prepares
         short, all_tokens = min(FIRST_TOKENS, generation.max_new_tokens), generation.max_new_tokens
         first, some = seconds(size, 1), seconds(size, short)

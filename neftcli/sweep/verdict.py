@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from neftcli.evaluation.comparison import LOSS, WIN_RATE
-from neftcli.events import ArmRow, Comparison, Estimated, Significance
+from neftcli.events import ArmResult, Comparison, MetricValue, Significance
 from neftcli.statistics.crossed import ArmDifference, arm_estimate, compare_arms
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, adjust, direction, verdict
 from neftcli.statistics.paired import FEWEST, LEVEL, RESAMPLES
@@ -34,7 +34,7 @@ class Verdict:
         scope: Population that the verdicts are about.
     """
 
-    arms: tuple[ArmRow, ...]
+    arms: tuple[ArmResult, ...]
     recommended: Arm | None
     conclusion: tuple[str, ...]
     scope: str
@@ -205,7 +205,7 @@ def _row(
     compared: Mapping[str, Comparison],
     dropped: bool,
     resamples: int,
-) -> ArmRow:
+) -> ArmResult:
     """An arm's row, with its own figures in some metrics."""
     values = {}
     for metric in metrics:
@@ -217,8 +217,8 @@ def _row(
                 prompts=results.prompts(metric),
                 resamples=resamples,
             )
-            values[metric] = Estimated(figure.value, figure.low, figure.high, figure.n)
-    return ArmRow(arm.alpha, arm.label(), results.measured_seeds(arm), values, tuple(compared.values()), dropped)
+            values[metric] = MetricValue(figure.value, figure.low, figure.high, figure.n)
+    return ArmResult(arm.alpha, arm.label(), results.measured_seeds(arm), values, tuple(compared.values()), dropped)
 
 
 def _is_decided(one: Comparison) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.data.chat import ChatFormat
 from neftcli.data.prepare import Examples, Prepared
-from neftcli.events import Notice, Observer, Phase
+from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.models.registry import Reference
 from neftcli.models.requirements import load_model_of
 from neftcli.training.validate import tokenize_inputs
@@ -85,14 +85,14 @@ def load_assets(recipe: Recipe, reference: Reference, examples: Examples, observ
     Raises:
         InputError: The model or the rows can't be used.
     """
-    observer.notify(Phase("loading libraries"))
+    observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
     from neftcli.models.loading import fingerprint
     from neftcli.system.device import resolve_compute_config
 
     compute = resolve_compute_config(recipe)
     prepared, chat, notices = tokenize_inputs(recipe, reference, examples, observer)
     report_data(prepared, notices, observer)
-    observer.notify(Phase("loading the model"))
+    observer.notify(Phase(PhaseId.LOADING_MODEL))
     model = load_model_of(recipe, reference, compute)
     return Assets(reference, compute, chat, notices, prepared, model, fingerprint(reference, model.config))
 

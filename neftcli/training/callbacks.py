@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from neftcli.errors import NonFiniteLossError, Problem
-from neftcli.events import Evaluated, Observer, Phase, Progress, StepLogged
+from neftcli.events import Evaluated, Observer, Phase, PhaseId, StepLogged, TrainingProgress
 from neftcli.neftune import Noise
 from neftcli.system.device import peak_memory
 from neftcli.system.distributed import all_gather_object, broadcast_object
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from neftcli.runs.schemas import TrainingState
     from neftcli.training.resume import BaseEvaluation
 
-SAVING = Phase("stopping: saving a checkpoint")
+SAVING = Phase(PhaseId.SAVING_CHECKPOINT)
 
 
 class Watch(TrainerCallback, ExportableState):
@@ -111,7 +111,7 @@ class Watch(TrainerCallback, ExportableState):
         remaining = training / (step - self._first_step) * (total - step)
         done = self._done(step, total) - self._done(self._first_step, total)
         remaining += self._evaluation_seconds / max(1, done) * (round(1 / self._every) - self._done(step, total))
-        self._observer.notify(Progress(step, total, elapsed, max(remaining, 0.0)))
+        self._observer.notify(TrainingProgress(step, total, elapsed, max(remaining, 0.0)))
         if self._is_due(state):
             control.should_log = True
         if self._is_to_stop():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from neftcli.data.prepare import Prepared
 from neftcli.data.sources import is_hub
 from neftcli.errors import InputError
-from neftcli.events import Notice, Observer, Plan, Resolved
+from neftcli.events import Notice, Observer, RecipeResolved, TrainingPlan
 from neftcli.models.registry import Reference, resolve
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import require_writable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def plan_run(recipe: Recipe, observer: Observer) -> Plan:
+def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
     """The resolved recipe, the counted data, the number of updates and the memory that they need.
 
     Where model or data can't be reached, what is known without them is still told, at data.max_length.
@@ -40,10 +40,10 @@ def plan_run(recipe: Recipe, observer: Observer) -> Plan:
             prepared, _, notices = prepare_inputs(recipe, observer)
         except InputError:
             if _may_be_unreachable(recipe, reference) and reference.alias and reference.alias.architecture:
-                observer.notify(Resolved(to_yaml(recipe)))
+                observer.notify(RecipeResolved(to_yaml(recipe)))
                 observer.notify(_measure_plan(recipe, reference, None)[0])
             raise
-        observer.notify(Resolved(to_yaml(recipe)))
+        observer.notify(RecipeResolved(to_yaml(recipe)))
         report_data(prepared, notices, observer)
         result, memory_notices = _measure_plan(recipe, reference, prepared)
     for notice in memory_notices:
@@ -60,7 +60,9 @@ def plan_run(recipe: Recipe, observer: Observer) -> Plan:
     return result
 
 
-def _measure_plan(recipe: Recipe, reference: Reference, prepared: Prepared | None) -> tuple[Plan, tuple[str, ...]]:
+def _measure_plan(
+    recipe: Recipe, reference: Reference, prepared: Prepared | None
+) -> tuple[TrainingPlan, tuple[str, ...]]:
     """The plan, and notices about its adapter."""
     from neftcli.models.memory import estimate
     from neftcli.system.device import available_memory, process_memory, resolve_compute_config
@@ -73,12 +75,12 @@ def _measure_plan(recipe: Recipe, reference: Reference, prepared: Prepared | Non
     memory = estimate(recipe, reference, compute.weights_dtype.itemsize, activation_bytes, row_tokens, compute.device)
     libraries = process_memory() if compute.device == "cpu" else 0
     lengths: Sequence[int] | Places = prepared.train.lengths() if prepared else ()
-    planned = Plan(
+    planned = TrainingPlan(
         model=reference.source(),
         method=recipe.method(),
         device=compute.device_name,
         precision=compute.precision(),
-        updates=num_training_steps(recipe, lengths) if prepared or recipe.training.max_steps else None,
+        total_steps=num_training_steps(recipe, lengths) if prepared or recipe.training.max_steps else None,
         parameters=memory.parameters,
         trainable=memory.trainable,
         weights_bytes=int(memory.weights),

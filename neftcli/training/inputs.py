@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import Examples, read_examples
 from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub
-from neftcli.events import Notice, Observer, Phase
+from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.models.gguf import is_converted
 from neftcli.models.loading import require_pinned_code
 from neftcli.models.registry import ALIASES, Reference, resolve
@@ -49,7 +49,7 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
         reason = prefer_cache_if_unreachable()
         if reason:
             observer.notify(Notice(UNREACHABLE.format(reason)))
-    observer.notify(Phase("reading data"))
+    observer.notify(Phase(PhaseId.READING_DATA))
     examples = read_examples(recipe.data, reading(observer))
     require_usable(reference, recipe, trains=True)
     if weights:

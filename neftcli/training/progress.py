@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from neftcli.events import Advance, Observer, Phase
+from neftcli.events import Observer, Phase, PhaseId, PhaseProgress
 
 EVERY = 2.0
 """Seconds between two of these events; what takes less tells none."""
@@ -30,20 +30,22 @@ def reading(observer: Observer) -> Callable[[int], None]:
 
     def read(rows: int) -> None:
         if pace.due():
-            observer.notify(Phase(f"reading data: {rows:,} rows so far"))
+            observer.notify(Phase(PhaseId.READING_DATA, count=rows))
 
     return read
 
 
 def tokenising(observer: Observer) -> Callable[[int, int], None]:
     """Is called with the rows that are tokenised, and all of them."""
-    observer.notify(Phase("tokenising"))
+    observer.notify(Phase(PhaseId.TOKENIZING))
     pace = _Pace()
 
     def tokenised(done: int, total: int) -> None:
         if pace.due():
             elapsed = time.monotonic() - pace.begun
             rate = done / elapsed
-            observer.notify(Advance("tokenising", done, total, elapsed, (total - done) / rate, rate, "rows"))
+            observer.notify(
+                PhaseProgress(PhaseId.TOKENIZING, done, total, elapsed, (total - done) / rate, rate, "rows")
+            )
 
     return tokenised

@@ -24,6 +24,7 @@ from neftcli.events import (
     Notice,
     Observer,
     Phase,
+    PhaseId,
     RunFinished,
     Sample,
     StepLogged,
@@ -170,7 +171,7 @@ class _Run:
     def notify(self, event: Event) -> None:
         """Tells the observer, and keeps what is a measurement in `metrics.jsonl`."""
         if isinstance(event, StepLogged | Evaluated):
-            self.directory.append_line("metrics.jsonl", {"event": type(event).__name__, **asdict(event)})
+            self.directory.append_line("metrics.jsonl", {"event": event.id, **asdict(event)})
         self.observer.notify(event)
 
     def do(self, assets: Assets, model: PreTrainedModel) -> tuple[RunFinished, Any]:
@@ -202,7 +203,7 @@ class _Run:
         tuned = trainer.model
         after = None
         with suppress(StopRequested), self.stop.interruptible():
-            after = self._answers("answering the same prompts after training", tuned, assets)
+            after = self._answers(PhaseId.GENERATING_SAMPLES, tuned, assets)
         after = distributed.broadcast_object(after)
         if after is None:
             trainer.save_final_checkpoint(last.step)
@@ -226,7 +227,7 @@ class _Run:
             paired_run=find_paired_run(self.written, self.directory.path.parent),
         )
         if distributed.is_main_process():
-            self._conclude(finished, assets.reference, prepared.counts.layout)
+            self._conclude(finished, assets.reference, prepared.counts.format)
         return finished, tuned
 
     def _base(self, assets: Assets, model: PreTrainedModel) -> BaseEvaluation:
@@ -245,7 +246,7 @@ class _Run:
         seed = self.recipe.training.seed if settings.generation.do_sample else None
         answers = assets.once(
             (settings.samples, settings.generation, seed),
-            lambda: self._answers("answering held-out prompts before training", model, assets),
+            lambda: self._answers(PhaseId.GENERATING_BASE_SAMPLES, model, assets),
         )
         self.notify(evaluated)
         return BaseEvaluation(evaluated, answers)
@@ -254,7 +255,7 @@ class _Run:
         from neftcli.evaluation.loss import mean_loss, row_losses
 
         settings = self.recipe.evaluation
-        self.notify(Phase("evaluating" if step else "evaluating the model before training"))
+        self.notify(Phase(PhaseId.EVALUATING if step else PhaseId.EVALUATING_BASE))
         size = settings.per_device_eval_batch_size
 
         def measure(rows: Sequence[TokenRow]) -> Sequence[RowLoss]:
@@ -268,7 +269,7 @@ class _Run:
         self.losses = held_out
         return Evaluated(step, mean_loss(held_out), mean_loss(probe))
 
-    def _answers(self, phase: str, model: Any, assets: Assets) -> list[str]:
+    def _answers(self, phase: PhaseId, model: Any, assets: Assets) -> list[str]:
         from neftcli.evaluation.generation import generate_answers
 
         examples = assets.prepared.held_out_examples[: self.recipe.evaluation.samples]
@@ -287,7 +288,7 @@ class _Run:
     def _train(
         self, assets: Assets, model: PreTrainedModel, base: BaseEvaluation, found: dict[str, str]
     ) -> tuple[Any, Evaluated]:
-        self.notify(Phase("preparing the trainer"))
+        self.notify(Phase(PhaseId.PREPARING_TRAINER))
         parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
         with touching_ahead(self.recipe, assets.compute, model, assets.prepared):
             recipe, trainer, watch = self._prepare(assets, model, base, found)
@@ -385,7 +386,7 @@ class _Run:
 
     def _save(self, model: Any, assets: Assets) -> None:
         """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
-        self.notify(Phase("saving the model"))
+        self.notify(Phase(PhaseId.SAVING_MODEL))
         from neftcli.models.saving import (
             base_settings,
             files_of,

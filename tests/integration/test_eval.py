@@ -110,7 +110,8 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
     folder = Path(report["folder"])
     assert folder == Path("runs/tiny-a5-s0/evaluation/held-out-vs-tiny-a0-s0")
     written = json.loads((folder / "report.json").read_text())
-    assert {key: written[key] for key in report if key != "event"} == {k: v for k, v in report.items() if k != "event"}
+    fields = {key: value for key, value in report.items() if key not in ("event", "schema_version")}
+    assert {key: written[key] for key in fields} == fields
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     assert len(lines) == 12
     nats = sum(line["run"]["negative_log_likelihood"] for line in lines)
@@ -219,7 +220,7 @@ def test_rows_that_were_trained_on_are_left_out(neft: Neft, runs: Path, rows_fil
         if not Path(command[0]).name.startswith("tiny"):
             shutil.copytree(runs / "tiny-a0-s0" / "model", rows_file.parent / "m", dirs_exist_ok=True)
         told = events(neft("eval", *command, "--dataset", rows_file, "--no-answers", "--json").out)
-        [rows] = [event for event in told if event["event"] == "RowsReady"]
+        [rows] = [event for event in told if event["event"] == "evaluation.data_ready"]
         assert (rows["rows_read"], rows["rows"], rows["trained_on"]) == (60, 12, 48)
 
 
@@ -239,7 +240,7 @@ def test_turns_that_were_trained_on_are_known_in_other_conversations(neft: Neft,
     ]
     Path("longer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in longer))
     told = events(neft("eval", "tiny-a5-s0", "--dataset", "longer.jsonl", "--no-answers", "--json").out)
-    [rows] = [event for event in told if event["event"] == "RowsReady"]
+    [rows] = [event for event in told if event["event"] == "evaluation.data_ready"]
     assert (rows["rows_read"], rows["rows"], rows["trained_on"]) == (60, 12, 48)
 
 
@@ -247,7 +248,7 @@ def test_repeated_rows_count_once(neft: Neft, runs: Path) -> None:
     line = json.dumps({"prompt": "Name a river.", "completion": "Seine."}) + "\n"
     Path("twice.jsonl").write_text(line * 3)
     told = events(neft("eval", "tiny-a5-s0", "--dataset", "twice.jsonl", "--no-answers", "--no-base", "--json").out)
-    [rows] = [event for event in told if event["event"] == "RowsReady"]
+    [rows] = [event for event in told if event["event"] == "evaluation.data_ready"]
     assert (rows["rows"], rows["repeated"]) == (1, 2)
 
 

@@ -20,7 +20,7 @@ SHORT = ("--max-steps", "10", "--held-out-rows", "24", "--samples", "1", "--set"
 
 def test_ten_updates_lower_the_held_out_loss(neft: Callable[..., Result], tmp_path: Path) -> None:
     finished = events(neft("train", *SHORT, "--output-dir", tmp_path, "--json").out)[-1]
-    assert finished["event"] == "RunFinished"
+    assert finished["event"] == "training.finished"
     assert finished["held_out_loss"] < finished["base_held_out_loss"] - 0.05
 
 

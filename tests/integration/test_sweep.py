@@ -82,7 +82,7 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     assert result.code == 0, result.err
     folder = tmp_path / "runs" / "tiny-sweep"
     report = events(result.out)[-1]
-    assert report["event"] == "SweepReport"
+    assert report["event"] == "sweep.report"
     assert [(arm["alpha"], arm["seeds"]) for arm in report["arms"]] == [(0, 2), (5, 2)]
     [comparison] = report["arms"][1]["comparisons"]
     cells = {state["arm"]: [] for state in report_of(folder)["cells"]}
@@ -109,8 +109,8 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     # Again by its folder: nothing is trained, the report is the same.
     stamps = {file: file.stat().st_mtime_ns for file in folder.rglob("model/*")}
     again = events(neft("sweep-alpha", folder, "--json").out)
-    assert [one["status"] for one in again if one["event"] == "CellState"] == []
-    [plan] = [one for one in again if one["event"] == "SweepStarted"]
+    assert [one["status"] for one in again if one["event"] == "sweep.cell"] == []
+    [plan] = [one for one in again if one["event"] == "sweep.started"]
     assert [state["status"] for state in plan["cells"]] == ["finished"] * 4
     assert {key: again[-1][key] for key in ("arms", "conclusion")} == {
         key: report[key] for key in ("arms", "conclusion")
@@ -128,10 +128,10 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     assert (dry.code, "alpha" in dry.out) == (2, False)
     monkeypatch.chdir(tmp_path)
     other = events(neft("sweep-alpha", folder, "--max-steps", "4", "--name", "more", "--dry-run", "--json").out)
-    assert [one["folder"] for one in other if one["event"] == "SweepStarted"] == [f"{tmp_path}/runs/more-sweep"]
+    assert [one["folder"] for one in other if one["event"] == "sweep.started"] == [f"{tmp_path}/runs/more-sweep"]
     # Fewer seeds: what is left out is said.
     fewer = events(neft("sweep-alpha", folder, "--seeds", "1", "--json").out)
-    [left] = [one["message"] for one in fewer if one["event"] == "Notice" and "left out" in one["message"]]
+    [left] = [one["message"] for one in fewer if one["event"] == "notice" and "left out" in one["message"]]
     assert "tiny-a0-s1, tiny-a5-s1" in left
     # A model that was cut is no model any more.
     [weights] = (folder / "cells" / "tiny-a5-s1" / "model").glob("*.safetensors")
@@ -205,7 +205,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     result = neft("sweep-alpha", folder, "--json")
     assert result.code == 0, result.err
     told = events(result.out)
-    [plan] = [event for event in told if event["event"] == "SweepStarted"]
+    [plan] = [event for event in told if event["event"] == "sweep.started"]
     assert plan["cells"][0]["status"] == "finished"
     undisturbed = tmp_path / "other"
     assert neft(*arguments, "--output-dir", undisturbed, "--set", f"output_dir={undisturbed}").code == 0
@@ -224,9 +224,9 @@ def test_a_cell_that_is_tried_again_is_named(neft: Neft, arguments: list[str], t
     assert process.returncode == 0, said
     told = events(out)
     died = "alpha 0, seed 0 is tried again: the worker that trained it died: signal 9"
-    assert [one["message"] for one in told if one["event"] == "Notice" and "again" in one["message"]] == [died]
+    assert [one["message"] for one in told if one["event"] == "notice" and "again" in one["message"]] == [died]
     assert [state["retries"] for state in told[-1]["retried"]] == [1]
-    assert "alpha 0, seed 0 was begun again (try 2)" in (folder / "verdict.md").read_text()
+    assert "alpha 0, seed 0 was restarted (try 2)" in (folder / "verdict.md").read_text()
     rows = csv.DictReader((folder / "cells.csv").read_text().splitlines())
     assert [(row["status"], row["retries"]) for row in rows] == [("finished", "1"), ("finished", "0")]
 
@@ -352,7 +352,7 @@ def test_a_dry_run_shows_the_cells_their_time_and_what_they_share_and_makes_noth
     assert "shared within a seed: data order, dropout, directions of the noise\n" in result.out
     grid = ["--grid", "training.per_device_train_batch_size=2,8", "--set", "training.max_steps=1", "--seeds", "1"]
     *_, found = events(neft(*arguments, *grid, "--set", "sweep.answers=false", "--dry-run", "--json").out)
-    assert found["event"] == "SweepEstimate"
+    assert found["event"] == "sweep.estimate"
     assert [cell["arm"] for cell in found["cells"]] == [
         f"alpha {alpha}, per_device_train_batch_size {size}" for size in (2, 8) for alpha in (0, 5)
     ]

@@ -57,7 +57,7 @@ def test_a_cell_that_is_not_measured_is_and_other_rows_are_refused(
     (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").unlink()
     (folder / "cells" / "tiny-a5-s0" / "evaluation" / "cell.json").write_text("{")
     told = events(neft("sweep-alpha", folder, "--json").out)
-    assert {one["status"] for one in told if one["event"] == "CellState"} == {"starting", "evaluating", "finished"}
+    assert {one["status"] for one in told if one["event"] == "sweep.cell"} == {"starting", "evaluating", "finished"}
     assert measured_of(folder) == measured
     assert stamps_of(folder) == stamps
     # As many rows as before, in another order: paired place by place with the old ones they would say anything.
@@ -90,7 +90,7 @@ def test_early_stopping_with_two_workers(
     assert result.code == 0, result.err
     told = events(result.out)
     folder, report = tmp_path / "runs" / "tiny-sweep", told[-1]
-    notices = [one["message"] for one in told if one["event"] == "Notice"]
+    notices = [one["message"] for one in told if one["event"] == "notice"]
     assert any(notice.startswith("alpha 100 gets no further seeds: worse than alpha 0 by ") for notice in notices)
     [stopped] = [notice for notice in notices if notice.startswith("Stopped early, after 3 of 5 seeds: ")]
     assert stopped in report["conclusion"]
@@ -101,7 +101,7 @@ def test_early_stopping_with_two_workers(
     # Two at a time, and each to the same bits as alone.
     states, together = dict[str, str](), 0
     for one in told:
-        if one["event"] == "CellState":
+        if one["event"] == "sweep.cell":
             states[one["key"]] = one["status"]
             together = max(together, sum(state == "starting" for state in states.values()))
     assert together == 2

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from neftcli.errors import InputError
-from neftcli.events import Evaluated, Event, Notice, Progress
+from neftcli.events import Evaluated, Event, Notice, TrainingProgress
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.cell import finished_run, measured
@@ -102,7 +102,7 @@ def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
 
     def told(cell: Cell, event: Event) -> None:
         said.append((cell.key, event))
-        training = {key for key, event in said if isinstance(event, Progress)} - {key for key, _ in outcomes}
+        training = {key for key, event in said if isinstance(event, TrainingProgress)} - {key for key, _ in outcomes}
         assert len(training) <= 2, "more cells at work than CPUs"
         if nodes and len(training) == 2:  # each node has a CPU, so one of the two is at work there
             cluster.remove_node(nodes.pop(), allow_graceful=False)
@@ -185,7 +185,7 @@ def test_a_stopped_cell_comes_back_and_is_gone_on_with_to_the_same_bits(
         for one in [replace(recipe, training=replace(recipe.training, seed=seed))]
     ]
     engine = RayEngine(cluster.address, 1, folder)
-    stop = lambda _cell, event: engine.stop() if isinstance(event, Progress) else None  # noqa: E731
+    stop = lambda _cell, event: engine.stop() if isinstance(event, TrainingProgress) else None  # noqa: E731
     outcomes = done_by(engine, long, stop)
     assert [outcome.status for outcome in outcomes] == ["preempted"] * 4
     runs = [*(folder / "cells").iterdir()]
@@ -197,7 +197,7 @@ def test_a_stopped_cell_comes_back_and_is_gone_on_with_to_the_same_bits(
     said: list[Event] = []
     [outcome] = done_by(RayEngine(cluster.address, 1, folder), [cell], lambda _cell, event: said.append(event))
     assert outcome == Outcome("finished", str(runs[0]))
-    assert min(event.step for event in said if isinstance(event, Progress)) > resume_state.step
+    assert min(event.step for event in said if isinstance(event, TrainingProgress)) > resume_state.step
     assert (
         json.loads((runs[0] / "run.json").read_text())["resumed"][0]["checkpoint"] == f"checkpoint-{resume_state.step}"
     )
@@ -230,7 +230,7 @@ def test_what_is_trained_is_only_measured(
     said: list[Event] = []
     [again] = done_by(RayEngine(cluster.address, 1, folder), [other], lambda _cell, event: said.append(event))
     assert again == first
-    assert not [event for event in said if isinstance(event, Progress)], "it was trained again"
+    assert not [event for event in said if isinstance(event, TrainingProgress)], "it was trained again"
     assert weights_of(run.path) == before[0]
     content = measured(run, other.recipe)
     assert content is not None

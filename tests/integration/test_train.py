@@ -61,8 +61,8 @@ def test_a_run_leaves_its_files_and_a_model_that_loads(neft: Neft, quick: list[s
     assert record["model_fingerprint"].startswith("sha256 ")
     assert record["results"]["held_out_loss"] > 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["event"] == "StepLogged"] == [1, 2, 3, 4]
-    assert [line["step"] for line in lines if line["event"] == "Evaluated"] == [0, 2, 4]
+    assert [line["step"] for line in lines if line["event"] == "training.step"] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if line["event"] == "training.evaluated"] == [0, 2, 4]
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 2
     assert set(samples[0]) == {"prompt", "reference", "base", "tuned"}
@@ -85,7 +85,7 @@ def test_fused_layers_learn_what_the_libraries_layers_do(
         run = tmp_path / fused / "tiny-a5-s0"
         assert neft(*quick, "--output-dir", tmp_path / fused, "--set", f"training.fused_layers={fused}").code == 0
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        curves.append([(line["loss"], line["grad_norm"]) for line in lines if line["event"] == "StepLogged"])
+        curves.append([(line["loss"], line["grad_norm"]) for line in lines if line["event"] == "training.step"])
         weights.append(weights_hash(run))
     (first, _), (last, _) = curves[0][0], curves[0][-1]
     assert last < first - 50 * tolerance
@@ -229,7 +229,7 @@ def test_each_way_of_training_finishes_and_loads_again(
     result = neft(*quick, *extra, "--json")
     assert result.code == 0, result.err
     finished = events(result.out)[-1]
-    assert finished["event"] == "RunFinished"
+    assert finished["event"] == "training.finished"
     run = tmp_path / "runs" / "tiny-a5-s0"
     if "lora" in extra[0]:
         from peft import PeftModel
@@ -361,7 +361,7 @@ def test_an_option_that_would_do_nothing_is_refused(
 def test_lora_without_a_recipe_has_its_own_learning_rate(neft: Neft, quick: list[str]) -> None:
     for extra, expected in ((["--lora"], 2e-4), ([], 5e-5)):
         told = events(neft(*quick, *extra, "--set", "training.warmup_ratio=0", "--json").out)
-        assert max(e["learning_rate"] for e in told if e["event"] == "StepLogged") == pytest.approx(expected)
+        assert max(e["learning_rate"] for e in told if e["event"] == "training.step") == pytest.approx(expected)
 
 
 def test_held_out_rows_of_another_kind_are_refused(neft: Neft, quick: list[str], tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_a_gated_or_unreachable_model_is_still_planned(neft: Neft, rows_file: Pa
     assert result.code == 2
     assert "can't be reached" in result.err
     plan = events(result.out)[-1]
-    assert (plan["event"], plan["parameters"], plan["updates"]) == ("Plan", 6_738_415_616, None)
+    assert (plan["event"], plan["parameters"], plan["total_steps"]) == ("training.plan", 6_738_415_616, None)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "runs" / "tiny-a5-s0"
     deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or "StepLogged" not in (run / "metrics.jsonl").read_text():
+    while not (run / "metrics.jsonl").exists() or "training.step" not in (run / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
@@ -416,7 +416,7 @@ def test_a_further_signal_while_the_process_ends_does_not_change_its_exit_code(
     command = [sys.executable, "-m", "neftcli.cli.main", *quick, "--set", "training.max_steps=100000", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None  # noqa: PT018
-    next(line for line in process.stdout if "StepLogged" in line)
+    next(line for line in process.stdout if "training.step" in line)
     process.send_signal(signal.SIGTERM)
     next(line for line in process.stderr if line.startswith("stopped; "))
     for sent in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -454,8 +454,8 @@ def test_a_dry_run_counts_and_leaves_nothing(neft: Neft, quick: list[str], tmp_p
     result = neft(*quick, "--dry-run", "--json")
     assert result.code == 0, result.err
     plan = events(result.out)[-1]
-    assert plan["event"] == "Plan"
-    assert plan["updates"] == 4
+    assert plan["event"] == "training.plan"
+    assert plan["total_steps"] == 4
     assert plan["total_bytes"] == pytest.approx(
         sum(plan[f"{part}_bytes"] for part in ("weights", "gradients", "optimizer", "activations", "libraries")), abs=4
     )
@@ -470,10 +470,10 @@ def test_a_dry_run_tells_the_updates_that_training_does(neft: Neft, quick: list[
     arguments = [*free, "--epochs", "1.5", "--set", "training.gradient_accumulation_steps=4", "--batch-size", "3"]
     for batching in ("padded", "packed"):
         extra = ["--set", f"training.batching={batching}", "--max-length", "400"]
-        planned = events(neft(*arguments, *extra, "--dry-run", "--json").out)[-1]["updates"]
+        planned = events(neft(*arguments, *extra, "--dry-run", "--json").out)[-1]["total_steps"]
         told = events(neft(*arguments, *extra, "--json").out)
-        assert [e["step"] for e in told if e["event"] == "Progress"][-1] == planned
-        assert next(e["total_steps"] for e in told if e["event"] == "TrainingStarted") == planned
+        assert [e["step"] for e in told if e["event"] == "training.progress"][-1] == planned
+        assert next(e["total_steps"] for e in told if e["event"] == "training.started") == planned
 
 
 def test_without_options_it_is_the_quickstart(neft: Neft, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from neftcli.events import Event, Phase, Progress
+from neftcli.events import Event, Phase, PhaseId, TrainingProgress
 from neftcli.recipe.loading import assignment, resolve
 from neftcli.runs.checkpoints import Checkpoints
 from tests.tiny import save_tiny
@@ -83,7 +83,7 @@ class Killer:
         step: The update behind which it strikes; 0 for never.
         signal: With what.
         evaluating: Strikes in the first evaluation behind `step`, in place of at once.
-        phase: Strikes where the phase of this name begins, in place of behind an update.
+        phase: Strikes when this phase begins, instead of after a step.
         twice: Strikes twice.
         saving: Strikes in the first checkpoint from `step` on, when all but the manifest is written.
     """
@@ -91,17 +91,19 @@ class Killer:
     step: int = 0
     signal: int = signal.SIGKILL
     evaluating: bool = False
-    phase: str = ""
+    phase: PhaseId | None = None
     saving: bool = False
     twice: bool = False
     done: int = 0
 
     def notify(self, event: Event) -> None:
         """Strikes when its time has come."""
-        if isinstance(event, Progress):
+        if isinstance(event, TrainingProgress):
             self.done = event.step
-        behind = isinstance(event, Progress) and event.step == self.step and not self.evaluating and not self.saving
-        if behind or (isinstance(event, Phase) and event.name == self.phase):
+        behind = (
+            isinstance(event, TrainingProgress) and event.step == self.step and not self.evaluating and not self.saving
+        )
+        if behind or (isinstance(event, Phase) and event.phase == self.phase):
             self.strike()
 
     def strike(self) -> None:
@@ -245,16 +247,16 @@ RESUMABLE = 75
         (Killer(16, signal.SIGTERM), RESUMABLE, "preempted", "checkpoint-16"),  # the last update
         (Killer(5, evaluating=True), -signal.SIGKILL, "running", "checkpoint-4"),
         (Killer(5, saving=True), -signal.SIGKILL, "running", "checkpoint-4"),
-        (Killer(phase="saving the model"), -signal.SIGKILL, "running", "checkpoint-14"),
-        (Killer(phase="answering the same prompts after training"), -signal.SIGKILL, "running", "checkpoint-14"),
+        (Killer(phase=PhaseId.SAVING_MODEL), -signal.SIGKILL, "running", "checkpoint-14"),
+        (Killer(phase=PhaseId.GENERATING_SAMPLES), -signal.SIGKILL, "running", "checkpoint-14"),
         (
-            Killer(phase="answering the same prompts after training", signal=signal.SIGTERM),
+            Killer(phase=PhaseId.GENERATING_SAMPLES, signal=signal.SIGTERM),
             RESUMABLE,
             "preempted",
             "checkpoint-16",
         ),
-        (Killer(phase="loading the model"), -signal.SIGKILL, "running", None),
-        (Killer(phase="loading the model", signal=signal.SIGTERM), RESUMABLE, "preempted", None),
+        (Killer(phase=PhaseId.LOADING_MODEL), -signal.SIGKILL, "running", None),
+        (Killer(phase=PhaseId.LOADING_MODEL, signal=signal.SIGTERM), RESUMABLE, "preempted", None),
         (Killer(1), -signal.SIGKILL, "running", None),
     ],
 )

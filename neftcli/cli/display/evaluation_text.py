@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from neftcli.cli.display.formatting import comparing
-from neftcli.events import Comparison, EvaluatedModel, EvaluationReport, RowsReady, SweepReport
+from neftcli.events import Comparison, EvaluatedModel, EvaluationDataReady, EvaluationReport, SweepReport
 
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
 
@@ -16,10 +16,10 @@ def described(model: EvaluatedModel) -> str:
     return f"{model.name}{trained} · {model.source}"
 
 
-def rows_line(event: RowsReady) -> str:
+def rows_line(event: EvaluationDataReady) -> str:
     """The rows that are evaluated on, in a line."""
     answers = "" if event.with_answer == event.rows else f", {event.with_answer} of them with a reference answer"
-    return f"{event.source} ({event.layout.replace('_', '/')}) · {event.rows} of {event.rows_read} rows{answers}"
+    return f"{event.source} ({event.format.replace('_', '/')}) · {event.rows} of {event.rows_read} rows{answers}"
 
 
 def against(report: EvaluationReport, role: str) -> list[Comparison]:

@@ -17,19 +17,45 @@ from neftcli.evaluation import number_format
 from neftcli.events import (
     CellStatus,
     DataReady,
+    EvaluationDataReady,
     ModelReady,
     NoiseMeasured,
     Occurrences,
     PairedRun,
-    Plan,
-    PowerPlan,
-    RowsReady,
+    Phase,
+    PhaseId,
+    PhaseProgress,
+    PowerAnalysis,
     RunFinished,
     SourceCounts,
     SweepEstimate,
     SweepStarted,
+    TrainingPlan,
 )
 
+PHASES = {
+    PhaseId.LOADING_LIBRARIES: "loading libraries",
+    PhaseId.READING_DATA: "reading data",
+    PhaseId.CONVERTING_GGUF: "converting the .gguf, once (about half a minute for 135 M parameters)",
+    PhaseId.LOADING_TOKENIZER: "loading the tokenizer",
+    PhaseId.TOKENIZING: "tokenizing",
+    PhaseId.LOADING_MODEL: "loading the model",
+    PhaseId.EVALUATING_BASE: "evaluating the model before training",
+    PhaseId.GENERATING_BASE_SAMPLES: "answering held-out prompts before training",
+    PhaseId.PREPARING_TRAINER: "preparing the trainer",
+    PhaseId.EVALUATING: "evaluating",
+    PhaseId.GENERATING_SAMPLES: "answering the same prompts after training",
+    PhaseId.SAVING_CHECKPOINT: "stopping: saving a checkpoint",
+    PhaseId.SAVING_MODEL: "saving the model",
+    PhaseId.COMPUTING_LOSSES: "losses",
+    PhaseId.GENERATING_ANSWERS: "answers",
+    PhaseId.RUNNING_TASK: "benchmark task",
+    PhaseId.JUDGING: "asking the judge",
+    PhaseId.TIMING_STEPS: "timing a few steps",
+    PhaseId.TIMING_LOSSES: "timing the losses of a few rows",
+    PhaseId.TIMING_ANSWERS: "timing the beginning of a few answers",
+}
+"""Display texts of the phases."""
 PLACES = 3
 MOST_NAMES = 10
 LONGEST_NAME = 60
@@ -80,6 +106,14 @@ def roughly(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
     return " ".join(f"{number} {unit}" for number, unit in parts if number)
+
+
+def phase_text(event: Phase | PhaseProgress) -> str:
+    """Return the text of a phase: its subject, what is done, and the rows so far."""
+    text = f"{event.subject}: {PHASES[event.phase]}" if event.subject else PHASES[event.phase]
+    if isinstance(event, Phase) and event.count is not None:
+        text += f", {event.count:,} so far" if event.phase is PhaseId.READING_DATA else f" ({event.count})"
+    return text
 
 
 def harmless(text: str) -> str:
@@ -137,7 +171,7 @@ def data_line(event: DataReady) -> str:
             rows_read += source.rows_read  # two parts of one set
         elif source.held_out:
             sides += f" of the {source.rows_read} in {source.name}{f' ({source.split})' if source.split else ''}"
-    return f"{event.source} ({event.layout.replace('_', '/')}) · {rows_read} rows read: {sides}"
+    return f"{event.source} ({event.format.replace('_', '/')}) · {rows_read} rows read: {sides}"
 
 
 def noise_line(event: NoiseMeasured) -> str:
@@ -155,13 +189,13 @@ def noise_line(event: NoiseMeasured) -> str:
 def length_line(event: DataReady) -> str:
     """The number of tokens with loss, and the lengths of the rows."""
     side = event.train
-    lengths = f"{side.shortest} to {side.longest} tokens a row, median {side.median}, 9 of 10 at most {side.long}"
+    lengths = f"{side.shortest} to {side.longest} tokens a row, median {side.median}, 9 of 10 at most {side.p90}"
     return f"{count(side.loss_tokens)} tokens with loss ({event.loss_on}) · {lengths}"
 
 
 def data_notices(event: DataReady) -> list[str]:
     """Notices about the data before training."""
-    notices = [*source_notices(event.sources), *_left_out(event.unusable), *row_part_notices(event)]
+    notices = [*source_notices(event.sources), *_left_out(event.skipped), *row_part_notices(event)]
     if event.leaked:
         theirs = agree(event.leaked, "its prompt is", "their prompts are")
         notices.append(f"{some(event.leaked, 'training row')} left out: {theirs} held out")
@@ -169,18 +203,18 @@ def data_notices(event: DataReady) -> list[str]:
         repeat = agree(event.duplicates, "repeats", "repeat")
         kept = agree(event.duplicates, "it is", "they are")
         notices.append(f"{some(event.duplicates, 'row')} {repeat} an earlier row, prompt and answer; {kept} kept")
-    if event.train.cut:
-        notices.append(f"{rows(event.train.cut)} truncated at data.max_length; --max-length keeps more")
-    if event.held_out.cut:
-        notices.append(f"of the held-out rows, {rows(event.held_out.cut)} truncated at data.max_length")
-    if event.train.without_stop:
-        places = event.train.without_stop
+    if event.train.truncated:
+        notices.append(f"{rows(event.train.truncated)} truncated at data.max_length; --max-length keeps more")
+    if event.held_out.truncated:
+        notices.append(f"of the held-out rows, {rows(event.held_out.truncated)} truncated at data.max_length")
+    if event.train.without_stop_token:
+        places = event.train.without_stop_token
         end, teach = agree(len(places), "ends", "end"), agree(len(places), "doesn't", "don't")
         notices.append(f"{rows(places)} {end} without a stop token with loss, so {teach} teach to stop")
-    if event.special_text:
-        acts = "it acts as the token" if event.layout == "text" else "it is tokenised as ordinary characters"
-        hold = agree(len(event.special_text), "holds", "hold")
-        notices.append(f"{rows(event.special_text)} {hold} a special token as text: {acts}")
+    if event.special_token_text:
+        acts = "it acts as the token" if event.format == "text" else "it is tokenised as ordinary characters"
+        hold = agree(len(event.special_token_text), "holds", "hold")
+        notices.append(f"{rows(event.special_token_text)} {hold} a special token as text: {acts}")
     notices += [f"{rows(having)}: {remark}" for remark, having in event.train.remarks.items()]
     if not event.held_out.rows:
         notices.append(
@@ -193,18 +227,18 @@ def data_notices(event: DataReady) -> list[str]:
     return notices
 
 
-def row_part_notices(event: DataReady | RowsReady) -> list[str]:
+def row_part_notices(event: DataReady | EvaluationDataReady) -> list[str]:
     """Notices about columns and turn keys that are not read, parts of conversations that are left out, and remarks."""
-    keys = {name: found for name, found in event.unread.items() if name.startswith(TURN_KEY)}
-    columns = {name: found for name, found in event.unread.items() if name not in keys}
+    keys = {name: found for name, found in event.unread_columns.items() if name.startswith(TURN_KEY)}
+    columns = {name: found for name, found in event.unread_columns.items() if name not in keys}
     notices = []
     if columns:
         notices.append(f"columns that are not read: {occurrences(columns)}")
     if keys:
         bare = {name.removeprefix(TURN_KEY): found for name, found in keys.items()}
         notices.append(f"keys of turns that are not read: {occurrences(bare)}")
-    if event.shortened:
-        notices.append(f"left out of conversations: {occurrences(event.shortened)}")
+    if event.dropped_turns:
+        notices.append(f"left out of conversations: {occurrences(event.dropped_turns)}")
     for remark, found in event.remarks.items():
         notices.append(f"{remark} ({some(found.rows, 'row')}, first {found.first})")
     return notices
@@ -271,7 +305,7 @@ def estimate_lines(event: SweepEstimate) -> list[str]:
     return [*lines, f"measured on {', '.join(timed)}", *_power_lines(event.power)]
 
 
-def _power_lines(plan: PowerPlan | None) -> list[str]:
+def _power_lines(plan: PowerAnalysis | None) -> list[str]:
     """The minimum detectable effect of a planned sweep."""
     if plan is None:
         return []
@@ -308,9 +342,9 @@ def estimate_notices(event: SweepEstimate) -> list[str]:
     return notices
 
 
-def row_notices(event: RowsReady) -> list[str]:
+def row_notices(event: EvaluationDataReady) -> list[str]:
     """Notices about the rows that are evaluated on."""
-    notices = [*source_notices(event.sources), *_left_out(event.unusable), *row_part_notices(event)]
+    notices = [*source_notices(event.sources), *_left_out(event.skipped), *row_part_notices(event)]
     if event.trained_on:
         theirs = agree(event.trained_on, "its prompt", "their prompts")
         notices.append(f"{some(event.trained_on, 'row')} left out: a model here was trained on {theirs}")
@@ -357,14 +391,14 @@ def comparing(run: str, alpha: float, other: PairedRun) -> list[tuple[str, str]]
     return [*commands, (f"neft eval {noisy} --baseline {plain}", "how the two runs differ: loss, answers, intervals")]
 
 
-def plan_rows(event: Plan) -> list[tuple[str, str]]:
+def plan_rows(event: TrainingPlan) -> list[tuple[str, str]]:
     """The plan as names and values."""
     kept = ", up to twice that in a long run (freed memory is kept)" if event.keeps_freed else ""
     libraries = [("libraries", gibibytes(event.libraries_bytes))] if event.libraries_bytes else []
     return [
         ("model", f"{event.model}, {event.method}, {count(event.trainable)} of {count(event.parameters)} trainable"),
         ("device", f"{event.device}, {event.precision}"),
-        ("updates", "unknown without the data" if event.updates is None else f"{event.updates}"),
+        ("updates", "unknown without the data" if event.total_steps is None else f"{event.total_steps}"),
         ("weights", gibibytes(event.weights_bytes)),
         ("gradients", gibibytes(event.gradients_bytes)),
         ("optimiser", gibibytes(event.optimizer_bytes)),

@@ -46,20 +46,22 @@ def lines(event: InspectedRow) -> Iterator[Line]:
 
 def head(event: InspectedRow) -> str:
     """The place of the row and its number of tokens."""
-    return f"{visible(event.where)}: {len(event.tokens)} tokens, {event.loss_tokens()} with loss"
+    return f"{visible(event.location)}: {len(event.tokens)} tokens, {event.loss_tokens()} with loss"
 
 
 def end(event: InspectedRow) -> str:
     """The end of the row in words: truncated, and with or without a stop token."""
-    if event.cut:
+    if event.truncated:
         cut = "truncated at data.max_length: what follows is not learned"
-        return cut if event.stops else f"{cut}, nor is a stop token"
-    return "ends with its stop token, which is learned" if event.stops else "no stop token is learned at its end"
+        return cut if event.ends_with_stop_token else f"{cut}, nor is a stop token"
+    if event.ends_with_stop_token:
+        return "ends with its stop token, which is learned"
+    return "no stop token is learned at its end"
 
 
 def well_ended(event: InspectedRow) -> bool:
     """Return whether the row ends as it should: complete, with a learned stop token."""
-    return event.stops and not event.cut
+    return event.ends_with_stop_token and not event.truncated
 
 
 def visible(text: str) -> str:

@@ -34,9 +34,9 @@ class LiveDisplay:
         self.console = console or Console(highlight=False, markup=False, emoji=False)
         self._rows: list[tuple[events.StepLogged, events.Evaluated | None]] = []
         self._phase: Spinner | None = None
-        self._progress: events.Progress | None = None
+        self._progress: events.TrainingProgress | None = None
         self._progressed = 0.0  # when that was told
-        self._advance: events.Advance | None = None
+        self._phase_progress: events.PhaseProgress | None = None
         self._cells: dict[str, events.CellState] = {}
         self._sweep_begun, self._done_before = 0.0, 0
         self._explained = False  # the legend of inspected rows was printed
@@ -54,7 +54,7 @@ class LiveDisplay:
         """Stops drawing; the rows so far stay."""
         rows = self._table() if self._rows else None
         self._rows.clear()
-        self._phase = self._progress = self._advance = None
+        self._phase = self._progress = self._phase_progress = None
         self._live.stop()
         if rows is not None:  # the run did not finish: its rows are still wanted
             self.console.print(rows)
@@ -75,7 +75,10 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.Phase) -> None:
         spinner = "line" if self.console.options.ascii_only else "dots"
-        self._phase, self._advance = Spinner(spinner, Text(f" {event.name}", style="dim")), None
+        self._phase, self._phase_progress = (
+            Spinner(spinner, Text(f" {formatting.phase_text(event)}", style="dim")),
+            None,
+        )
 
     @_take.register
     def _(self, event: events.Notice) -> None:
@@ -102,12 +105,12 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.TrainingStarted) -> None:
         self._phase, self._progressed = None, time.monotonic()
-        self._progress = events.Progress(0, event.total_steps, 0.0, 0.0)
+        self._progress = events.TrainingProgress(0, event.total_steps, 0.0, 0.0)
         self._print(Text(event.run, style="dim"))
         self.console.print()
 
     @_take.register
-    def _(self, event: events.Progress) -> None:
+    def _(self, event: events.TrainingProgress) -> None:
         self._phase, self._progress, self._progressed = None, event, time.monotonic()
 
     @_take.register
@@ -125,25 +128,25 @@ class LiveDisplay:
     def _(self, event: events.RunFinished) -> None:
         rows = self._table() if self._rows else None
         self._rows.clear()
-        self._phase = self._progress = self._advance = None
+        self._phase = self._progress = self._phase_progress = None
         self._live.stop()
         if rows is not None:
             self.console.print(rows)
         self.console.print(closing(event))
 
     @_take.register
-    def _(self, event: events.RowsReady) -> None:
+    def _(self, event: events.EvaluationDataReady) -> None:
         self._print(Text(evaluation_text.rows_line(event)))
         for notice in formatting.row_notices(event):
             self._note(notice)
 
     @_take.register
-    def _(self, event: events.Advance) -> None:
-        self._phase, self._advance = None, event
+    def _(self, event: events.PhaseProgress) -> None:
+        self._phase, self._phase_progress = None, event
 
     @_take.register
     def _(self, event: events.EvaluationReport) -> None:
-        self._phase = self._advance = None
+        self._phase = self._phase_progress = None
         self._live.stop()
         self.console.print(report.evaluated(event, self.console.width))
 
@@ -190,11 +193,11 @@ class LiveDisplay:
         self._print(Text(f"{formatting.some(event.rows, 'row')} in {event.path}", style="bold"))
 
     @_take.register
-    def _(self, event: events.Resolved) -> None:
+    def _(self, event: events.RecipeResolved) -> None:
         self.console.print(Text(event.recipe, style="dim"))
 
     @_take.register
-    def _(self, event: events.Plan) -> None:
+    def _(self, event: events.TrainingPlan) -> None:
         self._phase = None
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, value in formatting.plan_rows(event):
@@ -217,8 +220,8 @@ class LiveDisplay:
             parts += [Text(), self._bar(self._progress)]
         if self._cells:
             parts.append(self._cell_rows(self.console.height))
-        if self._advance is not None:
-            parts.append(self._part(self._advance))
+        if self._phase_progress is not None:
+            parts.append(self._part(self._phase_progress))
         if self._phase is not None:
             parts.append(self._phase)
         return Group(*parts)
@@ -227,20 +230,22 @@ class LiveDisplay:
         elapsed = time.monotonic() - self._sweep_begun
         return sweep.cells(list(self._cells.values()), elapsed, self._done_before, height)
 
-    def _bar(self, progress: events.Progress) -> RenderableType:
+    def _bar(self, progress: events.TrainingProgress) -> RenderableType:
         since = time.monotonic() - self._progressed
         gone, left = progress.elapsed + since, max(progress.remaining - since, 0.0)
         times = f"{formatting.duration(gone)} gone"
         times += f", {formatting.duration(left)} left" if progress.step else ", first update"
         return _progress_line(progress.step, progress.total_steps, times)
 
-    def _part(self, event: events.Advance) -> RenderableType:
+    def _part(self, event: events.PhaseProgress) -> RenderableType:
         times = (
             f"{event.rate:.0f} {event.unit}/s, {formatting.duration(event.remaining)} left"
             if event.rate
             else "first ones"
         )
-        return Group(Text(f" {event.part}", style="dim"), _progress_line(event.done, event.total, times))
+        return Group(
+            Text(f" {formatting.phase_text(event)}", style="dim"), _progress_line(event.done, event.total, times)
+        )
 
     def _table(self) -> Table:
         wide = self.console.width >= WIDE

@@ -12,7 +12,7 @@ from neftcli.evaluation import number_format
 
 FINAL = (
     *(events.RunFinished, events.EvaluationReport, events.SweepReport, events.SweepEstimate),
-    *(events.Plan, events.InspectedRow, events.PageWritten, events.Notice),
+    *(events.TrainingPlan, events.InspectedRow, events.PageWritten, events.Notice),
 )
 SOME = 5  # lines on the updates of a cell of a sweep
 
@@ -23,7 +23,7 @@ class PlainLines:
     def __init__(self, stream: IO[str], *, quiet: bool = False) -> None:
         self._stream = stream
         self._quiet = quiet
-        self._progress = events.Progress(0, 0, 0.0, 0.0)
+        self._progress = events.TrainingProgress(0, 0, 0.0, 0.0)
         self._explained = False  # the legend of inspected rows was printed
         self._told: tuple[str, str, int] | None = None  # the last cell of a sweep that was told of
 
@@ -40,7 +40,7 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.Phase) -> list[str]:
-        return [f"{event.name} ..."]
+        return [f"{formatting.phase_text(event)} ..."]
 
     @_lines.register
     def _(self, event: events.Notice) -> list[str]:
@@ -66,7 +66,7 @@ class PlainLines:
         return [f"training: {event.total_steps} updates, {event.epochs:.3g} epochs, in {event.run}"]
 
     @_lines.register
-    def _(self, event: events.Progress) -> list[str]:
+    def _(self, event: events.TrainingProgress) -> list[str]:
         self._progress = event
         return []
 
@@ -102,16 +102,16 @@ class PlainLines:
         return lines + [f"next: {command}    {reason}" for command, reason in formatting.next_commands(event)]
 
     @_lines.register
-    def _(self, event: events.RowsReady) -> list[str]:
+    def _(self, event: events.EvaluationDataReady) -> list[str]:
         return [
             f"rows: {evaluation_text.rows_line(event)}",
             *(f"note: {notice}" for notice in formatting.row_notices(event)),
         ]
 
     @_lines.register
-    def _(self, event: events.Advance) -> list[str]:
+    def _(self, event: events.PhaseProgress) -> list[str]:
         known = f" {event.unit}_per_second={event.rate:.1f} eta={event.remaining:.0f}s" if event.rate else ""
-        return [f"{event.part}: done={event.done} of={event.total}{known}"]
+        return [f"{formatting.phase_text(event)}: done={event.done} of={event.total}{known}"]
 
     @_lines.register
     def _(self, event: events.EvaluationReport) -> list[str]:
@@ -184,7 +184,7 @@ class PlainLines:
         lines.append(f"{how}: {event.folder} in {event.seconds:.0f}s{best}")
         return lines + [f"next: {command}    {reason}" for command, reason in evaluation_text.next_of_a_sweep(event)]
 
-    def _compared(self, arm: events.ArmRow, one: events.Comparison) -> str:
+    def _compared(self, arm: events.ArmResult, one: events.Comparison) -> str:
         return (
             f"  {one.metric} of {arm.name()} against alpha 0: "
             f"difference={number_format.number(one.metric, one.difference, signed=True)} "
@@ -205,10 +205,10 @@ class PlainLines:
         return [f"page: {formatting.some(event.rows, 'row')} in {event.path}"]
 
     @_lines.register
-    def _(self, event: events.Plan) -> list[str]:
+    def _(self, event: events.TrainingPlan) -> list[str]:
         lines = [f"{name}: {value}" for name, value in formatting.plan_rows(event)]
         return lines[-1:] if self._quiet else lines
 
     @_lines.register
-    def _(self, event: events.Resolved) -> list[str]:
+    def _(self, event: events.RecipeResolved) -> list[str]:
         return event.recipe.splitlines()

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.events import (
-    Advance,
     CellEvaluationStarted,
     CellStarted,
     CellStatus,
     Evaluated,
     Event,
     Notice,
-    Progress,
+    PhaseProgress,
+    TrainingProgress,
 )
 from neftcli.system.files import open_without_links
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from neftcli.errors import Problem
     from neftcli.recipe.schema import Recipe
 
-SENT_EVENTS = (CellStarted, CellEvaluationStarted, Progress, Evaluated, Advance, Notice)
+SENT_EVENTS = (CellStarted, CellEvaluationStarted, TrainingProgress, Evaluated, PhaseProgress, Notice)
 """Events of a cell that a worker sends to the sweep; the run records the others itself."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """A scheduler sends them to every process of a job; the sweep alone decides what that means."""

@@ -22,17 +22,17 @@ from neftcli.cli.display.report import evaluated
 
 COUNTS = events.SplitCounts(420, 44_000, 17_000, 77, 102, 119, 138, ("rows.jsonl, line 17",), ("rows.jsonl, line 17",))
 RUN: list[events.Event] = [
-    events.Phase("reading data"),
+    events.Phase(events.PhaseId.READING_DATA),
     events.DataReady(
         source="rows.jsonl",
-        layout="prompt_completion",
+        format="prompt_completion",
         loss_on="answers",
         template="the model's own chat template",
         rows_read=425,
-        unusable={"an answer is empty": ("rows.jsonl, line 3",)},
+        skipped={"an answer is empty": ("rows.jsonl, line 3",)},
         duplicates=2,
         leaked=1,
-        special_text=("rows.jsonl, line 9",),
+        special_token_text=("rows.jsonl, line 9",),
         train=COUNTS,
         held_out=events.SplitCounts(),
         fingerprint="0" * 64,
@@ -41,7 +41,7 @@ RUN: list[events.Event] = [
     events.ModelReady("tiny", "a folder", "LoRA r16", 134_515_008, 4_884_480, "bf16", "CPU, 2 threads"),
     events.NoiseMeasured(5.0, "uniform", "tokens", "constant", 0.099, 1.0, 1.0),
     events.TrainingStarted("runs/tiny-a5-s0", 10, 1.0),
-    events.Progress(1, 10, 3.0, 27.0),
+    events.TrainingProgress(1, 10, 3.0, 27.0),
     events.StepLogged(1, 0.1, 2.5, 1e-4, 1.25, 371.0, 3 * 2**30),
     events.Evaluated(1, 2.25, 2.0),
     events.Notice("look here"),
@@ -112,7 +112,7 @@ def test_json_lines_are_json_whatever_the_numbers() -> None:
     for event in [*RUN, events.StepLogged(2, 0.2, float("nan"), 0.0, float("inf"), 0.0, 0)]:
         display.notify(event)
     lines = [json.loads(line, parse_constant=pytest.fail) for line in stream.getvalue().splitlines()]
-    assert [line["event"] for line in lines[:-1]] == [type(event).__name__ for event in RUN]
+    assert [line["event"] for line in lines[:-1]] == [event.id for event in RUN]
     assert (lines[-1]["loss"], lines[-1]["grad_norm"]) == (None, None)
 
 
@@ -153,11 +153,11 @@ REPORT = events.EvaluationReport(
             "held-out loss",
             "nats a token",
             "lower",
-            tuple(events.Estimated(value, value - 0.1, value + 0.1, 108) for value in (1.9608, 1.9612, 2.4257)),
+            tuple(events.MetricValue(value, value - 0.1, value + 0.1, 108) for value in (1.9608, 1.9612, 2.4257)),
         ),
-        events.MetricRow("win rate", "", "higher", (events.Estimated(0.6, 0.5, 0.7, 108), None, None)),
-        events.MetricRow("answer tokens", "", "none", tuple(events.Estimated(61.5, 50, 70, 108) for _ in MODELS)),
-        events.MetricRow("distinct-1", "", "none", tuple(events.Estimated(0.25, None, None, 108) for _ in MODELS)),
+        events.MetricRow("win rate", "", "higher", (events.MetricValue(0.6, 0.5, 0.7, 108), None, None)),
+        events.MetricRow("answer tokens", "", "none", tuple(events.MetricValue(61.5, 50, 70, 108) for _ in MODELS)),
+        events.MetricRow("distinct-1", "", "none", tuple(events.MetricValue(0.25, None, None, 108) for _ in MODELS)),
     ),
     comparisons=(
         events.Comparison(
@@ -236,7 +236,10 @@ def test_a_report_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
     with LiveDisplay(console) as display:
-        for event in (events.Advance("mine: answers", 3, 9, 1.0, 2.0, 50.0, "tokens"), REPORT):
+        for event in (
+            events.PhaseProgress(events.PhaseId.GENERATING_ANSWERS, 3, 9, 1.0, 2.0, 50.0, "tokens", "mine"),
+            REPORT,
+        ):
             display.notify(event)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     report = shown[shown.index(" this run") :]
@@ -266,12 +269,15 @@ def test_a_report_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
 SWEEP = events.SweepReport(
     folder="runs/mine-sweep",
     arms=(
-        events.ArmRow(0.0, "", 3, {"held-out loss": events.Estimated(1.842, 1.8, 1.9, 54)}, ()),
-        events.ArmRow(
+        events.ArmResult(0.0, "", 3, {"held-out loss": events.MetricValue(1.842, 1.8, 1.9, 54)}, ()),
+        events.ArmResult(
             5.0,
             "",
             3,
-            {"held-out loss": events.Estimated(1.829, 1.8, 1.9, 54), "answer tokens": events.Estimated(66, 60, 70, 54)},
+            {
+                "held-out loss": events.MetricValue(1.829, 1.8, 1.9, 54),
+                "answer tokens": events.MetricValue(66, 60, 70, 54),
+            },
             (
                 events.Comparison(
                     "held-out loss", "alpha 0", -0.013, -0.031, 0.004, 0.1, 0.21, 54, 0.024, "not distinguishable"
@@ -321,7 +327,7 @@ def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
         "alpha 10, seed 1 failed: the loss became nan",
         "1 cell is not done",
         "early stopping saved 2 cells",
-        "alpha 5, seed 0 was begun again (try 2)",
+        "alpha 5, seed 0 was restarted (try 2)",
         "stopped 1:23 runs/mine-sweep",
         "best -> alpha 0",
     ):
@@ -384,7 +390,7 @@ def test_data_notices_agree_with_their_numbers() -> None:
     """One row repeats, two repeat."""
     (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
     places = ("rows.jsonl, line 1", "rows.jsonl, line 2")
-    several = replace(ready, leaked=2, special_text=places, train=replace(ready.train, without_stop=places))
+    several = replace(ready, leaked=2, special_token_text=places, train=replace(ready.train, without_stop_token=places))
     assert {
         "2 training rows left out: their prompts are held out",
         "2 rows (rows.jsonl, line 1; line 2) end without a stop token with loss, so don't teach to stop",
@@ -425,7 +431,7 @@ def test_data_notices_of_sources_and_of_truncated_held_out_rows() -> None:
     places = ("h.jsonl, line 1", "h.jsonl, line 2")
     several = replace(
         ready,
-        held_out=replace(ready.held_out, rows=2, cut=places),
+        held_out=replace(ready.held_out, rows=2, truncated=places),
         sources=(
             events.SourceCounts("a.jsonl", 40, 30, weight=2.0),
             events.SourceCounts("s", 10, 10, "train", left_out=("test (test.jsonl)", "old (old.jsonl)")),

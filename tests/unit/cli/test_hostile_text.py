@@ -33,12 +33,25 @@ HOSTILE = (
 ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 MARKUP = ("[red]x[/red]", "[link=http://127.0.0.1]", "[/nope]", ":smile:")
 OWN = re.compile(r"\x1b\[(\?25[lh]|[12]?[KA])|\r")  # what Rich's live display itself draws with
-WORDS = ("role", "against", "verdict", "better", "status", "layout", "kind", "length", "schedule", "loss_on", "metrics")
+WORDS = (
+    "role",
+    "against",
+    "verdict",
+    "better",
+    "status",
+    "format",
+    "phase",
+    "kind",
+    "length",
+    "schedule",
+    "loss_on",
+    "metrics",
+)
 
 EVENTS: list[events.Event] = [
     *RUN,
     REPORT,
-    events.RowsReady(
+    events.EvaluationDataReady(
         "rows.jsonl",
         "text",
         4,
@@ -50,7 +63,7 @@ EVENTS: list[events.Event] = [
         {"column": events.Occurrences(3, "rows.jsonl, line 1")},
         {"what follows": events.Occurrences(1, "rows.jsonl, line 2")},
     ),
-    events.Advance("mine: answers", 3, 9, 1.0, 2.0, 50.0, "tokens"),
+    events.PhaseProgress(events.PhaseId.GENERATING_ANSWERS, 3, 9, 1.0, 2.0, 50.0, "tokens", "mine"),
     events.SweepStarted("runs/s", (events.CellState("abc", "alpha 0", 0, "failed", problem="why"),), True),
     events.CellState("abc", "alpha 0", 0, "failed", problem="why"),
     SWEEP,
@@ -63,8 +76,8 @@ EVENTS: list[events.Event] = [
         ("a note",),
     ),
     events.PageWritten("page.html", 3),
-    events.Resolved("name: x"),
-    events.Plan("m", "full", "CPU", "fp32", 3, 10, 10, 1, 1, 1, 1, 1, 5, 8, keeps_freed=True),
+    events.RecipeResolved("name: x"),
+    events.TrainingPlan("m", "full", "CPU", "fp32", 3, 10, 10, 1, 1, 1, 1, 1, 5, 8, keeps_freed=True),
 ]
 
 

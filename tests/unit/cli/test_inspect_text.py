@@ -127,7 +127,7 @@ def test_page_marks_the_tokens_with_loss_and_needs_nothing_else(tmp_path: Path) 
     assert "thinking removed" in html
     assert "prefers-color-scheme: dark" in html
     assert "http:" not in html.replace("http-equiv", "")
-    assert [type(event).__name__ for event in display.events] == ["Notice", "PageWritten"]  # rows are on the page
+    assert [event.id for event in display.events] == ["notice", "data.page"]  # rows are on the page
 
 
 def test_page_of_hostile_text_is_harmless(tmp_path: Path) -> None:

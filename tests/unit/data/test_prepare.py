@@ -84,14 +84,14 @@ def test_everything_in_a_small_file_is_counted() -> None:
     data = Data(source=source, held_out_rows=0, max_length=PROMPT_TOKENS + 40)
     counts = prepared(data).counts
     assert counts.rows_read == 8
-    assert counts.unusable == {
+    assert counts.skipped == {
         "an answer is empty": ("rows.jsonl, line 2", "rows.jsonl, line 6"),
         "it has no question": ("rows.jsonl, line 3",),
     }
     assert counts.duplicates == 1
     assert counts.leaked == 0
-    assert counts.special_text == ("rows.jsonl, line 7",)
-    assert (counts.source, counts.layout, counts.loss_on) == ("rows.jsonl", "prompt_completion", "answers")
+    assert counts.special_token_text == ("rows.jsonl, line 7",)
+    assert (counts.source, counts.format, counts.loss_on) == ("rows.jsonl", "prompt_completion", "answers")
     assert counts.template == "chat template alpaca"
     answered = {"one": 2, "One!": 2, "seven": 4, "eight": 2, "four": 36}  # tokens of the answer with its one stop token
     lengths = sorted(PROMPT_TOKENS + len(question) + tokens for question, tokens in answered.items())
@@ -101,10 +101,10 @@ def test_everything_in_a_small_file_is_counted() -> None:
         loss_tokens=sum(answered.values()),
         shortest=lengths[0],
         median=lengths[2],
-        long=lengths[4],
+        p90=lengths[4],
         longest=lengths[4],
-        cut=("rows.jsonl, line 4",),
-        without_stop=("rows.jsonl, line 4",),
+        truncated=("rows.jsonl, line 4",),
+        without_stop_token=("rows.jsonl, line 4",),
     )
     assert counts.held_out == SplitCounts()
 
@@ -117,10 +117,10 @@ def test_plain_text_is_counted_as_such() -> None:
     for wanted in ("auto", "tokens"):
         data = Data(source=source, held_out_rows=0, max_length=10, loss_on=wanted)
         counts = prepared(data).counts
-        assert (counts.layout, counts.loss_on, counts.template) == ("text", "all tokens", "")
-        assert counts.unusable == {"its text is empty": ("rows.jsonl, line 2",)}
+        assert (counts.format, counts.loss_on, counts.template) == ("text", "all tokens", "")
+        assert counts.skipped == {"its text is empty": ("rows.jsonl, line 2",)}
         assert (counts.train.tokens, counts.train.loss_tokens) == (4 + 10, 3 + 9)
-        assert counts.train.cut == counts.train.without_stop == ("rows.jsonl, line 3",)
+        assert counts.train.truncated == counts.train.without_stop_token == ("rows.jsonl, line 3",)
 
 
 @pytest.mark.parametrize(("wanted", "loss_on"), [("auto", "answers"), ("all", "answers"), ("tokens", "all tokens")])
@@ -139,7 +139,7 @@ def test_lengths_are_quantiles(lengths: list[int]) -> None:
     found = count(rows)
     assert (found.rows, found.tokens, found.loss_tokens) == (len(rows), sum(lengths), sum(lengths) - len(rows))
     assert (found.shortest, found.longest) == (min(lengths), max(lengths))
-    assert found.long == numpy.quantile(lengths, 0.9, method="inverted_cdf")
+    assert found.p90 == numpy.quantile(lengths, 0.9, method="inverted_cdf")
     below, above = sum(length < found.median for length in lengths), sum(length > found.median for length in lengths)
     assert max(below, above) <= len(lengths) / 2
     assert found.median in lengths
@@ -169,7 +169,7 @@ def test_rows_without_a_token_with_loss_are_left_out_and_counted_on_both_sides()
     held_out = write("held.jsonl", pair("p", "a"), pair("p" * 60, "a"))
     data = Data(source=train, held_out_source=held_out, max_length=PROMPT_TOKENS + 30)
     done = prepared(data)
-    assert done.counts.unusable == {
+    assert done.counts.skipped == {
         f"no token with loss is left within data.max_length {PROMPT_TOKENS + 30}": (
             "train.jsonl, line 2",
             "held.jsonl, line 2",
@@ -286,7 +286,7 @@ def test_unusable_rows_of_the_held_out_source_are_counted() -> None:
     source = write("rows.jsonl", pair("one"), pair("two", ""))
     held_out = write("held.jsonl", pair("three", ""), pair("four"))
     counts = prepared(Data(source=source, held_out_source=held_out)).counts
-    assert counts.unusable == {"an answer is empty": ("rows.jsonl, line 2", "held.jsonl, line 1")}
+    assert counts.skipped == {"an answer is empty": ("rows.jsonl, line 2", "held.jsonl, line 1")}
     assert [(one.rows_read, one.rows_used, one.held_out) for one in counts.sources] == [(2, 1, False), (2, 1, True)]
 
 
@@ -296,10 +296,10 @@ def test_columns_that_are_not_read_are_counted_on_both_sides() -> None:
     held_out = write("held.jsonl", pair("four") | {"score": 3, "id": 7})
     counts = prepared(Data(source=source, held_out_source=held_out)).counts
     expected = {"score": Occurrences(3, "rows.jsonl, line 2"), "id": Occurrences(1, "held.jsonl, line 1")}
-    assert counts.unread == expected
-    assert counts.unusable == {"it is marked as not learned (weight: 0)": ("rows.jsonl, line 3",)}
+    assert counts.unread_columns == expected
+    assert counts.skipped == {"it is marked as not learned (weight: 0)": ("rows.jsonl, line 3",)}
     assert read_questions(Data(source=held_out)).notes.unread.keys() == expected.keys()
-    assert prepared(Data()).counts.unread == {}
+    assert prepared(Data()).counts.unread_columns == {}
 
 
 @pytest.mark.parametrize(("rows", "wanted", "train", "held_out"), [(50, 20, 16, 4), (50, 80, 40, 10), (50, 4, 4, 0)])
@@ -325,7 +325,7 @@ def test_max_rows_bounds_the_training_side_beside_a_held_out_source() -> None:
 def test_the_builtin_set_has_its_own_held_out_rows() -> None:
     """Train and held-out are the shipped files, and share no prompt."""
     found = read_examples(Data())
-    assert (found.rows_read, found.leaked, dict(found.unusable)) == (432, 0, {})
+    assert (found.rows_read, found.leaked, dict(found.skipped)) == (432, 0, {})
     assert (len(found.train), len(found.held_out)) == (432, 108)
     assert not {normalised(text) for text in prompts(found.train)} & {normalised(t) for t in prompts(found.held_out)}
     assert {example.where.split(",")[0] for example in found.held_out} == {"built-in held_out"}
@@ -405,9 +405,9 @@ def test_preparing_leaves_the_examples_as_they_are() -> None:
     examples: Examples = read_examples(data)
     short = replace(data, max_length=PROMPT_TOKENS + 20)
     first = prepare(examples, short, ChatFormat(tokenizer)).counts
-    assert len(first.unusable) == 2
+    assert len(first.skipped) == 2
     assert prepare(examples, short, ChatFormat(tokenizer)).counts == first
-    assert prepare(examples, data, ChatFormat(tokenizer)).counts.unusable == {
+    assert prepare(examples, data, ChatFormat(tokenizer)).counts.skipped == {
         "an answer is empty": ("rows.jsonl, line 3",)
     }
 

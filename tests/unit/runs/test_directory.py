@@ -430,7 +430,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
 
 def test_a_process_that_does_not_lead_reads_and_changes_nothing() -> None:
     led = ReadOnlyRunDirectory(new_run(Path("runs"), "run").path)
-    (led.path / "metrics.jsonl").write_text('{"event": "StepLogged", "step": 9}\n')
+    (led.path / "metrics.jsonl").write_text('{"event": "training.step", "step": 9}\n')
     (led.path / "run.json").write_text("{}\n")
     led.model.mkdir()
     led.checkpoints.mkdir()
@@ -438,7 +438,7 @@ def test_a_process_that_does_not_lead_reads_and_changes_nothing() -> None:
     with led.lock():
         led.write_json("run.json", {"status": "running"})
         led.write_text("recipe.yaml", "name: other\n")
-        led.append_line("metrics.jsonl", {"event": "StepLogged"})
+        led.append_line("metrics.jsonl", {"event": "training.step"})
         led.rewind(1, 1)
         led.clear_results()
         led.remove_checkpoints()

@@ -19,7 +19,16 @@ import pytest
 
 from neftcli.errors import InputError, NeftError, Preempted, Problem
 from neftcli.evaluation.measurement import Measurement
-from neftcli.events import Advance, CellEvaluationStarted, DataReady, Event, Notice, Phase, Progress
+from neftcli.events import (
+    CellEvaluationStarted,
+    DataReady,
+    Event,
+    Notice,
+    Phase,
+    PhaseId,
+    PhaseProgress,
+    TrainingProgress,
+)
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
@@ -126,16 +135,16 @@ def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
         patch.setattr(Measurement, "run", lambda _self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             do_cell(recipe, asset_cache, Told(), StopSignal())
-    told = Told(stops_at=Advance)
+    told = Told(stops_at=PhaseProgress)
     with pytest.raises(Preempted):
         do_cell(recipe, asset_cache, told, StopSignal(told.asked))
     assert json.loads((run.path / "run.json").read_text())["status"] == "finished"
     told = Told()
     assert do_cell(recipe, asset_cache, told, StopSignal()) == folder
     assert numbers(run) == undisturbed
-    phases = [event.name for event in told.events if isinstance(event, Phase)]
+    phases = [event.phase for event in told.events if isinstance(event, Phase)]
     assert told.events.count(CellEvaluationStarted()) == 1
-    assert phases.count("loading the model") == 0, "the base model is not measured"
+    assert phases.count(PhaseId.LOADING_MODEL) == 0, "the base model is not measured"
 
 
 def test_a_cells_own_recipe_does_not_say_whether_code_runs(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +236,7 @@ def test_a_cell_that_is_to_stop_does_no_update_and_leaves_nothing_to_go_on_with(
     told, cells = Told(stops_at), Path(recipe.output_dir)
     with pytest.raises(Preempted):
         do_cell(recipe, AssetCache(), told, StopSignal(told.asked if stops_at else lambda: True))
-    assert not [event for event in told.events if isinstance(event, Progress)]
+    assert not [event for event in told.events if isinstance(event, TrainingProgress)]
     assert [json.loads(file.read_text())["status"] for file in cells.glob("*/run.json")] == statuses
     assert stopped_run(cells, fingerprint(recipe), recipe) is None
     assert not list(cells.glob("*"))

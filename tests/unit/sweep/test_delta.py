@@ -103,7 +103,7 @@ def test_gain_of_training_is_that_of_the_first_three_seeds_and_the_best_baseline
 
 
 def test_losses_before_reads_step_0_and_leaves_out_damaged_files(tmp_path: Path) -> None:
-    lines = [{"event": "Evaluated", "step": step, "held_out_loss": 3.0 - step} for step in (0, 1)]
+    lines = [{"event": "training.evaluated", "step": step, "held_out_loss": 3.0 - step} for step in (0, 1)]
     for name, text in (("whole", "\n".join(map(json.dumps, lines))), ("damaged", "{"), ("late", json.dumps(lines[1]))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text(text)

@@ -24,7 +24,7 @@ def report_with(text: str) -> events.SweepReport:
     """A report whose task, swept option and problem hold a text."""
     metric = f"{text} acc"
     arms = tuple(
-        events.ArmRow(arm.alpha, f"chat_template {text}", 3, {metric: events.Estimated(0.5, 0.4, 0.6, 54)}, ())
+        events.ArmResult(arm.alpha, f"chat_template {text}", 3, {metric: events.MetricValue(0.5, 0.4, 0.6, 54)}, ())
         for arm in SWEEP.arms
     )
     failed = (events.CellState("abc", f"alpha 10, chat_template {text}", 1, "failed", problem=text),)

@@ -34,7 +34,7 @@ def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[
         run = folder / "cells" / f"{cell.recipe.run_name()}-{cell.key[:8]}"
         if cell.key in content:
             run.mkdir(parents=True, exist_ok=True)
-            line = {"event": "Evaluated", "step": 3, "held_out_loss": float(number)}
+            line = {"event": "training.evaluated", "step": 3, "held_out_loss": float(number)}
             (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         done = {"status": "finished", "run": str(run)} if cell.key in content else {"status": "waiting"}
         states.append(CellState(cell.key[:8], cell.arm.name(), cell.seed, **done))

@@ -19,14 +19,15 @@ import pytest
 from neftcli.errors import InputError, NeftError, Preempted
 from neftcli.evaluation.comparison import LOSS
 from neftcli.events import (
-    Advance,
     CellEvaluationStarted,
     CellStarted,
     CellState,
     CellStatus,
     Event,
     Notice,
-    Progress,
+    PhaseId,
+    PhaseProgress,
+    TrainingProgress,
 )
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.recipe.schema import Recipe
@@ -67,7 +68,9 @@ class Engine:
         for cell in cells:
             run = self.folder / "runs" / cell.key
             run.mkdir(parents=True)
-            lines = [{"event": "Evaluated", "step": step, "held_out_loss": 2.5 - 0.5 * step} for step in (0, 1)]
+            lines = [
+                {"event": "training.evaluated", "step": step, "held_out_loss": 2.5 - 0.5 * step} for step in (0, 1)
+            ]
             (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             self.done.add(cell.key)
             ended(cell, Outcome(CellStatus.FINISHED, str(run)))
@@ -216,11 +219,11 @@ def test_what_a_cell_tells_becomes_its_state(tmp_path: Path, monkeypatch: pytest
     seen = []
     for event in (
         CellStarted(),
-        Advance("x: answers before training", 1, 2, 1.0, 1.0, 1.0, "rows"),
-        Progress(1, 4, 1.0, 3.0),
-        Advance("x: answers after training", 1, 2, 1.0, 1.0, 1.0, "rows"),
+        PhaseProgress(PhaseId.GENERATING_BASE_SAMPLES, 1, 2, 1.0, 1.0, 1.0, "rows"),
+        TrainingProgress(1, 4, 1.0, 3.0),
+        PhaseProgress(PhaseId.GENERATING_SAMPLES, 1, 2, 1.0, 1.0, 1.0, "rows"),
         CellEvaluationStarted(),
-        Advance("x: loss", 3, 12, 1.0, 3.0, 3.0, "rows"),
+        PhaseProgress(PhaseId.COMPUTING_LOSSES, 3, 12, 1.0, 3.0, 3.0, "rows", "x"),
     ):
         run._told(cell, event)
         state = run.states[cell.key]

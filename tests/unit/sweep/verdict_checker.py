@@ -13,7 +13,7 @@ import pytest
 
 from neftcli.evaluation.comparison import LOSS
 from neftcli.evaluation.number_format import is_share
-from neftcli.events import ArmRow, Comparison
+from neftcli.events import ArmResult, Comparison
 from neftcli.statistics.crossed import ArmDifference, compare_arms, margin
 from neftcli.statistics.paired import LEVEL, RESAMPLES, SKEWED
 from neftcli.statistics.planning import needed
@@ -60,7 +60,7 @@ def arms_in(line: str) -> dict[str, str]:
     return {part.split(" (")[0]: part.partition(" (")[2].removesuffix(")") for part in listing.split("; ")}
 
 
-def of_metric(arms: Sequence[ArmRow], metric: str) -> dict[str, Comparison]:
+def of_metric(arms: Sequence[ArmResult], metric: str) -> dict[str, Comparison]:
     """Name of each arm that is compared in a metric to its comparison."""
     return {arm.name(): one for arm in arms for one in arm.comparisons if one.metric == metric}
 

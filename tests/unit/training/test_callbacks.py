@@ -84,7 +84,7 @@ def test_the_last_update_has_a_log_row_whatever_the_logging_steps() -> None:
 
 def test_the_model_is_saved_once_between_the_last_update_and_its_evaluation() -> None:
     collector, _ = run(4, 0.5, 1)
-    told = [type(event) for event in collector.events if not isinstance(event, events.Progress)]
+    told = [type(event) for event in collector.events if not isinstance(event, events.TrainingProgress)]
     assert told.count(events.Notice) == 1
     assert told[-3:] == [events.StepLogged, events.Notice, events.Evaluated]
 
@@ -107,5 +107,5 @@ def test_a_number_that_is_none_stops_the_run(
 
 def test_no_time_is_left_at_the_end() -> None:
     collector, _ = run(5, 0.5, 1)
-    last = [event for event in collector.events if isinstance(event, events.Progress)][-1]
+    last = [event for event in collector.events if isinstance(event, events.TrainingProgress)][-1]
     assert (last.step, last.total_steps, last.remaining) == (5, 5, 0.0)
