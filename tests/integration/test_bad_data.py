@@ -1,6 +1,6 @@
 """Data that can't be used, or only in part, through the real command line.
 
-Oracles: the whole message of each case, written out in bad_input/data.txt; the folder as it was before; the number of
+Oracles: the whole message of each case, in __snapshots__/test_bad_data.ambr; the folder as it was before; the number of
 rows that were written on purpose, for what is legitimate; and a shell: the command that a message says to type is
 typed, and the rows are there.
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from syrupy.assertion import SnapshotAssertion
 
 from neftcli.data.sources import read_rows
-from tests.bad_input import Case, Content, Neft, lay, messages, require_harmless, require_refused
+from tests.bad_input import Case, Content, Neft, lay, rejection, require_harmless
 
 GOOD = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(20)]
 ROW = json.dumps(GOOD[0]) + "\n"
@@ -239,12 +240,8 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_data_that_can_not_be_used(neft: Neft, name: str) -> None:
-    require_refused(neft, DATA[name], messages("data")[name])
-
-
-def test_every_message_has_a_case() -> None:
-    assert messages("data").keys() == DATA.keys()
+def test_data_that_can_not_be_used(neft: Neft, snapshot: SnapshotAssertion, name: str) -> None:
+    assert rejection(neft, DATA[name]) == snapshot
 
 
 MENDED = {
@@ -267,10 +264,10 @@ MENDED = {
 
 
 @pytest.mark.parametrize("name", MENDED)
-def test_what_a_message_says_to_type_mends_the_file(name: str) -> None:
+def test_what_a_message_says_to_type_mends_the_file(neft: Neft, name: str) -> None:
     """The command is typed into a shell as it stands, and its file holds rows of two texts."""
     lay(DATA[name].files)
-    command = messages("data")[name].split("  hint     ")[1].partition("    ")[0]
+    command = rejection(neft, DATA[name]).split("  hint     ")[1].partition("    ")[0]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["sh", "-ec", command], check=True, env={**os.environ, "PATH": path}, capture_output=True)
     rows = list(read_rows(MENDED[name]))
