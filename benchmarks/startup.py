@@ -15,9 +15,9 @@ import time
 
 COMMANDS = {
     "import typer, rich": [sys.executable, "-c", "import typer, rich"],
-    "neft --help": [sys.executable, "-m", "neftcli.cli.main", "--help"],
-    "neft train --help": [sys.executable, "-m", "neftcli.cli.main", "train", "--help"],
-    "neft train --alpha five": [sys.executable, "-m", "neftcli.cli.main", "train", "--alpha", "five"],
+    "neft --help": [sys.executable, "-m", "neftcli", "--help"],
+    "neft train --help": [sys.executable, "-m", "neftcli", "train", "--help"],
+    "neft train --alpha five": [sys.executable, "-m", "neftcli", "train", "--alpha", "five"],
     "trl sft --help": [sys.executable, "-c", "from trl.cli import main; main()", "sft", "--help"],
 }
 

@@ -79,7 +79,7 @@ def neft(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 def neft_process(*arguments: object, cwd: Path | None = None, **environment: str) -> Result:
     """Runs `neft` as a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "neftcli.cli.main", *map(str, arguments)],
+        [sys.executable, "-m", "neftcli", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,

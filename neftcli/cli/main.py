@@ -164,7 +164,3 @@ def main() -> None:
         )
         _report([problem], 1)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    command()

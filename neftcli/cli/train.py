@@ -66,7 +66,7 @@ def train(
         else:
             resolved, resume_state = find_resume_state(resume, layers, accept_changes=accept_changes)
         # -P: the folder that the command is typed in is none that code is loaded from.
-        command = [] if dry_run else [sys.executable, "-P", "-m", "neftcli.cli.main", *sys.argv[1:]]
+        command = [] if dry_run else [sys.executable, "-P", "-m", "neftcli", *sys.argv[1:]]
         with launch_processes(resolved.training.processes, command):
             if dry_run:
                 plan_run(resolved, display)

@@ -115,7 +115,7 @@ def test_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], t
     typed = ["data", "inspect", "--model", str(tiny_folder("llama")), "--dataset", "rows.jsonl"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
     for more in ([], ["--json"]):
-        command = [sys.executable, "-m", "neftcli.cli.main", *typed, *more]
+        command = [sys.executable, "-m", "neftcli", *typed, *more]
         done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         shown = done.stdout.decode(encoding)
@@ -140,7 +140,7 @@ def test_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file: Path
         (place / "tiny" / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
         become = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]
         without = {name: value for name, value in os.environ.items() if name not in ("HOME", "NEFT_CACHE")}
-        program = [*become, sys.executable, "-m", "neftcli.cli.main"]
+        program = [*become, sys.executable, "-m", "neftcli"]
 
         def run(*typed: str) -> Result:
             done = subprocess.run(

@@ -253,7 +253,7 @@ def test_output_that_can_not_be_written_is_a_failure() -> None:
 
 @pytest.mark.parametrize(("arguments", "code"), [("models", 0), ("eval nosuch", 2), ("train --alpha five", 2)])
 def test_closed_output_changes_nothing_else(arguments: str, code: int) -> None:
-    command = f"exec '{sys.executable}' -m neftcli.cli.main {arguments} >&-"
+    command = f"exec '{sys.executable}' -m neftcli {arguments} >&-"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code
     assert "a fault of neft" not in done.stderr

@@ -40,7 +40,7 @@ def trained(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
     arguments = [*quick_arguments(tiny_folder("llama"), rows_file, output), "--set", "evaluation.samples=0"]
     arguments += ["--learning-rate", "5e-3"]
     for extra in (["--alpha", "0"], ["--alpha", "5"], ["--alpha", "5", "--lora", "--set", "name=lora"]):
-        command = [sys.executable, "-m", "neftcli.cli.main", *arguments, *extra]
+        command = [sys.executable, "-m", "neftcli", *arguments, *extra]
         subprocess.run(command, check=True, capture_output=True)
     return output
 
@@ -180,7 +180,7 @@ def test_a_torn_line_is_dropped_and_the_rest_goes_on(neft: Neft, runs: Path) -> 
 
 def interrupted(runs: Path, sign: signal.Signals) -> subprocess.Popen[str]:
     """An evaluation, one prompt at a time, that gets a signal after its first answers."""
-    command = [sys.executable, "-m", "neftcli.cli.main", "eval", "tiny-a5-s0", "--no-base"]
+    command = [sys.executable, "-m", "neftcli", "eval", "tiny-a5-s0", "--no-base"]
     command += ["--set", "evaluation.generation.max_new_tokens=64", "--set", "evaluation.generation.batch_size=1"]
     process = subprocess.Popen(command, cwd=runs.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

@@ -132,5 +132,5 @@ def test_python_m_imports_nothing_hostile(tiny_folder: Callable[[str], Path], tm
     hostile = Hostile(tmp_path, tiny_folder("llama"))
     for name in OF_PYTHON_ITSELF:
         (hostile.folder / f"{name}.py").unlink(missing_ok=True)
-    program = ("-m", "neftcli.cli.main")
+    program = ("-m", "neftcli")
     hostile.neft(*quick_arguments(hostile.model, rows_file, Path("runs")), "--dry-run", program=program)

@@ -23,7 +23,7 @@ import pytest
 from neftcli.runs.checkpoints import verify
 from tests.invariant.test_resume import result
 
-NEFT = [sys.executable, "-m", "neftcli.cli.main"]
+NEFT = [sys.executable, "-m", "neftcli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
 FAST = "loading the model"
 """The phase in which `make test` kills a process."""

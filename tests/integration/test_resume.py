@@ -283,7 +283,7 @@ def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_goes_on(
     with file_system(small, "-t", "tmpfs", "-o", "size=1500k", "tmpfs"):
         folder = small / "run-a5-s0"
         process = subprocess.Popen(
-            [sys.executable, "-m", "neftcli.cli.main", "train", *typed, "--output-dir", small],
+            [sys.executable, "-m", "neftcli", "train", *typed, "--output-dir", small],
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -169,7 +169,7 @@ def worker_of(process: subprocess.Popen[str], but: int = 0) -> int:
 def started(arguments: list[str]) -> subprocess.Popen[str]:
     """The sweep as a process, in a group of its own as a terminal would have it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "neftcli.cli.main", *arguments],
+        [sys.executable, "-m", "neftcli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -393,7 +393,7 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
     typed: list[str], sent: signal.Signals, quick: list[str], tmp_path: Path
 ) -> None:
     quick = [*quick, *typed]
-    command = [sys.executable, "-m", "neftcli.cli.main", *quick, "--set", "training.max_steps=100000"]
+    command = [sys.executable, "-m", "neftcli", *quick, "--set", "training.max_steps=100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "runs" / "tiny-a5-s0"
     deadline = time.monotonic() + 120
@@ -413,7 +413,7 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
 def test_a_further_signal_while_the_process_ends_does_not_change_its_exit_code(
     quick: list[str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "neftcli.cli.main", *quick, "--set", "training.max_steps=100000", "--json"]
+    command = [sys.executable, "-m", "neftcli", *quick, "--set", "training.max_steps=100000", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None  # noqa: PT018
     next(line for line in process.stdout if "training.step" in line)

@@ -29,7 +29,7 @@ def test_the_wheel_trains_two_steps_on_its_own(tiny_folder: Callable[[str], Path
     subprocess.run([*install, str(wheel)], check=True, capture_output=True)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "neftcli.cli.main", "train", "--model", tiny_folder("llama"), "--max-steps", "2"),
+            *(sys.executable, "-m", "neftcli", "train", "--model", tiny_folder("llama"), "--max-steps", "2"),
             *("--max-rows", "12", "--held-out-rows", "4", "--samples", "1"),
             *("--set", "evaluation.generation.max_new_tokens=4"),
         ],
