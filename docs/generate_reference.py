@@ -90,8 +90,9 @@ def recipe_page() -> str:
     for key in keys(Recipe):
         section = key.path.rpartition(".")[0] or "Run"
         flag = f"<br>`{key.option.flag}`" if key.option.flag else ""
-        kind = _cell(f"{type_name(key.type)} {_bounds(key.type)}".strip())
-        row = f"| `{key.path}`{flag} | `{kind}` | `{_yaml(key.default)}` | {_cell(key.option.help)} |"
+        kinds = ", ".join(f"`{kind}`" for kind in type_name(key.type).split("|"))
+        kind = f"{kinds} {_bounds(key.type)}".strip()
+        row = f"| `{key.path}`{flag} | {kind} | `{_yaml(key.default)}` | {_cell(key.option.help)} |"
         sections.setdefault(section, []).append(row)
     lines = [
         "# Recipe keys",
@@ -159,7 +160,7 @@ def run_files_page() -> str:
     for name, schema in vars(schemas).items():
         if inspect.isclass(schema) and schema.__module__ == schemas.__name__:
             lines += [f"### {name}", "", _summary(schema), "", "| key | type |", "|---|---|"]
-            lines += [f"| `{key}` | `{_cell(_type(kind))}` |" for key, kind in schema.__annotations__.items()]
+            lines += [f"| `{key}` | `{_type(kind)}` |" for key, kind in schema.__annotations__.items()]
             lines.append("")
     return "\n".join(lines)
 
@@ -212,7 +213,7 @@ def _parameter_tables(command: Any) -> list[str]:
             panel = getattr(parameter, "rich_help_panel", None) or "Options"
             shown = " / ".join([*parameter.opts, *parameter.secondary_opts])
             shown += f" {parameter.metavar}" if parameter.metavar else ""
-        panels.setdefault(panel, []).append(f"| `{_cell(shown)}` | {_cell(_linked(help_text))} |")
+        panels.setdefault(panel, []).append(f"| `{shown}` | {_cell(_linked(help_text))} |")
     lines = []
     for panel, rows in panels.items():
         lines += [f"**{panel}**", "", "| option | meaning |", "|---|---|", *rows, ""]
@@ -231,7 +232,7 @@ def _class_section(kind: type, heading: str) -> list[str]:
     names = [field.name for field in fields(kind) if field.name != "id"]  # type: ignore[arg-type]
     if names:
         lines += ["| key | type | meaning |", "|---|---|---|"]
-        lines += [f"| `{key}` | `{_cell(_type(hints[key]))}` | {_cell(meanings.get(key, ''))} |" for key in names]
+        lines += [f"| `{key}` | `{_type(hints[key])}` | {_cell(meanings.get(key, ''))} |" for key in names]
         lines.append("")
     return lines
 
@@ -304,6 +305,7 @@ def _yaml(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
+    """Return text for a cell of a table. Code in a cell needs no escapes."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
