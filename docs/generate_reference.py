@@ -11,7 +11,6 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,30 +108,33 @@ def recipe_page() -> str:
 
 def events_page() -> str:
     """Return the reference of the events that `--json` prints."""
-    import neftcli.events
+    from neftcli.events import SCHEMA_VERSION
+    from neftcli.events.phases import PhaseId
+    from neftcli.events.reference import Description, describe_events, describe_parts
+
+    def section(description: Description, heading: str) -> list[str]:
+        lines = [f"{heading} {description.name}", "", description.summary, ""]
+        if description.fields:
+            lines += ["| key | type | meaning |", "|---|---|---|"]
+        for field in description.fields:
+            lines.append(f"| `{field.name}` | `{field.type}` | {_cell(field.description)} |")
+        return [*lines, ""]
 
     lines = [
         "# Events",
         "",
-        "With `--json`, a command prints one JSON object per line on stdout. `event` names the event; the other keys",
-        "are listed below. NaN and infinity are written as `null`.",
+        "With `--json`, a command prints one JSON object per line on stdout. `event` names the event,",
+        f"`schema_version` is {SCHEMA_VERSION}, and the other keys are listed below. NaN and infinity are `null`.",
+        "`metrics.jsonl` in a run's folder holds some of the same events.",
         "",
     ]
-    events = typing.get_args(neftcli.events.Event)
-    parts: dict[type, None] = {}  # a set that keeps the order
-    for event in events:
-        lines += _class_section(event, f"## {event_name(event)}")
-        parts.update(dict.fromkeys(_nested(event)))
+    for event in describe_events():
+        lines += section(event, "##")
     lines += ["## Parts of events", "", "Objects that the events above hold.", ""]
-    for part in parts:
-        if part not in events:
-            lines += _class_section(part, f"### {part.__name__}")
+    for part in describe_parts():
+        lines += section(part, "###")
+    lines += ["### PhaseId", "", "Ids of phases: " + ", ".join(f"`{phase.value}`" for phase in PhaseId) + ".", ""]
     return "\n".join(lines)
-
-
-def event_name(event: type) -> str:
-    """Return the value of `event` in the JSON of an event."""
-    return str(getattr(event, "id", event.__name__))
 
 
 def run_files_page() -> str:
@@ -223,47 +225,6 @@ def _parameter_tables(command: Any) -> list[str]:
 def _linked(help_text: str) -> str:
     """Set the recipe key at the end of a flag's help as code."""
     return re.sub(r"\(([a-z_.]+)\)$", r"(`\1`)", help_text)
-
-
-def _class_section(kind: type, heading: str) -> list[str]:
-    meanings = _attributes(kind)
-    hints = kind.__annotations__
-    lines = [heading, "", _summary(kind), ""]
-    names = [field.name for field in fields(kind) if field.name != "id"]  # type: ignore[arg-type]
-    if names:
-        lines += ["| key | type | meaning |", "|---|---|---|"]
-        lines += [f"| `{key}` | `{_type(hints[key])}` | {_cell(meanings.get(key, ''))} |" for key in names]
-        lines.append("")
-    return lines
-
-
-def _nested(kind: type) -> list[type]:
-    """Return the dataclasses that the fields of a dataclass hold."""
-    found: list[type] = []
-
-    def add(hint: Any) -> None:
-        if inspect.isclass(hint) and is_dataclass(hint):
-            found.extend([hint, *_nested(hint)])
-        for argument in typing.get_args(hint):
-            add(argument)
-
-    for hint in typing.get_type_hints(kind).values():
-        add(hint)
-    return found
-
-
-def _attributes(kind: type) -> dict[str, str]:
-    """Return the descriptions in a docstring's section `Attributes`."""
-    _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
-    meanings: dict[str, str] = {}
-    name = ""
-    for line in section.splitlines():
-        start = re.match(r"    (\w+): (.*)", line)
-        if start:
-            name, meanings[start[1]] = start[1], start[2]
-        elif name and line.startswith("     "):
-            meanings[name] += f" {line.strip()}"
-    return meanings
 
 
 def _summary(kind: type) -> str:

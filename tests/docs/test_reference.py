@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import typing
+from dataclasses import fields
 from typing import Any
 
 import typer.main
 
-import neftcli.events
-from docs.generate_reference import command_page, event_name, events_page, recipe_page, run_files_page
+from docs.generate_reference import command_page, events_page, recipe_page, run_files_page
 from neftcli.cli.main import app
+from neftcli.events import REGISTRY
+from neftcli.events.phases import PhaseId
 from neftcli.recipe.schema import Source, keys
 from neftcli.runs import schemas
 
@@ -49,11 +50,12 @@ def test_events_page_describes_every_event_and_field() -> None:
     page = events_page()
     headings = [line for line in page.splitlines() if line.startswith("#")]
     assert len(headings) == len(set(headings))
-    for event in typing.get_args(neftcli.events.Event):
-        section = page.partition(f"\n## {event_name(event)}\n")[2].partition("\n## ")[0]
+    for name, event in REGISTRY.items():
+        section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         assert section
-        for name in event.__dataclass_fields__:
-            assert f"| `{name}` |" in section or name == "id"
+        assert all(f"| `{field.name}` |" in section for field in fields(event))
+    for phase in PhaseId:
+        assert f"`{phase.value}`" in page
 
 
 def test_run_files_page_names_every_schema() -> None:
