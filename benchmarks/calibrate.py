@@ -39,7 +39,7 @@ from benchmarks.situations import (
     other_sweeps,
     plain_sweeps,
 )
-from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, LOSS
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Comparison, Significance
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.statistics import paired
@@ -54,7 +54,7 @@ from neftcli.sweep.verdict import Verdict, judge_sweep
 GAINING = Arm(ALPHAS[0])
 """The arm that a planted effect makes better."""
 RESAMPLES = 599  # 0.05 (599 + 1) and its third are whole, so the level is kept
-METRICS = {"loss": LOSS, "exact match": "exact match", "win rate": CONTROLLED_WIN_RATE}
+METRICS = {"loss": HELD_OUT_LOSS, "exact match": "exact_match", "win rate": WIN_RATE_LENGTH_CONTROLLED}
 
 STOPPING_SEEDS = (6, 8, 12)
 STOPPING_DELTA = 0.005
@@ -191,7 +191,7 @@ def contents(situation: Situation, drawn: Drawn) -> dict[str, dict[str, Any]]:
             values = drawn.arms[arm, seed]
             if drawn.lengths is not None:
                 values = length_controlled_scores(values, drawn.lengths[arm, seed])
-        metric = {"better": situation.better(), "values": values, "weights": weights}
+        metric = {"direction": situation.direction(), "values": values, "weights": weights}
         content: dict[str, Any] = {"metrics": {METRICS[situation.metric]: metric}}
         if drawn.prompts is not None:
             content["prompts"] = [f"prompt {prompt}" for prompt in drawn.prompts]
@@ -253,7 +253,7 @@ def is_wrong(found: Verdict, effect: float) -> bool:
 
 def hold_the_truth(situation: Situation, compared: Sequence[Comparison], effect: float) -> list[bool]:
     """Return of each noised arm whether its interval holds the true difference."""
-    first = -effect if situation.better() == "lower" else effect
+    first = -effect if situation.direction() == "lower" else effect
     truths = [first, *[0.0] * (len(compared) - 1)]
     return [_holds(comparison, truth) for comparison, truth in zip(compared, truths, strict=True)]
 
@@ -261,7 +261,7 @@ def hold_the_truth(situation: Situation, compared: Sequence[Comparison], effect:
 def count_sweeps(situation: Situation, effect: float, draws: int, seed: int) -> Rates:
     """Count the verdicts of sweeps without early stopping."""
     paired.LEVEL_RESAMPLES = 20
-    over_seeds, good = situation.is_over_seeds(), situation.better()
+    over_seeds, good = situation.is_over_seeds(), situation.direction()
     false = wrong = these_false = found = 0
     covered: list[bool] = []
     these_covered: list[bool] = []
@@ -333,7 +333,7 @@ def count_evaluations(situation: Situation, effect: float, draws: int, seed: int
             found = paired_difference(
                 first, second, drawn.weights, prompts=drawn.prompts, seed=number, resamples=RESAMPLES
             )
-        word = verdict(found.p, found.value, situation.better())
+        word = verdict(found.p, found.value, situation.direction())
         false += word in ("better", "worse")
         hits += word == "better"
         covered.append(_holds(found, float(drawn.truth[0])))

@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from neftcli.statistics.multiple import Better
+from neftcli.statistics.multiple import Direction
 from neftcli.statistics.paired import FEWEST
 from neftcli.sweep.early_stopping import FEWEST_SEEDS
 
@@ -56,7 +56,7 @@ class Situation:
         residual_sd: Standard deviation of the rest.
         shape: Distribution of the prompts' part: normal, t3, exponential or lognormal.
         group: Rows that share a prompt, with an intraclass correlation of 0.7.
-        metric: loss, exact match or win rate.
+        metric: Kind of metric: loss, exact match or win rate. The random numbers depend on this text.
         weighted: The rows have 5 to 199 tokens, which are the weights.
         lengths: A noised arm's answers are longer and the judge likes that; the win rate is that at equal lengths.
     """
@@ -79,7 +79,7 @@ class Situation:
         """Number of arms that are compared with the baseline."""
         return len(ALPHAS) if self.seeds else 1
 
-    def better(self) -> Better:
+    def direction(self) -> Direction:
         """The direction that is good."""
         return "lower" if self.metric == "loss" else "higher"
 

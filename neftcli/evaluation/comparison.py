@@ -7,7 +7,6 @@ as well. Of the three win rates, which count the same pairs, only the length-con
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,10 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from neftcli.evaluation.metrics import distinct_n
+from neftcli.evaluation.metrics import (
+    REGISTRY,
+    Judged,
+    Metric,
+    OverAllAnswers,
+    PerRow,
+    Transformed,
+    is_tested,
+    task_metric_id,
+)
 from neftcli.events import Comparison, MetricRow, MetricValue
 from neftcli.runs.schemas import CellMetric
-from neftcli.statistics.multiple import Better, adjust, direction, verdict
+from neftcli.statistics.multiple import Direction, adjust, direction, verdict
 from neftcli.statistics.paired import FEWEST, LEVEL, PairedDifference, estimate, paired_difference
 from neftcli.statistics.win_rates import win_rate
 
@@ -28,62 +36,9 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 """(rows,), NaN if a row has no value."""
 
-LOSS, WIN_RATE, MATCHED_WIN_RATE = "held-out loss", "win rate", "win rate, matched"
-CONTROLLED_WIN_RATE = "win rate, length-controlled"
-"""The win rate that is tested, in evaluations and sweeps."""
-DESCRIPTIVE_WIN_RATES = (WIN_RATE, MATCHED_WIN_RATE)
-"""Win rates of the same pairs, counted in other ways: with an interval, without a test."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that every example has, of every model.
-
-    Attributes:
-        name: For people.
-        unit: For people; empty if it has none.
-        better: lower, higher, or none where neither is good or bad in itself.
-        of: The examples' values.
-        weights: What the values are sums over (an example's tokens); the value is then the ratio of both sums.
-    """
-
-    name: str
-    unit: str
-    better: Better
-    of: Callable[[Results], Values]
-    weights: Callable[[Results], Values] | None = None
-
 
 def _values(numbers: Iterable[float | None]) -> Values:
     return np.array([np.nan if number is None else float(number) for number in numbers])
-
-
-def _of_loss(attribute: str) -> Callable[[Results], Values]:
-    return lambda results: _values(None if loss is None else getattr(loss, attribute) for loss in results.losses)
-
-
-def _of_answer(attribute: str) -> Callable[[Results], Values]:
-    return lambda results: _values(getattr(answer, attribute) for answer in results.answers)
-
-
-def _of_metrics(attribute: str) -> Callable[[Results], Values]:
-    return lambda results: _values(getattr(metrics, attribute) for metrics in results.metrics)
-
-
-METRICS = (
-    Metric(LOSS, "nats a token", "lower", _of_loss("negative_log_likelihood"), _of_loss("tokens")),
-    Metric("token accuracy", "", "higher", _of_loss("correct"), _of_loss("tokens")),
-    Metric("exact match", "", "higher", _of_metrics("exact_match")),
-    Metric("answer tokens", "", "none", _of_answer("tokens")),
-    Metric("answer characters", "", "none", _of_metrics("characters")),
-    Metric("cut at the limit", "", "none", _of_answer("cut")),
-    Metric("2-gram repetition", "", "none", _of_metrics("repetition_2")),
-    Metric("log-diversity", "", "none", _of_metrics("log_diversity")),
-    Metric("ROUGE-L", "", "none", _of_metrics("rouge_l")),
-    Metric("BLEU", "", "none", _of_metrics("bleu")),
-    Metric("chrF", "", "none", _of_metrics("chrf")),
-)
-DISTINCT = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -110,7 +65,7 @@ class _Question:
     """A comparison before its p-value is corrected.
 
     Attributes:
-        name: The metric.
+        name: The metric's id.
         better: Its good direction.
         against: The other model's role.
         first: The other model's values, (rows,); NaN if a row has none.
@@ -123,7 +78,7 @@ class _Question:
     """
 
     name: str
-    better: Better
+    better: Direction
     against: str
     first: Values
     second: Values
@@ -163,25 +118,32 @@ def compare(
     """
     rows: list[MetricRow] = []
     questions: list[_Question] = []
-    for metric in METRICS:
-        values = [metric.of(one) for one in results]
-        weights = [metric.weights(one) for one in results] if metric.weights else [None] * len(results)
-        estimates = tuple(_estimated(v, w, prompts) for v, w in zip(values, weights, strict=True))
+    for metric in REGISTRY.values():
+        match metric.source:
+            case PerRow():
+                values, weights = zip(*(values_of_rows(metric.source, one) for one in results), strict=True)
+                estimates = tuple(_estimated(v, w, prompts) for v, w in zip(values, weights, strict=True))
+                questions += [
+                    _Question(metric.id, metric.direction, other.subject.role, theirs, values[0], weights[0], prompts)
+                    for other, theirs in zip(results[1:], values[1:], strict=True)
+                    if metric.source.weights is None or same_tokens(results[0], other)
+                ]
+            case Transformed():
+                source = next((row.values for row in rows if row.metric == metric.source.source), ())
+                estimates = tuple(_transformed(estimate, metric.source.function) for estimate in source)
+            case OverAllAnswers():
+                estimates = tuple(_of_all_answers(one, metric.source) for one in results)
+            case Judged():
+                own, asked = _win_rate(metric, metric.source, judged, prompts)
+                estimates = (own, *[None] * (len(results) - 1))
+                questions += asked
         if any(estimates):
-            rows.append(MetricRow(metric.name, metric.unit, metric.better, estimates))
-            if metric.name == LOSS:
-                rows.append(MetricRow("perplexity", "", "lower", tuple(map(_perplexity, estimates))))
-        questions += [
-            _Question(metric.name, metric.better, other.subject.role, theirs, values[0], weights[0], prompts)
-            for other, theirs in zip(results[1:], values[1:], strict=True)
-            if metric.weights is None or same_tokens(results[0], other)
-        ]
-    rows += _distinct_rows(results)
-    for row, asked in (*_task_rows(results), *_win_rates(judged, prompts, len(results))):
+            rows.append(MetricRow(metric.id, metric.unit, metric.direction, estimates))
+    for row, asked in _task_rows(results):
         rows.append(row)
         questions += asked
     order = ("lower", "higher", "none")  # what is good or bad stands before what only describes
-    rows.sort(key=lambda row: row.better == order[-1])
+    rows.sort(key=lambda row: row.direction == order[-1])
     runs = {other.subject.role for other in results[1:] if two_runs(results[0], other)}
     questions = [replace(question, rated=question.against not in runs) for question in questions]
     return tuple(rows), tuple(_answered(questions))
@@ -216,34 +178,32 @@ def _estimated(values: Values, weights: Values | None, prompts: Sequence[str] | 
     return MetricValue(found.value, found.low, found.high, found.n)
 
 
-def _perplexity(loss: MetricValue | None) -> MetricValue | None:
-    """exp(loss), and its interval by the same function, which keeps order."""
-    if loss is None:
+def values_of_rows(source: PerRow, results: Results) -> tuple[Values, Values | None]:
+    """Return a model's values (rows,) of a metric, and their weights, or None for a plain mean."""
+    weights = None if source.weights is None else _values(source.weights(results))
+    return _values(source.values(results)), weights
+
+
+def _transformed(estimate: MetricValue | None, function: Callable[[float], float]) -> MetricValue | None:
+    """An increasing function of a figure, and of the ends of its interval."""
+    if estimate is None:
         return None
-    low, high = (None if bound is None else math.exp(bound) for bound in (loss.low, loss.high))
-    return MetricValue(math.exp(loss.value), low, high, loss.n)
+    low, high = (None if end is None else function(end) for end in (estimate.low, estimate.high))
+    return MetricValue(function(estimate.value), low, high, estimate.n)
 
 
-def _distinct_rows(results: Sequence[Results]) -> list[MetricRow]:
-    """distinct-n of all answers together; it is of the whole, so examples can't be resampled for an interval."""
-    rows = []
-    for n in DISTINCT:
-        values = [distinct_n([answer.text for answer in one.answers], n) for one in results]
-        if any(value is not None for value in values):
-            numbers = tuple(
-                None if value is None else MetricValue(value, None, None, len(one.answers))
-                for value, one in zip(values, results, strict=True)
-            )
-            rows.append(MetricRow(f"distinct-{n}", "", "none", numbers))
-    return rows
+def _of_all_answers(results: Results, source: OverAllAnswers) -> MetricValue | None:
+    """A figure of all answers together; rows can't be resampled for an interval."""
+    value = source.compute([answer.text for answer in results.answers])
+    return None if value is None else MetricValue(value, None, None, len(results.answers))
 
 
 def _task_rows(results: Sequence[Results]) -> list[tuple[MetricRow, list[_Question]]]:
     rows = []
     for place, ours in enumerate(results[0].tasks):
         of_all = [one.tasks[place] for one in results]
-        name = f"{ours.task} {ours.metric}"
-        better: Better = "higher" if ours.higher_is_better else "lower"
+        name = task_metric_id(ours.task, ours.metric)
+        better: Direction = "higher" if ours.higher_is_better else "lower"
         estimates = tuple(
             _estimated(_values(one.per_example), None, None) or MetricValue(one.value, None, None, 0) for one in of_all
         )
@@ -257,10 +217,10 @@ def _task_rows(results: Sequence[Results]) -> list[tuple[MetricRow, list[_Questi
 
 
 def task_metrics(results: Results) -> dict[str, CellMetric]:
-    """Benchmark tasks with a value for each document: name to direction and values."""
+    """Benchmark tasks with a value for each document: id to direction and values."""
     return {
-        f"{task.task} {task.metric}": {
-            "better": "higher" if task.higher_is_better else "lower",
+        task_metric_id(task.task, task.metric): {
+            "direction": "higher" if task.higher_is_better else "lower",
             "values": list(task.per_example),
             "weights": None,
             "of": "documents",
@@ -270,30 +230,23 @@ def task_metrics(results: Results) -> dict[str, CellMetric]:
     }
 
 
-def _win_rates(judged: Scores | None, prompts: Sequence[str], models: int) -> list[tuple[MetricRow, list[_Question]]]:
-    """Compute how often the evaluated model's answer won: over all pairs, pairs of similar length, at equal lengths.
-
-    The interval of each is that of a test against one half; only the length-controlled one is tested.
-    """
+def _win_rate(
+    metric: Metric, source: Judged, judged: Scores | None, prompts: Sequence[str]
+) -> tuple[MetricValue | None, list[_Question]]:
+    """Estimate how often the evaluated model's answer won; its interval is that of a test against one half."""
     if judged is None:
-        return []
-    scores = _values(judged.scores)
-    like = np.where(judged.matched, scores, np.nan)
+        return None, []
+    scores = _values(source.scores(judged))
+    lengths = np.array(judged.lengths, dtype=float) if source.length_controlled else None
     even = np.full(len(scores), 0.5)
-    rows = []
-    for name, chosen, lengths in (
-        (WIN_RATE, scores, None),
-        (MATCHED_WIN_RATE, like, None),
-        (CONTROLLED_WIN_RATE, scores, np.array(judged.lengths, dtype=float)),
-    ):
-        question = _Question(
-            name, "higher", judged.against, even, chosen, None, prompts, is_win_rate=True, lengths=lengths
-        )
-        if (found := question.difference()) is not None:
-            low, high = (None if end is None else 0.5 + end for end in (found.low, found.high))
-            estimated = MetricValue(0.5 + found.value, low, high, found.n)
-            rows.append((MetricRow(name, "", "higher", (estimated, *[None] * (models - 1))), [question]))
-    return rows
+    question = _Question(
+        metric.id, metric.direction, judged.against, even, scores, None, prompts, is_win_rate=True, lengths=lengths
+    )
+    found = question.difference()
+    if found is None:
+        return None, []
+    low, high = (None if end is None else 0.5 + end for end in (found.low, found.high))
+    return MetricValue(0.5 + found.value, low, high, found.n), [question]
 
 
 def win_rate_bounds(judged: Scores) -> tuple[float, float] | None:
@@ -313,9 +266,7 @@ def _answered(questions: Sequence[_Question]) -> list[Comparison]:
         tested = [
             question
             for question, difference in found.items()
-            if (question.better == "none") == describes
-            and difference.n >= FEWEST
-            and question.name not in DESCRIPTIVE_WIN_RATES
+            if (question.better == "none") == describes and difference.n >= FEWEST and is_tested(question.name)
         ]
         family = sum(found[question].smallest_p < LEVEL for question in tested)
         for question in tested:

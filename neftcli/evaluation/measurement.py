@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import TokenRow, prompt_and_reference, prompt_token_ids, tokenize
 from neftcli.errors import DataError, NeftError, Problem
+from neftcli.evaluation.answer_metrics import AnswerMetrics
+from neftcli.evaluation.answer_metrics import measure as measure_answer
 from neftcli.evaluation.cache import Result, Store, alone
 from neftcli.evaluation.generation import Answer, answers_as_they_come
 from neftcli.evaluation.loss import RowLoss, losses_as_they_come
-from neftcli.evaluation.metrics import AnswerMetrics
-from neftcli.evaluation.metrics import measure as measure_answer
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.loading import load_config

@@ -1,180 +1,318 @@
-"""What can be counted in answers: their repetition and diversity, and their overlap with reference answers.
+"""The registry of metrics: one entry for each, from which everything else looks up what it needs.
 
-None of these numbers says which answer is better. The NEFTune paper found lower overlap with the references and better
-answers; the judge and these numbers are read together.
-
-Scripts that write no space between words (Han, Kana, Thai, Lao, Khmer, Myanmar) are counted by characters.
+An id is what files, JSON events, recipes and code use; a label is what tables and sentences print. To add a metric, add
+an entry to `REGISTRY` and a row to the table in docs/evaluation.md, which a test compares with it.
 """
 
 from __future__ import annotations
 
 import math
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-import regex
+from neftcli.evaluation.answer_metrics import distinct_n
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
+    from neftcli.evaluation.comparison import Scores
+    from neftcli.evaluation.measurement import Results
+    from neftcli.statistics.multiple import Direction
 
-SHORT_REFERENCE = 5  # words; longer references are hardly ever met to the letter
-SMALLEST_GAP = math.exp(-20)  # log-diversity is 20 at most
+HELD_OUT_LOSS = "held_out_loss"
+ANSWER_TOKENS = "answer_tokens"
+REPETITION_2 = "repetition_2"
+WIN_RATE = "win_rate"
+WIN_RATE_MATCHED = "win_rate_matched"
+WIN_RATE_LENGTH_CONTROLLED = "win_rate_length_controlled"
 
-# The mark that lengthens vowels in Kana is of no one script; a combining mark stays with its letter.
-_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ーｰ]"
-_UNSPACED_LETTER = regex.compile(_UNSPACED)
-_LETTER = regex.compile(r"\p{L}")
-_JOINERS = r"\u200c\u200d"  # they stand inside words of Persian and of Indic scripts
-_WHITE_SPACE_WORD = regex.compile(rf"{_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})\S)+")
-_WORD_OF_LETTERS = regex.compile(
-    rf"(?=[\p{{L}}\p{{N}}]){_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})[\p{{L}}\p{{N}}][\p{{M}}{_JOINERS}]*)+"
-)
-# Punctuation around a text that means nothing; the minus of a number and a per cent sign do.
-_AROUND = regex.compile(r"^(?:(?![-−]\p{N})[\p{P}\s])+|(?:(?!%)[\p{P}\s])+$")
-_AT_A_SIGN = regex.compile(r"(?<=[^\w\s]) | (?=[^\w\s])")
+TASK_SHARES = ("/acc", "/acc_norm", "/exact_match")
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerMetrics:
-    """What was counted in one answer. Overlap is None without a reference.
+class PerRow:
+    """A metric with a value for each row, averaged over rows or, with weights, summed and divided by their sum.
 
     Attributes:
-        characters: Unicode characters.
-        repetition_2: Share of its 2-grams that repeat an earlier one, 1 - distinct / all; None where it has none.
-        log_diversity: -log(max(1 - D, e^-20)) with D = (1 - rep_2)(1 - rep_3)(1 - rep_4) and rep_n = 1 - distinct / all
-            n-grams; D by Li et al. 2022 (arXiv 2210.15097), its logarithm by Kirchenbauer et al. 2023 (arXiv
-            2306.04634), whose measure the NEFTune paper (arXiv 2310.05914) reports. Their code leaves out each text's
-            last n-gram and this one does not. None where there is no 4-gram.
-        rouge_l: F1 of the longest common subsequence of words (Lin 2004), 0 to 1.
-        bleu: Sentence BLEU by sacrebleu (Post 2018, arXiv 1804.08771), exponentially smoothed, effective order,
-            0 to 100.
-        chrf: Sentence chrF by sacrebleu, 0 to 100.
-        exact_match: 1 where the texts are the same but for case, white space and punctuation around them, else 0; None
-            where the reference is longer than `SHORT_REFERENCE` words.
+        values: (rows,), None if a row has no value.
+        weights: (rows,), such as each row's tokens with loss; None for a plain mean.
     """
 
-    characters: int
-    repetition_2: float | None
-    log_diversity: float | None
-    rouge_l: float | None
-    bleu: float | None
-    chrf: float | None
-    exact_match: float | None
+    values: Callable[[Results], list[float | None]]
+    weights: Callable[[Results], list[float | None]] | None = None
 
 
-def measure(answer: str, reference: str | None) -> AnswerMetrics:
-    """Counts what there is to count in an answer, and in its overlap with the reference if there is one."""
-    words = _words(answer)
-    overlap: dict[str, float | None] = dict.fromkeys(("rouge_l", "bleu", "chrf", "exact_match"))
-    if reference is not None:
-        bleu = _bleu("char" if _is_mostly_unspaced(reference) else "13a").sentence_score(answer, [reference]).score
-        overlap = {
-            "rouge_l": similarity(answer, reference),
-            "bleu": min(bleu, 100.0),  # rounding can put it a hair above
-            "chrf": _chrf().sentence_score(answer, [reference]).score,
-            "exact_match": _exact_match(answer, reference),
-        }
-    return AnswerMetrics(len(answer), _repetition(words, 2), _log_diversity(words), **overlap)
+@dataclass(frozen=True, slots=True)
+class OverAllAnswers:
+    """A metric of all answers together, without a confidence interval or a test.
 
-
-def distinct_n(answers: Sequence[str], n: int) -> float | None:
-    """Distinct n-grams over all n-grams of all answers together (Li et al. 2016, arXiv 1510.03055).
-
-    It falls as the answers get longer or more, so compare answers to the same prompts. None where there is no n-gram.
+    Attributes:
+        compute: From the answers' texts to the value; None if there is none.
     """
-    grams = [gram for answer in answers for gram in _n_grams(_words(answer), n)]
-    return len(set(grams)) / len(grams) if grams else None
+
+    compute: Callable[[Sequence[str]], float | None]
 
 
-def similarity(first: str, second: str) -> float:
-    """ROUGE-L F1 between two answers, 0 to 1 and the same both ways; 1 for equal texts even without a word."""
-    if first == second:
-        return 1.0
-    return float(_rouge().score(first, second)["rougeL"].fmeasure)
+@dataclass(frozen=True, slots=True)
+class Transformed:
+    """An increasing function of another metric and of the ends of its interval; not tested a second time.
+
+    Attributes:
+        source: The other metric's id.
+        function: The function.
+    """
+
+    source: str
+    function: Callable[[float], float]
 
 
-def signatures() -> dict[str, str]:
-    """How each measure of overlap is computed, for a report: settings and the version of its library."""
-    scorers = {"bleu": _bleu("13a"), "bleu_char": _bleu("char"), "chrf": _chrf()}
-    for scorer in scorers.values():
-        scorer.sentence_score("a", ["a"])  # a scorer knows its signature when it has been used
-    rouge = f"F1|case:folded|tok:words, characters of scripts without spaces|stem:no|version:{version('rouge-score')}"
-    return {"rouge_l": rouge, **{name: str(scorer.get_signature()) for name, scorer in scorers.items()}}
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A win rate, from the judge's scores of pairs of answers.
+
+    Attributes:
+        scores: (pairs,), 1 won, 0.5 tie, 0 lost; None if a pair does not count.
+        length_controlled: Estimate it at equal lengths of the two answers.
+        is_tested: False if it describes the pairs that another win rate tests.
+    """
+
+    scores: Callable[[Scores], Sequence[float | None]]
+    length_controlled: bool = False
+    is_tested: bool = False
 
 
-class _EveryScript:
-    """A tokenizer for rouge_score, whose own drops all but a-z and 0-9; on plain English both do the same."""
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric of an evaluation.
 
-    def tokenize(self, text: str) -> list[str]:
-        """Words of letters and digits, in lower case."""
-        return [*_WORD_OF_LETTERS.findall(unicodedata.normalize("NFKC", text).casefold())]
+    Attributes:
+        id: Its identifier in code, files, JSON and recipes.
+        label: Its name in tables and sentences.
+        unit: Its unit; empty if it has none.
+        direction: Values that are better: lower or higher; none if it only describes.
+        definition: The definition that docs/evaluation.md gives, in Markdown.
+        source: The computation of its values.
+        is_share: It is between 0 and 1, and shown in per cent.
+        sweep_direction: Values that are better if a sweep decides by it; None if sweeps can't.
+        heading: Label of a narrow column; the label if empty.
+    """
 
-
-def _words(text: str) -> list[str]:
-    """What stands between white space, and each character of a script without spaces."""
-    return [*_WHITE_SPACE_WORD.findall(text)]
-
-
-def _n_grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[start:] for start in range(n)), strict=False))
-
-
-def _repetition(words: Sequence[str], n: int) -> float | None:
-    """rep_n, the share of n-grams that repeat an earlier one."""
-    grams = _n_grams(words, n)
-    return 1 - len(set(grams)) / len(grams) if grams else None
-
-
-def _log_diversity(words: Sequence[str]) -> float | None:
-    shares = [_repetition(words, n) for n in (2, 3, 4)]
-    diversity = math.prod(1 - share for share in shares if share is not None)
-    return None if shares[-1] is None else math.log(1 / max(1 - diversity, SMALLEST_GAP))
+    id: str
+    label: str
+    unit: str
+    direction: Direction
+    definition: str
+    source: PerRow | OverAllAnswers | Transformed | Judged
+    is_share: bool = False
+    sweep_direction: Direction | None = None
+    heading: str = ""
 
 
-def _exact_match(answer: str, reference: str) -> float | None:
-    """A minus sign and a decimal point inside make another answer; a full stop or quotes around it do not."""
-    if len(_words(reference)) > SHORT_REFERENCE:
-        return None
-    return float(_core(answer) == _core(reference))
+def _of_losses(attribute: str) -> Callable[[Results], list[float | None]]:
+    return lambda results: [None if loss is None else getattr(loss, attribute) for loss in results.losses]
 
 
-def _core(text: str) -> str:
-    """The text without case, and without punctuation and white space around it, but with the sign of a number."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    stripped = _AROUND.sub("", _AT_A_SIGN.sub("", folded))
-    return stripped or folded
+def _of_answers(attribute: str) -> Callable[[Results], list[float | None]]:
+    return lambda results: [getattr(answer, attribute) for answer in results.answers]
 
 
-def _is_mostly_unspaced(text: str) -> bool:
-    """Whether most of the letters are of a script without spaces."""
-    letters = _LETTER.findall(text)
-    return 2 * sum(bool(_UNSPACED_LETTER.match(letter)) for letter in letters) > len(letters)
+def _of_answer_metrics(attribute: str) -> Callable[[Results], list[float | None]]:
+    return lambda results: [getattr(metrics, attribute) for metrics in results.metrics]
 
 
-# Loaded when first needed: rouge_score takes a second and a half, most of it for nltk.
+def _matched_scores(judged: Scores) -> list[float | None]:
+    return [score if matched else None for score, matched in zip(judged.scores, judged.matched, strict=True)]
 
 
-@lru_cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+_METRICS = (
+    Metric(
+        HELD_OUT_LOSS,
+        "held-out loss",
+        "nats per token",
+        "lower",
+        "negative log-likelihood of the answers' tokens in nats, summed over tokens, divided by tokens",
+        PerRow(_of_losses("negative_log_likelihood"), _of_losses("tokens")),
+        sweep_direction="lower",
+    ),
+    Metric(
+        "perplexity",
+        "perplexity",
+        "",
+        "lower",
+        "exp(held-out loss); not tested a second time",
+        Transformed(HELD_OUT_LOSS, math.exp),
+    ),
+    Metric(
+        "token_accuracy",
+        "token accuracy",
+        "",
+        "higher",
+        "share of those tokens to which the model gives the highest probability",
+        PerRow(_of_losses("correct"), _of_losses("tokens")),
+        is_share=True,
+        sweep_direction="higher",
+    ),
+    Metric(
+        "exact_match",
+        "exact match",
+        "",
+        "higher",
+        "share of answers that equal the reference except for case, white space and punctuation around it; only rows "
+        "whose reference has at most five words",
+        PerRow(_of_answer_metrics("exact_match")),
+        is_share=True,
+        sweep_direction="higher",
+    ),
+    Metric(
+        WIN_RATE,
+        "win rate",
+        "",
+        "higher",
+        "share of pairs in which the judge preferred this model, a tie counting one half; not tested",
+        Judged(lambda judged: judged.scores),
+        is_share=True,
+    ),
+    Metric(
+        WIN_RATE_MATCHED,
+        "win rate, matched",
+        "",
+        "higher",
+        "the same over pairs whose answers' lengths differ by a factor of 1.25 at most; not tested",
+        Judged(_matched_scores),
+        is_share=True,
+    ),
+    Metric(
+        WIN_RATE_LENGTH_CONTROLLED,
+        "win rate, length-controlled",
+        "",
+        "higher",
+        "the win rate that the judge would give to answers of equal length, from all pairs "
+        "([below](#win-rates-and-length)); the one that is tested",
+        Judged(lambda judged: judged.scores, length_controlled=True, is_tested=True),
+        is_share=True,
+        sweep_direction="higher",
+    ),
+    Metric(
+        ANSWER_TOKENS,
+        "answer tokens",
+        "",
+        "none",
+        "length of an answer in tokens, without its stop token",
+        PerRow(_of_answers("tokens")),
+        heading="tokens",
+    ),
+    Metric(
+        "answer_characters",
+        "answer characters",
+        "",
+        "none",
+        "length of an answer in Unicode characters",
+        PerRow(_of_answer_metrics("characters")),
+    ),
+    Metric(
+        "truncated_answers",
+        "truncated answers",
+        "",
+        "none",
+        "share of answers that `max_new_tokens` ended",
+        PerRow(_of_answers("cut")),
+        is_share=True,
+    ),
+    Metric(
+        REPETITION_2,
+        "2-gram repetition",
+        "",
+        "none",
+        "1 - distinct / all 2-grams of an answer (Li et al. 2022, arXiv 2210.15097)",
+        PerRow(_of_answer_metrics("repetition_2")),
+        is_share=True,
+        heading="repetition",
+    ),
+    Metric(
+        "log_diversity",
+        "log-diversity",
+        "",
+        "none",
+        "-log(max(1 - D, e^-20)), D the product of (1 - repetition of n-grams), n = 2, 3, 4 (Kirchenbauer et al. 2023, "
+        "arXiv 2306.04634, whose measure the NEFTune paper reports)",
+        PerRow(_of_answer_metrics("log_diversity")),
+    ),
+    Metric(
+        "distinct_1",
+        "distinct-1",
+        "",
+        "none",
+        "distinct over all words of all answers (Li et al. 2016, arXiv 1510.03055)",
+        OverAllAnswers(lambda answers: distinct_n(answers, 1)),
+    ),
+    Metric(
+        "distinct_2",
+        "distinct-2",
+        "",
+        "none",
+        "distinct over all 2-grams of all answers",
+        OverAllAnswers(lambda answers: distinct_n(answers, 2)),
+    ),
+    Metric(
+        "rouge_l",
+        "ROUGE-L",
+        "",
+        "none",
+        "F1 of the longest common subsequence with the reference by `rouge-score`, mean over rows",
+        PerRow(_of_answer_metrics("rouge_l")),
+        sweep_direction="higher",
+    ),
+    Metric(
+        "bleu",
+        "BLEU",
+        "",
+        "none",
+        "sentence BLEU by `sacrebleu`, mean over rows",
+        PerRow(_of_answer_metrics("bleu")),
+    ),
+    Metric(
+        "chrf",
+        "chrF",
+        "",
+        "none",
+        "sentence chrF by `sacrebleu`, mean over rows",
+        PerRow(_of_answer_metrics("chrf")),
+    ),
+)
 
-    return RougeScorer(["rougeL"], tokenizer=_EveryScript())
+REGISTRY: dict[str, Metric] = {metric.id: metric for metric in _METRICS}
+"""All metrics but those of benchmark tasks, by id, in the order of the table."""
 
 
-@lru_cache
-def _bleu(tokenizer: Literal["13a", "char"]) -> BLEU:
-    from sacrebleu.metrics.bleu import BLEU
-
-    return BLEU(tokenize=tokenizer, smooth_method="exp", effective_order=True)
+def task_metric_id(task: str, metric: str) -> str:
+    """Return the id of a benchmark task's metric, such as "arc_easy/acc"."""
+    return f"{task}/{metric}"
 
 
-@lru_cache
-def _chrf() -> CHRF:
-    from sacrebleu.metrics.chrf import CHRF
+def label(metric_id: str) -> str:
+    """Return a metric's name for people; a benchmark task's is its id."""
+    metric = REGISTRY.get(metric_id)
+    return metric_id if metric is None else metric.label
 
-    return CHRF()
+
+def heading(metric_id: str) -> str:
+    """Return a metric's name for a narrow column."""
+    metric = REGISTRY.get(metric_id)
+    return metric_id if metric is None else metric.heading or metric.label
+
+
+def unit(metric_id: str) -> str:
+    """Return a metric's unit; an empty string if it has none."""
+    metric = REGISTRY.get(metric_id)
+    return "" if metric is None else metric.unit
+
+
+def is_share(metric_id: str) -> bool:
+    """Return whether a metric is shown in per cent: the registry's shares, and accuracies of benchmark tasks."""
+    metric = REGISTRY.get(metric_id)
+    return metric_id.endswith(TASK_SHARES) if metric is None else metric.is_share
+
+
+def is_tested(metric_id: str) -> bool:
+    """Return whether differences in a metric are tested."""
+    metric = REGISTRY.get(metric_id)
+    return metric is None or not isinstance(metric.source, Judged) or metric.source.is_tested

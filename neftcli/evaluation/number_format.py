@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share
+
 if TYPE_CHECKING:
     from neftcli.events import MetricValue
-
-SHARES = (
-    *("token accuracy", "exact match", "win rate", "win rate, matched", "win rate, length-controlled"),
-    *("cut at the limit", "2-gram repetition"),
-)
-
-
-def is_share(metric: str) -> bool:
-    """Return whether a metric is shown in per cent: our own shares, and accuracies of benchmark tasks."""
-    return metric in SHARES or metric.endswith((" acc", " acc_norm", " exact_match"))
 
 
 def amount(metric: str, value: float, *, signed: bool = False) -> str:
@@ -47,7 +39,7 @@ def number(metric: str, value: float | None, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     if is_share(metric):
         return f"{100 * value:{sign}.1f} %"
-    if "loss" in metric:
+    if metric == HELD_OUT_LOSS:
         return f"{value:{sign}.4f}"
     return f"{value:{sign}.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
 

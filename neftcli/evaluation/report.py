@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from neftcli.data.formats import Example
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.evaluation import sentences
+from neftcli.evaluation.answer_metrics import signatures, similarity
 from neftcli.evaluation.comparison import same_tokens, win_rate_bounds
-from neftcli.evaluation.metrics import signatures, similarity
 from neftcli.evaluation.tasks import described
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 from neftcli.recipe.loading import differences
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OFTEN_CUT = 0.05
 SEEDS = 6
 """Seeds of the sweep that is offered: enough for a claim about new seeds, and for stopping early."""
-REFERENCE_METRICS = ("ROUGE-L", "BLEU", "chrF")
+REFERENCE_METRICS = ("rouge_l", "bleu", "chrf")
 
 
 def scope(results: Sequence[Results], comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:

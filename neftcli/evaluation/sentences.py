@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, DESCRIPTIVE_WIN_RATES, WIN_RATE
+from neftcli.evaluation.metrics import WIN_RATE, WIN_RATE_LENGTH_CONTROLLED, is_tested, label
 from neftcli.evaluation.number_format import amount, interval, p_value
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
 from neftcli.statistics.multiple import NOT_SIGNIFICANT
@@ -25,24 +25,24 @@ def conclusion(
         comparisons: Of the first model with each other one.
         changed: Options in which the run and its baseline differ; None unless both are runs.
     """
-    comparisons = [one for one in comparisons if one.metric not in DESCRIPTIVE_WIN_RATES]
+    comparisons = [one for one in comparisons if is_tested(one.metric)]
     if comparisons and all(one.p_adjusted is None for one in comparisons):
         most = max(one.n for one in comparisons)
         yield f"Nothing is tested: {most} {'prompt is' if most == 1 else 'prompts are'} too few, a test needs {FEWEST}."
         return
-    rated = {row.metric for row in metrics if row.better != "none"}
+    rated = {row.metric for row in metrics if row.direction != "none"}
     for other in models[1:]:
         compared = [one for one in comparisons if one.against == other.role and one.metric in rated]
         runs = other.role == "baseline" and changed is not None
         yield from _of_two_runs(models[0], other, compared, changed or ()) if runs else _of_two_models(other, compared)
-        if untested := [f"{one.metric} ({one.n})" for one in compared if one.p_adjusted is None]:
+        if untested := [f"{label(one.metric)} ({one.n})" for one in compared if one.p_adjusted is None]:
             yield f"Not tested against {other.name}, with fewer than {FEWEST} prompts: {', '.join(untested)}."
 
 
 def _of_two_models(other: EvaluatedModel, compared: Sequence[Comparison]) -> Iterator[str]:
     """Better and worse are right here: the claim is about these two models."""
     parts = [
-        f"{word} in {', '.join(f'{one.metric} ({_numbers(one)})' for one in these)}"
+        f"{word} in {', '.join(f'{label(one.metric)} ({_numbers(one)})' for one in these)}"
         for word in ("better", "worse")
         if (these := [one for one in compared if one.verdict == word])
     ]
@@ -56,7 +56,9 @@ def _of_two_runs(
     main: EvaluatedModel, other: EvaluatedModel, compared: Sequence[Comparison], changed: Collection[str]
 ) -> Iterator[str]:
     """With one run each, a difference is one of these runs, and not of their recipes."""
-    found = [f"{one.verdict} {one.metric} ({_numbers(one)})" for one in compared if one.verdict in ("lower", "higher")]
+    found = [
+        f"{one.verdict} {label(one.metric)} ({_numbers(one)})" for one in compared if one.verdict in ("lower", "higher")
+    ]
     if found:
         yield f"These two runs differ: {main.name} has {', '.join(found)} than {other.name}."
     if not changed:
@@ -79,7 +81,7 @@ def _not_shown(changed: Collection[str]) -> str:
 def _not_significant(compared: Sequence[Comparison]) -> str:
     """The metrics that are not significant, with what their intervals leave possible."""
     return ", ".join(
-        f"{one.metric} ({interval(one.metric, one.low, one.high)}{p_value(one.p_adjusted)})"
+        f"{label(one.metric)} ({interval(one.metric, one.low, one.high)}{p_value(one.p_adjusted)})"
         for one in compared
         if one.verdict == NOT_SIGNIFICANT
     )
@@ -93,7 +95,7 @@ def _numbers(one: Comparison) -> str:
 def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Warn of significant differences whose skewness makes p < 0.05 more frequent than 5 % without a true one."""
     skewed = [
-        f"{one.metric} against {one.against} ({100 * one.true_level:.0f} %)"
+        f"{label(one.metric)} against {one.against} ({100 * one.true_level:.0f} %)"
         for one in comparisons
         if one.true_level is not None and one.true_level > SKEWED and one.verdict not in ("", NOT_SIGNIFICANT)
     ]
@@ -107,7 +109,7 @@ def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
 def liking_of_length(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Warn if the interval of the raw win rate excludes 50 % and the one at equal lengths is not significant."""
     by_metric = {one.metric: one for one in comparisons}
-    raw, controlled = by_metric.get(WIN_RATE), by_metric.get(CONTROLLED_WIN_RATE)
+    raw, controlled = by_metric.get(WIN_RATE), by_metric.get(WIN_RATE_LENGTH_CONTROLLED)
     if raw is None or raw.low is None or raw.high is None or (raw.low <= 0 <= raw.high):
         return
     if controlled is None or controlled.verdict in ("", NOT_SIGNIFICANT):

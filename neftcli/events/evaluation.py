@@ -49,15 +49,15 @@ class MetricRow:
     """A metric of every model.
 
     Attributes:
-        metric: Name of the metric.
+        metric: Id of the metric.
         unit: Unit; empty if it has none.
-        better: "lower", "higher", or "none" if neither is better.
+        direction: Values that are better, "lower" or "higher"; "none" if the metric only describes.
         values: A value for each model, in their order; None if the model has none.
     """
 
     metric: str
     unit: str
-    better: str
+    direction: str
     values: tuple[MetricValue | None, ...]
 
 
@@ -85,7 +85,7 @@ class Comparison:
     """A paired comparison of a model, or an arm of a sweep, with another one.
 
     Attributes:
-        metric: Name of the metric.
+        metric: Id of the metric.
         against: Role of the other model, or name of the other arm.
         difference: The first one's value minus the other one's.
         low: Lower end of the difference's 95 % confidence interval within `scope`; None without a test.

@@ -120,7 +120,7 @@ class PowerAnalysis:
     """Power of a planned sweep for claims about new seeds (power 80 %), from the variance of a pilot sweep.
 
     Attributes:
-        metric: The first metric.
+        metric: Id of the first metric.
         seeds: Planned seeds.
         prompts: Distinct prompts of the held-out split, or documents of a benchmark.
         pilot: Folder of the pilot sweep; empty without one.
@@ -192,7 +192,7 @@ class ArmResult:
         alpha: NEFTune's alpha.
         label: The other swept options; empty without a grid.
         seeds: Measured seeds.
-        values: Metric, mapped to its mean over seeds with a 95 % confidence interval over seeds and prompts.
+        values: Id of a metric, mapped to its mean over seeds with a 95 % confidence interval over seeds and prompts.
         comparisons: Comparisons with alpha 0, one for each comparable metric; empty for alpha 0 itself.
         dropped: True if early stopping gave the arm no further seeds.
     """
@@ -233,7 +233,7 @@ class SweepReport:
     Attributes:
         folder: Folder of the sweep.
         arms: Results of each arm.
-        metrics: The metrics that decide; the first one selects the recommended arm.
+        metrics: Ids of the metrics that decide; the first one selects the recommended arm.
         recommended: Name of the recommended arm; empty if there is none.
         conclusion: The verdict, as sentences.
         scope: Scope of the verdicts, as a sentence.

@@ -39,6 +39,8 @@ Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Gt(0)]
 Name = Annotated[str, MinLen(1)]
+Criterion = Literal["held_out_loss", "token_accuracy", "exact_match", "rouge_l", "win_rate_length_controlled", "tasks"]
+"""Metrics by which a sweep can decide: those of the registry in evaluation/metrics.py with a `sweep_direction`."""
 RowFormat = Literal["auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt"]
 
 
@@ -413,9 +415,9 @@ class Sweep:
         Option("Other options to sweep, each as KEY=VALUE,VALUE, e.g. training.learning_rate=1e-5,5e-5."),
     ] = ()
     metrics: Annotated[
-        Annotated[tuple[Literal["loss", "accuracy", "exact_match", "rouge_l", "win_rate", "tasks"], ...], MinLen(1)],
+        Annotated[tuple[Criterion, ...], MinLen(1)],
         Option("What decides: the first chooses; all are tested, corrected together.", "--metric", only="sweep-alpha"),
-    ] = ("loss",)
+    ] = ("held_out_loss",)
     answers: Annotated[bool, Option("Generate answers in each cell, for their lengths and repetition; costs time.")] = (
         True
     )

@@ -129,7 +129,7 @@ class Manifest(TypedDict):
 class CellMetric(TypedDict):
     """A metric of a sweep's cell, row by row."""
 
-    better: Literal["lower", "higher", "none"]
+    direction: Literal["lower", "higher", "none"]
     values: list[float | None]
     weights: list[float | None] | None
     of: NotRequired[str]

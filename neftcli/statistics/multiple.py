@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from neftcli.statistics.paired import LEVEL
 
-Better: TypeAlias = Literal["lower", "higher", "none"]
+Direction: TypeAlias = Literal["lower", "higher", "none"]
 NOT_SIGNIFICANT = "not significant"
 
 
@@ -47,7 +47,7 @@ def direction(p_adjusted: float | None, difference: float) -> str:
     return "higher" if difference > 0 else "lower"
 
 
-def verdict(p_adjusted: float | None, difference: float, better: Better) -> str:
+def verdict(p_adjusted: float | None, difference: float, better: Direction) -> str:
     """Name a significant difference by its direction, and by its value if a direction is good.
 
     Returns:

@@ -247,15 +247,20 @@ def _measure(
 
 def _content(results: Results, rows: Rows, settings: str) -> MeasuredCell:
     """Return a cell's numbers, example by example."""
-    from neftcli.evaluation.comparison import METRICS, task_metrics
+    from neftcli.evaluation.comparison import task_metrics, values_of_rows
+    from neftcli.evaluation.metrics import REGISTRY, PerRow
     from neftcli.evaluation.report import instruction
 
     metrics: dict[str, CellMetric] = {}
-    for metric in METRICS:
-        values = metric.of(results)
-        if values.size and not all(value != value for value in values):
-            weights = metric.weights(results).tolist() if metric.weights else None
-            metrics[metric.name] = {"better": metric.better, "values": values.tolist(), "weights": weights}
+    for metric in REGISTRY.values():
+        if isinstance(metric.source, PerRow):
+            values, weights = values_of_rows(metric.source, results)
+            if values.size and not all(value != value for value in values):
+                metrics[metric.id] = {
+                    "direction": metric.direction,
+                    "values": values.tolist(),
+                    "weights": None if weights is None else weights.tolist(),
+                }
     metrics |= task_metrics(results)
     return {
         "settings": settings,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neftcli.errors import Problem, RecipeError
-from neftcli.evaluation.comparison import LOSS
-from neftcli.evaluation.number_format import SHARES
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share, label
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.early_stopping import FIRST_LOOK
 from neftcli.sweep.results import WIN_RATES
@@ -32,7 +31,7 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
 
     Args:
         delta: 0.005, "1%" of the gain, or "auto".
-        metric: Name of the first metric, to which it applies.
+        metric: Id of the first metric, to which it applies.
         gain: What training without noise gained over the base model, by `gain_of_training`; None if it is not known.
 
     Returns:
@@ -46,22 +45,23 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
     if typed == AUTO:
         if metric in WIN_RATES:
             return OF_WIN_RATE
-        return None if metric != LOSS or gain is None or gain <= 0 else OF_GAIN * gain
+        return None if metric != HELD_OUT_LOSS or gain is None or gain <= 0 else OF_GAIN * gain
     number, in_percent = _number(typed.removesuffix("%")), typed.endswith("%")
     if number is None:
         message = (
             f"{KEY} must be a number above 0 in the metric's unit, or a percentage of the gain over the base model"
         )
         raise RecipeError(Problem(message, typed or "nothing", "--delta 0.005 or --delta 1%"))
-    if in_percent and metric != LOSS:
-        message = f"{KEY}: a percentage is one of the gain over the base model, which is known for {LOSS} only"
-        hint = "--delta 0.05    in the metric's unit" + ("; 0.05 is 5 points" if metric in SHARES else "")
-        raise RecipeError(Problem(message, f"{typed} with {metric}", hint))
+    if in_percent and metric != HELD_OUT_LOSS:
+        known = label(HELD_OUT_LOSS)
+        message = f"{KEY}: a percentage is one of the gain over the base model, which is known for {known} only"
+        hint = "--delta 0.05    in the metric's unit" + ("; 0.05 is 5 points" if is_share(metric) else "")
+        raise RecipeError(Problem(message, f"{typed} with {label(metric)}", hint))
     if in_percent and number > 100:
         message = f"{KEY}: a percentage is one of the gain over the base model, at most 100%"
         raise RecipeError(Problem(message, typed, "--delta 1%"))
-    if not in_percent and metric in SHARES and number >= 1:
-        message = f"{KEY} must be below 1 for a share such as {metric}, where 0.05 is 5 points"
+    if not in_percent and is_share(metric) and number >= 1:
+        message = f"{KEY} must be below 1 for a share such as {label(metric)}, where 0.05 is 5 points"
         hint = f"--delta {number / 100:g}" if number < 100 else "--delta 0.05"
         raise RecipeError(Problem(message, typed, hint))
     if in_percent:
@@ -81,7 +81,7 @@ def gain_of_training(results: SweepResults, before: Sequence[float]) -> float | 
     """
     tuned = []
     for arm in (arm for arm in results.arms if not arm.alpha):
-        losses = [loss for loss in results.per_seed(LOSS, arm)[:FIRST_LOOK] if loss is not None]
+        losses = [loss for loss in results.per_seed(HELD_OUT_LOSS, arm)[:FIRST_LOOK] if loss is not None]
         if losses:
             tuned.append(float(np.mean(losses)))
     return float(np.mean(before)) - min(tuned) if before and tuned else None

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy.typing as npt
 
+from neftcli.evaluation.metrics import label
 from neftcli.evaluation.number_format import amount
 from neftcli.statistics.crossed import CrossedDifference, compare_arms, complete, crossed_differences, margin
 from neftcli.statistics.paired import FEWEST, RESAMPLES
@@ -71,7 +72,7 @@ class Dropped:
 
     def sentence(self, metric: str) -> str:
         """State it for the log: "alpha 10 gets no further seeds: worse than alpha 5 by 0.012 in ..."."""
-        why = f"worse than {self.leader.name()} by {amount(metric, self.by)} in {metric}"
+        why = f"worse than {self.leader.name()} by {amount(metric, self.by)} in {label(metric)}"
         return f"{self.arm.name()} gets no further seeds: {why} (one-sided p = {self.p:.1g}, {self.seeds} seeds)"
 
 
@@ -104,13 +105,16 @@ class Stopped:
         when = f"Stopped early{where}, after {self.seeds} of {self.planned} seeds"
         if self.arm is not None and self.gain is not None:
             return (
-                f"{when}: {self.arm.name()} is better than alpha 0 by {amount(metric, self.gain)} in {metric}, at the "
-                f"level for stopping early (p < {SUCCESS:g} after correction)."
+                f"{when}: {self.arm.name()} is better than alpha 0 by {amount(metric, self.gain)} in {label(metric)}, "
+                f"at the level for stopping early (p < {SUCCESS:g} after correction)."
             )
         if not self.excluded:
-            return f"{when}: no alpha is left, each was worse than the leading arm, at last alpha 0, in {metric}."
+            return (
+                f"{when}: no alpha is left, each was worse than the leading arm, at last alpha 0, in {label(metric)}."
+            )
         return (
-            f"{when}: for every arm left, a gain over {amount(metric, self.excluded)} in {metric} is excluded (95 %)."
+            f"{when}: for every arm left, a gain over {amount(metric, self.excluded)} in {label(metric)} is excluded "
+            "(95 %)."
         )
 
 
@@ -145,7 +149,7 @@ def is_confirmed(
     if results.measured_seeds(stop.baseline) <= stop.seeds or len(arms) < 2:
         return True
     noised = [arm for arm in results.arms if arm.alpha]
-    better = results.better(metric)
+    better = results.direction(metric)
     if better == "none":
         return False
     found = look(
@@ -183,7 +187,7 @@ def decide(
         done: Seeds, from the first one on, whose cells have ended.
         resamples: As in `look`.
     """
-    better, planned = results.better(metric), len(results.seeds)
+    better, planned = results.direction(metric), len(results.seeds)
     noised = [arm for arm in results.arms if arm.alpha]
     dropped: list[Dropped] = []
     stopped: list[Stopped] = []

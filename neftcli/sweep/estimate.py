@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from neftcli.evaluation.metrics import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import CellEstimate, Observer, SweepEstimate
 from neftcli.sweep.cell import finished_run, measured
 from neftcli.sweep.cell_costs import BEGUN, Costs
@@ -91,7 +92,10 @@ def estimate(
     for costs in found.values():
         timed |= {name: timed.get(name, 0) + number for name, number in costs.timed.items()}
     recipe = left[0][0].recipe if left else cells[0].recipe
-    uncounted = {"tasks": bool(found and recipe.evaluation.tasks), "the judge": "win_rate" in recipe.sweep.metrics}
+    uncounted = {
+        "tasks": bool(found and recipe.evaluation.tasks),
+        "the judge": WIN_RATE_LENGTH_CONTROLLED in recipe.sweep.metrics,
+    }
     return SweepEstimate(
         seconds=own_start + spread(jobs, workers) if jobs else 0.0,
         workers=max(1, min(workers, len(left))),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.evaluation.cache import alone
-from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, WIN_RATE
 from neftcli.evaluation.judge import Pair, judge_pairs
+from neftcli.evaluation.metrics import WIN_RATE, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Notice, Observer
 from neftcli.statistics.win_rates import length_controlled_scores
 from neftcli.sweep.plan import Cell, baseline_of
@@ -47,8 +47,8 @@ def add_win_rates(
                 observer.notify(Notice(_unreadable(f"{arm.name()}, seed {seed}", scores, unreadable)))
             lengths = [len(pair.answer) - len(pair.opponent) for pair in pairs]
             controlled = length_controlled_scores(scores, lengths).tolist()
-        for name, values in ((WIN_RATE, scores), (CONTROLLED_WIN_RATE, controlled)):
-            content["metrics"][name] = {"better": "higher", "values": values, "weights": None}
+        for name, values in ((WIN_RATE, scores), (WIN_RATE_LENGTH_CONTROLLED, controlled)):
+            content["metrics"][name] = {"direction": "higher", "values": values, "weights": None}
 
 
 def _unreadable(what: str, scores: Sequence[float], unreadable: int) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.evaluation import number_format
-from neftcli.evaluation.comparison import LOSS, METRICS
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, label, unit
 from neftcli.events import ArmResult, CellState, SweepReport
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import RunDirectory, finite
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 SWEEP = "sweep.json"
 CURVES = "learning-curves"
 TRANSIENT = ("remaining", "evaluated", "to_evaluate")  # fields of a cell that is at work
-UNITS = {metric.name: metric.unit for metric in METRICS}
 
 
 def write(
@@ -79,7 +78,7 @@ def write_cells(folder: Path, states: Sequence[CellState]) -> None:
 def verdict_text(report: SweepReport) -> str:
     """The report in Markdown."""
     names = list(dict.fromkeys(name for arm in report.arms for name in arm.values))
-    head = ["arm", "seeds", *names, "difference", "95 % CI", "p (Holm)", "MDE", "verdict"]
+    head = ["arm", "seeds", *map(label, names), "difference", "95 % CI", "p (Holm)", "MDE", "verdict"]
     lines = [
         f"# {escape_markdown(Path(report.folder).name)}",
         "",
@@ -89,7 +88,7 @@ def verdict_text(report: SweepReport) -> str:
         "",
     ]
     for metric in report.metrics:
-        lines += [f"## {escape_markdown(metric)}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
+        lines += [f"## {escape_markdown(label(metric))}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
         lines += [_row(_cells(arm, names, metric)) for arm in report.arms]
         lines.append("")
     lines += [f"- {escape_markdown(line)}" for line in (*report.failures(), *report.remarks())]
@@ -151,17 +150,17 @@ def _plot(
                 found = row.values[metric]
                 seeds = results.per_seed(metric, arm)
                 points.append(ArmPoints(arm.alpha, arm.label(), found.value, found.low, found.high, seeds))
-        better = results.better(metric) if metric in metrics else "none"
-        plot_metric(folder, _stem(metric), metric, UNITS.get(metric, ""), better, points)
+        better = results.direction(metric) if metric in metrics else "none"
+        plot_metric(folder, _stem(metric), label(metric), unit(metric), better, points)
         drawn.add(_stem(metric))
         if any(one.metric == metric for row in report.arms for one in row.comparisons):
             points = _differences(report, results, metric)
-            name, stem = f"{metric}, difference from alpha 0", _difference_stem(metric)
-            plot_metric(folder, stem, name, UNITS.get(metric, ""), better, points)
+            name, stem = f"{label(metric)}, difference from alpha 0", _difference_stem(metric)
+            plot_metric(folder, stem, name, unit(metric), better, points)
             drawn.add(stem)
     curves = [_curve(cell, Path(state.run)) for cell, state in cells if state.run]
     if curves:
-        plot_curves(folder, CURVES, LOSS, UNITS[LOSS], curves)
+        plot_curves(folder, CURVES, label(HELD_OUT_LOSS), unit(HELD_OUT_LOSS), curves)
         drawn.add(CURVES)
     return drawn
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from neftcli.data.splits import normalised
 from neftcli.errors import InputError, Problem
+from neftcli.evaluation.metrics import label
 from neftcli.evaluation.report import instruction
 from neftcli.events import PowerAnalysis
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
@@ -30,7 +31,7 @@ from neftcli.statistics.planning import needed
 from neftcli.sweep.cell import finished_run, measured
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.plan import Cell, arms_of, baseline_of, plan_cells
-from neftcli.sweep.results import METRIC_NAMES, SweepResults
+from neftcli.sweep.results import WIN_RATES, SweepResults
 
 if TYPE_CHECKING:
     from neftcli.data.formats import Example
@@ -58,12 +59,11 @@ def plan_power(
     Raises:
         InputError: The pilot, another sweep, has no two seeds done both with noise and without.
     """
-    name = base.sweep.metrics[0]
-    metric = METRIC_NAMES.get(name, name)
+    metric = base.sweep.metrics[0]
     prompts = len({normalised(instruction(example)) for example in held_out})
     plan = PowerAnalysis(metric, base.sweep.seeds, prompts, why_not=NO_PILOT)
-    if name in ("tasks", "win_rate"):
-        return replace(plan, why_not=f"not planned for {metric}, whose variance cells don't keep")
+    if metric == "tasks" or metric in WIN_RATES:
+        return replace(plan, why_not=f"not planned for {label(metric)}, whose variance cells don't keep")
     of_pilot, runs = list(cells), folder / CELLS
     if not own:
         layers = file_layers(str(folder / RECIPE))

@@ -9,23 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neftcli.data.splits import normalised
-from neftcli.evaluation.comparison import CONTROLLED_WIN_RATE, LOSS, WIN_RATE
+from neftcli.evaluation.metrics import REGISTRY, WIN_RATE, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.statistics.crossed import complete
-from neftcli.statistics.multiple import Better
+from neftcli.statistics.multiple import Direction
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of
 
 Values: TypeAlias = NDArray[np.float64]
 
-METRIC_NAMES = {
-    "loss": LOSS,
-    "accuracy": "token accuracy",
-    "exact_match": "exact match",
-    "rouge_l": "ROUGE-L",
-    "win_rate": CONTROLLED_WIN_RATE,
-}
-WIN_RATES = (WIN_RATE, CONTROLLED_WIN_RATE)
+WIN_RATES = (WIN_RATE, WIN_RATE_LENGTH_CONTROLLED)
 """Metrics that compare an arm with its own alpha 0."""
-DIRECTIONS: dict[str, Better] = {"ROUGE-L": "higher"}  # if asked for as a metric, it decides, and more is better
 
 
 class SweepResults:
@@ -92,11 +84,13 @@ class SweepResults:
             found.append(float(values[there].sum() / total) if total else None)
         return tuple(found)
 
-    def better(self, metric: str) -> Better:
-        """The direction that is good."""
+    def direction(self, metric: str) -> Direction:
+        """Return which values are better; of a metric that a sweep can decide by, which it prefers."""
+        if metric in REGISTRY:
+            return REGISTRY[metric].sweep_direction or REGISTRY[metric].direction
         known = self._any(metric)
-        found: Better = known["better"] if known else "none"
-        return DIRECTIONS.get(metric, found)
+        direction: Direction = known["direction"] if known else "none"
+        return direction
 
     def is_of_documents(self, metric: str) -> bool:
         """Return whether the metric is of a benchmark's documents and not of the held-out split."""

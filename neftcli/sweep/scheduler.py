@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import NeftError, Preempted, Problem
-from neftcli.evaluation.comparison import LOSS
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, REGISTRY, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import (
     CellEvaluationStarted,
     CellStarted,
@@ -31,7 +31,7 @@ from neftcli.sweep.early_stopping import FIRST_LOOK, Decision, decide, stops_ear
 from neftcli.sweep.engines.local_engine import LocalEngine, Outcome, devices
 from neftcli.sweep.folder import require_alike
 from neftcli.sweep.plan import Cell, arms_of
-from neftcli.sweep.results import METRIC_NAMES, WIN_RATES, SweepResults
+from neftcli.sweep.results import SweepResults
 from neftcli.system.files import atomic_write
 from neftcli.training.signals import StopRequested, StopSignal, announce_stop
 
@@ -162,7 +162,7 @@ class SweepRun:
                 found[cell.key] = run, content
         require_alike(found, f"{self.again}{GOES_ON}")
         contents = {key: content for key, (_, content) in found.items()}
-        if "win_rate" in self.base.sweep.metrics:
+        if WIN_RATE_LENGTH_CONTROLLED in self.base.sweep.metrics:
             self._judge(contents)
         return contents
 
@@ -181,27 +181,22 @@ class SweepRun:
         return SweepResults(self.cells, content), content
 
     def _metrics(self, content: dict[str, dict[str, Any]]) -> list[str]:
-        """The names of the metrics that decide.
+        """Return the ids of the metrics that decide.
 
         Raises:
             NeftError: There is none: only tasks were asked for, and these can't be compared document by document.
         """
-        from neftcli.evaluation.comparison import METRICS
-
         measured = next((list(cell["metrics"]) for cell in content.values()), [])
-        own = {metric.name for metric in METRICS} | set(METRIC_NAMES.values()) | set(WIN_RATES)
-        tasks = [name for name in measured if name not in own]
-        names = [
-            name
-            for metric in self.base.sweep.metrics
-            for name in (tasks if metric == "tasks" else [METRIC_NAMES[metric]])
-        ]
+        tasks = [metric for metric in measured if metric not in REGISTRY]
+        names: list[str] = []
+        for metric in self.base.sweep.metrics:
+            names += tasks if metric == "tasks" else [metric]
         if not names and content:
             raise NeftError(
                 Problem(
                     "sweep.metrics tasks: none of these tasks has a value for each document to compare",
                     ", ".join(self.base.evaluation.tasks),
-                    f"neft sweep-alpha {shlex.quote(str(self.folder))} --metric loss    all cells are kept",
+                    f"neft sweep-alpha {shlex.quote(str(self.folder))} --metric {HELD_OUT_LOSS}    all cells are kept",
                 )
             )
         return names
@@ -218,7 +213,7 @@ class SweepRun:
             return
         for metric in self._metrics(content)[:1]:
             earlier, delta = self.decision, self._delta(results, metric)
-            if delta is None and metric == LOSS and done == FIRST_LOOK:
+            if delta is None and metric == HELD_OUT_LOSS and done == FIRST_LOOK:
                 why = f"the sweep does not stop for futility in {metric}: --delta is needed in its unit"
                 self.observer.notify(Notice(why))
             self.decision = decide(results, metric, delta, done=done)

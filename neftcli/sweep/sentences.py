@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from neftcli.evaluation.metrics import label
 from neftcli.evaluation.number_format import amount, interval, p_value
 from neftcli.events import ArmResult, Comparison, Significance
 from neftcli.statistics.crossed import ArmDifference
-from neftcli.statistics.multiple import NOT_SIGNIFICANT, Better
+from neftcli.statistics.multiple import NOT_SIGNIFICANT, Direction
 from neftcli.statistics.paired import LEVEL, SKEWED
 from neftcli.statistics.planning import needed
 
@@ -17,11 +18,11 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def findings(metric: str, better: Better, arms: Sequence[ArmResult], not_compared: Mapping[str, str]) -> list[str]:
+def findings(metric: str, better: Direction, arms: Sequence[ArmResult], not_compared: Mapping[str, str]) -> list[str]:
     """State for one metric which arms are better or worse, which differ for these seeds only, and which do not.
 
     Args:
-        metric: Its name.
+        metric: Its id.
         better: Its good direction.
         arms: All arms with their comparisons.
         not_compared: Name of an arm that could not be compared to the reason.
@@ -31,25 +32,25 @@ def findings(metric: str, better: Better, arms: Sequence[ArmResult], not_compare
     for word in ("better", "worse"):
         these = [f"{arm.name()} ({_numbers(one, one)})" for arm, one in compared if one.verdict == word]
         if these:
-            lines.append(f"{capital(word)} than alpha 0 in {metric}, for new seeds: {'; '.join(these)}.")
+            lines.append(f"{capital(word)} than alpha 0 in {label(metric)}, for new seeds: {'; '.join(these)}.")
     if compared and not any(one.verdict == "better" for _, one in compared):
-        lines.append(f"No alpha is shown to be better than alpha 0 in {metric} for new seeds.")
+        lines.append(f"No alpha is shown to be better than alpha 0 in {label(metric)} for new seeds.")
     for word in ("lower", "higher"):
         for arm, one in compared:
             if one.verdict == word:
                 numbers = _numbers(one.these_seeds or one, one)
-                of_these = f"{capital(word)} {metric} with {arm.name()} for {_these(one.seeds)} ({numbers})"
+                of_these = f"{capital(word)} {label(metric)} with {arm.name()} for {_these(one.seeds)} ({numbers})"
                 lines.append(f"{of_these}; not shown for new seeds{_why_not(one)}.")
     same = [(arm, one) for arm, one in compared if one.verdict == NOT_SIGNIFICANT]
     if same:
         arms_text = "; ".join(f"{arm.name()}{_excluded(one, better)}" for arm, one in same)
-        lines.append(f"Not significant in {metric}: {arms_text}.")
+        lines.append(f"Not significant in {label(metric)}: {arms_text}.")
     by_reason: dict[str, list[str]] = {}
     for name, reason in not_compared.items():
         by_reason.setdefault(reason, []).append(name)
-    lines += [f"Not compared in {metric}: {'; '.join(names)} ({reason})." for reason, names in by_reason.items()]
+    lines += [f"Not compared in {label(metric)}: {'; '.join(names)} ({reason})." for reason, names in by_reason.items()]
     if not compared and not not_compared:
-        lines.append(f"Nothing could be compared in {metric}: no arm has noise.")
+        lines.append(f"Nothing could be compared in {label(metric)}: no arm has noise.")
     return lines
 
 
@@ -58,8 +59,8 @@ def recommended(metric: str, name: str, others: Sequence[str]) -> str:
     if not others:
         return f"Recommended: {name}."
     return (
-        f"Recommended: {name}, the best in {metric} of the arms that are better than alpha 0; whether it is better "
-        f"than {' and '.join(others)} was not tested."
+        f"Recommended: {name}, the best in {label(metric)} of the arms that are better than alpha 0; whether it is "
+        f"better than {' and '.join(others)} was not tested."
     )
 
 
@@ -74,7 +75,8 @@ def recommended_baseline(name: str, metric: str, verdicts: Sequence[str], *, set
     """
     if "better" in verdicts:
         reason = (
-            f": no arm that is better than its own alpha 0 has a better {metric} without being worse in another metric"
+            f": no arm that is better than its own alpha 0 has a better {label(metric)} without being worse in another "
+            "metric"
         )
     elif all(verdict == "worse" for verdict in verdicts):
         reason = ": every alpha is worse"
@@ -117,7 +119,7 @@ def skewed(found: Mapping[tuple[str, str], ArmDifference]) -> list[str]:
     for (_, metric), one in found.items():
         levels[metric] = max(levels.get(metric, 0.0), one.true_level or 0.0)
     return [
-        f"The differences in {metric} are skewed over prompts: of comparisons for these seeds without a true "
+        f"The differences in {label(metric)} are skewed over prompts: of comparisons for these seeds without a true "
         f"difference about {100 * level:.0f} % would have p < {LEVEL:g}, not {100 * LEVEL:.0f} %."
         for metric, level in levels.items()
         if level > SKEWED
@@ -128,7 +130,7 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     """State the minimum detectable effect of the undecided arms, and what would detect the smallest one of interest.
 
     Args:
-        metric: Its name.
+        metric: Its id.
         undecided: Arms without a claim about new seeds.
         delta: Smallest effect of interest, or None.
         documents: The metric is of a benchmark's documents.
@@ -141,10 +143,12 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     what = "documents" if documents else "prompts"
     if widest.seeds == 1:
         return [
-            f"Minimum detectable effect: {size} in {metric} for this one seed ({widest.n} {what}, power 80 %). "
+            f"Minimum detectable effect: {size} in {label(metric)} for this one seed ({widest.n} {what}, power 80 %). "
             "What other seeds would give takes at least two, better three."
         ]
-    lines = [f"Minimum detectable effect: {size} in {metric} ({widest.seeds} seeds, {widest.n} {what}, power 80 %)."]
+    lines = [
+        f"Minimum detectable effect: {size} in {label(metric)} ({widest.seeds} seeds, {widest.n} {what}, power 80 %)."
+    ]
     if delta is None:
         return lines
     effect = f"an effect of {amount(metric, delta)} (sweep.delta)"
@@ -199,7 +203,7 @@ def _why_not(one: Comparison) -> str:
     return f" ({interval(one.metric, one.low, one.high)}{p_value(one.p_adjusted)})"
 
 
-def _excluded(one: Comparison, better: Better) -> str:
+def _excluded(one: Comparison, better: Direction) -> str:
     """The largest gain that the confidence interval leaves possible."""
     if one.low is None or one.high is None or better == "none":
         return ""

@@ -62,14 +62,13 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     ]
     require_noise(base, cells)
     # What computes is imported only now, so that bad options are rejected at once.
-    from neftcli.evaluation.comparison import LOSS
+    from neftcli.evaluation.metrics import HELD_OUT_LOSS, label
     from neftcli.sweep.delta import resolve_delta
     from neftcli.sweep.early_stopping import FIRST_LOOK, stops_early
-    from neftcli.sweep.results import METRIC_NAMES
     from neftcli.sweep.scheduler import GOES_ON, SweepRun
 
-    first = METRIC_NAMES.get(base.sweep.metrics[0], base.sweep.metrics[0])
-    no_default = resolve_delta(base.sweep.delta, first, gain=None) is None and first != LOSS
+    first = base.sweep.metrics[0]
+    no_default = resolve_delta(base.sweep.delta, first, gain=None) is None and first != HELD_OUT_LOSS
     if request.pilot is not None and not request.dry_run:
         raise InputError(Problem("--pilot plans a sweep and needs --dry-run", str(request.pilot), "--dry-run"))
     if not request.dry_run:
@@ -85,7 +84,7 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
     if base.sweep.early_stopping == "always" and not stops_early(base.sweep):
         observer.notify(Notice(f"early stopping saves nothing: the first look is after {FIRST_LOOK} seeds"))
     if stops_early(base.sweep) and no_default:
-        observer.notify(Notice(f"the sweep does not stop for futility in {first} without a --delta in its unit"))
+        observer.notify(Notice(f"the sweep does not stop for futility in {label(first)} without a --delta in its unit"))
     if request.dry_run:
         from neftcli.sweep.estimate import estimate
         from neftcli.sweep.pilot import plan_power

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
+from neftcli.evaluation.metrics import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Observer
 from neftcli.runs.directory import require_writable
 from neftcli.sweep.plan import arms_of
@@ -66,9 +67,10 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
                 )
             )
     judge = base.evaluation.judge
-    if "win_rate" in base.sweep.metrics and judge.base_url is None:
-        raise InputError(Problem("sweep.metrics win_rate needs a judge", "no server", "--judge URL --judge-model NAME"))
-    if {"win_rate", "rouge_l", "exact_match"} & set(base.sweep.metrics) and not base.sweep.answers:
+    if WIN_RATE_LENGTH_CONTROLLED in base.sweep.metrics and judge.base_url is None:
+        violated = f"sweep.metrics {WIN_RATE_LENGTH_CONTROLLED} needs a judge"
+        raise InputError(Problem(violated, "no server", "--judge URL --judge-model NAME"))
+    if {WIN_RATE_LENGTH_CONTROLLED, "rouge_l", "exact_match"} & set(base.sweep.metrics) and not base.sweep.answers:
         raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
     if "tasks" in base.sweep.metrics and not base.evaluation.tasks:
         raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from neftcli.evaluation.comparison import LOSS, WIN_RATE
+from neftcli.evaluation.metrics import (
+    ANSWER_TOKENS,
+    HELD_OUT_LOSS,
+    REPETITION_2,
+    WIN_RATE,
+    WIN_RATE_LENGTH_CONTROLLED,
+    label,
+)
 from neftcli.events import ArmResult, Comparison, MetricValue, Significance
 from neftcli.statistics.crossed import ArmDifference, arm_estimate, compare_arms
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, adjust, direction, verdict
@@ -19,7 +26,7 @@ from neftcli.sweep.results import WIN_RATES, SweepResults
 Differences: TypeAlias = Mapping[tuple[Arm, str], ArmDifference]
 Compared: TypeAlias = Mapping[Arm, Mapping[str, Comparison]]
 
-DESCRIBED = (WIN_RATE, "answer tokens", "2-gram repetition")
+DESCRIBED = (WIN_RATE, ANSWER_TOKENS, REPETITION_2)
 BASELINE = "alpha 0"
 
 
@@ -69,7 +76,7 @@ def judge_sweep(
     lines = [
         line
         for metric in metrics
-        for line in sentences.findings(metric, results.better(metric), rows, _reasons(results, metric, compared))
+        for line in sentences.findings(metric, results.direction(metric), rows, _reasons(results, metric, compared))
     ]
     # A stop counts if it saved cells and all that is measured supports it.
     saved = [stop for stop in stopped if results.measured_seeds(stop.baseline) < stop.planned]
@@ -93,9 +100,10 @@ def judge_sweep(
         if metric == metrics[0] and not _is_decided(compared[arm][metric]) and baseline_of(arm) not in futile
     ]
     lines += sentences.plan(metrics[0], undecided, delta, documents=results.is_of_documents(metrics[0]))
-    if found and metrics[0] == LOSS and not {*metrics} & {*WIN_RATES}:
+    if found and metrics[0] == HELD_OUT_LOSS and not {*metrics} & {*WIN_RATES}:
         lines.append(
-            "The paper found its gains in the answers and hardly in the loss: --metric win_rate --judge URL tests them."
+            "The paper found its gains in the answers and hardly in the loss: "
+            f"--metric {WIN_RATE_LENGTH_CONTROLLED} --judge URL tests them."
         )
     return Verdict(rows, recommended, tuple(lines), sentences.scope(list(found.values())))
 
@@ -177,7 +185,7 @@ def _compared(results: SweepResults, found: Differences) -> Compared:
             seeds = Significance(
                 narrow.low, narrow.high, narrow.p, of_these[pair], direction(of_these[pair], one.value)
             )
-        word = verdict(p, one.value, results.better(metric)) if seeds else direction(p, one.value)
+        word = verdict(p, one.value, results.direction(metric)) if seeds else direction(p, one.value)
         if seeds and word == NOT_SIGNIFICANT:
             word = seeds.verdict  # lower or higher for these seeds, or not significant either
         compared[arm][metric] = Comparison(
@@ -233,7 +241,7 @@ def _best(results: SweepResults, metric: str, arms: Sequence[Arm]) -> Arm | None
     arrays, _ = results.shared(metric, arms)
     if not arrays[0].size:
         return None
-    sign = 1.0 if results.better(metric) == "lower" else -1.0
+    sign = 1.0 if results.direction(metric) == "lower" else -1.0
     # All have the same weights, whose sum does not change the order.
     badness = {arm: sign * float(values.sum()) for arm, values in zip(arms, arrays, strict=True)}
     return min(badness, key=badness.__getitem__)
@@ -279,9 +287,11 @@ def _advice(
     if len(groups) > 1 and chosen:
         of_others = metric in WIN_RATES
         what = "against alpha 0 with the same options" if of_others else "over tokens, which are not the same"
-        lines.append(f"{sentences.capital(metric)} is {what}: it can't choose between these, and best points nowhere.")
+        lines.append(
+            f"{sentences.capital(label(metric))} is {what}: it can't choose between these, and best points nowhere."
+        )
     return lines, chosen[0] if len(chosen) == 1 and len(groups) == 1 else None
 
 
 def _worse_in(compared: Mapping[str, Comparison]) -> list[str]:
-    return [one.metric for one in compared.values() if one.verdict == "worse"]
+    return [label(one.metric) for one in compared.values() if one.verdict == "worse"]

@@ -81,7 +81,7 @@ def test_losses_are_those_that_training_measured(neft: Neft, runs: Path, name: s
     report = report_of(neft("eval", runs / name, "--no-answers", "--json"))
     assert [model["role"] for model in report["models"]] == ["run", "base"]
     expected = recorded(runs / name)
-    assert values(report, "held-out loss") == [expected["held_out_loss"], expected["base_held_out_loss"]]
+    assert values(report, "held_out_loss") == [expected["held_out_loss"], expected["base_held_out_loss"]]
 
 
 def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft, runs: Path) -> None:
@@ -92,8 +92,8 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
         ("baseline", "tiny-a0-s0", 0.0),
         ("base", "llama", None),
     ]
-    ours, theirs, _ = values(report, "held-out loss")
-    loss = compared(report, "held-out loss", "baseline")
+    ours, theirs, _ = values(report, "held_out_loss")
+    loss = compared(report, "held_out_loss", "baseline")
     assert loss["difference"] == pytest.approx(ours - theirs, abs=1e-12)  # type: ignore[operator]
     assert loss["low"] <= loss["difference"] <= loss["high"]
     assert loss["p"] <= loss["p_adjusted"] <= 1
@@ -103,7 +103,7 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
     }
     assert words["baseline"] <= {"lower", "higher", "not significant"}
     assert words["base"] <= {"better", "worse", "lower", "higher", "not significant"}
-    assert compared(report, "held-out loss", "base")["verdict"] == "better"
+    assert compared(report, "held_out_loss", "base")["verdict"] == "better"
     sweep = f"neft sweep-alpha --recipe {report['models'][0]['source']}/recipe.yaml --alphas 0,5 --seeds 6"
     assert report["over_seeds"] == sweep
     assert "With one run each (seed 0) they don't hold for other seeds." in report["scope"]
@@ -325,8 +325,8 @@ def test_questions_need_no_answer(neft: Neft, runs: Path, row: dict[str, Any]) -
     Path("questions.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row).replace("river", "lake") + "\n")
     report = report_of(neft("eval", "tiny-a5-s0", "--dataset", "questions.jsonl", "--json", *SHORT))
     metrics = {one["metric"] for one in report["metrics"]}
-    assert "answer tokens" in metrics
-    assert not metrics & {"held-out loss", "perplexity", "ROUGE-L", "exact match"}
+    assert "answer_tokens" in metrics
+    assert not metrics & {"held_out_loss", "perplexity", "rouge_l", "exact_match"}
 
 
 def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tiny_folder: Callable[..., Path]) -> None:
@@ -343,7 +343,7 @@ def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tin
     set_template(tokenizer, None)
     rows = list(tokenize(ChatFormat(tokenizer), read_questions(Data(source=str(rows_file))).examples, 1024))
     expected = mean_loss(row_losses(AutoModelForCausalLM.from_pretrained(tiny_folder("opt")), rows, 7))
-    assert values(report, "held-out loss")[0] == pytest.approx(expected, rel=1e-2)  # bfloat16 where it is fast
+    assert values(report, "held_out_loss")[0] == pytest.approx(expected, rel=1e-2)  # bfloat16 where it is fast
 
 
 def test_losses_of_other_tokens_are_not_compared(
@@ -356,8 +356,8 @@ def test_losses_of_other_tokens_are_not_compared(
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
     tokenizer.save_pretrained(other)
     report = report_of(neft("eval", "tiny-a5-s0", "--baseline", other, "--no-base", "--json", *SHORT))
-    assert "held-out loss" not in {one["metric"] for one in report["comparisons"]}
-    assert "answer tokens" in {one["metric"] for one in report["comparisons"]}
+    assert "held_out_loss" not in {one["metric"] for one in report["comparisons"]}
+    assert "answer_tokens" in {one["metric"] for one in report["comparisons"]}
     assert "other reads the rows as other tokens, so its loss is not compared." in report["remarks"]
 
 
@@ -431,7 +431,7 @@ def test_rows_of_one_prompt_count_once_and_few_prompts_are_not_tested(neft: Neft
         ]
         Path("grouped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         report = report_of(neft("eval", "tiny-a5-s0", "--dataset", "grouped.jsonl", "--no-answers", "--json"))
-        loss = compared(report, "held-out loss", "base")
+        loss = compared(report, "held_out_loss", "base")
         assert loss["n"] == n < report["rows"]
         assert (loss["p"] is None) == (report["scope"] == "") == (n < 6)
         assert report["conclusion"][0].startswith(
@@ -459,7 +459,7 @@ def test_plain_lines_and_no_control_characters(neft: Neft, runs: Path) -> None:
     result = neft("eval", "tiny-a5-s0", "--show", 12, *SHORT)
     assert result.code == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.out)
-    assert "held-out loss against base: difference=" in result.out
+    assert "held_out_loss against base: difference=" in result.out
     lines = result.out.splitlines()
     assert sum(line.startswith("prompt: ") for line in lines) == 12
     quiet = neft("eval", "tiny-a5-s0", "--quiet", *SHORT).out
@@ -480,8 +480,8 @@ def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) ->
     lengths = [(len(line["run"]["answer"]), len(line["baseline"]["answer"])) for line in lines]
     expected = [0.5 if ours == theirs else float(ours > theirs) for ours, theirs in lengths]
     assert [line["judge"]["score"] for line in lines] == expected
-    assert values(report, "win rate")[0] == pytest.approx(sum(expected) / len(expected))
-    assert compared(report, "win rate", "baseline")["n"] == 12
+    assert values(report, "win_rate")[0] == pytest.approx(sum(expected) / len(expected))
+    assert compared(report, "win_rate", "baseline")["n"] == 12
     assert asked == 2 * len(
         {
             (line["run"]["answer"], line["baseline"]["answer"], line["prompt"])
@@ -523,7 +523,7 @@ def test_a_judge_that_fails_keeps_what_was_measured(neft: Neft, runs: Path) -> N
         server.always = status(401)
         result = neft("eval", "tiny-a5-s0", "--judge", server.url, "--judge-model", "m", *SHORT)
     assert result.code == 1
-    assert "held-out loss: run=" in result.out  # what was measured is reported all the same
+    assert "held_out_loss: run=" in result.out  # what was measured is reported all the same
     assert "refuses to answer without a key in OPENAI_API_KEY" in result.err
     assert "the same command again: it goes on from there" in result.err
     assert len(kept_files(runs / "tiny-a5-s0", "answers")) == 12
@@ -539,8 +539,8 @@ def test_benchmark_tasks_stand_in_the_table(neft: Neft, runs: Path) -> None:
         "doc_to_target: '{{answer}}'\nmetric_list:\n  - metric: acc\n"
     )
     report = report_of(neft("eval", "tiny-a5-s0", "--tasks", "letters.yaml", "--no-answers", "--json"))
-    assert all(0 <= value <= 1 for value in values(report, "letters acc"))  # type: ignore[operator]
-    assert compared(report, "letters acc", "base")["n"] == 10
+    assert all(0 <= value <= 1 for value in values(report, "letters/acc"))  # type: ignore[operator]
+    assert compared(report, "letters/acc", "base")["n"] == 10
 
 
 # Wrong input

@@ -209,7 +209,7 @@ def test_sweep_killed_at_any_file_operation(most: int, typed: list[str], tmp_pat
     """The sweep's own operations, its worker's, and the report's: tables, plots and the link to the best run."""
     whole = tmp_path / "whole"
     whole.mkdir()
-    sweep = ["sweep-alpha", *typed[1:], "--alphas", "0,5", "--seeds", "1", "--metric", "loss"]
+    sweep = ["sweep-alpha", *typed[1:], "--alphas", "0,5", "--seeds", "1", "--metric", "held_out_loss"]
     code, said = neft_in(whole, *sweep, states=tmp_path / "states", setup=fork_workers)
     assert code == 0, said
     states = states_of(tmp_path / "states")

@@ -57,7 +57,7 @@ def written(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
     whole = root / "whole"
     whole.mkdir()
     train = train_command(tiny_folder("llama"), rows_file)
-    sweep = ["sweep-alpha", *train[1:], "--alphas", "0,5", "--seeds", "1", "--metric", "loss"]
+    sweep = ["sweep-alpha", *train[1:], "--alphas", "0,5", "--seeds", "1", "--metric", "held_out_loss"]
     with pytest.MonkeyPatch.context() as patch, judge_server(longer) as server:
         patch.setenv("NO_COLOR", "1")
         for command, states in ((train, "run"), (eval_by(server.url), "evaluation"), (sweep, "sweep")):

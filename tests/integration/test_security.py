@@ -127,7 +127,7 @@ def test_pickles_in_a_run_are_not_opened(name: str, runs: Path, made: Path) -> N
         (runs / name / file).write_bytes(pickled(made))
     after = neft("eval", runs / name, "--no-answers", "--no-base", "--quiet")
     assert (before.code, after.code) == (0, 0)
-    measured = [[line for line in result.out.splitlines() if "held-out loss" in line] for result in (before, after)]
+    measured = [[line for line in result.out.splitlines() if "held_out_loss" in line] for result in (before, after)]
     assert len(measured[0]) > 0
     assert measured[0] == measured[1]
 
@@ -381,7 +381,7 @@ def test_no_secret_gets_out_of_a_sweep(
 ) -> None:
     """Its recipe, its cells, the log of its workers, its judge's replies and its verdict."""
     arguments = quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")[1:]
-    arguments += ["--alphas", "0,5", "--seeds", "1", "--metric", "win_rate", "--judge-model", "m"]
+    arguments += ["--alphas", "0,5", "--seeds", "1", "--metric", "win_rate_length_controlled", "--judge-model", "m"]
     arguments += ["--set", "training.learning_rate=5e-3", "--set", "evaluation.samples=0"]
     with judge_server(longer) as server:
         server.always = echoes_the_key

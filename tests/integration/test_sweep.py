@@ -65,7 +65,7 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 def mean_loss(cells: list[dict[str, Any]]) -> float:
     """The held-out loss over seeds and rows, in nats a token."""
-    losses = [cell["metrics"]["held-out loss"] for cell in cells]
+    losses = [cell["metrics"]["held_out_loss"] for cell in cells]
     nats, tokens = (sum(sum(loss[part]) for loss in losses) for part in ("values", "weights"))
     return float(nats / tokens)
 
@@ -313,7 +313,16 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
         "doc_to_target: '{{answer}}'\nmetric_list:\n  - metric: acc\n"
     )
     with judge_server(longer) as server:
-        extra = ["--seeds", "1", "--metric", "win_rate,loss", "--judge", server.url, "--judge-model", "m"]
+        extra = [
+            "--seeds",
+            "1",
+            "--metric",
+            "win_rate_length_controlled,held_out_loss",
+            "--judge",
+            server.url,
+            "--judge-model",
+            "m",
+        ]
         result = neft(*arguments, *extra, "--json")
         assert result.code == 0, result.err
         asked = len(server.requests)
@@ -321,13 +330,13 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
         assert len(server.requests) == asked
     report = events(result.out)[-1]
     assert again["arms"] == report["arms"]
-    controlled = "win rate, length-controlled"
-    assert report["metrics"] == [controlled, "held-out loss"]
-    assert report["arms"][0]["values"]["win rate"]["value"] == report["arms"][0]["values"][controlled]["value"] == 0.5
-    assert [one["metric"] for one in report["arms"][1]["comparisons"]] == [controlled, "held-out loss"]
+    controlled = "win_rate_length_controlled"
+    assert report["metrics"] == [controlled, "held_out_loss"]
+    assert report["arms"][0]["values"]["win_rate"]["value"] == report["arms"][0]["values"][controlled]["value"] == 0.5
+    assert [one["metric"] for one in report["arms"][1]["comparisons"]] == [controlled, "held_out_loss"]
     tasks = ["--metric", "tasks", "--tasks", str(tmp_path / "letters.yaml"), "--name", "other", "--seeds", "1"]
     report = events(neft(*arguments, *tasks, "--set", "name=other", "--json").out)[-1]
-    assert report["metrics"] == ["letters acc"]
+    assert report["metrics"] == ["letters/acc"]
 
 
 def test_a_dry_run_shows_the_cells_their_time_and_what_they_share_and_makes_nothing(
@@ -378,8 +387,8 @@ def test_a_dry_run_refuses_a_model_that_can_not_be_used(neft: Neft, arguments: l
         (["--alphas", "5,five"], "sweep.alphas must be a list, each a finite number, 0 or more"),
         (["--alphas", "-1"], "sweep.alphas must be a list, each a finite number, 0 or more"),
         (["--seeds", "0"], "sweep.seeds must be a whole number, above 0"),
-        (["--metric", "bleu"], "sweep.metrics must be a list, each one of loss"),
-        (["--metric", "win_rate"], "sweep.metrics win_rate needs a judge"),
+        (["--metric", "bleu"], "sweep.metrics must be a list, each one of held_out_loss"),
+        (["--metric", "win_rate_length_controlled"], "sweep.metrics win_rate_length_controlled needs a judge"),
         (["--metric", "tasks"], "sweep.metrics tasks needs tasks"),
         (["--held-out-rows", "4"], "a sweep needs at least 6 held-out rows with different prompts"),
         (["--grid", "training.lr=1"], "training.lr is not an option"),

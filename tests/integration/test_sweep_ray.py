@@ -234,7 +234,7 @@ def test_what_is_trained_is_only_measured(
     assert weights_of(run.path) == before[0]
     content = measured(run, other.recipe)
     assert content is not None
-    assert content["metrics"].pop("letters acc")
+    assert content["metrics"].pop("letters/acc")
     assert content["metrics"] == before[1]["metrics"]
     assert load_recipe(str(run.path / "recipe.yaml")) == other.recipe
     assert len(list((folder / "cells").iterdir())) == 1

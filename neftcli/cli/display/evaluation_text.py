@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from neftcli.cli.display.formatting import comparing
+from neftcli.evaluation.metrics import ANSWER_TOKENS
 from neftcli.events import Comparison, EvaluatedModel, EvaluationDataReady, EvaluationReport, SweepReport
 
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
@@ -36,7 +37,7 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
         commands += comparing(main.source, main.alpha, report.paired_run)
     if report.over_seeds:
         commands.append((report.over_seeds, "did the noise help? the same recipes over seeds"))
-    has_answers = any(row.metric == "answer tokens" for row in report.metrics)
+    has_answers = any(row.metric == ANSWER_TOKENS for row in report.metrics)
     if not report.shown and has_answers and len(report.models) > 1:
         commands.append(("the same command with --show 5", "answers side by side"))
     return commands

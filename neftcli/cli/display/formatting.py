@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from rich.text import Text
 
 from neftcli.evaluation import number_format
+from neftcli.evaluation.metrics import label
 from neftcli.events import (
     CellStatus,
     DataReady,
@@ -311,7 +312,7 @@ def _power_lines(plan: PowerAnalysis | None) -> list[str]:
         return []
     if plan.detectable is None:
         return [f"minimum detectable effect: {plan.why_not}"]
-    amount = f"{number_format.amount(plan.metric, plan.detectable)} in {plan.metric}"
+    amount = f"{number_format.amount(plan.metric, plan.detectable)} in {label(plan.metric)}"
     new = "" if plan.seeds > 1 else " for this one seed"
     by = f"power 80 %, variance of {some(plan.pilot_seeds, 'seed')} of {plan.pilot}"
     lines = [

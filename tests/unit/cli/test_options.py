@@ -13,9 +13,9 @@ from neftcli.recipe.yaml_file import Layer
 @pytest.mark.parametrize(
     "typed",
     [
-        ["--metric", "loss,accuracy", "--alphas", "0,5,10"],
-        ["--metric", "loss", "--metric", "accuracy", "--alphas", "0", "--alphas", "5,10"],
-        ["--metric", "[loss, accuracy]", "--alphas", "[0, 5, 10]"],
+        ["--metric", "held_out_loss,token_accuracy", "--alphas", "0,5,10"],
+        ["--metric", "held_out_loss", "--metric", "token_accuracy", "--alphas", "0", "--alphas", "5,10"],
+        ["--metric", "[held_out_loss, token_accuracy]", "--alphas", "[0, 5, 10]"],
     ],
 )
 def test_list_flags_take_commas_and_repetition(typed: list[str]) -> None:
@@ -29,5 +29,5 @@ def test_list_flags_take_commas_and_repetition(typed: list[str]) -> None:
 
     assert CliRunner().invoke(app, typed).exit_code == 0
     [[layer]] = taken
-    assert list(layer["sweep.metrics"].value) == ["loss", "accuracy"]
+    assert list(layer["sweep.metrics"].value) == ["held_out_loss", "token_accuracy"]
     assert list(layer["sweep.alphas"].value) == [0, 5, 10]

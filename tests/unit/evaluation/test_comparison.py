@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from neftcli.data.tokens import TokenRow
-from neftcli.evaluation.comparison import METRICS, Scores, compare, same_tokens, win_rate_bounds
+from neftcli.evaluation.answer_metrics import measure
+from neftcli.evaluation.comparison import Scores, compare, same_tokens, win_rate_bounds
 from neftcli.evaluation.generation import Answer
 from neftcli.evaluation.loss import RowLoss
 from neftcli.evaluation.measurement import Results
-from neftcli.evaluation.metrics import measure
 from neftcli.evaluation.report import judge_remarks
 from neftcli.evaluation.tasks import TaskResult
 from neftcli.events import Comparison, MetricRow
@@ -72,12 +72,12 @@ def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
     ours, theirs = ([loss for loss in side.losses if loss] for side in (RUN, BASELINE))
     tokens = [loss.tokens for loss in ours]
     nats = [[loss.negative_log_likelihood for loss in side] for side in (ours, theirs)]
-    shown = row(rows, "held-out loss").values[0]
+    shown = row(rows, "held_out_loss").values[0]
     assert shown is not None
     assert shown.value == pytest.approx(sum(nats[0]) / sum(tokens))
     assert shown.n == len(ours) == 30
-    found = one(comparisons, "held-out loss", "baseline")
-    asked = sum(each.detectable is not None for each in comparisons if row(rows, each.metric).better != "none")
+    found = one(comparisons, "held_out_loss", "baseline")
+    asked = sum(each.detectable is not None for each in comparisons if row(rows, each.metric).direction != "none")
     expected = paired_difference(nats[1], nats[0], tokens, comparisons=asked)
     assert (found.difference, found.low, found.high, found.p, found.detectable) == (
         expected.value,
@@ -91,7 +91,7 @@ def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
 
 def test_perplexity_is_that_of_the_loss_and_not_tested_twice() -> None:
     rows, comparisons = compare([RUN, BASELINE], None, PROMPTS)
-    loss, perplexity = row(rows, "held-out loss").values[1], row(rows, "perplexity").values[1]
+    loss, perplexity = row(rows, "held_out_loss").values[1], row(rows, "perplexity").values[1]
     assert loss is not None
     assert perplexity is not None
     assert [perplexity.value, perplexity.low, perplexity.high] == [
@@ -104,7 +104,7 @@ def test_perplexity_is_that_of_the_loss_and_not_tested_twice() -> None:
 
 def test_compare_corrects_rated_and_describing_metrics_apart() -> None:
     rows, comparisons = compare([RUN, BASELINE, BASE], None, PROMPTS)
-    describes = {each.metric for each in rows if each.better == "none"}
+    describes = {each.metric for each in rows if each.direction == "none"}
     for kind in (True, False):
         family = [each for each in comparisons if (each.metric in describes) == kind]
         assert {each.against for each in family} == {"baseline", "base"}
@@ -115,14 +115,14 @@ def test_compare_corrects_rated_and_describing_metrics_apart() -> None:
 
 def test_compare_calls_only_models_better_or_worse_and_runs_lower_or_higher() -> None:
     rows, comparisons = compare([RUN, BASELINE, BASE], None, PROMPTS)
-    describes = {each.metric for each in rows if each.better == "none"}
+    describes = {each.metric for each in rows if each.direction == "none"}
     for each in comparisons:
         rated = each.against == "base" and each.metric not in describes
         assert each.verdict in {"not significant", *(("better", "worse") if rated else ("lower", "higher"))}
-    assert one(comparisons, "held-out loss", "base").verdict == "better"
+    assert one(comparisons, "held_out_loss", "base").verdict == "better"
     model = replace(BASELINE, subject=SimpleNamespace(role="baseline", run=None))  # type: ignore[arg-type]
     _, with_model = compare([RUN, model], None, PROMPTS)
-    assert one(with_model, "held-out loss", "baseline").verdict == "better"
+    assert one(with_model, "held_out_loss", "baseline").verdict == "better"
 
 
 def test_compare_sums_rows_of_one_prompt_and_counts_prompts() -> None:
@@ -135,7 +135,7 @@ def test_compare_sums_rows_of_one_prompt_and_counts_prompts() -> None:
     expected = paired_difference(
         *([side[row] for row in kept] for side in loss), tokens, prompts=[prompts[row] for row in kept]
     )
-    found = one(comparisons, "held-out loss", "baseline")
+    found = one(comparisons, "held_out_loss", "baseline")
     assert found.n == expected.n == 13
     assert (found.difference, found.low, found.high, found.p) == (
         expected.value,
@@ -144,8 +144,8 @@ def test_compare_sums_rows_of_one_prompt_and_counts_prompts() -> None:
         expected.p,
     )
     assert found.true_level == expected.true_level
-    shown = row(rows, "held-out loss").values[0]
-    apart = row(compare([RUN, BASELINE], None, PROMPTS)[0], "held-out loss").values[0]
+    shown = row(rows, "held_out_loss").values[0]
+    apart = row(compare([RUN, BASELINE], None, PROMPTS)[0], "held_out_loss").values[0]
     assert shown is not None
     assert apart is not None
     assert (shown.n, apart.n, shown.value) == (13, 30, apart.value)
@@ -157,7 +157,7 @@ def test_lower_overlap_with_references_is_no_regression() -> None:
     empty = replace(RUN, metrics=tuple(replace(each, rouge_l=each.rouge_l and 0.0) for each in RUN.metrics))
     full = replace(BASELINE, metrics=tuple(replace(each, rouge_l=1.0) for each in BASELINE.metrics))
     _, comparisons = compare([empty, full], None, PROMPTS)
-    assert one(comparisons, "ROUGE-L", "baseline").verdict == "lower"
+    assert one(comparisons, "rouge_l", "baseline").verdict == "lower"
 
 
 def test_compare_finds_nothing_between_equal_results() -> None:
@@ -172,14 +172,14 @@ def test_losses_of_other_tokens_are_not_compared() -> None:
     assert same_tokens(RUN, BASELINE)
     assert not same_tokens(RUN, other)
     rows, comparisons = compare([RUN, other], None, PROMPTS)
-    assert not {each.metric for each in comparisons} & {"held-out loss", "token accuracy"}
-    assert row(rows, "held-out loss").values[1] is not None
+    assert not {each.metric for each in comparisons} & {"held_out_loss", "token_accuracy"}
+    assert row(rows, "held_out_loss").values[1] is not None
 
 
 def test_without_answers_there_are_only_losses() -> None:
     bare = [replace(side, answers=(), metrics=()) for side in (RUN, BASELINE)]
     rows, _ = compare(bare, None, PROMPTS)
-    assert [each.metric for each in rows] == ["held-out loss", "perplexity", "token accuracy"]
+    assert [each.metric for each in rows] == ["held_out_loss", "perplexity", "token_accuracy"]
 
 
 def test_examples_without_a_value_on_either_side_are_left_out_of_both() -> None:
@@ -190,7 +190,7 @@ def test_examples_without_a_value_on_either_side_are_left_out_of_both() -> None:
         for ours, theirs in zip(RUN.metrics, BASELINE.metrics, strict=True)
     )
     assert 0 < both < N
-    assert one(comparisons, "2-gram repetition", "baseline").n == both
+    assert one(comparisons, "repetition_2", "baseline").n == both
 
 
 @pytest.mark.parametrize(("rows", "n"), [(1, 1), (6, 5), (8, 6)])
@@ -200,7 +200,7 @@ def test_too_few_examples_have_a_difference_and_no_verdict(rows: int, n: int) ->
         replace(side, rows=side.rows[:rows], losses=side.losses[:rows], answers=(), metrics=()) for side in (RUN, BASE)
     ]
     _, comparisons = compare(few, None, PROMPTS[:rows])
-    found = one(comparisons, "held-out loss", "base")
+    found = one(comparisons, "held_out_loss", "base")
     assert found.n == n
     assert (found.p is None, found.p_adjusted is None, found.verdict == "") == (n < 6,) * 3
     assert found.difference < 0
@@ -221,8 +221,8 @@ def test_what_can_not_be_decided_makes_no_other_correction_stricter() -> None:
         ]
 
     none, few = (compare(with_short_references(count), None, PROMPTS)[1] for count in (0, 4))
-    assert one(few, "exact match", "baseline").p_adjusted is None
-    assert [each for each in few if each.metric != "exact match"] == list(none)
+    assert one(few, "exact_match", "baseline").p_adjusted is None
+    assert [each for each in few if each.metric != "exact_match"] == list(none)
 
 
 def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() -> None:
@@ -231,25 +231,25 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     lengths = tuple(7 * place % 13 - 4 for place in range(N))
     judged = Scores("baseline", scores, matched, lengths, tuple([("answer", "answer")] * N))
     rows, comparisons = compare([RUN, BASELINE, BASE], judged, PROMPTS)
-    shown = row(rows, "win rate").values
+    shown = row(rows, "win_rate").values
     assert shown[0] is not None
     assert (shown[0].value, shown[0].n, shown[1:]) == (pytest.approx(23 / 36), 36, (None, None))
-    found = one(comparisons, "win rate", "baseline")
+    found = one(comparisons, "win_rate", "baseline")
     assert found.difference == pytest.approx(23 / 36 - 0.5)
     assert [shown[0].low, shown[0].high] == [0.5 + (found.low or 0), 0.5 + (found.high or 0)]
     half = [score for score, like in zip(scores, matched, strict=True) if like and score is not None]
-    like_length = one(comparisons, "win rate, matched", "baseline")
+    like_length = one(comparisons, "win_rate_matched", "baseline")
     assert (like_length.n, like_length.difference) == (18, pytest.approx(float(np.mean(half)) - 0.5))
     expected = win_rate(scores[:36], lengths[:36])
-    controlled = one(comparisons, "win rate, length-controlled", "baseline")
+    controlled = one(comparisons, "win_rate_length_controlled", "baseline")
     assert expected is not None
     assert (controlled.difference, controlled.low, controlled.p) == (expected.value, expected.low, expected.p)
     for each in (found, like_length):  # the same pairs, counted in other ways: described, and never tested
         assert (each.p, each.p_adjusted, each.detectable, each.verdict) == (None, None, None, "")
         assert each.low is not None
-    describes = {each.metric for each in rows if each.better == "none"}
+    describes = {each.metric for each in rows if each.direction == "none"}
     family = [each for each in comparisons if each.metric not in describes and each.p is not None]
-    assert {"win rate, length-controlled"} == {each.metric for each in family if "win rate" in each.metric}
+    assert {"win_rate_length_controlled"} == {each.metric for each in family if "win_rate" in each.metric}
     smallest = [0.0 if each.detectable is not None else 1.0 for each in family]
     assert [each.p_adjusted for each in family] == adjust([each.p or 0.0 for each in family], smallest)
 
@@ -286,23 +286,19 @@ def test_tasks_are_paired_by_document_and_only_if_they_are_the_same() -> None:
     tasks = [TaskResult("arc", "acc", sum(each) / 30, True, each, "same") for each in hits]
     both = [replace(side, tasks=(task,)) for side, task in zip((RUN, BASELINE), tasks, strict=True)]
     rows, comparisons = compare(both, None, PROMPTS)
-    shown = row(rows, "arc acc").values[0]
+    shown = row(rows, "arc/acc").values[0]
     expected = estimate(hits[0])
     assert shown is not None
     assert (shown.value, shown.low, shown.high) == (expected.value, expected.low, expected.high)
-    assert one(comparisons, "arc acc", "baseline").n == 30
+    assert one(comparisons, "arc/acc", "baseline").n == 30
     both[1] = replace(both[1], tasks=(replace(tasks[1], documents="other"),))
-    assert "arc acc" not in {each.metric for each in compare(both, None, PROMPTS)[1]}
+    assert "arc/acc" not in {each.metric for each in compare(both, None, PROMPTS)[1]}
 
 
 def test_a_task_without_values_per_document_is_shown_and_not_compared() -> None:
     task = TaskResult("perplexing", "word_perplexity", 12.5, False, (), "same")
     rows, comparisons = compare([replace(side, tasks=(task,)) for side in (RUN, BASELINE)], None, PROMPTS)
-    shown = row(rows, "perplexing word_perplexity").values[0]
+    shown = row(rows, "perplexing/word_perplexity").values[0]
     assert shown is not None
     assert (shown.value, shown.low) == (12.5, None)
-    assert "perplexing word_perplexity" not in {each.metric for each in comparisons}
-
-
-def test_names_of_metrics_are_unique() -> None:
-    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    assert "perplexing/word_perplexity" not in {each.metric for each in comparisons}

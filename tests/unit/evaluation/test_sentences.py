@@ -12,29 +12,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from neftcli.evaluation.metrics import label
 from neftcli.evaluation.sentences import conclusion, liking_of_length, skewness, unreadable
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
-from neftcli.statistics.multiple import Better, direction, verdict
+from neftcli.statistics.multiple import Direction, direction, verdict
 
-DIRECTIONS: dict[str, Better] = {
-    "held-out loss": "lower",
-    "token accuracy": "higher",
-    "exact match": "higher",
-    "win rate": "higher",
-    "win rate, matched": "higher",
-    "win rate, length-controlled": "higher",
-    "arc_easy acc": "higher",
-    "answer tokens": "none",
-    "2-gram repetition": "none",
+DIRECTIONS: dict[str, Direction] = {
+    "held_out_loss": "lower",
+    "token_accuracy": "higher",
+    "exact_match": "higher",
+    "win_rate": "higher",
+    "win_rate_matched": "higher",
+    "win_rate_length_controlled": "higher",
+    "arc_easy/acc": "higher",
+    "answer_tokens": "none",
+    "repetition_2": "none",
 }
-POINTS = {name for name in DIRECTIONS if name not in ("held-out loss", "answer tokens")}
-NAME = "|".join(sorted(map(re.escape, DIRECTIONS), key=len, reverse=True))
+POINTS = {name for name in DIRECTIONS if name not in ("held_out_loss", "answer_tokens")}
+IDS = {label(metric): metric for metric in DIRECTIONS}
+NAME = "|".join(sorted(map(re.escape, IDS), key=len, reverse=True))
 NUMBER = r"[+-][0-9.e+-]+(?: points)?"
 CLAIM = re.compile(
     rf"(?:(?P<word>lower|higher) )?(?P<metric>{NAME}) \((?:(?P<difference>{NUMBER}), )?"
     rf"(?:95 % CI (?P<low>{NUMBER}) to (?P<high>{NUMBER}), )?p (?P<sign>[=<]) (?P<p>[0-9.]+)\)"
 )
-DESCRIPTIVE = ("win rate", "win rate, matched")
+DESCRIPTIVE = ("win_rate", "win_rate_matched")
 """Never tested: they count the pairs of the win rate that is."""
 OPTIONS = ("training.seed", "neftune.alpha", "neftune.kind", "training.learning_rate")
 
@@ -70,7 +72,7 @@ def situation(seed: int) -> Situation:
     baseline = EvaluatedModel("baseline", "mine-a0-s1", "runs/mine-a0-s1", 0.0, 1)
     base = EvaluatedModel("base", "smollm2-135m", "a folder")
     others = [[baseline, base], [baseline], [base]][generator.integers(3)]
-    metrics = [name for name in DIRECTIONS if generator.random() < 0.7] or ["held-out loss"]
+    metrics = [name for name in DIRECTIONS if generator.random() < 0.7] or ["held_out_loss"]
     changed = frozenset(option for option in OPTIONS if generator.random() < 0.4) if generator.random() < 0.8 else None
     comparisons = []
     few = generator.random() < 0.1
@@ -113,7 +115,7 @@ def claims(text: str, drawn: Situation, role: str, word: str | None) -> set[tupl
     """What a list of metrics with numbers claims, each number checked; nothing may be left of the text."""
     rest, said = text, set()
     for found in CLAIM.finditer(text):
-        [one] = [each for each in drawn.comparisons if (each.metric, each.against) == (found["metric"], role)]
+        [one] = [each for each in drawn.comparisons if (each.metric, each.against) == (IDS[found["metric"]], role)]
         resolution = 0.00051 if one.metric in POINTS else 0.000051
         numbers = {"difference": one.difference, "low": one.low, "high": one.high}
         for name, number in numbers.items():
@@ -162,10 +164,12 @@ def checked(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]
         elif found := re.fullmatch(r"Not tested against (\S+), with fewer than 6 prompts: (.*)\.", sentence):
             for metric, n in re.findall(rf"({NAME}) \((\d+)\)", found[2]):
                 [one] = [
-                    each for each in drawn.comparisons if (each.metric, each.against) == (metric, by_name[found[1]])
+                    each
+                    for each in drawn.comparisons
+                    if (each.metric, each.against) == (IDS[metric], by_name[found[1]])
                 ]
                 assert one.n == int(n) < 6
-                said.add((one.against, metric, "not tested"))
+                said.add((one.against, one.metric, "not tested"))
         else:
             changed = drawn.changed
             assert changed is not None
@@ -223,7 +227,7 @@ def test_skewness_names_every_level_above_what_is_promised_in_200_situations() -
         assert bool(lines) == bool(skewed)
         for line in lines:
             found = re.findall(rf"({NAME}) against (base|baseline) \((\d+) %\)", line)
-            assert [(one.metric, one.against, f"{100 * (one.true_level or 0):.0f}") for one in skewed] == found
+            assert [(label(one.metric), one.against, f"{100 * (one.true_level or 0):.0f}") for one in skewed] == found
             assert line.endswith("would have p < 0.05, not 5 %.")
 
 
@@ -239,9 +243,9 @@ def test_conclusion_checker_refuses_what_it_does_not_know() -> None:
 def test_liking_of_length_goes_by_the_interval_of_the_raw_win_rate(
     low: float, controlled: float | None, warns: bool
 ) -> None:
-    raw = Comparison("win rate", "baseline", 0.1, low, 0.2, None, None, 60, None, "")
+    raw = Comparison("win_rate", "baseline", 0.1, low, 0.2, None, None, 60, None, "")
     at_equal_lengths = replace(
-        raw, metric="win rate, length-controlled", p_adjusted=controlled, verdict=verdict(controlled, 0.1, "higher")
+        raw, metric="win_rate_length_controlled", p_adjusted=controlled, verdict=verdict(controlled, 0.1, "higher")
     )
     assert bool(list(liking_of_length([raw, at_equal_lengths]))) == warns
     assert bool(list(liking_of_length([raw]))) == (low > 0)

@@ -38,7 +38,7 @@ def test_parse_names_the_key_at_fault(text: str, told: str) -> None:
 
 @pytest.mark.parametrize("better", ["lower", "higher", "none"])
 def test_parse_keeps_what_a_cell_says_of_its_metrics(better: str) -> None:
-    metric = {"better": better, "values": [1, 0.5, None], "weights": None, "of": "documents"}
+    metric = {"direction": better, "values": [1, 0.5, None], "weights": None, "of": "documents"}
     cell = {"settings": "s", "prompts": [], "references": [], "answers": [], "metrics": {"m": metric}}
     assert parse(json.dumps(cell), MeasuredCell) == cell
 

@@ -112,7 +112,7 @@ def test_the_losses_of_the_last_evaluation_are_not_computed_again(
     """That they are the same numbers as those of the saved run, the next test shows."""
     monkeypatch.setattr("neftcli.evaluation.measurement.losses_as_they_come", lambda *_arguments: 1 / 0)
     run = RunDirectory(Path(do_cell(recipe, AssetCache(), Told(), StopSignal())))
-    losses = numbers(run)["metrics"]["held-out loss"]
+    losses = numbers(run)["metrics"]["held_out_loss"]
     record = json.loads((run.path / "run.json").read_text())
     mean = sum(losses["values"]) / sum(losses["weights"])  # nats of each row, and its tokens with loss
     assert mean == pytest.approx(record["results"]["held_out_loss"], rel=1e-12)
@@ -174,7 +174,7 @@ def test_a_damaged_file_of_numbers_counts_as_none(place: str, recipe: Recipe, tm
         "prompts": ["a"],
         "references": ["b"],
         "answers": ["c"],
-        "metrics": {"loss": {"better": "lower", "values": [1.0], "weights": None}},
+        "metrics": {"loss": {"direction": "lower", "values": [1.0], "weights": None}},
     }
     run.write_json(MEASURED, whole)
     assert measured(run, recipe) == whole

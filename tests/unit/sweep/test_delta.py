@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from neftcli.errors import RecipeError
-from neftcli.evaluation.comparison import LOSS, WIN_RATE
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE, label
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.plan import Arm
@@ -22,15 +22,15 @@ from tests.unit.sweep.test_verdict import ACCURACY, measured, plan
 @pytest.mark.parametrize(
     ("delta", "metric", "gain", "resolved"),
     [
-        (0.005, LOSS, None, 0.005),
+        (0.005, HELD_OUT_LOSS, None, 0.005),
         ("0.005", WIN_RATE, None, 0.005),
         ("5e-3", ACCURACY, None, 0.005),
-        ("1%", LOSS, 0.46, 0.0046),
-        ("2.5%", LOSS, 0.4, 0.01),
-        ("1%", LOSS, None, None),
-        ("1%", LOSS, -0.2, None),
-        ("auto", LOSS, 0.46, 0.0046),
-        ("auto", LOSS, None, None),
+        ("1%", HELD_OUT_LOSS, 0.46, 0.0046),
+        ("2.5%", HELD_OUT_LOSS, 0.4, 0.01),
+        ("1%", HELD_OUT_LOSS, None, None),
+        ("1%", HELD_OUT_LOSS, -0.2, None),
+        ("auto", HELD_OUT_LOSS, 0.46, 0.0046),
+        ("auto", HELD_OUT_LOSS, None, None),
         ("auto", WIN_RATE, None, 0.05),
         ("auto", ACCURACY, 0.46, None),
     ],
@@ -42,7 +42,7 @@ def test_resolve_delta(delta: float | str, metric: str, gain: float | None, reso
 @pytest.mark.parametrize("delta", ["abc", "-1%", "0", "0%", "nan", "inf%", "%", "1%%", -1.0, 0.0, float("nan")])
 def test_resolve_delta_rejects_what_is_no_amount(delta: str | float) -> None:
     with pytest.raises(RecipeError) as caught:
-        resolve_delta(delta, LOSS, 0.5)
+        resolve_delta(delta, HELD_OUT_LOSS, 0.5)
     [problem] = caught.value.problems
     assert problem.message.startswith("--delta (sweep.delta) must be a number above 0")
     typed = f"{delta:g}" if isinstance(delta, float) else delta
@@ -52,10 +52,10 @@ def test_resolve_delta_rejects_what_is_no_amount(delta: str | float) -> None:
 @pytest.mark.parametrize(
     ("delta", "metric", "hint"),
     [
-        ("200%", LOSS, "--delta 1%"),
+        ("200%", HELD_OUT_LOSS, "--delta 1%"),
         (5.0, WIN_RATE, "--delta 0.05"),
         ("12", ACCURACY, "--delta 0.12"),
-        (300.0, "exact match", "--delta 0.05"),
+        (300.0, "exact_match", "--delta 0.05"),
     ],
 )
 def test_resolve_delta_rejects_more_than_the_whole(delta: str | float, metric: str, hint: str) -> None:
@@ -66,7 +66,7 @@ def test_resolve_delta_rejects_more_than_the_whole(delta: str | float, metric: s
     assert (problem.got, problem.hint) == (f"{delta:g}" if isinstance(delta, float) else delta, hint)
 
 
-@pytest.mark.parametrize(("delta", "metric"), [("100%", LOSS), (2.5, LOSS), (0.999, WIN_RATE)])
+@pytest.mark.parametrize(("delta", "metric"), [("100%", HELD_OUT_LOSS), (2.5, HELD_OUT_LOSS), (0.999, WIN_RATE)])
 def test_resolve_delta_takes_up_to_the_whole(delta: str | float, metric: str) -> None:
     assert resolve_delta(delta, metric, 0.5) == (delta if isinstance(delta, float) else 0.5)
 
@@ -77,7 +77,7 @@ def test_resolve_delta_rejects_a_percentage_without_a_base_value(metric: str, ty
     with pytest.raises(RecipeError) as caught:
         resolve_delta(typed, metric, 0.5)
     [problem] = caught.value.problems
-    assert problem.got == f"{typed} with {metric}"
+    assert problem.got == f"{typed} with {label(metric)}"
     assert problem.hint == "--delta 0.05    in the metric's unit; 0.05 is 5 points"
 
 
@@ -91,12 +91,12 @@ def test_gain_of_training_is_that_of_the_first_three_seeds_and_the_best_baseline
     content = measured(cells, {0: 0, 5: -9.0})
     for cell in cells:
         if cell.recipe.training.learning_rate == 5e-5 or cell.seed == 3:  # worse, or too late
-            metric = content[cell.key]["metrics"][LOSS]
+            metric = content[cell.key]["metrics"][HELD_OUT_LOSS]
             metric["values"] = [
                 value + 0.5 * weight for value, weight in zip(metric["values"], metric["weights"], strict=True)
             ]
     results = SweepResults(cells, content)
-    losses = results.per_seed(LOSS, Arm(0.0, (("training.learning_rate", 1e-5),)))
+    losses = results.per_seed(HELD_OUT_LOSS, Arm(0.0, (("training.learning_rate", 1e-5),)))
     assert gain_of_training(results, [9.0, 9.0]) == pytest.approx(9 - sum(losses[:3]) / 3)  # type: ignore[arg-type]
     assert gain_of_training(results, []) is None
     assert gain_of_training(SweepResults(cells, {}), [9.0]) is None

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.calibrate import count_stopping
 from benchmarks.situations import Situation
-from neftcli.evaluation.comparison import LOSS
+from neftcli.evaluation.metrics import HELD_OUT_LOSS
 from neftcli.recipe.schema import Sweep
 from neftcli.statistics import paired
 from neftcli.statistics.crossed import compare_arms, crossed_differences, margin
@@ -53,7 +53,9 @@ def test_look_success_names_the_better_arm_with_its_numbers() -> None:
     assert stopped.gain == pytest.approx(-differences[0].value)
     assert differences[0].new_seeds is not None
     assert differences[0].new_seeds.p < SUCCESS / 2
-    assert stopped.sentence(LOSS).startswith("Stopped early, after 4 of 8 seeds: alpha 5 is better than alpha 0 by 0.0")
+    assert stopped.sentence(HELD_OUT_LOSS).startswith(
+        "Stopped early, after 4 of 8 seeds: alpha 5 is better than alpha 0 by 0.0"
+    )
     assert not any(found.is_needed(arm) for arm in ARMS)
 
 
@@ -70,7 +72,7 @@ def test_look_drops_an_arm_behind_the_leader_and_never_the_baseline() -> None:
     assert dropped.p == difference.new_seeds.p / 2
     assert dropped.p < DROP
     assert [found.is_needed(arm) for arm in ARMS] == [True, True, False]
-    assert "alpha 10 gets no further seeds: worse than alpha 5 by 0.0" in dropped.sentence(LOSS)
+    assert "alpha 10 gets no further seeds: worse than alpha 5 by 0.0" in dropped.sentence(HELD_OUT_LOSS)
 
 
 def test_look_all_arms_worse_than_the_baseline_ends_the_group() -> None:
@@ -78,7 +80,9 @@ def test_look_all_arms_worse_than_the_baseline_ends_the_group() -> None:
     assert {one.arm for one in found.dropped} == {Arm(5.0), Arm(10.0)}
     [stopped] = found.stopped
     assert (stopped.reason, stopped.excluded) == ("futility", 0.0)
-    assert stopped.sentence(LOSS).endswith("each was worse than the leading arm, at last alpha 0, in held-out loss.")
+    assert stopped.sentence(HELD_OUT_LOSS).endswith(
+        "each was worse than the leading arm, at last alpha 0, in held-out loss."
+    )
 
 
 def test_look_futility_exactly_if_the_bound_of_every_arm_is_below_delta() -> None:
@@ -119,13 +123,17 @@ def test_decide_each_baseline_of_a_grid_for_itself() -> None:
     first = cells[0].arm
     for cell in cells:
         if cell.arm.alpha and baseline_of(cell.arm) == first:
-            metric = content[cell.key]["metrics"][LOSS]
+            metric = content[cell.key]["metrics"][HELD_OUT_LOSS]
             metric["values"] = [
                 value - 2 * weight for value, weight in zip(metric["values"], metric["weights"], strict=True)
             ]
-    found = decide(SweepResults(cells, content), LOSS, 0.001, done=4)
+    found = decide(SweepResults(cells, content), HELD_OUT_LOSS, 0.001, done=4)
     assert [(one.reason, one.baseline, one.seeds) for one in found.stopped] == [("success", first, 3)]
-    assert found.stopped[0].sentence(LOSS).startswith("Stopped early with learning_rate 1e-05, after 3 of 6 seeds: ")
+    assert (
+        found.stopped[0]
+        .sentence(HELD_OUT_LOSS)
+        .startswith("Stopped early with learning_rate 1e-05, after 3 of 6 seeds: ")
+    )
     assert {baseline_of(cell.arm) for cell in cells if found.is_needed(cell.arm)} == {baseline_of(cells[-1].arm)}
 
 
@@ -133,11 +141,11 @@ def test_decide_depends_on_no_later_seed() -> None:
     """So a resumed sweep repeats what was decided, whatever was trained since, and adds to it only."""
     cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=6")
     content = measured(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
-    whole = [decide(SweepResults(cells, content), LOSS, 0.02, done=done) for done in range(7)]
+    whole = [decide(SweepResults(cells, content), HELD_OUT_LOSS, 0.02, done=done) for done in range(7)]
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
     for done, found in enumerate(whole):
         there = {cell.key: content[cell.key] for cell in cells if cell.seed in seeds[:done]}
-        assert decide(SweepResults(cells, there), LOSS, 0.02, done=done) == found
+        assert decide(SweepResults(cells, there), HELD_OUT_LOSS, 0.02, done=done) == found
         assert all(one.seeds <= done for one in (*found.dropped, *found.stopped))
     for earlier, later in pairwise(whole):
         assert later.dropped[: len(earlier.dropped)] == earlier.dropped
@@ -150,7 +158,7 @@ def test_decide_depends_on_no_later_seed() -> None:
 def test_decide_a_metric_without_a_good_direction_decides_nothing() -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=6")
     results = SweepResults(cells, measured(cells, {0: 0, 5: -1.0}))
-    assert decide(results, "answer tokens", 0.005, done=5) == Decision()
+    assert decide(results, "answer_tokens", 0.005, done=5) == Decision()
 
 
 @pytest.mark.parametrize(
@@ -203,12 +211,12 @@ def test_simulated_sweeps_keep_their_error_rates_and_save_cells(monkeypatch: pyt
 def test_sentences_state_their_numbers() -> None:
     arm = Arm(5.0)
     dropped = Dropped(Arm(10.0), arm, 0.0123, 0.004, 3)
-    assert dropped.sentence("win rate") == (
+    assert dropped.sentence("win_rate") == (
         "alpha 10 gets no further seeds: worse than alpha 5 by 1.2 points in win rate (one-sided p = 0.004, 3 seeds)"
     )
     futile = Stopped(Arm(0.0), "futility", 3, 8, excluded=0.005)
     assert (
-        futile.sentence(LOSS)
+        futile.sentence(HELD_OUT_LOSS)
         == "Stopped early, after 3 of 8 seeds: for every arm left, a gain over 0.0050 in held-out loss is excluded "
         "(95 %)."
     )

@@ -250,7 +250,7 @@ def test_another_way_of_training_counts_only_for_itself(tmp_path: Path, probed: 
 def test_a_cluster_is_counted_as_one_worker_and_what_is_left_out_is_said(
     tmp_path: Path, probed: list[Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = planned(tmp_path, alphas=(0.0,), seeds=2, metrics=("win_rate",))
+    cells = planned(tmp_path, alphas=(0.0,), seeds=2, metrics=("win_rate_length_controlled",))
     monkeypatch.setattr(module, "devices", lambda: ["0", "1"])
     found = estimate(cells, "ray", True, Silent())
     assert found.workers == 1

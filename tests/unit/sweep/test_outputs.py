@@ -17,7 +17,7 @@ from rich.console import Console
 
 from neftcli.cli.display import sweep as display
 from neftcli.evaluation import number_format
-from neftcli.evaluation.comparison import LOSS, WIN_RATE
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
 from neftcli.events import CellEstimate, CellState, SweepEstimate, SweepReport
 from neftcli.report.plots import ArmPoints, Curve
 from neftcli.sweep import outputs
@@ -72,17 +72,17 @@ def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -
     """`best` and the plots of an earlier report go with it; a file that a person put beside them stays."""
     cells = plan("sweep.alphas=[5]")
     content = with_win_rates(cells, {Arm(5.0): 0.95})
-    reported(tmp_path, cells, content, WIN_RATE, LOSS)
+    reported(tmp_path, cells, content, WIN_RATE, HELD_OUT_LOSS)
     both = {"win-rate", "win-rate-difference", "held-out-loss", "held-out-loss-difference"}
     assert stems(tmp_path) == {*both, "answer-tokens", "learning-curves"}
     assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
     (tmp_path / "plots" / "mine.png").write_text("mine")
     baselines = {cell.key: content[cell.key] for cell in cells if not cell.arm.alpha}
-    report = reported(tmp_path, cells, baselines, LOSS)
+    report = reported(tmp_path, cells, baselines, HELD_OUT_LOSS)
     assert report.recommended == ""
     assert not (tmp_path / "best").is_symlink()
     assert stems(tmp_path) == {"held-out-loss", "win-rate", "answer-tokens", "learning-curves", "mine"}
-    reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)
+    reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), HELD_OUT_LOSS)
     assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
 
 
@@ -93,7 +93,7 @@ def test_what_decides_is_drawn_as_the_paired_difference(tmp_path: Path, monkeypa
         outputs, "plot_metric", lambda _folder, stem, _name, _unit, _better, arms: drawn.update({stem: arms})
     )
     cells = plan("sweep.alphas=[5]", "sweep.seeds=3")
-    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), LOSS)
+    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), HELD_OUT_LOSS)
     [comparison] = report.arms[1].comparisons
     plain, noised = drawn["held-out-loss-difference"]
     assert (plain.alpha, plain.value, plain.low, plain.high, plain.seeds) == (0, 0, None, None, (None,) * 3)
@@ -106,11 +106,11 @@ def test_best_does_not_stay_where_the_recommended_arm_has_no_run(tmp_path: Path)
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: -0.1})
     results = SweepResults(cells, content)
-    reported(tmp_path, cells, content, LOSS)
+    reported(tmp_path, cells, content, HELD_OUT_LOSS)
     assert (tmp_path / "best").is_symlink()
     outputs._link(tmp_path, Arm(5.0), cells, states_of(cells, {}, tmp_path))
     assert not (tmp_path / "best").is_symlink()
-    assert judge_sweep(results, [LOSS], []).recommended == Arm(5.0)
+    assert judge_sweep(results, [HELD_OUT_LOSS], []).recommended == Arm(5.0)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"arms": [1]}', '{"arms": 5}', "{}", "\xff"])
@@ -121,7 +121,7 @@ def test_an_earlier_report_that_can_not_be_read_takes_nothing_away(tmp_path: Pat
 
 def test_an_arm_has_one_name_wherever_it_is_shown(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]", "sweep.grid=['training.learning_rate=1e-5,5e-5']")
-    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), LOSS)
+    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), HELD_OUT_LOSS)
     assert [row.name() for row in report.arms] == [arm.name() for arm in SweepResults(cells, {}).arms]
 
 
@@ -132,7 +132,7 @@ def test_curves_are_those_of_arms_whose_names_round_to_the_same(
     monkeypatch.setattr(outputs, "plot_curves", lambda *arguments: drawn.extend(arguments[-1]))
     monkeypatch.setattr(outputs, "plot_metric", lambda *arguments: None)
     cells = plan("sweep.alphas=[5, 5.0000001]", "sweep.seeds=2")
-    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0, 5.0000001: 0}), LOSS)
+    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0, 5.0000001: 0}), HELD_OUT_LOSS)
     assert [(curve.alpha, curve.seed, curve.values) for curve in drawn] == [
         (cell.arm.alpha, cell.seed, (float(place),)) for place, cell in enumerate(cells)
     ]
@@ -145,8 +145,8 @@ def test_a_seed_keeps_its_place_in_a_plot(tmp_path: Path, monkeypatch: pytest.Mo
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: 0})
     del content[cells[1].key]  # alpha 5, first seed
-    reported(tmp_path, cells, content, LOSS)
-    loss = next(arguments for arguments in drawn if arguments[2] == LOSS)
+    reported(tmp_path, cells, content, HELD_OUT_LOSS)
+    loss = next(arguments for arguments in drawn if arguments[2] == "held-out loss")
     assert loss[3:5] == ("nats a token", "lower")
     assert [[seed is None for seed in arm.seeds] for arm in loss[5]] == [[False] * 3, [True, False, False]]
 
@@ -164,10 +164,10 @@ def shown(renderable: Any, width: int = 80) -> list[str]:
 def test_seeds_stand_beside_values_where_arms_have_other_seeds(tmp_path: Path, width: int) -> None:
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: 0})
-    whole = shown(display.verdict(reported(tmp_path, cells, content, LOSS), width), width)
+    whole = shown(display.verdict(reported(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
     assert "seeds" not in next(line for line in whole if line.startswith(" arm"))
     del content[cells[-1].key]
-    lines = shown(display.verdict(reported(tmp_path, cells, content, LOSS), width), width)
+    lines = shown(display.verdict(reported(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
     head = next(line for line in lines if line.startswith(" arm"))
     rows = [line for line in lines if re.match(r" alpha \d+ +\d ", line)]
     assert [line[: head.index("seeds") + 5].split()[-1] for line in rows] == ["3", "2"]
@@ -181,7 +181,7 @@ def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
 ) -> None:
     """Also the minimum detectable effect; and verdict.md has the same digits."""
     cells = plan("sweep.alphas=[5]", *grid)
-    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0.05}, seed_spread=0.01), LOSS)
+    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0.05}, seed_spread=0.01), HELD_OUT_LOSS)
     lines = shown(display.verdict(report, width), width)
     assert all(len(line) <= width for line in lines)
     tables = lines[: next(place for place, line in enumerate(lines) if line.startswith((" No alpha", " Worse")))]
@@ -192,10 +192,10 @@ def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
         assert set(re.split(r",? ", arm.name())) <= set(re.split(r",? ", words))
         for one in arm.comparisons:
             numbers = (
-                number_format.number(LOSS, one.difference, signed=True),
-                number_format.ends(LOSS, one.low, one.high),
+                number_format.number(HELD_OUT_LOSS, one.difference, signed=True),
+                number_format.ends(HELD_OUT_LOSS, one.low, one.high),
                 number_format.p_number(one.p_adjusted),
-                number_format.number(LOSS, one.detectable),
+                number_format.number(HELD_OUT_LOSS, one.detectable),
             )
             assert all(number in words for number in numbers)
             assert " | ".join(numbers) in markdown
@@ -210,7 +210,7 @@ def test_cells_that_are_done_have_no_time_left() -> None:
 
 def test_arms_that_are_not_compared_say_so_and_there_is_no_best(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
-    report = reported(tmp_path, cells, measured(cells[:1], {0: 0}), LOSS)
+    report = reported(tmp_path, cells, measured(cells[:1], {0: 0}), HELD_OUT_LOSS)
     whole = " ".join(shown(display.verdict(report, 80)))
     assert "not compared" in whole
     assert "best ->" not in whole
@@ -223,8 +223,8 @@ def test_what_only_some_arms_have_is_shown_for_them(tmp_path: Path) -> None:
     content = measured(cells, {0: 0, 5: 0})
     for cell in cells:
         if not cell.arm.alpha:
-            del content[cell.key]["metrics"]["answer tokens"]
-    lines = shown(display.verdict(reported(tmp_path, cells, content, LOSS), 140), 140)
+            del content[cell.key]["metrics"]["answer_tokens"]
+    lines = shown(display.verdict(reported(tmp_path, cells, content, HELD_OUT_LOSS), 140), 140)
     assert next(line for line in lines if line.startswith(" arm")).split()[-2] == "tokens"
     assert any(line.startswith(" alpha 5") and " 10.00 " in line for line in lines)
 
@@ -266,7 +266,7 @@ def test_while_a_cell_is_measured_its_row_moves() -> None:
 
 def test_what_is_of_the_moment_is_in_no_file(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
-    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), LOSS)
+    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), HELD_OUT_LOSS)
     columns = set((tmp_path / "cells.csv").read_text().splitlines()[0].split(","))
     assert columns == {"key", "arm", "seed", "status", "step", "total_steps", "loss", "run", "problem", "retries"}
     assert {*json.loads((tmp_path / "sweep.json").read_text())["cells"][0]} == columns

@@ -20,7 +20,7 @@ from neftcli.statistics.paired import LEVEL
 from neftcli.sweep import pilot as module
 from neftcli.sweep.pilot import NO_PILOT, plan_power
 from neftcli.sweep.results import SweepResults
-from tests.unit.sweep.test_verdict import LOSS, ROWS, measured, plan
+from tests.unit.sweep.test_verdict import HELD_OUT_LOSS, ROWS, measured, plan
 
 SETS = ("sweep.alphas=[5, 10]", "sweep.seeds=3", "sweep.delta=0.01")
 
@@ -47,8 +47,8 @@ def test_plan_power_of_the_pilots_own_plan_is_its_minimum_detectable_effect(cont
     cells = plan(*SETS)
     content |= measured(cells, {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
     results = SweepResults(cells, content)
-    base, *arms = (results.values(LOSS, arm) for arm in results.arms)
-    found = compare_arms(base, arms, results.weights(LOSS, results.arms[0]), comparisons=2)
+    base, *arms = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
+    found = compare_arms(base, arms, results.weights(HELD_OUT_LOSS, results.arms[0]), comparisons=2)
     power = planned()
     assert (power.seeds, power.prompts, power.pilot_seeds, power.delta) == (3, ROWS, 3, 0.01)
     effects = [one.detectable for one in found]
@@ -71,8 +71,8 @@ def test_plan_power_one_planned_seed_is_about_that_seed(content: dict[str, Any],
     assert (power.differs, power.pilot_seeds) == (("training.weight_decay",), 3)
     cells = plan(*SETS)
     results = SweepResults(cells, content)
-    base, *arms = (results.values(LOSS, arm) for arm in results.arms)
-    parts = module._mean(compare_arms(base, arms, results.weights(LOSS, results.arms[0])), 2)
+    base, *arms = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
+    parts = module._mean(compare_arms(base, arms, results.weights(HELD_OUT_LOSS, results.arms[0])), 2)
     assert power.detectable == pytest.approx(detectable(parts, 1, ROWS, LEVEL / 2, "these seeds"))
     assert power.prompts_needed is None
 
@@ -84,7 +84,7 @@ def test_plan_power_without_two_seeds(content: dict[str, Any]) -> None:
     assert (power.detectable, power.why_not) == (None, NO_PILOT)
     lines = formatting.estimate_lines(SweepEstimate(0.0, 1, (), {}, {}, (), power=power))
     assert lines == ["nothing is left to do", f"minimum detectable effect: {NO_PILOT}"]
-    assert planned("sweep.metrics=[win_rate]").why_not.startswith("not planned for win rate")
+    assert planned("sweep.metrics=[win_rate_length_controlled]").why_not.startswith("not planned for win rate")
 
 
 def test_plan_power_lines_state_the_numbers(content: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neftcli.evaluation.comparison import LOSS
+from neftcli.evaluation.metrics import HELD_OUT_LOSS
 from neftcli.sweep.early_stopping import Decision, decide
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.results import SweepResults
@@ -22,7 +22,7 @@ from tests.unit.sweep.test_verdict import RATES, ROWS, measured, plan, shifted
 from tests.unit.sweep.verdict_checker import NO_COMMON, check_sentences
 
 NOISE = "sweep.grid=['training.learning_rate=1e-5,5e-5', 'neftune.noise=uniform,gaussian']"
-METRICS = {LOSS: "lower", "exact match": "higher"}
+METRICS = {HELD_OUT_LOSS: "lower", "exact_match": "higher"}
 COMMON = {"none", "these seeds", "not significant", "Recommended", "paper"}
 FIXED = COMMON | {"better", "worse", "Nothing is recommended", "MDE", "delta"}
 EARLY = COMMON | {"stop for success", "stop for futility"}
@@ -46,18 +46,18 @@ def drawn(number: int) -> tuple[list[Cell], dict[str, dict[str, Any]], float, De
         if wild and cell.arm.alpha == 10:
             shifted(content, cell, (-1) ** cell.seed * 0.1)
         if tail and cell.arm.alpha:
-            loss = content[cell.key]["metrics"][LOSS]
+            loss = content[cell.key]["metrics"][HELD_OUT_LOSS]
             loss["values"] = (np.array(loss["values"]) + heavy).tolist()
         share = 0.5 + float(draw.choice([0.2, -0.3])) * (cell.arm.alpha == 5.0)
         right = (draw.random(ROWS) < share).astype(float).tolist()
-        content[cell.key]["metrics"]["exact match"] = {"better": "higher", "values": right, "weights": None}
+        content[cell.key]["metrics"]["exact_match"] = {"direction": "higher", "values": right, "weights": None}
         if not early and draw.random() < 0.08:
             del content[cell.key]
     delta = float(draw.choice([0.005, 0.05]))
     if not early:
         return cells, content, delta, Decision()
     # As a sweep does: what was decided after some seeds is not trained on.
-    decision = decide(SweepResults(cells, content), LOSS, delta, done=seeds - 1)
+    decision = decide(SweepResults(cells, content), HELD_OUT_LOSS, delta, done=seeds - 1)
     beyond = int(draw.random() < 0.3)  # a round trained one seed more than the look used
     last = {stop.baseline: stop.seeds + beyond for stop in decision.stopped}
     until = {one.arm: one.seeds for one in decision.dropped}
@@ -100,12 +100,12 @@ def test_judge_sweep_every_sentence_holds_in_drawn_situations(first: int, reache
 def test_check_sentences_refuses_a_line_that_the_numbers_do_not_support(line: str) -> None:
     cells = plan("sweep.alphas=[5]")
     results = SweepResults(cells, measured(cells, {0: 0, 5: -0.1}))
-    verdict = judge_sweep(results, [LOSS])
-    check_sentences(verdict, results, {LOSS: "lower"})
+    verdict = judge_sweep(results, [HELD_OUT_LOSS])
+    check_sentences(verdict, results, {HELD_OUT_LOSS: "lower"})
     for place in (0, len(verdict.conclusion)):
         said = (*verdict.conclusion[:place], line, *verdict.conclusion[place:])
         with pytest.raises((AssertionError, ValueError)):
-            check_sentences(replace(verdict, conclusion=said), results, {LOSS: "lower"})
+            check_sentences(replace(verdict, conclusion=said), results, {HELD_OUT_LOSS: "lower"})
 
 
 def test_judge_sweep_arms_without_a_common_seed_are_not_ranked() -> None:
@@ -114,7 +114,7 @@ def test_judge_sweep_arms_without_a_common_seed_are_not_ranked() -> None:
     content = measured(cells, {0: 0, 5: -0.1})
     kept = {cell.key: content[cell.key] for cell in cells if (cell.seed < 2) == (cell.arm.grid[0][1] == 1e-5)}
     results = SweepResults(cells, kept)
-    verdict = judge_sweep(results, [LOSS])
+    verdict = judge_sweep(results, [HELD_OUT_LOSS])
     assert verdict.recommended is None
     assert NO_COMMON in verdict.conclusion
-    check_sentences(verdict, results, {LOSS: "lower"})
+    check_sentences(verdict, results, {HELD_OUT_LOSS: "lower"})

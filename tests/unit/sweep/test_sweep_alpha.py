@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from neftcli.errors import InputError, NeftError, Preempted
-from neftcli.evaluation.comparison import LOSS
+from neftcli.evaluation.metrics import HELD_OUT_LOSS
 from neftcli.events import (
     CellEvaluationStarted,
     CellStarted,
@@ -106,15 +106,15 @@ def test_train_stops_early_and_reports_why(tmp_path: Path, monkeypatch: pytest.M
     run.train(Request(()))
     report = run.report(0.0)
     run.end()
-    expected = decide(SweepResults(cells, content), LOSS, 0.02, done=6)
+    expected = decide(SweepResults(cells, content), HELD_OUT_LOSS, 0.02, done=6)
     assert run.decision == expected
     assert [(one.arm.alpha, one.seeds) for one in expected.dropped] == [(10.0, 3)]
     assert [(one.reason, one.seeds) for one in expected.stopped] == [("futility", 4)]
     assert engine.rounds == [{0, 1, 2}, {3}]
     assert [event.message for event in told.events if isinstance(event, Notice)] == [
-        one.sentence(LOSS) for one in (*expected.dropped, *expected.stopped)
+        one.sentence(HELD_OUT_LOSS) for one in (*expected.dropped, *expected.stopped)
     ]
-    assert expected.stopped[0].sentence(LOSS) in report.conclusion
+    assert expected.stopped[0].sentence(HELD_OUT_LOSS) in report.conclusion
     assert [arm.seeds for arm in report.arms] == [4, 4, 3]
     assert [arm.dropped for arm in report.arms] == [False, False, True]
     assert (report.saved, report.unfinished) == (7, 0)
@@ -141,7 +141,7 @@ def test_train_fills_the_workers_and_decides_the_same(tmp_path: Path, monkeypatc
     engine.workers = 5
     run.train(Request(()))
     assert engine.rounds == [{0, 1, 2}, {3, 4}]
-    assert run.decision == decide(SweepResults(cells, content), LOSS, 0.02, done=6)
+    assert run.decision == decide(SweepResults(cells, content), HELD_OUT_LOSS, 0.02, done=6)
 
 
 def test_train_all_seeds_at_once_without_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +159,8 @@ def test_delta_is_a_share_of_the_gain_over_the_base_model(tmp_path: Path, monkey
     run, engine, _ = sweep_of(tmp_path, cells, content, "sweep.delta=10%", monkeypatch=monkeypatch)
     engine.run(cells, None, run._ended)
     results, _ = run._results()
-    losses = results.per_seed(LOSS, Arm(0.0))
-    assert run._delta(results, LOSS) == pytest.approx(0.1 * (2.5 - sum(losses[:3]) / 3))  # type: ignore[arg-type]
+    losses = results.per_seed(HELD_OUT_LOSS, Arm(0.0))
+    assert run._delta(results, HELD_OUT_LOSS) == pytest.approx(0.1 * (2.5 - sum(losses[:3]) / 3))  # type: ignore[arg-type]
 
 
 def test_train_without_anything_measured_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,14 +290,14 @@ def test_tasks_without_values_of_single_documents_decide_nothing(
     run, engine, _ = sweep_of(tmp_path, cells, content, *sets, monkeypatch=monkeypatch)
     engine.run(cells, None, run._ended)
     with pytest.raises(
-        NeftError, match=r"(?s)none of these tasks has a value for each document.*wikitext.*--metric loss"
+        NeftError, match=r"(?s)none of these tasks has a value for each document.*wikitext.*--metric held_out_loss"
     ):
         run.report(0.0)
     (tmp_path / "both").mkdir()
-    sets[0] = "sweep.metrics=[tasks, loss]"
+    sets[0] = "sweep.metrics=[tasks, held_out_loss]"
     run, engine, _ = sweep_of(tmp_path / "both", cells, content, *sets, monkeypatch=monkeypatch)
     engine.run(cells, None, run._ended)
-    assert run.report(0.0).metrics == (LOSS,)
+    assert run.report(0.0).metrics == (HELD_OUT_LOSS,)
 
 
 # What is refused before anything is made

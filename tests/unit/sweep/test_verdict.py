@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.evaluation.comparison import LOSS, WIN_RATE
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.statistics.crossed import ArmDifference, compare_arms
 from neftcli.statistics.multiple import adjust
@@ -26,7 +26,7 @@ from neftcli.sweep.verdict import Verdict, judge_sweep
 from tests.unit.sweep.verdict_checker import check_sentences
 
 ROWS = 100
-ACCURACY = "token accuracy"
+ACCURACY = "token_accuracy"
 
 
 def plan(*sets: str) -> list[Cell]:
@@ -48,15 +48,15 @@ def measured(
         found[cell.key] = {
             "prompts": [f"prompt {row % prompts}" for row in range(ROWS)],
             "metrics": {
-                LOSS: {"better": "lower", "values": nats.tolist(), "weights": tokens.tolist()},
-                "answer tokens": {"better": "none", "values": [10.0] * ROWS, "weights": None},
+                HELD_OUT_LOSS: {"direction": "lower", "values": nats.tolist(), "weights": tokens.tolist()},
+                "answer_tokens": {"direction": "none", "values": [10.0] * ROWS, "weights": None},
             },
         }
     return found
 
 
 def judge(cells: list[Cell], content: dict[str, dict[str, Any]], *metrics: str, **options: Any) -> Verdict:
-    return judge_sweep(SweepResults(cells, content), metrics or (LOSS,), **options)
+    return judge_sweep(SweepResults(cells, content), metrics or (HELD_OUT_LOSS,), **options)
 
 
 def words_of(verdict: Verdict) -> list[list[str]]:
@@ -117,7 +117,7 @@ def test_judge_sweep_one_seed_recommends_nothing() -> None:
     verdict = judge(cells, measured(cells, {0: 0, 5: -0.5}))
     one = verdict.arms[1].comparisons[0]
     assert (one.verdict, one.scope, one.these_seeds) == ("lower", "these seeds", None)
-    assert verdict.arms[1].verdict(LOSS) == "lower for this seed"
+    assert verdict.arms[1].verdict(HELD_OUT_LOSS) == "lower for this seed"
     assert verdict.recommended is None
     said = " ".join(verdict.conclusion)
     assert "Nothing is recommended: one seed can't show what another seed would give; that takes two or more." in said
@@ -128,9 +128,9 @@ def test_judge_sweep_uses_all_rows_and_sums_those_of_one_prompt() -> None:
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: -0.05}, prompts=20)
     results = SweepResults(cells, content)
-    one = judge_sweep(results, [LOSS]).arms[1].comparisons[0]
-    base, arm = (results.values(LOSS, arm) for arm in results.arms)
-    weights = results.weights(LOSS, results.arms[0])
+    one = judge_sweep(results, [HELD_OUT_LOSS]).arms[1].comparisons[0]
+    base, arm = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
+    weights = results.weights(HELD_OUT_LOSS, results.arms[0])
     assert weights is not None
     summed = [values.reshape(3, 5, 20).sum(1) for values in (base, arm)]
     [found] = compare_arms(summed[0], [summed[1]], weights.reshape(5, 20).sum(0))
@@ -143,8 +143,8 @@ def test_judge_sweep_corrects_all_arms_and_metrics_together() -> None:
     cells = plan("sweep.alphas=[5, 10]")
     content = measured(cells, {0: 0, 5: -0.002, 10: 0.003}, seed_spread=0.001)
     for cell in cells:
-        content[cell.key]["metrics"][ACCURACY] = {**content[cell.key]["metrics"][LOSS], "better": "higher"}
-    family = [one for arm in judge(cells, content, LOSS, ACCURACY).arms for one in arm.comparisons]
+        content[cell.key]["metrics"][ACCURACY] = {**content[cell.key]["metrics"][HELD_OUT_LOSS], "direction": "higher"}
+    family = [one for arm in judge(cells, content, HELD_OUT_LOSS, ACCURACY).arms for one in arm.comparisons]
     assert len(family) == 4
     assert [one.p_adjusted for one in family] == adjust([one.p for one in family if one.p is not None])
 
@@ -155,9 +155,9 @@ def test_judge_sweep_metric_that_can_not_be_significant_costs_the_others_nothing
     content = measured(cells, {0: 0, 5: -0.002})
     for cell in cells:
         right = [float(row < 3 and cell.arm.alpha > 0) for row in range(ROWS)]
-        content[cell.key]["metrics"]["exact match"] = {"better": "higher", "values": right, "weights": None}
+        content[cell.key]["metrics"]["exact_match"] = {"direction": "higher", "values": right, "weights": None}
     alone = judge(cells, content).arms[1].comparisons[0]
-    loss, exact = judge(cells, content, LOSS, "exact match").arms[1].comparisons
+    loss, exact = judge(cells, content, HELD_OUT_LOSS, "exact_match").arms[1].comparisons
     assert loss.p_adjusted == alone.p_adjusted == loss.p
     assert exact.verdict == "not significant"
 
@@ -171,7 +171,7 @@ def test_judge_sweep_cell_that_failed_costs_its_seed_and_nothing_else() -> None:
     assert words_of(verdict)[1] == ["better"]
 
 
-def shifted(content: dict[str, dict[str, Any]], cell: Cell, gap: float, metric: str = LOSS) -> None:
+def shifted(content: dict[str, dict[str, Any]], cell: Cell, gap: float, metric: str = HELD_OUT_LOSS) -> None:
     """Makes a cell worse by a gap in nats a token."""
     found = content[cell.key]["metrics"][metric]
     weights = found["weights"] or [1.0] * ROWS
@@ -205,7 +205,7 @@ def with_win_rates(cells: list[Cell], rates: dict[Arm, float]) -> dict[str, dict
     for number, cell in enumerate(cells):
         wins = np.random.default_rng((number, 2)).random(ROWS) < rates.get(cell.arm, 0.5)
         values = wins.astype(float).tolist() if cell.arm.alpha else [0.5] * ROWS
-        content[cell.key]["metrics"][WIN_RATE] = {"better": "higher", "values": values, "weights": None}
+        content[cell.key]["metrics"][WIN_RATE] = {"direction": "higher", "values": values, "weights": None}
     return content
 
 
@@ -215,8 +215,8 @@ def test_judge_sweep_win_rates_choose_within_a_point_of_the_grid_and_never_betwe
     good, ruined = (Arm(5.0, (("training.learning_rate", rate),)) for rate in (1e-5, 5e-5))
     results = SweepResults(cells, with_win_rates(cells, {good: 0.5, ruined: 0.9}))
     assert [[rate_of(arm) for arm in group] for group in results.groups(WIN_RATE)] == [[1e-5] * 2, [5e-5] * 2]
-    assert results.groups(LOSS) == [results.arms]
-    verdict = judge_sweep(results, [WIN_RATE, LOSS])
+    assert results.groups(HELD_OUT_LOSS) == [results.arms]
+    verdict = judge_sweep(results, [WIN_RATE, HELD_OUT_LOSS])
     assert verdict.recommended is None
     said = " ".join(verdict.conclusion)
     assert "Recommended: alpha 5, learning_rate 5e-05." in said
@@ -231,20 +231,20 @@ def test_judge_sweep_each_arm_is_weighed_by_its_own_tokens_and_others_tokens_are
     plain = judge(cells, content)
     for cell in cells:
         if rate_of(cell.arm) == 5e-5:
-            loss = content[cell.key]["metrics"][LOSS]
+            loss = content[cell.key]["metrics"][HELD_OUT_LOSS]
             loss["values"], loss["weights"] = ([2 * one for one in loss[key]] for key in ("values", "weights"))
     results = SweepResults(cells, content)
-    verdict = judge_sweep(results, [LOSS])
+    verdict = judge_sweep(results, [HELD_OUT_LOSS])
     for one, other in zip(plain.arms, verdict.arms, strict=True):
-        assert other.values[LOSS].value == pytest.approx(one.values[LOSS].value, rel=1e-12)
+        assert other.values[HELD_OUT_LOSS].value == pytest.approx(one.values[HELD_OUT_LOSS].value, rel=1e-12)
         assert [c.difference for c in other.comparisons] == pytest.approx([c.difference for c in one.comparisons])
-    assert [[rate_of(arm) for arm in group] for group in results.groups(LOSS)] == [[1e-5] * 2, [5e-5] * 2]
+    assert [[rate_of(arm) for arm in group] for group in results.groups(HELD_OUT_LOSS)] == [[1e-5] * 2, [5e-5] * 2]
     assert plain.recommended is not None
     assert verdict.recommended is None
     assert "Held-out loss is over tokens, which are not the same: it can't choose" in " ".join(verdict.conclusion)
     for arm, row in zip(results.arms, verdict.arms, strict=True):
-        seeds = [value for value in results.per_seed(LOSS, arm) if value is not None]
-        assert np.mean(seeds) == pytest.approx(row.values[LOSS].value, rel=1e-12)
+        seeds = [value for value in results.per_seed(HELD_OUT_LOSS, arm) if value is not None]
+        assert np.mean(seeds) == pytest.approx(row.values[HELD_OUT_LOSS].value, rel=1e-12)
 
 
 # Seeds and rows that are missing
@@ -268,7 +268,7 @@ def test_judge_sweep_arm_that_was_dropped_is_not_recommended() -> None:
     content = measured(cells, {0: 0, 5: -0.1, 10: -0.2})
     verdict = judge(cells, content, dropped=[Arm(10.0)])
     assert verdict.arms[2].dropped
-    assert verdict.arms[2].verdict(LOSS) == "better (dropped)"
+    assert verdict.arms[2].verdict(HELD_OUT_LOSS) == "better (dropped)"
     assert verdict.recommended == Arm(5.0)
 
 
@@ -299,11 +299,11 @@ def test_judge_sweep_no_pattern_of_gaps_is_too_much(pattern: tuple[int, float, f
         if draw.random() < lost:
             continue
         scores = [None if draw.random() < gaps else float(draw.integers(0, 3)) / 2 for _ in range(rows)]
-        metric = {"better": "higher", "values": scores, "weights": None}
+        metric = {"direction": "higher", "values": scores, "weights": None}
         asked = [f"prompt {row}" for row in range(rows)]
-        content[cell.key] = {"prompts": asked, "metrics": {WIN_RATE: metric, "exact match": metric} if rows else {}}
+        content[cell.key] = {"prompts": asked, "metrics": {WIN_RATE: metric, "exact_match": metric} if rows else {}}
     results = SweepResults(cells, content)
-    verdict = judge_sweep(results, ["exact match", WIN_RATE])
+    verdict = judge_sweep(results, ["exact_match", WIN_RATE])
     for arm, row in zip(results.arms, verdict.arms, strict=True):
         pair = [results.values(WIN_RATE, one) for one in (Arm(0.0, arm.grid), arm)]
         there = [~np.isnan(one).all(1) for one in pair]
@@ -314,7 +314,7 @@ def test_judge_sweep_no_pattern_of_gaps_is_too_much(pattern: tuple[int, float, f
     if not any(row.comparisons for row in verdict.arms):
         assert verdict.recommended is None
         assert verdict.conclusion[0].startswith(("Not compared in", "Nothing could be compared"))
-    check_sentences(verdict, results, {"exact match": "higher", WIN_RATE: "higher"})
+    check_sentences(verdict, results, {"exact_match": "higher", WIN_RATE: "higher"})
 
 
 def test_judge_sweep_too_few_prompts() -> None:
@@ -344,24 +344,28 @@ def test_judge_sweep_worse_in_another_metric_forbids_to_recommend() -> None:
     content = measured(cells, {0: 0, 5: -0.05})
     for number, cell in enumerate(cells):
         right = np.random.default_rng((number, 3)).integers(3, 5, ROWS) - 2.0 * (cell.arm.alpha > 0)
-        tokens = content[cell.key]["metrics"][LOSS]["weights"]
-        content[cell.key]["metrics"][ACCURACY] = {"better": "higher", "values": right.tolist(), "weights": tokens}
-    verdict = judge(cells, content, LOSS, ACCURACY)
+        tokens = content[cell.key]["metrics"][HELD_OUT_LOSS]["weights"]
+        content[cell.key]["metrics"][ACCURACY] = {"direction": "higher", "values": right.tolist(), "weights": tokens}
+    verdict = judge(cells, content, HELD_OUT_LOSS, ACCURACY)
     assert "Alpha 5 is not recommended: it is worse in token accuracy." in verdict.conclusion
     assert verdict.recommended == Arm(0.0)
     assert judge(cells, content).recommended == Arm(5.0)
 
 
-@pytest.mark.parametrize("metrics", [[LOSS], [LOSS, WIN_RATE]])
+@pytest.mark.parametrize("metrics", [[HELD_OUT_LOSS], [HELD_OUT_LOSS, WIN_RATE]])
 def test_judge_sweep_win_rate_is_advised_if_there_is_none(metrics: list[str]) -> None:
     cells = plan("sweep.alphas=[5]")
     verdict = judge(cells, with_win_rates(cells, {}), *metrics)
-    assert any("--metric win_rate" in line for line in verdict.conclusion) == (WIN_RATE not in metrics)
+    assert any("--metric win_rate_length_controlled" in line for line in verdict.conclusion) == (
+        WIN_RATE not in metrics
+    )
 
 
 def difference_of(results: SweepResults) -> ArmDifference:
-    base, arm = (results.values(LOSS, arm) for arm in results.arms)
-    return compare_arms(base, [arm], results.weights(LOSS, results.arms[0]), prompts=results.prompts(LOSS))[0]
+    base, arm = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
+    return compare_arms(
+        base, [arm], results.weights(HELD_OUT_LOSS, results.arms[0]), prompts=results.prompts(HELD_OUT_LOSS)
+    )[0]
 
 
 def test_judge_sweep_plan_is_for_the_smallest_effect_of_interest() -> None:
@@ -373,16 +377,16 @@ def test_judge_sweep_plan_is_for_the_smallest_effect_of_interest() -> None:
     assert found.detectable is not None
     assert more.seeds
     assert found.detectable > 0.004
-    said = judge_sweep(results, [LOSS], delta=0.004).conclusion
+    said = judge_sweep(results, [HELD_OUT_LOSS], delta=0.004).conclusion
     assert (
         f"Minimum detectable effect: {found.detectable:.4f} in held-out loss (3 seeds, 100 prompts, power 80 %)."
         in said
     )
     takes = f"To detect an effect of 0.0040 (sweep.delta) takes about {more.seeds} seeds"
     assert any(line.startswith(takes) for line in said)
-    easy = judge_sweep(results, [LOSS], delta=0.5).conclusion
+    easy = judge_sweep(results, [HELD_OUT_LOSS], delta=0.5).conclusion
     assert "An effect of 0.5000 (sweep.delta) would have been found in 80 % of such sweeps or more." in easy
-    assert not any("sweep.delta" in line for line in judge_sweep(results, [LOSS]).conclusion)
+    assert not any("sweep.delta" in line for line in judge_sweep(results, [HELD_OUT_LOSS]).conclusion)
 
 
 def test_judge_sweep_baseline_of_other_options_that_is_best() -> None:
@@ -411,10 +415,10 @@ def test_judge_sweep_better_arm_that_was_dropped_is_the_last_resort() -> None:
     content = measured(cells, {0: 0, 5: -0.5, 10: -0.3})
     for number, cell in enumerate(cells):
         right = np.random.default_rng((number, 3)).integers(3, 5, ROWS) - 2.0 * (cell.arm.alpha == 5)
-        tokens = content[cell.key]["metrics"][LOSS]["weights"]
-        content[cell.key]["metrics"][ACCURACY] = {"better": "higher", "values": right.tolist(), "weights": tokens}
-    verdict = judge(cells, content, LOSS, ACCURACY, dropped=[Arm(10.0)])
-    assert verdict.arms[2].verdict(LOSS) == "better (dropped)"
+        tokens = content[cell.key]["metrics"][HELD_OUT_LOSS]["weights"]
+        content[cell.key]["metrics"][ACCURACY] = {"direction": "higher", "values": right.tolist(), "weights": tokens}
+    verdict = judge(cells, content, HELD_OUT_LOSS, ACCURACY, dropped=[Arm(10.0)])
+    assert verdict.arms[2].verdict(HELD_OUT_LOSS) == "better (dropped)"
     assert verdict.recommended == Arm(10.0)
 
 
@@ -425,7 +429,7 @@ def test_judge_sweep_seeds_are_those_that_both_arms_have() -> None:
     content = {cell.key: content[cell.key] for cell in cells if cell.arm.alpha or not cell.seed}
     verdict = judge(cells, content)
     assert verdict.arms[1].seeds == 3
-    assert verdict.arms[1].verdict(LOSS) == "lower for this seed"
+    assert verdict.arms[1].verdict(HELD_OUT_LOSS) == "lower for this seed"
     assert any("alpha 5 for this one seed (" in line for line in verdict.conclusion)
 
 
@@ -436,7 +440,7 @@ def test_judge_sweep_stop_that_later_seeds_contradict() -> None:
     content = {cell.key: content[cell.key] for cell in cells if cell.seed < 5}
     stop = Stopped(Arm(0.0), "futility", seeds=3, planned=8, excluded=0.005)
     said = judge(cells, content, delta=0.005, stopped=[stop]).conclusion
-    assert stop.sentence(LOSS) not in said
+    assert stop.sentence(HELD_OUT_LOSS) not in said
     assert "Stopped early by a look after 3 of 8 seeds; the verdict uses all that is measured." in said
     assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in said
 
@@ -449,7 +453,7 @@ def test_judge_sweep_futility_settles_the_recommendation() -> None:
     stop = Stopped(Arm(0.0), "futility", seeds=3, planned=8, excluded=0.05)
     said = judge(cells, content, delta=0.05, stopped=[stop]).conclusion
     assert "Recommended: the baseline (alpha 0)." in said
-    assert stop.sentence(LOSS) in said
+    assert stop.sentence(HELD_OUT_LOSS) in said
     assert not any(line.startswith("Minimum detectable effect") for line in said)
     assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in judge(cells, content).conclusion
 
@@ -472,7 +476,7 @@ def test_judge_sweep_skewness_is_reported_with_its_effect_on_the_level() -> None
     tail = np.exp(2 * np.random.default_rng(5).normal(size=ROWS))
     for cell in cells:
         if cell.arm.alpha:
-            loss = content[cell.key]["metrics"][LOSS]
+            loss = content[cell.key]["metrics"][HELD_OUT_LOSS]
             loss["values"] = (np.array(loss["values"]) + tail).tolist()
     [line] = [line for line in judge(cells, content).conclusion if "skewed" in line]
     level = difference_of(SweepResults(cells, content)).true_level
@@ -498,6 +502,6 @@ def test_judge_sweep_scope() -> None:
 def test_sweep_results_seed_keeps_its_place_if_another_is_missing() -> None:
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: 0})
-    whole = SweepResults(cells, content).per_seed(LOSS, arms_of(cells)[1])
+    whole = SweepResults(cells, content).per_seed(HELD_OUT_LOSS, arms_of(cells)[1])
     del content[cells[1].key]  # alpha 5, first seed
-    assert SweepResults(cells, content).per_seed(LOSS, arms_of(cells)[1]) == (None, *whole[1:])
+    assert SweepResults(cells, content).per_seed(HELD_OUT_LOSS, arms_of(cells)[1]) == (None, *whole[1:])

@@ -11,8 +11,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from neftcli.evaluation.comparison import LOSS
-from neftcli.evaluation.number_format import is_share
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share, label
 from neftcli.events import ArmResult, Comparison
 from neftcli.statistics.crossed import ArmDifference, compare_arms, margin
 from neftcli.statistics.paired import LEVEL, RESAMPLES, SKEWED
@@ -26,7 +25,10 @@ GIVEN = r"\((?P<numbers>[^()]*)\)"
 FEW = 100
 """Resamples if no p is needed: spreads and skewness don't depend on them."""
 AMOUNT = r"[+-]?[\d.]+(?:e[+-]\d+)?(?: points)?"
-PAPER = "The paper found its gains in the answers and hardly in the loss: --metric win_rate --judge URL tests them."
+PAPER = (
+    "The paper found its gains in the answers and hardly in the loss: --metric win_rate_length_controlled --judge URL "
+    "tests them."
+)
 ONE_SEED = "Nothing is recommended: one seed can't show what another seed would give; that takes two or more."
 NO_COMMON = "Nothing is recommended: the arms to choose from have no seed, or no prompt, in common."
 
@@ -104,6 +106,7 @@ class _Checker:
         self.stopped = [stop for stop in stopped if results.measured_seeds(stop.baseline) < stop.planned]
         self.dropped = dropped
         self.first = next(iter(better))
+        self.first_label = label(self.first)
         self.left = list(verdict.conclusion)
         self.checked: Counter[str] = Counter()
         self.by_arm = dict(zip(results.arms, verdict.arms, strict=True))
@@ -121,7 +124,9 @@ class _Checker:
         self._warnings()
         self._plan(futile)
         found = any(row.comparisons for row in self.verdict.arms)
-        self._expect("paper", [PAPER] if found and self.first == LOSS and not {*self.better} & {*WIN_RATES} else [])
+        self._expect(
+            "paper", [PAPER] if found and self.first == HELD_OUT_LOSS and not {*self.better} & {*WIN_RATES} else []
+        )
         assert self.left == [], f"sentences that the numbers don't support: {self.left}"
         return self.checked
 
@@ -153,7 +158,7 @@ class _Checker:
     def _listings(self, metric: str) -> None:
         compared = of_metric(self.verdict.arms, metric)
         for word in ("better", "worse"):
-            lines = self._take(word, f"{word.capitalize()} than alpha 0 in {metric}, for new seeds: ")
+            lines = self._take(word, f"{word.capitalize()} than alpha 0 in {label(metric)}, for new seeds: ")
             listed = arms_in(lines[0]) if lines else {}
             assert len(lines) <= 1
             assert set(listed) == {name for name, one in compared.items() if one.verdict == word}
@@ -161,16 +166,18 @@ class _Checker:
                 one = compared[name]
                 check_numbers(text, one.difference, one.low, one.high, one.p_adjusted)
         none = bool(compared) and all(one.verdict != "better" for one in compared.values())
-        self._expect("none", [f"No alpha is shown to be better than alpha 0 in {metric} for new seeds."] * none)
+        self._expect("none", [f"No alpha is shown to be better than alpha 0 in {label(metric)} for new seeds."] * none)
 
     def _of_these_seeds(self, metric: str) -> None:
         for word in ("lower", "higher"):
             for name, one in of_metric(self.verdict.arms, metric).items():
                 seeds = "this one seed" if one.seeds == 1 else f"these {one.seeds} seeds"
-                lines = self._take("these seeds", f"{word.capitalize()} {metric} with {name} for {seeds} (")
+                lines = self._take("these seeds", f"{word.capitalize()} {label(metric)} with {name} for {seeds} (")
                 assert len(lines) == (one.verdict == word)
                 for line in lines:
-                    first, *rest = re.findall(GIVEN, line.removeprefix(f"{word.capitalize()} {metric} with {name}"))
+                    first, *rest = re.findall(
+                        GIVEN, line.removeprefix(f"{word.capitalize()} {label(metric)} with {name}")
+                    )
                     these = one.these_seeds or one  # with one seed the comparison is of it
                     check_numbers(first, one.difference, these.low, these.high, these.p_adjusted)
                     assert these.p_adjusted is not None
@@ -182,7 +189,7 @@ class _Checker:
 
     def _not_significant(self, metric: str) -> None:
         compared = of_metric(self.verdict.arms, metric)
-        lines = self._take("not significant", f"Not significant in {metric}: ")
+        lines = self._take("not significant", f"Not significant in {label(metric)}: ")
         listed = arms_in(lines[0]) if lines else {}
         assert len(lines) <= 1
         assert set(listed) == {name for name, one in compared.items() if one.verdict == "not significant"}
@@ -205,7 +212,7 @@ class _Checker:
         missing = {row.name() for row in self.verdict.arms if row.alpha}
         missing -= set(of_metric(self.verdict.arms, metric))
         named: list[str] = []
-        for line in self._take("not compared", f"Not compared in {metric}: "):
+        for line in self._take("not compared", f"Not compared in {label(metric)}: "):
             found = re.fullmatch(r"(.*) \((.*)\)\.", line.split(": ", 1)[1])
             assert found
             for name in found[1].split("; "):
@@ -216,7 +223,7 @@ class _Checker:
                 named.append(name)
         assert sorted(named) == sorted(missing)
         noised = any(row.alpha for row in self.verdict.arms)
-        self._expect("nothing", [f"Nothing could be compared in {metric}: no arm has noise."] * (not noised))
+        self._expect("nothing", [f"Nothing could be compared in {label(metric)}: no arm has noise."] * (not noised))
 
     def _stops(self) -> list[Arm]:
         """Check the sentences about early stopping; the baselines whose stop for futility is stated."""
@@ -245,7 +252,7 @@ class _Checker:
         group = [arm for arm in looked_at if arm not in self.dropped]
         found = self._compare(stop.baseline, looked_at, stop.seeds)
         if found_success := re.fullmatch(
-            rf"(.*) is better than alpha 0 by ({AMOUNT}) in {self.first}, at the level for stopping early "
+            rf"(.*) is better than alpha 0 by ({AMOUNT}) in {self.first_label}, at the level for stopping early "
             r"\(p < 0\.001 after correction\)\.",
             claim,
         ):
@@ -255,11 +262,11 @@ class _Checker:
             new_seeds = found[arm].new_seeds
             assert new_seeds is not None
             assert new_seeds.p * len(noised) < SUCCESS == 0.001
-        elif claim == f"no alpha is left, each was worse than the leading arm, at last alpha 0, in {self.first}.":
+        elif claim == f"no alpha is left, each was worse than the leading arm, at last alpha 0, in {self.first_label}.":
             assert group == []
             assert stop.reason == "futility"
         else:
-            text = rf"for every arm left, a gain over ({AMOUNT}) in {self.first} is excluded \(95 %\)\."
+            text = rf"for every arm left, a gain over ({AMOUNT}) in {self.first_label} is excluded \(95 %\)\."
             excluded = re.fullmatch(text, claim)
             assert excluded, claim
             assert self.delta is not None
@@ -283,7 +290,7 @@ class _Checker:
         return dict(zip(arms, found, strict=True))
 
     def _worse_in(self, arm: Arm) -> list[str]:
-        return [one.metric for one in self.by_arm[arm].comparisons if one.verdict == "worse"]
+        return [label(one.metric) for one in self.by_arm[arm].comparisons if one.verdict == "worse"]
 
     def _words(self, arms: Sequence[Arm]) -> dict[Arm, Comparison]:
         compared = of_metric(self.verdict.arms, self.first)
@@ -318,8 +325,8 @@ class _Checker:
             others = [arm.name() for arm in sound if arm != best]
             if best in sound:
                 more = (
-                    f", the best in {self.first} of the arms that are better than alpha 0; whether it is better than "
-                    f"{' and '.join(others)} was not tested"
+                    f", the best in {self.first_label} of the arms that are better than alpha 0; whether it is better "
+                    f"than {' and '.join(others)} was not tested"
                 )
                 expected.append(f"Recommended: {best.name()}{more if others else ''}.")
                 continue
@@ -327,8 +334,8 @@ class _Checker:
             reason = "" if best in futile else ", unless more seeds show a gain"
             if "better" in verdicts:
                 reason = (
-                    f": no arm that is better than its own alpha 0 has a better {self.first} without being worse in "
-                    "another metric"
+                    f": no arm that is better than its own alpha 0 has a better {self.first_label} without being worse "
+                    "in another metric"
                 )
             elif set(verdicts) == {"worse"}:
                 reason = ": every alpha is worse"
@@ -340,7 +347,7 @@ class _Checker:
         assert self.verdict.recommended == (chosen[0] if len(groups) == len(chosen) == 1 else None)
         if len(groups) > 1 and chosen:
             what = "against alpha 0 with the same options" if self.first in WIN_RATES else "over tokens"
-            name = self.first[0].upper() + self.first[1:]
+            name = label(self.first)[0].upper() + label(self.first)[1:]
             [line] = self._take("several groups", f"{name} is {what}")
             assert line.endswith("it can't choose between these, and best points nowhere.")
 
@@ -390,8 +397,8 @@ class _Checker:
             self._expect("uneven", [line])
         assert spreads == {}
         expected_lines = [
-            f"The differences in {metric} are skewed over prompts: of comparisons for these seeds without a true "
-            f"difference about {100 * level:.0f} % would have p < 0.05, not 5 %."
+            f"The differences in {label(metric)} are skewed over prompts: of comparisons for these seeds without a "
+            f"true difference about {100 * level:.0f} % would have p < 0.05, not 5 %."
             for metric, level in levels.items()
             if level > SKEWED
         ]
@@ -416,7 +423,8 @@ class _Checker:
         scope = r"for this one seed \(" if one_seed else rf"\({widest.seeds} seeds, "
         last = r" What other seeds would give takes at least two, better three\." if one_seed else ""
         said = re.fullmatch(
-            rf"Minimum detectable effect: ({AMOUNT}) in {self.first} {scope}{widest.n} prompts, power 80 %\)\.{last}",
+            rf"Minimum detectable effect: ({AMOUNT}) in {self.first_label} {scope}{widest.n} prompts, "
+            rf"power 80 %\)\.{last}",
             lines[0],
         )
         assert said, lines[0]
