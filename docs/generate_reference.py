@@ -91,7 +91,7 @@ def recipe_page() -> str:
         flag = f"<br>`{key.option.flag}`" if key.option.flag else ""
         kinds = ", ".join(f"`{kind}`" for kind in type_name(key.type).split("|"))
         kind = f"{kinds} {_bounds(key.type)}".strip()
-        row = f"| `{key.path}`{flag} | {kind} | `{_yaml(key.default)}` | {_cell(key.option.help)} |"
+        row = f"| `{key.path}`{flag} | {kind} | `{_yaml(key.default)}` | {_cell(key.description)} |"
         sections.setdefault(section, []).append(row)
     lines = [
         "# Recipe keys",

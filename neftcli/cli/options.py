@@ -38,7 +38,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     `command` takes the layers that were typed, the strongest last, as its first argument and the value of `--recipe` as
     the argument `recipe`; `recipe_of` makes the recipe of both.
     """
-    flagged = [key for key in keys() if key.option.flag and not key.option.only]
+    flagged = [key for key in keys() if key.option.flag and not key.option.command]
     return _with_flags(command, flagged, _recipe_option())
 
 
@@ -61,7 +61,7 @@ def with_overrides(name: str, paths: Container[str]) -> Callable[[Callable[..., 
         name: The command's name; options of this command alone get their flag.
         paths: Dotted keys of other options that do.
     """
-    flagged = [key for key in keys() if key.option.flag and (key.option.only == name or key.path in paths)]
+    flagged = [key for key in keys() if key.option.flag and (key.option.command == name or key.path in paths)]
     return lambda command: _with_flags(command, flagged)
 
 
@@ -157,7 +157,7 @@ def _flag(key: Key) -> inspect.Parameter:
 
 
 def _help(key: Key) -> str:
-    return f"{key.option.help} ({key.path})"
+    return f"{key.flag_help} ({key.path})"
 
 
 def _recipe_option() -> inspect.Parameter:

@@ -10,7 +10,7 @@ import typer
 
 from neftcli.errors import InputError, Problem
 from neftcli.recipe import catalog
-from neftcli.recipe.schema import keys, type_name
+from neftcli.recipe.schema import keys
 
 app = typer.Typer(help="List, show and copy the recipes that ship.", invoke_without_command=True)
 
@@ -95,7 +95,7 @@ def _annotated(name: str) -> str:
             value = value[part]
         indent = "  " * len(parents)
         flag = f" {key.option.flag}" if key.option.flag else ""
-        lines += [f"{indent}# {key.option.help} [{type_name(key.type)}]{flag}", f"{indent}{last}: {_plain(value)}"]
+        lines += [f"{indent}# {key.description} [{key.type_name}]{flag}", f"{indent}{last}: {_plain(value)}"]
     return "\n".join(lines).lstrip("\n")
 
 

@@ -14,7 +14,7 @@ from neftcli.errors import InputError, Problem
 from neftcli.recipe.schema import keys
 from neftcli.system.distributed import require_single_process
 
-OF_CELLS = frozenset(key.path for key in keys() if key.option.flag and not key.option.only) - {
+OF_CELLS = frozenset(key.path for key in keys() if key.option.flag and not key.option.command) - {
     "neftune.alpha",
     "training.seed",
     "training.processes",

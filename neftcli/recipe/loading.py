@@ -18,9 +18,16 @@ from typing import Any, get_type_hints
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe import catalog
+from neftcli.recipe.hints import (
+    closest_choice,
+    describe_type,
+    is_mapping,
+    list_entry_type,
+    suggest_list_flag,
+    suggest_value,
+)
 from neftcli.recipe.relative_paths import OPTIONS, find_relative_paths, rewrite_layer, rewrite_value
 from neftcli.recipe.schema import Key, Option, Recipe, keys
-from neftcli.recipe.values import describe, entry_type, is_mapping, meant, nearest_choice, to_type
 from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
 
 SHOW_OPTIONS = "neft recipes show quickstart --all    to see every option with its default"
@@ -303,14 +310,14 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
         problems = []
         for detail in error.errors():
             path, setting = _known_prefix(detail["loc"], known), merged[_known_prefix(detail["loc"], merged)]
-            if (entry := entry_type(known[path].type)) and len(detail["loc"]) > len(path.split(".")):
+            if (entry := list_entry_type(known[path].type)) and len(detail["loc"]) > len(path.split(".")):
                 inside = detail["loc"][len(path.split(".")) :]
                 problems.append(_entry_problem(path, setting, entry, inside))
                 continue
-            message = f"{setting.origin}: {path} must be {describe(known[path].type)}"
-            near = nearest_choice(known[path], setting.value)
-            hint = meant(path, setting.value) or to_type(known[path], setting.origin, near)
-            if entry_type(known[path].type):
+            message = f"{setting.origin}: {path} must be {describe_type(known[path].type)}"
+            near = closest_choice(known[path], setting.value)
+            hint = suggest_list_flag(path, setting.value) or suggest_value(known[path], setting.origin, near)
+            if list_entry_type(known[path].type):
                 hint = WEIGHTED
             problems.append(Problem(message, setting.typed, hint, near))
         return None, list(dict.fromkeys(problems))  # a union reports each of its choices
@@ -326,15 +333,15 @@ def _entry_problem(path: str, setting: Setting, entry: type, location: tuple[Any
     needed = [each.name for each in fields(entry) if each.default is MISSING]
     form = f"{{{', '.join(f'{name}: ...' for name in needed)}}}    keys: {', '.join(hints)}"
     if len(location) == 1 or not isinstance(item, Mapping):
-        return Problem(f"{where} must be {describe(entry)}", str(item)[:60], form)
+        return Problem(f"{where} must be {describe_type(entry)}", str(item)[:60], form)
     key = str(location[1])
     if key not in hints:
         near = "".join(get_close_matches(key, hints, n=1))
         return Problem(f"{where}: {key} is not a key of an entry", str(dict(item))[:60], form, near)
     if key not in item:
         return Problem(f"{where} has no {key}", str(dict(item))[:60], form)
-    near = nearest_choice(Key(key, Option(""), hints[key], None), item[key])
-    return Problem(f"{where}: {key} must be {describe(hints[key])}", str(item[key])[:60], form, near)
+    near = closest_choice(Key(key, Option(""), hints[key], None), item[key])
+    return Problem(f"{where}: {key} must be {describe_type(hints[key])}", str(item[key])[:60], form, near)
 
 
 def _known_prefix(location: tuple[Any, ...], known: Container[str]) -> str:

@@ -1,8 +1,8 @@
-"""The schema of a recipe: the one place where an option is defined.
+"""Schema of a recipe: each option is defined here, once.
 
-Its YAML key, type, bounds, default, help text and command-line flag all stand in one `Annotated` line; the command
-line (`cli/options.py`), the checks (`loading.py`) and `neft recipes show --all` read them from here. The classes are
-plain frozen dataclasses so that `neft train --help` needs no pydantic; pydantic validates them in `loading.py`.
+An option's YAML key, type, bounds, default, help text and flag are in one `Annotated` field. The command line
+(`cli/options.py`), validation (`loading.py`), `neft recipes show --all` and the reference page read them from here. The
+classes are plain frozen dataclasses, so that `neft train --help` needs no pydantic; `loading.py` does the validation.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a person reads about an option, and how it is typed.
+    """Help and command-line flag of an option.
 
     Attributes:
-        help: One sentence on what it does and what a larger value costs.
-        flag: The command-line flag, or None where only the recipe and `--set` reach it.
-        switch: The value that the flag sets when it takes none (`--lora` sets `adapter.type` to "lora").
-        implies: What the switch sets beside it, as (dotted key, value).
-        only: The one command whose flag it is; where it is empty, all that take a recipe have it.
+        help: A few words without a full stop, for `--help`.
+        flag: The command-line flag; None if only recipes and `--set` reach the option.
+        details: Sentences after `help` in the reference and in `neft recipes show --all`.
+        unset: The value that applies if the option has none, in words.
+        switch: The value that a flag without an argument sets (`--lora` sets `adapter.type` to "lora").
+        flag_help: Help of a flag that differs from the option's own.
+        implies: Settings that a switch adds, as (dotted key, value).
+        command: The only command that has the flag; empty if each command that takes a recipe has it.
     """
 
     help: str
     flag: str | None = None
+    details: str = ""
+    unset: str = ""
     switch: str | bool | None = None
+    flag_help: str = ""
     implies: tuple[tuple[str, str], ...] = ()
-    only: str = ""
+    command: str = ""
 
 
 NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
@@ -46,36 +52,43 @@ RowFormat = Literal["auto", "text", "prompt_completion", "alpaca", "messages", "
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which model is tuned."""
+    """The model to tune."""
 
-    name: Annotated[Name, Option("An alias (see `neft models`), a hub id, a folder or a .gguf file.", "--model")] = (
-        "smollm2-135m"
-    )
-    revision: Annotated[Name | None, Option("Branch, tag or commit of a hub model.", "--revision")] = None
+    name: Annotated[
+        Name,
+        Option("Alias, hub id, folder or .gguf file of the model", "--model", "`neft models` lists the aliases."),
+    ] = "smollm2-135m"
+    revision: Annotated[
+        Name | None, Option("Branch, tag or commit of a hub model", "--revision", unset="the main branch")
+    ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Option("Type of the loaded weights; auto: float32 for full tuning, bfloat16 for adapters on a GPU."),
+        Option(
+            "Type of the loaded weights",
+            details="auto: float32 for full fine-tuning, bfloat16 for adapters on a GPU.",
+        ),
     ] = "auto"
     chat_template: Annotated[
         Name | None,
         Option(
-            "alpaca, chatml, or a Jinja file; without it the model's own, or alpaca where it has none.",
+            "Chat template: alpaca, chatml or a Jinja file",
             "--chat-template",
+            unset="the model's own, or alpaca if it has none",
         ),
     ] = None
     trust_remote_code: Annotated[
-        bool, Option("Run Python code that comes with the model.", "--trust-remote-code", switch=True)
+        bool, Option("Run Python code that comes with the model", "--trust-remote-code", switch=True)
     ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An entry of data.sources; keys that it leaves out are taken from `data`.
+    """Entry of data.sources; it takes omitted keys from `data`.
 
     Attributes:
         source: As data.source.
-        weight: Its share of the mixture; 1 if another entry has one; without any weight sources are concatenated.
-        max_rows: Use only this many of its rows, chosen by split_seed.
+        weight: Share of the mixture; 1 if another entry has a weight; without weights sources are concatenated.
+        max_rows: Number of its rows to use, chosen by split_seed.
         config: As data.config.
         split: As data.split.
         format: As data.format.
@@ -95,219 +108,295 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which rows are learned, and how they become tokens."""
+    """Training rows, and how they are tokenised."""
 
     source: Annotated[
         Name,
         Option(
-            "builtin, a json, jsonl, csv, tsv, parquet, arrow or txt file, also .gz, a folder, an address (s3://, "
-            "hf://, https://), or a hub id.",
+            "Rows to train on: a file, folder, URL, hub id or builtin",
             "--dataset",
+            "Files: json, jsonl, csv, tsv, parquet, arrow or txt, also .gz. URLs: s3://, gs://, hf://, https://.",
         ),
     ] = "builtin"
     sources: Annotated[
         tuple[Source, ...],
         Option(
-            "Several sources instead of one, each {source, weight, max_rows, config, split, format, columns}: "
-            "interleaved by their weights, or concatenated if none has one."
+            "Several sources instead of one",
+            details="Each is {source, weight, max_rows, config, split, format, columns}. Sources with weights are "
+            "interleaved by them; without weights they are concatenated.",
         ),
     ] = ()
     stopping_strategy: Annotated[
         Literal["first_exhausted", "all_exhausted"],
         Option(
-            "When weighted sources stop: once the first is used up (the rest is left out and counted), or once all are "
-            "(rows of the smaller ones repeat)."
+            "When to stop interleaving sources",
+            details="first_exhausted: once the first is used up; the other rows are left out and counted. "
+            "all_exhausted: once all are; rows of the smaller ones repeat.",
         ),
     ] = "first_exhausted"
-    config: Annotated[Name | None, Option("Configuration (subset) of a hub data set.")] = None
-    split: Annotated[Name, Option("Split of a folder or a hub data set to train on.")] = "train"
+    config: Annotated[Name | None, Option("Configuration (subset) of a hub data set", unset="its only one")] = None
+    split: Annotated[Name, Option("Split of a folder or hub data set to train on")] = "train"
     streaming: Annotated[
-        bool, Option("Read hub data sets over the network each time instead of keeping a copy in the cache.")
+        bool, Option("Read hub data sets over the network in each run instead of keeping a copy in the cache")
     ] = False
     sample_by: Annotated[
         Literal["paragraph", "line", "document"],
-        Option("What a row of a .txt file is: a paragraph (blank lines between), a line, or the whole file."),
+        Option("Row of a .txt file: a paragraph (blank lines between), a line, or the whole file"),
     ] = "paragraph"
     format: Annotated[
-        RowFormat,
-        Option("How a row is laid out; auto looks at the columns and says what it found.", "--format"),
+        RowFormat, Option("Layout of the rows", "--format", "auto: detected from the columns, and reported.")
     ] = "auto"
     columns: Annotated[
-        Mapping[str, str], Option("Standard column name: the name it has in your rows, e.g. {instruction: question}.")
+        Mapping[str, str], Option("Standard column name to its name in your rows, e.g. {instruction: question}")
     ] = field(default_factory=dict)
-    system_prompt: Annotated[str | None, Option("Put before every conversation that has no system turn.")] = None
+    system_prompt: Annotated[
+        str | None, Option("System turn for conversations that have none", unset="no system turn")
+    ] = None
     max_rows: Annotated[
         Count | None,
-        Option("Number of rows to use, held-out rows among them, chosen by split_seed.", "--max-rows"),
+        Option(
+            "Number of rows to use, including held-out rows",
+            "--max-rows",
+            "split_seed chooses them.",
+            unset="all rows",
+        ),
     ] = None
     max_length: Annotated[
-        Annotated[int, Ge(8)], Option("Longest row in tokens; longer rows are cut and counted.", "--max-length")
+        Annotated[int, Ge(8)],
+        Option("Maximum length of a row in tokens", "--max-length", "Longer rows are truncated and counted."),
     ] = 1024
     loss_on: Annotated[
         Literal["auto", "all", "last", "completion", "tokens"],
         Option(
-            "What carries loss: all answers, the last one, the completion of a prompt/completion pair, or every token "
-            "(tokens); auto: the completion of pairs, all answers of conversations, every token of plain text. Turns "
-            "that the data marks (weight, train, loss) override it."
+            "Part of a row that carries loss",
+            details="all answers, the last answer, the completion of a prompt/completion pair, or every token "
+            "(tokens). auto: the completion of pairs, all answers of conversations, every token of plain text. Turns "
+            "that the data marks (weight, train, loss) override it.",
         ),
     ] = "auto"
     reasoning: Annotated[
         Literal["learn", "drop"],
-        Option("Learn the reasoning in answers (reasoning_content, thinking), or drop it."),
+        Option("Learn or drop the reasoning in answers (reasoning_content, thinking)"),
     ] = "learn"
     held_out_rows: Annotated[
         Annotated[int, Ge(0)],
         Option(
-            "Rows kept for evaluation, at most a fifth of the data, or taken of --held-out; 0 is none.",
+            "Number of held-out rows to evaluate on",
             "--held-out-rows",
+            "At most a fifth of the data, or rows of held_out_source if that is set. 0: none.",
         ),
     ] = 200
     held_out_source: Annotated[
-        Name | None, Option("File, folder or hub id to evaluate on, in place of rows kept back.", "--held-out")
+        Name | None,
+        Option(
+            "Rows to evaluate on: a file, folder or hub id", "--held-out", unset="a held-out split of the training data"
+        ),
     ] = None
-    held_out_split: Annotated[Name | None, Option("Split of the folder or hub data set to evaluate on.")] = None
+    held_out_split: Annotated[
+        Name | None,
+        Option("Split of the folder or hub data set to evaluate on", unset="train"),
+    ] = None
     split_seed: Annotated[
         Annotated[int, Ge(0), Lt(2**32)],
-        Option("Chooses which rows are held out; the same for every training seed, so that runs can be compared."),
+        Option(
+            "Seed of the held-out split", details="Independent of training.seed, so that runs can be compared by row."
+        ),
     ] = 0
 
     def all_sources(self) -> tuple[Source, ...]:
-        """The training sources, one or several."""
+        """Return the training sources."""
         return self.sources or (Source(source=self.source),)
 
     def named_sources(self) -> tuple[str, ...]:
-        """The names of all sources, the held-out one last."""
-        return (*(source.source for source in self.all_sources()), *filter(None, [self.held_out_source]))
+        """Return the names of all sources, the held-out source last."""
+        names = [source.source for source in self.all_sources()]
+        if self.held_out_source:
+            names.append(self.held_out_source)
+        return tuple(names)
 
     def source_name(self) -> str:
-        """All training sources in a line: "rows.jsonl", or "a.jsonl + b.jsonl"."""
+        """Return the training sources as text: "rows.jsonl", or "a.jsonl + b.jsonl"."""
         return " + ".join(source.source for source in self.all_sources())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neftune:
-    """The noise of NEFTune: x + alpha / sqrt(L d) * u."""
+    """NEFTune's noise: x + alpha / sqrt(L d) * u."""
 
     alpha: Annotated[
-        NonNegative, Option("NEFTune's noise alpha (the paper used 5, 10, 15); 0 is no noise at all.", "--alpha")
+        NonNegative,
+        Option("NEFTune's noise scale; 0 trains without noise", "--alpha", "The paper used 5, 10 and 15."),
     ] = 5.0
     noise: Annotated[
         Literal["uniform", "gaussian", "symmetric"],
-        Option("uniform (the paper), gaussian of equal variance, or symmetric (SymNoise: twice the work a step)."),
+        Option(
+            "Distribution of the noise",
+            details="uniform: as in the paper. gaussian: of the same variance. symmetric: SymNoise, at twice the cost "
+            "of a step.",
+        ),
     ] = "uniform"
     length: Annotated[
         Literal["tokens", "padded"],
-        Option("L: each document's real tokens, or the padded width, which reproduces Hugging Face's scaling."),
+        Option(
+            "Length L in the noise's scale",
+            details="tokens: the document's own tokens. padded: the batch's width, as Hugging Face scales.",
+        ),
     ] = "tokens"
     schedule: Annotated[
         Literal["constant", "linear_warmup", "linear_decay"],
-        Option("How alpha moves over training: constant, from 0 up to alpha, or from alpha down to 0."),
+        Option(
+            "Schedule of alpha over training",
+            details="linear_warmup: from 0 to alpha. linear_decay: from alpha to 0.",
+        ),
     ] = "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Full fine-tuning, or LoRA."""
+    """LoRA adapter, or full fine-tuning."""
 
     type: Annotated[
         Literal["none", "lora"],
-        Option("none tunes all weights; lora trains small matrices beside frozen ones.", "--lora", switch="lora"),
+        Option(
+            "Weights to train: all of them (none) or a LoRA adapter",
+            "--lora",
+            switch="lora",
+            flag_help="Train a LoRA adapter instead of all weights",
+        ),
     ] = "none"
-    r: Annotated[Count, Option("LoRA's rank; higher learns more and costs memory.", "--lora-r")] = 16
-    lora_alpha: Annotated[Positive, Option("LoRA's scale is lora_alpha / r. Not NEFTune's alpha.", "--lora-alpha")] = (
-        32.0
-    )
-    lora_dropout: Annotated[Annotated[float, Ge(0), Lt(1)], Option("Dropout before LoRA's matrices.")] = 0.0
+    r: Annotated[
+        Count, Option("Rank of the LoRA adapter", "--lora-r", "A higher rank has more parameters and needs memory.")
+    ] = 16
+    lora_alpha: Annotated[
+        Positive,
+        Option("LoRA's scale is lora_alpha / r; not NEFTune's alpha", "--lora-alpha"),
+    ] = 32.0
+    lora_dropout: Annotated[Annotated[float, Ge(0), Lt(1)], Option("Dropout of the adapter's input")] = 0.0
     target_modules: Annotated[
-        Literal["all-linear"] | tuple[Name, ...], Option("Layers that get an adapter, or all-linear.")
+        Literal["all-linear"] | tuple[Name, ...], Option("Layers that get an adapter: a list of names, or all-linear")
     ] = "all-linear"
     modules_to_save: Annotated[
-        tuple[Name, ...], Option("Layers trained in full beside the adapter, e.g. [embed_tokens].")
+        tuple[Name, ...], Option("Layers to train in full in addition to the adapter, e.g. [embed_tokens]")
     ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """Four-bit weights under an adapter (QLoRA)."""
+    """4-bit base weights under an adapter (QLoRA)."""
 
     type: Annotated[
         Literal["none", "nf4"],
         Option(
-            "nf4 stores the frozen weights in 4 bits, under an adapter.",
+            "Quantisation of the frozen base weights",
             "--qlora",
+            "nf4: 4 bits; it needs an adapter.",
             switch="nf4",
+            flag_help="Train a LoRA adapter on 4-bit base weights (QLoRA)",
             implies=(("adapter.type", "lora"),),
         ),
     ] = "none"
-    double_quantization: Annotated[bool, Option("Quantise the quantisation constants too (0.4 bits less).")] = True
+    double_quantization: Annotated[
+        bool, Option("Quantise the quantisation constants, too", details="Saves 0.4 bits per weight.")
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The optimiser's work."""
+    """Optimiser, batches and precision."""
 
     num_train_epochs: Annotated[
-        Annotated[float, Gt(0), Le(100_000)], Option("Passes over the training rows.", "--epochs")
+        Annotated[float, Gt(0), Le(100_000)], Option("Passes over the training rows", "--epochs")
     ] = 3.0
-    max_steps: Annotated[Count | None, Option("Number of steps, in place of num_train_epochs.", "--max-steps")] = None
+    max_steps: Annotated[
+        Count | None, Option("Number of steps; overrides num_train_epochs", "--max-steps", unset="num_train_epochs")
+    ] = None
     per_device_train_batch_size: Annotated[
-        Count, Option("Rows computed at once on a device; more needs memory.", "--batch-size")
+        Count, Option("Rows per device and forward pass", "--batch-size", "More rows need more memory.")
     ] = 8
-    gradient_accumulation_steps: Annotated[Count, Option("Batches added up before an update.")] = 1
+    gradient_accumulation_steps: Annotated[Count, Option("Batches whose gradients are added up for one step")] = 1
     processes: Annotated[
-        Count, Option("Processes that train together, each with batches of its own, a GPU each.", "--processes")
+        Count,
+        Option(
+            "Number of training processes",
+            "--processes",
+            "Data parallel: each process has its own batches, and its own GPU if there are GPUs.",
+        ),
     ] = 1
     learning_rate: Annotated[
-        Positive | None, Option("Without a value: 5e-5 for full tuning, 2e-4 with LoRA.", "--learning-rate")
+        Positive | None,
+        Option("Peak learning rate", "--learning-rate", unset="5e-5 for full fine-tuning, 2e-4 with LoRA"),
     ] = None
     lr_scheduler_type: Annotated[
-        Literal["cosine", "linear", "constant", "constant_with_warmup"], Option("Shape of the learning rate over time.")
+        Literal["cosine", "linear", "constant", "constant_with_warmup"], Option("Schedule of the learning rate")
     ] = "cosine"
-    warmup_ratio: Annotated[Fraction, Option("Share of the updates over which the learning rate rises.")] = 0.03
-    weight_decay: Annotated[NonNegative, Option("Decay of the weights in AdamW.")] = 0.0
-    max_grad_norm: Annotated[Positive, Option("Gradients longer than this are shortened to it.")] = 1.0
+    warmup_ratio: Annotated[Fraction, Option("Share of the steps in which the learning rate rises")] = 0.03
+    weight_decay: Annotated[NonNegative, Option("Weight decay of AdamW")] = 0.0
+    max_grad_norm: Annotated[Positive, Option("Norm at which gradients are clipped")] = 1.0
     optim: Annotated[
         Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"],
-        Option("The optimiser; 8-bit and paged ones save GPU memory."),
+        Option("Optimiser", details="8-bit and paged optimisers save GPU memory."),
     ] = "adamw_torch_fused"
     batching: Annotated[
         Literal["auto", "padded", "bucketed", "padding_free", "packed"],
         Option(
-            "padded rows, padded beside rows of like length (bucketed: fewer pads, another order), the same rows end "
-            "to end (padding_free), or several documents packed up to max_length; auto: end to end where the model "
-            "keeps documents apart (measured), padded elsewhere."
+            "How rows form a batch",
+            details="padded: rows padded to the longest. bucketed: the same with rows of similar length, in a "
+            "different order. padding_free: the same rows concatenated. packed: several documents per row of "
+            "max_length. auto: padding_free if the model isolates packed documents (measured), else padded.",
         ),
     ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Option("Arithmetic of the matrix products; auto: bfloat16 where the hardware multiplies it."),
+        Option("Precision of the matrix products", details="auto: bfloat16 if the hardware multiplies it."),
     ] = "auto"
     gradient_checkpointing: Annotated[
-        bool, Option("Recompute activations: less memory, about a third more time.", "--gradient-checkpointing", True)
+        bool,
+        Option(
+            "Recompute activations to save memory",
+            "--gradient-checkpointing",
+            "A step takes about a third more time.",
+            switch=True,
+        ),
     ] = False
-    torch_compile: Annotated[bool, Option("Compile the model first; pays on long GPU runs.")] = False
+    torch_compile: Annotated[bool, Option("Compile the model first; worth it for long runs on a GPU")] = False
     fused_layers: Annotated[
-        bool, Option("Train attention, LoRA and, on CPUs, the head in fewer passes; false: by the libraries' layers.")
+        bool,
+        Option(
+            "Use neft's fused kernels for attention, LoRA and, on CPUs, the loss",
+            details="false: the libraries' own layers.",
+        ),
     ] = True
-    deterministic: Annotated[bool, Option("On GPUs: the same seed, the same bits; false is a little faster.")] = True
-    logging_steps: Annotated[Count | None, Option("Updates between log rows; without one about 20 rows.")] = None
+    deterministic: Annotated[
+        bool,
+        Option("Use deterministic operations on GPUs", details="false: slightly faster, not bit-identical."),
+    ] = True
+    logging_steps: Annotated[
+        Count | None, Option("Steps between log rows", unset="chosen for about 20 rows in a run")
+    ] = None
     seed: Annotated[
-        Annotated[int, Ge(0), Lt(2**32)], Option("Seed of data order, dropout, adapters and noise.", "--seed")
+        Annotated[int, Ge(0), Lt(2**32)], Option("Seed of data order, dropout, adapter and noise", "--seed")
     ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """What is kept while a run trains, so that it can be gone on with."""
+    """Checkpoints that a stopped run resumes from."""
 
     save_steps: Annotated[
-        Count | None, Option("Updates between two checkpoints; beside save_minutes.", "--save-steps")
+        Count | None,
+        Option(
+            "Steps between checkpoints",
+            "--save-steps",
+            "Applies in addition to save_minutes.",
+            unset="save_minutes alone",
+        ),
     ] = None
-    save_minutes: Annotated[Positive | None, Option("Minutes between two checkpoints; null for none by the clock.")] = (
-        15.0
-    )
+    save_minutes: Annotated[
+        Positive | None,
+        Option("Minutes between checkpoints", details="null: no checkpoints by time."),
+    ] = 15.0
     save_total_limit: Annotated[
-        Count, Option("Checkpoints that are kept; an older one goes when a newer one is whole.")
+        Count, Option("Number of checkpoints to keep", details="The oldest is removed after a newer one is complete.")
     ] = 2
 
 
@@ -315,58 +404,71 @@ class Checkpoints:
 class Generation:
     """How answers are generated."""
 
-    max_new_tokens: Annotated[Count, Option("Longest answer in tokens.")] = 256
-    repetition_penalty: Annotated[Positive, Option("1 is none; the authors used 1.2.")] = 1.2
-    do_sample: Annotated[bool, Option("Sample in place of taking the likeliest token.")] = False
-    temperature: Annotated[Positive, Option("Temperature when sampling.")] = 1.0
-    top_p: Annotated[Annotated[float, Gt(0), Le(1)], Option("Nucleus when sampling.")] = 1.0
-    batch_size: Annotated[Count, Option("Prompts answered at once; fewer where memory is short.")] = 32
+    max_new_tokens: Annotated[Count, Option("Maximum length of an answer in tokens")] = 256
+    repetition_penalty: Annotated[Positive, Option("Repetition penalty; 1 is none, the authors used 1.2")] = 1.2
+    do_sample: Annotated[bool, Option("Sample instead of greedy decoding")] = False
+    temperature: Annotated[Positive, Option("Temperature of sampling")] = 1.0
+    top_p: Annotated[Annotated[float, Gt(0), Le(1)], Option("Nucleus (top-p) of sampling")] = 1.0
+    batch_size: Annotated[Count, Option("Prompts per batch", details="On OOM the batch size is halved.")] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Who decides which of two answers is better: a model behind an OpenAI-compatible server."""
+    """Model behind an OpenAI-compatible server that compares answers."""
 
     base_url: Annotated[
         Name | None,
-        Option("The server's address, e.g. http://127.0.0.1:8000/v1.", "--judge", only="eval"),
+        Option("URL of the judge's server, e.g. http://127.0.0.1:8000/v1", "--judge", unset="no judge", command="eval"),
     ] = None
-    model: Annotated[Name | None, Option("The judge's name on that server.", "--judge-model", only="eval")] = None
+    model: Annotated[
+        Name | None,
+        Option("Name of the judge's model on the server", "--judge-model", command="eval"),
+    ] = None
     prompt: Annotated[
         Name | None,
-        Option("A text file to ask with, in place of the built-in one.", "--judge-prompt", only="eval"),
+        Option("Text file with the judge's prompt", "--judge-prompt", unset="the built-in prompt", command="eval"),
     ] = None
-    max_tokens: Annotated[Count, Option("Longest reply; more where your prompt asks for reasons first.")] = 16
-    temperature: Annotated[NonNegative, Option("The judge's temperature.")] = 0.0
-    concurrency: Annotated[Count, Option("Questions under way at once.")] = 4
-    timeout: Annotated[
-        Positive, Option("Seconds that each attempt to get a reply may take; waits between attempts not counted.")
-    ] = 60.0
-    max_retries: Annotated[Annotated[int, Ge(0)], Option("Times a failed question is asked again, ever later.")] = 5
+    max_tokens: Annotated[
+        Count, Option("Maximum length of a reply in tokens", details="Raise it if your prompt asks for reasons first.")
+    ] = 16
+    temperature: Annotated[NonNegative, Option("Temperature of the judge")] = 0.0
+    concurrency: Annotated[Count, Option("Number of concurrent requests")] = 4
+    timeout: Annotated[Positive, Option("Timeout of each request in seconds")] = 60.0
+    max_retries: Annotated[Annotated[int, Ge(0)], Option("Retries of a failed request, with backoff")] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """Settings of lm-evaluation-harness, with its own defaults."""
+    """Settings of lm-evaluation-harness, with its defaults."""
 
     apply_chat_template: Annotated[
         bool,
-        Option("Put the tasks' prompts into the model's chat template.", "--apply-chat-template", True, only="eval"),
+        Option("Apply the model's chat template to the prompts", "--apply-chat-template", switch=True, command="eval"),
     ] = False
     num_fewshot: Annotated[
         Annotated[int, Ge(0)] | None,
-        Option("Examples before each question; without a value as each task says.", "--num-fewshot", only="eval"),
+        Option(
+            "Examples in front of each question",
+            "--num-fewshot",
+            unset="the number that each task sets",
+            command="eval",
+        ),
     ] = None
     limit: Annotated[
         Positive | None,
-        Option("Use only the first documents of each task: their number, or a share below 1.", "--limit", only="eval"),
+        Option(
+            "Number of documents per task, or a share below 1; the first ones",
+            "--limit",
+            unset="all documents",
+            command="eval",
+        ),
     ] = None
     system_instruction: Annotated[
-        Name | None, Option("Text before each prompt; a system turn with the chat template.")
+        Name | None,
+        Option("Text in front of each prompt; a system turn if the chat template is applied", unset="no such text"),
     ] = None
     fewshot_as_multiturn: Annotated[
-        bool | None,
-        Option("Examples as separate turns; without a value as apply_chat_template says."),
+        bool | None, Option("Present examples as separate turns", unset="as apply_chat_template")
     ] = None
 
     def multiturn(self) -> bool:
@@ -376,135 +478,188 @@ class TaskSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured, while training and by `neft eval`, always without noise."""
+    """Measurements of training and of `neft eval`, always without noise."""
 
     every: Annotated[
-        Annotated[float, Gt(0), Le(1)], Option("Share of the run between two evaluations; 0.25 gives four.")
+        Annotated[float, Gt(0), Le(1)], Option("Share of the run between evaluations; 0.25 gives four")
     ] = 0.25
-    probe_rows: Annotated[Annotated[int, Ge(0)], Option("Training rows whose loss is measured with the noise off.")] = (
-        32
-    )
+    probe_rows: Annotated[Annotated[int, Ge(0)], Option("Training rows whose loss is measured without noise")] = 32
     samples: Annotated[
-        Annotated[int, Ge(0)], Option("Held-out prompts answered before and after training.", "--samples")
+        Annotated[int, Ge(0)], Option("Held-out prompts to answer before and after training", "--samples")
     ] = 3
     per_device_eval_batch_size: Annotated[
-        Count, Option("Rows whose loss is computed at once; fewer where memory is short.")
+        Count, Option("Rows per batch when measuring loss", details="On OOM the batch size is halved.")
     ] = 16
-    generation: Annotated[Generation, Option("How answers are generated.")] = field(default_factory=Generation)
-    judge: Annotated[Judge, Option("Who compares answers.")] = field(default_factory=Judge)
+    generation: Annotated[Generation, Option("How answers are generated")] = field(default_factory=Generation)
+    judge: Annotated[Judge, Option("Model that compares answers")] = field(default_factory=Judge)
     tasks: Annotated[
         tuple[Name, ...],
-        Option("Tasks of lm-evaluation-harness, names or YAML files.", "--tasks", only="eval"),
+        Option("Tasks of lm-evaluation-harness: names or YAML files", "--tasks", command="eval"),
     ] = ()
-    task_settings: Annotated[TaskSettings, Option("Settings of the tasks.")] = field(default_factory=TaskSettings)
+    task_settings: Annotated[TaskSettings, Option("Settings of the tasks")] = field(default_factory=TaskSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Which cells `neft sweep-alpha` trains, and what decides between them."""
+    """Grid of `neft sweep-alpha`, and the metrics that compare its arms."""
 
     alphas: Annotated[
         Annotated[tuple[NonNegative, ...], MinLen(1)],
-        Option("NEFTune alphas to compare; 0, the baseline, is always among them.", "--alphas", only="sweep-alpha"),
+        Option(
+            "NEFTune alphas to compare",
+            "--alphas",
+            "0, the baseline, is always included.",
+            command="sweep-alpha",
+        ),
     ] = (0.0, 5.0, 10.0, 15.0)
     seeds: Annotated[
-        Count, Option("Training seeds of each arm: training.seed and the ones after it.", "--seeds", only="sweep-alpha")
+        Count,
+        Option(
+            "Number of training seeds per arm",
+            "--seeds",
+            "training.seed and the integers that follow it.",
+            command="sweep-alpha",
+        ),
     ] = 3
     grid: Annotated[
         tuple[Name, ...],
-        Option("Other options to sweep, each as KEY=VALUE,VALUE, e.g. training.learning_rate=1e-5,5e-5."),
+        Option("Other options to sweep, each as KEY=VALUE,VALUE, e.g. training.learning_rate=1e-5,5e-5"),
     ] = ()
     metrics: Annotated[
         Annotated[tuple[Criterion, ...], MinLen(1)],
-        Option("What decides: the first chooses; all are tested, corrected together.", "--metric", only="sweep-alpha"),
+        Option(
+            "Metrics to compare; the first one chooses the best alpha",
+            "--metric",
+            "All are tested, with one correction for multiple comparisons.",
+            command="sweep-alpha",
+        ),
     ] = ("held_out_loss",)
-    answers: Annotated[bool, Option("Generate answers in each cell, for their lengths and repetition; costs time.")] = (
-        True
-    )
+    answers: Annotated[
+        bool, Option("Generate answers in each cell to measure their length and repetition; takes time")
+    ] = True
     delta: Annotated[
         float | Name,
         Option(
-            "Smallest effect of interest in the first metric: a number in its unit (0.005), or a share of what alpha 0 "
-            "gained over the base model (1%). auto: 1% for held-out loss, 0.05 for a win rate.",
+            "Smallest effect of interest in the first metric, e.g. 0.005 or 1%",
             "--delta",
-            only="sweep-alpha",
+            "A number in the metric's unit, or a share of the baseline's gain over the base model. auto: 1% for "
+            "held-out loss, 0.05 for a win rate.",
+            command="sweep-alpha",
         ),
     ] = "auto"
     early_stopping: Annotated[
         Literal["auto", "always", "never"],
         Option(
-            "Stop for success or futility, and drop arms, from the third seed on; auto: with 6 seeds or more.",
+            "Stop early for success or futility, and drop arms",
             "--early-stopping",
-            only="sweep-alpha",
+            "From the third seed. auto: with 6 seeds or more.",
+            command="sweep-alpha",
         ),
     ] = "auto"
-    retries: Annotated[Annotated[int, Ge(0)], Option("Times a cell is tried again after its worker died.")] = 2
+    retries: Annotated[Annotated[int, Ge(0)], Option("Restarts of a cell whose worker died")] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that determines a run, apart from the machine."""
+    """Everything that determines a run, except the hardware."""
 
-    name: Annotated[str, Option("The run's name starts with it.", "--name")] = "run"
-    about: Annotated[str, Option("One line for `neft recipes`.")] = ""
-    output_dir: Annotated[Name, Option("Folder in which the run's own folder is made.", "--output-dir")] = "runs"
-    model: Annotated[Model, Option("Which model is tuned.")] = field(default_factory=Model)
-    data: Annotated[Data, Option("Which rows are learned.")] = field(default_factory=Data)
-    neftune: Annotated[Neftune, Option("The noise.")] = field(default_factory=Neftune)
-    adapter: Annotated[Adapter, Option("Full fine-tuning, or LoRA.")] = field(default_factory=Adapter)
-    quantization: Annotated[Quantization, Option("Four-bit weights.")] = field(default_factory=Quantization)
-    training: Annotated[Training, Option("The optimiser's work.")] = field(default_factory=Training)
-    checkpoints: Annotated[Checkpoints, Option("What a stopped run goes on from.")] = field(default_factory=Checkpoints)
-    evaluation: Annotated[Evaluation, Option("Measurements while training.")] = field(default_factory=Evaluation)
-    sweep: Annotated[Sweep, Option("A grid of alphas.")] = field(default_factory=Sweep)
+    name: Annotated[str, Option("Beginning of the run's name", "--name", "Alpha and seed are appended.")] = "run"
+    about: Annotated[str, Option("One line for `neft recipes`")] = ""
+    output_dir: Annotated[Name, Option("Folder to create the run's folder in", "--output-dir")] = "runs"
+    model: Annotated[Model, Option("Model to tune")] = field(default_factory=Model)
+    data: Annotated[Data, Option("Training rows")] = field(default_factory=Data)
+    neftune: Annotated[Neftune, Option("Noise")] = field(default_factory=Neftune)
+    adapter: Annotated[Adapter, Option("LoRA adapter, or full fine-tuning")] = field(default_factory=Adapter)
+    quantization: Annotated[Quantization, Option("4-bit base weights")] = field(default_factory=Quantization)
+    training: Annotated[Training, Option("Optimiser, batches and precision")] = field(default_factory=Training)
+    checkpoints: Annotated[Checkpoints, Option("Checkpoints to resume from")] = field(default_factory=Checkpoints)
+    evaluation: Annotated[Evaluation, Option("Measurements without noise")] = field(default_factory=Evaluation)
+    sweep: Annotated[Sweep, Option("Grid of alphas")] = field(default_factory=Sweep)
 
     def learning_rate(self) -> float:
-        """The learning rate in force: the recipe's, or 5e-5 for full tuning and 2e-4 with an adapter."""
+        """Return the effective learning rate: the recipe's, or 5e-5 for full fine-tuning and 2e-4 with an adapter."""
         if self.training.learning_rate is not None:
             return self.training.learning_rate
         return 5e-5 if self.adapter.type == "none" else 2e-4
 
     def method(self) -> str:
-        """The way of tuning in the field's words: full, LoRA or QLoRA."""
+        """Return the tuning method: "full", "LoRA r16" or "QLoRA r16"."""
         if self.adapter.type == "none":
             return "full"
         return f"{'LoRA' if self.quantization.type == 'none' else 'QLoRA'} r{self.adapter.r}"
 
     def run_name(self) -> str:
-        """Name of the run's folder: the recipe's name, alpha and seed."""
-        alpha = f"{self.neftune.alpha:g}".replace("+", "")  # 1e+06: a name holds no plus
+        """Return the name of the run's folder: the recipe's name, alpha and seed."""
+        alpha = f"{self.neftune.alpha:g}".replace("+", "")  # 1e+06: names have no plus sign
         return f"{self.name}-a{alpha}-s{self.training.seed}"
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One option of the schema, as the command line and the documentation need it."""
+    """An option of the schema with its place in the recipe.
+
+    Attributes:
+        path: Dotted key, "training.learning_rate".
+        option: Help and flag.
+        type: Annotated type of the field.
+        default: Default value; None if the option may be unset and is by default.
+    """
 
     path: str
     option: Option
     type: Any
     default: Any
 
+    @property
+    def description(self) -> str:
+        """Help and details in whole sentences."""
+        unset = f"Without a value: {self.option.unset}." if self.option.unset else ""
+        return " ".join(part for part in (f"{self.option.help}.", self.option.details, unset) if part)
+
+    @property
+    def flag_help(self) -> str:
+        """Short help of the flag."""
+        return self.option.flag_help or self.option.help
+
+    @property
+    def default_text(self) -> str:
+        """The default as it is typed, or what applies if there is none; empty for switches and empty values."""
+        if self.option.switch is not None or self.default in ("", ()):
+            return ""
+        if isinstance(self.default, tuple):
+            return ",".join(map(format_value, self.default))
+        return self.option.unset if self.default is None else format_value(self.default)
+
+    @property
+    def type_name(self) -> str:
+        """Type in words: NUMBER, INTEGER, TEXT, or the choices with bars between."""
+        return type_name(self.type)
+
+    @property
+    def choices(self) -> list[str]:
+        """Values to choose from; empty if others are allowed."""
+        return choices(self.type)
+
 
 @cache
 def keys(schema: type = Recipe, prefix: str = "") -> tuple[Key, ...]:
-    """All options below `schema`, depth first, with their dotted paths."""
+    """Return all options below `schema`, depth first, with their dotted paths."""
     hints = get_type_hints(schema, include_extras=True)
     instance = schema()
-    found: list[Key] = []
+    result: list[Key] = []
     for item in fields(schema):
         annotation = hints[item.name]
         option = next(extra for extra in annotation.__metadata__ if isinstance(extra, Option))
         inner, path = annotation.__origin__, f"{prefix}{item.name}"
         if is_dataclass(inner) and isinstance(inner, type):
-            found += keys(inner, f"{path}.")
+            result += keys(inner, f"{path}.")
         else:
-            found.append(Key(path, option, annotation, getattr(instance, item.name)))
-    return tuple(found)
+            result.append(Key(path, option, annotation, getattr(instance, item.name)))
+    return tuple(result)
 
 
 def type_name(annotation: Any) -> str:
-    """A type as a person would say it: NUMBER, INTEGER, TEXT, or its choices with bars between."""
+    """Return a type in words: NUMBER, INTEGER, TEXT, or its choices with bars between."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return type_name(annotation.__origin__)
@@ -514,7 +669,27 @@ def type_name(annotation: Any) -> str:
         return "LIST"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return "MAPPING"
-    if get_args(annotation):  # a union; "or nothing" goes without saying
+    if get_args(annotation):  # a union; None is left out
         names = [type_name(choice) for choice in get_args(annotation) if choice is not type(None)]
         return "|".join(dict.fromkeys(names))
     return {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT"}.get(annotation, str(annotation))
+
+
+def choices(annotation: Any) -> list[str]:
+    """Return the words of a Literal, also inside a list or union; empty if the type has none."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in arguments]
+    inner = arguments[:1] if get_origin(annotation) is Annotated else arguments
+    return [word for argument in inner for word in choices(argument)]
+
+
+def format_value(value: Any) -> str:
+    """Return a value as YAML has it on one line."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(format_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {format_value(item)}' for name, item in value.items())}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'

@@ -37,7 +37,7 @@ def test_recipe_page_names_every_key() -> None:
     page = recipe_page()
     for key in keys():
         assert f"| `{key.path}`" in page
-        assert key.option.help.replace("|", "\\|") in page
+        assert key.description.replace("|", "\\|") in page
 
 
 def test_recipe_page_names_the_keys_of_a_source() -> None:

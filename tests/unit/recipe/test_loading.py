@@ -217,7 +217,7 @@ def test_a_wrong_type_or_a_value_out_of_range(section: str, line: str, must: str
     assert received == f"  got      {line}"
     remedy = others[-1].removeprefix("  hint     ").partition("    ")[0]
     if remedy == "leave it out":
-        assert "by default it is not set" in others[-1]
+        assert "    without it: " in others[-1]
     else:  # what is proposed is what can be typed
         assert load(f"{section}:\n  {remedy}\n")
 
