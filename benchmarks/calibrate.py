@@ -43,9 +43,9 @@ from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Comparison, Significance
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.statistics import paired
-from neftcli.statistics.multiple import verdict
+from neftcli.statistics.multiple import name_verdict
 from neftcli.statistics.paired import PairedDifference, paired_difference
-from neftcli.statistics.win_rates import length_controlled_scores, win_rate
+from neftcli.statistics.win_rates import estimate_win_rate, length_controlled_scores
 from neftcli.sweep.early_stopping import FEWEST_SEEDS, Decision, decide
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 from neftcli.sweep.results import SweepResults
@@ -261,7 +261,7 @@ def hold_the_truth(situation: Situation, compared: Sequence[Comparison], effect:
 def count_sweeps(situation: Situation, effect: float, draws: int, seed: int) -> Rates:
     """Count the verdicts of sweeps without early stopping."""
     paired.LEVEL_RESAMPLES = 20
-    over_seeds, good = situation.is_over_seeds(), situation.direction()
+    sweep_command, good = situation.is_over_seeds(), situation.direction()
     false = wrong = these_false = found = 0
     covered: list[bool] = []
     these_covered: list[bool] = []
@@ -274,16 +274,16 @@ def count_sweeps(situation: Situation, effect: float, draws: int, seed: int) -> 
         wrong += is_wrong(verdict_of, effect)
         others = these[1:] if effect else these
         these_false += bool({"lower", "higher"} & {claim.verdict for claim in others})
-        found += compared[0].verdict == ("better" if over_seeds else good)
+        found += compared[0].verdict == ("better" if sweep_command else good)
         covered += hold_the_truth(situation, compared, effect)
         these_covered += [_holds(claim, truth) for claim, truth in zip(these, drawn.truth, strict=True)]
         effects.append(math.inf if compared[0].detectable is None else compared[0].detectable)
     return Rates(
-        false=false / draws if over_seeds else math.nan,
+        false=false / draws if sweep_command else math.nan,
         these_false=math.nan if situation.seed_sd else these_false / draws,
-        wrong=wrong / draws if over_seeds else math.nan,
+        wrong=wrong / draws if sweep_command else math.nan,
         found=found / draws,
-        covered=float(np.mean(covered)) if over_seeds else math.nan,
+        covered=float(np.mean(covered)) if sweep_command else math.nan,
         these_covered=float(np.mean(these_covered)),
         mde=float(np.median(effects)),
     )
@@ -328,12 +328,14 @@ def count_evaluations(situation: Situation, effect: float, draws: int, seed: int
         first, second = drawn.baseline[0], drawn.arms[0, 0]
         found: PairedDifference | None = None
         if situation.metric == "win rate":
-            found = win_rate(second, None if drawn.lengths is None else drawn.lengths[0, 0], prompts=drawn.prompts)
+            found = estimate_win_rate(
+                second, None if drawn.lengths is None else drawn.lengths[0, 0], prompts=drawn.prompts
+            )
         if found is None:
             found = paired_difference(
                 first, second, drawn.weights, prompts=drawn.prompts, seed=number, resamples=RESAMPLES
             )
-        word = verdict(found.p, found.value, situation.direction())
+        word = name_verdict(found.p, found.value, situation.direction())
         false += word in ("better", "worse")
         hits += word == "better"
         covered.append(_holds(found, float(drawn.truth[0])))

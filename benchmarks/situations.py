@@ -24,7 +24,7 @@ from scipy.special import ndtr
 from scipy.stats import norm
 
 from neftcli.statistics.multiple import Direction
-from neftcli.statistics.paired import FEWEST
+from neftcli.statistics.paired import MIN_PROMPTS
 from neftcli.sweep.early_stopping import FEWEST_SEEDS
 
 Floats = NDArray[np.float64]
@@ -177,7 +177,7 @@ def evaluations() -> list[Situation]:
         partial(Situation, 0, name="3 rows a prompt", group=3, residual_sd=0.0),
         partial(Situation, 0, name="5 rows a prompt", group=5, residual_sd=0.0),
     ]
-    return [kind(rows) for kind in kinds for rows in ROWS if rows // kind(rows).group >= FEWEST]
+    return [kind(rows) for kind in kinds for rows in ROWS if rows // kind(rows).group >= MIN_PROMPTS]
 
 
 def draw(situation: Situation, generator: np.random.Generator, effect: float = 0.0) -> Drawn:

@@ -48,11 +48,11 @@ def evaluate(
     kept, and not measured again: an evaluation that was stopped (Ctrl-C, SIGTERM or SIGUSR1: exit code 75) goes on.
     """
     require_single_process("neft eval")
-    from neftcli.evaluation.evaluate import Request
+    from neftcli.evaluation.evaluate import EvalRequest
     from neftcli.evaluation.evaluate import evaluate as run
     from neftcli.training.signals import StopSignal
 
-    request = Request(subject, baseline, dataset, split, max_rows, tuple(overrides), base, answers, show, export)
+    request = EvalRequest(subject, baseline, dataset, split, max_rows, tuple(overrides), base, answers, show, export)
     stop = StopSignal()
     with choose_display(json_lines=json_lines, quiet=quiet) as display, stop.handle_signals(), stop.interruptible():
         run(request, display)

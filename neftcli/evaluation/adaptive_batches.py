@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_batches(
+def iter_batches(
     items: Sequence[Item],
     size: int,
     compute: Callable[[Sequence[Item]], Sequence[Result]],
@@ -42,13 +42,13 @@ def in_batches(
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if observer is not None:
-                observer.notify(not_enough_memory(len(batch), size))
+                observer.notify(oom_notice(len(batch), size))
             continue
         yield list(zip(batch, results, strict=True))
         start += len(batch)
 
 
-def not_enough_memory(size: int, smaller: int) -> Notice:
+def oom_notice(size: int, smaller: int) -> Notice:
     """What is said where a batch is halved."""
     return Notice(f"not enough memory for {size} rows at once; going on with {smaller}")
 

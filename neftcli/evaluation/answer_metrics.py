@@ -67,7 +67,7 @@ class AnswerMetrics:
     exact_match: float | None
 
 
-def measure(answer: str, reference: str | None) -> AnswerMetrics:
+def measure_answer(answer: str, reference: str | None) -> AnswerMetrics:
     """Counts what there is to count in an answer, and in its overlap with the reference if there is one."""
     words = _words(answer)
     overlap: dict[str, float | None] = dict.fromkeys(("rouge_l", "bleu", "chrf", "exact_match"))

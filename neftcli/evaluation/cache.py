@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 Result = TypeVar("Result", bound="DataclassInstance")
 
 
-class Place(TypedDict):
+class IndexedLine(TypedDict):
     """The item that a line is of."""
 
     place: Count
 
 
-class Store(Generic[Result]):
+class ResultCache(Generic[Result]):
     """A file of results: a JSON object on each line, with the index of its item as `place`.
 
     Args:
@@ -55,9 +55,9 @@ class Store(Generic[Result]):
         self.path = folder / f"{kind}-{digest[:16]}.jsonl"
         require_no_link(self.path)
         self.found: dict[int, Result] = {}
-        for line in whole_lines(self.path):
+        for line in read_complete_lines(self.path):
             with suppress(ValueError):
-                self.found[parse(line, Place)["place"]] = parse(line, result)
+                self.found[parse(line, IndexedLine)["place"]] = parse(line, result)
 
     def add(self, results: Mapping[int, Result]) -> None:
         """Append results that are not stored yet, to disk before it returns."""
@@ -66,7 +66,7 @@ class Store(Generic[Result]):
         self.found.update(new)
 
 
-def whole_lines(path: Path) -> list[bytes]:
+def read_complete_lines(path: Path) -> list[bytes]:
     """Read the lines of a .jsonl file; missing files have none. A last line that was torn by a kill is removed."""
     if not path.is_file():
         return []
@@ -90,7 +90,7 @@ def append_lines(path: Path, objects: Any) -> None:
 
 
 @contextmanager
-def alone(folder: Path, observer: Observer) -> Iterator[None]:
+def lock_results(folder: Path, observer: Observer) -> Iterator[None]:
     """Makes `folder` and holds it against other evaluations of the same model, which wait for their turn.
 
     Raises:

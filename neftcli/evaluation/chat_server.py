@@ -35,7 +35,7 @@ MOST_BYTES = 4 * 2**20
 """The longest body that is read of a reply; a reply of 1,000 tokens takes about 5 kB."""
 
 
-def without_credentials(base_url: str) -> str:
+def strip_credentials(base_url: str) -> str:
     """A server's address as it may be shown and stored: no user name, no password, no closing slash."""
     if address := _ADDRESS.fullmatch(base_url):
         scheme, host, port, path = address.groups("")
@@ -44,7 +44,7 @@ def without_credentials(base_url: str) -> str:
     return re.split(r"[?#]", re.sub(r"^(https?://)?.*@", r"\1", base_url, flags=re.DOTALL))[0]
 
 
-def is_address(base_url: str) -> bool:
+def is_valid_address(base_url: str) -> bool:
     """Return whether it is an http(s) address without a query, with a possible port."""
     try:
         return _ADDRESS.fullmatch(base_url) is not None and urlsplit(base_url).port != 0
@@ -60,7 +60,7 @@ def require_reachable(settings: Judge) -> None:
     """
     reason = unreachable(urlsplit(settings.base_url or ""))
     if reason:
-        shown = without_credentials(settings.base_url or "")
+        shown = strip_credentials(settings.base_url or "")
         raise InputError(
             Problem(
                 f"evaluation.judge.base_url: no connection to {shown}",
@@ -70,7 +70,7 @@ def require_reachable(settings: Judge) -> None:
         )
 
 
-class Refused(Problem):
+class RequestRejected(Problem):
     """What a server refuses of one question alone, such as its length or its content; others may be answered."""
 
 
@@ -93,7 +93,7 @@ class ChatServer:
     def __init__(self, settings: Judge) -> None:
         base_url = settings.base_url or ""
         self._settings = settings
-        self._address = without_credentials(base_url)
+        self._address = strip_credentials(base_url)
         self._limit = "max_tokens"
         parts, key = urlsplit(base_url), api_key()
         credentials = (unquote(parts.username or ""), unquote(parts.password or ""))
@@ -165,13 +165,13 @@ class ChatServer:
             return self._failure(unknown, said, "--judge-model NAME, --judge with an address that ends in /v1; ")
         if status in OF_ONE_QUESTION:
             problem = self._failure(f"{judge} refuses the question", said, "put right what it says, then ")
-            return Refused(problem.message, problem.got, problem.hint)
+            return RequestRejected(problem.message, problem.got, problem.hint)
         passes = status in (408, 409, 429) or status >= 500
         return self._failure(f"{judge} failed", said, "" if passes else "put right what it says, then ")
 
     def _redirected(self, target: str) -> Problem:
         """The problem of a redirect to a different server; the address to type has no query, which may be a secret."""
-        address = without_credentials(target).removesuffix("/chat/completions")
+        address = strip_credentials(target).removesuffix("/chat/completions")
         problem = self._failure(f"the judge at {self._address} redirects to a different server", address)
         hint = f"--judge {problem.got}    if that server may have the rows, the answers and the key"
         return Problem(problem.message, problem.got, hint)

@@ -26,12 +26,12 @@ from neftcli.evaluation.metrics import (
 )
 from neftcli.events import Comparison, MetricRow, MetricValue
 from neftcli.runs.schemas import CellMetric
-from neftcli.statistics.multiple import Direction, adjust, direction, verdict
-from neftcli.statistics.paired import FEWEST, LEVEL, PairedDifference, estimate, paired_difference
-from neftcli.statistics.win_rates import win_rate
+from neftcli.statistics.multiple import Direction, holm_adjust, name_direction, name_verdict
+from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, PairedDifference, bootstrap_estimate, paired_difference
+from neftcli.statistics.win_rates import estimate_win_rate
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.measurement import Results
+    from neftcli.evaluation.measurement import ModelResults
 
 Values = NDArray[np.float64]
 """(rows,), NaN if a row has no value."""
@@ -42,7 +42,7 @@ def _values(numbers: Iterable[float | None]) -> Values:
 
 
 @dataclass(frozen=True)
-class Scores:
+class JudgeScores:
     """The judge's scores of the evaluated model's answers against another's.
 
     Attributes:
@@ -99,15 +99,15 @@ class _Question:
         prompts = _kept(self.prompts, rows)
         if self.is_win_rate:
             lengths = None if self.lengths is None else self.lengths[rows]
-            found = win_rate(self.second[rows], lengths, prompts=prompts, comparisons=comparisons)
+            found = estimate_win_rate(self.second[rows], lengths, prompts=prompts, comparisons=comparisons)
             if found is not None or lengths is not None:
                 return found
         weights = None if self.weights is None else self.weights[rows]
         return paired_difference(self.first[rows], self.second[rows], weights, prompts=prompts, comparisons=comparisons)
 
 
-def compare(
-    results: Sequence[Results], judged: Scores | None, prompts: Sequence[str]
+def compare_models(
+    results: Sequence[ModelResults], judged: JudgeScores | None, prompts: Sequence[str]
 ) -> tuple[tuple[MetricRow, ...], tuple[Comparison, ...]]:
     """Build the rows of the table, and compare the first model with each of the others.
 
@@ -126,7 +126,7 @@ def compare(
                 questions += [
                     _Question(metric.id, metric.direction, other.subject.role, theirs, values[0], weights[0], prompts)
                     for other, theirs in zip(results[1:], values[1:], strict=True)
-                    if metric.source.weights is None or same_tokens(results[0], other)
+                    if metric.source.weights is None or have_same_tokens(results[0], other)
                 ]
             case Transformed():
                 source = next((row.values for row in rows if row.metric == metric.source.source), ())
@@ -144,17 +144,17 @@ def compare(
         questions += asked
     order = ("lower", "higher", "none")  # what is good or bad stands before what only describes
     rows.sort(key=lambda row: row.direction == order[-1])
-    runs = {other.subject.role for other in results[1:] if two_runs(results[0], other)}
+    runs = {other.subject.role for other in results[1:] if are_both_runs(results[0], other)}
     questions = [replace(question, rated=question.against not in runs) for question in questions]
     return tuple(rows), tuple(_answered(questions))
 
 
-def two_runs(first: Results, second: Results) -> bool:
+def are_both_runs(first: ModelResults, second: ModelResults) -> bool:
     """Return whether both are runs: with one seed of each, their difference can't be put down to their recipes."""
     return first.subject.run is not None and second.subject.run is not None
 
 
-def same_tokens(first: Results, second: Results) -> bool:
+def have_same_tokens(first: ModelResults, second: ModelResults) -> bool:
     """Return whether two models read and are scored on the same tokens; else their losses can't be compared."""
     return [_tokens(row) for row in first.rows] == [_tokens(row) for row in second.rows]
 
@@ -174,11 +174,11 @@ def _estimated(values: Values, weights: Values | None, prompts: Sequence[str] | 
     if not rows.any():
         return None
     counts, kept = None if weights is None else weights[rows], _kept(prompts, rows)
-    found = estimate(values[rows], counts, prompts=kept)
+    found = bootstrap_estimate(values[rows], counts, prompts=kept)
     return MetricValue(found.value, found.low, found.high, found.n)
 
 
-def values_of_rows(source: PerRow, results: Results) -> tuple[Values, Values | None]:
+def values_of_rows(source: PerRow, results: ModelResults) -> tuple[Values, Values | None]:
     """Return a model's values (rows,) of a metric, and their weights, or None for a plain mean."""
     weights = None if source.weights is None else _values(source.weights(results))
     return _values(source.values(results)), weights
@@ -192,13 +192,13 @@ def _transformed(estimate: MetricValue | None, function: Callable[[float], float
     return MetricValue(function(estimate.value), low, high, estimate.n)
 
 
-def _of_all_answers(results: Results, source: OverAllAnswers) -> MetricValue | None:
+def _of_all_answers(results: ModelResults, source: OverAllAnswers) -> MetricValue | None:
     """A figure of all answers together; rows can't be resampled for an interval."""
     value = source.compute([answer.text for answer in results.answers])
     return None if value is None else MetricValue(value, None, None, len(results.answers))
 
 
-def _task_rows(results: Sequence[Results]) -> list[tuple[MetricRow, list[_Question]]]:
+def _task_rows(results: Sequence[ModelResults]) -> list[tuple[MetricRow, list[_Question]]]:
     rows = []
     for place, ours in enumerate(results[0].tasks):
         of_all = [one.tasks[place] for one in results]
@@ -216,7 +216,7 @@ def _task_rows(results: Sequence[Results]) -> list[tuple[MetricRow, list[_Questi
     return rows
 
 
-def task_metrics(results: Results) -> dict[str, CellMetric]:
+def task_metrics(results: ModelResults) -> dict[str, CellMetric]:
     """Benchmark tasks with a value for each document: id to direction and values."""
     return {
         task_metric_id(task.task, task.metric): {
@@ -231,7 +231,7 @@ def task_metrics(results: Results) -> dict[str, CellMetric]:
 
 
 def _win_rate(
-    metric: Metric, source: Judged, judged: Scores | None, prompts: Sequence[str]
+    metric: Metric, source: Judged, judged: JudgeScores | None, prompts: Sequence[str]
 ) -> tuple[MetricValue | None, list[_Question]]:
     """Estimate how often the evaluated model's answer won; its interval is that of a test against one half."""
     if judged is None:
@@ -249,7 +249,7 @@ def _win_rate(
     return MetricValue(0.5 + found.value, low, high, found.n), [question]
 
 
-def win_rate_bounds(judged: Scores) -> tuple[float, float] | None:
+def win_rate_bounds(judged: JudgeScores) -> tuple[float, float] | None:
     """The win rate if every unreadable pair was lost, and if every one was won; None if all could be read, or none."""
     readable = [score for score in judged.scores if score is not None]
     unreadable = len(judged.scores) - len(readable)
@@ -266,14 +266,14 @@ def _answered(questions: Sequence[_Question]) -> list[Comparison]:
         tested = [
             question
             for question, difference in found.items()
-            if (question.better == "none") == describes and difference.n >= FEWEST and is_tested(question.name)
+            if (question.better == "none") == describes and difference.n >= MIN_PROMPTS and is_tested(question.name)
         ]
         family = sum(found[question].smallest_p < LEVEL for question in tested)
         for question in tested:
             found[question] = question.difference(max(1, family)) or found[question]
         differences = [found[question] for question in tested]
         p_values = [1.0 if one.p is None else one.p for one in differences]
-        adjusted.update(zip(tested, adjust(p_values, [one.smallest_p for one in differences]), strict=True))
+        adjusted.update(zip(tested, holm_adjust(p_values, [one.smallest_p for one in differences]), strict=True))
     return [_comparison(question, difference, adjusted.get(question)) for question, difference in found.items()]
 
 
@@ -289,8 +289,8 @@ def _comparison(question: _Question, difference: PairedDifference, p_adjusted: f
         p_adjusted=p_adjusted,
         n=difference.n,
         detectable=difference.detectable if tested else None,
-        verdict=verdict(p_adjusted, difference.value, question.better)
+        verdict=name_verdict(p_adjusted, difference.value, question.better)
         if question.rated
-        else direction(p_adjusted, difference.value),
+        else name_direction(p_adjusted, difference.value),
         true_level=difference.true_level if tested else None,
     )

@@ -15,9 +15,9 @@ from neftcli.data.prepare import fingerprint
 from neftcli.data.splits import normalised
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
-from neftcli.evaluation.cache import alone
-from neftcli.evaluation.held_out import Rows, read_rows_for
-from neftcli.evaluation.targets import Subject, base_of, find_subject
+from neftcli.evaluation.cache import lock_results
+from neftcli.evaluation.held_out import EvalRows, read_eval_rows
+from neftcli.evaluation.targets import EvalTarget, base_model_target, resolve_target
 from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.validate import require_usable, require_weight_files
 from neftcli.recipe.trust import TRUST
@@ -26,8 +26,8 @@ from neftcli.system.library_output import library_chatter
 from neftcli.system.process import prepare_process
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.comparison import Scores
-    from neftcli.evaluation.measurement import Results
+    from neftcli.evaluation.comparison import JudgeScores
+    from neftcli.evaluation.measurement import ModelResults
     from neftcli.recipe.yaml_file import Layer
 
 ALPACA_EVAL = "alpaca-eval"
@@ -35,7 +35,7 @@ EVALUATION, QUESTION, LOG = "evaluation", ".question", "eval.log"
 
 
 @dataclass(frozen=True)
-class Request:
+class EvalRequest:
     """What `neft eval` was asked for.
 
     Attributes:
@@ -63,7 +63,7 @@ class Request:
     export: str | None = None
 
 
-def evaluate(request: Request, observer: Observer) -> EvaluationReport:
+def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
     """Does what `request` asks for; what was measured before is not measured again.
 
     Raises:
@@ -76,7 +76,7 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
     subjects = _subjects(request, observer)
     _require_two(subjects)
     _check(subjects, request)
-    rows = read_rows_for(
+    rows = read_eval_rows(
         subjects, request.dataset, request.split, request.max_rows, _typed_data(request.overrides), observer
     )
     for subject in subjects:
@@ -108,7 +108,7 @@ def evaluate(request: Request, observer: Observer) -> EvaluationReport:
     return report
 
 
-def _subjects(request: Request, observer: Observer) -> list[Subject]:
+def _subjects(request: EvalRequest, observer: Observer) -> list[EvalTarget]:
     """Find what is evaluated: the run or model asked for, the baseline, the run's base model.
 
     If baseline and base model have the same weights, the table has one of them: a run as the baseline, a model as the
@@ -117,15 +117,15 @@ def _subjects(request: Request, observer: Observer) -> list[Subject]:
     A run's recipe may come from somebody else, so code that comes with a model runs only if that is typed.
     """
     trusted = [layer[TRUST].value for layer in request.overrides if TRUST in layer][-1:] == [True]
-    main = _trusting(find_subject(request.subject, "run", request.overrides), trusted)
+    main = _trusting(resolve_target(request.subject, "run", request.overrides), trusted)
     subjects = [main]
     if request.baseline is not None:
         evaluation = [
             {path: setting for path, setting in layer.items() if path.startswith("evaluation.")}
             for layer in request.overrides
         ]
-        subjects.append(_trusting(find_subject(request.baseline, "baseline", evaluation), trusted))
-    base = base_of(main) if request.base else None
+        subjects.append(_trusting(resolve_target(request.baseline, "baseline", evaluation), trusted))
+    base = base_model_target(main) if request.base else None
     if base is None:
         return subjects
     if request.baseline is not None and _same_weights(subjects[1], base):
@@ -136,7 +136,7 @@ def _subjects(request: Request, observer: Observer) -> list[Subject]:
     return [*subjects, base]
 
 
-def _same_weights(baseline: Subject, base: Subject) -> bool:
+def _same_weights(baseline: EvalTarget, base: EvalTarget) -> bool:
     """Whether a baseline is the base model itself, and not an adapter on it or a quantised copy."""
     if baseline.has_adapter() or (baseline.run is None and baseline.recipe.quantization != base.recipe.quantization):
         return False
@@ -146,7 +146,7 @@ def _same_weights(baseline: Subject, base: Subject) -> bool:
     return theirs.kind == ours.kind and Path(ours.location).resolve() == Path(theirs.location).resolve()
 
 
-def _require_two(subjects: Sequence[Subject]) -> None:
+def _require_two(subjects: Sequence[EvalTarget]) -> None:
     """Refuse a run or model that is compared with itself, by whatever path.
 
     Raises:
@@ -167,7 +167,7 @@ def _require_two(subjects: Sequence[Subject]) -> None:
         raise InputError(Problem(f"this {what} is compared with itself", f"--baseline {subject.name}", hint))
 
 
-def _trusting(subject: Subject, trusted: bool) -> Subject:
+def _trusting(subject: EvalTarget, trusted: bool) -> EvalTarget:
     """The subject, whose own code may run or not.
 
     Raises:
@@ -180,7 +180,7 @@ def _trusting(subject: Subject, trusted: bool) -> Subject:
     return replace(subject, recipe=replace(subject.recipe, model=model))
 
 
-def _check(subjects: Sequence[Subject], request: Request) -> None:
+def _check(subjects: Sequence[EvalTarget], request: EvalRequest) -> None:
     """Refuses what can't be done, before anything is loaded."""
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
@@ -212,7 +212,7 @@ def _check(subjects: Sequence[Subject], request: Request) -> None:
         check_tasks(settings.tasks, settings.task_settings)
 
 
-def _require_no_links(subjects: Sequence[Subject]) -> None:
+def _require_no_links(subjects: Sequence[EvalTarget]) -> None:
     """Checks that nothing that will be written to is a link; the models themselves are only read.
 
     Raises:
@@ -225,7 +225,7 @@ def _require_no_links(subjects: Sequence[Subject]) -> None:
         require_no_links(_judge_folder(subjects[0]))
 
 
-def _judge_folder(subject: Subject) -> Path:
+def _judge_folder(subject: EvalTarget) -> Path:
     """Where a judge's replies are kept, for all runs beside this one."""
     return subject.home.parent / "judge"
 
@@ -235,16 +235,21 @@ def _typed_data(overrides: Sequence[Layer]) -> list[str]:
 
 
 def _report(
-    request: Request, results: Sequence[Results], judged: Scores | None, rows: Rows, folder: Path, begun: float
+    request: EvalRequest,
+    results: Sequence[ModelResults],
+    judged: JudgeScores | None,
+    rows: EvalRows,
+    folder: Path,
+    begun: float,
 ) -> EvaluationReport:
     """Compare, and write the report."""
     from neftcli.evaluation import report as writing
-    from neftcli.evaluation.comparison import compare, win_rate_bounds
+    from neftcli.evaluation.comparison import compare_models, win_rate_bounds
     from neftcli.evaluation.sentences import conclusion
-    from neftcli.statistics.paired import FEWEST
+    from neftcli.statistics.paired import MIN_PROMPTS
 
     prompts = [normalised(writing.instruction(example)) for example in rows.examples]
-    metrics, comparisons = compare(results, judged, prompts)
+    metrics, comparisons = compare_models(results, judged, prompts)
     models = tuple(one.subject.column() for one in results)
     changed = writing.changed_options(results)
     report = EvaluationReport(
@@ -255,19 +260,19 @@ def _report(
         comparisons=comparisons,
         scope=writing.scope(results, comparisons, prompts),
         remarks=tuple(writing.remarks(results, judged, comparisons)),
-        shown=tuple(writing.most_different(results, rows, request.show)),
+        shown=tuple(writing.select_most_different(results, rows, request.show)),
         folder=str(folder),
         seconds=time.perf_counter() - begun,
         paired_run=results[0].subject.paired_run(),
         conclusion=tuple(conclusion(models, metrics, comparisons, changed)),
-        over_seeds=writing.over_seeds(results) if len(set(prompts)) >= FEWEST else None,
+        sweep_command=writing.sweep_command(results) if len(set(prompts)) >= MIN_PROMPTS else None,
         win_rate_bounds=None if judged is None else win_rate_bounds(judged),
     )
     writing.write(report, results, judged, rows, folder, export=request.export == ALPACA_EVAL)
     return report
 
 
-def _report_folder(rows: Rows, subjects: Sequence[Subject], request: Request) -> Path:
+def _report_folder(rows: EvalRows, subjects: Sequence[EvalTarget], request: EvalRequest) -> Path:
     """The folder of the report: that of the same question asked before, else a new one.
 
     Raises:
@@ -296,31 +301,34 @@ def _report_folder(rows: Rows, subjects: Sequence[Subject], request: Request) ->
         ) from None
 
 
-def _measure(subjects: Sequence[Subject], rows: Rows, request: Request, observer: Observer) -> list[Results]:
-    from neftcli.evaluation.measurement import Measurement
+def _measure(
+    subjects: Sequence[EvalTarget], rows: EvalRows, request: EvalRequest, observer: Observer
+) -> list[ModelResults]:
+    from neftcli.evaluation.measurement import ModelEvaluator
     from neftcli.system.device import resolve_compute_config
 
     main = subjects[0].recipe
     compute = resolve_compute_config(main, trains=subjects[0].run is not None)  # one arithmetic for all
     settings, seed = main.evaluation, main.training.seed
     measurements = [
-        Measurement(subject, rows, settings, compute, seed, observer, answers=request.answers) for subject in subjects
+        ModelEvaluator(subject, rows, settings, compute, seed, observer, answers=request.answers)
+        for subject in subjects
     ]
     return [measurement.run() for measurement in measurements]
 
 
-def _judge(results: Sequence[Results], rows: Rows, observer: Observer) -> Scores | None:
+def _judge(results: Sequence[ModelResults], rows: EvalRows, observer: Observer) -> JudgeScores | None:
     """The judge's scores against the baseline's answers, or the base model's where there is no baseline."""
     settings = results[0].subject.recipe.evaluation.judge
     if settings.base_url is None:
         return None
-    from neftcli.evaluation.comparison import Scores
-    from neftcli.evaluation.judge import Pair, judge_pairs, length_matched
+    from neftcli.evaluation.comparison import JudgeScores
+    from neftcli.evaluation.judge import AnswerPair, find_length_matched, judge_pairs
     from neftcli.evaluation.report import instruction
 
     opponent = results[1]
     pairs = [
-        Pair(instruction(example), ours.text, theirs.text, prompt_and_reference(example)[1])
+        AnswerPair(instruction(example), ours.text, theirs.text, prompt_and_reference(example)[1])
         for example, ours, theirs in zip(rows.examples, results[0].answers, opponent.answers, strict=True)
     ]
     judged_models = f"{results[0].subject.name} against {opponent.subject.name}"
@@ -335,12 +343,12 @@ def _judge(results: Sequence[Results], rows: Rows, observer: Observer) -> Scores
         )
 
     place = _judge_folder(results[0].subject)
-    with alone(place, observer):
+    with lock_results(place, observer):
         judged = judge_pairs(pairs, settings, place / "verdicts.jsonl", advance)
-    return Scores(
+    return JudgeScores(
         opponent.subject.role,
         tuple(one.score for one in judged),
-        tuple(length_matched(pairs)),
+        tuple(find_length_matched(pairs)),
         tuple(len(pair.answer) - len(pair.opponent) for pair in pairs),
         tuple(one.verdicts for one in judged),
     )

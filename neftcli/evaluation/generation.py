@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neftcli.evaluation.adaptive_batches import in_batches
+from neftcli.evaluation.adaptive_batches import iter_batches
 from neftcli.neftune.evaluation_mode import evaluation_mode
 
 if TYPE_CHECKING:
@@ -67,16 +67,14 @@ def generate_answers(
     seed: int = 0,
     observer: Observer | None = None,
 ) -> list[Answer]:
-    """The answer to each prompt, in the order given; the arguments are those of `answers_as_they_come`."""
+    """The answer to each prompt, in the order given; the arguments are those of `iter_answers`."""
     found: dict[int, Answer] = {}
-    for batch in answers_as_they_come(
-        model, chat, prompts, generation, autocast, longest_prompt, seed=seed, observer=observer
-    ):
+    for batch in iter_answers(model, chat, prompts, generation, autocast, longest_prompt, seed=seed, observer=observer):
         found.update(batch)
     return [found[index] for index in range(len(prompts))]
 
 
-def answers_as_they_come(
+def iter_answers(
     model: PreTrainedModel,
     chat: ChatFormat,
     prompts: Sequence[Sequence[int]],
@@ -120,7 +118,7 @@ def answers_as_they_come(
             return _batch_answers(model, chat, [ids[index] for index in chosen], generation, autocast)
 
     with evaluation_mode(model):
-        for batch in in_batches(order, generation.batch_size, compute, observer):
+        for batch in iter_batches(order, generation.batch_size, compute, observer):
             yield [(index, answer) for index, answer in batch if answer is not None]
 
 

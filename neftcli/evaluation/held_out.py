@@ -13,7 +13,7 @@ from neftcli.data.rows import ExampleRows
 from neftcli.data.sources import BUILTIN, is_hub
 from neftcli.data.splits import all_prompts, choose, distinct, unseen
 from neftcli.errors import DataError, Problem
-from neftcli.evaluation.targets import Subject, find_subject
+from neftcli.evaluation.targets import EvalTarget, resolve_target
 from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId
 from neftcli.recipe.path_suggestions import at_home, exists
 from neftcli.recipe.relative_paths import find_relative_paths
@@ -29,7 +29,7 @@ CHOSEN_BY = 0  # the seed of --max-rows, the same for every model
 
 
 @dataclass(frozen=True)
-class Rows:
+class EvalRows:
     """Rows to evaluate on.
 
     Attributes:
@@ -47,14 +47,14 @@ class Rows:
     label: str
 
 
-def read_rows_for(
-    subjects: Sequence[Subject],
+def read_eval_rows(
+    subjects: Sequence[EvalTarget],
     dataset: str | None,
     split: str | None,
     max_rows: int | None,
     typed: Sequence[str],
     observer: Observer,
-) -> Rows:
+) -> EvalRows:
     """The rows of `dataset`, or those that the first subject's run held out, without those that a run was trained on.
 
     Args:
@@ -108,7 +108,7 @@ def read_rows_for(
             sources=questions.sources,
         )
     )
-    return Rows(examples, data, questions.layout, source, label)
+    return EvalRows(examples, data, questions.layout, source, label)
 
 
 def _data(data: Data, dataset: str, split: str | None, typed: Sequence[str]) -> Data:
@@ -127,7 +127,7 @@ def _data(data: Data, dataset: str, split: str | None, typed: Sequence[str]) -> 
     )
 
 
-def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Sequence[str]) -> Questions:
+def _held_out_of(subject: EvalTarget, recipe: Recipe, split: str | None, typed: Sequence[str]) -> Questions:
     """The rows that a run held out, if they still are what they were."""
     needless = [*typed, *(["--split"] if split else [])]
     if needless:
@@ -149,7 +149,7 @@ def _held_out_of(subject: Subject, recipe: Recipe, split: str | None, typed: Seq
     return Questions(examples.held_out, examples.layout, len(examples.held_out), {}, Notes())
 
 
-def _require_in_place(subject: Subject, recipe: Recipe) -> None:
+def _require_in_place(subject: EvalTarget, recipe: Recipe) -> None:
     """Check that the rows of a run are still there.
 
     Raises:
@@ -163,13 +163,13 @@ def _require_in_place(subject: Subject, recipe: Recipe) -> None:
             raise DataError(Problem(said, relative_paths.describe_search(source), DATASET))
 
 
-def _is_unchanged(subject: Subject, examples: Examples) -> bool:
+def _is_unchanged(subject: EvalTarget, examples: Examples) -> bool:
     """Whether a run's data is what it was trained on."""
     assert subject.run is not None  # noqa: S101 - only runs are asked
     return bool(subject.run.record().get("data_sha256") == fingerprint(examples.train, examples.held_out))
 
 
-def _trained_prompts(subjects: Sequence[Subject], observer: Observer) -> Digests:
+def _trained_prompts(subjects: Sequence[EvalTarget], observer: Observer) -> Digests:
     """The prompts that runs were trained on, with those of runs that they began from."""
     import numpy
 
@@ -191,9 +191,9 @@ def _trained_prompts(subjects: Sequence[Subject], observer: Observer) -> Digests
     return numpy.concatenate(prompts) if prompts else all_prompts([])
 
 
-def _with_their_origins(subjects: Sequence[Subject]) -> list[Subject]:
+def _with_their_origins(subjects: Sequence[EvalTarget]) -> list[EvalTarget]:
     """The runs among the subjects, and the runs whose models those began from."""
-    runs: dict[Path, Subject] = {}
+    runs: dict[Path, EvalTarget] = {}
     waiting = [subject for subject in subjects if subject.run]
     while waiting:
         run = waiting.pop()
@@ -202,5 +202,5 @@ def _with_their_origins(subjects: Sequence[Subject]) -> list[Subject]:
             continue
         runs[run.run.path.resolve()] = run
         if origin := find_run(run.saved_recipe().model.name):
-            waiting.append(find_subject(str(origin), "base", ()))
+            waiting.append(resolve_target(str(origin), "base", ()))
     return list(runs.values())

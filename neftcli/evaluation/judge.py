@@ -22,7 +22,14 @@ from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from neftcli.errors import InputError, NeftError, Problem, panics_as_errors
-from neftcli.evaluation.chat_server import KEY_VARIABLE, ChatServer, Refused, api_key, is_address, without_credentials
+from neftcli.evaluation.chat_server import (
+    KEY_VARIABLE,
+    ChatServer,
+    RequestRejected,
+    api_key,
+    is_valid_address,
+    strip_credentials,
+)
 from neftcli.system.files import open_without_links, require_no_link
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ class JudgeError(NeftError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class AnswerPair:
     """Two answers to one instruction.
 
     Attributes:
@@ -75,7 +82,7 @@ class JudgedPair:
 
 
 def judge_pairs(
-    pairs: Sequence[Pair], settings: Judge, cache: Path, advance: Callable[[int, int], None]
+    pairs: Sequence[AnswerPair], settings: Judge, cache: Path, advance: Callable[[int, int], None]
 ) -> list[JudgedPair]:
     """The judge's verdicts on the pairs, in their order; pairs whose answers are the same are ties without asking.
 
@@ -99,7 +106,7 @@ def judge_pairs(
     return [_judged(*both) if both else JudgedPair(0.5, ("tie", "tie")) for both in found]
 
 
-def length_matched(pairs: Sequence[Pair], tolerance: float = 1.25) -> list[bool]:
+def find_length_matched(pairs: Sequence[AnswerPair], tolerance: float = 1.25) -> list[bool]:
     """Return whether the answers of each pair are of like length; a liking of length then has little to work on.
 
     Args:
@@ -110,7 +117,7 @@ def length_matched(pairs: Sequence[Pair], tolerance: float = 1.25) -> list[bool]
     return [short == long or (short > 0 and long / short <= tolerance) for short, long in lengths]
 
 
-def verdict_in(reply: str) -> Literal["A", "B", "TIE"] | None:
+def parse_verdict(reply: str) -> Literal["A", "B", "TIE"] | None:
     """The verdict that a reply states; None where it states none in the form asked for. Nothing is guessed.
 
     The form: A, B or TIE alone, or a last line `Verdict: A` behind reasons. Thoughts in a leading `<think>` block are
@@ -152,9 +159,9 @@ def _server_problems(settings: Judge) -> Iterator[Problem]:
     example = "--judge http://127.0.0.1:8000/v1"
     if settings.base_url is None:
         yield Problem(f"{_WHERE}.base_url: a judge needs a server", "no address", example)
-    elif not is_address(settings.base_url):
+    elif not is_valid_address(settings.base_url):
         must = f"{_WHERE}.base_url must be an http:// or https:// address without ? and #"
-        yield Problem(must, without_credentials(settings.base_url), example)
+        yield Problem(must, strip_credentials(settings.base_url), example)
     if settings.model is None:
         must = f"{_WHERE}.model: a judge needs the name that its server knows it by"
         yield Problem(must, "no name", "--judge-model NAME")
@@ -194,7 +201,7 @@ def _prompt_text(settings: Judge) -> str:
 # Questions and verdicts
 
 
-def _both_orders(template: string.Template, pair: Pair) -> tuple[str, str]:
+def _both_orders(template: string.Template, pair: AnswerPair) -> tuple[str, str]:
     """The prompts with the answer first and with the opponent first."""
     answer, opponent = pair.answer.strip(), pair.opponent.strip()
     first, second = (
@@ -209,7 +216,7 @@ def _both_orders(template: string.Template, pair: Pair) -> tuple[str, str]:
 
 def _key(prompt: str, settings: Judge) -> str:
     """SHA-256 of all that determines a reply, in hexadecimal."""
-    server = without_credentials(settings.base_url or "")
+    server = strip_credentials(settings.base_url or "")
     asked = [server, settings.model, prompt, settings.max_tokens, float(settings.temperature)]
     return sha256(json.dumps(asked).encode("ascii")).hexdigest()
 
@@ -221,7 +228,7 @@ def _bare(text: str) -> str:
 def _judged(answer_first: str, opponent_first: str) -> JudgedPair:
     a_is_answer: dict[str | None, Verdict] = {"A": "answer", "B": "opponent", "TIE": "tie", None: "unparsed"}
     a_is_opponent = a_is_answer | {"A": "opponent", "B": "answer"}
-    verdicts = a_is_answer[verdict_in(answer_first)], a_is_opponent[verdict_in(opponent_first)]
+    verdicts = a_is_answer[parse_verdict(answer_first)], a_is_opponent[parse_verdict(opponent_first)]
     won = {("answer", "answer"): 1.0, ("opponent", "opponent"): 0.0}
     return JudgedPair(None if "unparsed" in verdicts else won.get(verdicts, 0.5), verdicts)
 
@@ -235,7 +242,7 @@ class _Replies:
     def __init__(self, file: Path, settings: Judge) -> None:
         self.file = file
         self.texts: dict[str, str] = {}
-        self._judge = {"server": without_credentials(settings.base_url or ""), "model": settings.model}
+        self._judge = {"server": strip_credentials(settings.base_url or ""), "model": settings.model}
         self._lock = threading.Lock()
         require_no_link(file)
         self._read()
@@ -306,7 +313,7 @@ def _ask_all(
         with panics_as_errors():  # one would end the pool's thread, and be waited for
             answered = server.ask(question[1])
         if isinstance(answered, Problem):
-            if not isinstance(answered, Refused):
+            if not isinstance(answered, RequestRejected):
                 failed.set()
             return answered
         replies.add(question[0], *answered)
@@ -318,7 +325,7 @@ def _ask_all(
         with suppress(StopIteration, NothingCame):
             while True:
                 outcome = outcomes.next(None if failure is None else _GRACE)
-                if isinstance(outcome, Refused):
+                if isinstance(outcome, RequestRejected):
                     refused = outcome
                     done += 1
                     advance(done, len(questions))

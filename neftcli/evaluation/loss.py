@@ -16,7 +16,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 
 from neftcli.data.tokens import IGNORED, TokenRow
-from neftcli.evaluation.adaptive_batches import in_batches
+from neftcli.evaluation.adaptive_batches import iter_batches
 from neftcli.kernels.cross_entropy import label_scores
 from neftcli.kernels.lora import fused_low_rank, low_rank_layers
 from neftcli.neftune.evaluation_mode import evaluation_mode
@@ -51,14 +51,14 @@ def row_losses(
     autocast: AbstractContextManager[object] | None = None,
     observer: Observer | None = None,
 ) -> list[RowLoss]:
-    """The loss of each row, in the order given; the arguments are those of `losses_as_they_come`."""
+    """The loss of each row, in the order given; the arguments are those of `iter_losses`."""
     losses: dict[int, RowLoss] = {}
-    for batch in losses_as_they_come(model, rows, batch_size, autocast, observer):
+    for batch in iter_losses(model, rows, batch_size, autocast, observer):
         losses.update(batch)
     return [losses[index] for index in range(len(rows))]
 
 
-def losses_as_they_come(
+def iter_losses(
     model: PreTrainedModel,
     rows: Sequence[TokenRow],
     batch_size: int,
@@ -83,7 +83,7 @@ def losses_as_they_come(
         return _batch_losses(model, [rows[index] for index in chosen], autocast or nullcontext())
 
     with evaluation_mode(model):
-        yield from in_batches(order, batch_size, compute, observer)
+        yield from iter_batches(order, batch_size, compute, observer)
 
 
 def mean_loss(losses: Sequence[RowLoss]) -> float | None:

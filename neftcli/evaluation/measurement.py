@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import TokenRow, prompt_and_reference, prompt_token_ids, tokenize
 from neftcli.errors import DataError, NeftError, Problem
-from neftcli.evaluation.answer_metrics import AnswerMetrics
-from neftcli.evaluation.answer_metrics import measure as measure_answer
-from neftcli.evaluation.cache import Result, Store, alone
-from neftcli.evaluation.generation import Answer, answers_as_they_come
-from neftcli.evaluation.loss import RowLoss, losses_as_they_come
+from neftcli.evaluation.answer_metrics import AnswerMetrics, measure_answer
+from neftcli.evaluation.cache import Result, ResultCache, lock_results
+from neftcli.evaluation.generation import Answer, iter_answers
+from neftcli.evaluation.loss import RowLoss, iter_losses
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.loading import load_config
@@ -31,8 +30,8 @@ from neftcli.models.requirements import (
 from neftcli.recipe.schema import TaskSettings
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.held_out import Rows
-    from neftcli.evaluation.targets import Subject
+    from neftcli.evaluation.held_out import EvalRows
+    from neftcli.evaluation.targets import EvalTarget
     from neftcli.recipe.schema import Evaluation
     from neftcli.system.device import ComputeConfig
 
@@ -40,7 +39,7 @@ ONLY_SAMPLED = ("seed", "batch_size", "temperature", "top_p")  # greedy answers 
 
 
 @dataclass(frozen=True)
-class Results:
+class ModelResults:
     """What one model did, example by example.
 
     Attributes:
@@ -52,7 +51,7 @@ class Results:
         tasks: Benchmark tasks.
     """
 
-    subject: Subject
+    subject: EvalTarget
     rows: tuple[TokenRow | None, ...]
     losses: tuple[RowLoss | None, ...]
     answers: tuple[Answer, ...] = ()
@@ -81,13 +80,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptTask:
+class CachedTask:
     """The results of a task, as they are stored; several if it is a group."""
 
     results: tuple[TaskResult, ...]
 
 
-class Measurement:
+class ModelEvaluator:
     """Measures one model on the rows; the model is loaded when the first number is not known yet.
 
     Making one checks what can be checked without the weights.
@@ -109,8 +108,8 @@ class Measurement:
 
     def __init__(
         self,
-        subject: Subject,
-        rows: Rows,
+        subject: EvalTarget,
+        rows: EvalRows,
         settings: Evaluation,
         compute: ComputeConfig,
         seed: int,
@@ -158,9 +157,9 @@ class Measurement:
         require_embedded(scored, self._tokenizer, vocabulary)
         require_embedded(prompts, self._tokenizer, vocabulary)
 
-    def run(self) -> Results:
+    def run(self) -> ModelResults:
         """All of it."""
-        with alone(self.subject.home / "evaluation", self.observer):
+        with lock_results(self.subject.home / "evaluation", self.observer):
             losses = self._losses()
             answers = self._answers()
             tasks = [result for name in self.settings.tasks for result in self._task(name)]
@@ -169,7 +168,7 @@ class Measurement:
         references = [prompt_and_reference(example)[1] or None for example in self.rows.examples]
         pairs = zip(answers, references, strict=True) if answers else ()
         places = range(len(self.rows.examples))
-        return Results(
+        return ModelResults(
             self.subject,
             tuple(map(self._scored.get, places)),
             tuple(map(losses.get, places)),
@@ -184,8 +183,8 @@ class Measurement:
             self._model = self.subject.load(self.compute)
         return self._model
 
-    def _store(self, kind: str, result: type[Result], depends_on: dict[str, Any]) -> Store[Result]:
-        return Store(self.subject.home / "evaluation", kind, result, {"model": self._identity, **depends_on})
+    def _store(self, kind: str, result: type[Result], depends_on: dict[str, Any]) -> ResultCache[Result]:
+        return ResultCache(self.subject.home / "evaluation", kind, result, {"model": self._identity, **depends_on})
 
     def _token_rows(self) -> dict[int, TokenRow]:
         """Place to tokens, of the examples that hold an answer of which something is left within data.max_length."""
@@ -209,7 +208,7 @@ class Measurement:
             )
             size = self.settings.per_device_eval_batch_size
             rows = [scored[place] for place in missing]
-            for batch in losses_as_they_come(model, rows, size, self.compute.autocast(), self.observer):
+            for batch in iter_losses(model, rows, size, self.compute.autocast(), self.observer):
                 _require_finite(self.subject.name, [loss for _, loss in batch])
                 store.add({missing[index]: loss for index, loss in batch})
                 progress.add(len(store.found), len(batch))
@@ -224,7 +223,7 @@ class Measurement:
             self._generate(store)
         return [store.found[place] for place in range(len(self._prompts))]
 
-    def _generate(self, store: Store[Answer]) -> None:
+    def _generate(self, store: ResultCache[Answer]) -> None:
         model, prompts = self._loaded(), self._prompts
         if cut := sum(self._room is not None and len(prompt) > self._room for prompt in prompts):
             self.observer.notify(
@@ -233,7 +232,7 @@ class Measurement:
         progress = Progress(
             PhaseId.GENERATING_ANSWERS, self.subject.name, len(store.found), len(prompts), "tokens", self.observer
         )
-        batches = answers_as_they_come(
+        batches = iter_answers(
             model,
             self._chat,
             prompts,
@@ -261,7 +260,7 @@ class Measurement:
             asked["settings"] = asdict(settings)
         if settings.apply_chat_template:
             asked["chat_template"] = self._tokenizer.chat_template
-        store = self._store("task", KeptTask, asked) if kept else None
+        store = self._store("task", CachedTask, asked) if kept else None
         if store is not None and 0 in store.found:
             return list(store.found[0].results)
         model = self._loaded()
@@ -270,7 +269,7 @@ class Measurement:
         autocast = self.compute.autocast()
         results = run_tasks(model, self._tokenizer, [name], size, autocast, self.observer, settings)
         if store is not None:
-            store.add({0: KeptTask(tuple(results))})
+            store.add({0: CachedTask(tuple(results))})
         return results
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from neftcli.evaluation.answer_metrics import distinct_n
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.comparison import Scores
-    from neftcli.evaluation.measurement import Results
+    from neftcli.evaluation.comparison import JudgeScores
+    from neftcli.evaluation.measurement import ModelResults
     from neftcli.statistics.multiple import Direction
 
 HELD_OUT_LOSS = "held_out_loss"
@@ -37,8 +37,8 @@ class PerRow:
         weights: (rows,), such as each row's tokens with loss; None for a plain mean.
     """
 
-    values: Callable[[Results], list[float | None]]
-    weights: Callable[[Results], list[float | None]] | None = None
+    values: Callable[[ModelResults], list[float | None]]
+    weights: Callable[[ModelResults], list[float | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Judged:
         is_tested: False if it describes the pairs that another win rate tests.
     """
 
-    scores: Callable[[Scores], Sequence[float | None]]
+    scores: Callable[[JudgeScores], Sequence[float | None]]
     length_controlled: bool = False
     is_tested: bool = False
 
@@ -107,19 +107,19 @@ class Metric:
     heading: str = ""
 
 
-def _of_losses(attribute: str) -> Callable[[Results], list[float | None]]:
+def _of_losses(attribute: str) -> Callable[[ModelResults], list[float | None]]:
     return lambda results: [None if loss is None else getattr(loss, attribute) for loss in results.losses]
 
 
-def _of_answers(attribute: str) -> Callable[[Results], list[float | None]]:
+def _of_answers(attribute: str) -> Callable[[ModelResults], list[float | None]]:
     return lambda results: [getattr(answer, attribute) for answer in results.answers]
 
 
-def _of_answer_metrics(attribute: str) -> Callable[[Results], list[float | None]]:
+def _of_answer_metrics(attribute: str) -> Callable[[ModelResults], list[float | None]]:
     return lambda results: [getattr(metrics, attribute) for metrics in results.metrics]
 
 
-def _matched_scores(judged: Scores) -> list[float | None]:
+def _matched_scores(judged: JudgeScores) -> list[float | None]:
     return [score if matched else None for score, matched in zip(judged.scores, judged.matched, strict=True)]
 
 

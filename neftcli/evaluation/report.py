@@ -13,18 +13,18 @@ from neftcli.data.formats import Example
 from neftcli.data.tokens import prompt_and_reference
 from neftcli.evaluation import sentences
 from neftcli.evaluation.answer_metrics import signatures, similarity
-from neftcli.evaluation.comparison import same_tokens, win_rate_bounds
-from neftcli.evaluation.tasks import described
+from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
+from neftcli.evaluation.tasks import describe_settings
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 from neftcli.recipe.loading import differences
 from neftcli.runs.directory import CELLS, RECIPE, finite, json_line
 from neftcli.system.files import atomic_write
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.comparison import Scores
-    from neftcli.evaluation.held_out import Rows
-    from neftcli.evaluation.measurement import Results
-    from neftcli.evaluation.targets import Subject
+    from neftcli.evaluation.comparison import JudgeScores
+    from neftcli.evaluation.held_out import EvalRows
+    from neftcli.evaluation.measurement import ModelResults
+    from neftcli.evaluation.targets import EvalTarget
 
 OFTEN_CUT = 0.05
 SEEDS = 6
@@ -32,7 +32,7 @@ SEEDS = 6
 REFERENCE_METRICS = ("rouge_l", "bleu", "chrf")
 
 
-def scope(results: Sequence[Results], comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:
+def scope(results: Sequence[ModelResults], comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:
     """State what the intervals and verdicts are about; `prompts` has an item for each row."""
     rows, distinct = len(prompts), len(set(prompts))
     those = f"these {rows}" if distinct == rows else f"the {distinct} distinct prompts of these {rows} rows"
@@ -50,23 +50,23 @@ def scope(results: Sequence[Results], comparisons: Sequence[Comparison], prompts
     return " ".join(parts)
 
 
-def changed_options(results: Sequence[Results]) -> dict[str, tuple[Any, Any]] | None:
+def changed_options(results: Sequence[ModelResults]) -> dict[str, tuple[Any, Any]] | None:
     """Options in which the run and its baseline differ, and may differ in weights; None unless both are runs."""
     baseline = _baseline(results)
     return None if baseline is None else _changed(results[0].subject, baseline)
 
 
-def _baseline(results: Sequence[Results]) -> Subject | None:
+def _baseline(results: Sequence[ModelResults]) -> EvalTarget | None:
     return next((one.subject for one in results if one.subject.role == "baseline"), None)
 
 
-def _changed(main: Subject, baseline: Subject) -> dict[str, tuple[Any, Any]] | None:
+def _changed(main: EvalTarget, baseline: EvalTarget) -> dict[str, tuple[Any, Any]] | None:
     if not main.run or not baseline.run:
         return None
     return differences(main.saved_recipe(), baseline.saved_recipe())
 
 
-def over_seeds(results: Sequence[Results]) -> str | None:
+def sweep_command(results: Sequence[ModelResults]) -> str | None:
     """The command that compares the run's alpha over seeds with its baseline's, or with alpha 0 if it has none.
 
     None if the two differ in more than alpha and seed, or in neither alpha.
@@ -89,7 +89,9 @@ def over_seeds(results: Sequence[Results]) -> str | None:
     return f"neft sweep-alpha --recipe {recipe} --alphas {','.join(f'{a:g}' for a in sorted(alphas))} --seeds {SEEDS}"
 
 
-def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequence[Comparison]) -> Iterator[str]:
+def remarks(
+    results: Sequence[ModelResults], judged: JudgeScores | None, comparisons: Sequence[Comparison]
+) -> Iterator[str]:
     """State what a person should know to read the numbers."""
     main, baseline = results[0], _baseline(results)
     if main.subject.run and main.subject.recipe.neftune.alpha and baseline is None and len(results) > 1:
@@ -98,9 +100,9 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
             "compares two runs, a sweep over seeds compares the recipes."
         )
     if baseline:
-        yield from other_differences(main.subject, baseline)
+        yield from describe_other_differences(main.subject, baseline)
     for one in results[1:]:
-        if not same_tokens(main, one):
+        if not have_same_tokens(main, one):
             yield f"{one.subject.name} reads the rows as other tokens, so its loss is not compared."
     for one in results:
         cut = sum(answer.cut for answer in one.answers)
@@ -110,12 +112,12 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
                 f"{cut} of {len(one.answers)} answers of {one.subject.name} were cut at {limit} tokens, and count as "
                 "that long; evaluation.generation.max_new_tokens sets the limit."
             )
-    if how := main.tasks and described(main.subject.recipe.evaluation.task_settings):
+    if how := main.tasks and describe_settings(main.subject.recipe.evaluation.task_settings):
         yield f"Benchmark tasks ran {how}."
     if judged is not None:
         yield from judge_remarks(judged)
-    yield from sentences.liking_of_length(comparisons)
-    yield from sentences.skewness(comparisons)
+    yield from sentences.warn_of_length_bias(comparisons)
+    yield from sentences.warn_of_skewness(comparisons)
     if any(one.metric in REFERENCE_METRICS and one.verdict == "lower" for one in comparisons):
         yield (
             "ROUGE-L, BLEU and chrF measure nearness to the reference answers; lower is not worse: the paper found it "
@@ -123,7 +125,7 @@ def remarks(results: Sequence[Results], judged: Scores | None, comparisons: Sequ
         )
 
 
-def other_differences(main: Subject, baseline: Subject) -> Iterator[str]:
+def describe_other_differences(main: EvalTarget, baseline: EvalTarget) -> Iterator[str]:
     """Name what two runs differ in besides their noise; if it is the seed alone, the conclusion does."""
     changed = _changed(main, baseline)
     if changed is None:
@@ -145,7 +147,7 @@ def instruction(example: Example) -> str:
     return example.transcript() if example.turns else prompt_and_reference(example)[0]
 
 
-def judge_remarks(judged: Scores) -> Iterator[str]:
+def judge_remarks(judged: JudgeScores) -> Iterator[str]:
     """State what a person should know of the judge's verdicts: unreadable ones, and those that depend on the order."""
     unparsed = sum("unparsed" in verdicts for verdicts in judged.verdicts)
     pairs = len(judged.verdicts)
@@ -163,10 +165,10 @@ def judge_remarks(judged: Scores) -> Iterator[str]:
     if len(lengths) == 1 and 0 not in lengths:
         yield "All answers differ in length by the same, so the win rate at equal lengths can't be estimated."
     if bounds := win_rate_bounds(judged):
-        yield sentences.unreadable(bounds, pairs, unparsed)
+        yield sentences.describe_unreadable(bounds, pairs, unparsed)
 
 
-def most_different(results: Sequence[Results], rows: Rows, count: int) -> Iterator[SideBySide]:
+def select_most_different(results: Sequence[ModelResults], rows: EvalRows, count: int) -> Iterator[SideBySide]:
     """`count` prompts with all answers, those first whose answer is least like the one compared with."""
     if not results[0].answers or not count:
         return
@@ -182,9 +184,9 @@ def most_different(results: Sequence[Results], rows: Rows, count: int) -> Iterat
 
 def write(
     report: EvaluationReport,
-    results: Sequence[Results],
-    judged: Scores | None,
-    rows: Rows,
+    results: Sequence[ModelResults],
+    judged: JudgeScores | None,
+    rows: EvalRows,
     folder: Path,
     *,
     export: bool,
@@ -200,7 +202,7 @@ def write(
         atomic_write(folder / "model_outputs.json", json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
 
 
-def _line(results: Sequence[Results], judged: Scores | None, rows: Rows, place: int) -> dict[str, Any]:
+def _line(results: Sequence[ModelResults], judged: JudgeScores | None, rows: EvalRows, place: int) -> dict[str, Any]:
     """All results of an example."""
     example = rows.examples[place]
     prompt, reference = prompt_and_reference(example)
@@ -226,7 +228,7 @@ def _line(results: Sequence[Results], judged: Scores | None, rows: Rows, place: 
     return line
 
 
-def _outputs(main: Results, rows: Rows) -> list[dict[str, str]]:
+def _outputs(main: ModelResults, rows: EvalRows) -> list[dict[str, str]]:
     """The answers in the form that AlpacaEval reads as `model_outputs`."""
     return [
         {

@@ -8,7 +8,7 @@ from neftcli.evaluation.metrics import WIN_RATE, WIN_RATE_LENGTH_CONTROLLED, is_
 from neftcli.evaluation.number_format import amount, interval, p_value
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
 from neftcli.statistics.multiple import NOT_SIGNIFICANT
-from neftcli.statistics.paired import FEWEST, LEVEL, SKEWED
+from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, SKEWNESS_THRESHOLD
 
 
 def conclusion(
@@ -28,7 +28,8 @@ def conclusion(
     comparisons = [one for one in comparisons if is_tested(one.metric)]
     if comparisons and all(one.p_adjusted is None for one in comparisons):
         most = max(one.n for one in comparisons)
-        yield f"Nothing is tested: {most} {'prompt is' if most == 1 else 'prompts are'} too few, a test needs {FEWEST}."
+        few = "1 prompt is" if most == 1 else f"{most} prompts are"
+        yield f"Nothing is tested: {few} too few, a test needs {MIN_PROMPTS}."
         return
     rated = {row.metric for row in metrics if row.direction != "none"}
     for other in models[1:]:
@@ -36,7 +37,7 @@ def conclusion(
         runs = other.role == "baseline" and changed is not None
         yield from _of_two_runs(models[0], other, compared, changed or ()) if runs else _of_two_models(other, compared)
         if untested := [f"{label(one.metric)} ({one.n})" for one in compared if one.p_adjusted is None]:
-            yield f"Not tested against {other.name}, with fewer than {FEWEST} prompts: {', '.join(untested)}."
+            yield f"Not tested against {other.name}, with fewer than {MIN_PROMPTS} prompts: {', '.join(untested)}."
 
 
 def _of_two_models(other: EvaluatedModel, compared: Sequence[Comparison]) -> Iterator[str]:
@@ -92,12 +93,14 @@ def _numbers(one: Comparison) -> str:
     return f"{amount(one.metric, one.difference, signed=True)}, {ends}{p_value(one.p_adjusted)}"
 
 
-def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
+def warn_of_skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Warn of significant differences whose skewness makes p < 0.05 more frequent than 5 % without a true one."""
     skewed = [
         f"{label(one.metric)} against {one.against} ({100 * one.true_level:.0f} %)"
         for one in comparisons
-        if one.true_level is not None and one.true_level > SKEWED and one.verdict not in ("", NOT_SIGNIFICANT)
+        if one.true_level is not None
+        and one.true_level > SKEWNESS_THRESHOLD
+        and one.verdict not in ("", NOT_SIGNIFICANT)
     ]
     if skewed:
         yield (
@@ -106,7 +109,7 @@ def skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
         )
 
 
-def liking_of_length(comparisons: Sequence[Comparison]) -> Iterator[str]:
+def warn_of_length_bias(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Warn if the interval of the raw win rate excludes 50 % and the one at equal lengths is not significant."""
     by_metric = {one.metric: one for one in comparisons}
     raw, controlled = by_metric.get(WIN_RATE), by_metric.get(WIN_RATE_LENGTH_CONTROLLED)
@@ -119,7 +122,7 @@ def liking_of_length(comparisons: Sequence[Comparison]) -> Iterator[str]:
         )
 
 
-def unreadable(bounds: tuple[float, float], pairs: int, left_out: int) -> str:
+def describe_unreadable(bounds: tuple[float, float], pairs: int, left_out: int) -> str:
     """State the worst cases of a win rate whose unreadable pairs are left out."""
     lost, won = (f"{100 * bound:.1f} %" for bound in bounds)
     return (

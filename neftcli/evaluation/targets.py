@@ -46,7 +46,7 @@ ADVICE = "neft recipes show quickstart --all    for the options below evaluation
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalTarget:
     """A model that is evaluated.
 
     Attributes:
@@ -155,7 +155,7 @@ class Subject:
         }
 
 
-def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
+def resolve_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
     """What a name on the command line stands for: a run's folder or name, or a model.
 
     Args:
@@ -194,7 +194,7 @@ def find_subject(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
         else Reference(folder.name, "folder", str(run.model))
     )
     began_as = run.record().get("model_fingerprint") if recipe.adapter.type != "none" else None
-    return Subject(role, folder.name, recipe, reference, folder, run, run.model, began_as)
+    return EvalTarget(role, folder.name, recipe, reference, folder, run, run.model, began_as)
 
 
 def _base_reference(recipe: Recipe, run: Path) -> Reference:
@@ -222,7 +222,7 @@ def _require_read(overrides: Sequence[Layer]) -> None:
         raise RecipeError(*(Problem(f"{one.origin}: {unread}", one.typed, ADVICE) for one in typed))
 
 
-def base_of(subject: Subject) -> Subject | None:
+def base_model_target(subject: EvalTarget) -> EvalTarget | None:
     """The model that a run began from; None for a model that is no run."""
     if subject.run is None:
         return None
@@ -230,10 +230,10 @@ def base_of(subject: Subject) -> Subject | None:
     reference = _base_reference(recipe, subject.run.path)
     home = subject.home.parent / _folder_name(reference)
     began_as = subject.run.record().get("model_fingerprint")
-    return Subject("base", reference.label(), recipe, reference, home, None, subject.run.model, began_as)
+    return EvalTarget("base", reference.label(), recipe, reference, home, None, subject.run.model, began_as)
 
 
-def _model(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
+def _model(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
     try:
         named: Layer = {"model.name": Setting(name, "neft eval", name)}
         recipe = resolve_recipe([named, *overrides])
@@ -252,7 +252,7 @@ def _model(name: str, role: Role, overrides: Sequence[Layer]) -> Subject:
     if reference.kind == "hub" and reference.alias is None and Path(name).parent.is_dir():
         raise _unknown(name)  # such as runs/misspelt
     home = Path(recipe.output_dir) / _folder_name(reference)
-    return Subject("model" if role == "run" else role, reference.label(), recipe, reference, home)
+    return EvalTarget("model" if role == "run" else role, reference.label(), recipe, reference, home)
 
 
 def _unknown(name: str) -> InputError:

@@ -26,7 +26,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.errors import InputError, Problem
-from neftcli.evaluation.adaptive_batches import not_enough_memory
+from neftcli.evaluation.adaptive_batches import oom_notice
 from neftcli.evaluation.task_code import TRUST, code_in_task, sandboxed_templates
 from neftcli.events import Notice, Observer
 from neftcli.neftune.evaluation_mode import evaluation_mode
@@ -106,7 +106,7 @@ def _settings_problems(settings: TaskSettings) -> Iterator[Problem]:
         yield Problem(said, f"{settings.limit:g}", f"--limit {math.ceil(settings.limit)}")
 
 
-def described(settings: TaskSettings) -> str:
+def describe_settings(settings: TaskSettings) -> str:
     """The settings that differ from the harness's defaults, in words; "" if none does."""
     parts = []
     if settings.apply_chat_template:
@@ -405,7 +405,7 @@ def _harness_model_class() -> Any:
                 whole = self.batch_size_per_gpu
                 self.batch_size_per_gpu //= 2
                 if self.observer is not None:
-                    self.observer.notify(not_enough_memory(whole, self.batch_size_per_gpu))
+                    self.observer.notify(oom_notice(whole, self.batch_size_per_gpu))
 
     return QuietWithinMemory
 

@@ -151,7 +151,8 @@ class EvaluationReport:
         seconds: Wall time.
         paired_run: The run to compare the evaluated one with; None for a model that is not a run.
         conclusion: Results against each other model, as sentences.
-        over_seeds: Command that compares the alphas of two runs over seeds; None if anything else differs between them.
+        sweep_command: Command that compares the alphas of two runs over seeds; None if the runs differ in anything
+            else.
         win_rate_bounds: Win rate if every unreadable pair was lost, and if every one was won; None without a judge, or
             if all pairs could be read.
     """
@@ -170,5 +171,5 @@ class EvaluationReport:
     seconds: float
     paired_run: PairedRun | None = None
     conclusion: tuple[str, ...] = ()
-    over_seeds: str | None = None
+    sweep_command: str | None = None
     win_rate_bounds: tuple[float, float] | None = None

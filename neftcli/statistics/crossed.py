@@ -34,7 +34,7 @@ from neftcli.statistics.paired import (
     Array,
     Estimate,
     PairedDifference,
-    estimate,
+    bootstrap_estimate,
     paired_difference,
     sum_by_prompt,
 )
@@ -42,14 +42,14 @@ from neftcli.statistics.paired import (
 Scope: TypeAlias = Literal["these seeds", "new seeds"]
 SHARED_BASELINE = 0.5
 """Correlation of two arms' differences from one baseline, if the arms and the baseline vary equally."""
-UNEVEN = 0.02
+UNEVEN_LEVEL = 0.02
 """Level of the test whether an arm varies more between seeds than the others. If one arm of three varies three times
 as much, the family-wise error is 4 % on average and at most 7 % (9 % beside an arm that is better), with two to eight
 seeds (simulated; without the test up to 8 % if all arms are null)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Components:
+class VarianceComponents:
     """The variances of a difference's parts, in the squared unit of the figure; estimates below 0 are 0.
 
     Attributes:
@@ -122,7 +122,7 @@ class ArmDifference:
     n: int
     detectable: float | None
     comparisons: int
-    components: Components | None
+    components: VarianceComponents | None
     seed_spread: float | None
     others_spread: float | None
     uneven: bool
@@ -141,22 +141,22 @@ class CrossedDifference:
     """
 
     value: float
-    components: Components | None
+    components: VarianceComponents | None
     seeds: int
     n: int
 
     def is_beyond(self, level: float) -> bool:
-        """Return whether `crossed_p` is below a level, which the claim about new seeds needs."""
+        """Return whether `crossed_p_value` is below a level, which the claim about new seeds needs."""
         if self.components is None or self.seeds < 2:
             return False
-        return abs(self.value) > margin(self.components, self.seeds, self.n, level / 2)
+        return abs(self.value) > margin_of_error(self.components, self.seeds, self.n, level / 2)
 
 
 @dataclass(frozen=True, slots=True)
 class _SeedPart:
     """A pair's components with the seeds' part pooled, and the spreads that were pooled; as in `ArmDifference`."""
 
-    components: Components | None
+    components: VarianceComponents | None
     spread: float | None = None
     others_spread: float | None = None
     uneven: bool = False
@@ -180,7 +180,7 @@ class _Pair:
         return float(max(np.abs(self.before).max(), np.abs(self.after).max()))
 
 
-def arm_estimate(
+def estimate_arm(
     values: npt.ArrayLike,
     weights: npt.ArrayLike | None = None,
     *,
@@ -193,16 +193,16 @@ def arm_estimate(
     Args:
         values: (seeds, rows), NaN if there is none. A seed without any does not count, nor does a row that lacks a
             value in a seed that counts.
-        weights: (rows,), as in `estimate`.
+        weights: (rows,), as in `bootstrap_estimate`.
         prompts: (rows,), as in `sum_by_prompt`.
-        seed: As in `estimate`.
-        resamples: As in `estimate`.
+        seed: As in `bootstrap_estimate`.
+        resamples: As in `bootstrap_estimate`.
 
     Raises:
         ValueError: No seed or row counts, a number is infinite, or the shapes or weights don't fit.
     """
     (sums,), counts, kept = _compared([values], weights, prompts)
-    mean = estimate(sums.mean(0), counts, prompts=kept, seed=seed, resamples=resamples)
+    mean = bootstrap_estimate(sums.mean(0), counts, prompts=kept, seed=seed, resamples=resamples)
     seeds = len(sums)
     if mean.low is None or mean.high is None or seeds == 1:
         return mean
@@ -229,20 +229,20 @@ def compare_arms(
 ) -> list[ArmDifference]:
     """Compare arms with the baseline that they share.
 
-    The claim about new seeds is tested by `crossed_p`, with the seeds' part pooled over the arms, and must also hold
-    for these seeds: p is the larger of the two, and the interval reaches as far as both.
+    The claim about new seeds is tested by `crossed_p_value`, with the seeds' part pooled over the arms, and must also
+    hold for these seeds: p is the larger of the two, and the interval reaches as far as both.
 
     Args:
         baseline: (seeds, rows), NaN if there is no value.
         arms: Each (seeds, rows), in the same order. What an arm or the baseline lacks does not count in its comparison.
-        weights: (rows,), as in `estimate`.
+        weights: (rows,), as in `bootstrap_estimate`.
         prompts: (rows,), as in `sum_by_prompt`.
         comparisons: As in `paired_difference`.
         seed: As in `paired_difference`.
         resamples: As in `paired_difference`.
 
     Raises:
-        ValueError: As in `arm_estimate`, or fewer than one comparison.
+        ValueError: As in `estimate_arm`, or fewer than one comparison.
     """
     pairs = [_Pair(*_two(baseline, arm, weights, prompts)) for arm in arms]
     return [
@@ -251,7 +251,7 @@ def compare_arms(
     ]
 
 
-def crossed_differences(
+def estimate_crossed_differences(
     baseline: npt.ArrayLike,
     arms: Sequence[npt.ArrayLike],
     weights: npt.ArrayLike | None = None,
@@ -261,18 +261,18 @@ def crossed_differences(
     """Compare as `compare_arms` does, without the sign-flip test, which takes most of the time.
 
     Raises:
-        ValueError: As in `arm_estimate`.
+        ValueError: As in `estimate_arm`.
     """
     pairs = [_Pair(*_two(baseline, arm, weights, prompts)) for arm in arms]
     found = []
     for pair, seed_part in zip(pairs, _pooled(pairs), strict=True):
         values, counts = pair.differences()
-        value = float(per_seed(values, counts).mean())
+        value = float(per_seed_values(values, counts).mean())
         found.append(CrossedDifference(value, seed_part.components, *values.shape))
     return found
 
 
-def margin(components: Components, seeds: int, prompts: int, tail: float) -> float:
+def margin_of_error(components: VarianceComponents, seeds: int, prompts: int, tail: float) -> float:
     """Compute the most by which the mean over seeds and prompts is above the truth, except with probability `tail`.
 
     sqrt(t_s^2 (seed + residual / prompts) / seeds + t_p^2 prompt / prompts), t_s and t_p being Student's quantiles of
@@ -294,12 +294,12 @@ def margin(components: Components, seeds: int, prompts: int, tail: float) -> flo
     return math.sqrt(of_seeds + _quantile(prompts - 1, tail) ** 2 * components.of_prompts(prompts))
 
 
-def crossed_p(value: float, components: Components, seeds: int, prompts: int) -> float:
-    """Two-sided p against both parts: the level whose `margin` just reaches the value; at least 1e-9."""
+def crossed_p_value(value: float, components: VarianceComponents, seeds: int, prompts: int) -> float:
+    """Two-sided p against both parts: the level whose `margin_of_error` just reaches the value; at least 1e-9."""
     from scipy.optimize import brentq
 
     def excess(exponent: float) -> float:
-        return margin(components, seeds, prompts, math.exp(exponent) / 2) - abs(value)
+        return margin_of_error(components, seeds, prompts, math.exp(exponent) / 2) - abs(value)
 
     if value == 0:
         return 1.0
@@ -307,12 +307,14 @@ def crossed_p(value: float, components: Components, seeds: int, prompts: int) ->
     return math.exp(brentq(excess, smallest, 0.0)) if excess(smallest) > 0 else 1e-9
 
 
-def detectable(components: Components, seeds: int, prompts: int, level: float, scope: Scope) -> float:
+def minimum_detectable_effect(
+    components: VarianceComponents, seeds: int, prompts: int, level: float, scope: Scope
+) -> float:
     """The true difference that is significant with probability `POWER` at a level.
 
-    As in `margin`, with quantiles that hold the power as well: q is the noncentrality for which Student's t exceeds
-    t[1 - level / 2] with probability `POWER`. The seeds' q is divided by the median of sqrt(chi^2 / freedom), since the
-    median estimate of a spread from few seeds is below the spread. For a claim about these seeds, the seeds' own part
+    As in `margin_of_error`, with quantiles that hold the power as well: q is the noncentrality for which Student's t
+    exceeds t[1 - level / 2] with probability `POWER`. The seeds' q is divided by the median of sqrt(chi^2 / freedom),
+    since the median estimate of a spread from few seeds is below the spread. For a claim about these seeds, the seeds' own part
     does not count, and the residual is a part of the prompts'.
     """
     from scipy.special import chdtri, nctdtrinc, stdtrit
@@ -330,7 +332,9 @@ def detectable(components: Components, seeds: int, prompts: int, level: float, s
     )
 
 
-def variance_components(values: Array, weights: Array | None = None, *, size: float | None = None) -> Components:
+def variance_components(
+    values: Array, weights: Array | None = None, *, size: float | None = None
+) -> VarianceComponents:
     """Two-way random-effects analysis of variance without replication, of complete values (seeds, prompts).
 
     With mean squares MS of seeds, prompts and residual (Searle, Casella and McCulloch 1992, "Variance Components"):
@@ -344,7 +348,7 @@ def variance_components(values: Array, weights: Array | None = None, *, size: fl
     """
     seeds, n = values.shape
     scale = 1.0 if weights is None else float(weights.mean())
-    ratios = per_seed(values, weights)
+    ratios = per_seed_values(values, weights)
     influence = (values - ratios[:, None] * (1.0 if weights is None else weights)) / scale  # (seeds, prompts)
     by_prompt = influence.mean(0)
     rounding = (ROUNDING * (float(np.abs(values).max()) if size is None else size) / scale) ** 2
@@ -354,19 +358,19 @@ def variance_components(values: Array, weights: Array | None = None, *, size: fl
 
     of_prompts = mean_square(seeds * float((by_prompt**2).sum()), n - 1)
     if seeds == 1:
-        return Components(None, of_prompts, None)
+        return VarianceComponents(None, of_prompts, None)
     residual = mean_square(float(((influence - by_prompt) ** 2).sum()), (seeds - 1) * (n - 1))
     of_seeds = mean_square(n * float(((ratios - ratios.mean()) ** 2).sum()), seeds - 1)
-    return Components(max(0.0, (of_seeds - residual) / n), max(0.0, (of_prompts - residual) / seeds), residual)
+    return VarianceComponents(max(0.0, (of_seeds - residual) / n), max(0.0, (of_prompts - residual) / seeds), residual)
 
 
-def per_seed(values: Array, weights: Array | None) -> Array:
+def per_seed_values(values: Array, weights: Array | None) -> Array:
     """Each seed's figure: (seeds,)."""
     figures: Array = values.mean(1) if weights is None else values.sum(1) / weights.sum()
     return figures
 
 
-def complete(
+def select_complete(
     columns: Sequence[npt.ArrayLike], weights: npt.ArrayLike | None = None, prompts: Sequence[object] | None = None
 ) -> tuple[list[Array], Array | None, Sequence[object] | None]:
     """The arms (seeds, rows), weights (rows,) and prompts (rows,) of the seeds and rows that all have; maybe none.
@@ -401,8 +405,8 @@ def complete(
 def _compared(
     columns: Sequence[npt.ArrayLike], weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> tuple[list[Array], Array | None, Sequence[object] | None]:
-    """Select what is complete, as `complete` does; at least one number of each arm must be left."""
-    arrays, counts, kept = complete(columns, weights, prompts)
+    """Select what is complete, as `select_complete` does; at least one number of each arm must be left."""
+    arrays, counts, kept = select_complete(columns, weights, prompts)
     if not arrays[0].size:
         raise ValueError(f"no seeds or no rows to compare: {arrays[0].shape} are left")
     return arrays, counts, kept
@@ -427,7 +431,8 @@ def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
     baseline's seeds; it errs in up to 14 % instead of 5 % if the arms vary together, as alphas do whose noise has the
     same directions (simulated: 2 to 8 seeds, 1 to 5 arms, correlations 0 to 0.9; with this formula at most 6 %).
 
-    An arm whose variance is above the others' mean by an F-test at `UNEVEN` is tested by its own variance and freedom.
+    An arm whose variance is above the others' mean by an F-test at `UNEVEN_LEVEL` is tested by its own variance and
+    freedom.
     It stays in the mean of the others: left out, they err in up to 8 % instead of 7 % (one arm of 3 x the spread).
     """
     split = [pair.differences() for pair in pairs]
@@ -457,7 +462,7 @@ def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
         pool = [index] if index in uneven else list(variances)
         residual = _mean({other: own[other].residual or 0.0 for other in pool}, freedoms, pool)  # type: ignore[union-attr]
         seed = max(0.0, _mean(variances, freedoms, pool) - residual / n)
-        shared = Components(seed, parts.prompt, residual, _freedom(freedoms, pool) / (seeds - 1))
+        shared = VarianceComponents(seed, parts.prompt, residual, _freedom(freedoms, pool) / (seeds - 1))
         of_others = math.sqrt(_mean(variances, freedoms, others[index])) if others[index] else None
         result[index] = _SeedPart(shared, math.sqrt(variances[index]), of_others, index in uneven)
     return result
@@ -465,7 +470,7 @@ def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
 
 def _seed_variance(values: Array, weights: Array | None) -> float:
     """The variance of the seeds' figures."""
-    return float(per_seed(values, weights).var(ddof=1))
+    return float(per_seed_values(values, weights).var(ddof=1))
 
 
 def _mean(numbers: dict[int, float], freedoms: dict[int, int], pool: Sequence[int]) -> float:
@@ -478,10 +483,10 @@ def _freedom(freedoms: dict[int, int], pool: Sequence[int]) -> float:
 
 
 def _is_larger(variance: float, freedom: float, other: float, other_freedom: float) -> bool:
-    """Return whether a variance is above another by a one-sided F-test at `UNEVEN`."""
+    """Return whether a variance is above another by a one-sided F-test at `UNEVEN_LEVEL`."""
     from scipy.special import fdtrc
 
-    return variance > 0 and (other == 0 or float(fdtrc(freedom, other_freedom, variance / other)) < UNEVEN)
+    return variance > 0 and (other == 0 or float(fdtrc(freedom, other_freedom, variance / other)) < UNEVEN_LEVEL)
 
 
 def _difference(
@@ -507,7 +512,7 @@ def _difference(
     new = None if these is None or components is None or seeds < 2 else _new_seeds(found, these, components, seeds)
     effect = found.detectable
     if effect is not None and new is not None and components is not None:
-        effect = max(effect, detectable(components, seeds, found.n, LEVEL / comparisons, "new seeds"))
+        effect = max(effect, minimum_detectable_effect(components, seeds, found.n, LEVEL / comparisons, "new seeds"))
     return ArmDifference(
         value=found.value,
         these_seeds=these,
@@ -524,12 +529,12 @@ def _difference(
     )
 
 
-def _new_seeds(found: PairedDifference, these: Claim, components: Components, seeds: int) -> Claim:
+def _new_seeds(found: PairedDifference, these: Claim, components: VarianceComponents, seeds: int) -> Claim:
     """The claim about new seeds, which holds only if that about these seeds does."""
-    p = max(these.p, crossed_p(found.value, components, seeds, found.n))
+    p = max(these.p, crossed_p_value(found.value, components, seeds, found.n))
     if these.low is None or these.high is None:
         return Claim(None, None, p, these.smallest_p)
-    reach = margin(components, seeds, found.n, LEVEL / 2)
+    reach = margin_of_error(components, seeds, found.n, LEVEL / 2)
     return Claim(min(these.low, found.value - reach), max(these.high, found.value + reach), p, these.smallest_p)
 
 

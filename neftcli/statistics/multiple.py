@@ -11,7 +11,7 @@ Direction: TypeAlias = Literal["lower", "higher", "none"]
 NOT_SIGNIFICANT = "not significant"
 
 
-def adjust(p_values: Sequence[float], smallest: Sequence[float] | None = None) -> list[float]:
+def holm_adjust(p_values: Sequence[float], smallest: Sequence[float] | None = None) -> list[float]:
     """Adjust p-values so that the chance of any false finding is at most `LEVEL`, in the order given.
 
     Holm's correction: with p sorted upwards, the i-th (from 0) of m is max over j <= i of min(1, (m - j) p[j]) (Holm
@@ -34,7 +34,7 @@ def adjust(p_values: Sequence[float], smallest: Sequence[float] | None = None) -
     return adjusted
 
 
-def direction(p_adjusted: float | None, difference: float) -> str:
+def name_direction(p_adjusted: float | None, difference: float) -> str:
     """Name the direction of a significant difference.
 
     Returns:
@@ -47,13 +47,13 @@ def direction(p_adjusted: float | None, difference: float) -> str:
     return "higher" if difference > 0 else "lower"
 
 
-def verdict(p_adjusted: float | None, difference: float, better: Direction) -> str:
+def name_verdict(p_adjusted: float | None, difference: float, better: Direction) -> str:
     """Name a significant difference by its direction, and by its value if a direction is good.
 
     Returns:
         "better" or "worse", or "higher" or "lower" if no direction is good; "not significant"; "" without a test.
     """
-    word = direction(p_adjusted, difference)
+    word = name_direction(p_adjusted, difference)
     if better == "none" or word not in ("higher", "lower"):
         return word
     return "better" if word == better else "worse"

@@ -31,14 +31,14 @@ import numpy.typing as npt
 RESAMPLES = 9_999
 LEVEL = 0.05
 POWER = 0.8
-FEWEST = 6
+MIN_PROMPTS = 6
 """Prompts that a test needs: with fewer, no p-value is below 0.05."""
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
 ROUNDING = 1e-12
 """Numbers that differ by less than this share of the largest value differ by rounding only."""
-SKEWED = 0.065
+SKEWNESS_THRESHOLD = 0.065
 """Estimated true level from which skewness is reported: clearly above the 0.05 that is promised."""
 BATCH = 2**20
 """Numbers drawn at once: bounds the memory (8 MB an array), whatever the number of prompts."""
@@ -110,7 +110,7 @@ def sum_by_prompt(values: Array, weights: Array | None, prompts: Sequence[object
     return values @ indicator, (indicator.sum(0) if weights is None else weights @ indicator)
 
 
-def estimate(
+def bootstrap_estimate(
     values: npt.ArrayLike,
     weights: npt.ArrayLike | None = None,
     *,
@@ -156,7 +156,7 @@ def paired_difference(
     Args:
         first: (rows,), of the model compared with.
         second: (rows,), of the other model, in the same order.
-        weights: (rows,), as in `estimate`; the mean of the differences if None.
+        weights: (rows,), as in `bootstrap_estimate`; the mean of the differences if None.
         prompts: (rows,), as in `sum_by_prompt`.
         comparisons: Number of comparisons that are corrected together. `detectable` uses the strictest step of Holm's
             correction, so its power holds whatever the other tests give.
@@ -164,7 +164,7 @@ def paired_difference(
         resamples: Sign patterns that are drawn if there are too many to try all.
 
     Raises:
-        ValueError: As in `estimate`, or fewer than one comparison.
+        ValueError: As in `bootstrap_estimate`, or fewer than one comparison.
     """
     if comparisons < 1:
         raise ValueError(f"comparisons must be 1 or more, not {comparisons}")

@@ -6,8 +6,8 @@ import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from neftcli.statistics.crossed import ArmDifference, detectable
-from neftcli.statistics.paired import FEWEST, LEVEL
+from neftcli.statistics.crossed import ArmDifference, minimum_detectable_effect
+from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
 
 # Larger numbers are not reported: nobody would write or train them.
 MOST_PROMPTS = 10**8
@@ -15,7 +15,7 @@ MOST_SEEDS = 10**4
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
+class RequiredSizes:
     """Prompts or seeds that find an effect with probability `POWER` in a claim about new seeds.
 
     Attributes:
@@ -29,7 +29,7 @@ class Needed:
     seeds: int | None
 
 
-def needed(difference: ArmDifference, delta: float) -> Needed:
+def required_sizes(difference: ArmDifference, delta: float) -> RequiredSizes:
     """Compute how many prompts, or how many seeds, would find a true difference of `delta`.
 
     They are the smallest numbers whose minimum detectable effect, by the components of the variance at hand, is `delta`
@@ -43,19 +43,19 @@ def needed(difference: ArmDifference, delta: float) -> Needed:
         raise ValueError(f"the effect to find must be above 0, not {delta}")
     parts, level = difference.components, LEVEL / difference.comparisons
     if parts is None or parts.seed is None or parts.unknown():
-        return Needed(None, None)
+        return RequiredSizes(None, None)
 
     def by_prompts(count: int) -> bool:
-        return detectable(parts, difference.seeds, count, level, "new seeds") <= delta
+        return minimum_detectable_effect(parts, difference.seeds, count, level, "new seeds") <= delta
 
     def by_seeds(count: int) -> bool:
-        return detectable(parts, count, difference.n, level, "new seeds") <= delta
+        return minimum_detectable_effect(parts, count, difference.n, level, "new seeds") <= delta
 
     # If what is at hand does not suffice, more is needed, even if the pooled components alone don't show it.
     short = difference.detectable is not None and difference.detectable > delta
-    prompts = range(difference.n + 1 if short else FEWEST, MOST_PROMPTS)
+    prompts = range(difference.n + 1 if short else MIN_PROMPTS, MOST_PROMPTS)
     seeds = range(difference.seeds + 1 if short else 2, MOST_SEEDS)
-    return Needed(_first(prompts, by_prompts), _first(seeds, by_seeds))
+    return RequiredSizes(_first(prompts, by_prompts), _first(seeds, by_seeds))
 
 
 def _first(counts: range, enough: Callable[[int], bool]) -> int | None:

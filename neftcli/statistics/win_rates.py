@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from neftcli.statistics.paired import FEWEST, LEVEL, POWER, Array, PairedDifference
+from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, POWER, Array, PairedDifference
 
 PARAMETERS = 2
 EVEN = np.eye(PARAMETERS)
@@ -30,7 +30,7 @@ Mansournia 2015, "Penalization, bias reduction, and default priors in logistic a
 regressions"). They keep the estimates finite if one model wins every pair, or the longer answer does."""
 
 
-def win_rate(
+def estimate_win_rate(
     scores: npt.ArrayLike,
     lengths: npt.ArrayLike | None = None,
     *,
@@ -53,8 +53,8 @@ def win_rate(
         comparisons: As in `paired_difference`.
 
     Returns:
-        The difference from one half, without `true_level`. None with fewer than `FEWEST` prompts, or if every answer is
-        longer, or shorter, by the same length, which can't be told from a difference in quality.
+        The difference from one half, without `true_level`. None with fewer than `MIN_PROMPTS` prompts, or if every
+        answer is longer, or shorter, by the same length, which can't be told from a difference in quality.
 
     Raises:
         ValueError: The shapes differ, a number isn't finite, or a score is not from 0 to 1.
@@ -69,7 +69,7 @@ def win_rate(
         raise ValueError(f"comparisons must be 1 or more, not {comparisons}")
     _, groups = np.unique(range(won.size) if prompts is None else _numbered(prompts), return_inverse=True)
     n = int(groups.max(initial=-1)) + 1
-    if n < FEWEST:
+    if n < MIN_PROMPTS:
         return None
     spread = float(longer.std())
     if spread == 0 and longer.any():
@@ -109,11 +109,11 @@ def length_controlled_scores(scores: npt.ArrayLike, lengths: npt.ArrayLike) -> A
         lengths: (pairs,), length of this model's answer less the other's.
 
     Returns:
-        (pairs,). The scores themselves with fewer than `FEWEST` pairs, or if all lengths differ by the same.
+        (pairs,). The scores themselves with fewer than `MIN_PROMPTS` pairs, or if all lengths differ by the same.
     """
     won, longer = (np.asarray(column, dtype=np.float64) for column in (scores, lengths))
     spread = float(longer.std())
-    if won.size < FEWEST or spread == 0:
+    if won.size < MIN_PROMPTS or spread == 0:
         return won
     from scipy.special import expit
 

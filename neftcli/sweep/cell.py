@@ -21,9 +21,9 @@ from neftcli.system.files import remove
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
-    from neftcli.evaluation.held_out import Rows
+    from neftcli.evaluation.held_out import EvalRows
     from neftcli.evaluation.loss import RowLoss
-    from neftcli.evaluation.measurement import Results
+    from neftcli.evaluation.measurement import ModelResults
     from neftcli.recipe.schema import Recipe
     from neftcli.system.device import ComputeConfig
     from neftcli.training.assets import AssetCache
@@ -213,39 +213,39 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, o
         _measure(run, recipe, _rows(recipe, examples, layout), resolve_compute_config(recipe), observer, None, ())
 
 
-def _rows(recipe: Recipe, examples: Any, layout: Any) -> Rows:
-    from neftcli.evaluation.held_out import Rows
+def _rows(recipe: Recipe, examples: Any, layout: Any) -> EvalRows:
+    from neftcli.evaluation.held_out import EvalRows
 
-    return Rows(examples, recipe.data, layout, "held-out rows", "held-out")
+    return EvalRows(examples, recipe.data, layout, "held-out rows", "held-out")
 
 
 def _measure(
     run: RunDirectory,
     recipe: Recipe,
-    rows: Rows,
+    rows: EvalRows,
     compute: ComputeConfig,
     observer: Observer,
     tuned: Any,
     known: Sequence[tuple[TokenRow, RowLoss]],
 ) -> None:
-    from neftcli.evaluation.measurement import Measurement
-    from neftcli.evaluation.targets import find_subject
+    from neftcli.evaluation.measurement import ModelEvaluator
+    from neftcli.evaluation.targets import resolve_target
 
     begun = time.perf_counter()
     observer.notify(CellEvaluationStarted())
-    subject = find_subject(str(run.path), "run", ())
+    subject = resolve_target(str(run.path), "run", ())
     # The run's own recipe may be somebody else's: whether a model's own code runs is for the cell's to say.
     model = replace(subject.recipe.model, trust_remote_code=recipe.model.trust_remote_code)
     subject = replace(subject, recipe=replace(subject.recipe, model=model))
     seed, answers = recipe.training.seed, recipe.sweep.answers
-    measurement = Measurement(
+    measurement = ModelEvaluator(
         subject, rows, recipe.evaluation, compute, seed, observer, answers=answers, model=tuned, known=known
     )
     content = _content(measurement.run(), rows, settings_key(recipe))
     run.write_json(MEASURED, content | {"seconds": time.perf_counter() - begun})
 
 
-def _content(results: Results, rows: Rows, settings: str) -> MeasuredCell:
+def _content(results: ModelResults, rows: EvalRows, settings: str) -> MeasuredCell:
     """Return a cell's numbers, example by example."""
     from neftcli.evaluation.comparison import task_metrics, values_of_rows
     from neftcli.evaluation.metrics import REGISTRY, PerRow

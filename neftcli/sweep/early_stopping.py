@@ -28,8 +28,14 @@ import numpy.typing as npt
 
 from neftcli.evaluation.metrics import label
 from neftcli.evaluation.number_format import amount
-from neftcli.statistics.crossed import CrossedDifference, compare_arms, complete, crossed_differences, margin
-from neftcli.statistics.paired import FEWEST, RESAMPLES
+from neftcli.statistics.crossed import (
+    CrossedDifference,
+    compare_arms,
+    estimate_crossed_differences,
+    margin_of_error,
+    select_complete,
+)
+from neftcli.statistics.paired import MIN_PROMPTS, RESAMPLES
 from neftcli.sweep.plan import baseline_of
 
 if TYPE_CHECKING:
@@ -253,7 +259,7 @@ def look(
     if not tested:
         return Decision()
     columns = [values[arm] for arm in tested]
-    differences = crossed_differences(values[baseline], columns, weights, prompts=prompts)
+    differences = estimate_crossed_differences(values[baseline], columns, weights, prompts=prompts)
     found = dict(zip(tested, differences, strict=True))
     gains = {baseline: 0.0, **{arm: sign * difference.value for arm, difference in found.items()}}
     level = SUCCESS / comparisons
@@ -289,7 +295,7 @@ def _worse_than(
     if not compared:
         return ()
     columns = [values[arm] for arm in compared]
-    differences = crossed_differences(values[leader], columns, weights, prompts=prompts)
+    differences = estimate_crossed_differences(values[leader], columns, weights, prompts=prompts)
     found = dict(zip(compared, differences, strict=True))
     p_values = _p_values(values, leader, found, 2 * DROP, weights, prompts, resamples)
     return tuple(
@@ -325,13 +331,13 @@ def _is_enough(
     first: npt.ArrayLike, second: npt.ArrayLike, weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> bool:
     """Return whether two arms have enough seeds and prompts in common to be compared."""
-    (values, _), _, kept = complete([first, second], weights, prompts)
+    (values, _), _, kept = select_complete([first, second], weights, prompts)
     seeds, rows = values.shape
-    return seeds >= FIRST_LOOK and (rows if kept is None else len(set(kept))) >= FEWEST
+    return seeds >= FIRST_LOOK and (rows if kept is None else len(set(kept))) >= MIN_PROMPTS
 
 
 def _largest_gain(difference: CrossedDifference, sign: float) -> float:
     """The upper end of the one-sided interval of an arm's gain; infinite if seeds can't be told from prompts."""
     if difference.components is None:
         return math.inf
-    return sign * difference.value + margin(difference.components, difference.seeds, difference.n, FUTILITY)
+    return sign * difference.value + margin_of_error(difference.components, difference.seeds, difference.n, FUTILITY)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.evaluation.cache import alone
-from neftcli.evaluation.judge import Pair, judge_pairs
+from neftcli.evaluation.cache import lock_results
+from neftcli.evaluation.judge import AnswerPair, judge_pairs
 from neftcli.evaluation.metrics import WIN_RATE, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Notice, Observer
 from neftcli.statistics.win_rates import length_controlled_scores
@@ -38,8 +38,8 @@ def add_win_rates(
             continue
         if arm.alpha and baseline is not None:
             rows = zip(content["prompts"], content["answers"], baseline["answers"], content["references"], strict=True)
-            pairs = [Pair(*row) for row in rows]
-            with alone(folder / "judge", observer):
+            pairs = [AnswerPair(*row) for row in rows]
+            with lock_results(folder / "judge", observer):
                 advance = _Advance(f"judging {arm.name()}, seed {seed}", observer)
                 judged = judge_pairs(pairs, judge, folder / "judge" / "verdicts.jsonl", advance)
             scores = [0.5 if verdict.score is None else verdict.score for verdict in judged]

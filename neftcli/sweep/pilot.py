@@ -20,14 +20,14 @@ from neftcli.runs.directory import CELLS, RECIPE
 from neftcli.statistics.crossed import (
     SHARED_BASELINE,
     ArmDifference,
-    Components,
     Scope,
+    VarianceComponents,
     compare_arms,
-    complete,
-    detectable,
+    minimum_detectable_effect,
+    select_complete,
 )
-from neftcli.statistics.paired import FEWEST, LEVEL
-from neftcli.statistics.planning import needed
+from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
+from neftcli.statistics.planning import required_sizes
 from neftcli.sweep.cell import finished_run, measured
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.plan import Cell, arms_of, baseline_of, plan_cells
@@ -89,13 +89,13 @@ def plan_power(
     delta = resolve_delta(base.sweep.delta, metric, gain_of_training(results, before))
     seeds = base.sweep.seeds
     planned = replace(pilot[0], components=components, seeds=max(2, seeds), n=prompts, comparisons=comparisons)
-    more = None if delta is None else needed(planned, delta)
+    more = None if delta is None else required_sizes(planned, delta)
     scope: Scope = "new seeds" if seeds > 1 else "these seeds"
     return replace(
         plan,
         pilot=str(folder),
         pilot_seeds=max(one.seeds for one in pilot),
-        detectable=detectable(components, seeds, prompts, LEVEL / comparisons, scope),
+        detectable=minimum_detectable_effect(components, seeds, prompts, LEVEL / comparisons, scope),
         delta=delta,
         seeds_needed=more.seeds if more else None,
         prompts_needed=more.prompts if more and seeds > 1 else None,
@@ -116,18 +116,18 @@ def _differences(results: SweepResults, metric: str) -> list[ArmDifference]:
         columns = []
         for arm in results.arms:
             if arm.alpha and baseline_of(arm) == baseline:
-                (values, _), _, kept = complete([first, results.values(metric, arm)], weights, prompts)
-                if len(values) > 1 and len(set(kept or ())) >= FEWEST:
+                (values, _), _, kept = select_complete([first, results.values(metric, arm)], weights, prompts)
+                if len(values) > 1 and len(set(kept or ())) >= MIN_PROMPTS:
                     columns.append(results.values(metric, arm))
         if columns:
             compared += compare_arms(first, columns, weights, prompts=prompts)
     return [one for one in compared if not one.uneven] or compared
 
 
-def _mean(pilot: Sequence[ArmDifference], arms: int) -> Components:
+def _mean(pilot: Sequence[ArmDifference], arms: int) -> VarianceComponents:
     """The pilot's mean components, with the degrees of freedom of `arms` arms of a baseline (as in `crossed`)."""
     parts = [one.components for one in pilot if one.components is not None]
-    return Components(
+    return VarianceComponents(
         seed=float(np.mean([one.seed or 0.0 for one in parts])),
         prompt=float(np.mean([one.prompt for one in parts])),
         residual=float(np.mean([one.residual or 0.0 for one in parts])),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neftcli.data.splits import normalised
 from neftcli.evaluation.metrics import REGISTRY, WIN_RATE, WIN_RATE_LENGTH_CONTROLLED
-from neftcli.statistics.crossed import complete
+from neftcli.statistics.crossed import select_complete
 from neftcli.statistics.multiple import Direction
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of
 
@@ -71,7 +71,7 @@ class SweepResults:
     def shared(self, metric: str, arms: Sequence[Arm]) -> tuple[list[Values], Values | None]:
         """The arms' values and the weights, of the seeds and rows that all of them have; maybe none."""
         columns = [self.values(metric, arm) for arm in arms]
-        arrays, weights, _ = complete(columns, self.weights(metric, arms[0]))
+        arrays, weights, _ = select_complete(columns, self.weights(metric, arms[0]))
         return arrays, weights
 
     def per_seed(self, metric: str, arm: Arm) -> tuple[float | None, ...]:

@@ -9,8 +9,8 @@ from neftcli.evaluation.number_format import amount, interval, p_value
 from neftcli.events import ArmResult, Comparison, Significance
 from neftcli.statistics.crossed import ArmDifference
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, Direction
-from neftcli.statistics.paired import LEVEL, SKEWED
-from neftcli.statistics.planning import needed
+from neftcli.statistics.paired import LEVEL, SKEWNESS_THRESHOLD
+from neftcli.statistics.planning import required_sizes
 
 
 def capital(text: str) -> str:
@@ -122,7 +122,7 @@ def skewed(found: Mapping[tuple[str, str], ArmDifference]) -> list[str]:
         f"The differences in {label(metric)} are skewed over prompts: of comparisons for these seeds without a true "
         f"difference about {100 * level:.0f} % would have p < {LEVEL:g}, not {100 * LEVEL:.0f} %."
         for metric, level in levels.items()
-        if level > SKEWED
+        if level > SKEWNESS_THRESHOLD
     ]
 
 
@@ -157,7 +157,7 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
             *lines,
             f"{capital(effect)} would have been found in 80 % of such sweeps or more.",
         ]
-    more = [needed(one, delta) for one in known]
+    more = [required_sizes(one, delta) for one in known]
     seeds = _most([one.seeds for one in more])
     rows = _most([one.prompts for one in more])
     ways = [f"about {seeds} seeds"] if seeds else []

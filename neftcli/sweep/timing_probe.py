@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from neftcli.recipe.schema import Recipe
 
-FEWEST, MOST, ENOUGH = 3, 30, 5.0  # updates that are timed behind the first, and seconds of them that suffice
+MIN_PROMPTS, MOST, ENOUGH = 3, 30, 5.0  # updates that are timed behind the first, and seconds of them that suffice
 FIRST_TOKENS = 12  # of answers that are begun
 HARMLESS = 1e-8  # a learning rate that ends in no NaN; no time depends on it
 
@@ -127,7 +127,7 @@ class _Clock:
             case TrainingProgress():
                 self.times.append(time.perf_counter())
                 timed, seconds = len(self.times) - 2, self.times[-1] - self.times[1]  # the first update also prepares
-                if timed + 1 == self._total or timed >= MOST or (timed >= FEWEST and seconds > ENOUGH):
+                if timed + 1 == self._total or timed >= MOST or (timed >= MIN_PROMPTS and seconds > ENOUGH):
                     raise _EnoughError
 
     def update(self) -> tuple[float, int]:

@@ -46,7 +46,7 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
     from neftcli.evaluation.judge import check_judge
     from neftcli.evaluation.report import instruction
     from neftcli.evaluation.tasks import check_tasks
-    from neftcli.statistics.paired import FEWEST
+    from neftcli.statistics.paired import MIN_PROMPTS
     from neftcli.training.inputs import read_inputs
     from neftcli.training.validate import tokenize_inputs
 
@@ -81,16 +81,18 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
     require_writable(folder)
     reference, examples = read_inputs(base, observer)
     prompts = {normalised(instruction(example)) for example in examples.held_out}
-    if len(prompts) < FEWEST:
+    if len(prompts) < MIN_PROMPTS:
         total = len(examples.train) + len(examples.held_out)
-        enough = math.ceil(FEWEST / LARGEST_SHARE)
-        hint = f"--held-out FILE with {FEWEST} rows or more"
+        enough = math.ceil(MIN_PROMPTS / LARGEST_SHARE)
+        hint = f"--held-out FILE with {MIN_PROMPTS} rows or more"
         if total >= enough:
             hint += ", or more --held-out-rows"
         else:
-            hint += f"; {enough} rows of data are the fewest of which {FEWEST} can be held out"
+            hint += f"; {enough} rows of data are the fewest of which {MIN_PROMPTS} can be held out"
         got = f"{len(examples.held_out)} rows with {len(prompts)} prompts"
-        raise InputError(Problem(f"a sweep needs at least {FEWEST} held-out rows with different prompts", got, hint))
+        raise InputError(
+            Problem(f"a sweep needs at least {MIN_PROMPTS} held-out rows with different prompts", got, hint)
+        )
     with tempfile.TemporaryDirectory() as logs, library_chatter(Path(logs) / "log"):
         # Once for all cells: no axis of a grid changes the tokens.
         tokenize_inputs(base, reference, examples, observer, answers=base.sweep.answers)

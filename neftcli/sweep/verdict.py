@@ -15,9 +15,9 @@ from neftcli.evaluation.metrics import (
     label,
 )
 from neftcli.events import ArmResult, Comparison, MetricValue, Significance
-from neftcli.statistics.crossed import ArmDifference, arm_estimate, compare_arms
-from neftcli.statistics.multiple import NOT_SIGNIFICANT, adjust, direction, verdict
-from neftcli.statistics.paired import FEWEST, LEVEL, RESAMPLES
+from neftcli.statistics.crossed import ArmDifference, compare_arms, estimate_arm
+from neftcli.statistics.multiple import NOT_SIGNIFICANT, holm_adjust, name_direction, name_verdict
+from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, RESAMPLES
 from neftcli.sweep import sentences
 from neftcli.sweep.early_stopping import Stopped, is_confirmed
 from neftcli.sweep.plan import Arm, baseline_of
@@ -149,8 +149,8 @@ def _lack(results: SweepResults, metric: str, arm: Arm) -> str:
     if not seeds:
         return "no seed is done both with noise and without"
     prompts = results.prompts(metric)
-    if rows < FEWEST or (prompts is not None and len(set(prompts)) < FEWEST):
-        return f"fewer than {FEWEST} prompts have a value in every seed"
+    if rows < MIN_PROMPTS or (prompts is not None and len(set(prompts)) < MIN_PROMPTS):
+        return f"fewer than {MIN_PROMPTS} prompts have a value in every seed"
     return ""
 
 
@@ -169,7 +169,7 @@ def _compared(results: SweepResults, found: Differences) -> Compared:
         dict(
             zip(
                 claims,
-                adjust([one.p for one in claims.values()], [one.smallest_p for one in claims.values()]),
+                holm_adjust([one.p for one in claims.values()], [one.smallest_p for one in claims.values()]),
                 strict=True,
             )
         )
@@ -183,9 +183,9 @@ def _compared(results: SweepResults, found: Differences) -> Compared:
         if pair in new:
             narrow = these[pair]
             seeds = Significance(
-                narrow.low, narrow.high, narrow.p, of_these[pair], direction(of_these[pair], one.value)
+                narrow.low, narrow.high, narrow.p, of_these[pair], name_direction(of_these[pair], one.value)
             )
-        word = verdict(p, one.value, results.direction(metric)) if seeds else direction(p, one.value)
+        word = name_verdict(p, one.value, results.direction(metric)) if seeds else name_direction(p, one.value)
         if seeds and word == NOT_SIGNIFICANT:
             word = seeds.verdict  # lower or higher for these seeds, or not significant either
         compared[arm][metric] = Comparison(
@@ -219,7 +219,7 @@ def _row(
     for metric in metrics:
         [shown], _ = results.shared(metric, [arm])
         if shown.size:
-            figure = arm_estimate(
+            figure = estimate_arm(
                 results.values(metric, arm),
                 results.weights(metric, arm),
                 prompts=results.prompts(metric),

@@ -105,7 +105,7 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
     assert words["base"] <= {"better", "worse", "lower", "higher", "not significant"}
     assert compared(report, "held_out_loss", "base")["verdict"] == "better"
     sweep = f"neft sweep-alpha --recipe {report['models'][0]['source']}/recipe.yaml --alphas 0,5 --seeds 6"
-    assert report["over_seeds"] == sweep
+    assert report["sweep_command"] == sweep
     assert "With one run each (seed 0) they don't hold for other seeds." in report["scope"]
     folder = Path(report["folder"])
     assert folder == Path("runs/tiny-a5-s0/evaluation/held-out-vs-tiny-a0-s0")
@@ -369,14 +369,14 @@ def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
 
     alone = of("tiny-a5-s0")
     assert any("--baseline RUN compares two runs" in remark for remark in alone["remarks"])
-    assert alone["over_seeds"].endswith("runs/tiny-a5-s0/recipe.yaml --alphas 0,5 --seeds 6")
-    assert of("tiny-a0-s0")["over_seeds"] is None
+    assert alone["sweep_command"].endswith("runs/tiny-a5-s0/recipe.yaml --alphas 0,5 --seeds 6")
+    assert of("tiny-a0-s0")["sweep_command"] is None
     noise = of("tiny-a0-s0", "--baseline", "tiny-a5-s0")
     assert [remark for remark in noise["remarks"] if "runs" in remark] == []
-    assert noise["over_seeds"] == alone["over_seeds"], "the recipe of the run whose noise is on"
+    assert noise["sweep_command"] == alone["sweep_command"], "the recipe of the run whose noise is on"
     more = of("lora-a5-s0", "--baseline", "tiny-a0-s0")
     assert "The two runs differ in more than noise and seed: adapter.type lora and none." in more["remarks"]
-    assert more["over_seeds"] is None
+    assert more["sweep_command"] is None
     shutil.copytree(runs / "tiny-a5-s0", runs / "copy")
     same = of("tiny-a5-s0", "--baseline", "copy")
     assert "Both have the same recipe: a difference is what training twice does." in same["conclusion"]
@@ -389,7 +389,7 @@ def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
     told = "Only training.seed differs (0 and 1): a difference is what a different seed does."
     assert seeds["conclusion"].count(told) == 1
     assert [remark for remark in seeds["remarks"] if "seed" in remark] == []
-    assert seeds["over_seeds"] is None
+    assert seeds["sweep_command"] is None
     assert "(seeds 0 and 1)" in seeds["scope"]
     plain = neft("eval", "tiny-a5-s0", "--baseline", "copy", "--no-answers").out
     assert plain.count("training.seed") == 1

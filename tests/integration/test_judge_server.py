@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from neftcli.evaluation.judge import JudgeError, Pair, judge_pairs, verdict_in
+from neftcli.evaluation.judge import AnswerPair, JudgeError, judge_pairs, parse_verdict
 from neftcli.models.gguf import converted
 from neftcli.models.registry import resolve
 from neftcli.recipe.schema import Judge
@@ -27,9 +27,9 @@ from neftcli.recipe.schema import Judge
 pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]
 
 PAIRS = [
-    Pair("What is the capital of France?", "The capital of France is Paris.", "Bananas are yellow."),
-    Pair("Name three primary colours.", "Red.", "Red, yellow and blue."),
-    Pair("Say hello.", "Hello!", "Hello!\n"),
+    AnswerPair("What is the capital of France?", "The capital of France is Paris.", "Bananas are yellow."),
+    AnswerPair("Name three primary colours.", "Red.", "Red, yellow and blue."),
+    AnswerPair("Say hello.", "Hello!", "Hello!\n"),
 ]
 
 
@@ -104,7 +104,7 @@ def test_a_real_server_judges_and_is_not_asked_twice(server: RealServer, model: 
         assert entry["reply"].strip()
         assert entry["usage"]["prompt_tokens"] > 100
         assert 0 < entry["usage"]["completion_tokens"] <= 16
-    unread = sum(verdict_in(entry["reply"]) is None for entry in entries)
+    unread = sum(parse_verdict(entry["reply"]) is None for entry in entries)
     assert sum(judged.verdicts.count("unparsed") for judged in first) == unread
     assert all((judged.score is None) == ("unparsed" in judged.verdicts) for judged in first)
     assert first[2].score == 0.5
@@ -112,7 +112,7 @@ def test_a_real_server_judges_and_is_not_asked_twice(server: RealServer, model: 
     server.stop()
     assert judge_pairs(PAIRS, settings, cache, lambda done, total: None) == first
     with pytest.raises(JudgeError, match="4 of 6 questions are answered"):
-        judge_pairs([*PAIRS, Pair("New?", "a", "b")], settings, cache, lambda done, total: None)
+        judge_pairs([*PAIRS, AnswerPair("New?", "a", "b")], settings, cache, lambda done, total: None)
 
 
 def test_a_real_server_refuses_another_model(server: RealServer, tmp_path: Path) -> None:

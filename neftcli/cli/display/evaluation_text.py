@@ -35,8 +35,8 @@ def next_commands(report: EvaluationReport) -> list[tuple[str, str]]:
     commands = []
     if main.alpha and not has_baseline and report.paired_run is not None:
         commands += comparing(main.source, main.alpha, report.paired_run)
-    if report.over_seeds:
-        commands.append((report.over_seeds, "did the noise help? the same recipes over seeds"))
+    if report.sweep_command:
+        commands.append((report.sweep_command, "did the noise help? the same recipes over seeds"))
     has_answers = any(row.metric == ANSWER_TOKENS for row in report.metrics)
     if not report.shown and has_answers and len(report.models) > 1:
         commands.append(("the same command with --show 5", "answers side by side"))

@@ -174,7 +174,7 @@ REPORT = events.EvaluationReport(
     folder="runs/mine-a5-s0/evaluation/held-out-vs-mine-a0-s0",
     seconds=83.0,
     conclusion=("Not significant: \x1bheld-out loss.", "Against base smollm2-135m: better in held-out loss."),
-    over_seeds="neft sweep-alpha --recipe runs/mine-a5-s0/recipe.yaml --alphas 0,5 --seeds 6",
+    sweep_command="neft sweep-alpha --recipe runs/mine-a5-s0/recipe.yaml --alphas 0,5 --seeds 6",
 )
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neftcli.evaluation.adaptive_batches import in_batches
+from neftcli.evaluation.adaptive_batches import iter_batches
 
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 
@@ -32,7 +32,7 @@ def test_every_item_once_in_its_order_whatever_memory_holds(
         return [item * item for item in batch]
 
     observer = SimpleNamespace(notify=lambda event: told.append(event.message))
-    done = [pair for batch in in_batches(items, size, square, observer) for pair in batch]
+    done = [pair for batch in iter_batches(items, size, square, observer) for pair in batch]
     assert done == [(item, item * item) for item in items]
     assert all(count <= min(size, fits) for count in sizes)
     assert bool(told) == (min(size, len(items)) > fits)
@@ -44,7 +44,7 @@ def test_one_item_that_memory_does_not_hold_is_an_error(error: Exception) -> Non
         raise error
 
     with pytest.raises(type(error)):
-        list(in_batches([1, 2, 3], 2, never))
+        list(iter_batches([1, 2, 3], 2, never))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
@@ -55,5 +55,5 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        list(in_batches([1, 2, 3], 2, broken))
+        list(iter_batches([1, 2, 3], 2, broken))
     assert calls == [2]

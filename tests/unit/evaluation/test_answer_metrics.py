@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from neftcli.evaluation.answer_metrics import SHORT_REFERENCE, distinct_n, measure, signatures, similarity
+from neftcli.evaluation.answer_metrics import SHORT_REFERENCE, distinct_n, measure_answer, signatures, similarity
 
 # One short sentence and three letters of each.
 SPACED = {
@@ -62,7 +62,7 @@ def distinct_share(words: list[str], n: int) -> float:
 @given(english)
 def test_repetition_and_diversity_follow_their_definitions(answer: str) -> None:
     words = answer.split()
-    measured = measure(answer, None)
+    measured = measure_answer(answer, None)
     if len(words) < 2:
         assert measured.repetition_2 is None
     else:
@@ -90,14 +90,14 @@ def test_repetition_and_diversity_follow_their_definitions(answer: str) -> None:
     ],
 )
 def test_repetition_and_diversity_by_hand(answer: str, repetition: float | None, diversity: float | None) -> None:
-    measured = measure(answer, None)
+    measured = measure_answer(answer, None)
     assert measured.repetition_2 == (None if repetition is None else pytest.approx(repetition))
     assert measured.log_diversity == (None if diversity is None else pytest.approx(diversity))
 
 
 def test_complete_repetition_has_no_diversity_and_no_minus_sign() -> None:
     """A long loop of one word tends to zero from above."""
-    measured = measure("word " * 2000, None).log_diversity
+    measured = measure_answer("word " * 2000, None).log_diversity
     assert measured is not None
     assert 0 < measured < 1e-9
     assert math.copysign(1, measured) == 1
@@ -120,7 +120,7 @@ def test_a_corpus_said_again_is_less_distinct_by_as_much(answers: list[str], n: 
 
 @given(every_script)
 def test_distinct_2_of_one_answer_is_what_it_does_not_repeat(answer: str) -> None:
-    repetition = measure(answer, None).repetition_2
+    repetition = measure_answer(answer, None).repetition_2
     assert distinct_n([answer], 2) == (None if repetition is None else pytest.approx(1 - repetition))
 
 
@@ -129,7 +129,7 @@ def test_distinct_2_of_one_answer_is_what_it_does_not_repeat(answer: str) -> Non
 
 @given(every_script, every_script)
 def test_every_number_is_in_its_range(answer: str, reference: str) -> None:
-    measured = measure(answer, reference)
+    measured = measure_answer(answer, reference)
     assert measured.characters == len(answer)
     assert measured.repetition_2 is None or 0 <= measured.repetition_2 < 1
     assert measured.log_diversity is None or 0 <= measured.log_diversity <= 20 + 1e-9
@@ -148,7 +148,7 @@ def test_every_number_is_in_its_range(answer: str, reference: str) -> None:
 @example("🙂")
 def test_an_answer_equal_to_its_reference(answer: str) -> None:
     """ROUGE-L is 1, exact match is 1 or not asked, BLEU and chrF are full where there is anything to count."""
-    measured = measure(answer, answer)
+    measured = measure_answer(answer, answer)
     assert measured.rouge_l == 1
     assert measured.exact_match in (1.0, None)
     assert measured.bleu == (100.0 if answer.strip() else 0.0)
@@ -156,7 +156,7 @@ def test_an_answer_equal_to_its_reference(answer: str) -> None:
 
 
 def test_without_a_reference_there_is_no_overlap() -> None:
-    measured = measure("An answer.", None)
+    measured = measure_answer("An answer.", None)
     assert (measured.rouge_l, measured.bleu, measured.chrf, measured.exact_match) == (None, None, None, None)
 
 
@@ -166,7 +166,7 @@ def test_without_a_reference_there_is_no_overlap() -> None:
 )
 def test_rouge_on_plain_english_is_rouge_scores_own(answer: str, reference: str) -> None:
     expected = RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure
-    found = measure(answer, reference).rouge_l
+    found = measure_answer(answer, reference).rouge_l
     assert found == (1.0 if answer == reference else expected)
 
 
@@ -212,14 +212,14 @@ def test_similarity_by_hand(first: str, second: str, expected: float) -> None:
 
 @given(every_script, every_script)
 def test_similarity_is_the_same_both_ways_and_is_the_rouge_of_measure(first: str, second: str) -> None:
-    assert similarity(first, second) == similarity(second, first) == measure(first, second).rouge_l
+    assert similarity(first, second) == similarity(second, first) == measure_answer(first, second).rouge_l
 
 
 def test_bleu_and_chrf_by_hand() -> None:
     """Three words of six: full precision up to 3-grams, and e^(1 - 6/3). F2 of precision 1 and recall 7/12."""
-    assert measure("the cat sat", "the cat sat on the mat").bleu == pytest.approx(100 * math.exp(-1))
+    assert measure_answer("the cat sat", "the cat sat on the mat").bleu == pytest.approx(100 * math.exp(-1))
     # The orders that both have: p = 1 and 1, r = 2/3 and 1/2.
-    assert measure("ab", "abc").chrf == pytest.approx(100 * 5 * (7 / 12) / (4 + 7 / 12))
+    assert measure_answer("ab", "abc").chrf == pytest.approx(100 * 5 * (7 / 12) / (4 + 7 / 12))
 
 
 @pytest.mark.parametrize("script", ["Han", "Hiragana", "Lao"])
@@ -228,7 +228,7 @@ def test_bleu_of_scripts_without_spaces_counts_characters(script: str) -> None:
     reference = UNSPACED[script][0]
     answer = reference[: len(reference) // 2] + UNSPACED[script][1] + "x"
     spaced = BLEU(effective_order=True, tokenize="none").sentence_score(" ".join(answer), [" ".join(reference)])
-    found = measure(answer, reference).bleu
+    found = measure_answer(answer, reference).bleu
     assert found == pytest.approx(spaced.score)
     assert found > 10 * BLEU(effective_order=True, tokenize="none").sentence_score(answer, [reference]).score
 
@@ -259,7 +259,7 @@ def test_bleu_of_scripts_without_spaces_counts_characters(script: str) -> None:
 def test_exact_match(answer: str, reference: str, expected: float | None) -> None:
     """Asked of references of up to five words, or characters where there are no spaces."""
     assert SHORT_REFERENCE == 5
-    assert measure(answer, reference).exact_match == expected
+    assert measure_answer(answer, reference).exact_match == expected
 
 
 def test_the_signatures_name_settings_and_versions() -> None:

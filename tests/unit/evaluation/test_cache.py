@@ -16,53 +16,53 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import InputError
-from neftcli.evaluation.cache import Store, alone, whole_lines
+from neftcli.evaluation.cache import ResultCache, lock_results, read_complete_lines
 from neftcli.evaluation.generation import Answer
 
 RESULTS = {place: Answer(f"answer\n{place} ☃", place, cut=False) for place in range(5)}
 
 
 def test_what_was_added_is_found_again(tmp_path: Path) -> None:
-    store = Store(tmp_path, "answers", Answer, {"a": 1})
+    store = ResultCache(tmp_path, "answers", Answer, {"a": 1})
     store.add(RESULTS)
-    again = Store(tmp_path, "answers", Answer, {"a": 1})
+    again = ResultCache(tmp_path, "answers", Answer, {"a": 1})
     assert again.found == RESULTS
     assert len(store.path.read_text(encoding="utf-8").splitlines()) == 5
 
 
 def test_the_first_result_of_an_item_stays(tmp_path: Path) -> None:
-    store = Store(tmp_path, "answers", Answer, {})
+    store = ResultCache(tmp_path, "answers", Answer, {})
     store.add({0: Answer("first", 1, cut=False)})
     store.add({0: Answer("second", 1, cut=False), 1: Answer("other", 1, cut=True)})
-    assert [answer.text for answer in Store(tmp_path, "answers", Answer, {}).found.values()] == ["first", "other"]
+    assert [answer.text for answer in ResultCache(tmp_path, "answers", Answer, {}).found.values()] == ["first", "other"]
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=5))
 def test_any_text_is_found_again(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     """Also those with line breaks of which JSON knows nothing, such as U+2028."""
     folder = tmp_path_factory.mktemp("store")
-    Store(folder, "answers", Answer, {}).add(
+    ResultCache(folder, "answers", Answer, {}).add(
         {place: Answer(text, 1, cut=False) for place, text in enumerate([*texts, "a\u2028b\x85c"])}
     )
-    found = Store(folder, "answers", Answer, {}).found
+    found = ResultCache(folder, "answers", Answer, {}).found
     assert [found[place].text for place in range(len(texts) + 1)] == [*texts, "a\u2028b\x85c"]
 
 
 def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
-    store = Store(tmp_path, "answers", Answer, {})
+    store = ResultCache(tmp_path, "answers", Answer, {})
     store.add(RESULTS)
     lines = store.path.read_bytes().splitlines(keepends=True)
     store.path.write_bytes(b"".join([lines[0], b"\x00\xff{]\n", b"[]\n", b'{"place": 1, "text": 3}\n', *lines[2:]]))
-    assert sorted(Store(tmp_path, "answers", Answer, {}).found) == [0, 2, 3, 4]
+    assert sorted(ResultCache(tmp_path, "answers", Answer, {}).found) == [0, 2, 3, 4]
 
 
 def test_each_thing_that_results_depend_on_has_a_file_of_its_own(tmp_path: Path) -> None:
     keys = [{"a": 1}, {"a": 2}, {"a": 1, "b": None}, {"b": 1}]
-    paths = {Store(tmp_path, kind, Answer, key).path for kind in ("answers", "losses") for key in keys}
+    paths = {ResultCache(tmp_path, kind, Answer, key).path for kind in ("answers", "losses") for key in keys}
     assert len(paths) == 8
     assert (
-        Store(tmp_path, "answers", Answer, {"a": 1, "b": 2}).path
-        == Store(tmp_path, "answers", Answer, {"b": 2, "a": 1}).path
+        ResultCache(tmp_path, "answers", Answer, {"a": 1, "b": 2}).path
+        == ResultCache(tmp_path, "answers", Answer, {"b": 2, "a": 1}).path
     )
 
 
@@ -71,13 +71,13 @@ def test_each_thing_that_results_depend_on_has_a_file_of_its_own(tmp_path: Path)
 def test_a_torn_file_keeps_its_whole_lines_and_takes_more(tmp_path_factory: pytest.TempPathFactory, torn: int) -> None:
     """Cut anywhere, also within a character of several bytes."""
     folder = tmp_path_factory.mktemp("store")
-    store = Store(folder, "answers", Answer, {})
+    store = ResultCache(folder, "answers", Answer, {})
     store.add(RESULTS)
     content = store.path.read_bytes()
     left = content[: max(0, len(content) - torn)]
     store.path.write_bytes(left)
     whole = left.count(b"\n")
-    again = Store(folder, "answers", Answer, {})
+    again = ResultCache(folder, "answers", Answer, {})
     assert sorted(again.found) == list(range(whole))
     again.add(RESULTS)
     assert store.path.read_bytes() == content
@@ -85,7 +85,7 @@ def test_a_torn_file_keeps_its_whole_lines_and_takes_more(tmp_path_factory: pyte
 
 
 def test_a_file_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
-    assert whole_lines(tmp_path / "none.jsonl") == []
+    assert read_complete_lines(tmp_path / "none.jsonl") == []
 
 
 def test_two_evaluations_of_one_model_take_turns(tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ def test_two_evaluations_of_one_model_take_turns(tmp_path: Path) -> None:
     told: list[str] = []
 
     def second() -> None:
-        with alone(tmp_path, SimpleNamespace(notify=lambda event: told.append(event.message))):
+        with lock_results(tmp_path, SimpleNamespace(notify=lambda event: told.append(event.message))):
             order.append("second")
 
-    with alone(tmp_path, SimpleNamespace(notify=lambda _: None)):
+    with lock_results(tmp_path, SimpleNamespace(notify=lambda _: None)):
         thread = threading.Thread(target=second)
         thread.start()
         while not told:
@@ -109,5 +109,5 @@ def test_two_evaluations_of_one_model_take_turns(tmp_path: Path) -> None:
 
 def test_a_folder_that_can_not_be_made_is_an_answer(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="can't be written"), alone(tmp_path / "file" / "x", SimpleNamespace()):
+    with pytest.raises(InputError, match="can't be written"), lock_results(tmp_path / "file" / "x", SimpleNamespace()):
         pass

@@ -28,10 +28,10 @@ import pytest
 from neftcli.errors import NeftError
 from neftcli.evaluation.chat_server import MOST_BYTES
 from neftcli.evaluation.judge import (
+    AnswerPair,
     JudgeError,
-    Pair,
     judge_pairs,
-    without_credentials,
+    strip_credentials,
 )
 from neftcli.system.library_output import library_chatter
 from tests.judge_server import (
@@ -176,7 +176,7 @@ def test_openais_newer_name_of_the_limit(server: JudgeServer, tmp_path: Path) ->
     assert limits == [{"max_tokens": 9}, *[{"max_completion_tokens": 9}] * 4]
     server.always = status(400, "max_completion_tokens and max_tokens are both wrong")
     with pytest.raises(JudgeError):
-        judge_pairs([Pair("new", "a", "b")], judge_of(server), tmp_path / "c.jsonl", silent)
+        judge_pairs([AnswerPair("new", "a", "b")], judge_of(server), tmp_path / "c.jsonl", silent)
     assert len(server.requests) == 5 + 3  # max_tokens, the other name of it, and at once the other name
 
 
@@ -186,7 +186,7 @@ def test_openais_newer_name_of_the_limit(server: JudgeServer, tmp_path: Path) ->
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_what_is_answered_before_a_failure_is_kept(concurrency: int, server: JudgeServer, tmp_path: Path) -> None:
     """The same call goes on from there: each question is answered once, and the verdicts are those of one go."""
-    pairs = [Pair(f"question {number}", "a", "b") for number in range(10)]
+    pairs = [AnswerPair(f"question {number}", "a", "b") for number in range(10)]
     chosen = judge_of(server, concurrency=concurrency, max_retries=0)
     server.judge = whim
     expected = judge_pairs(pairs, chosen, tmp_path / "other.jsonl", silent)
@@ -209,7 +209,7 @@ def test_a_question_that_is_refused_alone_does_not_end_the_others(
     code: int, server: JudgeServer, tmp_path: Path
 ) -> None:
     """Too long, say, or moderated: its pair has no score, the others have theirs, and it is asked again next time."""
-    pairs = [Pair("fine", "a", "b"), Pair("forbidden", "a", "b"), Pair("fine, too", "a", "b")]
+    pairs = [AnswerPair("fine", "a", "b"), AnswerPair("forbidden", "a", "b"), AnswerPair("fine, too", "a", "b")]
 
     def moderate(exchange: Exchange) -> None:
         if "forbidden" in json.dumps(exchange.request.body):
@@ -282,11 +282,11 @@ INTERRUPTED = """
 import signal
 import sys
 from pathlib import Path
-from neftcli.evaluation.judge import Pair, judge_pairs
+from neftcli.evaluation.judge import AnswerPair, judge_pairs
 from neftcli.recipe.schema import Judge
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this was started behind an &
 assert "openai" not in sys.modules
-pairs = [Pair(f"question {number}", "a", "b") for number in range(50)]
+pairs = [AnswerPair(f"question {number}", "a", "b") for number in range(50)]
 judge_pairs(pairs, Judge(base_url=sys.argv[1], model="m", concurrency=4), Path(sys.argv[2]), lambda done, total: None)
 """
 
@@ -529,4 +529,4 @@ def test_the_environment_changes_nothing(server: JudgeServer, tmp_path: Path, mo
 )
 def test_an_address_is_shown_without_credentials(url: str, shown: str) -> None:
     """Also one that can't be used."""
-    assert without_credentials(url) == shown
+    assert strip_credentials(url) == shown

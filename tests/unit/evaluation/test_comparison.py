@@ -14,24 +14,24 @@ import numpy as np
 import pytest
 
 from neftcli.data.tokens import TokenRow
-from neftcli.evaluation.answer_metrics import measure
-from neftcli.evaluation.comparison import Scores, compare, same_tokens, win_rate_bounds
+from neftcli.evaluation.answer_metrics import measure_answer
+from neftcli.evaluation.comparison import JudgeScores, compare_models, have_same_tokens, win_rate_bounds
 from neftcli.evaluation.generation import Answer
 from neftcli.evaluation.loss import RowLoss
-from neftcli.evaluation.measurement import Results
+from neftcli.evaluation.measurement import ModelResults
 from neftcli.evaluation.report import judge_remarks
 from neftcli.evaluation.tasks import TaskResult
 from neftcli.events import Comparison, MetricRow
-from neftcli.statistics.multiple import adjust
-from neftcli.statistics.paired import estimate, paired_difference
-from neftcli.statistics.win_rates import win_rate
+from neftcli.statistics.multiple import holm_adjust
+from neftcli.statistics.paired import bootstrap_estimate, paired_difference
+from neftcli.statistics.win_rates import estimate_win_rate
 
 N = 40
 PROMPTS = [f"prompt {row}" for row in range(N)]
 WORDS = ("blue", "green", "red", "sky", "sea", "sun", "wind", "rain", "snow", "leaf", "tree", "root", "stone")
 
 
-def results(role: str, seed: int, shift: float = 0.0) -> Results:
+def results(role: str, seed: int, shift: float = 0.0) -> ModelResults:
     """A model's made-up results; every fourth example has no answer to score."""
     generator = np.random.default_rng(seed)
     scored = [place % 4 != 3 for place in range(N)]
@@ -49,9 +49,9 @@ def results(role: str, seed: int, shift: float = 0.0) -> Results:
     texts = [" ".join(generator.choice(WORDS, size=int(generator.integers(1, 12)))) for _ in range(N)]
     answers = tuple(Answer(text, len(text.split()), place % 7 == 0) for place, text in enumerate(texts))
     references = [f"{WORDS[place % 9]} sky" if has else None for place, has in enumerate(scored)]
-    metrics = tuple(measure(text, reference) for text, reference in zip(texts, references, strict=True))
+    metrics = tuple(measure_answer(text, reference) for text, reference in zip(texts, references, strict=True))
     subject: Any = SimpleNamespace(role=role, run=None if role == "base" else role)
-    return Results(subject, rows, losses, answers, metrics)
+    return ModelResults(subject, rows, losses, answers, metrics)
 
 
 RUN, BASELINE, BASE = results("run", 0), results("baseline", 1, 0.4), results("base", 2, 1.0)
@@ -68,7 +68,7 @@ def one(comparisons: tuple[Comparison, ...], metric: str, against: str) -> Compa
 
 
 def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
-    rows, comparisons = compare([RUN, BASELINE], None, PROMPTS)
+    rows, comparisons = compare_models([RUN, BASELINE], None, PROMPTS)
     ours, theirs = ([loss for loss in side.losses if loss] for side in (RUN, BASELINE))
     tokens = [loss.tokens for loss in ours]
     nats = [[loss.negative_log_likelihood for loss in side] for side in (ours, theirs)]
@@ -90,7 +90,7 @@ def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
 
 
 def test_perplexity_is_that_of_the_loss_and_not_tested_twice() -> None:
-    rows, comparisons = compare([RUN, BASELINE], None, PROMPTS)
+    rows, comparisons = compare_models([RUN, BASELINE], None, PROMPTS)
     loss, perplexity = row(rows, "held_out_loss").values[1], row(rows, "perplexity").values[1]
     assert loss is not None
     assert perplexity is not None
@@ -103,32 +103,32 @@ def test_perplexity_is_that_of_the_loss_and_not_tested_twice() -> None:
 
 
 def test_compare_corrects_rated_and_describing_metrics_apart() -> None:
-    rows, comparisons = compare([RUN, BASELINE, BASE], None, PROMPTS)
+    rows, comparisons = compare_models([RUN, BASELINE, BASE], None, PROMPTS)
     describes = {each.metric for each in rows if each.direction == "none"}
     for kind in (True, False):
         family = [each for each in comparisons if (each.metric in describes) == kind]
         assert {each.against for each in family} == {"baseline", "base"}
         p_values = [each.p for each in family if each.p is not None]
         smallest = [0.0 if each.detectable is not None else 1.0 for each in family]
-        assert [each.p_adjusted for each in family] == adjust(p_values, smallest)
+        assert [each.p_adjusted for each in family] == holm_adjust(p_values, smallest)
 
 
 def test_compare_calls_only_models_better_or_worse_and_runs_lower_or_higher() -> None:
-    rows, comparisons = compare([RUN, BASELINE, BASE], None, PROMPTS)
+    rows, comparisons = compare_models([RUN, BASELINE, BASE], None, PROMPTS)
     describes = {each.metric for each in rows if each.direction == "none"}
     for each in comparisons:
         rated = each.against == "base" and each.metric not in describes
         assert each.verdict in {"not significant", *(("better", "worse") if rated else ("lower", "higher"))}
     assert one(comparisons, "held_out_loss", "base").verdict == "better"
     model = replace(BASELINE, subject=SimpleNamespace(role="baseline", run=None))  # type: ignore[arg-type]
-    _, with_model = compare([RUN, model], None, PROMPTS)
+    _, with_model = compare_models([RUN, model], None, PROMPTS)
     assert one(with_model, "held_out_loss", "baseline").verdict == "better"
 
 
 def test_compare_sums_rows_of_one_prompt_and_counts_prompts() -> None:
     """Three rows a prompt: n is the prompts, and interval and p are those of `paired_difference` with them."""
     prompts = [f"prompt {row // 3}" for row in range(N)]
-    rows, comparisons = compare([RUN, BASELINE], None, prompts)
+    rows, comparisons = compare_models([RUN, BASELINE], None, prompts)
     loss = [[each and each.negative_log_likelihood for each in side.losses] for side in (BASELINE, RUN)]
     kept = [row for row in range(N) if loss[0][row] is not None]
     tokens = [each.tokens for each in RUN.losses if each]
@@ -145,7 +145,7 @@ def test_compare_sums_rows_of_one_prompt_and_counts_prompts() -> None:
     )
     assert found.true_level == expected.true_level
     shown = row(rows, "held_out_loss").values[0]
-    apart = row(compare([RUN, BASELINE], None, PROMPTS)[0], "held_out_loss").values[0]
+    apart = row(compare_models([RUN, BASELINE], None, PROMPTS)[0], "held_out_loss").values[0]
     assert shown is not None
     assert apart is not None
     assert (shown.n, apart.n, shown.value) == (13, 30, apart.value)
@@ -156,12 +156,12 @@ def test_lower_overlap_with_references_is_no_regression() -> None:
     """Answers that share nothing with the references: lower, and never worse."""
     empty = replace(RUN, metrics=tuple(replace(each, rouge_l=each.rouge_l and 0.0) for each in RUN.metrics))
     full = replace(BASELINE, metrics=tuple(replace(each, rouge_l=1.0) for each in BASELINE.metrics))
-    _, comparisons = compare([empty, full], None, PROMPTS)
+    _, comparisons = compare_models([empty, full], None, PROMPTS)
     assert one(comparisons, "rouge_l", "baseline").verdict == "lower"
 
 
 def test_compare_finds_nothing_between_equal_results() -> None:
-    _, comparisons = compare([RUN, replace(RUN, subject=BASELINE.subject)], None, PROMPTS)
+    _, comparisons = compare_models([RUN, replace(RUN, subject=BASELINE.subject)], None, PROMPTS)
     assert {each.verdict for each in comparisons} == {"not significant"}
     assert {each.difference for each in comparisons} == {0.0}
 
@@ -169,22 +169,22 @@ def test_compare_finds_nothing_between_equal_results() -> None:
 def test_losses_of_other_tokens_are_not_compared() -> None:
     """Also where only the labels differ."""
     other = replace(BASELINE, rows=tuple(each and replace(each, labels=each.input_ids) for each in BASELINE.rows))
-    assert same_tokens(RUN, BASELINE)
-    assert not same_tokens(RUN, other)
-    rows, comparisons = compare([RUN, other], None, PROMPTS)
+    assert have_same_tokens(RUN, BASELINE)
+    assert not have_same_tokens(RUN, other)
+    rows, comparisons = compare_models([RUN, other], None, PROMPTS)
     assert not {each.metric for each in comparisons} & {"held_out_loss", "token_accuracy"}
     assert row(rows, "held_out_loss").values[1] is not None
 
 
 def test_without_answers_there_are_only_losses() -> None:
     bare = [replace(side, answers=(), metrics=()) for side in (RUN, BASELINE)]
-    rows, _ = compare(bare, None, PROMPTS)
+    rows, _ = compare_models(bare, None, PROMPTS)
     assert [each.metric for each in rows] == ["held_out_loss", "perplexity", "token_accuracy"]
 
 
 def test_examples_without_a_value_on_either_side_are_left_out_of_both() -> None:
     """Repetition needs two words: a one-word answer has none, and its pair does not count."""
-    _, comparisons = compare([RUN, BASELINE], None, PROMPTS)
+    _, comparisons = compare_models([RUN, BASELINE], None, PROMPTS)
     both = sum(
         ours.repetition_2 is not None and theirs.repetition_2 is not None
         for ours, theirs in zip(RUN.metrics, BASELINE.metrics, strict=True)
@@ -199,7 +199,7 @@ def test_too_few_examples_have_a_difference_and_no_verdict(rows: int, n: int) ->
     few = [
         replace(side, rows=side.rows[:rows], losses=side.losses[:rows], answers=(), metrics=()) for side in (RUN, BASE)
     ]
-    _, comparisons = compare(few, None, PROMPTS[:rows])
+    _, comparisons = compare_models(few, None, PROMPTS[:rows])
     found = one(comparisons, "held_out_loss", "base")
     assert found.n == n
     assert (found.p is None, found.p_adjusted is None, found.verdict == "") == (n < 6,) * 3
@@ -209,7 +209,7 @@ def test_too_few_examples_have_a_difference_and_no_verdict(rows: int, n: int) ->
 def test_what_can_not_be_decided_makes_no_other_correction_stricter() -> None:
     """Four short references more: the p values of the rest stay."""
 
-    def with_short_references(count: int) -> list[Results]:
+    def with_short_references(count: int) -> list[ModelResults]:
         return [
             replace(
                 side,
@@ -220,7 +220,7 @@ def test_what_can_not_be_decided_makes_no_other_correction_stricter() -> None:
             for side in (RUN, BASELINE)
         ]
 
-    none, few = (compare(with_short_references(count), None, PROMPTS)[1] for count in (0, 4))
+    none, few = (compare_models(with_short_references(count), None, PROMPTS)[1] for count in (0, 4))
     assert one(few, "exact_match", "baseline").p_adjusted is None
     assert [each for each in few if each.metric != "exact_match"] == list(none)
 
@@ -229,8 +229,8 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     scores = tuple([1.0] * 20 + [0.5] * 6 + [0.0] * 10 + [None] * 4)
     matched = tuple(place % 2 == 0 for place in range(N))
     lengths = tuple(7 * place % 13 - 4 for place in range(N))
-    judged = Scores("baseline", scores, matched, lengths, tuple([("answer", "answer")] * N))
-    rows, comparisons = compare([RUN, BASELINE, BASE], judged, PROMPTS)
+    judged = JudgeScores("baseline", scores, matched, lengths, tuple([("answer", "answer")] * N))
+    rows, comparisons = compare_models([RUN, BASELINE, BASE], judged, PROMPTS)
     shown = row(rows, "win_rate").values
     assert shown[0] is not None
     assert (shown[0].value, shown[0].n, shown[1:]) == (pytest.approx(23 / 36), 36, (None, None))
@@ -240,7 +240,7 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     half = [score for score, like in zip(scores, matched, strict=True) if like and score is not None]
     like_length = one(comparisons, "win_rate_matched", "baseline")
     assert (like_length.n, like_length.difference) == (18, pytest.approx(float(np.mean(half)) - 0.5))
-    expected = win_rate(scores[:36], lengths[:36])
+    expected = estimate_win_rate(scores[:36], lengths[:36])
     controlled = one(comparisons, "win_rate_length_controlled", "baseline")
     assert expected is not None
     assert (controlled.difference, controlled.low, controlled.p) == (expected.value, expected.low, expected.p)
@@ -251,7 +251,7 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     family = [each for each in comparisons if each.metric not in describes and each.p is not None]
     assert {"win_rate_length_controlled"} == {each.metric for each in family if "win_rate" in each.metric}
     smallest = [0.0 if each.detectable is not None else 1.0 for each in family]
-    assert [each.p_adjusted for each in family] == adjust([each.p or 0.0 for each in family], smallest)
+    assert [each.p_adjusted for each in family] == holm_adjust([each.p or 0.0 for each in family], smallest)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_judged_remarks_are_only_those_with_something_to_count(
     verdicts: tuple[tuple[str, str], ...], lengths: tuple[int, ...], told: list[str]
 ) -> None:
     scores = tuple(1.0 if first == second else 0.5 for first, second in verdicts)
-    found = list(judge_remarks(Scores("base", scores, (True,) * 3, lengths, verdicts)))
+    found = list(judge_remarks(JudgeScores("base", scores, (True,) * 3, lengths, verdicts)))
     assert len(found) == len(told)
     assert all(part in line for part, line in zip(told, found, strict=True))
 
@@ -278,26 +278,26 @@ def test_judged_remarks_are_only_those_with_something_to_count(
 )
 def test_win_rate_bounds(scores: tuple[float | None, ...], bounds: tuple[float, float] | None) -> None:
     n = len(scores)
-    assert win_rate_bounds(Scores("base", scores, (True,) * n, (0,) * n, (("tie", "tie"),) * n)) == bounds
+    assert win_rate_bounds(JudgeScores("base", scores, (True,) * n, (0,) * n, (("tie", "tie"),) * n)) == bounds
 
 
 def test_tasks_are_paired_by_document_and_only_if_they_are_the_same() -> None:
     hits = [tuple(float(value) for value in np.random.default_rng(seed).integers(0, 2, 30)) for seed in range(2)]
     tasks = [TaskResult("arc", "acc", sum(each) / 30, True, each, "same") for each in hits]
     both = [replace(side, tasks=(task,)) for side, task in zip((RUN, BASELINE), tasks, strict=True)]
-    rows, comparisons = compare(both, None, PROMPTS)
+    rows, comparisons = compare_models(both, None, PROMPTS)
     shown = row(rows, "arc/acc").values[0]
-    expected = estimate(hits[0])
+    expected = bootstrap_estimate(hits[0])
     assert shown is not None
     assert (shown.value, shown.low, shown.high) == (expected.value, expected.low, expected.high)
     assert one(comparisons, "arc/acc", "baseline").n == 30
     both[1] = replace(both[1], tasks=(replace(tasks[1], documents="other"),))
-    assert "arc/acc" not in {each.metric for each in compare(both, None, PROMPTS)[1]}
+    assert "arc/acc" not in {each.metric for each in compare_models(both, None, PROMPTS)[1]}
 
 
 def test_a_task_without_values_per_document_is_shown_and_not_compared() -> None:
     task = TaskResult("perplexing", "word_perplexity", 12.5, False, (), "same")
-    rows, comparisons = compare([replace(side, tasks=(task,)) for side in (RUN, BASELINE)], None, PROMPTS)
+    rows, comparisons = compare_models([replace(side, tasks=(task,)) for side in (RUN, BASELINE)], None, PROMPTS)
     shown = row(rows, "perplexing/word_perplexity").values[0]
     assert shown is not None
     assert (shown.value, shown.low) == (12.5, None)

@@ -15,7 +15,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.data.chat import ChatFormat
-from neftcli.evaluation.generation import Answer, answers_as_they_come, generate_answers
+from neftcli.evaluation.generation import Answer, generate_answers, iter_answers
 from neftcli.neftune import neftune
 from neftcli.recipe.schema import Generation
 from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
@@ -176,9 +176,7 @@ def test_batches_go_from_the_longest_prompt_and_change_no_answer(size: int) -> N
     model, tokenizer = model_of("llama"), tiny_tokenizer()
     prompts = [*PROMPTS, "abc", "a long prompt, longer than all the others", "xyz"]
     expected = [by_hand(model, tokenizer, prompt, GREEDY) for prompt in prompts]
-    came = list(
-        answers_as_they_come(model, chat_of(tokenizer), ids_of(tokenizer, prompts), replace(GREEDY, batch_size=size))
-    )
+    came = list(iter_answers(model, chat_of(tokenizer), ids_of(tokenizer, prompts), replace(GREEDY, batch_size=size)))
     places = [place for batch in came for place, _ in batch]
     assert [len(prompts[place].encode()) for place in places] == sorted(
         (len(p.encode()) for p in prompts), reverse=True
@@ -192,7 +190,7 @@ def test_a_batch_whose_answers_are_known_is_not_computed_again() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     warm = Generation(max_new_tokens=LENGTH, do_sample=True, batch_size=1)
     whole = answers_to(model, tokenizer, PROMPTS, warm, seed=3)
-    rest = list(answers_as_they_come(model, chat_of(tokenizer), ids_of(tokenizer, PROMPTS), warm, known={1}, seed=3))
+    rest = list(iter_answers(model, chat_of(tokenizer), ids_of(tokenizer, PROMPTS), warm, known={1}, seed=3))
     assert {place: answer for batch in rest for place, answer in batch} == {0: whole[0], 2: whole[2]}
 
 

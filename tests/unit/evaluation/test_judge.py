@@ -27,13 +27,13 @@ from hypothesis import strategies as st
 from neftcli.errors import InputError
 from neftcli.evaluation.judge import (
     BUILT_IN_PROMPT,
+    AnswerPair,
     JudgedPair,
     JudgeError,
-    Pair,
     check_judge,
+    find_length_matched,
     judge_pairs,
-    length_matched,
-    verdict_in,
+    parse_verdict,
 )
 from neftcli.recipe.schema import Judge
 from tests.judge_server import (
@@ -47,7 +47,10 @@ from tests.judge_server import (
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 KEY = "sk-proj-0123456789abcdefXYZ"
-PAIRS = [Pair("Name a fruit.", "Apple.", "A fruit is an apple, for one."), Pair("2 + 3?", "5", "It is five.")]
+PAIRS = [
+    AnswerPair("Name a fruit.", "Apple.", "A fruit is an apple, for one."),
+    AnswerPair("2 + 3?", "5", "It is five."),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -112,19 +115,19 @@ NONE = [
 
 @pytest.mark.parametrize(("reply", "verdict"), GOOD)
 def test_a_verdict_in_the_form_asked_for_is_read(reply: str, verdict: str) -> None:
-    assert verdict_in(reply) == verdict
+    assert parse_verdict(reply) == verdict
 
 
 @pytest.mark.parametrize("reply", NONE)
 def test_any_other_reply_is_no_verdict(reply: str) -> None:
     """Also Greek and Cyrillic letters that look right, and thoughts that were cut off."""
-    assert verdict_in(reply) is None
+    assert parse_verdict(reply) is None
 
 
 @given(st.text('ABTIEabtie:. \n*[]<>/"verdictk', max_size=30))
 def test_no_verdict_is_guessed(reply: str) -> None:
     """Where there is a verdict, the last line holds no other letters."""
-    verdict = verdict_in(reply)
+    verdict = parse_verdict(reply)
     if verdict is not None:
         last = re.sub(r"[^\w\n]", "", re.sub(r"^\s*<think>.*?</think>", "", reply, flags=re.DOTALL)).split()[-1]
         assert last.upper().removeprefix("VERDICT") == verdict
@@ -153,12 +156,12 @@ def test_each_pair_is_asked_in_both_orders(server: JudgeServer, tmp_path: Path) 
 
 
 words = st.text("abcdefgh ", min_size=1, max_size=12).map(lambda text: f"x{text}y")
-pairs_of_words = st.lists(st.builds(Pair, words, words, words), min_size=1, max_size=4)
+pairs_of_words = st.lists(st.builds(AnswerPair, words, words, words), min_size=1, max_size=4)
 
 
 @settings(deadline=None, max_examples=10)
 @given(pairs_of_words)
-def test_a_judge_that_likes_a_place_finds_only_ties(pairs: list[Pair]) -> None:
+def test_a_judge_that_likes_a_place_finds_only_ties(pairs: list[AnswerPair]) -> None:
     """Always A, or always B: whoever stands there, so nobody wins."""
     for place in "AB":
         with judge_server(lambda prompt, place=place: place) as server, tempfile.TemporaryDirectory() as folder:
@@ -168,7 +171,7 @@ def test_a_judge_that_likes_a_place_finds_only_ties(pairs: list[Pair]) -> None:
 
 @settings(deadline=None, max_examples=10)
 @given(pairs_of_words)
-def test_a_judge_that_likes_length_lets_the_longer_answer_win(pairs: list[Pair]) -> None:
+def test_a_judge_that_likes_length_lets_the_longer_answer_win(pairs: list[AnswerPair]) -> None:
     with judge_server(longer) as server, tempfile.TemporaryDirectory() as folder:
         found = judge_pairs(pairs, judge_of(server, concurrency=3), Path(folder) / "c.jsonl", silent)
     for pair, judged in zip(pairs, found, strict=True):
@@ -179,9 +182,9 @@ def test_a_judge_that_likes_length_lets_the_longer_answer_win(pairs: list[Pair])
 
 @settings(deadline=None, max_examples=10)
 @given(pairs_of_words)
-def test_swapped_answers_have_the_other_score(pairs: list[Pair]) -> None:
+def test_swapped_answers_have_the_other_score(pairs: list[AnswerPair]) -> None:
     """1 - score, from the same replies: nothing is asked anew. With any judge, and also where it states no verdict."""
-    swapped = [Pair(pair.instruction, pair.opponent, pair.answer) for pair in pairs]
+    swapped = [AnswerPair(pair.instruction, pair.opponent, pair.answer) for pair in pairs]
     other = {"answer": "opponent", "opponent": "answer", "tie": "tie", "unparsed": "unparsed"}
     with judge_server(whim) as server, tempfile.TemporaryDirectory() as folder:
         found = judge_pairs(pairs, judge_of(server), Path(folder) / "c.jsonl", silent)
@@ -217,7 +220,7 @@ def test_two_verdicts_make_a_score(
 
 def test_equal_answers_are_a_tie_and_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """White space around them aside; no server is there."""
-    pairs = [Pair("q", "same", " same\n"), Pair("q", "", "  ")]
+    pairs = [AnswerPair("q", "same", " same\n"), AnswerPair("q", "", "  ")]
     found = judge_pairs(pairs, Judge(base_url="http://127.0.0.1:9/v1", model="m"), tmp_path / "c.jsonl", silent)
     assert found == [JudgedPair(0.5, ("tie", "tie"))] * 2
     assert judge_pairs([], Judge(base_url="http://127.0.0.1:9/v1", model="m"), tmp_path / "c.jsonl", silent) == []
@@ -236,7 +239,7 @@ def test_questions_are_under_way_at_once(tmp_path: Path) -> None:
             now[0] -= 1
         return "A"
 
-    pairs = [Pair(f"question {number}", "a", "b") for number in range(6)]
+    pairs = [AnswerPair(f"question {number}", "a", "b") for number in range(6)]
     with judge_server(meet) as server:
         judge_pairs(pairs, judge_of(server, concurrency=3), tmp_path / "c.jsonl", silent)
     assert most == [3]
@@ -247,7 +250,9 @@ def test_progress_counts_questions(server: JudgeServer, tmp_path: Path) -> None:
     """Those of equal answers are none; those that are answered count at once."""
     seen: list[tuple[int, int]] = []
     cache = tmp_path / "c.jsonl"
-    judge_pairs([*PAIRS, Pair("q", "s", "s")], judge_of(server), cache, lambda done, total: seen.append((done, total)))
+    judge_pairs(
+        [*PAIRS, AnswerPair("q", "s", "s")], judge_of(server), cache, lambda done, total: seen.append((done, total))
+    )
     judge_pairs(PAIRS, judge_of(server), cache, lambda done, total: seen.append((done, total)))
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (4, 4)]
 
@@ -259,7 +264,7 @@ def test_a_prompt_of_ones_own(server: JudgeServer, tmp_path: Path) -> None:
     """Placeholders are filled once: what an answer says, dollars and all, stays; white space around it does not."""
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("\ufeffFor $$5: $instruction|${answer_a}|$answer_b|$reference", encoding="utf-8")
-    pair = Pair("$answer_b?", " costs $answer_b\n", "$$ \ud800", "é")
+    pair = AnswerPair("$answer_b?", " costs $answer_b\n", "$$ \ud800", "é")
     judge_pairs([pair], judge_of(server, prompt=str(prompt)), tmp_path / "c.jsonl", silent)
     assert [request.prompt for request in server.requests] == [
         "For $5: $answer_b?|costs $answer_b|$$ ?|é",
@@ -311,7 +316,10 @@ def test_equal_questions_are_asked_once(server: JudgeServer, tmp_path: Path) -> 
     """Two pairs of the same text, even turned round."""
     pair = PAIRS[0]
     found = judge_pairs(
-        [pair, pair, Pair(pair.instruction, pair.opponent, pair.answer)], judge_of(server), tmp_path / "c.jsonl", silent
+        [pair, pair, AnswerPair(pair.instruction, pair.opponent, pair.answer)],
+        judge_of(server),
+        tmp_path / "c.jsonl",
+        silent,
     )
     assert len(server.requests) == 2
     assert found[0] == found[1]
@@ -463,16 +471,16 @@ def test_judging_without_a_judge_is_refused(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))), st.sampled_from([1.0, 1.25, 1.5, 2.0]))
 def test_lengths_match_within_a_factor(lengths: list[tuple[int, int]], tolerance: float) -> None:
     """As exact fractions say, whichever answer is the longer one."""
-    pairs = [Pair("q", "é" * a, "b" * b) for a, b in lengths]
-    turned = [Pair("q", pair.opponent, pair.answer) for pair in pairs]
+    pairs = [AnswerPair("q", "é" * a, "b" * b) for a, b in lengths]
+    turned = [AnswerPair("q", pair.opponent, pair.answer) for pair in pairs]
     expected = [max(a, b) <= Fraction(tolerance) * min(a, b) for a, b in lengths]
-    assert length_matched(pairs, tolerance) == length_matched(turned, tolerance) == expected
+    assert find_length_matched(pairs, tolerance) == find_length_matched(turned, tolerance) == expected
 
 
 def test_a_tolerance_holds_at_its_bound() -> None:
     """A quarter more unless told otherwise; 115 characters beside 100 are within 1.15, whatever floats make of it."""
-    assert length_matched([Pair("q", "a" * 5, "b" * 4), Pair("q", "a" * 4, "b" * 6)]) == [True, False]
-    assert length_matched([Pair("q", "a" * 115, "b" * 100)], 1.15) == [True]
+    assert find_length_matched([AnswerPair("q", "a" * 5, "b" * 4), AnswerPair("q", "a" * 4, "b" * 6)]) == [True, False]
+    assert find_length_matched([AnswerPair("q", "a" * 115, "b" * 100)], 1.15) == [True]
 
 
 def test_the_loopback_server_speaks_the_protocol() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from neftcli.evaluation.metrics import label
-from neftcli.evaluation.sentences import conclusion, liking_of_length, skewness, unreadable
+from neftcli.evaluation.sentences import conclusion, describe_unreadable, warn_of_length_bias, warn_of_skewness
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
-from neftcli.statistics.multiple import Direction, direction, verdict
+from neftcli.statistics.multiple import Direction, name_direction, name_verdict
 
 DIRECTIONS: dict[str, Direction] = {
     "held_out_loss": "lower",
@@ -85,7 +85,7 @@ def situation(seed: int) -> Situation:
             has_ends = n >= 6 and generator.random() < 0.9
             tested = n >= 6 and name not in DESCRIPTIVE
             p = float(generator.choice([1e-4, generator.random() * 0.05, generator.random()])) if tested else None
-            words = direction(p, difference) if runs else verdict(p, difference, DIRECTIONS[name])
+            words = name_direction(p, difference) if runs else name_verdict(p, difference, DIRECTIONS[name])
             comparisons.append(
                 Comparison(
                     metric=name,
@@ -223,7 +223,7 @@ def test_skewness_names_every_level_above_what_is_promised_in_200_situations() -
             for one in drawn.comparisons
             if (one.true_level or 0) > 0.065 and one.verdict not in ("", "not significant")
         ]
-        lines = list(skewness(drawn.comparisons))
+        lines = list(warn_of_skewness(drawn.comparisons))
         assert bool(lines) == bool(skewed)
         for line in lines:
             found = re.findall(rf"({NAME}) against (base|baseline) \((\d+) %\)", line)
@@ -245,14 +245,14 @@ def test_liking_of_length_goes_by_the_interval_of_the_raw_win_rate(
 ) -> None:
     raw = Comparison("win_rate", "baseline", 0.1, low, 0.2, None, None, 60, None, "")
     at_equal_lengths = replace(
-        raw, metric="win_rate_length_controlled", p_adjusted=controlled, verdict=verdict(controlled, 0.1, "higher")
+        raw, metric="win_rate_length_controlled", p_adjusted=controlled, verdict=name_verdict(controlled, 0.1, "higher")
     )
-    assert bool(list(liking_of_length([raw, at_equal_lengths]))) == warns
-    assert bool(list(liking_of_length([raw]))) == (low > 0)
+    assert bool(list(warn_of_length_bias([raw, at_equal_lengths]))) == warns
+    assert bool(list(warn_of_length_bias([raw]))) == (low > 0)
 
 
 def test_unreadable_states_both_worst_cases() -> None:
-    assert unreadable((0.41, 0.63), 50, 11) == (
+    assert describe_unreadable((0.41, 0.63), 50, 11) == (
         "11 of 50 pairs had a verdict that could not be read or was refused, and are left out: the win rate would be "
         "41.0 % if all of them were lost, and 63.0 % if all were won."
     )

@@ -28,8 +28,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from neftcli.errors import InputError
 from neftcli.evaluation import measurement as measure_module
 from neftcli.evaluation import tasks as tasks_module
-from neftcli.evaluation.measurement import Measurement
-from neftcli.evaluation.tasks import TaskResult, check_tasks, described, run_tasks
+from neftcli.evaluation.measurement import ModelEvaluator
+from neftcli.evaluation.tasks import TaskResult, check_tasks, describe_settings, run_tasks
 from neftcli.models.templates import CHATML
 from neftcli.neftune import neftune
 from neftcli.recipe.schema import Evaluation, TaskSettings
@@ -364,13 +364,13 @@ def test_settings_that_can_not_be_used(asked: TaskSettings, says: str, task_file
 
 
 def test_described_names_every_setting_that_is_not_the_harness_s_own() -> None:
-    assert described(TaskSettings()) == ""
-    assert described(ASKED["template, turns"]) == (
+    assert describe_settings(TaskSettings()) == ""
+    assert describe_settings(ASKED["template, turns"]) == (
         "in the model's chat template; with 2 examples before each question, as separate turns"
     )
-    assert described(ASKED["limit"]) == "on the first 3 documents of each task"
-    assert described(ASKED["share"]) == "on the first 0.3 of the documents of each task"
-    assert described(ASKED["instruction"]) == "with a system instruction"
+    assert describe_settings(ASKED["limit"]) == "on the first 3 documents of each task"
+    assert describe_settings(ASKED["share"]) == "on the first 0.3 of the documents of each task"
+    assert describe_settings(ASKED["instruction"]) == "with a system instruction"
 
 
 def test_results_of_other_settings_or_another_template_are_not_used_again(
@@ -399,8 +399,8 @@ def test_results_of_other_settings_or_another_template_are_not_used_again(
             _loaded=lambda: None,
             _tell=lambda what: None,
         )
-        fake._store = partial(Measurement._store, fake)
-        return Measurement._task(fake, "arc")[0].value
+        fake._store = partial(ModelEvaluator._store, fake)
+        return ModelEvaluator._task(fake, "arc")[0].value
 
     first = [value(asked) for asked in ASKED.values()]
     assert first == [float(number) for number in range(1, len(ASKED) + 1)]

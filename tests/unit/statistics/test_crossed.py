@@ -21,17 +21,17 @@ from neftcli.statistics.crossed import (
     SHARED_BASELINE,
     ArmDifference,
     Claim,
-    Components,
-    arm_estimate,
+    VarianceComponents,
     compare_arms,
-    complete,
-    crossed_differences,
-    crossed_p,
-    detectable,
-    margin,
+    crossed_p_value,
+    estimate_arm,
+    estimate_crossed_differences,
+    margin_of_error,
+    minimum_detectable_effect,
+    select_complete,
     variance_components,
 )
-from neftcli.statistics.paired import FEWEST, LEVEL, POWER, Estimate, estimate, paired_difference
+from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, POWER, Estimate, bootstrap_estimate, paired_difference
 
 Floats = NDArray[np.float64]
 QUICK = 199  # 0.05 (199 + 1) is whole
@@ -71,7 +71,7 @@ def tokens_of(n: int) -> Floats:
 
 shapes = st.tuples(st.integers(2, 8), st.integers(2, 25), st.integers(0, 1_000))
 
-# Components
+# VarianceComponents
 
 
 @settings(deadline=None, max_examples=40)
@@ -100,8 +100,8 @@ def test_variance_components_are_those_of_least_squares(shape: tuple[int, int, i
 def test_variance_components_known_exactly_are_found() -> None:
     """Seeds at -2, 0, 2 and prompts at -1, 1, 1, -1 without residual: variances 4 and 4/3, at any mean."""
     values = 7 + np.array([-2.0, 0.0, 2.0])[:, None] + np.array([-1.0, 1.0, 1.0, -1.0])
-    assert variance_components(values) == Components(pytest.approx(4.0), pytest.approx(4 / 3), 0.0)
-    assert variance_components(values[:1]) == Components(None, pytest.approx(4 / 3), None)
+    assert variance_components(values) == VarianceComponents(pytest.approx(4.0), pytest.approx(4 / 3), 0.0)
+    assert variance_components(values[:1]) == VarianceComponents(None, pytest.approx(4 / 3), None)
     assert variance_components(np.full((3, 4), 0.1)).unknown()
 
 
@@ -132,7 +132,7 @@ def test_variance_components_seeds_part_of_a_ratio_is_that_of_its_ratios() -> No
     """Each seed adds so much a token: no prompt and no residual part, whatever the tokens."""
     added = np.array([0.1, 0.5, 0.3])
     found = variance_components(added[:, None] * tokens_of(50), tokens_of(50))
-    assert found == Components(pytest.approx(added.var(ddof=1)), 0.0, 0.0)
+    assert found == VarianceComponents(pytest.approx(added.var(ddof=1)), 0.0, 0.0)
 
 
 # Claims
@@ -153,7 +153,7 @@ def test_compare_arms_these_seeds_is_the_paired_test_of_the_average(seeds: int, 
         assert found.new_seeds is None
         assert found.seed_spread is None
         assert found.detectable == same.detectable
-        assert arm_estimate(arm, tokens, resamples=QUICK) == estimate(arm[0], tokens, resamples=QUICK)
+        assert estimate_arm(arm, tokens, resamples=QUICK) == bootstrap_estimate(arm[0], tokens, resamples=QUICK)
     else:
         assert found.detectable is not None
         assert found.detectable >= (same.detectable or 0.0)
@@ -208,7 +208,7 @@ def test_compare_arms_pools_the_seeds_of_arms(seeds: int) -> None:
         claim = claim_about_new_seeds(each)
         assert (claim.low, claim.high) == pytest.approx(ends)
         assert each.seed_spread == pytest.approx(own.std(ddof=1))
-        assert each.components == Components(pytest.approx(variance), 0.0, 0.0, pytest.approx(2.0))
+        assert each.components == VarianceComponents(pytest.approx(variance), 0.0, 0.0, pytest.approx(2.0))
 
 
 def test_compare_arms_pools_components_by_their_seeds() -> None:
@@ -223,7 +223,7 @@ def test_compare_arms_pools_components_by_their_seeds() -> None:
     between = np.average([each.mean(1).var(ddof=1) for each in split], weights=weights)
     for each, alone, seeds in zip(found, own, (6, 6, 4), strict=True):
         assert each.seeds == seeds
-        assert each.components == Components(
+        assert each.components == VarianceComponents(
             pytest.approx(max(0.0, between - residual / 40)),
             pytest.approx(alone.prompt),
             pytest.approx(residual),
@@ -291,43 +291,43 @@ def test_compare_arms_claims_are_nested_and_agree_with_their_intervals(
 @given(st.integers(2, 30), st.integers(2, 300), st.floats(0.001, 0.4), st.floats(0.8, 4))
 def test_margin_of_one_part_is_students(seeds: int, prompts: int, tail: float, freedom: float) -> None:
     """And with both it is between the larger and their sum."""
-    of_seeds = margin(Components(2.0, 0.0, 0.0, freedom), seeds, prompts, tail)
-    of_prompts = margin(Components(0.0, 3.0, 0.0), seeds, prompts, tail)
+    of_seeds = margin_of_error(VarianceComponents(2.0, 0.0, 0.0, freedom), seeds, prompts, tail)
+    of_prompts = margin_of_error(VarianceComponents(0.0, 3.0, 0.0), seeds, prompts, tail)
     assert of_seeds == pytest.approx(stats.t.isf(tail, freedom * (seeds - 1)) * math.sqrt(2 / seeds))
     assert of_prompts == pytest.approx(stats.t.isf(tail, prompts - 1) * math.sqrt(3 / prompts))
-    rest = margin(Components(0.0, 0.0, 2.0 * prompts, freedom), seeds, prompts, tail)
+    rest = margin_of_error(VarianceComponents(0.0, 0.0, 2.0 * prompts, freedom), seeds, prompts, tail)
     assert rest == pytest.approx(of_seeds)
-    both = margin(Components(2.0, 3.0, 0.0, freedom), seeds, prompts, tail)
+    both = margin_of_error(VarianceComponents(2.0, 3.0, 0.0, freedom), seeds, prompts, tail)
     assert max(of_seeds, of_prompts) <= both <= of_seeds + of_prompts
 
 
 parts = st.builds(
-    Components, st.floats(0, 4), st.floats(0.01, 4), st.floats(0, 40), st.sampled_from([1.0, 1.6, 2.0, 2.5])
+    VarianceComponents, st.floats(0, 4), st.floats(0.01, 4), st.floats(0, 40), st.sampled_from([1.0, 1.6, 2.0, 2.5])
 )
 
 
 @settings(deadline=None, max_examples=50)
 @given(parts, st.integers(2, 12), st.integers(6, 300), st.floats(0.01, 3.0))
 def test_crossed_p_is_the_level_whose_margin_is_the_value(
-    components: Components, seeds: int, prompts: int, value: float
+    components: VarianceComponents, seeds: int, prompts: int, value: float
 ) -> None:
-    p = crossed_p(value, components, seeds, prompts)
-    assert p == crossed_p(-value, components, seeds, prompts)
+    p = crossed_p_value(value, components, seeds, prompts)
+    assert p == crossed_p_value(-value, components, seeds, prompts)
     if 1e-9 < p < 1:
-        assert margin(components, seeds, prompts, p / 2) == pytest.approx(value, rel=1e-6)
+        assert margin_of_error(components, seeds, prompts, p / 2) == pytest.approx(value, rel=1e-6)
 
 
 @settings(deadline=None, max_examples=100)
 @given(parts, st.integers(2, 15), st.integers(6, 400), st.sampled_from([0.05, 0.05 / 3, 0.05 / 12]), st.booleans())
 def test_detectable_never_grows_with_more_seeds_or_prompts(
-    components: Components, seeds: int, prompts: int, level: float, new: bool
+    components: VarianceComponents, seeds: int, prompts: int, level: float, new: bool
 ) -> None:
     """For fixed components; and it falls with the level."""
     scope = "new seeds" if new else "these seeds"
-    at_hand = detectable(components, seeds, prompts, level, scope)  # type: ignore[arg-type]
-    more_seeds = detectable(components, seeds + 1, prompts, level, scope)  # type: ignore[arg-type]
-    more_prompts = detectable(components, seeds, prompts + 1, level, scope)  # type: ignore[arg-type]
-    stricter = detectable(components, seeds, prompts, level / 2, scope)  # type: ignore[arg-type]
+    at_hand = minimum_detectable_effect(components, seeds, prompts, level, scope)  # type: ignore[arg-type]
+    more_seeds = minimum_detectable_effect(components, seeds + 1, prompts, level, scope)  # type: ignore[arg-type]
+    more_prompts = minimum_detectable_effect(components, seeds, prompts + 1, level, scope)  # type: ignore[arg-type]
+    stricter = minimum_detectable_effect(components, seeds, prompts, level / 2, scope)  # type: ignore[arg-type]
     assert max(more_seeds, more_prompts) <= at_hand * (1 + 1e-9)
     assert at_hand < stricter
 
@@ -340,11 +340,11 @@ def test_detectable_is_found_with_the_power_of_the_noncentral_t(n: int, level: f
     def power(effect: float, standard_error: float, freedom: float) -> float:
         return float(stats.nct.sf(stats.t.isf(level / 2, freedom), freedom, effect / standard_error))
 
-    of_prompts = Components(0.0, 2.0, 6.0)
-    effect = detectable(of_prompts, 3, n, level, "these seeds")
+    of_prompts = VarianceComponents(0.0, 2.0, 6.0)
+    effect = minimum_detectable_effect(of_prompts, 3, n, level, "these seeds")
     assert power(effect, math.sqrt((2 + 6 / 3) / n), n - 1) == pytest.approx(POWER, abs=1e-6)
-    of_seeds = Components(2.0, 0.0, 0.0)
-    effect = detectable(of_seeds, n, 50, level, "new seeds")
+    of_seeds = VarianceComponents(2.0, 0.0, 0.0)
+    effect = minimum_detectable_effect(of_seeds, n, 50, level, "new seeds")
     median = math.sqrt(float(stats.chi2.median(n - 1)) / (n - 1))
     assert power(effect * median, math.sqrt(2 / n), n - 1) == pytest.approx(POWER, abs=1e-6)
 
@@ -433,8 +433,8 @@ def test_arm_estimate_counts_all_seeds_that_an_arm_has() -> None:
     """A failed seed is left out; the mean is that of the seeds left."""
     values = draw_arms(7, 40, 9, seed=2.0)[0]
     failed = np.insert(values, 3, np.nan, axis=0)
-    assert arm_estimate(failed, resamples=QUICK) == arm_estimate(values, resamples=QUICK)
-    assert arm_estimate(values, resamples=QUICK).value == pytest.approx(values.mean())
+    assert estimate_arm(failed, resamples=QUICK) == estimate_arm(values, resamples=QUICK)
+    assert estimate_arm(values, resamples=QUICK).value == pytest.approx(values.mean())
 
 
 # Little or nothing to go by
@@ -444,7 +444,7 @@ def test_arm_estimate_counts_all_seeds_that_an_arm_has() -> None:
 def test_compare_arms_of_one_prompt_is_a_value_and_nothing_else(seeds: int) -> None:
     found = compare(np.zeros((seeds, 1)), np.full((seeds, 1), 2.0))
     assert (found.value, found.these_seeds, found.new_seeds, found.detectable) == (2.0, None, None, None)
-    assert arm_estimate(np.full((seeds, 1), 2.0)) == Estimate(2.0, None, None, 1)
+    assert estimate_arm(np.full((seeds, 1), 2.0)) == Estimate(2.0, None, None, 1)
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 6])
@@ -470,9 +470,9 @@ def test_compare_arms_beside_an_identical_one_rounding_is_not_uneven() -> None:
 
 def test_compare_arms_that_all_gain_the_same_has_no_width() -> None:
     """Nothing varies: p is the smallest that six prompts allow."""
-    values = draw_arms(6, FEWEST, 0)[0]
+    values = draw_arms(6, MIN_PROMPTS, 0)[0]
     found = compare(values, values + 1)
-    assert found.new_seeds == Claim(pytest.approx(1), pytest.approx(1), 2 / 2**FEWEST, 2 / 2**FEWEST)
+    assert found.new_seeds == Claim(pytest.approx(1), pytest.approx(1), 2 / 2**MIN_PROMPTS, 2 / 2**MIN_PROMPTS)
     assert found.detectable is None
 
 
@@ -503,7 +503,7 @@ def test_compare_arms_rejects_no_comparison_and_missing_prompts() -> None:
     with pytest.raises(ValueError, match="one prompt for each row is needed, not 2 for 9 rows"):
         compare_arms(baseline, [arm], prompts=["a", "b"])
     with pytest.raises(ValueError, match="arms must be"):
-        complete([np.zeros(3)])
+        select_complete([np.zeros(3)])
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -515,12 +515,14 @@ def test_crossed_differences_are_those_of_compare_arms_without_its_sign_flips(we
         baseline, *arms = draw_arms(3, 24, number, count=3) * (1.0 if weights is None else weights)
         prompts = [row // 2 for row in range(24)]
         whole = compare_arms(baseline, arms, weights, prompts=prompts, resamples=QUICK)
-        for one, other in zip(crossed_differences(baseline, arms, weights, prompts=prompts), whole, strict=True):
+        for one, other in zip(
+            estimate_crossed_differences(baseline, arms, weights, prompts=prompts), whole, strict=True
+        ):
             assert one.value == pytest.approx(other.value)
             assert (one.components, one.seeds, one.n) == (other.components, other.seeds, other.n)
             assert other.new_seeds is not None
             assert one.components is not None
-            p = crossed_p(one.value, one.components, one.seeds, one.n)
+            p = crossed_p_value(one.value, one.components, one.seeds, one.n)
             assert one.is_beyond(p * 1.0001)
             assert not one.is_beyond(p * 0.9999)
             assert not other.new_seeds.p < p * 0.9999
@@ -529,5 +531,5 @@ def test_crossed_differences_are_those_of_compare_arms_without_its_sign_flips(we
 
 
 def test_crossed_differences_one_seed_is_beyond_no_level() -> None:
-    [found] = crossed_differences([[0.0] * 8], [[[9.0 + row / 100 for row in range(8)]]])
+    [found] = estimate_crossed_differences([[0.0] * 8], [[[9.0 + row / 100 for row in range(8)]]])
     assert (found.seeds, found.n, found.is_beyond(0.99)) == (1, 8, False)

@@ -18,15 +18,15 @@ from neftcli.statistics import paired
 from neftcli.statistics.crossed import (
     ArmDifference,
     Claim,
-    Components,
     Scope,
-    arm_estimate,
+    VarianceComponents,
     compare_arms,
-    margin,
+    estimate_arm,
+    margin_of_error,
 )
-from neftcli.statistics.multiple import adjust, verdict
+from neftcli.statistics.multiple import holm_adjust, name_verdict
 from neftcli.statistics.paired import LEVEL, POWER, paired_difference
-from neftcli.statistics.planning import needed
+from neftcli.statistics.planning import required_sizes
 from tests.unit.statistics.test_crossed import QUICK, Floats, draw_arms, tokens_of
 from tests.unit.statistics.test_planning import difference
 
@@ -52,8 +52,8 @@ def claim(found: ArmDifference, scope: Scope) -> Claim:
 def claims(found: list[ArmDifference], scope: Scope) -> bool:
     """Whether any arm is called better or worse within a scope, all being corrected together."""
     of_scope = [claim(each, scope) for each in found]
-    adjusted = adjust([each.p for each in of_scope], [each.smallest_p for each in of_scope])
-    words = {verdict(p, each.value, "lower") for p, each in zip(adjusted, found, strict=True)}
+    adjusted = holm_adjust([each.p for each in of_scope], [each.smallest_p for each in of_scope])
+    words = {name_verdict(p, each.value, "lower") for p, each in zip(adjusted, found, strict=True)}
     return bool({"better", "worse"} & words)
 
 
@@ -128,9 +128,9 @@ def test_compare_arms_needs_the_margin_beside_two_tests() -> None:
     more = 400
     for number in range(more):
         baseline, arm = draw_arms(10, PROMPTS, number, **balanced(10))
-        over_seeds = paired_difference(baseline.mean(1), arm.mean(1), resamples=1_024).p or 0.0
+        sweep_command = paired_difference(baseline.mean(1), arm.mean(1), resamples=1_024).p or 0.0
         over_prompts = paired_difference(baseline.mean(0), arm.mean(0), resamples=QUICK).p or 0.0
-        both += max(over_seeds, over_prompts) < LEVEL
+        both += max(sweep_command, over_prompts) < LEVEL
         all_three += claims(sweep(np.array([baseline, arm]), None, number), "new seeds")
     assert all_three <= stats.binom.ppf(0.99, more, LEVEL) < both
 
@@ -156,10 +156,10 @@ def test_margin_keeps_its_probability_whatever_the_parts(seeds: int, tail: float
         )
         above = 0
         for mean, (of_seeds, of_prompts, rest) in zip(means, squares.T, strict=True):
-            parts = Components(
+            parts = VarianceComponents(
                 seeds * max(0.0, of_seeds - rest), PROMPTS * max(0.0, of_prompts - rest), seeds * PROMPTS * rest
             )
-            above += abs(mean) > margin(parts, seeds, PROMPTS, tail)
+            above += abs(mean) > margin_of_error(parts, seeds, PROMPTS, tail)
         assert above <= stats.binom.ppf(0.999, 1_000, 2 * tail)
 
 
@@ -174,7 +174,7 @@ def test_compare_arms_intervals_cover_the_truth(seeds: int, mix: str) -> None:
     for number in range(SIMULATIONS):
         values = draw_arms(seeds, PROMPTS, number, **(MIXES.get(mix) or balanced(seeds)))
         differences += holds(claim(sweep(values, None, number)[0], "new seeds"), 0.0)
-        own = arm_estimate(values[1], seed=number, resamples=QUICK)
+        own = estimate_arm(values[1], seed=number, resamples=QUICK)
         figures += (own.low or 0) <= 10 <= (own.high or 0)
     assert differences >= COVERED
     assert figures >= COVERED
@@ -214,8 +214,8 @@ def test_compare_arms_finds_what_is_detectable_over_new_seeds(seeds: int, count:
 
 def test_needed_prompts_and_seeds_suffice() -> None:
     """0.9 to find, numbers counted from known parts: found with 80 %, and in not many more."""
-    known = Components(0.25, 2.0, 2.0)
-    plan = needed(difference(known, 6, PROMPTS), 0.9)
+    known = VarianceComponents(0.25, 2.0, 2.0)
+    plan = required_sizes(difference(known, 6, PROMPTS), 0.9)
     assert plan.prompts is not None
     assert plan.seeds is not None
     for seeds, prompts in ((6, plan.prompts), (plan.seeds, PROMPTS)):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.statistics.multiple import adjust, direction, verdict
+from neftcli.statistics.multiple import holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import LEVEL
 
 
@@ -26,7 +26,7 @@ from neftcli.statistics.paired import LEVEL
     ],
 )
 def test_adjust_is_holms_table_by_hand(p_values: list[float], adjusted: list[float]) -> None:
-    assert adjust(p_values) == pytest.approx(adjusted)
+    assert holm_adjust(p_values) == pytest.approx(adjusted)
 
 
 probabilities = st.lists(st.floats(0, 1), max_size=8)
@@ -37,12 +37,12 @@ probabilities = st.lists(st.floats(0, 1), max_size=8)
 def test_adjust_keeps_its_laws(both: tuple[list[float], list[int]]) -> None:
     """Between p and min(1, m p), in the order of p, and each place keeps its own whatever the order given."""
     p_values, order = both
-    adjusted = adjust(p_values)
+    adjusted = holm_adjust(p_values)
     for p, corrected in zip(p_values, adjusted, strict=True):
         assert p <= corrected <= min(1.0, len(p_values) * p)
     for (p, corrected), (other, other_corrected) in itertools.product(zip(p_values, adjusted, strict=True), repeat=2):
         assert p > other or corrected <= other_corrected
-    assert adjust([p_values[index] for index in order]) == [adjusted[index] for index in order]
+    assert holm_adjust([p_values[index] for index in order]) == [adjusted[index] for index in order]
 
 
 @settings(deadline=None)
@@ -53,7 +53,7 @@ def test_adjust_rejects_as_holms_steps_do(p_values: list[float], level: float) -
     while left and left[0] * len(left) < level:
         rejected += 1
         left.pop(0)
-    assert sum(adjusted < level for adjusted in adjust(p_values)) == rejected
+    assert sum(adjusted < level for adjusted in holm_adjust(p_values)) == rejected
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_adjust_rejects_as_holms_steps_do(p_values: list[float], level: float) -
     ],
 )
 def test_verdict_names_direction_or_value(p: float | None, difference: float, words: dict[str, str]) -> None:
-    assert {better: verdict(p, difference, better) for better in words} == words  # type: ignore[arg-type]
-    assert direction(p, difference) == words["none"]
+    assert {better: name_verdict(p, difference, better) for better in words} == words  # type: ignore[arg-type]
+    assert name_direction(p, difference) == words["none"]
 
 
 # Tarone
@@ -89,7 +89,7 @@ def test_verdict_names_direction_or_value(p: float | None, difference: float, wo
     ],
 )
 def test_adjust_is_tarones_table_by_hand(p_values: list[float], smallest: list[float], adjusted: list[float]) -> None:
-    assert adjust(p_values, smallest) == pytest.approx(adjusted)
+    assert holm_adjust(p_values, smallest) == pytest.approx(adjusted)
 
 
 tests = st.lists(
@@ -107,8 +107,8 @@ def test_adjust_counts_the_fewest_tests_that_tarone_allows(family: list[tuple[fl
     while sum(least < LEVEL / m for least in smallest) > m:
         m += 1
     counted = [place for place, least in enumerate(smallest) if least < LEVEL / m]
-    found = adjust(p_values, smallest)
-    alone = adjust([p_values[place] for place in counted])
+    found = holm_adjust(p_values, smallest)
+    alone = holm_adjust([p_values[place] for place in counted])
     assert [found[place] for place in counted] == alone
     assert all(found[place] == 1.0 for place in range(len(family)) if place not in counted)
 
@@ -117,4 +117,4 @@ def test_adjust_counts_the_fewest_tests_that_tarone_allows(family: list[tuple[fl
 @given(tests, st.floats(0.05, 1.0))
 def test_adjust_ignores_a_test_that_can_not_be_significant(family: list[tuple[float, float]], least: float) -> None:
     p_values, smallest = map(list, zip(*family, strict=True))
-    assert adjust([*p_values, 1.0], [*smallest, least])[:-1] == adjust(p_values, smallest)
+    assert holm_adjust([*p_values, 1.0], [*smallest, least])[:-1] == holm_adjust(p_values, smallest)

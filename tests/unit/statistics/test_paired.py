@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from neftcli.statistics.multiple import verdict
+from neftcli.statistics.multiple import name_verdict
 from neftcli.statistics.paired import (
-    FEWEST,
     LEVEL,
+    MIN_PROMPTS,
     POWER,
     RESAMPLES,
     Estimate,
     PairedDifference,
-    estimate,
+    bootstrap_estimate,
     paired_difference,
     sum_by_prompt,
 )
@@ -161,7 +161,7 @@ def test_estimate_interval_is_bca(weighted: bool) -> None:
     """On skewed losses, within 3 % of its width: the draws differ."""
     first, _, tokens = skewed(60, 1)
     weights = tokens if weighted else np.ones(60)
-    found = estimate(first, weights)
+    found = bootstrap_estimate(first, weights)
     low, high = by_definition(first, weights, 20_000)
     assert found.value == pytest.approx(first.sum() / weights.sum(), rel=1e-12)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.03 * (high - low))
@@ -170,7 +170,7 @@ def test_estimate_interval_is_bca(weighted: bool) -> None:
 def test_estimate_interval_of_normal_data_is_students() -> None:
     values = np.random.default_rng(4).normal(3, 2, 1_000)
     low, high = stats.t.interval(1 - LEVEL, 999, values.mean(), stats.sem(values))
-    found = estimate(values)
+    found = bootstrap_estimate(values)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.05 * (high - low))
 
 
@@ -188,7 +188,7 @@ def test_paired_difference_interval_ends_where_brute_force_p_falls_below_the_lev
     differences = differences / 10
     weights = counts if weighted else None
     found = paired_difference(np.zeros(len(rows)), differences, weights, resamples=QUICK)
-    if len(rows) < FEWEST:
+    if len(rows) < MIN_PROMPTS:
         assert (found.low, found.high) == (None, None)
         return
     assert found.low is not None
@@ -271,7 +271,7 @@ def test_paired_difference_swapped_is_mirrored(rows: list[tuple[float, float]]) 
     assert other.value == -one.value
     assert (other.p, other.smallest_p, other.detectable) == (one.p, one.smallest_p, one.detectable)
     assert mirrored(other) == (one.low, one.high)
-    assert verdict(one.p, one.value, "lower") == verdict(other.p, other.value, "higher")
+    assert name_verdict(one.p, one.value, "lower") == name_verdict(other.p, other.value, "higher")
 
 
 def mirrored(found: PairedDifference) -> tuple[float | None, float | None]:
@@ -315,7 +315,7 @@ def test_paired_difference_weights_of_one_are_no_weights(n: int) -> None:
     """To the bit."""
     first, second, _ = skewed(n, n)
     assert paired_difference(first, second, np.ones(n)) == paired_difference(first, second)
-    assert estimate(first, np.ones(n)) == estimate(first)
+    assert bootstrap_estimate(first, np.ones(n)) == bootstrap_estimate(first)
 
 
 def test_paired_difference_row_of_weight_zero_does_not_count() -> None:
@@ -323,7 +323,7 @@ def test_paired_difference_row_of_weight_zero_does_not_count() -> None:
     first, second, tokens = skewed(30, 2)
     longer = [np.insert(array, 4, 0.0) for array in (first, second, tokens)]
     assert paired_difference(*longer) == paired_difference(first, second, tokens)
-    assert estimate(longer[0], longer[2]) == estimate(first, tokens)
+    assert bootstrap_estimate(longer[0], longer[2]) == bootstrap_estimate(first, tokens)
     prompts = [str(row // 3) for row in range(30)]
     assert paired_difference(*longer, prompts=[*prompts[:4], "0", *prompts[4:]]) == paired_difference(
         first, second, tokens, prompts=prompts
@@ -346,8 +346,8 @@ def test_paired_difference_of_equal_prompts_is_that_of_rows_summed_beforehand(ro
     assert found.n == rows // 3
     for name in ("value", "low", "high", "p", "smallest_p", "detectable", "true_level"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
-    one = estimate(first, weights, prompts=prompts)
-    other = estimate(summed[0], summed[2])
+    one = bootstrap_estimate(first, weights, prompts=prompts)
+    other = bootstrap_estimate(summed[0], summed[2])
     assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
     assert one.n == rows // 3
 
@@ -373,7 +373,7 @@ def test_paired_difference_is_deterministic_by_its_seed() -> None:
     first, second, tokens = skewed(100, 5)
     assert paired_difference(first, second, tokens, seed=3) == paired_difference(first, second, tokens, seed=3)
     assert paired_difference(first, second, tokens, seed=4) != paired_difference(first, second, tokens, seed=3)
-    assert estimate(first, seed=3) == estimate(first, seed=3) != estimate(first, seed=4)
+    assert bootstrap_estimate(first, seed=3) == bootstrap_estimate(first, seed=3) != bootstrap_estimate(first, seed=4)
 
 
 # Little or nothing to go by
@@ -381,12 +381,12 @@ def test_paired_difference_is_deterministic_by_its_seed() -> None:
 
 def test_paired_difference_of_one_prompt_is_a_value_and_nothing_else() -> None:
     """Also if it has several rows."""
-    assert estimate([3.0]) == Estimate(3.0, None, None, 1)
-    assert estimate([3.0], [4.0]) == Estimate(0.75, None, None, 1)
+    assert bootstrap_estimate([3.0]) == Estimate(3.0, None, None, 1)
+    assert bootstrap_estimate([3.0], [4.0]) == Estimate(0.75, None, None, 1)
     assert paired_difference([3.0], [1.0]) == PairedDifference(-2.0, None, None, None, 1.0, 1, None, None)
     found = paired_difference([3.0, 1.0], [1.0, 0.0], prompts=["a", "a"])
     assert found == PairedDifference(-1.5, None, None, None, 1.0, 1, None, None)
-    assert estimate([3.0, 1.0], prompts=["a", "a"]) == Estimate(2.0, None, None, 1)
+    assert bootstrap_estimate([3.0, 1.0], prompts=["a", "a"]) == Estimate(2.0, None, None, 1)
 
 
 @pytest.mark.parametrize("n", [2, 9, 200])
@@ -394,7 +394,7 @@ def test_paired_difference_of_one_prompt_is_a_value_and_nothing_else() -> None:
 def test_paired_difference_of_identical_models_is_zero(n: int, weighted: bool) -> None:
     first, _, tokens = skewed(n, 1)
     found = paired_difference(first, first, tokens if weighted else None)
-    end = 0.0 if n >= FEWEST else None
+    end = 0.0 if n >= MIN_PROMPTS else None
     assert found == PairedDifference(0.0, end, end, 1.0, 1.0, n, None, None)
 
 
@@ -410,7 +410,7 @@ def test_paired_difference_equal_everywhere_has_an_interval_of_no_width(n: int, 
         paired_difference(np.zeros(n), step * tokens, tokens),
     ):
         assert found.value == pytest.approx(step)
-        assert (found.low, found.high) == ((None, None) if n < FEWEST else pytest.approx((step, step)))
+        assert (found.low, found.high) == ((None, None) if n < MIN_PROMPTS else pytest.approx((step, step)))
         assert found.detectable is None or found.detectable == pytest.approx(2 * abs(step) / n)
     exact = paired_difference(np.zeros(n), np.full(n, step))
     if 2**n <= RESAMPLES:
@@ -427,7 +427,7 @@ def test_estimate_interval_is_finite_with_few_resamples(
 ) -> None:
     """Also if few resamples all lie on one side and BCa is undefined; no warning (they are errors here)."""
     first, _ = columns(rows)
-    found = estimate(first, np.arange(1.0, len(rows) + 1), seed=seed, resamples=resamples)
+    found = bootstrap_estimate(first, np.arange(1.0, len(rows) + 1), seed=seed, resamples=resamples)
     assert found.low is not None
     assert found.high is not None
     assert -300 <= found.low <= found.high <= 300
@@ -440,7 +440,7 @@ def test_estimate_interval_is_the_percentiles_if_bca_is_undefined() -> None:
     for seed in range(20):
         drawn = values[np.random.default_rng((seed, 0)).integers(0, 5, (2, 5))].mean(1)
         if drawn.max() < values.mean() or drawn.min() > values.mean():
-            found = estimate(values, seed=seed, resamples=2)
+            found = bootstrap_estimate(values, seed=seed, resamples=2)
             assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
             met += 1
     assert met > 3
@@ -467,7 +467,7 @@ def test_paired_difference_rejects_what_can_not_be_compared(arguments: tuple[lis
 
 def test_paired_difference_rejects_no_rows_no_comparison_and_missing_prompts() -> None:
     with pytest.raises(ValueError, match="no rows"):
-        estimate([])
+        bootstrap_estimate([])
     with pytest.raises(ValueError, match="comparisons must be 1 or more, not 0"):
         paired_difference([1.0, 2.0], [2.0, 1.0], comparisons=0)
     with pytest.raises(ValueError, match="one prompt for each row is needed, not 1 for 2 rows"):

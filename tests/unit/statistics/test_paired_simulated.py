@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from neftcli.statistics import paired
-from neftcli.statistics.multiple import adjust, verdict
-from neftcli.statistics.paired import LEVEL, POWER, estimate, paired_difference
+from neftcli.statistics.multiple import holm_adjust, name_verdict
+from neftcli.statistics.paired import LEVEL, POWER, bootstrap_estimate, paired_difference
 from tests.unit.statistics.test_paired import closed_form, skewed
 
 Floats = NDArray[np.float64]
@@ -38,7 +38,7 @@ def test_paired_difference_seldom_claims_what_is_not_so(weighted: bool) -> None:
     for seed in range(SIMULATIONS):
         first, second, tokens = skewed(100, seed)
         found = paired_difference(first, second, tokens if weighted else None, seed=seed, resamples=QUICK)
-        claims += verdict(found.p, found.value, "lower") in {"better", "worse"}
+        claims += name_verdict(found.p, found.value, "lower") in {"better", "worse"}
     assert 0 < claims <= FALSE_FINDINGS
 
 
@@ -52,8 +52,8 @@ def test_adjust_keeps_families_as_seldom_wrong_in_any() -> None:
         found = [paired_difference(first, other, comparisons=3, seed=seed, resamples=QUICK) for other in others]
         p_values = [each.p for each in found if each.p is not None]
         uncorrected += min(p_values) < LEVEL
-        adjusted = adjust(p_values, [each.smallest_p for each in found])
-        words = [verdict(p, each.value, "lower") for p, each in zip(adjusted, found, strict=True)]
+        adjusted = holm_adjust(p_values, [each.smallest_p for each in found])
+        words = [name_verdict(p, each.value, "lower") for p, each in zip(adjusted, found, strict=True)]
         corrected += bool({"better", "worse"} & set(words))
     assert corrected <= FALSE_FINDINGS < uncorrected
 
@@ -119,7 +119,7 @@ def test_paired_difference_finds_what_is_detectable_with_the_stated_power(
     words = []
     for seed in range(SIMULATIONS):
         found = paired_difference(*draw(seed), seed=seed, resamples=QUICK)
-        words.append(verdict(found.p, found.value, "none"))
+        words.append(name_verdict(found.p, found.value, "none"))
     assert TRUE_FINDINGS <= words.count("higher") <= 0.87 * SIMULATIONS
     assert words.count("lower") == 0
 
@@ -146,7 +146,7 @@ def test_estimate_interval_covers_the_truth() -> None:
     """
     covered = 0
     for seed in range(SIMULATIONS):
-        found = estimate(np.random.default_rng(seed).exponential(1, 100) - 1, seed=seed, resamples=QUICK)
+        found = bootstrap_estimate(np.random.default_rng(seed).exponential(1, 100) - 1, seed=seed, resamples=QUICK)
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 0 <= found.high

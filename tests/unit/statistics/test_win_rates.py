@@ -13,7 +13,7 @@ import pytest
 from scipy.special import expit, stdtrit
 
 from neftcli.statistics.paired import PairedDifference
-from neftcli.statistics.win_rates import length_controlled_scores, win_rate
+from neftcli.statistics.win_rates import estimate_win_rate, length_controlled_scores
 
 
 def judged(
@@ -26,7 +26,7 @@ def judged(
 
 
 def controlled(scores: list[float], lengths: list[float], **options: object) -> PairedDifference:
-    found = win_rate(scores, lengths, **options)  # type: ignore[arg-type]
+    found = estimate_win_rate(scores, lengths, **options)  # type: ignore[arg-type]
     assert found is not None
     return found
 
@@ -124,7 +124,7 @@ def test_win_rate_of_equal_lengths() -> None:
 @pytest.mark.parametrize("wins", [0, 1, 12, 24, 29, 30])
 def test_win_rate_without_lengths(wins: int) -> None:
     """The mean score, inside an interval that excludes 0 exactly if p < 0.05 and stays between 0 and 100 %."""
-    found = win_rate([1.0] * wins + [0.0] * (30 - wins))
+    found = estimate_win_rate([1.0] * wins + [0.0] * (30 - wins))
     assert found is not None
     assert found.low is not None
     assert found.high is not None
@@ -151,7 +151,7 @@ def test_win_rate_all_ties() -> None:
 def test_win_rate_is_none_with_few_prompts_or_one_length(
     scores: list[float], lengths: list[float], prompts: list[int] | None
 ) -> None:
-    assert win_rate(scores, lengths, prompts=prompts) is None
+    assert estimate_win_rate(scores, lengths, prompts=prompts) is None
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_win_rate_is_none_with_few_prompts_or_one_length(
 )
 def test_win_rate_rejects(scores: list[float], lengths: list[float]) -> None:
     with pytest.raises(ValueError, match="score"):
-        win_rate(scores, lengths)
+        estimate_win_rate(scores, lengths)
 
 
 @pytest.mark.parametrize("n", [20, 60])
@@ -179,7 +179,7 @@ def test_length_controlled_scores() -> None:
     draw = np.random.default_rng(9)
     lengths = draw.normal(20, 40, 300)
     scores = (draw.random(300) < 1 / (1 + np.exp(-lengths / 60))).astype(float)
-    values, rate = length_controlled_scores(scores, lengths), win_rate(scores, lengths)
+    values, rate = length_controlled_scores(scores, lengths), estimate_win_rate(scores, lengths)
     assert rate is not None
     assert values.mean() == pytest.approx(0.5 + rate.value, abs=1e-6)
     half = (rate.high or 0.0) - (rate.low or 0.0)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from neftcli.errors import InputError, NeftError, Preempted, Problem
-from neftcli.evaluation.measurement import Measurement
+from neftcli.evaluation.measurement import ModelEvaluator
 from neftcli.events import (
     CellEvaluationStarted,
     DataReady,
@@ -110,7 +110,7 @@ def test_the_losses_of_the_last_evaluation_are_not_computed_again(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That they are the same numbers as those of the saved run, the next test shows."""
-    monkeypatch.setattr("neftcli.evaluation.measurement.losses_as_they_come", lambda *_arguments: 1 / 0)
+    monkeypatch.setattr("neftcli.evaluation.measurement.iter_losses", lambda *_arguments: 1 / 0)
     run = RunDirectory(Path(do_cell(recipe, AssetCache(), Told(), StopSignal())))
     losses = numbers(run)["metrics"]["held_out_loss"]
     record = json.loads((run.path / "run.json").read_text())
@@ -132,7 +132,7 @@ def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
     for store in (run.path / "evaluation").glob("*.jsonl"):
         store.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(Measurement, "run", lambda _self: 1 / 0)
+        patch.setattr(ModelEvaluator, "run", lambda _self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             do_cell(recipe, asset_cache, Told(), StopSignal())
     told = Told(stops_at=PhaseProgress)
@@ -154,13 +154,13 @@ def test_a_cells_own_recipe_does_not_say_whether_code_runs(recipe: Recipe, monke
     text = (run.path / "recipe.yaml").read_text()
     (run.path / "recipe.yaml").write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
     trusted: list[bool] = []
-    load = Measurement.__init__
+    load = ModelEvaluator.__init__
 
-    def watched(self: Measurement, subject: Any, *arguments: Any, **named: Any) -> None:
+    def watched(self: ModelEvaluator, subject: Any, *arguments: Any, **named: Any) -> None:
         trusted.append(subject.recipe.model.trust_remote_code)
         load(self, subject, *arguments, **named)
 
-    monkeypatch.setattr(Measurement, "__init__", watched)
+    monkeypatch.setattr(ModelEvaluator, "__init__", watched)
     do_cell(recipe, AssetCache(), Told(), StopSignal())
     assert trusted == [False]
 

@@ -18,7 +18,7 @@ from benchmarks.situations import Situation
 from neftcli.evaluation.metrics import HELD_OUT_LOSS
 from neftcli.recipe.schema import Sweep
 from neftcli.statistics import paired
-from neftcli.statistics.crossed import compare_arms, crossed_differences, margin
+from neftcli.statistics.crossed import compare_arms, estimate_crossed_differences, margin_of_error
 from neftcli.sweep.early_stopping import DROP, FUTILITY, SUCCESS, Decision, Dropped, Stopped, decide, look, stops_early
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import SweepResults
@@ -87,8 +87,8 @@ def test_look_all_arms_worse_than_the_baseline_ends_the_group() -> None:
 
 def test_look_futility_exactly_if_the_bound_of_every_arm_is_below_delta() -> None:
     values = drawn(0.0, 0.0)
-    differences = crossed_differences(values[Arm(0.0)], [values[arm] for arm in ARMS[1:]])
-    bounds = [-one.value + margin(one.components, one.seeds, one.n, FUTILITY) for one in differences]  # type: ignore[arg-type]
+    differences = estimate_crossed_differences(values[Arm(0.0)], [values[arm] for arm in ARMS[1:]])
+    bounds = [-one.value + margin_of_error(one.components, one.seeds, one.n, FUTILITY) for one in differences]  # type: ignore[arg-type]
     [stopped] = looked(values, delta=max(bounds) + 1e-9).stopped
     assert (stopped.reason, stopped.excluded) == ("futility", max(bounds) + 1e-9)
     assert looked(values, delta=max(bounds)).stopped == ()

@@ -1,6 +1,6 @@
 """The plan of a sweep by a pilot's variance.
 
-Oracles: `detectable` on the pilot's own comparison, and plans with other numbers of seeds.
+Oracles: `minimum_detectable_effect` on the pilot's own comparison, and plans with other numbers of seeds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from neftcli.cli.display import formatting
 from neftcli.errors import InputError
 from neftcli.events import SweepEstimate
 from neftcli.recipe.loading import assignment, file_layers, resolve
-from neftcli.statistics.crossed import compare_arms, detectable
+from neftcli.statistics.crossed import compare_arms, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL
 from neftcli.sweep import pilot as module
 from neftcli.sweep.pilot import NO_PILOT, plan_power
@@ -73,7 +73,7 @@ def test_plan_power_one_planned_seed_is_about_that_seed(content: dict[str, Any],
     results = SweepResults(cells, content)
     base, *arms = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
     parts = module._mean(compare_arms(base, arms, results.weights(HELD_OUT_LOSS, results.arms[0])), 2)
-    assert power.detectable == pytest.approx(detectable(parts, 1, ROWS, LEVEL / 2, "these seeds"))
+    assert power.detectable == pytest.approx(minimum_detectable_effect(parts, 1, ROWS, LEVEL / 2, "these seeds"))
     assert power.prompts_needed is None
 
 

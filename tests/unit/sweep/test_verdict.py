@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.statistics.crossed import ArmDifference, compare_arms
-from neftcli.statistics.multiple import adjust
-from neftcli.statistics.paired import FEWEST, LEVEL
-from neftcli.statistics.planning import needed
+from neftcli.statistics.multiple import holm_adjust
+from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
+from neftcli.statistics.planning import required_sizes
 from neftcli.sweep.early_stopping import Stopped
 from neftcli.sweep.plan import Arm, Cell, arms_of, plan_cells
 from neftcli.sweep.results import SweepResults
@@ -146,7 +146,7 @@ def test_judge_sweep_corrects_all_arms_and_metrics_together() -> None:
         content[cell.key]["metrics"][ACCURACY] = {**content[cell.key]["metrics"][HELD_OUT_LOSS], "direction": "higher"}
     family = [one for arm in judge(cells, content, HELD_OUT_LOSS, ACCURACY).arms for one in arm.comparisons]
     assert len(family) == 4
-    assert [one.p_adjusted for one in family] == adjust([one.p for one in family if one.p is not None])
+    assert [one.p_adjusted for one in family] == holm_adjust([one.p for one in family if one.p is not None])
 
 
 def test_judge_sweep_metric_that_can_not_be_significant_costs_the_others_nothing() -> None:
@@ -309,7 +309,7 @@ def test_judge_sweep_no_pattern_of_gaps_is_too_much(pattern: tuple[int, float, f
         there = [~np.isnan(one).all(1) for one in pair]
         both = [one[there[0] & there[1]] for one in pair]
         shared = int((~np.isnan(np.concatenate(both))).all(0).sum()) if len(both[0]) else 0
-        assert bool(row.comparisons) == (arm.alpha > 0 and shared >= FEWEST)
+        assert bool(row.comparisons) == (arm.alpha > 0 and shared >= MIN_PROMPTS)
         assert all(one.n == shared and one.p_adjusted is not None for one in row.comparisons)
     if not any(row.comparisons for row in verdict.arms):
         assert verdict.recommended is None
@@ -373,7 +373,7 @@ def test_judge_sweep_plan_is_for_the_smallest_effect_of_interest() -> None:
     cells = plan("sweep.alphas=[5]")
     results = SweepResults(cells, measured(cells, {0: 0, 5: 0}, seed_spread=0.004))
     found = difference_of(results)
-    more = needed(found, 0.004)
+    more = required_sizes(found, 0.004)
     assert found.detectable is not None
     assert more.seeds
     assert found.detectable > 0.004

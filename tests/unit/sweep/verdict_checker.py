@@ -13,9 +13,9 @@ import pytest
 
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share, label
 from neftcli.events import ArmResult, Comparison
-from neftcli.statistics.crossed import ArmDifference, compare_arms, margin
-from neftcli.statistics.paired import LEVEL, RESAMPLES, SKEWED
-from neftcli.statistics.planning import needed
+from neftcli.statistics.crossed import ArmDifference, compare_arms, margin_of_error
+from neftcli.statistics.paired import LEVEL, RESAMPLES, SKEWNESS_THRESHOLD
+from neftcli.statistics.planning import required_sizes
 from neftcli.sweep.early_stopping import FUTILITY, SUCCESS, Stopped
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import WIN_RATES, SweepResults
@@ -274,7 +274,7 @@ class _Checker:
             assert group
             for one in (found[arm] for arm in group):
                 assert one.components is not None
-                assert sign * one.value + margin(one.components, one.seeds, one.n, FUTILITY) < self.delta
+                assert sign * one.value + margin_of_error(one.components, one.seeds, one.n, FUTILITY) < self.delta
 
     def _compare(self, baseline: Arm, arms: Sequence[Arm], seeds: int | None = None) -> dict[Arm, ArmDifference]:
         """The arms against their baseline in the first metric, by their first seeds."""
@@ -400,7 +400,7 @@ class _Checker:
             f"The differences in {label(metric)} are skewed over prompts: of comparisons for these seeds without a "
             f"true difference about {100 * level:.0f} % would have p < 0.05, not 5 %."
             for metric, level in levels.items()
-            if level > SKEWED
+            if level > SKEWNESS_THRESHOLD
         ]
         self._expect("skewed", expected_lines)
 
@@ -441,7 +441,7 @@ class _Checker:
             assert widest.detectable <= self.delta
         else:
             assert widest.detectable > self.delta
-            more = [needed(self._difference(arm, one), self.delta) for arm, one in undecided.items()]
+            more = [required_sizes(self._difference(arm, one), self.delta) for arm, one in undecided.items()]
             seeds, prompts = ([getattr(one, name) for one in more] for name in ("seeds", "prompts"))
             ways = [] if None in seeds else [f"about {max(seeds)} seeds"]
             ways += [] if None in prompts else [f"about {max(prompts)} prompts with these seeds"]
