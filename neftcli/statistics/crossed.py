@@ -314,8 +314,8 @@ def minimum_detectable_effect(
 
     As in `margin_of_error`, with quantiles that hold the power as well: q is the noncentrality for which Student's t
     exceeds t[1 - level / 2] with probability `POWER`. The seeds' q is divided by the median of sqrt(chi^2 / freedom),
-    since the median estimate of a spread from few seeds is below the spread. For a claim about these seeds, the seeds' own part
-    does not count, and the residual is a part of the prompts'.
+    since the median estimate of a spread from few seeds is below the spread. For a claim about these seeds, the seeds'
+    own part does not count, and the residual is a part of the prompts'.
     """
     from scipy.special import chdtri, nctdtrinc, stdtrit
 
