@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from neftcli.data.prepare import read_examples
-from neftcli.models.registry import resolve
+from neftcli.models.registry import resolve_model
 from neftcli.recipe.loading import assignment, load_recipe
 
 BIN = Path(sys.executable).parent
@@ -120,7 +120,7 @@ def write_rows(folder: Path, dataset: str, training: int, held_out: int) -> tupl
 
 def model_folder(name: str) -> Path:
     """The model as a folder of safetensors, which every tool can load."""
-    from neftcli.models.gguf import converted
+    from neftcli.models.gguf import convert_gguf
 
-    reference = resolve(name)
-    return converted(Path(reference.location)) if reference.kind == "gguf" else Path(reference.location)
+    reference = resolve_model(name)
+    return convert_gguf(Path(reference.location)) if reference.kind == "gguf" else Path(reference.location)

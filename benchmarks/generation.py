@@ -18,9 +18,8 @@ from neftcli.data.chat import ChatFormat
 from neftcli.data.prepare import read_examples
 from neftcli.data.tokens import prompt_token_ids
 from neftcli.evaluation.generation import generate_answers
-from neftcli.models.loading import load_tokenizer
-from neftcli.models.registry import resolve
-from neftcli.models.requirements import load_model_of
+from neftcli.models.loading import load_model_for_recipe, load_tokenizer
+from neftcli.models.registry import resolve_model
 from neftcli.recipe.loading import assignment, load_recipe
 from neftcli.system.device import resolve_compute_config
 from neftcli.system.process import prepare_process
@@ -44,9 +43,9 @@ def main() -> None:
 def measure(options: Any, precision: str) -> None:
     """One arithmetic: every size in turn, round by round."""
     recipe = load_recipe("quickstart", [assignment(f"training.precision={precision}")])
-    reference = resolve(options.model)
+    reference = resolve_model(options.model)
     compute = resolve_compute_config(recipe)
-    model = load_model_of(recipe, reference, compute)
+    model = load_model_for_recipe(recipe, reference, compute)
     chat = ChatFormat(load_tokenizer(reference)[0])
     examples = read_examples(recipe.data).held_out[: options.prompts]
     prompts = [prompt_token_ids(chat, example) for example in examples]

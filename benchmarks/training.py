@@ -106,7 +106,7 @@ def tokens_in(model: Path, rows: Path) -> int:
     """Tokens of the training rows, pads not counted."""
     from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import prepare, read_examples
-    from neftcli.models.registry import resolve
+    from neftcli.models.registry import resolve_model
     from neftcli.recipe.loading import assignment
     from neftcli.recipe.loading import resolve as recipe_of
 
@@ -119,7 +119,7 @@ def tokens_in(model: Path, rows: Path) -> int:
     sets = {"model.name": model, "data.source": rows, "data.held_out_rows": 0}
     recipe = recipe_of([assignment(f"{key}={value}") for key, value in sets.items()])
     examples = read_examples(recipe.data)
-    chat, _ = load_chat_format(recipe, resolve(str(model)), examples.layout, Nobody())
+    chat, _ = load_chat_format(recipe, resolve_model(str(model)), examples.layout, Nobody())
     return prepare(examples, recipe.data, chat).counts.train.tokens
 
 
@@ -207,13 +207,13 @@ def held_out_loss(task: Task, output: Path, held_out: Path, folder: Path) -> flo
     from neftcli.data.prepare import prepare, read_examples
     from neftcli.evaluation.loss import mean_loss, row_losses
     from neftcli.models.loading import load_tokenizer
-    from neftcli.models.registry import resolve
+    from neftcli.models.registry import resolve_model
     from neftcli.recipe.loading import assignment
     from neftcli.recipe.loading import resolve as recipe_of
 
     saved = next(iter(output.glob("*/model")), output)
     recipe = recipe_of([assignment(f"data.source={held_out}"), assignment("data.held_out_rows=0")])
-    tokenizer, _ = load_tokenizer(resolve(str(task.model)))
+    tokenizer, _ = load_tokenizer(resolve_model(str(task.model)))
     rows = prepare(read_examples(recipe.data), recipe.data, ChatFormat(tokenizer)).train
     if (saved / "adapter_config.json").is_file():
         from peft import PeftModel

@@ -17,20 +17,20 @@ def models(
 
     The list says whether each needs a licence or can be had without the hub.
     """
-    from neftcli.models.registry import resolve
+    from neftcli.models.registry import resolve_model
 
     if name is None:
         _list()
         return
-    reference = resolve(name)
+    reference = resolve_model(name)
     if reference.kind == "gguf":
         from pathlib import Path
 
-        from neftcli.models.gguf import converted
+        from neftcli.models.gguf import convert_gguf
         from neftcli.system.process import prepare_process
 
         prepare_process()
-        typer.echo(converted(Path(reference.location)))
+        typer.echo(convert_gguf(Path(reference.location)))
     else:
         typer.echo(reference.location)
 
@@ -39,13 +39,13 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from neftcli.models.registry import ALIASES, resolve
+    from neftcli.models.registry import ALIASES, resolve_model
 
     table = Table(box=None, pad_edge=False)
     for column in ("alias", "hub id", ""):
         table.add_column(column, no_wrap=bool(column), overflow="fold")
     for name, alias in ALIASES.items():
-        here = resolve(name).kind == "gguf"
+        here = resolve_model(name).kind == "gguf"
         without_hub = f"installed here ({alias.package})" if here else alias.install
         how = "licence to accept on the hub" if alias.gated else without_hub
         table.add_row(name, alias.hub_id, "; ".join(filter(None, (alias.about, how))))

@@ -28,8 +28,8 @@ from neftcli.data.special_tokens import Quoting
 from neftcli.data.turn_spans import MARK, Marks
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase, PhaseId
-from neftcli.models.registry import Reference
-from neftcli.models.templates import DATE, own_template, training_template, with_fixed_date
+from neftcli.models.chat_templates import DATE, fix_current_date, model_chat_template, training_template
+from neftcli.models.registry import ModelReference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,10 +113,10 @@ class ChatFormat:
         chats: bool = True,
     ) -> None:
         self.tokenizer, self.name, self._reasoning = tokenizer, name, reasoning
-        own = own_template(tokenizer) if chats else ""
-        self.writes_date = with_fixed_date(own) != own
-        self._own = with_fixed_date(own)
-        self._training = with_fixed_date(training_template(own) or own)
+        own = model_chat_template(tokenizer) if chats else ""
+        self.writes_date = fix_current_date(own) != own
+        self._own = fix_current_date(own)
+        self._training = fix_current_date(training_template(own) or own)
         self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
         self.quoting = Quoting(tokenizer)
         self._forms: tuple[Form, Form] = ("text", "text")
@@ -559,28 +559,28 @@ _CALL_PROBE = (
 
 
 def load_chat_format(
-    recipe: Recipe, reference: Reference, layout: str, observer: Observer
+    recipe: Recipe, reference: ModelReference, layout: str, observer: Observer
 ) -> tuple[ChatFormat, list[str]]:
     """Load the tokenizer with its chat template and stop tokens; also returns notices.
 
     Raises:
         ModelError: The model or the template can't be found or read.
     """
-    from neftcli.models.gguf import is_converted
+    from neftcli.models.chat_templates import set_chat_template
+    from neftcli.models.gguf import is_gguf_converted
+    from neftcli.models.limits import load_embedding_size
     from neftcli.models.loading import load_tokenizer
-    from neftcli.models.requirements import vocabulary_of
-    from neftcli.models.stop_tokens import declared_stop_tokens
-    from neftcli.models.templates import set_template
+    from neftcli.models.settings_files import declared_stop_tokens
 
-    if reference.kind == "gguf" and not is_converted(Path(reference.location)):
+    if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):
         observer.notify(Phase(PhaseId.CONVERTING_GGUF))
     else:
         observer.notify(Phase(PhaseId.LOADING_TOKENIZER))
     trust = recipe.model.trust_remote_code
-    tokenizer, notices = load_tokenizer(reference, trust, vocabulary_of(reference, trust))
+    tokenizer, notices = load_tokenizer(reference, trust, load_embedding_size(reference, trust))
     declared = declared_stop_tokens(reference)
     with tokenizer_named(tokenizer, "model.name"):
-        name = "" if layout == "text" else set_template(tokenizer, recipe.model.chat_template)
+        name = "" if layout == "text" else set_chat_template(tokenizer, recipe.model.chat_template)
         chat = chat_format(tokenizer, declared, recipe, layout, name)
     if chat.writes_date:
         notices.append(f"the chat template writes the current date; every row has {DATE:%d %B %Y} instead")

@@ -19,7 +19,7 @@ from neftcli.evaluation.cache import lock_results
 from neftcli.evaluation.held_out import EvalRows, read_eval_rows
 from neftcli.evaluation.targets import EvalTarget, base_model_target, resolve_target
 from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, PhaseProgress
-from neftcli.models.validate import require_usable, require_weight_files
+from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.recipe.trust import TRUST
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_link, require_no_links
 from neftcli.system.library_output import library_chatter
@@ -80,8 +80,8 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
         subjects, request.dataset, request.split, request.max_rows, _typed_data(request.overrides), observer
     )
     for subject in subjects:
-        require_usable(subject.reference, subject.recipe, trains=False)
-        require_weight_files(subject.reference)
+        validate_model(subject.reference, subject.recipe, trains=False)
+        validate_weight_files(subject.reference)
     measurable = request.answers or subjects[0].recipe.evaluation.tasks
     if not measurable and not any(example.answer() or example.text for example in rows.examples):
         raise InputError(
@@ -184,11 +184,11 @@ def _check(subjects: Sequence[EvalTarget], request: EvalRequest) -> None:
     """Refuses what can't be done, before anything is loaded."""
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
-    from neftcli.models.templates import require_template
+    from neftcli.models.chat_templates import validate_chat_template
 
     for subject in subjects:
         if subject.tokenizer is None:  # a saved tokenizer brings its template
-            require_template(subject.recipe.model.chat_template)
+            validate_chat_template(subject.recipe.model.chat_template)
     settings = subjects[0].recipe.evaluation
     check_judge(settings.judge)
     judged = settings.judge.base_url is not None

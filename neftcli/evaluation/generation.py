@@ -63,13 +63,15 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     generation: Generation,
     autocast: AbstractContextManager[object] | None = None,
-    longest_prompt: int | None = None,
+    max_prompt_length: int | None = None,
     seed: int = 0,
     observer: Observer | None = None,
 ) -> list[Answer]:
     """The answer to each prompt, in the order given; the arguments are those of `iter_answers`."""
     found: dict[int, Answer] = {}
-    for batch in iter_answers(model, chat, prompts, generation, autocast, longest_prompt, seed=seed, observer=observer):
+    for batch in iter_answers(
+        model, chat, prompts, generation, autocast, max_prompt_length, seed=seed, observer=observer
+    ):
         found.update(batch)
     return [found[index] for index in range(len(prompts))]
 
@@ -80,7 +82,7 @@ def iter_answers(
     prompts: Sequence[Sequence[int]],
     generation: Generation,
     autocast: AbstractContextManager[object] | None = None,
-    longest_prompt: int | None = None,
+    max_prompt_length: int | None = None,
     *,
     known: Container[int] = (),
     seed: int = 0,
@@ -97,7 +99,7 @@ def iter_answers(
         prompts: Token ids of each prompt, up to the start of the answer.
         generation: The recipe's settings; `batch_size` is halved where memory is short.
         autocast: Arithmetic of the forward pass; as loaded if None.
-        longest_prompt: Tokens of the longest prompt; of longer ones the end is kept. As long as they are if None.
+        max_prompt_length: Tokens of the longest prompt; of longer ones the end is kept. As long as they are if None.
         known: Places whose batch is not computed again if it holds no other.
         seed: Of sampling; the global random state is left as it was.
         observer: Is told of the halving.
@@ -107,7 +109,7 @@ def iter_answers(
     """
     if not prompts:
         return
-    ids = [list(row[-longest_prompt:] if longest_prompt else row) for row in prompts]
+    ids = [list(row[-max_prompt_length:] if max_prompt_length else row) for row in prompts]
     order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
 
     def compute(chosen: Sequence[int]) -> Sequence[Answer | None]:

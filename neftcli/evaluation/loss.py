@@ -17,8 +17,8 @@ from annotated_types import Ge, Gt, Lt
 
 from neftcli.data.tokens import IGNORED, TokenRow
 from neftcli.evaluation.adaptive_batches import iter_batches
-from neftcli.kernels.cross_entropy import label_scores
-from neftcli.kernels.lora import fused_low_rank, low_rank_layers
+from neftcli.kernels.cross_entropy import score_labels
+from neftcli.kernels.lora import fusable_lora_layers, fused_lora
 from neftcli.neftune.evaluation_mode import evaluation_mode
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ def _batch_losses(
         mask[index, : len(row.input_ids)] = 1
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
-    with autocast, fused_low_rank(low_rank_layers(model, trained=False)):
-        nll, hits = label_scores(causal, {name: tensor.to(model.device) for name, tensor in inputs.items()})
+    with autocast, fused_lora(fusable_lora_layers(model, trained=False)):
+        nll, hits = score_labels(causal, {name: tensor.to(model.device) for name, tensor in inputs.items()})
     scored = labels[:, 1:] != IGNORED  # (rows, time - 1)
     owner = torch.arange(len(batch))[:, None].expand_as(scored)[scored]
     sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, nll)

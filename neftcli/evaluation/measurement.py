@@ -20,13 +20,13 @@ from neftcli.evaluation.generation import Answer, iter_answers
 from neftcli.evaluation.loss import RowLoss, iter_losses
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Notice, Observer, Phase, PhaseId, PhaseProgress
-from neftcli.models.loading import load_config
-from neftcli.models.requirements import (
-    embedded_tokens,
-    longest_prompt,
-    require_embedded,
+from neftcli.models.limits import (
+    embedding_size,
+    max_prompt_length,
+    require_embeddings,
     require_positions,
 )
+from neftcli.models.loading import load_config
 from neftcli.recipe.schema import TaskSettings
 
 if TYPE_CHECKING:
@@ -145,17 +145,17 @@ class ModelEvaluator:
             observer.notify(Notice(f"{subject.name}: {lost} {have} question alone fills data.max_length"))
         self._require_embedded(config)
         require_positions(config, max((len(row.input_ids) for row in self._scored.values()), default=0))
-        self._room = longest_prompt(config, settings.generation.max_new_tokens) if answers else None
+        self._room = max_prompt_length(config, settings.generation.max_new_tokens) if answers else None
         self._prompts = [prompt_token_ids(self._chat, example) for example in rows.examples] if answers else []
 
     def _require_embedded(self, config: Any) -> None:
         """Reject rows with a token that the model has no embedding for; without an answer the question is checked."""
-        vocabulary = embedded_tokens(config)
+        vocabulary = embedding_size(config)
         scored = ((row.where, row.input_ids) for row in self._scored.values())
         questions = (example for place, example in enumerate(self.rows.examples) if place not in self._scored)
         prompts = ((example.where, prompt_token_ids(self._chat, example)) for example in questions)
-        require_embedded(scored, self._tokenizer, vocabulary)
-        require_embedded(prompts, self._tokenizer, vocabulary)
+        require_embeddings(scored, self._tokenizer, vocabulary)
+        require_embeddings(prompts, self._tokenizer, vocabulary)
 
     def run(self) -> ModelResults:
         """All of it."""

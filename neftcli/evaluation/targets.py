@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from neftcli.errors import InputError, ModelError, Problem, RecipeError
 from neftcli.events import EvaluatedModel, Observer, PairedRun
-from neftcli.models.registry import ALIASES, Reference, resolve
+from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.recipe.loading import load_recipe
 from neftcli.recipe.loading import resolve as resolve_recipe
 from neftcli.recipe.path_suggestions import exists, nearest_path
@@ -63,7 +63,7 @@ class EvalTarget:
     role: Role
     name: str
     recipe: Recipe
-    reference: Reference
+    reference: ModelReference
     home: Path
     run: RunDirectory | None = None
     tokenizer: Path | None = None
@@ -75,7 +75,7 @@ class EvalTarget:
         return EvaluatedModel(
             role=self.role,
             name=self.name,
-            source=str(self.run.path) if self.run else self.reference.source(),
+            source=str(self.run.path) if self.run else self.reference.describe_source(),
             alpha=self.recipe.neftune.alpha if trained else None,
             seed=self.recipe.training.seed if trained else None,
         )
@@ -97,18 +97,18 @@ class EvalTarget:
     def load_chat_format(self, layout: str, observer: Observer) -> ChatFormat:
         """Load its tokenizer and stop tokens, with a chat template unless rows are plain text."""
         from neftcli.data.chat import chat_format, load_chat_format
+        from neftcli.models.chat_templates import set_chat_template
+        from neftcli.models.limits import load_embedding_size
         from neftcli.models.loading import load_tokenizer
-        from neftcli.models.requirements import vocabulary_of
-        from neftcli.models.stop_tokens import declared_stop_tokens
-        from neftcli.models.templates import set_template
+        from neftcli.models.settings_files import declared_stop_tokens
 
         if self.tokenizer is None:
             return load_chat_format(self.recipe, self.reference, layout, observer)[0]
-        saved = Reference(self.name, "folder", str(self.tokenizer))
+        saved = ModelReference(self.name, "folder", str(self.tokenizer))
         trust = self.recipe.model.trust_remote_code
-        tokenizer, _ = load_tokenizer(saved, trust, vocabulary_of(self.reference, trust))
+        tokenizer, _ = load_tokenizer(saved, trust, load_embedding_size(self.reference, trust))
         if layout != "text":  # a saved tokenizer brings the template that the run was trained with
-            set_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
+            set_chat_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
         declared = declared_stop_tokens(self.reference)
         return chat_format(tokenizer, declared, self.recipe, layout)
 
@@ -118,10 +118,9 @@ class EvalTarget:
         Raises:
             ModelError: It can't be found or read.
         """
-        from neftcli.models.loading import load_adapter
-        from neftcli.models.requirements import load_model_of
+        from neftcli.models.loading import load_adapter, load_model_for_recipe
 
-        model = load_model_of(self.recipe, self.reference, compute)
+        model = load_model_for_recipe(self.recipe, self.reference, compute)
         return load_adapter(model, self.run.model) if self.run and self.has_adapter() else model
 
     def identity(self, compute: ComputeConfig) -> dict[str, Any]:
@@ -131,9 +130,9 @@ class EvalTarget:
             ModelError: It can't be reached, or a run's base model is not what the run was trained on.
         """
         from neftcli.models.files import folder_sha256
-        from neftcli.models.loading import fingerprint, load_config
+        from neftcli.models.loading import load_config, model_fingerprint
 
-        weights = fingerprint(self.reference, load_config(self.reference, self.recipe.model.trust_remote_code))
+        weights = model_fingerprint(self.reference, load_config(self.reference, self.recipe.model.trust_remote_code))
         if self.began_as is not None and weights != self.began_as:
             raise ModelError(
                 Problem(
@@ -191,13 +190,13 @@ def resolve_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTar
     reference = (
         _base_reference(recipe, folder)
         if recipe.adapter.type != "none"
-        else Reference(folder.name, "folder", str(run.model))
+        else ModelReference(folder.name, "folder", str(run.model))
     )
     began_as = run.record().get("model_fingerprint") if recipe.adapter.type != "none" else None
     return EvalTarget(role, folder.name, recipe, reference, folder, run, run.model, began_as)
 
 
-def _base_reference(recipe: Recipe, run: Path) -> Reference:
+def _base_reference(recipe: Recipe, run: Path) -> ModelReference:
     """The base model of a run.
 
     Raises:
@@ -205,7 +204,7 @@ def _base_reference(recipe: Recipe, run: Path) -> Reference:
     """
     name, relative_paths = recipe.model.name, find_relative_paths(run / RECIPE)
     try:
-        return resolve(name, recipe.model.revision)
+        return resolve_model(name, recipe.model.revision)
     except ModelError:
         if relative_paths is None or name not in relative_paths.local:
             raise
@@ -238,7 +237,7 @@ def _model(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
         named: Layer = {"model.name": Setting(name, "neft eval", name)}
         recipe = resolve_recipe([named, *overrides])
         _require_read(overrides)
-        reference = resolve(name, recipe.model.revision)
+        reference = resolve_model(name, recipe.model.revision)
     except ModelError:
         if not exists(Path(name)) or (Path(name) / "model").is_dir():
             raise _unknown(name) from None
@@ -268,7 +267,7 @@ def _unknown(name: str) -> InputError:
     return InputError(Problem("there is no run and no model of this name", name, RUN, near))
 
 
-def _folder_name(reference: Reference) -> str:
+def _folder_name(reference: ModelReference) -> str:
     """The label as the name of a folder, and where it can't be one, a hash of it."""
     label = reference.label()
     return label if NAME.fullmatch(label) and label.strip(".") else sha256(label.encode()).hexdigest()[:16]

@@ -1,10 +1,11 @@
-"""The vocabulary head where there is a label, and nowhere else.
+"""The output layer and its cross-entropy loss, computed only at the labels.
 
-On a CPU, TRL's head projects every position, pads and prompts as well, computes the logits a second time for the
-backward pass and multiplies in float32 there. Here the gradient of a tile of logits is taken while it is at hand.
+TRL's loss projects every position, including pads and prompts. On a CPU it also computes the logits a second time for
+the backward pass, and multiplies in float32. Here the gradient of a tile of logits is computed while the tile is in
+memory. With hidden states h (labels, hidden_size) and the output layer's weight W (vocab_size, hidden_size):
 
     loss = sum over labels of logsumexp(W h) - (W h)[label]
-    d loss / d W h = softmax(W h) - onehot(label)
+    d loss / d (W h) = softmax(W h) - onehot(label)
 """
 
 from __future__ import annotations
@@ -18,94 +19,92 @@ from torch.autograd.function import once_differentiable
 
 from neftcli.neftune.evaluation_mode import evaluation_mode
 
-TILE = 1024
-"""Labels whose gradients are held and multiplied at once."""
-STRIP = 256
-"""Labels whose logits are, in float32."""
-_PLAIN: WeakKeyDictionary[torch.nn.Linear, bool] = WeakKeyDictionary()
+GRADIENT_TILE = 1024
+"""Labels whose gradients are stored and multiplied at once, in the type of the product."""
+LOGITS_TILE = 256
+"""Labels whose logits are stored at once, in float32."""
+_HAS_LINEAR_HEAD: WeakKeyDictionary[torch.nn.Linear, bool] = WeakKeyDictionary()
 
 
-def _negative_log_likelihoods(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of each label, exact up to the rounding of the sum; used by training and evaluation.
-
-        -log p[label] = log(sum exp(scores - top)) + (top - scores[label])
-
-    `torch.nn.functional.cross_entropy` in float32 is not used: with AVX2 its sum of exponentials comes out low, by up
-    to 2.6e-5 nat a label. The logarithm and the difference are taken in float64 on the CPU: not every GPU has it.
+def fused_linear_cross_entropy(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Compute the summed negative log-likelihood of a batch's labels, in nats.
 
     Args:
-        scores: (labels, vocabulary) in float32; overwritten.
-        wanted: (labels, 1), the labels.
+        model: A causal language model without a wrapper, with or without adapters, that
+            `supports_fused_cross_entropy`.
+        inputs: A batch of the collator, with label -100 at positions without loss.
+    """
+    arguments = {name: value for name, value in inputs.items() if name != "labels"}
+    hidden = model.base_model(**arguments, use_cache=False).last_hidden_state[:, :-1]  # (batch, time - 1, hidden_size)
+    labels = inputs["labels"][:, 1:]
+    has_label = labels != -100
+    head = model.get_output_embeddings()
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else head.weight.dtype
+    bias = getattr(head, "bias", None)
+    with torch.autocast("cpu", enabled=False):
+        loss: Tensor = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden[has_label], head.weight, bias, labels[has_label], dtype
+        )
+    return loss
+
+
+def supports_fused_cross_entropy(model: Any) -> bool:
+    """Return whether `fused_linear_cross_entropy` can train a model: on a CPU, with a linear head.
+
+    Call it before noise is attached: the head is measured with a forward pass.
+    """
+    return has_linear_head(model) and model.get_output_embeddings().weight.device.type == "cpu"
+
+
+def score_labels(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Compute the negative log-likelihood of each label, and whether it was the most likely token.
+
+    No gradients are computed.
+
+    Args:
+        model: A causal language model without a wrapper, on any device.
+        inputs: A batch, with label -100 at positions without loss.
 
     Returns:
-        The losses (labels) in float64 on the CPU; exp(scores - top), in the memory of `scores`; its sums (labels, 1).
+        Two vectors over the labels, row by row, on the CPU: losses in nats (float64) and hits (bool).
     """
-    top = scores.amax(1, keepdim=True)
-    of_label = scores.gather(1, wanted)
-    exponentials = scores.sub_(top).exp_()
-    sums = exponentials.sum(1, keepdim=True)
-    gap = top.cpu().double() - of_label.cpu().double()
-    return (sums.cpu().double().log() + gap)[:, 0], exponentials, sums
+    arguments = {name: value for name, value in inputs.items() if name != "labels"}
+    labels = inputs["labels"][:, 1:]
+    has_label = labels != -100
+    targets = labels[has_label]
+    linear = has_linear_head(model)
+    if linear:
+        output = model.base_model(**arguments, use_cache=False).last_hidden_state  # (batch, time, hidden_size)
+        head = model.get_output_embeddings()
+    else:
+        output = model(**arguments, use_cache=False).logits  # (batch, time, vocab_size)
+    vectors = output[:, :-1][has_label]
+    losses, hits = [], []
+    for begin in range(0, max(1, len(targets)), GRADIENT_TILE):  # at least one tile, which may be empty
+        tile, tile_targets = vectors[begin : begin + GRADIENT_TILE], targets[begin : begin + GRADIENT_TILE]
+        logits = (head(tile) if linear else tile).float()
+        hits.append((logits.argmax(-1) == tile_targets).cpu())
+        losses.append(_negative_log_likelihoods(logits, tile_targets[:, None])[0])
+    return torch.cat(losses), torch.cat(hits)
 
 
-def _softmax_less_one(logits: Tensor, bias: Tensor | None, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods (labels), and their gradient by the logits (labels, vocabulary) in float32."""
-    scores = logits.float() if bias is None else logits.float() + bias
-    losses, exponentials, sums = _negative_log_likelihoods(scores, wanted)
-    gradient = exponentials.div_(sums)
-    return losses, gradient.scatter_add_(1, wanted, torch.full_like(sums, -1.0))
+def has_linear_head(model: Any) -> bool:
+    """Return whether the model's logits are W h + b: no adapter in the head, and no operation before or after it.
 
-
-class _LabelLoss(torch.autograd.Function):
-    """Sum of the negative log-likelihoods of labels, with its gradients taken in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, kind: Any) -> Tensor:
-        """`hidden` (labels, width), `weight` (vocabulary, width), `labels` (labels); multiplied in `kind`."""
-        total = torch.zeros((), dtype=torch.float64)
-        hidden_gradient = torch.zeros_like(hidden)
-        weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
-        bias_gradient = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
-        matrix = weight.detach().to(kind)
-        for begin in range(0, len(labels), TILE):
-            states, wanted = hidden[begin : begin + TILE].to(kind), labels[begin : begin + TILE, None]
-            gradient = states.new_empty(len(states), len(matrix))  # (tile, vocabulary)
-            for first in range(0, len(states), STRIP):
-                strip = slice(first, first + STRIP)
-                losses, of_logits = _softmax_less_one(states[strip] @ matrix.T, bias, wanted[strip])
-                total += losses.sum()
-                if bias_gradient is not None:
-                    bias_gradient += of_logits.sum(0)
-                gradient[strip] = of_logits
-            hidden_gradient[begin : begin + TILE] = gradient @ matrix
-            if weight_gradient is not None:
-                weight_gradient += gradient.T @ states
-        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
-        return total.float()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        """Scales the gradients that are there already."""
-        return *(None if gradient is None else gradient.mul_(outer) for gradient in ctx.saved_tensors), None, None
-
-
-def is_plain(model: Any) -> bool:
-    """Whether the model's logits are W h + b: no adapter in the head, and nothing before or behind it.
-
-    Architectures cap, scale and cut their logits under many names, so it is measured, once for each head: an adapter
-    takes the head's place in a model that was measured before.
+    Architectures cap, scale and crop their logits under many names, so this is measured, once for each head. An adapter
+    replaces the head, so it is checked on every call.
     """
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or model.base_model is model:
         return False
-    if head not in _PLAIN:
-        _PLAIN[head] = _measured_plain(model, head)
-    return _PLAIN[head]
+    if head not in _HAS_LINEAR_HEAD:
+        _HAS_LINEAR_HEAD[head] = _measure_linear_head(model, head)
+    return _HAS_LINEAR_HEAD[head]
 
 
 @torch.no_grad()
-def _measured_plain(model: Any, head: torch.nn.Linear) -> bool:
+def _measure_linear_head(model: Any, head: torch.nn.Linear) -> bool:
+    """Compare the model's logits of eight tokens with those of its head alone."""
     token_ids = torch.arange(8, device=head.weight.device)[None] % head.out_features
     with evaluation_mode(model), torch.autocast(head.weight.device.type, enabled=False):
         logits = model(input_ids=token_ids, use_cache=False).logits
@@ -113,58 +112,84 @@ def _measured_plain(model: Any, head: torch.nn.Linear) -> bool:
         if hidden is None or hidden.shape[-1] != head.in_features:
             return False
         projected = head(hidden.to(head.weight.dtype))
-    # To the bit: a cap of 30 hardly moves the small logits of a model that has yet to learn.
+    # Bit-identical: a soft cap of 30 hardly changes the small logits of an untrained model.
     return torch.equal(projected.nan_to_num(), logits.nan_to_num())
 
 
-def can_sum_labels(model: Any) -> bool:
-    """Whether `sum_of_labels` can train the model: on a CPU, with a plain head. To be asked while no noise is on."""
-    return is_plain(model) and model.get_output_embeddings().weight.device.type == "cpu"
+class _FusedLinearCrossEntropy(torch.autograd.Function):
+    """Sum of the labels' negative log-likelihoods; its gradients are computed in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Compute the loss and the gradients of `hidden`, and of `weight` and `bias` if they are trained.
+
+        Args:
+            ctx: Context of autograd.
+            hidden: (labels, hidden_size).
+            weight: (vocab_size, hidden_size).
+            bias: (vocab_size), or None.
+            labels: (labels).
+            dtype: Type in which matrices are multiplied.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        hidden_grad = torch.zeros_like(hidden)
+        weight_grad = torch.zeros_like(weight) if weight.requires_grad else None
+        bias_grad = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
+        matrix = weight.detach().to(dtype)
+        for begin in range(0, len(labels), GRADIENT_TILE):
+            states = hidden[begin : begin + GRADIENT_TILE].to(dtype)
+            targets = labels[begin : begin + GRADIENT_TILE, None]
+            tile_grad = states.new_empty(len(states), len(matrix))  # (tile, vocab_size)
+            for first in range(0, len(states), LOGITS_TILE):
+                part = slice(first, first + LOGITS_TILE)
+                losses, logits_grad = _losses_and_logits_grad(states[part] @ matrix.T, bias, targets[part])
+                total += losses.sum()
+                if bias_grad is not None:
+                    bias_grad += logits_grad.sum(0)
+                tile_grad[part] = logits_grad
+            hidden_grad[begin : begin + GRADIENT_TILE] = tile_grad @ matrix
+            if weight_grad is not None:
+                weight_grad += tile_grad.T @ states
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
+        return total.float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that the forward pass computed."""
+        gradients = [None if saved is None else saved.mul_(output_grad) for saved in ctx.saved_tensors]
+        return *gradients, None, None
 
 
-def label_scores(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each label in nats, and whether it was the likeliest token; without gradients.
+def _losses_and_logits_grad(logits: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute negative log-likelihoods (labels), and the gradient of the logits (labels, vocab_size) in float32."""
+    scores = logits.float() if bias is None else logits.float() + bias
+    losses, exponentials, sums = _negative_log_likelihoods(scores, targets)
+    probabilities = exponentials.div_(sums)
+    return losses, probabilities.scatter_add_(1, targets, torch.full_like(sums, -1.0))
+
+
+def _negative_log_likelihoods(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the loss of each label, exact up to the rounding of the sum; for training and evaluation.
+
+        -log p[label] = log(sum exp(scores - max)) + (max - scores[label])
+
+    `torch.nn.functional.cross_entropy` in float32 is not used: with AVX2 its sum of exponentials is too low, by up
+    to 2.6e-5 nat per label. The logarithm and the difference are computed in float64 on the CPU, since not every GPU
+    supports float64.
 
     Args:
-        model: A causal language model without a wrapper, on any device.
-        inputs: A batch, with labels of -100 where there is no loss.
+        scores: (labels, vocab_size) in float32; overwritten.
+        targets: (labels, 1), the labels.
 
     Returns:
-        Two vectors over the labels, row by row: losses in float64, hits as booleans; on the CPU.
+        The losses (labels) in float64 on the CPU; exp(scores - max), in the memory of `scores`; its sums (labels, 1).
     """
-    given = {name: value for name, value in inputs.items() if name != "labels"}
-    labels = inputs["labels"][:, 1:]
-    scored = labels != -100
-    wanted = labels[scored]
-    plain = is_plain(model)
-    if plain:
-        vectors = model.base_model(**given, use_cache=False).last_hidden_state[:, :-1][scored]  # (labels, width)
-        head = model.get_output_embeddings()
-    else:
-        vectors = model(**given, use_cache=False).logits[:, :-1][scored]  # (labels, vocabulary)
-    losses, hits = [], []
-    for begin in range(0, max(1, len(wanted)), TILE):  # one tile, though it be empty
-        tile, labels_of_tile = vectors[begin : begin + TILE], wanted[begin : begin + TILE]
-        logits = (head(tile) if plain else tile).float()
-        hits.append((logits.argmax(-1) == labels_of_tile).cpu())
-        losses.append(_negative_log_likelihoods(logits, labels_of_tile[:, None])[0])
-    return torch.cat(losses), torch.cat(hits)
-
-
-def sum_of_labels(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """The summed negative log-likelihood of a batch, in nats.
-
-    Args:
-        model: A causal language model without a wrapper; adapters may be in it.
-        inputs: The collator's batch, with labels of -100 where there is no loss.
-    """
-    given = {name: value for name, value in inputs.items() if name != "labels"}
-    hidden = model.base_model(**given, use_cache=False).last_hidden_state[:, :-1]  # (rows, time - 1, width)
-    labels = inputs["labels"][:, 1:]
-    scored = labels != -100
-    head = model.get_output_embeddings()
-    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else head.weight.dtype
-    bias = getattr(head, "bias", None)
-    with torch.autocast("cpu", enabled=False):
-        loss: Tensor = _LabelLoss.apply(hidden[scored], head.weight, bias, labels[scored], kind)  # type: ignore[no-untyped-call]
-    return loss
+    maximum = scores.amax(1, keepdim=True)
+    target_scores = scores.gather(1, targets)
+    exponentials = scores.sub_(maximum).exp_()
+    sums = exponentials.sum(1, keepdim=True)
+    margin = maximum.cpu().double() - target_scores.cpu().double()
+    return (sums.cpu().double().log() + margin)[:, 0], exponentials, sums

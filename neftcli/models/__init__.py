@@ -1,8 +1,13 @@
-"""Models: from a name to weights and a tokenizer.
+"""Models: from a name to weights and a tokenizer, and back to files.
 
-`names.py` resolves aliases, hub ids, folders, .gguf files and installed model packages without importing torch;
-`gguf.py` converts a .gguf once into the user's cache; `loading.py` loads, quantises and explains what is missing;
-`templates.py` holds the named chat templates; `memory.py` estimates what training will need. `attention.py` with
-`short_attention.py` on CPUs and `varlen_attention.py` on GPUs, `head.py` and `low_rank.py` compute parts of a model
-with less work than the libraries do.
+- `registry.py`: aliases, hub ids, folders, .gguf files and installed model packages, without importing torch.
+- `validate.py`: checks of `config.json` and weight files before anything is loaded.
+- `loading.py`: load a tokenizer, a model or an adapter, with a plain message about what is missing.
+- `files.py`: the files that determine a model's outputs, their hash, and damaged ones.
+- `gguf.py`: convert a .gguf file to safetensors in the user's cache, once.
+- `chat_templates.py`: the named chat templates and the model's own.
+- `limits.py`: the sizes of a model's vocabulary and context, and rows that exceed them.
+- `adapters.py`: the layers that an adapter names.
+- `memory.py`: estimate the memory of a training run.
+- `settings_files.py`: read and write generation settings, `config.json` and tokenizer files.
 """

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.models.gguf import sha256
+from neftcli.system.files import file_sha256
 from neftcli.system.listed_names import escapes_folder
 
 INDEX = "model.safetensors.index.json"
@@ -17,6 +17,8 @@ IDENTITY = ("*.safetensors", "config.json")
 """Patterns of the files that identify a model in a folder, besides those that its index and `auto_map` name."""
 CODE_SETTINGS = ("config.json", "tokenizer_config.json")
 """Files whose `auto_map` names classes of the model's own code."""
+LFS_POINTER = b"version https://git-lfs"
+REFETCH = "fetch or write the model again"
 CUSTOM_GENERATE = "custom_generate/generate.py"
 """Code that transformers runs when it loads a trusted model, without a name in `auto_map`."""
 
@@ -49,7 +51,7 @@ def code_file(reference: str) -> str:
     return f"{reference.rpartition('--')[2].rpartition('.')[0]}.py"
 
 
-def code_files(folder: Path) -> set[str]:
+def list_code_files(folder: Path) -> set[str]:
     """The Python files that a trusted model may run: those that are named, and all beside them, for their imports."""
     named = {code_file(name) for settings in CODE_SETTINGS for name in code_references(folder / settings)}
     parents = {PurePosixPath(name).parent for name in (*named, CUSTOM_GENERATE) if not escapes_folder(name)}
@@ -85,7 +87,7 @@ def require_inside(folder: Path, name: str) -> None:
 
 def model_sha256(folder: Path) -> str:
     """SHA-256 over all files of a model's folder that determine what it computes, in hexadecimal."""
-    return folder_sha256(folder, *IDENTITY, names=weight_files(folder) | code_files(folder))
+    return folder_sha256(folder, *IDENTITY, names=weight_files(folder) | list_code_files(folder))
 
 
 def folder_sha256(folder: Path, *patterns: str, names: set[str] | None = None) -> str:
@@ -98,7 +100,7 @@ def folder_sha256(folder: Path, *patterns: str, names: set[str] | None = None) -
     """
     files = {file for pattern in patterns for file in folder.glob(pattern)}
     files |= {folder / name for name in names or () if (folder / name).is_file()}
-    hashes = {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(files)}
+    hashes = {file.relative_to(folder).as_posix(): file_sha256(file) for file in sorted(files)}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
@@ -108,3 +110,32 @@ def _object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def find_damaged_file(folder: Path) -> tuple[str, str] | None:
+    """The first file that can't be what its name says, and what to type; None where none is found."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                return f"{file.name} is a pointer of Git LFS, not the weights", f"git -C {folder} lfs pull"
+    for file in sorted(folder.glob("*.json")):
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            return f"{file.name} is not JSON: {str(error).splitlines()[0]}", REFETCH
+        if not isinstance(value, dict):
+            return f"{file.name} holds a {type(value).__name__} and no object", REFETCH
+    return None
+
+
+def is_truncated_safetensors(file: Path) -> bool:
+    """Whether a file of safetensors has another length than its header says, as after a copy that was stopped."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+        try:
+            tensors = json.loads(opened.read(min(header, size)))
+            ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return True
+    return bool(size != 8 + header + max(ends, default=0))

@@ -7,7 +7,6 @@ written beside its place and renamed, so that two processes and a crash are safe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.system.cache import cache_folder, written_in_cache
-from neftcli.system.files import remove, require_no_link
+from neftcli.system.files import file_sha256, remove, require_no_link
 
 MANIFEST = "neft-manifest.json"
 FORM = 2
@@ -26,28 +25,22 @@ LOCK = ".lock"
 """Suffix of an entry's lock, which stays."""
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>")
 """Tokens at which llama.cpp ends an answer whatever a file's metadata say."""
-AGAIN = "fetch the file again, or the model's folder with safetensors"
+REFETCH_GGUF = "fetch the file again, or the model's folder with safetensors"
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_converted(file: Path) -> bool:
+def is_gguf_converted(file: Path) -> bool:
     """Return whether the cache already holds this file's conversion (not verified)."""
-    return _manifest(_place(sha256(file))).get("form") == FORM
+    return _manifest(_place(file_sha256(file))).get("form") == FORM
 
 
-def converted(file: Path) -> Path:
+def convert_gguf(file: Path) -> Path:
     """The folder that holds `file` as safetensors, converting it where it isn't in the cache.
 
     Raises:
         ModelError: The file is no .gguf that transformers reads, or the `gguf` package is missing.
         InputError: The cache can't be written.
     """
-    digest = sha256(file)
+    digest = file_sha256(file)
     place = _place(digest)
     if _verifies(place, digest):  # even if the cache is read-only
         return place
@@ -77,7 +70,7 @@ def _convert_to(place: Path, file: Path, digest: str) -> None:
             remove(scratch)
 
 
-def unfinished(models: Path) -> list[Path]:
+def unfinished_conversions(models: Path) -> list[Path]:
     """List the folders of conversions that are at work or were killed."""
     return sorted(path for path in models.glob("*.*") if path.suffix != LOCK)
 
@@ -86,7 +79,7 @@ def _clear_unfinished(place: Path) -> None:
     """Remove what killed conversions left: of `place`, whose lock is held, and of entries that nobody is making."""
     from filelock import FileLock, Timeout
 
-    for scratch in unfinished(place.parent):
+    for scratch in unfinished_conversions(place.parent):
         if scratch.stem == place.name:
             remove(scratch)
             continue
@@ -101,7 +94,7 @@ def _place(digest: str) -> Path:
 def _described(place: Path, digest: str) -> dict[str, Any]:
     """Compute the manifest of a folder's files, of which the source has the hash `digest`."""
     files = sorted(item for item in place.iterdir() if item.name != MANIFEST)
-    sizes = {item.name: [item.stat().st_size, sha256(item)] for item in files}
+    sizes = {item.name: [item.stat().st_size, file_sha256(item)] for item in files}
     return {"form": FORM, "source": digest, "files": sizes}
 
 
@@ -138,7 +131,9 @@ def _convert(file: Path, target: Path) -> None:
     with file.open("rb") as opened:
         letters = opened.read(4)
     if letters != b"GGUF":
-        raise ModelError(Problem(f"{file}: this is not a .gguf file", "it does not begin with the letters GGUF", AGAIN))
+        raise ModelError(
+            Problem(f"{file}: this is not a .gguf file", "it does not begin with the letters GGUF", REFETCH_GGUF)
+        )
     try:
         import gguf  # noqa: F401
     except ImportError:
@@ -154,7 +149,7 @@ def _convert(file: Path, target: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except (OSError, ValueError, LookupError, NotImplementedError, struct.error) as error:
         said = str(error).splitlines() or [type(error).__name__]
-        raise ModelError(Problem(f"{file}: transformers can't read this .gguf", said[0], AGAIN)) from error
+        raise ModelError(Problem(f"{file}: transformers can't read this .gguf", said[0], REFETCH_GGUF)) from error
     # The weights are plain numbers now; with the mark of quantisation on them save_pretrained refuses.
     for mark in ("hf_quantizer", "quantization_method"):
         if hasattr(model, mark):
@@ -163,12 +158,12 @@ def _convert(file: Path, target: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config._name_or_path = file.stem
-    from neftcli.models.saving import readable_by_transformers_4, write_generation_config
+    from neftcli.models.settings_files import convert_to_transformers_4, write_generation_config
 
     try:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        readable_by_transformers_4(target)
+        convert_to_transformers_4(target)
         stops = stop_tokens(file) | {
             number for text, number in tokenizer.get_added_vocab().items() if text in END_OF_TURN
         }

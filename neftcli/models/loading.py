@@ -13,20 +13,22 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import LibraryPanic, ModelError, NeftError, Problem, panics_as_errors
-from neftcli.models.damaged_files import AGAIN, damage
 from neftcli.models.files import (
     CODE_SETTINGS,
     CUSTOM_GENERATE,
+    REFETCH,
     code_file,
     code_references,
+    find_damaged_file,
     is_code_elsewhere,
     model_sha256,
     require_inside,
 )
-from neftcli.models.gguf import converted, sha256
-from neftcli.models.registry import ALIASES, Reference
+from neftcli.models.gguf import convert_gguf
+from neftcli.models.registry import ALIASES, ModelReference
 from neftcli.models.validate import find_file, read_json, stored_quantization
 from neftcli.recipe.path_suggestions import nearest_path
+from neftcli.system.files import file_sha256
 from neftcli.system.hub import with_settings
 
 if TYPE_CHECKING:
@@ -35,17 +37,20 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from neftcli.recipe.schema import Recipe
+    from neftcli.system.device import ComputeConfig
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 IMPOSSIBLE_SIZE = re.compile("negative dimension|Storage size calculation overflowed|Overflow when unpacking")
 """Torch's messages for a tensor whose size is negative, or beyond 64 bits."""
 
 
-def local_or_hub(reference: Reference) -> str:
+def pretrained_location(reference: ModelReference) -> str:
     """Resolve a model to a hub id, a folder, or the folder of a converted .gguf, for `from_pretrained`."""
-    return str(converted(Path(reference.location))) if reference.kind == "gguf" else reference.location
+    return str(convert_gguf(Path(reference.location))) if reference.kind == "gguf" else reference.location
 
 
-def source(reference: Reference, trust_remote_code: bool) -> dict[str, Any]:
+def pretrained_arguments(reference: ModelReference, trust_remote_code: bool) -> dict[str, Any]:
     """Arguments of every `from_pretrained`: the place of the files, their version, and whether their code may run.
 
     Raises:
@@ -55,7 +60,7 @@ def source(reference: Reference, trust_remote_code: bool) -> dict[str, Any]:
         require_inside(Path(reference.location), reference.name)
     require_pinned_code(reference, trust_remote_code)
     return {
-        "pretrained_model_name_or_path": local_or_hub(reference),
+        "pretrained_model_name_or_path": pretrained_location(reference),
         "revision": reference.revision,
         # Of another repository, which a configuration may name, transformers would take the newest code.
         "code_revision": reference.revision,
@@ -63,7 +68,7 @@ def source(reference: Reference, trust_remote_code: bool) -> dict[str, Any]:
     }
 
 
-def require_pinned_code(reference: Reference, trust_remote_code: bool) -> None:
+def require_pinned_code(reference: ModelReference, trust_remote_code: bool) -> None:
     """Check that code which may run is of one commit of the hub, or is in the model's folder.
 
     Raises:
@@ -105,7 +110,7 @@ def _require_own_code(folder: Path) -> None:
 
 
 def load_tokenizer(
-    reference: Reference, trust_remote_code: bool = False, vocabulary: int | None = None
+    reference: ModelReference, trust_remote_code: bool = False, vocabulary: int | None = None
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """The tokenizer, with a pad token, and notices about what had to be filled in.
 
@@ -120,8 +125,8 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    with explained(reference):
-        tokenizer = AutoTokenizer.from_pretrained(**source(reference, trust_remote_code))
+    with translate_load_errors(reference):
+        tokenizer = AutoTokenizer.from_pretrained(**pretrained_arguments(reference, trust_remote_code))
         tokenizer("a")  # a damaged tokenizer_config.json shows only when the tokenizer is used
     if not tokenizer.is_fast or tokenizer.eos_token is None:
         missing = "an end-of-text token" if tokenizer.is_fast else "a tokenizer.json"
@@ -133,7 +138,7 @@ def load_tokenizer(
             )
         )
     if vocabulary is not None and tokenizer.eos_token_id >= vocabulary:
-        raise beyond_the_embedding("the end-of-text token", tokenizer, tokenizer.eos_token_id, vocabulary)
+        raise missing_embedding_error("the end-of-text token", tokenizer, tokenizer.eos_token_id, vocabulary)
     return tokenizer, _filled_in_pad_token(tokenizer, vocabulary)
 
 
@@ -152,7 +157,7 @@ def _filled_in_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int | N
     return [f"{why}; {tokenizer.pad_token} pads (pads carry neither loss nor noise)"]
 
 
-def beyond_the_embedding(where: str, tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int) -> ModelError:
+def missing_embedding_error(where: str, tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int) -> ModelError:
     """The error for a token id that the model has no embedding for."""
     text = tokenizer.convert_ids_to_tokens(token)
     return ModelError(
@@ -173,7 +178,7 @@ QUANTISED_PARTS = (
 
 
 def load_model(
-    reference: Reference,
+    reference: ModelReference,
     dtype: torch.dtype,
     *,
     four_bit: bool = False,
@@ -218,9 +223,9 @@ def load_model(
             bnb_4bit_compute_dtype=compute_dtype,
         )
     model: PreTrainedModel
-    with explained(reference):
+    with translate_load_errors(reference):
         model, report = AutoModelForCausalLM.from_pretrained(
-            **source(reference, trust_remote_code),
+            **pretrained_arguments(reference, trust_remote_code),
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
@@ -242,10 +247,32 @@ def load_model(
             Problem(
                 f"model.name: the weight files of {reference.name} lack weights that its config.json asks for",
                 f"{len(missing)} missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
-                AGAIN,
+                REFETCH,
             )
         )
-    keep_layout_for_training(model)
+    disable_avx512_repacking(model)
+    return model
+
+
+def load_model_for_recipe(recipe: Recipe, reference: ModelReference, compute: ComputeConfig) -> PreTrainedModel:
+    """The model on the device, quantised if the recipe says so, without adapters.
+
+    Raises:
+        ModelError: It can't be found or read.
+    """
+    import torch
+
+    quantization = recipe.quantization
+    model = load_model(
+        reference,
+        compute.weights_dtype,
+        four_bit=quantization.type == "nf4",
+        double_quantization=quantization.double_quantization,
+        compute_dtype=torch.bfloat16 if compute.bfloat16 else torch.float32,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    if not getattr(model, "is_quantized", False):  # those are on the device already
+        model.to(compute.device)
     return model
 
 
@@ -257,21 +284,21 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """
     from peft import PeftConfig, PeftModel
 
-    reference = Reference(folder.parent.name, "folder", str(folder))
+    reference = ModelReference(folder.parent.name, "folder", str(folder))
     if not (folder / "adapter_model.safetensors").is_file():  # peft would go on to a pickle, and then to the hub
         found = ", ".join(sorted(item.name for item in folder.iterdir()))
         if (folder / "adapter_model.bin").is_file():
             raise _pickled(reference, found)
         raise ModelError(Problem(f"{folder}: adapter_model.safetensors is missing", found, "neft train    again"))
     require_inside(folder, str(folder))
-    with explained(reference):
+    with translate_load_errors(reference):
         kind = PeftConfig.from_pretrained(str(folder)).peft_type
         if kind != "LORA":  # others fetch more models and tokenizers, with options from their own files
             raise ModelError(Problem(f"{folder}: the adapter of a run is LoRA", str(kind), "neft train    again"))
         return PeftModel.from_pretrained(model, str(folder))
 
 
-def keep_layout_for_training(model: PreTrainedModel) -> None:
+def disable_avx512_repacking(model: PreTrainedModel) -> None:
     """Stop bitsandbytes from repacking 4-bit weights when they are evaluated on a CPU.
 
     On processors with AVX512-BF16 its layers repack themselves for a kernel that has no gradient at their first forward
@@ -283,17 +310,17 @@ def keep_layout_for_training(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def fingerprint(reference: Reference, config: Any) -> str:
+def model_fingerprint(reference: ModelReference, config: Any) -> str:
     """Fingerprint of a model: the hub's commit, or the SHA-256 of the .gguf file or of the folder's files."""
     if reference.kind == "hub":
         return f"commit {getattr(config, '_commit_hash', None)}"
-    with explained(reference):
+    with translate_load_errors(reference):
         if reference.kind == "gguf":
-            return f"sha256 {sha256(Path(reference.location))}"
+            return f"sha256 {file_sha256(Path(reference.location))}"
         return f"sha256 {model_sha256(Path(reference.location))}"
 
 
-def load_config(reference: Reference, trust_remote_code: bool) -> Any:
+def load_config(reference: ModelReference, trust_remote_code: bool) -> Any:
     """The model's configuration, without its weights.
 
     Raises:
@@ -301,11 +328,11 @@ def load_config(reference: Reference, trust_remote_code: bool) -> Any:
     """
     from transformers import AutoConfig
 
-    with explained(reference):
-        return AutoConfig.from_pretrained(**source(reference, trust_remote_code))
+    with translate_load_errors(reference):
+        return AutoConfig.from_pretrained(**pretrained_arguments(reference, trust_remote_code))
 
 
-def empty_model(reference: Reference, config: Any, trust_remote_code: bool) -> PreTrainedModel:
+def build_meta_model(reference: ModelReference, config: Any, trust_remote_code: bool) -> PreTrainedModel:
     """Build a model by its configuration, on the meta device: without storage for its weights.
 
     Raises:
@@ -315,7 +342,7 @@ def empty_model(reference: Reference, config: Any, trust_remote_code: bool) -> P
     from transformers import AutoModelForCausalLM
 
     try:
-        with explained(reference), torch.device("meta"):
+        with translate_load_errors(reference), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except RuntimeError as error:
         if not trust_remote_code or isinstance(error, torch.OutOfMemoryError):
@@ -327,7 +354,7 @@ def empty_model(reference: Reference, config: Any, trust_remote_code: bool) -> P
 
 
 @contextmanager
-def explained(reference: Reference) -> Iterator[None]:
+def translate_load_errors(reference: ModelReference) -> Iterator[None]:
     """Turn the libraries' exceptions into a message with a hint."""
     from huggingface_hub import errors as hub
 
@@ -340,7 +367,8 @@ def explained(reference: Reference) -> Iterator[None]:
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
         raise ModelError(
             Problem(
-                f"model.name: the hub has no model or revision of this name, or it is private: {reference.source()}",
+                "model.name: the hub has no model or revision of this name, or it is private: "
+                + reference.describe_source(),
                 type(error).__name__,
                 "neft models    to see the aliases, or `hf auth login` for a private model",
             )
@@ -383,18 +411,18 @@ def explained(reference: Reference) -> Iterator[None]:
         raise told from error
 
 
-def _of_damaged_files(reference: Reference, error: Exception) -> ModelError | None:
+def _of_damaged_files(reference: ModelReference, error: Exception) -> ModelError | None:
     """The message if files are to blame; None if a library or the machine is."""
     name = reference.name
     if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-        found = _damage(reference) or (str(error), AGAIN)
+        found = _damage(reference) or (str(error), REFETCH)
         return ModelError(Problem(f"model.name: a weight file of {name} is damaged", *found))
     if isinstance(error, RuntimeError | TypeError) and IMPOSSIBLE_SIZE.search(str(error)):
         message = f"model.name: config.json of {name} describes no model that can be built"
-        return ModelError(Problem(message, _first_line(error), AGAIN))
+        return ModelError(Problem(message, _first_line(error), REFETCH))
     if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
         message = f"model.name: the weights of {name} have other sizes than its config.json says"
-        return ModelError(Problem(message, "weights that do not fit", AGAIN))
+        return ModelError(Problem(message, "weights that do not fit", REFETCH))
     # The libraries fail in many ways on files that are not what they expect; a RuntimeError is the machine's, but for
     # the recursion in files that are nested too deep.
     of_the_machine = isinstance(error, RuntimeError | MemoryError) and not isinstance(error, RecursionError)
@@ -403,25 +431,25 @@ def _of_damaged_files(reference: Reference, error: Exception) -> ModelError | No
     return None
 
 
-def _damage(reference: Reference) -> tuple[str, str] | None:
-    return damage(Path(reference.location)) if reference.kind == "folder" else None
+def _damage(reference: ModelReference) -> tuple[str, str] | None:
+    return find_damaged_file(Path(reference.location)) if reference.kind == "folder" else None
 
 
-def _unloadable(reference: Reference, error: Exception) -> ModelError:
+def _unloadable(reference: ModelReference, error: Exception) -> ModelError:
     """The error for a model whose files the libraries fail on, in whichever way."""
     said = _first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {_first_line(error)}"
-    newer = f"{AGAIN}, or with a newer transformers: pip install -U transformers"
+    newer = f"{REFETCH}, or with a newer transformers: pip install -U transformers"
     return ModelError(Problem(f"model.name: {reference.name} can't be loaded", *(_damage(reference) or (said, newer))))
 
 
-def _unreadable(reference: Reference, error: OSError) -> ModelError:
+def _unreadable(reference: ModelReference, error: OSError) -> ModelError:
     text, first = str(error), _first_line(error)
     if "gated" in text.lower():
         return _gated(reference)
     if reference.kind == "hub" and "safetensors" not in text.split("and")[0]:
         return ModelError(
             Problem(
-                f"model.name: {reference.source()} can't be reached, and is not in the local cache",
+                f"model.name: {reference.describe_source()} can't be reached, and is not in the local cache",
                 with_settings(first),
                 _without_a_network(reference),
                 nearest_path(Path(reference.location)) if Path(reference.location).parent.is_dir() else "",
@@ -430,20 +458,20 @@ def _unreadable(reference: Reference, error: OSError) -> ModelError:
     pickled = any(Path(reference.location).glob("*.bin")) if reference.kind == "folder" else "safetensors" in text
     if pickled:
         return _pickled(reference, first)
-    return ModelError(Problem(f"model.name: {reference.name} can't be read", *(_damage(reference) or (first, AGAIN))))
+    return ModelError(Problem(f"model.name: {reference.name} can't be read", *(_damage(reference) or (first, REFETCH))))
 
 
-def _without_a_network(reference: Reference) -> str:
+def _without_a_network(reference: ModelReference) -> str:
     """The hint if the hub can't be reached: this model, or a different one, from an installed package."""
     alias = reference.alias
     if alias is not None and alias.package:
-        return "leave --revision out    the installed package has the model" if alias.packaged() else alias.install
+        return "leave --revision out    the installed package has the model" if alias.packaged_file() else alias.install
     other, known = next((name, one) for name, one in ALIASES.items() if one.package)
-    first = "" if known.packaged() else f"{known.install}, then "
+    first = "" if known.packaged_file() else f"{known.install}, then "
     return f"go online once, or give a folder: --model FOLDER; without a network: {first}--model {other}"
 
 
-def _pickled(reference: Reference, said: str) -> ModelError:
+def _pickled(reference: ModelReference, said: str) -> ModelError:
     return ModelError(
         Problem(
             f"model.name: {reference.name} has only pickled weights (.bin), which can run code and are not read",
@@ -460,7 +488,7 @@ def _first_line(error: Exception) -> str:
     return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-def _gated(reference: Reference) -> ModelError:
+def _gated(reference: ModelReference) -> ModelError:
     return ModelError(
         Problem(
             f"model.name: {reference.location} is gated: its licence must be accepted on the hub first",

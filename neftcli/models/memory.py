@@ -4,8 +4,8 @@
 
 The parts that scale with parameters are exact (they are counted on a model without storage); activations are the
 usual estimate of 34 bytes a token, layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198), and twice
-that in 32 bits. Their attention term counts where `short_attention` keeps weights: 2 bytes a layer, head, token and
-token that it sees. Fused attention keeps none.
+that in 32 bits. Their attention term counts only if `blockwise_attention` stores weights: 2 bytes per layer, head and
+pair of tokens that attend. torch's fused attention stores none.
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from neftcli.models.adapter_layers import adapted_experts, adapter_notices, layers_named, layers_saved, require_layers
-from neftcli.models.registry import Reference
+from neftcli.models.adapters import (
+    adapter_notices,
+    find_adapted_experts,
+    match_modules_to_save,
+    match_target_modules,
+    validate_adapter,
+)
+from neftcli.models.registry import ModelReference
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Adapter, Recipe
@@ -53,9 +59,9 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate(
+def estimate_memory(
     recipe: Recipe,
-    reference: Reference,
+    reference: ModelReference,
     weight_bytes: int,
     activation_bytes: int,
     row_tokens: int,
@@ -71,18 +77,18 @@ def estimate(
         row_tokens: Tokens of the longest row of a batch.
         device: cpu or cuda.
     """
-    from neftcli.models.loading import empty_model
+    from neftcli.models.loading import build_meta_model
 
     trust = recipe.model.trust_remote_code
-    model = empty_model(reference, _configuration(reference, trust), trust)
-    return estimate_of(recipe, model, weight_bytes, activation_bytes, row_tokens, device)
+    model = build_meta_model(reference, _configuration(reference, trust), trust)
+    return estimate_model_memory(recipe, model, weight_bytes, activation_bytes, row_tokens, device)
 
 
-def estimate_of(
+def estimate_model_memory(
     recipe: Recipe, model: Any, weight_bytes: int, activation_bytes: int, row_tokens: int, device: str
 ) -> MemoryEstimate:
-    """As `estimate`, of a model that is there, with storage or without; it has no adapters yet."""
-    from neftcli.kernels.short_attention import LONGEST, kept_weights
+    """As `estimate_memory`, of a model that is there, with storage or without; it has no adapters yet."""
+    from neftcli.kernels.attention import MAX_BLOCKWISE_TOKENS, num_saved_weights
 
     parameters, linear, adapter = _count(model, recipe.adapter)
     full = recipe.adapter.type == "none"
@@ -96,9 +102,14 @@ def estimate_of(
     if recipe.neftune.noise == "symmetric":
         tokens *= 2
     per_layer = 34 * tokens * text.hidden_size * activation_bytes / 2
-    if recipe.training.fused_layers and device == "cpu" and activation_bytes == 2 and row_tokens <= LONGEST:
+    if (
+        recipe.training.fused_layers
+        and device == "cpu"
+        and activation_bytes == 2
+        and row_tokens <= MAX_BLOCKWISE_TOKENS
+    ):
         heads = getattr(text, "num_attention_heads", 0)  # state-space models have none
-        per_layer += 2 * tokens / row_tokens * heads * kept_weights(row_tokens)
+        per_layer += 2 * tokens / row_tokens * heads * num_saved_weights(row_tokens)
     layers = text.num_hidden_layers
     if recipe.training.gradient_checkpointing:
         activations = per_layer + layers * tokens * text.hidden_size * activation_bytes
@@ -115,17 +126,17 @@ def estimate_of(
     )
 
 
-def _configuration(reference: Reference, trust_remote_code: bool) -> Any:
+def _configuration(reference: ModelReference, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     if reference.alias and reference.alias.architecture:
         architecture = dict(reference.alias.architecture)
         return AutoConfig.for_model(architecture.pop("model_type"), **architecture)
-    from neftcli.models.loading import explained, local_or_hub
+    from neftcli.models.loading import pretrained_location, translate_load_errors
 
-    with explained(reference):
+    with translate_load_errors(reference):
         return AutoConfig.from_pretrained(
-            local_or_hub(reference), revision=reference.revision, trust_remote_code=trust_remote_code
+            pretrained_location(reference), revision=reference.revision, trust_remote_code=trust_remote_code
         )
 
 
@@ -139,18 +150,18 @@ def _count(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     import torch
 
     head = model.get_output_embeddings()
-    require_layers(model, adapter)
+    validate_adapter(model, adapter)
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     linear = sum(module.weight.numel() for module in layers)
     targets: list[Any] = list(layers)
     if adapter.target_modules != "all-linear":
-        targets = [module for name in adapter.target_modules for module in layers_named(model, name)]
+        targets = [module for name in adapter.target_modules for module in match_target_modules(model, name)]
     trained = adapter.r * sum(map(_sides, targets))  # (out, r) and (r, in)
     weights = dict(model.named_parameters())
-    for path, rank in adapted_experts(model, adapter).items():
+    for path, rank in find_adapted_experts(model, adapter).items():
         *experts, outputs, inputs = weights[path].shape
         trained += rank * (outputs + inputs) * prod(experts)
-    saved = [module for name in adapter.modules_to_save for module in layers_saved(model, name)]
+    saved = [module for name in adapter.modules_to_save for module in match_modules_to_save(model, name)]
     return (
         model.num_parameters(),
         linear,

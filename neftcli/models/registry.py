@@ -40,7 +40,7 @@ class Alias:
     package: str = ""
     install: str = ""
 
-    def packaged(self) -> Path | None:
+    def packaged_file(self) -> Path | None:
         """The .gguf file inside its package, which is found and not imported; None where there is none."""
         spec = importlib.util.find_spec(self.package) if self.package else None
         places = spec.submodule_search_locations if spec is not None else None
@@ -107,7 +107,7 @@ ALIASES: dict[str, Alias] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class ModelReference:
     """A name, resolved.
 
     Attributes:
@@ -130,11 +130,11 @@ class Reference:
             self.name if self.alias else Path(self.location).stem if self.kind == "gguf" else Path(self.location).name
         )
 
-    def anywhere(self) -> str:
+    def portable_name(self) -> str:
         """By what it is found on another machine: the hub id where there is one, else its path."""
         return self.alias.hub_id if self.alias else self.location
 
-    def source(self) -> str:
+    def describe_source(self) -> str:
         """Where the weights come from, for people."""
         if self.kind == "hub":
             return f"{self.location}{'@' + self.revision if self.revision else ''} on the hub"
@@ -143,7 +143,7 @@ class Reference:
         return self.location
 
 
-def resolve(name: str, revision: str | None = None) -> Reference:
+def resolve_model(name: str, revision: str | None = None) -> ModelReference:
     """What `name` stands for: an alias, a path, or a hub id.
 
     Raises:
@@ -158,17 +158,17 @@ def resolve(name: str, revision: str | None = None) -> Reference:
         )
     alias = ALIASES.get(name)
     if alias is not None:
-        packaged = alias.packaged() if revision is None else None
-        if packaged is not None:
-            return Reference(name, "gguf", str(packaged), None, alias)
-        return Reference(name, "hub", alias.hub_id, revision, alias)
+        file = alias.packaged_file() if revision is None else None
+        if file is not None:
+            return ModelReference(name, "gguf", str(file), None, alias)
+        return ModelReference(name, "hub", alias.hub_id, revision, alias)
     if not exists(path):
         return _on_the_hub(name, revision, path)
     if path.suffix == ".gguf" and path.is_file():
-        return Reference(name, "gguf", str(path))
+        return ModelReference(name, "gguf", str(path))
     if path.is_dir():
         if (path / ADAPTER).is_file():
-            raise adapter_found(name, with_model=(path / "config.json").is_file())
+            raise adapter_error(name, with_model=(path / "config.json").is_file())
         if not (path / "config.json").is_file():
             found = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
             raise ModelError(
@@ -178,13 +178,13 @@ def resolve(name: str, revision: str | None = None) -> Reference:
                     "--model FOLDER, where FOLDER was written by save_pretrained",
                 )
             )
-        return Reference(name, "folder", str(path))
+        return ModelReference(name, "folder", str(path))
     raise ModelError(
         Problem("model.name: a file must end in .gguf", name, "the folder of a model, or a .gguf file in it")
     )
 
 
-def adapter_found(name: str, *, with_model: bool) -> ModelError:
+def adapter_error(name: str, *, with_model: bool) -> ModelError:
     """The error for a folder or repository that holds an adapter, with or without a whole model."""
     if not with_model:
         return ModelError(
@@ -203,7 +203,7 @@ def adapter_found(name: str, *, with_model: bool) -> ModelError:
     )
 
 
-def _on_the_hub(name: str, revision: str | None, path: Path) -> Reference:
+def _on_the_hub(name: str, revision: str | None, path: Path) -> ModelReference:
     """What the name of nothing that is here stands for: a model on the hub.
 
     Raises:
@@ -219,7 +219,7 @@ def _on_the_hub(name: str, revision: str | None, path: Path) -> Reference:
         raise ModelError(Problem("model.name: a hub id is no address", name, f"--model {page[1]}"))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         if HUB_ID.fullmatch(name):
-            return Reference(name, "hub", name, revision)
+            return ModelReference(name, "hub", name, revision)
         before, at, behind = name.partition("@")
         hint = f"--model {before} --revision {behind}" if at else LIST
         raise ModelError(Problem("model.name: a hub id has letters, digits, . _ and -, at most 96", name, hint))

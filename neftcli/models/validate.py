@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.models.files import INDEX, require_inside
-from neftcli.models.registry import ADAPTER, ALIASES, Reference, adapter_found
+from neftcli.models.registry import ADAPTER, ALIASES, ModelReference, adapter_error
 from neftcli.recipe.schema import Quantization
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ OTHER_TASKS = {
 """Suffix or part of an architecture's name to its kind."""
 
 
-def read_json(reference: Reference, name: str, *, cached: bool = False) -> Settings:
+def read_json(reference: ModelReference, name: str, *, cached: bool = False) -> Settings:
     """Read a JSON file of the model's folder; empty if it is missing or damaged, or the model is a .gguf.
 
     Args:
@@ -69,7 +69,7 @@ def read_json(reference: Reference, name: str, *, cached: bool = False) -> Setti
     return content if isinstance(content, dict) else {}
 
 
-def find_file(reference: Reference, name: str, *, cached: bool = False) -> Path | None:
+def find_file(reference: ModelReference, name: str, *, cached: bool = False) -> Path | None:
     """Locate a file of a model's folder or repository on this machine; None if there is none.
 
     Args:
@@ -87,9 +87,9 @@ def find_file(reference: Reference, name: str, *, cached: bool = False) -> Path 
         return file if file.is_file() else None
     from transformers.utils.hub import cached_file
 
-    from neftcli.models.loading import explained
+    from neftcli.models.loading import translate_load_errors
 
-    with explained(reference):
+    with translate_load_errors(reference):
         found = cached_file(
             reference.location,
             name,
@@ -102,7 +102,7 @@ def find_file(reference: Reference, name: str, *, cached: bool = False) -> Path 
     return Path(found) if found else None
 
 
-def require_usable(reference: Reference, recipe: Recipe, *, trains: bool) -> None:
+def validate_model(reference: ModelReference, recipe: Recipe, *, trains: bool) -> None:
     """Check that a model can be trained as the recipe says, or measured.
 
     Args:
@@ -114,7 +114,7 @@ def require_usable(reference: Reference, recipe: Recipe, *, trains: bool) -> Non
         ModelError: It can't, or the hub can't be reached.
     """
     if reference.kind == "hub" and find_file(reference, ADAPTER) is not None:
-        raise adapter_found(reference.name, with_model=find_file(reference, "config.json") is not None)
+        raise adapter_error(reference.name, with_model=find_file(reference, "config.json") is not None)
     settings = read_json(reference, "config.json")
     _require_causal(reference, settings)
     if trains:
@@ -123,7 +123,7 @@ def require_usable(reference: Reference, recipe: Recipe, *, trains: bool) -> Non
         _require_computable_weights(reference, settings)
 
 
-def require_weight_files(reference: Reference) -> None:
+def validate_weight_files(reference: ModelReference) -> None:
     """Check that a model's folder holds its weights as safetensors, by the index of its files and their headers.
 
     Models of other kinds are checked when they are loaded: those of the hub would need a listing over the network.
@@ -135,12 +135,12 @@ def require_weight_files(reference: Reference) -> None:
         return
     from safetensors import safe_open
 
-    from neftcli.models.loading import explained
+    from neftcli.models.loading import translate_load_errors
 
     folder = Path(reference.location)
     require_inside(folder, reference.name)
     names = {WEIGHTS}
-    with explained(reference):
+    with translate_load_errors(reference):
         if not (folder / WEIGHTS).is_file():
             if not (folder / INDEX).is_file():
                 raise OSError(f"no {WEIGHTS} and no {INDEX}")
@@ -152,7 +152,7 @@ def require_weight_files(reference: Reference) -> None:
                 pass
 
 
-def _require_causal(reference: Reference, settings: Settings) -> None:
+def _require_causal(reference: ModelReference, settings: Settings) -> None:
     """Check that the model predicts the next token from those before it.
 
     Raises:
@@ -258,14 +258,14 @@ def _unquantised(method: str) -> str:
     return f"{UNQUANTISED}; or from_pretrained(..., quantization_config={DEQUANTISED[method]}), then save_pretrained"
 
 
-def _stored(reference: Reference, settings: Settings) -> Settings:
+def _stored(reference: ModelReference, settings: Settings) -> Settings:
     quantization = stored_quantization(settings)
     if not quantization and (old := read_json(reference, "quantize_config.json")):  # of AutoGPTQ
         return {**old, "quant_method": str(old.get("quant_method", "gptq"))}
     return quantization
 
 
-def _require_trainable_weights(reference: Reference, settings: Settings, recipe: Recipe) -> None:
+def _require_trainable_weights(reference: ModelReference, settings: Settings, recipe: Recipe) -> None:
     """Check that the recipe's method can train weights that are stored as these are.
 
     Raises:
@@ -314,7 +314,7 @@ def _qlora(double: bool) -> str:
     return "--qlora" if double == default else f"--qlora --set quantization.double_quantization={str(double).lower()}"
 
 
-def _require_computable_weights(reference: Reference, settings: Settings) -> None:
+def _require_computable_weights(reference: ModelReference, settings: Settings) -> None:
     """Check that a forward pass can be computed with weights that are stored as these are.
 
     Raises:

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from neftcli.errors import NeftuneError, Problem
 from neftcli.neftune.lengths import document_lengths, padded_lengths
-from neftcli.neftune.noise import NoiseKind, Schedule, generator_seed, noise_like, scheduled_alpha
+from neftcli.neftune.noise import NoiseKind, Schedule, generator_seed, sample_noise, scheduled_alpha
 
 MARK = "_neft_noise"
 HUGGING_FACE_MARK = "neftune_noise_alpha"
@@ -60,7 +60,7 @@ class Noise:
         self.step, self._forward, self._told = step, -1, True
         self._forward_of.clear()
 
-    def forget_layout(self) -> None:
+    def clear_layout(self) -> None:
         """Lets go of the last batch."""
         self._layout = {}
 
@@ -70,7 +70,7 @@ class Noise:
             return self.alpha
         return scheduled_alpha(self.alpha, self.schedule, self.step, self.total_steps or 1)
 
-    def read_layout(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record_layout(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: remembers how the batch is laid out."""
         given = {**dict(zip(_parameter_names(module), args, strict=False)), **kwargs}
         if given.get("input_ids") is None:
@@ -103,7 +103,7 @@ class Noise:
             return output
         generator = torch.Generator(output.device)
         generator.manual_seed(generator_seed(self.seed, self.rank, self.step, forward))
-        noise = noise_like(self._lengths(args[0], output), alpha, output.shape[-1], self.kind, generator)
+        noise = sample_noise(self._lengths(args[0], output), alpha, output.shape[-1], self.kind, generator)
         return (output.to(torch.promote_types(output.dtype, torch.float32)) + noise).to(output.dtype)
 
     def _number_of_this_pass(self, token_ids: Tensor) -> int:
@@ -207,14 +207,14 @@ def neftune(
     _forget_compiled()
     try:
         for module in _around(model, embedding):
-            handles.append(module.register_forward_pre_hook(state.read_layout, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(state.record_layout, with_kwargs=True))
         handles.append(embedding.register_forward_hook(state.add))
         yield state
     finally:
         for handle in handles:
             handle.remove()
         delattr(embedding, MARK)
-        state.forget_layout()
+        state.clear_layout()
         _forget_compiled()
 
 

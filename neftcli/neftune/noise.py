@@ -57,7 +57,7 @@ def scales(lengths: Int[Tensor, "batch time"], alpha: float, width: int) -> Floa
     return scale.masked_fill(lengths == 0, 0.0)
 
 
-def noise_like(
+def sample_noise(
     lengths: Int[Tensor, "batch time"], alpha: float, width: int, kind: NoiseKind, generator: torch.Generator
 ) -> Float[Tensor, "batch time width"]:
     """The noise of one batch, 0 at pads.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Preempted, Problem
 from neftcli.events import CellEvaluationStarted, Event, Notice, Observer, Phase, PhaseProgress
-from neftcli.models.damaged_files import is_cut
+from neftcli.models.files import is_truncated_safetensors
 from neftcli.recipe.loading import differences, fingerprint, load_recipe
 from neftcli.recipe.schema import TaskSettings
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
@@ -38,7 +38,7 @@ def finished_run(cells: Path, key: str) -> RunDirectory | None:
     """Return the finished run of `key` below `cells`; None if there is none."""
     for run, record in runs_of(cells, key):
         weights = sorted(run.model.glob("*.safetensors"))
-        if record.get("status") == "finished" and weights and not any(map(is_cut, weights)):
+        if record.get("status") == "finished" and weights and not any(map(is_truncated_safetensors, weights)):
             return run
     return None
 

@@ -19,7 +19,7 @@ from neftcli.system.files import remove, remove_stale_files, require_no_links
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
-    from neftcli.models.registry import Reference
+    from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
     from neftcli.sweep.plan import Cell
@@ -185,7 +185,7 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
         )
 
 
-def require_same_inputs(cells: Sequence[Cell], reference: Reference, examples: Examples) -> None:
+def require_same_inputs(cells: Sequence[Cell], reference: ModelReference, examples: Examples) -> None:
     """Compare the rows and model of the cells that were begun with what is at the same paths now.
 
     A model of the hub is known by its commit, and looked at only when the cells are compared.
@@ -194,7 +194,7 @@ def require_same_inputs(cells: Sequence[Cell], reference: Reference, examples: E
         InputError: A file was changed; other cells would be of something else.
     """
     from neftcli.data.prepare import fingerprint as of_rows
-    from neftcli.models.loading import fingerprint as of_model
+    from neftcli.models.loading import model_fingerprint
 
     keys = {cell.key for cell in cells}
     begun = [found for found in records(Path(cells[0].recipe.output_dir)) if found[1].get("recipe_sha256") in keys]
@@ -202,7 +202,7 @@ def require_same_inputs(cells: Sequence[Cell], reference: Reference, examples: E
         return
     now = {"data_sha256": of_rows(examples.train, examples.held_out)}
     if reference.kind != "hub":
-        now["model_fingerprint"] = of_model(reference, None)
+        now["model_fingerprint"] = model_fingerprint(reference, None)
     problems = []
     for name, value in now.items():
         others = [run.path.name for run, record in begun if record.get(name) not in (None, value)]

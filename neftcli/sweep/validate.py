@@ -17,7 +17,7 @@ from neftcli.system.library_output import library_chatter
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
-    from neftcli.models.registry import Reference
+    from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
     from neftcli.sweep.plan import Cell
     from neftcli.sweep.sweep_alpha import Request
@@ -39,7 +39,7 @@ def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
     raise InputError(Problem(problem, alphas, "--alphas 0,5,10    a run without noise: neft train --alpha 0"))
 
 
-def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> tuple[Reference, Examples]:
+def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> tuple[ModelReference, Examples]:
     """Refuses what can be refused before a worker is started; what the cells are trained on."""
     from neftcli.data.splits import LARGEST_SHARE, normalised
     from neftcli.evaluation.chat_server import require_reachable

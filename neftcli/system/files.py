@@ -9,6 +9,7 @@ changes the folder at the same time and has the rights to do so.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -174,3 +175,9 @@ def remove_stale_files(folder: Path) -> None:
 def is_stale(path: Path) -> bool:
     """Return whether the last change is so long ago that nobody writes there any more."""
     return time.time() - path.lstat().st_mtime > STALE_AFTER
+
+
+def file_sha256(path: Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

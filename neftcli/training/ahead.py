@@ -34,14 +34,15 @@ def touching_ahead(
     if compute.device != "cpu":
         yield
         return
-    from neftcli.models.memory import estimate_of
+    from neftcli.models.memory import estimate_model_memory
     from neftcli.system.device import available_memory
 
     row_tokens = max(1, prepared.counts.train.tokens // len(prepared.train))
     if recipe.training.batching == "packed":
         row_tokens = recipe.data.max_length
     activation_bytes = 2 if compute.bfloat16 else 4
-    memory = estimate_of(recipe, model, compute.weights_dtype.itemsize, activation_bytes, row_tokens, compute.device)
+    weight_bytes = compute.weights_dtype.itemsize
+    memory = estimate_model_memory(recipe, model, weight_bytes, activation_bytes, row_tokens, compute.device)
     needed = int(memory.total() - memory.weights)
     weights = model.parameters() if recipe.adapter.type == "none" else ()
     end = touch_ahead(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from neftcli.data.chat import ChatFormat
 from neftcli.data.prepare import Examples, Prepared
 from neftcli.events import Notice, Observer, Phase, PhaseId
-from neftcli.models.registry import Reference
-from neftcli.models.requirements import load_model_of
+from neftcli.models.loading import load_model_for_recipe
+from neftcli.models.registry import ModelReference
 from neftcli.training.validate import tokenize_inputs
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Assets:
         fingerprint: What identifies its weights.
     """
 
-    reference: Reference
+    reference: ModelReference
     compute: ComputeConfig
     chat: ChatFormat
     notices: list[str]
@@ -79,22 +79,22 @@ def assets_key(recipe: Recipe) -> str:
     return repr((recipe.model, recipe.data, recipe.quantization, recipe.adapter.type, recipe.training.precision))
 
 
-def load_assets(recipe: Recipe, reference: Reference, examples: Examples, observer: Observer) -> Assets:
+def load_assets(recipe: Recipe, reference: ModelReference, examples: Examples, observer: Observer) -> Assets:
     """Loads what `recipe` needs.
 
     Raises:
         InputError: The model or the rows can't be used.
     """
     observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
-    from neftcli.models.loading import fingerprint
+    from neftcli.models.loading import model_fingerprint
     from neftcli.system.device import resolve_compute_config
 
     compute = resolve_compute_config(recipe)
     prepared, chat, notices = tokenize_inputs(recipe, reference, examples, observer)
     report_data(prepared, notices, observer)
     observer.notify(Phase(PhaseId.LOADING_MODEL))
-    model = load_model_of(recipe, reference, compute)
-    return Assets(reference, compute, chat, notices, prepared, model, fingerprint(reference, model.config))
+    model = load_model_for_recipe(recipe, reference, compute)
+    return Assets(reference, compute, chat, notices, prepared, model, model_fingerprint(reference, model.config))
 
 
 def hash_tokens(rows: Sequence[TokenRow]) -> str:

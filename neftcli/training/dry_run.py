@@ -11,7 +11,7 @@ from neftcli.data.prepare import Prepared
 from neftcli.data.sources import is_hub
 from neftcli.errors import InputError
 from neftcli.events import Notice, Observer, RecipeResolved, TrainingPlan
-from neftcli.models.registry import Reference, resolve
+from neftcli.models.registry import ModelReference, resolve_model
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import require_writable
 from neftcli.system.distributed import local_world_size
@@ -34,7 +34,7 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
         InputError: The recipe names a model or data that can't be used, as `train` would.
     """
     require_writable(Path(recipe.output_dir))
-    reference = resolve(recipe.model.name, recipe.model.revision)
+    reference = resolve_model(recipe.model.name, recipe.model.revision)
     with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log", loaded=False):
         try:
             prepared, _, notices = prepare_inputs(recipe, observer)
@@ -61,10 +61,10 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
 
 
 def _measure_plan(
-    recipe: Recipe, reference: Reference, prepared: Prepared | None
+    recipe: Recipe, reference: ModelReference, prepared: Prepared | None
 ) -> tuple[TrainingPlan, tuple[str, ...]]:
     """The plan, and notices about its adapter."""
-    from neftcli.models.memory import estimate
+    from neftcli.models.memory import estimate_memory
     from neftcli.system.device import available_memory, process_memory, resolve_compute_config
     from neftcli.training.trainer import num_training_steps
 
@@ -72,11 +72,12 @@ def _measure_plan(
     whole_rows = prepared is None or recipe.training.batching == "packed"
     row_tokens = recipe.data.max_length if whole_rows or prepared is None else prepared.counts.train.longest
     activation_bytes = 2 if compute.precision() == "bf16" else 4
-    memory = estimate(recipe, reference, compute.weights_dtype.itemsize, activation_bytes, row_tokens, compute.device)
+    weight_bytes = compute.weights_dtype.itemsize
+    memory = estimate_memory(recipe, reference, weight_bytes, activation_bytes, row_tokens, compute.device)
     libraries = process_memory() if compute.device == "cpu" else 0
     lengths: Sequence[int] | Places = prepared.train.lengths() if prepared else ()
     planned = TrainingPlan(
-        model=reference.source(),
+        model=reference.describe_source(),
         method=recipe.method(),
         device=compute.device_name,
         precision=compute.precision(),
@@ -95,6 +96,6 @@ def _measure_plan(
     return planned, memory.notices
 
 
-def _may_be_unreachable(recipe: Recipe, reference: Reference) -> bool:
+def _may_be_unreachable(recipe: Recipe, reference: ModelReference) -> bool:
     """Return whether the model or rows are on the hub; if it can't be reached, the plan is shown without them."""
     return reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources()))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from neftcli.data.prepare import Examples, read_examples
 from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub
 from neftcli.events import Notice, Observer, Phase, PhaseId
-from neftcli.models.gguf import is_converted
+from neftcli.models.chat_templates import NAMED, validate_chat_template
+from neftcli.models.gguf import is_gguf_converted
 from neftcli.models.loading import require_pinned_code
-from neftcli.models.registry import ALIASES, Reference, resolve
-from neftcli.models.templates import NAMED, require_template
-from neftcli.models.validate import require_usable, require_weight_files
+from neftcli.models.registry import ALIASES, ModelReference, resolve_model
+from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.recipe.loading import path_values
 from neftcli.recipe.path_suggestions import at_home, exists
 from neftcli.recipe.schema import Data
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> tuple[Reference, Examples]:
+def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> tuple[ModelReference, Examples]:
     """Resolves the model's name, reads the data, and checks what the model's `config.json` says.
 
     Bad data is rejected before torch is imported.
@@ -38,11 +38,11 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
     Raises:
         InputError: Either can't be used.
     """
-    reference = resolve(recipe.model.name, recipe.model.revision)
+    reference = resolve_model(recipe.model.name, recipe.model.revision)
     require_name(recipe.run_name())
-    require_template(recipe.model.chat_template)
+    validate_chat_template(recipe.model.chat_template)
     require_pinned_code(reference, recipe.model.trust_remote_code)
-    if reference.kind == "gguf" and not is_converted(Path(reference.location)):
+    if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):
         with written_in_cache(f"{Path(reference.location).name} as safetensors"):
             pass  # converted later; a folder that can't be written is an error before rows are read
     if reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources())):
@@ -51,9 +51,9 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
             observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase(PhaseId.READING_DATA))
     examples = read_examples(recipe.data, reading(observer))
-    require_usable(reference, recipe, trains=True)
+    validate_model(reference, recipe, trains=True)
     if weights:
-        require_weight_files(reference)
+        validate_weight_files(reference)
     asked, found = recipe.data.held_out_rows, len(examples.held_out)
     if found < asked != Data.held_out_rows and examples.splits_itself:  # the default is a wish
         limit = "a fifth at most, and rows of one prompt together"

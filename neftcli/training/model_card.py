@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from neftcli.events import RunFinished
-    from neftcli.models.registry import Reference
+    from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
 
 
@@ -40,7 +40,7 @@ def _one_line(text: str) -> str:
 
 def model_card(
     recipe: Recipe,
-    reference: Reference,
+    reference: ModelReference,
     record: dict[str, Any],
     finished: RunFinished,
     *,
@@ -72,7 +72,8 @@ def model_card(
         "",
         f"# {recipe.run_name()}",
         "",
-        f"{quote_markdown(reference.name)} ({quote_markdown(reference.source())}), fine-tuned ({recipe.method()}) on "
+        f"{quote_markdown(reference.name)} ({quote_markdown(reference.describe_source())}), "
+        f"fine-tuned ({recipe.method()}) on "
         f"{quote_markdown(recipe.data.source_name())}.",
         "",
         "| | |",
@@ -112,7 +113,7 @@ def model_card(
     return "\n".join(head + body)
 
 
-def _usage(recipe: Recipe, reference: Reference, *, chat: bool) -> list[str]:
+def _usage(recipe: Recipe, reference: ModelReference, *, chat: bool) -> list[str]:
     """Lines of Python that load the model from the card's folder and ask it something."""
     trust = ", trust_remote_code=True" if recipe.model.trust_remote_code else ""
     adapter = recipe.adapter.type != "none"
@@ -145,12 +146,12 @@ def _usage(recipe: Recipe, reference: Reference, *, chat: bool) -> list[str]:
     return [f"{fence}python", *lines, fence]
 
 
-def _base_model(reference: Reference, trust: str) -> list[str]:
+def _base_model(reference: ModelReference, trust: str) -> list[str]:
     """Lines of Python that load the model that an adapter is on."""
     if reference.kind != "gguf":
         revision = f", revision={json.dumps(reference.revision)}" if reference.revision else ""
         return [
-            f"base = {json.dumps(reference.anywhere())}",
+            f"base = {json.dumps(reference.portable_name())}",
             f"model = AutoModelForCausalLM.from_pretrained(base{revision}{trust})",
         ]
     file = Path(reference.location).absolute()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from neftcli.events import NoiseMeasured, Notice, Observer
-from neftcli.kernels.document_attention import attention_by_document
+from neftcli.kernels.attention import use_document_attention
 from neftcli.neftune import Strength, measure_strength
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def report_noise_strength(trainer: Any, noise: Noise, settings: Neftune, observe
     if settings.alpha > 0:
         rows = [trainer.train_dataset[index] for index in range(min(ROWS, len(trainer.train_dataset)))]
         batch = trainer._prepare_inputs(trainer.data_collator(rows))
-        with attention_by_document(trainer.model, batch, fused=trainer.fused):
+        with use_document_attention(trainer.model, batch, fused=trainer.fused):
             strength = measure_strength(trainer.model, batch, noise)
     observer.notify(
         NoiseMeasured(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from neftcli.errors import Problem, TrainingError
-from neftcli.kernels.document_attention import attention_by_document
+from neftcli.kernels.attention import use_document_attention
 from neftcli.neftune import document_lengths
 from neftcli.neftune.evaluation_mode import evaluation_mode
 
@@ -27,7 +27,7 @@ def resolve_batching(batching: Batching, model: Any, *, fused: bool = True) -> B
     Args:
         batching: The recipe's.
         model: The model, with or without adapters.
-        fused: Attention is computed as in `attention_by_document`.
+        fused: Attention is computed as in `use_document_attention`.
 
     Raises:
         TrainingError: Documents were to share a row and the model would mix them.
@@ -74,7 +74,7 @@ def measure_leak(model: Any, batch: dict[str, Any], *, fused: bool = True) -> fl
     other = token_ids.clone()
     other[0, :first] = other[0, :first].flip(0).roll(1)
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "input_ids")}
-    with evaluation_mode(model), attention_by_document(model, batch, fused=fused):
+    with evaluation_mode(model), use_document_attention(model, batch, fused=fused):
         before, after = (
             model(input_ids=ids, use_cache=False, **inputs).logits[0, first:end].float() for ids in (token_ids, other)
         )

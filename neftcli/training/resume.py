@@ -12,7 +12,7 @@ from neftcli.data.remote import without_file_scheme
 from neftcli.data.sources import BUILTIN, is_local
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
-from neftcli.models.registry import resolve as resolve_model
+from neftcli.models.registry import resolve_model
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve, with_paths
 from neftcli.recipe.path_suggestions import at_home, exists, nearest_path
 from neftcli.recipe.relative_paths import RelativePaths, find_relative_paths, relative_paths_record

@@ -30,17 +30,16 @@ from neftcli.events import (
     StepLogged,
     TrainingStarted,
 )
-from neftcli.models.adapter_layers import adapter_notices, require_layers
-from neftcli.models.gguf import sha256
-from neftcli.models.registry import Reference
-from neftcli.models.requirements import longest_prompt
+from neftcli.models.adapters import adapter_notices, validate_adapter
+from neftcli.models.limits import max_prompt_length
+from neftcli.models.registry import ModelReference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system import distributed
-from neftcli.system.files import atomic_write
+from neftcli.system.files import atomic_write, file_sha256
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import prepare_process
 from neftcli.training.ahead import touching_ahead
@@ -177,7 +176,7 @@ class _Run:
     def do(self, assets: Assets, model: PreTrainedModel) -> tuple[RunFinished, Any]:
         """Does the run with `model`, which is changed, and returns how it ended and the tuned model."""
         recipe, compute, prepared = self.recipe, assets.compute, assets.prepared
-        require_layers(model, recipe.adapter)
+        validate_adapter(model, recipe.adapter)
         self.adapter_notices = adapter_notices(model, recipe.adapter)
         for notice in self.adapter_notices:
             self.notify(Notice(notice))
@@ -279,7 +278,7 @@ class _Run:
         chat, compute = assets.chat, assets.compute
         prompts = [prompt_token_ids(chat, example) for example in examples]
         generation = self.recipe.evaluation.generation
-        room = longest_prompt(model.config, generation.max_new_tokens)
+        room = max_prompt_length(model.config, generation.max_new_tokens)
         answers = generate_answers(
             model, chat, prompts, generation, compute.autocast(), room, self.recipe.training.seed, self
         )
@@ -375,7 +374,7 @@ class _Run:
         self.notify(
             ModelReady(
                 name=self.recipe.model.name,
-                source=assets.reference.source(),
+                source=assets.reference.describe_source(),
                 method=self.recipe.method(),
                 parameters=parameters,
                 trainable=sum(p.numel() for p in tuned.parameters() if p.requires_grad),
@@ -387,9 +386,9 @@ class _Run:
     def _save(self, model: Any, assets: Assets) -> None:
         """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
         self.notify(Phase(PhaseId.SAVING_MODEL))
-        from neftcli.models.saving import (
-            base_settings,
-            files_of,
+        from neftcli.models.settings_files import (
+            read_base_settings,
+            settings_reference,
             write_config,
             write_generation_config,
             write_tokenizer,
@@ -399,11 +398,11 @@ class _Run:
         reference = assets.reference
         if not distributed.is_main_process():
             return
-        base = files_of(reference)
-        config, generation = base_settings(base)
+        base = settings_reference(reference)
+        config, generation = read_base_settings(base)
         tokenizer = assets.chat.tokenizer
         if self.recipe.adapter.type != "none":  # where peft finds the base model, on another machine if the hub has it
-            there = reference.anywhere() if reference.alias else base.location
+            there = reference.portable_name() if reference.alias else base.location
             model.peft_config["default"].base_model_name_or_path = there
             model.peft_config["default"].revision = reference.revision
         with self.directory.replace_model() as folder:
@@ -415,16 +414,16 @@ class _Run:
 
     def _needs(self) -> list[str]:
         """Notes on the version of transformers that the saved folder needs."""
-        from neftcli.models.saving import needs_transformers_5
+        from neftcli.models.settings_files import needs_transformers_5
 
         setting = needs_transformers_5(self.directory.model)
         return [f"like its base model it needs transformers 5: {setting}"] if setting else []
 
-    def _conclude(self, finished: RunFinished, reference: Reference, layout: str) -> None:
+    def _conclude(self, finished: RunFinished, reference: ModelReference, layout: str) -> None:
         """Write the model card and the results, and remove the checkpoints."""
         from neftcli.training.model_card import model_card
 
-        weights = {file.name: sha256(file) for file in sorted(self.directory.model.glob("*.safetensors"))}
+        weights = {file.name: file_sha256(file) for file in sorted(self.directory.model.glob("*.safetensors"))}
         self.record.update(weights_sha256=weights)
         notes = [*self.adapter_notices, *self._needs()]
         card = model_card(self.written, reference, self.record.fields, finished, notes=notes, chat=layout != "text")

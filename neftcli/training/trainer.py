@@ -19,9 +19,9 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from neftcli.data.record_batches import Batches
 from neftcli.data.tokens import IGNORED
 from neftcli.errors import NonFiniteLossError, Problem, TrainingError
-from neftcli.kernels.cross_entropy import can_sum_labels, sum_of_labels
-from neftcli.kernels.document_attention import attention_by_document
-from neftcli.kernels.lora import fused_low_rank, low_rank_layers
+from neftcli.kernels.attention import use_document_attention
+from neftcli.kernels.cross_entropy import fused_linear_cross_entropy, supports_fused_cross_entropy
+from neftcli.kernels.lora import fusable_lora_layers, fused_lora
 from neftcli.neftune import paired
 from neftcli.runs.directory import RECIPE
 from neftcli.system.device import reproducible
@@ -53,9 +53,9 @@ class Trainer(SFTTrainer):
         checkpoints: Where checkpoints are kept.
         facts: What they are of, for their manifests.
         deterministic: Forward and backward passes give the same bits each time.
-        fused: Attention is computed by `models/short_attention.py` or `models/varlen_attention.py` where they suit.
-        sums_labels: The loss is taken by `models/head.py` and not by TRL's head.
-        low_rank: The layers that `models/low_rank.py` computes and not peft.
+        fused: Use the attention kernels of `kernels/attention.py` if they are supported.
+        sums_labels: `kernels/cross_entropy.py` computes the loss, not TRL.
+        low_rank: The layers that `kernels/lora.py` computes, not peft.
         buckets: The order of the rows where they are bucketed by length.
         unlogged: What the next log row had summed up at the last checkpoint, and the tokens seen in all, by process.
     """
@@ -76,7 +76,7 @@ class Trainer(SFTTrainer):
             NonFiniteLossError: The loss is NaN or infinite.
         """
         repeated = reproducible(self.args.device.type) if self.deterministic else nullcontext()
-        with repeated, attention_by_document(self.model, inputs, fused=self.fused), fused_low_rank(self.low_rank):
+        with repeated, use_document_attention(self.model, inputs, fused=self.fused), fused_lora(self.low_rank):
             loss: torch.Tensor = super().training_step(model, inputs, *args)
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(
@@ -97,7 +97,7 @@ class Trainer(SFTTrainer):
         """
         if self.sums_labels:
             with self.accelerator.autocast():
-                total = sum_of_labels(_without_adapter(model), inputs)
+                total = fused_linear_cross_entropy(_without_adapter(model), inputs)
         else:
             total = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum()
         if num_items_in_batch is None:
@@ -252,10 +252,11 @@ def build_trainer(
         trainer.buckets = LengthBuckets(rows.lengths().tolist(), rows_of_an_update, recipe.training.seed)
     trainer.deterministic = recipe.training.deterministic
     trainer.fused = recipe.training.fused_layers
-    trainer.sums_labels = trainer.fused and world_size() == 1 and can_sum_labels(_without_adapter(trainer.model))
+    single = trainer.fused and world_size() == 1
+    trainer.sums_labels = single and supports_fused_cross_entropy(_without_adapter(trainer.model))
     # A compiled model would be compiled again for each layer that is exchanged.
     own_layers = trainer.fused and not recipe.training.torch_compile
-    trainer.low_rank = low_rank_layers(trainer.model) if own_layers else ()
+    trainer.low_rank = fusable_lora_layers(trainer.model) if own_layers else ()
     trainer.remove_callback(PrinterCallback)
     if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
         trainer.data_collator = paired(trainer.data_collator)

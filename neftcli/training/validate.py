@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from neftcli.data.chat import ChatFormat, load_chat_format
 from neftcli.data.prepare import Prepared, prepare
 from neftcli.events import Observer
-from neftcli.models.requirements import longest_prompt, require_embedded, require_positions, vocabulary_of
+from neftcli.models.limits import load_embedding_size, max_prompt_length, require_embeddings, require_positions
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import prepare_process
 from neftcli.training.inputs import read_inputs
@@ -17,7 +17,7 @@ from neftcli.training.progress import tokenising
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import Examples
-    from neftcli.models.registry import Reference
+    from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
 
 
@@ -35,7 +35,7 @@ def prepare_inputs(
 
 
 def tokenize_inputs(
-    recipe: Recipe, reference: Reference, examples: Examples, observer: Observer, *, answers: bool = False
+    recipe: Recipe, reference: ModelReference, examples: Examples, observer: Observer, *, answers: bool = False
 ) -> tuple[Prepared, ChatFormat, list[str]]:
     """Load the tokenizer, tokenise the rows, and check that rows and answers fit the model.
 
@@ -56,11 +56,11 @@ def tokenize_inputs(
     chat, notices = load_chat_format(recipe, reference, examples.layout, observer)
     prepared = prepare(examples, recipe.data, chat, tokenising(observer))
     require_room(recipe, reference, prepared, answers=answers)
-    require_embedded_rows(prepared, chat, vocabulary_of(reference, recipe.model.trust_remote_code))
+    require_embedded_rows(prepared, chat, load_embedding_size(reference, recipe.model.trust_remote_code))
     return prepared, chat, notices
 
 
-def require_room(recipe: Recipe, reference: Reference, prepared: Prepared, *, answers: bool) -> None:
+def require_room(recipe: Recipe, reference: ModelReference, prepared: Prepared, *, answers: bool) -> None:
     """Check that the model has positions for the rows, and for the answers that are generated.
 
     Raises:
@@ -71,7 +71,7 @@ def require_room(recipe: Recipe, reference: Reference, prepared: Prepared, *, an
     config = load_config(reference, recipe.model.trust_remote_code)
     require_positions(config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
     if prepared.held_out and (answers or recipe.evaluation.samples):
-        longest_prompt(config, recipe.evaluation.generation.max_new_tokens)
+        max_prompt_length(config, recipe.evaluation.generation.max_new_tokens)
 
 
 def require_embedded_rows(prepared: Prepared, chat: ChatFormat, vocabulary: int | None) -> None:
@@ -81,4 +81,4 @@ def require_embedded_rows(prepared: Prepared, chat: ChatFormat, vocabulary: int 
         ModelError: A row holds a token beyond the model's vocabulary.
     """
     for rows in (prepared.train, prepared.held_out):
-        require_embedded(((row.where, row.input_ids) for row in rows), chat.tokenizer, vocabulary)
+        require_embeddings(((row.where, row.input_ids) for row in rows), chat.tokenizer, vocabulary)

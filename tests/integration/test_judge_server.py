@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from neftcli.evaluation.judge import AnswerPair, JudgeError, judge_pairs, parse_verdict
-from neftcli.models.gguf import converted
-from neftcli.models.registry import resolve
+from neftcli.models.gguf import convert_gguf
+from neftcli.models.registry import resolve_model
 from neftcli.recipe.schema import Judge
 
 pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]
@@ -76,7 +76,7 @@ class RealServer:
 @pytest.fixture(scope="module")
 def model() -> Path:
     """The folder of SmolLM2-135M-Instruct."""
-    return converted(Path(resolve("smollm2-135m").location))
+    return convert_gguf(Path(resolve_model("smollm2-135m").location))
 
 
 @pytest.fixture

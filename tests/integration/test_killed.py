@@ -154,10 +154,10 @@ def test_eval_and_judging_killed_at_any_file_operation(most: int, typed: list[st
 
 def convert(file: Path) -> None:
     """Converts a .gguf, with the cache in the current folder."""
-    from neftcli.models.gguf import converted
+    from neftcli.models.gguf import convert_gguf
 
     os.environ["NEFT_CACHE"] = str(Path("cache").absolute())
-    assert converted(file).is_dir()
+    assert convert_gguf(file).is_dir()
 
 
 @pytest.mark.parametrize("most", HOW_MANY)

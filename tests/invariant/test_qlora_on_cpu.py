@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from neftcli.data.tokens import TokenRow
 from neftcli.evaluation.loss import row_losses
 from neftcli.models.loading import load_model
-from neftcli.models.registry import resolve
+from neftcli.models.registry import resolve_model
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # bitsandbytes 0.50
@@ -38,7 +38,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 def test_gradients_after_an_evaluation_equal_those_of_the_dequantised_weights(tmp_path: Path) -> None:
     save_tiny(tmp_path / "llama", "llama")
-    reference = resolve(str(tmp_path / "llama"))
+    reference = resolve_model(str(tmp_path / "llama"))
     quantised = load_model(reference, torch.float32, four_bit=True, compute_dtype=torch.float32)
     plain = load_model(reference, torch.float32)
     for layer, other in zip(quantised.modules(), plain.modules(), strict=True):

@@ -93,13 +93,13 @@ def test_what_is_shared_is_loaded_once(recipe: Callable[..., Recipe], monkeypatc
     from neftcli.training import assets
 
     loads: list[str] = []
-    load = assets.load_model_of
+    load = assets.load_model_for_recipe
 
     def counted(*arguments: Any) -> Any:
         loads.append(arguments[0].adapter.type)
         return load(*arguments)
 
-    monkeypatch.setattr(assets, "load_model_of", counted)
+    monkeypatch.setattr(assets, "load_model_for_recipe", counted)
     asset_cache = AssetCache()
     for sets in (["neftune.alpha=0"], ["neftune.alpha=5"], ["training.seed=1"]):
         train(recipe(*sets), Silent(), asset_cache)

@@ -18,7 +18,7 @@ import pytest
 from neftcli.data.panics import tokenizer_named
 from neftcli.errors import DataError, LibraryPanic, NeftError, panics_as_errors
 from neftcli.models.loading import load_tokenizer
-from neftcli.models.registry import Reference
+from neftcli.models.registry import ModelReference
 from neftcli.sweep import cell
 from neftcli.sweep.engines import worker
 from tests.conftest import Result
@@ -50,7 +50,7 @@ def model(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def panic(model: Path) -> Callable[..., Any]:
     """A function that panics."""
-    tokenizer = load_tokenizer(Reference("m", "folder", str(model)))[0]
+    tokenizer = load_tokenizer(ModelReference("m", "folder", str(model)))[0]
     return lambda *_: tokenizer(LONG)
 
 
@@ -126,8 +126,8 @@ def test_a_panic_ends_the_command_without_a_traceback(model: Path, tmp_path: Pat
     """Of code that no message was written for; with --debug the traceback is printed."""
     script = (
         "import sys\nfrom neftcli.cli import main\nfrom neftcli.models.loading import load_tokenizer\n"
-        "from neftcli.models.registry import Reference\n"
-        f"tokenizer = load_tokenizer(Reference('m', 'folder', {str(model)!r}))[0]\n"
+        "from neftcli.models.registry import ModelReference\n"
+        f"tokenizer = load_tokenizer(ModelReference('m', 'folder', {str(model)!r}))[0]\n"
         f"main.app.command('panic')(lambda: tokenizer({LONG!r}))\nmain.command()\n"
     )
     for more, expected in ((), False), (("--debug",), True):

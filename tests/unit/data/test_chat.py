@@ -23,7 +23,7 @@ from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat, _shared_prefix
 from neftcli.data.formats import Example, Turn
 from neftcli.data.tokens import IGNORED, TokenRow, prompt_token_ids, tokenize
 from neftcli.errors import DataError, ModelError
-from neftcli.models.templates import DATE, set_template, training_template
+from neftcli.models.chat_templates import DATE, set_chat_template, training_template
 from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -360,7 +360,7 @@ def test_quoted_with_hundreds_of_special_tokens() -> None:
     """Llama 3 has 256 special tokens: any of them in the data is ordinary characters, and comes back as written."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([AddedToken(f"<|reserved_{number}|>", special=True) for number in range(300)])
-    set_template(tokenizer, "alpaca")
+    set_chat_template(tokenizer, "alpaca")
     form = ChatFormat(tokenizer)
     example = chat(user("a <|reserved_299|><|reserved_299|> b \U0010f000"), assistant("<|reserved_2|>!"))
     row = row_of(form, example)
@@ -389,7 +389,7 @@ THREE = chat(user("a?"), assistant("A"), user("b?"), assistant("B"), user("c?"),
 def test_loss_on(loss_on: str, completion: int, expected: str) -> None:
     """The option says which answers of a conversation carry loss."""
     tokenizer = tiny_tokenizer()
-    set_template(tokenizer, "chatml")
+    set_chat_template(tokenizer, "chatml")
     form = ChatFormat(tokenizer)
     assert learned(form, row_of(form, chat(*THREE.turns, completion=completion), loss_on)) == expected
 
@@ -397,7 +397,7 @@ def test_loss_on(loss_on: str, completion: int, expected: str) -> None:
 def test_loss_on_marked_turns() -> None:
     """What the data marks goes before the option."""
     tokenizer = tiny_tokenizer()
-    set_template(tokenizer, "alpaca")
+    set_chat_template(tokenizer, "alpaca")
     form = ChatFormat(tokenizer)
     turns = list(THREE.turns)
     turns[1], turns[5] = Turn("assistant", "A", learn=True), Turn("assistant", "C", learn=False)
@@ -561,7 +561,7 @@ NEWLINE = (
 def boundary_format(make: Callable[[], PreTrainedTokenizerFast], template: str) -> ChatFormat:
     tokenizer = make()
     if template in ("alpaca", "chatml"):
-        set_template(tokenizer, template)
+        set_chat_template(tokenizer, template)
     else:
         tokenizer.chat_template = template
     return ChatFormat(tokenizer)
@@ -637,7 +637,7 @@ def test_special_tokens_more_than_there_are_bytes() -> None:
     """Tekken has 1000 special tokens; the private characters for them never run out, and may be in the data."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([AddedToken(f"[T{number}]", special=True) for number in range(999)], special_tokens=True)
-    set_template(tokenizer, "chatml")
+    set_chat_template(tokenizer, "chatml")
     form = ChatFormat(tokenizer)
     text = "[T998][T1]\U0010f000\U0010f001[T7] \U0010ff00\U0010ff00\U000f8000\U000f8001 [T998"
     assert form.quoting.unquoted(form.quoting.quoted(text)) == text

@@ -21,7 +21,7 @@ from neftcli.data.splits import normalised
 from neftcli.data.tokens import IGNORED, TokenRow, tokenize
 from neftcli.errors import DataError
 from neftcli.events import Occurrences, SplitCounts
-from neftcli.models.templates import set_template
+from neftcli.models.chat_templates import set_chat_template
 from neftcli.recipe.schema import Data
 from tests.tiny import tiny_tokenizer
 
@@ -51,7 +51,7 @@ def pairs(rows: int, name: str = "rows.jsonl") -> str:
 
 def prepared(data: Data, seed: int = 0, template: str = "alpaca") -> Prepared:
     tokenizer = tiny_tokenizer()
-    name = set_template(tokenizer, template)
+    name = set_chat_template(tokenizer, template)
     return prepare(read_examples(replace(data, split_seed=seed)), data, ChatFormat(tokenizer, name=name))
 
 
@@ -387,7 +387,7 @@ def test_prepared_rows_are_the_tokens_of_the_examples() -> None:
     """Nothing happens to a row between the tokenizer and training."""
     data = Data(source=pairs(30), held_out_rows=5, max_length=PROMPT_TOKENS + 20)
     tokenizer = tiny_tokenizer()
-    set_template(tokenizer, "alpaca")
+    set_chat_template(tokenizer, "alpaca")
     examples = read_examples(replace(data, split_seed=3))
     chat = ChatFormat(tokenizer, name="a name")
     done = prepare(examples, data, chat)
@@ -401,7 +401,7 @@ def test_preparing_leaves_the_examples_as_they_are() -> None:
     """The same examples can be prepared again, with another length, and are counted afresh."""
     data = Data(source=write("rows.jsonl", pair("q" * 50), pair("q"), pair("r", "")), held_out_rows=0)
     tokenizer = tiny_tokenizer()
-    set_template(tokenizer, "alpaca")
+    set_chat_template(tokenizer, "alpaca")
     examples: Examples = read_examples(data)
     short = replace(data, max_length=PROMPT_TOKENS + 20)
     first = prepare(examples, short, ChatFormat(tokenizer)).counts

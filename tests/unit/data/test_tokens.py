@@ -19,7 +19,7 @@ from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat
 from neftcli.data.formats import Example, Turn
 from neftcli.data.tokens import IGNORED, TokenRow, prompt_token_ids, render_prompt, tokenize
 from neftcli.errors import DataError
-from neftcli.models.templates import set_template
+from neftcli.models.chat_templates import set_chat_template
 from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 EOS = "</s>"
@@ -84,7 +84,7 @@ MULTI = conversation(
 
 def with_template(template: str | None, tokenizer: PreTrainedTokenizerFast | None = None) -> PreTrainedTokenizerFast:
     tokenizer = tokenizer or tiny_tokenizer()
-    set_template(tokenizer, template)
+    set_chat_template(tokenizer, template)
     return tokenizer
 
 

@@ -30,7 +30,7 @@ from neftcli.evaluation import measurement as measure_module
 from neftcli.evaluation import tasks as tasks_module
 from neftcli.evaluation.measurement import ModelEvaluator
 from neftcli.evaluation.tasks import TaskResult, check_tasks, describe_settings, run_tasks
-from neftcli.models.templates import CHATML
+from neftcli.models.chat_templates import CHATML
 from neftcli.neftune import neftune
 from neftcli.recipe.schema import Evaluation, TaskSettings
 from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer

@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from neftcli.errors import RecipeError
-from neftcli.models.adapter_layers import layers_named, layers_saved, require_layers
+from neftcli.models.adapters import match_modules_to_save, match_target_modules, validate_adapter
 from neftcli.recipe.schema import Adapter
 from tests.tiny import FAMILIES, Family, tiny_model
 
@@ -20,18 +20,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_linear_and_names_that_peft_finds_are_taken(family: Family) -> None:
     model = tiny_model(family)
-    require_layers(model, LORA)
+    validate_adapter(model, LORA)
     adapted = get_peft_model(tiny_model(family), LoraConfig(r=2, target_modules="all-linear"))
     names = {path.split(".lora_A")[0].rpartition(".")[2] for path, _ in adapted.named_parameters() if ".lora_A" in path}
-    require_layers(model, replace(LORA, target_modules=tuple(sorted(names)), modules_to_save=("lm_head",)))
+    validate_adapter(model, replace(LORA, target_modules=tuple(sorted(names)), modules_to_save=("lm_head",)))
 
 
 def test_modules_that_are_trained_in_full_are_found_as_peft_finds_them() -> None:
     """By the letters at their end: norm is every norm of a Llama."""
     for name in ("norm", "head", "embed_tokens"):
         model = tiny_model("llama")
-        require_layers(model, replace(LORA, modules_to_save=(name,)))
-        found = sum(parameter.numel() for module in layers_saved(model, name) for parameter in module.parameters())
+        validate_adapter(model, replace(LORA, modules_to_save=(name,)))
+        found = sum(
+            parameter.numel() for module in match_modules_to_save(model, name) for parameter in module.parameters()
+        )
         adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[name]))
         copies = (p.numel() for path, p in adapted.named_parameters() if "modules_to_save" in path and p.requires_grad)
         assert found == sum(copies), name
@@ -40,11 +42,11 @@ def test_modules_that_are_trained_in_full_are_found_as_peft_finds_them() -> None
 def test_a_path_of_several_parts_is_found_as_peft_finds_it() -> None:
     model = tiny_model("llama")
     only = replace(LORA, target_modules=("0.self_attn.q_proj",))
-    require_layers(model, only)
-    assert layers_named(model, "0.self_attn.q_proj") == [model.model.layers[0].self_attn.q_proj]
+    validate_adapter(model, only)
+    assert match_target_modules(model, "0.self_attn.q_proj") == [model.model.layers[0].self_attn.q_proj]
     adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=list(only.target_modules)))
     assert sum(".lora_A" in path for path, _ in adapted.named_parameters()) == 1
-    assert layers_named(model, "elf_attn.q_proj") == []
+    assert match_target_modules(model, "elf_attn.q_proj") == []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_a_path_of_several_parts_is_found_as_peft_finds_it() -> None:
 )
 def test_what_is_not_there_is_refused_with_what_is(adapter: dict[str, tuple[str]], said: str, nearest: str) -> None:
     with pytest.raises(RecipeError) as refused:
-        require_layers(tiny_model("llama"), replace(LORA, **adapter))
+        validate_adapter(tiny_model("llama"), replace(LORA, **adapter))
     [problem] = refused.value.problems
     assert said in problem.message
     assert problem.did_you_mean == nearest
@@ -66,4 +68,4 @@ def test_what_is_not_there_is_refused_with_what_is(adapter: dict[str, tuple[str]
 
 
 def test_no_adapter_names_no_layer() -> None:
-    require_layers(tiny_model("llama"), replace(LORA, type="none", target_modules=("nosuch",)))
+    validate_adapter(tiny_model("llama"), replace(LORA, type="none", target_modules=("nosuch",)))

@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from neftcli.errors import RecipeError
-from neftcli.models.adapter_layers import adapter_notices, fused_experts, require_layers
-from neftcli.models.memory import estimate_of
+from neftcli.models.adapters import adapter_notices, find_fused_experts, validate_adapter
+from neftcli.models.memory import estimate_model_memory
 from neftcli.recipe.schema import Adapter, Recipe
 from tests.tiny import tiny_model
 
@@ -92,9 +92,9 @@ def test_adapter_notices_copy_of_a_tied_matrix(name: str) -> None:
 def test_estimate_of_experts_is_what_peft_trains(make: Any) -> None:
     """Of these peft adapts the experts and their router; all of it is counted and nothing has to be said."""
     model = make()
-    assert fused_experts(model)
+    assert find_fused_experts(model)
     assert adapter_notices(model, LORA) == []
-    counted = estimate_of(replace(Recipe(), adapter=LORA), model, 4, 4, 10, "cpu").trainable
+    counted = estimate_model_memory(replace(Recipe(), adapter=LORA), model, 4, 4, 10, "cpu").trainable
     wrapped = peft_model(model, LORA)
     assert any("experts" in name for name, weight in wrapped.named_parameters() if weight.requires_grad)
     assert counted == sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
@@ -124,9 +124,9 @@ def test_adapter_notices_experts_without_an_adapter() -> None:
 )
 def test_require_layers_experts(adapter: Adapter, said: str) -> None:
     with pytest.raises(RecipeError) as raised:
-        require_layers(qwen_moe(), adapter)
+        validate_adapter(qwen_moe(), adapter)
     assert said in str(raised.value)
 
 
 def test_require_layers_experts_by_their_old_names() -> None:
-    require_layers(qwen_moe(), replace(LORA, target_modules=("q_proj", "gate_proj", "up_proj", "down_proj")))
+    validate_adapter(qwen_moe(), replace(LORA, target_modules=("q_proj", "gate_proj", "up_proj", "down_proj")))

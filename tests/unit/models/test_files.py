@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neftcli.errors import ModelError
-from neftcli.models.files import INDEX, code_files, model_sha256, weight_files
+from neftcli.models.files import INDEX, list_code_files, model_sha256, weight_files
 from neftcli.models.loading import load_model, load_tokenizer
-from neftcli.models.registry import Reference
-from neftcli.models.validate import require_weight_files
+from neftcli.models.registry import ModelReference
+from neftcli.models.validate import validate_weight_files
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def move_weights(folder: Path, name: str, by: str) -> Path:
 
 def logits(folder: Path) -> Any:
     with torch.no_grad():
-        return load_model(Reference("m", "folder", str(folder)), torch.float32)(torch.tensor([[1, 2, 3]])).logits
+        return load_model(ModelReference("m", "folder", str(folder)), torch.float32)(torch.tensor([[1, 2, 3]])).logits
 
 
 @pytest.mark.parametrize("by", ["index", "config"])
@@ -68,8 +68,8 @@ def test_require_inside_rejects_weights_outside(kind: str, by: str, folder: Path
     outside = tmp_path / "outer" / "outside.safetensors"
     name = {"above": "../outside.safetensors", "absolute": str(outside)}[kind]
     move_weights(folder, name, by)
-    reference = Reference("m", "folder", str(folder))
-    for read in (lambda: require_weight_files(reference), lambda: load_model(reference, torch.float32)):
+    reference = ModelReference("m", "folder", str(folder))
+    for read in (lambda: validate_weight_files(reference), lambda: load_model(reference, torch.float32)):
         with pytest.raises(ModelError) as caught:
             read()
         assert str(caught.value).splitlines() == [
@@ -85,8 +85,8 @@ def test_links_of_a_model_are_followed(name: str, folder: Path, tmp_path: Path) 
     before, computed = model_sha256(folder), logits(folder)
     (folder / name).rename(tmp_path / "elsewhere")
     (folder / name).symlink_to(tmp_path / "elsewhere")
-    reference = Reference("m", "folder", str(folder))
-    require_weight_files(reference)
+    reference = ModelReference("m", "folder", str(folder))
+    validate_weight_files(reference)
     load_tokenizer(reference)
     assert torch.equal(logits(folder), computed)
     assert model_sha256(folder) == before
@@ -107,7 +107,7 @@ def test_a_snapshot_of_the_hub_is_read(folder: Path, tmp_path: Path) -> None:
     for place, file in enumerate(sorted(folder.iterdir())):
         shutil.copy(file, repository / "blobs" / str(place))
         (snapshot / file.name).symlink_to(f"../../blobs/{place}")
-    require_weight_files(Reference("m", "folder", str(snapshot)))
+    validate_weight_files(ModelReference("m", "folder", str(snapshot)))
     assert model_sha256(snapshot) == model_sha256(folder)
     assert torch.equal(logits(snapshot), logits(folder))
 
@@ -121,12 +121,12 @@ def test_model_sha256_covers_the_code_that_is_named(file: str, folder: Path) -> 
     mapped = {"AutoConfig": "code/own.Own", "AutoTokenizer": ["code/own.Slow", None], "AutoModel": "/etc/x.Y"}
     content = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**content, "auto_map": mapped}))
-    assert code_files(folder) == {"code/own.py", "code/beside.py", "custom_generate/generate.py"}
+    assert list_code_files(folder) == {"code/own.py", "code/beside.py", "custom_generate/generate.py"}
     before = model_sha256(folder)
     for name in ("venv/lib/other.py", "convert.py"):
         (folder / name).write_text("pass")
     assert model_sha256(folder) == before
-    for name in sorted(code_files(folder)):
+    for name in sorted(list_code_files(folder)):
         (folder / name).write_text("pass")
         assert model_sha256(folder) != before
         before = model_sha256(folder)
@@ -137,6 +137,6 @@ def test_model_sha256_covers_the_code_that_is_named(file: str, folder: Path) -> 
 )
 def test_code_files_of_damaged_settings(mapped: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"auto_map": mapped}))
-    assert code_files(folder) == set()
+    assert list_code_files(folder) == set()
     (folder / "config.json").write_text("[" * 100_000)
-    assert code_files(folder) == set()
+    assert list_code_files(folder) == set()

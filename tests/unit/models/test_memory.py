@@ -13,8 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from neftcli.models.loading import load_model
-from neftcli.models.memory import CONSTANT_BITS, NF4_BITS, MemoryEstimate, estimate, estimate_of
-from neftcli.models.registry import ALIASES, Reference, resolve
+from neftcli.models.memory import CONSTANT_BITS, NF4_BITS, MemoryEstimate, estimate_memory, estimate_model_memory
+from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.recipe.schema import Adapter, Neftune, Quantization, Recipe, Training
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model
 
@@ -50,7 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Family, Path]:
 
 
 def estimated(folder: Path, recipe: Recipe, tokens: int = 100) -> MemoryEstimate:
-    return estimate(recipe, resolve(str(folder)), 4, 4, tokens, "cpu")
+    return estimate_memory(recipe, resolve_model(str(folder)), 4, 4, tokens, "cpu")
 
 
 def counted(model: Any, trained_only: bool = False) -> int:
@@ -120,7 +120,7 @@ def test_lora_on_chosen_layers_is_pefts(
 def test_four_bit_weights_are_bitsandbytes(family: Family, folders: dict[Family, Path]) -> None:
     """The estimate of the weights is the bytes of the real quantised model, with its constants."""
     found = estimated(folders[family], QLORA)
-    model = load_model(resolve(str(folders[family])), torch.float32, four_bit=True, compute_dtype=torch.float32)
+    model = load_model(resolve_model(str(folders[family])), torch.float32, four_bit=True, compute_dtype=torch.float32)
     held = 0.0
     for item in model.parameters():
         held += item.numel() * item.element_size()
@@ -129,7 +129,7 @@ def test_four_bit_weights_are_bitsandbytes(family: Family, folders: dict[Family,
             held += item.numel() * 2 / 64 / 256 * 4  # their own constants: these blocks are rarely full in a tiny model
     adapters = with_adapter(tiny_model(family), QLORA.adapter)
     assert found.trainable == counted(adapters, trained_only=True)
-    assert estimate_of(QLORA, model, 4, 4, 100, "cpu").trainable == found.trainable
+    assert estimate_model_memory(QLORA, model, 4, 4, 100, "cpu").trainable == found.trainable
     held_in_adapters = found.weights - held
     assert held_in_adapters / found.trainable in (pytest.approx(2, rel=1e-3), pytest.approx(4, rel=1e-3))
     assert found.weights < estimated(folders[family], LORA).weights
@@ -145,15 +145,15 @@ def test_four_bits_are_a_little_more_than_half_a_byte() -> None:
 def test_aliases_have_the_sizes_they_are_known_by(name: str) -> None:
     """Without the hub and without a file: the architecture in the table counts to the known number."""
     alias = ALIASES[name]
-    found = estimate(FULL, Reference(name, "hub", alias.hub_id, None, alias), 2, 2, 100, "cuda")
+    found = estimate_memory(FULL, ModelReference(name, "hub", alias.hub_id, None, alias), 2, 2, 100, "cuda")
     assert found.parameters == PARAMETERS[name]
     assert found.weights == 2 * PARAMETERS[name]
 
 
 def test_llama_2_7b_is_what_people_see() -> None:
     """A 7B model in 4 bits takes 3.4 to 4 GiB and its LoRA of rank 16 has 40 million parameters, as peft prints."""
-    reference = Reference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, ALIASES["llama-2-7b"])
-    found = estimate(replace(QLORA, adapter=Adapter(type="lora", r=16)), reference, 2, 2, 512, "cuda")
+    reference = ModelReference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, ALIASES["llama-2-7b"])
+    found = estimate_memory(replace(QLORA, adapter=Adapter(type="lora", r=16)), reference, 2, 2, 512, "cuda")
     assert found.trainable == 39_976_960
     assert 3.4 < found.weights / 2**30 < 4
 
@@ -193,18 +193,21 @@ def test_gradient_checkpointing_saves_activations_only(folders: dict[Family, Pat
 
 def test_sixteen_bits_halve_what_is_computed_in_them(folders: dict[Family, Path]) -> None:
     """Activations in 16 bits take half, but for the logits, which the loss needs in 32."""
-    reference = resolve(str(folders["llama"]))
-    wide, narrow = (estimate(FULL, reference, 4, size, 100, "cuda") for size in (4, 2))
+    reference = resolve_model(str(folders["llama"]))
+    wide, narrow = (estimate_memory(FULL, reference, 4, size, 100, "cuda") for size in (4, 2))
     logits = 8 * 100 * 256 * 4
     assert narrow.activations - logits == (wide.activations - logits) / 2
-    assert estimate(FULL, reference, 2, 4, 100, "cuda").weights == wide.weights / 2
+    assert estimate_memory(FULL, reference, 2, 4, 100, "cuda").weights == wide.weights / 2
 
 
 def test_the_weights_of_short_documents_are_counted_where_they_are_kept(folders: dict[Family, Path]) -> None:
     """Two bytes a head, layer, token and token of its document; on a GPU and in float32 they are not kept."""
-    reference, recipe = resolve(str(folders["llama"])), replace(FULL, training=Training(per_device_train_batch_size=1))
-    kept, other = (estimate(recipe, reference, 4, 2, 100, device).activations for device in ("cpu", "cuda"))
+    reference, recipe = (
+        resolve_model(str(folders["llama"])),
+        replace(FULL, training=Training(per_device_train_batch_size=1)),
+    )
+    kept, other = (estimate_memory(recipe, reference, 4, 2, 100, device).activations for device in ("cpu", "cuda"))
     config = tiny_model("llama").config
     assert kept - other == 2 * config.num_attention_heads * config.num_hidden_layers * 100 * 100
-    assert len({estimate(recipe, reference, 4, 4, 100, device).activations for device in ("cpu", "cuda")}) == 1
-    assert len({estimate(recipe, reference, 4, 2, 2000, device).activations for device in ("cpu", "cuda")}) == 1
+    assert len({estimate_memory(recipe, reference, 4, 4, 100, device).activations for device in ("cpu", "cuda")}) == 1
+    assert len({estimate_memory(recipe, reference, 4, 2, 2000, device).activations for device in ("cpu", "cuda")}) == 1

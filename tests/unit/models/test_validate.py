@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from neftcli.errors import ModelError
-from neftcli.models.registry import Reference
-from neftcli.models.validate import require_usable, require_weight_files, stored_quantization
+from neftcli.models.registry import ModelReference
+from neftcli.models.validate import stored_quantization, validate_model, validate_weight_files
 from neftcli.recipe.schema import Adapter, Quantization, Recipe
 
 FULL = Recipe()
@@ -80,22 +80,22 @@ QUANTISED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def model(folder: Path, **settings: Any) -> Reference:
+def model(folder: Path, **settings: Any) -> ModelReference:
     save_file({"a": numpy.zeros(4)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(settings))
-    return Reference("m", "folder", str(folder))
+    return ModelReference("m", "folder", str(folder))
 
 
-def refusal(reference: Reference, recipe: Recipe, *, trains: bool = True) -> str:
+def refusal(reference: ModelReference, recipe: Recipe, *, trains: bool = True) -> str:
     with pytest.raises(ModelError) as raised:
-        require_usable(reference, recipe, trains=trains)
+        validate_model(reference, recipe, trains=trains)
     return str(raised.value)
 
 
 @pytest.mark.parametrize("case", CAUSAL)
 def test_require_usable_causal(case: str, tmp_path: Path) -> None:
     for recipe in METHODS.values():
-        require_usable(model(tmp_path, **CAUSAL[case]), recipe, trains=True)
+        validate_model(model(tmp_path, **CAUSAL[case]), recipe, trains=True)
 
 
 @pytest.mark.parametrize("trains", [True, False])
@@ -124,7 +124,7 @@ def test_require_usable_quantised(case: str, method: str, tmp_path: Path) -> Non
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=quantization)
     assert stored_quantization({"quantization_config": quantization})["quant_method"] == name
     if case.startswith("nf4") and method == "qlora":
-        require_usable(reference, QLORA, trains=True)
+        validate_model(reference, QLORA, trains=True)
         return
     said = refusal(reference, METHODS[method])
     if case.startswith("nf4"):
@@ -141,7 +141,7 @@ def test_require_usable_quantised_for_evaluation(case: str, tmp_path: Path) -> N
     quantization, name = QUANTISED[case]
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=quantization)
     if name.startswith("bitsandbytes"):
-        require_usable(reference, FULL, trains=False)
+        validate_model(reference, FULL, trains=False)
     else:
         assert f"({name})" in refusal(reference, FULL, trains=False)
 
@@ -154,7 +154,7 @@ def test_require_usable_double_quantization(tmp_path: Path) -> None:
     assert refusal(reference, QLORA).endswith(options)
     assert f"  hint     {options}    trains" in refusal(reference, FULL), "one step to a command that trains"
     said = replace(QLORA, quantization=Quantization(type="nf4", double_quantization=False))
-    require_usable(reference, said, trains=True)
+    validate_model(reference, said, trains=True)
 
 
 def test_stored_quantization_of_a_text_model() -> None:
@@ -173,7 +173,7 @@ def test_require_usable_quantize_config_of_old(tmp_path: Path) -> None:
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
-def sharded(folder: Path, **settings: Any) -> Reference:
+def sharded(folder: Path, **settings: Any) -> ModelReference:
     reference = model(folder, **settings)
     (folder / "model.safetensors").unlink()
     for shard in SHARDS:
@@ -183,16 +183,16 @@ def sharded(folder: Path, **settings: Any) -> Reference:
     return reference
 
 
-def unusable_weights(reference: Reference) -> str:
+def unusable_weights(reference: ModelReference) -> str:
     with pytest.raises(ModelError) as raised:
-        require_weight_files(reference)
+        validate_weight_files(reference)
     return str(raised.value)
 
 
 def test_require_weight_files(tmp_path: Path) -> None:
     """By the index and the headers: whole files pass; one that is missing, cut or a pickle is rejected."""
     reference = sharded(tmp_path, **CAUSAL["llama"])
-    require_weight_files(reference)
+    validate_weight_files(reference)
     last = tmp_path / SHARDS[1]
     whole = last.read_bytes()
     last.write_bytes(whole[:-8])

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.neftune.noise import directions, generator_seed, noise_like, scales, scheduled_alpha
+from neftcli.neftune.noise import directions, generator_seed, sample_noise, scales, scheduled_alpha
 
 FLOAT32 = 1e-6  # relative: the formula in float32 takes four roundings of 6e-8 each
 
@@ -38,7 +38,7 @@ def draws(length: int, width: int, alpha: float, kind: str, least: int) -> np.nd
     """At least `least` values of the noise of one document, drawn with one seed after another."""
     lengths = lengths_of([[length]])
     times = math.ceil(least / (length * width))
-    drawn = [noise_like(lengths, alpha, width, kind, generator(seed)).double().numpy() for seed in range(times)]
+    drawn = [sample_noise(lengths, alpha, width, kind, generator(seed)).double().numpy() for seed in range(times)]
     return np.concatenate(drawn)
 
 
@@ -54,7 +54,7 @@ def test_uniform_noise_stays_within_its_bound_and_nearly_reaches_it(alpha: float
 @pytest.mark.parametrize("width", [32, 64])
 def test_each_packed_document_nearly_reaches_its_own_bound(width: int) -> None:
     documents = [64, 130, 257, 500]
-    noise = noise_like(lengths_of([documents]), 5.0, width, "uniform", generator()).double().numpy()[0]
+    noise = sample_noise(lengths_of([documents]), 5.0, width, "uniform", generator()).double().numpy()[0]
     start = 0
     for length in documents:
         largest = np.abs(noise[start : start + length]).max()
@@ -79,7 +79,7 @@ def test_mean_is_zero_and_variance_is_alpha_squared_over_three_l_d(
 @pytest.mark.parametrize("length", [4, 64])
 def test_norm_over_a_document_is_alpha_over_sqrt_three_whatever_its_length(length: int) -> None:
     squares = [
-        (noise_like(lengths_of([[length]]), 5.0, 32, "uniform", generator(seed)).double() ** 2).sum().item()
+        (sample_noise(lengths_of([[length]]), 5.0, 32, "uniform", generator(seed)).double() ** 2).sum().item()
         for seed in range(200)
     ]
     error = math.sqrt(0.8 / (length * 32 * 200))
@@ -94,9 +94,9 @@ def test_gaussian_noise_is_not_bounded() -> None:
 @pytest.mark.parametrize("rows", [[[6], [6]], [[3], [9], [3], [9]], [[4, 7, 4, 7]]])
 def test_symmetric_noise_is_exactly_the_bound_and_negated_in_the_second_half(rows: list[list[int]]) -> None:
     width = 32
-    # Rows of unequal length are laid end to end: noise_like takes per-token lengths, in the order of the batch.
+    # Rows of unequal length are laid end to end: sample_noise takes per-token lengths, in the order of the batch.
     lengths = lengths_of([[length for row in rows for length in row]])
-    noise = noise_like(lengths, 5.0, width, "symmetric", generator())[0]
+    noise = sample_noise(lengths, 5.0, width, "symmetric", generator())[0]
     expected = np.array([bound(int(length), width, 5.0) for length in lengths[0]])
     np.testing.assert_allclose(noise.abs().double().numpy(), np.repeat(expected[:, None], width, 1), rtol=FLOAT32)
     first, second = noise.chunk(2)
@@ -113,7 +113,7 @@ def test_pads_are_exactly_zero_and_draw_nothing(kind: str) -> None:
     left = torch.tensor([[0, 0, 3, 3, 3], [5, 5, 5, 5, 5], [0, 0, 3, 3, 3], [5, 5, 5, 5, 5]])
     right = torch.tensor([[3, 3, 3, 0, 0], [5, 5, 5, 5, 5], [3, 3, 3, 0, 0], [5, 5, 5, 5, 5]])
     flat = lengths_of([[3, 5, 3, 5]])
-    noises = [noise_like(lengths, 5.0, width, kind, generator()) for lengths in (left, right, flat)]
+    noises = [sample_noise(lengths, 5.0, width, kind, generator()) for lengths in (left, right, flat)]
     for noise, lengths in zip(noises, (left, right, flat), strict=True):
         assert torch.count_nonzero(noise[lengths == 0]) == 0
         assert torch.all(noise[lengths > 0].abs().sum(1) > 0)
@@ -124,14 +124,14 @@ def test_pads_are_exactly_zero_and_draw_nothing(kind: str) -> None:
 def test_directions_are_the_same_for_every_alpha(kind: str) -> None:
     lengths = lengths_of([[6, 6]])
     # Powers of two scale without rounding.
-    single, fourfold = (noise_like(lengths, alpha, 32, kind, generator(3)) for alpha in (2.5, 10.0))
+    single, fourfold = (sample_noise(lengths, alpha, 32, kind, generator(3)) for alpha in (2.5, 10.0))
     assert torch.equal(single * 4, fourfold)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "gaussian"])
 def test_first_document_draws_the_same_noise_whatever_follows_it(kind: str) -> None:
-    alone = noise_like(lengths_of([[6]]), 5.0, 32, kind, generator(1))[0]
-    followed = noise_like(lengths_of([[6, 11, 3]]), 5.0, 32, kind, generator(1))[0]
+    alone = sample_noise(lengths_of([[6]]), 5.0, 32, kind, generator(1))[0]
+    followed = sample_noise(lengths_of([[6, 11, 3]]), 5.0, 32, kind, generator(1))[0]
     assert torch.equal(followed[:6], alone)
 
 
@@ -153,7 +153,7 @@ def test_no_value_exceeds_the_bound_of_its_own_document(
     documents: list[int], alpha: float, width: int, seed: int
 ) -> None:
     lengths = lengths_of([documents])
-    noise = noise_like(lengths, alpha, width, "uniform", generator(seed)).abs().double().numpy()[0]
+    noise = sample_noise(lengths, alpha, width, "uniform", generator(seed)).abs().double().numpy()[0]
     limits = np.array([bound(int(length), width, alpha) for length in lengths[0]])
     assert (noise <= limits[:, None] * (1 + FLOAT32)).all()
 

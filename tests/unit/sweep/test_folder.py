@@ -17,7 +17,7 @@ from filelock import FileLock
 from neftcli.data.prepare import fingerprint as of_rows
 from neftcli.errors import InputError, Interrupted, NeftError, Problem, RecipeError
 from neftcli.events import Notice
-from neftcli.models.loading import fingerprint as of_model
+from neftcli.models.loading import model_fingerprint
 from neftcli.recipe.loading import assignment, file_layers, resolve, to_yaml
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
@@ -151,7 +151,8 @@ class Silent:
 
 def test_cells_of_other_rows_or_another_model_are_named_before_anything_is_trained(cells: list[Cell]) -> None:
     reference, examples = read_inputs(cells[0].recipe, Silent())
-    now = {"data_sha256": of_rows(examples.train, examples.held_out), "model_fingerprint": of_model(reference, None)}
+    rows = of_rows(examples.train, examples.held_out)
+    now = {"data_sha256": rows, "model_fingerprint": model_fingerprint(reference, None)}
     require_same_inputs(cells, reference, examples)
     begun(cells[0], **now)
     begun(cells[1])  # an interrupted one, whose record does not say yet

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from neftcli.models.memory import estimate_of
+from neftcli.models.memory import estimate_model_memory
 from neftcli.recipe.loading import assignment, resolve
 from neftcli.system import device
 from neftcli.system.device import ComputeConfig
@@ -39,7 +39,7 @@ def test_what_an_update_needs_beside_the_weights_and_the_weights_that_it_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = touched(monkeypatch, 2**40)
-    memory = estimate_of(seen["recipe"], seen["model"], 4, 4, 100, "cpu")
+    memory = estimate_model_memory(seen["recipe"], seen["model"], 4, 4, 100, "cpu")
     assert seen["size"] == int(memory.total() - memory.weights) > 0
     assert [address for address, _ in seen["written"]] == [weight.data_ptr() for weight in seen["model"].parameters()]
     assert sum(length for _, length in seen["written"]) == memory.weights

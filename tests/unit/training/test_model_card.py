@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from neftcli.events import RunFinished
-from neftcli.models.registry import Reference
+from neftcli.models.registry import ModelReference
 from neftcli.recipe.schema import Data, Recipe
 from neftcli.training.model_card import model_card, quote_markdown
 
@@ -63,7 +63,7 @@ def test_any_text_is_shown_as_it_is_written(text: str) -> None:
 
 def card_of(name: str, source: str) -> str:
     recipe = Recipe(data=Data(source=source))
-    return model_card(recipe, Reference(name, "folder", name), RECORD, FINISHED, chat=True)
+    return model_card(recipe, ModelReference(name, "folder", name), RECORD, FINISHED, chat=True)
 
 
 def test_names_in_the_card_bring_nothing_with_them() -> None:
@@ -84,7 +84,7 @@ def test_a_hub_id_stays_one_value_of_the_head() -> None:
     """What the hub reads as YAML before the card."""
     from ruamel.yaml import YAML
 
-    card = model_card(Recipe(), Reference("x", "hub", 'a/b"\nlicense: none'), RECORD, FINISHED, chat=True)
+    card = model_card(Recipe(), ModelReference("x", "hub", 'a/b"\nlicense: none'), RECORD, FINISHED, chat=True)
     head = YAML(typ="safe", pure=True).load(card.split("---")[1])
     assert head["base_model"] == 'a/b"\nlicense: none'
     assert sorted(head) == ["base_model", "library_name", "tags"]

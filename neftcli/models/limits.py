@@ -5,49 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.models.loading import beyond_the_embedding
-from neftcli.models.registry import Reference
+from neftcli.models.loading import missing_embedding_error
+from neftcli.models.registry import ModelReference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from neftcli.recipe.schema import Recipe
-    from neftcli.system.device import ComputeConfig
+    from transformers import PreTrainedTokenizerBase
 
 
-def load_model_of(recipe: Recipe, reference: Reference, compute: ComputeConfig) -> PreTrainedModel:
-    """The model on the device, quantised if the recipe says so, without adapters.
-
-    Raises:
-        ModelError: It can't be found or read.
-    """
-    import torch
-
-    from neftcli.models.loading import load_model
-
-    quantization = recipe.quantization
-    model = load_model(
-        reference,
-        compute.weights_dtype,
-        four_bit=quantization.type == "nf4",
-        double_quantization=quantization.double_quantization,
-        compute_dtype=torch.bfloat16 if compute.bfloat16 else torch.float32,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    if not getattr(model, "is_quantized", False):  # those are on the device already
-        model.to(compute.device)
-    return model
-
-
-def embedded_tokens(config: Any) -> int | None:
+def embedding_size(config: Any) -> int | None:
     """Tokens that a model has embeddings for; None if its configuration doesn't say."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) else None
 
 
-def vocabulary_of(reference: Reference, trust_remote_code: bool) -> int | None:
+def load_embedding_size(reference: ModelReference, trust_remote_code: bool) -> int | None:
     """Tokens that a model has embeddings for; None if its configuration doesn't say.
 
     Raises:
@@ -55,10 +28,10 @@ def vocabulary_of(reference: Reference, trust_remote_code: bool) -> int | None:
     """
     from neftcli.models.loading import load_config
 
-    return embedded_tokens(load_config(reference, trust_remote_code))
+    return embedding_size(load_config(reference, trust_remote_code))
 
 
-def require_embedded(
+def require_embeddings(
     rows: Iterable[tuple[str, Sequence[int]]], tokenizer: PreTrainedTokenizerBase, vocabulary: int | None
 ) -> None:
     """Check that the model has an embedding for every token.
@@ -77,22 +50,22 @@ def require_embedded(
         return
     for where, input_ids in rows:
         if (token := max(input_ids, default=0)) >= vocabulary:
-            raise beyond_the_embedding(f"{where}: in this row", tokenizer, token, vocabulary)
+            raise missing_embedding_error(f"{where}: in this row", tokenizer, token, vocabulary)
 
 
-def longest_sequence(config: Any) -> int | None:
+def max_sequence_length(config: Any) -> int | None:
     """The longest sequence that a model has positions for, in tokens; None where its configuration names none."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else None
 
 
-def longest_prompt(config: Any, max_new_tokens: int) -> int | None:
+def max_prompt_length(config: Any, max_new_tokens: int) -> int | None:
     """Tokens of a prompt that leave positions for an answer; None where the configuration names no limit.
 
     Raises:
         ModelError: An answer alone would fill all positions.
     """
-    limit = longest_sequence(config)
+    limit = max_sequence_length(config)
     if limit is not None and max_new_tokens >= limit:
         raise ModelError(
             Problem(
@@ -110,7 +83,7 @@ def require_positions(config: Any, longest: int) -> None:
     Raises:
         ModelError: A row is longer than the model's longest sequence.
     """
-    limit = longest_sequence(config)
+    limit = max_sequence_length(config)
     if limit is not None and longest > limit:
         raise ModelError(
             Problem(

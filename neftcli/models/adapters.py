@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Adapter
 
 
-def layers_named(model: Any, name: str) -> list[Any]:
+def match_target_modules(model: Any, name: str) -> list[Any]:
     """The modules whose dotted path ends with `name`, part by part, as peft finds them."""
     return [module for path, module in model.named_modules() if f".{path}".endswith(f".{name}")]
 
 
-def layers_saved(model: Any, name: str) -> list[Any]:
+def match_modules_to_save(model: Any, name: str) -> list[Any]:
     """The modules whose dotted path ends with the letters of `name`: peft's way with those that are trained in full."""
     return [module for path, module in model.named_modules() if path.endswith(name)]
 
 
-def require_layers(model: Any, adapter: Adapter) -> None:
+def validate_adapter(model: Any, adapter: Adapter) -> None:
     """Checks that every layer which an adapter names is there; peft is silent where only some are.
 
     Raises:
@@ -37,12 +37,14 @@ def require_layers(model: Any, adapter: Adapter) -> None:
     known = {path.rpartition(".")[2]: module for path, module in model.named_modules() if path}
     targets = () if adapter.target_modules == "all-linear" else adapter.target_modules
     problems = []
-    experts = {path.rpartition(".")[2] for path in fused_experts(model)}
+    experts = {path.rpartition(".")[2] for path in find_fused_experts(model)}
     taken = _converted_config(model, adapter)
     for option, names in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save)):
         possible = [name for name, module in known.items() if option != "target_modules" or isinstance(module, kinds)]
         for name in names:
-            found = layers_named(model, name) if option == "target_modules" else layers_saved(model, name)
+            found = (
+                match_target_modules(model, name) if option == "target_modules" else match_modules_to_save(model, name)
+            )
             if option == "target_modules" and name not in taken.target_modules:
                 continue  # peft maps it to the experts
             if found and (option != "target_modules" or all(isinstance(module, kinds) for module in found)):
@@ -57,7 +59,7 @@ def require_layers(model: Any, adapter: Adapter) -> None:
         raise RecipeError(*problems)
 
 
-def fused_experts(model: Any) -> dict[str, int]:
+def find_fused_experts(model: Any) -> dict[str, int]:
     """Path to size of the tensors that hold the weights of all experts of a layer, as mixtures of experts have them.
 
     They aren't linear layers, so "all-linear" doesn't match them.
@@ -84,7 +86,7 @@ def _converted_config(model: Any, adapter: Adapter) -> Any:
 
     named = adapter.target_modules
     config = LoraConfig(r=adapter.r, target_modules=named if isinstance(named, str) else list(named))
-    if not fused_experts(model):
+    if not find_fused_experts(model):
         return config
     try:
         convert_peft_config_for_transformers(config, model=model, conversions=None)
@@ -97,13 +99,13 @@ def _converted_config(model: Any, adapter: Adapter) -> Any:
     return config
 
 
-def adapted_experts(model: Any, adapter: Adapter) -> dict[str, int]:
+def find_adapted_experts(model: Any, adapter: Adapter) -> dict[str, int]:
     """Path to rank of the tensors that peft adapts though they are no layers.
 
     peft reaches the experts, and their router, of architectures that had them as layers in transformers 4. The experts
     of others get no adapter.
     """
-    if adapter.type == "none" or not fused_experts(model):
+    if adapter.type == "none" or not find_fused_experts(model):
         return {}
     config = _converted_config(model, adapter)
     found = {}
@@ -119,10 +121,10 @@ def adapter_notices(model: Any, adapter: Adapter) -> list[str]:
     if adapter.type == "none":
         return []
     notices = _tied_notices(model, adapter)
-    adapted = adapted_experts(model, adapter)
+    adapted = find_adapted_experts(model, adapter)
     without = {
         path: size
-        for path, size in fused_experts(model).items()
+        for path, size in find_fused_experts(model).items()
         if path not in adapted and not any(name in path.split(".") for name in adapter.modules_to_save)
     }
     if without:
@@ -144,9 +146,13 @@ def _tied_notices(model: Any, adapter: Adapter) -> list[str]:
     if layers["output layer"] is None or layers["embedding"].weight is not layers["output layer"].weight:
         return []
     targets = () if adapter.target_modules == "all-linear" else adapter.target_modules
-    low_rank = [name for name in targets if any(layer in layers_named(model, name) for layer in layers.values())]
+    low_rank = [
+        name for name in targets if any(layer in match_target_modules(model, name) for layer in layers.values())
+    ]
     copied = [
-        name for name in adapter.modules_to_save if any(layer in layers_saved(model, name) for layer in layers.values())
+        name
+        for name in adapter.modules_to_save
+        if any(layer in match_modules_to_save(model, name) for layer in layers.values())
     ]
     notices = []
     if low_rank:

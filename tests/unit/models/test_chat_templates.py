@@ -10,7 +10,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.errors import ModelError
-from neftcli.models.templates import ALPACA, CHATML, NAMED, set_template
+from neftcli.models.chat_templates import ALPACA, CHATML, NAMED, set_chat_template
 from tests.tiny import tiny_tokenizer
 
 BELOW = "Below is an instruction that describes a task"
@@ -26,7 +26,7 @@ CHAT = [
 
 def rendered(template: str, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
     tokenizer = tiny_tokenizer()
-    set_template(tokenizer, template)
+    set_chat_template(tokenizer, template)
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
@@ -74,7 +74,7 @@ def test_named_templates_append(name: str) -> None:
 def test_a_bos_token_is_written_once_if_the_tokenizer_writes_one(name: str) -> None:
     """A conversation is tokenised without special tokens, so the template writes what the tokenizer would."""
     tokenizer = writes_bos()
-    set_template(tokenizer, name)
+    set_chat_template(tokenizer, name)
     with_bos = tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert with_bos == "<s>" + rendered(name, CHAT)
 
@@ -83,16 +83,16 @@ def test_a_model_keeps_its_own_template() -> None:
     """Unless another is asked for."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}"
-    assert set_template(tokenizer, None) == "the model's own chat template"
+    assert set_chat_template(tokenizer, None) == "the model's own chat template"
     assert tokenizer.chat_template == "{{ messages[0].content }}"
-    assert set_template(tokenizer, "chatml") == "chat template chatml"
+    assert set_chat_template(tokenizer, "chatml") == "chat template chatml"
     assert tokenizer.chat_template == CHATML
 
 
 def test_a_model_without_a_template_gets_alpaca() -> None:
     """The paper's, and it is named."""
     tokenizer = tiny_tokenizer()
-    assert set_template(tokenizer, None) == "chat template alpaca"
+    assert set_chat_template(tokenizer, None) == "chat template alpaca"
     assert tokenizer.chat_template == ALPACA
 
 
@@ -101,7 +101,7 @@ def test_a_template_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "own.jinja"
     file.write_text("{% for m in messages %}é{{ m.content }}{% endfor %}", encoding="utf-8")
     tokenizer = writes_bos()
-    assert set_template(tokenizer, str(file)) == "chat template own.jinja"
+    assert set_chat_template(tokenizer, str(file)) == "chat template own.jinja"
     assert tokenizer.apply_chat_template(CHAT[1:3], tokenize=False) == "éone?é1"
 
 
@@ -111,7 +111,7 @@ def test_an_unknown_template(own: str | None) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = own
     with pytest.raises(ModelError) as raised:
-        set_template(tokenizer, "alpacca")
+        set_chat_template(tokenizer, "alpacca")
     assert str(raised.value) == (
         "model.chat_template: no template of this name, and no such file\n"
         "  got      alpacca\n"

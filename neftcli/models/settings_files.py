@@ -16,8 +16,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.models.loading import local_or_hub
-from neftcli.models.registry import Reference
+from neftcli.errors import ModelError, Problem, first_line
+from neftcli.models.files import REFETCH
+from neftcli.models.loading import pretrained_location
+from neftcli.models.registry import ModelReference
 from neftcli.models.validate import find_file, read_json
 
 if TYPE_CHECKING:
@@ -36,11 +38,11 @@ TOKENIZER_FILES = (
 DTYPES = ("torch_dtype", "dtype")
 
 
-def files_of(reference: Reference) -> Reference:
+def settings_reference(reference: ModelReference) -> ModelReference:
     """The folder or repository that holds a model's settings; of a .gguf its conversion."""
     if reference.kind != "gguf":
         return reference
-    return Reference(reference.name, "folder", local_or_hub(reference), alias=reference.alias)
+    return ModelReference(reference.name, "folder", pretrained_location(reference), alias=reference.alias)
 
 
 def write_config(folder: Path, base: Settings, dtype: str) -> None:
@@ -88,13 +90,13 @@ def write_generation_config(
     _write(folder / GENERATION, settings)
 
 
-def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: Reference) -> None:
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: ModelReference) -> None:
     """Write the base model's tokenizer files, with the chat template used in training.
 
     Args:
         folder: The tuned model's, or the adapter's.
         tokenizer: As it was used in training. What the base model has no file for is written in transformers' form.
-        base: What `files_of` returned.
+        base: What `settings_reference` returned.
     """
     tokenizer.save_pretrained(folder)
     found = {name: find_file(base, name, cached=True) for name in (*TOKENIZER_FILES, *_vocabulary_files(tokenizer))}
@@ -129,7 +131,7 @@ def needs_transformers_5(folder: Path) -> str:
     return ""
 
 
-def readable_by_transformers_4(folder: Path) -> None:
+def convert_to_transformers_4(folder: Path) -> None:
     """Convert settings that transformers 5 wrote to those that transformers 4, vLLM and llama.cpp's converter read."""
     config = _read(folder / CONFIG)
     rope = config.get("rope_parameters")
@@ -155,7 +157,36 @@ def readable_by_transformers_4(folder: Path) -> None:
     _write(folder / TOKENIZER, tokenizer)
 
 
-def base_settings(base: Reference) -> tuple[Settings, Settings]:
+def declared_stop_tokens(reference: ModelReference) -> set[int]:
+    """`eos_token_id` (one id or a list) of generation_config.json, else of config.json; empty if neither names one.
+
+    Raises:
+        ModelError: generation_config.json is damaged, or the hub can't be reached.
+    """
+    base = settings_reference(reference)
+    config = read_json(base, CONFIG)
+    of_text = config.get("text_config")
+    settings = (_generation_settings(base), config, of_text if isinstance(of_text, dict) else {})
+    named: Any = next((part["eos_token_id"] for part in settings if part.get("eos_token_id") is not None), [])
+    return {index for index in (named if isinstance(named, list) else [named]) if isinstance(index, int)}
+
+
+def _generation_settings(base: ModelReference) -> Settings:
+    file = find_file(base, GENERATION)
+    if file is None:
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        got = first_line(error)
+        raise ModelError(Problem(f"model.name: {GENERATION} of {base.name} can't be read", got, REFETCH)) from None
+    if not isinstance(content, dict):
+        got = type(content).__name__
+        raise ModelError(Problem(f"model.name: {GENERATION} of {base.name} must hold an object", got, REFETCH))
+    return content
+
+
+def read_base_settings(base: ModelReference) -> tuple[Settings, Settings]:
     """The base model's `config.json` and `generation_config.json`; each empty if there is none."""
     return read_json(base, CONFIG, cached=True), read_json(base, GENERATION, cached=True)
 

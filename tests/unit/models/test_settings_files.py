@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
-from neftcli.models.registry import Reference
-from neftcli.models.saving import (
-    base_settings,
-    files_of,
+from neftcli.models.registry import ModelReference
+from neftcli.models.settings_files import (
+    convert_to_transformers_4,
     needs_transformers_5,
-    readable_by_transformers_4,
+    read_base_settings,
+    settings_reference,
     write_config,
     write_generation_config,
     write_tokenizer,
@@ -39,7 +39,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Reference:
+def base(tmp_path: Path) -> ModelReference:
     """A folder in the form of transformers 4."""
     folder = tmp_path / "base"
     save_tiny(folder, "llama")
@@ -53,15 +53,15 @@ def base(tmp_path: Path) -> Reference:
     (folder / "generation_config.json").write_text(
         json.dumps({"eos_token_id": 2, "temperature": 0.6, "do_sample": False, "transformers_version": "4.43.1"})
     )
-    return files_of(Reference("base", "folder", str(folder)))
+    return settings_reference(ModelReference("base", "folder", str(folder)))
 
 
-def saved(base: Reference, folder: Path, template: str | None = None) -> Path:
+def saved(base: ModelReference, folder: Path, template: str | None = None) -> Path:
     model = AutoModelForCausalLM.from_pretrained(base.location, dtype=torch.float32)
     model.config.use_cache = True  # as training may leave it
     tokenizer = AutoTokenizer.from_pretrained(base.location)
     tokenizer.chat_template = template or tokenizer.chat_template
-    config, generation = base_settings(base)
+    config, generation = read_base_settings(base)
     save_weights(model, folder)
     write_config(folder, config, "float32")
     write_generation_config(folder, generation, config, {5}, 0)
@@ -69,7 +69,7 @@ def saved(base: Reference, folder: Path, template: str | None = None) -> Path:
     return folder
 
 
-def test_write_config_is_the_base_models_but_for_the_type_of_the_weights(base: Reference, tmp_path: Path) -> None:
+def test_write_config_is_the_base_models_but_for_the_type_of_the_weights(base: ModelReference, tmp_path: Path) -> None:
     folder = saved(base, tmp_path / "tuned")
     assert read(folder / "config.json") == read(Path(base.location) / "config.json") | {"torch_dtype": "float32"}
     assert AutoConfig.from_pretrained(folder).rope_parameters["rope_theta"] == 500000.0
@@ -96,7 +96,7 @@ def test_write_config_of_a_part_is_left_as_saved(tmp_path: Path) -> None:
     assert read(tmp_path / "config.json") == {"model_type": "qwen3_5_text"}
 
 
-def test_write_tokenizer_is_the_base_models(base: Reference, tmp_path: Path) -> None:
+def test_write_tokenizer_is_the_base_models(base: ModelReference, tmp_path: Path) -> None:
     folder = saved(base, tmp_path / "tuned")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (folder / name).read_bytes() == (Path(base.location) / name).read_bytes()
@@ -105,7 +105,7 @@ def test_write_tokenizer_is_the_base_models(base: Reference, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("in_a_file", [True, False])
-def test_write_tokenizer_another_template(in_a_file: bool, base: Reference, tmp_path: Path) -> None:
+def test_write_tokenizer_another_template(in_a_file: bool, base: ModelReference, tmp_path: Path) -> None:
     """It is the one that is loaded, wherever the base model had its own; all else stays."""
     there = Path(base.location)
     if in_a_file:
@@ -118,7 +118,7 @@ def test_write_tokenizer_another_template(in_a_file: bool, base: Reference, tmp_
 
 
 def test_write_generation_config_keeps_settings_that_transformers_will_not_save(
-    base: Reference, tmp_path: Path
+    base: ModelReference, tmp_path: Path
 ) -> None:
     """A temperature without sampling, as published models have it, ends no run at its last step."""
     folder = saved(base, tmp_path / "tuned")
@@ -151,7 +151,7 @@ def test_readable_by_transformers_4(tmp_path: Path) -> None:
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path)
     assert needs_transformers_5(tmp_path) == "rope_parameters in config.json"
-    readable_by_transformers_4(tmp_path)
+    convert_to_transformers_4(tmp_path)
     assert needs_transformers_5(tmp_path) == ""
     settings = read(tmp_path / "config.json")
     assert settings["rope_theta"] == 5e5

@@ -54,11 +54,11 @@ DATE = date(2024, 7, 26)
 """Replaces the current date in templates that write it, so that the same rows are the same tokens every day."""
 
 
-def require_template(wanted: str | None) -> None:
+def validate_chat_template(wanted: str | None) -> None:
     """Check that a template of this name exists, or that its file can be read; no tokenizer is needed.
 
     Args:
-        wanted: As for `set_template`.
+        wanted: As for `set_chat_template`.
 
     Raises:
         ModelError: The name is unknown and there is no such file, or it is no UTF-8 text.
@@ -67,7 +67,7 @@ def require_template(wanted: str | None) -> None:
         _read_template(Path(wanted))
 
 
-def set_template(tokenizer: Any, wanted: str | None) -> str:
+def set_chat_template(tokenizer: Any, wanted: str | None) -> str:
     """Gives the tokenizer the template that was asked for, or alpaca where it has none.
 
     Args:
@@ -110,7 +110,7 @@ def _read_template(file: Path) -> str:
         raise ModelError(Problem(said, str(error), f"one of {', '.join(NAMED)}, or a Jinja file")) from None
 
 
-def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+def model_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The tokenizer's chat template, of several named ones the default; empty if it has none."""
     template: Any = tokenizer.chat_template
     if isinstance(template, dict):
@@ -130,6 +130,6 @@ def training_template(own: str) -> str:
     return ""
 
 
-def with_fixed_date(template: str) -> str:
+def fix_current_date(template: str) -> str:
     """The template with its calls for the current date replaced by a fixed date."""
     return DATE_CALL.sub(lambda call: json.dumps(DATE.strftime(call[2])), template)
