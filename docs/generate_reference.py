@@ -83,7 +83,7 @@ def command_page() -> str:
 
 def recipe_page() -> str:
     """Return the reference of the recipe's keys."""
-    from neftcli.recipe.schema import Recipe, keys, type_name
+    from neftcli.recipe.schema import Recipe, Source, keys, type_name
 
     sections: dict[str, list[str]] = {}
     for key in keys(Recipe):
@@ -91,7 +91,8 @@ def recipe_page() -> str:
         flag = f"<br>`{key.option.flag}`" if key.option.flag else ""
         kinds = ", ".join(f"`{kind}`" for kind in type_name(key.type).split("|"))
         kind = f"{kinds} {_bounds(key.type)}".strip()
-        row = f"| `{key.path}`{flag} | {kind} | `{_yaml(key.default)}` | {_cell(key.description)} |"
+        meaning = f"{key.option.help}. {key.option.details}".strip()
+        row = f"| `{key.path}`{flag} | {kind} | {_default(key)} | {_cell(meaning)} |"
         sections.setdefault(section, []).append(row)
     lines = [
         "# Recipe keys",
@@ -103,6 +104,10 @@ def recipe_page() -> str:
     ]
     for section, rows in sections.items():
         lines += [f"## {section}", "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+        if section == "data":
+            lines += ["### data.sources", "", _summary(Source), "", "| key | meaning |", "|---|---|"]
+            lines += [f"| `{name}` | {_cell(meaning)} |" for name, meaning in _attributes(Source).items()]
+            lines.append("")
     return "\n".join(lines)
 
 
@@ -215,16 +220,35 @@ def _parameter_tables(command: Any) -> list[str]:
             panel = getattr(parameter, "rich_help_panel", None) or "Options"
             shown = " / ".join([*parameter.opts, *parameter.secondary_opts])
             shown += f" {parameter.metavar}" if parameter.metavar else ""
-        panels.setdefault(panel, []).append(f"| `{shown}` | {_cell(_linked(help_text))} |")
+        panels.setdefault(panel, []).append(f"| `{shown}` | {_cell(_flag_meaning(help_text))} |")
     lines = []
     for panel, rows in panels.items():
         lines += [f"**{panel}**", "", "| option | meaning |", "|---|---|", *rows, ""]
     return lines
 
 
-def _linked(help_text: str) -> str:
-    """Set the recipe key at the end of a flag's help as code."""
-    return re.sub(r"\(([a-z_.]+)\)$", r"(`\1`)", help_text)
+def _flag_meaning(help_text: str) -> str:
+    """Return a flag's help; of the recipe key at its end a link to the key, and the key's default."""
+    from neftcli.recipe.schema import keys
+
+    match = re.fullmatch(r"(.*) \(([a-z_.]+)\)", help_text)
+    key = next((key for key in keys() if match and key.path == match[2]), None)
+    if match is None or key is None:
+        return help_text
+    section = key.path.rpartition(".")[0].replace(".", "") or "run"
+    return f"{match[1].rstrip('.')}. Default: {_default(key)}. Key: [`{key.path}`](recipe.md#{section})"
+
+
+def _default(key: Any) -> str:
+    """Return the default of a recipe key in Markdown, or in words the value that applies if it has none."""
+    return str(key.option.unset) if key.option.unset else f"`{_yaml(key.default)}`"
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """Return the descriptions in a docstring's section `Attributes`."""
+    _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", section, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for name, meaning in entries}
 
 
 def _summary(kind: type) -> str:
