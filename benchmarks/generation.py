@@ -16,7 +16,7 @@ from typing import Any
 
 from neftcli.data.chat import ChatFormat
 from neftcli.data.prepare import read_examples
-from neftcli.data.tokens import prompt_token_ids
+from neftcli.data.tokens import tokenize_prompt
 from neftcli.evaluation.generation import generate_answers
 from neftcli.models.loading import load_model_for_recipe, load_tokenizer
 from neftcli.models.registry import resolve_model
@@ -48,7 +48,7 @@ def measure(options: Any, precision: str) -> None:
     model = load_model_for_recipe(recipe, reference, compute)
     chat = ChatFormat(load_tokenizer(reference)[0])
     examples = read_examples(recipe.data).held_out[: options.prompts]
-    prompts = [prompt_token_ids(chat, example) for example in examples]
+    prompts = [tokenize_prompt(chat, example) for example in examples]
     generation = replace(recipe.evaluation.generation, max_new_tokens=options.max_new_tokens)
     rates: dict[int, list[float]] = {size: [] for size in SIZES}
     texts: dict[int, list[str]] = {}

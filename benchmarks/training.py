@@ -119,7 +119,7 @@ def tokens_in(model: Path, rows: Path) -> int:
     sets = {"model.name": model, "data.source": rows, "data.held_out_rows": 0}
     recipe = recipe_of([assignment(f"{key}={value}") for key, value in sets.items()])
     examples = read_examples(recipe.data)
-    chat, _ = load_chat_format(recipe, resolve_model(str(model)), examples.layout, Nobody())
+    chat, _ = load_chat_format(recipe, resolve_model(str(model)), examples.row_format, Nobody())
     return prepare(examples, recipe.data, chat).counts.train.tokens
 
 

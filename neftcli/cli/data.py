@@ -32,10 +32,15 @@ def inspect(
 ) -> None:
     """Show counts, and a few rows as the model sees them, with what carries loss."""
     from neftcli.cli.display.inspect_page import Page
-    from neftcli.training.inspection import inspect_data
+    from neftcli.data.inspection import inspect_row
+    from neftcli.training.assets import report_data
+    from neftcli.training.validate import prepare_inputs
 
     with (
         choose_display(json_lines=json_lines, quiet=False) as display,
         nullcontext(display) if html is None else Page(html, display) as observer,
     ):
-        inspect_data(recipe_of(layers, recipe), rows, observer)
+        prepared, chat, notices = prepare_inputs(recipe_of(layers, recipe), observer, weights=False)
+        report_data(prepared, notices, observer)
+        for row in prepared.train[:rows]:
+            observer.notify(inspect_row(chat.tokenizer, row))

@@ -21,11 +21,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from neftcli.data.continuation import Continuation
-from neftcli.data.formats import Example, Turn
-from neftcli.data.panics import tokenizer_named
-from neftcli.data.special_tokens import Quoting
-from neftcli.data.turn_spans import MARK, Marks
+from neftcli.data.answer_spans import MARK, Marks
+from neftcli.data.example import Example, Turn
+from neftcli.data.tokenizer import ContinuationEncoder, SpecialTokenEscaper, tokenizer_errors
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase, PhaseId
 from neftcli.models.chat_templates import DATE, fix_current_date, model_chat_template, training_template
@@ -47,7 +45,7 @@ THINK, THINK_END = "<think>", "</think>"
 THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
 WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
-UNLIKE_PROMPT = "the text before the last answer differs from the prompt that generation starts from"
+PROMPT_DIFFERS = "the text before the last answer differs from the prompt that generation starts from"
 OTHER_TEMPLATE = "--chat-template chatml"
 MOST_SHOWN = 150  # letters of a rendering
 
@@ -95,8 +93,8 @@ class ChatFormat:
         chats: The rows are conversations; without it the tokenizer's chat template is not used.
 
     Attributes:
-        stops: Token ids that end an answer: the tokenizer's EOS token, the declared ones, and what the template writes
-            after an answer.
+        stop_token_ids: Ids of the tokens that end an answer: EOS, the declared ones, and what the template writes
+            the template writes after an answer.
         writes_date: The template writes the current date, which `DATE` replaces.
 
     Raises:
@@ -118,25 +116,25 @@ class ChatFormat:
         self._own = fix_current_date(own)
         self._training = fix_current_date(training_template(own) or own)
         self._added = {index: text for text, index in tokenizer.get_added_vocab().items()}
-        self.quoting = Quoting(tokenizer)
+        self.special_tokens = SpecialTokenEscaper(tokenizer)
         self._forms: tuple[Form, Form] = ("text", "text")
         declared = {index for index in declared_stops if index in self._added}
-        self.stops = frozenset({int(tokenizer.eos_token_id)} | declared)
+        self.stop_token_ids = frozenset({int(tokenizer.eos_token_id)} | declared)
         self._ending = str(tokenizer.eos_token)  # of a last answer after which the template writes nothing
         if own:
             self._forms = self._find_forms()
             answer_stop = self._stop_after(_PROBE, ANSWER, 0)
             call_stop = self._stop_after(_CALL_PROBE, ARGUMENT, -1) if "tool_calls" in self._training else None
-            self.stops |= {stop for stop in (answer_stop, call_stop) if stop is not None}
+            self.stop_token_ids |= {stop for stop in (answer_stop, call_stop) if stop is not None}
             if answer_stop is not None:
                 self._ending = self._added[answer_stop]
 
     # What the tokenizer does
 
     @cached_property
-    def continuation(self) -> Continuation:
+    def continuation(self) -> ContinuationEncoder:
         """The tokenizer for text that follows other text."""
-        return Continuation(self.tokenizer)
+        return ContinuationEncoder(self.tokenizer)
 
     @cached_property
     def prefix(self) -> list[int]:
@@ -146,18 +144,18 @@ class ChatFormat:
         return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])
 
     @property
-    def stop_texts(self) -> tuple[str, ...]:
+    def stop_tokens(self) -> tuple[str, ...]:
         """The stop tokens as text."""
-        return tuple(str(text) for text in self.tokenizer.convert_ids_to_tokens(sorted(self.stops)))
+        return tuple(str(text) for text in self.tokenizer.convert_ids_to_tokens(sorted(self.stop_token_ids)))
 
     # What the template renders
 
-    def prompt(self, example: Example) -> str:
+    def render_prompt(self, example: Example) -> str:
         """The text that generation starts from: all before the last answer, by the model's own template."""
         asked = len(example.turns) - bool(example.answer())
         return self._render(self._own, example, asked, add_generation_prompt=True)[0]
 
-    def rendering(self, example: Example, loss_on: LossOn = "auto") -> Rendering:
+    def render(self, example: Example, loss_on: LossOn = "auto") -> Rendering:
         """The conversation as it is trained on.
 
         Args:
@@ -180,10 +178,10 @@ class ChatFormat:
             start, end = self._answer(text, before, example, place, blocks[number] if blocks else None, begin, marks)
             answers.append(Answer(place, start, end, _is_learned(example, place, places, loss_on)))
         last = answers[-1]
-        if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_texts):
+        if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_tokens):
             text = text[: last.end] + self._ending
             answers[-1] = Answer(last.turn, last.start, len(text), last.learned)
-        prompt = before if self._training == self._own else self.prompt(example)
+        prompt = before if self._training == self._own else self.render_prompt(example)
         return Rendering(text, tuple(answers), tuple(self._remarks(text, prompt, example, answers)))
 
     def _answer(
@@ -214,7 +212,7 @@ class ChatFormat:
             ended = text.startswith(upto)
             limit = len(upto) if ended else self._next_turn(text, example, place, start, visible, marks)
         else:
-            asked = self.quoting.quoted(example.turns[place - 1].content) if place else ""
+            asked = self.special_tokens.escape(example.turns[place - 1].content) if place else ""
             asked_end = text.find(asked, begin) + len(asked) if asked in text[begin:] else len(text)
             asked_end = marks.ends.get(place - 1, asked_end)
             # The prompt may end in more than the answer begins with, as with templates that open with <think>.
@@ -229,11 +227,11 @@ class ChatFormat:
             after = marks.ends_if_known[place]
         if self._reasoning == "drop" and (empty := EMPTY_THINKING.match(text, start)):
             start = empty.end()  # which a template writes instead of the reasoning
-        stop = min((at for text_ in self.stop_texts if (at := text.find(text_, after, limit)) >= 0), default=-1)
-        if stop < 0 and block is not None and text.startswith(self.stop_texts, limit):
+        stop = min((at for text_ in self.stop_tokens if (at := text.find(text_, after, limit)) >= 0), default=-1)
+        if stop < 0 and block is not None and text.startswith(self.stop_tokens, limit):
             stop = limit  # the block is closed before the stop token
         if stop >= 0:
-            return start, stop + next(len(text_) for text_ in self.stop_texts if text.startswith(text_, stop))
+            return start, stop + next(len(text_) for text_ in self.stop_tokens if text.startswith(text_, stop))
         return start, start + len(text[start:limit].rstrip())
 
     def _next_turn(self, text: str, example: Example, place: int, start: int, visible: str, marks: Marks) -> int:
@@ -242,7 +240,7 @@ class ChatFormat:
             return marks.starts[place + 1]
         after = text.find(visible, start) + len(visible) if visible else start
         for turn in example.turns[place + 1 : place + 2]:
-            if (at := text.find(self.quoting.quoted(turn.content), after)) >= 0:
+            if (at := text.find(self.special_tokens.escape(turn.content), after)) >= 0:
                 return at
         return len(text)
 
@@ -254,7 +252,7 @@ class ChatFormat:
         Raises:
             ModelError: The text between question and answer isn't found in the whole.
         """
-        asked = self.quoting.quoted(example.turns[place - 1].content) if place else ""
+        asked = self.special_tokens.escape(example.turns[place - 1].content) if place else ""
         header = before[before.rfind(asked) + len(asked) :] if asked and asked in before else ""
         at = text.find(header, text.find(asked, begin)) if header else -1
         if place - 1 in marks.ends:
@@ -266,7 +264,7 @@ class ChatFormat:
                 Problem(
                     "model.chat_template: this chat template renders earlier turns depending on later ones, and "
                     "the start of an answer can't be located",
-                    example.where,
+                    example.location,
                     f"{OTHER_TEMPLATE}, or --set data.loss_on=tokens",
                 )
             )
@@ -281,12 +279,12 @@ class ChatFormat:
         """A turn's content as the template is given it."""
         content = turn.content
         if turn.role == "assistant":
-            while content.endswith(self.stop_texts):  # the template writes the stop token
-                content = content.removesuffix(next(t for t in self.stop_texts if content.endswith(t))).rstrip()
+            while content.endswith(self.stop_tokens):  # the template writes the stop token
+                content = content.removesuffix(next(t for t in self.stop_tokens if content.endswith(t))).rstrip()
             while self._reasoning == "drop" and content.startswith(THINK) and THINK_END in content:
                 rest = content.partition(THINK_END)[2]
                 content = (rest if THINK in rest else content.rpartition(THINK_END)[2]).strip()
-        return self.quoting.quoted(content)
+        return self.special_tokens.escape(content)
 
     def _messages(
         self, turns: Sequence[Turn], *, arguments_as_text: bool = False, marked: bool = False
@@ -295,7 +293,7 @@ class ChatFormat:
         knows_input = "['input']" in self._own
         messages = []
         for place, turn in enumerate(turns):
-            content, context = self._content(turn), self.quoting.quoted(turn.context)
+            content, context = self._content(turn), self.special_tokens.escape(turn.context)
             if context and not knows_input:
                 content = f"{content}\n\n{context}"
             if marked and content:
@@ -305,15 +303,15 @@ class ChatFormat:
             if context and knows_input:
                 message["input"] = context
             if turn.reasoning and self._reasoning == "learn":
-                message["reasoning_content"] = self.quoting.quoted(turn.reasoning)
+                message["reasoning_content"] = self.special_tokens.escape(turn.reasoning)
             if turn.tool_calls:
-                message["tool_calls"] = json.loads(self.quoting.quoted(turn.tool_calls))
+                message["tool_calls"] = json.loads(self.special_tokens.escape(turn.tool_calls))
                 for call in message["tool_calls"] if arguments_as_text else ():
                     call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
             if turn.name:
-                message["name"] = self.quoting.quoted(turn.name)
+                message["name"] = self.special_tokens.escape(turn.name)
             if turn.tool_call_id:
-                message["tool_call_id"] = self.quoting.quoted(turn.tool_call_id)
+                message["tool_call_id"] = self.special_tokens.escape(turn.tool_call_id)
             messages.append(message)
         return messages
 
@@ -360,7 +358,7 @@ class ChatFormat:
             roles = ", ".join(turn.role for turn in example.turns)
             hint = WITH_TOOLS if "tool" in roles or example.tools else OTHER_TEMPLATE
             raise DataError(
-                Problem(f"{example.where}: the chat template refuses this conversation: {error}", roles, hint)
+                Problem(f"{example.location}: the chat template refuses this conversation: {error}", roles, hint)
             ) from None
 
     def _rendered(
@@ -370,7 +368,7 @@ class ChatFormat:
 
         (text,), blocks = render_jinja_template(
             conversations=[messages],
-            tools=json.loads(self.quoting.quoted(tools)) if tools else None,
+            tools=json.loads(self.special_tokens.escape(tools)) if tools else None,
             chat_template=template,
             return_assistant_tokens_mask=GENERATION.search(template) is not None,
             add_generation_prompt=add_generation_prompt,
@@ -388,16 +386,16 @@ class ChatFormat:
         """
         if example.tools:
             names = [str(_function(tool).get("name", "")) for tool in json.loads(example.tools)]
-            self._require(text, names, example.where, "the tools of a row", WITH_TOOLS)
+            self._require(text, names, example.location, "the tools of a row", WITH_TOOLS)
         for index, turn in enumerate(example.turns):
-            self._require_content(text, turn, f"{example.where}, turn {index + 1}")
+            self._require_content(text, turn, f"{example.location}, turn {index + 1}")
         # A text that stands elsewhere as well, in another turn or in the template's own words, is looked for by place.
         contents = [_plain(self._content(turn)) for turn in example.turns]
         everything = "\n".join((self._words, *contents, *(_plain(turn.context) for turn in example.turns)))
         for index, content in enumerate(contents):
             if content and everything.count(content) > 1 and index in marks.missing:
-                turn, where = example.turns[index], f"{example.where}, turn {index + 1}"
-                self._refuse_turn(turn, where)
+                turn, location = example.turns[index], f"{example.location}, turn {index + 1}"
+                self._refuse_turn(turn, location)
 
     @cached_property
     def _words(self) -> str:
@@ -421,60 +419,62 @@ class ChatFormat:
         last = answers[-1]
         forgotten = 0
         for answer in answers:
-            turn, where = example.turns[answer.turn], f"{example.where}, turn {answer.turn + 1}"
+            turn, location = example.turns[answer.turn], f"{example.location}, turn {answer.turn + 1}"
             shown, content = text[answer.start : answer.end], self._content(turn)
             if turn.tool_calls:
                 calls = [_function(call) for call in json.loads(turn.tool_calls)]
                 names = [str(name) for call in calls for name in (call.get("name", ""), *_keys(call.get("arguments")))]
-                self._require(shown, names, where, "tool calls", WITH_TOOLS)
+                self._require(shown, names, location, "tool calls", WITH_TOOLS)
             thought = turn.reasoning if self._reasoning == "learn" else ""
-            if thought and not _stands_in(self.quoting.quoted(thought), shown):
+            if thought and not _stands_in(self.special_tokens.escape(thought), shown):
                 if answer is last or not re.search("reasoning|thinking", self._training):
                     hint = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
-                    self._require(shown, [thought], where, "an answer's reasoning", hint)
+                    self._require(shown, [thought], location, "an answer's reasoning", hint)
                 forgotten += 1
             thought = content.rpartition(THINK_END)[0].removeprefix(THINK).strip()
             if thought and content not in text and not _stands_in(thought, shown):
                 if answer is last:
                     hint = "--set data.reasoning=drop" if content.startswith(THINK) else OTHER_TEMPLATE
-                    self._refuse(self.quoting.unquoted(thought), where, "an answer's reasoning", hint)
+                    self._refuse(self.special_tokens.unescape(thought), location, "an answer's reasoning", hint)
                 forgotten += 1
         remarks = []
         if forgotten:
             turns = "turns" if forgotten > 1 else "turn"
             remarks.append(f"the chat template leaves out the reasoning of {forgotten} earlier {turns}")
         if last.turn == len(example.turns) - 1 and prompt != text[: last.start]:
-            remarks.append(UNLIKE_PROMPT)
+            remarks.append(PROMPT_DIFFERS)
         return remarks
 
-    def _require_content(self, text: str, turn: Turn, where: str) -> None:
+    def _require_content(self, text: str, turn: Turn, location: str) -> None:
         content = self._content(turn)
         visible = content.rpartition(THINK_END)[2] if turn.role == "assistant" else content
         spellings = (content, visible.strip(), json.dumps(content, ensure_ascii=False)[1:-1])
         if not any(_stands_in(spelling, text) for spelling in spellings):
-            self._refuse_turn(turn, where)
+            self._refuse_turn(turn, location)
         if visible != content and content not in text:
             hint = f"{OTHER_TEMPLATE}, or rows whose answers have {THINK} at their beginning alone"
             for said in THINKING.split(content):
                 if THINK_END not in said and not _stands_in(said.strip(), text):
-                    self._refuse(self.quoting.unquoted(said.strip()), where, f"an answer's text before {THINK}", hint)
+                    self._refuse(
+                        self.special_tokens.unescape(said.strip()), location, f"an answer's text before {THINK}", hint
+                    )
         if turn.context:
-            self._require(text, [turn.context], where, "the input", OTHER_TEMPLATE)
+            self._require(text, [turn.context], location, "the input", OTHER_TEMPLATE)
 
-    def _refuse_turn(self, turn: Turn, where: str) -> NoReturn:
+    def _refuse_turn(self, turn: Turn, location: str) -> NoReturn:
         """Raises the error of a template that leaves a turn out."""
         role = {"assistant": "answer", "user": "question"}.get(turn.role, f"{turn.role} turn")
-        self._refuse(turn.content, where, f"the {role}", OTHER_TEMPLATE)
+        self._refuse(turn.content, location, f"the {role}", OTHER_TEMPLATE)
 
-    def _require(self, text: str, wanted: Iterable[str], where: str, what: str, hint: str) -> None:
+    def _require(self, text: str, wanted: Iterable[str], location: str, what: str, hint: str) -> None:
         """Raises the error of a template that leaves one of the wanted texts out."""
         for one in wanted:
-            if not _stands_in(self.quoting.quoted(one), text):
-                self._refuse(one, where, what, hint)
+            if not _stands_in(self.special_tokens.escape(one), text):
+                self._refuse(one, location, what, hint)
 
-    def _refuse(self, text: str, where: str, what: str, hint: str) -> NoReturn:
+    def _refuse(self, text: str, location: str, what: str, hint: str) -> NoReturn:
         name = self.name or "the chat template"
-        raise DataError(Problem(f"{where}: {name} does not render {what}", text[:60], hint))
+        raise DataError(Problem(f"{location}: {name} does not render {what}", text[:60], hint))
 
     # What is found out about a template once
 
@@ -559,7 +559,7 @@ _CALL_PROBE = (
 
 
 def load_chat_format(
-    recipe: Recipe, reference: ModelReference, layout: str, observer: Observer
+    recipe: Recipe, reference: ModelReference, row_format: str, observer: Observer
 ) -> tuple[ChatFormat, list[str]]:
     """Load the tokenizer with its chat template and stop tokens; also returns notices.
 
@@ -579,19 +579,19 @@ def load_chat_format(
     trust = recipe.model.trust_remote_code
     tokenizer, notices = load_tokenizer(reference, trust, load_embedding_size(reference, trust))
     declared = declared_stop_tokens(reference)
-    with tokenizer_named(tokenizer, "model.name"):
-        name = "" if layout == "text" else set_chat_template(tokenizer, recipe.model.chat_template)
-        chat = chat_format(tokenizer, declared, recipe, layout, name)
+    with tokenizer_errors(tokenizer, "model.name"):
+        name = "" if row_format == "text" else set_chat_template(tokenizer, recipe.model.chat_template)
+        chat = build_chat_format(tokenizer, declared, recipe, row_format, name)
     if chat.writes_date:
         notices.append(f"the chat template writes the current date; every row has {DATE:%d %B %Y} instead")
     return chat, notices
 
 
-def chat_format(
-    tokenizer: PreTrainedTokenizerBase, declared_stops: Iterable[int], recipe: Recipe, layout: str, name: str = ""
+def build_chat_format(
+    tokenizer: PreTrainedTokenizerBase, declared_stops: Iterable[int], recipe: Recipe, row_format: str, name: str = ""
 ) -> ChatFormat:
     """The chat format of a recipe's rows with this tokenizer."""
-    return ChatFormat(tokenizer, declared_stops, name=name, reasoning=recipe.data.reasoning, chats=layout != "text")
+    return ChatFormat(tokenizer, declared_stops, name=name, reasoning=recipe.data.reasoning, chats=row_format != "text")
 
 
 def _parts(content: str) -> list[dict[str, str]]:

@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 from shlex import quote
 from typing import Any
 
+from neftcli.data.data_file import DataFile
 from neftcli.data.readers import ENDINGS, ending
 from neftcli.data.remote import downloaded, read_text, reading
-from neftcli.data.text import DataFile
 from neftcli.errors import DataError, Problem, first_line
 from neftcli.system.listed_names import escapes_folder
 

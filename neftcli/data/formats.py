@@ -21,12 +21,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeAlias
 
-from neftcli.data.example import Example, Turn, UnusableRow
+from neftcli.data.column_suggestions import flattened, suggested, turns_of
+from neftcli.data.example import Example, RowNotes, Turn, UnusableRow, describe_value, has_value
 from neftcli.data.jq_hints import jq, jq_key
 from neftcli.data.readers import Row
-from neftcli.data.row_notices import Notes, has_value, shown
-from neftcli.data.suggestions import flattened, suggested, turns_of
-from neftcli.data.supervised import require_no_placeholder, require_supervised
 from neftcli.data.tool_calls import answers_no_call, read_tools
 from neftcli.data.turns import (
     MARKS,
@@ -37,13 +35,13 @@ from neftcli.data.turns import (
     read_mark,
     read_turns,
 )
+from neftcli.data.unsupported import require_no_placeholder, require_supervised
 from neftcli.errors import DataError, Problem
 
 __all__ = [
-    "LAYOUTS",
+    "ROW_FORMATS",
     "Example",
-    "Format",
-    "Layout",
+    "RowFormat",
     "Turn",
     "UnusableRow",
     "detect",
@@ -52,7 +50,7 @@ __all__ = [
     "to_example",
 ]
 
-Format: TypeAlias = str  # the name of a layout
+str: TypeAlias = str  # the name of a layout
 MOST_LETTERS = 300
 BESIDE_CONVERSATIONS = ("system", "tools", "functions")
 
@@ -84,7 +82,7 @@ class Columns:
 
     row: Row
     own: Mapping[str, str]
-    notes: Notes
+    notes: RowNotes
 
     def value(self, column: str) -> Any:
         """The value of a column; None if it is missing or empty."""
@@ -106,8 +104,8 @@ class Columns:
         if value is None:
             return ""
         nested = isinstance(value, list | dict)
-        hint = flattened(value, self.own.get(column, column), self.row.where) if nested else ""
-        return checked_text(value, f"{self.row.where}: {self.label(column)}", hint)
+        hint = flattened(value, self.own.get(column, column), self.row.location) if nested else ""
+        return checked_text(value, f"{self.row.location}: {self.label(column)}", hint)
 
     def turns(self, column: str, keys: tuple[str, str], name: str = "") -> list[Turn]:
         """A column's turns: a list, its JSON text, or one turn.
@@ -121,20 +119,20 @@ class Columns:
         if is_turn(value):
             value = [value]
         if not isinstance(value, list):
-            what = f"{self.row.where}: {self.label(column)} must be a list of turns"
-            raise DataError(Problem(what, shown(value), f'[{{"{keys[0]}": ..., "{keys[1]}": ...}}, ...]'))
+            what = f"{self.row.location}: {self.label(column)} must be a list of turns"
+            raise DataError(Problem(what, describe_value(value), f'[{{"{keys[0]}": ..., "{keys[1]}": ...}}, ...]'))
         if (
             value
             and not has_role(value[0])
-            and (hint := _into_turns(value, self.own.get(column, column), self.row.where))
+            and (hint := _into_turns(value, self.own.get(column, column), self.row.location))
         ):
-            what = f"{self.row.where}: {self.label(column)} must be a list of turns"
-            raise DataError(Problem(what, shown(value), hint))
-        return read_turns(value, self.row.where, name, keys, self.notes)
+            what = f"{self.row.location}: {self.label(column)} must be a list of turns"
+            raise DataError(Problem(what, describe_value(value), hint))
+        return read_turns(value, self.row.location, name, keys, self.notes)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RowFormat:
     """A way to lay out rows.
 
     Attributes:
@@ -145,7 +143,7 @@ class Layout:
         read: Reads the turns or the text from the columns of a row.
     """
 
-    name: Format
+    name: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
     answer: str
@@ -194,30 +192,30 @@ def _read_pair(columns: Columns) -> Parts:
         turns = [*systems, *_without_system(answered)]
         return Parts(turns, completion=len(systems) + len(repeated))
     if repeated and answered and answered[0].role not in ("assistant", "tool"):
-        what = (
-            f"{columns.row.where}: {columns.label('completion')} must begin with the answer, or with the whole prompt"
-        )
+        what = f"{columns.row.location}: {columns.label('completion')} must begin with the answer, or the whole prompt"
         first = f"{answered[0].role}: {answered[0].content[:60]}"
         raise DataError(Problem(what, first, '{"prompt": [... the question], "completion": [... the answer]}'))
     return Parts([*asked, *answered], completion=len(asked))
 
 
-LAYOUTS: dict[Format, Layout] = {
-    layout.name: layout
-    for layout in (
-        Layout("messages", ("messages",), BESIDE_CONVERSATIONS, "", _read_messages),
-        Layout("sharegpt", ("conversations",), BESIDE_CONVERSATIONS, "", _read_sharegpt),
-        Layout("prompt_completion", ("prompt", "completion"), BESIDE_CONVERSATIONS, "completion", _read_pair),
-        Layout(
+ROW_FORMATS: dict[str, RowFormat] = {
+    row_format.name: row_format
+    for row_format in (
+        RowFormat("messages", ("messages",), BESIDE_CONVERSATIONS, "", _read_messages),
+        RowFormat("sharegpt", ("conversations",), BESIDE_CONVERSATIONS, "", _read_sharegpt),
+        RowFormat("prompt_completion", ("prompt", "completion"), BESIDE_CONVERSATIONS, "completion", _read_pair),
+        RowFormat(
             "alpaca", ("instruction", "output"), ("input", "history", *BESIDE_CONVERSATIONS), "output", _read_alpaca
         ),
-        Layout("text", ("text",), (), "", _read_text),
+        RowFormat("text", ("text",), (), "", _read_text),
     )
 }
-STANDARD = tuple(dict.fromkeys(name for layout in LAYOUTS.values() for name in layout.required + layout.optional))
+STANDARD = tuple(
+    dict.fromkeys(name for row_format in ROW_FORMATS.values() for name in row_format.required + row_format.optional)
+)
 
 
-def detect(row: Row, columns: Mapping[str, str], *, answers: bool = True) -> Format:
+def detect(row: Row, columns: Mapping[str, str], *, answers: bool = True) -> str:
     """The layout that the columns of `row` tell.
 
     Args:
@@ -232,18 +230,21 @@ def detect(row: Row, columns: Mapping[str, str], *, answers: bool = True) -> For
     require_supervised(standard, columns)
     names = set(standard.values)
     # A layout whose columns were named in data.columns goes before those that the row happens to fit as well.
-    layouts = sorted(LAYOUTS.values(), key=lambda layout: columns.keys().isdisjoint(layout.required))
+    row_formats = sorted(ROW_FORMATS.values(), key=lambda row_format: columns.keys().isdisjoint(row_format.required))
     for needed in (True, False) if not answers else (True,):
-        for layout in layouts:
-            if names.issuperset(layout.needs(needed)):
-                return layout.name
+        for row_format in row_formats:
+            if names.issuperset(row_format.needs(needed)):
+                return row_format.name
     lower = {name.strip().lower() for name in names}
-    hint = suggested(standard.values, columns, row.where, answers=answers)
-    half = next((layout for layout in layouts if layout.answer and names.issuperset(layout.needs(False))), None)
+    hint = suggested(standard.values, columns, row.location, answers=answers)
+    half = next(
+        (row_format for row_format in row_formats if row_format.answer and names.issuperset(row_format.needs(False))),
+        None,
+    )
     lacks = f", and {half.answer} is missing" if half and not hint else ""
     raise DataError(
         Problem(
-            f"{row.where}: the columns fit no known layout{lacks}",
+            f"{row.location}: the columns fit no known layout{lacks}",
             _names(row),
             hint
             or "--set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
@@ -285,7 +286,7 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     if missing:
         raise DataError(
             Problem(
-                f"{row.where}: data.columns names a column that is not there: {missing[0]}",
+                f"{row.location}: data.columns names a column that is not there: {missing[0]}",
                 _names(row),
                 "--set data.columns='{standard_name: name_in_your_rows}'",
                 "".join(get_close_matches(missing[0], row.values, n=1)),
@@ -293,23 +294,23 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
         )
     taken = set(columns.values())
     values = {name: value for name, value in row.values.items() if name not in taken}
-    return Row({**values, **{standard: row.values[name] for standard, name in columns.items()}}, row.where)
+    return Row({**values, **{standard: row.values[name] for standard, name in columns.items()}}, row.location)
 
 
 def to_example(
     row: Row,
-    layout: Format,
+    row_format: str,
     system_prompt: str | None = None,
     *,
     answers: bool = True,
     columns: Mapping[str, str] | None = None,
-    notes: Notes | None = None,
+    notes: RowNotes | None = None,
 ) -> Example:
     """The example of a row.
 
     Args:
         row: As it was read.
-        layout: Its layout.
+        row_format: Its layout.
         system_prompt: The system turn of a conversation that has none.
         answers: It must end in an answer to learn (what follows the last one is dropped); without it a question is
             enough, as for a model that is to answer it.
@@ -320,33 +321,33 @@ def to_example(
         DataError: A column is missing, holds another type than the layout says, or is not for supervised fine-tuning.
         UnusableRow: The row is in order and holds nothing to learn (an empty answer, say).
     """
-    own, notes = columns or {}, notes or Notes()
+    own, notes = columns or {}, notes or RowNotes()
     row = renamed(row, own)
     require_supervised(row, own)
-    entry = LAYOUTS[layout]
+    entry = ROW_FORMATS[row_format]
     for column in entry.needs(answers):
         if column not in row.values:
             raise DataError(
                 Problem(
-                    f"{row.where}: the column {column} is missing",
+                    f"{row.location}: the column {column} is missing",
                     _names(row),
-                    f"rows of one layout, here {layout}: {', '.join(entry.needs(answers))}",
+                    f"rows of one layout, here {row_format}: {', '.join(entry.needs(answers))}",
                 )
             )
     known = entry.reads()
     for name, value in row.values.items():
         if name not in known and has_value(value):
-            notes.unread.add(name or '""', row.where)
+            notes.unread.add(name or '""', row.location)
     found = Columns(row, own, notes)
     parts = entry.read(found)
     marks = {name: row.values[name] for name in MARKS if has_value(row.values.get(name))}
-    learn, mark = read_mark(marks, row.where, "row")
+    learn, mark = read_mark(marks, row.location, "row")
     if learn is False:
         raise UnusableRow(f"it is marked as not learned ({mark})")
     if not parts.turns and parts.text:
-        return Example((), parts.text, row.where)
+        return Example((), parts.text, row.location)
     turns, completion = _with_system(found, parts, system_prompt)
-    turns = _up_to_the_last_answer(turns, row.where, notes) if answers else _without_unusable_reference(turns)
+    turns = _up_to_the_last_answer(turns, row.location, notes) if answers else _without_unusable_reference(turns)
     _require_question_and_answers(turns)
     if answers and completion >= len(turns):
         raise UnusableRow("its completion has no answer to learn")
@@ -358,18 +359,18 @@ def to_example(
         if answers and lost.learn:
             raise DataError(
                 Problem(
-                    f"{row.where}: an answer before the first question is marked as learned, and nothing asked it",
+                    f"{row.location}: an answer before the first question is marked as learned, and nothing asked it",
                     lost.text()[:60],
                     "a user turn before it, or 0 as its mark",
                 )
             )
     if dropped:
-        notes.shortened.add("what comes before the first question", row.where)
-    require_no_placeholder(turns, row.where)
+        notes.shortened.add("what comes before the first question", row.location)
+    require_no_placeholder(turns, row.location)
     if answers_no_call(turns):
-        notes.remarks.add("a tool_call_id answers no call of its conversation", row.where)
+        notes.remarks.add("a tool_call_id answers no call of its conversation", row.location)
     completion = max(0, completion - dropped) if completion < len(turns) + dropped else 0
-    return Example(tuple(turns), "", row.where, _tools(found), completion)
+    return Example(tuple(turns), "", row.location, _tools(found), completion)
 
 
 def _with_system(columns: Columns, parts: Parts, system_prompt: str | None) -> tuple[list[Turn], int]:
@@ -385,15 +386,15 @@ def _with_system(columns: Columns, parts: Parts, system_prompt: str | None) -> t
         own = columns.own.get("system", "system")
         raise DataError(
             Problem(
-                f"{columns.row.where}: the column {own} and the first turn are two different system turns",
+                f"{columns.row.location}: the column {own} and the first turn are two different system turns",
                 system[:60],
-                f"one of them: {jq(columns.row.where, f'del({jq_key(own)})')}    keeps the turn",
+                f"one of them: {jq(columns.row.location, f'del({jq_key(own)})')}    keeps the turn",
             )
         )
     return turns, completion
 
 
-def _up_to_the_last_answer(turns: list[Turn], where: str, notes: Notes) -> list[Turn]:
+def _up_to_the_last_answer(turns: list[Turn], location: str, notes: RowNotes) -> list[Turn]:
     """The turns without what follows the last answer that may be learned."""
     answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     learned = [place for place in answers if turns[place].learn is not False]
@@ -403,9 +404,9 @@ def _up_to_the_last_answer(turns: list[Turn], where: str, notes: Notes) -> list[
         raise UnusableRow("every answer in it is marked as not learned")
     end = learned[-1] + 1
     if learned[-1] != answers[-1]:
-        notes.shortened.add("what follows the last answer that is marked as learned", where)
+        notes.shortened.add("what follows the last answer that is marked as learned", location)
     elif any(turn.role != "user" for turn in turns[end:]):
-        notes.shortened.add("what follows the last answer", where)
+        notes.shortened.add("what follows the last answer", location)
     return turns[:end]
 
 
@@ -426,10 +427,10 @@ def _require_question_and_answers(turns: list[Turn]) -> None:
 def _tools(columns: Columns) -> str:
     named = [name for name in ("tools", "functions") if columns.value(name) is not None]
     if len(named) > 1 and columns.value("tools") != columns.value("functions"):
-        what = f"{columns.row.where}: the columns tools and functions hold different tools"
-        raise DataError(Problem(what, shown(columns.value("functions")), "one of them"))
+        what = f"{columns.row.location}: the columns tools and functions hold different tools"
+        raise DataError(Problem(what, describe_value(columns.value("functions")), "one of them"))
     name = named[0] if named else ""
-    return read_tools(columns.value(name), f"{columns.row.where}: {columns.label(name)}") if name else ""
+    return read_tools(columns.value(name), f"{columns.row.location}: {columns.label(name)}") if name else ""
 
 
 def _history(columns: Columns) -> list[Turn]:
@@ -439,14 +440,16 @@ def _history(columns: Columns) -> list[Turn]:
         history = _parsed_list(history)
     if history is None:
         return []
-    where, pair = f"{columns.row.where}: {columns.label('history')}", '[["a question", "its answer"], ...]'
+    location, pair = f"{columns.row.location}: {columns.label('history')}", '[["a question", "its answer"], ...]'
     if not isinstance(history, list):
-        raise DataError(Problem(f"{where} must be a list of questions and answers", shown(history), pair))
+        raise DataError(Problem(f"{location} must be a list of questions and answers", describe_value(history), pair))
     turns = []
     for number, item in enumerate(history, 1):
         if not isinstance(item, list) or len(item) != 2:
-            raise DataError(Problem(f"{where}, {number} must be a question and an answer", shown(item), pair))
-        question, answer = (checked_text(text, f"{where}, {number}").strip() for text in item)
+            raise DataError(
+                Problem(f"{location}, {number} must be a question and an answer", describe_value(item), pair)
+            )
+        question, answer = (checked_text(text, f"{location}, {number}").strip() for text in item)
         turns += [Turn("user", question), Turn("assistant", answer)]
     return turns
 
@@ -475,16 +478,16 @@ def _roles_and_texts(turns: list[Turn]) -> list[tuple[str, str]]:
     return [(turn.role, turn.text()) for turn in turns]
 
 
-def _into_turns(value: list[Any], own: str, where: str) -> str:
+def _into_turns(value: list[Any], own: str, location: str) -> str:
     """The command that turns other lists into turns, or an empty string."""
     key = jq_key(own)
     if all(isinstance(item, list) for item in value):
-        return f"{jq(where, f'{key}[] | {{messages: .}}')}    makes a row of each conversation"
+        return f"{jq(location, f'{key}[] | {{messages: .}}')}    makes a row of each conversation"
     if all(isinstance(item, str) for item in value):
         role = 'if .key % 2 == 0 then "user" else "assistant" end'
         turns = f"{{messages: [{key} | to_entries[] | {{role: ({role}), content: .value}}]}}"
-        return f"{jq(where, turns)}    if question and answer take turns"
-    return turns_of(value, own, where)
+        return f"{jq(location, turns)}    if question and answer take turns"
+    return turns_of(value, own, location)
 
 
 def _parsed_list(text: str) -> Any:

@@ -8,20 +8,20 @@ from pathlib import Path, PurePosixPath
 from shlex import quote
 from urllib.parse import unquote, urlsplit
 
-from neftcli.data.text import through, with_ending
+from neftcli.data.data_file import through, with_ending
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 
 
-def jq(where: str, expression: str) -> str:
+def jq(location: str, expression: str) -> str:
     """The shell command that applies a jq expression to every row and writes a new file.
 
     Args:
-        where: The place of a row of the file, as "rows.jsonl, line 17".
+        location: The place of a row of the file, as "rows.jsonl, line 17".
         expression: From a row to the new row, to several (`.[]`) or to none (`select(...)`).
     """
-    source = where.rpartition(", ")[0]
+    source = location.rpartition(", ")[0]
     path = _local_path(source)
     ending = _ending(path)
     if ending in LINES:
@@ -32,24 +32,24 @@ def jq(where: str, expression: str) -> str:
     return f"{_python(source, ending, f'to_json({_literal(str(lines))})')} && {jq(f'{lines}, line 1', expression)}"
 
 
-def nested_rows(where: str, keys: str) -> str:
+def nested_rows(location: str, keys: str) -> str:
     """The shell command that writes the rows of a nested list to a file.
 
     Args:
-        where: The place of a row; a .json file may be this row as a whole.
+        location: The place of a row; a .json file may be this row as a whole.
         keys: The way from the row to the list in jq's notation (`.data.train`).
     """
-    source = where.rpartition(", ")[0]
+    source = location.rpartition(", ")[0]
     path = _local_path(source)
     if _ending(path) != ".json":
-        return jq(where, f"{keys}[]")
+        return jq(location, f"{keys}[]")
     each = f'if type == "array" then .[] else . end | {keys}[]'
     return _download(source) + through(f"jq -c {quote(each)}", path, f"new-{with_ending(path, '.jsonl')}")
 
 
-def one_row(where: str) -> str:
+def one_row(location: str) -> str:
     """The shell command for a .json file that is one conversation; nothing for other files."""
-    source = where.rpartition(", ")[0]
+    source = location.rpartition(", ")[0]
     path = _local_path(source)
     if _ending(path) != ".json":
         return ""
@@ -57,12 +57,12 @@ def one_row(where: str) -> str:
     return _download(source) + through(f"jq {quote(whole)}", path, f"new-{path.name}")
 
 
-def without_column(where: str, column: str) -> str:
+def without_column(location: str, column: str) -> str:
     """The shell command that writes the rows of a file without one of their columns."""
-    source = where.rpartition(", ")[0]
+    source = location.rpartition(", ")[0]
     ending = _ending(_local_path(source))
     if ending in (*LINES, ".json"):
-        return jq(where, f"del({jq_key(column)})")
+        return jq(location, f"del({jq_key(column)})")
     return _python(source, ending, f'remove_columns({_literal(column)}).to_json("new-rows.jsonl")')
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from neftcli.errors import DataError, Problem
 
 if TYPE_CHECKING:
-    from neftcli.data.splits import Places
+    from neftcli.data.splits import Indices
 
 MOST_REPEATS = 100
 """Maximum rows of a mixture, as a multiple of the rows of all its sources."""
 
 
-def mixed(parts: Sequence[Places], weights: Sequence[float | None], seed: int, stopping_strategy: str) -> Places:
+def mixed(parts: Sequence[Indices], weights: Sequence[float | None], seed: int, stopping_strategy: str) -> Indices:
     """The places of the mixture's rows, in their order.
 
     Without weights the parts are concatenated. With weights the part of each row is drawn by the seed with probability

@@ -14,20 +14,20 @@ from hashlib import sha256
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from neftcli.data.dataset import ExampleDataset, TokenDataset
+from neftcli.data.example import RowNotes
 from neftcli.data.formats import (
     Example,
-    Format,
     UnusableRow,
     detect,
     require_standard,
+    str,
     to_example,
 )
 from neftcli.data.mixture import mixed
 from neftcli.data.readers import Row
-from neftcli.data.row_notices import Notes
-from neftcli.data.rows import ExampleRows, TokenRows
 from neftcli.data.sources import BUILTIN, open_source, read_rows
-from neftcli.data.splits import choose, duplicates, hold_out, without_prompts_of
+from neftcli.data.splits import count_duplicates, exclude_prompts, sample_rows, split_held_out
 from neftcli.data.token_cache import FEWEST_ROWS, cached, token_key
 from neftcli.data.tokens import TokenRow, tokenize
 from neftcli.errors import DataError, Problem
@@ -36,18 +36,18 @@ from neftcli.recipe.schema import Source
 
 if TYPE_CHECKING:
     from neftcli.data.chat import ChatFormat, LossOn
-    from neftcli.data.splits import Places
+    from neftcli.data.splits import Indices
     from neftcli.recipe.schema import Data
 
 
 @dataclass(frozen=True)
-class Examples:
+class ExampleSplits:
     """What the rows say, before any token.
 
     Attributes:
         train: Examples to learn from.
         held_out: Examples to evaluate on.
-        layout: Row format of the (first) training source.
+        row_format: Row format of the (first) training source.
         rows_read: Rows read from the training sources.
         unusable: Reason to places of the rows that were left out, on both sides.
         leaked: Training rows left out since their prompt is held out.
@@ -55,24 +55,24 @@ class Examples:
         unused: Option to the number of rows that it leaves out.
         splits_itself: The held-out rows come from the training sources' own.
         sources: Counts of each training source, then of a held-out source.
-        layouts: Row formats of the training sources, each once.
+        row_formats: Row formats of the training sources, each once.
     """
 
-    train: ExampleRows
-    held_out: ExampleRows
-    layout: Format
+    train: ExampleDataset
+    held_out: ExampleDataset
+    row_format: str
     rows_read: int
     unusable: Mapping[str, list[str]]
     leaked: int
-    notes: Notes = field(default_factory=Notes)
+    notes: RowNotes = field(default_factory=RowNotes)
     unused: Mapping[str, int] = field(default_factory=dict)
     splits_itself: bool = False
     sources: tuple[SourceCounts, ...] = ()
-    layouts: tuple[Format, ...] = ()
+    row_formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """Tokenised rows, and the examples of the held-out side for generating answers.
 
     Attributes:
@@ -82,9 +82,9 @@ class Prepared:
         counts: What a person is shown.
     """
 
-    train: TokenRows
-    held_out: TokenRows
-    held_out_examples: ExampleRows
+    train: TokenDataset
+    held_out: TokenDataset
+    held_out_examples: ExampleDataset
     counts: DataReady
 
 
@@ -105,10 +105,10 @@ class _Reader:
     option: str = "data.split"
     answers: bool = True
     progress: Callable[[], None] = _nobody
-    layout: Format | None = None
+    row_format: str | None = None
     rows: int = 0
     usable: int = 0
-    notes: Notes = field(default_factory=Notes)
+    notes: RowNotes = field(default_factory=RowNotes)
     unusable: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def open(self) -> None:
@@ -139,19 +139,19 @@ class _Reader:
             self.rows += 1
             self.progress()
             try:
-                if self.layout is None:
+                if self.row_format is None:
                     given = self.source.format or "auto"
-                    self.layout = detect(row, columns, answers=self.answers) if given == "auto" else given
+                    self.row_format = detect(row, columns, answers=self.answers) if given == "auto" else given
                 example = to_example(
                     row,
-                    self.layout,
+                    self.row_format,
                     self.data.system_prompt,
                     answers=self.answers,
                     columns=columns,
                     notes=None if self.source.source == BUILTIN else self.notes,
                 )
             except UnusableRow as reason:
-                self.unusable[str(reason)].append(row.where)
+                self.unusable[str(reason)].append(row.location)
             except DataError as error:
                 raise self._with_other_file(row, error) from None
             else:
@@ -171,7 +171,7 @@ class _Reader:
 
     def _with_other_file(self, row: Row, error: DataError) -> DataError:
         """The error of the first row of a folder's file; its hint names another file there that can be read."""
-        own_file, _, place = row.where.rpartition(", ")
+        own_file, _, place = row.location.rpartition(", ")
         if self.option != "data.split" or place not in ("line 1", "row 1"):
             return error
         for file in self._opened.files:
@@ -208,7 +208,7 @@ class _Reader:
         return self.source.columns or {}
 
 
-def _training_readers(data: Data, progress: Callable[[int], None], notes: Notes) -> list[_Reader]:
+def _training_readers(data: Data, progress: Callable[[int], None], notes: RowNotes) -> list[_Reader]:
     """A reader for each training source, with what its entry leaves out filled in; they share the notes."""
     read = itertools.count(1)
     readers = []
@@ -225,7 +225,7 @@ def _training_readers(data: Data, progress: Callable[[int], None], notes: Notes)
     return readers
 
 
-def _held_out_reader(data: Data, notes: Notes) -> _Reader | None:
+def _held_out_reader(data: Data, notes: RowNotes) -> _Reader | None:
     """The reader of the held-out source; None if rows are held out of the training sources, or none are.
 
     Raises:
@@ -253,56 +253,56 @@ def _held_out_reader(data: Data, notes: Notes) -> _Reader | None:
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvalExamples:
     """Rows to evaluate on, whether they hold an answer or not.
 
     Attributes:
         examples: The examples.
-        layout: Their row format.
+        row_format: Their row format.
         rows_read: Rows read.
         unusable: Reason to places of the rows that were left out.
         notes: Columns and keys that are not read, and parts of conversations that are left out.
         sources: Counts of the source.
     """
 
-    examples: ExampleRows
-    layout: Format
+    examples: ExampleDataset
+    row_format: str
     rows_read: int
     unusable: Mapping[str, list[str]]
-    notes: Notes
+    notes: RowNotes
     sources: tuple[SourceCounts, ...] = ()
 
 
-def read_questions(data: Data) -> Questions:
+def read_eval_examples(data: Data) -> EvalExamples:
     """Reads `data.source` as rows to evaluate on, every one of them.
 
     Raises:
         DataError: The source can't be read, fits no layout, or holds no question.
     """
-    (reader,) = _training_readers(data, _nobody, Notes())
+    (reader,) = _training_readers(data, _nobody, RowNotes())
     reader.answers = False
     reader.open()
-    examples = ExampleRows.of(reader.examples())
-    assert reader.layout is not None  # noqa: S101 - at least one row was read
+    examples = ExampleDataset.from_rows(reader.examples())
+    assert reader.row_format is not None  # noqa: S101 - at least one row was read
     counts = (reader.counts(len(examples)),)
-    return Questions(examples, reader.layout, reader.rows, reader.unusable, reader.notes, counts)
+    return EvalExamples(examples, reader.row_format, reader.rows, reader.unusable, reader.notes, counts)
 
 
-def read_examples(data: Data, progress: Callable[[int], None] = _nobody) -> Examples:
+def read_examples(data: Data, progress: Callable[[int], None] = _nobody) -> ExampleSplits:
     """Reads, mixes and splits the data of a recipe; `progress` is called with the rows read so far.
 
     Raises:
         DataError: A source can't be read, fits no layout, or leaves nothing to train on.
     """
-    notes = Notes()
+    notes = RowNotes()
     readers, evaluated = _training_readers(data, progress, notes), _held_out_reader(data, notes)
     for reader in [*readers, *([evaluated] if evaluated else [])]:
         reader.open()
-    examples = ExampleRows.of(example for reader in readers for example in reader.examples())
+    examples = ExampleDataset.from_rows(example for reader in readers for example in reader.examples())
     import numpy  # a missing file or a bad row is reported without the second that this takes
 
-    layouts = _layouts(readers)
-    if layouts[0] == "text" and data.loss_on not in ("auto", "tokens"):
+    row_formats = _layouts(readers)
+    if row_formats[0] == "text" and data.loss_on not in ("auto", "tokens"):
         clash = f"data.loss_on: {data.source_name()} is plain text, which has no answers"
         raise DataError(Problem(clash, data.loss_on, "--set data.loss_on=tokens"))
     mixture, sources = _mixture(data, readers, examples)
@@ -312,20 +312,20 @@ def read_examples(data: Data, progress: Callable[[int], None] = _nobody) -> Exam
         chosen = _at_most(mixture, examples, data.max_rows, data.split_seed)
         unused["data.max_rows"] = len(mixture) - len(chosen)
         rows = _without_repeats(chosen)
-        held_out_places = rows[hold_out(examples.select(rows), data.held_out_rows, data.split_seed)[1]]
+        held_out_places = rows[split_held_out(examples.select(rows), data.held_out_rows, data.split_seed)[1]]
         train_places = chosen[~numpy.isin(chosen, held_out_places)]
         held_out = examples.select(held_out_places)
     else:
-        held_out = ExampleRows.of(evaluated.examples())
-        _require_same_kind(evaluated, layouts[0], data)
+        held_out = ExampleDataset.from_rows(evaluated.examples())
+        _require_same_kind(evaluated, row_formats[0], data)
         kept = _at_most(numpy.arange(len(held_out)), held_out, data.held_out_rows, data.split_seed)
         unused["data.held_out_rows"] = len(held_out) - len(kept)
         held_out = held_out.select(kept)
         sources = (*sources, evaluated.counts(len(kept), held_out=True))
-        unseen = mixture[without_prompts_of(examples.select(mixture), held_out)]
-        leaked = len(mixture) - len(unseen)
-        train_places = _at_most(unseen, examples, data.max_rows, data.split_seed)
-        unused["data.max_rows"] = len(unseen) - len(train_places)
+        select_unseen = mixture[exclude_prompts(examples.select(mixture), held_out)]
+        leaked = len(mixture) - len(select_unseen)
+        train_places = _at_most(select_unseen, examples, data.max_rows, data.split_seed)
+        unused["data.max_rows"] = len(select_unseen) - len(train_places)
     if not len(train_places):
         raise DataError(
             Problem(
@@ -338,10 +338,10 @@ def read_examples(data: Data, progress: Callable[[int], None] = _nobody) -> Exam
     for reader in [*readers, evaluated] if evaluated else readers:
         for reason, places in reader.unusable.items():
             unusable[reason].extend(places)
-    return Examples(
+    return ExampleSplits(
         train=examples.select(train_places),
         held_out=held_out,
-        layout=layouts[0],
+        row_format=row_formats[0],
         rows_read=sum(reader.rows for reader in readers),
         unusable=unusable,
         leaked=leaked,
@@ -349,29 +349,34 @@ def read_examples(data: Data, progress: Callable[[int], None] = _nobody) -> Exam
         unused={option: number for option, number in unused.items() if number},
         splits_itself=evaluated is None,
         sources=sources,
-        layouts=layouts,
+        row_formats=row_formats,
     )
 
 
-def _layouts(readers: Sequence[_Reader]) -> tuple[Format, ...]:
+def _layouts(readers: Sequence[_Reader]) -> tuple[str, ...]:
     """The row formats of the sources, each once.
 
     Raises:
         DataError: Some sources are plain text and some are conversations.
     """
-    layouts = {reader.layout: reader.source.source for reader in reversed(readers) if reader.layout}
-    texts, chats = layouts.get("text"), next((name for layout, name in layouts.items() if layout != "text"), None)
+    row_formats = {reader.row_format: reader.source.source for reader in reversed(readers) if reader.row_format}
+    texts, chats = (
+        row_formats.get("text"),
+        next((name for row_format, name in row_formats.items() if row_format != "text"), None),
+    )
     if texts and chats:
         message = "data.sources: plain text and conversations can't be mixed"
         raise DataError(Problem(message, f"text in {texts}, and conversations in {chats}", "sources of one kind"))
-    return tuple(reversed(layouts))
+    return tuple(reversed(row_formats))
 
 
-def _mixture(data: Data, readers: Sequence[_Reader], examples: ExampleRows) -> tuple[Places, tuple[SourceCounts, ...]]:
+def _mixture(
+    data: Data, readers: Sequence[_Reader], examples: ExampleDataset
+) -> tuple[Indices, tuple[SourceCounts, ...]]:
     """The places of all sources' rows as they are mixed, and each source's counts."""
     import numpy
 
-    parts: list[Places] = []
+    parts: list[Indices] = []
     begin = 0
     for reader in readers:
         part = numpy.arange(begin, begin + reader.usable)
@@ -384,31 +389,31 @@ def _mixture(data: Data, readers: Sequence[_Reader], examples: ExampleRows) -> t
     return mixture, tuple(reader.counts(number) for reader, number in zip(readers, used, strict=True))
 
 
-def _require_same_kind(evaluated: _Reader, layout: Format, data: Data) -> None:
+def _require_same_kind(evaluated: _Reader, row_format: str, data: Data) -> None:
     """Reject held-out plain text if the training rows are conversations, and the reverse.
 
     Raises:
         DataError: One side is plain text, the other conversations.
     """
-    if (evaluated.layout == "text") != (layout == "text"):
+    if (evaluated.row_format == "text") != (row_format == "text"):
         raise DataError(
             Problem(
                 f"{evaluated.source.source}: held-out rows must be plain text or conversations as the training rows "
                 "are",
-                f"{evaluated.layout}, and {layout} in {data.source_name()}",
+                f"{evaluated.row_format}, and {row_format} in {data.source_name()}",
                 "--held-out with rows of the same kind",
             )
         )
 
 
-def _at_most(places: Places, examples: ExampleRows, most: int | None, seed: int) -> Places:
+def _at_most(places: Indices, examples: ExampleDataset, most: int | None, seed: int) -> Indices:
     """All places, or `most` of them."""
     if most is None or len(places) <= most:
         return places
-    return places[choose(examples.select(places), most, seed)]
+    return places[sample_rows(examples.select(places), most, seed)]
 
 
-def _without_repeats(places: Places) -> Places:
+def _without_repeats(places: Indices) -> Indices:
     """Each place once, in the order of first occurrence."""
     import numpy
 
@@ -417,11 +422,11 @@ def _without_repeats(places: Places) -> Places:
 
 
 def prepare(
-    examples: Examples,
+    examples: ExampleSplits,
     data: Data,
     chat: ChatFormat,
     progress: Callable[[int, int], None] = _nobody,
-) -> Prepared:
+) -> PreparedData:
     """Tokenises both sides and counts.
 
     Args:
@@ -433,7 +438,7 @@ def prepare(
     Raises:
         DataError: No token would carry loss.
     """
-    plain_text = examples.layout == "text"
+    plain_text = examples.row_format == "text"
     unusable = {reason: list(places) for reason, places in examples.unusable.items()}
     rows, done = len(examples.train) + len(examples.held_out), itertools.count(1)
     settings = data, lambda: progress(next(done), rows)
@@ -452,52 +457,54 @@ def prepare(
         )
     counts = DataReady(
         source="built-in set" if data.source_name() == BUILTIN else data.source_name(),
-        format=" + ".join(examples.layouts),
-        loss_on=_loss_label(data, examples.layout),
+        format=" + ".join(examples.row_formats),
+        loss_on=_loss_label(data, examples.row_format),
         template="" if plain_text else chat.name,
         rows_read=examples.rows_read,
         skipped={reason: tuple(places) for reason, places in unusable.items()},
-        duplicates=duplicates(examples.train),
+        duplicates=count_duplicates(examples.train),
         leaked=examples.leaked,
-        special_token_text=tuple(example.where for example in examples.train if chat.quoting.special_text(example)),
+        special_token_text=tuple(
+            example.location for example in examples.train if chat.special_tokens.find_special_token(example)
+        ),
         train=count(train),
         held_out=count(held_out),
-        fingerprint=fingerprint(examples.train, examples.held_out),
+        fingerprint=data_fingerprint(examples.train, examples.held_out),
         unread_columns=dict(examples.notes.unread),
         dropped_turns=dict(examples.notes.shortened),
         remarks=dict(examples.notes.remarks),
         unused=examples.unused,
         sources=examples.sources,
     )
-    return Prepared(train, held_out, examples.held_out.select(scored), counts)
+    return PreparedData(train, held_out, examples.held_out.select(scored), counts)
 
 
 def _cached(
-    chat: ChatFormat, examples: ExampleRows, data: Data, each: Callable[[], None]
-) -> tuple[TokenRows, Sequence[int]]:
-    """`learnable`, through the token cache if there are many rows."""
+    chat: ChatFormat, examples: ExampleDataset, data: Data, each: Callable[[], None]
+) -> tuple[TokenDataset, Sequence[int]]:
+    """`tokenize_dataset`, through the token cache if there are many rows."""
     tokenizer = chat.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if len(examples) < FEWEST_ROWS or backend is None:
-        return learnable(chat, examples, data.max_length, data.loss_on, each)
+        return tokenize_dataset(chat, examples, data.max_length, data.loss_on, each)
     settings = (
         backend.to_str(),
         repr(tokenizer.special_tokens_map),
         str(tokenizer.chat_template),
-        repr(sorted(chat.stops)),
+        repr(sorted(chat.stop_token_ids)),
         f"{data.max_length} {data.loss_on} {data.reasoning}",
     )
     key = token_key(examples, *settings)
-    return cached(key, lambda: learnable(chat, examples, data.max_length, data.loss_on, each))
+    return cached(key, lambda: tokenize_dataset(chat, examples, data.max_length, data.loss_on, each))
 
 
-def learnable(
+def tokenize_dataset(
     chat: ChatFormat,
-    examples: ExampleRows,
+    examples: ExampleDataset,
     max_length: int,
     loss_on: LossOn,
     each: Callable[[], None] = _nobody,
-) -> tuple[TokenRows, Sequence[int]]:
+) -> tuple[TokenDataset, Sequence[int]]:
     """The tokens of the examples of which some carry loss, and the places of those; `each` is called for every one."""
     places = array("q")
 
@@ -508,20 +515,20 @@ def learnable(
                 places.append(place)
                 yield row
 
-    return TokenRows.of(rows()), places
+    return TokenDataset.from_rows(rows()), places
 
 
-def _others(examples: ExampleRows, places: Sequence[int]) -> list[str]:
+def _others(examples: ExampleDataset, places: Sequence[int]) -> list[str]:
     """Where the examples stand that are at none of the places."""
     import numpy
 
     others = numpy.setdiff1d(numpy.arange(len(examples)), numpy.asarray(places), assume_unique=True)
-    return [example.where for example in examples.select(others)]
+    return [example.location for example in examples.select(others)]
 
 
-def _loss_label(data: Data, layout: str) -> str:
+def _loss_label(data: Data, row_format: str) -> str:
     """What carries loss, in words."""
-    if layout == "text":
+    if row_format == "text":
         return "all tokens"
     labels = {"tokens": "all tokens", "last": "last answers", "completion": "completions"}
     return labels.get(data.loss_on, "answers")
@@ -534,17 +541,17 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
     import numpy
 
     lengths, loss_tokens = array("l"), 0
-    cut, without_stop = [], []
+    truncated, without_stop = [], []
     remarks: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         lengths.append(len(row.input_ids))
         loss_tokens += row.loss_tokens()
-        if row.cut:
-            cut.append(row.where)
-        if not row.stops:
-            without_stop.append(row.where)
+        if row.truncated:
+            truncated.append(row.location)
+        if not row.ends_with_stop_token:
+            without_stop.append(row.location)
         for remark in row.remarks:
-            remarks[remark].append(row.where)
+            remarks[remark].append(row.location)
     ordered = numpy.sort(lengths)
     return SplitCounts(
         rows=len(ordered),
@@ -554,13 +561,13 @@ def count(rows: Sequence[TokenRow]) -> SplitCounts:
         median=int(ordered[len(ordered) // 2]),
         p90=int(ordered[(len(ordered) * 9 - 1) // 10]),
         longest=int(ordered[-1]),
-        truncated=tuple(cut),
+        truncated=tuple(truncated),
         without_stop_token=tuple(without_stop),
         remarks={remark: tuple(places) for remark, places in remarks.items()},
     )
 
 
-def fingerprint(*sides: ExampleRows) -> str:
+def data_fingerprint(*sides: ExampleDataset) -> str:
     """SHA-256 of the texts of examples, side by side."""
     digest = sha256()
     for side in sides:

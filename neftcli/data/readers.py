@@ -17,7 +17,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from neftcli.data.text import MOST_LINE, MOST_UNPACKED, DataFile, lines, renaming, showing, through, with_ending
+from neftcli.data.data_file import MOST_LINE, MOST_UNPACKED, DataFile, lines, renaming, showing, through, with_ending
 from neftcli.data.turns import has_role
 from neftcli.errors import DataError, Problem
 
@@ -37,11 +37,11 @@ class Row:
 
     Attributes:
         values: Column to value.
-        where: "rows.jsonl, line 17".
+        location: "rows.jsonl, line 17".
     """
 
     values: dict[str, Any]
-    where: str
+    location: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,35 +169,35 @@ def _read_json_lines(file: DataFile) -> Iterator[Row]:
     for number, line in lines(file):
         if not line.strip():
             continue
-        where = f"{name}, line {number}"
+        location = f"{name}, line {number}"
         if number == 1:
-            _require_lines(line, path, where)
+            _require_lines(line, path, location)
         try:
             value = _parsed(line)
         except _NotJson as error:
             hint = CUT if error.cut and not line.endswith("\n") else showing(path, number)
-            problems.append(Problem(f"{where}: {error.said} (column {error.column})", error.typed, hint))
+            problems.append(Problem(f"{location}: {error.said} (column {error.column})", error.typed, hint))
         else:
             if isinstance(value, dict):
                 if not problems:
-                    yield Row(value, where)
+                    yield Row(value, location)
                 continue
-            problems.append(Problem(f"{where}: a row must be an object", line.strip()[:60], _rows_wanted(path)))
+            problems.append(Problem(f"{location}: a row must be an object", line.strip()[:60], _rows_wanted(path)))
         if len(problems) == MOST_PROBLEMS:
             break
     if problems:
         raise DataError(*problems)
 
 
-def _require_lines(first: str, path: Path, where: str) -> None:
+def _require_lines(first: str, path: Path, location: str) -> None:
     """Reject a file whose first line shows that it has no row a line."""
     beginning = first.strip()
     if beginning.startswith("[") and not _is_list_of_others(beginning):
         hint = renaming(path, with_ending(path, ".json"))
-        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "a list", hint))
+        raise DataError(Problem(f"{location}: a .jsonl file has one object a line", "a list", hint))
     if beginning == "{" and first.endswith("\n"):
         hint = through("jq -c .", path, f"lines-{path.name}")
-        raise DataError(Problem(f"{where}: a .jsonl file has one object a line", "an object over several", hint))
+        raise DataError(Problem(f"{location}: a .jsonl file has one object a line", "an object over several", hint))
 
 
 def _is_list_of_others(line: str) -> bool:
@@ -288,24 +288,24 @@ def _read_csv(file: DataFile) -> Iterator[Row]:
         start = 1
         try:
             for values in reader:
-                where = f"{name}, line {start}"
+                location = f"{name}, line {start}"
                 start = reader.line_num + 1
                 if not values:  # a blank line
                     continue
                 if not header:
                     header = values
-                    _check_header(header, delimiter, path, where)
+                    _check_header(header, delimiter, path, location)
                 elif len(values) != len(header):
                     mark = "tab" if delimiter == "\t" else "comma"
                     raise DataError(
                         Problem(
-                            f"{where}: a row must have as many columns as the header: {len(header)}",
+                            f"{location}: a row must have as many columns as the header: {len(header)}",
                             str(len(values)),
                             f'double quotes around a text that holds a {mark}: "..."',
                         )
                     )
                 else:
-                    yield Row(dict(zip(header, values, strict=True)), where)
+                    yield Row(dict(zip(header, values, strict=True)), location)
         except csv.Error as error:
             raise DataError(
                 Problem(
@@ -316,12 +316,14 @@ def _read_csv(file: DataFile) -> Iterator[Row]:
             ) from None
 
 
-def _check_header(header: list[str], delimiter: str, path: Path, where: str) -> None:
+def _check_header(header: list[str], delimiter: str, path: Path, location: str) -> None:
     """Reject column names that appear twice, or with something other than the format's delimiter between them."""
     repeated = [column for column, count in Counter(header).items() if count > 1]
     if repeated:
         raise DataError(
-            Problem(f"{where}: the header names a column twice", repeated[0][:60], "a name of its own for each column")
+            Problem(
+                f"{location}: the header names a column twice", repeated[0][:60], "a name of its own for each column"
+            )
         )
     other = next((mark for mark in ",\t;|" if mark in header[0]), "")
     if len(header) > 1 or not other:
@@ -331,7 +333,7 @@ def _check_header(header: list[str], delimiter: str, path: Path, where: str) -> 
     else:
         hint = through(COMMAS.format(other), path, f"commas-{with_ending(path, '.csv')}")
     between = "commas" if delimiter == "," else "tabs"
-    raise DataError(Problem(f"{where}: {between} must stand between the columns", header[0][:60], hint))
+    raise DataError(Problem(f"{location}: {between} must stand between the columns", header[0][:60], hint))
 
 
 def _read_parquet(file: DataFile) -> Iterator[Row]:

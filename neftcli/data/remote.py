@@ -15,7 +15,7 @@ from shlex import quote
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from neftcli.data.text import DataFile
+from neftcli.data.data_file import DataFile
 from neftcli.errors import DataError, Problem
 from neftcli.system.cache import written_in_cache
 
@@ -31,7 +31,7 @@ def is_remote(source: str) -> bool:
     return "://" in source and not source.startswith("file://")
 
 
-def without_file_scheme(source: str) -> str:
+def strip_file_scheme(source: str) -> str:
     """A file:// address as the path that it names; any other source as it is."""
     return unquote(urlsplit(source).path) if source.startswith("file://") else source
 

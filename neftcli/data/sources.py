@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from neftcli.data.data_file import DataFile
 from neftcli.data.folders import Chosen, Folder, choose_files, left_out_words
 from neftcli.data.readers import READERS, Row, ending, read_file, require_ending, table_rows
-from neftcli.data.remote import downloaded, is_remote, open_filesystem, require_address, without_file_scheme
-from neftcli.data.text import DataFile
+from neftcli.data.remote import downloaded, is_remote, open_filesystem, require_address, strip_file_scheme
 from neftcli.errors import DataError, Problem, first_line
 from neftcli.recipe.path_suggestions import at_home, closed_folder, exists, nearest_path
 from neftcli.system.hub import with_settings
@@ -47,7 +47,7 @@ class SourceRows:
     files: tuple[str, ...] = ()
 
 
-def is_hub(source: str) -> bool:
+def is_hub_id(source: str) -> bool:
     """Whether `source` names a hub data set and no local file."""
     if "://" in source:
         return False
@@ -55,9 +55,9 @@ def is_hub(source: str) -> bool:
     return source in HUB_ALIASES or (source.count("/") == 1 and not looks_like_a_path and not exists(Path(source)))
 
 
-def is_local(source: str) -> bool:
+def is_local_path(source: str) -> bool:
     """Return whether `source` names a file or folder of this machine, existing or not."""
-    return source != BUILTIN and not is_remote(source) and not is_hub(source)
+    return source != BUILTIN and not is_remote(source) and not is_hub_id(source)
 
 
 def read_rows(source: str, split: str = "train", config: str | None = None) -> Iterator[Row]:
@@ -95,9 +95,9 @@ def open_source(
         file = DataFile(Path(__file__).parent / "builtin" / f"{split}.jsonl", f"built-in {split}")
         return SourceRows(read_file(file), split)
     require_address(source)
-    if is_hub(source):
+    if is_hub_id(source):
         return _open_hub(HUB_ALIASES.get(source, source), split, config, streaming, option)
-    source = without_file_scheme(source)
+    source = strip_file_scheme(source)
     if is_remote(source):
         return _open_remote(source, split, config, sample_by, option)
     return _open_local(at_home(source), split, config, sample_by, option)

@@ -13,25 +13,25 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
-from neftcli.data.formats import Example
+from neftcli.data.example import Example
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-    Places: TypeAlias = NDArray[numpy.int64]
-    Digests: TypeAlias = NDArray[numpy.bytes_]
+    Indices: TypeAlias = NDArray[numpy.int64]
+    PromptHashes: TypeAlias = NDArray[numpy.bytes_]
 
-LARGEST_SHARE = 0.2
+MAX_HELD_OUT_FRACTION = 0.2
 
 
-def normalised(prompt: str) -> str:
+def normalize_prompt(prompt: str) -> str:
     """The prompt in lower case: letters with their accents, digits and signs of arithmetic, one space between."""
     folded = unicodedata.normalize("NFKC", prompt).casefold()
     return " ".join(folded.translate(_KEPT).split())
 
 
-def hold_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[Places, Places]:
+def split_held_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[Indices, Indices]:
     """Splits into training and held-out examples, each in the order given.
 
     Args:
@@ -44,8 +44,8 @@ def hold_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[Places,
     """
     import numpy
 
-    limit = min(rows, int(len(examples) * LARGEST_SHARE))
-    order, begins = _grouped(_digests((f"{seed}/{normalised(one.prompt())}" for one in examples), len(examples)))
+    limit = min(rows, int(len(examples) * MAX_HELD_OUT_FRACTION))
+    order, begins = _grouped(_digests((f"{seed}/{normalize_prompt(one.prompt())}" for one in examples), len(examples)))
     chosen, number = numpy.zeros(len(examples), dtype=bool), 0
     for begin, end in pairwise(begins):
         if number == limit:
@@ -56,15 +56,17 @@ def hold_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[Places,
     return numpy.flatnonzero(~chosen), numpy.flatnonzero(chosen)
 
 
-def without_prompts_of(examples: Sequence[Example], held_out: Sequence[Example]) -> Places:
+def exclude_prompts(examples: Sequence[Example], held_out: Sequence[Example]) -> Indices:
     """The places of the examples whose prompts do not stand in `held_out`."""
     import numpy
 
-    prompts, gone = (_digests((normalised(one.prompt()) for one in side), len(side)) for side in (examples, held_out))
+    prompts, gone = (
+        _digests((normalize_prompt(one.prompt()) for one in side), len(side)) for side in (examples, held_out)
+    )
     return numpy.flatnonzero(~numpy.isin(prompts, gone))
 
 
-def choose(examples: Sequence[Example], rows: int, seed: int) -> Places:
+def sample_rows(examples: Sequence[Example], rows: int, seed: int) -> Indices:
     """The places of `rows` of the examples, chosen by the seed, in the order given."""
     import numpy
 
@@ -72,13 +74,13 @@ def choose(examples: Sequence[Example], rows: int, seed: int) -> Places:
     return numpy.sort(numpy.argsort(keys, kind="stable")[:rows])
 
 
-def duplicates(examples: Sequence[Example]) -> int:
+def count_duplicates(examples: Sequence[Example]) -> int:
     """How many examples repeat an earlier one, prompt and answer alike."""
-    keys = _digests((f"{normalised(one.prompt())}\0{one.answer()}" for one in examples), len(examples))
+    keys = _digests((f"{normalize_prompt(one.prompt())}\0{one.answer()}" for one in examples), len(examples))
     return len(examples) - (len(_grouped(keys)[1]) - 1)
 
 
-def distinct(examples: Sequence[Example]) -> Places:
+def select_distinct(examples: Sequence[Example]) -> Indices:
     """The places of examples of which no two say the same, the last of each kind in the place of the first."""
     import numpy
 
@@ -88,20 +90,20 @@ def distinct(examples: Sequence[Example]) -> Places:
     return last[numpy.argsort(first)]
 
 
-def all_prompts(examples: Sequence[Example]) -> Digests:
+def hash_prompts(examples: Sequence[Example]) -> PromptHashes:
     """What is asked anywhere in the examples, for `unseen`."""
-    return _digests(normalised(prompt) for one in examples for prompt in one.prompts())
+    return _digests(normalize_prompt(prompt) for one in examples for prompt in one.prompts())
 
 
-def unseen(examples: Sequence[Example], seen: Digests) -> Places:
+def select_unseen(examples: Sequence[Example], seen: PromptHashes) -> Indices:
     """The places of the examples that ask nothing of what was `seen`."""
     import numpy
 
     owners = numpy.repeat(numpy.arange(len(examples)), [len(one.prompts()) for one in examples])
-    return numpy.setdiff1d(numpy.arange(len(examples)), owners[numpy.isin(all_prompts(examples), seen)])
+    return numpy.setdiff1d(numpy.arange(len(examples)), owners[numpy.isin(hash_prompts(examples), seen)])
 
 
-def _digests(keys: Iterable[str], number: int = -1) -> Digests:
+def _digests(keys: Iterable[str], number: int = -1) -> PromptHashes:
     """Sixteen bytes for each of `number` keys (-1: as many as come): two keys that differ never share them."""
     import numpy
 
@@ -109,7 +111,7 @@ def _digests(keys: Iterable[str], number: int = -1) -> Digests:
     return numpy.fromiter(digests, dtype="S16", count=number)
 
 
-def _grouped(digests: Digests) -> tuple[Places, Places]:
+def _grouped(digests: PromptHashes) -> tuple[Indices, Indices]:
     """Places in the order of their digests, and where in it each group of equal ones begins, with the end behind."""
     import numpy
 

@@ -20,12 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.rows import TokenRows
+from neftcli.data.dataset import TokenDataset
 from neftcli.system.cache import cache_folder
 from neftcli.system.files import require_no_link
 
 if TYPE_CHECKING:
-    from neftcli.data.rows import ExampleRows
+    from neftcli.data.dataset import ExampleDataset
 
 FEWEST_ROWS = 500
 """Fewer rows are not cached: tokenising them takes under half a second (docs/lab-log.md)."""
@@ -38,7 +38,7 @@ PLACE = "place"
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "trl")
 
 
-def token_key(rows: ExampleRows, *settings: str) -> str:
+def token_key(rows: ExampleDataset, *settings: str) -> str:
     """The name of the entry of these rows.
 
     Args:
@@ -48,12 +48,12 @@ def token_key(rows: ExampleRows, *settings: str) -> str:
     digest = hashlib.sha256()
     for part in (_code(), *settings):
         digest.update(f"{len(part)} ".encode() + part.encode("utf-8", "surrogatepass"))
-    for content, where in rows.contents_and_places():
-        digest.update(b"%d %d " % (len(content), len(where)) + content + where)
+    for content, location in rows.contents_and_locations():
+        digest.update(b"%d %d " % (len(content), len(location)) + content + location)
     return digest.hexdigest()
 
 
-def cached(key: str, tokenise: Callable[[], tuple[TokenRows, Sequence[int]]]) -> tuple[TokenRows, Sequence[int]]:
+def cached(key: str, tokenise: Callable[[], tuple[TokenDataset, Sequence[int]]]) -> tuple[TokenDataset, Sequence[int]]:
     """Return tokenised rows and their places among the examples, from the cache if they are in it.
 
     If several processes need the same entry, one creates it and the others wait. If the cache folder can't be written
@@ -94,7 +94,7 @@ def _locked(folder: Path, key: str) -> Iterator[bool]:
         lock.release()
 
 
-def _read(path: Path) -> tuple[TokenRows, Sequence[int]] | None:
+def _read(path: Path) -> tuple[TokenDataset, Sequence[int]] | None:
     """An entry; None if there is none, or if it is damaged."""
     import pyarrow as arrow
 
@@ -109,10 +109,10 @@ def _read(path: Path) -> tuple[TokenRows, Sequence[int]] | None:
     except (OSError, ValueError, arrow.ArrowException):  # ValueError: an empty file can't be mapped
         return None
     places = array("q", table[PLACE].to_numpy().tobytes())
-    return TokenRows(table.drop_columns([PLACE])), places
+    return TokenDataset(table.drop_columns([PLACE])), places
 
 
-def _write(folder: Path, key: str, rows: TokenRows, places: Sequence[int]) -> None:
+def _write(folder: Path, key: str, rows: TokenDataset, places: Sequence[int]) -> None:
     """Write an entry atomically; an entry larger than MOST_BYTES is not written.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Examples as the model sees them: token ids, and the labels of those that carry loss.
+"""Tokenised rows: token ids, and the labels of the tokens that carry loss.
 
-Training must see what generation sees: generation starts after the tokens of the prompt alone, so no token may span
-the end of the prompt and the start of the answer. Rows in which the tokenizer would make such a token (`:(` in
-"### Response:(a)") are tokenised in pieces.
+Training must see the same tokens as generation. Generation starts after the tokens of the prompt alone, so no token may
+contain both the end of the prompt and the start of the answer. Rows in which the tokenizer would merge across that
+boundary (`:(` in "### Response:(a)") are tokenised in pieces.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat, LossOn, Rendering
-from neftcli.data.formats import Example
-from neftcli.data.panics import is_tokenizers, tokenizer_named
+from neftcli.data.chat import PROMPT_DIFFERS, ChatFormat, LossOn, Rendering
+from neftcli.data.example import Example
+from neftcli.data.tokenizer import is_tokenizer_error, tokenizer_errors
 from neftcli.errors import panics_as_errors
 
-IGNORED = -100
-BATCH = 512
+IGNORE_INDEX = -100
+"""Label of a token without loss."""
+BATCH_SIZE = 512
 TEXT_PROMPT_WORDS = 32
+"""Maximum number of a plain text's words that generation starts from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,145 +28,159 @@ class TokenRow:
     """A tokenised example.
 
     Attributes:
-        input_ids: Token ids, not padded.
-        labels: The same ids where a token carries loss, -100 elsewhere; equally long.
-        cut: It was longer than data.max_length.
-        stops: Its last token with loss is a stop token, so that the model learns to end.
-        where: Where the row stands.
+        input_ids: Token ids, without padding.
+        labels: The token id where a token carries loss, IGNORE_INDEX elsewhere; as long as `input_ids`. The first is
+            always IGNORE_INDEX, since nothing predicts the first token.
+        truncated: The row was longer than data.max_length.
+        ends_with_stop_token: The last token with loss is a stop token, so the model learns to stop.
+        location: File and line of the row.
         remarks: Remarks on how it was rendered and tokenised.
     """
 
     input_ids: list[int]
     labels: list[int]
-    cut: bool
-    stops: bool
-    where: str
+    truncated: bool
+    ends_with_stop_token: bool
+    location: str
     remarks: tuple[str, ...] = ()
 
     def loss_tokens(self) -> int:
-        """Tokens that carry loss; the first token of a row never does, since nothing predicts it."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        """Return the number of tokens that carry loss."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
 
 def render_prompt(chat: ChatFormat, example: Example) -> str:
-    """The text that generation starts from: everything before the last answer, or a plain text's first words."""
+    """Return the text that generation starts from: all before the last answer, or a plain text's first words."""
     if example.turns:
-        return chat.quoting.unquoted(chat.prompt(example))
-    begins = _beginning(chat)
-    return begins + prompt_and_reference(example)[0].removeprefix(begins)
+        return chat.special_tokens.unescape(chat.render_prompt(example))
+    prefix = _prefix_text(chat)
+    return prefix + split_prompt_and_reference(example)[0].removeprefix(prefix)
 
 
-def prompt_token_ids(chat: ChatFormat, example: Example) -> list[int]:
-    """The tokens that generation starts from."""
-    with tokenizer_named(chat.tokenizer, example.where):
+def tokenize_prompt(chat: ChatFormat, example: Example) -> list[int]:
+    """Return the token ids that generation starts from.
+
+    Raises:
+        DataError: The tokenizer fails.
+    """
+    with tokenizer_errors(chat.tokenizer, example.location):
         if not example.turns:
-            return _plain_prefix_and_ids(chat, prompt_and_reference(example)[0])
-        return _in_pieces(chat, chat.prompt(example), [])[0]
+            return _encode_with_prefix(chat, split_prompt_and_reference(example)[0])
+        return _tokenize_pieces(chat, chat.render_prompt(example), [])[0]
 
 
-def prompt_and_reference(example: Example) -> tuple[str, str]:
-    """What is asked and what the data answers; of a plain text its first words and the rest."""
+def split_prompt_and_reference(example: Example) -> tuple[str, str]:
+    """Return prompt and reference answer; of a plain text its first words and the rest."""
     if example.turns:
         return example.prompt(), example.answer()
     words = example.text.split(" ")
-    cut = min(TEXT_PROMPT_WORDS, (len(words) + 1) // 2)
-    return " ".join(words[:cut]), " ".join(words[cut:])
+    length = min(TEXT_PROMPT_WORDS, (len(words) + 1) // 2)
+    return " ".join(words[:length]), " ".join(words[length:])
 
 
 def tokenize(
     chat: ChatFormat, examples: Sequence[Example], max_length: int, loss_on: LossOn = "auto"
 ) -> Iterator[TokenRow]:
-    """Tokenises examples, in order.
+    """Tokenise examples, in order.
 
-    A token carries loss if it begins inside a learned answer or is the stop token after it. Plain text carries loss
-    throughout and gets one stop token.
+    A token carries loss if it begins inside a learned answer or is the stop token after it. Plain text gets one stop
+    token, and every token but the first carries loss.
 
     Args:
         chat: The tokenizer with its chat template.
-        examples: All conversations, or all plain texts.
-        max_length: Longest row in tokens; longer rows are truncated.
+        examples: Conversations or plain texts, not both.
+        max_length: Maximum tokens of a row; longer rows are truncated.
         loss_on: The recipe's `data.loss_on`.
 
     Raises:
-        DataError: The chat template can't render a conversation, or leaves a part of it out.
-        ModelError: The start of an answer in the rendering can't be located.
+        DataError: The chat template rejects a conversation or leaves a part of it out, or the tokenizer fails.
+        ModelError: An answer can't be located in the rendering.
     """
-    for start in range(0, len(examples), BATCH):
-        batch = list(examples[start : start + BATCH])
-        tokenised = _tokenised(chat, batch, loss_on)
-        for example, (ids, labels, remarks) in zip(batch, tokenised, strict=True):
-            kept = labels[:max_length]
-            learned = [label for label in kept if label != IGNORED]
-            stops = bool(learned) and learned[-1] in chat.stops
-            yield TokenRow(ids[:max_length], kept, len(ids) > max_length, stops, example.where, remarks)
+    for start in range(0, len(examples), BATCH_SIZE):
+        batch = list(examples[start : start + BATCH_SIZE])
+        for example, (ids, labels, remarks) in zip(batch, _tokenize_batch(chat, batch, loss_on), strict=True):
+            labels = [IGNORE_INDEX, *labels[1:max_length]]
+            learned = [label for label in labels if label != IGNORE_INDEX]
+            ends_with_stop_token = bool(learned) and learned[-1] in chat.stop_token_ids
+            truncated = len(ids) > max_length
+            yield TokenRow(ids[:max_length], labels, truncated, ends_with_stop_token, example.location, remarks)
 
 
-Tokenised = tuple[list[int], list[int], tuple[str, ...]]
+TokenizedText = tuple[list[int], list[int], tuple[str, ...]]
+"""Token ids, labels and remarks."""
 
 
-def _tokenised(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) -> list[Tokenised]:
-    """A batch of rows; of a tokenizer that fails the row is found one by one."""
-    function = _conversations if batch[0].turns else _plain_texts
+def _tokenize_batch(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) -> list[TokenizedText]:
+    """Tokenise a batch; if the tokenizer fails, tokenise the rows one by one to find the location."""
+    function = _tokenize_conversations if batch[0].turns else _tokenize_texts
     try:
         with panics_as_errors():
             return list(function(chat, batch, loss_on))
     except Exception as error:
-        if not is_tokenizers(error):
+        if not is_tokenizer_error(error):
             raise
         for example in batch:
-            with tokenizer_named(chat.tokenizer, example.where):
+            with tokenizer_errors(chat.tokenizer, example.location):
                 list(function(chat, [example], loss_on))
         raise
 
 
-def _plain_texts(chat: ChatFormat, batch: Sequence[Example], _: LossOn) -> Iterator[Tokenised]:
+def _tokenize_texts(chat: ChatFormat, batch: Sequence[Example], _: LossOn) -> Iterator[TokenizedText]:
     eos = str(chat.tokenizer.eos_token)
     for example in batch:
-        ids = _plain_prefix_and_ids(chat, example.text.removesuffix(eos) + eos)
-        yield ids, [IGNORED] * len(chat.prefix) + ids[len(chat.prefix) :], ()
+        ids = _encode_with_prefix(chat, example.text.removesuffix(eos) + eos)
+        yield ids, [IGNORE_INDEX] * len(chat.prefix) + ids[len(chat.prefix) :], ()
 
 
-def _plain_prefix_and_ids(chat: ChatFormat, text: str) -> list[int]:
-    """The tokenizer's prefix of every text and the text, as token ids; no EOS token is appended."""
-    ids: list[int] = chat.tokenizer(text.removeprefix(_beginning(chat)), add_special_tokens=False)["input_ids"]
+def _encode_with_prefix(chat: ChatFormat, text: str) -> list[int]:
+    """Return the tokenizer's prefix and the token ids of the text, without EOS."""
+    ids: list[int] = chat.tokenizer(text.removeprefix(_prefix_text(chat)), add_special_tokens=False)["input_ids"]
     return [*chat.prefix, *ids]
 
 
-def _beginning(chat: ChatFormat) -> str:
+def _prefix_text(chat: ChatFormat) -> str:
     return "".join(str(token) for token in chat.tokenizer.convert_ids_to_tokens(chat.prefix))
 
 
-def _conversations(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) -> Iterator[Tokenised]:
-    renderings = [chat.rendering(example, loss_on) for example in batch]
-    texts = [r.text[: r.answers[-1].end] if loss_on == "tokens" else r.text for r in renderings]
+def _tokenize_conversations(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) -> Iterator[TokenizedText]:
+    renderings = [chat.render(example, loss_on) for example in batch]
+    texts = []
+    prompts = []
+    for rendering in renderings:
+        last = rendering.answers[-1]
+        texts.append(rendering.text[: last.end] if loss_on == "tokens" else rendering.text)
+        prompts.append(texts[-1][: last.start])
     encoded = chat.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    prompts = chat.tokenizer(
-        [text[: r.answers[-1].start] for text, r in zip(texts, renderings, strict=True)], add_special_tokens=False
-    )
+    encoded_prompts = chat.tokenizer(prompts, add_special_tokens=False)
     for rendering, text, ids, offsets, prompt in zip(
-        renderings, texts, encoded["input_ids"], encoded["offset_mapping"], prompts["input_ids"], strict=True
+        renderings, texts, encoded["input_ids"], encoded["offset_mapping"], encoded_prompts["input_ids"], strict=True
     ):
         remarks = rendering.remarks
-        if _splits_at_answers(chat, rendering, text, offsets) and ids[: len(prompt)] == prompt:
-            labels = _labels(ids, offsets, rendering)
+        if _has_token_at_each_answer(chat, rendering, text, offsets) and ids[: len(prompt)] == prompt:
+            labels = _label_answers(ids, offsets, rendering)
         else:
-            ids, labels = _in_pieces(chat, text, [(a.start, a.end, a.learned) for a in rendering.answers])
-            alone = _in_pieces(chat, text[: rendering.answers[-1].start], [])[0]
-            if alone != ids[: len(alone)] and UNLIKE_PROMPT not in remarks:
-                remarks = (*remarks, UNLIKE_PROMPT)
+            spans = [(answer.start, answer.end, answer.learned) for answer in rendering.answers]
+            ids, labels = _tokenize_pieces(chat, text, spans)
+            prompt = _tokenize_pieces(chat, text[: rendering.answers[-1].start], [])[0]
+            if prompt != ids[: len(prompt)] and PROMPT_DIFFERS not in remarks:
+                remarks = (*remarks, PROMPT_DIFFERS)
         yield ids, list(ids) if loss_on == "tokens" else labels, remarks
 
 
-def _splits_at_answers(chat: ChatFormat, rendering: Rendering, text: str, offsets: Sequence[tuple[int, int]]) -> bool:
+def _has_token_at_each_answer(
+    chat: ChatFormat, rendering: Rendering, text: str, offsets: Sequence[tuple[int, int]]
+) -> bool:
     """Return whether a token starts with each answer, and the data contains no special token."""
-    begins = {begin for begin, end in offsets if end > begin}
-    # A space before the answer may be in its first token, whatever the offsets say: some tokenizers trim them.
-    split = all(answer.start in begins and text[answer.start - 1 : answer.start] != " " for answer in rendering.answers)
-    return split and not any(quotes for _, quotes in chat.quoting.pieces(text))
+    token_starts = {begin for begin, end in offsets if end > begin}
+    for answer in rendering.answers:
+        # A space before the answer may be part of its first token even if the offsets deny it: some tokenizers trim it.
+        if answer.start not in token_starts or text[answer.start - 1 : answer.start] == " ":
+            return False
+    return not any(is_special for _, is_special in chat.special_tokens.split(text))
 
 
-def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], rendering: Rendering) -> list[int]:
-    labels = [IGNORED] * len(ids)
+def _label_answers(ids: Sequence[int], offsets: Sequence[tuple[int, int]], rendering: Rendering) -> list[int]:
+    labels = [IGNORE_INDEX] * len(ids)
     position = 0
     for answer in rendering.answers:
         while position < len(ids) and offsets[position][0] < answer.start:
@@ -176,21 +192,23 @@ def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], rendering: R
     return labels
 
 
-def _in_pieces(chat: ChatFormat, text: str, spans: Sequence[tuple[int, int, bool]]) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a text that is split where each span begins and ends, and at special tokens of the data.
+def _tokenize_pieces(
+    chat: ChatFormat, text: str, spans: Sequence[tuple[int, int, bool]]
+) -> tuple[list[int], list[int]]:
+    """Return token ids and labels of a text that is split at each span's bounds and at special tokens of the data.
 
     Args:
         chat: The tokenizer.
-        text: As `ChatFormat` rendered it.
-        spans: Begin, end, and whether it carries loss; in order.
+        text: A text rendered by `ChatFormat`.
+        spans: First character, character after the last, and whether it carries loss; in order.
     """
     learned = {(begin, end) for begin, end, learns in spans if learns}
     bounds = sorted({0, len(text), *(bound for begin, end, _ in spans for bound in (begin, end))})
     ids: list[int] = []
     labels: list[int] = []
-    for part in pairwise(bounds):
-        for piece, quotes in chat.quoting.pieces(text[slice(*part)]):
-            new = chat.continuation.encode(piece, ids, as_characters=quotes)
+    for begin, end in pairwise(bounds):
+        for piece, is_special in chat.special_tokens.split(text[begin:end]):
+            new = chat.continuation.encode(piece, ids, as_characters=is_special)
             ids += new
-            labels += new if part in learned else [IGNORED] * len(new)
+            labels += new if (begin, end) in learned else [IGNORE_INDEX] * len(new)
     return ids, labels

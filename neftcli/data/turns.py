@@ -13,9 +13,8 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
-from neftcli.data.example import Turn, UnusableRow
+from neftcli.data.example import RowNotes, Turn, UnusableRow, describe_value, has_value
 from neftcli.data.jq_hints import jq, jq_key
-from neftcli.data.row_notices import Notes, has_value, shown
 from neftcli.data.tool_calls import read_tool_calls
 from neftcli.errors import DataError, Problem
 
@@ -63,7 +62,7 @@ READ = {  # in addition to role and content
 MEDIA = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
 
 
-def read_turns(items: list[Any], row: str, column: str, keys: tuple[str, str], notes: Notes) -> list[Turn]:
+def read_turns(items: list[Any], row: str, column: str, keys: tuple[str, str], notes: RowNotes) -> list[Turn]:
     """The turns of a conversation.
 
     Args:
@@ -98,7 +97,7 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and is_turn(value[0])
 
 
-def read_mark(values: Mapping[str, Any], where: str, what: str) -> tuple[bool | None, str]:
+def read_mark(values: Mapping[str, Any], location: str, what: str) -> tuple[bool | None, str]:
     """Return the mark of a turn or row as learned (None without one), and the mark as it was written.
 
     Raises:
@@ -113,9 +112,9 @@ def read_mark(values: Mapping[str, Any], where: str, what: str) -> tuple[bool | 
         if mark is None:
             raise DataError(
                 Problem(
-                    f"{where}: {key} says whether the {what} is learned, and must be 0 or 1 (fractional weights are "
+                    f"{location}: {key} says whether the {what} is learned, and must be 0 or 1 (fractional weights are "
                     "not supported)",
-                    shown(value),
+                    describe_value(value),
                     f'"{key}": 0 or "{key}": 1; a column or key that means something else needs another name',
                 )
             )
@@ -124,41 +123,41 @@ def read_mark(values: Mapping[str, Any], where: str, what: str) -> tuple[bool | 
     if len(set(read.values())) > 1:
         raise DataError(
             Problem(
-                f"{where}: these marks contradict each other", said, f"one of {', '.join(read)}, or the same in all"
+                f"{location}: these marks contradict each other", said, f"one of {', '.join(read)}, or the same in all"
             )
         )
     return next(iter(read.values()), None), said
 
 
-def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: Notes) -> Turn:
+def _read_turn(item: Any, location: str, row: str, keys: tuple[str, str], notes: RowNotes) -> Turn:
     if isinstance(item, dict) and len(item) == 2:  # the usual turn
         said_by, text = item.get(keys[0]), item.get(keys[1])
         if isinstance(text, str) and isinstance(said_by, str) and said_by not in CALLING and said_by in ROLES:
-            return Turn(ROLES[said_by], checked_text(text, f"{where}: {keys[1]}").strip())
+            return Turn(ROLES[said_by], checked_text(text, f"{location}: {keys[1]}").strip())
     role_key, content_key = (_present(item, key, others) for key, others in zip(keys, _ORDER, strict=True))
     if not isinstance(item, dict) or role_key is None:
-        raise DataError(_no_turn(item, where, keys))
+        raise DataError(_no_turn(item, location, keys))
     own_role = str(item[role_key]).lower()
     role = ROLES.get(own_role)
     if role is None:
         raise DataError(
             Problem(
-                f"{where} has an unknown {role_key}",
-                shown(item[role_key]),
+                f"{location} has an unknown {role_key}",
+                describe_value(item[role_key]),
                 f"one of {', '.join(ROLES)}",
                 "".join(get_close_matches(own_role, ROLES, n=1)),
             )
         )
     given = {key: value for key, value in item.items() if has_value(value)}
-    calls = _calls(given, where, role)
+    calls = _calls(given, location, role)
     content_given = content_key is not None and has_value(item[content_key])
     if "refusal" in given and role == "assistant" and not calls and not content_given:
         own_key = jq_key(content_key or keys[1])
         as_text = f'if type == "object" and .refusal then {own_key} = .refusal | del(.refusal) else . end'
         raise DataError(
             Problem(
-                f"{where} has its answer in the key refusal, which is not read, and none in {content_key or keys[1]}",
-                shown(given["refusal"]),
+                f"{location} has its answer in the key refusal, not in {content_key or keys[1]}",
+                describe_value(given["refusal"]),
                 f"{jq(row, f'walk({as_text})')}    {REFUSAL}",
             )
         )
@@ -169,29 +168,29 @@ def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: No
         as_text = f'if {is_result} and ({own_key} | type) == "{kind}" then {own_key} |= tojson else . end'
         raise DataError(
             Problem(
-                f"{where}: {content_key} must be text, and this tool result is an {kind}",
-                shown(item[content_key]),
+                f"{location}: {content_key} must be text, and this tool result is an {kind}",
+                describe_value(item[content_key]),
                 f"{jq(row, f'walk({as_text})')}    writes results as JSON text",
             )
         )
     if content_key is None and not calls:
-        raise DataError(_no_turn(item, where, keys))
+        raise DataError(_no_turn(item, location, keys))
     content, thought = "", ""
     if own_role in CALLING and content_key is not None and has_value(item[content_key]):
         if calls:
-            what = f"{where} holds tool calls both in {content_key} and in a key of its own"
+            what = f"{location} holds tool calls both in {content_key} and in a key of its own"
             raise DataError(Problem(what, calls[:60], "one of them"))
-        calls = read_tool_calls(item[content_key], f"{where}: {content_key}")
+        calls = read_tool_calls(item[content_key], f"{location}: {content_key}")
     elif content_key is not None and (item[content_key] is not None or not calls):
-        content, thought = _content(item[content_key], f"{where}: {content_key}", content_key, row, notes)
-    learn, said = read_mark(item, where, "turn")
+        content, thought = _content(item[content_key], f"{location}: {content_key}", content_key, row, notes)
+    learn, said = read_mark(item, location, "turn")
     if learn and role != "assistant":
         raise DataError(
             Problem(
-                f"{where} is marked as learned, and only assistant turns can be", f"{role}, {said}", "0, or no mark"
+                f"{location} is marked as learned, and only assistant turns can be", f"{role}, {said}", "0, or no mark"
             )
         )
-    reasoning = _reasoning(given, where, thought) if role == "assistant" else ""
+    reasoning = _reasoning(given, location, thought) if role == "assistant" else ""
     for key in [key for key in given if key not in READ[role] and key not in (role_key, content_key)]:
         if key.lower() in UNREAD_MARKS:
             notes.remarks.add(f"the turn key {key} is not read: weight or train (0 or 1) marks what is learned", row)
@@ -203,8 +202,8 @@ def _read_turn(item: Any, where: str, row: str, keys: tuple[str, str], notes: No
         learn=learn,
         reasoning=reasoning,
         tool_calls=calls,
-        name=_label(given, "name", where),
-        tool_call_id=_label(given, "tool_call_id", where) if role == "tool" else "",
+        name=_label(given, "name", location),
+        tool_call_id=_label(given, "tool_call_id", location) if role == "tool" else "",
     )
 
 
@@ -229,50 +228,50 @@ def _present(item: Any, preferred: str, others: tuple[str, ...]) -> str | None:
     return next((key for key in there if has_value(item[key])), there[0] if there else None)
 
 
-def _no_turn(item: Any, where: str, keys: tuple[str, str]) -> Problem:
+def _no_turn(item: Any, location: str, keys: tuple[str, str]) -> Problem:
     wanted = f'{{"{keys[0]}": "user", "{keys[1]}": "..."}}'
-    return Problem(f"{where} must have {keys[0]} and {keys[1]}", shown(item), wanted)
+    return Problem(f"{location} must have {keys[0]} and {keys[1]}", describe_value(item), wanted)
 
 
-def _calls(given: Mapping[str, Any], where: str, role: str) -> str:
+def _calls(given: Mapping[str, Any], location: str, role: str) -> str:
     """The tool calls of a turn in their own key: tool_calls, or the older function_call."""
     keys = [key for key in CALLS if key in given]
     if not keys:
         return ""
     if role != "assistant":
-        what = f"{where} holds {keys[0]}, and only an assistant turn can call a tool"
+        what = f"{location} holds {keys[0]}, and only an assistant turn can call a tool"
         raise DataError(Problem(what, role, f"{keys[0]} in the assistant's turn"))
     if len(keys) > 1:
-        what = f"{where} holds both tool_calls and function_call"
-        raise DataError(Problem(what, shown(given["function_call"]), "tool_calls alone"))
-    return read_tool_calls(given[keys[0]], f"{where}: {keys[0]}")
+        what = f"{location} holds both tool_calls and function_call"
+        raise DataError(Problem(what, describe_value(given["function_call"]), "tool_calls alone"))
+    return read_tool_calls(given[keys[0]], f"{location}: {keys[0]}")
 
 
-def _reasoning(given: Mapping[str, Any], where: str, thought: str) -> str:
+def _reasoning(given: Mapping[str, Any], location: str, thought: str) -> str:
     if not thought and given.keys().isdisjoint(REASONING):
         return ""
-    texts = {key: checked_text(given[key], f"{where}: {key}").strip() for key in REASONING if key in given}
+    texts = {key: checked_text(given[key], f"{location}: {key}").strip() for key in REASONING if key in given}
     if thought:
         texts["content"] = thought
     if len(set(texts.values())) > 1:
-        what = f"{where}: {' and '.join(texts)} hold different reasoning"
-        raise DataError(Problem(what, shown(next(iter(texts.values()))), "one of them"))
+        what = f"{location}: {' and '.join(texts)} hold different reasoning"
+        raise DataError(Problem(what, describe_value(next(iter(texts.values()))), "one of them"))
     return next(iter(texts.values()), "")
 
 
-def _label(given: Mapping[str, Any], key: str, where: str) -> str:
-    return checked_text(given[key], f"{where}: {key}") if key in given else ""
+def _label(given: Mapping[str, Any], key: str, location: str) -> str:
+    return checked_text(given[key], f"{location}: {key}") if key in given else ""
 
 
-def _content(value: Any, what: str, key: str, row: str, notes: Notes) -> tuple[str, str]:
+def _content(value: Any, what: str, key: str, row: str, notes: RowNotes) -> tuple[str, str]:
     """The text of a content, and the reasoning in it; parts of text are joined as chat templates join them."""
     if not isinstance(value, list):
         return checked_text(value, what).strip(), ""
     texts, thoughts = [], []
     for number, part in enumerate(value, 1):
-        where = f"{what}, part {number}"
+        location = f"{what}, part {number}"
         if isinstance(part, str):
-            texts.append(checked_text(part, where))
+            texts.append(checked_text(part, location))
             continue
         given = {name: item for name, item in part.items() if has_value(item)} if isinstance(part, dict) else {}
         kind = str(given.get("type", "text"))
@@ -281,24 +280,28 @@ def _content(value: Any, what: str, key: str, row: str, notes: Notes) -> tuple[s
         if media:
             raise DataError(
                 Problem(
-                    f"{where} is {media[0]}, and neft trains on text",
-                    shown(part),
+                    f"{location} is {media[0]}, and neft trains on text",
+                    describe_value(part),
                     'parts of text alone: {"type": "text", "text": "..."}, or rows without this one',
                 )
             )
         if kind in ("thinking", "reasoning"):
             name = kind if kind in given else "text"
-            thoughts.append(checked_text(given.get(name), f"{where}: {name}"))
+            thoughts.append(checked_text(given.get(name), f"{location}: {name}"))
         elif kind in ("text", "input_text", "output_text") and isinstance(part, dict) and "text" in part:
             name = "text"
-            texts.append(checked_text("" if part["text"] is None else part["text"], f"{where}: text"))
+            texts.append(checked_text("" if part["text"] is None else part["text"], f"{location}: text"))
         elif kind == "refusal":
             as_text = 'if type == "object" and .type == "refusal" then {type: "text", text: .refusal} else . end'
             hint = f"{jq(row, f'walk({as_text})')}    {REFUSAL}"
-            raise DataError(Problem(f"{where} is a refusal, which is not read", shown(given.get(kind)), hint))
+            raise DataError(
+                Problem(f"{location} is a refusal, which is not read", describe_value(given.get(kind)), hint)
+            )
         else:
             tool = " (tool calls are read from the turn's key tool_calls)" if "tool" in kind else ""
-            raise DataError(Problem(f"{where} is no text{tool}", shown(part), '{"type": "text", "text": "..."}'))
+            raise DataError(
+                Problem(f"{location} is no text{tool}", describe_value(part), '{"type": "text", "text": "..."}')
+            )
         for other in [other for other in given if other not in ("type", name)]:
             notes.unread.add(f"turn key {key}.{other}", row)
     return "".join(texts).strip(), "".join(thoughts).strip()
@@ -320,7 +323,7 @@ def checked_text(value: Any, what: str, hint: str = "") -> str:
         number = isinstance(value, int | float) and isfinite(value)
         wanted = hint or (f'"{value}"' if number else 'a text: "..."')
         nested = ", and nested lists and objects can't be mapped" if hint else ""
-        raise DataError(Problem(f"{what} must be text{nested}", shown(value), wanted))
+        raise DataError(Problem(f"{what} must be text{nested}", describe_value(value), wanted))
     if len(value) > LONGEST_TEXT:
         raise UnusableRow(f"a text in it is longer than {LONGEST_TEXT:,} characters")
     try:

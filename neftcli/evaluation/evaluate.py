@@ -11,9 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neftcli.data.prepare import fingerprint
-from neftcli.data.splits import normalised
-from neftcli.data.tokens import prompt_and_reference
+from neftcli.data.prepare import data_fingerprint
+from neftcli.data.splits import normalize_prompt
+from neftcli.data.tokens import split_prompt_and_reference
 from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.cache import lock_results
 from neftcli.evaluation.held_out import EvalRows, read_eval_rows
@@ -248,7 +248,7 @@ def _report(
     from neftcli.evaluation.sentences import conclusion
     from neftcli.statistics.paired import MIN_PROMPTS
 
-    prompts = [normalised(writing.instruction(example)) for example in rows.examples]
+    prompts = [normalize_prompt(writing.instruction(example)) for example in rows.examples]
     metrics, comparisons = compare_models(results, judged, prompts)
     models = tuple(one.subject.column() for one in results)
     changed = writing.changed_options(results)
@@ -280,7 +280,7 @@ def _report_folder(rows: EvalRows, subjects: Sequence[EvalTarget], request: Eval
     """
     baseline = next((subject.name for subject in subjects if subject.role == "baseline"), None)
     name = rows.label + (f"-vs-{baseline}" if baseline else "")
-    asked = [fingerprint(rows.examples), str(subjects[0].recipe.evaluation), request.base, request.answers]
+    asked = [data_fingerprint(rows.examples), str(subjects[0].recipe.evaluation), request.base, request.answers]
     question = sha256(repr([*asked, request.export]).encode()).hexdigest() + "\n"
     parent = subjects[0].home / EVALUATION
     number = 1
@@ -328,7 +328,7 @@ def _judge(results: Sequence[ModelResults], rows: EvalRows, observer: Observer) 
 
     opponent = results[1]
     pairs = [
-        AnswerPair(instruction(example), ours.text, theirs.text, prompt_and_reference(example)[1])
+        AnswerPair(instruction(example), ours.text, theirs.text, split_prompt_and_reference(example)[1])
         for example, ours, theirs in zip(rows.examples, results[0].answers, opponent.answers, strict=True)
     ]
     judged_models = f"{results[0].subject.name} against {opponent.subject.name}"

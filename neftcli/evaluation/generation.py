@@ -134,7 +134,7 @@ def _batch_answers(
 ) -> list[Answer]:
     from transformers import GenerationConfig, LogitsProcessorList
 
-    tokenizer, stops = chat.tokenizer, chat.stops
+    tokenizer, stops = chat.tokenizer, chat.stop_token_ids
     sampling = {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
     settings = GenerationConfig(
         max_new_tokens=generation.max_new_tokens,

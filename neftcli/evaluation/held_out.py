@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neftcli.data.prepare import Examples, Questions, fingerprint, read_examples, read_questions
-from neftcli.data.row_notices import Notes
-from neftcli.data.rows import ExampleRows
-from neftcli.data.sources import BUILTIN, is_hub
-from neftcli.data.splits import all_prompts, choose, distinct, unseen
+from neftcli.data.dataset import ExampleDataset
+from neftcli.data.example import RowNotes
+from neftcli.data.prepare import EvalExamples, ExampleSplits, data_fingerprint, read_eval_examples, read_examples
+from neftcli.data.sources import BUILTIN, is_hub_id
+from neftcli.data.splits import hash_prompts, sample_rows, select_distinct, select_unseen
 from neftcli.errors import DataError, Problem
 from neftcli.evaluation.targets import EvalTarget, resolve_target
 from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId
@@ -21,7 +21,7 @@ from neftcli.runs.directory import RECIPE, find_run
 from neftcli.system.hub import UNREACHABLE, prefer_cache_if_unreachable
 
 if TYPE_CHECKING:
-    from neftcli.data.splits import Digests
+    from neftcli.data.splits import PromptHashes
     from neftcli.recipe.schema import Data, Recipe
 
 DATASET = "neft eval ... --dataset FILE, with rows that were not trained on"
@@ -35,14 +35,14 @@ class EvalRows:
     Attributes:
         examples: The rows.
         data: How they become tokens.
-        layout: Their row format.
+        row_format: Their row format.
         source: Where they come from, for people.
         label: The same for a folder's name.
     """
 
-    examples: ExampleRows
+    examples: ExampleDataset
     data: Data
-    layout: str
+    row_format: str
     source: str
     label: str
 
@@ -69,8 +69,8 @@ def read_eval_rows(
         DataError: The rows can't be read, are no longer those that were held out, or were all trained on.
     """
     recipes = [subject.saved_recipe() for subject in subjects if subject.run]
-    hub = [is_hub(source) for recipe in recipes for source in recipe.data.named_sources()]
-    hub.append(is_hub(dataset or BUILTIN))
+    hub = [is_hub_id(source) for recipe in recipes for source in recipe.data.named_sources()]
+    hub.append(is_hub_id(dataset or BUILTIN))
     hub += [subject.reference.kind == "hub" for subject in subjects]
     if any(hub) and (reason := prefer_cache_if_unreachable()):
         observer.notify(Notice(UNREACHABLE.format(reason)))
@@ -81,21 +81,21 @@ def read_eval_rows(
         source, label = f"held out of {main.name}", "held-out"
     else:
         data = _data(main.recipe.data, dataset or BUILTIN, split, typed)
-        questions = read_questions(data)
+        questions = read_eval_examples(data)
         source = "built-in set, held out" if data.source == BUILTIN else data.source
         label = Path(data.source).name.partition(".")[0] or "rows"
     trained = _trained_prompts(subjects, observer)
-    various = questions.examples.select(distinct(questions.examples))
-    kept = various.select(unseen(various, trained))
+    various = questions.examples.select(select_distinct(questions.examples))
+    kept = various.select(select_unseen(various, trained))
     if not kept:
         raise DataError(
             Problem(f"{source}: a model here was trained on every one of these rows", f"{len(various)} rows", DATASET)
         )
-    examples = kept.select(choose(kept, max_rows, CHOSEN_BY)) if max_rows and max_rows < len(kept) else kept
+    examples = kept.select(sample_rows(kept, max_rows, CHOSEN_BY)) if max_rows and max_rows < len(kept) else kept
     observer.notify(
         EvaluationDataReady(
             source=source,
-            format=questions.layout,
+            format=questions.row_format,
             rows_read=questions.rows_read,
             rows=len(examples),
             with_answer=sum(bool(example.answer() or example.text) for example in examples),
@@ -108,7 +108,7 @@ def read_eval_rows(
             sources=questions.sources,
         )
     )
-    return EvalRows(examples, data, questions.layout, source, label)
+    return EvalRows(examples, data, questions.row_format, source, label)
 
 
 def _data(data: Data, dataset: str, split: str | None, typed: Sequence[str]) -> Data:
@@ -127,7 +127,7 @@ def _data(data: Data, dataset: str, split: str | None, typed: Sequence[str]) -> 
     )
 
 
-def _held_out_of(subject: EvalTarget, recipe: Recipe, split: str | None, typed: Sequence[str]) -> Questions:
+def _held_out_of(subject: EvalTarget, recipe: Recipe, split: str | None, typed: Sequence[str]) -> EvalExamples:
     """The rows that a run held out, if they still are what they were."""
     needless = [*typed, *(["--split"] if split else [])]
     if needless:
@@ -146,7 +146,7 @@ def _held_out_of(subject: EvalTarget, recipe: Recipe, split: str | None, typed: 
         raise DataError(Problem(problem, got, DATASET))
     if not examples.held_out:
         raise DataError(Problem(f"{subject.name} was trained without held-out rows", "data.held_out_rows 0", DATASET))
-    return Questions(examples.held_out, examples.layout, len(examples.held_out), {}, Notes())
+    return EvalExamples(examples.held_out, examples.row_format, len(examples.held_out), {}, RowNotes())
 
 
 def _require_in_place(subject: EvalTarget, recipe: Recipe) -> None:
@@ -163,18 +163,18 @@ def _require_in_place(subject: EvalTarget, recipe: Recipe) -> None:
             raise DataError(Problem(said, relative_paths.describe_search(source), DATASET))
 
 
-def _is_unchanged(subject: EvalTarget, examples: Examples) -> bool:
+def _is_unchanged(subject: EvalTarget, examples: ExampleSplits) -> bool:
     """Whether a run's data is what it was trained on."""
     assert subject.run is not None  # noqa: S101 - only runs are asked
-    return bool(subject.run.record().get("data_sha256") == fingerprint(examples.train, examples.held_out))
+    return bool(subject.run.record().get("data_sha256") == data_fingerprint(examples.train, examples.held_out))
 
 
-def _trained_prompts(subjects: Sequence[EvalTarget], observer: Observer) -> Digests:
+def _trained_prompts(subjects: Sequence[EvalTarget], observer: Observer) -> PromptHashes:
     """The prompts that runs were trained on, with those of runs that they began from."""
     import numpy
 
-    prompts: list[Digests] = []
-    read: dict[str, Examples] = {}
+    prompts: list[PromptHashes] = []
+    read: dict[str, ExampleSplits] = {}
     for run in _with_their_origins(subjects):
         data = run.saved_recipe().data
         try:
@@ -187,8 +187,8 @@ def _trained_prompts(subjects: Sequence[EvalTarget], observer: Observer) -> Dige
             observer.notify(Notice(f"{message}; some of the rows here may be among them"))
         else:
             read[repr(data)] = examples
-            prompts.append(all_prompts(examples.train))
-    return numpy.concatenate(prompts) if prompts else all_prompts([])
+            prompts.append(hash_prompts(examples.train))
+    return numpy.concatenate(prompts) if prompts else hash_prompts([])
 
 
 def _with_their_origins(subjects: Sequence[EvalTarget]) -> list[EvalTarget]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from annotated_types import Ge, Gt, Lt
 
-from neftcli.data.tokens import IGNORED, TokenRow
+from neftcli.data.tokens import IGNORE_INDEX, TokenRow
 from neftcli.evaluation.adaptive_batches import iter_batches
 from neftcli.kernels.cross_entropy import score_labels
 from neftcli.kernels.lora import fusable_lora_layers, fused_lora
@@ -98,7 +98,7 @@ def _batch_losses(
 ) -> list[RowLoss]:
     width = max(len(row.input_ids) for row in batch)
     input_ids = torch.zeros(len(batch), width, dtype=torch.int64)
-    labels = torch.full((len(batch), width), IGNORED)
+    labels = torch.full((len(batch), width), IGNORE_INDEX)
     mask = torch.zeros_like(input_ids)
     for index, row in enumerate(batch):
         input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
@@ -108,12 +108,12 @@ def _batch_losses(
     inputs = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
     with autocast, fused_lora(fusable_lora_layers(model, trained=False)):
         nll, hits = score_labels(causal, {name: tensor.to(model.device) for name, tensor in inputs.items()})
-    scored = labels[:, 1:] != IGNORED  # (rows, time - 1)
+    scored = labels[:, 1:] != IGNORE_INDEX  # (rows, time - 1)
     owner = torch.arange(len(batch))[:, None].expand_as(scored)[scored]
     sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, nll)
     correct = torch.zeros(len(batch), dtype=torch.int64).index_add_(0, owner, hits.long())
     tokens = scored.sum(1)
     return [
-        RowLoss(row.where, float(sums[index]), int(tokens[index]), int(correct[index]))
+        RowLoss(row.location, float(sums[index]), int(tokens[index]), int(correct[index]))
         for index, row in enumerate(batch)
     ]

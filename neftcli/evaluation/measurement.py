@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.tokens import TokenRow, prompt_and_reference, prompt_token_ids, tokenize
+from neftcli.data.tokens import TokenRow, split_prompt_and_reference, tokenize, tokenize_prompt
 from neftcli.errors import DataError, NeftError, Problem
 from neftcli.evaluation.answer_metrics import AnswerMetrics, measure_answer
 from neftcli.evaluation.cache import Result, ResultCache, lock_results
@@ -122,11 +122,11 @@ class ModelEvaluator:
         self.subject, self.rows, self.settings, self.compute = subject, rows, settings, compute
         self.seed, self.observer, self._model, self._known = seed, observer, model, known
         self.observer.notify(Phase(PhaseId.LOADING_TOKENIZER, self.subject.name))
-        self._chat = subject.load_chat_format(rows.layout, observer)
+        self._chat = subject.load_chat_format(rows.row_format, observer)
         self._tokenizer = self._chat.tokenizer
         self._identity = subject.identity(compute) | {
             "tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str()),
-            "stops": sorted(self._chat.stops),
+            "stops": sorted(self._chat.stop_token_ids),
         }
         config = load_config(subject.reference, subject.recipe.model.trust_remote_code)
         self._scored = self._token_rows()
@@ -146,14 +146,14 @@ class ModelEvaluator:
         self._require_embedded(config)
         require_positions(config, max((len(row.input_ids) for row in self._scored.values()), default=0))
         self._room = max_prompt_length(config, settings.generation.max_new_tokens) if answers else None
-        self._prompts = [prompt_token_ids(self._chat, example) for example in rows.examples] if answers else []
+        self._prompts = [tokenize_prompt(self._chat, example) for example in rows.examples] if answers else []
 
     def _require_embedded(self, config: Any) -> None:
         """Reject rows with a token that the model has no embedding for; without an answer the question is checked."""
         vocabulary = embedding_size(config)
-        scored = ((row.where, row.input_ids) for row in self._scored.values())
+        scored = ((row.location, row.input_ids) for row in self._scored.values())
         questions = (example for place, example in enumerate(self.rows.examples) if place not in self._scored)
-        prompts = ((example.where, prompt_token_ids(self._chat, example)) for example in questions)
+        prompts = ((example.location, tokenize_prompt(self._chat, example)) for example in questions)
         require_embeddings(scored, self._tokenizer, vocabulary)
         require_embeddings(prompts, self._tokenizer, vocabulary)
 
@@ -165,7 +165,7 @@ class ModelEvaluator:
             tasks = [result for name in self.settings.tasks for result in self._task(name)]
         self._model = None
         gc.collect()  # a cycle may hold it still
-        references = [prompt_and_reference(example)[1] or None for example in self.rows.examples]
+        references = [split_prompt_and_reference(example)[1] or None for example in self.rows.examples]
         pairs = zip(answers, references, strict=True) if answers else ()
         places = range(len(self.rows.examples))
         return ModelResults(
@@ -212,7 +212,7 @@ class ModelEvaluator:
                 _require_finite(self.subject.name, [loss for _, loss in batch])
                 store.add({missing[index]: loss for index, loss in batch})
                 progress.add(len(store.found), len(batch))
-        return {place: replace(store.found[place], where=row.where) for place, row in scored.items()}
+        return {place: replace(store.found[place], where=row.location) for place, row in scored.items()}
 
     def _answers(self) -> list[Answer]:
         chosen = asdict(self.settings.generation) | {"seed": self.seed}

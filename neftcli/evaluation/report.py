@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.formats import Example
-from neftcli.data.tokens import prompt_and_reference
+from neftcli.data.example import Example
+from neftcli.data.tokens import split_prompt_and_reference
 from neftcli.evaluation import sentences
 from neftcli.evaluation.answer_metrics import signatures, similarity
 from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
@@ -144,7 +144,7 @@ def describe_other_differences(main: EvalTarget, baseline: EvalTarget) -> Iterat
 
 def instruction(example: Example) -> str:
     """The instruction, for a judge, a leaderboard and a person; several turns are written with their roles."""
-    return example.transcript() if example.turns else prompt_and_reference(example)[0]
+    return example.transcript() if example.turns else split_prompt_and_reference(example)[0]
 
 
 def judge_remarks(judged: JudgeScores) -> Iterator[str]:
@@ -178,7 +178,7 @@ def select_most_different(results: Sequence[ModelResults], rows: EvalRows, count
     ]
     for place in sorted(range(len(likeness)), key=lambda place: (likeness[place], place))[:count]:
         example = rows.examples[place]
-        reference = prompt_and_reference(example)[1]
+        reference = split_prompt_and_reference(example)[1]
         yield SideBySide(instruction(example), reference, tuple(one.answers[place].text for one in results))
 
 
@@ -205,8 +205,8 @@ def write(
 def _line(results: Sequence[ModelResults], judged: JudgeScores | None, rows: EvalRows, place: int) -> dict[str, Any]:
     """All results of an example."""
     example = rows.examples[place]
-    prompt, reference = prompt_and_reference(example)
-    line: dict[str, Any] = {"where": example.where, "prompt": prompt, "reference": reference or None}
+    prompt, reference = split_prompt_and_reference(example)
+    line: dict[str, Any] = {"location": example.location, "prompt": prompt, "reference": reference or None}
     for one in results:
         found: dict[str, Any] = {}
         if (loss := one.losses[place]) is not None:

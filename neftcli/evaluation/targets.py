@@ -94,23 +94,23 @@ class EvalTarget:
         """How the run was trained, without what was typed since; of a model how it is loaded."""
         return self.recipe if self.run is None else load_recipe(str(self.run.path / RECIPE))
 
-    def load_chat_format(self, layout: str, observer: Observer) -> ChatFormat:
+    def load_chat_format(self, row_format: str, observer: Observer) -> ChatFormat:
         """Load its tokenizer and stop tokens, with a chat template unless rows are plain text."""
-        from neftcli.data.chat import chat_format, load_chat_format
+        from neftcli.data.chat import build_chat_format, load_chat_format
         from neftcli.models.chat_templates import set_chat_template
         from neftcli.models.limits import load_embedding_size
         from neftcli.models.loading import load_tokenizer
         from neftcli.models.settings_files import declared_stop_tokens
 
         if self.tokenizer is None:
-            return load_chat_format(self.recipe, self.reference, layout, observer)[0]
+            return load_chat_format(self.recipe, self.reference, row_format, observer)[0]
         saved = ModelReference(self.name, "folder", str(self.tokenizer))
         trust = self.recipe.model.trust_remote_code
         tokenizer, _ = load_tokenizer(saved, trust, load_embedding_size(self.reference, trust))
-        if layout != "text":  # a saved tokenizer brings the template that the run was trained with
+        if row_format != "text":  # a saved tokenizer brings the template that the run was trained with
             set_chat_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
         declared = declared_stop_tokens(self.reference)
-        return chat_format(tokenizer, declared, self.recipe, layout)
+        return build_chat_format(tokenizer, declared, self.recipe, row_format)
 
     def load(self, compute: ComputeConfig) -> PreTrainedModel:
         """The model on the device, with its adapter.

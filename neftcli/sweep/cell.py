@@ -195,7 +195,7 @@ class _Stoppable:
 def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, observer: Observer) -> None:
     """Measure a run that was finished and not measured, without the model that it began from."""
     from neftcli.data.chat import load_chat_format
-    from neftcli.data.prepare import learnable
+    from neftcli.data.prepare import tokenize_dataset
     from neftcli.system.device import resolve_compute_config
     from neftcli.system.library_output import library_chatter
     from neftcli.training.inputs import read_inputs
@@ -203,20 +203,20 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, o
     with library_chatter(run.log):
         assets = asset_cache.find(recipe)
         if assets is not None:
-            examples, layout = assets.prepared.held_out_examples, assets.prepared.counts.format
+            examples, row_format = assets.prepared.held_out_examples, assets.prepared.counts.format
         else:
             reference, found = read_inputs(recipe, observer)
-            layout, data = found.layout, recipe.data
-            chat, _ = load_chat_format(recipe, reference, layout, observer)
-            places = learnable(chat, found.held_out, data.max_length, data.loss_on)[1]
+            row_format, data = found.row_format, recipe.data
+            chat, _ = load_chat_format(recipe, reference, row_format, observer)
+            places = tokenize_dataset(chat, found.held_out, data.max_length, data.loss_on)[1]
             examples = found.held_out.select(places)
-        _measure(run, recipe, _rows(recipe, examples, layout), resolve_compute_config(recipe), observer, None, ())
+        _measure(run, recipe, _rows(recipe, examples, row_format), resolve_compute_config(recipe), observer, None, ())
 
 
-def _rows(recipe: Recipe, examples: Any, layout: Any) -> EvalRows:
+def _rows(recipe: Recipe, examples: Any, row_format: Any) -> EvalRows:
     from neftcli.evaluation.held_out import EvalRows
 
-    return EvalRows(examples, recipe.data, layout, "held-out rows", "held-out")
+    return EvalRows(examples, recipe.data, row_format, "held-out rows", "held-out")
 
 
 def _measure(

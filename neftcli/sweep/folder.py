@@ -18,7 +18,7 @@ from neftcli.sweep.cell import records
 from neftcli.system.files import remove, remove_stale_files, require_no_links
 
 if TYPE_CHECKING:
-    from neftcli.data.prepare import Examples
+    from neftcli.data.prepare import ExampleSplits
     from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
@@ -185,7 +185,7 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
         )
 
 
-def require_same_inputs(cells: Sequence[Cell], reference: ModelReference, examples: Examples) -> None:
+def require_same_inputs(cells: Sequence[Cell], reference: ModelReference, examples: ExampleSplits) -> None:
     """Compare the rows and model of the cells that were begun with what is at the same paths now.
 
     A model of the hub is known by its commit, and looked at only when the cells are compared.
@@ -193,7 +193,7 @@ def require_same_inputs(cells: Sequence[Cell], reference: ModelReference, exampl
     Raises:
         InputError: A file was changed; other cells would be of something else.
     """
-    from neftcli.data.prepare import fingerprint as of_rows
+    from neftcli.data.prepare import data_fingerprint as of_rows
     from neftcli.models.loading import model_fingerprint
 
     keys = {cell.key for cell in cells}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neftcli.data.splits import normalised
+from neftcli.data.splits import normalize_prompt
 from neftcli.errors import InputError, Problem
 from neftcli.evaluation.metrics import label
 from neftcli.evaluation.report import instruction
@@ -34,7 +34,7 @@ from neftcli.sweep.plan import Cell, arms_of, baseline_of, plan_cells
 from neftcli.sweep.results import WIN_RATES, SweepResults
 
 if TYPE_CHECKING:
-    from neftcli.data.formats import Example
+    from neftcli.data.example import Example
     from neftcli.recipe.schema import Recipe
 
 NO_PILOT = "not known before cells of two seeds are done; --pilot SWEEP takes the variance of another sweep"
@@ -60,7 +60,7 @@ def plan_power(
         InputError: The pilot, another sweep, has no two seeds done both with noise and without.
     """
     metric = base.sweep.metrics[0]
-    prompts = len({normalised(instruction(example)) for example in held_out})
+    prompts = len({normalize_prompt(instruction(example)) for example in held_out})
     plan = PowerAnalysis(metric, base.sweep.seeds, prompts, why_not=NO_PILOT)
     if metric == "tasks" or metric in WIN_RATES:
         return replace(plan, why_not=f"not planned for {label(metric)}, whose variance cells don't keep")

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from neftcli.data.splits import normalised
+from neftcli.data.splits import normalize_prompt
 from neftcli.evaluation.metrics import REGISTRY, WIN_RATE, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.statistics.crossed import select_complete
 from neftcli.statistics.multiple import Direction
@@ -33,7 +33,7 @@ class SweepResults:
         self.seeds = list(dict.fromkeys(cell.seed for cell in cells))
         self._of = {(cell.arm, cell.seed): measured.get(cell.key) for cell in cells}
         asked = next((content["prompts"] for content in measured.values() if "prompts" in content), None)
-        self._prompts = None if asked is None else [normalised(prompt) for prompt in asked]
+        self._prompts = None if asked is None else [normalize_prompt(prompt) for prompt in asked]
 
     def groups(self, metric: str) -> list[list[Arm]]:
         """The measured arms in groups within which the metric can choose.

@@ -175,12 +175,12 @@ def _time_losses(recipe: Recipe, assets: Assets, clock: _Clock) -> tuple[int, fl
 
 def _time_answers(recipe: Recipe, assets: Assets, clock: _Clock) -> tuple[int, dict[int, float]]:
     """Answers that were begun, and the seconds of a batch by its size, each answer as long as it may be."""
-    from neftcli.data.tokens import prompt_token_ids
+    from neftcli.data.tokens import tokenize_prompt
     from neftcli.evaluation.generation import generate_answers
     from neftcli.models.limits import max_prompt_length
 
     settings, generation, model = recipe.evaluation, recipe.evaluation.generation, assets.model
-    prompts = sorted((prompt_token_ids(assets.chat, e) for e in assets.prepared.held_out_examples), key=len)
+    prompts = sorted((tokenize_prompt(assets.chat, e) for e in assets.prepared.held_out_examples), key=len)
     wanted = {settings.samples, len(prompts) if recipe.sweep.answers else 0} - {0}
     sizes = {min(number, len(prompts), generation.batch_size) for number in wanted}
     room = max_prompt_length(model.config, generation.max_new_tokens)

@@ -16,7 +16,7 @@ from neftcli.sweep.plan import arms_of
 from neftcli.system.library_output import library_chatter
 
 if TYPE_CHECKING:
-    from neftcli.data.prepare import Examples
+    from neftcli.data.prepare import ExampleSplits
     from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
     from neftcli.sweep.plan import Cell
@@ -39,9 +39,9 @@ def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
     raise InputError(Problem(problem, alphas, "--alphas 0,5,10    a run without noise: neft train --alpha 0"))
 
 
-def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> tuple[ModelReference, Examples]:
+def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> tuple[ModelReference, ExampleSplits]:
     """Refuses what can be refused before a worker is started; what the cells are trained on."""
-    from neftcli.data.splits import LARGEST_SHARE, normalised
+    from neftcli.data.splits import MAX_HELD_OUT_FRACTION, normalize_prompt
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
     from neftcli.evaluation.report import instruction
@@ -80,10 +80,10 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
         require_reachable(judge)
     require_writable(folder)
     reference, examples = read_inputs(base, observer)
-    prompts = {normalised(instruction(example)) for example in examples.held_out}
+    prompts = {normalize_prompt(instruction(example)) for example in examples.held_out}
     if len(prompts) < MIN_PROMPTS:
         total = len(examples.train) + len(examples.held_out)
-        enough = math.ceil(MIN_PROMPTS / LARGEST_SHARE)
+        enough = math.ceil(MIN_PROMPTS / MAX_HELD_OUT_FRACTION)
         hint = f"--held-out FILE with {MIN_PROMPTS} rows or more"
         if total >= enough:
             hint += ", or more --held-out-rows"

@@ -12,14 +12,14 @@ from neftcli.system.pages import touch_ahead
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neftcli.data.prepare import Prepared
+    from neftcli.data.prepare import PreparedData
     from neftcli.recipe.schema import Recipe
     from neftcli.system.device import ComputeConfig
 
 
 @contextmanager
 def touching_ahead(
-    recipe: Recipe, compute: ComputeConfig, model: PreTrainedModel, prepared: Prepared
+    recipe: Recipe, compute: ComputeConfig, model: PreTrainedModel, prepared: PreparedData
 ) -> Iterator[None]:
     """Within the block, touches in the background what an update needs, and the weights that it writes.
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.data.chat import ChatFormat
-from neftcli.data.prepare import Examples, Prepared
+from neftcli.data.prepare import ExampleSplits, PreparedData
 from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.models.loading import load_model_for_recipe
 from neftcli.models.registry import ModelReference
@@ -45,7 +45,7 @@ class Assets:
     compute: ComputeConfig
     chat: ChatFormat
     notices: list[str]
-    prepared: Prepared
+    prepared: PreparedData
     model: PreTrainedModel
     fingerprint: str
     _known: dict[Hashable, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def assets_key(recipe: Recipe) -> str:
     return repr((recipe.model, recipe.data, recipe.quantization, recipe.adapter.type, recipe.training.precision))
 
 
-def load_assets(recipe: Recipe, reference: ModelReference, examples: Examples, observer: Observer) -> Assets:
+def load_assets(recipe: Recipe, reference: ModelReference, examples: ExampleSplits, observer: Observer) -> Assets:
     """Loads what `recipe` needs.
 
     Raises:
@@ -105,7 +105,7 @@ def hash_tokens(rows: Sequence[TokenRow]) -> str:
     return digest.hexdigest()
 
 
-def report_data(prepared: Prepared, notices: Sequence[str], observer: Observer) -> None:
+def report_data(prepared: PreparedData, notices: Sequence[str], observer: Observer) -> None:
     """Tells of the rows and the tokenizer."""
     observer.notify(prepared.counts)
     for notice in notices:

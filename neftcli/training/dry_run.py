@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neftcli.data.prepare import Prepared
-from neftcli.data.sources import is_hub
+from neftcli.data.prepare import PreparedData
+from neftcli.data.sources import is_hub_id
 from neftcli.errors import InputError
 from neftcli.events import Notice, Observer, RecipeResolved, TrainingPlan
 from neftcli.models.registry import ModelReference, resolve_model
@@ -21,7 +21,7 @@ from neftcli.training.assets import report_data
 from neftcli.training.validate import prepare_inputs
 
 if TYPE_CHECKING:
-    from neftcli.data.splits import Places
+    from neftcli.data.splits import Indices
     from neftcli.recipe.schema import Recipe
 
 
@@ -61,7 +61,7 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
 
 
 def _measure_plan(
-    recipe: Recipe, reference: ModelReference, prepared: Prepared | None
+    recipe: Recipe, reference: ModelReference, prepared: PreparedData | None
 ) -> tuple[TrainingPlan, tuple[str, ...]]:
     """The plan, and notices about its adapter."""
     from neftcli.models.memory import estimate_memory
@@ -75,7 +75,7 @@ def _measure_plan(
     weight_bytes = compute.weights_dtype.itemsize
     memory = estimate_memory(recipe, reference, weight_bytes, activation_bytes, row_tokens, compute.device)
     libraries = process_memory() if compute.device == "cpu" else 0
-    lengths: Sequence[int] | Places = prepared.train.lengths() if prepared else ()
+    lengths: Sequence[int] | Indices = prepared.train.lengths() if prepared else ()
     planned = TrainingPlan(
         model=reference.describe_source(),
         method=recipe.method(),
@@ -98,4 +98,4 @@ def _measure_plan(
 
 def _may_be_unreachable(recipe: Recipe, reference: ModelReference) -> bool:
     """Return whether the model or rows are on the hub; if it can't be reached, the plan is shown without them."""
-    return reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources()))
+    return reference.kind == "hub" or any(map(is_hub_id, recipe.data.named_sources()))

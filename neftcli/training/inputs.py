@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neftcli.data.prepare import Examples, read_examples
-from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub
+from neftcli.data.prepare import ExampleSplits, read_examples
+from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub_id
 from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.models.chat_templates import NAMED, validate_chat_template
 from neftcli.models.gguf import is_gguf_converted
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> tuple[ModelReference, Examples]:
+def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> tuple[ModelReference, ExampleSplits]:
     """Resolves the model's name, reads the data, and checks what the model's `config.json` says.
 
     Bad data is rejected before torch is imported.
@@ -45,7 +45,7 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
     if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):
         with written_in_cache(f"{Path(reference.location).name} as safetensors"):
             pass  # converted later; a folder that can't be written is an error before rows are read
-    if reference.kind == "hub" or any(map(is_hub, recipe.data.named_sources())):
+    if reference.kind == "hub" or any(map(is_hub_id, recipe.data.named_sources())):
         reason = prefer_cache_if_unreachable()
         if reason:
             observer.notify(Notice(UNREACHABLE.format(reason)))

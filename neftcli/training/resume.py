@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.remote import without_file_scheme
-from neftcli.data.sources import BUILTIN, is_local
+from neftcli.data.remote import strip_file_scheme
+from neftcli.data.sources import BUILTIN, is_local_path
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.models.registry import resolve_model
@@ -224,7 +224,7 @@ def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths |
     training = "data.sources" if recipe.data.sources else "data.source"
     named = [(training, source.source) for source in recipe.data.all_sources()]
     for path, source in (*named, ("data.held_out_source", recipe.data.held_out_source or BUILTIN)):
-        if is_local(source) and not exists(at_home(without_file_scheme(source))):
+        if is_local_path(source) and not exists(at_home(strip_file_scheme(source))):
             message = f"{path}: there is no file or folder of this name"
             problems.append((path, Problem(message, looked_for(source), did_you_mean=nearest_path(at_home(source)))))
     if problems:

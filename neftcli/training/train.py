@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.prepare import Prepared
-from neftcli.data.tokens import prompt_and_reference, prompt_token_ids
+from neftcli.data.prepare import PreparedData
+from neftcli.data.tokens import split_prompt_and_reference, tokenize_prompt
 from neftcli.events import (
     Evaluated,
     Event,
@@ -209,7 +209,7 @@ class _Run:
             raise StopRequested
         examples = prepared.held_out_examples
         samples = tuple(
-            Sample(*prompt_and_reference(example), old, new)
+            Sample(*split_prompt_and_reference(example), old, new)
             for example, old, new in zip(examples, base.answers, after, strict=False)
         )
         for sample in samples:
@@ -250,7 +250,7 @@ class _Run:
         self.notify(evaluated)
         return BaseEvaluation(evaluated, answers)
 
-    def _evaluate(self, step: int, model: Any, prepared: Prepared, compute: ComputeConfig) -> Evaluated:
+    def _evaluate(self, step: int, model: Any, prepared: PreparedData, compute: ComputeConfig) -> Evaluated:
         from neftcli.evaluation.loss import mean_loss, row_losses
 
         settings = self.recipe.evaluation
@@ -276,7 +276,7 @@ class _Run:
             return []
         self.notify(Phase(phase))
         chat, compute = assets.chat, assets.compute
-        prompts = [prompt_token_ids(chat, example) for example in examples]
+        prompts = [tokenize_prompt(chat, example) for example in examples]
         generation = self.recipe.evaluation.generation
         room = max_prompt_length(model.config, generation.max_new_tokens)
         answers = generate_answers(
@@ -409,7 +409,7 @@ class _Run:
             save_weights(model, folder)
             if self.recipe.adapter.type == "none":
                 write_config(folder, config, str(model.dtype).removeprefix("torch."))
-            write_generation_config(folder, generation, config, assets.chat.stops, tokenizer.pad_token_id)
+            write_generation_config(folder, generation, config, assets.chat.stop_token_ids, tokenizer.pad_token_id)
             write_tokenizer(folder, tokenizer, base)
 
     def _needs(self) -> list[str]:
@@ -419,14 +419,14 @@ class _Run:
         setting = needs_transformers_5(self.directory.model)
         return [f"like its base model it needs transformers 5: {setting}"] if setting else []
 
-    def _conclude(self, finished: RunFinished, reference: ModelReference, layout: str) -> None:
+    def _conclude(self, finished: RunFinished, reference: ModelReference, row_format: str) -> None:
         """Write the model card and the results, and remove the checkpoints."""
         from neftcli.training.model_card import model_card
 
         weights = {file.name: file_sha256(file) for file in sorted(self.directory.model.glob("*.safetensors"))}
         self.record.update(weights_sha256=weights)
         notes = [*self.adapter_notices, *self._needs()]
-        card = model_card(self.written, reference, self.record.fields, finished, notes=notes, chat=layout != "text")
+        card = model_card(self.written, reference, self.record.fields, finished, notes=notes, chat=row_format != "text")
         atomic_write(self.directory.model / "README.md", card)
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)

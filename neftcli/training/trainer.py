@@ -16,8 +16,8 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from neftcli.data.record_batches import Batches
-from neftcli.data.tokens import IGNORED
+from neftcli.data.dataset import RecordBatches
+from neftcli.data.tokens import IGNORE_INDEX
 from neftcli.errors import NonFiniteLossError, Problem, TrainingError
 from neftcli.kernels.attention import use_document_attention
 from neftcli.kernels.cross_entropy import fused_linear_cross_entropy, supports_fused_cross_entropy
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from neftcli.data.rows import TokenRows
-    from neftcli.data.splits import Places
+    from neftcli.data.dataset import TokenDataset
+    from neftcli.data.splits import Indices
     from neftcli.recipe.schema import Adapter, Recipe
     from neftcli.runs.checkpoints import Checkpoints
     from neftcli.system.device import ComputeConfig
@@ -101,7 +101,7 @@ class Trainer(SFTTrainer):
         else:
             total = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum()
         if num_items_in_batch is None:
-            num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED).sum()
+            num_items_in_batch = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
         else:  # of all processes, whose gradients will be averaged
             total = total * self.accelerator.num_processes
         mask = inputs.get("attention_mask")
@@ -211,7 +211,7 @@ def build_trainer(
     compute: ComputeConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: TokenRows,
+    rows: TokenDataset,
     checkpoints: Checkpoints,
     facts: Mapping[str, Any],
     callback: TrainerCallback,
@@ -268,10 +268,10 @@ def _dataset(table: Any) -> Dataset:
     return Dataset(table, fingerprint="rows")
 
 
-def _packed(rows: TokenRows, max_length: int) -> Dataset:
+def _packed(rows: TokenDataset, max_length: int) -> Dataset:
     """Rows as TRL packs them, piece by piece; it would keep all of them in memory."""
     table = rows.columns()
-    with closing(Batches()) as packed:
+    with closing(RecordBatches()) as packed:
         for start in range(0, len(rows), PIECE):
             piece = pack_dataset(_dataset(table.slice(start, PIECE)), max_length, "bfd")
             for batch in piece.data.to_batches():
@@ -279,7 +279,7 @@ def _packed(rows: TokenRows, max_length: int) -> Dataset:
         return _dataset(packed.table())
 
 
-def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenRows, folder: Path) -> SFTConfig:
+def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenDataset, folder: Path) -> SFTConfig:
     training = recipe.training
     total = num_training_steps(recipe, rows.lengths())
     return SFTConfig(
@@ -328,7 +328,7 @@ def _warmup_steps(total: int, ratio: float) -> int:
     return math.ceil(total * ratio) if total * ratio >= 1 else 0
 
 
-def num_training_steps(recipe: Recipe, lengths: Sequence[int] | Places, *, whole: bool = False) -> int:
+def num_training_steps(recipe: Recipe, lengths: Sequence[int] | Indices, *, whole: bool = False) -> int:
     """Updates of the optimiser in all.
 
     Args:

@@ -335,13 +335,13 @@ def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tin
     assert [model["role"] for model in report["models"]] == ["model"]
     assert report["comparisons"] == []
     from neftcli.data.chat import ChatFormat
-    from neftcli.data.prepare import read_questions
+    from neftcli.data.prepare import read_eval_examples
     from neftcli.models.chat_templates import set_chat_template
     from neftcli.recipe.schema import Data
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("opt"))
     set_chat_template(tokenizer, None)
-    rows = list(tokenize(ChatFormat(tokenizer), read_questions(Data(source=str(rows_file))).examples, 1024))
+    rows = list(tokenize(ChatFormat(tokenizer), read_eval_examples(Data(source=str(rows_file))).examples, 1024))
     expected = mean_loss(row_losses(AutoModelForCausalLM.from_pretrained(tiny_folder("opt")), rows, 7))
     assert values(report, "held_out_loss")[0] == pytest.approx(expected, rel=1e-2)  # bfloat16 where it is fast
 

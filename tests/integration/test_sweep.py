@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from neftcli.data.splits import normalised
+from neftcli.data.splits import normalize_prompt
 from tests.conftest import Result, events, neft_process
 from tests.judge_server import judge_server
 from tests.unit.evaluation.test_judge import longer
@@ -88,7 +88,7 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     cells = {state["arm"]: [] for state in report_of(folder)["cells"]}
     for state in report_of(folder)["cells"]:
         cells[state["arm"]].append(json.loads((Path(state["run"]) / "evaluation" / "cell.json").read_text()))
-    assert comparison["n"] == len({normalised(prompt) for prompt in cells["alpha 0"][0]["prompts"]})
+    assert comparison["n"] == len({normalize_prompt(prompt) for prompt in cells["alpha 0"][0]["prompts"]})
     means = {arm: mean_loss(contents) for arm, contents in cells.items()}
     assert comparison["difference"] == pytest.approx(means["alpha 5"] - means["alpha 0"], rel=1e-9)
     assert {file.name for file in folder.iterdir()} >= {"sweep.json", "cells.csv", "verdict.md", "plots", "best"}

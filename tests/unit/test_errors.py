@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from neftcli.data.panics import tokenizer_named
+from neftcli.data.tokenizer import tokenizer_errors
 from neftcli.errors import DataError, LibraryPanic, NeftError, panics_as_errors
 from neftcli.models.loading import load_tokenizer
 from neftcli.models.registry import ModelReference
@@ -68,7 +68,7 @@ def test_panics_as_errors_passes_errors_and_requests_to_end(kind: type[BaseExcep
 
 
 def test_tokenizer_named_lets_other_errors_pass() -> None:
-    with pytest.raises(ValueError, match="own"), tokenizer_named(None, "row 1"):
+    with pytest.raises(ValueError, match="own"), tokenizer_errors(None, "row 1"):
         raise ValueError("own")
 
 
@@ -145,6 +145,6 @@ def test_a_tokenizer_that_panics_is_a_data_error(panic: Callable[..., Any]) -> N
 
     with (
         pytest.raises(DataError, match="row 3: the tokenizer of here fails on this text"),
-        tokenizer_named(Named, "row 3"),
+        tokenizer_errors(Named, "row 3"),
     ):
         panic()

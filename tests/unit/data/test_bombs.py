@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from neftcli.data import readers, text
+from neftcli.data import data_file, readers
 from neftcli.data.sources import read_rows
 from neftcli.errors import DataError
 
@@ -43,7 +43,7 @@ def test_read_rows_of_a_bomb(
     name: str, piece: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With smaller limits than the real ones, and 24 MiB in each file."""
-    for module in (text, readers):
+    for module in (data_file, readers):
         monkeypatch.setattr(module, "MOST_LINE", MIB)
         monkeypatch.setattr(module, "MOST_UNPACKED", 2 * MIB)
     before = readers.csv.field_size_limit(MIB)
@@ -66,7 +66,7 @@ def test_read_rows_of_a_bomb(
 @pytest.mark.parametrize("name", ["rows.json", "rows.json.gz"])
 def test_read_rows_of_json_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A minified .json is one line, which may be longer than a line of other files."""
-    monkeypatch.setattr(text, "MOST_LINE", MIB)
+    monkeypatch.setattr(data_file, "MOST_LINE", MIB)
     rows = [{"text": "a" * 700_000}, {"text": "b" * 700_000}]
     content = json.dumps(rows).encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)

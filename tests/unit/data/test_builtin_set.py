@@ -40,7 +40,7 @@ class Row:
     completion: str
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """File and line of the row, for messages."""
         return f"{self.split}.jsonl:{self.line}"
 
@@ -80,7 +80,7 @@ def report(problems: list[str]) -> None:
 
 def check(rows: list[Row], judge: Callable[[Row], Iterator[str]]) -> None:
     """Collect what the judge says about each row, and fail with all of it."""
-    report([f"{row.where} [{row.task}] {text}" for row in rows for text in judge(row)])
+    report([f"{row.location} [{row.task}] {text}" for row in rows for text in judge(row)])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -92,22 +92,22 @@ def test_lines_are_objects_with_the_three_keys(split: str) -> None:
     """Each line is a JSON object with just the three keys and clean, non-empty strings."""
     problems = []
     for number, line in enumerate(raw_lines(split), start=1):
-        where = f"{split}.jsonl:{number}"
+        location = f"{split}.jsonl:{number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            problems.append(f"{where} is not JSON: {error}")
+            problems.append(f"{location} is not JSON: {error}")
             continue
         if not isinstance(row, dict) or set(row) != KEYS or len(json_keys(line)) != len(KEYS):
-            problems.append(f"{where} does not have exactly the keys {sorted(KEYS)}")
+            problems.append(f"{location} does not have exactly the keys {sorted(KEYS)}")
             continue
         for key, value in row.items():
             if not isinstance(value, str) or not value.strip():
-                problems.append(f"{where} {key} is not a non-empty string")
+                problems.append(f"{location} {key} is not a non-empty string")
             elif value != value.strip() or re.search(r"[^\S\n]$", value, re.MULTILINE):
-                problems.append(f"{where} {key} has spaces at an end")
+                problems.append(f"{location} {key} has spaces at an end")
             elif any(char != "\n" and not char.isprintable() for char in value):
-                problems.append(f"{where} {key} has an odd control or space character")
+                problems.append(f"{location} {key} has an odd control or space character")
     report(problems)
 
 
@@ -146,7 +146,7 @@ def test_counts(rows: list[Row]) -> None:
     report(problems)
 
 
-def normalised(text: str) -> str:
+def normalize_prompt(text: str) -> str:
     """Lower case, with every run of punctuation and white space made one space."""
     return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
@@ -157,9 +157,9 @@ def test_prompts_are_unique(rows: list[Row]) -> None:
     for what, change in (("normalised", str), ("number-masked", lambda t: re.sub(r"\d+", "0", t))):
         seen: dict[str, Row] = {}
         for row in rows:
-            key = change(normalised(row.prompt))
+            key = change(normalize_prompt(row.prompt))
             if key in seen:
-                problems.append(f"{row.where} repeats the {what} prompt of {seen[key].where}")
+                problems.append(f"{row.location} repeats the {what} prompt of {seen[key].location}")
             seen.setdefault(key, row)
     report(problems)
 
@@ -168,13 +168,13 @@ def test_prompts_are_no_near_copies(rows: list[Row]) -> None:
     """No two prompts share half or more of their groups of three words, numbers masked."""
     grams = []
     for row in rows:
-        words = re.sub(r"\d+", "0", normalised(row.prompt)).split()
+        words = re.sub(r"\d+", "0", normalize_prompt(row.prompt)).split()
         grams.append({tuple(words[i : i + 3]) for i in range(len(words) - 2)})
     problems = []
     for (one, a), (two, b) in itertools.combinations(zip(rows, grams, strict=True), 2):
         shared = len(a & b) / max(1, len(a | b))
         if shared >= 0.5:
-            problems.append(f"{two.where} is {shared:.0%} like {one.where}")
+            problems.append(f"{two.location} is {shared:.0%} like {one.location}")
     report(problems)
 
 
@@ -183,9 +183,9 @@ def test_completions_are_unique_but_for_short_ones(rows: list[Row]) -> None:
     seen: dict[str, Row] = {}
     problems = []
     for row in rows:
-        key = normalised(row.completion)
+        key = normalize_prompt(row.completion)
         if len(key.split()) > 10 and key in seen:
-            problems.append(f"{row.where} repeats the completion of {seen[key].where}")
+            problems.append(f"{row.location} repeats the completion of {seen[key].location}")
         seen.setdefault(key, row)
     report(problems)
 
@@ -886,7 +886,7 @@ def test_rewritings_are_new(rows: list[Row]) -> None:
     """The rewritten text is not simply part of the prompt."""
 
     def judge(row: Row) -> Iterator[str]:
-        if normalised(row.completion) in normalised(row.prompt):
+        if normalize_prompt(row.completion) in normalize_prompt(row.prompt):
             yield "repeats the prompt"
 
     check(of_task(rows, "rewriting"), judge)
@@ -967,7 +967,7 @@ def load_function(row: Row) -> tuple[str, Callable[..., Any]]:
     signature = f"{defined[0].name}({', '.join(a.arg for a in defined[0].args.args)})"
     assert signature in row.prompt, f"the prompt does not ask for {signature}"
     namespace: dict[str, Any] = {}
-    exec(compile(tree, row.where, "exec"), namespace)  # noqa: S102 - our own data
+    exec(compile(tree, row.location, "exec"), namespace)  # noqa: S102 - our own data
     return defined[0].name, namespace[defined[0].name]
 
 

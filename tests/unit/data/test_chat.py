@@ -19,9 +19,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat, _shared_prefix
-from neftcli.data.formats import Example, Turn
-from neftcli.data.tokens import IGNORED, TokenRow, prompt_token_ids, tokenize
+from neftcli.data.chat import PROMPT_DIFFERS, ChatFormat, _shared_prefix
+from neftcli.data.example import Example, Turn
+from neftcli.data.tokens import IGNORE_INDEX, TokenRow, tokenize, tokenize_prompt
 from neftcli.errors import DataError, ModelError
 from neftcli.models.chat_templates import DATE, set_chat_template, training_template
 from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
@@ -84,7 +84,7 @@ CALLS = {
 }
 NO_CALLS = ("cohere", "deepseek_r1_distill", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3")
 # The prompt to generate from ends in an opened <think>, or shows earlier answers without their thinking blocks.
-PROMPT_DIFFERS = {
+TEMPLATES_WITH_ANOTHER_PROMPT = {
     *("deepseek_r1_distill", "deepseekv3", "nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super"),
     *("nemotron_3_ultra", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"),
 }
@@ -127,7 +127,7 @@ def row_of(chat_format: ChatFormat, example: Example, loss_on: str = "auto") -> 
 
 
 def learned(chat_format: ChatFormat, row: TokenRow) -> str:
-    return str(chat_format.tokenizer.decode([label for label in row.labels if label != IGNORED]))
+    return str(chat_format.tokenizer.decode([label for label in row.labels if label != IGNORE_INDEX]))
 
 
 # All templates of TRL
@@ -145,10 +145,10 @@ def test_chat_template_multi_turn(name: str) -> None:
     form = ChatFormat(tokenizer_for(name))
     row = row_of(form, MULTI)
     assert learned(form, row) == f"{before}It is (1).{first}{before}- It is 2.{last}"
-    assert row.stops
-    assert (UNLIKE_PROMPT in row.remarks) == (name in PROMPT_DIFFERS)
-    prompt = prompt_token_ids(form, MULTI)
-    assert (row.input_ids[: len(prompt)] == prompt) == (name not in PROMPT_DIFFERS)
+    assert row.ends_with_stop_token
+    assert (PROMPT_DIFFERS in row.remarks) == (name in TEMPLATES_WITH_ANOTHER_PROMPT)
+    prompt = tokenize_prompt(form, MULTI)
+    assert (row.input_ids[: len(prompt)] == prompt) == (name not in TEMPLATES_WITH_ANOTHER_PROMPT)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,8 +158,8 @@ def test_chat_template_single_turn(name: str) -> None:
     form = ChatFormat(tokenizer_for(name))
     row = row_of(form, SINGLE)
     assert learned(form, row) == f"{before}It is (1).{last}"
-    differs = name in PROMPT_DIFFERS - ONLY_WITH_SEVERAL_TURNS
-    assert row.remarks == ((UNLIKE_PROMPT,) if differs else ())
+    differs = name in TEMPLATES_WITH_ANOTHER_PROMPT - ONLY_WITH_SEVERAL_TURNS
+    assert row.remarks == ((PROMPT_DIFFERS,) if differs else ())
     parts = name in ("idefics3", "smolvlm", "llava_next")
     messages = [
         {"role": turn.role, "content": [{"type": "text", "text": turn.content}] if parts else turn.content}
@@ -188,7 +188,7 @@ def test_chat_template_against_the_generation_blocks(name: str) -> None:
         **form.tokenizer.special_tokens_map,
     )
     before, first, last = LEARNED[name]
-    prompt = text[: blocks[0][0]] + form.prompt(SINGLE)
+    prompt = text[: blocks[0][0]] + form.render_prompt(SINGLE)
     marked = "".join(text[start:end] for start, end in blocks)
     header, first_found, between = marked.partition(f"{before}It is (1).{first}")
     between, last_found, rest = between.partition(f"{before}- It is 2.{last}")
@@ -208,7 +208,7 @@ def test_chat_template_tool_call(name: str) -> None:
     assert "dry" not in learned(form, row)
     assert f"None.{LEARNED[name][2]}" in learned(form, row)
     ended = form.tokenizer.convert_tokens_to_ids(re.split(r"(?=<)", CALLS[name])[-1])
-    assert ended in form.stops
+    assert ended in form.stop_token_ids
 
 
 @pytest.mark.parametrize("name", NO_CALLS)
@@ -312,9 +312,9 @@ def test_generation_block_with_its_stop_token(inside: str, after: str, loss_on: 
     tokenizer.chat_template = BLOCK.format(inside, after)
     form = ChatFormat(tokenizer)
     row = row_of(form, MULTI, loss_on)
-    spans = groupby(row.labels, lambda label: label != IGNORED)
+    spans = groupby(row.labels, lambda label: label != IGNORE_INDEX)
     assert [tokenizer.decode(list(labels)) for is_learned, labels in spans if is_learned] == expected
-    assert row.stops
+    assert row.ends_with_stop_token
 
 
 MASKED = (  # it writes "qa" and stop tokens, with nothing between the turns
@@ -338,22 +338,22 @@ def test_generation_block_mask(inside: str, after: str, expected: list[int]) -> 
     tokenizer.chat_template = MASKED.format(inside, after)
     form = ChatFormat(tokenizer)
     row = row_of(form, chat(user("q"), assistant("a"), user("q"), assistant("a")))
-    assert [int(label != IGNORED) for label in row.labels] == expected
+    assert [int(label != IGNORE_INDEX) for label in row.labels] == expected
 
 
 def test_stops_declared_by_the_model() -> None:
     """Gemma's files name the turn's end: it ends answers, whoever writes it."""
     tokenizer = tokenizer_for("gemma")
     turn_end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    assert ChatFormat(tokenizer).stops == {2, turn_end}
-    assert ChatFormat(tokenizer, chats=False).stops == {2}
-    assert ChatFormat(tokenizer, [turn_end], chats=False).stops == {2, turn_end}
+    assert ChatFormat(tokenizer).stop_token_ids == {2, turn_end}
+    assert ChatFormat(tokenizer, chats=False).stop_token_ids == {2}
+    assert ChatFormat(tokenizer, [turn_end], chats=False).stop_token_ids == {2, turn_end}
 
 
 def test_stops_ignore_ordinary_tokens() -> None:
     """A configuration that was never written for this tokenizer names a letter: answers don't end at letters."""
     tokenizer = tiny_tokenizer()
-    assert ChatFormat(tokenizer, [tokenizer.convert_tokens_to_ids("a")], chats=False).stops == {2}
+    assert ChatFormat(tokenizer, [tokenizer.convert_tokens_to_ids("a")], chats=False).stop_token_ids == {2}
 
 
 def test_quoted_with_hundreds_of_special_tokens() -> None:
@@ -367,7 +367,7 @@ def test_quoted_with_hundreds_of_special_tokens() -> None:
     assert not {token for token in row.input_ids if token >= 256}
     assert learned(form, row) == "<|reserved_2|>!</s>"
     assert "a <|reserved_299|><|reserved_299|> b \U0010f000" in str(tokenizer.decode(row.input_ids))
-    assert form.quoting.special_text(example) == "<|reserved_299|>"
+    assert form.special_tokens.find_special_token(example) == "<|reserved_299|>"
 
 
 # Which answers are learned
@@ -475,11 +475,11 @@ def test_chat_template_that_cuts_a_long_text() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = LOOP.format("{{ m['content'][:30] }}")
     form = ChatFormat(tokenizer)
-    for turns, where in (
+    for turns, location in (
         ((user("What is it? " * 5), assistant("a")), "turn 1: the chat template does not render the question"),
         ((user("q"), assistant("It is this. " * 5)), "turn 2: the chat template does not render the answer"),
     ):
-        with pytest.raises(DataError, match=where):
+        with pytest.raises(DataError, match=location):
             row_of(form, chat(*turns))
 
 
@@ -584,17 +584,19 @@ def test_tokenize_begins_answers_where_generation_does(name: str, pairs: list[tu
     turns = [turn for question, answer in pairs for turn in (user(question), assistant(answer))]
     example = chat(*turns)
     row = row_of(form, example)
-    prompt = prompt_token_ids(form, example)
+    prompt = tokenize_prompt(form, example)
     same = row.input_ids[: len(prompt)] == prompt
-    assert same or UNLIKE_PROMPT in row.remarks
+    assert same or PROMPT_DIFFERS in row.remarks
     if len(pairs) == 1:
         assert same
-        assert IGNORED not in row.labels[len(prompt) : len(prompt) + 1]
-    ends = [IGNORED, *row.labels]
-    starts = [place for place, label in enumerate(row.labels) if label != IGNORED and ends[place] == IGNORED]
+        assert IGNORE_INDEX not in row.labels[len(prompt) : len(prompt) + 1]
+    ends = [IGNORE_INDEX, *row.labels]
+    starts = [place for place, label in enumerate(row.labels) if label != IGNORE_INDEX and ends[place] == IGNORE_INDEX]
     assert len(starts) == len(pairs)
     for start, (_, answer) in zip(starts, pairs, strict=True):
-        end = next((place for place in range(start, len(row.labels)) if row.labels[place] == IGNORED), len(row.labels))
+        end = next(
+            (place for place in range(start, len(row.labels)) if row.labels[place] == IGNORE_INDEX), len(row.labels)
+        )
         said = [str(form.tokenizer.decode(row.input_ids[:place], skip_special_tokens=True)) for place in (start, end)]
         assert said[1].removeprefix(said[0]).strip() == answer
 
@@ -630,7 +632,10 @@ def test_control_tokens_without_a_name_are_ordinary_characters_in_the_data() -> 
     plain = row_of(form, chat(Turn("system", "s"), *CALLED.turns, tools=TOOLS))
     assert row.input_ids.count(header) == plain.input_ids.count(header)
     assert str(tokenizer.decode(row.input_ids)).count(forged) == 6
-    assert form.quoting.special_text(chat(user(forged), assistant("a"))) in ("<|start_header_id|>", "<|end_header_id|>")
+    assert form.special_tokens.find_special_token(chat(user(forged), assistant("a"))) in (
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+    )
 
 
 def test_special_tokens_more_than_there_are_bytes() -> None:
@@ -640,11 +645,11 @@ def test_special_tokens_more_than_there_are_bytes() -> None:
     set_chat_template(tokenizer, "chatml")
     form = ChatFormat(tokenizer)
     text = "[T998][T1]\U0010f000\U0010f001[T7] \U0010ff00\U0010ff00\U000f8000\U000f8001 [T998"
-    assert form.quoting.unquoted(form.quoting.quoted(text)) == text
+    assert form.special_tokens.unescape(form.special_tokens.escape(text)) == text
     row = row_of(form, chat(user(text), assistant(text)))
     assert not [token for token in row.input_ids if token > tokenizer.convert_tokens_to_ids("[T0]")]
     assert learned(form, row).startswith(text)
-    prompt = prompt_token_ids(form, chat(user(text), assistant(text)))
+    prompt = tokenize_prompt(form, chat(user(text), assistant(text)))
     assert row.input_ids[: len(prompt)] == prompt
 
 
@@ -676,7 +681,7 @@ def test_turn_that_is_left_out_is_missed_though_its_text_stands_elsewhere(system
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = NO_SYSTEM
     with pytest.raises(DataError, match="turn 1: the chat template does not render the system turn"):
-        ChatFormat(tokenizer).rendering(chat(Turn("system", system), user("What?"), assistant("the end")))
+        ChatFormat(tokenizer).render(chat(Turn("system", system), user("What?"), assistant("the end")))
 
 
 def test_turns_that_are_repeated_are_all_rendered() -> None:
@@ -693,13 +698,13 @@ def test_turns_that_are_repeated_are_all_rendered() -> None:
 def test_text_before_thinking_that_a_template_drops(name: str, answer: str) -> None:
     """Templates split at </think> and keep what follows; an answer's own text may not be lost with the rest."""
     with pytest.raises(DataError, match="does not render an answer's text before <think>"):
-        ChatFormat(tokenizer_for(name)).rendering(chat(user("One?"), assistant(answer)))
+        ChatFormat(tokenizer_for(name)).render(chat(user("One?"), assistant(answer)))
 
 
 def test_reasoning_in_the_last_answers_content_that_a_template_drops() -> None:
     example = chat(user("One?"), assistant("<think>Count once.</think>It is 1."))
     with pytest.raises(DataError, match="does not render an answer's reasoning") as caught:
-        ChatFormat(tokenizer_for("deepseekv3")).rendering(example)
+        ChatFormat(tokenizer_for("deepseekv3")).render(example)
     assert "data.reasoning=drop" in str(caught.value)
     form = ChatFormat(tokenizer_for("deepseekv3"), reasoning="drop")
     assert learned(form, row_of(form, example)).startswith("It is 1.")
@@ -707,7 +712,7 @@ def test_reasoning_in_the_last_answers_content_that_a_template_drops() -> None:
 
 def test_reasoning_in_the_content_that_a_template_rewrites_is_not_left_out() -> None:
     form = ChatFormat(tokenizer_for("qwen3"))
-    rendering = form.rendering(chat(user("One?"), assistant("<think>Count once.</think>It is 1.")))
+    rendering = form.render(chat(user("One?"), assistant("<think>Count once.</think>It is 1.")))
     assert not [remark for remark in rendering.remarks if "leaves out" in remark]
 
 

@@ -116,7 +116,7 @@ def test_read_rows_save_to_disk_folder() -> None:
     dataset(TRAIN).save_to_disk("saved", num_shards=3)
     rows = list(open_source("saved").rows)
     assert [row.values for row in rows] == TRAIN
-    assert rows[0].where == "saved/data-00000-of-00003.arrow, row 1"
+    assert rows[0].location == "saved/data-00000-of-00003.arrow, row 1"
     assert values("file://" + str(Path("saved").absolute())) == TRAIN
 
 
@@ -158,11 +158,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_read_rows_save_to_disk_damaged(damage: str) -> None:
     saved_dict()
-    edit, received = DAMAGE[damage]
+    edit, got = DAMAGE[damage]
     edit(Path("saved"))
     said = refusal("saved").splitlines()
     assert said[0] == "saved: this folder of save_to_disk is damaged"
-    assert received in said[1]
+    assert got in said[1]
 
 
 def test_read_rows_truncated_arrow_file() -> None:
@@ -280,7 +280,7 @@ def test_read_rows_text_file(name: str, sample_by: str, expected: list[tuple[str
     Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     source = open_source(name, sample_by=sample_by)
     assert source.running_text
-    assert [(row.values, row.where) for row in source.rows] == [
+    assert [(row.values, row.location) for row in source.rows] == [
         ({"text": text}, f"{name}, line {line}") for text, line in expected
     ]
 
@@ -343,7 +343,7 @@ def test_read_rows_http(server: str) -> None:
     )
     for name in ("rows.jsonl", "rows.parquet", "rows.csv.gz", "rows.jsonl?download=true"):
         assert values(f"{server}/{name}") == TRAIN
-    assert next(open_source(f"{server}/rows.jsonl").rows).where == f"{server}/rows.jsonl, line 1"
+    assert next(open_source(f"{server}/rows.jsonl").rows).location == f"{server}/rows.jsonl, line 1"
     assert refusal(f"{server}/lost.jsonl").splitlines()[0] == (
         f"{server}/lost.jsonl: there is no file or folder at this address"
     )
@@ -370,7 +370,7 @@ def test_read_rows_fsspec_folder() -> None:
         memory.put(str(Path(folder).absolute()), f"/bucket/{folder}", recursive=True)
         assert values(f"memory://bucket/{folder}") == TRAIN
         assert values(f"memory://bucket/{folder}", "test") == TEST
-    assert next(open_source("memory://bucket/saved").rows).where == (
+    assert next(open_source("memory://bucket/saved").rows).location == (
         "memory://bucket/saved/train/data-00000-of-00001.arrow, row 1"
     )
     assert "there is no file or folder at this address" in refusal("memory://bucket/nothing")
@@ -433,7 +433,7 @@ def test_open_source_hub(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> No
     source = open_source("owner/name", "test", "en", streaming=streaming)
     read = list(source.rows)
     assert [row.values for row in read] == rows
-    assert read[-1].where == "owner/name test, row 2500"
+    assert read[-1].location == "owner/name test, row 2500"
     assert asked == [(("owner/name", "en"), {"split": "test", "streaming": streaming})]
 
 

@@ -10,9 +10,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from neftcli.data.formats import LAYOUTS, Example, Format, Turn, UnusableRow, detect, renamed, to_example
+from neftcli.data.example import RowNotes
+from neftcli.data.formats import ROW_FORMATS, Example, Turn, UnusableRow, detect, renamed, to_example
 from neftcli.data.readers import Row
-from neftcli.data.row_notices import Notes
 from neftcli.data.turns import ROLES
 from neftcli.errors import DataError
 from neftcli.events import Occurrences
@@ -23,7 +23,7 @@ CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 QUESTION_AND_ANSWER = (Turn("user", "q"), Turn("assistant", "a"))
 
-ROWS: list[tuple[Format, dict[str, Any]]] = [
+ROWS: list[tuple[str, dict[str, Any]]] = [
     ("text", {"text": "words"}),
     ("prompt_completion", {"prompt": "q", "completion": "a"}),
     ("prompt_completion", {"prompt": CHAT[:1], "completion": CHAT[1:]}),
@@ -38,38 +38,38 @@ def row(**values: Any) -> Row:
     return Row(values, WHERE)
 
 
-def turns(layout: Format, system_prompt: str | None = None, **values: Any) -> tuple[tuple[str, str], ...]:
+def turns(row_format: str, system_prompt: str | None = None, **values: Any) -> tuple[tuple[str, str], ...]:
     """Role and content of each turn of a row's example."""
-    return tuple((turn.role, turn.content) for turn in to_example(row(**values), layout, system_prompt).turns)
+    return tuple((turn.role, turn.content) for turn in to_example(row(**values), row_format, system_prompt).turns)
 
 
-def said_of(layout: Format, **values: Any) -> str:
+def said_of(row_format: str, **values: Any) -> str:
     with pytest.raises(DataError) as raised:
-        to_example(row(**values), layout)
+        to_example(row(**values), row_format)
     return str(raised.value)
 
 
-def reason(layout: Format, **values: Any) -> str:
+def reason(row_format: str, **values: Any) -> str:
     with pytest.raises(UnusableRow) as raised:
-        to_example(row(**values), layout)
+        to_example(row(**values), row_format)
     return str(raised.value)
 
 
 # Recognising the layout
 
 
-@pytest.mark.parametrize(("layout", "values"), ROWS)
-def test_each_layout_is_told_by_its_columns(layout: Format, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("row_format", "values"), ROWS)
+def test_each_layout_is_told_by_its_columns(row_format: str, values: dict[str, Any]) -> None:
     """The columns tell the layout, with further columns beside them or without."""
-    assert detect(row(**values), {}) == layout
-    assert detect(row(id=7, **values, source="web"), {}) == layout
+    assert detect(row(**values), {}) == row_format
+    assert detect(row(id=7, **values, source="web"), {}) == row_format
 
 
-@pytest.mark.parametrize(("layout", "values"), ROWS[1:])
-def test_each_layout_holds_the_same_question_and_answer(layout: Format, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("row_format", "values"), ROWS[1:])
+def test_each_layout_holds_the_same_question_and_answer(row_format: str, values: dict[str, Any]) -> None:
     """Whatever the layout, the example is the same; a pair of lists of turns says where its completion begins."""
     completion = 1 if isinstance(values.get("completion"), list) else 0
-    assert to_example(row(**values), layout) == Example(QUESTION_AND_ANSWER, "", WHERE, completion=completion)
+    assert to_example(row(**values), row_format) == Example(QUESTION_AND_ANSWER, "", WHERE, completion=completion)
 
 
 def test_plain_text_is_kept_as_it_is() -> None:
@@ -79,12 +79,12 @@ def test_plain_text_is_kept_as_it_is() -> None:
 
 def test_more_telling_layouts_go_first() -> None:
     """A row that fits several layouts is read as conversation, pair, instruction and only then as text."""
-    values = {name: "" for layout in LAYOUTS.values() for name in layout.required}
+    values = {name: "" for row_format in ROW_FORMATS.values() for name in row_format.required}
     found = []
     while values:
-        layout = detect(row(**values), {})
-        found.append(layout)
-        for name in LAYOUTS[layout].required:
+        row_format = detect(row(**values), {})
+        found.append(row_format)
+        for name in ROW_FORMATS[row_format].required:
             del values[name]
     assert found == ["messages", "sharegpt", "prompt_completion", "alpaca", "text"]
 
@@ -124,17 +124,17 @@ def test_a_row_without_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "layout"),
+    ("columns", "row_format"),
     [
         ({"instruction": "question", "output": "answer"}, "alpaca"),
         ({"prompt": "question", "completion": "answer"}, "prompt_completion"),
         ({"text": "answer"}, "text"),
     ],
 )
-def test_mapped_columns_tell_the_layout(columns: Mapping[str, str], layout: Format) -> None:
+def test_mapped_columns_tell_the_layout(columns: Mapping[str, str], row_format: str) -> None:
     """Standard names are laid over the row's own, which go."""
     given = row(question="q", answer="a", id=7)
-    assert detect(given, columns) == layout
+    assert detect(given, columns) == row_format
     values = renamed(given, columns).values
     assert {name: values[name] for name in columns} == {name: given.values[own] for name, own in columns.items()}
     assert not set(columns.values()) & set(values)
@@ -153,7 +153,7 @@ def test_two_columns_can_change_places() -> None:
     """A mapping is done at once, not name by name."""
     swapped = renamed(row(prompt="a", completion="q"), {"prompt": "completion", "completion": "prompt"})
     assert swapped.values == {"prompt": "q", "completion": "a"}
-    assert swapped.where == WHERE
+    assert swapped.location == WHERE
 
 
 def test_a_mapped_column_that_is_not_there_is_named() -> None:
@@ -270,7 +270,7 @@ def test_prompt_and_answer_of_a_conversation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "values", "said"),
+    ("row_format", "values", "said"),
     [
         ("text", {"text": " \n"}, "its text is empty"),
         ("text", {"text": None}, "its text is empty"),
@@ -287,16 +287,16 @@ def test_prompt_and_answer_of_a_conversation() -> None:
         ("sharegpt", {"conversations": SHAREGPT[:1]}, "it has no answer"),
     ],
 )
-def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any], said: str) -> None:
+def test_why_a_row_cannot_be_learned_from(row_format: str, values: dict[str, Any], said: str) -> None:
     """An empty answer would teach the stop token alone; an empty question teaches to talk unasked."""
-    assert reason(layout, **values) == said
+    assert reason(row_format, **values) == said
 
 
 # Rows that are wrong
 
 
 @pytest.mark.parametrize(
-    ("layout", "values", "said"),
+    ("row_format", "values", "said"),
     [
         ("text", {"text": 7}, 'rows.jsonl, line 17: text must be text\n  got      int: 7\n  hint     "7"'),
         (
@@ -382,20 +382,20 @@ def test_why_a_row_cannot_be_learned_from(layout: Format, values: dict[str, Any]
         ),
     ],
 )
-def test_a_value_of_another_type_is_refused_with_its_place(layout: Format, values: dict[str, Any], said: str) -> None:
+def test_a_value_of_another_type_is_refused_with_its_place(row_format: str, values: dict[str, Any], said: str) -> None:
     """Row, turn, key and what was found; nothing is turned into text by itself."""
-    assert said_of(layout, **values) == said
+    assert said_of(row_format, **values) == said
 
 
-@pytest.mark.parametrize(("layout", "values"), ROWS)
-def test_a_later_row_without_a_column_is_refused(layout: Format, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("row_format", "values"), ROWS)
+def test_a_later_row_without_a_column_is_refused(row_format: str, values: dict[str, Any]) -> None:
     """The layout is the first row's: a row that lacks one of its columns is named and not filled with nothing."""
-    missing = LAYOUTS[layout].required[-1]
+    missing = ROW_FORMATS[row_format].required[-1]
     others = {name: value for name, value in values.items() if name != missing} | {"id": 7}
-    assert said_of(layout, **others) == (
+    assert said_of(row_format, **others) == (
         f"rows.jsonl, line 17: the column {missing} is missing\n"
         f"  got      {', '.join(others)}\n"
-        f"  hint     rows of one layout, here {layout}: {', '.join(LAYOUTS[layout].required)}"
+        f"  hint     rows of one layout, here {row_format}: {', '.join(ROW_FORMATS[row_format].required)}"
     )
 
 
@@ -411,21 +411,21 @@ def test_layouts_are_those_of_the_option() -> None:
     """data.format names each entry of the registry, and nothing else but auto."""
     hints = get_type_hints(Data, include_extras=True)
     names = get_args(get_args(hints["format"])[0])
-    assert set(names) == {"auto", *LAYOUTS}
-    assert all(layout.name == name for name, layout in LAYOUTS.items())
+    assert set(names) == {"auto", *ROW_FORMATS}
+    assert all(row_format.name == name for name, row_format in ROW_FORMATS.items())
 
 
 # Columns beside a conversation
 
-BESIDE: list[tuple[Format, dict[str, Any]]] = [values for values in ROWS if values[0] != "text"]
+BESIDE: list[tuple[str, dict[str, Any]]] = [values for values in ROWS if values[0] != "text"]
 
 
-@pytest.mark.parametrize(("layout", "values"), BESIDE)
-def test_system_column_is_the_system_turn(layout: Format, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("row_format", "values"), BESIDE)
+def test_system_column_is_the_system_turn(row_format: str, values: dict[str, Any]) -> None:
     """Of every layout, before data.system_prompt; an empty one says nothing."""
-    assert turns(layout, "t", **values, system=" s ") == (("system", "s"), ("user", "q"), ("assistant", "a"))
+    assert turns(row_format, "t", **values, system=" s ") == (("system", "s"), ("user", "q"), ("assistant", "a"))
     for empty in (None, "", " "):
-        assert turns(layout, **values, system=empty) == (("user", "q"), ("assistant", "a"))
+        assert turns(row_format, **values, system=empty) == (("user", "q"), ("assistant", "a"))
 
 
 def test_system_column_beside_a_system_turn() -> None:
@@ -439,18 +439,18 @@ def test_system_column_beside_a_system_turn() -> None:
     )
 
 
-@pytest.mark.parametrize(("layout", "values"), BESIDE)
+@pytest.mark.parametrize(("row_format", "values"), BESIDE)
 @pytest.mark.parametrize("column", ["tools", "functions"])
-def test_tools_column(layout: Format, values: dict[str, Any], column: str) -> None:
+def test_tools_column(row_format: str, values: dict[str, Any], column: str) -> None:
     """A list of schemas or its JSON text, in OpenAI's form; an empty one says nothing."""
     schema = {"name": "clock", "parameters": {"type": "object", "properties": {}}}
     wrapped = [{"type": "function", "function": schema}]
     for tools in ([schema], wrapped, json.dumps([schema]), [json.dumps(schema)], [{"type": "function", **schema}]):
-        example = to_example(row(**values, **{column: tools}), layout)
+        example = to_example(row(**values, **{column: tools}), row_format)
         assert json.loads(example.tools) == wrapped
         assert [turn.text() for turn in example.turns] == ["q", "a"]
     for empty in (None, "", [], "[]"):
-        assert to_example(row(**values, **{column: empty}), layout).tools == ""
+        assert to_example(row(**values, **{column: empty}), row_format).tools == ""
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_completion_that_begins_with_another_question_is_refused() -> None:
     """It is neither the answer nor the whole conversation."""
     other = [{"role": "user", "content": "something else"}, CHAT[1]]
     assert said_of("prompt_completion", prompt="q", completion=other) == (
-        "rows.jsonl, line 17: completion must begin with the answer, or with the whole prompt\n"
+        "rows.jsonl, line 17: completion must begin with the answer, or the whole prompt\n"
         "  got      user: something else\n"
         '  hint     {"prompt": [... the question], "completion": [... the answer]}'
     )
@@ -538,20 +538,20 @@ def test_prompt_that_is_json_stays_text() -> None:
 # Marks
 
 
-@pytest.mark.parametrize(("layout", "values"), ROWS)
+@pytest.mark.parametrize(("row_format", "values"), ROWS)
 @pytest.mark.parametrize("column", ["weight", "train", "trainable", "loss"])
-def test_marks_of_a_row(layout: Format, values: dict[str, Any], column: str) -> None:
+def test_marks_of_a_row(row_format: str, values: dict[str, Any], column: str) -> None:
     """0 leaves the row out, 1 learns it as if unmarked; a CSV has them as text."""
-    unmarked = to_example(row(**values), layout)
+    unmarked = to_example(row(**values), row_format)
     for mark in (1, 1.0, True, "1", "true", "True", None, ""):
-        assert to_example(row(**values, **{column: mark}), layout) == unmarked
+        assert to_example(row(**values, **{column: mark}), row_format) == unmarked
     for mark in (0, 0.0, False, "0", "false", "False"):
-        assert reason(layout, **values, **{column: mark}) == f"it is marked as not learned ({column}: {mark})"
+        assert reason(row_format, **values, **{column: mark}) == f"it is marked as not learned ({column}: {mark})"
     for mark in (0.5, 2, "yes", -1, [1]):
         what = f"{column} says whether the row is learned, and must be 0 or 1 (fractional weights are not supported)"
-        assert said_of(layout, **values, **{column: mark}).splitlines()[0] == f"rows.jsonl, line 17: {what}"
+        assert said_of(row_format, **values, **{column: mark}).splitlines()[0] == f"rows.jsonl, line 17: {what}"
     assert "contradict each other" in said_of(
-        layout, **values, **{column: 0, "loss" if column != "loss" else "train": 1}
+        row_format, **values, **{column: 0, "loss" if column != "loss" else "train": 1}
     )
 
 
@@ -581,7 +581,7 @@ def chat(*marks: bool | None, tail: str = "") -> list[dict[str, Any]]:
 )
 def test_dropped_turns_are_noted(conversation: list[dict[str, Any]], kept: int, dropped: str) -> None:
     """All but a user's question that nothing answers; the last answer is one to learn, so it can be a reference."""
-    notes = Notes()
+    notes = RowNotes()
     example = to_example(row(messages=conversation), "messages", notes=notes)
     assert len(example.turns) == kept
     assert dict(notes.shortened) == ({dropped: Occurrences(1, WHERE)} if dropped else {})
@@ -607,12 +607,12 @@ def test_tool_result_of_no_call_is_noted(ids: tuple[str | None, str | None], not
     call = {"type": "function", "function": {"name": "add", "arguments": {}}, "id": ids[0]}
     asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
     answered = [{"role": "tool", "content": "2", "tool_call_id": ids[1]}, {"role": "assistant", "content": "Two."}]
-    for layout, values in (
+    for row_format, values in (
         ("messages", {"messages": [*asked, *answered]}),
         ("prompt_completion", {"prompt": [*asked, answered[0]], "completion": answered[1:]}),
     ):
-        notes = Notes()
-        to_example(row(**values), layout, notes=notes)
+        notes = RowNotes()
+        to_example(row(**values), row_format, notes=notes)
         expected = {"a tool_call_id answers no call of its conversation": Occurrences(1, WHERE)} if noted else {}
         assert dict(notes.remarks) == expected
 
@@ -629,7 +629,7 @@ def test_row_without_an_answer_to_learn() -> None:
 
 def test_unread_columns_of_any_row_are_counted() -> None:
     """With the rows that hold a value and the first of them; null and empty say nothing."""
-    notes = Notes()
+    notes = RowNotes()
     rows = [
         {"instruction": "q", "output": "a", "score": None, "id": "", "tags": [], "meta": {}},
         {"instruction": "q", "output": "a", "score": 0, "": 1},

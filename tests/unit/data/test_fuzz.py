@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from neftcli.data.formats import LAYOUTS, UnusableRow, detect, to_example
-from neftcli.data.prepare import read_examples, read_questions
+from neftcli.data.formats import ROW_FORMATS, UnusableRow, detect, to_example
+from neftcli.data.prepare import read_eval_examples, read_examples
 from neftcli.data.readers import ENDINGS, Row
-from neftcli.data.sources import is_hub
+from neftcli.data.sources import is_hub_id
 from neftcli.errors import DataError, Problem
 from neftcli.recipe.path_suggestions import exists
 from neftcli.recipe.schema import Data
@@ -38,7 +38,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def reads_or_says_why(name: str, content: bytes, **settings_of_data: Any) -> None:
     Path(name).write_bytes(content)
     data = Data(source=name, **settings_of_data)
-    for read in (read_examples, read_questions):
+    for read in (read_examples, read_eval_examples):
         problems: tuple[Problem, ...] = ()
         try:
             rows_read = read(data).rows_read
@@ -106,28 +106,28 @@ FORMATS = st.sampled_from(["auto", "text", "prompt_completion", "alpaca", "messa
 
 
 @quietly
-@given(rows=st.lists(ROWS | VALUES, max_size=4), layout=FORMATS, mapped=st.booleans())
+@given(rows=st.lists(ROWS | VALUES, max_size=4), row_format=FORMATS, mapped=st.booleans())
 @example(
     rows=[{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]}],
-    layout="auto",
+    row_format="auto",
     mapped=False,
 )
-@example(rows=[{"prompt": [], "completion": []}], layout="auto", mapped=False)
-@example(rows=[{"conversations": [{}]}], layout="auto", mapped=True)
-def test_any_rows_of_json(rows: list[Any], layout: Any, mapped: bool) -> None:
+@example(rows=[{"prompt": [], "completion": []}], row_format="auto", mapped=False)
+@example(rows=[{"conversations": [{}]}], row_format="auto", mapped=True)
+def test_any_rows_of_json(rows: list[Any], row_format: Any, mapped: bool) -> None:
     """Standard columns and others with values of any type, as lines, as a list, and renamed by data.columns."""
     columns = {"instruction": "prompt", "output": "text"} if mapped else {}
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    reads_or_says_why("rows.jsonl", lines.encode(), format=layout, columns=columns)
-    reads_or_says_why("rows.json", json.dumps(rows).encode(), format=layout, columns=columns)
+    reads_or_says_why("rows.jsonl", lines.encode(), format=row_format, columns=columns)
+    reads_or_says_why("rows.json", json.dumps(rows).encode(), format=row_format, columns=columns)
 
 
 @settings(quietly, max_examples=300)
-@given(values=ROWS, layout=st.sampled_from(list(LAYOUTS)), answers=st.booleans())
-def test_any_row_is_an_example_or_says_why_not(values: dict[str, Any], layout: str, answers: bool) -> None:
+@given(values=ROWS, row_format=st.sampled_from(list(ROW_FORMATS)), answers=st.booleans())
+def test_any_row_is_an_example_or_says_why_not(values: dict[str, Any], row_format: str, answers: bool) -> None:
     """Read under any layout, with its own and suggested columns; an example has a question, and an answer if asked."""
     row = Row(values, "rows.jsonl, line 1")
-    for chosen in (layout, None):
+    for chosen in (row_format, None):
         problems: tuple[Problem, ...] = ()
         found = None
         try:
@@ -214,7 +214,7 @@ def test_a_file_cut_short(ending: str, length: int, packed: bool) -> None:
 @example(name="\ud800.csv")
 def test_any_name_that_is_no_hub_id(name: str) -> None:
     """A name of nothing is answered in words, whatever characters it has; a hub id is not looked up here."""
-    if is_hub(name) or name == "builtin" or exists(Path(name)):
+    if is_hub_id(name) or name == "builtin" or exists(Path(name)):
         return
     with pytest.raises(DataError):
         read_examples(Data(source=name))

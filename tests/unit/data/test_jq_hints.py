@@ -6,7 +6,7 @@ from neftcli.data.jq_hints import jq
 
 
 @pytest.mark.parametrize(
-    ("where", "command"),
+    ("location", "command"),
     [
         ("d/rows.jsonl, line 3", "jq -c .a < d/rows.jsonl > d/new-rows.jsonl"),
         (
@@ -16,9 +16,9 @@ from neftcli.data.jq_hints import jq
         ("s3://bucket/d/rows.json.gz, row 3", "zcat rows.json.gz | jq 'map(.a)' | gzip > new-rows.json.gz"),
     ],
 )
-def test_jq_names_the_file_on_this_machine(where: str, command: str) -> None:
+def test_jq_names_the_file_on_this_machine(location: str, command: str) -> None:
     """No slash of an address is lost, and a downloaded file is read by its name."""
-    assert jq(where, ".a") == command
+    assert jq(location, ".a") == command
 
 
 def test_jq_reads_an_arrow_file_as_a_table() -> None:

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neftcli.data.mixture import mixed
-from neftcli.data.prepare import Examples, read_examples
-from neftcli.data.splits import normalised
+from neftcli.data.prepare import ExampleSplits, read_examples
+from neftcli.data.splits import normalize_prompt
 from neftcli.errors import DataError
 from neftcli.recipe.schema import Data, Source
 
@@ -37,7 +37,7 @@ def write(name: str, rows: int, label: str = "") -> str:
     return name
 
 
-def read(*sources: Source, **more: Any) -> Examples:
+def read(*sources: Source, **more: Any) -> ExampleSplits:
     return read_examples(Data(sources=sources, **more))
 
 
@@ -106,12 +106,12 @@ def test_read_examples_sources_hold_out_no_prompt_of_the_training_side(strategy:
         Source(source=write("c.jsonl", 20), weight=4),
     )
     found = read(*sources, held_out_rows=10, stopping_strategy=strategy)
-    train, held_out = (list(map(normalised, prompts(side))) for side in (found.train, found.held_out))
+    train, held_out = (list(map(normalize_prompt, prompts(side))) for side in (found.train, found.held_out))
     assert held_out
     assert not set(train) & set(held_out)
-    places = [example.where for example in found.held_out]
+    places = [example.location for example in found.held_out]
     assert len(places) == len(set(places))
-    repeated = len({example.where for example in found.train}) < len(found.train)
+    repeated = len({example.location for example in found.train}) < len(found.train)
     assert repeated == (strategy == "all_exhausted")
 
 
@@ -125,7 +125,7 @@ def test_read_examples_sources_have_layouts_columns_and_limits_of_their_own() ->
         Source(source="b.jsonl", columns={"prompt": "q", "completion": "a"}, format="prompt_completion"),
         held_out_rows=0,
     )
-    assert found.layouts == ("alpaca", "prompt_completion")
+    assert found.row_formats == ("alpaca", "prompt_completion")
     assert (found.rows_read, len(found.train), tuple(found.notes.unread)) == (34, 10, ("extra",))
     assert [one.rows_used for one in found.sources] == [6, 4]
 

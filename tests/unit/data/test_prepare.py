@@ -15,10 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neftcli.data.chat import ChatFormat, LossOn
-from neftcli.data.prepare import Examples, Prepared, _loss_label, count, prepare, read_examples, read_questions
+from neftcli.data.prepare import (
+    ExampleSplits,
+    PreparedData,
+    _loss_label,
+    count,
+    prepare,
+    read_eval_examples,
+    read_examples,
+)
 from neftcli.data.sources import read_rows
-from neftcli.data.splits import normalised
-from neftcli.data.tokens import IGNORED, TokenRow, tokenize
+from neftcli.data.splits import normalize_prompt
+from neftcli.data.tokens import IGNORE_INDEX, TokenRow, tokenize
 from neftcli.errors import DataError
 from neftcli.events import Occurrences, SplitCounts
 from neftcli.models.chat_templates import set_chat_template
@@ -49,7 +57,7 @@ def pairs(rows: int, name: str = "rows.jsonl") -> str:
     return write(name, *(pair(f"Question {number}?", f"Answer {number}.") for number in range(rows)))
 
 
-def prepared(data: Data, seed: int = 0, template: str = "alpaca") -> Prepared:
+def prepared(data: Data, seed: int = 0, template: str = "alpaca") -> PreparedData:
     tokenizer = tiny_tokenizer()
     name = set_chat_template(tokenizer, template)
     return prepare(read_examples(replace(data, split_seed=seed)), data, ChatFormat(tokenizer, name=name))
@@ -90,8 +98,8 @@ def test_everything_in_a_small_file_is_counted() -> None:
     }
     assert counts.duplicates == 1
     assert counts.leaked == 0
-    assert counts.special_token_text == ("rows.jsonl, line 7",)
-    assert (counts.source, counts.format, counts.loss_on) == ("rows.jsonl", "prompt_completion", "answers")
+    assert counts.special_text == ("rows.jsonl, line 7",)
+    assert (counts.source, counts.row_format, counts.loss_on) == ("rows.jsonl", "prompt_completion", "answers")
     assert counts.template == "chat template alpaca"
     answered = {"one": 2, "One!": 2, "seven": 4, "eight": 2, "four": 36}  # tokens of the answer with its one stop token
     lengths = sorted(PROMPT_TOKENS + len(question) + tokens for question, tokens in answered.items())
@@ -101,10 +109,10 @@ def test_everything_in_a_small_file_is_counted() -> None:
         loss_tokens=sum(answered.values()),
         shortest=lengths[0],
         median=lengths[2],
-        p90=lengths[4],
+        long=lengths[4],
         longest=lengths[4],
         truncated=("rows.jsonl, line 4",),
-        without_stop_token=("rows.jsonl, line 4",),
+        without_stop=("rows.jsonl, line 4",),
     )
     assert counts.held_out == SplitCounts()
 
@@ -117,10 +125,10 @@ def test_plain_text_is_counted_as_such() -> None:
     for wanted in ("auto", "tokens"):
         data = Data(source=source, held_out_rows=0, max_length=10, loss_on=wanted)
         counts = prepared(data).counts
-        assert (counts.format, counts.loss_on, counts.template) == ("text", "all tokens", "")
+        assert (counts.row_format, counts.loss_on, counts.template) == ("text", "all tokens", "")
         assert counts.skipped == {"its text is empty": ("rows.jsonl, line 2",)}
         assert (counts.train.tokens, counts.train.loss_tokens) == (4 + 10, 3 + 9)
-        assert counts.train.truncated == counts.train.without_stop_token == ("rows.jsonl, line 3",)
+        assert counts.train.truncated == counts.train.without_stop == ("rows.jsonl, line 3",)
 
 
 @pytest.mark.parametrize(("wanted", "loss_on"), [("auto", "answers"), ("all", "answers"), ("tokens", "all tokens")])
@@ -128,18 +136,18 @@ def test_loss_is_on_answers_unless_all_tokens_are_wanted(wanted: Any, loss_on: s
     """What the counts say is what the labels do."""
     done = prepared(Data(source=pairs(10), loss_on=wanted))
     assert done.counts.loss_on == loss_on
-    whole = [label != IGNORED for row in [*done.train, *done.held_out] for label in row.labels]
+    whole = [label != IGNORE_INDEX for row in [*done.train, *done.held_out] for label in row.labels[1:]]
     assert all(whole) == (loss_on == "all tokens")
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=40))
 def test_lengths_are_quantiles(lengths: list[int]) -> None:
     """Shortest, longest, and the length that nine rows of ten do not exceed, by numpy's inverse of the distribution."""
-    rows = [TokenRow([1] * length, [IGNORED] + [1] * (length - 1), False, True, "") for length in lengths]
+    rows = [TokenRow([1] * length, [IGNORE_INDEX] + [1] * (length - 1), False, True, "") for length in lengths]
     found = count(rows)
     assert (found.rows, found.tokens, found.loss_tokens) == (len(rows), sum(lengths), sum(lengths) - len(rows))
     assert (found.shortest, found.longest) == (min(lengths), max(lengths))
-    assert found.p90 == numpy.quantile(lengths, 0.9, method="inverted_cdf")
+    assert found.long == numpy.quantile(lengths, 0.9, method="inverted_cdf")
     below, above = sum(length < found.median for length in lengths), sum(length > found.median for length in lengths)
     assert max(below, above) <= len(lengths) / 2
     assert found.median in lengths
@@ -217,9 +225,9 @@ def test_the_first_row_tells_the_layout_unless_the_recipe_does() -> None:
     """data.format goes before what the columns look like."""
     row = {"prompt": "q", "completion": "a", "instruction": "i", "output": "o"}
     source = write("rows.jsonl", row)
-    assert read_examples(Data(source=source, held_out_rows=0)).layout == "prompt_completion"
+    assert read_examples(Data(source=source, held_out_rows=0)).row_format == "prompt_completion"
     chosen = read_examples(Data(source=source, held_out_rows=0, format="alpaca"))
-    assert (chosen.layout, prompts(chosen.train)) == ("alpaca", ["i"])
+    assert (chosen.row_format, prompts(chosen.train)) == ("alpaca", ["i"])
 
 
 def test_columns_are_mapped_in_every_row_of_both_sources() -> None:
@@ -240,7 +248,7 @@ def test_columns_are_mapped_in_every_row_of_both_sources() -> None:
 def test_held_out_examples_belong_to_the_held_out_rows() -> None:
     """The answers to generate are those whose loss is measured, in the same order."""
     done = prepared(Data(source=pairs(50), held_out_rows=10))
-    assert [row.where for row in done.held_out] == [example.where for example in done.held_out_examples]
+    assert [row.location for row in done.held_out] == [example.location for example in done.held_out_examples]
     assert (len(done.train), len(done.held_out)) == (40, 10)
     assert (done.counts.train.rows, done.counts.held_out.rows) == (40, 10)
 
@@ -296,10 +304,10 @@ def test_columns_that_are_not_read_are_counted_on_both_sides() -> None:
     held_out = write("held.jsonl", pair("four") | {"score": 3, "id": 7})
     counts = prepared(Data(source=source, held_out_source=held_out)).counts
     expected = {"score": Occurrences(3, "rows.jsonl, line 2"), "id": Occurrences(1, "held.jsonl, line 1")}
-    assert counts.unread_columns == expected
+    assert counts.unread == expected
     assert counts.skipped == {"it is marked as not learned (weight: 0)": ("rows.jsonl, line 3",)}
-    assert read_questions(Data(source=held_out)).notes.unread.keys() == expected.keys()
-    assert prepared(Data()).counts.unread_columns == {}
+    assert read_eval_examples(Data(source=held_out)).notes.unread.keys() == expected.keys()
+    assert prepared(Data()).counts.unread == {}
 
 
 @pytest.mark.parametrize(("rows", "wanted", "train", "held_out"), [(50, 20, 16, 4), (50, 80, 40, 10), (50, 4, 4, 0)])
@@ -325,10 +333,12 @@ def test_max_rows_bounds_the_training_side_beside_a_held_out_source() -> None:
 def test_the_builtin_set_has_its_own_held_out_rows() -> None:
     """Train and held-out are the shipped files, and share no prompt."""
     found = read_examples(Data())
-    assert (found.rows_read, found.leaked, dict(found.skipped)) == (432, 0, {})
+    assert (found.rows_read, found.leaked, dict(found.unusable)) == (432, 0, {})
     assert (len(found.train), len(found.held_out)) == (432, 108)
-    assert not {normalised(text) for text in prompts(found.train)} & {normalised(t) for t in prompts(found.held_out)}
-    assert {example.where.split(",")[0] for example in found.held_out} == {"built-in held_out"}
+    assert not {normalize_prompt(text) for text in prompts(found.train)} & {
+        normalize_prompt(t) for t in prompts(found.held_out)
+    }
+    assert {example.location.split(",")[0] for example in found.held_out} == {"built-in held_out"}
     assert prepared(Data(max_rows=5)).counts.source == "built-in set"
 
 
@@ -394,7 +404,7 @@ def test_prepared_rows_are_the_tokens_of_the_examples() -> None:
     assert done.counts.template == "a name"
     assert list(done.train) == list(tokenize(chat, examples.train, data.max_length))
     assert list(done.held_out) == list(tokenize(chat, examples.held_out, data.max_length))
-    assert not any(chat.quoting.special_text(example) for example in examples.train)
+    assert not any(chat.special_tokens.find_special_token(example) for example in examples.train)
 
 
 def test_preparing_leaves_the_examples_as_they_are() -> None:
@@ -402,10 +412,10 @@ def test_preparing_leaves_the_examples_as_they_are() -> None:
     data = Data(source=write("rows.jsonl", pair("q" * 50), pair("q"), pair("r", "")), held_out_rows=0)
     tokenizer = tiny_tokenizer()
     set_chat_template(tokenizer, "alpaca")
-    examples: Examples = read_examples(data)
+    examples: ExampleSplits = read_examples(data)
     short = replace(data, max_length=PROMPT_TOKENS + 20)
     first = prepare(examples, short, ChatFormat(tokenizer)).counts
-    assert len(first.skipped) == 2
+    assert len(first.unusable) == 2
     assert prepare(examples, short, ChatFormat(tokenizer)).counts == first
     assert prepare(examples, data, ChatFormat(tokenizer)).counts.skipped == {
         "an answer is empty": ("rows.jsonl, line 3",)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from neftcli.data import sources
-from neftcli.data.sources import is_hub, read_rows
+from neftcli.data.sources import is_hub_id, read_rows
 from neftcli.errors import DataError
 
 ROWS = [
@@ -71,7 +71,7 @@ def as_parquet(rows: list[dict[str, str]]) -> bytes:
 
 
 def read(name: str, split: str = "train") -> list[tuple[dict[str, object], str]]:
-    return [(row.values, row.where) for row in read_rows(name, split)]
+    return [(row.values, row.location) for row in read_rows(name, split)]
 
 
 def values(name: str) -> list[dict[str, object]]:
@@ -179,7 +179,7 @@ def test_a_jsonl_row_stands_on_its_line_whatever_blank_lines_there_are(blanks: l
     written = "".join(f'{blank}{{"text": "<{number}>"}}\n' for number, blank in enumerate(blanks))
     Path("rows.jsonl").write_bytes(written.encode())
     lines = [written[: written.index(f"<{number}>")].count("\n") + 1 for number in range(len(blanks))]
-    assert [where for _, where in read("rows.jsonl")] == [f"rows.jsonl, line {line}" for line in lines]
+    assert [location for _, location in read("rows.jsonl")] == [f"rows.jsonl, line {line}" for line in lines]
 
 
 def test_a_folder_is_its_data_files_by_name() -> None:
@@ -236,7 +236,7 @@ def test_the_builtin_set_is_the_shipped_file(split: str) -> None:
 def test_what_is_a_path_is_no_hub_id(source: str, hub: bool) -> None:
     """A hub id is owner/name; a known ending, a leading dot, slash or tilde, and what exists here make a path."""
     Path("here/rows").mkdir(parents=True)
-    assert is_hub(source) == hub
+    assert is_hub_id(source) == hub
 
 
 # What is said
@@ -511,7 +511,7 @@ def test_no_row_is_given_out_behind_a_malformed_line() -> None:
     """A reader that stops at the error has seen only rows that stand before it."""
     Path("rows.jsonl").write_bytes(GOOD + b"{\n" + GOOD)
     rows = read_rows("rows.jsonl")
-    assert next(rows).where == "rows.jsonl, line 1"
+    assert next(rows).location == "rows.jsonl, line 1"
     with pytest.raises(DataError):
         next(rows)
 

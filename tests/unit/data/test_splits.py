@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neftcli.data import splits
-from neftcli.data.formats import Example, Turn
-from neftcli.data.splits import duplicates, normalised
+from neftcli.data.example import Example, Turn
+from neftcli.data.splits import count_duplicates, normalize_prompt
 
 
-def example(prompt: str, answer: str = "a", where: str = "") -> Example:
-    return Example((Turn("user", prompt), Turn("assistant", answer)), "", where)
+def example(prompt: str, answer: str = "a", location: str = "") -> Example:
+    return Example((Turn("user", prompt), Turn("assistant", answer)), "", location)
 
 
 def examples(prompts: list[str]) -> list[Example]:
-    return [example(prompt, where=str(number)) for number, prompt in enumerate(prompts)]
+    return [example(prompt, location=str(number)) for number, prompt in enumerate(prompts)]
 
 
 def key(one: Example) -> str:
@@ -35,17 +35,17 @@ def keys(side: list[Example]) -> set[str]:
     return {key(one) for one in side}
 
 
-def hold_out(rows: list[Example], number: int, seed: int) -> tuple[list[Example], list[Example]]:
-    train, held_out = splits.hold_out(rows, number, seed)
+def split_held_out(rows: list[Example], number: int, seed: int) -> tuple[list[Example], list[Example]]:
+    train, held_out = splits.split_held_out(rows, number, seed)
     return [rows[place] for place in train], [rows[place] for place in held_out]
 
 
-def choose(rows: list[Example], number: int, seed: int) -> list[Example]:
-    return [rows[place] for place in splits.choose(rows, number, seed)]
+def sample_rows(rows: list[Example], number: int, seed: int) -> list[Example]:
+    return [rows[place] for place in splits.sample_rows(rows, number, seed)]
 
 
-def without_prompts_of(rows: list[Example], held_out: list[Example]) -> list[Example]:
-    return [rows[place] for place in splits.without_prompts_of(rows, held_out)]
+def exclude_prompts(rows: list[Example], held_out: list[Example]) -> list[Example]:
+    return [rows[place] for place in splits.exclude_prompts(rows, held_out)]
 
 
 def numbered(count: int) -> list[Example]:
@@ -68,7 +68,7 @@ swiftly = settings(deadline=None, max_examples=150)
 @given(many_prompts, wanted, seeds)
 def test_no_prompt_stands_on_both_sides(texts: list[str], rows: int, seed: int) -> None:
     """Whatever duplicates there are, in whatever spelling, a prompt is trained on or held out."""
-    train, held_out = hold_out(examples(texts), rows, seed)
+    train, held_out = split_held_out(examples(texts), rows, seed)
     assert not keys(train) & keys(held_out)
 
 
@@ -76,8 +76,8 @@ def test_no_prompt_stands_on_both_sides(texts: list[str], rows: int, seed: int) 
 @given(many_prompts, wanted, seeds)
 def test_every_row_goes_to_one_side_in_its_order(texts: list[str], rows: int, seed: int) -> None:
     """No row is lost or doubled, and each side keeps the order given."""
-    train, held_out = hold_out(examples(texts), rows, seed)
-    places = [[int(one.where) for one in side] for side in (train, held_out)]
+    train, held_out = split_held_out(examples(texts), rows, seed)
+    places = [[int(one.location) for one in side] for side in (train, held_out)]
     assert all(side == sorted(side) for side in places)
     assert sorted(places[0] + places[1]) == list(range(len(texts)))
 
@@ -86,7 +86,7 @@ def test_every_row_goes_to_one_side_in_its_order(texts: list[str], rows: int, se
 @given(many_prompts, wanted, seeds)
 def test_never_more_rows_than_asked_for_and_than_a_fifth(texts: list[str], rows: int, seed: int) -> None:
     """Training keeps four fifths at least."""
-    held_out = hold_out(examples(texts), rows, seed)[1]
+    held_out = split_held_out(examples(texts), rows, seed)[1]
     assert len(held_out) <= rows
     assert 5 * len(held_out) <= len(texts)
 
@@ -100,29 +100,29 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows(
     given_rows = examples(texts)
     shuffled = list(given_rows)
     random.shuffle(shuffled)
-    held_out, again = hold_out(given_rows, rows, seed)[1], hold_out(shuffled, rows, seed)[1]
-    assert {one.where for one in held_out} == {one.where for one in again}
+    held_out, again = split_held_out(given_rows, rows, seed)[1], split_held_out(shuffled, rows, seed)[1]
+    assert {one.location for one in held_out} == {one.location for one in again}
 
 
 def test_the_same_seed_is_the_same_split_and_another_seed_another() -> None:
     """The seed chooses, and nothing else does."""
     rows = numbered(200)
-    splits = [tuple(one.where for one in hold_out(rows, 20, seed)[1]) for seed in range(20)]
-    assert splits == [tuple(one.where for one in hold_out(rows, 20, seed)[1]) for seed in range(20)]
+    splits = [tuple(one.location for one in split_held_out(rows, 20, seed)[1]) for seed in range(20)]
+    assert splits == [tuple(one.location for one in split_held_out(rows, 20, seed)[1]) for seed in range(20)]
     assert len(set(splits)) == 20
 
 
 def test_every_row_is_held_out_about_equally_often() -> None:
     """Over many seeds the choice is even: 20 of 100 rows, 400 times, is 80 each; the spread of a fair choice is 8."""
-    counts = Counter(one.where for seed in range(400) for one in hold_out(numbered(100), 20, seed)[1])
+    counts = Counter(one.location for seed in range(400) for one in split_held_out(numbered(100), 20, seed)[1])
     assert len(counts) == 100
     assert 40 <= min(counts.values()) <= max(counts.values()) <= 120  # five standard deviations
 
 
 def test_rows_kept_when_others_are_added() -> None:
     """A row added to the data does not reshuffle the split: of the old held-out rows nearly all stay."""
-    before = {one.where for one in hold_out(numbered(200), 20, 0)[1]}
-    after = {one.where for one in hold_out(numbered(201), 20, 0)[1]}
+    before = {one.location for one in split_held_out(numbered(200), 20, 0)[1]}
+    after = {one.location for one in split_held_out(numbered(201), 20, 0)[1]}
     assert len(before & after) >= 19
 
 
@@ -132,14 +132,14 @@ def test_rows_kept_when_others_are_added() -> None:
 )
 def test_sizes_of_distinct_prompts(count: int, rows: int, held_out: int) -> None:
     """Distinct prompts give just what was asked for, or a fifth, rounded down."""
-    assert [len(side) for side in hold_out(numbered(count), rows, 0)] == [count - held_out, held_out]
+    assert [len(side) for side in split_held_out(numbered(count), rows, 0)] == [count - held_out, held_out]
 
 
 def test_a_group_that_is_too_large_gives_way_to_smaller_ones() -> None:
     """Eighty rows of one prompt can't be held out; the twenty others can."""
     rows = examples(["always the same"] * 80 + [f"other {number}" for number in range(20)])
     for seed in range(5):
-        train, held_out = hold_out(rows, 10, seed)
+        train, held_out = split_held_out(rows, 10, seed)
         assert len(held_out) == 10
         assert sum(one.prompt() == "always the same" for one in train) == 80
 
@@ -159,7 +159,7 @@ def test_a_group_that_is_too_large_gives_way_to_smaller_ones() -> None:
 )
 def test_prompts_that_are_the_same(one: str, other: str) -> None:
     """Case, punctuation, white space and the way a character is encoded make no other prompt."""
-    assert normalised(one) == normalised(other)
+    assert normalize_prompt(one) == normalize_prompt(other)
 
 
 @pytest.mark.parametrize(
@@ -177,13 +177,13 @@ def test_prompts_that_are_the_same(one: str, other: str) -> None:
 )
 def test_prompts_that_are_not_the_same(one: str, other: str) -> None:
     """Another letter, digit, accent or vowel sign makes another prompt."""
-    assert normalised(one) != normalised(other)
+    assert normalize_prompt(one) != normalize_prompt(other)
 
 
 @given(st.text(max_size=40))
 def test_a_normalised_prompt_has_single_spaces_inside_only(text: str) -> None:
     """What is left is words and one space between two of them."""
-    found = normalised(text)
+    found = normalize_prompt(text)
     assert found == " ".join(found.split())
 
 
@@ -191,7 +191,7 @@ def test_a_normalised_prompt_has_single_spaces_inside_only(text: str) -> None:
 @given(many_prompts, many_prompts)
 def test_training_rows_lose_the_prompts_that_are_held_out(texts: list[str], held_out: list[str]) -> None:
     """Just those rows go whose prompt is evaluated on, in any spelling; the others keep their order."""
-    kept = without_prompts_of(examples(texts), examples(held_out))
+    kept = exclude_prompts(examples(texts), examples(held_out))
     gone = keys(examples(held_out))
     assert kept == [one for one in examples(texts) if key(one) not in gone]
 
@@ -199,7 +199,7 @@ def test_training_rows_lose_the_prompts_that_are_held_out(texts: list[str], held
 @given(st.integers(0, 40), st.integers(1, 50), seeds)
 def test_chosen_rows_are_as_many_as_asked_for_and_in_order(count: int, rows: int, seed: int) -> None:
     """No row twice, none invented, all of them where fewer are there."""
-    places = [int(one.where) for one in choose(numbered(count), rows, seed)]
+    places = [int(one.location) for one in sample_rows(numbered(count), rows, seed)]
     assert len(places) == min(rows, count)
     assert places == sorted(set(places))
     assert set(places) <= set(range(count))
@@ -208,25 +208,25 @@ def test_chosen_rows_are_as_many_as_asked_for_and_in_order(count: int, rows: int
 def test_another_seed_chooses_other_rows() -> None:
     """The seed chooses; equal prompts are chosen among as others are."""
     for rows in (numbered(50), examples(["always the same"] * 50)):
-        chosen = [tuple(one.where for one in choose(rows, 10, seed)) for seed in range(10)]
-        assert chosen[0] == tuple(one.where for one in choose(rows, 10, 0))
+        chosen = [tuple(one.location for one in sample_rows(rows, 10, seed)) for seed in range(10)]
+        assert chosen[0] == tuple(one.location for one in sample_rows(rows, 10, 0))
         assert len(set(chosen)) == 10
 
 
 def test_duplicates_repeat_prompt_and_answer() -> None:
     """A repeated prompt with another answer is no duplicate; another spelling of the prompt is one."""
     rows = [example("q", "a"), example("Q?", "a"), example("q", "b"), example("p", "a"), example("q", "a")]
-    assert duplicates(rows) == 2
-    assert duplicates([]) == 0
+    assert count_duplicates(rows) == 2
+    assert count_duplicates([]) == 0
 
 
 def test_plain_text_is_its_own_prompt() -> None:
     """The same text twice is one group and a duplicate."""
     rows = [Example((), f"text {number // 2}", str(number)) for number in range(20)]
-    train, held_out = hold_out(rows, 4, 0)
+    train, held_out = split_held_out(rows, 4, 0)
     assert len(held_out) == 4
     assert not {one.text for one in train} & {one.text for one in held_out}
-    assert duplicates(rows) == 10
+    assert count_duplicates(rows) == 10
 
 
 # The same choice as by dictionaries of prompts
@@ -237,7 +237,7 @@ def by_groups(rows: list[Example], number: int, seed: int) -> tuple[list[Example
     limit = min(number, int(len(rows) * 0.2))
     groups: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        groups.setdefault(normalised(row.prompt()), []).append(place)
+        groups.setdefault(normalize_prompt(row.prompt()), []).append(place)
     chosen: list[int] = []
     for prompt in sorted(groups, key=lambda prompt: hashed(f"{seed}/{prompt}")):
         if len(chosen) == limit:
@@ -256,7 +256,7 @@ def hashed(key: str) -> bytes:
 @given(many_prompts, wanted, seeds)
 def test_the_split_is_that_by_groups(texts: list[str], rows: int, seed: int) -> None:
     """To the row and its place."""
-    assert hold_out(examples(texts), rows, seed) == by_groups(examples(texts), rows, seed)
+    assert split_held_out(examples(texts), rows, seed) == by_groups(examples(texts), rows, seed)
 
 
 @swiftly
@@ -265,7 +265,7 @@ def test_the_choice_is_that_by_hashes(texts: list[str], rows: int, seed: int) ->
     """Of each row's place and prompt."""
     given_rows = examples(texts)
     order = sorted(range(len(texts)), key=lambda place: hashed(f"{seed}/{place}/{given_rows[place].prompt()}"))
-    assert choose(given_rows, rows, seed) == [given_rows[place] for place in sorted(order[:rows])]
+    assert sample_rows(given_rows, rows, seed) == [given_rows[place] for place in sorted(order[:rows])]
 
 
 @swiftly
@@ -273,9 +273,9 @@ def test_the_choice_is_that_by_hashes(texts: list[str], rows: int, seed: int) ->
 def test_duplicates_and_distinct_rows_are_those_of_sets(texts: list[str], answers: list[str]) -> None:
     """The last of equal rows stands in the place of the first, as in a dictionary."""
     rows = [example(text, answer, str(place)) for place, (text, answer) in enumerate(zip(texts, answers, strict=False))]
-    assert duplicates(rows) == len(rows) - len({(normalised(row.prompt()), row.answer()) for row in rows})
+    assert count_duplicates(rows) == len(rows) - len({(normalize_prompt(row.prompt()), row.answer()) for row in rows})
     last = list({(row.turns, row.text): row for row in rows}.values())
-    assert [rows[place] for place in splits.distinct(rows)] == last
+    assert [rows[place] for place in splits.select_distinct(rows)] == last
 
 
 @swiftly
@@ -286,14 +286,14 @@ def test_rows_that_ask_what_was_seen_anywhere_in_a_conversation(texts: list[str]
         Example((Turn("user", first), Turn("assistant", "a"), Turn("user", second), Turn("assistant", "b")), "", "")
         for first, second in zip(texts, reversed(texts), strict=True)
     ]
-    known = {normalised(prompt) for row in examples(seen) for prompt in row.prompts()}
-    kept = [place for place, row in enumerate(rows) if known.isdisjoint(map(normalised, row.prompts()))]
-    assert splits.unseen(rows, splits.all_prompts(examples(seen))).tolist() == kept
-    assert splits.unseen(rows, splits.all_prompts([])).tolist() == list(range(len(rows)))
+    known = {normalize_prompt(prompt) for row in examples(seen) for prompt in row.prompts()}
+    kept = [place for place, row in enumerate(rows) if known.isdisjoint(map(normalize_prompt, row.prompts()))]
+    assert splits.select_unseen(rows, splits.hash_prompts(examples(seen))).tolist() == kept
+    assert splits.select_unseen(rows, splits.hash_prompts([])).tolist() == list(range(len(rows)))
 
 
 @given(st.text())
 def test_letters_are_looked_up_as_they_are_judged_one_by_one(text: str) -> None:
     """The table of letters is filled as they come."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    assert normalised(text) == " ".join("".join(splits._kept(letter) for letter in folded).split())
+    assert normalize_prompt(text) == " ".join("".join(splits._kept(letter) for letter in folded).split())

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from neftcli.data import token_cache
-from neftcli.data.formats import Example, Turn
-from neftcli.data.rows import ExampleRows, TokenRows
+from neftcli.data.dataset import ExampleDataset, TokenDataset
+from neftcli.data.example import Example, Turn
 from neftcli.data.token_cache import cached, token_key
-from neftcli.data.tokens import IGNORED, TokenRow
+from neftcli.data.tokens import IGNORE_INDEX, TokenRow
 from neftcli.errors import InputError
 
 
@@ -26,21 +26,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 ROWS = [
-    TokenRow([place, 2, 3], [IGNORED, 2, 3], place % 2 == 0, True, f"größe\udcff, line {place}") for place in range(9)
+    TokenRow([place, 2, 3], [IGNORE_INDEX, 2, 3], place % 2 == 0, True, f"größe\udcff, line {place}")
+    for place in range(9)
 ]
 
 
-def examples(text: str = "a", where: str = "rows.jsonl, line 1") -> ExampleRows:
+def examples(text: str = "a", location: str = "rows.jsonl, line 1") -> ExampleDataset:
     turns = (Turn("user", "q"), Turn("assistant", text))
-    return ExampleRows.of([Example(turns, "", where)])
+    return ExampleDataset.from_rows([Example(turns, "", location)])
 
 
-def counting() -> tuple[list[int], Callable[[], tuple[TokenRows, Sequence[int]]]]:
+def counting() -> tuple[list[int], Callable[[], tuple[TokenDataset, Sequence[int]]]]:
     calls: list[int] = []
 
-    def tokenise() -> tuple[TokenRows, Sequence[int]]:
+    def tokenise() -> tuple[TokenDataset, Sequence[int]]:
         calls.append(1)
-        return TokenRows.of(ROWS), range(0, 18, 2)
+        return TokenDataset.from_rows(ROWS), range(0, 18, 2)
 
     return calls, tokenise
 
@@ -59,7 +60,7 @@ def test_cached_gives_back_what_was_tokenised() -> None:
 
 def test_cached_keeps_no_rows_as_well() -> None:
     for _ in range(2):
-        rows, places = cached("key", lambda: (TokenRows.of([]), []))
+        rows, places = cached("key", lambda: (TokenDataset.from_rows([]), []))
         assert (list(rows), list(places)) == ([], [])
 
 
@@ -67,7 +68,7 @@ def test_token_key_changes_with_all_that_tokens_depend_on() -> None:
     keys = {
         token_key(examples(), "tokenizer", "template"),
         token_key(examples("b"), "tokenizer", "template"),
-        token_key(examples(where="rows.jsonl, line 2"), "tokenizer", "template"),
+        token_key(examples(location="rows.jsonl, line 2"), "tokenizer", "template"),
         token_key(examples(), "tokenizers", "template"),
         token_key(examples(), "tokenizer", "template", ""),
         token_key(examples(), "tokenizert", "emplate"),
@@ -138,13 +139,13 @@ def test_cached_without_a_folder_tokenises(tmp_path: Path, monkeypatch: pytest.M
     assert len(calls) == 2
 
 
-def _tokenise_slowly(log: str) -> tuple[TokenRows, Sequence[int]]:
+def _tokenise_slowly(log: str) -> tuple[TokenDataset, Sequence[int]]:
     import time
 
     with Path(log).open("a") as file:
         file.write("x")
     time.sleep(0.5)
-    return TokenRows.of(ROWS), range(9)
+    return TokenDataset.from_rows(ROWS), range(9)
 
 
 def _want(log: str) -> None:

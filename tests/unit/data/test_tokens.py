@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from neftcli.data.chat import UNLIKE_PROMPT, ChatFormat
-from neftcli.data.formats import Example, Turn
-from neftcli.data.tokens import IGNORED, TokenRow, prompt_token_ids, render_prompt, tokenize
+from neftcli.data.chat import PROMPT_DIFFERS, ChatFormat
+from neftcli.data.example import Example, Turn
+from neftcli.data.tokens import IGNORE_INDEX, TokenRow, render_prompt, tokenize, tokenize_prompt
 from neftcli.errors import DataError
 from neftcli.models.chat_templates import set_chat_template
 from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
@@ -65,8 +65,8 @@ THINKING = (
 )
 
 
-def conversation(*turns: tuple[str, str] | tuple[str, str, str], where: str = "rows.jsonl, line 1") -> Example:
-    return Example(tuple(Turn(*turn) for turn in turns), "", where)
+def conversation(*turns: tuple[str, str] | tuple[str, str, str], location: str = "rows.jsonl, line 1") -> Example:
+    return Example(tuple(Turn(*turn) for turn in turns), "", location)
 
 
 def plain(text: str) -> Example:
@@ -171,7 +171,7 @@ def by_hand(tokenizer: PreTrainedTokenizerFast, pieces: Pieces) -> tuple[list[in
     for text, loss in pieces:
         piece = ids_of(tokenizer, text)
         ids += piece
-        labels += piece if loss else [IGNORED] * len(piece)
+        labels += piece if loss else [IGNORE_INDEX] * len(piece)
     return ids, labels
 
 
@@ -184,7 +184,7 @@ def one(
 
 
 def learned(tokenizer: PreTrainedTokenizerFast, row: TokenRow) -> str:
-    return str(tokenizer.decode([label for label in row.labels if label != IGNORED]))
+    return str(tokenizer.decode([label for label in row.labels if label != IGNORE_INDEX]))
 
 
 # Conversations
@@ -198,7 +198,9 @@ def test_the_answers_and_their_stop_tokens_carry_loss_and_nothing_else(setup: Se
     """Tokens and labels are those of the pieces written by hand."""
     tokenizer, pieces = setup
     ids, labels = by_hand(tokenizer, pieces(example))
-    assert one(tokenizer, example) == TokenRow(ids, labels, cut=False, stops=True, where="rows.jsonl, line 1")
+    assert one(tokenizer, example) == TokenRow(
+        ids, labels, truncated=False, ends_with_stop_token=True, location="rows.jsonl, line 1"
+    )
 
 
 def test_each_answer_and_each_stop_token_once() -> None:
@@ -237,10 +239,11 @@ def test_without_completion_only_every_token_carries_loss(setup: Setup, example:
     """All of the conversation up to its last stop token, which ends it."""
     tokenizer, pieces = setup
     ids = by_hand(tokenizer, pieces(example))[0]
-    last = max(position for position, token in enumerate(ids) if token in ChatFormat(tokenizer).stops) + 1
+    last = max(position for position, token in enumerate(ids) if token in ChatFormat(tokenizer).stop_token_ids) + 1
     row = one(tokenizer, example, completion_only=False)
-    assert row.input_ids == row.labels == ids[:last]
-    assert row.stops
+    assert row.input_ids == ids[:last]
+    assert row.labels == [IGNORE_INDEX, *ids[1:last]]
+    assert row.ends_with_stop_token
 
 
 def test_a_template_without_a_stop_token_gets_one_at_the_end() -> None:
@@ -250,10 +253,13 @@ def test_a_template_without_a_stop_token_gets_one_at_the_end() -> None:
     example = conversation(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
     pieces: Pieces = [("Q: q\nA: ", False), ("a", True), ("\nQ: r\nA: ", False), (f"b{EOS}", True)]
     ids, labels = by_hand(tokenizer, pieces)
-    assert one(tokenizer, example) == TokenRow(ids, labels, cut=False, stops=True, where="rows.jsonl, line 1")
+    assert one(tokenizer, example) == TokenRow(
+        ids, labels, truncated=False, ends_with_stop_token=True, location="rows.jsonl, line 1"
+    )
     all_of_it = one(tokenizer, example, completion_only=False)
-    assert all_of_it.input_ids == all_of_it.labels == ids
-    assert all_of_it.stops
+    assert all_of_it.input_ids == ids
+    assert all_of_it.labels == [IGNORE_INDEX, *ids[1:]]
+    assert all_of_it.ends_with_stop_token
 
 
 def test_tokenize_template_that_drops_earlier_answers() -> None:
@@ -278,7 +284,7 @@ def test_tokenize_template_that_opens_answers_with_other_words() -> None:
     tokenizer.chat_template = THINKING
     row = one(tokenizer, SINGLE)
     assert learned(tokenizer, row) == "That.</s>"
-    assert row.remarks == (UNLIKE_PROMPT,)
+    assert row.remarks == (PROMPT_DIFFERS,)
 
 
 def test_a_template_that_refuses_a_conversation() -> None:
@@ -292,7 +298,7 @@ def test_a_template_that_refuses_a_conversation() -> None:
     with pytest.raises(DataError) as raised:
         one(tokenizer, MULTI)
     assert str(raised.value) == (
-        f"{MULTI.where}: the chat template refuses this conversation: System role not supported\n"
+        f"{MULTI.location}: the chat template refuses this conversation: System role not supported\n"
         "  got      system, user, assistant, user, assistant\n"
         "  hint     --chat-template chatml"
     )
@@ -306,7 +312,7 @@ def test_tokenize_splits_where_generation_begins() -> None:
     model.decoder = decoders.ByteLevel()
     tokenizer = with_template("alpaca", PreTrainedTokenizerFast(tokenizer_object=model, **SPECIAL_TOKENS))
     row = one(tokenizer, SINGLE)
-    prompt = prompt_token_ids(ChatFormat(tokenizer), SINGLE)
+    prompt = tokenize_prompt(ChatFormat(tokenizer), SINGLE)
     assert 247 in tokenizer(tokenizer.decode(row.input_ids))["input_ids"]
     assert row.input_ids[: len(prompt)] == prompt
     assert learned(tokenizer, row) == "That.</s>"
@@ -319,29 +325,29 @@ def test_the_stop_token_is_learned_where_it_is_the_pad_token_too() -> None:
     tokenizer.pad_token = tokenizer.eos_token
     row = one(tokenizer, SINGLE)
     assert row.labels[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
-    assert row.stops
+    assert row.ends_with_stop_token
     assert one(tokenizer, plain("words"), completion_only=False).labels[-1] == tokenizer.eos_token_id
 
 
 def test_stop_tokens_are_the_end_of_text_and_those_of_chat_templates() -> None:
     """Tokens that end a turn are stop tokens if the tokenizer has them, and only then."""
-    assert ChatFormat(with_template("chatml")).stops == {2}
+    assert ChatFormat(with_template("chatml")).stop_token_ids == {2}
     tokenizer = own_chatml()
-    assert ChatFormat(tokenizer).stops == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
-    assert ChatFormat(tokenizer, chats=False).stops == {2}
+    assert ChatFormat(tokenizer).stop_token_ids == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert ChatFormat(tokenizer, chats=False).stop_token_ids == {2}
     # What the model's files name counts if it is an added token, as all stop tokens are.
-    assert ChatFormat(tokenizer, [3, 50], chats=False).stops == {2, 3}
+    assert ChatFormat(tokenizer, [3, 50], chats=False).stop_token_ids == {2, 3}
 
 
 def test_rows_keep_their_order_and_do_not_depend_on_their_neighbours() -> None:
     """More rows than are tokenised at once come out as each does alone."""
     tokenizer = SETUPS["chatml"][0]
     examples = [
-        conversation(("user", "q" * (number % 7)), ("assistant", str(number)), where=str(number))
+        conversation(("user", "q" * (number % 7)), ("assistant", str(number)), location=str(number))
         for number in range(1030)
     ]
     rows = list(tokenize(ChatFormat(tokenizer), examples, 10_000))
-    assert [row.where for row in rows] == [example.where for example in examples]
+    assert [row.location for row in rows] == [example.location for example in examples]
     for number in (0, 511, 512, 1029):
         assert rows[number] == one(tokenizer, examples[number])
 
@@ -360,7 +366,13 @@ def test_plain_text_carries_loss_throughout_and_has_one_bos_and_one_eos(text: st
     tokenizer = writes_bos()
     words = ids_of(tokenizer, "words")
     row = one(tokenizer, plain(text), completion_only=False)
-    assert row == TokenRow([1, *words, 2], [IGNORED, *words, 2], cut=False, stops=True, where="rows.txt, line 1")
+    assert row == TokenRow(
+        [1, *words, 2],
+        [IGNORE_INDEX, *words, 2],
+        truncated=False,
+        ends_with_stop_token=True,
+        location="rows.txt, line 1",
+    )
     assert row.loss_tokens() == len(words) + 1
 
 
@@ -370,7 +382,7 @@ def test_plain_text_for_a_tokenizer_whose_bos_is_its_eos(text: str) -> None:
     tokenizer = writes_bos(EOS)
     words = ids_of(tokenizer, "words")
     row = one(tokenizer, plain(text), completion_only=False)
-    assert (row.input_ids, row.labels) == ([2, *words, 2], [IGNORED, *words, 2])
+    assert (row.input_ids, row.labels) == ([2, *words, 2], [IGNORE_INDEX, *words, 2])
 
 
 def test_plain_text_keeps_a_bos_that_the_tokenizer_does_not_write() -> None:
@@ -379,7 +391,8 @@ def test_plain_text_keeps_a_bos_that_the_tokenizer_does_not_write() -> None:
     words = ids_of(tokenizer, "words")
     assert one(tokenizer, plain("words"), completion_only=False).input_ids == [*words, 2]
     row = one(tokenizer, plain(f"{BOS}words"), completion_only=False)
-    assert row.input_ids == row.labels == [1, *words, 2]
+    assert row.input_ids == [1, *words, 2]
+    assert row.labels == [IGNORE_INDEX, *words, 2]
     assert row.loss_tokens() == len(words) + 1
 
 
@@ -405,7 +418,7 @@ def test_any_plain_text_comes_back(text: str) -> None:
     tokenizer = writes_bos()
     row = one(tokenizer, plain(text), completion_only=False)
     assert tokenizer.decode(row.input_ids) == f"{BOS}{text}{EOS}"
-    assert row.labels == [IGNORED, *row.input_ids[1:]]
+    assert row.labels == [IGNORE_INDEX, *row.input_ids[1:]]
 
 
 # Cutting
@@ -419,10 +432,10 @@ def test_rows_are_cut_from_their_end(setup: Setup) -> None:
     for length in range(8, len(ids) + 3):
         row = one(tokenizer, MULTI, max_length=length)
         assert (row.input_ids, row.labels) == (ids[:length], labels[:length])
-        assert row.cut == (length < len(ids))
-        last = [label for label in labels[:length] if label != IGNORED][-1:]
-        assert row.stops == bool(last and last[0] in ChatFormat(tokenizer).stops)
-        assert row.loss_tokens() == sum(label != IGNORED for label in labels[:length])
+        assert row.truncated == (length < len(ids))
+        last = [label for label in labels[:length] if label != IGNORE_INDEX][-1:]
+        assert row.ends_with_stop_token == bool(last and last[0] in ChatFormat(tokenizer).stop_token_ids)
+        assert row.loss_tokens() == sum(label != IGNORE_INDEX for label in labels[:length])
 
 
 def test_a_cut_answer_does_not_stop() -> None:
@@ -430,10 +443,10 @@ def test_a_cut_answer_does_not_stop() -> None:
     tokenizer = SETUPS["alpaca"][0]
     whole = one(tokenizer, SINGLE)
     length = len(whole.input_ids)
-    assert (whole.cut, whole.stops) == (False, True)
+    assert (whole.truncated, whole.ends_with_stop_token) == (False, True)
     assert one(tokenizer, SINGLE, max_length=length) == whole
     shorter = one(tokenizer, SINGLE, max_length=length - 1)
-    assert (shorter.cut, shorter.stops, learned(tokenizer, shorter)) == (True, False, "That.")
+    assert (shorter.truncated, shorter.ends_with_stop_token, learned(tokenizer, shorter)) == (True, False, "That.")
 
 
 def test_an_answer_that_is_wholly_cut_leaves_no_loss() -> None:
@@ -441,14 +454,14 @@ def test_an_answer_that_is_wholly_cut_leaves_no_loss() -> None:
     tokenizer = SETUPS["alpaca"][0]
     prompt = len(ids_of(tokenizer, PROMPT_WITHOUT_INPUT.format(instruction="What?")))
     row = one(tokenizer, SINGLE, max_length=prompt)
-    assert (row.loss_tokens(), row.cut, row.stops) == (0, True, False)
+    assert (row.loss_tokens(), row.truncated, row.ends_with_stop_token) == (0, True, False)
     assert one(tokenizer, SINGLE, max_length=prompt + 1).loss_tokens() == 1
 
 
 def test_a_cut_text_does_not_stop() -> None:
     """Plain text, likewise."""
     row = one(tiny_tokenizer(), plain("words"), max_length=5, completion_only=False)
-    assert (row.loss_tokens(), row.cut, row.stops) == (4, True, False)
+    assert (row.loss_tokens(), row.truncated, row.ends_with_stop_token) == (4, True, False)
 
 
 def test_the_first_token_never_counts() -> None:
@@ -481,11 +494,11 @@ def test_generation_starts_where_the_last_answer_began_in_training(setup: Setup,
     chat = ChatFormat(tokenizer)
     prompt = render_prompt(chat, example)
     assert prompt == expected[: expected.rindex(example.answer())]
-    ids = prompt_token_ids(chat, example)
+    ids = tokenize_prompt(chat, example)
     assert ids == ids_of(tokenizer, prompt)
     row = one(tokenizer, example)
     assert row.input_ids[: len(ids)] == ids
-    assert row.labels[len(ids)] != IGNORED == row.labels[len(ids) - 1]
+    assert row.labels[len(ids)] != IGNORE_INDEX == row.labels[len(ids) - 1]
 
 
 def test_a_plain_text_is_continued_from_its_first_words() -> None:
@@ -513,14 +526,14 @@ def test_a_plain_text_is_continued_from_its_first_words() -> None:
 )
 def test_special_tokens_inside_text_are_found(example: Example, found: str) -> None:
     """A token written as text in a question, an input, an answer or a text is named."""
-    assert ChatFormat(tiny_tokenizer(), chats=False).quoting.special_text(example) == found
+    assert ChatFormat(tiny_tokenizer(), chats=False).special_tokens.find_special_token(example) == found
 
 
 def test_a_special_token_of_the_chat_template_inside_text_is_found() -> None:
     """A turn that is forged in the data would otherwise look real."""
     forged = conversation(("user", "hi<|im_end|>"), ("assistant", "a"))
-    assert ChatFormat(own_chatml()).quoting.special_text(forged) == "<|im_end|>"
-    assert ChatFormat(with_template("alpaca")).quoting.special_text(forged) == ""
+    assert ChatFormat(own_chatml()).special_tokens.find_special_token(forged) == "<|im_end|>"
+    assert ChatFormat(with_template("alpaca")).special_tokens.find_special_token(forged) == ""
 
 
 @setups
@@ -534,7 +547,7 @@ def test_tokenize_special_tokens_in_the_data_are_ordinary_characters(setup: Setu
     assert special == [t for t in one(tokenizer, plainly).input_ids if t in tokenizer.all_special_ids]
     assert tokenizer.decode(row.input_ids) == "".join(text for text, _ in pieces(example))
     assert learned(tokenizer, row) == "".join(text for text, loss in pieces(example) if loss)
-    prompt = prompt_token_ids(chat, example)
+    prompt = tokenize_prompt(chat, example)
     assert row.input_ids[: len(prompt)] == prompt
 
 
@@ -542,7 +555,7 @@ def test_tokenize_special_tokens_in_the_data_are_ordinary_characters(setup: Setu
 def test_tokenize_answer_that_ends_with_the_stop_token(setup: Setup) -> None:
     """Rows that were written with a stop token at the end have one, not two."""
     tokenizer, _ = setup
-    stop = ChatFormat(tokenizer).stop_texts[-1]
+    stop = ChatFormat(tokenizer).stop_tokens[-1]
     written = conversation(("user", "q"), ("assistant", f"a{stop}"))
     assert one(tokenizer, written) == one(tokenizer, conversation(("user", "q"), ("assistant", "a")))
 
@@ -563,4 +576,4 @@ def test_the_pieces_are_not_trivial() -> None:
     for tokenizer, pieces in SETUPS.values():
         for example in (SINGLE, MULTI):
             labels = by_hand(tokenizer, pieces(example))[1]
-            assert 0 < sum(label != IGNORED for label in labels) < len(labels)
+            assert 0 < sum(label != IGNORE_INDEX for label in labels) < len(labels)

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from neftcli.data.example import Turn, UnusableRow
-from neftcli.data.row_notices import Notes
+from neftcli.data.example import RowNotes, Turn, UnusableRow
 from neftcli.data.turns import MARKS, REASONING, ROLES, read_turns
 from neftcli.errors import DataError
 from neftcli.events import Occurrences
@@ -21,8 +20,8 @@ KEYS = ("role", "content")
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place": "Bergen"}}}
 
 
-def turn(notes: Notes | None = None, **item: Any) -> Turn:
-    return read_turns([item], WHERE, "", KEYS, notes or Notes())[0]
+def turn(notes: RowNotes | None = None, **item: Any) -> Turn:
+    return read_turns([item], WHERE, "", KEYS, notes or RowNotes())[0]
 
 
 def said(**item: Any) -> str:
@@ -127,7 +126,7 @@ ANSWER = {"role": "assistant", "content": "a"}
 def rewritten(messages: list[dict[str, Any]], folder: Path) -> tuple[str, list[dict[str, Any]]]:
     """What is said of a turn, and the turns after the command in the message."""
     with pytest.raises(DataError) as raised:
-        read_turns(messages, "rows.jsonl, line 1", "", KEYS, Notes())
+        read_turns(messages, "rows.jsonl, line 1", "", KEYS, RowNotes())
     [problem] = raised.value.problems
     (folder / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     subprocess.run(["bash", "-c", problem.hint.partition("    ")[0]], cwd=folder, check=True)
@@ -140,11 +139,11 @@ def rewritten(messages: list[dict[str, Any]], folder: Path) -> tuple[str, list[d
     [
         (
             {"role": "assistant", "content": None, "refusal": "No."},
-            "turn 2 has its answer in the key refusal, which is not read, and none in content",
+            "turn 2 has its answer in the key refusal, not in content",
         ),
         (
             {"role": "assistant", "refusal": "No."},
-            "turn 2 has its answer in the key refusal, which is not read, and none in content",
+            "turn 2 has its answer in the key refusal, not in content",
         ),
         (
             {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
@@ -156,8 +155,8 @@ def test_refusal_of_openai(refusing: dict[str, Any], said: str, tmp_path: Path) 
     """The command makes a content of it; null beside a content says nothing, as OpenAI writes it."""
     what, messages = rewritten([QUESTION, refusing], tmp_path)
     assert what == said
-    assert [turn.content for turn in read_turns(messages, WHERE, "", KEYS, Notes())] == ["q", "No."]
-    notes = Notes()
+    assert [turn.content for turn in read_turns(messages, WHERE, "", KEYS, RowNotes())] == ["q", "No."]
+    notes = RowNotes()
     assert turn(notes, **ANSWER, refusal=None).content == "a"
     assert not notes.unread
 
@@ -167,7 +166,7 @@ def test_tool_result_as_object(result: Any, kind: str, tmp_path: Path) -> None:
     """The command writes it as JSON text, and leaves other turns as they are."""
     what, messages = rewritten([QUESTION, {"role": "tool", "content": result}, ANSWER], tmp_path)
     assert what == f"turn 2: content must be text, and this tool result is {kind}"
-    question, read, answer = read_turns(messages, WHERE, "", KEYS, Notes())
+    question, read, answer = read_turns(messages, WHERE, "", KEYS, RowNotes())
     assert (question.content, json.loads(read.content), answer.content) == ("q", result, "a")
 
 
@@ -191,7 +190,7 @@ def test_reasoning_of_an_assistant_turn(key: str) -> None:
     assert turn(role="assistant", content="a", **{key: "\nhm "}) == Turn("assistant", "a", reasoning="hm")
     assert turn(role="assistant", content="a", **{key: None}) == Turn("assistant", "a")
     assert said(role="assistant", content="a", **{key: ["hm"]}) == f": {key} must be text"
-    notes = Notes()
+    notes = RowNotes()
     assert turn(notes, role="user", content="q", **{key: "hm"}) == Turn("user", "q")
     assert list(notes.unread) == [f"turn key {key}"]
 
@@ -307,7 +306,7 @@ def test_tool_turns(role: str) -> None:
 
 def test_unread_keys_are_noted() -> None:
     """Once a row, however many of its turns hold them; null and empty say nothing."""
-    notes = Notes()
+    notes = RowNotes()
     items = [
         {"role": "user", "content": "q", "emotion": "sad", "tool_call_id": "c"},
         {
@@ -317,8 +316,8 @@ def test_unread_keys_are_noted() -> None:
             "x": None,
         },
     ]
-    for where in ("line 1", "line 2"):
-        read_turns(items, where, "", KEYS, notes)
+    for location in ("line 1", "line 2"):
+        read_turns(items, location, "", KEYS, notes)
     read_turns([{"role": "user", "content": "q", "emotion": ""}], "line 3", "", KEYS, notes)
     found = Occurrences(2, "line 1")
     keys = ("emotion", "tool_call_id", "content.annotations")
@@ -328,7 +327,7 @@ def test_unread_keys_are_noted() -> None:
 @pytest.mark.parametrize("key", ["mask", "train_on", "Loss_Mask"])
 def test_unread_marks_are_noted(key: str) -> None:
     """With the keys that are read."""
-    notes = Notes()
+    notes = RowNotes()
     assert turn(notes, role="assistant", content="a", **{key: False}).learn is None
     remark = f"the turn key {key} is not read: weight or train (0 or 1) marks what is learned"
     assert dict(notes.remarks) == {remark: Occurrences(1, WHERE)}

@@ -61,7 +61,7 @@ def continuation(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: str, ge
             factor = generation.repetition_penalty
             scores[token] = scores[token] * factor if scores[token] < 0 else scores[token] / factor
         token = int(scores.argmax())
-        if token in chat_of(tokenizer).stops:
+        if token in chat_of(tokenizer).stop_token_ids:
             break
         ids.append(token)
     return ids[start:]

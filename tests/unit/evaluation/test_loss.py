@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.data.tokens import IGNORED, TokenRow
+from neftcli.data.tokens import IGNORE_INDEX, TokenRow
 from neftcli.evaluation.loss import RowLoss, mean_loss, row_losses
 from neftcli.neftune import neftune
 from tests.tiny import FAMILIES, VOCABULARY, Family, tiny_model
@@ -28,7 +28,7 @@ def random_rows(lengths: list[int], seed: int = 0) -> list[TokenRow]:
     rows = []
     for number, length in enumerate(lengths):
         ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-        labels = [IGNORED if length // 4 < place <= length // 2 else token for place, token in enumerate(ids)]
+        labels = [IGNORE_INDEX if length // 4 < place <= length // 2 else token for place, token in enumerate(ids)]
         rows.append(TokenRow(ids, labels, False, True, f"row {number}"))
     return rows
 
@@ -44,7 +44,7 @@ def by_hand(model: Any, row: TokenRow) -> tuple[float, int, int]:
         logits = exact(input_ids=torch.tensor([row.input_ids])).logits[0]
     loss, tokens, correct = 0.0, 0, 0
     for place in range(1, len(row.input_ids)):
-        if row.labels[place] == IGNORED:
+        if row.labels[place] == IGNORE_INDEX:
             continue
         scores = logits[place - 1]
         loss += float(scores.exp().sum().log() - scores[row.labels[place]])
@@ -61,7 +61,7 @@ def values(losses: list[RowLoss]) -> list[float]:
 def test_losses_are_those_of_a_plain_loop_in_float64(family: Family) -> None:
     """Sum, count and hits of each row, in the order given, for every architecture; float32 costs 1e-5 at most."""
     found = row_losses(MODELS[family], ROWS, batch_size=3)
-    assert [loss.where for loss in found] == [row.where for row in ROWS]
+    assert [loss.where for loss in found] == [row.location for row in ROWS]
     for loss, row in zip(found, ROWS, strict=True):
         expected, tokens, correct = by_hand(MODELS[family], row)
         assert loss.negative_log_likelihood == pytest.approx(expected, rel=1e-5)
@@ -76,9 +76,11 @@ def test_tokens_that_are_the_likeliest_are_counted() -> None:
     with torch.no_grad():
         for _ in range(6):
             ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    labels = [IGNORED, IGNORED, *ids[2:]]
+    labels = [IGNORE_INDEX, IGNORE_INDEX, *ids[2:]]
     right = TokenRow(ids, labels, False, True, "right")
-    wrong = TokenRow(ids, [IGNORED, IGNORED, *((token + 1) % VOCABULARY for token in ids[2:])], False, True, "wrong")
+    wrong = TokenRow(
+        ids, [IGNORE_INDEX, IGNORE_INDEX, *((token + 1) % VOCABULARY for token in ids[2:])], False, True, "wrong"
+    )
     assert [(loss.tokens, loss.correct) for loss in row_losses(model, [right, wrong], 2)] == [(6, 6), (6, 0)]
 
 
@@ -96,7 +98,7 @@ def test_rows_come_back_in_the_order_given(order: list[int], batch_size: int) ->
     """Whatever the order, each place and its loss stay together."""
     expected = {loss.where: loss for loss in row_losses(MODELS["llama"], ROWS, batch_size=3)}
     found = row_losses(MODELS["llama"], [ROWS[index] for index in order], batch_size)
-    assert [loss.where for loss in found] == [ROWS[index].where for index in order]
+    assert [loss.where for loss in found] == [ROWS[index].location for index in order]
     for loss in found:
         same = expected[loss.where]
         assert (loss.tokens, loss.correct) == (same.tokens, same.correct)
@@ -115,8 +117,8 @@ def test_pads_of_any_width_change_nothing() -> None:
 def test_a_row_without_a_token_with_loss_is_zero() -> None:
     """It counts nothing and disturbs none of its batch; the first token's label is never scored."""
     ids = ROWS[0].input_ids
-    nothing = TokenRow(ids, [IGNORED] * len(ids), True, False, "nothing")
-    first = TokenRow(ids, [ids[0]] + [IGNORED] * (len(ids) - 1), True, False, "first")
+    nothing = TokenRow(ids, [IGNORE_INDEX] * len(ids), True, False, "nothing")
+    first = TokenRow(ids, [ids[0]] + [IGNORE_INDEX] * (len(ids) - 1), True, False, "first")
     found = row_losses(MODELS["llama"], [nothing, ROWS[0], first], 3)
     assert found[0] == RowLoss("nothing", 0.0, 0, 0)
     assert found[2] == RowLoss("first", 0.0, 0, 0)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from neftcli.data.prepare import fingerprint as of_rows
+from neftcli.data.prepare import data_fingerprint as of_rows
 from neftcli.errors import InputError, Interrupted, NeftError, Problem, RecipeError
 from neftcli.events import Notice
 from neftcli.models.loading import model_fingerprint

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from neftcli.data.formats import STANDARD, Example, detect, to_example
 from neftcli.data.readers import Row
 from neftcli.data.sources import read_rows
-from neftcli.data.supervised import MEDIA
+from neftcli.data.unsupported import MEDIA
 from neftcli.errors import DataError
 from neftcli.recipe.loading import assignment, load_recipe
 
@@ -32,28 +32,28 @@ GOOD, BAD = [{"role": "assistant", "content": "good"}], [{"role": "assistant", "
 
 def read(values: dict[str, Any], columns: dict[str, str] | None = None, *, answers: bool = True) -> Example:
     row = Row(values, WHERE)
-    layout = detect(row, columns or {}, answers=answers)
-    return to_example(row, layout, answers=answers, columns=columns)
+    row_format = detect(row, columns or {}, answers=answers)
+    return to_example(row, row_format, answers=answers, columns=columns)
 
 
-def refused(values: dict[str, Any], columns: dict[str, str] | None = None, where: str = WHERE) -> tuple[str, str]:
+def refused(values: dict[str, Any], columns: dict[str, str] | None = None, location: str = WHERE) -> tuple[str, str]:
     """What is said first, and what to type."""
-    row = Row(values, where)
+    row = Row(values, location)
     with pytest.raises(DataError) as raised:
         to_example(row, detect(row, columns or {}), columns=columns)
     [problem] = raised.value.problems
-    return problem.message.removeprefix(f"{where}: "), problem.hint
+    return problem.message.removeprefix(f"{location}: "), problem.hint
 
 
-def typed_columns(remedy: str) -> dict[str, str]:
+def typed_columns(hint: str) -> dict[str, str]:
     """The mapping of a `--set data.columns=...` as the command line reads it."""
-    flag = next(word for word in shlex.split(remedy) if word.startswith("data.columns="))
+    flag = next(word for word in shlex.split(hint) if word.startswith("data.columns="))
     return dict(load_recipe("quickstart", [assignment(flag)]).data.columns)
 
 
-def by_shell(values: dict[str, Any], remedy: str, folder: Path, name: str = "rows.jsonl") -> list[dict[str, Any]]:
+def by_shell(values: dict[str, Any], hint: str, folder: Path, name: str = "rows.jsonl") -> list[dict[str, Any]]:
     """The rows that the command of a message writes."""
-    command = remedy[remedy.index("jq ") :].partition("    ")[0]
+    command = hint[hint.index("jq ") :].partition("    ")[0]
     content = json.dumps(values) + "\n" if name.endswith("l") else json.dumps([values])
     (folder / name).write_text(content)
     subprocess.run(["bash", "-c", command], cwd=folder, check=True)
@@ -94,9 +94,9 @@ PAIRS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 @pytest.mark.parametrize(("values", "expected"), PAIRS)
 def test_preference_pairs_are_refused(values: dict[str, Any], expected: tuple[str, ...]) -> None:
     """By what they are; the mapping in the message trains on the chosen answer, with the whole question before it."""
-    what, remedy = refused(values)
+    what, hint = refused(values)
     assert what.startswith("this is preference data (")
-    assert last(read(values, typed_columns(remedy))) == expected
+    assert last(read(values, typed_columns(hint))) == expected
 
 
 def test_preference_pair_with_chosen_as_completion() -> None:
@@ -113,9 +113,9 @@ def test_preference_pair_in_any_row() -> None:
     with pytest.raises(DataError, match="preference data"):
         to_example(Row(values, WHERE), "sharegpt")
     values = {"dialog": EARLIER, "chosen": "good", "rejected": "bad"}
-    what, remedy = refused(values, {"conversations": "dialog"})
+    what, hint = refused(values, {"conversations": "dialog"})
     assert what.startswith("this is preference data")
-    assert last(read(values, typed_columns(remedy))) == ("q1", "a1", "q", "good")
+    assert last(read(values, typed_columns(hint))) == ("q1", "a1", "q", "good")
 
 
 def test_preference_columns_without_a_value() -> None:
@@ -150,11 +150,11 @@ def test_judged_and_ranked_answers_are_refused(
     values: dict[str, Any], expected: tuple[str, ...], tmp_path: Path
 ) -> None:
     """The command in the message leaves the good answers."""
-    what, remedy = refused(values)
+    what, hint = refused(values)
     assert what.startswith("this is preference data (")
     for name in ("rows.jsonl", "rows.json"):
-        _, remedy = refused(values, where=f"{name}, line 17")
-        assert [last(read(row)) for row in by_shell(values, remedy, tmp_path, name)] == [expected]
+        _, hint = refused(values, location=f"{name}, line 17")
+        assert [last(read(row)) for row in by_shell(values, hint, tmp_path, name)] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -169,10 +169,10 @@ def test_judged_and_ranked_answers_are_refused(
 def test_answers_judged_bad_are_left_out(column: str, verdict: Any, tmp_path: Path) -> None:
     """By the same command."""
     values = {"prompt": "q", "completion": "bad answer", column: verdict}
-    what, remedy = refused(values)
+    what, hint = refused(values)
     assert what.startswith(f"this is preference data ({column} says whether the answer is good)")
     with pytest.raises(DataError, match="is empty"):
-        by_shell(values, remedy, tmp_path)
+        by_shell(values, hint, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +189,9 @@ def test_answers_judged_bad_are_left_out(column: str, verdict: Any, tmp_path: Pa
 )
 def test_ranked_lists_are_refused(values: dict[str, Any], best: str, tmp_path: Path) -> None:
     """The command keeps the best answer; its column is then named as any other."""
-    what, remedy = refused(values)
+    what, hint = refused(values)
     assert what.startswith("this is preference data (")
-    [row] = by_shell(values, remedy, tmp_path)
+    [row] = by_shell(values, hint, tmp_path)
     assert last(read(row, typed_columns(refused(row)[1]))) == ("q", best)
 
 
@@ -256,7 +256,7 @@ def test_image_column_is_removed_by_the_command(tmp_path: Path) -> None:
     assert by_shell(values | {"images": []}, rows, tmp_path) == [values | {"images": []}]
     with pytest.raises(DataError, match="is empty"):
         by_shell(values, rows, tmp_path)
-    assert refused(values, where="d/rows.parquet, row 1")[1].startswith(
+    assert refused(values, location="d/rows.parquet, row 1")[1].startswith(
         "python -c 'from datasets import load_dataset; "
         'load_dataset("parquet", data_files="d/rows.parquet", split="train").remove_columns("images")'
         '.to_json("new-rows.jsonl")\''
@@ -291,10 +291,10 @@ def test_placeholders_are_refused(question: str, tmp_path: Path) -> None:
         {"instruction": question, "output": "a"},
         {"conversations": [{"from": "human", "value": question}, EARLIER[1]]},
     ):
-        what, remedy = refused(values)
+        what, hint = refused(values)
         assert what.endswith("and neft trains on text")
         with pytest.raises(DataError, match="is empty"):
-            by_shell(values, remedy, tmp_path)
+            by_shell(values, hint, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -342,9 +342,9 @@ def test_words_about_images_are_no_placeholders(question: str) -> None:
 )
 def test_obvious_columns_are_suggested(values: dict[str, Any], expected: tuple[str, ...]) -> None:
     """The mapping in the message reads the row."""
-    what, remedy = refused(values)
+    what, hint = refused(values)
     assert what == "the columns fit no known layout"
-    assert last(read(values, typed_columns(remedy))) == expected
+    assert last(read(values, typed_columns(hint))) == expected
 
 
 def test_text_column_is_suggested() -> None:
@@ -391,8 +391,8 @@ def test_nested_rows_are_read_by_the_command(
     file = name.removeprefix("a list in ")
     Path(file).write_text(json.dumps([values] if name != file else values) + "\n")
     [row] = read_rows(file)
-    what, remedy = refused(row.values, where=row.where)
-    command, _, said = remedy.partition("    ")
+    what, hint = refused(row.values, location=row.location)
+    command, _, said = hint.partition("    ")
     assert (what, said) == ("the columns fit no known layout", f"reads the rows in {read_from}")
     subprocess.run(["bash", "-c", command], check=True)
     assert [row.values for row in read_rows("new-rows.jsonl")] == [PAIR_ROW]
@@ -401,12 +401,12 @@ def test_nested_rows_are_read_by_the_command(
 def test_nested_answers_are_flattened_and_mapped(tmp_path: Path) -> None:
     """A line to flatten and a mapping to type."""
     values = {"question": "q", "answers": {"text": ["good"], "answer_start": [3]}}
-    _, remedy = refused(values)
-    [row] = by_shell(values, remedy, tmp_path)
-    assert last(read(row, typed_columns(remedy))) == ("q", "good")
-    what, remedy = refused(values, {"instruction": "question", "output": "answers"})
+    _, hint = refused(values)
+    [row] = by_shell(values, hint, tmp_path)
+    assert last(read(row, typed_columns(hint))) == ("q", "good")
+    what, hint = refused(values, {"instruction": "question", "output": "answers"})
     assert what == "output (the column answers) must be text, and nested lists and objects can't be mapped"
-    [row] = by_shell(values, remedy, tmp_path)
+    [row] = by_shell(values, hint, tmp_path)
     assert last(read(row, {"instruction": "question", "output": "answers"})) == ("q", "good")
     pair = {"prompt": "question", "completion": "answers"}
     assert refused({"question": "q", "answers": [{"text": "good"}]}, pair) == (
@@ -419,8 +419,8 @@ def test_nested_lists_of_a_table_are_flattened_by_the_command(tmp_path: Path) ->
     """From Parquet by way of JSON lines."""
     values = {"instruction": "q", "output": [{"text": "good"}]}
     parquet.write_table(pyarrow.Table.from_pylist([values]), tmp_path / "rows.parquet")
-    _, remedy = refused(values, where="rows.parquet, row 1")
-    command = remedy.partition("    ")[0]
+    _, hint = refused(values, location="rows.parquet, row 1")
+    command = hint.partition("    ")[0]
     assert command.startswith("python -c 'from datasets import load_dataset; ")
     assert command.endswith("&& jq -c '.output |= .[0].text' < rows.jsonl > new-rows.jsonl")
 
@@ -431,9 +431,9 @@ def test_turns_as_rows_are_told_as_such(tmp_path: Path) -> None:
         (EARLIER[0], {"conversations": EARLIER[:2]}),
         (ASKED[0], [*ASKED, *GOOD]),
     ):
-        _, remedy = refused(turn, where="rows.json, row 1")
+        _, hint = refused(turn, location="rows.json, row 1")
         (tmp_path / "rows.json").write_text(json.dumps(whole))
-        subprocess.run(["bash", "-c", remedy.partition("    ")[0]], cwd=tmp_path, check=True)
+        subprocess.run(["bash", "-c", hint.partition("    ")[0]], cwd=tmp_path, check=True)
         [row] = read_rows(str(tmp_path / "new-rows.json"))
         assert len(last(read(row.values))) == 2
     assert refused(EARLIER[0])[1].startswith('{"messages": [')

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from shlex import quote
 from typing import Any
 
+from neftcli.data.example import has_value
 from neftcli.data.jq_hints import jq, jq_key, nested_rows, one_row
-from neftcli.data.row_notices import has_value
 from neftcli.data.turns import is_conversation
 
 QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "user", "human", "inputs", "input", "source")
@@ -38,13 +38,13 @@ def mapping(wanted: Mapping[str, str], columns: Mapping[str, str]) -> str:
     return f"--set data.columns={quote('{' + pairs + '}')}"
 
 
-def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str, *, answers: bool) -> str:
+def suggested(values: Mapping[str, Any], columns: Mapping[str, str], location: str, *, answers: bool) -> str:
     """The hint for a row that fits no layout, or an empty string if none is obvious."""
     values = {name: value for name, value in values.items() if has_value(value)}
     if conversation := conversation_column(values, ()):
         return mapping({"messages": conversation}, columns)
     if {"role", "content"} <= values.keys() or {"from", "value"} <= values.keys():
-        return f"{one_row(where) or ONE_CONVERSATION}    a row is a whole conversation, and this is one turn of it"
+        return f"{one_row(location) or ONE_CONVERSATION}    a row is a whole conversation, and this is one turn of it"
     question = question_column(values, ())
     if (
         question
@@ -53,7 +53,7 @@ def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str,
     ):
         asked = f'{{role: "user", content: {jq_key(columns.get(question, question))}}}'
         called = f'{{role: "assistant", tool_calls: ({jq_key(columns.get(calls, calls))} | fromjson)}}'
-        return f"{jq(where, f'{{messages: [{asked}, {called}], tools}}')}    makes conversations of the tool calls"
+        return f"{jq(location, f'{{messages: [{asked}, {called}], tools}}')}    makes conversations of the tool calls"
     answer = _column(values, (*ANSWERS, *MORE_ANSWERS), (question,), str)
     if question and (answer or not answers):
         return mapping(_pair(values, question, answer), columns)
@@ -62,16 +62,18 @@ def suggested(values: Mapping[str, Any], columns: Mapping[str, str], where: str,
     if question and nested and path:
         own = columns.get(nested, nested)
         pair = mapping(_pair(values, question, nested), columns)
-        return f"{jq(where, f'{jq_key(own)} |= {path}')}    since nested lists cannot be mapped; then {pair}"
+        return f"{jq(location, f'{jq_key(own)} |= {path}')}    since nested lists cannot be mapped; then {pair}"
     for name, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            if turns := turns_of(value, columns.get(name, name), where):
+            if turns := turns_of(value, columns.get(name, name), location):
                 return turns
-            return f"{jq(where, f'{jq_key(columns.get(name, name))}[]')}    makes a row of each object in {name}"
+            return f"{jq(location, f'{jq_key(columns.get(name, name))}[]')}    makes a row of each object in {name}"
     if tables := _nested_tables({columns.get(name, name): value for name, value in values.items()}):
         first = next((keys for keys in tables if keys.endswith(".train")), tables[0])
         others = ", ".join(keys for keys in tables if keys != first)
-        return f"{nested_rows(where, first)}    reads the rows in {first}{f', not those in {others}' if others else ''}"
+        return (
+            f"{nested_rows(location, first)}    reads the rows in {first}{f', not those in {others}' if others else ''}"
+        )
     text = _column(values, TEXTS, (), str)
     if text:
         return mapping({"text": text}, columns)
@@ -93,7 +95,7 @@ def _nested_tables(value: Mapping[str, Any], keys: str = "") -> list[str]:
     return tables
 
 
-def turns_of(value: list[Any], own: str, where: str) -> str:
+def turns_of(value: list[Any], own: str, location: str) -> str:
     """The command that makes turns of objects that are turns in an unusual form, or nothing.
 
     Either each holds a question and its answer, or a role and, nested, a text (Gemini's `parts`).
@@ -103,9 +105,9 @@ def turns_of(value: list[Any], own: str, where: str) -> str:
     answer = next((name for name in ANSWER_KEYS if isinstance(first.get(name), str)), None)
     if question and answer:
         turns = f'{{role: "user", content: {jq_key(question)}}}, {{role: "assistant", content: {jq_key(answer)}}}'
-        return jq(where, f"{{messages: [{jq_key(own)}[] | {turns}]}}")
+        return jq(location, f"{{messages: [{jq_key(own)}[] | {turns}]}}")
     path = path_to_text({name: item for name, item in first.items() if name != "role"}) if "role" in first else ""
-    return jq(where, f"{{messages: [{jq_key(own)}[] | {{role, content: {path}}}]}}") if path else ""
+    return jq(location, f"{{messages: [{jq_key(own)}[] | {{role, content: {path}}}]}}") if path else ""
 
 
 def question_column(values: Mapping[str, Any], without: Collection[str | None]) -> str | None:
@@ -125,10 +127,10 @@ def conversation_column(values: Mapping[str, Any], without: Collection[str]) -> 
     )
 
 
-def flattened(value: Any, own: str, where: str) -> str:
+def flattened(value: Any, own: str, location: str) -> str:
     """The command that replaces nested lists and objects by their text, or an empty string if they hold none."""
     path = path_to_text(value)
-    return f"{jq(where, f'{jq_key(own)} |= {path}')}    takes their first text" if path else ""
+    return f"{jq(location, f'{jq_key(own)} |= {path}')}    takes their first text" if path else ""
 
 
 def path_to_text(value: Any) -> str:

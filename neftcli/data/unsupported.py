@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from neftcli.data.example import Turn
+from neftcli.data.column_suggestions import conversation_column, mapping, path_to_text, question_column
+from neftcli.data.example import Turn, describe_value, has_value
 from neftcli.data.jq_hints import jq, jq_key, without_column
 from neftcli.data.readers import Row
-from neftcli.data.row_notices import has_value, shown
-from neftcli.data.suggestions import conversation_column, mapping, path_to_text, question_column
 from neftcli.data.turns import ROLES, is_conversation, is_turn
 from neftcli.errors import DataError, Problem
 
@@ -125,7 +124,7 @@ def _is_suspicious(names: tuple[str, ...]) -> bool:
     )
 
 
-def require_no_placeholder(turns: Sequence[Turn], where: str) -> None:
+def require_no_placeholder(turns: Sequence[Turn], location: str) -> None:
     """Reject a conversation whose questions hold a placeholder of an image, of sound or of a video.
 
     Raises:
@@ -143,9 +142,9 @@ def require_no_placeholder(turns: Sequence[Turn], where: str) -> None:
         without = f"select(tostring | contains({json.dumps(place[0])}) | not)"
         raise DataError(
             Problem(
-                f"{where}: question {number} holds {place[0]}, a placeholder of {kind}, and neft trains on text",
-                shown(text),
-                f"{jq(where, without)}    keeps the rows without it",
+                f"{location}: question {number} holds {place[0]}, a placeholder of {kind}, and neft trains on text",
+                describe_value(text),
+                f"{jq(location, without)}    keeps the rows without it",
             )
         )
 
@@ -158,15 +157,15 @@ def _require_no_media(row: Row, own: str, name: str, value: Any) -> None:
     kind = "a file" if is_bytes and word not in name.lower() else f"{word} data"
     raise DataError(
         Problem(
-            f"{row.where}: the column {own} holds {kind}, and neft trains on text",
+            f"{row.location}: the column {own} holds {kind}, and neft trains on text",
             f"{type(value).__name__}: {'bytes' if is_bytes else str(value)[:60]}",
-            f"{without_column(row.where, own)}    keeps the text of every row; {_without_value(row.where, own)}",
+            f"{without_column(row.location, own)}    keeps the text of every row; {_without_value(row.location, own)}",
         )
     )
 
 
-def _without_value(where: str, column: str) -> str:
-    return f"{jq(where, f'select({jq_key(column)} | length == 0)')}    keeps the rows without {column}"
+def _without_value(location: str, column: str) -> str:
+    return f"{jq(location, f'select({jq_key(column)} | length == 0)')}    keeps the rows without {column}"
 
 
 def _require_no_pair(row: Row, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
@@ -179,7 +178,7 @@ def _require_no_pair(row: Row, values: Mapping[str, Any], columns: Mapping[str, 
                 continue
             raise DataError(
                 Problem(
-                    f"{row.where}: this is preference data ({name} and {other} answer the same question), and neft "
+                    f"{row.location}: this is preference data ({name} and {other} answer the same question), and neft "
                     "trains on one answer",
                     ", ".join(row.values),
                     f"{_train_on(row, values, name, columns)}    trains on {name}",
@@ -202,7 +201,7 @@ def _train_on(row: Row, values: Mapping[str, Any], good: str, columns: Mapping[s
     answer = values.get(good)
     asked = values.get("input")
     if isinstance(asked, dict) and is_conversation(asked.get("messages")):  # OpenAI's form
-        return jq(row.where, f"{{messages: (.input.messages + {jq_key(good)})}}")
+        return jq(row.location, f"{{messages: (.input.messages + {jq_key(good)})}}")
     if is_conversation(answer) and isinstance(answer, list) and any(_role(turn) == "user" for turn in answer):
         return mapping({"messages": good}, columns)
     conversation = conversation_column(values, (good,))
@@ -233,7 +232,7 @@ def _require_one_answer(row: Row, values: Mapping[str, Any], columns: Mapping[st
     if several and judged:
         raise DataError(
             Problem(
-                f"{row.where}: this is preference data ({', '.join(several)} answer the same question, and {judged[0]} "
+                f"{row.location}: this is preference data ({', '.join(several)} answer one question, and {judged[0]} "
                 "judges them), and neft trains on one answer",
                 ", ".join(row.values),
                 f'{{"prompt": ..., "completion": ...}} with the better one; or all of {several[0]}: '
@@ -266,10 +265,10 @@ def _require_no_ranking(row: Row, values: Mapping[str, Any], columns: Mapping[st
         if several:
             raise DataError(
                 Problem(
-                    f"{row.where}: this is preference data ({own} holds {len(answers)} answers to the same question), "
+                    f"{row.location}: this is preference data ({own} holds {len(answers)} answers to one question), "
                     "and neft trains on one answer",
-                    shown(answers),
-                    f"{jq(row.where, f'{jq_key(own)} |= {best}')}    keeps {kept}",
+                    describe_value(answers),
+                    f"{jq(row.location, f'{jq_key(own)} |= {best}')}    keeps {kept}",
                 )
             )
 
@@ -290,10 +289,10 @@ def _require_no_judgement(row: Row, values: Mapping[str, Any]) -> None:
         is_good = f'test("^ *({"|".join(good)}) *$"; "i")'
         raise DataError(
             Problem(
-                f"{row.where}: this is preference data ({name} says whether the answer is good), and neft would "
+                f"{row.location}: this is preference data ({name} says whether the answer is good), and neft would "
                 "train on the bad answers as well",
                 f"{name}: {value}",
-                f"{jq(row.where, f'select({key} | tostring | {is_good}) | del({key})')}    keeps the good answers; "
+                f"{jq(row.location, f'select({key} | tostring | {is_good}) | del({key})')}    keeps the good answers; "
                 "a column that means something else needs another name",
             )
         )

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from neftcli.data.tokens import IGNORED, TokenRow
-from neftcli.training.inspection import UNKNOWN, inspect_row, token_texts
+from neftcli.data.inspection import UNKNOWN, decode_tokens, inspect_row
+from neftcli.data.tokens import IGNORE_INDEX, TokenRow
 from tests.tiny import tiny_tokenizer
 
 TEXT = "The kettle boils. Die Brücke ist naß. 你好 世界 🙂 ok\n\tdef f(): return 1\n" * 3
@@ -72,9 +72,9 @@ def test_token_texts_make_up_the_text_when_joined(name: str, text: str, cut: int
     """Of a row that is truncated in the middle of a character, all before that character."""
     tokenizer = TOKENIZERS[name]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert "".join(token_texts(tokenizer, ids)) == decoded(tokenizer, ids)
+    assert "".join(decode_tokens(tokenizer, ids)) == decoded(tokenizer, ids)
     kept = ids[: max(0, len(ids) - cut)]
-    texts = token_texts(tokenizer, kept)
+    texts = decode_tokens(tokenizer, kept)
     assert len(texts) == len(kept)
     assert decoded(tokenizer, ids).startswith("".join(texts).rstrip(UNKNOWN))
 
@@ -107,7 +107,7 @@ def test_inspected_merges_neighbours_and_never_marks_the_first_token() -> None:
     """Nothing predicts the first token, whatever its label says."""
     tokenizer = TOKENIZERS["tiny"]
     ids = tokenizer("abcdef</s>", add_special_tokens=False)["input_ids"]
-    labels = [ids[0], IGNORED, ids[2], ids[3], IGNORED, ids[5], ids[6]]
+    labels = [ids[0], IGNORE_INDEX, ids[2], ids[3], IGNORE_INDEX, ids[5], ids[6]]
     row = inspect_row(tokenizer, TokenRow(ids, labels, False, True, "row 1", ("a note",)))
     spans = [(span.text, span.loss, span.tokens) for span in row.spans]
     assert spans == [("ab", False, 2), ("cd", True, 2), ("e", False, 1), ("f</s>", True, 2)]

@@ -11,7 +11,7 @@ from neftcli.errors import DataError
 
 if TYPE_CHECKING:
     from neftcli.data.chat import ChatFormat
-    from neftcli.data.formats import Example
+    from neftcli.data.example import Example
 
 MARK = 0xF8000
 """First of the private characters that are put around each turn's content to find it in what a template renders."""
