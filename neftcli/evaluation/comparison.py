@@ -293,4 +293,5 @@ def _comparison(question: _Question, difference: PairedDifference, p_adjusted: f
         if question.rated
         else name_direction(p_adjusted, difference.value),
         true_level=difference.true_level if tested else None,
+        smallest_p=difference.smallest_p if tested else None,
     )

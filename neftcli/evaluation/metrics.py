@@ -316,3 +316,13 @@ def is_tested(metric_id: str) -> bool:
     """Return whether differences in a metric are tested."""
     metric = REGISTRY.get(metric_id)
     return metric is None or not isinstance(metric.source, Judged) or metric.source.is_tested
+
+
+def is_win_rate(metric_id: str) -> bool:
+    """Return whether a metric is a win rate, which compares two models by a judge's verdicts."""
+    return metric_id in REGISTRY and isinstance(REGISTRY[metric_id].source, Judged)
+
+
+def describes(metric_id: str) -> bool:
+    """Return whether neither direction of a metric is better; benchmark tasks always have one that is."""
+    return metric_id in REGISTRY and REGISTRY[metric_id].direction == "none"

@@ -1,61 +1,124 @@
-"""Format the values of metrics: for sentences, and for the tables of terminals, plain lines and verdict.md."""
+"""Formats of metric values: for sentences, and for the tables of terminals, plain lines and verdict.md."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share
 
 if TYPE_CHECKING:
-    from neftcli.events import MetricValue
+    from neftcli.events import ArmResult, EvaluationReport, MetricRow, MetricValue
+
+MAX_EXTRA_DECIMALS = 4
 
 
-def amount(metric: str, value: float, *, signed: bool = False) -> str:
-    """Write a difference or an effect in a sentence: "+0.0123" nats, or "+3.1 points" of a share."""
+def format_amount(metric: str, value: float, *, signed: bool = False) -> str:
+    """Format a difference or an effect for a sentence: "+0.0123" nats, or "+3.1 points" of a share."""
     sign = "+" if signed else ""
     if is_share(metric):
         return f"{100 * value:{sign}.1f} points"
     return f"{value:{sign}.4f}" if round(value, 4) or not value else f"{value:{sign}.1g}"
 
 
-def interval(metric: str, low: float | None, high: float | None) -> str:
-    """Write a confidence interval in a sentence, before a p-value; an empty string if there is none."""
+def format_interval(metric: str, low: float | None, high: float | None) -> str:
+    """Format a confidence interval for a sentence, before a p-value; an empty string if there is none."""
     if low is None or high is None:
         return ""
-    return f"95 % CI {amount(metric, low, signed=True)} to {amount(metric, high, signed=True)}, "
+    return f"95 % CI {format_amount(metric, low, signed=True)} to {format_amount(metric, high, signed=True)}, "
 
 
-def p_value(p: float | None) -> str:
-    """Write a p-value in a sentence: "p = 0.003" or "p < 0.001"."""
+def format_p(p: float | None) -> str:
+    """Format a p-value for a sentence: "p = 0.003" or "p < 0.001"."""
     if p is None:
         return "no p-value"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def number(metric: str, value: float | None, *, signed: bool = False) -> str:
-    """Write a value or a difference in a table: "1.9608", "+3.1 %", "61.50"; a dash if there is none."""
+def table_number(metric: str, value: float | None, *, signed: bool = False, extra_decimals: int = 0) -> str:
+    """Format a value or a difference for a table: "1.9608", "+3.1 %", "61.50"; a dash if there is none."""
     if value is None:
         return "-"
     sign = "+" if signed else ""
-    if is_share(metric):
-        return f"{100 * value:{sign}.1f} %"
-    if metric == HELD_OUT_LOSS:
-        return f"{value:{sign}.4f}"
-    return f"{value:{sign}.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
+    decimals = _decimals(metric, value) + extra_decimals
+    return f"{100 * value:{sign}.{decimals}f} %" if is_share(metric) else f"{value:{sign}.{decimals}f}"
 
 
-def estimated(metric: str, estimate: MetricValue | None) -> str:
-    """Write a model's or an arm's value in a table."""
-    return number(metric, None if estimate is None else estimate.value)
+def table_value(metric: str, value: MetricValue | None, extra_decimals: int = 0) -> str:
+    """Format the value of a model or an arm for a table."""
+    return table_number(metric, None if value is None else value.value, extra_decimals=extra_decimals)
 
 
-def ends(metric: str, low: float | None, high: float | None, *, signed: bool = True) -> str:
-    """Write a confidence interval in a table: "-0.0025 ... +0.0016"; a dash if there is none."""
+def table_model_values(report: EvaluationReport, row: MetricRow) -> list[str]:
+    """Format a metric of all models, with as many decimals as the shown differences need."""
+    values = {model.role: value for model, value in zip(report.models, row.values, strict=True) if value is not None}
+    own = row.values[0]
+    compared = [
+        (own.value, values[comparison.against].value, comparison.difference)
+        for comparison in report.comparisons
+        if own is not None and comparison.metric == row.metric and comparison.against in values
+    ]
+    extra = extra_decimals(row.metric, compared)
+    return [table_value(row.metric, value, extra) for value in row.values]
+
+
+def table_arm_values(metric: str, arms: Sequence[ArmResult]) -> list[str]:
+    """Format a metric of all arms of a sweep, with as many decimals as the shown differences from alpha 0 need."""
+    baselines = {arm.label: arm.values[metric].value for arm in arms if not arm.alpha and metric in arm.values}
+    compared = [
+        (arm.values[metric].value, baselines[arm.label], comparison.difference)
+        for arm in arms
+        for comparison in arm.comparisons
+        if comparison.metric == metric and metric in arm.values and arm.label in baselines
+    ]
+    extra = extra_decimals(metric, compared)
+    return [table_value(metric, arm.values.get(metric), extra) for arm in arms]
+
+
+def table_interval(metric: str, low: float | None, high: float | None, *, signed: bool = True) -> str:
+    """Format a confidence interval for a table: "-0.0025 ... +0.0016"; a dash if there is none."""
     if low is None or high is None:
         return "-"
-    return f"{number(metric, low, signed=signed)} ... {number(metric, high, signed=signed)}"
+    return f"{table_number(metric, low, signed=signed)} ... {table_number(metric, high, signed=signed)}"
 
 
-def p_number(p: float | None) -> str:
-    """Write a p-value in a table: "0.003" or "< 0.001"; a dash if there is none."""
-    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def table_p(p: float | None) -> str:
+    """Format a p-value for a table: "0.003" or "< 0.001"; a dash if there is none."""
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def extra_decimals(metric: str, compared: Iterable[tuple[float, float, float]]) -> int:
+    """Return the decimals to add to values so that the differences of the shown values are the shown differences.
+
+    10.8026 and 10.7786 differ by 0.0240, and by 0.0239 before rounding; with one more decimal both say 0.0239.
+
+    Args:
+        metric: Id of the metric.
+        compared: Two values and the first one's difference from the second. Differences that are not those of the
+            values, because they are over fewer rows, don't count.
+    """
+    scale = 100 if is_share(metric) else 1
+    most = 0
+    for first, second, difference in compared:
+        shown_difference = round(scale * difference, _decimals(metric, difference))
+        for extra in range(MAX_EXTRA_DECIMALS + 1):
+            decimals = [_decimals(metric, value) + extra for value in (first, second)]
+            difference_of_shown = round(scale * first, decimals[0]) - round(scale * second, decimals[1])
+            coarsest = min(*decimals, _decimals(metric, difference))
+            if abs(round(difference_of_shown, coarsest) - round(shown_difference, coarsest)) < 0.5 * 10**-coarsest:
+                most = max(most, extra)
+                break
+    return most
+
+
+def _decimals(metric: str, value: float) -> int:
+    """Return the decimals of a value in a table; of a share in per cent."""
+    if is_share(metric):
+        return 1
+    if metric == HELD_OUT_LOSS:
+        return 4
+    if abs(value) >= 100:
+        return 1
+    return 2 if abs(value) >= 1 else 3

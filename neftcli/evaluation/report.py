@@ -18,6 +18,7 @@ from neftcli.evaluation.tasks import describe_settings
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 from neftcli.recipe.loading import differences
 from neftcli.runs.directory import CELLS, RECIPE, finite, json_line
+from neftcli.statistics.multiple import NOT_TESTED
 from neftcli.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def scope(results: Sequence[ModelResults], comparisons: Sequence[Comparison], pr
     those = f"these {rows}" if distinct == rows else f"the {distinct} distinct prompts of these {rows} rows"
     if len(results) == 1:
         return f"95 % CIs are for prompts like {those}."
-    if not any(one.verdict for one in comparisons):
+    if all(one.verdict == NOT_TESTED for one in comparisons):
         return ""
     seeds = list(dict.fromkeys(str(one.subject.recipe.training.seed) for one in results if one.subject.run))
     runs = sum(one.subject.run is not None for one in results)
@@ -47,6 +48,7 @@ def scope(results: Sequence[ModelResults], comparisons: Sequence[Comparison], pr
         named = "seed" if len(seeds) == 1 else "seeds"
         parts.append(f"With one run each ({named} {' and '.join(seeds)}) they don't hold for other seeds.")
     parts.append("95 % CIs are of one comparison each; p is corrected for all of them (Holm).")
+    parts += sentences.explain_small_samples(comparisons)
     return " ".join(parts)
 
 

@@ -1,13 +1,20 @@
-"""The sentences of an evaluation's report, each generated from the numbers it states."""
+"""The sentences of an evaluation's report, each generated from the numbers that it states."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from neftcli.evaluation.metrics import WIN_RATE, WIN_RATE_LENGTH_CONTROLLED, is_tested, label
-from neftcli.evaluation.number_format import amount, interval, p_value
+from neftcli.evaluation.metrics import (
+    WIN_RATE,
+    WIN_RATE_LENGTH_CONTROLLED,
+    describes,
+    is_tested,
+    is_win_rate,
+    label,
+)
+from neftcli.evaluation.number_format import format_amount, format_interval, format_p
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
-from neftcli.statistics.multiple import NOT_SIGNIFICANT
+from neftcli.statistics.multiple import NOT_SIGNIFICANT, NOT_TESTED, count_testable
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, SKEWNESS_THRESHOLD
 
 
@@ -17,90 +24,108 @@ def conclusion(
     comparisons: Sequence[Comparison],
     changed: Collection[str] | None,
 ) -> Iterator[str]:
-    """State the result against each other model, in the metrics that are good in one direction.
+    """State the result against each other model, in the metrics of which one direction is better.
 
     Args:
-        models: The evaluated one first.
-        metrics: What was measured.
-        comparisons: Of the first model with each other one.
+        models: The evaluated model first.
+        metrics: Rows of the table.
+        comparisons: The first model compared with each other model.
         changed: Options in which the run and its baseline differ; None unless both are runs.
     """
-    comparisons = [one for one in comparisons if is_tested(one.metric)]
-    if comparisons and all(one.p_adjusted is None for one in comparisons):
-        most = max(one.n for one in comparisons)
+    comparisons = [comparison for comparison in comparisons if is_tested(comparison.metric)]
+    if comparisons and all(comparison.p_adjusted is None for comparison in comparisons):
+        most = max(comparison.n for comparison in comparisons)
         few = "1 prompt is" if most == 1 else f"{most} prompts are"
         yield f"Nothing is tested: {few} too few, a test needs {MIN_PROMPTS}."
         return
     rated = {row.metric for row in metrics if row.direction != "none"}
     for other in models[1:]:
-        compared = [one for one in comparisons if one.against == other.role and one.metric in rated]
-        runs = other.role == "baseline" and changed is not None
-        yield from _of_two_runs(models[0], other, compared, changed or ()) if runs else _of_two_models(other, compared)
-        if untested := [f"{label(one.metric)} ({one.n})" for one in compared if one.p_adjusted is None]:
+        compared = [
+            comparison for comparison in comparisons if comparison.against == other.role and comparison.metric in rated
+        ]
+        if other.role == "baseline" and changed is not None:
+            yield from _compare_two_runs(models[0], other, compared, changed)
+        else:
+            yield from _compare_two_models(other, compared)
+        untested = [
+            f"{label(comparison.metric)} ({comparison.n})" for comparison in compared if comparison.p_adjusted is None
+        ]
+        if untested:
             yield f"Not tested against {other.name}, with fewer than {MIN_PROMPTS} prompts: {', '.join(untested)}."
 
 
-def _of_two_models(other: EvaluatedModel, compared: Sequence[Comparison]) -> Iterator[str]:
-    """Better and worse are right here: the claim is about these two models."""
-    parts = [
-        f"{word} in {', '.join(f'{label(one.metric)} ({_numbers(one)})' for one in these)}"
-        for word in ("better", "worse")
-        if (these := [one for one in compared if one.verdict == word])
-    ]
-    if same := _not_significant(compared):
-        parts.append(f"not significant in {same}")
+def _compare_two_models(other: EvaluatedModel, compared: Sequence[Comparison]) -> Iterator[str]:
+    """State which metrics are better or worse; the claim is about these two models."""
+    parts = []
+    for word in ("better", "worse"):
+        metrics = [
+            f"{label(comparison.metric)} ({_numbers(comparison)})"
+            for comparison in compared
+            if comparison.verdict == word
+        ]
+        if metrics:
+            parts.append(f"{word} in {', '.join(metrics)}")
+    if not_significant := _not_significant(compared):
+        parts.append(f"not significant in {not_significant}")
     if parts:
         yield f"Against {other.role} {other.name}: {'; '.join(parts)}."
 
 
-def _of_two_runs(
+def _compare_two_runs(
     main: EvaluatedModel, other: EvaluatedModel, compared: Sequence[Comparison], changed: Collection[str]
 ) -> Iterator[str]:
-    """With one run each, a difference is one of these runs, and not of their recipes."""
-    found = [
-        f"{one.verdict} {label(one.metric)} ({_numbers(one)})" for one in compared if one.verdict in ("lower", "higher")
+    """State which metrics are lower or higher; one run of each supports no claim about the recipes."""
+    different = [
+        f"{comparison.verdict} {label(comparison.metric)} ({_numbers(comparison)})"
+        for comparison in compared
+        if comparison.verdict in ("lower", "higher")
     ]
-    if found:
-        yield f"These two runs differ: {main.name} has {', '.join(found)} than {other.name}."
+    if different:
+        yield f"These two runs differ: {main.name} has {', '.join(different)} than {other.name}."
     if not changed:
-        yield "Both have the same recipe: a difference is what training twice does."
+        yield "Both runs have the same recipe: a difference shows what training twice changes."
     elif set(changed) == {"training.seed"}:
-        yield f"Only training.seed differs ({main.seed} and {other.seed}): a difference is what a different seed does."
-    elif found:
-        yield _not_shown(changed)
-    if same := _not_significant(compared):
-        yield f"Not significant between {main.name} and {other.name}: {same}."
+        yield f"Only training.seed differs ({main.seed} and {other.seed}): a difference shows what the seed changes."
+    elif different:
+        yield _explain_one_run_each(changed)
+    if not_significant := _not_significant(compared):
+        yield f"Not significant between {main.name} and {other.name}: {not_significant}."
 
 
-def _not_shown(changed: Collection[str]) -> str:
-    """State what one run each can't show to be the cause of a difference."""
-    noise = all(path.startswith("neftune.") or path == "training.seed" for path in changed)
-    what = "alpha" if noise and "neftune.alpha" in changed else "noise" if noise else "recipe"
-    return f"One run each can't show that the {what} caused it: a different seed would also change them."
+def _explain_one_run_each(changed: Collection[str]) -> str:
+    """State which cause of a difference one run each can't show."""
+    only_noise = all(path.startswith("neftune.") or path == "training.seed" for path in changed)
+    cause = "recipe"
+    if only_noise:
+        cause = "alpha" if "neftune.alpha" in changed else "noise"
+    return f"One run each can't show that the {cause} caused it: a different seed would also change them."
 
 
 def _not_significant(compared: Sequence[Comparison]) -> str:
-    """The metrics that are not significant, with what their intervals leave possible."""
-    return ", ".join(
-        f"{label(one.metric)} ({interval(one.metric, one.low, one.high)}{p_value(one.p_adjusted)})"
-        for one in compared
-        if one.verdict == NOT_SIGNIFICANT
-    )
+    """List the metrics that are not significant, with their confidence intervals."""
+    parts = []
+    for comparison in compared:
+        if comparison.verdict == NOT_SIGNIFICANT:
+            interval = format_interval(comparison.metric, comparison.low, comparison.high)
+            parts.append(f"{label(comparison.metric)} ({interval}{format_p(comparison.p_adjusted)})")
+    return ", ".join(parts)
 
 
-def _numbers(one: Comparison) -> str:
-    ends = interval(one.metric, one.low, one.high)
-    return f"{amount(one.metric, one.difference, signed=True)}, {ends}{p_value(one.p_adjusted)}"
+def _numbers(comparison: Comparison) -> str:
+    """Format a difference, its confidence interval and its p-value."""
+    difference = format_amount(comparison.metric, comparison.difference, signed=True)
+    interval = format_interval(comparison.metric, comparison.low, comparison.high)
+    return f"{difference}, {interval}{format_p(comparison.p_adjusted)}"
 
 
 def warn_of_skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Warn of significant differences whose skewness makes p < 0.05 more frequent than 5 % without a true one."""
+    """Warn of significant differences that are so skewed that p < 0.05 is more frequent than 5 % without an effect."""
     skewed = [
-        f"{label(one.metric)} against {one.against} ({100 * one.true_level:.0f} %)"
-        for one in comparisons
-        if one.true_level is not None
-        and one.true_level > SKEWNESS_THRESHOLD
-        and one.verdict not in ("", NOT_SIGNIFICANT)
+        f"{label(comparison.metric)} against {comparison.against} ({100 * comparison.true_level:.0f} %)"
+        for comparison in comparisons
+        if comparison.true_level is not None
+        and comparison.true_level > SKEWNESS_THRESHOLD
+        and comparison.verdict not in (NOT_TESTED, NOT_SIGNIFICANT)
     ]
     if skewed:
         yield (
@@ -109,13 +134,44 @@ def warn_of_skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
         )
 
 
+def explain_small_samples(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Explain a corrected p of 1 next to a confidence interval that excludes 0.
+
+    The sign-flip test of n prompts that differ gives p >= 2^(1 - n). If that is `LEVEL` / m or more, Tarone's rule does
+    not count the comparison, and its corrected p is 1.
+    """
+    for descriptive in (False, True):
+        family = [
+            (comparison, comparison.p, comparison.smallest_p)
+            for comparison in comparisons
+            if comparison.p is not None
+            and comparison.smallest_p is not None
+            and describes(comparison.metric) == descriptive
+        ]
+        m = count_testable([smallest for _, _, smallest in family])
+        prompts = [
+            comparison.n
+            for comparison, p, smallest in family
+            if p < LEVEL <= smallest * m and not is_win_rate(comparison.metric)
+        ]
+        if prompts:
+            enough = MIN_PROMPTS
+            while 2.0 ** (1 - enough) >= LEVEL / len(family):
+                enough += 1
+            yield (
+                f"p is 1 for differences that can't be significant at this size ({max(prompts)} prompts), even if "
+                f"their CI excludes 0. With {enough} prompts that differ, each of the {len(family)} corrected "
+                "comparisons can be."
+            )
+
+
 def warn_of_length_bias(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Warn if the interval of the raw win rate excludes 50 % and the one at equal lengths is not significant."""
-    by_metric = {one.metric: one for one in comparisons}
+    by_metric = {comparison.metric: comparison for comparison in comparisons}
     raw, controlled = by_metric.get(WIN_RATE), by_metric.get(WIN_RATE_LENGTH_CONTROLLED)
     if raw is None or raw.low is None or raw.high is None or (raw.low <= 0 <= raw.high):
         return
-    if controlled is None or controlled.verdict in ("", NOT_SIGNIFICANT):
+    if controlled is None or controlled.verdict in (NOT_TESTED, NOT_SIGNIFICANT):
         yield (
             "The 95 % CI of the raw win rate excludes 50 %, but the win rate at equal lengths is not significant: the "
             "judge may prefer answers of a certain length."
@@ -123,9 +179,9 @@ def warn_of_length_bias(comparisons: Sequence[Comparison]) -> Iterator[str]:
 
 
 def describe_unreadable(bounds: tuple[float, float], pairs: int, left_out: int) -> str:
-    """State the worst cases of a win rate whose unreadable pairs are left out."""
+    """State the worst cases of a win rate that leaves out pairs without a readable verdict."""
     lost, won = (f"{100 * bound:.1f} %" for bound in bounds)
     return (
-        f"{left_out} of {pairs} pairs had a verdict that could not be read or was refused, and are left out: the win "
-        f"rate would be {lost} if all of them were lost, and {won} if all were won."
+        f"{left_out} of {pairs} pairs had no readable verdict, or the server rejected the question; they are left out. "
+        f"The win rate would be {lost} if all of them were lost, and {won} if all were won."
     )

@@ -70,7 +70,7 @@ class Significance:
         high: Upper end of the interval; None without a test.
         p: Two-sided p-value; None without a test.
         p_adjusted: p-value after Holm's correction over the comparisons of its kind; None without a test.
-        verdict: lower, higher or not significant; empty without a test.
+        verdict: lower, higher, not significant or not tested.
     """
 
     low: float | None
@@ -94,13 +94,15 @@ class Comparison:
         p_adjusted: p-value after Holm's correction over the comparisons of its kind; None without a test.
         n: Distinct prompts that have the metric on both sides.
         detectable: Minimum detectable effect with a power of 80 %; None if it is not known.
-        verdict: better, worse, higher, lower or not significant; empty without a test. An arm is better or worse only
+        verdict: better, worse, higher, lower, not significant or not tested. An arm is better or worse only
             for new seeds; lower and higher hold for the trained seeds.
         scope: Scope of the verdict: these models, these seeds or new seeds.
         seeds: Seeds that both arms have.
         these_seeds: The result for the trained seeds, if the arm is compared over new seeds; else None.
         true_level: Estimated rate of p < 0.05 without a true difference, which skewness raises; None if it is not
             known.
+        smallest_p: The smallest p-value that any outcome with differences of these sizes could give; None without a
+            test, or if it is not known.
     """
 
     metric: str
@@ -117,6 +119,7 @@ class Comparison:
     seeds: int = 1
     these_seeds: Significance | None = None
     true_level: float | None = None
+    smallest_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy.typing as npt
 
 from neftcli.evaluation.metrics import label
-from neftcli.evaluation.number_format import amount
+from neftcli.evaluation.number_format import format_amount
 from neftcli.statistics.crossed import (
     CrossedDifference,
     compare_arms,
@@ -78,7 +78,7 @@ class Dropped:
 
     def sentence(self, metric: str) -> str:
         """State it for the log: "alpha 10 gets no further seeds: worse than alpha 5 by 0.012 in ..."."""
-        why = f"worse than {self.leader.name()} by {amount(metric, self.by)} in {label(metric)}"
+        why = f"worse than {self.leader.name()} by {format_amount(metric, self.by)} in {label(metric)}"
         return f"{self.arm.name()} gets no further seeds: {why} (one-sided p = {self.p:.1g}, {self.seeds} seeds)"
 
 
@@ -111,16 +111,16 @@ class Stopped:
         when = f"Stopped early{where}, after {self.seeds} of {self.planned} seeds"
         if self.arm is not None and self.gain is not None:
             return (
-                f"{when}: {self.arm.name()} is better than alpha 0 by {amount(metric, self.gain)} in {label(metric)}, "
-                f"at the level for stopping early (p < {SUCCESS:g} after correction)."
+                f"{when}: {self.arm.name()} is better than alpha 0 by {format_amount(metric, self.gain)} in "
+                f"{label(metric)}, at the level for stopping early (p < {SUCCESS:g} after correction)."
             )
         if not self.excluded:
             return (
                 f"{when}: no alpha is left, each was worse than the leading arm, at last alpha 0, in {label(metric)}."
             )
         return (
-            f"{when}: for every arm left, a gain over {amount(metric, self.excluded)} in {label(metric)} is excluded "
-            "(95 %)."
+            f"{when}: for every arm left, a gain over {format_amount(metric, self.excluded)} in {label(metric)} is "
+            "excluded (95 %)."
         )
 
 

@@ -87,9 +87,11 @@ def verdict_text(report: SweepReport) -> str:
         report.scope,
         "",
     ]
+    columns = [number_format.table_arm_values(name, report.arms) for name in names]
     for metric in report.metrics:
         lines += [f"## {escape_markdown(label(metric))}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
-        lines += [_row(_cells(arm, names, metric)) for arm in report.arms]
+        for index, arm in enumerate(report.arms):
+            lines.append(_row(_cells(arm, [column[index] for column in columns], metric)))
         lines.append("")
     lines += [f"- {escape_markdown(line)}" for line in (*report.failures(), *report.remarks())]
     return "\n".join(lines).rstrip() + "\n"
@@ -99,17 +101,16 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(map(escape_markdown, cells)) + " |"
 
 
-def _cells(arm: ArmResult, names: Sequence[str], metric: str) -> list[str]:
+def _cells(arm: ArmResult, values: Sequence[str], metric: str) -> list[str]:
     """An arm's row, by the same words and digits as on a terminal."""
-    values = [number_format.estimated(name, arm.values.get(name)) for name in names]
     found = next((one for one in arm.comparisons if one.metric == metric), None)
     tested = ["-"] * 4
     if found is not None:
         tested = [
-            number_format.number(metric, found.difference, signed=True),
-            number_format.ends(metric, found.low, found.high),
-            number_format.p_number(found.p_adjusted),
-            number_format.number(metric, found.detectable),
+            number_format.table_number(metric, found.difference, signed=True),
+            number_format.table_interval(metric, found.low, found.high),
+            number_format.table_p(found.p_adjusted),
+            number_format.table_number(metric, found.detectable),
         ]
     return [arm.name(), str(arm.seeds), *values, *tested, arm.verdict(metric)]
 

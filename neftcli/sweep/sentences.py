@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from neftcli.evaluation.metrics import label
-from neftcli.evaluation.number_format import amount, interval, p_value
+from neftcli.evaluation.number_format import format_amount, format_interval, format_p
 from neftcli.events import ArmResult, Comparison, Significance
 from neftcli.statistics.crossed import ArmDifference
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, Direction
@@ -105,7 +105,9 @@ def uneven(metric: str, found: Mapping[str, ArmDifference]) -> list[str]:
     lines = []
     for name, difference in found.items():
         if difference.uneven and difference.seed_spread is not None and difference.others_spread is not None:
-            own, others = (amount(metric, spread) for spread in (difference.seed_spread, difference.others_spread))
+            own, others = (
+                format_amount(metric, spread) for spread in (difference.seed_spread, difference.others_spread)
+            )
             lines.append(
                 f"{capital(name)} varies more between seeds (standard deviation {own}) than the other arms of its "
                 f"baseline ({others}); it is tested by its own spread, which takes more seeds."
@@ -139,7 +141,7 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     if not known:
         return []
     widest = max(known, key=lambda one: one.detectable or 0.0)
-    size = amount(metric, widest.detectable or 0.0)
+    size = format_amount(metric, widest.detectable or 0.0)
     what = "documents" if documents else "prompts"
     if widest.seeds == 1:
         return [
@@ -151,7 +153,7 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     ]
     if delta is None:
         return lines
-    effect = f"an effect of {amount(metric, delta)} (sweep.delta)"
+    effect = f"an effect of {format_amount(metric, delta)} (sweep.delta)"
     if widest.detectable is not None and widest.detectable <= delta:
         return [
             *lines,
@@ -192,15 +194,15 @@ def scope(found: Sequence[ArmDifference]) -> str:
 
 def _numbers(one: Comparison | Significance, of: Comparison) -> str:
     """A difference with the interval and p of one scope."""
-    ends = interval(of.metric, one.low, one.high)
-    return f"{amount(of.metric, of.difference, signed=True)}, {ends}{p_value(one.p_adjusted)}"
+    ends = format_interval(of.metric, one.low, one.high)
+    return f"{format_amount(of.metric, of.difference, signed=True)}, {ends}{format_p(one.p_adjusted)}"
 
 
 def _why_not(one: Comparison) -> str:
     """The numbers of the claim about new seeds that is not made."""
     if one.these_seeds is None:
         return ": one seed can't show it"
-    return f" ({interval(one.metric, one.low, one.high)}{p_value(one.p_adjusted)})"
+    return f" ({format_interval(one.metric, one.low, one.high)}{format_p(one.p_adjusted)})"
 
 
 def _excluded(one: Comparison, better: Direction) -> str:
@@ -213,7 +215,7 @@ def _excluded(one: Comparison, better: Direction) -> str:
     over = "" if one.scope == "new seeds" else " for this seed"
     if gain <= 0:
         return f" (95 % CI excludes any gain{over})"
-    return f" (95 % CI excludes a gain over {amount(one.metric, gain)}{over})"
+    return f" (95 % CI excludes a gain over {format_amount(one.metric, gain)}{over})"
 
 
 def _these(seeds: int) -> str:

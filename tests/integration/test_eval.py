@@ -379,14 +379,14 @@ def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
     assert more["sweep_command"] is None
     shutil.copytree(runs / "tiny-a5-s0", runs / "copy")
     same = of("tiny-a5-s0", "--baseline", "copy")
-    assert "Both have the same recipe: a difference is what training twice does." in same["conclusion"]
+    assert "Both runs have the same recipe: a difference shows what training twice changes." in same["conclusion"]
     assert [remark for remark in same["remarks"] if "recipe" in remark] == []
     assert {one["difference"] for one in same["comparisons"] if one["against"] == "baseline"} == {0.0}
     recipe = runs / "copy" / "recipe.yaml"
     recipe.write_text(re.sub(r"(?m)^  seed: 0$", "  seed: 1", recipe.read_text()))
     shutil.copytree(runs / "tiny-a0-s0" / "model", runs / "copy" / "model", dirs_exist_ok=True)
     seeds = of("tiny-a5-s0", "--baseline", "copy")
-    told = "Only training.seed differs (0 and 1): a difference is what a different seed does."
+    told = "Only training.seed differs (0 and 1): a difference shows what the seed changes."
     assert seeds["conclusion"].count(told) == 1
     assert [remark for remark in seeds["remarks"] if "seed" in remark] == []
     assert seeds["sweep_command"] is None

@@ -8,6 +8,8 @@ from neftcli.cli.display.formatting import comparing
 from neftcli.evaluation.metrics import ANSWER_TOKENS
 from neftcli.events import Comparison, EvaluatedModel, EvaluationDataReady, EvaluationReport, SweepReport
 
+NO_TEXT = "(no text)"
+"""Shown for an answer of special tokens only."""
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
 
 

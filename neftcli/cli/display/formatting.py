@@ -312,7 +312,7 @@ def _power_lines(plan: PowerAnalysis | None) -> list[str]:
         return []
     if plan.detectable is None:
         return [f"minimum detectable effect: {plan.why_not}"]
-    amount = f"{number_format.amount(plan.metric, plan.detectable)} in {label(plan.metric)}"
+    amount = f"{number_format.format_amount(plan.metric, plan.detectable)} in {label(plan.metric)}"
     new = "" if plan.seeds > 1 else " for this one seed"
     by = f"power 80 %, variance of {some(plan.pilot_seeds, 'seed')} of {plan.pilot}"
     lines = [
@@ -322,7 +322,7 @@ def _power_lines(plan: PowerAnalysis | None) -> list[str]:
         return lines
     ways = [f"about {some(plan.seeds_needed, 'seed')}"] if plan.seeds_needed else []
     ways += [f"about {plan.prompts_needed} prompts with {plan.seeds} seeds"] if plan.prompts_needed else []
-    effect = f"an effect of {number_format.amount(plan.metric, plan.delta)} (sweep.delta)"
+    effect = f"an effect of {number_format.format_amount(plan.metric, plan.delta)} (sweep.delta)"
     takes = f"takes {' or '.join(ways)}" if ways else "is not possible with more seeds or more prompts alone"
     return [*lines, f"to detect {effect} {takes}"]
 

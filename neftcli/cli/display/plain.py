@@ -118,26 +118,27 @@ class PlainLines:
         lines = [f"{evaluation_text.ROLES[model.role]}: {evaluation_text.described(model)}" for model in event.models]
         for row in event.metrics:
             values = (
-                f"{model.role}={number_format.estimated(row.metric, found)}"
-                for model, found in zip(event.models, row.values, strict=True)
+                f"{model.role}={value}"
+                for model, value in zip(event.models, number_format.table_model_values(event, row), strict=True)
             )
             own = row.values[0] if len(event.models) == 1 else None
-            ends = number_format.ends(row.metric, own.low, own.high, signed=False) if own else ""
+            ends = number_format.table_interval(row.metric, own.low, own.high, signed=False) if own else ""
             lines.append(f"{row.metric}: {' '.join(values)}{f' ci95={ends} n={own.n}' if own else ''}")
         for one in event.comparisons:
             lines.append(
                 f"{one.metric} against {one.against}: "
-                f"difference={number_format.number(one.metric, one.difference, signed=True)} "
-                f"ci95={number_format.ends(one.metric, one.low, one.high)} "
-                f"p_holm={number_format.p_number(one.p_adjusted)} "
-                f"n={one.n} mde={number_format.number(one.metric, one.detectable)} "
-                f"verdict={one.verdict or 'not tested'}"
+                f"difference={number_format.table_number(one.metric, one.difference, signed=True)} "
+                f"ci95={number_format.table_interval(one.metric, one.low, one.high)} "
+                f"p_holm={number_format.table_p(one.p_adjusted)} "
+                f"n={one.n} mde={number_format.table_number(one.metric, one.detectable)} "
+                f"verdict={one.verdict}"
             )
         lines += [*event.conclusion, *([event.scope] if event.scope else [])]
         lines += [f"note: {remark}" for remark in event.remarks]
         for shown in event.shown:
             lines += [f"prompt: {shown.prompt}", f"  reference: {shown.reference}"]
-            lines += [f"  {model.role}: {a}" for model, a in zip(event.models, shown.answers, strict=True)]
+            for model, answer in zip(event.models, shown.answers, strict=True):
+                lines.append(f"  {model.role}: {answer or evaluation_text.NO_TEXT}")
         lines.append(f"finished: {event.folder} in {event.seconds:.0f}s")
         return lines + [f"next: {command}    {reason}" for command, reason in evaluation_text.next_commands(event)]
 
@@ -173,8 +174,10 @@ class PlainLines:
     @_lines.register
     def _(self, event: events.SweepReport) -> list[str]:
         lines = []
-        for arm in event.arms:
-            values = " ".join(f"{name}={number_format.estimated(name, value)}" for name, value in arm.values.items())
+        metrics = dict.fromkeys(metric for arm in event.arms for metric in arm.values)
+        columns = {metric: number_format.table_arm_values(metric, event.arms) for metric in metrics}
+        for index, arm in enumerate(event.arms):
+            values = " ".join(f"{metric}={columns[metric][index]}" for metric in arm.values)
             lines.append(f"{arm.name()}: seeds={arm.seeds} {values}")
             lines += [self._compared(arm, one) for one in arm.comparisons]
         lines += [*event.conclusion, event.scope]
@@ -187,10 +190,10 @@ class PlainLines:
     def _compared(self, arm: events.ArmResult, one: events.Comparison) -> str:
         return (
             f"  {one.metric} of {arm.name()} against alpha 0: "
-            f"difference={number_format.number(one.metric, one.difference, signed=True)} "
-            f"ci95={number_format.ends(one.metric, one.low, one.high)} "
-            f"p_holm={number_format.p_number(one.p_adjusted)} "
-            f"n={one.n} mde={number_format.number(one.metric, one.detectable)} verdict={arm.verdict(one.metric)}"
+            f"difference={number_format.table_number(one.metric, one.difference, signed=True)} "
+            f"ci95={number_format.table_interval(one.metric, one.low, one.high)} "
+            f"p_holm={number_format.table_p(one.p_adjusted)} "
+            f"n={one.n} mde={number_format.table_number(one.metric, one.detectable)} verdict={arm.verdict(one.metric)}"
         )
 
     @_lines.register

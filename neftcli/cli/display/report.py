@@ -14,6 +14,7 @@ from neftcli.cli.display.next_steps import following
 from neftcli.evaluation import number_format
 from neftcli.evaluation.metrics import label
 from neftcli.events import Comparison, EvaluationReport, SideBySide
+from neftcli.statistics.multiple import NOT_TESTED
 
 WIDE = 126
 NARROW = ("95 % CI", "p (Holm)")
@@ -76,11 +77,11 @@ def _table(report: EvaluationReport, role: str | None, *, wide: bool) -> Table:
     compared = {one.metric: one for one in evaluation_text.against(report, role or "")}
     for row in report.metrics:
         cells: list[RenderableType] = [Text(f" {label(row.metric)}")]
-        cells += [Text(number_format.estimated(row.metric, estimated)) for estimated in reversed(row.values)]
+        cells += [Text(value) for value in reversed(number_format.table_model_values(report, row))]
         one = compared.get(row.metric)
         own = row.values[0]
         if role is None and own is not None:
-            cells += [Text(number_format.ends(row.metric, own.low, own.high, signed=False)), Text(str(own.n))]
+            cells += [Text(number_format.table_interval(row.metric, own.low, own.high, signed=False)), Text(str(own.n))]
         elif one is not None:
             cells += [*_difference(one, details), *([_verdict(one)] if _is_tested(report) else [])]
         table.add_row(*cells)
@@ -106,7 +107,7 @@ def _details(report: EvaluationReport, role: str, *, wide: bool) -> Table:
 
 
 def _is_tested(report: EvaluationReport) -> bool:
-    return any(one.verdict for one in report.comparisons)
+    return any(one.verdict != NOT_TESTED for one in report.comparisons)
 
 
 def _details_shown(report: EvaluationReport, names: Sequence[str]) -> tuple[str, ...]:
@@ -126,19 +127,19 @@ def _add_columns(table: Table, *names: str) -> None:
 def _difference(one: Comparison, details: Sequence[str]) -> list[Text]:
     """The difference and the details asked for."""
     cells = {
-        "95 % CI": number_format.ends(one.metric, one.low, one.high),
-        "p (Holm)": number_format.p_number(one.p_adjusted),
+        "95 % CI": number_format.table_interval(one.metric, one.low, one.high),
+        "p (Holm)": number_format.table_p(one.p_adjusted),
         "n": str(one.n),
-        "MDE": number_format.number(one.metric, one.detectable),
+        "MDE": number_format.table_number(one.metric, one.detectable),
     }
     return [
-        Text(number_format.number(one.metric, one.difference, signed=True)),
+        Text(number_format.table_number(one.metric, one.difference, signed=True)),
         *(Text(cells[name]) for name in details),
     ]
 
 
 def _verdict(one: Comparison) -> Text:
-    return Text(one.verdict or "not tested", style=STYLES.get(one.verdict, "" if one.verdict else "dim"))
+    return Text(one.verdict, style="dim" if one.verdict == NOT_TESTED else STYLES.get(one.verdict, ""))
 
 
 def _side_by_side(report: EvaluationReport, one: SideBySide) -> Table:
@@ -147,5 +148,9 @@ def _side_by_side(report: EvaluationReport, one: SideBySide) -> Table:
     if one.reference:
         grid.add_row(" ", Text("reference", style="dim"), formatting.shortened(one.reference, "dim"))
     for model, answer in zip(reversed(report.models), reversed(one.answers), strict=True):
-        grid.add_row(" ", Text(evaluation_text.ROLES[model.role], style="dim"), formatting.shortened(answer))
+        grid.add_row(
+            " ",
+            Text(evaluation_text.ROLES[model.role], style="dim"),
+            formatting.shortened(answer or evaluation_text.NO_TEXT),
+        )
     return grid

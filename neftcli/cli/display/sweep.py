@@ -155,16 +155,16 @@ def _columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:
     columns = {
         ARM: [Text(arm.name()) for arm in report.arms],
         "seeds": [Text(str(arm.seeds)) for arm in report.arms],
-        label(metric): [Text(number_format.estimated(metric, arm.values.get(metric))) for arm in report.arms],
+        label(metric): [Text(value) for value in number_format.table_arm_values(metric, report.arms)],
         "difference": [
-            Text(number_format.number(metric, one.difference, signed=True) if one else "-") for one in found
+            Text(number_format.table_number(metric, one.difference, signed=True) if one else "-") for one in found
         ],
-        "95 % CI": [Text(number_format.ends(metric, one.low, one.high) if one else "-") for one in found],
-        "p (Holm)": [Text(number_format.p_number(one.p_adjusted) if one else "-") for one in found],
-        "MDE": [Text(number_format.number(metric, one.detectable) if one else "-") for one in found],
+        "95 % CI": [Text(number_format.table_interval(metric, one.low, one.high) if one else "-") for one in found],
+        "p (Holm)": [Text(number_format.table_p(one.p_adjusted) if one else "-") for one in found],
+        "MDE": [Text(number_format.table_number(metric, one.detectable) if one else "-") for one in found],
     }
     for name in dict.fromkeys(name for arm in report.arms for name in arm.values if name not in report.metrics):
-        columns[heading(name)] = [Text(number_format.estimated(name, arm.values.get(name))) for arm in report.arms]
+        columns[heading(name)] = [Text(value) for value in number_format.table_arm_values(name, report.arms)]
     styles = [VERDICT_STYLES.get(one.verdict if one else "", "" if one else "dim") for one in found]
     columns["verdict"] = [
         Text(arm.verdict(metric), style=style) for arm, style in zip(report.arms, styles, strict=True)

@@ -217,7 +217,7 @@ def test_a_report_in_plain_lines() -> None:
 def test_a_report_without_a_test_has_no_columns_of_tests() -> None:
     """On a terminal; a line of the plain display says it of each metric."""
     untested = tuple(
-        replace(one, low=None, high=None, p=None, p_adjusted=None, verdict="") for one in REPORT.comparisons
+        replace(one, low=None, high=None, p=None, p_adjusted=None, verdict="not tested") for one in REPORT.comparisons
     )
     report = replace(REPORT, comparisons=untested, scope="", conclusion=("Nothing is tested.",))
     stream = io.StringIO()

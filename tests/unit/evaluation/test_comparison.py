@@ -202,7 +202,7 @@ def test_too_few_examples_have_a_difference_and_no_verdict(rows: int, n: int) ->
     _, comparisons = compare_models(few, None, PROMPTS[:rows])
     found = one(comparisons, "held_out_loss", "base")
     assert found.n == n
-    assert (found.p is None, found.p_adjusted is None, found.verdict == "") == (n < 6,) * 3
+    assert (found.p is None, found.p_adjusted is None, found.verdict == "not tested") == (n < 6,) * 3
     assert found.difference < 0
 
 
@@ -245,7 +245,7 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     assert expected is not None
     assert (controlled.difference, controlled.low, controlled.p) == (expected.value, expected.low, expected.p)
     for each in (found, like_length):  # the same pairs, counted in other ways: described, and never tested
-        assert (each.p, each.p_adjusted, each.detectable, each.verdict) == (None, None, None, "")
+        assert (each.p, each.p_adjusted, each.detectable, each.verdict) == (None, None, None, "not tested")
         assert each.low is not None
     describes = {each.metric for each in rows if each.direction == "none"}
     family = [each for each in comparisons if each.metric not in describes and each.p is not None]

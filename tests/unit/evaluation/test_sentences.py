@@ -13,9 +13,16 @@ import numpy as np
 import pytest
 
 from neftcli.evaluation.metrics import label
-from neftcli.evaluation.sentences import conclusion, describe_unreadable, warn_of_length_bias, warn_of_skewness
+from neftcli.evaluation.sentences import (
+    conclusion,
+    describe_unreadable,
+    explain_small_samples,
+    warn_of_length_bias,
+    warn_of_skewness,
+)
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
-from neftcli.statistics.multiple import Direction, name_direction, name_verdict
+from neftcli.statistics.multiple import Direction, holm_adjust, name_direction, name_verdict
+from neftcli.statistics.paired import paired_difference
 
 DIRECTIONS: dict[str, Direction] = {
     "held_out_loss": "lower",
@@ -175,8 +182,8 @@ def checked(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]
             assert changed is not None
             differ = any(word in ("lower", "higher") for role, _, word in said if role == "baseline")
             expected = {
-                "Both have the same recipe: a difference is what training twice does.": not changed,
-                "Only training.seed differs (0 and 1): a difference is what a different seed does.": (
+                "Both runs have the same recipe: a difference shows what training twice changes.": not changed,
+                "Only training.seed differs (0 and 1): a difference shows what the seed changes.": (
                     changed == {"training.seed"}
                 ),
                 "One run each can't show that the alpha caused it: a different seed would also change them.": (
@@ -221,7 +228,7 @@ def test_skewness_names_every_level_above_what_is_promised_in_200_situations() -
         skewed = [
             one
             for one in drawn.comparisons
-            if (one.true_level or 0) > 0.065 and one.verdict not in ("", "not significant")
+            if (one.true_level or 0) > 0.065 and one.verdict not in ("not tested", "not significant")
         ]
         lines = list(warn_of_skewness(drawn.comparisons))
         assert bool(lines) == bool(skewed)
@@ -243,7 +250,7 @@ def test_conclusion_checker_refuses_what_it_does_not_know() -> None:
 def test_liking_of_length_goes_by_the_interval_of_the_raw_win_rate(
     low: float, controlled: float | None, warns: bool
 ) -> None:
-    raw = Comparison("win_rate", "baseline", 0.1, low, 0.2, None, None, 60, None, "")
+    raw = Comparison("win_rate", "baseline", 0.1, low, 0.2, None, None, 60, None, "not tested")
     at_equal_lengths = replace(
         raw, metric="win_rate_length_controlled", p_adjusted=controlled, verdict=name_verdict(controlled, 0.1, "higher")
     )
@@ -251,8 +258,37 @@ def test_liking_of_length_goes_by_the_interval_of_the_raw_win_rate(
     assert bool(list(warn_of_length_bias([raw]))) == (low > 0)
 
 
+@pytest.mark.parametrize(("prompts", "explained"), [(6, True), (7, False)])
+def test_explain_small_samples_names_the_prompts_that_are_enough(prompts: int, explained: bool) -> None:
+    """Three models compared by the test itself, every prompt better by another amount."""
+    differences = [paired_difference(np.zeros(prompts), np.arange(1, prompts + 1) * scale) for scale in (1, 2, 3)]
+    adjusted = holm_adjust([one.p or 0 for one in differences], [one.smallest_p for one in differences])
+    comparisons = [
+        Comparison(
+            metric="held_out_loss",
+            against=role,
+            difference=one.value,
+            low=one.low,
+            high=one.high,
+            p=one.p,
+            p_adjusted=p,
+            n=one.n,
+            detectable=one.detectable,
+            verdict=name_verdict(p, one.value, "lower"),
+            smallest_p=one.smallest_p,
+        )
+        for role, one, p in zip(("baseline", "base", "model"), differences, adjusted, strict=True)
+    ]
+    assert all(one.low is not None and one.low > 0 for one in comparisons)
+    assert {one.p_adjusted == 1 for one in comparisons} == {explained}
+    assert list(explain_small_samples(comparisons)) == explained * [
+        "p is 1 for differences that can't be significant at this size (6 prompts), even if their CI excludes 0. With "
+        "7 prompts that differ, each of the 3 corrected comparisons can be."
+    ]
+
+
 def test_unreadable_states_both_worst_cases() -> None:
     assert describe_unreadable((0.41, 0.63), 50, 11) == (
-        "11 of 50 pairs had a verdict that could not be read or was refused, and are left out: the win rate would be "
-        "41.0 % if all of them were lost, and 63.0 % if all were won."
+        "11 of 50 pairs had no readable verdict, or the server rejected the question; they are left out. The win rate "
+        "would be 41.0 % if all of them were lost, and 63.0 % if all were won."
     )

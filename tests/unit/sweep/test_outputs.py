@@ -192,10 +192,10 @@ def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
         assert set(re.split(r",? ", arm.name())) <= set(re.split(r",? ", words))
         for one in arm.comparisons:
             numbers = (
-                number_format.number(HELD_OUT_LOSS, one.difference, signed=True),
-                number_format.ends(HELD_OUT_LOSS, one.low, one.high),
-                number_format.p_number(one.p_adjusted),
-                number_format.number(HELD_OUT_LOSS, one.detectable),
+                number_format.table_number(HELD_OUT_LOSS, one.difference, signed=True),
+                number_format.table_interval(HELD_OUT_LOSS, one.low, one.high),
+                number_format.table_p(one.p_adjusted),
+                number_format.table_number(HELD_OUT_LOSS, one.detectable),
             )
             assert all(number in words for number in numbers)
             assert " | ".join(numbers) in markdown

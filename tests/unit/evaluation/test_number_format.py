@@ -1,0 +1,64 @@
+"""Formats of values: a shown difference is that of the shown values.
+
+Oracle: the numbers of the texts, read back.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from neftcli.evaluation.number_format import extra_decimals, table_arm_values, table_model_values, table_number
+from neftcli.events import ArmResult, Comparison, EvaluatedModel, EvaluationReport, MetricRow, MetricValue
+
+
+def compared(metric: str, against: str, difference: float) -> Comparison:
+    return Comparison(metric, against, difference, None, None, None, None, 6, None, "not tested")
+
+
+def test_table_model_values_have_the_decimals_that_the_difference_needs() -> None:
+    """10.80258 - 10.77864 is 0.02394, and 10.8026 - 10.7786 is 0.0240."""
+    values = tuple(MetricValue(value, None, None, 6) for value in (10.77864, 10.80258))
+    row = MetricRow("held_out_loss", "nats per token", "lower", values)
+    models = (EvaluatedModel("run", "a", "a"), EvaluatedModel("base", "b", "b"))
+    difference = compared("held_out_loss", "base", -0.02394)
+    report = EvaluationReport(models, 6, "rows", (row,), (difference,), "", (), (), "", 0.0)
+    assert table_model_values(report, row) == ["10.77864", "10.80258"]
+    assert table_number("held_out_loss", difference.difference, signed=True) == "-0.0239"
+
+
+def test_table_arm_values_have_the_same_decimals_in_all_arms() -> None:
+    values = {0.0: 0.5004, 5.0: 0.5106, 10.0: 0.7}
+    arms = [
+        ArmResult(
+            alpha,
+            "",
+            3,
+            {"token_accuracy": MetricValue(value, None, None, 6)},
+            (compared("token_accuracy", "alpha 0", value - values[0.0]),) if alpha else (),
+        )
+        for alpha, value in values.items()
+    ]
+    assert table_arm_values("token_accuracy", arms[:1]) == ["50.0 %"]
+    assert table_arm_values("token_accuracy", arms) == ["50.04 %", "51.06 %", "70.00 %"]
+
+
+@pytest.mark.parametrize("metric", ["held_out_loss", "token_accuracy", "answer_tokens"])
+def test_extra_decimals_make_2000_drawn_differences_agree(metric: str) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(2000):
+        first = float(generator.uniform(0, 1) if metric == "token_accuracy" else generator.lognormal(2, 2))
+        second = first * float(generator.uniform(0.9, 1.1))
+        extra = extra_decimals(metric, [(first, second, first - second)])
+        texts = [
+            table_number(metric, first, extra_decimals=extra),
+            table_number(metric, second, extra_decimals=extra),
+            table_number(metric, first - second, signed=True),
+        ]
+        numbers = [float(text.removesuffix(" %")) for text in texts]
+        coarsest = min(len(text.removesuffix(" %").partition(".")[2]) for text in texts)
+        assert round(numbers[0] - numbers[1], coarsest) == pytest.approx(round(numbers[2], coarsest), abs=1e-9)
+
+
+def test_extra_decimals_ignore_a_difference_over_other_rows() -> None:
+    assert extra_decimals("held_out_loss", [(1.5, 1.25, 0.5)]) == 0
