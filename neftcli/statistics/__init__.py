@@ -1,1 +1,1 @@
-"""Estimates, intervals and tests: two models on the same prompts, and arms of a sweep over seeds and prompts."""
+"""Estimates, confidence intervals and tests of two models on the same prompts, and of arms over seeds and prompts."""

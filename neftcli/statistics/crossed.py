@@ -1,19 +1,11 @@
 """Arms of a sweep compared with their baseline, over seeds and prompts.
 
-All arms are trained with the same seeds and measured on the same prompts, so the differences within (seed, prompt) are
-the data, and seeds and prompts are crossed, not nested:
+All arms are trained with the same seeds and measured on the same prompts, so seeds and prompts are crossed:
 
     difference[s, i] = mean + seed[s] + prompt[i] + residual[s, i]
 
-Two claims are kept apart. One is about these seeds: the differences are averaged over the seeds, and a sign-flip test
-over prompts tells whether other prompts would show them. The other is about new seeds as well, and is what people mean
-by "alpha 10 is better": it must hold against the seeds' part and the prompts' part together. A test over seeds and a
-test over prompts that both reject are not enough, because each takes the other's part as fixed (simulated: wrong in 7 %
-with six seeds and 11 % with ten, where 5 % are allowed; Clark 1973, "The Language-as-Fixed-Effect Fallacy").
-
-How much seeds vary is estimated from all arms of one baseline together, since few seeds say little about one arm. The
-assumption is that the differences of these arms vary equally between seeds; an arm that varies significantly more than
-the others gets an estimate of its own.
+There are two claims: about these seeds (a sign-flip test over prompts of the differences averaged over seeds), and
+about new seeds as well. docs/statistics.md has the model, the formulas, their sources and simulations.
 """
 
 from __future__ import annotations
@@ -43,20 +35,18 @@ Scope: TypeAlias = Literal["these seeds", "new seeds"]
 SHARED_BASELINE = 0.5
 """Correlation of two arms' differences from one baseline, if the arms and the baseline vary equally."""
 UNEVEN_LEVEL = 0.02
-"""Level of the test whether an arm varies more between seeds than the others. If one arm of three varies three times
-as much, the family-wise error is 4 % on average and at most 7 % (9 % beside an arm that is better), with two to eight
-seeds (simulated; without the test up to 8 % if all arms are null)."""
+"""Level of the F-test for an arm that varies more between seeds than the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class VarianceComponents:
-    """The variances of a difference's parts, in the squared unit of the figure; estimates below 0 are 0.
+    """Variances of the parts of a difference, in the squared unit of the metric; negative estimates become 0.
 
     Attributes:
-        seed: Between seeds, the same for all prompts; None with one seed, which can't show it.
-        prompt: Between prompts, the same for all seeds; with one seed the residual is in it.
-        residual: Of the rest, of a (seed, prompt); None with one seed.
-        freedom: Degrees of freedom of the seeds' part, for each seed more than one.
+        seed: Between seeds, the same for all prompts; None with one seed.
+        prompt: Between prompts, the same for all seeds; with one seed it contains the residual.
+        residual: Of a single (seed, prompt); None with one seed.
+        freedom: Degrees of freedom of the seeds' part, for each seed after the first.
     """
 
     seed: float | None
@@ -65,15 +55,15 @@ class VarianceComponents:
     freedom: float = 1.0
 
     def of_seeds(self, seeds: int, prompts: float) -> float:
-        """The variance of the mean that more seeds reduce: (seed + residual / prompts) / seeds."""
+        """Return the variance of the mean that more seeds reduce: (seed + residual / prompts) / seeds."""
         return ((self.seed or 0.0) + (self.residual or 0.0) / prompts) / seeds
 
     def of_prompts(self, prompts: float) -> float:
-        """The rest of it, which only more prompts reduce: prompt / prompts."""
+        """Return the variance of the mean that only more prompts reduce: prompt / prompts."""
         return self.prompt / prompts
 
     def unknown(self) -> bool:
-        """Nothing varies, so nothing can be said about what could be found."""
+        """Return whether nothing varies, so that no detectable effect can be computed."""
         return not (self.seed or self.prompt or self.residual)
 
 
@@ -83,9 +73,9 @@ class Claim:
 
     Attributes:
         low: Lower end; None if there is none.
-        high: Upper end.
-        p: Two-sided, not corrected for several comparisons.
-        smallest_p: The smallest p that these sizes of differences could give.
+        high: Upper end; None if there is none.
+        p: Two-sided p-value, not corrected for several comparisons.
+        smallest_p: The smallest p-value that any outcome with differences of these sizes could give.
     """
 
     low: float | None
@@ -96,22 +86,23 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ArmDifference:
-    """An arm's figure minus the baseline's, on the same seeds and prompts.
+    """Difference of an arm from the baseline, on the same seeds and prompts.
 
     Attributes:
-        value: The difference, averaged over the seeds.
+        value: Difference, averaged over the seeds.
         these_seeds: Claim about new prompts and the models of these seeds; None with fewer than two prompts.
         new_seeds: Claim about new prompts and new seeds; None with fewer than two seeds or prompts. It is never
             significant without `these_seeds`.
         seeds: Seeds that both arms have.
         n: Distinct prompts that count.
-        detectable: Minimum detectable effect of the claim about new seeds, with one seed of that about these: the true
-            difference that is significant with probability `POWER` at `LEVEL` / comparisons. None if none could be.
+        detectable: Minimum detectable effect of the claim about new seeds, or with one seed about these seeds: the true
+            difference that is significant with probability `POWER` at `LEVEL` / comparisons; None if none could be.
         comparisons: Number of comparisons that are corrected together.
-        components: The parts of the difference's variance; None with fewer than two prompts.
-        seed_spread: Standard deviation of the seeds' own differences, this arm's alone; None with one seed.
-        others_spread: That of the other arms of the baseline together; None without others.
-        uneven: This arm varies significantly more between seeds than the other arms, and is tested by its own variance.
+        components: Variances of the difference's parts; None with fewer than two prompts.
+        seed_spread: Standard deviation of this arm's differences between seeds; None with one seed.
+        others_spread: Standard deviation of the other arms of the baseline, pooled; None without others.
+        uneven: True if this arm varies significantly more between seeds than the other arms, and is tested by its own
+            variance.
         true_level: As in `PairedDifference`, of the claim about these seeds.
     """
 
@@ -131,11 +122,11 @@ class ArmDifference:
 
 @dataclass(frozen=True, slots=True)
 class CrossedDifference:
-    """An arm's figure minus the baseline's, with the variances that the claim about new seeds rests on.
+    """Difference of an arm from the baseline, with the variances of the claim about new seeds.
 
     Attributes:
         value: As in `ArmDifference`.
-        components: As in `ArmDifference`, the seeds' part pooled.
+        components: As in `ArmDifference`, the seeds' part pooled over arms.
         seeds: As in `ArmDifference`.
         n: As in `ArmDifference`.
     """
@@ -154,7 +145,7 @@ class CrossedDifference:
 
 @dataclass(frozen=True, slots=True)
 class _SeedPart:
-    """A pair's components with the seeds' part pooled, and the spreads that were pooled; as in `ArmDifference`."""
+    """The variance components of a pair with the seeds' part pooled, and the pooled spreads; as in `ArmDifference`."""
 
     components: VarianceComponents | None
     spread: float | None = None
@@ -164,7 +155,7 @@ class _SeedPart:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """An arm and its baseline on the seeds and rows that both have."""
+    """An arm and its baseline, (seeds, rows) each, on the seeds and rows that both have."""
 
     before: Array
     after: Array
@@ -172,11 +163,11 @@ class _Pair:
     prompts: Sequence[object] | None
 
     def differences(self) -> tuple[Array, Array | None]:
-        """(seeds, prompts) and the prompts' weights."""
+        """Return the differences (seeds, prompts) and the weights (prompts,)."""
         return sum_by_prompt(self.after - self.before, self.weights, self.prompts)
 
     def size(self) -> float:
-        """The largest number that the differences were computed from."""
+        """Return the largest number that the differences are computed from."""
         return float(max(np.abs(self.before).max(), np.abs(self.after).max()))
 
 
@@ -188,11 +179,14 @@ def estimate_arm(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
-    """Estimate an arm's figure, averaged over seeds, with its 95 % confidence interval over seeds and prompts.
+    """Estimate the value of an arm, averaged over seeds, with a 95 % confidence interval over seeds and prompts.
+
+    The interval is the bootstrap over prompts, widened by Student's interval for the seeds (MOVER); docs/statistics.md,
+    section "The value of one model".
 
     Args:
-        values: (seeds, rows), NaN if there is none. A seed without any does not count, nor does a row that lacks a
-            value in a seed that counts.
+        values: (seeds, rows), NaN for missing values. A seed without any value does not count, nor does a row that
+            lacks a value in a seed that counts.
         weights: (rows,), as in `bootstrap_estimate`.
         prompts: (rows,), as in `sum_by_prompt`.
         seed: As in `bootstrap_estimate`.
@@ -208,8 +202,7 @@ def estimate_arm(
         return mean
     grouped, sizes = sum_by_prompt(sums, counts, kept)
     components = variance_components(grouped, sizes)
-    # Squared distances are added (MOVER; Zou and Donner 2008): those of the interval over prompts, less the residual's
-    # share, and Student's for the seeds.
+    # MOVER (Zou and Donner 2008): squared distances of both intervals, the residual counted once.
     variance = components.prompt + (components.residual or 0.0) / seeds
     share = components.prompt / variance if variance else 0.0
     of_seeds = _quantile(seeds - 1, LEVEL / 2) ** 2 * components.of_seeds(seeds, grouped.shape[1])
@@ -229,11 +222,11 @@ def compare_arms(
 ) -> list[ArmDifference]:
     """Compare arms with the baseline that they share.
 
-    The claim about new seeds is tested by `crossed_p_value`, with the seeds' part pooled over the arms, and must also
-    hold for these seeds: p is the larger of the two, and the interval reaches as far as both.
+    `crossed_p_value` tests the claim about new seeds, with the seeds' part pooled over the arms. The claim must also
+    hold for these seeds: p is the larger of both, and the interval reaches as far as both.
 
     Args:
-        baseline: (seeds, rows), NaN if there is no value.
+        baseline: (seeds, rows), NaN for missing values.
         arms: Each (seeds, rows), in the same order. What an arm or the baseline lacks does not count in its comparison.
         weights: (rows,), as in `bootstrap_estimate`.
         prompts: (rows,), as in `sum_by_prompt`.
@@ -258,7 +251,7 @@ def estimate_crossed_differences(
     *,
     prompts: Sequence[object] | None = None,
 ) -> list[CrossedDifference]:
-    """Compare as `compare_arms` does, without the sign-flip test, which takes most of the time.
+    """Estimate the differences as `compare_arms` does, without the sign-flip test, which takes most of the time.
 
     Raises:
         ValueError: As in `estimate_arm`.
@@ -273,19 +266,12 @@ def estimate_crossed_differences(
 
 
 def margin_of_error(components: VarianceComponents, seeds: int, prompts: int, tail: float) -> float:
-    """Compute the most by which the mean over seeds and prompts is above the truth, except with probability `tail`.
+    """Compute the most by which the mean over seeds and prompts exceeds the truth, except with probability `tail`.
 
-    sqrt(t_s^2 (seed + residual / prompts) / seeds + t_p^2 prompt / prompts), t_s and t_p being Student's quantiles of
-    1 - tail for freedom (seeds - 1) and prompts - 1 degrees of freedom. For normal parts the probability is kept at
-    every tail up to a half and with two seeds already, however large each part is (Banerjee 1960, "Approximate
-    Confidence Interval for Linear Functions of Means of k Populations When the Population Variances Are Not Equal"):
-    the normal tail beyond sqrt(x) is convex in x, so that the chance is largest if all variance is in one part, and
-    there it is exact. Satterthwaite's degrees of freedom, usual here, give 13 % instead of 5 % with two seeds
-    (simulated).
+        sqrt(t_s^2 (seed + residual / prompts) / seeds + t_p^2 prompt / prompts)
 
-    The residual is in the seeds' part alone, not in both as there; in every mix of parts tried the probability is still
-    kept (simulated, from 2 to 10 seeds and 10 to 400 prompts). As no component is below 0, seeds that happen to agree
-    by more than the residual allows are not taken for seeds that must.
+    with Student's quantiles of 1 - tail for freedom x (seeds - 1) and prompts - 1 degrees of freedom (Banerjee 1960);
+    docs/statistics.md, section "New seeds: both parts at once".
     """
     of_seeds = 0.0
     if seeds > 1:
@@ -295,7 +281,7 @@ def margin_of_error(components: VarianceComponents, seeds: int, prompts: int, ta
 
 
 def crossed_p_value(value: float, components: VarianceComponents, seeds: int, prompts: int) -> float:
-    """Two-sided p against both parts: the level whose `margin_of_error` just reaches the value; at least 1e-9."""
+    """Compute the two-sided p-value: the level whose `margin_of_error` reaches the value; at least 1e-9."""
     from scipy.optimize import brentq
 
     def excess(exponent: float) -> float:
@@ -310,12 +296,10 @@ def crossed_p_value(value: float, components: VarianceComponents, seeds: int, pr
 def minimum_detectable_effect(
     components: VarianceComponents, seeds: int, prompts: int, level: float, scope: Scope
 ) -> float:
-    """The true difference that is significant with probability `POWER` at a level.
+    """Compute the true difference that is significant with probability `POWER` at a level.
 
-    As in `margin_of_error`, with quantiles that hold the power as well: q is the noncentrality for which Student's t
-    exceeds t[1 - level / 2] with probability `POWER`. The seeds' q is divided by the median of sqrt(chi^2 / freedom),
-    since the median estimate of a spread from few seeds is below the spread. For a claim about these seeds, the seeds'
-    own part does not count, and the residual is a part of the prompts'.
+    This is `margin_of_error` with noncentral quantiles; docs/statistics.md, section "Minimum detectable effect". For a
+    claim about these seeds, the seeds' own part does not count, and the residual is a part of the prompts'.
     """
     from scipy.special import chdtri, nctdtrinc, stdtrit
 
@@ -335,16 +319,17 @@ def minimum_detectable_effect(
 def variance_components(
     values: Array, weights: Array | None = None, *, size: float | None = None
 ) -> VarianceComponents:
-    """Two-way random-effects analysis of variance without replication, of complete values (seeds, prompts).
+    """Estimate the variance components of complete values by a two-way analysis of variance without replication.
 
-    With mean squares MS of seeds, prompts and residual (Searle, Casella and McCulloch 1992, "Variance Components"):
-    seed = (MS_s - MS_r) / prompts, prompt = (MS_p - MS_r) / seeds, residual = MS_r. With weights the values are those
-    linearised: a seed's ratio, and the influence (d[s, i] - ratio[s] w[i]) / mean(w) of a prompt on it.
+        seed = (MS_s - MS_r) / prompts,    prompt = (MS_p - MS_r) / seeds,    residual = MS_r
+
+    with mean squares MS of seeds, prompts and residual (Searle, Casella and McCulloch 1992); docs/statistics.md,
+    section "New seeds: both parts at once".
 
     Args:
         values: (seeds, prompts), two prompts or more.
         weights: (prompts,), all above 0.
-        size: Largest number that the values were computed from; what is only its rounding counts as 0.
+        size: Largest number that the values were computed from; values below its rounding error count as 0.
     """
     seeds, n = values.shape
     scale = 1.0 if weights is None else float(weights.mean())
@@ -365,7 +350,7 @@ def variance_components(
 
 
 def per_seed_values(values: Array, weights: Array | None) -> Array:
-    """Each seed's figure: (seeds,)."""
+    """Return the value of each seed: (seeds,)."""
     figures: Array = values.mean(1) if weights is None else values.sum(1) / weights.sum()
     return figures
 
@@ -373,10 +358,13 @@ def per_seed_values(values: Array, weights: Array | None) -> Array:
 def select_complete(
     columns: Sequence[npt.ArrayLike], weights: npt.ArrayLike | None = None, prompts: Sequence[object] | None = None
 ) -> tuple[list[Array], Array | None, Sequence[object] | None]:
-    """The arms (seeds, rows), weights (rows,) and prompts (rows,) of the seeds and rows that all have; maybe none.
+    """Select the seeds and rows that all arms have; there may be none.
 
-    A seed without a value in some arm goes first, then every row that lacks a value in a seed left, or whose weight is
-    0.
+    First a seed is dropped if an arm has no value in it, then every row that lacks a value in a remaining seed, or
+    whose weight is 0.
+
+    Returns:
+        The arms (seeds, rows), weights (rows,) and prompts (rows,).
 
     Raises:
         ValueError: The shapes or weights don't fit, or a number is infinite.
@@ -405,7 +393,7 @@ def select_complete(
 def _compared(
     columns: Sequence[npt.ArrayLike], weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> tuple[list[Array], Array | None, Sequence[object] | None]:
-    """Select what is complete, as `select_complete` does; at least one number of each arm must be left."""
+    """Select the complete seeds and rows with `select_complete`, of which there must be at least one."""
     arrays, counts, kept = select_complete(columns, weights, prompts)
     if not arrays[0].size:
         raise ValueError(f"no seeds or no rows to compare: {arrays[0].shape} are left")
@@ -420,20 +408,11 @@ def _two(
 
 
 def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
-    """Pool the seeds' part of all pairs.
+    """Pool the seeds' part of the variance over all pairs; docs/statistics.md, section "New seeds: both parts at once".
 
-    The mean of the arms' variances v, weighted by their seeds, estimates the variance if it is the same for all. As
-    they share a baseline, the v are correlated by `SHARED_BASELINE` squared, so that K arms give
-
-        K (seeds - 1) / (1 + (K - 1) SHARED_BASELINE^2)
-
-    degrees of freedom instead of K (seeds - 1). The number of arms would be right for arms that are independent of the
-    baseline's seeds; it errs in up to 14 % instead of 5 % if the arms vary together, as alphas do whose noise has the
-    same directions (simulated: 2 to 8 seeds, 1 to 5 arms, correlations 0 to 0.9; with this formula at most 6 %).
-
-    An arm whose variance is above the others' mean by an F-test at `UNEVEN_LEVEL` is tested by its own variance and
-    freedom.
-    It stays in the mean of the others: left out, they err in up to 8 % instead of 7 % (one arm of 3 x the spread).
+    K arms of one baseline have K (seeds - 1) / (1 + (K - 1) SHARED_BASELINE^2) degrees of freedom. An arm whose
+    variance is above the others' mean by an F-test at `UNEVEN_LEVEL` is tested by its own variance, and stays in the
+    others' mean.
     """
     split = [pair.differences() for pair in pairs]
     own = [
@@ -445,7 +424,7 @@ def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
         for index, parts in enumerate(own)
         if parts is not None and parts.seed is not None
     ]
-    # Without a seed's part and a residual there is only rounding.
+    # Without a seeds' part and a residual, the rest is rounding error.
     variances = {
         index: _seed_variance(*split[index]) if parts.seed or parts.residual else 0.0 for index, parts, *_ in known
     }
@@ -469,7 +448,7 @@ def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
 
 
 def _seed_variance(values: Array, weights: Array | None) -> float:
-    """The variance of the seeds' figures."""
+    """Return the variance between the values of the seeds."""
     return float(per_seed_values(values, weights).var(ddof=1))
 
 
@@ -478,7 +457,7 @@ def _mean(numbers: dict[int, float], freedoms: dict[int, int], pool: Sequence[in
 
 
 def _freedom(freedoms: dict[int, int], pool: Sequence[int]) -> float:
-    """Degrees of freedom of the pooled variance; the formula is in `_pooled`."""
+    """Return the degrees of freedom of the pooled variance; `_pooled` has the formula."""
     return sum(freedoms[index] for index in pool) / (1 + (len(pool) - 1) * SHARED_BASELINE**2)
 
 
@@ -496,7 +475,7 @@ def _difference(
     seed: int,
     resamples: int,
 ) -> ArmDifference:
-    """One arm's comparison, by components that are pooled already."""
+    """Compare one arm with its baseline, by components that are pooled already."""
     components = seed_part.components
     found = paired_difference(
         pair.before.mean(0),
@@ -530,7 +509,7 @@ def _difference(
 
 
 def _new_seeds(found: PairedDifference, these: Claim, components: VarianceComponents, seeds: int) -> Claim:
-    """The claim about new seeds, which holds only if that about these seeds does."""
+    """Make the claim about new seeds, which holds only if the claim about these seeds does."""
     p = max(these.p, crossed_p_value(found.value, components, seeds, found.n))
     if these.low is None or these.high is None:
         return Claim(None, None, p, these.smallest_p)
@@ -539,7 +518,7 @@ def _new_seeds(found: PairedDifference, these: Claim, components: VarianceCompon
 
 
 def _quantile(freedom: float, tail: float) -> float:
-    """Student's quantile of `tail`: below 0 for tails under a half."""
+    """Return the quantile of Student's t at `tail`: below 0 for tails under a half."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, tail))

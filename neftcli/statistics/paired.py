@@ -1,20 +1,12 @@
-"""Two models compared on the same prompts: difference, 95 % confidence interval and p-value from one sign-flip test.
-
-Both models answer the same prompts, so the paired differences are the data. Rows with the same prompt are summed before
-anything else: they are not independent, and a test over rows rejects a true null hypothesis in up to 29 % instead of
-5 % (prompts of five rows, intraclass correlation 0.7). The result holds for prompts like these and for the two models
-at hand; it says nothing about other training seeds.
+"""Two models compared on the same prompts: difference, 95 % confidence interval and p-value of one sign-flip test.
 
     H0: sum(d) = r sum(w)        d: difference of a prompt, w: its weight (tokens, or rows)
     T(signs) = |sum signs (d - r w)|
     p(r)     = share of the sign patterns with T(signs) >= T(+1, ..., +1)
 
-The interval holds every r with p(r) >= 0.05, so it excludes 0 exactly if p = p(0) < 0.05. As each T is linear in r, a
-pattern counts at r if r lies between
-
-    (sum d - sum signs d) / (sum w - sum signs w)  and  (sum d + sum signs d) / (sum w + sum signs w)
-
-so that quantiles of these ends are the ends of the interval.
+Rows with the same prompt are summed first, because they are not independent. The interval holds every r with
+p(r) >= 0.05. The result is about prompts like these and these two models, not about other seeds. docs/statistics.md has
+the derivation, section "These seeds: a sign-flip test and its inversion".
 """
 
 from __future__ import annotations
@@ -32,28 +24,28 @@ RESAMPLES = 9_999
 LEVEL = 0.05
 POWER = 0.8
 MIN_PROMPTS = 6
-"""Prompts that a test needs: with fewer, no p-value is below 0.05."""
+"""Prompts that a test needs; with fewer, no p-value is below 0.05."""
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
 ROUNDING = 1e-12
-"""Numbers that differ by less than this share of the largest value differ by rounding only."""
+"""Numbers that differ by less than this share of the largest value count as equal."""
 SKEWNESS_THRESHOLD = 0.065
-"""Estimated true level from which skewness is reported: clearly above the 0.05 that is promised."""
+"""Estimated true level above which neft warns of skewness: clearly above the nominal 0.05."""
 BATCH = 2**20
-"""Numbers drawn at once: bounds the memory (8 MB an array), whatever the number of prompts."""
+"""Numbers drawn at once; bounds the memory (8 MB per array) for any number of prompts."""
 LEVEL_RESAMPLES = 2_000
-"""Resamples that estimate the true level under skewness; its standard error is 0.5 percentage points."""
+"""Resamples that estimate the true level under skewness, with a standard error of 0.5 percentage points."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure of one model.
+    """The value of one model with its confidence interval.
 
     Attributes:
         value: Mean, or sum of values over sum of weights.
         low: Lower end of the 95 % confidence interval; None with fewer than two prompts.
-        high: Its upper end.
+        high: Upper end of the interval; None with fewer than two prompts.
         n: Distinct prompts that count.
     """
 
@@ -65,14 +57,14 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """The second model's figure minus the first's, on the same prompts.
+    """Difference of the second model's value from the first's, on the same prompts.
 
     Attributes:
         value: The difference.
         low: Lower end of its 95 % confidence interval; None if no test of these prompts can give p < 0.05.
-        high: Its upper end.
-        p: Two-sided, not corrected for several comparisons; None with fewer than two prompts.
-        smallest_p: The smallest p that any difference of these sizes could give.
+        high: Upper end of the interval; None if no test of these prompts can give p < 0.05.
+        p: Two-sided p-value, not corrected for several comparisons; None with fewer than two prompts.
+        smallest_p: The smallest p-value that any outcome with differences of these sizes could give.
         n: Distinct prompts that count.
         detectable: Minimum detectable effect: the true difference that is significant with probability `POWER` at
             `LEVEL` / comparisons; None if no difference could be significant, or nothing varies.
@@ -90,7 +82,7 @@ class PairedDifference:
 
 
 def sum_by_prompt(values: Array, weights: Array | None, prompts: Sequence[object] | None) -> tuple[Array, Array | None]:
-    """Sum rows with the same prompt.
+    """Sum the rows that share a prompt.
 
     Args:
         values: (..., rows).
@@ -98,8 +90,8 @@ def sum_by_prompt(values: Array, weights: Array | None, prompts: Sequence[object
         prompts: (rows,), equal for rows that share a prompt; None if all differ.
 
     Returns:
-        Values (..., prompts) and weights (prompts,); the weights are numbers of rows if there were none, or still None
-        if no two rows share a prompt.
+        Values (..., prompts) and weights (prompts,). Without weights, the weights are numbers of rows, or None if no
+        two rows share a prompt.
     """
     if prompts is None or len(set(prompts)) == len(prompts):
         return values, weights
@@ -118,21 +110,21 @@ def bootstrap_estimate(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
-    """Estimate a figure of one model with its 95 % confidence interval, prompts being resampled.
+    """Estimate the value of one model with a 95 % BCa bootstrap interval over prompts.
 
     Args:
         values: (rows,). Without weights their mean is estimated.
-        weights: (rows,), e.g. tokens; then the ratio sum(values) / sum(weights) is estimated, e.g. nats a token. A row
-            of weight 0 does not count.
+        weights: (rows,), e.g. tokens; the estimate is then sum(values) / sum(weights), e.g. nats per token. Rows of
+            weight 0 do not count.
         prompts: (rows,), as in `sum_by_prompt`.
         seed: Seed of the resampling; the result is deterministic.
-        resamples: Bootstrap samples.
+        resamples: Number of bootstrap samples.
 
     Raises:
         ValueError: No row counts, a number isn't finite, or the shapes or weights don't fit.
     """
     (sums,), counts, kept = _rows([values], weights, prompts)
-    value = math.fsum(sums) / (sums.size if counts is None else math.fsum(counts))  # whatever the order of the rows
+    value = math.fsum(sums) / (sums.size if counts is None else math.fsum(counts))  # exact in any order of the rows
     grouped, sizes = sum_by_prompt(sums, counts, kept)
     low, high = _bootstrap_interval(grouped, sizes, _rounding(sums), seed, resamples)
     return Estimate(value, low, high, grouped.shape[-1])
@@ -148,20 +140,20 @@ def paired_difference(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> PairedDifference:
-    """Estimate the second model's figure minus the first's: (sum(second) - sum(first)) / sum(weights).
+    """Estimate and test the difference (sum(second) - sum(first)) / sum(weights).
 
-    A win rate (scores 0, 0.5, 1) is compared with 50 % by a `first` of halves. For such scores, and for right or wrong,
-    the test is the sign test on the prompts that differ (McNemar's).
+    A win rate (scores 0, 0.5, 1) is compared with 50 % by a `first` of halves. For such scores, and for right or wrong
+    answers, the test is the sign test on the prompts that differ (McNemar's).
 
     Args:
-        first: (rows,), of the model compared with.
-        second: (rows,), of the other model, in the same order.
+        first: (rows,), values of the reference model.
+        second: (rows,), values of the other model, in the same order.
         weights: (rows,), as in `bootstrap_estimate`; the mean of the differences if None.
         prompts: (rows,), as in `sum_by_prompt`.
         comparisons: Number of comparisons that are corrected together. `detectable` uses the strictest step of Holm's
             correction, so its power holds whatever the other tests give.
         seed: Seed of the sign patterns; the result is deterministic.
-        resamples: Sign patterns that are drawn if there are too many to try all.
+        resamples: Number of sign patterns to draw if there are too many to try all.
 
     Raises:
         ValueError: As in `bootstrap_estimate`, or fewer than one comparison.
@@ -189,7 +181,7 @@ def paired_difference(
 def _rows(
     columns: Sequence[npt.ArrayLike], weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> tuple[list[Array], Array | None, Sequence[object] | None]:
-    """The columns, weights and prompts, each (rows,), without the rows of weight 0."""
+    """Return columns, weights and prompts, each (rows,), without the rows of weight 0."""
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     counts = None if weights is None else np.asarray(weights, dtype=np.float64)
     for array in arrays if counts is None else [*arrays, counts]:
@@ -211,18 +203,18 @@ def _rows(
 
 
 def _ratio(values: Array, weights: Array | None = None, axis: int = -1) -> Array:
-    """Sum of values over sum of weights, along an axis; the mean without weights."""
+    """Return the sum of values over the sum of weights, along an axis; the mean without weights."""
     ratio: Array = values.sum(axis) / (values.shape[axis] if weights is None else weights.sum(axis))
     return ratio
 
 
 def _rounding(*columns: Array) -> float:
-    """The difference up to which numbers computed from the columns are equal."""
+    """Return the difference up to which numbers computed from the columns count as equal."""
     return ROUNDING * max(float(np.abs(column).max()) for column in columns)
 
 
 def _residuals(values: Array, weights: Array | None, rounding: float) -> Array:
-    """The values less the estimate: (prompts,), d - ratio w; exactly 0 if only rounding is left.
+    """Return the residuals d - ratio w (prompts,); exactly 0 if only rounding error is left.
 
     Divided by the mean weight they are the influence values of the ratio (Davison and Hinkley 1997, section 2.7).
     """
@@ -234,11 +226,10 @@ def _residuals(values: Array, weights: Array | None, rounding: float) -> Array:
 def _bootstrap_interval(
     values: Array, weights: Array | None, rounding: float, seed: int, resamples: int
 ) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % bootstrap interval of one model's figure, bias-corrected and accelerated (BCa; Efron 1987).
+    """Compute the 95 % BCa bootstrap interval of one model's value; docs/statistics.md, "The value of one model".
 
-    One model's values are skewed (losses) or bounded (shares), and no test is made of them, so this is not inverted
-    from one. None with fewer than two prompts. The estimate itself, twice, if every resample gives it. If BCa is
-    undefined for another reason (all resamples on one side of the estimate), the percentile interval.
+    None with fewer than two prompts. The estimate itself, twice, if every resample gives it. The percentile interval if
+    BCa is undefined for another reason.
     """
     if values.size < 2:
         return None, None
@@ -269,11 +260,10 @@ def _bootstrap_interval(
 def _sign_flip_test(
     differences: Array, weights: Array | None, rounding: float, seed: int, resamples: int
 ) -> tuple[float | None, float | None, float]:
-    """The 95 % confidence interval and the p-value of the module's formula; an end is None if it is infinite.
+    """Compute the 95 % confidence interval and the p-value of the module's formula; an infinite end is None.
 
-    Exact if the 2^n patterns are at most `resamples`. Otherwise patterns are drawn, and the one that flips nothing
-    counts as well: p = (hits + 1) / (resamples + 1) is valid and never 0 (Phipson and Smyth 2010, arXiv 1603.05766).
-    scipy's `permutation_test` gives the same p and no interval, and takes 8 s instead of 0.1 s (10,000 prompts).
+    Exact if there are at most `resamples` of the 2^n patterns. Otherwise patterns are drawn, and the one that flips
+    nothing counts as well (Phipson and Smyth 2010, arXiv 1603.05766).
     """
     counts = np.ones_like(differences) if weights is None else weights
     of_differences, of_weights = differences.sum(), counts.sum()
@@ -284,7 +274,7 @@ def _sign_flip_test(
         numerators[np.abs(numerators) <= differences.size * rounding] = 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             between = np.sort(numerators / np.stack([of_weights - weighed, of_weights + weighed]), axis=0)
-        # No sign flipped, or all: the pattern counts at every r. The weights' sums could differ by rounding here.
+        # Patterns that flip no sign, or all, count at every r; rounding could make their sums of weights differ.
         all_alike = np.abs(signs.sum(1)) == differences.size
         sides.append(np.where(all_alike, [[-np.inf], [np.inf]], between))
     ends = np.concatenate(sides, axis=1)
@@ -302,7 +292,7 @@ def _sign_flip_test(
 
 
 def _sign_patterns(n: int, seed: int, resamples: int) -> Iterator[Array]:
-    """Patterns of n signs, (patterns, n) at a time: all 2^n if they are at most `resamples`, else `resamples` drawn."""
+    """Yield patterns of n signs, (patterns, n) at a time: all 2^n if at most `resamples`, else as many drawn ones."""
     if 2**n <= resamples:
         yield _signs(np.arange(2**n)[:, None] >> np.arange(n) & 1)
         return
@@ -315,22 +305,21 @@ def _sign_patterns(n: int, seed: int, resamples: int) -> Iterator[Array]:
 
 
 def _signs(bits: npt.NDArray[np.integer]) -> Array:
-    """0 as +1, and 1 as -1."""
-    return (1 - 2 * bits.astype(np.int8)).astype(np.float64)  # in bytes first: half of the time
+    """Map bits to signs: 0 to +1, and 1 to -1."""
+    return (1 - 2 * bits.astype(np.int8)).astype(np.float64)  # int8 first halves the time
 
 
 def _smallest_p(differences: Array, resamples: int) -> float:
-    """The smallest p of the test, at any signs of these differences: prompts that do not differ give no evidence."""
+    """Return the smallest p of the test over all signs of these differences; zeros give no evidence."""
     moved = int(np.count_nonzero(differences))
     smallest = 2.0 ** min(0, 1 - moved)
     return smallest if 2**differences.size <= resamples else max(smallest, 1 / (resamples + 1))
 
 
 def _detectable(differences: Array, weights: Array | None, residuals: Array, rounding: float, level: float) -> float:
-    """(t[1 - level / 2] + t[POWER]) standard error + step, with Student's quantiles for n - 1 degrees of freedom.
+    """Compute (t[1 - level / 2] + t[POWER]) standard error + step, with Student's quantiles for n - 1 freedom.
 
-    The step is that of the sign test if all differences have one size, 2 size / sum(weights) (1 / n for a win rate):
-    the test's true level lies up to one step below `level`.
+    The step is that of the sign test if all differences have one size: 2 size / sum(weights), so 1 / n for a win rate.
     """
     from scipy.special import stdtrit
 
@@ -343,16 +332,12 @@ def _detectable(differences: Array, weights: Array | None, residuals: Array, rou
 
 
 def _true_level(residuals: Array, seed: int) -> float:
-    """Share of resamples of the residuals, whose mean is 0, for which Student's test gives p < `LEVEL`.
-
-    The sign-flip test is a permutation form of Student's: both err more often than promised if the differences are
-    skewed. Estimated from the sample, whose own tail is short, so the true rate is rather higher.
-    """
+    """Estimate the rate of p < `LEVEL` under skewness: the share of resamples for which Student's test rejects."""
     from scipy.special import stdtrit
 
     n = residuals.size
     generator = np.random.default_rng((seed, 2))
-    # |mean| > t sd / sqrt(n), by the sums alone: sum^2 (n - 1 + t^2) > t^2 n (sum of squares).
+    # |mean| > t sd / sqrt(n), rewritten with sums: sum^2 (n - 1 + t^2) > t^2 n (sum of squares).
     squared = float(stdtrit(n - 1, 1 - LEVEL / 2)) ** 2
     hits, drawn = 0, 0
     while drawn < LEVEL_RESAMPLES:

@@ -1,4 +1,4 @@
-"""Seeds or prompts that would settle a comparison, for a smallest effect of interest."""
+"""Seeds or prompts that a sweep needs to detect the smallest effect of interest."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from neftcli.statistics.crossed import ArmDifference, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
 
-# Larger numbers are not reported: nobody would write or train them.
+# Larger numbers are not reported.
 MOST_PROMPTS = 10**8
 MOST_SEEDS = 10**4
 
 
 @dataclass(frozen=True, slots=True)
 class RequiredSizes:
-    """Prompts or seeds that find an effect with probability `POWER` in a claim about new seeds.
+    """Prompts or seeds that detect an effect with probability `POWER` in a claim about new seeds.
 
     Attributes:
-        prompts: Prompts that suffice with the seeds at hand; None if no number does, because the seeds vary too much,
-            or with one seed, which can't show how much seeds vary.
-        seeds: Seeds that suffice with the prompts at hand; None if no number does, because the prompts are too few, or
-            with one seed.
+        prompts: Prompts that suffice with the present seeds; None if no number does, because the seeds vary too much,
+            or with one seed.
+        seeds: Seeds that suffice with the present prompts; None if no number does, because there are too few prompts,
+            or with one seed.
     """
 
     prompts: int | None
@@ -30,11 +30,10 @@ class RequiredSizes:
 
 
 def required_sizes(difference: ArmDifference, delta: float) -> RequiredSizes:
-    """Compute how many prompts, or how many seeds, would find a true difference of `delta`.
+    """Compute the smallest number of prompts, or of seeds, that detects a true difference of `delta`.
 
-    They are the smallest numbers whose minimum detectable effect, by the components of the variance at hand, is `delta`
-    or less, at `LEVEL` / comparisons. Components are estimates: from three seeds, the number of seeds may be wrong
-    several times over.
+    Its minimum detectable effect, by the present variance components, is `delta` or less at `LEVEL` / comparisons.
+    Components are estimates: from three seeds, the number of seeds may be several times too large or too small.
 
     Raises:
         ValueError: `delta` is not above 0.
@@ -59,6 +58,6 @@ def required_sizes(difference: ArmDifference, delta: float) -> RequiredSizes:
 
 
 def _first(counts: range, enough: Callable[[int], bool]) -> int | None:
-    """The smallest number that is enough; None if none is. More is never worse."""
+    """Return the smallest number that is enough, by bisection; None if none is."""
     place = bisect.bisect_left(counts, True, key=enough)
     return counts[place] if place < len(counts) else None

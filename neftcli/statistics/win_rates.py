@@ -1,16 +1,11 @@
-"""Win rates: as judged, and as a judge would give them if the two answers of a pair were equally long.
+"""Win rates: as judged, and controlled for the lengths of the two answers.
 
-Judges like length, so the win rate of a model that answers at more length is too high: without a true difference, 200
-pairs of a judge like that of Dubois et al. were called significant in half of all simulations. A fractional logistic
-regression (Papke and Wooldridge 1996, "Econometric Methods for Fractional Response Variables"), as in
-length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475) but without its terms for models and instructions,
-which need many models on the same instructions:
+The length-controlled win rate is a fractional logistic regression (Papke and Wooldridge 1996), as in AlpacaEval (Dubois
+et al. 2024, arXiv 2404.04475) without terms for models and instructions:
 
     logit E[score] = theta + beta x,    x = tanh(length difference / its standard deviation)
 
-score is 1, 0.5 or 0, and sigmoid(theta) the win rate at equal lengths. What it can't see: whether an answer was liked
-because it says more (then length is part of the quality, and is taken away), and a liking of length that depends on the
-kind of prompt.
+score is 1, 0.5 or 0, and sigmoid(theta) the win rate at equal lengths. docs/statistics.md, section "Win rates".
 """
 
 from __future__ import annotations
@@ -24,10 +19,8 @@ import numpy.typing as npt
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, POWER, Array, PairedDifference
 
 PARAMETERS = 2
-EVEN = np.eye(PARAMETERS)
-"""Rows of the design that are added, each a tie: one for theta and one for beta (log-F(1, 1) priors; Greenland and
-Mansournia 2015, "Penalization, bias reduction, and default priors in logistic and related categorical and survival
-regressions"). They keep the estimates finite if one model wins every pair, or the longer answer does."""
+PRIOR_ROWS = np.eye(PARAMETERS)
+"""Rows added to the design, each a tie: log-F(1, 1) priors for theta and beta (Greenland and Mansournia 2015)."""
 
 
 def estimate_win_rate(
@@ -37,27 +30,24 @@ def estimate_win_rate(
     prompts: Sequence[object] | None = None,
     comparisons: int = 1,
 ) -> PairedDifference | None:
-    """Estimate the win rate, or with lengths the win rate at equal lengths, less one half.
+    """Estimate a win rate minus one half; with lengths, the win rate at equal lengths.
 
-    The sign-flip interval of other differences is too narrow near 0 and 100 %: at a true rate of 97 % it covers 49 %
-    with 20 pairs without ties, this one 88 % (simulated). Without lengths the value is the mean score, and the interval
-    reaches at least to it.
-
-    The interval and p come from one test, Student's of theta with `prompts - 2` degrees of freedom and a standard error
-    that is robust and clustered by prompt, so the interval excludes 0 exactly if p < 0.05.
+    Interval and p come from one Student's test of theta with `prompts - 2` degrees of freedom and a robust standard
+    error clustered by prompt, so the interval excludes 0 exactly if p < 0.05. Without lengths the value is the mean
+    score, and the interval reaches at least to it.
 
     Args:
         scores: (pairs,), 1 won, 0.5 tie, 0 lost.
-        lengths: (pairs,), length of this model's answer less the other's; None for the win rate as it is.
+        lengths: (pairs,), length of this model's answer minus the other's; None for the plain win rate.
         prompts: (pairs,), as in `sum_by_prompt`.
         comparisons: As in `paired_difference`.
 
     Returns:
-        The difference from one half, without `true_level`. None with fewer than `MIN_PROMPTS` prompts, or if every
-        answer is longer, or shorter, by the same length, which can't be told from a difference in quality.
+        The difference from one half, without `true_level`. None with fewer than `MIN_PROMPTS` prompts, or if all length
+        differences are equal and not 0, so that length can't be separated from quality.
 
     Raises:
-        ValueError: The shapes differ, a number isn't finite, or a score is not from 0 to 1.
+        ValueError: The shapes differ, a number isn't finite, or a score is not between 0 and 1.
     """
     won = np.asarray(scores, dtype=np.float64)
     longer = np.zeros_like(won) if lengths is None else np.asarray(lengths, dtype=np.float64)
@@ -101,15 +91,15 @@ def length_controlled_scores(scores: npt.ArrayLike, lengths: npt.ArrayLike) -> A
 
         score[i] = rate + rate (1 - rate) influence[i],    rate = sigmoid(theta)
 
-    influence[i] is that of pair i on theta, so the scores vary as the estimated rate does and can be compared over
-    seeds and prompts like any other values.
+    influence[i] is the influence of pair i on theta, so the scores vary as the estimated rate does and can be compared
+    over seeds and prompts like any other values.
 
     Args:
         scores: (pairs,), 1 won, 0.5 tie, 0 lost.
-        lengths: (pairs,), length of this model's answer less the other's.
+        lengths: (pairs,), length of this model's answer minus the other's.
 
     Returns:
-        (pairs,). The scores themselves with fewer than `MIN_PROMPTS` pairs, or if all lengths differ by the same.
+        (pairs,); the scores themselves with fewer than `MIN_PROMPTS` pairs, or if all length differences are equal.
     """
     won, longer = (np.asarray(column, dtype=np.float64) for column in (scores, lengths))
     spread = float(longer.std())
@@ -125,21 +115,21 @@ def length_controlled_scores(scores: npt.ArrayLike, lengths: npt.ArrayLike) -> A
 
 
 def _numbered(prompts: Sequence[object]) -> list[int]:
-    """A number for each prompt, equal for equal ones."""
+    """Number the prompts, with equal numbers for equal prompts."""
     numbers: dict[object, int] = {}
     return [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
 
 
 def _fit(scores: Array, design: Array, groups: npt.NDArray[np.intp]) -> tuple[float, float, Array]:
-    """Theta, its standard error and the influence of each pair on it.
+    """Fit theta; return it with its standard error and the influence of each pair on it.
 
-    The error is a sandwich of the sums of scores of each prompt (Liang and Zeger 1986).
+    The error is a sandwich estimate over the sums of scores of each prompt (Liang and Zeger 1986).
     """
     from scipy.optimize import minimize
     from scipy.special import expit
 
-    rows = np.concatenate([design, EVEN])
-    targets = np.concatenate([scores, np.full(len(EVEN), 0.5)])
+    rows = np.concatenate([design, PRIOR_ROWS])
+    targets = np.concatenate([scores, np.full(len(PRIOR_ROWS), 0.5)])
 
     def loss(parameters: Array) -> float:
         logits = rows @ parameters
@@ -157,10 +147,10 @@ def _fit(scores: Array, design: Array, groups: npt.NDArray[np.intp]) -> tuple[fl
     parameters = minimize(
         loss, np.zeros(PARAMETERS), jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-9}
     ).x
-    clusters = np.concatenate([groups, groups.max() + 1 + np.arange(len(EVEN))])
+    clusters = np.concatenate([groups, groups.max() + 1 + np.arange(len(PRIOR_ROWS))])
     sums = np.zeros((clusters.max() + 1, PARAMETERS))
     np.add.at(sums, clusters, rows * (targets - expit(rows @ parameters))[:, None])
-    n = len(sums) - len(EVEN)
+    n = len(sums) - len(PRIOR_ROWS)
     inverse = np.linalg.inv(hessian(parameters))
     covariance = inverse @ (sums.T @ sums) @ inverse * (n / (n - PARAMETERS))
     residuals = targets - expit(rows @ parameters)

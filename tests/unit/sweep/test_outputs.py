@@ -147,7 +147,7 @@ def test_a_seed_keeps_its_place_in_a_plot(tmp_path: Path, monkeypatch: pytest.Mo
     del content[cells[1].key]  # alpha 5, first seed
     reported(tmp_path, cells, content, HELD_OUT_LOSS)
     loss = next(arguments for arguments in drawn if arguments[2] == "held-out loss")
-    assert loss[3:5] == ("nats a token", "lower")
+    assert loss[3:5] == ("nats per token", "lower")
     assert [[seed is None for seed in arm.seeds] for arm in loss[5]] == [[False] * 3, [True, False, False]]
 
 
