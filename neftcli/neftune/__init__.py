@@ -5,9 +5,12 @@
     with neftune(trainer.model, alpha=5.0):
         trainer.train()
 
-`noise.py` is the mathematics, `lengths.py` tells how long each document of a batch is, `attachment.py` puts the noise
-on a model and takes it off again, `pairing.py` shows every row twice for symmetric noise, and `strength.py` measures
-how strong the noise is where the first layer sees it.
+- `noise.py`: the formulas, as pure functions.
+- `lengths.py`: the length of each document of a batch.
+- `hooks.py`: attach the noise to a model, and remove it again.
+- `symmetric.py`: batches with every row twice, for symmetric noise.
+- `strength.py`: measure the noise relative to the embeddings at the input of the first layer.
+- `evaluation_mode.py`: evaluation without dropout and without noise.
 """
 
 from neftcli.neftune.hooks import Noise, neftune

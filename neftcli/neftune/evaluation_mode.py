@@ -1,4 +1,4 @@
-"""Evaluation mode for a while: no dropout and no noise, and every module put back as it was."""
+"""Evaluation mode within a block: without dropout and without noise, and with every module's mode restored."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts all of `model` in evaluation mode within the block, and asserts that no noise is on.
+    """Put all of `model` in evaluation mode within the block, and check that its embedding adds no noise.
 
     Raises:
-        NeftuneError: The embedding adds noise all the same.
+        NeftuneError: The embedding adds noise in evaluation mode.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with restore_modes(model):
+        model.eval()
         require_no_noise(model)
+        yield
+
+
+@contextmanager
+def restore_modes(model: nn.Module) -> Iterator[None]:
+    """Restore the training or evaluation mode of every module after the block."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
         yield
     finally:
         for module, training in modes:
@@ -33,19 +40,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def require_no_noise(model: nn.Module) -> None:
-    """Asserts that the embedding, with all that is hooked to it, gives what it gives without: bit for bit.
+    """Check that the embedding with all its hooks returns exactly what it returns without them.
 
     Raises:
-        NeftuneError: It does not, whoever put the noise there.
+        NeftuneError: It doesn't; a hook adds noise, this package's or a different one.
     """
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     token_ids = torch.zeros(1, 8, dtype=torch.int64, device=next(embedding.parameters()).device)
     hooked, plain = embedding(token_ids), embedding.forward(token_ids)
-    if not torch.allclose(hooked, plain, rtol=0, atol=0, equal_nan=True):  # weights that are NaN are no noise
+    if not torch.allclose(hooked, plain, rtol=0, atol=0, equal_nan=True):  # weights that are NaN aren't noise
         raise NeftuneError(
             Problem(
-                "an evaluation must be without noise, and this model's embedding adds some in evaluation mode",
-                f"hooks on {type(embedding).__name__}: {len(embedding._forward_hooks)}",
-                "detach the noise first",
+                "an evaluation must be without noise, but this model's embedding adds noise in evaluation mode",
+                f"{len(embedding._forward_hooks)} forward hooks on {type(embedding).__name__}",
+                "remove the hooks that add noise before the evaluation",
             )
         )

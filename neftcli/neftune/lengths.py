@@ -1,8 +1,8 @@
-"""How long each document of a batch is: the L of NEFTune.
+"""The length L of each document of a batch, as NEFTune's formula needs it.
 
-A row of a batch is one document with padding beside it, or several documents end to end. The batch says which in one
-of three ways: the attention mask is 0 at pads, the position ids start again at each document, or cumulative sequence
-lengths give the boundaries.
+A row of a batch is one padded document, or several packed documents. The batch marks the documents in one of three
+ways: the attention mask is 0 at pads, the position ids restart at each document, or cumulative sequence lengths give
+the boundaries.
 """
 
 import torch
@@ -17,14 +17,14 @@ def document_lengths(
     cumulative_lengths: Int[Tensor, " documents_and_one"] | None = None,
     device: torch.device | None = None,
 ) -> Int[Tensor, "batch time"]:
-    """The number of real tokens of the document that each token belongs to; 0 at pads.
+    """Count the real tokens of the document that each token belongs to; 0 at pads.
 
     Args:
         shape: (batch, time) of the token ids.
-        attention_mask: (batch, time), 0 at pads and anything else at real tokens; None where there are no pads.
-        position_ids: (batch, time) or (1, time); a document starts where they do not grow.
-        cumulative_lengths: Document boundaries over the flattened batch, from 0; tokens behind the last are pads.
-        device: Where the result is needed.
+        attention_mask: (batch, time), 0 at pads and any other value at real tokens; None if there are no pads.
+        position_ids: (batch, time) or (1, time); a document starts at each position that doesn't increase.
+        cumulative_lengths: Document boundaries over the flattened batch, from 0; tokens after the last one are pads.
+        device: Device of the result.
 
     Returns:
         int64, shape (batch, time).
@@ -39,9 +39,9 @@ def document_lengths(
         starts = starts | torch.isin(index, boundaries)
     elif position_ids is not None:
         positions = position_ids.expand(shape)
-        # A start only numbers the documents, and may stand on a pad; counting looks at real tokens.
+        # A start may be a pad: starts only number the documents, and pads aren't counted.
         starts[:, 1:] |= positions[:, 1:] <= positions[:, :-1]
-    # Number the documents through the whole batch and count the real tokens of each.
+    # Number the documents through the whole batch, and count the real tokens of each.
     document = (starts.flatten().cumsum(0) - 1).clamp(min=0)
     counts = torch.zeros(batch * time, dtype=torch.int64, device=real.device)
     counts.scatter_add_(0, document, real.flatten().to(torch.int64))
@@ -49,5 +49,5 @@ def document_lengths(
 
 
 def padded_lengths(lengths: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """The width of the batch in place of each real length, pads still 0: the scaling of Hugging Face's hook."""
+    """Replace each real length by the width of the batch, pads still 0: the scaling of Hugging Face's hook."""
     return torch.where(lengths > 0, lengths.shape[1], 0)

@@ -1,6 +1,6 @@
-"""Evaluation mode asserts that no noise is on.
+"""Evaluation mode checks that no noise is added.
 
-Oracle: noise that is put on by force, as a fault in a hook would leave it.
+Oracle: noise that is added in evaluation mode, as by a faulty hook.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.unit.evaluation.test_loss import ROWS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_hook_that_adds_noise_in_evaluation_mode_is_found_before_a_loss_is_reported(family: Family) -> None:
+def test_evaluation_mode_rejects_a_hook_that_adds_noise(family: Family) -> None:
     model = tiny_model(family)
 
     def careless(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
@@ -34,14 +34,14 @@ def test_a_hook_that_adds_noise_in_evaluation_mode_is_found_before_a_loss_is_rep
     row_losses(model, ROWS, 2)
 
 
-def test_our_own_noise_forced_on_is_found() -> None:
+def test_evaluation_mode_rejects_forced_noise() -> None:
     model = tiny_model("llama")
     with neftune(model, alpha=5.0) as noise, noise.force(), pytest.raises(NeftuneError), evaluation_mode(model):
         pass
 
 
 @pytest.mark.parametrize("alpha", [0.0, 5.0])
-def test_attached_noise_that_is_off_passes(alpha: float) -> None:
+def test_evaluation_mode_accepts_attached_noise(alpha: float) -> None:
     model = tiny_model("gemma")
     with neftune(model, alpha=alpha), evaluation_mode(model):
         assert not model.training

@@ -1,7 +1,7 @@
-"""Attaching the noise to a model and taking it off again.
+"""Attaching the noise to a model and removing it again.
 
-Oracle: the embedding's own table gives the clean vectors, alpha / sqrt(L d) in float64 their bound, and the hooks of
-every module are counted one by one before and after.
+Oracle: the clean vectors from the embedding table, their bound alpha / sqrt(L d) in float64, and the number of hooks of
+every module before and after.
 """
 
 import math
@@ -30,7 +30,7 @@ def batch_of(*lengths: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def embedded(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """What the embedding hands on in one forward pass, the hooks attached so far included."""
+    """The embedding's output in one forward pass, with every hook attached so far."""
     seen: list[Tensor] = []
     handle = model.get_input_embeddings().register_forward_hook(lambda _m, _a, output: seen.append(output.detach()))
     try:
@@ -48,7 +48,7 @@ def noise_in(model: nn.Module, batch: dict[str, Tensor]) -> np.ndarray:
 
 
 def hooks(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """How many hooks of each kind every module holds."""
+    """The number of hooks of each kind, for every module."""
     kinds = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
     assert "_forward_hooks" in kinds
     return {name: tuple(len(getattr(module, kind)) for kind in kinds) for name, module in model.named_modules()}
@@ -66,26 +66,26 @@ def model() -> nn.Module:
 # Attaching once
 
 
-def test_a_second_attachment_is_refused_and_the_first_goes_on(model: nn.Module) -> None:
+def test_neftune_rejects_a_second_attachment(model: nn.Module) -> None:
     batch = batch_of(5)
     with neftune(model, ALPHA, seed=1) as noise:
         first = embedded(model, batch)
         attached = hooks(model)
-        with pytest.raises(NeftuneError, match=r"exactly once\n.*NEFTune noise attached already"), neftune(model, 1.0):
+        with pytest.raises(NeftuneError, match=r"exactly once\n.*already has NEFTune noise"), neftune(model, 1.0):
             pytest.fail("attached twice")
         assert hooks(model) == attached
         noise.begin_step(0)
         assert torch.equal(embedded(model, batch), first)
 
 
-def test_hugging_faces_own_hook_is_refused_at_attachment(model: nn.Module) -> None:
+def test_neftune_rejects_hugging_faces_hook(model: nn.Module) -> None:
     handle = activate_neftune(model, 5.0)
     before = hooks(model)
     with (
         pytest.raises(NeftuneError, match=r"Hugging Face's own noise is on\n.*neftune_noise_alpha unset"),
         neftune(model, ALPHA),
     ):
-        pytest.fail("attached beside Hugging Face's hook")
+        pytest.fail("attached in addition to Hugging Face's hook")
     assert hooks(model) == before
     deactivate_neftune(model, handle)
     with neftune(model, ALPHA):
@@ -93,7 +93,7 @@ def test_hugging_faces_own_hook_is_refused_at_attachment(model: nn.Module) -> No
 
 
 @pytest.mark.parametrize("alpha", [0.0, ALPHA])
-def test_hugging_faces_own_hook_is_refused_when_switched_on_meanwhile(model: nn.Module, alpha: float) -> None:
+def test_neftune_rejects_hugging_faces_hook_added_later(model: nn.Module, alpha: float) -> None:
     with neftune(model, alpha):
         embedded(model, batch_of(5))
         handle = activate_neftune(model, 5.0)
@@ -104,7 +104,9 @@ def test_hugging_faces_own_hook_is_refused_when_switched_on_meanwhile(model: nn.
 
 
 @pytest.mark.parametrize("error", [None, ValueError, NeftuneError, KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_leaving_the_block_takes_every_hook_off(model: nn.Module, error: type[BaseException] | None) -> None:
+def test_neftune_removes_every_hook_at_the_end_of_the_block(
+    model: nn.Module, error: type[BaseException] | None
+) -> None:
     before, before_attributes = hooks(model), attributes(model)
 
     def leave() -> None:
@@ -126,14 +128,14 @@ def test_leaving_the_block_takes_every_hook_off(model: nn.Module, error: type[Ba
         assert noise_in(model, batch_of(5)).any()
 
 
-def test_an_error_inside_the_forward_pass_takes_every_hook_off(model: nn.Module) -> None:
+def test_neftune_removes_every_hook_after_an_error(model: nn.Module) -> None:
     before = hooks(model)
     with pytest.raises(IndexError), neftune(model, ALPHA):
         model(input_ids=torch.tensor([[999_999]]))
     assert hooks(model) == before
 
 
-def test_attachment_changes_no_key_of_the_state_dict(model: nn.Module) -> None:
+def test_neftune_does_not_change_the_state_dict(model: nn.Module) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with neftune(model, ALPHA):
         model(**batch_of(5))
@@ -142,14 +144,14 @@ def test_attachment_changes_no_key_of_the_state_dict(model: nn.Module) -> None:
     assert all(torch.equal(inside[key], before[key]) for key in before)
 
 
-def test_two_models_hold_their_own_noise(model: nn.Module) -> None:
+def test_neftune_two_models_have_separate_noise(model: nn.Module) -> None:
     other = tiny_model("llama", seed=1)
     with neftune(model, ALPHA), neftune(other, 0.0):
         assert noise_in(model, batch_of(5)).any()
         assert not noise_in(other, batch_of(5)).any()
 
 
-def test_a_model_inside_a_wrapper_for_several_devices_is_found(model: nn.Module) -> None:
+def test_neftune_unwraps_a_model(model: nn.Module) -> None:
     class Wrapper(nn.Module):
         def __init__(self, module: nn.Module) -> None:
             super().__init__()
@@ -162,11 +164,11 @@ def test_a_model_inside_a_wrapper_for_several_devices_is_found(model: nn.Module)
         assert noise_in(model, batch_of(5)).any()
 
 
-# What is refused
+# Rejected options
 
 
 @pytest.mark.parametrize("alpha", [-1, -0.5, math.nan, math.inf, -math.inf, "five", True, False, None, [5.0]])
-def test_an_alpha_that_is_no_finite_number_from_zero_is_refused(model: nn.Module, alpha: Any) -> None:
+def test_neftune_rejects_alpha(model: nn.Module, alpha: Any) -> None:
     before = hooks(model)
     with pytest.raises(NeftuneError) as refused, neftune(model, alpha):
         pytest.fail(f"attached with alpha {alpha!r}")
@@ -180,7 +182,9 @@ def test_an_alpha_that_is_no_finite_number_from_zero_is_refused(model: nn.Module
 
 @pytest.mark.parametrize("schedule", ["linear_warmup", "linear_decay"])
 @pytest.mark.parametrize("total_steps", [None, 0, -3])
-def test_a_schedule_without_total_steps_is_refused(model: nn.Module, schedule: Any, total_steps: int | None) -> None:
+def test_neftune_rejects_a_schedule_without_total_steps(
+    model: nn.Module, schedule: Any, total_steps: int | None
+) -> None:
     message = rf"schedule {schedule} needs total_steps\n  got      {total_steps}\n  hint     total_steps=1000"
     with (
         pytest.raises(NeftuneError, match=message),
@@ -189,53 +193,53 @@ def test_a_schedule_without_total_steps_is_refused(model: nn.Module, schedule: A
         pytest.fail("attached without total_steps")
 
 
-def test_unknown_options_are_refused_all_at_once(model: nn.Module) -> None:
+def test_neftune_reports_all_wrong_options_together(model: nn.Module) -> None:
     wrong: dict[str, Any] = {"noise": "loud", "length": "long", "schedule": "never"}
     with pytest.raises(NeftuneError) as refused, neftune(model, -1.0, **wrong):
         pytest.fail("attached")
     assert len(refused.value.problems) == 4
-    for received in ("-1.0", "'loud'", "'long'", "'never'"):
-        assert received in str(refused.value)
+    for got in ("-1.0", "'loud'", "'long'", "'never'"):
+        assert got in str(refused.value)
 
 
 @pytest.mark.parametrize("alpha", [5, 5.0])
-def test_a_whole_alpha_is_the_same_as_its_float(model: nn.Module, alpha: float) -> None:
+def test_neftune_integer_alpha(model: nn.Module, alpha: float) -> None:
     with neftune(model, alpha, seed=3):
         output = embedded(model, batch_of(6))
     with neftune(model, 5.0, seed=3):
         assert torch.equal(embedded(model, batch_of(6)), output)
 
 
-# Which noise is drawn
+# Randomness
 
 
 def draw(model: nn.Module, *, seed: int = 0, rank: int = 0, step: int = 0, forward: int = 0) -> Tensor:
-    """The noised embedding of forward pass number `forward` within update `step`."""
+    """The noised embedding of forward pass number `forward` within step `step`."""
     with neftune(model, ALPHA, seed=seed, rank=rank) as noise:
         noise.begin_step(step)
         return [embedded(model, batch_of(5, 3)) for _ in range(forward + 1)][-1]
 
 
-def test_the_same_seed_rank_step_and_forward_repeat_exactly(model: nn.Module) -> None:
-    place = {"seed": 4, "rank": 2, "step": 7, "forward": 1}
-    assert torch.equal(draw(model, **place), draw(model, **place))
+def test_noise_is_the_same_for_the_same_seed_rank_step_and_forward(model: nn.Module) -> None:
+    options = {"seed": 4, "rank": 2, "step": 7, "forward": 1}
+    assert torch.equal(draw(model, **options), draw(model, **options))
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"rank": 1}, {"step": 1}, {"forward": 1}])
-def test_another_seed_rank_step_or_forward_draws_other_noise(model: nn.Module, other: dict[str, int]) -> None:
+def test_noise_differs_with_seed_rank_step_and_forward(model: nn.Module, other: dict[str, int]) -> None:
     here, there = draw(model), draw(model, **other)
     real = batch_of(5, 3)["attention_mask"].bool()
     assert (here != there)[real].double().mean() > 0.99
 
 
-def test_the_global_generators_seed_is_of_no_matter(model: nn.Module) -> None:
+def test_noise_does_not_depend_on_the_global_generator(model: nn.Module) -> None:
     torch.manual_seed(1)
     first = draw(model)
     torch.manual_seed(2)
     assert torch.equal(draw(model), first)
 
 
-def test_a_resumed_run_draws_what_the_uninterrupted_one_does(model: nn.Module) -> None:
+def test_noise_of_a_resumed_run_is_the_same(model: nn.Module) -> None:
     def train(steps: range) -> list[Tensor]:
         outputs = []
         with neftune(model, ALPHA, seed=9, schedule="linear_warmup", total_steps=6) as noise:
@@ -248,10 +252,10 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_does(model: nn.Module) -
     resumed = train(range(3, 6))
     assert len(resumed) == 6
     assert all(torch.equal(left, right) for left, right in zip(whole[6:], resumed, strict=True))
-    assert not torch.equal(whole[6] - whole[8], torch.zeros_like(whole[6])), "updates differ from each other"
+    assert not torch.equal(whole[6] - whole[8], torch.zeros_like(whole[6])), "steps differ from each other"
 
 
-def test_evaluation_between_updates_moves_no_noise(model: nn.Module) -> None:
+def test_noise_does_not_change_with_evaluation_between_steps(model: nn.Module) -> None:
     def train(evaluate: bool) -> list[Tensor]:
         outputs = []
         with neftune(model, ALPHA) as noise:
@@ -268,7 +272,7 @@ def test_evaluation_between_updates_moves_no_noise(model: nn.Module) -> None:
     assert all(torch.equal(left, right) for left, right in zip(train(False), train(True), strict=True))
 
 
-def test_the_rank_is_torch_distributeds_unless_given(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neftune_rank_is_torch_distributeds_by_default(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda *_: 3)
     with neftune(model, ALPHA):
@@ -277,10 +281,10 @@ def test_the_rank_is_torch_distributeds_unless_given(model: nn.Module, monkeypat
     assert not torch.equal(here, draw(model, rank=0))
 
 
-# How strong it is
+# Scale
 
 
-def test_alpha_is_held_in_one_place_and_can_be_set_there(model: nn.Module) -> None:
+def test_noise_alpha_can_be_changed(model: nn.Module) -> None:
     def scaled(noise: Noise, alpha: float) -> np.ndarray:
         noise.alpha = alpha
         noise.begin_step(0)
@@ -293,9 +297,7 @@ def test_alpha_is_held_in_one_place_and_can_be_set_there(model: nn.Module) -> No
 
 
 @pytest.mark.parametrize(("schedule", "share"), [("linear_warmup", (0.0, 0.5, 1.0)), ("linear_decay", (1.0, 0.5, 0.0))])
-def test_a_schedule_scales_the_noise_that_a_constant_alpha_draws(
-    model: nn.Module, schedule: Any, share: tuple[float, float, float]
-) -> None:
+def test_noise_with_a_schedule_is_scaled(model: nn.Module, schedule: Any, share: tuple[float, float, float]) -> None:
     def run(**options: Any) -> list[np.ndarray]:
         with neftune(model, ALPHA, **options) as noise:
             return [noise_at(noise, step) for step in (0, 4, 8)]
@@ -309,7 +311,7 @@ def test_a_schedule_scales_the_noise_that_a_constant_alpha_draws(
         assert moved.any() == (part > 0)
 
 
-# Where the batch's layout comes from
+# Layout of the batch
 
 
 def positional(model: nn.Module, batch: dict[str, Tensor]) -> None:
@@ -325,7 +327,7 @@ def inner(model: nn.Module, batch: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("call", [positional, named, inner])
-def test_the_mask_is_read_however_it_is_passed(model: nn.Module, call: Callable[..., None]) -> None:
+def test_noise_reads_the_mask_from_any_call(model: nn.Module, call: Callable[..., None]) -> None:
     seen: list[Tensor] = []
     batch = batch_of(20, 5)
     clean = nn.functional.embedding(batch["input_ids"], model.get_input_embeddings().weight)
@@ -339,12 +341,12 @@ def test_the_mask_is_read_however_it_is_passed(model: nn.Module, call: Callable[
         assert not noise[row, length:].any()
 
 
-def test_an_embedding_called_outside_the_model_is_refused(model: nn.Module) -> None:
+def test_noise_rejects_an_embedding_called_outside_the_model(model: nn.Module) -> None:
     with neftune(model, ALPHA), pytest.raises(NeftuneError, match=r"shape \(1, 3\)\n.*call the model itself"):
         model.get_input_embeddings()(torch.tensor([[1, 2, 3]]))
 
 
-def test_a_mask_of_four_dimensions_does_not_tell_the_lengths(model: nn.Module) -> None:
+def test_noise_rejects_a_four_dimensional_mask(model: nn.Module) -> None:
     token_ids = torch.tensor([[5, 6, 7, 8]])
     causal = torch.zeros(1, 1, 4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
     with neftune(model, ALPHA, seed=1) as noise:
@@ -352,13 +354,13 @@ def test_a_mask_of_four_dimensions_does_not_tell_the_lengths(model: nn.Module) -
             model(input_ids=token_ids, attention_mask=causal)
         noise.begin_step(0)
         positions = torch.tensor([[0, 1, 0, 1]])
-        told = embedded(model, {"input_ids": token_ids, "attention_mask": causal, "position_ids": positions})
+        with_mask = embedded(model, {"input_ids": token_ids, "attention_mask": causal, "position_ids": positions})
         noise.begin_step(0)
         alone = embedded(model, {"input_ids": token_ids, "position_ids": positions})
-    assert torch.equal(told, alone)
+    assert torch.equal(with_mask, alone)
 
 
-def test_a_batch_that_is_not_doubled_is_refused_for_symmetric_noise(model: nn.Module) -> None:
+def test_noise_symmetric_rejects_a_batch_that_is_not_doubled(model: nn.Module) -> None:
     batch = batch_of(5, 3)
     doubled = {key: torch.cat([value, value]) for key, value in batch.items()}
     odd = {key: torch.cat([value, value, value[:1]]) for key, value in batch.items()}
@@ -374,8 +376,8 @@ def test_a_batch_that_is_not_doubled_is_refused_for_symmetric_noise(model: nn.Mo
         assert not noise[row, length:].any()
 
 
-def test_equal_rows_cut_at_other_places_are_no_pair(model: nn.Module) -> None:
-    """The halves hold the same tokens but other documents, so +e and -e would have other scales."""
+def test_noise_symmetric_rejects_different_documents_of_equal_tokens(model: nn.Module) -> None:
+    """Both halves have the same tokens in different documents, so +e and -e would have different scales."""
     token_ids = torch.tensor([[7, 8, 9, 7, 8, 9]])
     positions = torch.tensor([[0, 1, 0, 0, 0, 1]])
     with neftune(model, ALPHA, noise="symmetric"), pytest.raises(NeftuneError, match="every row twice"):

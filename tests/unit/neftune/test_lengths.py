@@ -1,8 +1,8 @@
-"""How long each document is, against a plain Python loop.
+"""Lengths of documents, against a plain Python loop.
 
-Oracle: the documents themselves. A test begins with the rows of a batch as lists of document lengths, lays them out
-(padded left or right, end to end, with a mask, position ids or cumulative lengths), and writes down for each token the
-length of the document it was laid out from; 0 for a pad. Nothing is recovered from the layout.
+Oracle: the documents themselves. A test begins with the rows of a batch as lists of document lengths, builds the batch
+(padded left or right, or packed; with a mask, position ids or cumulative lengths), and records the length of each
+token's document; 0 for a pad. Nothing is derived from the batch.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ sides = st.sampled_from(["left", "right"])
 
 @dataclass
 class Batch:
-    """One batch: what the model is given, and the length that each token must get."""
+    """The inputs of a model for one batch, and the expected length of each token."""
 
     mask: list[list[int]] = field(default_factory=list)
     positions: list[list[int]] = field(default_factory=list)
@@ -37,13 +37,13 @@ class Batch:
         return len(self.mask), len(self.mask[0])
 
     def check(self, lengths: torch.Tensor) -> None:
-        """Asserts that `lengths` are the documents' own."""
+        """Assert that `lengths` are those of the documents."""
         assert lengths.dtype == torch.int64
         assert lengths.tolist() == self.expected
 
 
-def laid_out(rows: Rows, side: Side, pad_position: int = 0) -> Batch:
-    """Each row's documents end to end, padded to the longest row."""
+def build_batch(rows: Rows, side: Side, pad_position: int = 0) -> Batch:
+    """Pack the documents of each row, and pad to the longest row."""
     batch = Batch()
     time = max(sum(row) for row in rows)
     for row in rows:
@@ -62,7 +62,7 @@ def laid_out(rows: Rows, side: Side, pad_position: int = 0) -> Batch:
 
 
 def cumulative(documents: list[int]) -> torch.Tensor:
-    """Boundaries as kernels take them: int32 and from 0."""
+    """Cumulative lengths in the format of attention kernels: int32, from 0."""
     boundaries = [0]
     for length in documents:
         boundaries.append(boundaries[-1] + length)
@@ -71,55 +71,55 @@ def cumulative(documents: list[int]) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(documents=st.lists(st.integers(1, 20), min_size=1, max_size=6), side=sides, dtype=st.sampled_from("bifh"))
-def test_a_padded_row_is_one_document_of_its_real_tokens(documents: list[int], side: Side, dtype: str) -> None:
-    batch = laid_out([[length] for length in documents], side)
+def test_document_lengths_padded_rows(documents: list[int], side: Side, dtype: str) -> None:
+    batch = build_batch([[length] for length in documents], side)
     types = {"b": torch.bool, "i": torch.int64, "f": torch.float32, "h": torch.bfloat16}
     batch.check(document_lengths(batch.shape, torch.tensor(batch.mask).to(types[dtype])))
 
 
 @settings(deadline=None)
 @given(count=st.integers(1, 5), length=st.integers(1, 20))
-def test_without_a_mask_every_row_is_one_full_document(count: int, length: int) -> None:
+def test_document_lengths_no_mask(count: int, length: int) -> None:
     assert document_lengths((count, length)).tolist() == [[length] * length] * count
 
 
 @settings(deadline=None)
 @given(documents=some_documents)
-def test_restarting_positions_separate_the_documents_of_a_padding_free_batch(documents: list[int]) -> None:
-    batch = laid_out([documents], "right")
+def test_document_lengths_restarting_positions(documents: list[int]) -> None:
+    batch = build_batch([documents], "right")
     batch.check(document_lengths(batch.shape, None, torch.tensor(batch.positions)))
 
 
 @settings(deadline=None)
 @given(documents=some_documents)
-def test_a_mask_of_ones_beside_restarting_positions_still_separates(documents: list[int]) -> None:
-    batch = laid_out([documents], "right")
+def test_document_lengths_mask_of_ones_and_restarting_positions(documents: list[int]) -> None:
+    batch = build_batch([documents], "right")
     batch.check(document_lengths(batch.shape, torch.ones(batch.shape), torch.tensor(batch.positions)))
 
 
 @settings(deadline=None)
 @given(rows=some_rows, side=sides, pad_position=st.sampled_from([0, 1, -1]))
-def test_packed_rows_with_a_mask_and_positions(rows: Rows, side: Side, pad_position: int) -> None:
-    # Pads carry position 0 (trl), 1 (what generate() fills in) or -1.
-    batch = laid_out(rows, side, pad_position)
+def test_document_lengths_packed_rows_with_mask_and_positions(rows: Rows, side: Side, pad_position: int) -> None:
+    # Pads have position 0 (trl), 1 (generate()) or -1.
+    batch = build_batch(rows, side, pad_position)
     batch.check(document_lengths(batch.shape, torch.tensor(batch.mask), torch.tensor(batch.positions)))
 
 
 @settings(deadline=None)
 @given(rows=some_rows, side=sides)
-def test_positions_that_count_on_over_pads_of_padded_rows(rows: Rows, side: Side) -> None:
+def test_document_lengths_positions_that_continue_over_pads(rows: Rows, side: Side) -> None:
     rows = [row[:1] for row in rows]
-    batch = laid_out(rows, side)
-    positions = torch.arange(batch.shape[1])[None]  # (1, time) for every row, as models fill it in
+    batch = build_batch(rows, side)
+    positions = torch.arange(batch.shape[1])[None]  # (1, time) for all rows, the default of models
     batch.check(document_lengths(batch.shape, torch.tensor(batch.mask), positions))
 
 
 @settings(deadline=None)
 @given(documents=some_documents, trailing=st.integers(0, 6), with_mask=st.booleans(), with_positions=st.booleans())
-def test_cumulative_lengths_with_trailing_pads(
+def test_document_lengths_cumulative_lengths_with_trailing_pads(
     documents: list[int], trailing: int, with_mask: bool, with_positions: bool
 ) -> None:
-    batch = laid_out([documents], "right")
+    batch = build_batch([documents], "right")
     mask = torch.tensor([batch.mask[0] + [0] * trailing])
     positions = torch.tensor([batch.positions[0] + [0] * trailing])
     lengths = document_lengths(
@@ -133,19 +133,19 @@ def test_cumulative_lengths_with_trailing_pads(
 
 @settings(deadline=None)
 @given(rows=some_rows, data=st.data())
-def test_cumulative_lengths_over_several_full_rows(rows: Rows, data: st.DataObject) -> None:
+def test_document_lengths_cumulative_lengths_over_several_rows(rows: Rows, data: st.DataObject) -> None:
     # Boundaries count over the flattened batch, so each row starts one more document.
     time = max(sum(row) for row in rows)
     rows = [[*row, *([time - sum(row)] if sum(row) < time else [])] for row in rows]
-    batch = laid_out(rows, "right")
+    batch = build_batch(rows, "right")
     boundaries = cumulative([length for row in rows for length in row])
     batch.check(document_lengths(batch.shape, None, None, boundaries))
 
 
 @settings(deadline=None)
 @given(documents=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=5))
-def test_pads_between_packed_documents(documents: list[tuple[int, int]]) -> None:
-    """Each document padded to a multiple of something and only then packed, as sequence parallelism wants it."""
+def test_document_lengths_pads_between_packed_documents(documents: list[tuple[int, int]]) -> None:
+    """Documents padded to a multiple and then packed, as sequence parallelism requires."""
     mask, positions, expected = [], [], []
     for length, pads in documents:
         mask += [1] * length + [0] * pads
@@ -155,23 +155,23 @@ def test_pads_between_packed_documents(documents: list[tuple[int, int]]) -> None
     assert lengths.tolist() == [expected]
 
 
-def test_a_document_that_starts_on_a_pad_is_still_a_document() -> None:
+def test_document_lengths_document_that_starts_on_a_pad() -> None:
     # Boundaries of the padded documents, the second of which is padded on the left.
     lengths = document_lengths((1, 6), torch.tensor([[1, 1, 1, 0, 1, 1]]), None, torch.tensor([0, 3, 6]))
     assert lengths.tolist() == [[3, 3, 3, 0, 2, 2]]
 
 
-def test_documents_of_one_token_are_each_their_own() -> None:
+def test_document_lengths_documents_of_one_token() -> None:
     assert document_lengths((1, 4), None, torch.zeros(1, 4, dtype=torch.int64)).tolist() == [[1, 1, 1, 1]]
 
 
-def test_a_row_of_pads_alone_counts_nothing_and_leaves_its_neighbours() -> None:
+def test_document_lengths_row_of_pads_only() -> None:
     mask = torch.tensor([[0, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1]])
     assert document_lengths((4, 3), mask).tolist() == [[0, 0, 0], [2, 2, 0], [0, 0, 0], [0, 2, 2]]
 
 
 @pytest.mark.parametrize("length", [257, 300, 513, 1_025])
-def test_lengths_beyond_what_bfloat16_holds_are_exact(length: int) -> None:
+def test_document_lengths_beyond_bfloat16_are_exact(length: int) -> None:
     mask = torch.zeros(2, 2 * length + 1, dtype=torch.bfloat16)
     mask[0, :length] = 1
     mask[1, -length - 2 :] = 1
@@ -179,8 +179,8 @@ def test_lengths_beyond_what_bfloat16_holds_are_exact(length: int) -> None:
     assert lengths.unique().tolist() == [0, length, length + 2]
 
 
-def test_the_inputs_are_left_as_they_were() -> None:
-    batch = laid_out([[3, 2], [4]], "left")
+def test_document_lengths_leaves_its_inputs_unchanged() -> None:
+    batch = build_batch([[3, 2], [4]], "left")
     mask, positions = torch.tensor(batch.mask), torch.tensor(batch.positions)
     boundaries = cumulative([3, 2, 4])
     document_lengths(batch.shape, mask, positions)
@@ -191,8 +191,8 @@ def test_the_inputs_are_left_as_they_were() -> None:
 
 @settings(deadline=None)
 @given(rows=some_rows, side=sides)
-def test_padded_scaling_gives_every_real_token_the_width_of_the_batch(rows: Rows, side: Side) -> None:
-    batch = laid_out(rows, side)
+def test_padded_lengths(rows: Rows, side: Side) -> None:
+    batch = build_batch(rows, side)
     lengths = padded_lengths(torch.tensor(batch.expected))
     width = batch.shape[1]
     assert lengths.tolist() == [[width if length else 0 for length in row] for row in batch.expected]

@@ -1,12 +1,12 @@
-"""How strong the noise is at the input of the first layer.
+"""Strength of the noise at the input of the first layer.
 
-Oracle: the same quantities in float64 numpy from the weights themselves. With table E, the embedding hands on s E[ids]
-(s = sqrt(hidden) for Gemma, else 1), the noise e is added to it, and layer 0 sees m (s E[ids] + e) + p with m Granite's
+Oracle: the same quantities in float64 numpy from the weights themselves. With table E, the embedding returns s E[ids]
+(s = sqrt(hidden) for Gemma, else 1), the noise e is added to it, and layer 0 gets m (s E[ids] + e) + p with m Granite's
 multiplier (else 1) and p OPT's learned positions (else 0). So
 
     ratio = rms(m e) / rms(m s E[ids] + p)    embedding_scale = s    layer_gain = m    noise_rms = rms(e)
 
-over the real tokens, where e is what the training forward pass that follows the measurement adds.
+over the real tokens, where e is the noise that the next forward pass in training adds.
 """
 
 import math
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from neftcli.errors import NeftuneError
 from neftcli.neftune import Strength, measure_strength, neftune
+from neftcli.neftune.strength import USUAL_RATIO
 from tests.tiny import FAMILIES, HIDDEN, Family, tiny_model
 
 ALPHA = 5.0
+WEAK = 0.5  # in tiny models alpha 5 is stronger than the embeddings
 LENGTHS = (12, 5)
 # peft 0.21 reads a property that transformers 5.23 has renamed, on every get_peft_model.
 PEFT_READS_A_RENAMED_PROPERTY = (
@@ -90,7 +92,7 @@ def assert_close(measured: Strength, oracle: Strength) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch", [padded_batch(), padding_free_batch()], ids=["padded", "padding-free"])
 @pytest.mark.parametrize("kind", ["uniform", "gaussian"])
-def test_strength_equals_its_recomputation_in_float64(family: Family, batch: dict[str, Tensor], kind: Any) -> None:
+def test_measure_strength_equals_float64(family: Family, batch: dict[str, Tensor], kind: Any) -> None:
     model = tiny_model(family)
     with neftune(model, ALPHA, noise=kind, seed=2) as noise:
         measured = measure_strength(model, batch, noise)
@@ -98,7 +100,7 @@ def test_strength_equals_its_recomputation_in_float64(family: Family, batch: dic
     assert_close(measured, expected(model, family, batch, noised))
 
 
-def test_noise_rms_is_alpha_over_sqrt_3_l_d_for_one_document() -> None:
+def test_measure_strength_noise_rms_of_one_document() -> None:
     token_ids = torch.randint(4, 256, (1, 500), generator=torch.Generator().manual_seed(0))
     model = tiny_model("llama")
     with neftune(model, ALPHA) as noise:
@@ -109,64 +111,82 @@ def test_noise_rms_is_alpha_over_sqrt_3_l_d_for_one_document() -> None:
 
 
 @pytest.mark.parametrize("family", ["opt", "llama"])
-def test_an_architecture_that_rescales_nothing_gives_no_warning(family: Family) -> None:
+def test_strength_warnings_none_if_nothing_is_scaled(family: Family) -> None:
     model = tiny_model(family)
-    with neftune(model, ALPHA) as noise:
+    with neftune(model, WEAK) as noise:
         measured = measure_strength(model, padded_batch(), noise)
     assert measured.embedding_scale == pytest.approx(1.0, rel=1e-4)
-    assert measured.layer_gain == pytest.approx(1.0, rel=1e-4)
-    assert measured.warnings(ALPHA) == []
+    assert measured.layer_gain == pytest.approx(1.0, rel=1e-3)
+    assert measured.warnings(WEAK) == []
 
 
 @pytest.mark.parametrize(
-    ("family", "says"),
+    ("family", "message"),
     [
         (
             "gemma",
-            "this architecture multiplies its embeddings by 8 before the noise is added: against the signal the noise "
-            "is 0.125 times what it is in a model that reads its embeddings as they are, as LLaMA does (same alpha, "
-            "length and width): alpha 40 is as strong here as alpha 5 there",
+            "this architecture multiplies its embeddings by 8 before the noise is added: relative to the embeddings, "
+            "the noise is 0.125 times as strong as in a model that passes its embeddings on unscaled, such as LLaMA "
+            "(same alpha, length and width); use alpha 4 for the strength of alpha 0.5 there",
         ),
         (
             "granite",
-            "this architecture multiplies the noise by 12 on its way to layer 0 (the embedding is rescaled or "
-            "projected after it): against the signal the noise is as strong as in a model that reads its embeddings "
-            "as they are, as LLaMA does (same alpha, length and width)",
+            "this architecture scales or projects its embeddings after the noise is added, which multiplies the noise "
+            "by 12: relative to the embeddings, the noise is as strong as in a model that passes its embeddings on "
+            "unscaled, such as LLaMA (same alpha, length and width)",
         ),
     ],
 )
-def test_an_architecture_that_rescales_is_warned_about(family: Family, says: str) -> None:
+def test_strength_warnings_of_architectures_that_scale(family: Family, message: str) -> None:
     model = tiny_model(family)
-    with neftune(model, ALPHA) as noise:
-        (warning,) = measure_strength(model, padded_batch(), noise).warnings(ALPHA)
-    assert says == warning
+    with neftune(model, WEAK) as noise:
+        (warning,) = measure_strength(model, padded_batch(), noise).warnings(WEAK)
+    assert warning == message
 
 
-def test_the_alpha_that_is_named_gives_the_strength_of_a_model_that_rescales_nothing() -> None:
+def test_relative_to_llama_gives_the_alpha_of_equal_strength() -> None:
     """Oracle: rms(noise) / rms(E[ids]) of the same table at alpha 5, as Llama's layer 0 would read it."""
     model, batch = tiny_model("gemma"), padded_batch()
     with neftune(model, ALPHA) as noise:
         measured = measure_strength(model, batch, noise)
-    named = ALPHA / measured.relative()
-    with neftune(model, named) as noise:
+    equal_alpha = ALPHA / measured.relative_to_llama
+    with neftune(model, equal_alpha) as noise:
         stronger = measure_strength(model, batch, noise)
-    assert named == pytest.approx(40.0, rel=1e-3)
+    assert equal_alpha == pytest.approx(40.0, rel=1e-3)
     real = batch["attention_mask"].bool()
     rows = model.get_input_embeddings().weight.detach()[batch["input_ids"]][real].double().numpy()
     assert stronger.ratio == pytest.approx(measured.noise_rms / rms(rows), rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", ["linear_warmup", "linear_decay"])
-def test_the_strength_is_that_of_the_full_alpha(schedule: Any) -> None:
-    """A schedule begins at 0 or ends there; what is told is what alpha stands for."""
-    model, found = tiny_model("granite"), []
+def test_measure_strength_uses_the_full_alpha(schedule: Any) -> None:
+    """A schedule begins or ends at 0; the reported strength is that of the recipe's alpha."""
+    model, strengths = tiny_model("granite"), []
     for options in ({}, {"schedule": schedule, "total_steps": 10}):
         with neftune(model, ALPHA, **options) as noise:
-            found.append(measure_strength(model, padded_batch(), noise))
-    assert found[0] == found[1]
+            strengths.append(measure_strength(model, padded_batch(), noise))
+    assert strengths[0] == strengths[1]
 
 
-def test_no_noise_has_no_strength_and_no_warning() -> None:
+def test_usual_alpha_gives_the_usual_ratio() -> None:
+    model, batch = tiny_model("llama"), padded_batch()
+    with neftune(model, 50.0) as noise:
+        measured = measure_strength(model, batch, noise)
+    assert measured.ratio > 1
+    alpha = measured.usual_alpha(50.0)
+    (warning,) = measured.warnings(50.0)
+    assert warning == (
+        f"the noise is stronger than the embeddings: {measured.ratio:.3g} times their RMS at the input of layer 0, so "
+        f"the model hardly recognises its tokens; alpha {alpha:.2g} gives noise/embedding 0.1, as alpha 5 does in "
+        "SmolLM2-135M"
+    )
+    with neftune(model, alpha) as noise:
+        weaker = measure_strength(model, batch, noise)
+    assert weaker.ratio == pytest.approx(USUAL_RATIO, rel=1e-3)
+    assert weaker.warnings(alpha) == []
+
+
+def test_measure_strength_alpha_0() -> None:
     model = tiny_model("llama")
     with neftune(model, 0.0) as noise:
         measured = measure_strength(model, padded_batch(), noise)
@@ -184,7 +204,7 @@ def test_no_noise_has_no_strength_and_no_warning() -> None:
     ],
     ids=["lora", "modules_to_save", "lora on embed_tokens"],
 )
-def test_adapters_leave_the_strength_as_it_is(adapter: dict[str, Any]) -> None:
+def test_measure_strength_with_adapters(adapter: dict[str, Any]) -> None:
     batch = padded_batch()
     plain = tiny_model("llama")
     with neftune(plain, ALPHA) as noise:
@@ -194,10 +214,10 @@ def test_adapters_leave_the_strength_as_it_is(adapter: dict[str, Any]) -> None:
         assert_close(measure_strength(model, batch, noise), without)
 
 
-# What a measurement leaves behind
+# State after a measurement
 
 
-def test_the_next_training_forward_draws_what_it_would_have_drawn() -> None:
+def test_measure_strength_does_not_change_the_next_noise() -> None:
     model, batch = tiny_model("llama"), padded_batch()
 
     def train(measure: bool) -> list[Tensor]:
@@ -215,7 +235,7 @@ def test_the_next_training_forward_draws_what_it_would_have_drawn() -> None:
 
 
 def frozen_layer() -> nn.Module:
-    """Training, but for a part that its owner holds in evaluation mode, as frozen dropout or norms are."""
+    """A model in training mode with one layer in evaluation mode, as with frozen dropout or norms."""
     model = tiny_model("llama")
     model.model.layers[0].eval()
     return model
@@ -226,7 +246,7 @@ def frozen_layer() -> nn.Module:
     [lambda: tiny_model("llama"), lambda: tiny_model("llama").eval(), frozen_layer],
     ids=["train", "eval", "mix"],
 )
-def test_the_mode_of_every_module_stays_as_it_was(build: Any) -> None:
+def test_measure_strength_restores_the_mode_of_every_module(build: Any) -> None:
     model = build()
     before = {name: module.training for name, module in model.named_modules()}
     with neftune(model, ALPHA) as noise:
@@ -235,7 +255,7 @@ def test_the_mode_of_every_module_stays_as_it_was(build: Any) -> None:
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
-def test_no_gradient_no_hook_and_no_draw_from_the_global_generator_remains() -> None:
+def test_measure_strength_leaves_no_gradient_hook_or_global_draw() -> None:
     model = tiny_model("llama", attention_dropout=0.5)
     state = torch.get_rng_state()
     with neftune(model, ALPHA) as noise:
@@ -247,7 +267,7 @@ def test_no_gradient_no_hook_and_no_draw_from_the_global_generator_remains() -> 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_batch_that_fails_leaves_everything_as_it_was() -> None:
+def test_measure_strength_restores_everything_after_an_error() -> None:
     model, batch = tiny_model("llama"), padded_batch()
     with neftune(model, ALPHA, seed=1) as noise:
         expected_next = embedded(model, batch)
@@ -259,11 +279,11 @@ def test_a_batch_that_fails_leaves_everything_as_it_was() -> None:
         assert torch.equal(embedded(model, batch), expected_next)
 
 
-def test_a_model_whose_layers_cannot_be_found_is_refused() -> None:
+def test_measure_strength_rejects_a_model_without_layers() -> None:
     model = tiny_model("llama")
     model.config.num_hidden_layers = 7
     with (
         neftune(model, ALPHA) as noise,
-        pytest.raises(NeftuneError, match="no list of 7 layers found in LlamaForCausalLM"),
+        pytest.raises(NeftuneError, match="LlamaForCausalLM has no module list of 7 layers"),
     ):
         measure_strength(model, padded_batch(), noise)
