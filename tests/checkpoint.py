@@ -18,10 +18,11 @@ FACTS: dict[str, Any] = {
 def write_trainer_state(folder: Path, step: int) -> None:
     """Write `trainer_state.json` of a run that was not evaluated since it began."""
     before = {"evaluated": {"step": 0, "held_out_loss": 2.0, "train_loss": 2.0}, "answers": []}
+    before |= {"evaluation_seconds": 1.0, "answer_seconds": 0.0}
     unlogged = {"loss": [0.0], "tokens": [0.0], "since": step}
     progress = {"evaluated": None, "base": before, "unlogged": unlogged, "seconds": 1.0}
     folder.mkdir(parents=True, exist_ok=True)
-    callbacks = {"TrainerControl": {}, "Watch": progress}
+    callbacks = {"TrainerControl": {}, "run": progress}
     content = {
         "global_step": step,
         "epoch": 0.0,

@@ -33,8 +33,7 @@ def inspect(
     """Show counts, and a few rows as the model sees them, with what carries loss."""
     from neftcli.cli.display.inspect_page import Page
     from neftcli.data.inspection import inspect_row
-    from neftcli.training.assets import report_data
-    from neftcli.training.validate import prepare_inputs
+    from neftcli.training.inputs import prepare_inputs, report_data
 
     with (
         choose_display(json_lines=json_lines, quiet=False) as display,

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse
 from neftcli.system.files import atomic_write, fsync_path, make_empty_folder, remove, remove_if_possible
@@ -26,6 +26,8 @@ from neftcli.system.listed_names import escapes_folder
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
+RUN_STATE: Final = "run"
+"""Key of neft's own part of `trainer_state.json`, among the states of callbacks."""
 PLACE = re.compile(r"checkpoint-([0-9]+)")
 FORMAT = 2
 
@@ -160,7 +162,7 @@ def verify(place: Path) -> Checkpoint:
     for name in manifest["files"]:
         if name.endswith(".json"):
             _read(place / name, dict[str, Any])
-    progress = _read(place / TRAINER_STATE, TrainerState)["stateful_callbacks"]["Watch"]
+    progress = _read(place / TRAINER_STATE, TrainerState)["stateful_callbacks"][RUN_STATE]
     return Checkpoint(place, manifest["step"], manifest, progress)
 
 

@@ -71,6 +71,8 @@ class BeforeTraining(TypedDict):
 
     evaluated: Losses
     answers: list[str]
+    evaluation_seconds: float
+    answer_seconds: float
 
 
 class TrainingState(TypedDict):
@@ -86,7 +88,7 @@ class Callbacks(TypedDict):
     """The callbacks whose state a checkpoint keeps."""
 
     TrainerControl: dict[str, Any]
-    Watch: TrainingState
+    run: TrainingState
 
 
 class TrainerState(TypedDict):

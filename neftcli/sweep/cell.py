@@ -160,14 +160,14 @@ def do_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: S
         return str(run.path)
     resume = stopped_run(cells, key, recipe, observer)
 
-    def and_then(trained: TrainedRun) -> None:
+    def on_finish(trained: TrainedRun) -> None:
         prepared, compute = trained.assets.prepared, trained.assets.compute
         rows = _rows(recipe, prepared.held_out_examples, prepared.counts.format)
         known = tuple(zip(prepared.held_out, trained.losses, strict=False))
         _measure(trained.directory, recipe, rows, compute, _Stoppable(observer, stop), trained.model, known)
 
     try:
-        return train(recipe, observer, asset_cache, and_then, stop, resume).run
+        return train(recipe, observer, asset_cache, on_finish, stop, resume).run
     except StopRequested:
         raise Preempted(Problem("stopped before the cell was begun")) from None
 
@@ -201,7 +201,7 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, o
     from neftcli.training.inputs import read_inputs
 
     with library_chatter(run.log):
-        assets = asset_cache.find(recipe)
+        assets = asset_cache.get(recipe)
         if assets is not None:
             examples, row_format = assets.prepared.held_out_examples, assets.prepared.counts.format
         else:

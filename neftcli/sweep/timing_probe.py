@@ -144,10 +144,10 @@ def _all_costs(recipes: Sequence[Recipe], folder: Path, begun: float, connection
     asset_cache, clock = AssetCache(), _Clock(connection)
     with library_chatter(folder / "libraries.log"):
         for recipe in recipes:
-            assets = asset_cache.find(recipe)
+            assets = asset_cache.get(recipe)
             if assets is None:
                 assets = load_assets(recipe, *read_inputs(recipe, clock), clock)
-                asset_cache.keep(recipe, assets)
+                asset_cache.put(recipe, assets)
             start, prepared = time.monotonic() - begun, assets.prepared
             rows, row = _time_losses(recipe, assets, clock)
             answers, batches = _time_answers(recipe, assets, clock)
@@ -210,7 +210,7 @@ def _time_updates(recipe: Recipe, assets: Assets, folder: Path, clock: _Clock) -
     recipe = replace(recipe, output_dir=str(folder), training=training, evaluation=evaluation)
     prepared, asset_cache = assets.prepared, AssetCache()
     few = replace(prepared, held_out=prepared.held_out[:1], held_out_examples=prepared.held_out_examples[:1])
-    asset_cache.keep(recipe, replace(assets, prepared=few))
+    asset_cache.put(recipe, replace(assets, prepared=few))
     begun = time.perf_counter()
     with suppress(_EnoughError):
         train(recipe, clock, asset_cache)

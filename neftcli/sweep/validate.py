@@ -47,8 +47,7 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
     from neftcli.evaluation.report import instruction
     from neftcli.evaluation.tasks import check_tasks
     from neftcli.statistics.paired import MIN_PROMPTS
-    from neftcli.training.inputs import read_inputs
-    from neftcli.training.validate import tokenize_inputs
+    from neftcli.training.inputs import read_inputs, tokenize_inputs
 
     if request.engine not in ENGINES:
         raise InputError(

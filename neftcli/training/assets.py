@@ -1,6 +1,6 @@
-"""What a run needs before its first update: tokenizer, tokenised rows and the model, with what the model can do so far.
+"""Assets of a run, loaded before its first step: tokenizer, tokenised rows and model, with the model's measurements.
 
-None of it depends on noise, seed or optimiser, so a process that trains several runs of like recipes loads it once.
+None of them depends on noise, seed or optimiser, so a process that trains several similar recipes loads them once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.data.chat import ChatFormat
 from neftcli.data.prepare import ExampleSplits, PreparedData
-from neftcli.events import Notice, Observer, Phase, PhaseId
+from neftcli.events import Observer, Phase, PhaseId
 from neftcli.models.loading import load_model_for_recipe
 from neftcli.models.registry import ModelReference
-from neftcli.training.validate import tokenize_inputs
+from neftcli.training.inputs import report_data, tokenize_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.system.device import ComputeConfig
 
-Found = TypeVar("Found")
+Measurement = TypeVar("Measurement")
 
 
 @dataclass
 class Assets:
-    """What runs of like recipes share.
+    """Assets that runs of similar recipes share.
 
     Attributes:
         reference: Where the model comes from.
         compute: Device and arithmetic.
         chat: The tokenizer with its chat template and stop tokens.
-        notices: What had to be filled in in the tokenizer.
+        notices: What had to be added to the tokenizer.
         prepared: Tokenised rows.
-        model: As it was loaded; a run that shares it trains a copy.
-        fingerprint: What identifies its weights.
+        model: The model as it was loaded; a run that shares it trains a copy.
+        fingerprint: Identifies the model's weights.
     """
 
     reference: ModelReference
@@ -48,39 +48,39 @@ class Assets:
     prepared: PreparedData
     model: PreTrainedModel
     fingerprint: str
-    _known: dict[Hashable, Any] = field(default_factory=dict)
+    _measured: dict[Hashable, Any] = field(default_factory=dict)
 
-    def once(self, key: Hashable, measure: Callable[[], Found]) -> Found:
-        """What `measure` returns of the untrained model, measured at the first call with this key."""
-        if key not in self._known:
-            self._known[key] = measure()
-        found: Found = self._known[key]
-        return found
+    def measure_once(self, key: Hashable, measure: Callable[[], Measurement]) -> Measurement:
+        """Return what `measure` returns for the untrained model, measured at the first call with this key."""
+        if key not in self._measured:
+            self._measured[key] = measure()
+        measured: Measurement = self._measured[key]
+        return measured
 
 
 class AssetCache:
-    """Keeps the materials of the last recipe for the next one that needs the same."""
+    """Keeps the assets of the last recipe for the next one that needs the same."""
 
     def __init__(self) -> None:
         self._key = ""
         self._assets: Assets | None = None
 
-    def find(self, recipe: Recipe) -> Assets | None:
-        """The materials that `recipe` needs, if they are here."""
+    def get(self, recipe: Recipe) -> Assets | None:
+        """Return the assets that `recipe` needs if they are kept."""
         return self._assets if self._key == assets_key(recipe) else None
 
-    def keep(self, recipe: Recipe, assets: Assets) -> None:
-        """Keeps them in the place of what was here."""
+    def put(self, recipe: Recipe, assets: Assets) -> None:
+        """Keep the assets of `recipe`, and drop the previous ones."""
         self._key, self._assets = assets_key(recipe), assets
 
 
 def assets_key(recipe: Recipe) -> str:
-    """All of a recipe that materials depend on."""
+    """Return a key made of all options that the assets depend on."""
     return repr((recipe.model, recipe.data, recipe.quantization, recipe.adapter.type, recipe.training.precision))
 
 
 def load_assets(recipe: Recipe, reference: ModelReference, examples: ExampleSplits, observer: Observer) -> Assets:
-    """Loads what `recipe` needs.
+    """Tokenise the rows and load the model.
 
     Raises:
         InputError: The model or the rows can't be used.
@@ -98,15 +98,8 @@ def load_assets(recipe: Recipe, reference: ModelReference, examples: ExampleSpli
 
 
 def hash_tokens(rows: Sequence[TokenRow]) -> str:
-    """SHA-256 of what is learned: the rows' tokens and labels, in their order."""
+    """Return the SHA-256 of the rows' tokens and labels, in their order."""
     digest = sha256()
     for row in rows:
         digest.update(repr((row.input_ids, row.labels)).encode())
     return digest.hexdigest()
-
-
-def report_data(prepared: PreparedData, notices: Sequence[str], observer: Observer) -> None:
-    """Tells of the rows and the tokenizer."""
-    observer.notify(prepared.counts)
-    for notice in notices:
-        observer.notify(Notice(notice))

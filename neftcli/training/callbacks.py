@@ -1,204 +1,214 @@
-"""Turns what the trainer does into events, evaluates and saves on the way, and tells the noise which update begins."""
+"""Callbacks of the trainer, one for each concern: noise, progress, evaluation, checkpoints.
+
+They are called in this order, and each event of a step relies on it: the row of the log comes before its evaluation,
+and both come before the checkpoint that holds them.
+"""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from neftcli.errors import NonFiniteLossError, Problem
-from neftcli.events import Evaluated, Observer, Phase, PhaseId, StepLogged, TrainingProgress
-from neftcli.neftune import Noise
+from neftcli.events import Observer, Phase, PhaseId, StepLogged, TrainingProgress
 from neftcli.system.device import peak_memory
 from neftcli.system.distributed import all_gather_object, broadcast_object
 from neftcli.training.signals import StopRequested, StopSignal
 
 if TYPE_CHECKING:
-    from neftcli.recipe.schema import Recipe
-    from neftcli.runs.schemas import TrainingState
-    from neftcli.training.resume import BaseEvaluation
+    from neftcli.neftune import Noise
+    from neftcli.recipe.schema import Checkpoints
+    from neftcli.training.evaluator import Evaluation
+    from neftcli.training.progress import EvaluationSchedule, TrainingClock
+    from neftcli.training.resume import RunState
 
 SAVING = Phase(PhaseId.SAVING_CHECKPOINT)
 
 
-class Watch(TrainerCallback, ExportableState):
-    """The one callback of the trainer.
+class NoiseCallback(TrainerCallback):
+    """Seeds the noise of each step."""
 
-    `before_last` is called before the evaluation behind the last update; `base` is kept with the checkpoints; `begun`
-    is when the run began, by time.perf_counter.
+    def __init__(self, noise: Noise) -> None:
+        self._noise = noise
 
-    Attributes:
-        trainer: Whose callback it is.
-        noise: The attached noise; set when training begins.
-        evaluated: The last evaluation and its step, so that none is done twice.
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seed the noise with the number of the step."""
+        self._noise.begin_step(state.global_step)
+
+
+class ProgressCallback(TrainerCallback):
+    """Reports each step and each row of the log.
+
+    Args:
+        observer: Receives the events.
+        clock: Times the steps.
+        run_state: Holds the step of the last evaluation, and the tokens of a resumed run.
+        device: Whose peak memory is reported.
+    """
+
+    def __init__(self, observer: Observer, clock: TrainingClock, run_state: RunState, device: str) -> None:
+        self._observer, self._clock, self._run_state, self._device = observer, clock, run_state, device
+        self._logged_tokens = float(sum(run_state.unlogged["tokens"])) if run_state.unlogged else 0.0
+        self._logged_seconds = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._clock.start(state.global_step)
+        self._logged_seconds = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the step and the time left."""
+        remaining = self._clock.finish_step(state.global_step, self._run_state.evaluated_step)
+        self._observer.notify(TrainingProgress(state.global_step, state.max_steps, self._clock.elapsed(), remaining))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """Report a row of the log.
+
+        Raises:
+            NonFiniteLossError: The norm of the gradient is NaN or infinite.
+        """
+        if "loss" not in logs:  # the summary of the whole training
+            return
+        require_finite("the norm of the gradient", logs.get("grad_norm", 0.0), state.global_step)
+        tokens = sum(all_gather_object(logs.get("num_tokens", 0.0)))
+        seconds = self._clock.training_seconds()
+        self._observer.notify(
+            StepLogged(
+                step=state.global_step,
+                epoch=float(state.epoch or 0.0),
+                loss=logs["loss"],
+                learning_rate=logs.get("learning_rate", 0.0),
+                grad_norm=logs.get("grad_norm", float("nan")),
+                tokens_per_second=(tokens - self._logged_tokens) / max(seconds - self._logged_seconds, 1e-9),
+                memory_bytes=peak_memory(self._device),
+            )
+        )
+        self._logged_tokens, self._logged_seconds = tokens, seconds
+
+
+class EvaluationCallback(TrainerCallback):
+    """Evaluates the model during training and after the last step.
+
+    Args:
+        observer: Receives the events.
+        clock: Times the evaluations.
+        schedule: When an evaluation is due.
+        measure: Evaluates the model after a step.
+        save_model: Called before the evaluation after the last step, so that training is not lost if that fails.
+        run_state: Takes the results.
+        stop: A stop puts an evaluation off until the run resumes.
     """
 
     def __init__(
         self,
         observer: Observer,
-        evaluate: Callable[[int], Evaluated],
-        recipe: Recipe,
-        device: str,
-        before_last: Callable[[], None],
+        clock: TrainingClock,
+        schedule: EvaluationSchedule,
+        measure: Callable[[int], Evaluation],
+        save_model: Callable[[], None],
+        run_state: RunState,
         stop: StopSignal,
-        base: BaseEvaluation,
-        begun: float,
     ) -> None:
-        self.trainer: Any = None
-        self.noise: Noise | None = None
-        self.evaluated: Evaluated | None = None
-        self._observer, self._evaluate, self._device = observer, evaluate, device
-        self._every, self._saving = recipe.evaluation.every, recipe.checkpoints
-        self._before_last, self._stop, self._base, self._begun = before_last, stop, base, begun
-        self._evaluation_seconds = 0.0
-        self._started = self._row_started = self._saved = 0.0
-        self._first_step, self._row_tokens = 0, 0.0
-        self._stopping = False
-        self._resumed: TrainingState | None = None
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        if not hasattr(self.trainer, "unlogged"):  # nothing was saved yet
-            return {}
-        return {
-            "evaluated": asdict(self.evaluated) if self.evaluated else None,
-            "unlogged": self.trainer.unlogged,
-            "base": asdict(self._base),
-            "seconds": time.perf_counter() - self._begun,
-        }
-
-    def resume(self, progress: TrainingState) -> None:
-        """Resume from what a checkpoint kept."""
-        self._resumed = progress
-        self.evaluated = Evaluated(**progress["evaluated"]) if progress["evaluated"] else None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clocks, and makes up for an evaluation that a stop was asked before."""
-        if self._resumed:
-            self.trainer.restore_log_row(self._resumed["unlogged"])
-            self._row_tokens = sum(self._resumed["unlogged"]["tokens"])
-            if self._is_due(state):
-                self.evaluate_now(state.global_step, last=False)
-            if self._is_due(state):  # stopped again; its checkpoint is there
-                raise StopRequested
-        self._first_step, self._evaluation_seconds = state.global_step, 0.0
-        self._started = self._row_started = self._saved = time.perf_counter()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        """Tells the loader which epoch begins, so that its order is its own.
-
-        Where several processes go on in the middle of an epoch, it is told through one wrapper too many to reach a
-        sampler that is not accelerate's.
-        """
-        train_dataloader.set_epoch(int(state.epoch or 0))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seeds the noise of this update."""
-        if self.noise is not None:
-            self.noise.begin_step(state.global_step)
+        self._observer, self._clock, self._schedule = observer, clock, schedule
+        self._measure, self._save_model = measure, save_model
+        self._run_state, self._stop = run_state, stop
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tells of the progress; asks for a checkpoint where one is due, and for a log row where an evaluation is."""
-        step, total = state.global_step, state.max_steps
-        elapsed = time.perf_counter() - self._started
-        training = elapsed - self._evaluation_seconds
-        remaining = training / (step - self._first_step) * (total - step)
-        done = self._done(step, total) - self._done(self._first_step, total)
-        remaining += self._evaluation_seconds / max(1, done) * (round(1 / self._every) - self._done(step, total))
-        self._observer.notify(TrainingProgress(step, total, elapsed, max(remaining, 0.0)))
-        if self._is_due(state):
+        """Ask for a row of the log if an evaluation is due."""
+        if self.is_due(state.global_step):
             control.should_log = True
-        if self._is_to_stop():
-            self._observer.notify(SAVING)
-            control.should_save = True
-        elif step < total and broadcast_object(self._save_is_due(step)):
-            control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A checkpoint is whole.
-
-        Raises:
-            StopRequested: It was the last, since the run is to stop.
-        """
-        self._saved = time.perf_counter()
-        if self._is_to_stop():
-            raise StopRequested
-
-    def _is_to_stop(self) -> bool:
-        """Whether all processes are to stop, asked at the same places in each of them."""
-        self._stopping = self._stopping or self._stop.is_agreed()
-        return self._stopping
-
-    def _save_is_due(self, step: int) -> bool:
-        by_steps = self._saving.save_steps is not None and step % self._saving.save_steps == 0
-        minutes = (time.perf_counter() - self._saved) / 60
-        return by_steps or (self._saving.save_minutes is not None and minutes >= self._saving.save_minutes)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """A log row, then the evaluation that is due after it.
+        """Evaluate after the row of the log if an evaluation is due."""
+        if "loss" in logs and self.is_due(state.global_step) and not self._stop.stopping:
+            self.evaluate(state.global_step)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether an evaluation is due after `step`."""
+        return self._schedule.is_due(step, self._run_state.evaluated_step)
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate the model after `step`, unless a stop puts that off.
 
         Raises:
-            NonFiniteLossError: The gradient or a loss is no number.
+            NonFiniteLossError: A loss is NaN or infinite.
         """
-        if "loss" in logs:
-            _require_finite("the norm of the gradient", logs.get("grad_norm", 0.0), state.global_step)
-            now = time.perf_counter()
-            tokens = sum(all_gather_object(logs.get("num_tokens", 0.0)))
-            rate = (tokens - self._row_tokens) / (now - self._row_started)
-            self._observer.notify(
-                StepLogged(
-                    step=state.global_step,
-                    epoch=float(state.epoch or 0.0),
-                    loss=logs["loss"],
-                    learning_rate=logs.get("learning_rate", 0.0),
-                    grad_norm=logs.get("grad_norm", float("nan")),
-                    tokens_per_second=rate,
-                    memory_bytes=peak_memory(self._device),
-                )
-            )
-            self._row_tokens = tokens
-            if self._is_due(state) and not self._stopping:
-                self.evaluate_now(state.global_step, last=state.global_step == state.max_steps)
-            if self._is_to_stop() and not control.should_save:  # in the evaluation
-                self._observer.notify(SAVING)
-                control.should_save = True
-            self._row_started = time.perf_counter()
-
-    def _is_due(self, state: Any) -> bool:
-        """Whether an evaluation belongs behind this update."""
-        last = self.evaluated.step if self.evaluated else 0
-        step, total = state.global_step, state.max_steps
-        return bool(step == total or self._done(step, total) > self._done(last, total))
-
-    def evaluate_now(self, step: int, *, last: bool) -> None:
-        """The evaluation behind update `step`; a stop that is asked for meanwhile puts it off until the run goes on."""
-        begun = time.perf_counter()
-        if last:
-            self._before_last()
-        with suppress(StopRequested):
-            self.evaluated = self._evaluate(step)
-        self._evaluation_seconds += time.perf_counter() - begun
-        if self.evaluated is not None and self.evaluated.step == step:
-            _require_finite("the held-out loss", self.evaluated.held_out_loss or 0.0, step)
-            _require_finite("the loss of training rows without noise", self.evaluated.train_loss or 0.0, step)
-            self._observer.notify(self.evaluated)
-
-    def _done(self, step: int, total: int) -> int:
-        """How many evaluations are due up to `step`."""
-        return int(step / total / self._every + 1e-9)
+        if step == self._schedule.total_steps:
+            self._save_model()
+        try:
+            with self._clock.evaluating():
+                evaluation = self._measure(step)
+        except StopRequested:
+            return
+        losses = evaluation.losses
+        require_finite("the held-out loss", losses.held_out_loss or 0.0, step)
+        require_finite("the loss of training rows without noise", losses.train_loss or 0.0, step)
+        self._run_state.last_evaluation = evaluation
+        self._observer.notify(losses)
 
 
-def _require_finite(name: str, value: float, step: int) -> None:
+class CheckpointCallback(TrainerCallback):
+    """Decides when a checkpoint is saved, and ends training after the one of a stop.
+
+    Args:
+        observer: Receives the events.
+        clock: Times the saving.
+        settings: The recipe's.
+        stop: Requests a last checkpoint.
+    """
+
+    def __init__(self, observer: Observer, clock: TrainingClock, settings: Checkpoints, stop: StopSignal) -> None:
+        self._observer, self._clock, self._settings, self._stop = observer, clock, settings, stop
+        self._last_saved = self._save_started = clock.now()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the interval to the first checkpoint."""
+        self._last_saved = self._clock.now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint if one is due or a stop was requested."""
+        if self._stop.synchronize():
+            self._save_and_stop(control)
+        elif state.global_step < state.max_steps and broadcast_object(self._is_due(state.global_step)):
+            control.should_save = True
+        self._save_started = self._clock.now()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """Ask for a checkpoint if a stop was requested during the evaluation after this row of the log."""
+        if "loss" in logs and self._stop.synchronize() and not control.should_save:
+            self._save_and_stop(control)
+        self._save_started = self._clock.now()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End training after the checkpoint of a stop."""
+        self._last_saved = self._clock.now()
+        self._clock.add_checkpoint(self._last_saved - self._save_started)
+        if self._stop.synchronize():
+            control.should_training_stop = True
+
+    def _save_and_stop(self, control: Any) -> None:
+        self._observer.notify(SAVING)
+        control.should_save = True
+
+    def _is_due(self, step: int) -> bool:
+        by_steps = self._settings.save_steps is not None and step % self._settings.save_steps == 0
+        minutes = (self._clock.now() - self._last_saved) / 60
+        return by_steps or (self._settings.save_minutes is not None and minutes >= self._settings.save_minutes)
+
+
+def require_finite(name: str, value: float, step: int) -> None:
+    """Check that a measured number is finite.
+
+    Raises:
+        NonFiniteLossError: It is NaN or infinite.
+    """
     if not math.isfinite(value):
         raise NonFiniteLossError(
             Problem(
-                f"{name} became {value} in update {step}",
+                f"{name} became {value} in step {step}",
                 "",
                 "a smaller --learning-rate, or training.precision=float32",
             )

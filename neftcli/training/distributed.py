@@ -1,6 +1,6 @@
-"""What processes that train one model agree on: the run's folder, what they read, and losses, a part from each.
+"""Agreement between processes that train one model together: the run's folder, its inputs, its losses.
 
-Where a run is trained by one process, nothing here costs anything.
+With one process, nothing here costs anything.
 """
 
 from __future__ import annotations
@@ -23,81 +23,88 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
-def join_run(recipe: Recipe, resume: ResumeState | None, stop: StopSignal) -> tuple[RunDirectory, ResumeState | None]:
-    """The run's folder, and what is gone on with: the first process makes it, and tells the others.
+def join_run(
+    recipe: Recipe, resume_state: ResumeState | None, stop: StopSignal
+) -> tuple[RunDirectory, ResumeState | None]:
+    """Connect the processes, and return the run's folder and the state that it resumes from.
+
+    Rank 0 creates a new run's folder and sends its path to the others.
 
     Raises:
-        InputError: The folder can't be made, the processes see different checkpoints, or they are not as many as the
-            recipe says.
+        InputError: The folder can't be created, the processes see different checkpoints, or the recipe expects a
+            different number of processes.
         ProcessLostError: Another process ended before.
     """
-    if recipe.training.processes != distributed.world_size():
-        told = "training.processes: so many processes have to be started for it"
-        raise InputError(Problem(told, f"{recipe.training.processes} ({distributed.world_size()} here)", "neft train"))
-    made = None
+    expected, running = recipe.training.processes, distributed.world_size()
+    if expected != running:
+        message = f"training.processes: the recipe expects {expected} process{'es' if expected > 1 else ''}"
+        raise InputError(Problem(message, f"{running} running", "neft train"))
+    created = None
     try:
         with stop.interruptible():
             distributed.init_process_group()
-        _require_alike("checkpoints", distributed.all_gather_object(resume.step if resume else 0))
-        if resume is None and distributed.is_main_process():
-            made = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
-        path = Path(distributed.broadcast_object(str(made.path if made else "")))
+        _require_same("checkpoints", distributed.all_gather_object(resume_state.step if resume_state else 0))
+        if resume_state is None and distributed.is_main_process():
+            created = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
+        path = Path(distributed.broadcast_object(str(created.path if created else "")))
     except (RuntimeError, distributed.PeerExitedError) as error:
-        if made:
-            made.remove()
+        if created:
+            created.remove()
         if not distributed.is_process_loss(error):
             raise
-        told = "another process ended before anything was started"
-        raise ProcessLostError(Problem(told, hint="the same command again")) from error
+        message = "another process ended before anything was started"
+        raise ProcessLostError(Problem(message, hint="the same command again")) from error
     if distributed.is_main_process():
-        return made or resume.directory, resume  # type: ignore[union-attr]  # one of both is there
-    led = ReadOnlyRunDirectory(resume.directory.path if resume else path)
-    return led, replace(resume, directory=led) if resume else None
+        return created or resume_state.directory, resume_state  # type: ignore[union-attr]  # one of them is set
+    if resume_state is None:
+        return ReadOnlyRunDirectory(path), None
+    directory = ReadOnlyRunDirectory(resume_state.directory.path)
+    return directory, replace(resume_state, directory=directory)
 
 
 def broadcast_path(directory: RunDirectory) -> RunDirectory:
-    """Tells all processes the path that the run's folder has by now, and returns the folder."""
+    """Send the run's current path, which a new run gets after it was set up, to all processes; return the folder."""
     directory.path = Path(distributed.broadcast_object(str(directory.path)))
     return directory
 
 
-def require_same_inputs(found: Mapping[str, str]) -> None:
-    """Checks that all processes have read the same.
+def require_same_inputs(hashes: Mapping[str, str]) -> None:
+    """Check that all processes have read the same rows and model.
 
     Args:
-        found: Hashes of what this one has read.
+        hashes: Hashes of what this process has read.
 
     Raises:
-        InputError: They have not; in all processes alike.
+        InputError: They have not; raised in all processes.
     """
-    everywhere = distributed.all_gather_object(dict(found))
-    for key in found:
-        _require_alike(key.partition("_")[0], [there[key] for there in everywhere])
+    all_hashes = distributed.all_gather_object(dict(hashes))
+    for key in hashes:
+        _require_same(key.partition("_")[0], [each[key] for each in all_hashes])
 
 
-def _require_alike(what: str, values: Sequence[str | int]) -> None:
-    """Refuses processes that see different things under one name."""
+def _require_same(name: str, values: Sequence[str | int]) -> None:
+    """Check that all processes see the same value."""
     if len(set(values)) > 1:
-        told = f"the processes see different {what}: all need the same files"
-        raise InputError(Problem(told, ", ".join(str(value)[:20] for value in values)))
+        message = f"the processes see different {name}: all need the same files"
+        raise InputError(Problem(message, ", ".join(str(value)[:20] for value in values)))
 
 
 def split_across_processes(
     rows: Sequence[TokenRow], measure: Callable[[Sequence[TokenRow]], Sequence[RowLoss]]
 ) -> Sequence[RowLoss]:
-    """What `measure` says of all rows; each process measures its part, and is told the others'.
+    """Measure rows, each process every n-th of them, and return the losses of all rows in their order.
 
     Raises:
-        StopRequested: A stop was asked for meanwhile, in all processes alike.
+        StopRequested: A stop was requested meanwhile; raised in all processes.
     """
     if distributed.world_size() == 1:
         return measure(rows)
     from neftcli.evaluation.loss import RowLoss
 
-    mine = None
+    own_losses = None
     with suppress(StopRequested):
-        mine = [astuple(loss) for loss in measure(rows[distributed.rank() :: distributed.world_size()])]
-    parts = [part for part in distributed.all_gather_object(mine) if part is not None]
+        own_losses = [astuple(loss) for loss in measure(rows[distributed.rank() :: distributed.world_size()])]
+    parts = [part for part in distributed.all_gather_object(own_losses) if part is not None]
     if len(parts) < distributed.world_size():
         raise StopRequested
-    return [RowLoss(*parts[place % len(parts)][place // len(parts)]) for place in range(len(rows))]
+    return [RowLoss(*parts[index % len(parts)][index // len(parts)]) for index in range(len(rows))]

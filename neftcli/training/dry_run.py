@@ -17,8 +17,7 @@ from neftcli.runs.directory import require_writable
 from neftcli.system.distributed import local_world_size
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import keep_freed_memory
-from neftcli.training.assets import report_data
-from neftcli.training.validate import prepare_inputs
+from neftcli.training.inputs import prepare_inputs, report_data
 
 if TYPE_CHECKING:
     from neftcli.data.splits import Indices

@@ -1,4 +1,4 @@
-"""How a run ends that does not finish: what its record says, what is safe, and what to type."""
+"""Failures of a run: its record, a message that says what is safe and what to type, and the space on its disk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import (
     InputError,
@@ -20,43 +21,55 @@ from neftcli.errors import (
     TrainingError,
     first_line,
 )
+from neftcli.events import Notice, Observer
 from neftcli.runs.checkpoints import Checkpoints
-from neftcli.runs.directory import RECIPE, RunDirectory
+from neftcli.runs.directory import METRICS, RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system.distributed import is_process_loss, world_size
 from neftcli.training.signals import StopRequested
 
+if TYPE_CHECKING:
+    from neftcli.recipe.schema import Recipe
+
 FULL = ("No space left", "os error 27", "os error 28", "os error 122")
-"""How safetensors, which writes in code of its own, says that the disk is full."""
+"""Messages of safetensors, which writes in compiled code, for a full disk."""
 WRITER = ("PytorchStreamWriter failed", "iostream error", "unexpected pos")
-"""How torch says that a file could not be written, for whatever reason."""
+"""Messages of torch for a file that could not be written, for whatever reason."""
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP)
-"""Why a system lets nobody write a file that has room; ELOOP is a link in its place."""
+"""Errors of a file that can't be written although there is space; ELOOP: a link is in its place."""
 CUBLAS = "unset CUBLAS_WORKSPACE_CONFIG    (then it is :4096:8), and the same command again"
-LITTLE = 2**26  # bytes free: with less, that reason is a full disk
+LITTLE = 2**26
+"""Free bytes below which that reason is a full disk."""
+STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2}
+"""Bytes that the optimiser keeps for each trained parameter, if it is not two float32."""
 
 
 @contextmanager
 def record_outcome(record: RunRecord, directory: RunDirectory, *, new: bool) -> Iterator[None]:
-    """Writes into the record how a run ended that did not finish, and says what can be done.
+    """Record how a run that does not finish ends, and raise an error that says what can be done.
 
     Args:
         record: The run's record.
-        directory: Its folder; a new run's goes where nothing was started.
-        new: It was not gone on with.
+        directory: Its folder; that of a new run is removed if nothing was started.
+        new: The run was not resumed.
+
+    Raises:
+        Preempted: It was stopped and saved.
+        Interrupted: It was stopped at once.
+        TrainingError: The compute is at fault, for example its disk or its memory.
     """
     try:
         yield
     except BaseException as error:
-        if record.fields["status"] == "finished":  # whatever came behind it
+        if record.fields["status"] == "finished":  # the error came after its end
             raise
-        _record(error, record, directory, new=new)
+        _record_failure(error, record, directory, new=new)
         raise
 
 
 @contextmanager
 def report_full_disk(directory: RunDirectory, *, new: bool) -> Iterator[None]:
-    """Says what can be done where a run's first files can't be written; a new run's folder goes.
+    """Explain errors of a run's first files, and remove the folder of a new run.
 
     Raises:
         TrainingError: The disk is full or read-only.
@@ -64,7 +77,7 @@ def report_full_disk(directory: RunDirectory, *, new: bool) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        problem = _known(error, directory)
+        problem = _explain(error, directory)
         if new:
             directory.remove()
         if problem is None:
@@ -76,8 +89,8 @@ def report_full_disk(directory: RunDirectory, *, new: bool) -> Iterator[None]:
         raise
 
 
-def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *, new: bool) -> None:
-    """Writes the end, and raises what a person is told in place of `error` where it is something else."""
+def _record_failure(error: BaseException, record: RunRecord, directory: RunDirectory, *, new: bool) -> None:
+    """Record the failure, and raise what a person should see instead of `error` if that is something else."""
     if isinstance(error, InputError):  # nothing was started, so nothing stays
         if new:
             directory.remove()
@@ -87,92 +100,146 @@ def _record(error: BaseException, record: RunRecord, directory: RunDirectory, *,
     statuses: dict[type, str] = {StopRequested: "preempted", KeyboardInterrupt: "interrupted"}
     status = statuses.get(type(error), "failed")
     cause: BaseException | None = None
-    if is_process_loss(error):  # which is what is told and written, in place of a library's words
-        ended = f"another of the {world_size()} processes ended; {_safe(directory)}"
-        error, cause = ProcessLostError(Problem(ended, hint=_again(directory))), error
-    told = {"error": f"{type(error).__name__}: {error}"} if status == "failed" else {}
-    with suppress(OSError):  # on a full disk; the message below is what counts then
-        record.end(status, **told)
+    if is_process_loss(error):  # recorded in place of a library's words
+        ended = f"another of the {world_size()} processes ended; {_describe_saved(directory)}"
+        error, cause = ProcessLostError(Problem(ended, hint=_retry_command(directory))), error
+    fields = {"error": f"{type(error).__name__}: {error}"} if status == "failed" else {}
+    with suppress(OSError):  # on a full disk; the message below matters more
+        record.end(status, **fields)
     if isinstance(error, StopRequested):
-        raise Preempted(Problem(f"stopped; {_safe(directory)}", hint=_again(directory))) from None
+        raise Preempted(Problem(f"stopped; {_describe_saved(directory)}", hint=_retry_command(directory))) from None
     if isinstance(error, KeyboardInterrupt):
-        raise Interrupted(Problem(f"stopped at once; {_safe(directory)}", hint=_again(directory))) from None
+        message = f"stopped at once; {_describe_saved(directory)}"
+        raise Interrupted(Problem(message, hint=_retry_command(directory))) from None
     if cause is not None:
         raise error from cause
-    if isinstance(error, Exception) and not isinstance(error, NeftError) and (problem := _known(error, directory)):
+    if isinstance(error, Exception) and not isinstance(error, NeftError) and (problem := _explain(error, directory)):
         raise TrainingError(problem) from error
 
 
-def _known(error: Exception, directory: RunDirectory) -> Problem | None:
-    """What a person can do about an error that comes from the machine."""
+def _explain(error: Exception, directory: RunDirectory) -> Problem | None:
+    """Explain an error of the machine and what a person can do about it; None for any other error."""
     from neftcli.system.device import NO_VARIANT, is_out_of_memory
 
-    said = first_line(error)
+    message, saved = first_line(error), _describe_saved(directory)
     free = shutil.disk_usage(directory.path).free
     if is_disk_full(error):
         return Problem(
-            f"the disk is full; {_safe(directory)}",
-            f"{said} ({free / 2**20:.0f} MiB are free at {directory.path})",
-            f"make room, then {_again(directory)}",
+            f"the disk is full; {saved}",
+            f"{message} ({free / 2**20:.0f} MiB are free at {directory.path})",
+            f"make room, then {_retry_command(directory)}",
         )
     if is_out_of_memory(error):
         return Problem(
-            f"there was not enough memory; {_safe(directory)}",
-            said,
+            f"out of memory; {saved}",
+            message,
             "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
         )
-    if _says(error, [NO_VARIANT]):
-        told = f"an operation of the model can't be repeated to the bit on this GPU; {_safe(directory)}"
-        return Problem(told, said, "the same command with --set training.deterministic=false")
-    if _says(error, ["CUBLAS_WORKSPACE_CONFIG"]):
-        return Problem(f"products on this GPU can't be repeated to the bit; {_safe(directory)}", said, CUBLAS)
-    refused = isinstance(error, OSError) and error.errno in REFUSED
-    if refused or _says(error, WRITER):
-        return Problem(f"a file can't be written; {_safe(directory)}", said, _again(directory))
+    if _mentions(error, [NO_VARIANT]):
+        message = f"an operation of the model has no deterministic implementation on this GPU; {saved}"
+        return Problem(message, message, "the same command with --set training.deterministic=false")
+    if _mentions(error, ["CUBLAS_WORKSPACE_CONFIG"]):
+        message = f"matrix products on this GPU are not deterministic with this setting; {saved}"
+        return Problem(message, message, CUBLAS)
+    is_rejected = isinstance(error, OSError) and error.errno in REFUSED
+    if is_rejected or _mentions(error, WRITER):
+        return Problem(f"a file can't be written; {saved}", message, _retry_command(directory))
     return None
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, says that the disk or a quota is full."""
+    """Return whether an error, or one that it was raised from, means that the disk or a quota is full."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return _says(error, FULL) or any(isinstance(one, OSError) and one.errno in numbers for one in _chain(error))
+    if _mentions(error, FULL):
+        return True
+    return any(isinstance(each, OSError) and each.errno in numbers for each in _chain(error))
 
 
 def raise_if_full(error: BaseException, folder: Path) -> None:
-    """Says in the system's words that the disk is full, where torch could not write; before anything is taken away.
+    """Raise the system's error for a full disk if torch could not write; call it before anything is removed.
 
     Raises:
         OSError: The disk is full.
     """
-    if _says(error, WRITER) and shutil.disk_usage(folder).free < LITTLE:
+    if _mentions(error, WRITER) and shutil.disk_usage(folder).free < LITTLE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
-def _says(error: BaseException, words: Sequence[str]) -> bool:
-    return any(word in str(one) for one in _chain(error) for word in words)
+def saved_bytes(model: Any, recipe: Recipe) -> tuple[int, int]:
+    """Estimate the sizes of the saved model and of a checkpoint.
+
+        model      = the weights, or the adapter's
+        checkpoint = model + optimiser state (two float32 a trained parameter)
+
+    Args:
+        model: The model as it will be trained.
+        recipe: The resolved recipe.
+    """
+    adapter = recipe.adapter.type != "none"
+    model_bytes = trained = 0
+    for weight in model.parameters():
+        if weight.requires_grad or not adapter:
+            model_bytes += weight.numel() * weight.element_size()
+        if weight.requires_grad:
+            trained += weight.numel()
+    return model_bytes, model_bytes + trained * STATE_BYTES.get(recipe.training.optim, 8)
+
+
+def require_space(model_bytes: int, checkpoint_bytes: int, recipe: Recipe, folder: Path, observer: Observer) -> None:
+    """Check before training that the disk has space for the tuned model, and warn if not for its checkpoints.
+
+    Raises:
+        InputError: There is no space for the model.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < model_bytes:
+        raise InputError(
+            Problem(
+                f"{folder.parent}: the disk has no space for the tuned model",
+                f"{_format_mib(free)} are free, the model needs {_format_mib(model_bytes)}",
+                "make room, --output-dir FOLDER on another disk, or --lora",
+            )
+        )
+    # One more than are kept: the oldest is removed when the newest is complete.
+    needed = model_bytes + checkpoint_bytes * (recipe.checkpoints.save_total_limit + 1)
+    if free < needed:
+        observer.notify(
+            Notice(
+                f"{_format_mib(free)} are free on the disk; the model and its checkpoints may need "
+                f"{_format_mib(needed)}: make room, or keep fewer (--set checkpoints.save_total_limit=1)"
+            )
+        )
+
+
+def _format_mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def _mentions(error: BaseException, messages: Sequence[str]) -> bool:
+    return any(message in str(each) for each in _chain(error) for message in messages)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from."""
+    """Yield an error and those that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _safe(directory: RunDirectory) -> str:
-    """What of a run is safe, in words."""
+def _describe_saved(directory: RunDirectory) -> str:
+    """Describe what is saved of a run."""
     if not (directory.path / RECIPE).is_file():
         return "nothing was started"
     checkpoint = Checkpoints(directory.checkpoints, 1).latest()
     if directory.model.is_dir():
         return f"the tuned model is in {directory.model}"
     if checkpoint is not None:
-        return f"{checkpoint} is safe, after update {checkpoint.name.rpartition('-')[2]}"
-    measured = "what was measured" if (directory.path / "metrics.jsonl").is_file() else "the recipe"
-    return f"no update was saved; {measured} is in {directory.path}"
+        return f"{checkpoint} is saved, after step {checkpoint.name.rpartition('-')[2]}"
+    saved = "the measurements are" if (directory.path / METRICS).is_file() else "the recipe is"
+    return f"no step was saved; {saved} in {directory.path}"
 
 
-def _again(directory: RunDirectory) -> str:
+def _retry_command(directory: RunDirectory) -> str:
     if not (directory.path / RECIPE).is_file():
         return "the same command again"
     return f"neft train --resume {shlex.quote(str(directory.path))}"

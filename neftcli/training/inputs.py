@@ -1,15 +1,18 @@
-"""Inputs of a run: resolve and check the model's name, and read the rows."""
+"""Inputs of a run: resolve the model's name, read and tokenise the rows, and check that they fit together."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neftcli.data.prepare import ExampleSplits, read_examples
+from neftcli.data.chat import ChatFormat, load_chat_format
+from neftcli.data.prepare import ExampleSplits, PreparedData, prepare, read_examples
 from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub_id
 from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.models.chat_templates import NAMED, validate_chat_template
 from neftcli.models.gguf import is_gguf_converted
+from neftcli.models.limits import load_embedding_size, max_prompt_length, require_embeddings, require_positions
 from neftcli.models.loading import require_pinned_code
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.models.validate import validate_model, validate_weight_files
@@ -19,24 +22,26 @@ from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_name
 from neftcli.system.cache import written_in_cache
 from neftcli.system.hub import UNREACHABLE, prefer_cache_if_unreachable
-from neftcli.training.progress import reading
+from neftcli.system.library_output import library_chatter
+from neftcli.system.process import prepare_process
+from neftcli.training.progress import ReadingProgress, TokenisingProgress
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
 
 def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> tuple[ModelReference, ExampleSplits]:
-    """Resolves the model's name, reads the data, and checks what the model's `config.json` says.
+    """Resolve the model's name, read the rows, and check the model's `config.json`.
 
     Bad data is rejected before torch is imported.
 
     Args:
-        recipe: The recipe.
+        recipe: The resolved recipe.
         observer: Receives the progress.
         weights: The model's weights will be loaded, so its files are checked as well.
 
     Raises:
-        InputError: Either can't be used.
+        InputError: The model or the rows can't be used.
     """
     reference = resolve_model(recipe.model.name, recipe.model.revision)
     require_name(recipe.run_name())
@@ -50,19 +55,89 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
         if reason:
             observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase(PhaseId.READING_DATA))
-    examples = read_examples(recipe.data, reading(observer))
+    examples = read_examples(recipe.data, ReadingProgress(observer))
     validate_model(reference, recipe, trains=True)
     if weights:
         validate_weight_files(reference)
-    asked, found = recipe.data.held_out_rows, len(examples.held_out)
-    if found < asked != Data.held_out_rows and examples.splits_itself:  # the default is a wish
-        limit = "a fifth at most, and rows of one prompt together"
-        held_out = "1 row is held out" if found == 1 else f"{found} rows are held out"
-        observer.notify(Notice(f"{held_out}, not {asked}: {limit}"))
+    wanted, held_out = recipe.data.held_out_rows, len(examples.held_out)
+    is_default = wanted == Data.held_out_rows  # which may be more than there are
+    if held_out < wanted and not is_default and examples.splits_itself:
+        rows = "1 row is held out" if held_out == 1 else f"{held_out} rows are held out"
+        observer.notify(Notice(f"{rows}, not {wanted}: a fifth at most, and rows with the same prompt together"))
     return reference, examples
 
 
+def prepare_inputs(
+    recipe: Recipe, observer: Observer, *, weights: bool = True
+) -> tuple[PreparedData, ChatFormat, list[str]]:
+    """Read and tokenise the rows of a recipe that is not trained.
+
+    `weights` is that of `read_inputs`; returns and raises as `tokenize_inputs`.
+    """
+    prepare_process()
+    reference, examples = read_inputs(recipe, observer, weights=weights)
+    with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
+        return tokenize_inputs(recipe, reference, examples, observer)
+
+
+def tokenize_inputs(
+    recipe: Recipe, reference: ModelReference, examples: ExampleSplits, observer: Observer, *, answers: bool = False
+) -> tuple[PreparedData, ChatFormat, list[str]]:
+    """Load the tokenizer, tokenise the rows, and check that rows and answers fit the model.
+
+    Args:
+        recipe: The resolved recipe.
+        reference: Its model.
+        examples: Its rows, as they were read.
+        observer: Receives the progress.
+        answers: Answers to held-out prompts are generated, regardless of evaluation.samples.
+
+    Returns:
+        The rows, the tokenizer with its chat template, and notices about it.
+
+    Raises:
+        InputError: The tokenizer or the template can't be used, no token would carry loss, or the model has too few
+            positions for a row or an answer.
+    """
+    chat, notices = load_chat_format(recipe, reference, examples.row_format, observer)
+    prepared = prepare(examples, recipe.data, chat, TokenisingProgress(observer))
+    _require_room(recipe, reference, prepared, answers=answers)
+    _require_embedded_rows(prepared, chat, load_embedding_size(reference, recipe.model.trust_remote_code))
+    return prepared, chat, notices
+
+
+def report_data(prepared: PreparedData, notices: list[str], observer: Observer) -> None:
+    """Notify the observer of the rows' counts and of what the tokenizer lacked."""
+    observer.notify(prepared.counts)
+    for notice in notices:
+        observer.notify(Notice(notice))
+
+
 def local_paths(recipe: Recipe) -> list[str]:
-    """The values of a recipe that lead to a file or folder of this machine, from the current folder."""
+    """Return the values of a recipe that are paths of existing files or folders, relative to the current folder."""
     names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED}  # they take precedence over a folder of the same name
     return [value for value in path_values(recipe) if value not in names and exists(at_home(value))]
+
+
+def _require_room(recipe: Recipe, reference: ModelReference, prepared: PreparedData, *, answers: bool) -> None:
+    """Check that the model has positions for the rows, and for the answers that are generated.
+
+    Raises:
+        ModelError: It has too few, or its configuration can't be read.
+    """
+    from neftcli.models.loading import load_config
+
+    config = load_config(reference, recipe.model.trust_remote_code)
+    require_positions(config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
+    if prepared.held_out and (answers or recipe.evaluation.samples):
+        max_prompt_length(config, recipe.evaluation.generation.max_new_tokens)
+
+
+def _require_embedded_rows(prepared: PreparedData, chat: ChatFormat, vocabulary: int | None) -> None:
+    """Check that the model has an embedding for every token that it is trained or measured on.
+
+    Raises:
+        ModelError: A row holds a token beyond the model's vocabulary.
+    """
+    for rows in (prepared.train, prepared.held_out):
+        require_embeddings(((row.location, row.input_ids) for row in rows), chat.tokenizer, vocabulary)

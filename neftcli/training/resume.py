@@ -1,10 +1,11 @@
-"""From where a stopped run goes on, and whether it is still the same run."""
+"""State of a run that checkpoints keep, and the rules by which a stopped run resumes."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +24,18 @@ from neftcli.system.files import require_no_link, require_no_links
 from neftcli.training.inputs import local_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from neftcli.evaluation.loss import RowLoss
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
+    from neftcli.runs.schemas import TrainingState, Unlogged
+    from neftcli.training.evaluator import Evaluation
 
 MEASUREMENT_SETTINGS = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
-"""What is measured before training and behind it, which must be the same to be compared."""
+"""Options of what is measured before and after training, which must be the same for a comparison."""
 FIXED = (
-    *("adapter.", "quantization.", "model."),  # the checkpoint's tensors would have no place
-    "training.processes",  # it has a part from each
-    *("training.optim", "training.learning_rate", "training.weight_decay", "training.logging_steps"),  # it holds these
+    *("adapter.", "quantization.", "model."),  # the checkpoint's tensors would not fit
+    "training.processes",  # the checkpoint has a part from each
+    *("training.optim", "training.learning_rate", "training.weight_decay", "training.logging_steps"),  # stored in it
     *MEASUREMENT_SETTINGS,
 )
 """Options whose change can't be accepted."""
@@ -43,162 +45,218 @@ PATH_FLAGS = {
     "data.sources": "--set data.sources='[...]'    the entries with their new paths",
     "data.held_out_source": "--held-out PLACE    the new path",
 }
-"""Options that say where something lies, and their flags. What was moved is compared by its content."""
-NOT_BEGUN = "the command that started it: a run that is killed in its first seconds leaves no folder"
-ACCEPT = "--accept-changes    to go on all the same; the run is then neither the one nor the other"
+"""Options that hold a path, and their flags. Files that were moved are compared by their content."""
+NO_RUN_YET = "the command that started it: a run that is killed in its first seconds leaves no folder"
+ACCEPT = "--accept-changes    to resume all the same; the run is then a mixture of both"
 
 
 @dataclass(frozen=True)
 class BaseEvaluation:
-    """What the model could do before training.
+    """Measurements of the model before training.
 
     Attributes:
         evaluated: Its losses.
-        answers: What it said to the first held-out prompts.
+        answers: Its answers to the first held-out prompts.
+        evaluation_seconds: Duration of the losses' measurement; the basis for the time that is left.
+        answer_seconds: Duration of the answers, likewise.
     """
 
     evaluated: Evaluated
     answers: list[str]
+    evaluation_seconds: float = 0.0
+    answer_seconds: float = 0.0
+
+
+@dataclass
+class RunState:
+    """State of a run that its checkpoints keep beside the trainer's own.
+
+    Attributes:
+        base: Measurements before training.
+        started: When the run started, by time.perf_counter, less the seconds that earlier processes took.
+        manifest: Facts for the checkpoints' manifests: recipe, data and model by their hashes, versions.
+        recipe_yaml: The recipe as the run's folder holds it.
+        last_evaluation: The last evaluation of this process.
+        restored: Losses of the last evaluation of an earlier process.
+        unlogged: Sums of the log row that was begun at the last checkpoint, by process.
+    """
+
+    base: BaseEvaluation
+    started: float
+    manifest: Mapping[str, Any]
+    recipe_yaml: str
+    last_evaluation: Evaluation | None = None
+    restored: Evaluated | None = None
+    unlogged: Unlogged | None = None
+
+    @property
+    def evaluated(self) -> Evaluated | None:
+        """Losses of the last evaluation during training."""
+        return self.last_evaluation.losses if self.last_evaluation else self.restored
+
+    @property
+    def evaluated_step(self) -> int:
+        """Step of the last evaluation; 0 before the first one."""
+        return self.evaluated.step if self.evaluated else 0
+
+    @property
+    def held_out_losses(self) -> Sequence[RowLoss]:
+        """Losses of the held-out rows at the last evaluation; empty if an earlier process measured them."""
+        return self.last_evaluation.held_out if self.last_evaluation else ()
+
+    def restore(self, saved: TrainingState) -> None:
+        """Restore the state that a checkpoint kept."""
+        self.restored = Evaluated(**saved["evaluated"]) if saved["evaluated"] else None
+        self.unlogged = saved["unlogged"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state as a checkpoint keeps it."""
+        return {
+            "evaluated": asdict(self.evaluated) if self.evaluated else None,
+            "unlogged": self.unlogged,
+            "base": asdict(self.base),
+            "seconds": time.perf_counter() - self.started,
+        }
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """A run that is resumed.
+    """A stopped run that is resumed.
 
     Attributes:
         directory: Its folder.
-        checkpoint: From where; None where none was written yet, so it begins again.
-        passed_over: Newer checkpoints that don't verify, and why.
-        accept_changes: Go on though recipe, data or model have changed.
-        changes: What has.
-        relative_paths: The folders that the paths of the run's recipe start from; None if the record names none.
+        checkpoint: The checkpoint that it resumes from; None if none was saved, so that it starts over.
+        skipped: Newer checkpoints that don't verify, each with the reason.
+        accept_changes: Resume although recipe, data or model have changed.
+        changes: What has changed.
+        relative_paths: The folders that the paths of the run's recipe are relative to; None if the record names none.
     """
 
     directory: RunDirectory
     checkpoint: Checkpoint | None
-    passed_over: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     accept_changes: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
     relative_paths: RelativePaths | None = None
 
-    def written(self, recipe: Recipe) -> Recipe:
-        """The recipe as the run's files hold it: its paths from the folder in which the run was begun."""
-        return recipe if self.relative_paths is None else with_paths(recipe, self.relative_paths.to_run_folder)
-
-    def paths(self, recipe: Recipe) -> dict[str, Any]:
-        """The entry of the run's record about the paths of `recipe`, which are relative to the current folder."""
-        folder, local = Path.cwd(), local_paths(recipe)
-        if self.relative_paths is not None and self.relative_paths.folders:
-            folder = self.relative_paths.folders[0]
-            local = [self.relative_paths.to_run_folder(value) for value in local]
-        return relative_paths_record(self.directory.path, folder, local)
-
     @property
     def step(self) -> int:
-        """Updates that are done."""
+        """Steps done."""
         return self.checkpoint.step if self.checkpoint else 0
 
-    def require_as_found(self) -> None:
-        """Checks, when nobody else can train the run any more, that nobody did since it was looked at.
-
-        Raises:
-            InputError: It was resumed by another process.
-        """
-        gone = self.checkpoint is not None and not self.checkpoint.path.is_dir()
-        if gone or self.directory.record()["status"] == "finished":
-            told = f"{self.directory.path}: another process went on with this run meanwhile"
-            raise InputError(Problem(told, hint="the same command again"))
-
+    @property
     def seconds(self) -> float:
-        """How long the run had taken up to the checkpoint."""
+        """Seconds that the run had taken at the checkpoint."""
         return self.checkpoint.progress["seconds"] if self.checkpoint else 0.0
 
-    def told(self) -> dict[str, Any]:
-        """What the run's record says of it."""
-        from_where = self.checkpoint.path.name if self.checkpoint else None
-        return {"checkpoint": from_where, "passed_over": list(self.passed_over), "changes": self.changes}
+    def relocate_paths(self, recipe: Recipe) -> Recipe:
+        """Return the recipe as the run's files hold it: its paths from the folder in which the run was started."""
+        return recipe if self.relative_paths is None else with_paths(recipe, self.relative_paths.to_run_folder)
 
-    def tell(self, observer: Observer) -> None:
-        """Says from where the run goes on, what was passed over, and what changed."""
-        for reason in self.passed_over:
-            observer.notify(Notice(f"passed over {reason}"))
-        if self.checkpoint is None:
-            observer.notify(Notice(f"{self.directory.path} has no checkpoint: the run begins again"))
-        else:
-            observer.notify(Notice(f"going on after update {self.step}, from {self.checkpoint.path}"))
-        for change in describe_changes(self.told()):
-            observer.notify(Notice(f"from here on the run is mixed: {change}"))
+    def record_paths(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the entry of the run's record about the paths of `recipe`, which start from the current folder."""
+        if self.relative_paths is None or not self.relative_paths.folders:
+            return record_paths(self.directory, recipe)
+        local = [self.relative_paths.to_run_folder(value) for value in local_paths(recipe)]
+        return relative_paths_record(self.directory.path, self.relative_paths.folders[0], local)
 
-    def require_same(self, found: Mapping[str, Any], recipe: Recipe) -> None:
-        """Compares what the checkpoint is of with what was found now.
+    def to_record(self) -> dict[str, Any]:
+        """Return the entry of the run's record about this resumption."""
+        name = self.checkpoint.path.name if self.checkpoint else None
+        return {"checkpoint": name, "passed_over": list(self.skipped), "changes": self.changes}
 
-        Args:
-            found: data_sha256, tokens_sha256 and model_fingerprint.
-            recipe: By which it was found.
+    def require_current(self) -> None:
+        """Check, with the run locked, that no other process resumed it since it was read.
 
         Raises:
-            InputError: The rows, their tokens or the model are others.
+            InputError: One did.
+        """
+        removed = self.checkpoint is not None and not self.checkpoint.path.is_dir()
+        if removed or self.directory.record()["status"] == "finished":
+            message = f"{self.directory.path}: another process has resumed this run meanwhile"
+            raise InputError(Problem(message, hint="the same command again"))
+
+    def report(self, observer: Observer) -> None:
+        """Notify the observer of the checkpoint, of those that were skipped, and of changes."""
+        for reason in self.skipped:
+            observer.notify(Notice(f"skipped {reason}"))
+        if self.checkpoint is None:
+            observer.notify(Notice(f"{self.directory.path} has no checkpoint: the run starts over"))
+        else:
+            observer.notify(Notice(f"resuming after step {self.step}, from {self.checkpoint.path}"))
+        for change in describe_changes(self.to_record()):
+            observer.notify(Notice(f"from here on the run is mixed: {change}"))
+
+    def require_same_inputs(self, hashes: Mapping[str, Any], recipe: Recipe) -> None:
+        """Compare rows, tokens and model with those of the checkpoint.
+
+        Args:
+            hashes: data_sha256, tokens_sha256 and model_fingerprint of what was read now.
+            recipe: The recipe by which it was read.
+
+        Raises:
+            InputError: They differ, and that was not accepted or can't be.
         """
         if self.checkpoint is None:
             return
-        words = {
+        subjects = {
             "model_fingerprint": f"{recipe.model.name}: the model's files",
             "data_sha256": f"{recipe.data.source_name()}: the rows",
             "tokens_sha256": f"{recipe.model.name}: the rows' tokens (the tokenizer or the chat template)",
         }
         manifest: Mapping[str, Any] = self.checkpoint.manifest
-        other = {key: value for key, value in found.items() if manifest[key] != value}
-        if "data_sha256" in other:  # other rows have other tokens
-            other.pop("tokens_sha256", None)
+        changed = {key: value for key, value in hashes.items() if manifest[key] != value}
+        if "data_sha256" in changed:  # different rows have different tokens
+            changed.pop("tokens_sha256", None)
         impossible = {"model_fingerprint"} if "model.name" in self.changes else set()
-        refused = impossible & set(other) if self.accept_changes else set(other)
-        if refused:
+        rejected = impossible & set(changed) if self.accept_changes else set(changed)
+        if rejected:
             raise InputError(
                 *(
                     Problem(
-                        f"{words[key]} changed since {self.checkpoint.path.name}",
-                        f"{other[key][:20]} (there {manifest[key][:20]})",
+                        f"{subjects[key]} changed since {self.checkpoint.path.name}",
+                        f"{changed[key][:20]} ({self.checkpoint.path.name}: {manifest[key][:20]})",
                         "--model with the model that the run began from" if key in impossible else ACCEPT,
                     )
-                    for key in sorted(refused)
+                    for key in sorted(rejected)
                 )
             )
-        self.changes.update(other)
+        self.changes.update(changed)
+
+
+def record_paths(directory: RunDirectory, recipe: Recipe) -> dict[str, Any]:
+    """Return the entry of a new run's record about the paths of its recipe, which start from the current folder."""
+    return relative_paths_record(directory.path, Path.cwd(), local_paths(recipe))
 
 
 def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: bool) -> tuple[Recipe, ResumeState]:
-    """The run of a name or folder, with the recipe that it goes on by.
+    """Find the run of a name or folder, and resolve the recipe by which it resumes.
 
     Args:
         name: The run's folder, or its name below runs/.
-        layers: What was typed beside it.
-        accept_changes: Go on though what was typed, or the run's recipe.yaml, differs from the checkpoint's.
+        layers: Settings typed on the command line.
+        accept_changes: Resume although these settings, or the run's recipe.yaml, differ from the checkpoint's recipe.
 
     Raises:
-        InputError: There is no such run, it is finished, it is another run by now, or it would run a model's own code
-            unasked.
+        InputError: There is no such run, it is finished, its recipe has changed, or it would run a model's own code
+            without being asked to.
     """
     path = find_run(name)
     if path is None:
         for folder in (at_home(name), Path("runs") / at_home(name)):
-            require_no_link(folder / RECORD)  # one that leads nowhere is no file
+            require_no_link(folder / RECORD)  # a dangling link is not found as a file
         raise InputError(_no_run(name))
     require_no_link(path / RECORD)
     directory = RunDirectory(path)
     if directory.record()["status"] != "finished":  # a finished run is rejected for that, below
         require_no_links(path)
     if not (path / RECIPE).is_file():
-        kept = Checkpoints(directory.checkpoints, 1).latest()
-        if kept is None and not directory.model.exists():
-            again = f"rm -r {shlex.quote(str(path))}    then the command that began it"
-            raise InputError(Problem(f"{path}: this run was stopped before it was begun", f"no {RECIPE}", again))
-        again = f"cp {shlex.quote(f'{kept}/{RECIPE}')} {shlex.quote(f'{path}/')}    brings the checkpoint's back"
-        hint = again if kept is not None else "neft train    begins a new run"
-        raise InputError(Problem(f"{path}: this run has no {RECIPE}", hint=hint))
+        raise InputError(_no_recipe(directory))
     typed = [setting for layer in layers for key, setting in layer.items() if key in ("name", "output_dir")]
     if typed:
-        refused = (Problem(f"{one.origin} and --resume can't stand together", one.typed) for one in typed)
-        raise InputError(*refused)
+        raise InputError(
+            *(Problem(f"{setting.origin} and --resume can't be combined", setting.typed) for setting in typed)
+        )
     recipe = resolve([*file_layers(str(path / RECIPE)), *layers])
     require_typed_trust(recipe, layers, path / RECIPE, f"neft train --resume {shlex.quote(str(path))}")
     relative_paths = find_relative_paths(path / RECIPE)
@@ -209,48 +267,66 @@ def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: boo
     return recipe, resume_state
 
 
-def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths | None) -> None:
-    """Refuses a model's folder or rows that lie where they did no more, and says how their new place is named."""
+def _no_recipe(directory: RunDirectory) -> Problem:
+    """Describe a run without a recipe.yaml."""
+    path, checkpoint = directory.path, Checkpoints(directory.checkpoints, 1).latest()
+    if checkpoint is not None:
+        copy = f"cp {shlex.quote(f'{checkpoint}/{RECIPE}')} {shlex.quote(f'{path}/')}    restores the checkpoint's"
+        return Problem(f"{path}: this run has no {RECIPE}", hint=copy)
+    if directory.model.exists():
+        return Problem(f"{path}: this run has no {RECIPE}", hint="neft train    starts a new run")
+    remove = f"rm -r {shlex.quote(str(path))}    then the command that started it"
+    return Problem(f"{path}: this run was stopped before it was set up", f"no {RECIPE}", remove)
 
-    def looked_for(name: str) -> str:
+
+def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths | None) -> None:
+    """Check that the model and the rows are where the recipe says, and name the flags for their new paths if not.
+
+    Raises:
+        InputError: One is not.
+    """
+
+    def searched_path(name: str) -> str:
         return name if relative_paths is None else relative_paths.describe_search(name)
 
     problems = []
     try:
         resolve_model(recipe.model.name, recipe.model.revision)
     except ModelError as error:
-        name = recipe.model.name
-        problems += [("model.name", replace(problem, got=looked_for(name))) for problem in error.problems]
-    training = "data.sources" if recipe.data.sources else "data.source"
-    named = [(training, source.source) for source in recipe.data.all_sources()]
-    for path, source in (*named, ("data.held_out_source", recipe.data.held_out_source or BUILTIN)):
+        received = searched_path(recipe.model.name)
+        problems += [("model.name", replace(problem, got=received)) for problem in error.problems]
+    option = "data.sources" if recipe.data.sources else "data.source"
+    sources = [(option, source.source) for source in recipe.data.all_sources()]
+    sources.append(("data.held_out_source", recipe.data.held_out_source or BUILTIN))
+    for option, source in sources:
         if is_local_path(source) and not exists(at_home(strip_file_scheme(source))):
-            message = f"{path}: there is no file or folder of this name"
-            problems.append((path, Problem(message, looked_for(source), did_you_mean=nearest_path(at_home(source)))))
+            message = f"{option}: there is no file or folder of this name"
+            problems.append(
+                (option, Problem(message, searched_path(source), did_you_mean=nearest_path(at_home(source))))
+            )
     if problems:
         again = f"neft train --resume {shlex.quote(str(run))}"
-        raise InputError(*(replace(problem, hint=f"{again} {PATH_FLAGS[path]}") for path, problem in problems))
+        raise InputError(*(replace(problem, hint=f"{again} {PATH_FLAGS[option]}") for option, problem in problems))
 
 
 def _no_run(name: str) -> Problem:
-    """What is said of a name that is no run's."""
+    """Describe a name that is not a run's."""
     path = at_home(name)
-    inside = next((parent for parent in path.parents if (parent / RECORD).is_file()), None)
-    if inside is not None:  # a checkpoint's folder
-        return Problem("--resume takes the run's own folder", name, f"neft train --resume {shlex.quote(str(inside))}")
+    run = next((parent for parent in path.parents if (parent / RECORD).is_file()), None)
+    if run is not None:  # the path is a checkpoint's
+        return Problem("--resume takes the run's own folder", name, f"neft train --resume {shlex.quote(str(run))}")
     if (sweep := find_sweep(name)) is not None:
         return Problem("--resume takes a run; this is a sweep", name, f"neft sweep-alpha {shlex.quote(str(sweep))}")
-    there = exists(path) or exists(Path("runs") / path)
-    message = f"--resume: {'this is no run' if there else 'there is no run of this name'}"
+    is_path = exists(path) or exists(Path("runs") / path)
+    message = f"--resume: {'this is not a run' if is_path else 'there is no run of this name'}"
     nearest = nearest_path(Path("runs") / name) or nearest_path(path)
     if nearest and (Path(nearest) / RECORD).is_file():
         return Problem(message, name, f"neft train --resume {shlex.quote(nearest)}", nearest)
-    again = "ls runs    to see the runs" if there else NOT_BEGUN
-    return Problem(message, name, again)
+    return Problem(message, name, "ls runs    to see the runs" if is_path else NO_RUN_YET)
 
 
 def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes: bool = False) -> ResumeState:
-    """From where the run in `directory` goes on.
+    """Read the state from which the run in `directory` resumes: its newest checkpoint that verifies.
 
     Raises:
         InputError: It is finished, its record can't be read, or it has checkpoints and none of them verifies.
@@ -264,57 +340,59 @@ def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes
             )
         )
     checkpoints = Checkpoints(directory.checkpoints, recipe.checkpoints.save_total_limit)
-    newest, passed_over = checkpoints.newest()
-    if newest is None and any("never finished" not in reason for reason in passed_over):
+    checkpoint, skipped = checkpoints.newest()
+    if checkpoint is None and any("never finished" not in reason for reason in skipped):
         raise InputError(
-            *(Problem(reason) for reason in passed_over),
+            *(Problem(reason) for reason in skipped),
             Problem(
                 f"{directory.path}: none of its checkpoints verifies",
-                f"{len(passed_over)} checkpoint{'s' if len(passed_over) > 1 else ''}",
+                f"{len(skipped)} checkpoint{'s' if len(skipped) > 1 else ''}",
                 f"neft train --recipe {shlex.quote(str(directory.path / RECIPE))}    trains it again, in a new folder",
             ),
         )
-    return ResumeState(directory, newest, tuple(passed_over), accept_changes)
+    return ResumeState(directory, checkpoint, tuple(skipped), accept_changes)
 
 
 def _require_same_recipe(resume_state: ResumeState, recipe: Recipe) -> None:
-    """Compares with the recipe that the checkpoint was made by.
+    """Compare the recipe with the one of the checkpoint, or of the run if it has none.
 
     Raises:
-        InputError: They differ in what touches the weights, and that was not accepted or can't be.
+        InputError: They differ in an option that affects the weights, and that was not accepted or can't be.
     """
-    there = resume_state.checkpoint.path if resume_state.checkpoint else resume_state.directory.path
-    before = load_recipe(str(there / RECIPE))
-    changed = differences(before, recipe)
+    folder = resume_state.checkpoint.path if resume_state.checkpoint else resume_state.directory.path
+    recipe_before = load_recipe(str(folder / RECIPE))
+    changed = differences(recipe_before, recipe)
     if resume_state.checkpoint:
-        changed |= differences(before, recipe, MEASUREMENT_SETTINGS)
-    changed = {path: values for path, values in changed.items() if path not in PATH_FLAGS or not _same_place(*values)}
-    moved = {path: list(values) for path, values in changed.items() if path in PATH_FLAGS and _moved(*values)}
-    resume_state.changes.update(moved)
-    changed = {path: values for path, values in changed.items() if path not in moved}
+        changed |= differences(recipe_before, recipe, MEASUREMENT_SETTINGS)
+    for option, (before, now) in list(changed.items()):
+        if option in PATH_FLAGS and _same_file(before, now):
+            del changed[option]
+        elif option in PATH_FLAGS and _moved(before, now):
+            resume_state.changes[option] = [before, now]
+            del changed[option]
     if not changed:
         return
-    impossible = [path for path in changed if path.startswith(FIXED)]
-    refused = impossible if resume_state.accept_changes else list(changed)
-    if refused:
-        raise InputError(
-            *(
-                Problem(
-                    f"--resume: {path} differs from that of {there.name}"
-                    + (", which can't be accepted" if resume_state.accept_changes else ""),
-                    f"{_shown(changed[path][1])} (there {_shown(changed[path][0])})",
-                    f"neft train --recipe {shlex.quote(str(there / RECIPE))}    begins a new run"
-                    if path in impossible
-                    else ACCEPT,
-                )
-                for path in refused
+    impossible = [option for option in changed if option.startswith(FIXED)]
+    rejected = impossible if resume_state.accept_changes else list(changed)
+    problems = []
+    for option in rejected:
+        before, now = changed[option]
+        not_acceptable = ", which can't be accepted" if resume_state.accept_changes else ""
+        new_run = f"neft train --recipe {shlex.quote(str(folder / RECIPE))}    starts a new run"
+        problems.append(
+            Problem(
+                f"--resume: {option} differs from that of {folder.name}{not_acceptable}",
+                f"{_format_value(now)} ({folder.name}: {_format_value(before)})",
+                new_run if option in impossible else ACCEPT,
             )
         )
-    resume_state.changes.update({path: list(values) for path, values in changed.items()})
+    if problems:
+        raise InputError(*problems)
+    resume_state.changes.update({option: list(values) for option, values in changed.items()})
 
 
 def _moved(before: Any, now: Any) -> bool:
-    """Whether nothing lies in the old place any more, and something in the new one."""
+    """Return whether nothing is at the old path any more, and something is at the new one."""
     if isinstance(before, list) and isinstance(now, list):  # data.sources
         pairs = list(zip(before, now, strict=False))
         unchanged = all({**new, "source": old["source"]} == old for old, new in pairs)
@@ -323,27 +401,29 @@ def _moved(before: Any, now: Any) -> bool:
     return before is not None and now is not None and exists(at_home(now)) and not exists(at_home(before))
 
 
-def _same_place(before: str | None, now: str | None) -> bool:
+def _same_file(before: str | None, now: str | None) -> bool:
     """Return whether two paths lead to the same file or folder."""
     if before is None or now is None or not exists(at_home(before)) or not exists(at_home(now)):
         return False
     return at_home(before).samefile(at_home(now))
 
 
-def _shown(value: Any) -> str:
-    """A value as it is typed."""
-    return "the default" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _format_value(value: Any) -> str:
+    """Format a value as it is typed."""
+    if value is None:
+        return "the default"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def describe_changes(resumed: Mapping[str, Any]) -> list[str]:
-    """Describe what changed when a run was resumed, by an entry of its record's `resumed`."""
+    """Describe what changed when a run was resumed, from an entry of its record's `resumed`."""
     if resumed["checkpoint"] is None:
         return []
-    behind = resumed["checkpoint"].rpartition("-")[2]
-    words = []
+    step = resumed["checkpoint"].rpartition("-")[2]
+    sentences = []
     for key, value in resumed["changes"].items():
         if isinstance(value, list) and key not in PATH_FLAGS:
-            words.append(f"{key} {_shown(value[0])} up to update {behind}, then {_shown(value[1])}")
+            sentences.append(f"{key} {_format_value(value[0])} up to step {step}, then {_format_value(value[1])}")
         elif not isinstance(value, list):
-            words.append(f"other {key.partition('_')[0]} behind update {behind} (accepted)")
-    return words
+            sentences.append(f"different {key.partition('_')[0]} after step {step} (accepted)")
+    return sentences

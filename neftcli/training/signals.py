@@ -1,4 +1,4 @@
-"""How a run is asked to stop: behind its update, where it can be saved; at once, where nothing would be lost by it."""
+"""Stop requests: signals that stop a run after its step, or at once if nothing would be lost."""
 
 from __future__ import annotations
 
@@ -13,91 +13,97 @@ from neftcli.events import Notice, Observer
 from neftcli.system import distributed
 
 REQUEUE_SIGNAL = "SIGUSR1"
-"""What Slurm sends as a warning, by `--signal=B:USR1@120`."""
-
-
-ECHO = 1.0
-"""Seconds in which one wish to stop can come twice: a launcher passes on the Ctrl-C that its terminal sends as well."""
+"""Signal that Slurm sends as a warning, with `--signal=B:USR1@120`."""
 WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU")
+"""Signals by which a scheduler can warn of the end of its time."""
+ECHO = 1.0
+"""Seconds in which one request can arrive twice: a launcher repeats the Ctrl-C that its terminal sends as well."""
 
 
 class StopRequested(KeyboardInterrupt):
-    """A stop was asked for while nothing would be lost; no library that catches exceptions keeps it."""
+    """A stop was requested while nothing would be lost. Libraries that catch `Exception` don't catch it."""
 
 
-def _nobody() -> bool:
+def _never() -> bool:
     return False
 
 
 class StopSignal:
-    """Whether a run is to stop.
+    """The request to stop a run.
 
-    The first signal lets the update end, the second raises KeyboardInterrupt at once. Of several processes that train
-    together the first one's counts; `is_agreed` tells the others, which only heed a second.
+    The first signal lets the current step end; the second raises KeyboardInterrupt at once. If several processes train
+    together, rank 0 decides and `synchronize` tells the others, which react to a second signal only.
 
     Args:
-        asked: Is asked beside the signals; a worker of a sweep is told in this way.
+        requested_elsewhere: Another source of the request; a sweep stops its cells through it.
+
+    Attributes:
+        stopping: A stop was agreed upon by all processes; set by `synchronize`.
+        in_training: Steps are being trained, so a stop is saved first.
     """
 
-    def __init__(self, asked: Callable[[], bool] = _nobody) -> None:
-        self._asked_elsewhere = asked
+    def __init__(self, requested_elsewhere: Callable[[], bool] = _never) -> None:
+        self._requested_elsewhere = requested_elsewhere
         self._signals = 0
-        self._at_once = False
-        self._in_updates = False
+        self._interruptible = False
+        self.stopping = False
+        self.in_training = False
 
     def is_requested(self) -> bool:
-        """Whether the run is to stop behind its update."""
-        return (self._signals > 0 and distributed.is_main_process()) or self._asked_elsewhere()
+        """Return whether this process was asked to stop."""
+        return (self._signals > 0 and distributed.is_main_process()) or self._requested_elsewhere()
 
-    def is_agreed(self) -> bool:
-        """Whether the first process is asked to stop; all that train together have to call it."""
-        return distributed.broadcast_object(self.is_requested())
+    def synchronize(self) -> bool:
+        """Return whether rank 0 was asked to stop; a collective operation until it was."""
+        if not self.stopping:
+            self.stopping = distributed.broadcast_object(self.is_requested())
+        return self.stopping
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within the block a signal raises `StopRequested` in place of waiting for the update's end.
+        """Let a signal end the block at once instead of waiting for the end of the step.
 
         Raises:
-            StopRequested: Also where a stop was asked for before the block.
+            StopRequested: A stop is requested, within the block or before it.
         """
         if self.is_requested():
             raise StopRequested
-        before, self._at_once = self._at_once, True
+        before, self._interruptible = self._interruptible, True
         try:
             yield
         finally:
-            self._at_once = before
+            self._interruptible = before
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
-        """Within the block updates are done, and what was done up to a stop is saved."""
-        self._in_updates = True
+        """Mark a block in which steps are trained: a stop waits for the end of the step and a checkpoint."""
+        self.in_training = True
         try:
             yield
         finally:
-            self._in_updates = False
+            self.in_training = False
 
     def announce(self, observer: Observer) -> None:
-        """Says what a first signal does."""
-        announce_stop(observer, "this update is finished and saved first" if self._in_updates else "")
+        """Notify the observer of the effect of a first signal."""
+        announce_stop(observer, "the current step is finished and saved first" if self.in_training else "")
 
     @contextmanager
     def handle_signals(
         self, requeue_signal: str = REQUEUE_SIGNAL, first: Callable[[], None] | None = None
     ) -> Iterator[None]:
-        """Listens to Ctrl-C, SIGTERM and `requeue_signal` within the block.
+        """Handle Ctrl-C, SIGTERM and `requeue_signal` within the block.
 
         Args:
-            requeue_signal: The name of the signal by which a scheduler says that time is running out.
-            first: Is called at the first signal, where the update's end is waited for.
+            requeue_signal: Name of the signal by which a scheduler warns that time is running out.
+            first: Called at the first signal if the end of the step is waited for.
 
         Raises:
-            Preempted: A signal came while nothing had been begun.
+            Preempted: A signal arrived before anything was started.
             InputError: There is no such signal.
         """
         last = -ECHO
 
-        def heard(_number: int, _frame: object) -> None:
+        def handle(_number: int, _frame: object) -> None:
             nonlocal last
             if distributed.launched_externally() and time.monotonic() - last < ECHO:
                 return
@@ -107,38 +113,41 @@ class StopSignal:
                 raise KeyboardInterrupt
             if not distributed.is_main_process():
                 return
-            if self._at_once:
+            if self._interruptible:
                 raise StopRequested
             if first is not None:
                 first()
 
         numbers = {signal.SIGINT, signal.SIGTERM, signal_number(requeue_signal)}
-        before = {number: signal.signal(number, heard) for number in numbers}
+        handlers_before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
         except StopRequested:
-            raise Preempted(Problem("stopped before anything was begun", hint="the same command again")) from None
+            raise Preempted(Problem("stopped before anything was started", hint="the same command again")) from None
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers_before.items():
                 signal.signal(number, handler)
 
 
 def announce_stop(observer: Observer, first: str) -> None:
-    """Says what comes `first`; by a thread, since the one that was interrupted may be writing just now."""
+    """Notify the observer of a stop and of the work that comes `first`.
+
+    In a thread of its own, since the interrupted one may be in the middle of writing.
+    """
     notice = Notice(f"stopping: {first}; Ctrl-C again stops at once, without saving" if first else "stopping")
     Thread(target=observer.notify, args=(notice,), daemon=True).start()
 
 
 def signal_number(name: str) -> signal.Signals:
-    """The signal of a name: SIGUSR1 or USR1.
+    """Return the signal with a name such as SIGUSR1 or USR1.
 
     Raises:
-        InputError: It is none that a scheduler warns by.
+        InputError: Schedulers don't warn by it.
     """
-    whole = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
-    found = getattr(signal, whole, None)
-    if not isinstance(found, signal.Signals) or whole not in WARNINGS:
+    full_name = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
+    number = getattr(signal, full_name, None)
+    if not isinstance(number, signal.Signals) or full_name not in WARNINGS:
         raise InputError(
             Problem(f"--requeue-signal must be one of {', '.join(WARNINGS)}", name, "--requeue-signal SIGUSR1")
         )
-    return found
+    return number

@@ -1,7 +1,7 @@
-"""A run, from a recipe to a finished folder.
+"""Train a recipe: set up the run, measure the base model, train, measure again, save and report.
 
-Bad data and bad names are refused before torch is imported and before a folder is made. Everything that a person may
-want to know is told as an event and written to the run's own files.
+Bad data and bad names are rejected before torch is imported and before a folder is created. What a person may want to
+know is an event, and is written to the run's own files.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.prepare import PreparedData
-from neftcli.data.tokens import split_prompt_and_reference, tokenize_prompt
+from neftcli.data.tokens import split_prompt_and_reference
 from neftcli.events import (
     Evaluated,
     Event,
     ModelReady,
+    NoiseMeasured,
     Notice,
     Observer,
     Phase,
@@ -31,50 +31,48 @@ from neftcli.events import (
     TrainingStarted,
 )
 from neftcli.models.adapters import adapter_notices, validate_adapter
-from neftcli.models.limits import max_prompt_length
-from neftcli.models.registry import ModelReference
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.checkpoints import Checkpoints
-from neftcli.runs.directory import RECIPE, RunDirectory
+from neftcli.runs.directory import METRICS, RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system import distributed
 from neftcli.system.files import atomic_write, file_sha256
 from neftcli.system.library_output import library_chatter
 from neftcli.system.process import prepare_process
-from neftcli.training.ahead import touching_ahead
-from neftcli.training.assets import AssetCache, Assets, hash_tokens, load_assets, report_data
-from neftcli.training.distributed import broadcast_path, join_run, require_same_inputs, split_across_processes
-from neftcli.training.failures import record_outcome, report_full_disk
-from neftcli.training.inputs import read_inputs
-from neftcli.training.resume import BaseEvaluation, ResumeState
+from neftcli.training.assets import AssetCache, Assets, hash_tokens, load_assets
+from neftcli.training.distributed import broadcast_path, join_run, require_same_inputs
+from neftcli.training.evaluator import Evaluation, Evaluator
+from neftcli.training.failures import record_outcome, report_full_disk, require_space, saved_bytes
+from neftcli.training.inputs import read_inputs, report_data
+from neftcli.training.progress import EvaluationSchedule, SavePlan, TrainingClock
+from neftcli.training.resume import BaseEvaluation, ResumeState, RunState, record_paths
 from neftcli.training.signals import StopRequested, StopSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neftcli.data.tokens import TokenRow
     from neftcli.evaluation.loss import RowLoss
+    from neftcli.neftune import Noise, Strength
     from neftcli.recipe.schema import Recipe
-    from neftcli.system.device import ComputeConfig
-    from neftcli.training.callbacks import Watch
+    from neftcli.training.trainer import NeftTrainer
 
 PADDED = (
     "{} does not isolate packed documents, so rows are padded; --set training.batching=bucketed "
-    "puts rows of like length beside each other: fewer pads, another order"
+    "batches rows of similar length: fewer pads, a different order"
 )
+SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that has just finished, with what is still in memory of it.
+    """A run that has just finished, with its objects that are still in memory.
 
     Attributes:
         directory: Its folder.
         model: The tuned model.
-        assets: What it was made from.
-        losses: Of the prepared held-out rows, behind the last update; empty where that was measured by an earlier
-            process.
+        assets: Rows, tokenizer and the base model.
+        losses: Losses of the held-out rows after the last step; empty if an earlier process measured them.
     """
 
     directory: RunDirectory
@@ -87,223 +85,267 @@ def train(
     recipe: Recipe,
     observer: Observer,
     asset_cache: AssetCache | None = None,
-    and_then: Callable[[TrainedRun], None] | None = None,
+    on_finish: Callable[[TrainedRun], None] | None = None,
     stop: StopSignal | None = None,
     resume: ResumeState | None = None,
 ) -> RunFinished:
-    """Fine-tunes by `recipe` and returns what came of it.
+    """Fine-tune by `recipe` and return the results.
 
     Args:
         recipe: The resolved recipe.
-        observer: Is told what happens.
+        observer: Receives the events.
         asset_cache: Keeps what was loaded for the next run with the same model and rows; the weights are bit-identical
             with and without it.
-        and_then: Is given the finished run. What it raises is raised, and the run stays finished.
-        stop: Says when to stop.
-        resume: The run that is gone on with; None for a new one.
+        on_finish: Called with the finished run. What it raises is raised, and the run stays finished.
+        stop: Requests a stop.
+        resume: The run to resume; None for a new one.
 
     Raises:
         InputError: The recipe names a model or data that can't be used; nothing was started.
-        TrainingError: Training started and could not go on; the run's record says so.
-        Preempted: A stop was asked for; what was done is saved.
-        Interrupted: Stopped at once.
+        TrainingError: Training started and failed; the run's record says so.
+        Preempted: It was stopped, and what was done is saved.
+        Interrupted: It was stopped at once.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     stop = stop or StopSignal()
     prepare_process()
     if asset_cache:
-        gc.collect()  # the trainer of the run before holds itself, and with it its model
+        gc.collect()  # the trainer of the previous run is in a reference cycle, with its model
     with stop.interruptible():
-        assets = asset_cache.find(recipe) if asset_cache else None
+        assets = asset_cache.get(recipe) if asset_cache else None
         inputs = None if assets else read_inputs(recipe, observer)
+
     directory, resume = join_run(recipe, resume, stop)
-    resume_state = resume or ResumeState(directory, None)
-    written, paths = resume_state.written(recipe), resume_state.paths(recipe)
     with directory.lock():
         if resume:
-            resume.require_as_found()
-            begun -= resume.seconds()
+            resume.require_current()
+            started -= resume.seconds
         with report_full_disk(directory, new=resume is None):
-            record = RunRecord(directory, written, resume.told() if resume else None, paths)
-            if resume is None:
-                directory.write_text(RECIPE, to_yaml(written))
-                directory.assign_name(Path(recipe.output_dir), recipe.run_name())  # from here on it can be resumed
+            written = resume.relocate_paths(recipe) if resume else recipe
+            record = _record_start(directory, recipe, written, resume)
         with record_outcome(record, directory, new=resume is None), library_chatter(broadcast_path(directory).log):
-            run = _Run(recipe, directory, record, observer, stop, resume_state, begun)
+            run = _Run(recipe, written, directory, record, observer, stop, resume, started)
             with stop.interruptible():
-                if assets is None:
-                    assert inputs is not None  # noqa: S101 - read above
+                if assets is not None:
+                    report_data(assets.prepared, assets.notices, run)
+                elif inputs is not None:
                     assets = load_assets(recipe, *inputs, run)
                     if asset_cache:
-                        asset_cache.keep(recipe, assets)
-                else:
-                    report_data(assets.prepared, assets.notices, run)
+                        asset_cache.put(recipe, assets)
+                assert assets is not None  # noqa: S101 - cached or loaded
                 model = copy.deepcopy(assets.model) if asset_cache else assets.model
-            finished, tuned = run.do(assets, model)
-        if and_then is not None:  # behind the recorded end: whatever becomes of this, the run is finished
+            finished, trained = run.execute(assets, model)
+        if on_finish is not None:  # after the recorded end: whatever happens here, the run is finished
             with library_chatter(directory.log):
-                and_then(TrainedRun(directory, tuned, assets, run.losses))
+                on_finish(trained)
     observer.notify(finished)
     distributed.destroy_process_group()
     return finished
 
 
-class _Run:
-    """The parts of one run, in the order in which they are done."""
+def _record_start(directory: RunDirectory, recipe: Recipe, written: Recipe, resume: ResumeState | None) -> RunRecord:
+    """Write the record, and of a new run the recipe; then give a new run's folder its name, so that it can resume."""
+    if resume is not None:
+        return RunRecord(directory, written, resume.to_record(), resume.record_paths(recipe))
+    record = RunRecord(directory, written, None, record_paths(directory, recipe))
+    directory.write_text(RECIPE, to_yaml(written))
+    directory.assign_name(Path(recipe.output_dir), recipe.run_name())
+    return record
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        directory: RunDirectory,
-        record: RunRecord,
-        observer: Observer,
-        stop: StopSignal,
-        resume_state: ResumeState,
-        begun: float,
-    ) -> None:
-        self.recipe, self.directory, self.record, self.observer = recipe, directory, record, observer
-        self.stop, self.resume_state, self.begun = stop, resume_state, begun
-        self.written = resume_state.written(recipe)  # as the run's files hold it
-        self.losses: Sequence[RowLoss] = ()
-        self.adapter_notices: Sequence[str] = ()
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that was set up; `execute` does the rest.
+
+    Attributes:
+        recipe: The resolved recipe.
+        written: The recipe as the run's files hold it.
+        directory: The run's folder.
+        record: Its record.
+        observer: Receives the events.
+        stop: Requests a stop.
+        resume: The state that it resumes from; None for a new run.
+        started: When it started, by time.perf_counter, less the seconds that earlier processes took.
+    """
+
+    recipe: Recipe
+    written: Recipe
+    directory: RunDirectory
+    record: RunRecord
+    observer: Observer
+    stop: StopSignal
+    resume: ResumeState | None
+    started: float
 
     def notify(self, event: Event) -> None:
-        """Tells the observer, and keeps what is a measurement in `metrics.jsonl`."""
+        """Pass an event on to the observer, and write measurements to `metrics.jsonl`."""
         if isinstance(event, StepLogged | Evaluated):
-            self.directory.append_line("metrics.jsonl", {"event": event.id, **asdict(event)})
+            self.directory.append_line(METRICS, {"event": event.id, **asdict(event)})
         self.observer.notify(event)
 
-    def do(self, assets: Assets, model: PreTrainedModel) -> tuple[RunFinished, Any]:
-        """Does the run with `model`, which is changed, and returns how it ended and the tuned model."""
-        recipe, compute, prepared = self.recipe, assets.compute, assets.prepared
-        validate_adapter(model, recipe.adapter)
-        self.adapter_notices = adapter_notices(model, recipe.adapter)
-        for notice in self.adapter_notices:
-            self.notify(Notice(notice))
-        found = {
-            "data_sha256": prepared.counts.fingerprint,
-            "tokens_sha256": hash_tokens(prepared.train),
+    def execute(self, assets: Assets, model: PreTrainedModel) -> tuple[RunFinished, TrainedRun]:
+        """Measure, train and save `model`, which is changed."""
+        # Set up.
+        validate_adapter(model, self.recipe.adapter)
+        notes = adapter_notices(model, self.recipe.adapter)
+        for note in notes:
+            self.notify(Notice(note))
+        hashes = self._check_inputs(assets)
+        evaluator = Evaluator(self.recipe, assets, self, self.stop)
+
+        # Measure the base model.
+        with self.stop.interruptible():
+            base = self._restore_base() if self._checkpoint else self._measure_base(evaluator, assets, model)
+
+        # Train.
+        self.notify(Phase(PhaseId.PREPARING_TRAINER))
+        parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
+        recipe = self._resolve_batching(model)
+        run_state = RunState(base, self.started, {**hashes, **self.record.facts()}, to_yaml(self.written))
+        trainer = self._build_trainer(recipe, assets, model, run_state)
+        self._report_model(assets, trainer.model, parameters)
+        last = self._fit(recipe, trainer, assets, evaluator, run_state)
+        if not self.directory.model.is_dir():  # an earlier process did the last evaluation
+            self._save_model(trainer.model, assets)
+
+        # Measure the tuned model.
+        answers = self._answer_again(evaluator, trainer, last.step)
+
+        # Report.
+        finished = self._report(assets, base, last, answers)
+        if distributed.is_main_process():
+            self._finish(finished, assets, notes)
+        return finished, TrainedRun(self.directory, trainer.model, assets, run_state.held_out_losses)
+
+    def _check_inputs(self, assets: Assets) -> dict[str, str]:
+        """Compare the inputs between processes and with the checkpoint, record them, and return their hashes."""
+        recipe, compute = self.recipe, assets.compute
+        hashes = {
+            "data_sha256": assets.prepared.counts.fingerprint,
+            "tokens_sha256": hash_tokens(assets.prepared.train),
             "model_fingerprint": assets.fingerprint,
         }
-        require_same_inputs(found)
-        self.resume_state.require_same(found, recipe)
-        if self.record.fields["resumed"]:
-            self.resume_state.tell(self)
-        self.directory.write_text(RECIPE, to_yaml(self.written))
+        require_same_inputs(hashes)
+        if self.resume:
+            self.resume.require_same_inputs(hashes, recipe)
+            self.resume.report(self)
+            self.directory.write_text(RECIPE, to_yaml(self.written))  # with the changes that were accepted
         self.record.update(
-            **found,
+            **hashes,
             trust_remote_code=recipe.model.trust_remote_code,
             device=compute.device_name,
             precision=compute.precision(),
         )
-        with self.stop.interruptible():
-            base = self._base(assets, model)
-        trainer, last = self._train(assets, model, base, found)
-        tuned = trainer.model
-        after = None
-        with suppress(StopRequested), self.stop.interruptible():
-            after = self._answers(PhaseId.GENERATING_SAMPLES, tuned, assets)
-        after = distributed.broadcast_object(after)
-        if after is None:
-            trainer.save_final_checkpoint(last.step)
-            raise StopRequested
-        examples = prepared.held_out_examples
-        samples = tuple(
-            Sample(*split_prompt_and_reference(example), old, new)
-            for example, old, new in zip(examples, base.answers, after, strict=False)
-        )
-        for sample in samples:
-            self.directory.append_line("samples.jsonl", asdict(sample))
-        finished = RunFinished(
-            run=str(self.directory.path),
-            seconds=time.perf_counter() - self.begun,
-            base_held_out_loss=base.evaluated.held_out_loss,
-            held_out_loss=last.held_out_loss,
-            base_train_loss=base.evaluated.train_loss,
-            train_loss=last.train_loss,
-            samples=samples,
-            alpha=recipe.neftune.alpha,
-            paired_run=find_paired_run(self.written, self.directory.path.parent),
-        )
-        if distributed.is_main_process():
-            self._conclude(finished, assets.reference, prepared.counts.format)
-        return finished, tuned
+        return hashes
 
-    def _base(self, assets: Assets, model: PreTrainedModel) -> BaseEvaluation:
-        """What the model can do before training; a resumed run knows it already."""
-        if self.resume_state.checkpoint:
-            before = self.resume_state.checkpoint.progress
-            last = before["evaluated"]["step"] if before["evaluated"] else 0
-            damaged = self.directory.rewind(self.resume_state.step, last)
-            if damaged:
-                self.notify(Notice(f"metrics.jsonl: {damaged} damaged line{'s' if damaged > 1 else ''} removed"))
-            return BaseEvaluation(Evaluated(**before["base"]["evaluated"]), before["base"]["answers"])
+    @property
+    def _checkpoint(self) -> Any:
+        return self.resume.checkpoint if self.resume else None
+
+    def _restore_base(self) -> BaseEvaluation:
+        """Return the base model's measurements of the checkpoint, and remove what was measured after it."""
+        saved = self._checkpoint.progress
+        evaluated_step = saved["evaluated"]["step"] if saved["evaluated"] else 0
+        damaged = self.directory.rewind(self._checkpoint.step, evaluated_step)
+        if damaged:
+            self.notify(Notice(f"{METRICS}: {damaged} damaged line{'s' if damaged > 1 else ''} removed"))
+        evaluated = Evaluated(**saved["base"]["evaluated"])
+        self.observer.notify(evaluated)  # it is in metrics.jsonl already
+        return BaseEvaluation(**{**saved["base"], "evaluated": evaluated})
+
+    def _measure_base(self, evaluator: Evaluator, assets: Assets, model: PreTrainedModel) -> BaseEvaluation:
+        """Measure the base model, unless a run with the same assets did so before."""
         self.directory.clear_results()
         settings = self.recipe.evaluation
-        sides = (settings.per_device_eval_batch_size, settings.probe_rows)
-        evaluated = assets.once(sides, lambda: self._evaluate(0, model, assets.prepared, assets.compute))
+
+        def evaluate() -> tuple[Evaluation, float]:
+            started = time.perf_counter()
+            return evaluator.evaluate(model, step=0), time.perf_counter() - started
+
+        def answer() -> tuple[list[str], float]:
+            started = time.perf_counter()
+            answers = evaluator.generate_answers(model, PhaseId.GENERATING_BASE_SAMPLES)
+            return answers, time.perf_counter() - started
+
+        sizes = (settings.per_device_eval_batch_size, settings.probe_rows)
+        evaluation, evaluation_seconds = assets.measure_once(sizes, evaluate)
         seed = self.recipe.training.seed if settings.generation.do_sample else None
-        answers = assets.once(
-            (settings.samples, settings.generation, seed),
-            lambda: self._answers(PhaseId.GENERATING_BASE_SAMPLES, model, assets),
+        answers, answer_seconds = assets.measure_once((settings.samples, settings.generation, seed), answer)
+        self.notify(evaluation.losses)
+        return BaseEvaluation(evaluation.losses, answers, evaluation_seconds, answer_seconds)
+
+    def _resolve_batching(self, model: PreTrainedModel) -> Recipe:
+        """Return the recipe with its batching resolved, which depends on the model."""
+        from neftcli.training.packing_check import resolve_batching
+
+        training = self.recipe.training
+        batching = resolve_batching(training.batching, model, fused=training.fused_layers)
+        if batching == "padded" and training.batching == "auto":
+            self.notify(Notice(PADDED.format(type(model).__name__)))
+        self.record.update(batching=batching)
+        return replace(self.recipe, training=replace(training, batching=batching))
+
+    def _build_trainer(
+        self, recipe: Recipe, assets: Assets, model: PreTrainedModel, run_state: RunState
+    ) -> NeftTrainer:
+        from neftcli.training.trainer import NeftTrainer
+
+        if self._checkpoint:
+            run_state.restore(self._checkpoint.progress)
+        checkpoints = Checkpoints(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
+        tokenizer, rows = assets.chat.tokenizer, assets.prepared.train
+        return NeftTrainer(recipe, assets.compute, model, tokenizer, rows, checkpoints, run_state)
+
+    def _report_model(self, assets: Assets, tuned: Any, parameters: int) -> None:
+        self.notify(
+            ModelReady(
+                name=self.recipe.model.name,
+                source=assets.reference.describe_source(),
+                method=self.recipe.method(),
+                parameters=parameters,
+                trainable=sum(weight.numel() for weight in tuned.parameters() if weight.requires_grad),
+                precision=assets.compute.precision(),
+                device=assets.compute.device_name,
+            )
         )
-        self.notify(evaluated)
-        return BaseEvaluation(evaluated, answers)
 
-    def _evaluate(self, step: int, model: Any, prepared: PreparedData, compute: ComputeConfig) -> Evaluated:
-        from neftcli.evaluation.loss import mean_loss, row_losses
+    def _fit(
+        self, recipe: Recipe, trainer: NeftTrainer, assets: Assets, evaluator: Evaluator, run_state: RunState
+    ) -> Evaluated:
+        """Train all steps that are left with noise, and return the losses after the last one.
 
-        settings = self.recipe.evaluation
-        self.notify(Phase(PhaseId.EVALUATING if step else PhaseId.EVALUATING_BASE))
-        size = settings.per_device_eval_batch_size
-
-        def measure(rows: Sequence[TokenRow]) -> Sequence[RowLoss]:
-            with self.stop.interruptible():
-                return row_losses(model, rows, size, compute.autocast(), self)
-
-        self.losses = ()
-        held_out, probe = (
-            split_across_processes(rows, measure) for rows in (prepared.held_out, prepared.train[: settings.probe_rows])
-        )
-        self.losses = held_out
-        return Evaluated(step, mean_loss(held_out), mean_loss(probe))
-
-    def _answers(self, phase: PhaseId, model: Any, assets: Assets) -> list[str]:
-        from neftcli.evaluation.generation import generate_answers
-
-        examples = assets.prepared.held_out_examples[: self.recipe.evaluation.samples]
-        if not examples or not distributed.is_main_process():
-            return []
-        self.notify(Phase(phase))
-        chat, compute = assets.chat, assets.compute
-        prompts = [tokenize_prompt(chat, example) for example in examples]
-        generation = self.recipe.evaluation.generation
-        room = max_prompt_length(model.config, generation.max_new_tokens)
-        answers = generate_answers(
-            model, chat, prompts, generation, compute.autocast(), room, self.recipe.training.seed, self
-        )
-        return [answer.text for answer in answers]
-
-    def _train(
-        self, assets: Assets, model: PreTrainedModel, base: BaseEvaluation, found: dict[str, str]
-    ) -> tuple[Any, Evaluated]:
-        self.notify(Phase(PhaseId.PREPARING_TRAINER))
-        parameters = int(model.num_parameters())  # the trainer puts adapters into the same model
-        with touching_ahead(self.recipe, assets.compute, model, assets.prepared):
-            recipe, trainer, watch = self._prepare(assets, model, base, found)
+        Raises:
+            StopRequested: A stop was requested; there is a checkpoint.
+        """
         from neftcli.neftune import neftune
-        from neftcli.training.disk_space import require_space
-        from neftcli.training.noise_strength import report_noise_strength
+        from neftcli.training.callbacks import (
+            CheckpointCallback,
+            EvaluationCallback,
+            NoiseCallback,
+            ProgressCallback,
+        )
         from neftcli.training.trainer import num_training_steps
 
-        tuned = trainer.model
-        self._tell_of_the_model(parameters, tuned, assets)
-        require_space(tuned, recipe, self.directory, self)
-        lengths = assets.prepared.train.lengths()
+        model_bytes, checkpoint_bytes = saved_bytes(trainer.model, recipe)
+        require_space(model_bytes, checkpoint_bytes, recipe, self.directory.path, self)
+        lengths, settings, base = assets.prepared.train.lengths(), recipe.neftune, run_state.base
         total_steps = num_training_steps(recipe, lengths)
-        settings = recipe.neftune
+        epochs = recipe.training.num_train_epochs * total_steps / num_training_steps(recipe, lengths, whole=True)
+
+        schedule = EvaluationSchedule(total_steps, recipe.evaluation.every)
+        saves = SavePlan(recipe.checkpoints.save_steps, recipe.checkpoints.save_minutes, checkpoint_bytes, model_bytes)
+        clock = TrainingClock(schedule, saves, base.evaluation_seconds, base.answer_seconds)
+        evaluation = EvaluationCallback(
+            self,
+            clock,
+            schedule,
+            measure=lambda step: evaluator.evaluate(trainer.model, step),
+            save_model=lambda: self._save_model(trainer.model, assets),
+            run_state=run_state,
+            stop=self.stop,
+        )
         with neftune(
-            tuned,
+            trainer.model,
             settings.alpha,
             noise=settings.noise,
             length=settings.length,
@@ -311,81 +353,65 @@ class _Run:
             total_steps=total_steps,
             seed=recipe.training.seed,
         ) as noise:
-            watch.noise = noise
-            self.record.update(noise_to_embedding=report_noise_strength(trainer, noise, settings, self))
-            epochs = recipe.training.num_train_epochs * total_steps / num_training_steps(recipe, lengths, whole=True)
+            self._measure_noise(trainer, noise)
+            trainer.add_callback(NoiseCallback(noise))
+            trainer.add_callback(ProgressCallback(self, clock, run_state, assets.compute.device))
+            trainer.add_callback(evaluation)
+            trainer.add_callback(CheckpointCallback(self, clock, recipe.checkpoints, self.stop))
             self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
-            self._do_updates(trainer, watch, total_steps)
-        if watch.evaluated is None or watch.evaluated.step != total_steps:  # it was stopped behind the last update
-            watch.evaluate_now(total_steps, last=True)
-        if watch.evaluated is None or watch.evaluated.step != total_steps:  # and again
+            with self.stop.finishing_steps():
+                self._train_steps(trainer, evaluation, run_state, total_steps)
+        losses = run_state.evaluated
+        if self.stop.stopping or losses is None or losses.step != total_steps:
             raise StopRequested
-        if not self.directory.model.is_dir():  # the checkpoint was saved behind the last evaluation
-            self._save(tuned, assets)
-        return trainer, watch.evaluated
+        return losses
 
-    def _prepare(
-        self, assets: Assets, model: PreTrainedModel, base: BaseEvaluation, found: dict[str, str]
-    ) -> tuple[Recipe, Any, Watch]:
-        """The recipe with its batching settled, the trainer, and what watches it."""
-        from neftcli.training.callbacks import Watch
-        from neftcli.training.packing_check import resolve_batching
-        from neftcli.training.trainer import build_trainer
+    def _measure_noise(self, trainer: NeftTrainer, noise: Noise) -> None:
+        """Measure the noise on the first rows, record it, and warn if it is unusually weak or strong."""
+        from neftcli.neftune import Strength
 
-        compute, prepared = assets.compute, assets.prepared
-        batching = resolve_batching(self.recipe.training.batching, model, fused=self.recipe.training.fused_layers)
-        recipe = replace(self.recipe, training=replace(self.recipe.training, batching=batching))
-        if batching == "padded" and self.recipe.training.batching == "auto":
-            self.notify(Notice(PADDED.format(type(model).__name__)))
-        watch = Watch(
-            self,
-            lambda step: self._evaluate(step, trainer.model, prepared, compute),
-            recipe,
-            compute.device,
-            before_last=lambda: self._save(trainer.model, assets),
-            stop=self.stop,
-            base=base,
-            begun=self.begun,
-        )
-        checkpoints = Checkpoints(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
-        self.record.update(batching=batching)
-        facts = {**found, **self.record.facts(), "recipe": to_yaml(self.written)}
-        trainer = build_trainer(
-            recipe, compute, model, assets.chat.tokenizer, prepared.train, checkpoints, facts, watch
-        )
-        watch.trainer = trainer
-        return recipe, trainer, watch
-
-    def _do_updates(self, trainer: Any, watch: Watch, total_steps: int) -> None:
-        """Trains from the first update, or from behind that of the checkpoint."""
-        checkpoint = self.resume_state.checkpoint
-        with self.stop.finishing_steps():
-            if checkpoint is None:
-                trainer.train()
-                return
-            watch.resume(checkpoint.progress)
-            if checkpoint.step < total_steps:
-                trainer.train(resume_from_checkpoint=str(checkpoint.path))
-            else:
-                trainer.load_weights(checkpoint.path)
-
-    def _tell_of_the_model(self, parameters: int, tuned: Any, assets: Assets) -> None:
-        compute = assets.compute
+        settings = self.recipe.neftune
+        strength: Strength = Strength(0.0, 1.0, 1.0, 0.0, 1.0)
+        if settings.alpha > 0:
+            strength = trainer.measure_noise(noise)
         self.notify(
-            ModelReady(
-                name=self.recipe.model.name,
-                source=assets.reference.describe_source(),
-                method=self.recipe.method(),
-                parameters=parameters,
-                trainable=sum(p.numel() for p in tuned.parameters() if p.requires_grad),
-                precision=compute.precision(),
-                device=compute.device_name,
+            NoiseMeasured(
+                settings.alpha,
+                settings.noise,
+                settings.length,
+                settings.schedule,
+                strength.ratio,
+                strength.embedding_scale,
+                strength.layer_gain,
             )
         )
+        for warning in strength.warnings(settings.alpha):
+            self.notify(Notice(warning))
+        self.record.update(noise_to_embedding=strength.ratio)
 
-    def _save(self, model: Any, assets: Assets) -> None:
-        """Saves weights and tokenizer before the last evaluation, so that training is not lost if that fails."""
-        self.notify(Phase(PhaseId.SAVING_MODEL))
+    def _train_steps(self, trainer: NeftTrainer, evaluation: Any, run_state: RunState, total_steps: int) -> None:
+        """Train from the first step, or from the checkpoint, whose evaluation a stop may have put off.
+
+        Raises:
+            StopRequested: A stop was requested in that evaluation; the checkpoint is still there.
+        """
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            trainer.train()
+            return
+        was_evaluated = run_state.evaluated_step == checkpoint.step
+        put_off = evaluation.is_due(checkpoint.step) and not was_evaluated
+        if put_off or checkpoint.step == total_steps:
+            trainer.load_weights(checkpoint.path)
+        if put_off:
+            evaluation.evaluate(checkpoint.step)
+            if run_state.evaluated_step != checkpoint.step:
+                raise StopRequested
+        if checkpoint.step < total_steps:
+            trainer.train(resume_from_checkpoint=str(checkpoint.path))
+
+    def _save_model(self, model: Any, assets: Assets) -> None:
+        """Save weights and tokenizer."""
         from neftcli.models.settings_files import (
             read_base_settings,
             settings_reference,
@@ -395,39 +421,72 @@ class _Run:
         )
         from neftcli.training.trainer import save_weights
 
-        reference = assets.reference
+        self.notify(Phase(PhaseId.SAVING_MODEL))
         if not distributed.is_main_process():
             return
+        reference, tokenizer = assets.reference, assets.chat.tokenizer
         base = settings_reference(reference)
         config, generation = read_base_settings(base)
-        tokenizer = assets.chat.tokenizer
-        if self.recipe.adapter.type != "none":  # where peft finds the base model, on another machine if the hub has it
-            there = reference.portable_name() if reference.alias else base.location
-            model.peft_config["default"].base_model_name_or_path = there
+        has_adapter = self.recipe.adapter.type != "none"
+        if has_adapter:  # peft finds the base model there, on a different machine too if the hub has it
+            location = reference.portable_name() if reference.alias else base.location
+            model.peft_config["default"].base_model_name_or_path = location
             model.peft_config["default"].revision = reference.revision
         with self.directory.replace_model() as folder:
             save_weights(model, folder)
-            if self.recipe.adapter.type == "none":
+            if not has_adapter:
                 write_config(folder, config, str(model.dtype).removeprefix("torch."))
             write_generation_config(folder, generation, config, assets.chat.stop_token_ids, tokenizer.pad_token_id)
             write_tokenizer(folder, tokenizer, base)
 
-    def _needs(self) -> list[str]:
-        """Notes on the version of transformers that the saved folder needs."""
-        from neftcli.models.settings_files import needs_transformers_5
+    def _answer_again(self, evaluator: Evaluator, trainer: NeftTrainer, step: int) -> list[str]:
+        """Generate the tuned model's answers to the prompts that the base model has answered.
 
-        setting = needs_transformers_5(self.directory.model)
-        return [f"like its base model it needs transformers 5: {setting}"] if setting else []
+        Raises:
+            StopRequested: A stop was requested meanwhile; there is a checkpoint after `step`.
+        """
+        answers = None
+        with suppress(StopRequested), self.stop.interruptible():
+            answers = evaluator.generate_answers(trainer.model, PhaseId.GENERATING_SAMPLES)
+        answers = distributed.broadcast_object(answers)
+        if answers is None:
+            trainer.save_final_checkpoint(step)
+            raise StopRequested
+        return answers
 
-    def _conclude(self, finished: RunFinished, reference: ModelReference, row_format: str) -> None:
+    def _report(self, assets: Assets, base: BaseEvaluation, last: Evaluated, answers: list[str]) -> RunFinished:
+        """Write the samples and return the results."""
+        samples = tuple(
+            Sample(*split_prompt_and_reference(example), before, after)
+            for example, before, after in zip(assets.prepared.held_out_examples, base.answers, answers, strict=False)
+        )
+        for sample in samples:
+            self.directory.append_line(SAMPLES, asdict(sample))
+        return RunFinished(
+            run=str(self.directory.path),
+            seconds=time.perf_counter() - self.started,
+            base_held_out_loss=base.evaluated.held_out_loss,
+            held_out_loss=last.held_out_loss,
+            base_train_loss=base.evaluated.train_loss,
+            train_loss=last.train_loss,
+            samples=samples,
+            alpha=self.recipe.neftune.alpha,
+            paired_run=find_paired_run(self.written, self.directory.path.parent),
+        )
+
+    def _finish(self, finished: RunFinished, assets: Assets, notes: Sequence[str]) -> None:
         """Write the model card and the results, and remove the checkpoints."""
+        from neftcli.models.settings_files import needs_transformers_5
         from neftcli.training.model_card import model_card
 
-        weights = {file.name: file_sha256(file) for file in sorted(self.directory.model.glob("*.safetensors"))}
+        model = self.directory.model
+        weights = {file.name: file_sha256(file) for file in sorted(model.glob("*.safetensors"))}
         self.record.update(weights_sha256=weights)
-        notes = [*self.adapter_notices, *self._needs()]
-        card = model_card(self.written, reference, self.record.fields, finished, notes=notes, chat=row_format != "text")
-        atomic_write(self.directory.model / "README.md", card)
+        if setting := needs_transformers_5(model):
+            notes = [*notes, f"like its base model it needs transformers 5: {setting}"]
+        chat = assets.prepared.counts.format != "text"
+        card = model_card(self.written, assets.reference, self.record.fields, finished, notes=notes, chat=chat)
+        atomic_write(model / "README.md", card)
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)
         if not self.directory.remove_checkpoints():

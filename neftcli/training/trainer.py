@@ -1,7 +1,6 @@
-"""Assembles the SFTTrainer. The only file that imports trl.
+"""The trainer: TRL's SFTTrainer with neft's differences, each with its reason. The only file that imports trl.
 
-TRL does the training; what differs from its defaults is said here, with the reason. Hugging Face's own NEFTune stays
-off: the noise of `neftcli.neftune` is attached around `train()`.
+Hugging Face's own NEFTune stays off: the noise of `neftcli.neftune` is attached around `train()`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from neftcli.data.dataset import RecordBatches
@@ -22,52 +22,100 @@ from neftcli.errors import NonFiniteLossError, Problem, TrainingError
 from neftcli.kernels.attention import use_document_attention
 from neftcli.kernels.cross_entropy import fused_linear_cross_entropy, supports_fused_cross_entropy
 from neftcli.kernels.lora import fusable_lora_layers, fused_lora
-from neftcli.neftune import paired
-from neftcli.runs.directory import RECIPE
+from neftcli.neftune import measure_strength, paired
+from neftcli.runs.checkpoints import RUN_STATE
+from neftcli.runs.directory import METRICS, RECIPE
 from neftcli.system.device import reproducible
 from neftcli.system.distributed import PATIENCE, all_gather_object, rank, world_size
 from neftcli.system.files import atomic_write, fsync_path
 from neftcli.training.failures import raise_if_full
-from neftcli.training.length_buckets import LengthBuckets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from neftcli.data.dataset import TokenDataset
     from neftcli.data.splits import Indices
+    from neftcli.neftune import Noise, Strength
     from neftcli.recipe.schema import Adapter, Recipe
     from neftcli.runs.checkpoints import Checkpoints
     from neftcli.system.device import ComputeConfig
+    from neftcli.training.resume import RunState
 
 LOG_ROWS = 20
-PIECE = 10_000
+"""Rows of the log in a run, if training.logging_steps is not set."""
+PACKED_AT_ONCE = 10_000
 """Rows packed at once: a multiple of the thousand that TRL packs at once, so that the same rows are put together."""
+PROBED_ROWS = 8
+"""Rows at most of the batch on which the noise is measured."""
 
 
-class Trainer(SFTTrainer):
-    """SFTTrainer that stops at a loss that is no number, and whose checkpoints verify.
+class NeftTrainer(SFTTrainer):
+    """SFTTrainer whose steps are deterministic, whose loss must be finite, and whose checkpoints verify.
 
-    Attributes:
-        checkpoints: Where checkpoints are kept.
-        facts: What they are of, for their manifests.
-        deterministic: Forward and backward passes give the same bits each time.
-        fused: Use the attention kernels of `kernels/attention.py` if they are supported.
-        sums_labels: `kernels/cross_entropy.py` computes the loss, not TRL.
-        low_rank: The layers that `kernels/lora.py` computes, not peft.
-        buckets: The order of the rows where they are bucketed by length.
-        unlogged: What the next log row had summed up at the last checkpoint, and the tokens seen in all, by process.
+    Args:
+        recipe: The resolved recipe, its batching among "padded", "bucketed", "padding_free" and "packed".
+        compute: Device and arithmetic.
+        model: Without adapters; they are put on here after seeding, so that they always start with the same weights.
+        tokenizer: With a pad token.
+        rows: Tokenised training rows.
+        checkpoints: Where checkpoints are saved.
+        run_state: What a checkpoint holds beside the trainer's own state.
     """
 
-    deterministic: bool
-    fused: bool
-    sums_labels: bool
-    low_rank: Sequence[Any]
-    buckets: LengthBuckets | None
-    checkpoints: Checkpoints
-    facts: Mapping[str, Any]
-    unlogged: Mapping[str, Any]
+    def __init__(
+        self,
+        recipe: Recipe,
+        compute: ComputeConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: TokenDataset,
+        checkpoints: Checkpoints,
+        run_state: RunState,
+    ) -> None:
+        training = recipe.training
+        super().__init__(
+            model=model,
+            args=_arguments(recipe, compute, rows, checkpoints.folder),
+            train_dataset=_packed(rows, recipe.data.max_length)
+            if training.batching == "packed"
+            else _dataset(rows.columns()),
+            processing_class=tokenizer,
+            peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
+        )
+        self._require_precision(compute)
+        if recipe.quantization.type != "none":
+            _keep_adapters_in_float32(self.model)
+        if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
+            self.data_collator = paired(self.data_collator)  # type: ignore[has-type]
+        self._checkpoints, self._run_state = checkpoints, run_state
+        self._deterministic, self._fused = training.deterministic, training.fused_layers
+        self._sums_labels = (
+            self._fused and world_size() == 1 and supports_fused_cross_entropy(_without_adapter(self.model))
+        )
+        # A compiled model would be compiled again for each layer that is exchanged.
+        exchanges_layers = self._fused and not training.torch_compile
+        self._low_rank = fusable_lora_layers(self.model) if exchanges_layers else ()
+        self._buckets: LengthBuckets | None = None
+        if training.batching == "bucketed":
+            rows_per_step = training.processes * self.args.train_batch_size * self.args.gradient_accumulation_steps
+            self._buckets = LengthBuckets(rows.lengths().tolist(), rows_per_step, training.seed)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_LoopCallback(self._restore_log_row))
+
+    def _require_precision(self, compute: ComputeConfig) -> None:
+        """Check that the trainer computes in the precision that is reported and recorded.
+
+        Raises:
+            TrainingError: Its precision is not the recipe's.
+        """
+        wanted, actual = "bf16" if compute.bfloat16 else "no", str(self.accelerator.mixed_precision)
+        if actual != wanted:
+            message = "the trainer's mixed precision is not the recipe's"
+            raise TrainingError(
+                Problem(message, f"{actual} (the recipe: {wanted})", "unset ACCELERATE_MIXED_PRECISION")
+            )
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         """One forward and backward pass.
@@ -75,13 +123,14 @@ class Trainer(SFTTrainer):
         Raises:
             NonFiniteLossError: The loss is NaN or infinite.
         """
-        repeated = reproducible(self.args.device.type) if self.deterministic else nullcontext()
-        with repeated, use_document_attention(self.model, inputs, fused=self.fused), fused_lora(self.low_rank):
+        deterministic = reproducible(self.args.device.type) if self._deterministic else nullcontext()
+        attention = use_document_attention(self.model, inputs, fused=self._fused)
+        with deterministic, attention, fused_lora(self._low_rank):
             loss: torch.Tensor = super().training_step(model, inputs, *args)
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(
                 Problem(
-                    f"the loss became {float(loss)} in update {self.state.global_step + 1}",
+                    f"the loss became {float(loss)} in step {self.state.global_step + 1}",
                     f"learning rate {self._get_learning_rate():.3g}, precision {'bf16' if self.args.bf16 else 'fp32'}",
                     f"--learning-rate {self.args.learning_rate / 10:.1g}",
                 )
@@ -91,11 +140,11 @@ class Trainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Mean negative log-likelihood of the labels, in nats; over the whole update where gradients are added up.
+        """Mean negative log-likelihood of the labels, in nats; over the whole step if gradients are accumulated.
 
-        TRL's own also measures entropy and accuracy at each step, and its head is slow without a GPU.
+        TRL's own loss also measures entropy and accuracy at each step, and its head is slow without a GPU.
         """
-        if self.sums_labels:
+        if self._sums_labels:
             with self.accelerator.autocast():
                 total = fused_linear_cross_entropy(_without_adapter(model), inputs)
         else:
@@ -110,61 +159,111 @@ class Trainer(SFTTrainer):
         return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        return self.buckets or super()._get_train_sampler(train_dataset)
+        return self._buckets or super()._get_train_sampler(train_dataset)
 
-    def restore_log_row(self, unlogged: Mapping[str, Any]) -> None:
-        """Goes on with the log row of a checkpoint; the trainer itself begins a new one."""
-        loss, tokens = unlogged["loss"][rank()], unlogged["tokens"][rank()]
-        self._tr_loss = torch.tensor(loss, device=self.args.device)
-        self._globalstep_last_logged = int(unlogged["since"])
-        self._total_train_tokens = int(tokens)
+    def measure_noise(self, noise: Noise) -> Strength:
+        """Measure the strength of the noise at the first layer, on the first rows."""
+        rows = [self.train_dataset[index] for index in range(min(PROBED_ROWS, len(self.train_dataset)))]
+        batch = self._prepare_inputs(self.data_collator(rows))
+        with use_document_attention(self.model, batch, fused=self._fused):
+            return measure_strength(self.model, batch, noise)
 
     def load_weights(self, checkpoint: Path) -> None:
-        """The weights of a checkpoint behind the last update, with nothing left to train."""
+        """Load the weights of a checkpoint, and nothing else of it."""
         self._load_from_checkpoint(str(checkpoint))
 
     def save_final_checkpoint(self, step: int) -> None:
-        """A checkpoint behind the last update, `step`, where this process did it and none was saved there."""
-        if self.state.global_step == step and self.checkpoints.latest() != self.checkpoints.place(step):
+        """Save a checkpoint after the last step, `step`, if this process did it and there is none yet."""
+        if self.state.global_step == step and self._checkpoints.latest() != self._checkpoints.place(step):
             self._save_checkpoint(self.model, None)
 
+    def _restore_log_row(self) -> None:
+        """Continue the row of the log that a checkpoint was saved within; transformers begins a new one."""
+        unlogged = self._run_state.unlogged
+        if unlogged is not None:
+            self._tr_loss = torch.tensor(unlogged["loss"][rank()], device=self.args.device)
+            self._globalstep_last_logged = int(unlogged["since"])
+            self._total_train_tokens = int(unlogged["tokens"][rank()])
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Saves all that the run goes on from; rank 0 writes the manifest when every rank has written its part."""
-        step = self.state.global_step
-        self.unlogged = {
+        """Save all that the run resumes from; rank 0 writes the manifest when every rank has written its part."""
+        step, checkpoints = self.state.global_step, self._checkpoints
+        self._run_state.unlogged = {
             "loss": all_gather_object(float(self._tr_loss)),
             "since": self._globalstep_last_logged,
             "tokens": all_gather_object(self._total_train_tokens),
         }
+        self.state.stateful_callbacks[RUN_STATE] = self._run_state.to_json()
         try:
             if self.args.should_save:
-                self.checkpoints.begin(step)
+                checkpoints.begin(step)
             self.accelerator.wait_for_everyone()
             super(SFTTrainer, self)._save_checkpoint(model, trial)  # TRL would only add a model card
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                atomic_write(self.checkpoints.place(step) / RECIPE, self.facts["recipe"])
-                if (metrics := self.checkpoints.folder.parent / "metrics.jsonl").is_file():
+                atomic_write(checkpoints.place(step) / RECIPE, self._run_state.recipe_yaml)
+                if (metrics := checkpoints.folder.parent / METRICS).is_file():
                     fsync_path(metrics)
-                facts = {key: value for key, value in self.facts.items() if key != "recipe"}
-                self.checkpoints.publish(step, {**facts, "processes": world_size()})
+                checkpoints.publish(step, {**self._run_state.manifest, "processes": world_size()})
             self.accelerator.wait_for_everyone()
         except BaseException as error:
             try:
-                raise_if_full(error, self.checkpoints.folder)
+                raise_if_full(error, checkpoints.folder)
             finally:
                 if self.args.should_save:
-                    self.checkpoints.discard(step)
+                    checkpoints.discard(step)
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Saves weights or adapter alone; the pickled arguments, which can hold a token, are left out."""
+        """Save the weights or the adapter; the pickled arguments, which can hold a token, are left out."""
         if self.args.should_save:
             save_weights(self.model, Path(output_dir or self.args.output_dir), state_dict)
 
 
+class _LoopCallback(TrainerCallback):
+    """What has to be done within transformers' loop, when an epoch or the whole training begins."""
+
+    def __init__(self, restore_log_row: Callable[[], None]) -> None:
+        self._restore_log_row = restore_log_row
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the row of the log that a resumed run had begun."""
+        self._restore_log_row()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """Set the epoch of the data loader, which decides on the order of the rows.
+
+        If several processes resume in the middle of an epoch, transformers sets it through one wrapper too many to
+        reach a sampler that is not accelerate's.
+        """
+        train_dataloader.set_epoch(int(state.epoch or 0))
+
+
+class LengthBuckets(LengthGroupedSampler):
+    """Order of the rows in which rows of similar length are neighbours, so that batches have few pads.
+
+    transformers' sampler shuffles the rows and sorts them by length within 50 steps' worth (fewer of small sets). Its
+    order comes from the global random state when an epoch begins, which a run that resumes within the epoch can't know.
+    Here it depends on the seed and the epoch alone.
+
+    Args:
+        lengths: Tokens of each row.
+        rows: Rows of a step.
+        seed: The recipe's.
+    """
+
+    def __init__(self, lengths: list[int], rows: int, seed: int) -> None:
+        super().__init__(rows, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the order of an epoch; the data loader calls this before each."""
+        self.generator.manual_seed(self.seed + epoch)
+
+
 def save_weights(model: Any, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
-    """Saves a model, or its adapter alone, as safetensors."""
+    """Save a model, or an adapter without its model, as safetensors."""
     # No embedding is resized here; peft would ask the hub for the base model's size to make sure.
     options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     with plain_generation_settings(model):
@@ -190,91 +289,29 @@ def plain_generation_settings(model: Any) -> Iterator[None]:
 
 
 def _without_adapter(model: Any) -> Any:
-    """The causal model, its layers with their adapters, without peft's wrapper."""
+    """Return the causal model without peft's wrapper; its layers keep their adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _require_precision(trainer: Trainer, compute: ComputeConfig) -> None:
-    """Check that the trainer computes in the precision that is reported and recorded.
-
-    Raises:
-        TrainingError: Its precision is not the recipe's.
-    """
-    wanted, found = "bf16" if compute.bfloat16 else "no", str(trainer.accelerator.mixed_precision)
-    if found != wanted:
-        said = "the trainer's mixed precision is not the recipe's"
-        raise TrainingError(Problem(said, f"{found} (the recipe: {wanted})", "unset ACCELERATE_MIXED_PRECISION"))
-
-
-def build_trainer(
-    recipe: Recipe,
-    compute: ComputeConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: TokenDataset,
-    checkpoints: Checkpoints,
-    facts: Mapping[str, Any],
-    callback: TrainerCallback,
-) -> Trainer:
-    """The trainer of a recipe, ready to train.
-
-    Args:
-        recipe: The resolved recipe.
-        compute: Device and arithmetic.
-        model: Without adapters; the trainer puts them on after seeding, so that they start alike.
-        tokenizer: With a pad token.
-        rows: Tokenised training rows.
-        checkpoints: Where checkpoints are kept.
-        facts: What they are of.
-        callback: Is told of every step.
-    """
-    trainer = Trainer(
-        model=model,
-        args=_arguments(recipe, compute, rows, checkpoints.folder),
-        train_dataset=_packed(rows, recipe.data.max_length)
-        if recipe.training.batching == "packed"
-        else _dataset(rows.columns()),
-        processing_class=tokenizer,
-        peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
-        callbacks=[callback],
-    )
-    _require_precision(trainer, compute)
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad and parameter.dtype == torch.bfloat16 and recipe.quantization.type != "none":
-            # TRL casts the adapters of quantised models to bfloat16, where small updates are rounded away.
+def _keep_adapters_in_float32(model: Any) -> None:
+    """Undo TRL's cast of a quantised model's adapters to bfloat16, which would round small steps away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
             parameter.data = parameter.data.float()
-    trainer.checkpoints, trainer.facts = checkpoints, facts
-    trainer.buckets = None
-    if recipe.training.batching == "bucketed":
-        rows_of_an_update = (
-            recipe.training.processes * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
-        )
-        trainer.buckets = LengthBuckets(rows.lengths().tolist(), rows_of_an_update, recipe.training.seed)
-    trainer.deterministic = recipe.training.deterministic
-    trainer.fused = recipe.training.fused_layers
-    single = trainer.fused and world_size() == 1
-    trainer.sums_labels = single and supports_fused_cross_entropy(_without_adapter(trainer.model))
-    # A compiled model would be compiled again for each layer that is exchanged.
-    own_layers = trainer.fused and not recipe.training.torch_compile
-    trainer.low_rank = fusable_lora_layers(trainer.model) if own_layers else ()
-    trainer.remove_callback(PrinterCallback)
-    if recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0:
-        trainer.data_collator = paired(trainer.data_collator)
-    return trainer
 
 
 def _dataset(table: Any) -> Dataset:
-    """A table as the trainer reads it; without a fingerprint all of it would be pickled for one."""
+    """Wrap a table for the trainer; without a fingerprint `datasets` would pickle all of it to compute one."""
     return Dataset(table, fingerprint="rows")
 
 
 def _packed(rows: TokenDataset, max_length: int) -> Dataset:
-    """Rows as TRL packs them, piece by piece; it would keep all of them in memory."""
+    """Pack rows as TRL does, some at a time; TRL would keep all of them in memory."""
     table = rows.columns()
     with closing(RecordBatches()) as packed:
-        for start in range(0, len(rows), PIECE):
-            piece = pack_dataset(_dataset(table.slice(start, PIECE)), max_length, "bfd")
-            for batch in piece.data.to_batches():
+        for start in range(0, len(rows), PACKED_AT_ONCE):
+            part = pack_dataset(_dataset(table.slice(start, PACKED_AT_ONCE)), max_length, "bfd")
+            for batch in part.data.to_batches():
                 packed.append(batch)
         return _dataset(packed.table())
 
@@ -299,21 +336,21 @@ def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenDataset, folde
         # TRL recomputes activations by default; that costs a third of the time and is only needed without the memory.
         activation_checkpointing=training.gradient_checkpointing,
         torch_compile=training.torch_compile,
-        packing=False,  # they are packed already, if they are to be
+        packing=False,  # rows are packed already
         padding_free=training.batching in ("padding_free", "packed"),
-        max_length=None,  # and cut
+        max_length=None,  # and truncated
         neftune_noise_alpha=None,
         seed=training.seed,
         data_seed=training.seed,
         logging_steps=training.logging_steps or max(1, total // LOG_ROWS),
         logging_nan_inf_filter=False,
-        save_strategy="no",  # `watch.py` says when, by updates, minutes and signals,
-        eval_strategy="no",  # and evaluates, by the one definition of loss that the whole tool uses
+        save_strategy="no",  # `callbacks.py` decides, by steps, minutes and signals,
+        eval_strategy="no",  # and evaluates with the definition of loss that the whole tool shares
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=compute.device == "cuda",
-        # Else the buckets in which gradients are summed change behind the first update of a process, and with them the
-        # order of the sums of three or more: a run that is gone on with would differ in the last bits.
+        # Otherwise the buckets in which gradients are summed change after a process's first step, and with them the
+        # order of sums of three or more: a resumed run would differ in the last bits.
         ddp_find_unused_parameters=True,
         ddp_timeout=int(PATIENCE.total_seconds()),
         remove_unused_columns=True,
@@ -321,33 +358,34 @@ def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenDataset, folde
 
 
 def _warmup_steps(total: int, ratio: float) -> int:
-    """Updates over which the learning rate rises; none in runs so short that the first update would be all of them.
+    """Return the steps over which the learning rate rises; none in runs so short that it would be the first step only.
 
-    The first of them has a learning rate of 0, so one alone would only lose an update.
+    The learning rate of the first step is 0, so a single warmup step would waste it.
     """
     return math.ceil(total * ratio) if total * ratio >= 1 else 0
 
 
 def num_training_steps(recipe: Recipe, lengths: Sequence[int] | Indices, *, whole: bool = False) -> int:
-    """Updates of the optimiser in all.
+    """Count the optimiser steps of a run.
 
     Args:
         recipe: The resolved recipe.
         lengths: Tokens of each training row.
-        whole: As if training.max_steps did not end them early.
+        whole: Ignore training.max_steps.
     """
     training = recipe.training
     if training.max_steps and not whole:
         return training.max_steps
     rows = len(lengths)
     if training.batching == "packed":
-        pieces = (lengths[start : start + PIECE] for start in range(0, rows, PIECE))
-        rows = sum(
-            len(pack_dataset(Dataset.from_dict({"input_ids": [[0] * n for n in piece]}), recipe.data.max_length, "bfd"))
-            for piece in pieces
-        )
-    batches = math.ceil(math.ceil(rows / training.per_device_train_batch_size) / training.processes)  # of each
-    return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
+        rows = 0
+        for start in range(0, len(lengths), PACKED_AT_ONCE):
+            part = [[0] * length for length in lengths[start : start + PACKED_AT_ONCE]]
+            rows += len(pack_dataset(Dataset.from_dict({"input_ids": part}), recipe.data.max_length, "bfd"))
+    batches = math.ceil(rows / training.per_device_train_batch_size)
+    batches_per_process = math.ceil(batches / training.processes)
+    steps_per_epoch = math.ceil(batches_per_process / training.gradient_accumulation_steps)
+    return math.ceil(training.num_train_epochs * steps_per_epoch)
 
 
 def _lora(adapter: Adapter) -> Any:

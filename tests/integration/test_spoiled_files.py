@@ -180,7 +180,7 @@ def seal(checkpoint: Path) -> None:
     publish(Checkpoints(checkpoint.parent, 9), int(checkpoint.name.rpartition("-")[2]), facts)
 
 
-@pytest.mark.parametrize("key", ["Watch", "TrainerControl"])
+@pytest.mark.parametrize("key", ["run", "TrainerControl"])
 def test_a_sealed_checkpoint_without_the_state_of_training_is_passed_over(
     key: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

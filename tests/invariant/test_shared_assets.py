@@ -111,7 +111,7 @@ def test_what_is_shared_is_loaded_once(recipe: Callable[..., Recipe], monkeypatc
 
 def test_the_finished_run_is_handed_over_with_its_model(recipe: Callable[..., Recipe]) -> None:
     handed: list[Any] = []
-    finished = train(recipe(), Silent(), and_then=handed.append)
+    finished = train(recipe(), Silent(), on_finish=handed.append)
     [trained] = handed
     assert str(trained.directory.path) == finished.run
     assert trained.model is trained.assets.model  # without a asset_cache nobody else needs it

@@ -162,7 +162,7 @@ class RayEngine:
         resume_state = stopped_run(cells, cell.key, cell.recipe, _Voice(cell, told))
         if resume_state is None:
             return None
-        for reason in resume_state.passed_over:
+        for reason in resume_state.skipped:
             told(cell, Notice(f"passed over {reason}"))
         return resume_state.directory
 

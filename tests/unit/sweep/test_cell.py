@@ -96,11 +96,11 @@ def numbers(run: RunDirectory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("error", [InputError(Problem("no task of this name")), NeftError("x"), ValueError("a fault")])
 def test_what_fails_behind_the_training_leaves_a_finished_run(error: Exception, recipe: Recipe) -> None:
-    def and_then(*_found: Any) -> None:
+    def on_finish(*_found: Any) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        train(recipe, Told(), and_then=and_then)
+        train(recipe, Told(), on_finish=on_finish)
     run = finished_run(Path(recipe.output_dir), fingerprint(recipe))
     assert run is not None
     assert not run.checkpoints.exists()
@@ -247,7 +247,7 @@ class AfterUpdate(StopSignal):
 
     def is_requested(self) -> bool:
         """Whether updates have begun."""
-        return self._in_updates
+        return self.in_training
 
 
 def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None:

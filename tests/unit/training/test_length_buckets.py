@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import torch
-
 from neftcli.training.length_buckets import LengthBuckets
 
 ROWS = 8
