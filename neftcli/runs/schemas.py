@@ -24,7 +24,7 @@ class Resumed(TypedDict):
     """One resumption of a run, as its record lists it."""
 
     checkpoint: str | None
-    passed_over: list[str]
+    skipped: list[str]
     changes: dict[str, str | Annotated[list[Any], MinLen(2)]]
 
 

@@ -163,7 +163,7 @@ class ResumeState:
     def to_record(self) -> dict[str, Any]:
         """Return the entry of the run's record about this resumption."""
         name = self.checkpoint.path.name if self.checkpoint else None
-        return {"checkpoint": name, "passed_over": list(self.skipped), "changes": self.changes}
+        return {"checkpoint": name, "skipped": list(self.skipped), "changes": self.changes}
 
     def require_current(self) -> None:
         """Check, with the run locked, that no other process resumed it since it was read.

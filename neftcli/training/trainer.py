@@ -91,12 +91,11 @@ class NeftTrainer(SFTTrainer):
             self.data_collator = paired(self.data_collator)  # type: ignore[has-type]
         self._checkpoints, self._run_state = checkpoints, run_state
         self._deterministic, self._fused = training.deterministic, training.fused_layers
-        self._sums_labels = (
-            self._fused and world_size() == 1 and supports_fused_cross_entropy(_without_adapter(self.model))
-        )
+        is_alone = world_size() == 1
+        self._fuses_loss = self._fused and is_alone and supports_fused_cross_entropy(_without_adapter(self.model))
         # A compiled model would be compiled again for each layer that is exchanged.
         exchanges_layers = self._fused and not training.torch_compile
-        self._low_rank = fusable_lora_layers(self.model) if exchanges_layers else ()
+        self._lora_layers = fusable_lora_layers(self.model) if exchanges_layers else ()
         self._buckets: LengthBuckets | None = None
         if training.batching == "bucketed":
             rows_per_step = training.processes * self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -125,7 +124,7 @@ class NeftTrainer(SFTTrainer):
         """
         deterministic = reproducible(self.args.device.type) if self._deterministic else nullcontext()
         attention = use_document_attention(self.model, inputs, fused=self._fused)
-        with deterministic, attention, fused_lora(self._low_rank):
+        with deterministic, attention, fused_lora(self._lora_layers):
             loss: torch.Tensor = super().training_step(model, inputs, *args)
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(
@@ -144,7 +143,7 @@ class NeftTrainer(SFTTrainer):
 
         TRL's own loss also measures entropy and accuracy at each step, and its head is slow without a GPU.
         """
-        if self._sums_labels:
+        if self._fuses_loss:
             with self.accelerator.autocast():
                 total = fused_linear_cross_entropy(_without_adapter(model), inputs)
         else:

@@ -157,7 +157,7 @@ def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> N
     process.send_signal(signal.SIGTERM)
     code, said = end(tmp_path, process)
     assert code == 75, said
-    assert f"is safe, after update {verify_newest(run)}" in said
+    assert f"is saved, after step {verify_newest(run)}" in said
     assert f"neft train --resume {run.relative_to(tmp_path)}\n" in said
     require_gone(rest)
 
@@ -165,7 +165,7 @@ def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> N
         code, said = do(tmp_path, *again, "--processes", "3", *accepted)
         assert code == 2
         assert "training.processes differs" in said
-        assert "got      3 (there 2)" in said
+        assert f"got      3 (checkpoint-{verify_newest(run)}: 2)" in said
 
     process = begin(tmp_path, *again)
     wait_for_update(run, process, verify_newest(run) + 4)

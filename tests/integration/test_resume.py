@@ -58,7 +58,7 @@ def test_a_stopped_run_is_gone_on_with_and_says_from_where(
 ) -> None:
     said = neft("train", "--resume", copy)
     assert said.code == 0, said.err
-    assert f"going on after update 6, from {copy}/checkpoints/checkpoint-6" in " ".join((said.out + said.err).split())
+    assert f"resuming after step 6, from {copy}/checkpoints/checkpoint-6" in " ".join((said.out + said.err).split())
     assert run(stopped[1], tmp_path / "whole") == 0
     assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
     again = neft("train", "--resume", copy)
@@ -69,22 +69,22 @@ def test_a_stopped_run_is_gone_on_with_and_says_from_where(
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        (["--alpha", "10"], "neftune.alpha differs from that of checkpoint-6\n  got      10.0 (there 5.0)"),
-        (["--seed", "1"], "training.seed differs from that of checkpoint-6\n  got      1 (there 0)"),
+        (["--alpha", "10"], "neftune.alpha differs from that of checkpoint-6\n  got      10.0 (checkpoint-6: 5.0)"),
+        (["--seed", "1"], "training.seed differs from that of checkpoint-6\n  got      1 (checkpoint-6: 0)"),
         (["--batch-size", "2"], "training.per_device_train_batch_size differs from that of checkpoint-6\n"),
-        (["--max-rows", "30"], "data.max_rows differs from that of checkpoint-6\n  got      30 (there 36)"),
-        (["--lora-r", "4"], "adapter.r differs from that of checkpoint-6\n  got      4 (there 2)"),
+        (["--max-rows", "30"], "data.max_rows differs from that of checkpoint-6\n  got      30 (checkpoint-6: 36)"),
+        (["--lora-r", "4"], "adapter.r differs from that of checkpoint-6\n  got      4 (checkpoint-6: 2)"),
         (["--model", "opt-350m"], "model.name differs from that of checkpoint-6\n"),
-        (["--epochs", "3", "--set", "neftune.noise=gaussian"], "2 problems"),
+        (["--epochs", "3", "--set", "neftune.noise=gaussian"], "2 errors"),
         (
             ["--learning-rate", "1e-4", "--accept-changes"],
             "training.learning_rate differs from that of checkpoint-6, which can't be accepted\n",
         ),
-        (["--set", "training.logging_steps=null"], "got      the default (there 3)"),
-        (["--set", "training.fused_layers=false"], "got      false (there true)"),
+        (["--set", "training.logging_steps=null"], "got      the default (checkpoint-6: 3)"),
+        (["--set", "training.fused_layers=false"], "got      false (checkpoint-6: true)"),
         (["--samples", "2", "--accept-changes"], "evaluation.samples differs from that of checkpoint-6, which can't"),
-        (["--name", "other"], "--name and --resume can't stand together\n  got      --name other"),
-        (["--output-dir", "other"], "--output-dir and --resume can't stand together\n"),
+        (["--name", "other"], "--name and --resume can't be combined\n  got      --name other"),
+        (["--output-dir", "other"], "--output-dir and --resume can't be combined\n"),
     ],
 )
 def test_another_recipe_is_refused_and_the_difference_shown(
@@ -103,7 +103,7 @@ def test_a_recipe_that_was_edited_is_refused_as_one_that_was_typed(neft: Neft, c
     file.write_text(file.read_text().replace("learning_rate: 0.005", "learning_rate: 0.05"))
     said = neft("train", "--resume", copy)
     assert said.code == 2
-    assert "training.learning_rate differs from that of checkpoint-6\n  got      0.05 (there 0.005)" in said.err
+    assert "training.learning_rate differs from that of checkpoint-6\n  got      0.05 (checkpoint-6: 0.005)" in said.err
 
 
 def test_a_change_can_be_accepted_and_is_recorded(neft: Neft, copy: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_change_can_be_accepted_and_is_recorded(neft: Neft, copy: Path) -> Non
     assert said.code == 0, said.err
     [entry] = json.loads((copy / "run.json").read_text())["resumed"]
     assert entry["changes"] == {"neftune.alpha": [5.0, 10.0]}
-    mixed = "neftune.alpha 5.0 up to update 6, then 10.0"
+    mixed = "neftune.alpha 5.0 up to step 6, then 10.0"
     assert f"from here on the run is mixed: {mixed}" in " ".join(said.out.split())
     assert f"| mixed | `{mixed}` |" in (copy / "model" / "README.md").read_text()
     assert "alpha: 10" in (copy / "recipe.yaml").read_text()
@@ -151,9 +151,9 @@ def test_other_rows_or_another_model_behind_the_same_names_are_refused(
     said = neft("train", "--resume", folder)
     assert said.code == 2
     assert f"{rows}: the rows changed since checkpoint-4" in said.err
-    assert "1 problem;" in said.err
+    assert "1 error;" in said.err
     assert "--accept-changes" in said.err
-    assert "going on" not in said.out
+    assert "resuming" not in said.out
     assert files(folder) == before
     shutil.copy(stopped[1]["data.source"], rows)
     settings = (model / "config.json").read_text()
@@ -176,7 +176,7 @@ def test_rows_and_a_model_that_were_moved_are_taken_by_their_content(
     model.rename(tmp_path / "moved")
     said = neft("train", "--resume", folder)
     assert said.code == 2
-    assert "2 problems" in said.err
+    assert "2 errors" in said.err
     for told, flag in (
         ("model.name: there is no such folder", "--model"),
         ("data.source: there is no file", "--dataset"),
@@ -229,7 +229,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     said = neft("train", "--resume", copy, "--json")
     assert said.code == 0, said.err
     assert "checkpoint-6: rng_state.pth is missing" in said.out
-    assert "going on after update 4" in said.out
+    assert "resuming after step 4" in said.out
     assert run(stopped[1], tmp_path / "whole") == 0
     assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
 
@@ -299,7 +299,7 @@ def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_goes_on(
         _, said = process.communicate()
         assert process.returncode == 1, said
         assert "the disk is full" in said
-        assert "is safe, after update" in said
+        assert "is saved, after step" in said
         assert f"neft train --resume {folder}" in said.replace("\n", " ")
         assert "Traceback" not in said
         filler.unlink()
@@ -318,7 +318,7 @@ def test_a_disk_that_is_full_before_anything_is_written(neft: Neft, copy: Path, 
                 file.write(bytes(4096))
         said = neft("train", "--resume", folder)
         assert said.code == 1
-        assert f"the disk is full; {folder}/checkpoints/checkpoint-6 is safe" in said.err
+        assert f"the disk is full; {folder}/checkpoints/checkpoint-6 is saved" in said.err
         assert f"make room, then neft train --resume {folder}" in said.err
         assert files(folder) == before
         said = neft("train", "--max-steps", "1", "--output-dir", tmp_path / "small")
@@ -332,7 +332,7 @@ def test_a_recipe_that_is_gone_is_brought_back_from_a_checkpoint(neft: Neft, cop
     (copy / "recipe.yaml").unlink()
     said = neft("train", "--resume", copy)
     assert said.code == 2
-    assert f"cp {copy}/checkpoints/checkpoint-6/recipe.yaml {copy}/    brings" in said.err
+    assert f"cp {copy}/checkpoints/checkpoint-6/recipe.yaml {copy}/    restores" in said.err
     shutil.copy(copy / "checkpoints" / "checkpoint-6" / "recipe.yaml", copy)
     assert neft("train", "--resume", copy).code == 0
 
@@ -367,7 +367,7 @@ def test_a_disk_without_room_for_the_model_is_refused_before_training(
     with file_system(tmp_path / "small", "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
         said = neft("train", *typed, "--set", "adapter.r=64", "--output-dir", tmp_path / "small")
         assert said.code == 2
-        assert "the disk has no room for the tuned model" in said.err
+        assert "the disk has no space for the tuned model" in said.err
         assert list((tmp_path / "small").iterdir()) == []
 
 

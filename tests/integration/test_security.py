@@ -184,7 +184,7 @@ def test_pickles_in_a_checkpoint_that_is_sealed_anew_do_not_run(
     facts = json.loads((checkpoint / MANIFEST).read_text())
     publish(Checkpoints(checkpoint.parent, 2), 2, {key: facts[key] for key in facts if key not in OF_A_MANIFEST})
     resumed = neft("train", "--resume", checkpoint.parents[1])
-    assert "going on after update 2" in resumed.out
+    assert "resuming after step 2" in resumed.out
     assert resumed.code == 1
 
 

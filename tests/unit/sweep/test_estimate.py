@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +29,7 @@ from neftcli.sweep.cell import settings_key
 from neftcli.sweep.cell_costs import BEGUN, Costs, evaluations
 from neftcli.sweep.estimate import Job, estimate, spread, way
 from neftcli.sweep.plan import Cell, plan_cells
-from neftcli.training.callbacks import Watch
+from neftcli.training.progress import EvaluationSchedule
 
 seconds = st.integers(0, 10_000).map(float)
 jobs = st.lists(st.builds(Job, seconds, st.just(7.0), st.just("same")), min_size=1, max_size=12)
@@ -111,13 +110,8 @@ def test_more_of_a_part_takes_as_much_longer(updates: int, update: float, row: f
 
 
 @given(st.integers(1, 60), st.floats(0.01, 1))
-def test_evaluations_are_as_many_as_the_trainers_callback_does(updates: int, every: float) -> None:
-    watch = object.__new__(Watch)
-    watch._every, watch.evaluated, done = every, None, 0
-    for step in range(1, updates + 1):
-        if watch._is_due(SimpleNamespace(global_step=step, max_steps=updates)):
-            watch.evaluated, done = events.Evaluated(step, 1.0, 1.0), done + 1
-    assert evaluations(updates, every) == done
+def test_evaluations_as_many_as_in_training(updates: int, every: float) -> None:
+    assert evaluations(updates, every) == EvaluationSchedule(updates, every).count_remaining(0, 0)
 
 
 def test_what_costs_no_time_is_not_another_way_of_training() -> None:

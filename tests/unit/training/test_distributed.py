@@ -66,5 +66,5 @@ def test_the_first_hears_where_another_reads_other_rows(with_others: Callable[..
 
 
 def test_a_recipe_for_more_processes_than_there_are_is_refused() -> None:
-    with pytest.raises(InputError, match="2 \\(1 here\\)"):
+    with pytest.raises(InputError, match=r"the recipe expects 2 processes\n  got      1 running"):
         join_run(resolve([assignment("training.processes=2")]), None, StopSignal())

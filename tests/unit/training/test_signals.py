@@ -50,7 +50,7 @@ def test_a_first_signal_says_what_it_does_and_a_second_ends_it(number: signal.Si
         assert stop.is_requested()
         [said] = wait_for(told)
         assert said.startswith("stopping")
-        assert ("this update is finished and saved first" in said) == in_updates
+        assert ("the current step is finished and saved first" in said) == in_updates
         with pytest.raises(KeyboardInterrupt) as caught:
             os.kill(os.getpid(), number)
         assert caught.type is KeyboardInterrupt
