@@ -42,9 +42,9 @@ def products(folder: Path, tokens: int) -> tuple[float, float]:
     """Seconds and floating-point operations of an update's matrix products."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from neftcli.system.device import multiplies_bfloat16
+    from neftcli.system.device import has_bfloat16
 
-    kind = torch.bfloat16 if multiplies_bfloat16("cpu") else torch.float32
+    kind = torch.bfloat16 if has_bfloat16("cpu") else torch.float32
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shapes: dict[tuple[int, int], int] = {}

@@ -22,7 +22,7 @@ from neftcli.models.loading import load_model_for_recipe, load_tokenizer
 from neftcli.models.registry import resolve_model
 from neftcli.recipe.loading import assignment, load_recipe
 from neftcli.system.device import resolve_compute_config
-from neftcli.system.process import prepare_process
+from neftcli.system.libraries import prepare_libraries
 
 SIZES = (1, 8, 32)
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--model", default="smollm2-135m")
     options = parser.parse_args()
-    prepare_process()
+    prepare_libraries()
     for precision in ("bfloat16", "float32"):
         measure(options, precision)
 
@@ -44,7 +44,8 @@ def measure(options: Any, precision: str) -> None:
     """One arithmetic: every size in turn, round by round."""
     recipe = load_recipe("quickstart", [assignment(f"training.precision={precision}")])
     reference = resolve_model(options.model)
-    compute = resolve_compute_config(recipe)
+    frozen_weights = recipe.adapter.type != "none"
+    compute = resolve_compute_config(recipe.training.precision, recipe.model.dtype, frozen_weights=frozen_weights)
     model = load_model_for_recipe(recipe, reference, compute)
     chat = ChatFormat(load_tokenizer(reference)[0])
     examples = read_examples(recipe.data).held_out[: options.prompts]

@@ -22,7 +22,7 @@ from neftcli.cli.help import Command, HelpOption
 from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
 from neftcli.events import CommandFailed
 from neftcli.system.distributed import is_main_process, rank
-from neftcli.system.environment import drop_overrides, keep_current_folder_out
+from neftcli.system.environment import drop_overrides, exclude_current_folder
 from neftcli.system.files import restrict_umask
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -92,7 +92,7 @@ def command() -> None:
     What libraries registered for the end is done before, since this is registered before they are imported.
     """
     code: object = None
-    keep_current_folder_out()
+    exclude_current_folder()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed by whoever started this
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end

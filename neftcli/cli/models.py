@@ -27,9 +27,9 @@ def models(
         from pathlib import Path
 
         from neftcli.models.gguf import convert_gguf
-        from neftcli.system.process import prepare_process
+        from neftcli.system.libraries import prepare_libraries
 
-        prepare_process()
+        prepare_libraries()
         typer.echo(convert_gguf(Path(reference.location)))
     else:
         typer.echo(reference.location)

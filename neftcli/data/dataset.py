@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from neftcli.data.example import Example, Turn
 from neftcli.data.tokens import TokenRow
-from neftcli.system.cache import written_in_cache
+from neftcli.system.cache_folder import open_cache_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ class RecordBatches:
         self._bytes += batch.nbytes
         self._pending.append(batch)
         if self._writer is not None or self._bytes > MAX_BYTES_IN_MEMORY:
-            with written_in_cache(SPILLED_ROWS) as folder:
+            with open_cache_folder(SPILLED_ROWS) as folder:
                 self._spill(folder)
 
     def table(self) -> Any:
@@ -69,7 +69,7 @@ class RecordBatches:
 
         if self._writer is None:
             return arrow.Table.from_batches(self._pending)
-        with written_in_cache(SPILLED_ROWS):
+        with open_cache_folder(SPILLED_ROWS):
             self._writer.close()
             self._file.flush()
             os.fsync(self._file.fileno())  # a network disk reports only now that it is full

@@ -21,7 +21,7 @@ from neftcli.data.data_file import DataFile
 from neftcli.data.readers import ENDINGS, ending
 from neftcli.data.remote import downloaded, read_text, reading
 from neftcli.errors import DataError, Problem, first_line
-from neftcli.system.listed_names import escapes_folder
+from neftcli.system.files import escapes_folder
 
 SPLIT_WORDS = {
     "train": ("train", "training"),

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from neftcli.data.data_file import DataFile
 from neftcli.errors import DataError, Problem
-from neftcli.system.cache import written_in_cache
+from neftcli.system.cache_folder import open_cache_folder
 
 CHUNK = 2**20  # bytes
 CONNECT, SILENCE = 10.0, 60.0  # seconds until a server must accept a connection, and between two of its packets
@@ -112,7 +112,7 @@ def downloaded(fs: Any, path: str, name: str) -> Iterator[DataFile]:
         DataError: It can't be read.
         InputError: The disk has no room for it.
     """
-    with written_in_cache("the copy of a remote file") as folder, tempfile.TemporaryFile(dir=folder) as copy:
+    with open_cache_folder("the copy of a remote file") as folder, tempfile.TemporaryFile(dir=folder) as copy:
         with reading(name):
             remote = fs.open(path, "rb")
         with closing(remote):

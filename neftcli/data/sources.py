@@ -18,8 +18,8 @@ from neftcli.data.folders import Chosen, Folder, choose_files, left_out_words
 from neftcli.data.readers import READERS, Row, ending, read_file, require_ending, table_rows
 from neftcli.data.remote import downloaded, is_remote, open_filesystem, require_address, strip_file_scheme
 from neftcli.errors import DataError, Problem, first_line
-from neftcli.recipe.path_suggestions import at_home, closed_folder, exists, nearest_path
-from neftcli.system.hub import with_settings
+from neftcli.system.hub import add_hub_settings
+from neftcli.system.paths import closest_path, exists, expand_home, unsearchable_parent
 
 BUILTIN = "builtin"
 BUILTIN_SPLITS = ("train", "held_out")
@@ -100,7 +100,7 @@ def open_source(
     source = strip_file_scheme(source)
     if is_remote(source):
         return _open_remote(source, split, config, sample_by, option)
-    return _open_local(at_home(source), split, config, sample_by, option)
+    return _open_local(expand_home(source), split, config, sample_by, option)
 
 
 def _open_local(path: Path, split: str, config: str | None, sample_by: str, option: str) -> SourceRows:
@@ -108,9 +108,9 @@ def _open_local(path: Path, split: str, config: str | None, sample_by: str, opti
         hint = "cat > rows.jsonl, then --dataset rows.jsonl: rows are read more than once"
         raise DataError(Problem("data: rows can't be read from a pipe", str(path), hint))
     if not exists(path):
-        if (closed := closed_folder(path)) is not None:
+        if (closed := unsearchable_parent(path)) is not None:
             raise DataError(Problem(f"data: this user may not enter {closed}", str(path), "chmod +x on that folder"))
-        near = nearest_path(path, [BUILTIN, *HUB_ALIASES])
+        near = closest_path(path, [BUILTIN, *HUB_ALIASES])
         raise DataError(Problem("data: there is no file or folder of this name", str(path), KINDS, near))
     if path.is_dir():
         from fsspec.implementations.local import LocalFileSystem
@@ -218,9 +218,9 @@ def _not_reached(hub_id: str, error: Exception) -> DataError:
     return DataError(
         Problem(
             f"data.source: the data set {hub_id} can't be reached on the hub, and is not in the local cache",
-            with_settings(first_line(error)),
+            add_hub_settings(first_line(error)),
             "go online once (`hf auth login` for a private set), or where there is a network: "
             f"hf download {hub_id} --repo-type dataset --local-dir FOLDER; then --dataset FOLDER",
-            nearest_path(Path(hub_id)) if Path(hub_id).parent.is_dir() else "",
+            closest_path(Path(hub_id)) if Path(hub_id).parent.is_dir() else "",
         )
     )

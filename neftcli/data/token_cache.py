@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.dataset import TokenDataset
-from neftcli.system.cache import cache_folder
+from neftcli.system.cache_folder import cache_folder
 from neftcli.system.files import require_no_link
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from neftcli.errors import InputError, Problem
-from neftcli.system.network import unreachable
+from neftcli.system.network import explain_unreachable
 
 if TYPE_CHECKING:
     import httpx2
@@ -58,7 +58,7 @@ def require_reachable(settings: Judge) -> None:
     Raises:
         InputError: There is none, or a proxy's address can't be used.
     """
-    reason = unreachable(urlsplit(settings.base_url or ""))
+    reason = explain_unreachable(urlsplit(settings.base_url or ""))
     if reason:
         shown = strip_credentials(settings.base_url or "")
         raise InputError(

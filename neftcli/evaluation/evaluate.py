@@ -22,8 +22,7 @@ from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, P
 from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.recipe.trust import TRUST
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_link, require_no_links
-from neftcli.system.library_output import library_chatter
-from neftcli.system.process import prepare_process
+from neftcli.system.libraries import capture_library_output, prepare_libraries
 
 if TYPE_CHECKING:
     from neftcli.evaluation.comparison import JudgeScores
@@ -72,7 +71,7 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
         Preempted: It was stopped by KeyboardInterrupt; what was measured is kept.
     """
     begun = time.perf_counter()
-    prepare_process()
+    prepare_libraries()
     subjects = _subjects(request, observer)
     _require_two(subjects)
     _check(subjects, request)
@@ -94,7 +93,7 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
     _require_no_links(subjects)
     folder = _report_folder(rows, subjects, request)
     observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
-    with _explained(folder), library_chatter(folder / LOG):
+    with _explained(folder), capture_library_output(folder / LOG):
         results = _measure(subjects, rows, request, observer)
         failure, judged = None, None
         try:
@@ -308,7 +307,9 @@ def _measure(
     from neftcli.system.device import resolve_compute_config
 
     main = subjects[0].recipe
-    compute = resolve_compute_config(main, trains=subjects[0].run is not None)  # one arithmetic for all
+    frozen_weights = main.adapter.type != "none" or subjects[0].run is None
+    # The same precision for all models.
+    compute = resolve_compute_config(main.training.precision, main.model.dtype, frozen_weights=frozen_weights)
     settings, seed = main.evaluation, main.training.seed
     measurements = [
         ModelEvaluator(subject, rows, settings, compute, seed, observer, answers=request.answers)

@@ -15,10 +15,10 @@ from neftcli.data.splits import hash_prompts, sample_rows, select_distinct, sele
 from neftcli.errors import DataError, Problem
 from neftcli.evaluation.targets import EvalTarget, resolve_target
 from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId
-from neftcli.recipe.path_suggestions import at_home, exists
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.runs.directory import RECIPE, find_run
-from neftcli.system.hub import UNREACHABLE, prefer_cache_if_unreachable
+from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
+from neftcli.system.paths import exists, expand_home
 
 if TYPE_CHECKING:
     from neftcli.data.splits import PromptHashes
@@ -72,7 +72,7 @@ def read_eval_rows(
     hub = [is_hub_id(source) for recipe in recipes for source in recipe.data.named_sources()]
     hub.append(is_hub_id(dataset or BUILTIN))
     hub += [subject.reference.kind == "hub" for subject in subjects]
-    if any(hub) and (reason := prefer_cache_if_unreachable()):
+    if any(hub) and (reason := go_offline_if_unreachable()):
         observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase(PhaseId.READING_DATA))
     main = subjects[0]
@@ -158,7 +158,7 @@ def _require_in_place(subject: EvalTarget, recipe: Recipe) -> None:
     assert subject.run is not None  # noqa: S101 - only runs are asked
     relative_paths = find_relative_paths(subject.run.path / RECIPE)
     for source in recipe.data.named_sources():
-        if relative_paths is not None and source in relative_paths.local and not exists(at_home(source)):
+        if relative_paths is not None and source in relative_paths.local and not exists(expand_home(source)):
             said = f"{subject.name}: the rows that it was trained on are no longer there"
             raise DataError(Problem(said, relative_paths.describe_search(source), DATASET))
 

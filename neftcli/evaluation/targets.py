@@ -18,11 +18,11 @@ from neftcli.events import EvaluatedModel, Observer, PairedRun
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.recipe.loading import load_recipe
 from neftcli.recipe.loading import resolve as resolve_recipe
-from neftcli.recipe.path_suggestions import exists, nearest_path
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.directory import CELLS, NAME, RECIPE, RunDirectory, find_run, find_sweep
+from neftcli.system.paths import closest_path, exists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -263,7 +263,7 @@ def _unknown(name: str) -> InputError:
         folders = [place for place in (Path(name), Path("runs") / name) if (place / "model").is_dir()]
     if folders:
         return InputError(Problem(f"{folders[0]}: run.json is missing, so this is no run", name, f"{folders[0]}/model"))
-    near = "".join(nearest) or nearest_path(Path(name))
+    near = "".join(nearest) or closest_path(Path(name))
     return InputError(Problem("there is no run and no model of this name", name, RUN, near))
 
 

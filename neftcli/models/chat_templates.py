@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.recipe.path_suggestions import exists, nearest_path
+from neftcli.system.paths import closest_path, exists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ def _read_template(file: Path) -> str:
                 "model.chat_template: no template of this name, and no such file",
                 str(file),
                 f"one of {', '.join(NAMED)}",
-                nearest_path(file, NAMED, ENDINGS),
+                closest_path(file, NAMED, ENDINGS),
             )
         )
     try:

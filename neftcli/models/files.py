@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.system.files import file_sha256
-from neftcli.system.listed_names import escapes_folder
+from neftcli.system.files import escapes_folder, file_sha256, read_json_object
 
 INDEX = "model.safetensors.index.json"
 """Names the files of weights in several files."""
@@ -28,11 +26,11 @@ def weight_files(folder: Path) -> set[str]:
 
     Indexes that can't be read name none: they are reported when the model is loaded.
     """
-    named = _object(folder / "config.json").get("transformers_weights")
+    named = read_json_object(folder / "config.json").get("transformers_weights")
     own = {named} if isinstance(named, str) else set()
     indexes = {INDEX, *(name for name in own if name.endswith(".index.json") and not escapes_folder(name))}
     for index in indexes:
-        listed = _object(folder / index).get("weight_map")
+        listed = read_json_object(folder / index).get("weight_map")
         values = listed.values() if isinstance(listed, dict) else ()
         own.update(name for name in values if isinstance(name, str))
     return own
@@ -40,7 +38,7 @@ def weight_files(folder: Path) -> set[str]:
 
 def code_references(file: Path) -> list[str]:
     """The classes that a configuration's `auto_map` names: "file.Class", or "owner/name--file.Class" of the hub."""
-    mapped = _object(file).get("auto_map")
+    mapped = read_json_object(file).get("auto_map")
     values = list(mapped.values()) if isinstance(mapped, dict) else [mapped]
     named = [name for value in values for name in (value if isinstance(value, list) else [value])]
     return [name for name in named if isinstance(name, str)]
@@ -102,14 +100,6 @@ def folder_sha256(folder: Path, *patterns: str, names: set[str] | None = None) -
     files |= {folder / name for name in names or () if (folder / name).is_file()}
     hashes = {file.relative_to(folder).as_posix(): file_sha256(file) for file in sorted(files)}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def find_damaged_file(folder: Path) -> tuple[str, str] | None:

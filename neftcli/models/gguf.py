@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.system.cache import cache_folder, written_in_cache
-from neftcli.system.files import file_sha256, remove, require_no_link
+from neftcli.system.cache_folder import cache_folder, open_cache_folder
+from neftcli.system.files import file_sha256, read_json_object, remove, require_no_link
 
 MANIFEST = "neft-manifest.json"
 FORM = 2
@@ -30,7 +30,7 @@ REFETCH_GGUF = "fetch the file again, or the model's folder with safetensors"
 
 def is_gguf_converted(file: Path) -> bool:
     """Return whether the cache already holds this file's conversion (not verified)."""
-    return _manifest(_place(file_sha256(file))).get("form") == FORM
+    return read_json_object(_place(file_sha256(file)) / MANIFEST).get("form") == FORM
 
 
 def convert_gguf(file: Path) -> Path:
@@ -44,7 +44,7 @@ def convert_gguf(file: Path) -> Path:
     place = _place(digest)
     if _verifies(place, digest):  # even if the cache is read-only
         return place
-    with written_in_cache(f"{file.name} as safetensors"):
+    with open_cache_folder(f"{file.name} as safetensors"):
         for path in (place, place.with_suffix(LOCK)):
             require_no_link(path)
         place.parent.mkdir(exist_ok=True)
@@ -98,18 +98,9 @@ def _described(place: Path, digest: str) -> dict[str, Any]:
     return {"form": FORM, "source": digest, "files": sizes}
 
 
-def _manifest(place: Path) -> dict[str, Any]:
-    """The manifest of an entry; empty if it is missing or damaged."""
-    try:
-        content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _verifies(place: Path, digest: str) -> bool:
     """Return whether an entry holds the very files that its manifest describes."""
-    manifest = _manifest(place)
+    manifest = read_json_object(place / MANIFEST)
     if manifest.get("form") != FORM:
         return False
     try:

@@ -27,9 +27,9 @@ from neftcli.models.files import (
 from neftcli.models.gguf import convert_gguf
 from neftcli.models.registry import ALIASES, ModelReference
 from neftcli.models.validate import find_file, read_json, stored_quantization
-from neftcli.recipe.path_suggestions import nearest_path
 from neftcli.system.files import file_sha256
-from neftcli.system.hub import with_settings
+from neftcli.system.hub import add_hub_settings
+from neftcli.system.paths import closest_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -450,9 +450,9 @@ def _unreadable(reference: ModelReference, error: OSError) -> ModelError:
         return ModelError(
             Problem(
                 f"model.name: {reference.describe_source()} can't be reached, and is not in the local cache",
-                with_settings(first),
+                add_hub_settings(first),
                 _without_a_network(reference),
-                nearest_path(Path(reference.location)) if Path(reference.location).parent.is_dir() else "",
+                closest_path(Path(reference.location)) if Path(reference.location).parent.is_dir() else "",
             )
         )
     pickled = any(Path(reference.location).glob("*.bin")) if reference.kind == "folder" else "safetensors" in text

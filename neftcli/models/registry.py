@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neftcli.errors import ModelError, Problem
-from neftcli.recipe.path_suggestions import at_home, closed_folder, exists, nearest_path
+from neftcli.system.paths import closest_path, exists, expand_home, unsearchable_parent
 
 Kind = Literal["hub", "folder", "gguf"]
 
@@ -149,7 +149,7 @@ def resolve_model(name: str, revision: str | None = None) -> ModelReference:
     Raises:
         ModelError: It is none of them.
     """
-    path = at_home(name)
+    path = expand_home(name)
     if revision is not None and exists(path):
         raise ModelError(
             Problem(
@@ -209,11 +209,11 @@ def _on_the_hub(name: str, revision: str | None, path: Path) -> ModelReference:
     Raises:
         ModelError: No hub id looks like this.
     """
-    if (closed := closed_folder(path)) is not None:
+    if (closed := unsearchable_parent(path)) is not None:
         raise ModelError(Problem(f"model.name: this user may not enter {closed}", name, "chmod +x on that folder"))
     if path.suffix == ".gguf":
         said = "model.name: there is no .gguf file of this name"
-        raise ModelError(Problem(said, name, LIST, nearest_path(path)))
+        raise ModelError(Problem(said, name, LIST, closest_path(path)))
     page = PAGE.match(name)
     if page:
         raise ModelError(Problem("model.name: a hub id is no address", name, f"--model {page[1]}"))
@@ -224,7 +224,7 @@ def _on_the_hub(name: str, revision: str | None, path: Path) -> ModelReference:
         hint = f"--model {before} --revision {behind}" if at else LIST
         raise ModelError(Problem("model.name: a hub id has letters, digits, . _ and -, at most 96", name, hint))
     if "/" in name or name.startswith("."):
-        raise ModelError(Problem("model.name: there is no such folder", name, LIST, nearest_path(path)))
+        raise ModelError(Problem("model.name: there is no such folder", name, LIST, closest_path(path)))
     likest = max(ALIASES, key=lambda alias: SequenceMatcher(None, name, alias).ratio())  # the first of several
-    nearest = likest if get_close_matches(name, [likest]) else nearest_path(path)
+    nearest = likest if get_close_matches(name, [likest]) else closest_path(path)
     raise ModelError(Problem("model.name: this is no alias, no folder and no hub id", name, LIST, nearest))

@@ -16,6 +16,7 @@ from neftcli.errors import ModelError, Problem
 from neftcli.models.files import INDEX, require_inside
 from neftcli.models.registry import ADAPTER, ALIASES, ModelReference, adapter_error
 from neftcli.recipe.schema import Quantization
+from neftcli.system.files import read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,13 +61,7 @@ def read_json(reference: ModelReference, name: str, *, cached: bool = False) -> 
         ModelError: The hub can't be reached.
     """
     file = find_file(reference, name, cached=cached)
-    if file is None:
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # reported when it is loaded
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json_object(file) if file is not None else {}  # damage is reported when the model is loaded
 
 
 def find_file(reference: ModelReference, name: str, *, cached: bool = False) -> Path | None:

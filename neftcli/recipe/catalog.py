@@ -8,7 +8,7 @@ from pathlib import Path
 
 import neftcli
 from neftcli.errors import Problem, RecipeError
-from neftcli.recipe.path_suggestions import nearest_path
+from neftcli.system.paths import closest_path
 
 YAML = (".yaml", ".yml")
 LIST = "neft recipes    to see the recipes that ship"
@@ -57,7 +57,7 @@ def find(name_or_path: str, beside: Path | None = None, origin: str = "--recipe"
         _require_recipe(file, name_or_path, origin)
         if not _is_file(file):
             raise RecipeError(
-                Problem(f"{origin}: there is no recipe file of this name", name_or_path, LIST, nearest_path(file))
+                Problem(f"{origin}: there is no recipe file of this name", name_or_path, LIST, closest_path(file))
             )
         return file
     shipped = folder() / f"{name_or_path}.yaml"

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neftcli.recipe.path_suggestions import exists
 from neftcli.recipe.yaml_file import Layer
+from neftcli.system.paths import exists
 
 RECORD = "run.json"
 FIELD = "paths"

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse
-from neftcli.system.files import atomic_write, fsync_path, make_empty_folder, remove, remove_if_possible
-from neftcli.system.listed_names import escapes_folder
+from neftcli.system.files import atomic_write, escapes_folder, fsync_path, make_empty_folder, remove, remove_if_possible
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"

@@ -22,7 +22,6 @@ from typing import Any
 from neftcli.errors import InputError, Problem
 from neftcli.events import Evaluated
 from neftcli.recipe import relative_paths
-from neftcli.recipe.path_suggestions import at_home
 from neftcli.runs.schemas import MetricsLine, Record, lines, parse
 from neftcli.system.files import (
     TEMPORARY,
@@ -38,6 +37,7 @@ from neftcli.system.files import (
     require_no_links,
     temporary_name,
 )
+from neftcli.system.paths import expand_home
 
 SUGGESTED = 40  # alpha, seed and a number still have to fit behind
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
@@ -58,7 +58,7 @@ TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
 
 def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
     """Find the folder of a run: its path, its name below `parent`, or the path of its model; None if there is none."""
-    path = at_home(name)
+    path = expand_home(name)
     try:
         whole = path.resolve()
         folders = [path, parent / path, *([path.parent] if whole.name == "model" else [])]
@@ -72,7 +72,7 @@ def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
 
 def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
     """Return the folder of a sweep: its path, or its name below `parent`; None if there is none."""
-    path = at_home(name)
+    path = expand_home(name)
     try:
         folders = (path, parent / path)
         return next((place for place in folders if (place / RECIPE).is_file() and (place / CELLS).is_dir()), None)

@@ -14,7 +14,7 @@ import neftcli
 from neftcli.recipe.loading import fingerprint
 from neftcli.recipe.relative_paths import FIELD
 from neftcli.runs.directory import RECORD
-from neftcli.system.environment import recorded
+from neftcli.system.environment import recorded_variables
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -62,7 +62,7 @@ class RunRecord:
             },
             "versions": {"neftcli": neftcli.__version__, "python": platform.python_version(), **_versions()},
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
-            "environment": recorded(),
+            "environment": recorded_variables(),
             FIELD: paths,
             "git": _git_commit(),
         }

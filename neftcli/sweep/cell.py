@@ -197,10 +197,10 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, o
     from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import tokenize_dataset
     from neftcli.system.device import resolve_compute_config
-    from neftcli.system.library_output import library_chatter
+    from neftcli.system.libraries import capture_library_output
     from neftcli.training.inputs import read_inputs
 
-    with library_chatter(run.log):
+    with capture_library_output(run.log):
         assets = asset_cache.get(recipe)
         if assets is not None:
             examples, row_format = assets.prepared.held_out_examples, assets.prepared.counts.format
@@ -210,7 +210,9 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, o
             chat, _ = load_chat_format(recipe, reference, row_format, observer)
             places = tokenize_dataset(chat, found.held_out, data.max_length, data.loss_on)[1]
             examples = found.held_out.select(places)
-        _measure(run, recipe, _rows(recipe, examples, row_format), resolve_compute_config(recipe), observer, None, ())
+        training, frozen_weights = recipe.training, recipe.adapter.type != "none"
+        compute = resolve_compute_config(training.precision, recipe.model.dtype, frozen_weights=frozen_weights)
+        _measure(run, recipe, _rows(recipe, examples, row_format), compute, observer, None, ())
 
 
 def _rows(recipe: Recipe, examples: Any, row_format: Any) -> EvalRows:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
-from neftcli.recipe.path_suggestions import at_home, exists, nearest_path
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.directory import CELLS, LOCK, RECIPE, RECORD, RunDirectory, find_run, find_sweep
 from neftcli.sweep.cell import records
 from neftcli.system.files import remove, remove_stale_files, require_no_links
+from neftcli.system.paths import closest_path, exists, expand_home
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import ExampleSplits
@@ -55,7 +55,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    require_no_links(folder, but=(folder / BEST, folder / BEST_BESIDE))
+    require_no_links(folder, allowed=(folder / BEST, folder / BEST_BESIDE))
     made: list[Path] = []
     try:
         made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -129,12 +129,12 @@ def sweep_of(name: str, option: str = "") -> Path:
     folder = find_sweep(name)
     if folder is not None:
         return folder
-    if exists(at_home(name) / LOCK) and not exists(at_home(name) / RECORD):
+    if exists(expand_home(name) / LOCK) and not exists(expand_home(name) / RECORD):
         told = "this sweep was stopped before it was begun"
         raise InputError(Problem(told, name, "the command that began it, once more"))
     run = find_run(name)
     above = find_sweep(str(run.parent.parent)) if run is not None else find_sweep(f"{name}-sweep")
-    near = str(above) if above is not None else nearest_path(Path("runs") / name) or nearest_path(Path(name))
+    near = str(above) if above is not None else closest_path(Path("runs") / name) or closest_path(Path(name))
     if near and find_sweep(near) is not None:
         again = f"{option or 'neft sweep-alpha'} {shlex.quote(near)}"
         raise InputError(Problem(f"{where}this is no sweep", name, again, near))

@@ -82,9 +82,9 @@ def probe(connection: Connection, recipes: Sequence[Recipe], folder: Path, begun
     with (folder / "output.log").open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from neftcli.system.process import prepare_process
+    from neftcli.system.libraries import prepare_libraries
 
-    prepare_process()
+    prepare_libraries()
     found = devices()
     if found[0] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = found[0]
@@ -137,12 +137,12 @@ class _Clock:
 
 
 def _all_costs(recipes: Sequence[Recipe], folder: Path, begun: float, connection: Connection) -> Iterator[Costs]:
-    from neftcli.system.library_output import library_chatter
+    from neftcli.system.libraries import capture_library_output
     from neftcli.training.inputs import read_inputs
     from neftcli.training.trainer import num_training_steps
 
     asset_cache, clock = AssetCache(), _Clock(connection)
-    with library_chatter(folder / "libraries.log"):
+    with capture_library_output(folder / "libraries.log"):
         for recipe in recipes:
             assets = asset_cache.get(recipe)
             if assets is None:

@@ -13,7 +13,7 @@ from neftcli.evaluation.metrics import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Observer
 from neftcli.runs.directory import require_writable
 from neftcli.sweep.plan import arms_of
-from neftcli.system.library_output import library_chatter
+from neftcli.system.libraries import capture_library_output
 
 if TYPE_CHECKING:
     from neftcli.data.prepare import ExampleSplits
@@ -92,7 +92,7 @@ def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> t
         raise InputError(
             Problem(f"a sweep needs at least {MIN_PROMPTS} held-out rows with different prompts", got, hint)
         )
-    with tempfile.TemporaryDirectory() as logs, library_chatter(Path(logs) / "log"):
+    with tempfile.TemporaryDirectory() as logs, capture_library_output(Path(logs) / "log"):
         # Once for all cells: no axis of a grid changes the tokens.
         tokenize_inputs(base, reference, examples, observer, answers=base.sweep.answers)
     return reference, examples

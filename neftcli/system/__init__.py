@@ -1,1 +1,4 @@
-"""The machine: device and arithmetic, settings of the process, its cache folder, and the libraries' chatter."""
+"""Operating system and hardware: files, the cache folder, environment variables, network and hub, devices, processes.
+
+Nothing here knows recipes, models or runs.
+"""

@@ -1,8 +1,8 @@
-"""The processes that train one model together, as `neft train --processes` or torchrun starts them.
+"""Processes of data-parallel training, started by `neft train --processes` or torchrun.
 
-Each holds the whole model and takes batches of its own; gradients are averaged at every update. The first one leads: it
-alone writes the run's files, tells what happens and decides when to stop. Those that neft starts meet by a file, those
-that torchrun starts by its address; RANK, WORLD_SIZE and LOCAL_RANK mean what they mean to torchrun.
+Each process has the whole model and its own batches; gradients are averaged in every step. The main process (rank 0)
+alone writes the run's files, reports progress and decides when to stop. Processes that neft starts meet by a file,
+those of torchrun by its address; RANK, WORLD_SIZE and LOCAL_RANK have torchrun's meaning.
 """
 
 from __future__ import annotations
@@ -23,131 +23,135 @@ from typing import Any, TypeVar
 from neftcli.errors import InputError, Problem
 
 Value = TypeVar("Value")
-MEETING = "NEFT_RENDEZVOUS"
-"""Names the file by which processes meet that neft has started."""
-PATIENCE = timedelta(days=1)
-"""How long the others wait for one: the first may answer many prompts meanwhile. A dead one is noticed at once."""
-PAUSE = 0.02
-CALL = timedelta(minutes=1)
-"""How long a launcher's address may not answer."""
+RENDEZVOUS = "NEFT_RENDEZVOUS"
+"""Environment variable with the file by which processes that neft started meet."""
+COLLECTIVE_TIMEOUT = timedelta(days=1)
+"""The main process may answer many prompts while the others wait. A dead process is noticed at once."""
+POLL_SECONDS = 0.02
+CONNECT_TIMEOUT = timedelta(minutes=1)
+"""Timeout of the launcher's address."""
 RELAUNCH = "unset WORLD_SIZE, or start by torchrun"
-MOST = 4
-"""Processes for each core, at most: each needs seconds of a core to begin, and a whole model."""
-GRACE = 30.0
-"""Seconds in which the first process can say itself that another has ended; it may wait in code that no signal ends."""
-IN_VAIN = "another process ended, and this one waits in vain; neft train --resume RUN goes on from what was saved"
-LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-_started: list[subprocess.Popen[bytes]] = []
+MAX_PER_CORE = 4
+"""Processes per core: each needs seconds of a core to start, and a whole model."""
+GRACE_SECONDS = 30.0
+"""Time for the main process to report itself that another process ended; it may wait in code that no signal ends."""
+PEER_EXITED = "another process ended; neft train --resume RUN resumes from the last checkpoint"
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+_workers: list[subprocess.Popen[bytes]] = []
 
 
 class PeerExitedError(Exception):
-    """One of the processes has ended, and the others wait for it."""
+    """A process ended while the others wait for it."""
 
 
 def world_size() -> int:
-    """How many processes train together; 1 where one is alone."""
-    return max(1, _number("WORLD_SIZE", 1))
+    """Return the number of processes; 1 without a launcher."""
+    return max(1, _read_number("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
-    return _number("RANK", 0) if world_size() > 1 else 0
+    """Return the number of this process, from 0."""
+    return _read_number("RANK", 0) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """Which of those on this machine this is, from 0: the number of its GPU."""
-    return _number("LOCAL_RANK", 0) if world_size() > 1 else 0
+    """Return the number of this process among those of this machine, from 0; it is the number of its GPU."""
+    return _read_number("LOCAL_RANK", 0) if world_size() > 1 else 0
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine."""
-    return _number("LOCAL_WORLD_SIZE", 1) if world_size() > 1 else 1
-
-
-def _number(name: str, otherwise: int) -> int:
-    """An environment variable of a launcher; what is no number is none of a launcher's."""
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else otherwise
-
-
-def launched_externally() -> bool:
-    """Whether several were started by a launcher, torchrun say, and not by neft."""
-    return world_size() > 1 and MEETING not in os.environ
+    """Return the number of processes on this machine."""
+    return _read_number("LOCAL_WORLD_SIZE", 1) if world_size() > 1 else 1
 
 
 def is_main_process() -> bool:
-    """Whether this is the first of them, or alone."""
+    """Return whether this is the main process (rank 0)."""
     return rank() == 0
 
 
+def launched_externally() -> bool:
+    """Return whether torchrun or another launcher, not neft, started several processes."""
+    return world_size() > 1 and RENDEZVOUS not in os.environ
+
+
+def _read_number(name: str, default: int) -> int:
+    """Read a launcher's environment variable; the default if it is missing or not a number."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
+
+
 def clear_launcher_variables() -> None:
-    """Drop the variables of a launcher of one process, which make the libraries look for others."""
-    for name in LAUNCHER:
+    """Drop the variables of a launcher of a single process; libraries would look for other processes."""
+    for name in LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
 
 
 def require_single_process(command: str) -> None:
-    """Refuses a launcher's processes where each would do the same work.
+    """Reject several processes for a command in which each would do the same work.
 
     Raises:
-        InputError: There are several.
+        InputError: There are several processes.
     """
     if world_size() > 1:
-        raise InputError(
-            Problem(f"{command} runs in one process", f"WORLD_SIZE {world_size()}", f"{command} without a launcher")
-        )
+        got = f"WORLD_SIZE {world_size()}"
+        raise InputError(Problem(f"{command} runs in a single process", got, f"{command} without a launcher"))
 
 
 @contextmanager
 def launch_processes(number: int, command: Sequence[str]) -> Iterator[None]:
-    """Within the block this process is the first of `number`; the others end with it.
+    """Make this process the main process of `number` within the block; the other processes end with it.
+
+    With 1, or if a launcher started the processes, nothing changes.
 
     Args:
-        number: How many; with 1, and where a launcher has started them, nothing is changed.
-        command: What the others run; nothing for a look at what `number` processes would do.
+        number: Number of processes.
+        command: Command of the other processes; if it is empty none are started (dry run).
 
     Raises:
-        InputError: They are far too many for this machine.
+        InputError: There are far too many for this machine.
     """
-    if MEETING in os.environ:  # it is one of the others
-        _end_with_the_first()
+    if RENDEZVOUS in os.environ:  # this is one of the other processes
+        _exit_with_main_process()
     elif number > 1 and not launched_externally():
-        if number > MOST * _cores():
-            cores = f"{number}, on {_cores()} core{'s' if _cores() > 1 else ''}"
-            raise InputError(Problem(f"training.processes: at most {MOST} for each core", cores, "--processes 2"))
-        ended = threading.Event()
-        with tempfile.TemporaryDirectory(prefix="neft-") as folder, _environment(number, Path(folder) / "meeting"):
+        cores = _available_cores()
+        if number > MAX_PER_CORE * cores:
+            got = f"{number}, on {cores} core{'s' if cores > 1 else ''}"
+            message = f"training.processes: at most {MAX_PER_CORE} for each core"
+            raise InputError(Problem(message, got, f"--processes {MAX_PER_CORE * cores}"))
+        finished = threading.Event()
+        with tempfile.TemporaryDirectory(prefix="neft-") as folder, _environment(number, Path(folder) / "rendezvous"):
             try:
-                for index in range(1, number) if command else ():
-                    _started.append(_start(command, index))
-                threading.Thread(target=_watch, args=(ended, [*_started]), daemon=True).start()
+                if command:
+                    for index in range(1, number):
+                        _workers.append(_start_worker(command, index))
+                threading.Thread(target=_exit_if_worker_fails, args=(finished, [*_workers]), daemon=True).start()
                 yield
-                for process in _started:
-                    process.wait()
+                for worker in _workers:
+                    worker.wait()
             finally:
-                ended.set()
-                for process in _started:
-                    process.kill()
-                    process.communicate()  # waits, and closes the pipe
-                _started.clear()
+                finished.set()
+                for worker in _workers:
+                    worker.kill()
+                    worker.communicate()  # waits, and closes the pipe
+                _workers.clear()
         return
     yield
 
 
-def _cores() -> int:
-    """Those that this process may use."""
+def _available_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def _environment(number: int, meeting: Path) -> Iterator[None]:
-    """What the first of `number` processes knows, and hands on to the others; a person's own settings stay."""
+def _environment(number: int, rendezvous: Path) -> Iterator[None]:
+    """Set the variables of the main process, which the others inherit; settings of the user stay."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    threads = str(max(1, _cores() // number))
-    wishes = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": loopback}
-    numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    threads = str(max(1, _available_cores() // number))
+    defaults = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": loopback}
+    launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
     before = dict(os.environ)
-    os.environ.update({**wishes, **before, **numbers, MEETING: str(meeting)})
+    os.environ.update({**defaults, **before, **launcher, RENDEZVOUS: str(rendezvous)})
     try:
         yield
     finally:
@@ -155,26 +159,26 @@ def _environment(number: int, meeting: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _start(command: Sequence[str], index: int) -> subprocess.Popen[bytes]:
-    """Starts one of the others, in a session of its own: the first one hears Ctrl-C for all."""
-    mine = {**os.environ, "RANK": str(index), "LOCAL_RANK": str(index)}
+def _start_worker(command: Sequence[str], index: int) -> subprocess.Popen[bytes]:
+    """Start a process in its own session: only the main process gets Ctrl-C, and handles it for all."""
+    environment = {**os.environ, "RANK": str(index), "LOCAL_RANK": str(index)}
     return subprocess.Popen(  # noqa: S603 - this program
-        command, env=mine, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     )
 
 
-def _watch(ended: threading.Event, others: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends this process, and with it the others, where one of them has failed and nobody says so."""
-    while not ended.wait(PAUSE):
-        if any(process.poll() for process in others):
-            if not ended.wait(GRACE):
-                print(IN_VAIN, file=sys.stderr)
+def _exit_if_worker_fails(finished: threading.Event, workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End this process, and with it the others, if a worker failed and the main process does not report it."""
+    while not finished.wait(POLL_SECONDS):
+        if any(worker.poll() for worker in workers):
+            if not finished.wait(GRACE_SECONDS):
+                print(PEER_EXITED, file=sys.stderr)
                 os._exit(1)
             return
 
 
-def _end_with_the_first() -> None:
-    """Ends this process when the first one is gone, also by a kill: its end closes the pipe."""
+def _exit_with_main_process() -> None:
+    """End this process when the main process ends, even by SIGKILL: its end closes the pipe."""
 
     def watch() -> None:
         os.read(0, 1)
@@ -184,30 +188,27 @@ def _end_with_the_first() -> None:
 
 
 def require_one_gpu_per_process() -> None:
-    """Checks that each process has a GPU of its own, where there are any.
+    """Check that each process has its own GPU, if there are GPUs.
 
     Raises:
-        InputError: One sees several, or there are more processes than GPUs.
+        InputError: A process sees several GPUs, or there are more processes than GPUs.
     """
     import torch
 
-    gpus, mine = torch.cuda.device_count(), local_world_size()
-    if gpus and gpus != mine:
-        raise InputError(
-            Problem(
-                "each process takes one GPU, and each GPU one process",
-                f"{gpus} GPU{'s are' if gpus > 1 else ' is'} visible to {mine} process{'es' if mine > 1 else ''}",
-                f"CUDA_VISIBLE_DEVICES=0 neft ..., or neft train --processes {gpus}",
-            )
-        )
+    gpus, processes = torch.cuda.device_count(), local_world_size()
+    if gpus and gpus != processes:
+        visible = f"{gpus} GPU{'s are' if gpus > 1 else ' is'} visible"
+        got = f"{visible} to {processes} process{'es' if processes > 1 else ''}"
+        hint = f"CUDA_VISIBLE_DEVICES=0 neft ..., or neft train --processes {gpus}"
+        raise InputError(Problem("each process uses one GPU, and each GPU one process", got, hint))
 
 
 def init_process_group() -> None:
-    """Waits for the others, and connects with them; nothing where there are none.
+    """Wait for the other processes and connect to them; nothing if there are none.
 
     Raises:
-        InputError: There is not a GPU for each, or a launcher's variables are not whole.
-        PeerExitedError: One of them ended before.
+        InputError: There is not one GPU for each process, or a launcher's variables are incomplete.
+        PeerExitedError: Another process ended before it connected.
     """
     if world_size() == 1:
         clear_launcher_variables()
@@ -220,41 +221,48 @@ def init_process_group() -> None:
     require_one_gpu_per_process()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    store = FileStore(os.environ[MEETING], world_size()) if MEETING in os.environ else _launchers_store()
+    store = FileStore(os.environ[RENDEZVOUS], world_size()) if RENDEZVOUS in os.environ else _launcher_store()
     store.add("arrived", 1)
-    while store.add("arrived", 0) < world_size():  # in Python, where signals are heard
-        if any(process.poll() is not None for process in _started):
+    while store.add("arrived", 0) < world_size():  # in Python, where signals are handled
+        if any(worker.poll() is not None for worker in _workers):
             raise PeerExitedError
-        time.sleep(PAUSE)
+        time.sleep(POLL_SECONDS)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
+    distributed.init_process_group(
+        backend, store=store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT
+    )
 
 
-def _launchers_store() -> Any:
-    """Where a launcher's processes meet, without waiting for them in code that hears no signal.
+def _launcher_store() -> Any:
+    """Return the key-value store of a launcher, without waiting for the processes in code that handles no signal.
 
     Raises:
-        InputError: The launcher's variables are not whole, or nobody answers at its address.
+        InputError: The launcher's variables are incomplete, or its address does not answer.
     """
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 
     address = os.environ.get("MASTER_ADDR", "")
     numbers = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
     if not address or not all(value.isdecimal() for value in numbers.values()) or rank() >= world_size():
-        given = ", ".join(f"{name} {value or 'unset'}" for name, value in {**numbers, "MASTER_ADDR": address}.items())
-        raise InputError(Problem("WORLD_SIZE asks for several processes, and the rest is not whole", given, RELAUNCH))
-    hosts = is_main_process() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        variables = {**numbers, "MASTER_ADDR": address}
+        got = ", ".join(f"{name} {value or 'unset'}" for name, value in variables.items())
+        message = "WORLD_SIZE asks for several processes, but the other variables are incomplete"
+        raise InputError(Problem(message, got, RELAUNCH))
+    is_host = is_main_process() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     port = int(numbers["MASTER_PORT"])
     try:
-        store = TCPStore(address, port, world_size(), hosts, CALL, wait_for_workers=False, multi_tenant=True)
+        store = TCPStore(
+            address, port, world_size(), is_host, CONNECT_TIMEOUT, wait_for_workers=False, multi_tenant=True
+        )
     except RuntimeError as error:
-        said = f"{address}:{port}: {str(error).splitlines()[0]}"
-        raise InputError(Problem("the processes can't meet at MASTER_ADDR and MASTER_PORT", said, RELAUNCH)) from None
+        got = f"{address}:{port}: {str(error).splitlines()[0]}"
+        message = "the processes can't connect to MASTER_ADDR and MASTER_PORT"
+        raise InputError(Problem(message, got, RELAUNCH)) from None
     return PrefixStore(f"neft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def destroy_process_group() -> None:
-    """Ends what `join` began."""
+    """Disconnect from the other processes."""
     if world_size() > 1:
         from torch import distributed
 
@@ -262,12 +270,15 @@ def destroy_process_group() -> None:
 
 
 def broadcast_object(value: Value) -> Value:
-    """The first process's value, in all of them; all have to call it."""
+    """Return the main process's value in all processes; all have to call it."""
     return all_gather_object(value)[0]
 
 
 def all_gather_object(value: Value) -> list[Value]:
-    """The values of all processes, in their order; all have to call it. As JSON, since nothing here is unpickled."""
+    """Return the values of all processes by rank; all have to call it.
+
+    Values travel as JSON; unlike torch's function of this name, nothing is unpickled.
+    """
     if world_size() == 1:
         return [value]
     import torch
@@ -283,10 +294,11 @@ def all_gather_object(value: Value) -> list[Value]:
 
 
 def is_process_loss(error: BaseException) -> bool:
-    """Whether an error says that another process, which this one waits for, is gone."""
+    """Return whether an error means that another process ended while this one waited for it."""
     if world_size() == 1:
         return False
     from torch import distributed
 
-    lost = isinstance(error, PeerExitedError | distributed.DistError)
-    return lost or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    if isinstance(error, PeerExitedError | distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error)

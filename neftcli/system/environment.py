@@ -1,8 +1,8 @@
 """Environment variables that affect a run: dropped, recorded, or rejected.
 
-A recipe determines a run, and `run.json` says what was computed. So variables that would make libraries
-compute anything else are dropped before the libraries are imported, with a notice for each. Variables of the machine
-(threads, kernels, visible devices) are kept and recorded. docs/environment.md lists them all.
+A recipe determines a run, and `run.json` records what was computed. So neft drops variables that would make libraries
+compute anything else before the libraries are imported, with a notice for each. Variables of the machine (threads,
+kernels, visible devices) are kept and recorded. docs/environment.md lists them all.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ DROPPED = {
     "DNNL_DEFAULT_FPMATH_MODE": PRECISION,
     "NVIDIA_TF32_OVERRIDE": PRECISION,
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": PRECISION,
-    "TORCH_LOGS": "train.log in the run's folder    torch fails over names that it does not know",
+    "TORCH_LOGS": "train.log in the run's folder    torch fails for unknown names",
     "TRANSFORMERS_SDPA_FORCE_GQA": "--set training.fused_layers=false",
 }
-"""Name, or prefix that ends in _, to what to type instead. An exact name goes before a prefix."""
+"""Name, or prefix that ends in _, to the setting to use instead. An exact name takes precedence over a prefix."""
 NO_EFFECT = ("", "0", "no", "none", "false", "off", "strict")
 """Values that change nothing; they are dropped without a notice."""
 RECORDED = (
@@ -56,28 +56,34 @@ RECORDED = (
 )
 """Prefixes of the names that run.json records."""
 PLAIN = re.compile(r"[A-Za-z0-9_.,:;=+ -]{0,200}")
-"""Values that are recorded: numbers, words and lists of them; no path, no address, and so no password."""
-ARITHMETIC = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""Values that are recorded: numbers, words and lists of them; no paths or addresses, and so no passwords."""
+INSTRUCTION_SETS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+)
 """Recorded variables that select CPU instructions: they change bits, so each gives a notice."""
 NUMBERS = (
     *("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_DATASETS_IN_MEMORY_MAX_SIZE"),
     *("TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_MIN_NUM_SPLIT", "TORCHINDUCTOR_FILE_LOCK_TIMEOUT"),
     *("TORCHINDUCTOR_CPP_MIN_CHUNK_SIZE", "TORCHDYNAMO_REPRO_LEVEL", "NPU_FA2_SPARSE_MODE"),
 )
-"""Variables that libraries read as numbers while they are imported."""
-COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Variables that must be counts of threads; libraries handle other values inconsistently."""
-MOST_THREADS = 4096
+"""Variables that libraries read as numbers at import."""
+THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables that must be numbers of threads; libraries handle other values inconsistently."""
+MAX_THREADS = 4096
 
 
 @dataclass
-class _Cleaned:
-    """State of the variables that were dropped in this process.
+class _DroppedVariables:
+    """Notices about variables that were dropped in this process.
 
     Attributes:
-        done: Variables were dropped before; those set since were set by libraries.
-        pending: Notices that were not given yet.
-        reported: The notices were given.
+        done: Variables were dropped before; later ones were set by libraries.
+        pending: Notices to report.
+        reported: Notices were reported.
     """
 
     done: bool = False
@@ -85,83 +91,84 @@ class _Cleaned:
     reported: bool = False
 
 
-_cleaned = _Cleaned()
+_dropped = _DroppedVariables()
 
 
 def drop_overrides() -> None:
-    """Drop the variables that would make libraries compute anything but what the recipe says.
+    """Drop the variables that would make libraries compute anything but the recipe.
 
-    Call this before the libraries are imported. `report_dropped` gives the notices.
+    Call this before the libraries are imported. `report_dropped` reports the notices.
     """
     for name in sorted(os.environ):
-        instead = _instead(name)
+        instead = _replacement(name)
         if instead is None or (name.endswith("OVERRIDE") and os.environ[name] == "0"):
             continue  # an override of 0 only forbids what no recipe asks for
         value = os.environ.pop(name)
-        asks = value.lower() not in (("", "1") if instead == LAUNCH else NO_EFFECT)
-        if asks and not _cleaned.done:
-            _cleaned.pending.append(f"{name} is set and was dropped: the recipe decides; use {instead}")
+        has_effect = value.lower() not in (("", "1") if instead == LAUNCH else NO_EFFECT)
+        if has_effect and not _dropped.done:
+            _dropped.pending.append(f"{name} is set, and neft dropped it: the recipe decides; use {instead}")
     if distributed.world_size() == 1:
         distributed.clear_launcher_variables()
-    _cleaned.done = True
+    _dropped.done = True
 
 
-def keep_current_folder_out() -> None:
-    """Have all processes that this one starts import nothing from the current folder.
+def exclude_current_folder() -> None:
+    """Let no process that this one starts import anything from the current folder.
 
-    Workers and the resource tracker of multiprocessing start as `python -c`, which has it first in its path.
+    Workers and the resource tracker of multiprocessing start as `python -c`, which searches the current folder first.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def report_dropped(observer: Observer) -> None:
-    """Give each notice once: dropped variables, and variables that select CPU instructions."""
-    for message in _cleaned.pending:
+    """Report each notice once: dropped variables, and variables that select CPU instructions."""
+    for message in _dropped.pending:
         observer.notify(Notice(message))
-    for name in ARITHMETIC:
-        if not _cleaned.reported and os.environ.get(name):
+    for name in INSTRUCTION_SETS:
+        if not _dropped.reported and os.environ.get(name):
             observer.notify(Notice(f"{name} selects CPU instructions: the last bits may differ (recorded in run.json)"))
-    _cleaned.reported = True
-    _cleaned.pending.clear()
+    _dropped.reported = True
+    _dropped.pending.clear()
 
 
-def recorded() -> dict[str, str]:
-    """The variables of the machine that can change bits or speed, for run.json; never a token or a path."""
+def recorded_variables() -> dict[str, str]:
+    """Return the variables that can change bits or speed, for run.json; never a token or a path."""
     names = (name for name in sorted(os.environ) if name.startswith(RECORDED))
     return {name: os.environ[name] for name in names if PLAIN.fullmatch(os.environ[name])}
 
 
-def require_readable() -> None:
+def require_valid_variables() -> None:
     """Check the variables that libraries read as numbers, before the libraries raise an error.
 
     Raises:
-        InputError: One is no number.
+        InputError: One of them is not a number.
     """
     problems = [
-        Problem(f"{name}: this must be a number", repr(os.environ[name]), f"unset {name}")
+        Problem(f"{name} must be a number", repr(os.environ[name]), f"unset {name}")
         for name in NUMBERS
         if os.environ.get(name) and not _is_number(os.environ[name])
     ]
     problems += [
-        Problem(
-            f"{name}: this must be a count of threads, 1 to {MOST_THREADS}", repr(os.environ[name]), f"unset {name}"
-        )
-        for name in COUNTS
-        if os.environ.get(name) and not all(map(_is_count, os.environ[name].split(",")))  # one for each nested level
+        Problem(f"{name} must be a number of threads, 1 to {MAX_THREADS}", repr(os.environ[name]), f"unset {name}")
+        for name in THREAD_COUNTS
+        if os.environ.get(name) and not all(map(_is_count, os.environ[name].split(",")))  # a number for each level
     ]
     if problems:
         raise InputError(*problems)
 
 
-def _instead(name: str) -> str | None:
-    """The option or command to use instead of a variable; None if it is not dropped."""
+def _replacement(name: str) -> str | None:
+    """Return the option or command to use instead of a variable; None if it is not dropped."""
     if name in DROPPED:
         return DROPPED[name]
-    return next((instead for start, instead in DROPPED.items() if start.endswith("_") and name.startswith(start)), None)
+    for prefix, instead in DROPPED.items():
+        if prefix.endswith("_") and name.startswith(prefix):
+            return instead
+    return None
 
 
 def _is_count(text: str) -> bool:
-    return text.strip().isdecimal() and 1 <= int(text.strip()[:9]) <= MOST_THREADS
+    return text.strip().isdecimal() and 1 <= int(text.strip()[:9]) <= MAX_THREADS
 
 
 def _is_number(text: str) -> bool:

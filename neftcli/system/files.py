@@ -1,15 +1,16 @@
-"""Write below a run, a sweep or the cache: files whole or not at all, on the disk, and never through a link.
+"""Write below a run, a sweep or the cache: atomically, durably, and never through a link.
 
-A folder that comes from somebody else may hold links to anywhere. So a folder that will be written to is searched for
-links first (`require_no_links`), before anything is started; a file that is added to is opened without following one
-(`open_without_links`); an atomic write replaces whatever has the file's name (`atomic_write`); and `remove` removes a
-link, not its target. Libraries write into folders that were made just before. Nothing here guards against a person who
-changes the folder at the same time and has the rights to do so.
+A folder that comes from somebody else may contain links to anywhere. So a folder that will be written to is searched
+for links before anything starts (`require_no_links`), files are appended to without following links
+(`open_without_links`), an atomic write replaces whatever has the file's name (`atomic_write`), and `remove` removes a
+link, not its target. Libraries write into folders that were created just before. Nothing here guards against a person
+who changes the folder at the same time and has the rights to do so.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -18,81 +19,80 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from typing import IO, Any
 
 from neftcli.errors import InputError, Problem
 
 TEMPORARY = re.compile(r"\.(.+)\.neft-[0-9a-f]{8}")
-"""Names that `temporary_name` gives, with the final name as a group; a kill leaves such files and folders."""
+"""Names that `temporary_name` returns, with the final name as a group; killed processes leave them behind."""
 STALE_AFTER = 3600.0
-"""Seconds without a change after which a temporary file counts as abandoned."""
+"""Seconds without a change after which a temporary file is stale."""
 WRITABLE_BY_ALL = 0o002
 
 
 def temporary_name(name: str) -> str:
-    """Return a name for a file or folder until it gets its final `name`.
+    """Return a name for a file or folder until it gets its final name.
 
-    It holds neft's own, since what has such a name is removed when it is old: `.backup.20250101` is the user's.
+    The name contains "neft", since stale files with such names are removed: `.backup.20250101` is the user's.
     """
     return f".{name}.neft-{token_hex(4)}"
 
 
 def restrict_umask() -> None:
-    """Let nobody but the user and the group write what this process makes, whatever umask it was started with."""
+    """Let only the user and the group write files of this process, whatever umask it was started with."""
     os.umask(os.umask(0o077) | WRITABLE_BY_ALL)
 
 
-def require_no_links(place: Path, *, but: tuple[Path, ...] = ()) -> None:
-    """Check that `place` and everything below it are files and folders: no links, no pipes, no devices.
+def require_no_links(path: Path, *, allowed: tuple[Path, ...] = ()) -> None:
+    """Check that `path` and everything below it are files and folders: no links, pipes or devices.
 
     Args:
-        place: A file or folder that will be written to; it need not exist.
-        but: Paths below it that may be links.
+        path: A file or folder that will be written to; it need not exist.
+        allowed: Paths below it that may be links.
 
     Raises:
-        InputError: One is something else.
+        InputError: One of them is something else.
     """
-    for path in (place, *_below(place)):
-        if path not in but:
-            require_no_link(path)
+    for each in (path, *_walk(path)):
+        if each not in allowed:
+            require_no_link(each)
 
 
 def require_no_link(path: Path) -> None:
-    """Check that `path` is a file, a folder or nothing.
+    """Check that `path` is a file or a folder, or doesn't exist.
 
     Raises:
-        InputError: It is a link, or something that can't be written as a file is.
+        InputError: It is a link, or something that can't be written like a file.
     """
     try:
         mode = path.lstat().st_mode
-    except OSError:  # nothing is there, or it went meanwhile
+    except OSError:  # it doesn't exist, or was removed meanwhile
         return
     hint = f"rm {shlex.quote(str(path))}"
     if stat.S_ISLNK(mode):
-        got = f"it leads to {path.readlink()}"
-        hint += "    removes the link, not what it leads to"
-        raise InputError(Problem(f"{path}: this would be written to, and is a link", got, hint))
+        hint += "    removes the link, not its target"
+        raise InputError(Problem(f"{path}: neft does not write through links", f"a link to {path.readlink()}", hint))
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        message = f"{path}: this would be written to, and is neither a file nor a folder"
-        raise InputError(Problem(message, stat.filemode(mode), hint))
+        raise InputError(Problem(f"{path}: neft writes only to files and folders", stat.filemode(mode), hint))
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):  # does not go into links
-        yield from (Path(parent, name) for name in (*folders, *files))
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):  # doesn't follow links
+        for name in (*folders, *files):
+            yield Path(parent, name)
 
 
 def open_without_links(path: Path, mode: str, errors: str = "strict") -> IO[Any]:
-    """Open a file to change it or to add to it; text as UTF-8.
+    """Open a file to change it or to append to it; text as UTF-8.
 
     Raises:
-        OSError: It is a link, or can't be written.
+        OSError: It is a link, or not writable.
     """
 
     def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666)  # as private as the umask says
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)  # permissions by the umask
 
     if "b" in mode:
         return open(path, mode, opener=opener)
@@ -100,16 +100,16 @@ def open_without_links(path: Path, mode: str, errors: str = "strict") -> IO[Any]
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write `path` by a temporary file beside it, fsync, and a rename; text as UTF-8."""
-    beside = path.with_name(temporary_name(path.name))
-    with beside.open("xb") as file:  # as private as the umask says
+    """Write a file by a temporary file in its folder, fsync, and a rename; text as UTF-8."""
+    temporary = path.with_name(temporary_name(path.name))
+    with temporary.open("xb") as file:  # permissions by the umask
         try:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-            beside.replace(path)
+            temporary.replace(path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
@@ -123,7 +123,7 @@ def fsync_path(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, or a link alone; nothing if it is not there.
+    """Remove a file, a folder or a link if it exists.
 
     Raises:
         OSError: It can't be removed.
@@ -149,7 +149,7 @@ def remove_if_possible(path: Path) -> bool:
 
 
 def clear_path(path: Path) -> None:
-    """Remove whatever has the name `path`; if some of it stays, give it a temporary name.
+    """Remove whatever is at `path`; give it a temporary name if a part of it can't be removed.
 
     Raises:
         OSError: It can't be renamed.
@@ -159,13 +159,13 @@ def clear_path(path: Path) -> None:
 
 
 def make_empty_folder(folder: Path) -> None:
-    """Make an empty folder in the place of whatever is there, for a library to write into."""
+    """Replace whatever is at `folder` by an empty folder, for a library to write into."""
     clear_path(folder)
     folder.mkdir()
 
 
 def remove_stale_files(folder: Path) -> None:
-    """Remove from `folder` temporary files that killed processes left, and what `clear_path` could not remove."""
+    """Remove temporary files of killed processes from `folder`, and what `clear_path` could not remove."""
     for path in folder.glob(".*"):
         with suppress(FileNotFoundError):
             if TEMPORARY.fullmatch(path.name) and is_stale(path):
@@ -173,8 +173,30 @@ def remove_stale_files(folder: Path) -> None:
 
 
 def is_stale(path: Path) -> bool:
-    """Return whether the last change is so long ago that nobody writes there any more."""
+    """Return whether the last change is so long ago that no process writes to `path` any more."""
     return time.time() - path.lstat().st_mtime > STALE_AFTER
+
+
+def escapes_folder(name: str) -> bool:
+    """Return whether a name that a file lists leads out of that file's folder.
+
+    Only the name counts. Links are followed: whoever may create a link in the folder may copy the file into it as well,
+    and model stores, DVC and the hub's cache consist of links.
+
+    Args:
+        name: A file's path relative to the folder.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or "\0" in name
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is missing, damaged or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def file_sha256(path: Path) -> str:

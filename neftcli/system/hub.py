@@ -1,7 +1,7 @@
-"""Check once and quickly that the hub's settings are valid and the hub can be reached.
+"""Check quickly that the hub's settings are valid and that the hub can be reached.
 
 The hub's client retries an unreachable address for most of a minute, and through a dead proxy for several. So neft
-tries a connection first, through the proxy if there is one, and otherwise sets the libraries to use their cache.
+tries to connect once, through the proxy if there is one, and otherwise switches the libraries to their cache.
 """
 
 from __future__ import annotations
@@ -12,50 +12,52 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from neftcli.errors import InputError, Problem
-from neftcli.system.cache import home, unwritable
-from neftcli.system.network import proxies, unreachable, without_password
+from neftcli.system.cache_folder import explain_unwritable, home_folder
+from neftcli.system.network import explain_unreachable, proxy_settings, redact_password
 
 HUB = "https://huggingface.co"
 UNREACHABLE = "the hub can't be reached; only what is in the local cache can be used ({})"
 TRUE = ("1", "ON", "YES", "TRUE")
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 TOKEN = re.compile(r"[A-Za-z0-9_.~+/=-]+")
 
 
-def prefer_cache_if_unreachable() -> str:
+def go_offline_if_unreachable() -> str:
     """Put the hub's libraries in offline mode if no connection succeeds; call this before they are imported.
 
     Returns:
-        The reason for using the cache only; an empty string if the hub can be reached.
+        The reason for using the cache only; empty if the hub can be reached.
 
     Raises:
-        InputError: A setting of the hub's (address, token, cache folder, proxy) can't be used.
+        InputError: A setting of the hub (address, token, cache folder, proxy) is invalid.
     """
     drop_empty_endpoint()
     address = _endpoint()
-    _require_token()
-    reason = _unwritable_cache()
-    if set_offline := [name for name in OFFLINE if os.environ.get(name, "").upper() in TRUE]:
-        return f"{set_offline[0]} is {os.environ[set_offline[0]]}"
-    reason = reason or unreachable(address)
+    _require_valid_tokens()
+    reason = _explain_unwritable_cache()
+    for name in OFFLINE_VARIABLES:
+        if os.environ.get(name, "").upper() in TRUE:
+            return f"{name} is {os.environ[name]}"
+    reason = reason or explain_unreachable(address)
     if reason:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ.pop("HF_DATASETS_OFFLINE", None)  # datasets prefers it
     return reason
 
 
-def settings_in_force() -> str:
-    """The environment's settings for reaching the hub, without passwords; empty if there are none."""
-    found = [f"HF_ENDPOINT={without_password(os.environ['HF_ENDPOINT'])}"] if os.environ.get("HF_ENDPOINT") else []
-    found += [f"{name}={without_password(value)}" for name, value in proxies().values()]
-    return ", ".join(found)
+def hub_settings() -> str:
+    """Return the environment's settings for reaching the hub, without passwords; empty if there are none."""
+    settings = dict(proxy_settings().values())
+    if os.environ.get("HF_ENDPOINT"):
+        settings = {"HF_ENDPOINT": os.environ["HF_ENDPOINT"], **settings}
+    return ", ".join(f"{name}={redact_password(value)}" for name, value in settings.items())
 
 
-def with_settings(said: str) -> str:
-    """A library's error about an unreachable hub, with the settings that were used."""
-    settings = settings_in_force()
-    return f"{said} (with {settings})" if settings else said
+def add_hub_settings(message: str) -> str:
+    """Add the hub's settings, if there are any, to a library's error about the hub."""
+    settings = hub_settings()
+    return f"{message} (with {settings})" if settings else message
 
 
 def drop_empty_endpoint() -> None:
@@ -64,11 +66,11 @@ def drop_empty_endpoint() -> None:
         os.environ.pop("HF_ENDPOINT", None)
 
 
-def require_importable() -> None:
+def require_parsable_endpoint() -> None:
     """Check HF_ENDPOINT as far as the hub's client parses it at import, even if only local files are read.
 
     Raises:
-        InputError: It is no address at all.
+        InputError: HF_ENDPOINT is not an address.
     """
     drop_empty_endpoint()
     try:
@@ -78,79 +80,75 @@ def require_importable() -> None:
 
 
 def _endpoint() -> SplitResult:
-    """The hub's address.
+    """Return the hub's address.
 
     Raises:
-        InputError: HF_ENDPOINT is no address.
+        InputError: HF_ENDPOINT is not an address.
     """
-    given = os.environ.get("HF_ENDPOINT", HUB)
+    typed = os.environ.get("HF_ENDPOINT", HUB)
     try:
-        address = urlsplit(given)
-        whole = address.scheme in ("http", "https") and address.hostname and (address.port or 1) > 0
-    except ValueError:  # a port that is no number, or half an IPv6 address
-        address, whole = SplitResult("", "", "", "", ""), False
-    if not whole or re.search(r"[^!-~]", given):
+        address = urlsplit(typed)
+        valid = address.scheme in ("http", "https") and address.hostname and (address.port or 1) > 0
+    except ValueError:  # a port that is not a number, or half an IPv6 address
+        address, valid = SplitResult("", "", "", "", ""), False
+    if not valid or re.search(r"[^!-~]", typed):
+        message = "HF_ENDPOINT: the hub's address is http:// or https://, a host, and optionally a port"
         hint = f"HF_ENDPOINT={HUB}, or unset HF_ENDPOINT"
-        raise InputError(
-            Problem(
-                "HF_ENDPOINT: the hub's address is http:// or https://, a host, and a port",
-                without_password(given),
-                hint,
-            )
-        )
+        raise InputError(Problem(message, redact_password(typed), hint))
     return address
 
 
-def _require_token() -> None:
-    """Check the token that the hub's client will send. It is never shown.
+def _require_valid_tokens() -> None:
+    """Check the tokens that the hub's client may send. Messages never show them.
 
     Raises:
-        InputError: It can't be one.
+        InputError: A token has characters that no token has.
     """
-    place = os.environ.get("HF_TOKEN_PATH") or str(_hub_home() / "token")
-    given = [(name, os.environ[name]) for name in TOKENS if name in os.environ]
+    tokens = [(name, os.environ[name]) for name in TOKEN_VARIABLES if name in os.environ]
+    file = os.environ.get("HF_TOKEN_PATH") or str(_hub_home() / "token")
     try:
-        given.append((place, Path(place).expanduser().read_text(encoding="utf-8")))
+        tokens.append((file, Path(file).expanduser().read_text(encoding="utf-8")))
     except (OSError, RuntimeError):  # missing, or not readable by this user: the client works without it
         pass
-    except ValueError:
-        given.append((place, "\0"))
-    problems = [
-        Problem(
-            f"{name}: a token is one word of letters, digits and _",
-            "something else (it is not shown)",
-            f"{'unset' if name in TOKENS else 'rm'} {name}, or a token from the hub's page of access tokens",
-        )
-        for name, token in given
-        if token.strip() and not TOKEN.fullmatch(token.strip())
-    ]
+    except ValueError:  # not UTF-8
+        tokens.append((file, "\0"))
+    problems = []
+    for name, token in tokens:
+        if token.strip() and not TOKEN.fullmatch(token.strip()):
+            message = f"{name}: a token is a single word of letters, digits and _"
+            remove = "unset" if name in TOKEN_VARIABLES else "rm"
+            hint = f"{remove} {name}, or a token from {HUB}/settings/tokens"
+            problems.append(Problem(message, "a different text (not shown)", hint))
     if problems:
         raise InputError(*problems)
 
 
 def _hub_home() -> Path:
-    """The folder of the hub's client: of its token and of its cache.
+    """Return the folder of the hub's client, with its token and its cache.
 
     Raises:
-        InputError: There is no home folder, and no variable names a folder instead.
+        InputError: The user has no home folder, and no variable names another folder.
     """
-    if given := os.environ.get("HF_HOME"):
-        return Path(os.path.expandvars(given))
-    if caches := os.environ.get("XDG_CACHE_HOME"):
-        return Path(caches) / "huggingface"
-    return home("the hub's cache", "HF_HOME") / ".cache" / "huggingface"
+    if folder := os.environ.get("HF_HOME"):
+        return Path(os.path.expandvars(folder))
+    if user_cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(user_cache) / "huggingface"
+    return home_folder("the hub's cache", "HF_HOME") / ".cache" / "huggingface"
 
 
-def _unwritable_cache() -> str:
-    """The reason why the existing cache can't be written; an empty string if it can.
+def _explain_unwritable_cache() -> str:
+    """Return why the existing cache can't be written; empty if it can.
 
     Raises:
-        InputError: There is no cache, and none can be created.
+        InputError: There is no cache, and it can't be created.
     """
-    name = next((name for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") if os.environ.get(name)), "")
-    folder = Path(os.path.expandvars(os.environ[name])) if name else _hub_home() / "hub"
-    why = unwritable(folder)
-    if why and not folder.is_dir():
-        said = f"{folder}: the hub's cache can't be created here"
-        raise InputError(Problem(said, why, f"{name or 'HF_HOME'}=FOLDER before the command, with a folder of yours"))
-    return f"{folder}: {why}" if why else ""
+    name, folder = "HF_HOME", _hub_home() / "hub"
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if os.environ.get(variable):
+            name, folder = variable, Path(os.path.expandvars(os.environ[variable]))
+            break
+    reason = explain_unwritable(folder)
+    if reason and not folder.is_dir():
+        message = f"{folder}: the hub's cache can't be created here"
+        raise InputError(Problem(message, reason, f"{name}=FOLDER before the command, with a folder of yours"))
+    return f"{folder}: {reason}" if reason else ""

@@ -13,90 +13,91 @@ from urllib.request import getproxies, proxy_bypass
 
 from neftcli.errors import InputError, Problem
 
-PATIENCE = 3.0  # seconds
+CONNECT_TIMEOUT = 3.0  # seconds
 SCHEMES = ("http", "https", "socks5", "socks5h")
 """Schemes of proxies that httpx, the client of hub and judge, supports."""
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-LIBRARY = "socksio"
+SOCKS_PACKAGE = "socksio"
 
 
-def proxies() -> dict[str, tuple[str, str]]:
-    """Kind of address (http, https, all) to the variable that names its proxy, and the proxy."""
-    found = getproxies()
-    if "*" in (host.strip() for host in found.get("no", "").split(",")):
+def proxy_settings() -> dict[str, tuple[str, str]]:
+    """Return the proxies of the environment: kind of address (http, https, all) to variable and proxy."""
+    proxies = getproxies()
+    if "*" in (host.strip() for host in proxies.get("no", "").split(",")):
         return {}
-    named = {}
+    settings = {}
     for kind in ("https", "http", "all"):
-        if found.get(kind):
+        if proxies.get(kind):
             lower, upper = f"{kind}_proxy", f"{kind.upper()}_PROXY"
-            named[kind] = (lower if os.environ.get(lower) else upper, found[kind])
-    return named
+            settings[kind] = (lower if os.environ.get(lower) else upper, proxies[kind])
+    return settings
 
 
-def unreachable(address: SplitResult) -> str:
-    """The reason why a connection to an http(s) address fails, or an empty string.
+def explain_unreachable(address: SplitResult) -> str:
+    """Return why a connection to an http(s) address fails; empty if it succeeds.
 
     Raises:
-        InputError: A proxy's address can't be used.
+        InputError: A proxy's address is invalid.
     """
     scheme = address.scheme.lower()
     host, port = address.hostname or "", address.port or PORTS[scheme]
-    known = {kind: (name, value, _proxy_address(name, value)) for kind, (name, value) in proxies().items()}
-    for name, value, proxy in known.values():  # the client sets up all of them, even those that it will not use
-        if proxy.scheme.startswith("socks") and importlib.util.find_spec(LIBRARY) is None:
-            return (
-                f"{name}={without_password(value)} needs the package {LIBRARY}: pip install {LIBRARY}, or unset {name}"
-            )
-    through = known.get(scheme) or known.get("all")
-    if through is None or proxy_bypass(host):
+    proxies = {kind: (name, value, _proxy_address(name, value)) for kind, (name, value) in proxy_settings().items()}
+    for name, value, proxy in proxies.values():  # the client sets up all of them, even those that it will not use
+        if proxy.scheme.startswith("socks") and importlib.util.find_spec(SOCKS_PACKAGE) is None:
+            install = f"pip install {SOCKS_PACKAGE}, or unset {name}"
+            return f"{name}={redact_password(value)} needs the package {SOCKS_PACKAGE}: {install}"
+    used = proxies.get(scheme) or proxies.get("all")
+    if used is None or proxy_bypass(host):
         try:
-            socket.create_connection((host, port), timeout=PATIENCE).close()
-        except (OSError, UnicodeError) as error:  # UnicodeError: no host has such a name
-            return f"{host}: {_words(error)}"
+            socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
+        except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
+            return f"{host}: {_reason(error)}"
         return ""
-    name, value, proxy = through
-    connection = http.client.HTTPConnection(proxy.hostname or "", proxy.port or PORTS[proxy.scheme], timeout=PATIENCE)
+    name, value, proxy = used
+    proxy_port = proxy.port or PORTS[proxy.scheme]
+    connection = http.client.HTTPConnection(proxy.hostname or "", proxy_port, timeout=CONNECT_TIMEOUT)
     if scheme == "https" and proxy.scheme == "http":
         connection.set_tunnel(host, port, _authorization(proxy))
     try:
         connection.connect()
     except (OSError, UnicodeError, http.client.HTTPException) as error:
-        return f"{name}={without_password(value)}: {_words(error)}"
+        return f"{name}={redact_password(value)}: {_reason(error)}"
     finally:
         connection.close()
     return ""
 
 
-def without_password(address: str) -> str:
-    """An address without the name and password that it may hold."""
+def redact_password(address: str) -> str:
+    """Return an address with *** in place of its user name and password."""
     return re.sub(r"(^|//)[^/@]*@", r"\1***@", address)
 
 
 def _proxy_address(name: str, value: str) -> SplitResult:
-    """A proxy's address.
+    """Parse a proxy's address.
 
     Raises:
-        InputError: It is none that the hub's client can use.
+        InputError: The hub's client can't use it.
     """
     try:
         address = urlsplit(value if "://" in value else f"http://{value}")
-        whole = address.scheme in SCHEMES and address.hostname and (address.port or 1) > 0
+        valid = address.scheme in SCHEMES and address.hostname and (address.port or 1) > 0
     except ValueError:
-        address, whole = SplitResult("", "", "", "", ""), False
-    if not whole or re.search(r"[^!-~]", value):
-        said = f"{name}: a proxy's address is {', '.join(f'{scheme}://' for scheme in SCHEMES)}, a host, and a port"
-        raise InputError(Problem(said, without_password(value), f"{name}=http://HOST:PORT, or unset {name}"))
+        address, valid = SplitResult("", "", "", "", ""), False
+    if not valid or re.search(r"[^!-~]", value):
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        message = f"{name}: a proxy's address is a scheme ({schemes}), a host, and optionally a port"
+        raise InputError(Problem(message, redact_password(value), f"{name}=http://HOST:PORT, or unset {name}"))
     return address
 
 
 def _authorization(proxy: SplitResult) -> dict[str, str]:
-    """The header that authenticates a user to a proxy."""
+    """Return the header that authenticates the user to a proxy."""
     if proxy.username is None:
         return {}
-    known = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {b64encode(known.encode()).decode()}"}
+    credentials = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {b64encode(credentials.encode()).decode()}"}
 
 
-def _words(error: Exception) -> str:
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(said).splitlines()[0]
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]

@@ -89,7 +89,9 @@ def load_assets(recipe: Recipe, reference: ModelReference, examples: ExampleSpli
     from neftcli.models.loading import model_fingerprint
     from neftcli.system.device import resolve_compute_config
 
-    compute = resolve_compute_config(recipe)
+    compute = resolve_compute_config(
+        recipe.training.precision, recipe.model.dtype, frozen_weights=recipe.adapter.type != "none"
+    )
     prepared, chat, notices = tokenize_inputs(recipe, reference, examples, observer)
     report_data(prepared, notices, observer)
     observer.notify(Phase(PhaseId.LOADING_MODEL))

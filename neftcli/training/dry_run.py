@@ -15,8 +15,7 @@ from neftcli.models.registry import ModelReference, resolve_model
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import require_writable
 from neftcli.system.distributed import local_world_size
-from neftcli.system.library_output import library_chatter
-from neftcli.system.process import keep_freed_memory
+from neftcli.system.libraries import capture_library_output, keep_freed_memory
 from neftcli.training.inputs import prepare_inputs, report_data
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
     """
     require_writable(Path(recipe.output_dir))
     reference = resolve_model(recipe.model.name, recipe.model.revision)
-    with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log", loaded=False):
+    with tempfile.TemporaryDirectory() as folder, capture_library_output(Path(folder) / "log", load=False):
         try:
             prepared, _, notices = prepare_inputs(recipe, observer)
         except InputError:
@@ -67,7 +66,8 @@ def _measure_plan(
     from neftcli.system.device import available_memory, process_memory, resolve_compute_config
     from neftcli.training.trainer import num_training_steps
 
-    compute = resolve_compute_config(recipe)
+    frozen_weights = recipe.adapter.type != "none"
+    compute = resolve_compute_config(recipe.training.precision, recipe.model.dtype, frozen_weights=frozen_weights)
     whole_rows = prepared is None or recipe.training.batching == "packed"
     row_tokens = recipe.data.max_length if whole_rows or prepared is None else prepared.counts.train.longest
     activation_bytes = 2 if compute.precision() == "bf16" else 4

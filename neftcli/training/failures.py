@@ -119,7 +119,7 @@ def _record_failure(error: BaseException, record: RunRecord, directory: RunDirec
 
 def _explain(error: Exception, directory: RunDirectory) -> Problem | None:
     """Explain an error of the machine and what a person can do about it; None for any other error."""
-    from neftcli.system.device import NO_VARIANT, is_out_of_memory
+    from neftcli.system.device import NO_DETERMINISTIC_VARIANT, is_out_of_memory
 
     message, saved = first_line(error), _describe_saved(directory)
     free = shutil.disk_usage(directory.path).free
@@ -135,7 +135,7 @@ def _explain(error: Exception, directory: RunDirectory) -> Problem | None:
             message,
             "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
         )
-    if _mentions(error, [NO_VARIANT]):
+    if _mentions(error, [NO_DETERMINISTIC_VARIANT]):
         message = f"an operation of the model has no deterministic implementation on this GPU; {saved}"
         return Problem(message, message, "the same command with --set training.deterministic=false")
     if _mentions(error, ["CUBLAS_WORKSPACE_CONFIG"]):

@@ -17,13 +17,12 @@ from neftcli.models.loading import require_pinned_code
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.recipe.loading import path_values
-from neftcli.recipe.path_suggestions import at_home, exists
 from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_name
-from neftcli.system.cache import written_in_cache
-from neftcli.system.hub import UNREACHABLE, prefer_cache_if_unreachable
-from neftcli.system.library_output import library_chatter
-from neftcli.system.process import prepare_process
+from neftcli.system.cache_folder import open_cache_folder
+from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
+from neftcli.system.libraries import capture_library_output, prepare_libraries
+from neftcli.system.paths import exists, expand_home
 from neftcli.training.progress import ReadingProgress, TokenisingProgress
 
 if TYPE_CHECKING:
@@ -48,10 +47,10 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
     validate_chat_template(recipe.model.chat_template)
     require_pinned_code(reference, recipe.model.trust_remote_code)
     if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):
-        with written_in_cache(f"{Path(reference.location).name} as safetensors"):
+        with open_cache_folder(f"{Path(reference.location).name} as safetensors"):
             pass  # converted later; a folder that can't be written is an error before rows are read
     if reference.kind == "hub" or any(map(is_hub_id, recipe.data.named_sources())):
-        reason = prefer_cache_if_unreachable()
+        reason = go_offline_if_unreachable()
         if reason:
             observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase(PhaseId.READING_DATA))
@@ -74,9 +73,9 @@ def prepare_inputs(
 
     `weights` is that of `read_inputs`; returns and raises as `tokenize_inputs`.
     """
-    prepare_process()
+    prepare_libraries()
     reference, examples = read_inputs(recipe, observer, weights=weights)
-    with tempfile.TemporaryDirectory() as folder, library_chatter(Path(folder) / "log"):
+    with tempfile.TemporaryDirectory() as folder, capture_library_output(Path(folder) / "log"):
         return tokenize_inputs(recipe, reference, examples, observer)
 
 
@@ -116,7 +115,7 @@ def report_data(prepared: PreparedData, notices: list[str], observer: Observer) 
 def local_paths(recipe: Recipe) -> list[str]:
     """Return the values of a recipe that are paths of existing files or folders, relative to the current folder."""
     names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED}  # they take precedence over a folder of the same name
-    return [value for value in path_values(recipe) if value not in names and exists(at_home(value))]
+    return [value for value in path_values(recipe) if value not in names and exists(expand_home(value))]
 
 
 def _require_room(recipe: Recipe, reference: ModelReference, prepared: PreparedData, *, answers: bool) -> None:

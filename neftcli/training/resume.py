@@ -15,12 +15,12 @@ from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.models.registry import resolve_model
 from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve, with_paths
-from neftcli.recipe.path_suggestions import at_home, exists, nearest_path
 from neftcli.recipe.relative_paths import RelativePaths, find_relative_paths, relative_paths_record
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_sweep
 from neftcli.system.files import require_no_link, require_no_links
+from neftcli.system.paths import closest_path, exists, expand_home
 from neftcli.training.inputs import local_paths
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: boo
     """
     path = find_run(name)
     if path is None:
-        for folder in (at_home(name), Path("runs") / at_home(name)):
+        for folder in (expand_home(name), Path("runs") / expand_home(name)):
             require_no_link(folder / RECORD)  # a dangling link is not found as a file
         raise InputError(_no_run(name))
     require_no_link(path / RECORD)
@@ -299,10 +299,10 @@ def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths |
     sources = [(option, source.source) for source in recipe.data.all_sources()]
     sources.append(("data.held_out_source", recipe.data.held_out_source or BUILTIN))
     for option, source in sources:
-        if is_local_path(source) and not exists(at_home(strip_file_scheme(source))):
+        if is_local_path(source) and not exists(expand_home(strip_file_scheme(source))):
             message = f"{option}: there is no file or folder of this name"
             problems.append(
-                (option, Problem(message, searched_path(source), did_you_mean=nearest_path(at_home(source))))
+                (option, Problem(message, searched_path(source), did_you_mean=closest_path(expand_home(source))))
             )
     if problems:
         again = f"neft train --resume {shlex.quote(str(run))}"
@@ -311,7 +311,7 @@ def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths |
 
 def _no_run(name: str) -> Problem:
     """Describe a name that is not a run's."""
-    path = at_home(name)
+    path = expand_home(name)
     run = next((parent for parent in path.parents if (parent / RECORD).is_file()), None)
     if run is not None:  # the path is a checkpoint's
         return Problem("--resume takes the run's own folder", name, f"neft train --resume {shlex.quote(str(run))}")
@@ -319,7 +319,7 @@ def _no_run(name: str) -> Problem:
         return Problem("--resume takes a run; this is a sweep", name, f"neft sweep-alpha {shlex.quote(str(sweep))}")
     is_path = exists(path) or exists(Path("runs") / path)
     message = f"--resume: {'this is not a run' if is_path else 'there is no run of this name'}"
-    nearest = nearest_path(Path("runs") / name) or nearest_path(path)
+    nearest = closest_path(Path("runs") / name) or closest_path(path)
     if nearest and (Path(nearest) / RECORD).is_file():
         return Problem(message, name, f"neft train --resume {shlex.quote(nearest)}", nearest)
     return Problem(message, name, "ls runs    to see the runs" if is_path else NO_RUN_YET)
@@ -398,14 +398,14 @@ def _moved(before: Any, now: Any) -> bool:
         unchanged = all({**new, "source": old["source"]} == old for old, new in pairs)
         moved = all(old["source"] == new["source"] or _moved(old["source"], new["source"]) for old, new in pairs)
         return len(before) == len(now) and unchanged and moved
-    return before is not None and now is not None and exists(at_home(now)) and not exists(at_home(before))
+    return before is not None and now is not None and exists(expand_home(now)) and not exists(expand_home(before))
 
 
 def _same_file(before: str | None, now: str | None) -> bool:
     """Return whether two paths lead to the same file or folder."""
-    if before is None or now is None or not exists(at_home(before)) or not exists(at_home(now)):
+    if before is None or now is None or not exists(expand_home(before)) or not exists(expand_home(now)):
         return False
-    return at_home(before).samefile(at_home(now))
+    return expand_home(before).samefile(expand_home(now))
 
 
 def _format_value(value: Any) -> str:

@@ -38,8 +38,7 @@ from neftcli.runs.directory import METRICS, RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system import distributed
 from neftcli.system.files import atomic_write, file_sha256
-from neftcli.system.library_output import library_chatter
-from neftcli.system.process import prepare_process
+from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.training.assets import AssetCache, Assets, hash_tokens, load_assets
 from neftcli.training.distributed import broadcast_path, join_run, require_same_inputs
 from neftcli.training.evaluator import Evaluation, Evaluator
@@ -108,7 +107,7 @@ def train(
     """
     started = time.perf_counter()
     stop = stop or StopSignal()
-    prepare_process()
+    prepare_libraries()
     if asset_cache:
         gc.collect()  # the trainer of the previous run is in a reference cycle, with its model
     with stop.interruptible():
@@ -123,7 +122,13 @@ def train(
         with report_full_disk(directory, new=resume is None):
             written = resume.relocate_paths(recipe) if resume else recipe
             record = _record_start(directory, recipe, written, resume)
-        with record_outcome(record, directory, new=resume is None), library_chatter(broadcast_path(directory).log):
+        with (
+            record_outcome(record, directory, new=resume is None),
+            capture_library_output(broadcast_path(directory).log),
+        ):
+            record_outcome(record, directory, new=resume is None),
+            capture_library_output(broadcast_path(directory).log),
+        ):
             run = _Run(recipe, written, directory, record, observer, stop, resume, started)
             with stop.interruptible():
                 if assets is not None:
@@ -136,7 +141,7 @@ def train(
                 model = copy.deepcopy(assets.model) if asset_cache else assets.model
             finished, trained = run.execute(assets, model)
         if on_finish is not None:  # after the recorded end: whatever happens here, the run is finished
-            with library_chatter(directory.log):
+            with capture_library_output(directory.log):
                 on_finish(trained)
     observer.notify(finished)
     distributed.destroy_process_group()

@@ -25,8 +25,8 @@ from neftcli.kernels.lora import fusable_lora_layers, fused_lora
 from neftcli.neftune import measure_strength, paired
 from neftcli.runs.checkpoints import RUN_STATE
 from neftcli.runs.directory import METRICS, RECIPE
-from neftcli.system.device import reproducible
-from neftcli.system.distributed import PATIENCE, all_gather_object, rank, world_size
+from neftcli.system.device import deterministic_operations
+from neftcli.system.distributed import COLLECTIVE_TIMEOUT, all_gather_object, rank, world_size
 from neftcli.system.files import atomic_write, fsync_path
 from neftcli.training.failures import raise_if_full
 
@@ -122,7 +122,7 @@ class NeftTrainer(SFTTrainer):
         Raises:
             NonFiniteLossError: The loss is NaN or infinite.
         """
-        deterministic = reproducible(self.args.device.type) if self._deterministic else nullcontext()
+        deterministic = deterministic_operations(self.args.device.type) if self._deterministic else nullcontext()
         attention = use_document_attention(self.model, inputs, fused=self._fused)
         with deterministic, attention, fused_lora(self._lora_layers):
             loss: torch.Tensor = super().training_step(model, inputs, *args)
@@ -351,7 +351,7 @@ def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenDataset, folde
         # Otherwise the buckets in which gradients are summed change after a process's first step, and with them the
         # order of sums of three or more: a resumed run would differ in the last bits.
         ddp_find_unused_parameters=True,
-        ddp_timeout=int(PATIENCE.total_seconds()),
+        ddp_timeout=int(COLLECTIVE_TIMEOUT.total_seconds()),
         remove_unused_columns=True,
     )
 

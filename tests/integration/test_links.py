@@ -108,7 +108,7 @@ def require_refused(neft: Neft, original: Path, path: str, link: str, command: l
     os.chdir(place)
     said = neft(*command)
     assert said.code == 2, (path, link, said)
-    assert f"{path}: this would be written to, and is a link" in said.err, (path, link, said.err)
+    assert f"{path}: neft does not write through links" in said.err, (path, link, said.err)
     assert f"rm {path}    removes the link" in said.err
     assert (contents(place), names(place), contents(outside), names(outside)) == before, (path, link)
 
@@ -156,7 +156,7 @@ def test_resume_neither_a_file_nor_a_folder(file: str, neft: Neft, written: Writ
     said = neft("train", "--resume", RUN)
     assert said.code == 2
     if file != "run.json":
-        assert f"{path}: this would be written to, and is neither a file nor a folder" in said.err
+        assert f"{path}: neft writes only to files and folders" in said.err
 
 
 def test_a_model_that_is_a_link_is_evaluated(neft: Neft, written: Written, tmp_path: Path) -> None:

@@ -504,7 +504,7 @@ def test_links_in_the_place_of_what_is_kept_are_not_written_through(kind: str, r
         file.symlink_to(mine)
         result = neft("eval", run, *judged, *SHORT)
     assert (result.code, mine.read_text()) == (2, "mine, without an end")
-    assert f"{file.relative_to(tmp_path)}: this would be written to, and is a link" in result.err
+    assert f"{file.relative_to(tmp_path)}: neft does not write through links" in result.err
 
 
 def test_links_among_the_cells_of_a_sweep_are_not_followed_by_what_clears_them(tmp_path: Path) -> None:

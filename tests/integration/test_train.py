@@ -138,7 +138,7 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
     monkeypatch.setenv("NEFT_CACHE", str(rows_file))
     done = neft(*arguments)
     assert done.code == 2
-    assert f"{rows_file}: rows beyond 16 MiB can't be written there\n  got      it is no folder" in done.err
+    assert f"{rows_file}: rows beyond 16 MiB can't be written there\n  got      it is not a folder" in done.err
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -521,7 +521,7 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
         torch.zeros(4).put_(torch.tensor([1, 1]), torch.ones(2))
         return real(*given, **named)
 
-    monkeypatch.setattr(trainer, "reproducible", lambda _: device.reproducible("cuda"))
+    monkeypatch.setattr(trainer, "deterministic_operations", lambda _: device.deterministic_operations("cuda"))
     monkeypatch.setattr(trainer.NeftTrainer, "compute_loss", with_put)
     refused = neft(*quick)
     assert refused.code == 1

@@ -101,4 +101,4 @@ def test_durations_do_not_follow_the_wall_clock() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and called(node) in ("time.time", "datetime.now", "datetime.datetime.now")
     }
-    assert users <= {"machine/files.py", "sweep/travel.py", "data/token_cache.py", "runs/record.py"}
+    assert users <= {"system/files.py", "sweep/engines/transfer.py", "data/token_cache.py", "runs/record.py"}

@@ -133,10 +133,10 @@ def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Retu
     """
     global _asset_cache
     from neftcli.system.files import restrict_umask
-    from neftcli.system.process import prepare_process
+    from neftcli.system.libraries import prepare_libraries
 
     restrict_umask()  # Ray started this process, not the command
-    prepare_process()
+    prepare_libraries()
     from neftcli.training.assets import AssetCache
 
     _asset_cache = _asset_cache or AssetCache()

@@ -86,9 +86,9 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
         os.dup2(file.fileno(), 2)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    from neftcli.system.process import prepare_process
+    from neftcli.system.libraries import prepare_libraries
 
-    prepare_process()
+    prepare_libraries()
     from neftcli.training.assets import AssetCache
 
     asset_cache, teller = AssetCache(), Teller(connection)

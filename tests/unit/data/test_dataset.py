@@ -257,7 +257,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert str(raised.value) == (
         f"{small}: rows beyond 16 MiB can't be written there\n"
         "  got      No space left on device (0 MiB are free)\n"
-        "  hint     NEFT_CACHE=FOLDER before the command, with a folder that has room"
+        "  hint     NEFT_CACHE=FOLDER before the command, with a folder on a disk with free space"
     )
     assert len(read_examples(Data(source=str(source), held_out_rows=0)).train) == 5000
 
@@ -266,7 +266,7 @@ def test_a_cache_that_is_no_folder_is_told(cache: Path, monkeypatch: pytest.Monk
     """In the same words."""
     monkeypatch.setattr(dataset, "MAX_BYTES_IN_MEMORY", 2000)
     cache.write_text("")
-    with pytest.raises(InputError, match=r"can't be written there\n  got      it is no folder\n  hint     NEFT_CACHE"):
+    with pytest.raises(InputError, match=r"there\n  got      it is not a folder\n  hint     NEFT_CACHE"):
         ExampleDataset.from_rows(examples(500))
 
 

@@ -23,8 +23,8 @@ from neftcli.data.prepare import read_eval_examples, read_examples
 from neftcli.data.readers import ENDINGS, Row
 from neftcli.data.sources import is_hub_id
 from neftcli.errors import DataError, Problem
-from neftcli.recipe.path_suggestions import exists
 from neftcli.recipe.schema import Data
+from neftcli.system.paths import exists
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
 quietly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -88,7 +88,7 @@ def test_cached_on_another_disk(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "scratch" / "key.arrow").is_file()
     for name in ("other.arrow", "another.lock"):
         (folder / name).symlink_to(tmp_path / "nowhere")
-        with pytest.raises(InputError, match=f"{name}: this would be written to, and is a link"):
+        with pytest.raises(InputError, match=f"{name}: neft does not write through links"):
             cached(Path(name).stem, tokenise)
     assert not (tmp_path / "nowhere").exists()
 

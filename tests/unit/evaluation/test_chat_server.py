@@ -33,7 +33,7 @@ from neftcli.evaluation.judge import (
     judge_pairs,
     strip_credentials,
 )
-from neftcli.system.library_output import library_chatter
+from neftcli.system.libraries import capture_library_output
 from tests.judge_server import (
     Behaviour,
     Exchange,
@@ -433,7 +433,7 @@ def run_log(tmp_path: Path) -> Iterator[None]:
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.DEBUG)
-    with library_chatter(tmp_path / "log.txt", loaded=False):
+    with capture_library_output(tmp_path / "log.txt", load=False):
         logging.getLogger("neftcli.test").debug("the log is open")
         yield
     root.setLevel(level)

@@ -18,7 +18,7 @@ from filelock import FileLock
 from neftcli.errors import InputError, ModelError
 from neftcli.models import gguf
 from neftcli.models.gguf import MANIFEST, convert_gguf, is_gguf_converted, unfinished_conversions
-from neftcli.system.cache import cache_folder
+from neftcli.system.cache_folder import cache_folder
 from neftcli.system.files import file_sha256
 
 ROOT = Path(__file__).parents[3]
@@ -231,7 +231,7 @@ def test_links_in_the_cache_are_not_followed(kind: str, file: Path, conversions:
     link.symlink_to(outside)
     with pytest.raises(InputError) as raised:
         convert_gguf(file)
-    assert str(raised.value).startswith(f"{link}: this would be written to, and is a link")
+    assert str(raised.value).startswith(f"{link}: neft does not write through links")
     assert not list(outside.iterdir())
     assert conversions == []
 

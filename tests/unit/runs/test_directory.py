@@ -206,7 +206,7 @@ def test_remove_before_it_settles() -> None:
 def test_held_refuses_links() -> None:
     run = new_run(Path("runs"), "run")
     (run.path / "checkpoints").symlink_to("/tmp")  # noqa: S108 - nothing is written there
-    with pytest.raises(InputError, match="checkpoints: this would be written to, and is a link"), run.lock():
+    with pytest.raises(InputError, match="checkpoints: neft does not write through links"), run.lock():
         pass
     assert names(run.path) == ["checkpoints"]
 

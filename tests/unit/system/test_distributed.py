@@ -1,6 +1,6 @@
-"""What processes know of each other.
+"""Processes of data-parallel training.
 
-Oracle: the environment variables as torchrun's documentation has them; processes that are started here.
+Oracle: the environment variables of torchrun's documentation; processes that the tests start.
 """
 
 from __future__ import annotations
@@ -26,21 +26,12 @@ pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(" ".join(os.environ[nam
 WAITS = "import time; time.sleep(600)"
 
 
-def test_the_others_know_their_number_and_the_first_is_alone_again_behind_it(tmp_path: Path) -> None:
+def test_launch_processes_sets_and_restores_variables(tmp_path: Path) -> None:
     before = dict(os.environ)
     with distributed.launch_processes(3, [sys.executable, "-c", WRITES, str(tmp_path)]):
-        assert (
-            distributed.world_size(),
-            distributed.rank(),
-            distributed.local_world_size(),
-            distributed.is_main_process(),
-        ) == (
-            3,
-            0,
-            3,
-            True,
-        )
-    threads = before["OMP_NUM_THREADS"]  # what a person has set stays
+        assert (distributed.world_size(), distributed.rank(), distributed.local_world_size()) == (3, 0, 3)
+        assert distributed.is_main_process()
+    threads = before["OMP_NUM_THREADS"]  # settings of the user stay
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
         "1": f"3 1 3 {threads}",
         "2": f"3 2 3 {threads}",
@@ -49,12 +40,12 @@ def test_the_others_know_their_number_and_the_first_is_alone_again_behind_it(tmp
     assert (distributed.world_size(), distributed.rank(), distributed.is_main_process()) == (1, 0, True)
 
 
-def test_the_others_end_where_the_first_fails() -> None:
+def test_launch_processes_kills_workers_if_the_main_process_fails() -> None:
     started: list[Any] = []
 
     def fail() -> None:
         with distributed.launch_processes(2, [sys.executable, "-c", WAITS]):
-            started.extend(distributed._started)
+            started.extend(distributed._workers)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -62,7 +53,7 @@ def test_the_others_end_where_the_first_fails() -> None:
     assert [other.poll() for other in started] == [-signal.SIGKILL]
 
 
-def test_who_waits_hears_that_another_has_ended() -> None:
+def test_init_process_group_worker_exited() -> None:
     with (
         pytest.raises(distributed.PeerExitedError),
         distributed.launch_processes(2, [sys.executable, "-c", "raise SystemExit(1)"]),
@@ -70,7 +61,7 @@ def test_who_waits_hears_that_another_has_ended() -> None:
         distributed.init_process_group()
 
 
-def test_one_alone_changes_nothing() -> None:
+def test_launch_processes_one_process_changes_nothing() -> None:
     before = dict(os.environ)
     with distributed.launch_processes(1, [sys.executable, "-c", "never"]):
         assert dict(os.environ) == before
@@ -80,33 +71,33 @@ def test_one_alone_changes_nothing() -> None:
         distributed.destroy_process_group()
 
 
-def test_who_waits_where_no_signal_is_heard_ends_with_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_processes_exits_if_a_worker_fails_unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(distributed, "GRACE", 0.05)
+    monkeypatch.setattr(distributed, "GRACE_SECONDS", 0.05)
     monkeypatch.setattr(os, "_exit", ended.append)
     with distributed.launch_processes(2, [sys.executable, "-c", "raise SystemExit(1)"]):
-        time.sleep(1)  # in the place of a library that waits
+        time.sleep(1)  # stands for a library that waits
     assert ended == [1]
 
 
 @pytest.mark.parametrize("value", ["abc", "", "-1", "0"])
-def test_what_is_no_number_is_no_launchers(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_world_size_ignores_invalid_variables(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
     assert (distributed.world_size(), distributed.launched_externally()) == (1, False)
 
 
-def test_a_launcher_of_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in distributed.LAUNCHER:
+def test_init_process_group_launcher_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in distributed.LAUNCHER_VARIABLES:
         monkeypatch.setenv(name, "1" if "SIZE" in name else "0")
     distributed.init_process_group()
-    assert not set(distributed.LAUNCHER) & set(os.environ)
+    assert not set(distributed.LAUNCHER_VARIABLES) & set(os.environ)
 
 
-WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+COMPLETE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "got"),
     [
         ({"MASTER_ADDR": ""}, "MASTER_ADDR unset"),
         ({"RANK": ""}, "RANK unset"),
@@ -115,32 +106,32 @@ WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.
         ({}, "127.0.0.1:1: "),
     ],
 )
-def test_what_a_launcher_has_left_out_is_told(
-    wrong: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+def test_init_process_group_incomplete_variables(
+    wrong: dict[str, str], got: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "CALL", timedelta(seconds=0.1))
-    for name, value in {**WHOLE, **wrong}.items():
+    monkeypatch.setattr(distributed, "CONNECT_TIMEOUT", timedelta(seconds=0.1))
+    for name, value in {**COMPLETE, **wrong}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=got):
         distributed.init_process_group()
 
 
-def test_a_slip_of_the_finger_does_not_fill_the_machine() -> None:
-    many = 10 * distributed.MOST * (os.cpu_count() or 1)
+def test_launch_processes_rejects_far_too_many() -> None:
+    many = 10 * distributed.MAX_PER_CORE * (os.cpu_count() or 1)
     with pytest.raises(InputError, match=f"{many}, on "), distributed.launch_processes(many, ["never"]):
         pass
 
 
-def test_a_look_starts_nobody() -> None:
+def test_launch_processes_dry_run_starts_none() -> None:
     with distributed.launch_processes(2, []):
         assert distributed.world_size() == 2
-        assert distributed._started == []
+        assert distributed._workers == []
 
 
-def test_a_launchers_processes_start_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_processes_under_torchrun_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with distributed.launch_processes(4, ["never"]):
-        assert distributed._started == []
+        assert distributed._workers == []
     assert distributed.launched_externally()
-    with pytest.raises(InputError, match="neft eval runs in one process"):
+    with pytest.raises(InputError, match="neft eval runs in a single process"):
         distributed.require_single_process("neft eval")

@@ -18,13 +18,13 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 class Listener:
-    """Keeps the notices."""
+    """Observer that keeps the notices."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
 
     def notify(self, event: Event) -> None:
-        """Keeps one."""
+        """Keep a notice."""
         assert isinstance(event, Notice)
         self.messages.append(event.message)
 
@@ -32,7 +32,7 @@ class Listener:
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = dict(os.environ)
-    monkeypatch.setattr(environment, "_cleaned", environment._Cleaned())
+    monkeypatch.setattr(environment, "_dropped", environment._DroppedVariables())
     yield
     os.environ.clear()
     os.environ.update(before)
@@ -52,14 +52,14 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("OMPI_COMM_WORLD_SIZE", "4", "torchrun"),
     ],
 )
-def test_drop_overrides_names_each_and_what_to_type(name: str, value: str, instead: str) -> None:
+def test_drop_overrides_names_the_variable_and_the_replacement(name: str, value: str, instead: str) -> None:
     os.environ[name] = value
     environment.drop_overrides()
     assert name not in os.environ
     listener = Listener()
     environment.report_dropped(listener)
     [message] = listener.messages
-    assert message.startswith(f"{name} is set and was dropped")
+    assert message.startswith(f"{name} is set, and neft dropped it")
     assert instead in message
     environment.report_dropped(listener)
     assert len(listener.messages) == 1  # once
@@ -74,7 +74,7 @@ def test_drop_overrides_names_each_and_what_to_type(name: str, value: str, inste
         ("PMI_SIZE", "1"),
     ],
 )
-def test_drop_overrides_says_nothing_of_what_asks_for_nothing(name: str, value: str) -> None:
+def test_drop_overrides_without_effect_gives_no_notice(name: str, value: str) -> None:
     os.environ[name] = value
     environment.drop_overrides()
     listener = Listener()
@@ -83,7 +83,7 @@ def test_drop_overrides_says_nothing_of_what_asks_for_nothing(name: str, value: 
     assert not listener.messages
 
 
-def test_drop_overrides_leaves_what_forbids_lower_precision_and_a_launcher_of_several() -> None:
+def test_drop_overrides_keeps_launcher_of_several_and_forbidden_tf32() -> None:
     kept = {"NVIDIA_TF32_OVERRIDE": "0", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     os.environ.update(kept)
     environment.drop_overrides()
@@ -91,13 +91,13 @@ def test_drop_overrides_leaves_what_forbids_lower_precision_and_a_launcher_of_se
 
 
 @pytest.mark.parametrize("given", [{"LOCAL_RANK": "-1"}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}])
-def test_drop_overrides_forgets_a_launcher_of_one(given: dict[str, str]) -> None:
+def test_drop_overrides_clears_launcher_of_one_process(given: dict[str, str]) -> None:
     os.environ.update(given)
     environment.drop_overrides()
     assert not any(name in os.environ for name in LAUNCHER)
 
 
-def test_drop_overrides_says_nothing_of_what_libraries_set_later() -> None:
+def test_drop_overrides_ignores_variables_that_libraries_set() -> None:
     environment.drop_overrides()
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     environment.drop_overrides()
@@ -107,13 +107,13 @@ def test_drop_overrides_says_nothing_of_what_libraries_set_later() -> None:
     assert not listener.messages
 
 
-def test_recorded_holds_numbers_and_words_and_no_path_or_secret() -> None:
+def test_recorded_variables_have_no_paths_or_secrets() -> None:
     os.environ.update(MKL_CBWR="COMPATIBLE", OMP_NUM_THREADS="3", TORCH_HOME="/home/me")
     os.environ.update(TORCHINDUCTOR_REDIS_URL="redis://me:secret@host", HF_TOKEN="hf_secret")  # noqa: S106
-    found = environment.recorded()
-    assert found["MKL_CBWR"] == "COMPATIBLE"
-    assert found["OMP_NUM_THREADS"] == "3"
-    assert not {"TORCH_HOME", "TORCHINDUCTOR_REDIS_URL", "HF_TOKEN"} & found.keys()
+    variables = environment.recorded_variables()
+    assert variables["MKL_CBWR"] == "COMPATIBLE"
+    assert variables["OMP_NUM_THREADS"] == "3"
+    assert not {"TORCH_HOME", "TORCHINDUCTOR_REDIS_URL", "HF_TOKEN"} & variables.keys()
     listener = Listener()
     environment.report_dropped(listener)
     assert [message.split()[0] for message in listener.messages] == ["MKL_CBWR"]
@@ -130,12 +130,12 @@ def test_recorded_holds_numbers_and_words_and_no_path_or_secret() -> None:
         ("HF_HUB_ETAG_TIMEOUT", "soon"),
     ],
 )
-def test_require_readable_names_the_variable(name: str, value: str) -> None:
+def test_require_valid_variables_names_the_variable(name: str, value: str) -> None:
     os.environ[name] = value
     with pytest.raises(InputError, match=name):
-        environment.require_readable()
+        environment.require_valid_variables()
 
 
-def test_require_readable_takes_what_libraries_take() -> None:
+def test_require_valid_variables_accepts_what_libraries_accept() -> None:
     os.environ.update(OMP_NUM_THREADS="4,2", HF_HUB_ETAG_TIMEOUT="10", MKL_NUM_THREADS="")
-    environment.require_readable()
+    environment.require_valid_variables()

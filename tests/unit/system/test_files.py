@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import neftcli
 from neftcli.errors import InputError
@@ -19,6 +21,7 @@ from neftcli.system.files import (
     STALE_AFTER,
     atomic_write,
     clear_path,
+    escapes_folder,
     make_empty_folder,
     open_without_links,
     remove,
@@ -69,16 +72,16 @@ def test_require_no_links_anywhere(path: str, target: str, folder: Path, outside
     with pytest.raises(InputError) as raised:
         require_no_links(folder)
     assert str(raised.value) == (
-        f"{link}: this would be written to, and is a link\n  got      it leads to {outside.parent / target}\n"
-        f"  hint     rm {link}    removes the link, not what it leads to"
+        f"{link}: neft does not write through links\n  got      a link to {outside.parent / target}\n"
+        f"  hint     rm {link}    removes the link, not its target"
     )
-    require_no_links(folder, but=(link,))
+    require_no_links(folder, allowed=(link,))
 
 
 def test_require_no_links_pipe_and_nothing(folder: Path) -> None:
     require_no_links(folder / "nothing")
     os.mkfifo(folder / "deep" / "pipe")
-    with pytest.raises(InputError, match=r"deep/pipe: this would be written to, and is neither a file nor a folder"):
+    with pytest.raises(InputError, match=r"deep/pipe: neft writes only to files and folders"):
         require_no_links(folder)
 
 
@@ -214,3 +217,22 @@ def test_files_the_search_finds_what_it_searches_for(tmp_path: Path) -> None:
     calls = ("p.open('a')", "open(p, mode='wb')", "p.write_text('x')", "p.write_text('x', 'utf-8')", "shutil.rmtree(p)")
     source.write_text("\n".join((*calls, "p.open('rb')", "open_without_links(p, 'a')", "run.write_text(RECIPE, text)")))
     assert len(writes(source)) == len(calls)
+
+
+@pytest.mark.parametrize("name", ["own.txt", "sub", "sub/not-there.txt", "./own.txt", "..own.txt", "a..b"])
+def test_escapes_folder_inner_names(name: str) -> None:
+    assert not escapes_folder(name)
+
+
+@pytest.mark.parametrize("name", ["../other.txt", "/etc/passwd", "sub/../../other.txt", "sub\\..\\..\\x", "..", "a\0b"])
+def test_escapes_folder_outer_names(name: str) -> None:
+    assert escapes_folder(name)
+
+
+@given(name=st.lists(st.sampled_from(["..", ".", "sub", "own.txt", ""]), min_size=1, max_size=6).map("/".join))
+def test_escapes_folder_agrees_with_path_resolution(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Oracle: resolution of paths by the file system."""
+    folder = tmp_path_factory.getbasetemp() / "agrees"
+    (folder / "sub").mkdir(parents=True, exist_ok=True)
+    if not escapes_folder(name):
+        assert (folder / name).resolve().is_relative_to(folder.resolve())

@@ -13,21 +13,21 @@ import sys
 
 import pytest
 
-from neftcli.system import process
+from neftcli.system import libraries
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc takes these settings")
 def test_glibc_takes_the_settings() -> None:
-    assert process.keep_freed_memory()
+    assert libraries.keep_freed_memory()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="torch brings GNU's OpenMP there")
 @pytest.mark.parametrize(
     ("given", "spins"),
-    [({}, str(process.SPINS)), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    [({}, str(libraries.SPIN_COUNT)), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
 )
 def test_waiting_threads_spin_for_a_moment_unless_the_user_says_otherwise(given: dict[str, str], spins: str) -> None:
-    code = "from neftcli.system.process import prepare_process; prepare_process(); import torch"
+    code = "from neftcli.system.libraries import prepare_libraries; prepare_libraries(); import torch"
     without = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     told = subprocess.run(
         [sys.executable, "-c", code],
@@ -41,11 +41,11 @@ def test_waiting_threads_spin_for_a_moment_unless_the_user_says_otherwise(given:
 
 def test_prepare_process_leaves_the_umask() -> None:
     """It belongs to the program that calls neft; only the command restricts its own."""
-    code = "import os; from neftcli.system.process import prepare_process; os.umask(0); prepare_process()"
+    code = "import os; from neftcli.system.libraries import prepare_libraries; os.umask(0); prepare_libraries()"
     subprocess.run([sys.executable, "-c", f"{code}; assert os.umask(0) == 0"], check=True)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc takes these settings")
 def test_settings_of_the_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    assert not process.keep_freed_memory()
+    assert not libraries.keep_freed_memory()
