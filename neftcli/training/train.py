@@ -126,9 +126,6 @@ def train(
             record_outcome(record, directory, new=resume is None),
             capture_library_output(broadcast_path(directory).log),
         ):
-            record_outcome(record, directory, new=resume is None),
-            capture_library_output(broadcast_path(directory).log),
-        ):
             run = _Run(recipe, written, directory, record, observer, stop, resume, started)
             with stop.interruptible():
                 if assets is not None:
