@@ -31,7 +31,7 @@ def inspect(
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
 ) -> None:
     """Show counts, and a few rows as the model sees them, with what carries loss."""
-    from neftcli.cli.display.inspect_page import Page
+    from neftcli.cli.display.html_page import Page
     from neftcli.data.inspection import inspect_row
     from neftcli.training.inputs import prepare_inputs, report_data
 

@@ -17,7 +17,7 @@ import typer
 
 import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
-from neftcli.cli.display.encoding import hold_any_letter
+from neftcli.cli.display.text import replace_unencodable
 from neftcli.cli.help import Command, HelpOption
 from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
 from neftcli.events import CommandFailed
@@ -66,7 +66,7 @@ def root(
 
 def _report(problems: Sequence[Problem], exit_code: int) -> None:
     """Print the problems on stderr and, with --json, write them as an event on stdout."""
-    from neftcli.cli.display.problems import print_problems
+    from neftcli.cli.display.screens import print_problems
 
     if not is_main_process():  # the main process reports what all processes see, and ends them
         time.sleep(TURN)
@@ -120,7 +120,7 @@ def command() -> None:
 
 def main() -> None:
     """Runs the command line; what this tool raises on purpose becomes a message and an exit code."""
-    hold_any_letter(sys.stdout, sys.stderr)
+    replace_unencodable(sys.stdout, sys.stderr)
     drop_overrides()
     restrict_umask()
     debug = "--debug" in sys.argv

@@ -289,7 +289,7 @@ def inspected(neft: Neft, tiny: Path, content: Content, *more: str, name: str = 
     return [line for line in result.out.splitlines() if line.startswith(told)]
 
 
-ALL = "data: rows.jsonl (prompt/completion) · 20 rows read: 16 to learn from, 4 held out"
+ALL = "data: rows.jsonl (prompt/completion) · 20 rows: 16 for training, 4 held out"
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ ALL = "data: rows.jsonl (prompt/completion) · 20 rows read: 16 to learn from, 4
         (
             lines(*GOOD, *GOOD),
             [
-                ALL.replace("20 rows", "40 rows").replace("16 to", "32 to").replace("4 held", "8 held"),
+                ALL.replace("20 rows", "40 rows").replace("16 for", "32 for").replace("4 held", "8 held"),
                 "note: 16 rows repeat an earlier row, prompt and answer; they are kept",
             ],
         ),
@@ -343,9 +343,9 @@ def test_what_is_not_read_is_told(neft: Neft, llama: Path) -> None:
     rows = [{"messages": [QUESTION | {"content": f"q{number}"}, ANSWER]} for number in range(19)]
     content = lines(*rows, {"messages": chat, "score": 1, "parallel_tool_calls": False, "id": None})
     assert inspected(neft, llama, content)[-3:] == [
-        "note: columns that are not read: score (1 row, first rows.jsonl, line 20), "
+        "note: columns that neft does not read: score (1 row, first rows.jsonl, line 20), "
         "parallel_tool_calls (1 row, first rows.jsonl, line 20)",
-        "note: keys of turns that are not read: emotion (1 row, first rows.jsonl, line 20)",
+        "note: keys of turns that neft does not read: emotion (1 row, first rows.jsonl, line 20)",
         "note: left out of conversations: what follows the last answer (1 row, first rows.jsonl, line 20)",
     ]
 
@@ -353,7 +353,7 @@ def test_what_is_not_read_is_told(neft: Neft, llama: Path) -> None:
 def test_a_special_token_inside_text_is_told(neft: Neft, llama: Path) -> None:
     special = lines(*GOOD, {"prompt": "say </s> twice", "completion": "</s></s>, that is"})
     assert inspected(neft, llama, special)[-1] == (
-        "note: 1 row (rows.jsonl, line 21) holds a special token as text: it is tokenised as ordinary characters"
+        "note: 1 row (rows.jsonl, line 21) holds a special token as text: tokenized as ordinary characters"
     )
 
 

@@ -189,7 +189,7 @@ def test_inspect_marks_the_answers_and_their_stop_token(neft: Neft, quick: list[
     out = neft("data", "inspect", *model_and_data, "--rows", "1").out
     assert "Below is an instruction" in out
     assert "\n            | ### Response:\n     7 LOSS | Apple.</s>\n" in out
-    assert out.rstrip().endswith("     7 LOSS | Apple.</s>\n  ends with its stop token, which is learned")
+    assert out.rstrip().endswith("     7 LOSS | Apple.</s>\n  ends with its stop token, which carries loss")
 
 
 def test_inspect_writes_a_page(neft: Neft, quick: list[str], tmp_path: Path) -> None:

@@ -459,7 +459,7 @@ def test_plain_lines_and_no_control_characters(neft: Neft, runs: Path) -> None:
     result = neft("eval", "tiny-a5-s0", "--show", 12, *SHORT)
     assert result.code == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.out)
-    assert "held_out_loss against base: difference=" in result.out
+    assert "held_out_loss compared with base: difference=" in result.out
     lines = result.out.splitlines()
     assert sum(line.startswith("prompt: ") for line in lines) == 12
     quiet = neft("eval", "tiny-a5-s0", "--quiet", *SHORT).out

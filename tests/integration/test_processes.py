@@ -25,7 +25,7 @@ from tests.invariant.test_resume import result
 
 NEFT = [sys.executable, "-m", "neftcli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
-FAST = "loading the model"
+FAST = "loading_model"
 """The phase in which `make test` kills a process."""
 MODES: dict[str, dict[str, Any]] = {
     "full, bucketed, by torchrun first": {"training.batching": "bucketed"},
@@ -182,15 +182,15 @@ def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> N
 
 
 PHASES = (
-    "reading data",
-    "loading libraries",
-    "loading the model",
-    "evaluating the model before training",
-    "answering held-out prompts before training",
-    "preparing the trainer",
-    "saving the model",
+    "reading_data",
+    "loading_libraries",
+    "loading_model",
+    "evaluating_base",
+    "generating_base_samples",
+    "preparing_trainer",
+    "saving_model",
     "evaluating",
-    "answering the same prompts after training",
+    "generating_samples",
 )
 
 
@@ -203,7 +203,7 @@ def test_one_of_several_is_killed_in_a_phase(phase: str, which: str, typed: list
     code, said = do(tmp_path, *command, "whole")
     assert code == 0, said
     process = begin(tmp_path, *command, "run")
-    while process.poll() is None and f'"name": "{phase}"' not in (tmp_path / "said").read_text():
+    while process.poll() is None and f'"phase": "{phase}"' not in (tmp_path / "said").read_text():
         time.sleep(0.005)
     rest = others(process)
     (process if which == "the first" else rest[0]).kill()

@@ -355,7 +355,7 @@ def test_a_dry_run_shows_the_cells_their_time_and_what_they_share_and_makes_noth
     assert result.code == 0, result.err
     assert "2 arms x 2 seeds = 4 cells" in result.out
     assert "alpha 0 was added" in result.out
-    assert re.search(r"estimate: about .* a cell, .* in all \(4 cells, 1 worker\)\n", result.out)
+    assert re.search(r"estimate: about .* per cell, .* in all \(4 cells, 1 worker\)\n", result.out)
     assert "estimate: measured on 2 updates, 12 losses, 12 begun answers\n" in result.out
     assert "note: each answer is counted with 4 tokens, the most it may have\n" in result.out
     assert "shared within a seed: data order, dropout, directions of the noise\n" in result.out

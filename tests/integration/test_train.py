@@ -28,7 +28,7 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from neftcli.data import dataset
+from neftcli.data import record_batches
 from neftcli.recipe.loading import load_recipe
 from neftcli.runs.checkpoints import Checkpoints
 from tests.conftest import Result, events, keep_nfs_files, neft_process, quick_arguments
@@ -124,11 +124,11 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
 ) -> None:
     """To the bit, in its records, too; where the file can't be, nothing is started."""
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(dataset, "BATCH_ROWS", 7)
+    monkeypatch.setattr(record_batches, "BATCH_ROWS", 7)
     arguments = [*quick, "--set", f"training.batching={batching}"]
     assert neft(*arguments).code == 0
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(dataset, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(record_batches, "MOST_IN_MEMORY", 0)
     assert neft(*arguments).code == 0
     assert list((tmp_path / "cache").iterdir()) == []
     memory, file = (tmp_path / "runs" / name for name in ("tiny-a5-s0", "tiny-a5-s0-2"))
@@ -138,7 +138,7 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
     monkeypatch.setenv("NEFT_CACHE", str(rows_file))
     done = neft(*arguments)
     assert done.code == 2
-    assert f"{rows_file}: rows beyond 16 MiB can't be written there\n  got      it is not a folder" in done.err
+    assert f"{rows_file}: rows beyond 16 MiB can't be written there\n  got      it is no folder" in done.err
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -245,7 +245,7 @@ def test_each_way_of_training_finishes_and_loads_again(
 def test_a_loss_that_is_no_number_ends_the_run(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     result = neft(*quick, "--learning-rate", "1e30", "--set", "training.warmup_ratio=0")
     assert result.code == 1
-    assert re.search(r"the loss became (nan|inf) in step \d", result.err)
+    assert re.search(r"the loss became (nan|inf) in update \d", result.err)
     assert "--learning-rate 1e+29" in result.err
     assert json.loads((tmp_path / "runs" / "tiny-a5-s0" / "run.json").read_text())["status"] == "failed"
     assert not (tmp_path / "runs" / "tiny-a5-s0" / "model").exists()
@@ -255,7 +255,7 @@ def test_a_last_update_that_ruins_the_weights_is_no_finish(neft: Neft, quick: li
     extra = ["--learning-rate", "1e38", "--set", "training.warmup_ratio=0", "--set", "training.max_steps=1"]
     result = neft(*quick, *extra)
     assert result.code == 1
-    assert "became nan in step 1" in result.err
+    assert "became nan in update 1" in result.err
     record = json.loads((tmp_path / "runs" / "tiny-a5-s0" / "run.json").read_text(), parse_constant=pytest.fail)
     assert record["status"] == "failed"
 
@@ -277,7 +277,7 @@ def test_the_model_is_saved_before_its_answers_can_fail(
     result = neft(*quick)
     assert result.code == 1
     model = tmp_path / "runs" / "tiny-a5-s0" / "model"
-    assert f"out of memory; the tuned model is in {model}" in result.err
+    assert f"there was not enough memory; the tuned model is in {model}" in result.err
     AutoModelForCausalLM.from_pretrained(model)
 
 
@@ -322,7 +322,7 @@ def test_the_model_is_saved_before_its_last_evaluation_can_fail(
     monkeypatch.setattr(loss, "row_losses", scarce)
     result = neft(*quick, "--set", "evaluation.samples=0")
     assert result.code == 1
-    assert "out of memory; the tuned model is in" in result.err
+    assert "there was not enough memory; the tuned model is in" in result.err
     assert "got      MemoryError" in result.err
     AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "tiny-a5-s0" / "model")
 
@@ -404,7 +404,7 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert re.search(rf"^stopped; {run}/checkpoints/checkpoint-(\d+) is saved, after step \1$", err, re.M)
+    assert re.search(rf"^stopped; {run}/checkpoints/checkpoint-(\d+) is safe, after update \1$", err, re.M)
     assert f"hint     neft train --resume {run}" in err
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
@@ -435,12 +435,8 @@ def test_what_the_libraries_say_goes_to_the_log(quick: list[str], tmp_path: Path
 
 def test_plain_lines_carry_the_facts(neft: Neft, quick: list[str]) -> None:
     out = neft(*quick).out
-    assert re.search(
-        r"^data: .*rows\.jsonl \(prompt/completion\) · 60 rows read: 48 to learn from, 12 held out$", out, re.M
-    )
-    assert re.search(
-        r"^noise: NEFTune alpha 5 · uniform · real lengths · noise/embedding \d+\.\d{3} at layer 0$", out, re.M
-    )
+    assert re.search(r"^data: .*rows\.jsonl \(prompt/completion\) · 60 rows: 48 for training, 12 held out$", out, re.M)
+    assert re.search(r"^noise: NEFTune alpha 5 · uniform · noise/embedding \d+\.\d{3} at layer 0$", out, re.M)
     assert re.search(r"^step=4 of=4 epoch=0\.\d+ loss=\d\.\d+ .*tokens_per_second=\d+ .*eta=\d+s$", out, re.M)
     assert re.search(r"^held_out_loss: base=\d\.\d+ tuned=\d\.\d+ difference=[+-]\d", out, re.M)
 
@@ -515,17 +511,17 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
     from neftcli.system import device
     from neftcli.training import trainer
 
-    real = trainer.NeftTrainer.compute_loss
+    real = trainer.Trainer.compute_loss
 
     def with_put(*given: object, **named: object) -> torch.Tensor:
         torch.zeros(4).put_(torch.tensor([1, 1]), torch.ones(2))
         return real(*given, **named)
 
-    monkeypatch.setattr(trainer, "deterministic_operations", lambda _: device.deterministic_operations("cuda"))
-    monkeypatch.setattr(trainer.NeftTrainer, "compute_loss", with_put)
+    monkeypatch.setattr(trainer, "reproducible", lambda _: device.reproducible("cuda"))
+    monkeypatch.setattr(trainer.Trainer, "compute_loss", with_put)
     refused = neft(*quick)
     assert refused.code == 1
-    assert "an operation of the model has no deterministic implementation on this GPU; no step was saved" in refused.err
+    assert "an operation of the model can't be repeated to the bit on this GPU; no update was saved" in refused.err
     assert "put_ does not have a deterministic implementation" in " ".join(refused.err.split())
     assert "the same command with --set training.deterministic=false" in refused.err
     resumed = ["train", "--resume", tmp_path / "runs" / "tiny-a5-s0", "--set", "training.deterministic=false"]
@@ -538,14 +534,14 @@ def test_products_that_can_not_be_repeated_by_a_setting_of_the_users_are_told_as
     neft: Neft, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In torch's words, where CUBLAS_WORKSPACE_CONFIG is set to something else."""
-    from neftcli.training.trainer import NeftTrainer
+    from neftcli.training.trainer import Trainer
 
     def refuse(*given: object, **named: object) -> torch.Tensor:
         raise RuntimeError("Deterministic behavior was enabled, but CuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8")
 
-    monkeypatch.setattr(NeftTrainer, "compute_loss", refuse)
+    monkeypatch.setattr(Trainer, "compute_loss", refuse)
     refused = neft(*quick)
     assert refused.code == 1
-    assert "matrix products on this GPU are not deterministic with this setting; no step was saved" in refused.err
+    assert "products on this GPU can't be repeated to the bit; no update was saved" in refused.err
     assert "unset CUBLAS_WORKSPACE_CONFIG" in refused.err
     assert "fault of neft" not in refused.err

@@ -1,4 +1,7 @@
-"""Displays of a workflow: an observer for a terminal, one for plain lines, and one for JSON."""
+"""Displays: observers that show a workflow on a terminal, as plain lines, or as JSON.
+
+`format` turns events into words and numbers; `live` (with `screens`), `plain` and `json_lines` render them.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,29 @@ if TYPE_CHECKING:
 
 
 class Silent:
-    """Tells nobody."""
+    """Observe nothing."""
 
     def notify(self, event: Event) -> None:
-        """Says nothing."""
+        """Ignore an event."""
 
 
 @contextmanager
 def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
-    """The display for where the output goes: JSON if asked for, live on a terminal, plain lines elsewhere.
+    """Yield the display for stdout: JSON if requested, live on a terminal, else plain lines.
 
-    Of several processes only the first one tells what happens.
+    Of several processes only the main process has one.
+
+    Raises:
+        InputError: The options contradict each other, or the current folder does not exist.
     """
     if json_lines and quiet:
         raise InputError(Problem("--json and --quiet can't stand together", hint="--json    prints every event"))
     try:
         Path.cwd()
     except OSError:
-        raise InputError(Problem("the current folder no longer exists", hint="cd FOLDER")) from None
+        raise InputError(
+            Problem("the current folder no longer exists", hint="cd ~    or another folder that exists")
+        ) from None
     with _display(json_lines=json_lines, quiet=quiet) as display:
         report_dropped(display)
         yield display

@@ -1,13 +1,11 @@
-"""Events as JSON, one object a line, for programs."""
+"""Events as JSON, one object per line, for programs."""
 
 from __future__ import annotations
 
 import json
 from typing import TextIO
 
-from neftcli.cli.display.encoding import holds_any_letter
-from neftcli.cli.display.formatting import escaped
-from neftcli.cli.display.output import write
+from neftcli.cli.display.text import escape_json, is_unicode, write
 from neftcli.events import Event, to_dict
 from neftcli.runs.directory import finite
 
@@ -19,6 +17,6 @@ class JsonLines:
         self._stream = stream
 
     def notify(self, event: Event) -> None:
-        """Writes one line."""
-        text = json.dumps(finite(to_dict(event)), ensure_ascii=not holds_any_letter(self._stream), allow_nan=False)
-        write(self._stream, escaped(text) + "\n")
+        """Write a line."""
+        text = json.dumps(finite(to_dict(event)), ensure_ascii=not is_unicode(self._stream), allow_nan=False)
+        write(self._stream, escape_json(text) + "\n")

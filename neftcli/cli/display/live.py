@@ -1,307 +1,245 @@
-"""The live display on a terminal: what runs, how far it is, the latest log rows, and at the end what came of it."""
+"""The live display of a terminal: the phase, the progress, the latest log rows, and the result at the end."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from functools import singledispatchmethod
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
-from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from neftcli import events
-from neftcli.cli.display import evaluation_text, formatting, inspect_text, report, sweep
-from neftcli.cli.display.next_steps import following
+from neftcli.cli.display import format, screens
+from neftcli.cli.display.text import sanitize_event
 
 RECENT_ROWS = 10
 EVALUATED_ROWS = 6
 WIDE = 110
 
 
-class LiveDisplay:
-    """Observes a workflow on a terminal.
+@dataclass
+class _LogRow:
+    """A row of the table of a run: what was logged and what was evaluated after a step."""
 
-    What is settled (model, data, notices) is printed above, in the scrollback; the latest log rows, evaluations
-    and the progress are redrawn below until the run ends, and then printed for good.
+    step: int
+    logged: events.StepLogged | None = None
+    evaluated: events.Evaluated | None = None
+
+
+@dataclass
+class _Sweep:
+    """The cells of a running sweep."""
+
+    cells: dict[str, events.CellState] = field(default_factory=dict)
+    started: float = 0.0
+    finished_before: int = 0
+
+
+class LiveDisplay:
+    """Observe a workflow on a terminal.
+
+    Lines about the model, the data and notices are printed once, into the scrollback; the latest log rows, evaluations
+    and the progress are redrawn below them until the run ends, and then printed for good.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, markup=False, emoji=False)
-        self._rows: list[tuple[events.StepLogged, events.Evaluated | None]] = []
+        self._rows: list[_LogRow] = []
         self._phase: Spinner | None = None
-        self._progress: events.TrainingProgress | None = None
-        self._progressed = 0.0  # when that was told
         self._phase_progress: events.PhaseProgress | None = None
-        self._cells: dict[str, events.CellState] = {}
-        self._sweep_begun, self._done_before = 0.0, 0
-        self._explained = False  # the legend of inspected rows was printed
+        self._progress: events.TrainingProgress | None = None
+        self._progress_time = 0.0
+        self._sweep = _Sweep()
+        self._with_legend = False
         self._live = Live(console=self.console, auto_refresh=True, refresh_per_second=8, transient=True)
         self._live.get_renderable = self._render  # type: ignore[method-assign]
 
     def __enter__(self) -> LiveDisplay:
-        """Starts drawing."""
+        """Start drawing."""
         self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stops drawing; the rows so far stay."""
-        rows = self._table() if self._rows else None
-        self._rows.clear()
-        self._phase = self._progress = self._phase_progress = None
-        self._live.stop()
-        if rows is not None:  # the run did not finish: its rows are still wanted
-            self.console.print(rows)
-        if self._cells:
-            self.console.print(self._cell_rows())
+        """Stop drawing; the rows of an unfinished run or sweep stay on the screen."""
+        self._print_rows()
+        if self._sweep.cells:
+            self.console.print(self._cells())
 
     def notify(self, event: events.Event) -> None:
-        """Takes note of an event and draws."""
-        # `inspected` escapes the characters of a row itself.
-        self._take(event if isinstance(event, events.InspectedRow) else formatting.all_harmless(event))
+        """Take note of an event and draw."""
+        # An inspected row spells its control characters out, so they must still be there.
+        self._take(event if isinstance(event, events.InspectedRow) else sanitize_event(event))
         if not isinstance(event, events.RunFinished):
             self._live.refresh()
 
     @singledispatchmethod
     def _take(self, event: events.Event) -> None:
-        pass
+        for line in format.lines(event):
+            self.console.print(screens.line(line))
 
     @_take.register
     def _(self, event: events.Phase) -> None:
         spinner = "line" if self.console.options.ascii_only else "dots"
-        self._phase, self._phase_progress = (
-            Spinner(spinner, Text(f" {formatting.phase_text(event)}", style="dim")),
-            None,
-        )
-
-    @_take.register
-    def _(self, event: events.Notice) -> None:
-        self._note(event.message)
-
-    @_take.register
-    def _(self, event: events.DataReady) -> None:
-        self._print(Text(formatting.data_line(event)))
-        for detail in (formatting.length_line(event), event.template):
-            if detail:
-                self._print(Text(detail, style="dim"))
-        for notice in formatting.data_notices(event):
-            self._note(notice)
-
-    @_take.register
-    def _(self, event: events.ModelReady) -> None:
-        self._print(Text(formatting.model_line(event), style="bold"))
-        self._print(Text(f"from {event.source}", style="dim"))
-
-    @_take.register
-    def _(self, event: events.NoiseMeasured) -> None:
-        self._print(Text(formatting.noise_line(event), style="bold"))
-
-    @_take.register
-    def _(self, event: events.TrainingStarted) -> None:
-        self._phase, self._progressed = None, time.monotonic()
-        self._progress = events.TrainingProgress(0, event.total_steps, 0.0, 0.0)
-        self._print(Text(event.run, style="dim"))
-        self.console.print()
-
-    @_take.register
-    def _(self, event: events.TrainingProgress) -> None:
-        self._phase, self._progress, self._progressed = None, event, time.monotonic()
-
-    @_take.register
-    def _(self, event: events.StepLogged) -> None:
-        self._rows.append((event, None))
-        evaluated = [row for row in self._rows[:-RECENT_ROWS] if row[1] is not None]
-        self._rows = evaluated[-EVALUATED_ROWS:] + self._rows[-RECENT_ROWS:]
-
-    @_take.register
-    def _(self, event: events.Evaluated) -> None:
-        if self._rows and self._rows[-1][0].step == event.step:
-            self._rows[-1] = (self._rows[-1][0], event)
-
-    @_take.register
-    def _(self, event: events.RunFinished) -> None:
-        rows = self._table() if self._rows else None
-        self._rows.clear()
-        self._phase = self._progress = self._phase_progress = None
-        self._live.stop()
-        if rows is not None:
-            self.console.print(rows)
-        self.console.print(closing(event))
-
-    @_take.register
-    def _(self, event: events.EvaluationDataReady) -> None:
-        self._print(Text(evaluation_text.rows_line(event)))
-        for notice in formatting.row_notices(event):
-            self._note(notice)
+        self._phase = Spinner(spinner, Text(f" {format.phase_text(event)}", style="dim"))
+        self._phase_progress = None
 
     @_take.register
     def _(self, event: events.PhaseProgress) -> None:
         self._phase, self._phase_progress = None, event
 
     @_take.register
-    def _(self, event: events.EvaluationReport) -> None:
-        self._phase = self._phase_progress = None
-        self._live.stop()
-        self.console.print(report.evaluated(event, self.console.width))
+    def _(self, event: events.TrainingStarted) -> None:
+        self._phase, self._progress_time = None, time.monotonic()
+        self._progress = events.TrainingProgress(0, event.total_steps, 0.0, 0.0)
+        for line in format.lines(event):
+            self.console.print(screens.line(line))
+        self.console.print()
 
     @_take.register
-    def _(self, event: events.SweepStarted) -> None:
-        self._cells = {state.key: state for state in event.cells}
-        self._sweep_begun = time.monotonic()
-        self._done_before = sum(state.status == events.CellStatus.FINISHED for state in event.cells)
+    def _(self, event: events.TrainingProgress) -> None:
+        self._phase, self._progress, self._progress_time = None, event, time.monotonic()
+
+    @_take.register
+    def _(self, event: events.StepLogged) -> None:
+        self._row(event.step).logged = event
+        evaluated = [row for row in self._rows[:-RECENT_ROWS] if row.evaluated is not None]
+        self._rows = evaluated[:1] + evaluated[1:][1 - EVALUATED_ROWS :] + self._rows[-RECENT_ROWS:]
+
+    @_take.register
+    def _(self, event: events.Evaluated) -> None:
+        self._row(event.step).evaluated = event
+
+    @_take.register
+    def _(self, event: events.RunFinished) -> None:
+        self._print_rows()
+        self.console.print(screens.run_finished(event))
+
+    @_take.register
+    def _(self, event: events.TrainingPlan) -> None:
         self._phase = None
-        self._print(Text(formatting.sweep_line(event), style="bold"))
-        if event.added_baseline:
-            self._note("alpha 0 was added: it is the baseline of every comparison")
-
-    @_take.register
-    def _(self, event: events.CellState) -> None:
-        self._cells[event.key] = event
-
-    @_take.register
-    def _(self, event: events.SweepEstimate) -> None:
-        states = list(self._cells.values())
-        self._cells.clear()
-        self._phase = None
-        self._live.stop()
-        self.console.print(sweep.planned(states, event))
-
-    @_take.register
-    def _(self, event: events.SweepReport) -> None:
-        self._live.stop()
-        self.console.print(self._cell_rows())
-        self._cells.clear()
-        self.console.print(sweep.verdict(event, self.console.width))
-
-    @_take.register
-    def _(self, event: events.InspectedRow) -> None:
-        if not self._explained:
-            self._explained = True
-            self._print(Text(inspect_text.LEGEND, style="dim"))
-        self._phase = None
-        self.console.print(inspect_text.coloured(event))
-
-    @_take.register
-    def _(self, event: events.PageWritten) -> None:
-        self._phase = None
-        self._print(Text(f"{formatting.some(event.rows, 'row')} in {event.path}", style="bold"))
+        self.console.print(screens.training_plan(event))
 
     @_take.register
     def _(self, event: events.RecipeResolved) -> None:
         self.console.print(Text(event.recipe, style="dim"))
 
     @_take.register
-    def _(self, event: events.TrainingPlan) -> None:
+    def _(self, event: events.InspectedRow) -> None:
+        if not self._with_legend:
+            self._with_legend = True
+            self.console.print(Padding(Text(format.LEGEND, style="dim"), screens.INDENT))
         self._phase = None
-        table = Table(box=None, show_header=False, pad_edge=False)
-        for name, value in formatting.plan_rows(event):
-            table.add_row(f" {name}", value)
-        self.console.print(table)
+        self.console.print(screens.inspected_row(event))
 
-    def _print(self, line: Text) -> None:
-        self.console.print(Padding(line, sweep.INDENT))
+    @_take.register
+    def _(self, event: events.EvaluationReport) -> None:
+        self._phase = self._phase_progress = None
+        self._live.stop()
+        self.console.print(screens.evaluation_report(event, self.console.width))
 
-    def _note(self, message: str) -> None:
-        line = Table.grid(padding=(0, 1))
-        line.add_row("", Text("!", style="yellow"), Text(formatting.harmless(message), style="yellow", overflow="fold"))
-        self.console.print(line)
+    @_take.register
+    def _(self, event: events.SweepStarted) -> None:
+        self._phase = None
+        finished = sum(state.status == events.CellStatus.FINISHED for state in event.cells)
+        self._sweep = _Sweep({state.key: state for state in event.cells}, time.monotonic(), finished)
+        for line in format.lines(event):
+            self.console.print(screens.line(line))
+
+    @_take.register
+    def _(self, event: events.CellState) -> None:
+        self._sweep.cells[event.key] = event
+
+    @_take.register
+    def _(self, event: events.SweepEstimate) -> None:
+        states = list(self._sweep.cells.values())
+        self._sweep.cells.clear()
+        self._phase = None
+        self._live.stop()
+        self.console.print(screens.sweep_plan(states, event))
+
+    @_take.register
+    def _(self, event: events.SweepReport) -> None:
+        self._live.stop()
+        self.console.print(self._cells())
+        self._sweep.cells.clear()
+        self.console.print(screens.sweep_report(event, self.console.width))
+
+    def _row(self, step: int) -> _LogRow:
+        """Return the row of a step, a new one if it has none."""
+        if not self._rows or self._rows[-1].step != step:
+            self._rows.append(_LogRow(step))
+        return self._rows[-1]
+
+    def _print_rows(self) -> None:
+        """Stop drawing and print the rows for good."""
+        table = self._table() if self._rows else None
+        self._rows.clear()
+        self._phase = self._phase_progress = self._progress = None
+        self._live.stop()
+        if table is not None:
+            self.console.print(table)
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []
-        if self._rows:
-            parts.append(self._table())
         if self._progress is not None:
-            parts += [Text(), self._bar(self._progress)]
-        if self._cells:
-            parts.append(self._cell_rows(self.console.height))
+            if self._rows:
+                parts.append(self._table())
+            parts += [Text(), self._training_progress(self._progress)]
+        if self._sweep.cells:
+            parts.append(self._cells(self.console.height))
         if self._phase_progress is not None:
-            parts.append(self._part(self._phase_progress))
+            text = Text(f" {format.phase_text(self._phase_progress)}", style="dim")
+            parts += [text, _phase_progress(self._phase_progress)]
         if self._phase is not None:
             parts.append(self._phase)
         return Group(*parts)
 
-    def _cell_rows(self, height: int | None = None) -> RenderableType:
-        elapsed = time.monotonic() - self._sweep_begun
-        return sweep.cells(list(self._cells.values()), elapsed, self._done_before, height)
+    def _cells(self, height: int | None = None) -> RenderableType:
+        elapsed = time.monotonic() - self._sweep.started
+        return screens.cells(list(self._sweep.cells.values()), elapsed, self._sweep.finished_before, height)
 
-    def _bar(self, progress: events.TrainingProgress) -> RenderableType:
-        since = time.monotonic() - self._progressed
-        gone, left = progress.elapsed + since, max(progress.remaining - since, 0.0)
-        times = f"{formatting.duration(gone)} gone"
-        times += f", {formatting.duration(left)} left" if progress.step else ", first update"
-        return _progress_line(progress.step, progress.total_steps, times)
-
-    def _part(self, event: events.PhaseProgress) -> RenderableType:
-        times = (
-            f"{event.rate:.0f} {event.unit}/s, {formatting.duration(event.remaining)} left"
-            if event.rate
-            else "first ones"
-        )
-        return Group(
-            Text(f" {formatting.phase_text(event)}", style="dim"), _progress_line(event.done, event.total, times)
-        )
+    def _training_progress(self, progress: events.TrainingProgress) -> RenderableType:
+        since = time.monotonic() - self._progress_time
+        elapsed, left = progress.elapsed + since, max(progress.remaining - since, 0.0)
+        times = f"{format.duration(elapsed)} elapsed"
+        times += f", {format.duration(left)} left" if progress.step else ", first step"
+        return screens.progress_line(progress.step, progress.total_steps, times)
 
     def _table(self) -> Table:
-        wide = self.console.width >= WIDE
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        columns = ["step", "epoch", "loss", "noise off", "held-out", "lr", "grad", "tok/s", "memory"]
-        for column in columns:
-            table.add_column(f" {column}" if column == "step" else column, justify="right", no_wrap=True)
-        total = self._progress.total_steps if self._progress else 0
-        for row, evaluated in self._rows:
-            table.add_row(
-                f" {row.step}/{total}" if total else f" {row.step}",
-                f"{row.epoch:.2f}",
-                f"{row.loss:.4f}" if wide else f"{row.loss:.3f}",
-                f"{evaluated.train_loss:.3f}" if evaluated and evaluated.train_loss is not None else "-",
-                f"{evaluated.held_out_loss:.3f}" if evaluated and evaluated.held_out_loss is not None else "-",
-                f"{row.learning_rate:.1e}",
-                f"{row.grad_norm:.2f}",
-                f"{row.tokens_per_second:.0f}",
-                formatting.gibibytes(row.memory_bytes),
-            )
+        decimals = 4 if self.console.width >= WIDE else 3
+        names = (" step", "epoch", "loss", "no noise", "held-out", "lr", "grad", "tok/s", "memory")
+        if self.console.width >= WIDE:
+            names = (" step", "epoch", "loss", "loss, no noise", "held-out", "lr", "grad norm", "tokens/s", "memory")
+        table = screens.columns(*names)
+        total = f"/{self._progress.total_steps}" if self._progress else ""
+        for row in self._rows:
+            cells = ["-"] * 8
+            if row.step == 0:
+                cells[0] = "0.00"
+            if row.logged is not None:
+                cells[0] = f"{row.logged.epoch:.2f}"
+                cells[1] = f"{row.logged.loss:.{decimals}f}"
+                cells[4] = f"{row.logged.learning_rate:.1e}"
+                cells[5] = f"{row.logged.grad_norm:.2f}"
+                cells[6] = f"{row.logged.tokens_per_second:.0f}"
+                cells[7] = format.size(row.logged.memory_bytes)
+            if row.evaluated is not None:
+                losses = (row.evaluated.train_loss, row.evaluated.held_out_loss)
+                cells[2:4] = ["-" if loss is None else f"{loss:.{decimals}f}" for loss in losses]
+            table.add_row(f" {row.step}{total}", *cells)
         return table
 
 
-def _progress_line(done: int, total: int, times: str) -> RenderableType:
-    """A bar, how many of how many, and the times."""
-    grid = Table.grid(padding=(0, 2))
-    whole = max(total, 1)
-    grid.add_row(
-        " ", ProgressBar(total=whole, completed=done, width=32), f"{done}/{total}", f"{done / whole:.0%}", times
-    )
-    return grid
-
-
-def closing(event: events.RunFinished) -> RenderableType:
-    """The last screen of a run."""
-    losses = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    losses.add_column(" loss, noise off")
-    for column in ("base", "tuned", "difference"):
-        losses.add_column(column, justify="right")
-    for name, before, after in (
-        ("held-out rows", event.base_held_out_loss, event.held_out_loss),
-        ("training rows", event.base_train_loss, event.train_loss),
-    ):
-        losses.add_row(
-            f" {name}", formatting.loss(before), formatting.loss(after), formatting.difference(before, after)
-        )
-    parts: list[RenderableType] = [
-        Text(),
-        Text.assemble((" finished", "bold green"), f"   {event.run}   ", (formatting.duration(event.seconds), "dim")),
-        Text(),
-        losses,
-    ]
-    for sample in event.samples:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(" ", Text(">", style="dim"), formatting.shortened(sample.prompt, "bold"))
-        grid.add_row(" ", Text("base", style="dim"), formatting.shortened(sample.base))
-        grid.add_row(" ", Text("tuned", style="dim"), formatting.shortened(sample.tuned))
-        parts += [Text(), grid]
-    return Group(*parts, Text(), following(formatting.next_commands(event)))
+def _phase_progress(event: events.PhaseProgress) -> RenderableType:
+    times = "starting"
+    if event.rate:
+        times = f"{event.rate:.0f} {event.unit}/s, {format.duration(event.remaining)} left"
+    return screens.progress_line(event.done, event.total, times)

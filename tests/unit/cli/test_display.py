@@ -1,4 +1,4 @@
-"""The displays: what they write for each event.
+"""Displays: their output for each event.
 
 Oracles: texts written out in full, the json module, and a scan for control characters.
 """
@@ -14,11 +14,10 @@ import pytest
 from rich.console import Console
 
 from neftcli import events
-from neftcli.cli.display import formatting, sweep
+from neftcli.cli.display import format, screens, text
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.live import LiveDisplay
 from neftcli.cli.display.plain import PlainLines
-from neftcli.cli.display.report import evaluated
 
 COUNTS = events.SplitCounts(420, 44_000, 17_000, 77, 102, 119, 138, ("rows.jsonl, line 17",), ("rows.jsonl, line 17",))
 RUN: list[events.Event] = [
@@ -60,7 +59,7 @@ RUN: list[events.Event] = [
 
 
 def live(width: int) -> str:
-    """What the live display leaves on a terminal of this width."""
+    """Output of the live display on a terminal of this width."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, height=40, force_terminal=True, color_system=None, highlight=False)
     with LiveDisplay(console) as display:
@@ -69,44 +68,43 @@ def live(width: int) -> str:
     return stream.getvalue()
 
 
-def test_plain_lines_are_these() -> None:
+def test_plain_lines_of_a_run() -> None:
     stream = io.StringIO()
     display = PlainLines(stream)
     for event in RUN:
         display.notify(event)
     assert stream.getvalue().splitlines() == [
-        "reading data ...",
-        "data: rows.jsonl (prompt/completion) · 425 rows read: 420 to learn from, none held out",
-        "data: 17 k tokens with loss (answers) · 77 to 138 tokens a row, median 102, 9 of 10 at most 119",
+        "reading the data ...",
+        "data: rows.jsonl (prompt/completion) · 425 rows: 420 for training, none held out",
+        "data: 17 k tokens with loss (answers) · 77 to 138 tokens per row, median 102, 90 % at most 119",
         "data: the model's own chat template",
         "note: 1 row (rows.jsonl, line 3) left out: an answer is empty",
-        "note: 1 training row left out: its prompt is held out",
+        "note: 1 training row left out: its prompt is in the held-out split",
         "note: 2 rows repeat an earlier row, prompt and answer; they are kept",
-        "note: 1 row (rows.jsonl, line 17) truncated at data.max_length; --max-length keeps more",
-        "note: 1 row (rows.jsonl, line 17) ends without a stop token with loss, so doesn't teach to stop",
-        "note: 1 row (rows.jsonl, line 9) holds a special token as text: it is tokenised as ordinary characters",
-        "note: no row is held out (none asked for, too few rows, or all with one prompt), so nothing will show whether "
-        "training helped: --held-out FILE",
-        "note: 3 rows are not used: data.max_rows leaves them out",
-        "model: tiny · LoRA r16 · 4.9 M of 134.5 M trainable · bf16 · CPU, 2 threads",
+        "note: 1 row (rows.jsonl, line 17) truncated at data.max_length and has no stop token; --max-length keeps more",
+        "note: 1 row (rows.jsonl, line 9) holds a special token as text: tokenized as ordinary characters",
+        "note: there is no held-out split (none requested, too few rows, or a single prompt), so neft can't measure "
+        "whether training helped: --held-out FILE",
+        "note: 3 rows not used because of data.max_rows",
+        "model: tiny · LoRA r16 · 4.9 M of 134.5 M parameters trainable · bf16 · CPU, 2 threads",
         "model: from a folder",
-        "noise: NEFTune alpha 5 · uniform · real lengths · noise/embedding 0.099 at layer 0",
-        "training: 10 updates, 1 epochs, in runs/tiny-a5-s0",
+        "noise: NEFTune alpha 5 · uniform · noise/embedding 0.099 at layer 0",
+        "training: 10 steps, 1 epoch, in runs/tiny-a5-s0",
         "step=1 of=10 epoch=0.10 loss=2.5000 grad_norm=1.250 lr=1.00e-04 tokens_per_second=371 memory_gib=3.00 eta=27s",
-        "step=1 held_out_loss=2.2500 train_loss_noise_off=2.0000",
+        "step=1 held_out_loss=2.2500 train_loss_no_noise=2.0000",
         "note: look here",
         "finished: runs/tiny-a5-s0 in 243s",
         "held_out_loss: base=2.4100 tuned=1.8300 difference=-0.5800",
+        "train_loss_no_noise: base=2.4000 tuned=1.7000 difference=-0.7000",
         "prompt: Why is the sky blue?",
         "  base:  \N{REPLACEMENT CHARACTER}[31mRed\N{REPLACEMENT CHARACTER} alert",
         "  tuned: Blue light bounces.",
-        "next: neft train --recipe runs/tiny-a5-s0/recipe.yaml --alpha 0    the same without noise",
-        "next: neft eval runs/tiny-a5-s0 --baseline runs/tiny-a0-s0    how the two runs differ: loss, answers, "
-        "intervals",
+        "next: neft train --recipe runs/tiny-a5-s0/recipe.yaml --alpha 0    train the baseline without noise",
+        "next: neft eval runs/tiny-a5-s0 --baseline runs/tiny-a0-s0    compare both: loss and answers, with intervals",
     ]
 
 
-def test_json_lines_are_json_whatever_the_numbers() -> None:
+def test_json_lines_are_json_with_any_numbers() -> None:
     stream = io.StringIO()
     display = JsonLines(stream)
     for event in [*RUN, events.StepLogged(2, 0.2, float("nan"), 0.0, float("inf"), 0.0, 0)]:
@@ -117,7 +115,7 @@ def test_json_lines_are_json_whatever_the_numbers() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
-def test_the_closing_screen_fits_and_keeps_what_matters(width: int) -> None:
+def test_live_closing_screen_fits_with_every_fact(width: int) -> None:
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", live(width))
     closing = shown[shown.rindex("finished") :]
     assert all(len(line.rstrip()) <= width for line in closing.splitlines())
@@ -125,18 +123,18 @@ def test_the_closing_screen_fits_and_keeps_what_matters(width: int) -> None:
         assert fact in closing, fact
 
 
-def test_what_a_model_says_can_not_act_on_the_terminal() -> None:
+def test_live_sanitizes_answers() -> None:
     assert "\x1b[31mRed" not in live(100)
     assert "\x07" not in live(100)
 
 
-def test_rows_of_an_unfinished_run_stay_on_the_screen() -> None:
+def test_live_keeps_the_rows_of_an_unfinished_run() -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=100, force_terminal=True, color_system=None)
     with LiveDisplay(console) as display:
         for event in RUN[:-1]:
             display.notify(event)
-    assert "2.500" in stream.getvalue()[stream.getvalue().rindex("noise off") :]
+    assert "2.500" in stream.getvalue()[stream.getvalue().rindex("no noise") :]
 
 
 MODELS = (
@@ -178,7 +176,7 @@ REPORT = events.EvaluationReport(
 )
 
 
-def test_a_report_in_plain_lines() -> None:
+def test_plain_lines_of_an_evaluation() -> None:
     stream = io.StringIO()
     PlainLines(stream, quiet=True).notify(REPORT)
     assert stream.getvalue().splitlines() == [
@@ -189,15 +187,15 @@ def test_a_report_in_plain_lines() -> None:
         "win_rate: run=60.0 % baseline=- base=-",
         "answer_tokens: run=61.50 baseline=61.50 base=61.50",
         "distinct_1: run=0.250 baseline=0.250 base=0.250",
-        "held_out_loss against baseline: difference=-0.0004 ci95=-0.0025 ... +0.0016 p_holm=1.000 n=108 "
+        "held_out_loss compared with baseline: difference=-0.0004 ci95=-0.0025 ... +0.0016 p_holm=1.000 n=108 "
         "mde=0.0031 verdict=not significant",
-        "held_out_loss against base: difference=-0.4649 ci95=-0.5200 ... -0.4100 p_holm=< 0.001 n=108 "
+        "held_out_loss compared with base: difference=-0.4649 ci95=-0.5200 ... -0.4100 p_holm=< 0.001 n=108 "
         "mde=0.0800 verdict=better",
-        "win_rate against baseline: difference=+10.0 % ci95=+0.0 % ... +20.0 % p_holm=0.060 n=108 mde=14.0 % "
+        "win_rate compared with baseline: difference=+10.0 % ci95=+0.0 % ... +20.0 % p_holm=0.060 n=108 mde=14.0 % "
         "verdict=not significant",
-        "answer_tokens against baseline: difference=+0.000 ci95=+0.000 ... +0.000 p_holm=1.000 n=108 mde=- "
+        "answer_tokens compared with baseline: difference=+0.000 ci95=+0.000 ... +0.000 p_holm=1.000 n=108 mde=- "
         "verdict=not significant",
-        "answer_tokens against base: difference=+12.50 ci95=+10.00 ... +15.00 p_holm=< 0.001 n=108 mde=3.10 "
+        "answer_tokens compared with base: difference=+12.50 ci95=+10.00 ... +15.00 p_holm=< 0.001 n=108 mde=3.10 "
         "verdict=higher",
         "Not significant: \N{REPLACEMENT CHARACTER}held-out loss.",
         "Against base smollm2-135m: better in held-out loss.",
@@ -209,12 +207,12 @@ def test_a_report_in_plain_lines() -> None:
         "  baseline: Blue.",
         "  base: \N{REPLACEMENT CHARACTER}]0;title",
         "finished: runs/mine-a5-s0/evaluation/held-out-vs-mine-a0-s0 in 83s",
-        "next: neft sweep-alpha --recipe runs/mine-a5-s0/recipe.yaml --alphas 0,5 --seeds 6    did the noise help? the "
-        "same recipes over seeds",
+        "next: neft sweep-alpha --recipe runs/mine-a5-s0/recipe.yaml --alphas 0,5 --seeds 6    compare both "
+        "alphas over several seeds",
     ]
 
 
-def test_a_report_without_a_test_has_no_columns_of_tests() -> None:
+def test_evaluation_report_without_tests_has_no_columns_for_them() -> None:
     """On a terminal; a line of the plain display says it of each metric."""
     untested = tuple(
         replace(one, low=None, high=None, p=None, p_adjusted=None, verdict="not tested") for one in REPORT.comparisons
@@ -225,14 +223,14 @@ def test_a_report_without_a_test_has_no_columns_of_tests() -> None:
     assert stream.getvalue().count("ci95=- p_holm=- n=108 mde=") == stream.getvalue().count("verdict=not tested") == 5
     for width in (80, 140):
         console = Console(file=io.StringIO(), width=width, record=True)
-        console.print(evaluated(report, width))
+        console.print(screens.evaluation_report(report, width))
         shown = console.export_text()
         assert "Nothing is tested." in shown
         assert not any(name in shown for name in ("verdict", "95 % CI", "p (Holm)", "MDE"))
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
-def test_a_report_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
+def test_live_evaluation_report_fits_with_every_fact(width: int) -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
     with LiveDisplay(console) as display:
@@ -300,7 +298,7 @@ DONE = replace(SWEEP, failed=(), retried=(), unfinished=0, saved=0)
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
-def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
+def test_live_sweep_fits_with_every_fact(width: int) -> None:
     cells = (
         events.CellState("abc", "alpha 0", 0, "finished", loss=1.842, run="x"),
         events.CellState("def", "alpha 5", 0, "waiting"),
@@ -318,7 +316,7 @@ def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
     assert all(len(line.rstrip()) <= width for line in shown.splitlines())
     whole = " ".join(shown.split())
     for fact in (
-        "2 arms x 1 seed = 2 cells, 1 of them done before",
+        "2 arms x 1 seed = 2 cells, 1 already finished",
         "alpha 0 was added",
         "3/54",
         "-0.0310 ... +0.0040",
@@ -328,11 +326,11 @@ def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
         "1 cell is not done",
         "early stopping saved 2 cells",
         "alpha 5, seed 0 was restarted (try 2)",
-        "stopped 1:23 runs/mine-sweep",
+        "stopped after 1 min 23 s runs/mine-sweep",
         "best -> alpha 0",
     ):
         assert fact in whole, fact
-    assert " next " not in whole, "the error at its end says how it is gone on with"
+    assert " Next " not in whole, "the error at the end names the command that resumes it"
 
 
 @pytest.mark.parametrize(
@@ -347,13 +345,13 @@ def test_a_sweep_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
         (events.CellState("b", "alpha 5", 0, "waiting"), "0:10"),
     ],
 )
-def test_the_time_left_of_a_sweep_counts_cells_at_work(state: events.CellState, left: str) -> None:
+def test_cells_time_left_counts_active_cells(state: events.CellState, left: str) -> None:
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(sweep.cells([events.CellState("a", "alpha 0", 0, "finished"), state], 10.0, 0))
-    assert f"1/2 cells  0:10 gone, about {left} left" in " ".join(console.export_text().split("   "))
+    console.print(screens.cells([events.CellState("a", "alpha 0", 0, "finished"), state], 10.0, 0))
+    assert f"1/2 cells  0:10 elapsed, about {left} left" in " ".join(console.export_text().split("   "))
 
 
-def test_a_sweep_in_plain_lines_tells_each_change_once() -> None:
+def test_plain_lines_of_a_sweep_have_each_change_once() -> None:
     stream = io.StringIO()
     display = PlainLines(stream)
     for step in range(1, 11):
@@ -365,49 +363,119 @@ def test_a_sweep_in_plain_lines_tells_each_change_once() -> None:
     assert "alpha 10, seed 1 failed: the loss became nan" in lines
 
 
-def test_a_finished_sweep_says_what_to_type_next() -> None:
+def test_plain_lines_of_a_sweep_end_with_next_steps() -> None:
     lines = PlainLines(io.StringIO())._lines(DONE)
     assert lines[-3:] == [
         "finished: runs/mine-sweep in 83s, best -> alpha 0",
-        "next: neft eval runs/mine-sweep/best --show 5    its answers beside those of the base model",
-        "next: neft sweep-alpha runs/mine-sweep --seeds 6    more evidence; finished cells are kept",
+        "next: neft eval runs/mine-sweep/best --show 5    show its answers next to those of the base model",
+        "next: neft sweep-alpha runs/mine-sweep --seeds 6    train more seeds; finished cells are kept",
     ]
 
 
 @pytest.mark.parametrize(
     ("number", "shown"), [(0, "0"), (420, "420"), (38_000, "38 k"), (134_515_008, "134.5 M"), (6_738_415_616, "6.74 B")]
 )
-def test_counts_are_short(number: int, shown: str) -> None:
-    assert formatting.count(number) == shown
+def test_count(number: int, shown: str) -> None:
+    assert format.count(number) == shown
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (59.6, "1:00"), (171, "2:51"), (3723, "1:02:03")])
-def test_durations_are_clock_times(seconds: float, shown: str) -> None:
-    assert formatting.duration(seconds) == shown
+def test_duration(seconds: float, shown: str) -> None:
+    assert format.duration(seconds) == shown
 
 
-def test_data_notices_agree_with_their_numbers() -> None:
-    """One row repeats, two repeat."""
+@pytest.mark.parametrize(
+    ("number", "shown"), [(0, "0 KiB"), (300 * 2**10, "300 KiB"), (5 * 2**20, "5.0 MiB"), (3 * 2**30, "3.0 GiB")]
+)
+def test_size(number: int, shown: str) -> None:
+    assert format.size(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(1, "1 epoch"), (1.0, "1 epoch"), (0, "0 epochs"), (0.25, "0.25 epochs")]
+)
+def test_plural(number: float, shown: str) -> None:
+    assert format.plural(number, "epoch") == shown
+
+
+@pytest.mark.parametrize(("answer", "shown"), [("", "(no text)"), (" \n", "(no text)"), ("a\n\n b ", "a b")])
+def test_one_line(answer: str, shown: str) -> None:
+    assert text.one_line(answer) == shown
+    assert len(text.one_line("word " * 100)) == text.MAX_LINE
+
+
+def test_data_notices_of_rows_without_stop_token() -> None:
+    """They have a notice of their own unless they are the truncated ones."""
+    (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
+    other = replace(ready, train=replace(ready.train, without_stop_token=("rows.jsonl, line 2",)))
+    assert {
+        "1 row (rows.jsonl, line 17) truncated at data.max_length; --max-length keeps more",
+        "1 row (rows.jsonl, line 2) ends without a stop token: the model does not learn to stop there",
+    } <= set(format.data_notices(other))
+
+
+def test_live_table_begins_with_the_losses_before_training() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=100, force_terminal=True, color_system=None)
+    with LiveDisplay(console) as display:
+        display.notify(events.Evaluated(0, 2.41, 2.4))
+        display.notify(events.TrainingStarted("runs/x", 100, 1.0))
+        for step in range(1, 41):
+            display.notify(events.StepLogged(step, step / 100, 2.0, 1e-4, 1.0, 100.0, 2**30))
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    rows = [line.split() for line in shown.splitlines() if re.match(r" +\d+/100 +\d", line)][-11:]
+    assert rows[0] == ["0/100", "0.00", "-", "2.400", "2.410", "-", "-", "-", "-"]
+    assert [row[0] for row in rows[1:]] == [f"{step}/100" for step in range(31, 41)]
+
+
+def test_plain_lines_with_quiet_have_no_notices() -> None:
+    stream = io.StringIO()
+    display = PlainLines(stream, quiet=True)
+    for event in RUN:
+        display.notify(event)
+    assert [line.partition(":")[0] for line in stream.getvalue().splitlines()] == [
+        "finished",
+        "held_out_loss",
+    ]
+
+
+def test_plain_lines_of_phase_progress_are_few() -> None:
+    """The first and the last line of each phase, and one every few seconds."""
+    stream = io.StringIO()
+    display = PlainLines(stream)
+    for phase in (events.PhaseId.COMPUTING_LOSSES, events.PhaseId.GENERATING_ANSWERS):
+        for done in range(10):
+            display.notify(events.PhaseProgress(phase, done + 1, 10, 1.0, 2.0, 50.0, "rows", "mine"))
+    assert [line.partition(" of=")[0] for line in stream.getvalue().splitlines()] == [
+        "mine: computing losses: done=1",
+        "mine: computing losses: done=10",
+        "mine: generating answers: done=1",
+        "mine: generating answers: done=10",
+    ]
+
+
+def test_data_notices_agree_in_number() -> None:
+    """One row repeats; two rows repeat."""
     (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
     places = ("rows.jsonl, line 1", "rows.jsonl, line 2")
     several = replace(ready, leaked=2, special_token_text=places, train=replace(ready.train, without_stop_token=places))
     assert {
-        "2 training rows left out: their prompts are held out",
-        "2 rows (rows.jsonl, line 1; line 2) end without a stop token with loss, so don't teach to stop",
-        "2 rows (rows.jsonl, line 1; line 2) hold a special token as text: it is tokenised as ordinary characters",
-    } <= set(formatting.data_notices(several))
+        "2 training rows left out: their prompts are in the held-out split",
+        "2 rows (rows.jsonl, line 1; line 2) end without a stop token: the model does not learn to stop there",
+        "2 rows (rows.jsonl, line 1; line 2) hold a special token as text: tokenized as ordinary characters",
+    } <= set(format.data_notices(several))
     one = replace(ready, duplicates=1, unused={"data.max_rows": 1})
     assert {
         "1 row repeats an earlier row, prompt and answer; it is kept",
-        "1 row is not used: data.max_rows leaves it out",
-    } <= set(formatting.data_notices(one))
+        "1 row not used because of data.max_rows",
+    } <= set(format.data_notices(one))
 
 
 def test_data_notices_of_remarks() -> None:
     """On what conversations hold, with the rows; also of rows that are evaluated on."""
     (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
     remarks = {"a tool_call_id answers no call": events.Occurrences(2, "rows.jsonl, line 1")}
-    assert formatting.row_part_notices(replace(ready, remarks=remarks)) == [
+    assert format.row_part_notices(replace(ready, remarks=remarks)) == [
         "a tool_call_id answers no call (2 rows, first rows.jsonl, line 1)"
     ]
 
@@ -418,10 +486,10 @@ def test_data_line_of_the_builtin_set() -> None:
     held_out = events.SourceCounts("builtin", 108, 108, "held_out", held_out=True)
     counts = {"train": replace(ready.train, rows=432), "held_out": replace(ready.held_out, rows=108)}
     builtin = replace(ready, source="built-in set", rows_read=432, sources=(held_out,), **counts)
-    assert formatting.data_line(builtin).endswith(" · 540 rows read: 432 to learn from, 108 held out")
+    assert format.data_line(builtin).endswith(" · 540 rows: 432 for training, 108 held out")
     other = replace(builtin, source="rows.jsonl")
-    assert formatting.data_line(other).endswith(
-        " · 432 rows read: 432 to learn from, 108 held out of the 108 in builtin (held_out)"
+    assert format.data_line(other).endswith(
+        " · 432 rows: 432 for training, 108 held out of the 108 in builtin (held_out)"
     )
 
 
@@ -439,15 +507,15 @@ def test_data_notices_of_sources_and_of_truncated_held_out_rows() -> None:
             events.SourceCounts("s", 4, 2, "test", held_out=True),
         ),
     )
-    assert formatting.data_notices(several)[:5] == [
+    assert format.data_notices(several)[:5] == [
         "a.jsonl: 40 rows read, 30 in the mixture, weight 2",
         "s: 10 rows read, 10 in the mixture",
-        "s: the split train is read; not read: old (old.jsonl)",
+        "s: neft reads the split train, not old (old.jsonl)",
         "n.txt: 3 rows read, 3 in the mixture",
-        "n.txt: each paragraph of its text is a row; --set data.sample_by=line or document",
+        "n.txt: each paragraph is a row; --set data.sample_by=line or document",
     ]
     assert (
-        "of the held-out rows, 2 rows (h.jsonl, line 1; line 2) truncated at data.max_length"
-        in formatting.data_notices(several)
+        "of the held-out split, 2 rows (h.jsonl, line 1; line 2) truncated at data.max_length"
+        in format.data_notices(several)
     )
-    assert formatting.data_line(several).endswith("420 to learn from, 2 held out of the 4 in s (test)")
+    assert format.data_line(several).endswith("420 for training, 2 held out of the 4 in s (test)")

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from neftcli import events
-from neftcli.cli.display import formatting, report
+from neftcli.cli.display import screens, text
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.live import LiveDisplay
 from neftcli.cli.display.plain import PlainLines
-from neftcli.cli.display.problems import print_problems
+from neftcli.cli.display.screens import print_problems
 from neftcli.errors import Problem
 from tests.unit.cli.test_display import REPORT, RUN, SWEEP
 
@@ -135,7 +135,7 @@ def test_a_terminal_is_written_nothing_that_acts_and_no_markup_is_read() -> None
 def test_a_report_on_a_terminal_holds_nothing_that_acts_and_no_markup_is_read(width: int) -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
-    console.print(report.evaluated(hostile(REPORT), width))
+    console.print(screens.evaluation_report(hostile(REPORT), width))
     assert acting(stream.getvalue()) == set()
     assert all(markup in "".join(stream.getvalue().split("\n")) for markup in ("[red]x[/red]", "[/nope]"))
 
@@ -159,7 +159,7 @@ def test_json_lines_hold_nothing_that_acts_and_say_the_same() -> None:
 @given(st.text())
 def test_harmless_text_keeps_all_that_does_not_act(given: str) -> None:
     """Letter by letter: the same, or the replacement character; joiners, which writing and emoji need, stay."""
-    shown = formatting.harmless(given)
+    shown = text.sanitize(given)
     assert len(shown) == len(given)
     for before, after in zip(given, shown, strict=True):
         stays = before in "\n\u200c\u200d" or unicodedata.category(before) not in ACTS
@@ -169,7 +169,7 @@ def test_harmless_text_keeps_all_that_does_not_act(given: str) -> None:
 @given(st.text() | st.text(alphabet=st.characters(categories=["Cs", "Cc", "Cf"])))
 def test_escaped_json_says_the_same_and_can_be_written(given: str) -> None:
     """The same as JSON in pure ASCII; half characters (which JSON files can hold and UTF-8 can't) among it."""
-    written = formatting.escaped(json.dumps({given: [given]}, ensure_ascii=False))
+    written = text.escape_json(json.dumps({given: [given]}, ensure_ascii=False))
     assert json.loads(written.encode("utf-8")) == json.loads(json.dumps({given: [given]}))
     assert acting(written.replace("\u200c", "").replace("\u200d", "")) == set()
 
@@ -177,11 +177,11 @@ def test_escaped_json_says_the_same_and_can_be_written(given: str) -> None:
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_every_text_of_every_event_is_made_harmless(event: events.Event) -> None:
     """Nothing that acts is left anywhere in it; an event without hostile text stays what it is."""
-    cleaned = formatting.all_harmless(hostile(event))
+    cleaned = text.sanitize_event(hostile(event))
     assert type(cleaned) is type(event)
     assert acting("".join(map(str, _texts(cleaned)))) == set()
-    harmless = formatting.all_harmless(event)
-    assert formatting.all_harmless(harmless) == harmless
+    harmless = text.sanitize_event(event)
+    assert text.sanitize_event(harmless) == harmless
 
 
 def _texts(value: Any) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from neftcli import events
-from neftcli.cli.display.inspect_page import MARK, Page
+from neftcli.cli.display.html_page import MARK, Page
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.plain import PlainLines
 from neftcli.errors import InputError
@@ -44,15 +44,15 @@ def piped(*rows: events.InspectedRow) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-def test_plain_lines_show_the_text_beside_what_is_learned() -> None:
+def test_plain_lines_mark_the_tokens_with_loss() -> None:
     assert piped(ROW, CUT) == [
-        r"LOSS marks what is learned; numbers count tokens; \n is a line break.",
+        r"LOSS marks tokens with loss; numbers count tokens; \n is a line break.",
         "rows.jsonl, line 1: 9 tokens, 4 with loss",
         *BODY,
-        "  ends with its stop token, which is learned",
+        "  ends with its stop token, which carries loss",
         "rows.jsonl, line 2: 6 tokens, 1 with loss",
         *BODY[:2],
-        "  ! truncated at data.max_length: what follows is not learned, nor is a stop token",
+        "  ! truncated at data.max_length, without a stop token",
         "  ! thinking removed",
     ]
 

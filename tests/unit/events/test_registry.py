@@ -11,7 +11,7 @@ import json
 import pytest
 
 from neftcli import events
-from neftcli.cli.display.formatting import PHASES, phase_text
+from neftcli.cli.display.format import PHASES, phase_text
 from neftcli.errors import Problem
 from neftcli.events import reference
 
@@ -68,4 +68,4 @@ def test_to_dict_has_id_version_and_fields() -> None:
 def test_phase_text_exists_for_every_phase() -> None:
     assert set(PHASES) == set(events.PhaseId)
     assert phase_text(events.Phase(events.PhaseId.LOADING_MODEL, "mine")) == "mine: loading the model"
-    assert phase_text(events.Phase(events.PhaseId.READING_DATA, count=12_000)) == "reading data, 12,000 so far"
+    assert phase_text(events.Phase(events.PhaseId.READING_DATA, count=12_000)) == "reading the data, 12,000 rows so far"

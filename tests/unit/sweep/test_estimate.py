@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from neftcli import events
-from neftcli.cli.display import formatting
+from neftcli.cli.display import format
 from neftcli.errors import NeftError
 from neftcli.recipe.loading import resolve
 from neftcli.recipe.schema import Evaluation, Generation, Recipe, Sweep
@@ -192,7 +192,7 @@ def test_cells_are_estimated_by_those_that_are_done(tmp_path: Path, probed: list
     )
     found = estimate(cells, "local", False, Silent())
     assert (found.seconds, found.cells, found.timed) == (0, (), {})
-    assert formatting.estimate_lines(found) == ["nothing is left to do"]
+    assert format.estimate_lines(found) == ["all cells are finished"]
 
 
 def test_without_done_cells_parts_are_probed_once_a_way_of_training(tmp_path: Path, probed: list[Recipe]) -> None:
@@ -213,16 +213,16 @@ def test_estimate_counts_and_states_the_start_up(tmp_path: Path, probed: list[Re
     found = estimate(cells, "local", False, Silent(), own_start=12.0)
     assert found.seconds == without.seconds + 12
     assert (found.own_start, found.worker_start) == (12, COSTS.worker(cells[0].recipe))
-    assert formatting.estimate_lines(found)[1] == (
-        "start-up in it: 12 s of the command (as in this dry run), "
-        f"{formatting.roughly(COSTS.worker(cells[0].recipe))} of a "
-        "worker (libraries, model, tokenised rows, losses of the base model)"
+    assert format.estimate_lines(found)[1] == (
+        "of which start-up: 12 s of the command (as in this dry run), "
+        f"{format.rough_duration(COSTS.worker(cells[0].recipe))} of a "
+        "worker (libraries, model, tokenized rows, base losses)"
     )
     finish(cells[0], 100.0, 20.0)
     recorded = estimate(cells, "local", False, Silent(), own_start=12.0)
     assert (recorded.seconds, recorded.worker_start) == (12 + 3 * 120, None)
-    assert formatting.estimate_lines(recorded)[1] == (
-        "start-up in it: 12 s of the command (as in this dry run), that of workers is in the seconds of finished cells"
+    assert format.estimate_lines(recorded)[1] == (
+        "of which start-up: 12 s of the command (as in this dry run); finished cells include that of their workers"
     )
     for cell in cells[1:]:
         finish(cell, 1.0, 1.0)
@@ -238,7 +238,7 @@ def test_another_way_of_training_counts_only_for_itself(tmp_path: Path, probed: 
     assert [recipe.training.per_device_train_batch_size for recipe in probed] == [8]
     assert [cell.seconds for cell in found.cells] == [each, 1000, each]
     assert found.timed == {"finished cells": 1, "updates": 3, "begun answers": 8}
-    assert formatting.estimate_lines(found)[-1] == "measured on 1 finished cell, 3 updates, 8 begun answers"
+    assert format.estimate_lines(found)[-1] == "measured on 1 finished cell, 3 updates, 8 begun answers"
 
 
 def test_a_cluster_is_counted_as_one_worker_and_what_is_left_out_is_said(
@@ -248,11 +248,11 @@ def test_a_cluster_is_counted_as_one_worker_and_what_is_left_out_is_said(
     monkeypatch.setattr(module, "devices", lambda: ["0", "1"])
     found = estimate(cells, "ray", True, Silent())
     assert found.workers == 1
-    assert formatting.estimate_notices(found) == [
-        "measured on this machine, as if one worker did all; those of the cluster may differ",
-        "each answer is counted with 256 tokens, the most it may have",
-        "early stopping may save cells; the estimate is of all",
-        "not counted: the judge, the verdict and its plots",
+    assert format.estimate_notices(found) == [
+        "timed on this machine, as if one worker ran all cells; those of the cluster may differ",
+        "each answer counts with 256 tokens, the maximum",
+        "early stopping may save cells; the estimate is for all",
+        "not included: the judge, the verdict and its plots",
     ]
 
 
@@ -276,13 +276,13 @@ def test_a_cluster_is_counted_as_one_worker_and_what_is_left_out_is_said(
     ],
 )
 def test_seconds_are_rounded_as_a_person_would(seconds: float, words: str) -> None:
-    assert formatting.roughly(seconds) == words
+    assert format.rough_duration(seconds) == words
 
 
 @given(st.floats(0.5, 1e7))
 def test_rounding_moves_no_estimate_by_more_than_a_twentieth(seconds: float) -> None:
     units = {"h": 3600, "min": 60, "s": 1}
-    parts = formatting.roughly(seconds).split()
+    parts = format.rough_duration(seconds).split()
     told = sum(int(number) * units[unit] for number, unit in zip(parts[::2], parts[1::2], strict=True))
     assert abs(told - seconds) <= max(0.5, 0.06 * seconds)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from neftcli.cli.display import sweep as display
+from neftcli.cli.display import screens as display
 from neftcli.evaluation import number_format
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
 from neftcli.events import CellEstimate, CellState, SweepEstimate, SweepReport
@@ -164,10 +164,10 @@ def shown(renderable: Any, width: int = 80) -> list[str]:
 def test_seeds_stand_beside_values_where_arms_have_other_seeds(tmp_path: Path, width: int) -> None:
     cells = plan("sweep.alphas=[5]")
     content = measured(cells, {0: 0, 5: 0})
-    whole = shown(display.verdict(reported(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
+    whole = shown(display.sweep_report(reported(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
     assert "seeds" not in next(line for line in whole if line.startswith(" arm"))
     del content[cells[-1].key]
-    lines = shown(display.verdict(reported(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
+    lines = shown(display.sweep_report(reported(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
     head = next(line for line in lines if line.startswith(" arm"))
     rows = [line for line in lines if re.match(r" alpha \d+ +\d ", line)]
     assert [line[: head.index("seeds") + 5].split()[-1] for line in rows] == ["3", "2"]
@@ -182,7 +182,7 @@ def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
     """Also the minimum detectable effect; and verdict.md has the same digits."""
     cells = plan("sweep.alphas=[5]", *grid)
     report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0.05}, seed_spread=0.01), HELD_OUT_LOSS)
-    lines = shown(display.verdict(report, width), width)
+    lines = shown(display.sweep_report(report, width), width)
     assert all(len(line) <= width for line in lines)
     tables = lines[: next(place for place, line in enumerate(lines) if line.startswith((" No alpha", " Worse")))]
     words = " ".join(" ".join(tables).split())
@@ -204,14 +204,14 @@ def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
 
 def test_cells_that_are_done_have_no_time_left() -> None:
     line = shown(display.cells([CellState("k", "alpha 5", 0, "finished")], 10.0, 0))[-1]
-    assert "1/1 cells" in line
+    assert "1/1 cell" in line
     assert "left" not in line
 
 
 def test_arms_that_are_not_compared_say_so_and_there_is_no_best(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
     report = reported(tmp_path, cells, measured(cells[:1], {0: 0}), HELD_OUT_LOSS)
-    whole = " ".join(shown(display.verdict(report, 80)))
+    whole = " ".join(shown(display.sweep_report(report, 80)))
     assert "not compared" in whole
     assert "best ->" not in whole
     markdown = (tmp_path / "verdict.md").read_text()
@@ -224,7 +224,7 @@ def test_what_only_some_arms_have_is_shown_for_them(tmp_path: Path) -> None:
     for cell in cells:
         if not cell.arm.alpha:
             del content[cell.key]["metrics"]["answer_tokens"]
-    lines = shown(display.verdict(reported(tmp_path, cells, content, HELD_OUT_LOSS), 140), 140)
+    lines = shown(display.sweep_report(reported(tmp_path, cells, content, HELD_OUT_LOSS), 140), 140)
     assert next(line for line in lines if line.startswith(" arm")).split()[-2] == "tokens"
     assert any(line.startswith(" alpha 5") and " 10.00 " in line for line in lines)
 
@@ -233,7 +233,7 @@ def test_a_dry_run_finds_its_cells_by_their_hash() -> None:
     """Two arms whose names are the same have each its own time."""
     states = [CellState(key, "alpha 5", 0, "waiting") for key in ("abc", "def")]
     cells = tuple(CellEstimate(key, "alpha 5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
-    lines = shown(display.planned(states, SweepEstimate(60.0, 1, cells, {}, {"updates": 2}, ())))
+    lines = shown(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, {"updates": 2}, ())))
     assert [line.split()[-2:] for line in lines if line.startswith(" alpha 5")] == [["20", "s"], ["40", "s"]]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from neftcli.cli.display import formatting
+from neftcli.cli.display import format
 from neftcli.errors import InputError
 from neftcli.events import SweepEstimate
 from neftcli.recipe.loading import assignment, file_layers, resolve
@@ -82,15 +82,15 @@ def test_plan_power_without_two_seeds(content: dict[str, Any]) -> None:
     content |= measured([cell for cell in cells if cell.seed == 0], {0: 0, 5: 0, 10: 0})
     power = planned()
     assert (power.detectable, power.why_not) == (None, NO_PILOT)
-    lines = formatting.estimate_lines(SweepEstimate(0.0, 1, (), {}, {}, (), power=power))
-    assert lines == ["nothing is left to do", f"minimum detectable effect: {NO_PILOT}"]
+    lines = format.estimate_lines(SweepEstimate(0.0, 1, (), {}, {}, (), power=power))
+    assert lines == ["all cells are finished", f"minimum detectable effect: {NO_PILOT}"]
     assert planned("sweep.metrics=[win_rate_length_controlled]").why_not.startswith("not planned for win rate")
 
 
 def test_plan_power_lines_state_the_numbers(content: dict[str, Any]) -> None:
     content |= measured(plan(*SETS), {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
     power = planned()
-    first, second = formatting.estimate_lines(SweepEstimate(0.0, 1, (), {}, {}, (), power=power))[1:]
+    first, second = format.estimate_lines(SweepEstimate(0.0, 1, (), {}, {}, (), power=power))[1:]
     assert first.endswith(f"with 3 seeds and {ROWS} prompts (power 80 %, variance of 3 seeds of folder)")
     assert second.startswith("to detect an effect of 0.01")
     assert f"takes about {power.seeds_needed} seeds" in second

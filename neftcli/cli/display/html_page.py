@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 
-from neftcli.cli.display import formatting, inspect_text
+from neftcli.cli.display import format
+from neftcli.cli.display.text import sanitize, spell_out
 from neftcli.errors import InputError, Problem
 from neftcli.events import DataReady, Event, InspectedRow, Notice, Observer, PageWritten
 from neftcli.system.files import atomic_write
@@ -103,7 +104,7 @@ class Page:
                 return
             case DataReady():
                 self._data = event
-                self._notices += formatting.data_notices(event)
+                self._notices += format.data_notices(event)
             case Notice():
                 self._notices.append(event.message)
             case _:
@@ -114,15 +115,15 @@ class Page:
         from jinja2 import Environment
 
         data = self._data
-        counts = [formatting.data_line(data), formatting.length_line(data), data.template] if data else []
+        counts = [format.data_line(data), format.length_line(data), data.template] if data else []
         return (
             Environment(autoescape=True)
             .from_string(TEMPLATE)
             .render(
                 mark=MARK,
-                title=f"{data.source if data else 'rows'}: what is learned",
-                counts=[formatting.harmless(line) for line in counts if line],
-                notices=[formatting.harmless(notice) for notice in self._notices],
+                title=f"{data.source if data else 'rows'}: tokens with loss",
+                counts=[sanitize(line) for line in counts if line],
+                notices=[sanitize(notice) for notice in self._notices],
                 rows=[_row(event) for event in self._rows],
             )
         )
@@ -131,17 +132,17 @@ class Page:
 def _row(event: InspectedRow) -> dict[str, object]:
     """The values that the template needs of a row."""
     return {
-        "head": inspect_text.head(event),
-        "end": inspect_text.end(event),
-        "good": inspect_text.well_ended(event),
-        "notes": [inspect_text.visible(note) for note in event.notes],
+        "head": format.row_title(event),
+        "end": format.row_ending(event),
+        "good": format.is_complete(event),
+        "notes": [spell_out(note) for note in event.notes],
         "tokens": [
             {
                 "id": token.id,
                 "classes": " ".join(
                     [*(["loss"] if token.loss else []), *(["part"] if BYTE.search(token.text) else [])]
                 ),
-                "text": inspect_text.visible(token.text),
+                "text": spell_out(token.text),
                 "breaks": token.text.endswith("\n"),
             }
             for token in event.tokens
