@@ -84,6 +84,5 @@ def test_page_names_only_source_files_that_exist(page: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.skip
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
