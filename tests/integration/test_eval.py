@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neftcli.data.tokens import tokenize
@@ -82,6 +83,31 @@ def test_losses_are_those_that_training_measured(neft: Neft, runs: Path, name: s
     assert [model["role"] for model in report["models"]] == ["run", "base"]
     expected = recorded(runs / name)
     assert values(report, "held_out_loss") == [expected["held_out_loss"], expected["base_held_out_loss"]]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "parts/weights.safetensors"])
+def test_eval_of_changed_weights_does_not_use_the_cache(neft: Neft, runs: Path, file: str) -> None:
+    """Also if the weights are in a subfolder that only the index names. Oracle: a copy of the run without a cache."""
+    run, copy = runs / "tiny-a5-s0", runs / "copy"
+    weights, whole = run / "model" / file, run / "model" / "model.safetensors"
+    if weights != whole:
+        weights.parent.mkdir()
+        weight_map = dict.fromkeys(load_file(whole), file)
+        (run / "model" / f"{whole.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        whole.rename(weights)
+
+    def loss(folder: Path) -> float | None:
+        return values(report_of(neft("eval", folder, "--no-answers", "--no-base", "--json")), "held_out_loss")[0]
+
+    before = loss(run)
+    assert loss(run) == before == recorded(run)["held_out_loss"]
+    changed = load_file(weights)
+    changed["lm_head.weight"] *= 1.5
+    save_file(changed, weights, {"format": "pt"})
+    after = loss(run)
+    assert after != before
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("evaluation"))
+    assert loss(copy) == after
 
 
 def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft, runs: Path) -> None:
