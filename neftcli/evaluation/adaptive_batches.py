@@ -1,4 +1,4 @@
-"""Work in batches that halve where memory is short, so that an evaluation does not die of its batch size."""
+"""Batches whose size is halved on OOM, so that an evaluation continues."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from neftcli.evaluation.number_format import count_noun
 from neftcli.events import Notice, Observer
 from neftcli.system.device import is_out_of_memory
 
@@ -20,23 +21,23 @@ def iter_batches(
     compute: Callable[[Sequence[Item]], Sequence[Result]],
     observer: Observer | None = None,
 ) -> Iterator[list[tuple[Item, Result]]]:
-    """The items with their results, batch by batch, in the order given.
+    """Yield the items with their results, batch by batch, in order.
 
-    A batch that memory does not hold is computed again in halves; the smaller size stays for the rest.
+    If a batch runs out of memory, it is computed again in halves, and later batches have the smaller size.
 
     Args:
-        items: What is computed.
-        size: How many at once, if memory allows.
-        compute: The results of a batch, in its order.
-        observer: Is told of each halving.
+        items: The items.
+        size: Items per batch, if memory allows.
+        compute: Computes the results of a batch, in its order.
+        observer: Receives a notice when the size is halved.
 
     Raises:
-        Exception: What `compute` raises; out of memory only for one item alone.
+        Exception: Any exception of `compute`; out of memory only for a single item.
     """
     start = 0
     while start < len(items):
         batch = items[start : start + size]
-        results = _computed(compute, batch)
+        results = _compute_or_none(compute, batch)
         if results is None:
             size = len(batch) // 2
             if torch.cuda.is_available():
@@ -49,12 +50,14 @@ def iter_batches(
 
 
 def oom_notice(size: int, smaller: int) -> Notice:
-    """What is said where a batch is halved."""
-    return Notice(f"not enough memory for {size} rows at once; going on with {smaller}")
+    """Return the notice of a halved batch size."""
+    return Notice(f"out of memory with {count_noun(size, 'row')} per batch; batch size halved to {smaller}")
 
 
-def _computed(compute: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
-    """The results, or None where memory ran out; the frames that hold tensors are gone when this returns."""
+def _compute_or_none(
+    compute: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]
+) -> Sequence[Result] | None:
+    """Compute a batch; None if memory ran out. The frames that hold tensors are gone when this returns."""
     try:
         return compute(batch)
     except Exception as error:

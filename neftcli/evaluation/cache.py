@@ -1,7 +1,7 @@
-"""Results of a model, kept on disk one by one as they come, so that nothing is computed twice.
+"""Cache of evaluation results on disk, written one by one, so that nothing is computed twice.
 
-A file's name holds a hash of all that its numbers depend on; change the rows, the settings or the weights, and
-another file is begun.
+The name of a file contains a hash of everything that its results depend on: with other rows, settings or weights, neft
+starts another file.
 """
 
 from __future__ import annotations
@@ -31,55 +31,55 @@ Result = TypeVar("Result", bound="DataclassInstance")
 
 
 class IndexedLine(TypedDict):
-    """The item that a line is of."""
+    """The index of the item that a line is about."""
 
-    place: Count
+    index: Count
 
 
 class ResultCache(Generic[Result]):
-    """A file of results: a JSON object on each line, with the index of its item as `place`.
+    """A file of results: one JSON object per line, with the index of its item as `index`.
 
     Args:
-        folder: Where the file is.
-        kind: How its name begins.
-        result: The dataclass of a result; lines that do not fit are left out, and measured again.
-        depends_on: All that the results depend on.
+        folder: Folder of the file.
+        kind: Beginning of its name.
+        result: Dataclass of a result. Lines that do not fit are ignored, and their results are computed again.
+        depends_on: Everything that the results depend on.
 
     Attributes:
         path: The file.
-        found: The results that are stored, by the index of their item.
+        results: The stored results, by the index of their item.
     """
 
     def __init__(self, folder: Path, kind: str, result: type[Result], depends_on: Mapping[str, Any]) -> None:
         digest = sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"{kind}-{digest[:16]}.jsonl"
         require_no_link(self.path)
-        self.found: dict[int, Result] = {}
+        self.results: dict[int, Result] = {}
         for line in read_complete_lines(self.path):
             with suppress(ValueError):
-                self.found[parse(line, IndexedLine)["place"]] = parse(line, result)
+                self.results[parse(line, IndexedLine)["index"]] = parse(line, result)
 
     def add(self, results: Mapping[int, Result]) -> None:
-        """Append results that are not stored yet, to disk before it returns."""
-        new = {place: result for place, result in results.items() if place not in self.found}
-        append_lines(self.path, ({"place": place, **asdict(result)} for place, result in new.items()))
-        self.found.update(new)
+        """Append results that are not stored yet; they are on disk when this returns."""
+        new = {index: result for index, result in results.items() if index not in self.results}
+        append_lines(self.path, ({"index": index, **asdict(result)} for index, result in new.items()))
+        self.results.update(new)
 
 
 def read_complete_lines(path: Path) -> list[bytes]:
-    """Read the lines of a .jsonl file; missing files have none. A last line that was torn by a kill is removed."""
+    """Read the lines of a .jsonl file; a missing file has none. A last line that a kill left incomplete is removed."""
     if not path.is_file():
         return []
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
         with open_without_links(path, "r+b") as file:
-            file.truncate(len(whole))
-    return whole.split(b"\n")[:-1]  # by bytes: JSON does not escape every line break of a text
+            file.truncate(len(complete))
+    return complete.split(b"\n")[:-1]  # as bytes: str.splitlines splits at characters that JSON does not escape
 
 
 def append_lines(path: Path, objects: Any) -> None:
-    """Adds objects to a .jsonl file, to disk before it returns."""
+    """Append objects to a .jsonl file; they are on disk when this returns."""
     text = "".join(map(json_line, objects))
     if not text:
         return
@@ -91,10 +91,10 @@ def append_lines(path: Path, objects: Any) -> None:
 
 @contextmanager
 def lock_results(folder: Path, observer: Observer) -> Iterator[None]:
-    """Makes `folder` and holds it against other evaluations of the same model, which wait for their turn.
+    """Create `folder` and lock it; other evaluations of the same model wait for their turn.
 
     Raises:
-        InputError: The folder can't be made or written, or holds links.
+        InputError: The folder can't be created or written, or contains links.
     """
     from filelock import FileLock, Timeout
 
@@ -105,7 +105,7 @@ def lock_results(folder: Path, observer: Observer) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            observer.notify(Notice(f"another evaluation is at work in {folder}; waiting for it"))
+            observer.notify(Notice(f"another evaluation is using {folder}; waiting for it"))
             lock.acquire()
     except OSError as error:
         raise InputError(Problem(f"{folder} can't be written", error.strerror or str(error))) from None

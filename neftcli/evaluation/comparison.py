@@ -124,7 +124,7 @@ def compare_models(
                 values, weights = zip(*(values_of_rows(metric.source, one) for one in results), strict=True)
                 estimates = tuple(_estimated(v, w, prompts) for v, w in zip(values, weights, strict=True))
                 questions += [
-                    _Question(metric.id, metric.direction, other.subject.role, theirs, values[0], weights[0], prompts)
+                    _Question(metric.id, metric.direction, other.target.role, theirs, values[0], weights[0], prompts)
                     for other, theirs in zip(results[1:], values[1:], strict=True)
                     if metric.source.weights is None or have_same_tokens(results[0], other)
                 ]
@@ -144,14 +144,14 @@ def compare_models(
         questions += asked
     order = ("lower", "higher", "none")  # what is good or bad stands before what only describes
     rows.sort(key=lambda row: row.direction == order[-1])
-    runs = {other.subject.role for other in results[1:] if are_both_runs(results[0], other)}
+    runs = {other.target.role for other in results[1:] if are_both_runs(results[0], other)}
     questions = [replace(question, rated=question.against not in runs) for question in questions]
     return tuple(rows), tuple(_answered(questions))
 
 
 def are_both_runs(first: ModelResults, second: ModelResults) -> bool:
     """Return whether both are runs: with one seed of each, their difference can't be put down to their recipes."""
-    return first.subject.run is not None and second.subject.run is not None
+    return first.target.run is not None and second.target.run is not None
 
 
 def have_same_tokens(first: ModelResults, second: ModelResults) -> bool:
@@ -208,7 +208,7 @@ def _task_rows(results: Sequence[ModelResults]) -> list[tuple[MetricRow, list[_Q
             _estimated(_values(one.per_example), None, None) or MetricValue(one.value, None, None, 0) for one in of_all
         )
         questions = [
-            _Question(name, better, other.subject.role, _values(theirs.per_example), _values(ours.per_example))
+            _Question(name, better, other.target.role, _values(theirs.per_example), _values(ours.per_example))
             for other, theirs in zip(results[1:], of_all[1:], strict=True)
             if theirs.documents == ours.documents
         ]

@@ -38,7 +38,7 @@ class EvalRequest:
     """What `neft eval` was asked for.
 
     Attributes:
-        subject: A run or a model.
+        target: A run or a model.
         baseline: Another run or model to compare with, or None.
         dataset: Rows to evaluate on; None for those that the run held out.
         split: Their split, or None.
@@ -50,7 +50,7 @@ class EvalRequest:
         export: "alpaca-eval", or None.
     """
 
-    subject: str
+    target: str
     baseline: str | None = None
     dataset: str | None = None
     split: str | None = None
@@ -72,16 +72,16 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
     """
     begun = time.perf_counter()
     prepare_libraries()
-    subjects = _subjects(request, observer)
-    _require_two(subjects)
-    _check(subjects, request)
+    targets = _resolve_targets(request, observer)
+    _require_two(targets)
+    _check(targets, request)
     rows = read_eval_rows(
-        subjects, request.dataset, request.split, request.max_rows, _typed_data(request.overrides), observer
+        targets, request.dataset, request.split, request.max_rows, _typed_data(request.overrides), observer
     )
-    for subject in subjects:
-        validate_model(subject.reference, subject.recipe, trains=False)
-        validate_weight_files(subject.reference)
-    measurable = request.answers or subjects[0].recipe.evaluation.tasks
+    for target in targets:
+        validate_model(target.reference, target.recipe, trains=False)
+        validate_weight_files(target.reference)
+    measurable = request.answers or targets[0].recipe.evaluation.tasks
     if not measurable and not any(example.answer() or example.text for example in rows.examples):
         raise InputError(
             Problem(
@@ -90,11 +90,11 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
                 "leave --no-answers out, or give rows with answers",
             )
         )
-    _require_no_links(subjects)
-    folder = _report_folder(rows, subjects, request)
+    _require_no_links(targets)
+    folder = _report_folder(rows, targets, request)
     observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
     with _explained(folder), capture_library_output(folder / LOG):
-        results = _measure(subjects, rows, request, observer)
+        results = _measure(targets, rows, request, observer)
         failure, judged = None, None
         try:
             judged = _judge(results, rows, observer)
@@ -107,7 +107,7 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
     return report
 
 
-def _subjects(request: EvalRequest, observer: Observer) -> list[EvalTarget]:
+def _resolve_targets(request: EvalRequest, observer: Observer) -> list[EvalTarget]:
     """Find what is evaluated: the run or model asked for, the baseline, the run's base model.
 
     If baseline and base model have the same weights, the table has one of them: a run as the baseline, a model as the
@@ -116,23 +116,23 @@ def _subjects(request: EvalRequest, observer: Observer) -> list[EvalTarget]:
     A run's recipe may come from somebody else, so code that comes with a model runs only if that is typed.
     """
     trusted = [layer[TRUST].value for layer in request.overrides if TRUST in layer][-1:] == [True]
-    main = _trusting(resolve_target(request.subject, "run", request.overrides), trusted)
-    subjects = [main]
+    main = _trusting(resolve_target(request.target, "run", request.overrides), trusted)
+    targets = [main]
     if request.baseline is not None:
         evaluation = [
             {path: setting for path, setting in layer.items() if path.startswith("evaluation.")}
             for layer in request.overrides
         ]
-        subjects.append(_trusting(resolve_target(request.baseline, "baseline", evaluation), trusted))
+        targets.append(_trusting(resolve_target(request.baseline, "baseline", evaluation), trusted))
     base = base_model_target(main) if request.base else None
     if base is None:
-        return subjects
-    if request.baseline is not None and _same_weights(subjects[1], base):
-        is_run = subjects[1].run is not None
+        return targets
+    if request.baseline is not None and _same_weights(targets[1], base):
+        is_run = targets[1].run is not None
         role = "baseline" if is_run else "base"
         observer.notify(Notice(f"{request.baseline} is the base model of this run: the table shows it once, as {role}"))
-        return subjects if is_run else [main, base]
-    return [*subjects, base]
+        return targets if is_run else [main, base]
+    return [*targets, base]
 
 
 def _same_weights(baseline: EvalTarget, base: EvalTarget) -> bool:
@@ -145,17 +145,17 @@ def _same_weights(baseline: EvalTarget, base: EvalTarget) -> bool:
     return theirs.kind == ours.kind and Path(ours.location).resolve() == Path(theirs.location).resolve()
 
 
-def _require_two(subjects: Sequence[EvalTarget]) -> None:
+def _require_two(targets: Sequence[EvalTarget]) -> None:
     """Refuse a run or model that is compared with itself, by whatever path.
 
     Raises:
         InputError: Both have their weights in one folder.
     """
-    main = subjects[0]
-    for subject in subjects:
-        if subject.role != "baseline":
+    main = targets[0]
+    for target in targets:
+        if target.role != "baseline":
             continue
-        folders = [one.run.model if one.run else Path(one.reference.location) for one in (main, subject)]
+        folders = [one.run.model if one.run else Path(one.reference.location) for one in (main, target)]
         if folders[0].resolve() != folders[1].resolve():
             continue
         paired_run = main.paired_run()
@@ -163,35 +163,35 @@ def _require_two(subjects: Sequence[EvalTarget]) -> None:
         if paired_run is not None and paired_run.exists:
             hint = f"--baseline {shlex.quote(paired_run.run)}, or {hint}"
         what = "run" if main.run else "model"
-        raise InputError(Problem(f"this {what} is compared with itself", f"--baseline {subject.name}", hint))
+        raise InputError(Problem(f"this {what} is compared with itself", f"--baseline {target.name}", hint))
 
 
-def _trusting(subject: EvalTarget, trusted: bool) -> EvalTarget:
-    """The subject, whose own code may run or not.
+def _trusting(target: EvalTarget, trusted: bool) -> EvalTarget:
+    """The target, whose own code may run or not.
 
     Raises:
         ModelError: It may, and comes from the hub without a commit.
     """
     from neftcli.models.loading import require_pinned_code
 
-    require_pinned_code(subject.reference, trusted)
-    model = replace(subject.recipe.model, trust_remote_code=trusted)
-    return replace(subject, recipe=replace(subject.recipe, model=model))
+    require_pinned_code(target.reference, trusted)
+    model = replace(target.recipe.model, trust_remote_code=trusted)
+    return replace(target, recipe=replace(target.recipe, model=model))
 
 
-def _check(subjects: Sequence[EvalTarget], request: EvalRequest) -> None:
+def _check(targets: Sequence[EvalTarget], request: EvalRequest) -> None:
     """Refuses what can't be done, before anything is loaded."""
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
     from neftcli.models.chat_templates import validate_chat_template
 
-    for subject in subjects:
-        if subject.tokenizer is None:  # a saved tokenizer brings its template
-            validate_chat_template(subject.recipe.model.chat_template)
-    settings = subjects[0].recipe.evaluation
+    for target in targets:
+        if target.tokenizer is None:  # a saved tokenizer brings its template
+            validate_chat_template(target.recipe.model.chat_template)
+    settings = targets[0].recipe.evaluation
     check_judge(settings.judge)
     judged = settings.judge.base_url is not None
-    if judged and len(subjects) == 1:
+    if judged and len(targets) == 1:
         raise InputError(
             Problem(
                 "--judge compares the answers of two models", "one model", "--baseline RUN, or a run without --no-base"
@@ -211,22 +211,22 @@ def _check(subjects: Sequence[EvalTarget], request: EvalRequest) -> None:
         check_tasks(settings.tasks, settings.task_settings)
 
 
-def _require_no_links(subjects: Sequence[EvalTarget]) -> None:
+def _require_no_links(targets: Sequence[EvalTarget]) -> None:
     """Checks that nothing that will be written to is a link; the models themselves are only read.
 
     Raises:
         InputError: Something is.
     """
-    for subject in subjects:
-        require_no_link(subject.home)
-        require_no_links(subject.home / EVALUATION)
-    if subjects[0].recipe.evaluation.judge.base_url is not None:
-        require_no_links(_judge_folder(subjects[0]))
+    for target in targets:
+        require_no_link(target.home)
+        require_no_links(target.home / EVALUATION)
+    if targets[0].recipe.evaluation.judge.base_url is not None:
+        require_no_links(_judge_folder(targets[0]))
 
 
-def _judge_folder(subject: EvalTarget) -> Path:
+def _judge_folder(target: EvalTarget) -> Path:
     """Where a judge's replies are kept, for all runs beside this one."""
-    return subject.home.parent / "judge"
+    return target.home.parent / "judge"
 
 
 def _typed_data(overrides: Sequence[Layer]) -> list[str]:
@@ -249,7 +249,7 @@ def _report(
 
     prompts = [normalize_prompt(writing.instruction(example)) for example in rows.examples]
     metrics, comparisons = compare_models(results, judged, prompts)
-    models = tuple(one.subject.column() for one in results)
+    models = tuple(one.target.column() for one in results)
     changed = writing.changed_options(results)
     report = EvaluationReport(
         models=models,
@@ -262,7 +262,7 @@ def _report(
         shown=tuple(writing.select_most_different(results, rows, request.show)),
         folder=str(folder),
         seconds=time.perf_counter() - begun,
-        paired_run=results[0].subject.paired_run(),
+        paired_run=results[0].target.paired_run(),
         conclusion=tuple(conclusion(models, metrics, comparisons, changed)),
         sweep_command=writing.sweep_command(results) if len(set(prompts)) >= MIN_PROMPTS else None,
         win_rate_bounds=None if judged is None else win_rate_bounds(judged),
@@ -271,17 +271,17 @@ def _report(
     return report
 
 
-def _report_folder(rows: EvalRows, subjects: Sequence[EvalTarget], request: EvalRequest) -> Path:
+def _report_folder(rows: EvalRows, targets: Sequence[EvalTarget], request: EvalRequest) -> Path:
     """The folder of the report: that of the same question asked before, else a new one.
 
     Raises:
         InputError: It can't be made.
     """
-    baseline = next((subject.name for subject in subjects if subject.role == "baseline"), None)
+    baseline = next((target.name for target in targets if target.role == "baseline"), None)
     name = rows.label + (f"-vs-{baseline}" if baseline else "")
-    asked = [data_fingerprint(rows.examples), str(subjects[0].recipe.evaluation), request.base, request.answers]
+    asked = [data_fingerprint(rows.examples), str(targets[0].recipe.evaluation), request.base, request.answers]
     question = sha256(repr([*asked, request.export]).encode()).hexdigest() + "\n"
-    parent = subjects[0].home / EVALUATION
+    parent = targets[0].home / EVALUATION
     number = 1
     try:
         while True:
@@ -301,26 +301,24 @@ def _report_folder(rows: EvalRows, subjects: Sequence[EvalTarget], request: Eval
 
 
 def _measure(
-    subjects: Sequence[EvalTarget], rows: EvalRows, request: EvalRequest, observer: Observer
+    targets: Sequence[EvalTarget], rows: EvalRows, request: EvalRequest, observer: Observer
 ) -> list[ModelResults]:
     from neftcli.evaluation.measurement import ModelEvaluator
     from neftcli.system.device import resolve_compute_config
 
-    main = subjects[0].recipe
-    frozen_weights = main.adapter.type != "none" or subjects[0].run is None
-    # The same precision for all models.
+    main = targets[0].recipe
+    frozen_weights = main.adapter.type != "none" or targets[0].run is None
     compute = resolve_compute_config(main.training.precision, main.model.dtype, frozen_weights=frozen_weights)
     settings, seed = main.evaluation, main.training.seed
     measurements = [
-        ModelEvaluator(subject, rows, settings, compute, seed, observer, answers=request.answers)
-        for subject in subjects
+        ModelEvaluator(target, rows, settings, compute, seed, observer, answers=request.answers) for target in targets
     ]
     return [measurement.run() for measurement in measurements]
 
 
 def _judge(results: Sequence[ModelResults], rows: EvalRows, observer: Observer) -> JudgeScores | None:
     """The judge's scores against the baseline's answers, or the base model's where there is no baseline."""
-    settings = results[0].subject.recipe.evaluation.judge
+    settings = results[0].target.recipe.evaluation.judge
     if settings.base_url is None:
         return None
     from neftcli.evaluation.comparison import JudgeScores
@@ -332,7 +330,7 @@ def _judge(results: Sequence[ModelResults], rows: EvalRows, observer: Observer) 
         AnswerPair(instruction(example), ours.text, theirs.text, split_prompt_and_reference(example)[1])
         for example, ours, theirs in zip(rows.examples, results[0].answers, opponent.answers, strict=True)
     ]
-    judged_models = f"{results[0].subject.name} against {opponent.subject.name}"
+    judged_models = f"{results[0].target.name} against {opponent.target.name}"
     begun = time.perf_counter()
 
     def advance(done: int, total: int) -> None:
@@ -343,11 +341,11 @@ def _judge(results: Sequence[ModelResults], rows: EvalRows, observer: Observer) 
             PhaseProgress(PhaseId.JUDGING, done, total, elapsed, remaining, rate, "verdicts", subject=judged_models)
         )
 
-    place = _judge_folder(results[0].subject)
+    place = _judge_folder(results[0].target)
     with lock_results(place, observer):
         judged = judge_pairs(pairs, settings, place / "verdicts.jsonl", advance)
     return JudgeScores(
-        opponent.subject.role,
+        opponent.target.role,
         tuple(one.score for one in judged),
         tuple(find_length_matched(pairs)),
         tuple(len(pair.answer) - len(pair.opponent) for pair in pairs),

@@ -1,4 +1,4 @@
-"""Answers to prompts, generated in batches and without noise."""
+"""Generation of answers to prompts, in batches and without noise."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class RepetitionPenalty:
-    """The repetition penalty over prompt and answer, but not on pads and stop tokens.
+    """Repetition penalty over prompt and answer that leaves out pads and stop tokens.
 
-    A chat template writes the stop token behind every turn of the prompt; penalised for that, answers would run on.
-    The prompts that the paper's authors generated from hold none, so this is their setting for chat models, too.
+    Chat templates write the stop token after every turn of the prompt; if it were penalised, answers would not end. The
+    prompts of the paper's authors contain none, so this is their setting for chat models.
     """
 
     def __init__(self, penalty: float, pads: torch.Tensor, stops: Collection[int]) -> None:
@@ -35,7 +35,7 @@ class RepetitionPenalty:
         self._stops = sorted(stops)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The scores (rows, vocabulary) of the next token, penalised."""
+        """Return the penalised scores (rows, vocabulary) of the next token."""
         unpenalised = scores[:, self._stops].clone()
         penalised: torch.Tensor = self._penalise(input_ids, scores)
         penalised[:, self._stops] = unpenalised
@@ -47,9 +47,9 @@ class Answer:
     """A generated answer.
 
     Attributes:
-        text: Without its stop token and the white space around it.
-        tokens: Its tokens, without the stop token.
-        cut: It ended at max_new_tokens, not at a stop token.
+        text: Its text, without the stop token and surrounding white space.
+        tokens: Number of its tokens, without the stop token.
+        cut: True if it ended at max_new_tokens, not at a stop token.
     """
 
     text: str
@@ -67,13 +67,13 @@ def generate_answers(
     seed: int = 0,
     observer: Observer | None = None,
 ) -> list[Answer]:
-    """The answer to each prompt, in the order given; the arguments are those of `iter_answers`."""
-    found: dict[int, Answer] = {}
+    """Generate the answer to each prompt, in order; the arguments are those of `iter_answers`."""
+    answers: dict[int, Answer] = {}
     for batch in iter_answers(
         model, chat, prompts, generation, autocast, max_prompt_length, seed=seed, observer=observer
     ):
-        found.update(batch)
-    return [found[index] for index in range(len(prompts))]
+        answers.update(batch)
+    return [answers[index] for index in range(len(prompts))]
 
 
 def iter_answers(
@@ -88,21 +88,21 @@ def iter_answers(
     seed: int = 0,
     observer: Observer | None = None,
 ) -> Iterator[list[tuple[int, Answer]]]:
-    """Places of prompts with their answers, batch by batch, the longest prompts first.
+    """Yield indices of prompts with their answers, batch by batch, the longest prompts first.
 
-    Prompts of like length share a batch. Greedy answers don't depend on the batch, up to the order of floating-point
-    sums; sampled ones depend on the seed and on the batch.
+    Prompts of similar length share a batch. Greedy answers don't depend on the batch, up to the order of floating-point
+    sums; sampled answers depend on the seed and on the batch.
 
     Args:
-        model: In any mode; it generates in eval mode, asserted to be without noise, and is put back as it was.
-        chat: Its tokenizer and the tokens that end an answer.
+        model: In any mode; it generates in eval mode, asserted to be without noise, and its mode is restored.
+        chat: Its tokenizer and stop tokens.
         prompts: Token ids of each prompt, up to the start of the answer.
-        generation: The recipe's settings; `batch_size` is halved where memory is short.
-        autocast: Arithmetic of the forward pass; as loaded if None.
-        max_prompt_length: Tokens of the longest prompt; of longer ones the end is kept. As long as they are if None.
-        known: Places whose batch is not computed again if it holds no other.
-        seed: Of sampling; the global random state is left as it was.
-        observer: Is told of the halving.
+        generation: The recipe's settings; on OOM `batch_size` is halved.
+        autocast: Precision of the forward pass; as loaded if None.
+        max_prompt_length: Maximum tokens of a prompt; longer ones lose their beginning. No limit if None.
+        known: Indices of prompts whose answers are known; a batch of known answers only is not computed.
+        seed: Seed of sampling; the global random state is restored.
+        observer: Receives a notice when the batch size is halved.
 
     Raises:
         NeftuneError: Noise is on.
@@ -155,7 +155,7 @@ def _batch_answers(
             logits_processor=LogitsProcessorList([penalty]),
         )
     new: list[list[int]] = tokens[:, encoded["input_ids"].shape[1] :].tolist()
-    # Not every tokenizer marks its stop tokens as special, so they are cut off and not left to the decoder.
+    # Not every tokenizer marks its stop tokens as special, so the decoder may not remove them.
     kept = [list(takewhile(lambda token: token not in stops, row)) for row in new]
     texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
     return [
@@ -166,16 +166,16 @@ def _batch_answers(
 
 @contextmanager
 def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Takes a model's own generation settings away: transformers fills in from them whatever ours leave unset."""
+    """Remove a model's own generation settings, from which transformers fills in what ours leave unset."""
     from transformers import GenerationConfig
 
-    wrapped = model.get_base_model() if hasattr(model, "get_base_model") else model  # of an adapter
+    wrapped = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter wraps it
     models = [model] if wrapped is model else [model, wrapped]
-    own = [one.generation_config for one in models]
+    own = [each.generation_config for each in models]
     try:
-        for one in models:
-            one.generation_config = GenerationConfig()
+        for each in models:
+            each.generation_config = GenerationConfig()
         yield
     finally:
-        for one, settings in zip(models, own, strict=True):
-            one.generation_config = settings
+        for each, settings in zip(models, own, strict=True):
+            each.generation_config = settings

@@ -1,4 +1,4 @@
-"""The rows that models are evaluated on, and that none of them was trained on."""
+"""Rows to evaluate on: a run's held-out split or another dataset, without rows that a model was trained on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from neftcli.data.prepare import EvalExamples, ExampleSplits, data_fingerprint, 
 from neftcli.data.sources import BUILTIN, is_hub_id
 from neftcli.data.splits import hash_prompts, sample_rows, select_distinct, select_unseen
 from neftcli.errors import DataError, Problem
+from neftcli.evaluation.number_format import count_noun
 from neftcli.evaluation.targets import EvalTarget, resolve_target
 from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId
 from neftcli.recipe.relative_paths import find_relative_paths
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from neftcli.data.splits import PromptHashes
     from neftcli.recipe.schema import Data, Recipe
 
-DATASET = "neft eval ... --dataset FILE, with rows that were not trained on"
-CHOSEN_BY = 0  # the seed of --max-rows, the same for every model
+DATASET = "neft eval ... --dataset FILE    with rows that no model here was trained on"
+MAX_ROWS_SEED = 0  # the same for every model
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class EvalRows:
 
     Attributes:
         examples: The rows.
-        data: How they become tokens.
-        row_format: Their row format.
-        source: Where they come from, for people.
-        label: The same for a folder's name.
+        data: Settings that turn them into tokens.
+        layout: Their row format.
+        source: Their origin, for people.
+        label: Their origin as the name of a folder.
     """
 
     examples: ExampleDataset
@@ -48,34 +49,34 @@ class EvalRows:
 
 
 def read_eval_rows(
-    subjects: Sequence[EvalTarget],
+    targets: Sequence[EvalTarget],
     dataset: str | None,
     split: str | None,
     max_rows: int | None,
     typed: Sequence[str],
     observer: Observer,
 ) -> EvalRows:
-    """The rows of `dataset`, or those that the first subject's run held out, without those that a run was trained on.
+    """Read the rows of `dataset`, or the first target's held-out split, without rows that a run was trained on.
 
     Args:
-        subjects: What is evaluated, the main one first.
-        dataset: A source of rows; None for the run's own held-out rows, and of a model the built-in ones.
-        split: The source's split; None for its usual one.
+        targets: Models to evaluate, the main one first.
+        dataset: Source of rows; None for the run's held-out split, or for a model the built-in rows.
+        split: Split of the source; None for its default.
         max_rows: Use at most N of them.
-        typed: Options of `data` that were given on the command line.
-        observer: Is told of what was read.
+        typed: `data` options from the command line.
+        observer: Receives counts and notices.
 
     Raises:
-        DataError: The rows can't be read, are no longer those that were held out, or were all trained on.
+        DataError: The rows can't be read, have changed since training, or a run was trained on all of them.
     """
-    recipes = [subject.saved_recipe() for subject in subjects if subject.run]
+    recipes = [target.saved_recipe() for target in targets if target.run]
     hub = [is_hub_id(source) for recipe in recipes for source in recipe.data.named_sources()]
     hub.append(is_hub_id(dataset or BUILTIN))
-    hub += [subject.reference.kind == "hub" for subject in subjects]
+    hub += [target.reference.kind == "hub" for target in targets]
     if any(hub) and (reason := go_offline_if_unreachable()):
         observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase(PhaseId.READING_DATA))
-    main = subjects[0]
+    main = targets[0]
     if dataset is None and main.run is not None:
         questions, data = _held_out_of(main, recipes[0], split, typed), recipes[0].data
         source, label = f"held out of {main.name}", "held-out"
@@ -84,14 +85,16 @@ def read_eval_rows(
         questions = read_eval_examples(data)
         source = "built-in set, held out" if data.source == BUILTIN else data.source
         label = Path(data.source).name.partition(".")[0] or "rows"
-    trained = _trained_prompts(subjects, observer)
-    various = questions.examples.select(select_distinct(questions.examples))
-    kept = various.select(select_unseen(various, trained))
-    if not kept:
+    trained = _trained_prompts(targets, observer)
+    unique = questions.examples.select(select_distinct(questions.examples))
+    unseen = unique.select(select_unseen(unique, trained))
+    if not unseen:
         raise DataError(
-            Problem(f"{source}: a model here was trained on every one of these rows", f"{len(various)} rows", DATASET)
+            Problem(f"{source}: a model here was trained on all of these rows", count_noun(len(unique), "row"), DATASET)
         )
-    examples = kept.select(sample_rows(kept, max_rows, CHOSEN_BY)) if max_rows and max_rows < len(kept) else kept
+    examples = unseen
+    if max_rows and max_rows < len(unseen):
+        examples = unseen.select(sample_rows(unseen, max_rows, MAX_ROWS_SEED))
     observer.notify(
         EvaluationDataReady(
             source=source,
@@ -99,8 +102,8 @@ def read_eval_rows(
             rows_read=questions.rows_read,
             rows=len(examples),
             with_answer=sum(bool(example.answer() or example.text) for example in examples),
-            trained_on=len(various) - len(kept),
-            repeated=len(questions.examples) - len(various),
+            trained_on=len(unique) - len(unseen),
+            repeated=len(questions.examples) - len(unique),
             skipped={reason: tuple(places) for reason, places in questions.unusable.items()},
             unread_columns=dict(questions.notes.unread),
             dropped_turns=dict(questions.notes.shortened),
@@ -112,13 +115,13 @@ def read_eval_rows(
 
 
 def _data(data: Data, dataset: str, split: str | None, typed: Sequence[str]) -> Data:
-    """How the rows of another source are read: lengths and loss as in training, columns as they are found."""
-    usual = "held_out" if dataset == BUILTIN else "train"
+    """Adapt data settings to another source: lengths and loss as in training, columns as detected."""
+    default_split = "held_out" if dataset == BUILTIN else "train"
     return replace(
         data,
         source=dataset,
         sources=(),
-        split=split or usual,
+        split=split or default_split,
         config=data.config if "data.config" in typed else None,
         format=data.format if "data.format" in typed else "auto",
         columns=data.columns if "data.columns" in typed else {},
@@ -127,80 +130,80 @@ def _data(data: Data, dataset: str, split: str | None, typed: Sequence[str]) -> 
     )
 
 
-def _held_out_of(subject: EvalTarget, recipe: Recipe, split: str | None, typed: Sequence[str]) -> EvalExamples:
-    """The rows that a run held out, if they still are what they were."""
-    needless = [*typed, *(["--split"] if split else [])]
-    if needless:
+def _held_out_of(target: EvalTarget, recipe: Recipe, split: str | None, typed: Sequence[str]) -> EvalExamples:
+    """Return the held-out split of a run, if the data has not changed."""
+    unused = [*typed, *(["--split"] if split else [])]
+    if unused:
         raise DataError(
-            Problem(f"{needless[0]}: this needs --dataset; a run's own rows are read as they were", "", DATASET)
+            Problem(f"{unused[0]} needs --dataset: the held-out split of a run is read as in training", "", DATASET)
         )
-    _require_in_place(subject, recipe)
+    _require_in_place(target, recipe)
     examples = read_examples(recipe.data)
-    if not _is_unchanged(subject, examples):
-        problem = f"{recipe.data.source_name()}: the data has changed since {subject.name} was trained, so which rows "
-        problem += "were held out is not known any more"
+    if not _is_unchanged(target, examples):
+        problem = f"{recipe.data.source_name()}: the data has changed since {target.name} was trained, so neft can't "
+        problem += "know which rows were held out"
         got = "a data_sha256 that differs from run.json's"
-        if subject.run is not None and "data_sha256" not in subject.run.record():
-            problem = f"{subject.name}: run.json does not say which data the run was trained on"
+        if target.run is not None and "data_sha256" not in target.run.record():
+            problem = f"{target.name}: run.json does not say which data the run was trained on"
             got = "no data_sha256"
         raise DataError(Problem(problem, got, DATASET))
     if not examples.held_out:
-        raise DataError(Problem(f"{subject.name} was trained without held-out rows", "data.held_out_rows 0", DATASET))
+        raise DataError(Problem(f"{target.name} was trained without held-out rows", "data.held_out_rows 0", DATASET))
     return EvalExamples(examples.held_out, examples.row_format, len(examples.held_out), {}, RowNotes())
 
 
-def _require_in_place(subject: EvalTarget, recipe: Recipe) -> None:
-    """Check that the rows of a run are still there.
+def _require_in_place(target: EvalTarget, recipe: Recipe) -> None:
+    """Check that the data files of a run still exist.
 
     Raises:
-        DataError: They are not, with the folders that were searched.
+        DataError: They don't; the message lists the searched folders.
     """
-    assert subject.run is not None  # noqa: S101 - only runs are asked
-    relative_paths = find_relative_paths(subject.run.path / RECIPE)
+    assert target.run is not None  # noqa: S101 - only called with runs
+    relative_paths = find_relative_paths(target.run.path / RECIPE)
     for source in recipe.data.named_sources():
         if relative_paths is not None and source in relative_paths.local and not exists(expand_home(source)):
-            said = f"{subject.name}: the rows that it was trained on are no longer there"
-            raise DataError(Problem(said, relative_paths.describe_search(source), DATASET))
+            message = f"{target.name}: the data that it was trained on is missing"
+            raise DataError(Problem(message, relative_paths.describe_search(source), DATASET))
 
 
-def _is_unchanged(subject: EvalTarget, examples: ExampleSplits) -> bool:
-    """Whether a run's data is what it was trained on."""
-    assert subject.run is not None  # noqa: S101 - only runs are asked
-    return bool(subject.run.record().get("data_sha256") == data_fingerprint(examples.train, examples.held_out))
+def _is_unchanged(target: EvalTarget, examples: ExampleSplits) -> bool:
+    """Return whether the data of a run is what it was trained on."""
+    assert target.run is not None  # noqa: S101 - only called with runs
+    return bool(target.run.record().get("data_sha256") == data_fingerprint(examples.train, examples.held_out))
 
 
-def _trained_prompts(subjects: Sequence[EvalTarget], observer: Observer) -> PromptHashes:
-    """The prompts that runs were trained on, with those of runs that they began from."""
+def _trained_prompts(targets: Sequence[EvalTarget], observer: Observer) -> PromptHashes:
+    """Collect the prompts that runs, and the runs that they started from, were trained on."""
     import numpy
 
     prompts: list[PromptHashes] = []
     read: dict[str, ExampleSplits] = {}
-    for run in _with_their_origins(subjects):
+    for run in _with_their_origins(targets):
         data = run.saved_recipe().data
         try:
             examples = read.get(repr(data)) or read_examples(data)
-            changed = "" if _is_unchanged(run, examples) else "it has changed since"
+            changed = "" if _is_unchanged(run, examples) else "its data has changed"
         except DataError as error:
-            changed = f"it can't be read: {error.problems[0].message}"
+            changed = f"its data can't be read: {error.problems[0].message}"
         if changed:
-            message = f"which rows {run.name} was trained on can't be told from its data: {changed}"
-            observer.notify(Notice(f"{message}; some of the rows here may be among them"))
+            message = f"the rows that {run.name} was trained on are not known ({changed})"
+            observer.notify(Notice(f"{message}; some of these rows may be among them"))
         else:
             read[repr(data)] = examples
             prompts.append(hash_prompts(examples.train))
     return numpy.concatenate(prompts) if prompts else hash_prompts([])
 
 
-def _with_their_origins(subjects: Sequence[EvalTarget]) -> list[EvalTarget]:
-    """The runs among the subjects, and the runs whose models those began from."""
+def _with_their_origins(targets: Sequence[EvalTarget]) -> list[EvalTarget]:
+    """List the runs among the targets, and the runs that those started from."""
     runs: dict[Path, EvalTarget] = {}
-    waiting = [subject for subject in subjects if subject.run]
-    while waiting:
-        run = waiting.pop()
-        assert run.run is not None  # noqa: S101 - only runs wait
+    queue = [target for target in targets if target.run]
+    while queue:
+        run = queue.pop()
+        assert run.run is not None  # noqa: S101 - only runs are in the queue
         if run.run.path.resolve() in runs:
             continue
         runs[run.run.path.resolve()] = run
         if origin := find_run(run.saved_recipe().model.name):
-            waiting.append(resolve_target(str(origin), "base", ()))
+            queue.append(resolve_target(str(origin), "base", ()))
     return list(runs.values())

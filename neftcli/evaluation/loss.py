@@ -1,7 +1,7 @@
-"""The loss of rows without noise: negative log-likelihood in nats, weighted by tokens.
+"""Loss of rows without noise: negative log-likelihood in nats, weighted by tokens.
 
-The one definition of loss that this tool reports: while training, at its end, and in later comparisons. A row's value
-does not depend on its neighbours in the batch, up to the order of floating-point sums.
+This is the one definition of loss that neft reports: during training, at its end, and in later comparisons. The loss of
+a row does not depend on the other rows of its batch, up to the order of floating-point sums.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowLoss:
-    """The loss of one row.
+    """Loss of one row.
 
     Attributes:
-        where: Where the row stands.
+        location: Location of the row in its file.
         negative_log_likelihood: Sum over its tokens with loss, in nats.
-        tokens: Tokens with loss.
-        correct: Those that were the likeliest token.
+        tokens: Number of its tokens with loss.
+        correct: Tokens with loss to which the model gives the highest probability.
     """
 
-    where: str
+    location: str
     negative_log_likelihood: Annotated[float, Gt(-math.inf), Lt(math.inf)]
     tokens: Annotated[int, Gt(0)]
     correct: Annotated[int, Ge(0)]
@@ -51,7 +51,7 @@ def row_losses(
     autocast: AbstractContextManager[object] | None = None,
     observer: Observer | None = None,
 ) -> list[RowLoss]:
-    """The loss of each row, in the order given; the arguments are those of `iter_losses`."""
+    """Compute the loss of each row, in order; the arguments are those of `iter_losses`."""
     losses: dict[int, RowLoss] = {}
     for batch in iter_losses(model, rows, batch_size, autocast, observer):
         losses.update(batch)
@@ -65,14 +65,14 @@ def iter_losses(
     autocast: AbstractContextManager[object] | None = None,
     observer: Observer | None = None,
 ) -> Iterator[list[tuple[int, RowLoss]]]:
-    """Places of rows with their losses, batch by batch, the shortest rows first.
+    """Yield indices of rows with their losses, batch by batch, the shortest rows first.
 
     Args:
-        model: In any mode; it is evaluated in eval mode, asserted to be without noise, and put back as it was.
+        model: In any mode; it is evaluated in eval mode, asserted to be without noise, and its mode is restored.
         rows: Tokenised rows.
-        batch_size: Rows computed at once; rows of like length are put together. Halved where memory is short.
-        autocast: Arithmetic of the forward pass; as loaded if None.
-        observer: Is told of the halving.
+        batch_size: Rows per batch; rows of similar length share a batch. Halved on OOM.
+        autocast: Precision of the forward pass; as loaded if None.
+        observer: Receives a notice when the batch size is halved.
 
     Raises:
         NeftuneError: Noise is on.
@@ -87,7 +87,7 @@ def iter_losses(
 
 
 def mean_loss(losses: Sequence[RowLoss]) -> float | None:
-    """Nats a token with loss, whatever the order of the rows; None without rows."""
+    """Return the loss in nats per token with loss, exact in any order of the rows; None without rows."""
     tokens = sum(loss.tokens for loss in losses)
     return math.fsum(loss.negative_log_likelihood for loss in losses) / tokens if tokens else None
 

@@ -1,4 +1,4 @@
-"""What one model does on the rows: its losses, its answers, its task scores; each kept on disk as it comes."""
+"""Evaluation of one model on the rows: its losses, answers and task results, each cached on disk as it is computed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from neftcli.evaluation.answer_metrics import AnswerMetrics, measure_answer
 from neftcli.evaluation.cache import Result, ResultCache, lock_results
 from neftcli.evaluation.generation import Answer, iter_answers
 from neftcli.evaluation.loss import RowLoss, iter_losses
+from neftcli.evaluation.number_format import count_noun
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.limits import (
@@ -35,23 +36,23 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Evaluation
     from neftcli.system.device import ComputeConfig
 
-ONLY_SAMPLED = ("seed", "batch_size", "temperature", "top_p")  # greedy answers depend on none of them
+SAMPLING_ONLY = ("seed", "batch_size", "temperature", "top_p")  # greedy answers do not depend on them
 
 
 @dataclass(frozen=True)
 class ModelResults:
-    """What one model did, example by example.
+    """Results of one model, row by row.
 
     Attributes:
-        subject: The model.
-        rows: The tokens of each example; None where it holds no answer, and so has no loss.
-        losses: Likewise, its loss.
-        answers: Its answers; empty where none were asked for.
-        metrics: What was measured of each answer.
-        tasks: Benchmark tasks.
+        target: The model.
+        rows: Tokens of each row; None if the row has no answer, and so no loss.
+        losses: Loss of each row; None if it has none.
+        answers: Answer to each row; empty if none were generated.
+        metrics: Metrics of each answer.
+        tasks: Results of the benchmark tasks.
     """
 
-    subject: EvalTarget
+    target: EvalTarget
     rows: tuple[TokenRow | None, ...]
     losses: tuple[RowLoss | None, ...]
     answers: tuple[Answer, ...] = ()
@@ -59,56 +60,56 @@ class ModelResults:
     tasks: tuple[TaskResult, ...] = ()
 
 
-class Progress:
-    """Tells how far a part is, with its rate and the time that is left."""
+class ProgressReporter:
+    """Notifies an observer of the progress of a phase, with its rate and the remaining time."""
 
-    def __init__(self, phase: PhaseId, subject: str, known: int, total: int, unit: str, observer: Observer) -> None:
-        self._phase, self._subject, self._known, self._total = phase, subject, known, total
+    def __init__(self, phase: PhaseId, target: str, known: int, total: int, unit: str, observer: Observer) -> None:
+        self._phase, self._target, self._known, self._total = phase, target, known, total
         self._unit, self._observer = unit, observer
         self._begun, self._amount = time.perf_counter(), 0
-        observer.notify(PhaseProgress(phase, known, total, 0.0, 0.0, 0.0, unit, subject))
+        observer.notify(PhaseProgress(phase, known, total, 0.0, 0.0, 0.0, unit, target))
 
     def add(self, done: int, amount: int) -> None:
-        """`done` items are done in all, and `amount` more of the unit."""
+        """Notify that `done` items are done in all, and `amount` more of the unit since the last call."""
         self._amount += amount
         elapsed = time.perf_counter() - self._begun
         remaining = elapsed / max(1, done - self._known) * (self._total - done)
         rate = self._amount / elapsed if elapsed else 0.0
         self._observer.notify(
-            PhaseProgress(self._phase, done, self._total, elapsed, remaining, rate, self._unit, self._subject)
+            PhaseProgress(self._phase, done, self._total, elapsed, remaining, rate, self._unit, self._target)
         )
 
 
 @dataclass(frozen=True, slots=True)
 class CachedTask:
-    """The results of a task, as they are stored; several if it is a group."""
+    """The cached results of a task; several if it is a group."""
 
     results: tuple[TaskResult, ...]
 
 
 class ModelEvaluator:
-    """Measures one model on the rows; the model is loaded when the first number is not known yet.
+    """Evaluates one model on the rows; the model is loaded when a result is not in the cache.
 
-    Making one checks what can be checked without the weights.
+    The constructor checks what can be checked without the weights.
 
     Args:
-        subject: What is measured.
-        rows: On what.
-        settings: How.
-        compute: Where and in which arithmetic.
-        seed: Of sampled answers.
-        observer: Is told how far it is.
-        answers: Generate answers, too.
-        model: The model where it is loaded already.
-        known: Rows with their losses by this model, in the order of `rows`, where they were measured just now.
+        target: The model.
+        rows: The rows.
+        settings: The recipe's `evaluation`.
+        compute: Device and precision.
+        seed: Seed of sampled answers.
+        observer: Receives progress and notices.
+        answers: Generate answers.
+        model: The model, if it is already loaded.
+        known: Rows with their losses by this model, in the order of `rows`, if they are already known.
 
     Raises:
-        InputError: The model can't be found, is not what it was, or has too few positions for the rows.
+        InputError: The model can't be found, has changed, or has too few positions for the rows.
     """
 
     def __init__(
         self,
-        subject: EvalTarget,
+        target: EvalTarget,
         rows: EvalRows,
         settings: Evaluation,
         compute: ComputeConfig,
@@ -119,118 +120,130 @@ class ModelEvaluator:
         model: Any = None,
         known: Sequence[tuple[TokenRow, RowLoss]] = (),
     ) -> None:
-        self.subject, self.rows, self.settings, self.compute = subject, rows, settings, compute
+        self.target, self.rows, self.settings, self.compute = target, rows, settings, compute
         self.seed, self.observer, self._model, self._known = seed, observer, model, known
-        self.observer.notify(Phase(PhaseId.LOADING_TOKENIZER, self.subject.name))
-        self._chat = subject.load_chat_format(rows.row_format, observer)
+        self.observer.notify(Phase(PhaseId.LOADING_TOKENIZER, self.target.name))
+        self._chat = target.load_chat_format(rows.row_format, observer)
         self._tokenizer = self._chat.tokenizer
-        self._identity = subject.identity(compute) | {
+        self._identity = target.identity(compute) | {
             "tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str()),
             "stops": sorted(self._chat.stop_token_ids),
         }
-        config = load_config(subject.reference, subject.recipe.model.trust_remote_code)
-        self._scored = self._token_rows()
-        lost = sum(bool(example.answer() or example.text) for example in rows.examples) - len(self._scored)
-        if lost and not self._scored:
+        config = load_config(target.reference, target.recipe.model.trust_remote_code)
+        self._token_rows = self._tokenize_rows()
+        with_answer = sum(bool(example.answer() or example.text) for example in rows.examples)
+        without_loss = with_answer - len(self._token_rows)
+        if without_loss and not self._token_rows:
             raise DataError(
                 Problem(
-                    f"{rows.source}: no token would carry loss, so there is no held-out loss",
-                    f"{lost} row{'' if lost == 1 else 's'} whose question alone fills data.max_length "
+                    f"{rows.source}: no token would have a loss, so there is no held-out loss",
+                    f"{count_noun(without_loss, 'row')} whose prompt alone fills data.max_length "
                     f"{rows.data.max_length}",
                     f"--max-length {rows.data.max_length * 4}",
                 )
             )
-        if lost:
-            have = "row has no loss: its" if lost == 1 else "rows have no loss: their"
-            observer.notify(Notice(f"{subject.name}: {lost} {have} question alone fills data.max_length"))
-        self._require_embedded(config)
-        require_positions(config, max((len(row.input_ids) for row in self._scored.values()), default=0))
-        self._room = max_prompt_length(config, settings.generation.max_new_tokens) if answers else None
+        if without_loss:
+            have = "row has no loss: its" if without_loss == 1 else "rows have no loss: their"
+            observer.notify(Notice(f"{target.name}: {without_loss} {have} prompt alone fills data.max_length"))
+        self._require_embeddings(config)
+        require_positions(config, max((len(row.input_ids) for row in self._token_rows.values()), default=0))
+        self._max_prompt_length = max_prompt_length(config, settings.generation.max_new_tokens) if answers else None
         self._prompts = [tokenize_prompt(self._chat, example) for example in rows.examples] if answers else []
 
-    def _require_embedded(self, config: Any) -> None:
-        """Reject rows with a token that the model has no embedding for; without an answer the question is checked."""
-        vocabulary = embedding_size(config)
-        scored = ((row.location, row.input_ids) for row in self._scored.values())
-        questions = (example for place, example in enumerate(self.rows.examples) if place not in self._scored)
-        prompts = ((example.location, tokenize_prompt(self._chat, example)) for example in questions)
-        require_embeddings(scored, self._tokenizer, vocabulary)
-        require_embeddings(prompts, self._tokenizer, vocabulary)
-
     def run(self) -> ModelResults:
-        """All of it."""
-        with lock_results(self.subject.home / "evaluation", self.observer):
-            losses = self._losses()
-            answers = self._answers()
-            tasks = [result for name in self.settings.tasks for result in self._task(name)]
+        """Compute all results that are not cached, and return all."""
+        with lock_results(self.target.home / "evaluation", self.observer):
+            losses = self._compute_losses()
+            answers = self._compute_answers()
+            tasks = [result for name in self.settings.tasks for result in self._compute_task(name)]
         self._model = None
-        gc.collect()  # a cycle may hold it still
-        references = [split_prompt_and_reference(example)[1] or None for example in self.rows.examples]
-        pairs = zip(answers, references, strict=True) if answers else ()
-        places = range(len(self.rows.examples))
+        gc.collect()  # a reference cycle may still hold it
+        metrics = []
+        if answers:
+            for example, answer in zip(self.rows.examples, answers, strict=True):
+                reference = split_prompt_and_reference(example)[1] or None
+                metrics.append(measure_answer(answer.text, reference))
+        indices = range(len(self.rows.examples))
         return ModelResults(
-            self.subject,
-            tuple(map(self._scored.get, places)),
-            tuple(map(losses.get, places)),
+            self.target,
+            tuple(self._token_rows.get(index) for index in indices),
+            tuple(losses.get(index) for index in indices),
             tuple(answers),
-            tuple(measure_answer(answer.text, reference) for answer, reference in pairs),
+            tuple(metrics),
             tuple(tasks),
         )
 
-    def _loaded(self) -> Any:
+    def _tokenize_rows(self) -> dict[int, TokenRow]:
+        """Tokenize the rows with an answer, by index; without rows of whose answer data.max_length leaves nothing."""
+        examples, data = self.rows.examples, self.rows.data
+        indices = [index for index, example in enumerate(examples) if example.answer() or example.text]
+        rows = tokenize(self._chat, [examples[index] for index in indices], data.max_length, data.loss_on)
+        return {index: row for index, row in zip(indices, rows, strict=True) if row.loss_tokens()}
+
+    def _require_embeddings(self, config: Any) -> None:
+        """Reject rows with a token that the model has no embedding for; of rows without a loss, check the prompt."""
+        vocabulary = embedding_size(config)
+        rows = [(row.location, row.input_ids) for row in self._token_rows.values()]
+        prompts = (
+            (example.location, tokenize_prompt(self._chat, example))
+            for index, example in enumerate(self.rows.examples)
+            if index not in self._token_rows
+        )
+        require_embeddings(rows, self._tokenizer, vocabulary)
+        require_embeddings(prompts, self._tokenizer, vocabulary)
+
+    def _load_model(self) -> Any:
+        """Return the model, loaded at the first call."""
         if self._model is None:
-            self.observer.notify(Phase(PhaseId.LOADING_MODEL, self.subject.name))
-            self._model = self.subject.load(self.compute)
+            self.observer.notify(Phase(PhaseId.LOADING_MODEL, self.target.name))
+            self._model = self.target.load(self.compute)
         return self._model
 
-    def _store(self, kind: str, result: type[Result], depends_on: dict[str, Any]) -> ResultCache[Result]:
-        return ResultCache(self.subject.home / "evaluation", kind, result, {"model": self._identity, **depends_on})
+    def _open_cache(self, kind: str, result: type[Result], depends_on: dict[str, Any]) -> ResultCache[Result]:
+        return ResultCache(self.target.home / "evaluation", kind, result, {"model": self._identity, **depends_on})
 
-    def _token_rows(self) -> dict[int, TokenRow]:
-        """Place to tokens, of the examples that hold an answer of which something is left within data.max_length."""
-        examples, data = self.rows.examples, self.rows.data
-        places = [place for place, example in enumerate(examples) if example.answer() or example.text]
-        chosen = [examples[place] for place in places]
-        tokens = tokenize(self._chat, chosen, data.max_length, data.loss_on)
-        return {place: row for place, row in zip(places, tokens, strict=True) if row.loss_tokens()}
-
-    def _losses(self) -> dict[int, RowLoss]:
-        scored = self._scored
-        rows_of = [[place, row.input_ids, row.labels] for place, row in scored.items()]
-        store = self._store("losses", RowLoss, {"rows": rows_of})
-        pairs = zip(scored.items(), self._known, strict=False)
-        store.add({place: loss for (place, row), (known, loss) in pairs if row == known})
-        missing = [place for place in scored if place not in store.found]
+    def _compute_losses(self) -> dict[int, RowLoss]:
+        """Return the losses by index of the row."""
+        rows = self._token_rows
+        tokens = [[index, row.input_ids, row.labels] for index, row in rows.items()]
+        cache = self._open_cache("losses", RowLoss, {"rows": tokens})
+        known = zip(rows.items(), self._known, strict=False)
+        cache.add({index: loss for (index, row), (known_row, loss) in known if row == known_row})
+        missing = [index for index in rows if index not in cache.results]
         if missing:
-            model = self._loaded()
-            progress = Progress(
-                PhaseId.COMPUTING_LOSSES, self.subject.name, len(store.found), len(scored), "rows", self.observer
+            model = self._load_model()
+            progress = ProgressReporter(
+                PhaseId.COMPUTING_LOSSES, self.target.name, len(cache.results), len(rows), "rows", self.observer
             )
-            size = self.settings.per_device_eval_batch_size
-            rows = [scored[place] for place in missing]
-            for batch in iter_losses(model, rows, size, self.compute.autocast(), self.observer):
-                _require_finite(self.subject.name, [loss for _, loss in batch])
-                store.add({missing[index]: loss for index, loss in batch})
-                progress.add(len(store.found), len(batch))
-        return {place: replace(store.found[place], where=row.location) for place, row in scored.items()}
+            batch_size = self.settings.per_device_eval_batch_size
+            missing_rows = [rows[index] for index in missing]
+            for batch in iter_losses(model, missing_rows, batch_size, self.compute.autocast(), self.observer):
+                _require_finite(self.target.name, [loss for _, loss in batch])
+                cache.add({missing[position]: loss for position, loss in batch})
+                progress.add(len(cache.results), len(batch))
+        return {index: replace(cache.results[index], location=row.location) for index, row in rows.items()}
 
-    def _answers(self) -> list[Answer]:
-        chosen = asdict(self.settings.generation) | {"seed": self.seed}
+    def _compute_answers(self) -> list[Answer]:
+        settings = asdict(self.settings.generation) | {"seed": self.seed}
         if not self.settings.generation.do_sample:
-            chosen = {name: value for name, value in chosen.items() if name not in ONLY_SAMPLED}
-        store = self._store("answers", Answer, {"prompts": self._prompts, "settings": chosen})
-        if len(store.found) < len(self._prompts):
-            self._generate(store)
-        return [store.found[place] for place in range(len(self._prompts))]
+            settings = {name: value for name, value in settings.items() if name not in SAMPLING_ONLY}
+        cache = self._open_cache("answers", Answer, {"prompts": self._prompts, "settings": settings})
+        if len(cache.results) < len(self._prompts):
+            self._generate_missing(cache)
+        return [cache.results[index] for index in range(len(self._prompts))]
 
-    def _generate(self, store: ResultCache[Answer]) -> None:
-        model, prompts = self._loaded(), self._prompts
-        if cut := sum(self._room is not None and len(prompt) > self._room for prompt in prompts):
+    def _generate_missing(self, cache: ResultCache[Answer]) -> None:
+        model, prompts, limit = self._load_model(), self._prompts, self._max_prompt_length
+        too_long = 0 if limit is None else sum(len(prompt) > limit for prompt in prompts)
+        if too_long:
+            their = "its" if too_long == 1 else "their"
             self.observer.notify(
-                Notice(f"{cut} prompts lose their beginning: the model has {self._room} positions for one")
+                Notice(
+                    f"{count_noun(too_long, 'prompt')} lost {their} beginning: the model has room for {limit} tokens"
+                )
             )
-        progress = Progress(
-            PhaseId.GENERATING_ANSWERS, self.subject.name, len(store.found), len(prompts), "tokens", self.observer
+        progress = ProgressReporter(
+            PhaseId.GENERATING_ANSWERS, self.target.name, len(cache.results), len(prompts), "tokens", self.observer
         )
         batches = iter_answers(
             model,
@@ -238,54 +251,55 @@ class ModelEvaluator:
             prompts,
             self.settings.generation,
             self.compute.autocast(),
-            self._room,
-            known=frozenset(store.found),
+            limit,
+            known=frozenset(cache.results),
             seed=self.seed,
             observer=self.observer,
         )
         for batch in batches:
             if batch:
-                store.add(dict(batch))
-                progress.add(len(store.found), sum(answer.tokens for _, answer in batch))
+                cache.add(dict(batch))
+                progress.add(len(cache.results), sum(answer.tokens for _, answer in batch))
 
-    def _task(self, name: str) -> list[TaskResult]:
-        """The results of one task, several where it is a group. Those of a file of one's own are not kept.
+    def _compute_task(self, name: str) -> list[TaskResult]:
+        """Run one task, or take its results from the cache; several if it is a group.
 
-        What such a file includes and reads can't be told from outside.
+        Results of a task file are not cached, because the files that it includes and reads are not known.
         """
-        kept = not Path(name).expanduser().is_file()
         settings = self.settings.task_settings
-        asked: dict[str, Any] = {"task": name, "lm_eval": metadata.version("lm_eval")}
-        if settings != TaskSettings():
-            asked["settings"] = asdict(settings)
-        if settings.apply_chat_template:
-            asked["chat_template"] = self._tokenizer.chat_template
-        store = self._store("task", CachedTask, asked) if kept else None
-        if store is not None and 0 in store.found:
-            return list(store.found[0].results)
-        model = self._loaded()
-        self.observer.notify(Phase(PhaseId.RUNNING_TASK, f"{self.subject.name}, {name}"))
-        size = self.settings.per_device_eval_batch_size
+        cache = None
+        if not Path(name).expanduser().is_file():
+            depends_on: dict[str, Any] = {"task": name, "lm_eval": metadata.version("lm_eval")}
+            if settings != TaskSettings():
+                depends_on["settings"] = asdict(settings)
+            if settings.apply_chat_template:
+                depends_on["chat_template"] = self._tokenizer.chat_template
+            cache = self._open_cache("task", CachedTask, depends_on)
+            if 0 in cache.results:
+                return list(cache.results[0].results)
+        model = self._load_model()
+        self.observer.notify(Phase(PhaseId.RUNNING_TASK, f"{self.target.name}, {name}"))
+        batch_size = self.settings.per_device_eval_batch_size
         autocast = self.compute.autocast()
-        results = run_tasks(model, self._tokenizer, [name], size, autocast, self.observer, settings)
-        if store is not None:
-            store.add({0: CachedTask(tuple(results))})
+        results = run_tasks(model, self._tokenizer, [name], batch_size, autocast, self.observer, settings)
+        if cache is not None:
+            cache.add({0: CachedTask(tuple(results))})
         return results
 
 
 def _require_finite(name: str, losses: Sequence[RowLoss]) -> None:
-    """Checks that every loss is a number.
+    """Check that every loss is finite.
 
     Raises:
-        NeftError: One is not; the model's weights are broken.
+        NeftError: One is not, so the model's weights are broken.
     """
     broken = [loss for loss in losses if not math.isfinite(loss.negative_log_likelihood)]
     if broken:
         raise NeftError(
             Problem(
-                f"{name}: the loss of a row is no number, so its weights are broken",
-                f"{broken[0].negative_log_likelihood} in {broken[0].where}",
-                "another model; if a run's training ended so, a smaller --learning-rate",
+                f"{name}: the loss of a row is not a finite number, so the weights are broken",
+                f"{broken[0].negative_log_likelihood} in {broken[0].location}",
+                "evaluate another model; if a run's training ended like this, train with a smaller --learning-rate",
             )
         )
 

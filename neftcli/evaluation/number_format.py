@@ -1,4 +1,4 @@
-"""Formats of metric values: for sentences, and for the tables of terminals, plain lines and verdict.md."""
+"""Formats of numbers and metric values: for sentences, and for the tables of terminals, plain lines and verdict.md."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from neftcli.events import ArmResult, EvaluationReport, MetricRow, MetricValue
 
 MAX_EXTRA_DECIMALS = 4
+
+
+def count_noun(number: int, noun: str) -> str:
+    """Format a number of things: "1 row", "12 rows"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_amount(metric: str, value: float, *, signed: bool = False) -> str:

@@ -41,8 +41,8 @@ def scope(results: Sequence[ModelResults], comparisons: Sequence[Comparison], pr
         return f"95 % CIs are for prompts like {those}."
     if all(one.verdict == NOT_TESTED for one in comparisons):
         return ""
-    seeds = list(dict.fromkeys(str(one.subject.recipe.training.seed) for one in results if one.subject.run))
-    runs = sum(one.subject.run is not None for one in results)
+    seeds = list(dict.fromkeys(str(one.target.recipe.training.seed) for one in results if one.target.run))
+    runs = sum(one.target.run is not None for one in results)
     parts = [f"Verdicts hold for these models and prompts like {those}."]
     if runs > 1:
         named = "seed" if len(seeds) == 1 else "seeds"
@@ -55,11 +55,11 @@ def scope(results: Sequence[ModelResults], comparisons: Sequence[Comparison], pr
 def changed_options(results: Sequence[ModelResults]) -> dict[str, tuple[Any, Any]] | None:
     """Options in which the run and its baseline differ, and may differ in weights; None unless both are runs."""
     baseline = _baseline(results)
-    return None if baseline is None else _changed(results[0].subject, baseline)
+    return None if baseline is None else _changed(results[0].target, baseline)
 
 
 def _baseline(results: Sequence[ModelResults]) -> EvalTarget | None:
-    return next((one.subject for one in results if one.subject.role == "baseline"), None)
+    return next((one.target for one in results if one.target.role == "baseline"), None)
 
 
 def _changed(main: EvalTarget, baseline: EvalTarget) -> dict[str, tuple[Any, Any]] | None:
@@ -73,7 +73,7 @@ def sweep_command(results: Sequence[ModelResults]) -> str | None:
 
     None if the two differ in more than alpha and seed, or in neither alpha.
     """
-    main, baseline = results[0].subject, _baseline(results)
+    main, baseline = results[0].target, _baseline(results)
     changed = changed_options(results)
     if main.run is None or (baseline is not None and changed is None):
         return None
@@ -96,25 +96,25 @@ def remarks(
 ) -> Iterator[str]:
     """State what a person should know to read the numbers."""
     main, baseline = results[0], _baseline(results)
-    if main.subject.run and main.subject.recipe.neftune.alpha and baseline is None and len(results) > 1:
+    if main.target.run and main.target.recipe.neftune.alpha and baseline is None and len(results) > 1:
         yield (
             "This shows what fine-tuning did. What the noise did takes the same recipe without noise: --baseline RUN "
             "compares two runs, a sweep over seeds compares the recipes."
         )
     if baseline:
-        yield from describe_other_differences(main.subject, baseline)
+        yield from describe_other_differences(main.target, baseline)
     for one in results[1:]:
         if not have_same_tokens(main, one):
-            yield f"{one.subject.name} reads the rows as other tokens, so its loss is not compared."
+            yield f"{one.target.name} reads the rows as other tokens, so its loss is not compared."
     for one in results:
         cut = sum(answer.cut for answer in one.answers)
         if cut > OFTEN_CUT * len(one.answers):
-            limit = main.subject.recipe.evaluation.generation.max_new_tokens
+            limit = main.target.recipe.evaluation.generation.max_new_tokens
             yield (
-                f"{cut} of {len(one.answers)} answers of {one.subject.name} were cut at {limit} tokens, and count as "
+                f"{cut} of {len(one.answers)} answers of {one.target.name} were cut at {limit} tokens, and count as "
                 "that long; evaluation.generation.max_new_tokens sets the limit."
             )
-    if how := main.tasks and describe_settings(main.subject.recipe.evaluation.task_settings):
+    if how := main.tasks and describe_settings(main.target.recipe.evaluation.task_settings):
         yield f"Benchmark tasks ran {how}."
     if judged is not None:
         yield from judge_remarks(judged)
@@ -194,7 +194,7 @@ def write(
     export: bool,
 ) -> None:
     """Write report.json, examples.jsonl and, if wanted, model_outputs.json."""
-    settings = results[0].subject.recipe.evaluation
+    settings = results[0].target.recipe.evaluation
     content = {**asdict(report), "settings": asdict(settings), "definitions": signatures()}
     atomic_write(folder / "report.json", json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
     lines = [_line(results, judged, rows, place) for place in range(len(rows.examples))]
@@ -218,7 +218,7 @@ def _line(results: Sequence[ModelResults], judged: JudgeScores | None, rows: Eva
             answer = one.answers[place]
             found |= {"answer": answer.text, "answer_tokens": answer.tokens, "cut": answer.cut}
             found |= asdict(one.metrics[place])
-        line[one.subject.role] = found
+        line[one.target.role] = found
     if judged is not None:
         line["judge"] = {
             "against": judged.against,
@@ -237,7 +237,7 @@ def _outputs(main: ModelResults, rows: EvalRows) -> list[dict[str, str]]:
             "dataset": rows.label,
             "instruction": instruction(example),
             "output": answer.text,
-            "generator": main.subject.name,
+            "generator": main.target.name,
         }
         for example, answer in zip(rows.examples, main.answers, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""What can be evaluated: a run of this tool, the model that a run began from, or any model."""
+"""Targets of an evaluation: a run of neft, the base model of a run, or any model."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ READ = (
     *("data.loss_on", "data.reasoning", "evaluation.per_device_eval_batch_size", "evaluation.generation"),
     *("evaluation.judge", "evaluation.tasks", "evaluation.task_settings"),
 )
-"""What of a recipe an evaluation reads, and so can be set for one."""
+"""Recipe options that evaluation uses, and that can be set for it."""
 RUN = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"
 ADVICE = "neft recipes show quickstart --all    for the options below evaluation"
 
 
 @dataclass(frozen=True)
 class EvalTarget:
-    """A model that is evaluated.
+    """A model to evaluate.
 
     Attributes:
-        role: What it is in the table.
-        name: The run's name, or the model's.
-        recipe: How it was trained, or how it is loaded.
-        reference: The weights; of a run with an adapter those below it.
-        home: The folder below which its results are kept.
-        run: The run that it is; None for a model.
-        tokenizer: The folder of the tokenizer, or None where it comes with the reference.
-        began_as: The fingerprint that the reference's weights must have, or None.
+        role: Its role in the table: run, baseline, base or model.
+        name: Name of the run or model.
+        recipe: The recipe that trained it, or that loads it.
+        reference: Its weights; for a run with an adapter, the base model's.
+        home: Folder in which its results are stored, in `evaluation/`.
+        run: The run; None for a model.
+        tokenizer: Folder of the tokenizer; None if it comes with the reference.
+        expected_fingerprint: Fingerprint that the reference's weights must have; None if any will do.
     """
 
     role: Role
@@ -67,10 +67,10 @@ class EvalTarget:
     home: Path
     run: RunDirectory | None = None
     tokenizer: Path | None = None
-    began_as: str | None = None
+    expected_fingerprint: str | None = None
 
     def column(self) -> EvaluatedModel:
-        """Its column of the table."""
+        """Return its column of the table."""
         trained = self.run is not None
         return EvaluatedModel(
             role=self.role,
@@ -81,21 +81,21 @@ class EvalTarget:
         )
 
     def paired_run(self) -> PairedRun | None:
-        """What it is compared with to see what the noise did; None of a model that is no run."""
+        """Find the run that differs only in its noise; None for a model that is not a run."""
         if self.run is None:
             return None
         return find_paired_run(load_recipe(str(self.run.path / RECIPE), as_written=True), self.run.path.parent)
 
     def has_adapter(self) -> bool:
-        """Whether it is an adapter on the reference's weights."""
+        """Return whether it is an adapter on the reference's weights."""
         return self.run is not None and self.recipe.adapter.type != "none"
 
     def saved_recipe(self) -> Recipe:
-        """How the run was trained, without what was typed since; of a model how it is loaded."""
+        """Return the run's recipe without overrides from the command line, or the recipe that loads a model."""
         return self.recipe if self.run is None else load_recipe(str(self.run.path / RECIPE))
 
     def load_chat_format(self, row_format: str, observer: Observer) -> ChatFormat:
-        """Load its tokenizer and stop tokens, with a chat template unless rows are plain text."""
+        """Load its tokenizer and stop tokens, with a chat template unless the rows are plain text."""
         from neftcli.data.chat import build_chat_format, load_chat_format
         from neftcli.models.chat_templates import set_chat_template
         from neftcli.models.limits import load_embedding_size
@@ -113,7 +113,7 @@ class EvalTarget:
         return build_chat_format(tokenizer, declared, self.recipe, row_format)
 
     def load(self, compute: ComputeConfig) -> PreTrainedModel:
-        """The model on the device, with its adapter.
+        """Load the model on the device, with its adapter.
 
         Raises:
             ModelError: It can't be found or read.
@@ -124,30 +124,32 @@ class EvalTarget:
         return load_adapter(model, self.run.model) if self.run and self.has_adapter() else model
 
     def identity(self, compute: ComputeConfig) -> dict[str, Any]:
-        """All that its numbers depend on, rows and settings aside.
+        """Return everything that its results depend on, except rows and settings.
 
         Raises:
-            ModelError: It can't be reached, or a run's base model is not what the run was trained on.
+            ModelError: It can't be reached, or the base model of a run has changed since training.
         """
         from neftcli.models.files import folder_sha256
         from neftcli.models.loading import load_config, model_fingerprint
 
         weights = model_fingerprint(self.reference, load_config(self.reference, self.recipe.model.trust_remote_code))
-        if self.began_as is not None and weights != self.began_as:
+        if self.expected_fingerprint is not None and weights != self.expected_fingerprint:
             raise ModelError(
                 Problem(
-                    f"{self.reference.name} is not what the run was trained on: its weights have changed since",
-                    f"{weights}, and {self.began_as} in run.json",
-                    "--no-base" if self.run is None else "the weights of then, e.g. by model.revision",
+                    f"{self.reference.name} is not the model that the run was trained on: its weights have changed",
+                    f"{weights}, and {self.expected_fingerprint} in run.json",
+                    "--no-base" if self.run is None else "restore the original weights, e.g. with model.revision",
                 )
             )
-        local = self.reference.kind == "folder"
+        settings, adapter = None, None
+        if self.reference.kind == "folder":
+            settings = folder_sha256(Path(self.reference.location), *SETTINGS)
+        if self.run and self.has_adapter():
+            adapter = folder_sha256(self.run.model, "*.safetensors", *SETTINGS)
         return {
             "weights": weights,
-            "settings": folder_sha256(Path(self.reference.location), *SETTINGS) if local else None,
-            "adapter": folder_sha256(self.run.model, "*.safetensors", *SETTINGS)
-            if self.run and self.has_adapter()
-            else None,
+            "settings": settings,
+            "adapter": adapter,
             "quantization": [self.recipe.quantization.type, self.recipe.quantization.double_quantization],
             "arithmetic": [str(compute.weights_dtype), compute.bfloat16, compute.device],
             "versions": {name: metadata.version(name) for name in VERSIONS if find_spec(name)},
@@ -155,25 +157,25 @@ class EvalTarget:
 
 
 def resolve_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
-    """What a name on the command line stands for: a run's folder or name, or a model.
+    """Resolve a name on the command line: a run's folder or name, or a model.
 
     Args:
-        name: As it was typed.
-        role: run or baseline; a model that is no run becomes "model" in place of "run".
-        overrides: Layers of the command line. A run's recipe says how it was trained, so only what concerns its
-            evaluation can be set.
+        name: As typed.
+        role: run or baseline; a model that is not a run becomes "model" instead of "run".
+        overrides: Layers of the command line. A run is evaluated as it was trained, so only options of its evaluation
+            can be set.
 
     Raises:
-        InputError: It is neither, or the run has no model.
+        InputError: There is no such run or model, or the run has no model.
         RecipeError: An override does not fit.
     """
     try:
         folder = find_run(name)
         if folder is None and (sweep := find_sweep(name)) is not None:
-            told = f"a run: ls {shlex.quote(f'{sweep}/{CELLS}')}    shows the sweep's"
-            raise InputError(Problem("this is a sweep; what is evaluated is a run or a model", name, told))
+            hint = f"ls {shlex.quote(f'{sweep}/{CELLS}')}    lists its runs"
+            raise InputError(Problem("this is a sweep; neft eval takes a run or a model", name, hint))
         if folder is None:
-            return _model(name, role, overrides)
+            return _resolve_model_target(name, role, overrides)
     except (OSError, ValueError, RuntimeError):  # a name that no file system has
         raise _unknown(name) from None
     run = RunDirectory.open(folder)
@@ -187,20 +189,20 @@ def resolve_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTar
     ]
     if fixed:
         raise RecipeError(*fixed)
-    reference = (
-        _base_reference(recipe, folder)
-        if recipe.adapter.type != "none"
-        else ModelReference(folder.name, "folder", str(run.model))
-    )
-    began_as = run.record().get("model_fingerprint") if recipe.adapter.type != "none" else None
-    return EvalTarget(role, folder.name, recipe, reference, folder, run, run.model, began_as)
+    if recipe.adapter.type == "none":
+        reference = ModelReference(folder.name, "folder", str(run.model))
+        expected_fingerprint = None
+    else:
+        reference = _base_reference(recipe, folder)
+        expected_fingerprint = run.record().get("model_fingerprint")
+    return EvalTarget(role, folder.name, recipe, reference, folder, run, run.model, expected_fingerprint)
 
 
 def _base_reference(recipe: Recipe, run: Path) -> ModelReference:
-    """The base model of a run.
+    """Resolve the base model of a run.
 
     Raises:
-        ModelError: It is no longer there.
+        ModelError: It no longer exists.
     """
     name, relative_paths = recipe.model.name, find_relative_paths(run / RECIPE)
     try:
@@ -208,31 +210,36 @@ def _base_reference(recipe: Recipe, run: Path) -> ModelReference:
     except ModelError:
         if relative_paths is None or name not in relative_paths.local:
             raise
-        said = f"{run}: the base model of this run is no longer there"
-        hint = "--no-base" if recipe.adapter.type == "none" else "the model back in one of these folders"
-        raise ModelError(Problem(said, relative_paths.describe_search(name), hint)) from None
+        message = f"{run}: the base model of this run is missing"
+        hint = "--no-base" if recipe.adapter.type == "none" else "put the model back into one of these folders"
+        raise ModelError(Problem(message, relative_paths.describe_search(name), hint)) from None
 
 
 def _require_read(overrides: Sequence[Layer]) -> None:
-    """Refuses options that no evaluation reads."""
-    typed = [setting for layer in overrides for path, setting in layer.items() if not path.startswith(READ)]
-    if typed:
-        unread = "an evaluation does not read this option"
-        raise RecipeError(*(Problem(f"{one.origin}: {unread}", one.typed, ADVICE) for one in typed))
+    """Reject options that evaluation does not use."""
+    problems = [
+        Problem(f"{setting.origin}: neft eval does not use this option", setting.typed, ADVICE)
+        for layer in overrides
+        for path, setting in layer.items()
+        if not path.startswith(READ)
+    ]
+    if problems:
+        raise RecipeError(*problems)
 
 
-def base_model_target(subject: EvalTarget) -> EvalTarget | None:
-    """The model that a run began from; None for a model that is no run."""
-    if subject.run is None:
+def base_model_target(target: EvalTarget) -> EvalTarget | None:
+    """Return the model that a run was trained from; None for a model that is not a run."""
+    if target.run is None:
         return None
-    recipe = subject.recipe
-    reference = _base_reference(recipe, subject.run.path)
-    home = subject.home.parent / _folder_name(reference)
-    began_as = subject.run.record().get("model_fingerprint")
-    return EvalTarget("base", reference.label(), recipe, reference, home, None, subject.run.model, began_as)
+    recipe = target.recipe
+    reference = _base_reference(recipe, target.run.path)
+    home = target.home.parent / _folder_name(reference)
+    expected_fingerprint = target.run.record().get("model_fingerprint")
+    return EvalTarget("base", reference.label(), recipe, reference, home, None, target.run.model, expected_fingerprint)
 
 
-def _model(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
+def _resolve_model_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
+    """Resolve a name to a model that is not a run."""
     try:
         named: Layer = {"model.name": Setting(name, "neft eval", name)}
         recipe = resolve_recipe([named, *overrides])
@@ -243,11 +250,11 @@ def _model(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
             raise _unknown(name) from None
         if any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise
-        said = f"{name}: this is no run and no model: run.json and config.json are missing"
-        found = "a file"
+        message = f"{name}: this is neither a run nor a model: run.json and config.json are missing"
+        got = "a file"
         if Path(name).is_dir():
-            found = ", ".join(sorted(item.name for item in Path(name).iterdir())[:6]) or "nothing in it"
-        raise InputError(Problem(said, found, RUN)) from None
+            got = ", ".join(sorted(item.name for item in Path(name).iterdir())[:6]) or "an empty folder"
+        raise InputError(Problem(message, got, RUN)) from None
     if reference.kind == "hub" and reference.alias is None and Path(name).parent.is_dir():
         raise _unknown(name)  # such as runs/misspelt
     home = Path(recipe.output_dir) / _folder_name(reference)
@@ -255,19 +262,21 @@ def _model(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
 
 
 def _unknown(name: str) -> InputError:
-    """What is said of a name that stands for nothing."""
+    """Build the error for a name that is neither a run nor a model."""
     known = [*ALIASES, *(path.parent.name for path in Path("runs").glob("*/run.json"))]
     nearest = get_close_matches(Path(name).name, known, n=1, cutoff=0.5)
     folders = []
     with suppress(OSError, ValueError):  # a name that no file system has
-        folders = [place for place in (Path(name), Path("runs") / name) if (place / "model").is_dir()]
+        folders = [folder for folder in (Path(name), Path("runs") / name) if (folder / "model").is_dir()]
     if folders:
-        return InputError(Problem(f"{folders[0]}: run.json is missing, so this is no run", name, f"{folders[0]}/model"))
+        return InputError(
+            Problem(f"{folders[0]}: run.json is missing, so this is not a run", name, f"{folders[0]}/model")
+        )
     near = "".join(nearest) or closest_path(Path(name))
-    return InputError(Problem("there is no run and no model of this name", name, RUN, near))
+    return InputError(Problem("there is no run or model of this name", name, RUN, near))
 
 
 def _folder_name(reference: ModelReference) -> str:
-    """The label as the name of a folder, and where it can't be one, a hash of it."""
+    """Return the label as the name of a folder, or its hash if it can't be one."""
     label = reference.label()
     return label if NAME.fullmatch(label) and label.strip(".") else sha256(label.encode()).hexdigest()[:16]

@@ -235,13 +235,13 @@ def _measure(
 
     begun = time.perf_counter()
     observer.notify(CellEvaluationStarted())
-    subject = resolve_target(str(run.path), "run", ())
+    target = resolve_target(str(run.path), "run", ())
     # The run's own recipe may be somebody else's: whether a model's own code runs is for the cell's to say.
-    model = replace(subject.recipe.model, trust_remote_code=recipe.model.trust_remote_code)
-    subject = replace(subject, recipe=replace(subject.recipe, model=model))
+    model = replace(target.recipe.model, trust_remote_code=recipe.model.trust_remote_code)
+    target = replace(target, recipe=replace(target.recipe, model=model))
     seed, answers = recipe.training.seed, recipe.sweep.answers
     measurement = ModelEvaluator(
-        subject, rows, recipe.evaluation, compute, seed, observer, answers=answers, model=tuned, known=known
+        target, rows, recipe.evaluation, compute, seed, observer, answers=answers, model=tuned, known=known
     )
     content = _content(measurement.run(), rows, settings_key(recipe))
     run.write_json(MEASURED, content | {"seconds": time.perf_counter() - begun})

@@ -167,7 +167,7 @@ def test_answers_are_those_of_the_saved_model_one_prompt_at_a_time(neft: Neft, r
 
 def kept_files(run: Path, kind: str) -> dict[int, str]:
     [file] = (run / "evaluation").glob(f"{kind}-*.jsonl")
-    return {json.loads(line)["place"]: line for line in file.read_text().splitlines()}
+    return {json.loads(line)["index"]: line for line in file.read_text().splitlines()}
 
 
 def test_what_is_measured_is_not_measured_again(neft: Neft, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_training_data_that_changed_is_said_where_rows_come_from_elsewhere(
     (tmp_path / "new.jsonl").write_text(json.dumps({"prompt": "Name a river.", "completion": "Seine."}) + "\n")
     arguments = ["--dataset", tmp_path / "new.jsonl", "--no-answers", "--no-base"]
     result = neft("eval", tmp_path / "runs" / "tiny-a5-s0", *arguments)
-    assert "note: which rows tiny-a5-s0 was trained on can't be told from its data: it has changed since" in result.out
+    assert "note: the rows that tiny-a5-s0 was trained on are not known (its data has changed)" in result.out
 
 
 def test_a_base_model_that_changed_is_refused(neft: Neft, runs: Path, tiny_folder: Callable[..., Path]) -> None:
@@ -329,10 +329,9 @@ def test_data_that_changed_since_training_is_refused(
     result = neft("eval", run)
     assert result.code == 2
     assert result.err == (
-        f"{data}: the data has changed since tiny-a5-s0 was trained, so which rows were held out is not known any "
-        "more\n"
+        f"{data}: the data has changed since tiny-a5-s0 was trained, so neft can't know which rows were held out\n"
         "  got      a data_sha256 that differs from run.json's\n"
-        "  hint     neft eval ... --dataset FILE, with rows that were not trained on\n"
+        "  hint     neft eval ... --dataset FILE    with rows that no model here was trained on\n"
         "1 error; nothing was started.\n"
     )
 
@@ -576,7 +575,7 @@ def test_a_misspelt_run_is_answered_with_the_nearest(neft: Neft, runs: Path) -> 
     result = neft("eval", "tiny-a5-s1")
     assert result.code == 2
     assert result.err == (
-        "there is no run and no model of this name\n"
+        "there is no run or model of this name\n"
         "  got      tiny-a5-s1\n"
         "  did you mean tiny-a5-s0?\n"
         "  hint     neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of "
@@ -602,7 +601,7 @@ def test_a_folder_that_lacks_a_file_of_a_run_is_told_so(neft: Neft, runs: Path) 
     assert "runs/tiny-a5-s0: run.json is missing" in neft("eval", "tiny-a5-s0").err
     (runs / "tiny-a0-s0" / "recipe.yaml").unlink()
     assert "runs/tiny-a0-s0: this run has no recipe.yaml" in neft("eval", "tiny-a0-s0").err
-    assert "there is no run and no model of this name" in neft("eval", "runs/tiny-a7-s0").err
+    assert "there is no run or model of this name" in neft("eval", "runs/tiny-a7-s0").err
 
 
 def test_what_a_failed_start_made_is_taken_away(neft: Neft, runs: Path) -> None:
@@ -643,8 +642,8 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
     [
         (["--export", "csv"], "--export writes one format"),
         (["--no-answers", "--show", "3"], "--show needs answers"),
-        (["--set", "training.seed=3"], "--set training.seed: an evaluation does not read this option"),
-        (["--set", "evaluation.samples=3"], "--set evaluation.samples: an evaluation does not read this option"),
+        (["--set", "training.seed=3"], "--set training.seed: neft eval does not use this option"),
+        (["--set", "evaluation.samples=3"], "--set evaluation.samples: neft eval does not use this option"),
         (["--chat-template", "chatml"], "--chat-template: a run is evaluated as it was trained"),
         (["--judge", "http://[::1/v1", "--judge-model", "m"], "must be an http:// or https:// address"),
         (["--judge", "https://h/v1?api-key=secret", "--judge-model", "m"], "must hold no name, password or key"),
@@ -654,7 +653,7 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
         (["--dataset", "missing.jsonl"], "there is no file or folder of this name\n  got      missing.jsonl"),
         (["--set", "evaluation.generation.max_new_token=3"], "is not an option"),
         (["--set", "evalution.tasks=[a]"], "evalution.tasks is not an option"),
-        (["--baseline", "x" * 300], "there is no run and no model of this name"),
+        (["--baseline", "x" * 300], "there is no run or model of this name"),
     ],
 )
 def test_what_can_not_be_done_is_refused_before_anything_is_made(

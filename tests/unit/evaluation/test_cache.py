@@ -26,7 +26,7 @@ def test_what_was_added_is_found_again(tmp_path: Path) -> None:
     store = ResultCache(tmp_path, "answers", Answer, {"a": 1})
     store.add(RESULTS)
     again = ResultCache(tmp_path, "answers", Answer, {"a": 1})
-    assert again.found == RESULTS
+    assert again.results == RESULTS
     assert len(store.path.read_text(encoding="utf-8").splitlines()) == 5
 
 
@@ -78,7 +78,7 @@ def test_a_torn_file_keeps_its_whole_lines_and_takes_more(tmp_path_factory: pyte
     store.path.write_bytes(left)
     whole = left.count(b"\n")
     again = ResultCache(folder, "answers", Answer, {})
-    assert sorted(again.found) == list(range(whole))
+    assert sorted(again.results) == list(range(whole))
     again.add(RESULTS)
     assert store.path.read_bytes() == content
     assert [json.loads(line)["place"] for line in store.path.read_text(encoding="utf-8").splitlines()] == [*range(5)]
@@ -104,7 +104,7 @@ def test_two_evaluations_of_one_model_take_turns(tmp_path: Path) -> None:
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
-    assert told == [f"another evaluation is at work in {tmp_path}; waiting for it"]
+    assert told == [f"another evaluation is using {tmp_path}; waiting for it"]
 
 
 def test_a_folder_that_can_not_be_made_is_an_answer(tmp_path: Path) -> None:

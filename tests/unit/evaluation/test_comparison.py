@@ -50,8 +50,8 @@ def results(role: str, seed: int, shift: float = 0.0) -> ModelResults:
     answers = tuple(Answer(text, len(text.split()), place % 7 == 0) for place, text in enumerate(texts))
     references = [f"{WORDS[place % 9]} sky" if has else None for place, has in enumerate(scored)]
     metrics = tuple(measure_answer(text, reference) for text, reference in zip(texts, references, strict=True))
-    subject: Any = SimpleNamespace(role=role, run=None if role == "base" else role)
-    return ModelResults(subject, rows, losses, answers, metrics)
+    target: Any = SimpleNamespace(role=role, run=None if role == "base" else role)
+    return ModelResults(target, rows, losses, answers, metrics)
 
 
 RUN, BASELINE, BASE = results("run", 0), results("baseline", 1, 0.4), results("base", 2, 1.0)
@@ -120,7 +120,7 @@ def test_compare_calls_only_models_better_or_worse_and_runs_lower_or_higher() ->
         rated = each.against == "base" and each.metric not in describes
         assert each.verdict in {"not significant", *(("better", "worse") if rated else ("lower", "higher"))}
     assert one(comparisons, "held_out_loss", "base").verdict == "better"
-    model = replace(BASELINE, subject=SimpleNamespace(role="baseline", run=None))  # type: ignore[arg-type]
+    model = replace(BASELINE, target=SimpleNamespace(role="baseline", run=None))  # type: ignore[arg-type]
     _, with_model = compare_models([RUN, model], None, PROMPTS)
     assert one(with_model, "held_out_loss", "baseline").verdict == "better"
 
@@ -161,7 +161,7 @@ def test_lower_overlap_with_references_is_no_regression() -> None:
 
 
 def test_compare_finds_nothing_between_equal_results() -> None:
-    _, comparisons = compare_models([RUN, replace(RUN, subject=BASELINE.subject)], None, PROMPTS)
+    _, comparisons = compare_models([RUN, replace(RUN, target=BASELINE.target)], None, PROMPTS)
     assert {each.verdict for each in comparisons} == {"not significant"}
     assert {each.difference for each in comparisons} == {0.0}
 

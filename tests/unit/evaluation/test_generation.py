@@ -208,7 +208,7 @@ def test_a_batch_too_large_for_memory_is_halved_and_the_answers_stay() -> None:
     with model.register_forward_pre_hook(scarce, with_kwargs=True):
         answers = texts(model, tokenizer, prompts, GREEDY, observer=SimpleNamespace(notify=told.append))
     assert answers == expected
-    assert [notice.message for notice in told] == ["not enough memory for 5 rows at once; going on with 2"]
+    assert [notice.message for notice in told] == ["out of memory with 5 rows per batch; batch size halved to 2"]
 
 
 # Settings

@@ -61,7 +61,7 @@ def values(losses: list[RowLoss]) -> list[float]:
 def test_losses_are_those_of_a_plain_loop_in_float64(family: Family) -> None:
     """Sum, count and hits of each row, in the order given, for every architecture; float32 costs 1e-5 at most."""
     found = row_losses(MODELS[family], ROWS, batch_size=3)
-    assert [loss.where for loss in found] == [row.location for row in ROWS]
+    assert [loss.location for loss in found] == [row.location for row in ROWS]
     for loss, row in zip(found, ROWS, strict=True):
         expected, tokens, correct = by_hand(MODELS[family], row)
         assert loss.negative_log_likelihood == pytest.approx(expected, rel=1e-5)
@@ -96,11 +96,11 @@ def test_a_rows_loss_does_not_depend_on_its_neighbours(family: Family, batch_siz
 @given(st.permutations(range(len(ROWS))), st.integers(1, 8))
 def test_rows_come_back_in_the_order_given(order: list[int], batch_size: int) -> None:
     """Whatever the order, each place and its loss stay together."""
-    expected = {loss.where: loss for loss in row_losses(MODELS["llama"], ROWS, batch_size=3)}
+    expected = {loss.location: loss for loss in row_losses(MODELS["llama"], ROWS, batch_size=3)}
     found = row_losses(MODELS["llama"], [ROWS[index] for index in order], batch_size)
-    assert [loss.where for loss in found] == [ROWS[index].location for index in order]
+    assert [loss.location for loss in found] == [ROWS[index].location for index in order]
     for loss in found:
-        same = expected[loss.where]
+        same = expected[loss.location]
         assert (loss.tokens, loss.correct) == (same.tokens, same.correct)
         assert loss.negative_log_likelihood == pytest.approx(same.negative_log_likelihood, rel=1e-5)
 
@@ -164,7 +164,7 @@ def test_a_batch_too_large_for_memory_is_halved_and_gives_the_same_numbers() -> 
     with model.base_model.register_forward_pre_hook(scarce, with_kwargs=True):
         found = row_losses(model, ROWS, 4, observer=SimpleNamespace(notify=told.append))
     assert found == expected
-    assert [notice.message for notice in told] == ["not enough memory for 4 rows at once; going on with 2"]
+    assert [notice.message for notice in told] == ["out of memory with 4 rows per batch; batch size halved to 2"]
 
 
 # What is left behind
