@@ -1,4 +1,4 @@
-"""`neft eval`: measure models on rows that none was trained on, compare them, and write a report."""
+"""`neft eval`: evaluate models on rows that none of them was trained on, compare them, and write a report."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from neftcli.data.tokens import split_prompt_and_reference
 from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.cache import lock_results
 from neftcli.evaluation.held_out import EvalRows, read_eval_rows
+from neftcli.evaluation.number_format import count_noun
 from neftcli.evaluation.targets import EvalTarget, base_model_target, resolve_target
 from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.validate import validate_model, validate_weight_files
@@ -30,24 +31,26 @@ if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
 
 ALPACA_EVAL = "alpaca-eval"
-EVALUATION, QUESTION, LOG = "evaluation", ".question", "eval.log"
+EVALUATION, LOG = "evaluation", "eval.log"
+QUESTION = ".question"
+"""File in a report's folder with the hash of what the evaluation was asked."""
 
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What `neft eval` was asked for.
+    """Arguments of `neft eval`.
 
     Attributes:
         target: A run or a model.
-        baseline: Another run or model to compare with, or None.
-        dataset: Rows to evaluate on; None for those that the run held out.
-        split: Their split, or None.
-        max_rows: Use at most N of them.
-        overrides: Options of the recipe from the command line.
-        base: Compare with the model that the run began from, too.
+        baseline: Another run or model to compare with; None for none.
+        dataset: Rows to evaluate on; None for the held-out split of the run.
+        split: Split of the dataset; None for its default.
+        max_rows: Use at most N rows.
+        overrides: Recipe options from the command line.
+        base: Compare with the base model of the run as well.
         answers: Generate answers.
-        show: How many prompts to show answers to, side by side.
-        export: "alpaca-eval", or None.
+        show: Number of prompts to show with all answers side by side.
+        export: "alpaca-eval"; None for no export.
     """
 
     target: str
@@ -63,44 +66,44 @@ class EvalRequest:
 
 
 def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
-    """Does what `request` asks for; what was measured before is not measured again.
+    """Evaluate the models, compare them and write the report; cached results are not computed again.
 
     Raises:
-        InputError: A model, the rows or a setting can't be used; nothing was measured.
-        JudgeError: The judge could not be asked; what it said so far is kept.
-        Preempted: It was stopped by KeyboardInterrupt; what was measured is kept.
+        InputError: A model, the rows or a setting can't be used; nothing was started.
+        JudgeError: The judge failed; its replies so far are kept.
+        Preempted: KeyboardInterrupt; results so far are kept.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     prepare_libraries()
     targets = _resolve_targets(request, observer)
-    _require_two(targets)
-    _check(targets, request)
+    _require_different_models(targets)
+    _require_usable_settings(targets, request)
     rows = read_eval_rows(
-        targets, request.dataset, request.split, request.max_rows, _typed_data(request.overrides), observer
+        targets, request.dataset, request.split, request.max_rows, _typed_data_options(request.overrides), observer
     )
     for target in targets:
         validate_model(target.reference, target.recipe, trains=False)
         validate_weight_files(target.reference)
-    measurable = request.answers or targets[0].recipe.evaluation.tasks
-    if not measurable and not any(example.answer() or example.text for example in rows.examples):
+    measures_answers = request.answers or targets[0].recipe.evaluation.tasks
+    if not measures_answers and not any(example.answer() or example.text for example in rows.examples):
         raise InputError(
             Problem(
                 "there is nothing to measure",
-                f"{len(rows.examples)} rows without an answer, --no-answers",
-                "leave --no-answers out, or give rows with answers",
+                f"{count_noun(len(rows.examples), 'row')} without an answer, --no-answers",
+                "leave out --no-answers, or evaluate on rows with answers",
             )
         )
     _require_no_links(targets)
-    folder = _report_folder(rows, targets, request)
+    folder = _make_report_folder(rows, targets, request)
     observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
-    with _explained(folder), capture_library_output(folder / LOG):
-        results = _measure(targets, rows, request, observer)
+    with _clear_errors(folder), capture_library_output(folder / LOG):
+        results = _evaluate_models(targets, rows, request, observer)
         failure, judged = None, None
         try:
-            judged = _judge(results, rows, observer)
-        except NeftError as error:  # what was measured is reported all the same
+            judged = _judge_answers(results, rows, observer)
+        except NeftError as error:  # the other results are reported all the same
             failure = error
-        report = _report(request, results, judged, rows, folder, begun)
+        report = _write_report(request, results, judged, rows, folder, started)
     observer.notify(report)
     if failure is not None:
         raise failure
@@ -108,26 +111,26 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
 
 
 def _resolve_targets(request: EvalRequest, observer: Observer) -> list[EvalTarget]:
-    """Find what is evaluated: the run or model asked for, the baseline, the run's base model.
+    """Resolve the models: the requested run or model, the baseline, the base model of the run.
 
     If baseline and base model have the same weights, the table has one of them: a run as the baseline, a model as the
-    base, which is read by the run's chat template.
+    base, which uses the run's chat template.
 
-    A run's recipe may come from somebody else, so code that comes with a model runs only if that is typed.
+    Somebody else may have written the recipe of a run, so a model's own code runs only if the command line says so.
     """
     trusted = [layer[TRUST].value for layer in request.overrides if TRUST in layer][-1:] == [True]
-    main = _trusting(resolve_target(request.target, "run", request.overrides), trusted)
+    main = _set_trust(resolve_target(request.target, "run", request.overrides), trusted)
     targets = [main]
     if request.baseline is not None:
-        evaluation = [
+        evaluation_options = [
             {path: setting for path, setting in layer.items() if path.startswith("evaluation.")}
             for layer in request.overrides
         ]
-        targets.append(_trusting(resolve_target(request.baseline, "baseline", evaluation), trusted))
+        targets.append(_set_trust(resolve_target(request.baseline, "baseline", evaluation_options), trusted))
     base = base_model_target(main) if request.base else None
     if base is None:
         return targets
-    if request.baseline is not None and _same_weights(targets[1], base):
+    if request.baseline is not None and _have_same_weights(targets[1], base):
         is_run = targets[1].run is not None
         role = "baseline" if is_run else "base"
         observer.notify(Notice(f"{request.baseline} is the base model of this run: the table shows it once, as {role}"))
@@ -135,8 +138,8 @@ def _resolve_targets(request: EvalRequest, observer: Observer) -> list[EvalTarge
     return [*targets, base]
 
 
-def _same_weights(baseline: EvalTarget, base: EvalTarget) -> bool:
-    """Whether a baseline is the base model itself, and not an adapter on it or a quantised copy."""
+def _have_same_weights(baseline: EvalTarget, base: EvalTarget) -> bool:
+    """Return whether a baseline is the base model itself, not an adapter on it or a quantized copy."""
     if baseline.has_adapter() or (baseline.run is None and baseline.recipe.quantization != base.recipe.quantization):
         return False
     ours, theirs = baseline.reference, base.reference
@@ -145,32 +148,32 @@ def _same_weights(baseline: EvalTarget, base: EvalTarget) -> bool:
     return theirs.kind == ours.kind and Path(ours.location).resolve() == Path(theirs.location).resolve()
 
 
-def _require_two(targets: Sequence[EvalTarget]) -> None:
-    """Refuse a run or model that is compared with itself, by whatever path.
+def _require_different_models(targets: Sequence[EvalTarget]) -> None:
+    """Reject a run or model that is compared with itself, by whatever path.
 
     Raises:
-        InputError: Both have their weights in one folder.
+        InputError: Both have their weights in the same folder.
     """
     main = targets[0]
     for target in targets:
         if target.role != "baseline":
             continue
-        folders = [one.run.model if one.run else Path(one.reference.location) for one in (main, target)]
+        folders = [each.run.model if each.run else Path(each.reference.location) for each in (main, target)]
         if folders[0].resolve() != folders[1].resolve():
             continue
         paired_run = main.paired_run()
-        hint = "leave --baseline out, which compares with the base model" if main.run else "--baseline OTHER"
+        hint = "leave out --baseline to compare with the base model" if main.run else "--baseline OTHER"
         if paired_run is not None and paired_run.exists:
             hint = f"--baseline {shlex.quote(paired_run.run)}, or {hint}"
-        what = "run" if main.run else "model"
-        raise InputError(Problem(f"this {what} is compared with itself", f"--baseline {target.name}", hint))
+        kind = "run" if main.run else "model"
+        raise InputError(Problem(f"this {kind} is compared with itself", f"--baseline {target.name}", hint))
 
 
-def _trusting(target: EvalTarget, trusted: bool) -> EvalTarget:
-    """The target, whose own code may run or not.
+def _set_trust(target: EvalTarget, trusted: bool) -> EvalTarget:
+    """Return the target with permission to run the model's own code, or without.
 
     Raises:
-        ModelError: It may, and comes from the hub without a commit.
+        ModelError: It may run code, and comes from the hub without a commit.
     """
     from neftcli.models.loading import require_pinned_code
 
@@ -179,19 +182,19 @@ def _trusting(target: EvalTarget, trusted: bool) -> EvalTarget:
     return replace(target, recipe=replace(target.recipe, model=model))
 
 
-def _check(targets: Sequence[EvalTarget], request: EvalRequest) -> None:
-    """Refuses what can't be done, before anything is loaded."""
+def _require_usable_settings(targets: Sequence[EvalTarget], request: EvalRequest) -> None:
+    """Reject settings that can't work, before anything is loaded."""
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
     from neftcli.models.chat_templates import validate_chat_template
 
     for target in targets:
-        if target.tokenizer is None:  # a saved tokenizer brings its template
+        if target.tokenizer is None:  # a saved tokenizer has its own template
             validate_chat_template(target.recipe.model.chat_template)
     settings = targets[0].recipe.evaluation
     check_judge(settings.judge)
-    judged = settings.judge.base_url is not None
-    if judged and len(targets) == 1:
+    has_judge = settings.judge.base_url is not None
+    if has_judge and len(targets) == 1:
         raise InputError(
             Problem(
                 "--judge compares the answers of two models", "one model", "--baseline RUN, or a run without --no-base"
@@ -199,11 +202,11 @@ def _check(targets: Sequence[EvalTarget], request: EvalRequest) -> None:
         )
     if request.export not in (None, ALPACA_EVAL):
         raise InputError(Problem("--export writes one format", str(request.export), f"--export {ALPACA_EVAL}"))
-    wanted = {"--judge": judged, "--show": request.show > 0, "--export": request.export is not None}
-    needless = [name for name, given in wanted.items() if given and not request.answers]
-    if needless:
-        raise InputError(Problem(f"{needless[0]} needs answers", "--no-answers", "leave --no-answers out"))
-    if judged:
+    needs_answers = {"--judge": has_judge, "--show": request.show > 0, "--export": request.export is not None}
+    for flag, is_set in needs_answers.items():
+        if is_set and not request.answers:
+            raise InputError(Problem(f"{flag} needs answers", "--no-answers", "leave out --no-answers"))
+    if has_judge:
         require_reachable(settings.judge)
     if settings.tasks:
         from neftcli.evaluation.tasks import check_tasks
@@ -212,10 +215,10 @@ def _check(targets: Sequence[EvalTarget], request: EvalRequest) -> None:
 
 
 def _require_no_links(targets: Sequence[EvalTarget]) -> None:
-    """Checks that nothing that will be written to is a link; the models themselves are only read.
+    """Check that no folder that neft will write to is a link; the models themselves are only read.
 
     Raises:
-        InputError: Something is.
+        InputError: A folder is a link.
     """
     for target in targets:
         require_no_link(target.home)
@@ -225,62 +228,25 @@ def _require_no_links(targets: Sequence[EvalTarget]) -> None:
 
 
 def _judge_folder(target: EvalTarget) -> Path:
-    """Where a judge's replies are kept, for all runs beside this one."""
+    """Return the folder of the judge's replies, shared by all runs in the same folder."""
     return target.home.parent / "judge"
 
 
-def _typed_data(overrides: Sequence[Layer]) -> list[str]:
+def _typed_data_options(overrides: Sequence[Layer]) -> list[str]:
     return [path for layer in overrides for path in layer if path.startswith("data.")]
 
 
-def _report(
-    request: EvalRequest,
-    results: Sequence[ModelResults],
-    judged: JudgeScores | None,
-    rows: EvalRows,
-    folder: Path,
-    begun: float,
-) -> EvaluationReport:
-    """Compare, and write the report."""
-    from neftcli.evaluation import report as writing
-    from neftcli.evaluation.comparison import compare_models, win_rate_bounds
-    from neftcli.evaluation.sentences import conclusion
-    from neftcli.statistics.paired import MIN_PROMPTS
-
-    prompts = [normalize_prompt(writing.instruction(example)) for example in rows.examples]
-    metrics, comparisons = compare_models(results, judged, prompts)
-    models = tuple(one.target.column() for one in results)
-    changed = writing.changed_options(results)
-    report = EvaluationReport(
-        models=models,
-        rows=len(rows.examples),
-        source=rows.source,
-        metrics=metrics,
-        comparisons=comparisons,
-        scope=writing.scope(results, comparisons, prompts),
-        remarks=tuple(writing.remarks(results, judged, comparisons)),
-        shown=tuple(writing.select_most_different(results, rows, request.show)),
-        folder=str(folder),
-        seconds=time.perf_counter() - begun,
-        paired_run=results[0].target.paired_run(),
-        conclusion=tuple(conclusion(models, metrics, comparisons, changed)),
-        sweep_command=writing.sweep_command(results) if len(set(prompts)) >= MIN_PROMPTS else None,
-        win_rate_bounds=None if judged is None else win_rate_bounds(judged),
-    )
-    writing.write(report, results, judged, rows, folder, export=request.export == ALPACA_EVAL)
-    return report
-
-
-def _report_folder(rows: EvalRows, targets: Sequence[EvalTarget], request: EvalRequest) -> Path:
-    """The folder of the report: that of the same question asked before, else a new one.
+def _make_report_folder(rows: EvalRows, targets: Sequence[EvalTarget], request: EvalRequest) -> Path:
+    """Return the folder of the report: that of an earlier evaluation of the same question, or a new one.
 
     Raises:
-        InputError: It can't be made.
+        InputError: It can't be created.
     """
     baseline = next((target.name for target in targets if target.role == "baseline"), None)
     name = rows.label + (f"-vs-{baseline}" if baseline else "")
-    asked = [data_fingerprint(rows.examples), str(targets[0].recipe.evaluation), request.base, request.answers]
-    question = sha256(repr([*asked, request.export]).encode()).hexdigest() + "\n"
+    settings = str(targets[0].recipe.evaluation)
+    parts = [data_fingerprint(rows.examples), settings, request.base, request.answers, request.export]
+    question = sha256(repr(parts).encode()).hexdigest() + "\n"
     parent = targets[0].home / EVALUATION
     number = 1
     try:
@@ -288,36 +254,37 @@ def _report_folder(rows: EvalRows, targets: Sequence[EvalTarget], request: EvalR
             folder = parent / (name if number == 1 else f"{name}-{number}")
             folder.mkdir(parents=True, exist_ok=True)
             remove_stale_files(folder)
-            mark = folder / QUESTION
-            if not mark.is_file():
-                atomic_write(mark, question)
-            if mark.read_text() == question:
+            question_file = folder / QUESTION
+            if not question_file.is_file():
+                atomic_write(question_file, question)
+            if question_file.read_text() == question:
                 return folder
             number += 1
     except OSError as error:
-        raise InputError(
-            Problem(f"{parent} can't be written", error.strerror or str(error), "free space, or rights to write there")
-        ) from None
+        message = f"{parent} can't be written"
+        hint = "free disk space, or get permission to write there"
+        raise InputError(Problem(message, error.strerror or str(error), hint)) from None
 
 
-def _measure(
+def _evaluate_models(
     targets: Sequence[EvalTarget], rows: EvalRows, request: EvalRequest, observer: Observer
 ) -> list[ModelResults]:
+    """Evaluate every model with the main one's settings, device and precision."""
     from neftcli.evaluation.measurement import ModelEvaluator
     from neftcli.system.device import resolve_compute_config
 
     main = targets[0].recipe
     frozen_weights = main.adapter.type != "none" or targets[0].run is None
     compute = resolve_compute_config(main.training.precision, main.model.dtype, frozen_weights=frozen_weights)
-    settings, seed = main.evaluation, main.training.seed
-    measurements = [
-        ModelEvaluator(target, rows, settings, compute, seed, observer, answers=request.answers) for target in targets
+    evaluators = [
+        ModelEvaluator(target, rows, main.evaluation, compute, main.training.seed, observer, answers=request.answers)
+        for target in targets
     ]
-    return [measurement.run() for measurement in measurements]
+    return [evaluator.run() for evaluator in evaluators]
 
 
-def _judge(results: Sequence[ModelResults], rows: EvalRows, observer: Observer) -> JudgeScores | None:
-    """The judge's scores against the baseline's answers, or the base model's where there is no baseline."""
+def _judge_answers(results: Sequence[ModelResults], rows: EvalRows, observer: Observer) -> JudgeScores | None:
+    """Ask the judge to compare the answers with the baseline's, or without a baseline with the base model's."""
     settings = results[0].target.recipe.evaluation.judge
     if settings.base_url is None:
         return None
@@ -330,42 +297,78 @@ def _judge(results: Sequence[ModelResults], rows: EvalRows, observer: Observer) 
         AnswerPair(instruction(example), ours.text, theirs.text, split_prompt_and_reference(example)[1])
         for example, ours, theirs in zip(rows.examples, results[0].answers, opponent.answers, strict=True)
     ]
-    judged_models = f"{results[0].target.name} against {opponent.target.name}"
-    begun = time.perf_counter()
+    models = f"{results[0].target.name} against {opponent.target.name}"
+    started = time.perf_counter()
 
-    def advance(done: int, total: int) -> None:
-        elapsed = time.perf_counter() - begun
+    def notify_progress(done: int, total: int) -> None:
+        elapsed = time.perf_counter() - started
         rate = done / elapsed if elapsed else 0.0
         remaining = (total - done) / rate if rate else 0.0
-        observer.notify(
-            PhaseProgress(PhaseId.JUDGING, done, total, elapsed, remaining, rate, "verdicts", subject=judged_models)
-        )
+        observer.notify(PhaseProgress(PhaseId.JUDGING, done, total, elapsed, remaining, rate, "verdicts", models))
 
-    place = _judge_folder(results[0].target)
-    with lock_results(place, observer):
-        judged = judge_pairs(pairs, settings, place / "verdicts.jsonl", advance)
+    folder = _judge_folder(results[0].target)
+    with lock_results(folder, observer):
+        judged = judge_pairs(pairs, settings, folder / "verdicts.jsonl", notify_progress)
     return JudgeScores(
         opponent.target.role,
-        tuple(one.score for one in judged),
+        tuple(pair.score for pair in judged),
         tuple(find_length_matched(pairs)),
         tuple(len(pair.answer) - len(pair.opponent) for pair in pairs),
-        tuple(one.verdicts for one in judged),
+        tuple(pair.verdicts for pair in judged),
     )
 
 
+def _write_report(
+    request: EvalRequest,
+    results: Sequence[ModelResults],
+    judged: JudgeScores | None,
+    rows: EvalRows,
+    folder: Path,
+    started: float,
+) -> EvaluationReport:
+    """Compare the models, and write the report to its folder."""
+    from neftcli.evaluation import report as reporting
+    from neftcli.evaluation.comparison import compare_models, win_rate_bounds
+    from neftcli.evaluation.sentences import conclusion
+    from neftcli.statistics.paired import MIN_PROMPTS
+
+    prompts = [normalize_prompt(reporting.instruction(example)) for example in rows.examples]
+    metrics, comparisons = compare_models(results, judged, prompts)
+    models = tuple(model.target.column() for model in results)
+    changed = reporting.changed_options(results)
+    report = EvaluationReport(
+        models=models,
+        rows=len(rows.examples),
+        source=rows.source,
+        metrics=metrics,
+        comparisons=comparisons,
+        scope=reporting.scope(results, comparisons, prompts),
+        remarks=tuple(reporting.remarks(results, judged, comparisons)),
+        shown=tuple(reporting.select_most_different(results, rows, request.show)),
+        folder=str(folder),
+        seconds=time.perf_counter() - started,
+        paired_run=results[0].target.paired_run(),
+        conclusion=tuple(conclusion(models, metrics, comparisons, changed)),
+        sweep_command=reporting.sweep_command(results) if len(set(prompts)) >= MIN_PROMPTS else None,
+        win_rate_bounds=None if judged is None else win_rate_bounds(judged),
+    )
+    reporting.write(report, results, judged, rows, folder, export=request.export == ALPACA_EVAL)
+    return report
+
+
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """What ends an evaluation early, in words that say what is kept."""
-    kept = f"what was measured so far is kept beside {folder}"
+def _clear_errors(folder: Path) -> Iterator[None]:
+    """Turn errors that end an evaluation early into messages that say which results are kept."""
+    kept = f"results so far are kept next to {folder}"
     try:
         yield
     except KeyboardInterrupt:
-        raise Preempted(Problem(f"stopped; {kept}", hint="the same command again goes on from there")) from None
-    except InputError:  # nothing was measured, so nothing stays of it, but for an earlier report
+        raise Preempted(Problem(f"stopped; {kept}", hint="the same command resumes")) from None
+    except InputError:  # nothing was started, so nothing is left behind, except an earlier report
         if not (folder / "report.json").is_file():
             for name in (QUESTION, LOG):
                 remove(folder / name)
-            with suppress(OSError):  # something else lies there, or the folder is a link
+            with suppress(OSError):  # a folder is not empty, or a link
                 for empty in (folder, *folder.parents[:2]):
                     empty.rmdir()
         raise
@@ -376,7 +379,7 @@ def _explained(folder: Path) -> Iterator[None]:
             Problem(
                 f"a file can't be read or written; {kept}",
                 f"{error.strerror or error}{': ' + str(error.filename) if error.filename else ''}",
-                "free space, or the file's rights, then the same command again",
+                "free disk space, or fix the file's permissions, then run the same command again",
             )
         ) from error
     except Exception as error:
@@ -386,7 +389,7 @@ def _explained(folder: Path) -> Iterator[None]:
             raise
         raise NeftError(
             Problem(
-                f"there was not enough memory to load a model, or for one row alone; {kept}",
+                f"out of memory while loading a model, or with a single row; {kept}",
                 first_line(error),
                 "--set evaluation.generation.max_new_tokens=64, shorter rows, or a machine with more memory",
             )

@@ -224,8 +224,8 @@ def test_a_stopped_evaluation_goes_on(neft: Neft, runs: Path, sign: signal.Signa
     _, said = process.communicate(timeout=60)
     if sign != signal.SIGKILL:
         assert process.returncode == 75
-        assert "stopped; what was measured so far is kept" in said
-        assert "the same command again goes on from there" in said
+        assert "stopped; results so far are kept" in said
+        assert "the same command resumes" in said
     before = kept_files(runs / "tiny-a5-s0", "answers")
     assert 0 < len(before) < 12
     arguments = ["--no-base", "--set", "evaluation.generation.max_new_tokens=64"]
@@ -442,7 +442,7 @@ def test_a_run_is_not_compared_with_itself(neft: Neft, runs: Path, other: str) -
     assert result.code == 2
     lines = result.err.splitlines()
     assert lines[0] == "this run is compared with itself"
-    assert lines[2].startswith("  hint     --baseline runs/tiny-a0-s0, or leave --baseline out")
+    assert lines[2].startswith("  hint     --baseline runs/tiny-a0-s0, or leave out --baseline")
     assert not (runs / "tiny-a5-s0" / "evaluation").exists()
 
 
