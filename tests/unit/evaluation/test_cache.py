@@ -34,7 +34,7 @@ def test_the_first_result_of_an_item_stays(tmp_path: Path) -> None:
     store = ResultCache(tmp_path, "answers", Answer, {})
     store.add({0: Answer("first", 1, cut=False)})
     store.add({0: Answer("second", 1, cut=False), 1: Answer("other", 1, cut=True)})
-    assert [answer.text for answer in ResultCache(tmp_path, "answers", Answer, {}).found.values()] == ["first", "other"]
+    assert [answer.text for answer in ResultCache(tmp_path, "answers", Answer, {}).results.values()] == ["first", "other"]
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=5))
@@ -44,7 +44,7 @@ def test_any_text_is_found_again(tmp_path_factory: pytest.TempPathFactory, texts
     ResultCache(folder, "answers", Answer, {}).add(
         {place: Answer(text, 1, cut=False) for place, text in enumerate([*texts, "a\u2028b\x85c"])}
     )
-    found = ResultCache(folder, "answers", Answer, {}).found
+    found = ResultCache(folder, "answers", Answer, {}).results
     assert [found[place].text for place in range(len(texts) + 1)] == [*texts, "a\u2028b\x85c"]
 
 
@@ -52,8 +52,8 @@ def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
     store = ResultCache(tmp_path, "answers", Answer, {})
     store.add(RESULTS)
     lines = store.path.read_bytes().splitlines(keepends=True)
-    store.path.write_bytes(b"".join([lines[0], b"\x00\xff{]\n", b"[]\n", b'{"place": 1, "text": 3}\n', *lines[2:]]))
-    assert sorted(ResultCache(tmp_path, "answers", Answer, {}).found) == [0, 2, 3, 4]
+    store.path.write_bytes(b"".join([lines[0], b"\x00\xff{]\n", b"[]\n", b'{"index": 1, "text": 3}\n', *lines[2:]]))
+    assert sorted(ResultCache(tmp_path, "answers", Answer, {}).results) == [0, 2, 3, 4]
 
 
 def test_each_thing_that_results_depend_on_has_a_file_of_its_own(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_torn_file_keeps_its_whole_lines_and_takes_more(tmp_path_factory: pyte
     assert sorted(again.results) == list(range(whole))
     again.add(RESULTS)
     assert store.path.read_bytes() == content
-    assert [json.loads(line)["place"] for line in store.path.read_text(encoding="utf-8").splitlines()] == [*range(5)]
+    assert [json.loads(line)["index"] for line in store.path.read_text(encoding="utf-8").splitlines()] == [*range(5)]
 
 
 def test_a_file_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
