@@ -34,7 +34,8 @@ def test_the_first_result_of_an_item_stays(tmp_path: Path) -> None:
     store = ResultCache(tmp_path, "answers", Answer, {})
     store.add({0: Answer("first", 1, cut=False)})
     store.add({0: Answer("second", 1, cut=False), 1: Answer("other", 1, cut=True)})
-    assert [answer.text for answer in ResultCache(tmp_path, "answers", Answer, {}).results.values()] == ["first", "other"]
+    cache = ResultCache(tmp_path, "answers", Answer, {})
+    assert [answer.text for answer in cache.results.values()] == ["first", "other"]
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=5))
