@@ -66,22 +66,34 @@ def sweep_alpha(
     from neftcli.recipe.loading import file_layers
     from neftcli.recipe.yaml_file import Setting
     from neftcli.runs.directory import find_sweep
-    from neftcli.sweep.folder import layers_of, sweep_of
-    from neftcli.sweep.sweep_alpha import Request, sweep
+    from neftcli.sweep.folder import load_layers, resolve_sweep
+    from neftcli.sweep.sweep_alpha import SweepRequest, run_sweep
 
     if earlier is not None and re.fullmatch(r"[\d.]+", earlier) and find_sweep(earlier) is None:
         listed = "--alphas 0,5,10"
         raise InputError(Problem("the alphas are one list, with commas", earlier, f"neft sweep-alpha {listed}"))
-    folder = None if earlier is None else sweep_of(earlier)
+    folder = None if earlier is None else resolve_sweep(earlier)
     if folder is not None and recipe is not None:
         same = f"neft sweep-alpha {shlex.quote(str(folder))}"
         raise InputError(Problem("a sweep's folder and --recipe can't stand together: it has its own", recipe, same))
     typed = [*overrides]
     if grid:
         typed.append({"sweep.grid": Setting(tuple(grid), "--grid", ", ".join(grid))})
-    layers = layers_of(folder, typed) if folder else [*file_layers(recipe or QUICKSTART), *typed]
+    is_new = any(key in ("name", "output_dir") for layer in typed for key in layer)
+    working_folder = None
+    if folder is None:
+        layers = [*file_layers(recipe or QUICKSTART), *typed]
+    else:
+        layers, working_folder = load_layers(folder, typed, resume=not is_new)
     with choose_display(json_lines=json_lines, quiet=quiet) as display:
-        elsewhere = any(key in ("name", "output_dir") for layer in typed for key in layer)
-        place = None if elsewhere else folder
-        of_pilot = None if pilot is None else sweep_of(pilot, "--pilot")
-        sweep(Request(tuple(layers), place, engine, ray_address, dry_run, of_pilot), display)
+        pilot_folder = None if pilot is None else resolve_sweep(pilot, "--pilot")
+        request = SweepRequest(
+            layers=tuple(layers),
+            folder=None if is_new else folder,
+            engine=engine,
+            ray_address=ray_address,
+            dry_run=dry_run,
+            pilot=pilot_folder,
+            working_folder=working_folder,
+        )
+        run_sweep(request, display)

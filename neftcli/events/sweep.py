@@ -100,13 +100,13 @@ class SweepStarted:
 
 @dataclass(frozen=True, slots=True)
 class CellEstimate:
-    """Estimated time of a cell that is not done.
+    """Estimated time of a cell that is not finished.
 
     Attributes:
-        key: Id of the cell.
-        arm: Name of the arm.
-        seed: Training seed.
-        seconds: Estimated seconds, without the start of its worker.
+        key: First characters of the hash of everything that determines its weights.
+        arm: Name of its arm.
+        seed: Its training seed.
+        seconds: Estimated seconds, without loading the model.
     """
 
     key: str
@@ -148,23 +148,21 @@ class PowerAnalysis:
 
 @dataclass(frozen=True, slots=True)
 class SweepEstimate:
-    """Estimated time of the cells that are not done, and what the cells share.
+    """Estimated time of the cells that are not finished.
 
     Attributes:
-        seconds: Estimated seconds in all, including start-up.
-        workers: Workers that run at the same time.
-        cells: The cells that are not done.
-        parts: Seconds of each part of a cell; empty if cells differ, or were timed as a whole.
-        timed: Name and number of what was timed for the estimate; empty if all cells are done.
-        shared: What the cells share, in words.
-        answer_tokens: Tokens counted for each answer (the maximum); None if the timed answers ended by themselves.
-        uncounted: What the estimate leaves out, in words.
-        engine: local or ray; with ray the cells are timed on this machine, as if one worker ran them all.
-        early_stopping: True if early stopping may save cells; the estimate is for all.
-        power: Power of the sweep; None if it is not known.
-        own_start: Seconds until the command starts the first cell, as measured in this dry run.
-        worker_start: Seconds until a worker starts its first cell (libraries, model, tokenized rows, losses and answers
-            of the base model); None if the recorded seconds of finished cells include them.
+        seconds: Estimated seconds in all, loading the model included.
+        workers: Number of workers.
+        cells: The cells that are not finished.
+        parts: Seconds of the training, the losses and the answers of a cell; empty if cells differ or the estimate is
+            from finished cells.
+        finished_cells: Number of finished cells whose mean was used.
+        timed_steps: Number of training steps that were timed, one for each kind of cell without a finished one.
+        answer_tokens: Tokens counted for each answer, the most it can have; None if no answer was timed.
+        uncounted: Parts that the estimate leaves out.
+        engine: "local" or "ray"; with ray one worker is assumed.
+        early_stopping: Fewer cells may be needed; the estimate is for all.
+        power: Minimum detectable effect of the sweep.
     """
 
     id: ClassVar[str] = "sweep.estimate"
@@ -173,20 +171,18 @@ class SweepEstimate:
     workers: int
     cells: tuple[CellEstimate, ...]
     parts: dict[str, float]
-    timed: dict[str, int]
-    shared: tuple[str, ...]
+    finished_cells: int = 0
+    timed_steps: int = 0
     answer_tokens: int | None = None
     uncounted: tuple[str, ...] = ()
     engine: str = "local"
     early_stopping: bool = False
     power: PowerAnalysis | None = None
-    own_start: float = 0.0
-    worker_start: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """Results of an arm of a sweep.
+    """Results of an arm.
 
     Attributes:
         alpha: NEFTune's alpha.
@@ -208,27 +204,31 @@ class ArmResult:
         """Return the name of the arm."""
         return arm_name(self.alpha, self.label)
 
+    def comparison(self, metric: str) -> Comparison | None:
+        """Return the comparison with alpha 0 in a metric; None if it was not compared."""
+        return next((comparison for comparison in self.comparisons if comparison.metric == metric), None)
+
     def verdict(self, metric: str) -> str:
         """Return the verdict in a metric, with its scope if it does not hold for new seeds."""
-        comparison = next((comparison for comparison in self.comparisons if comparison.metric == metric), None)
+        comparison = self.comparison(metric)
         if comparison is None:
-            word = "not compared" if self.alpha else "baseline"
+            verdict = "not compared" if self.alpha else "baseline"
         elif comparison.verdict in ("lower", "higher"):
             seeds = "this seed" if comparison.seeds == 1 else f"these {comparison.seeds} seeds"
-            word = f"{comparison.verdict} for {seeds}"
+            verdict = f"{comparison.verdict} for {seeds}"
         else:
-            word = comparison.verdict
-        return f"{word} (dropped)" if self.dropped else word
+            verdict = comparison.verdict
+        return f"{verdict} (dropped)" if self.dropped else verdict
 
 
 def arm_name(alpha: float, label: str) -> str:
-    """Return the name of an arm: its alpha and its other swept options ("alpha 5, learning_rate 1e-05")."""
+    """Return the name of an arm from its alpha and its other swept options: "alpha 5, learning_rate 1e-05"."""
     return f"alpha {alpha:g}" + (f", {label}" if label else "")
 
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """The results of a sweep.
+    """Results of a sweep.
 
     Attributes:
         folder: Folder of the sweep.
@@ -238,11 +238,11 @@ class SweepReport:
         conclusion: The verdict, as sentences.
         scope: Scope of the verdicts, as a sentence.
         failed: Cells that failed.
-        retried: Cells that were restarted in this command, after a lost worker or an error.
-        unfinished: Cells that are not done because the sweep was stopped.
-        saved: Cells that early stopping saved.
-        seconds: Wall time of this command.
-        again: Command that resumes the sweep.
+        retried: Cells that were restarted in this call, after a lost worker or an unexpected error.
+        unfinished: Number of cells that are not finished, because the sweep was stopped.
+        saved: Number of cells that early stopping saved.
+        seconds: Wall time of this call.
+        resume_command: Command that resumes it.
     """
 
     id: ClassVar[str] = "sweep.report"
@@ -258,18 +258,18 @@ class SweepReport:
     unfinished: int
     saved: int
     seconds: float
-    again: str
+    resume_command: str
 
     def failures(self) -> list[str]:
-        """Return a line for each failed cell."""
+        """Return a line for each cell that failed."""
         return [f"{state.name()} failed: {state.problem}" for state in self.failed]
 
     def remarks(self) -> list[str]:
-        """Return remarks about restarted, unfinished and saved cells."""
+        """Return a line for each cell that was restarted, and for cells that are missing."""
         lines = [f"{state.name()} was restarted ({state.tries()})" for state in self.retried]
         if self.unfinished:
             left = "1 cell is" if self.unfinished == 1 else f"{self.unfinished} cells are"
-            lines.append(f"{left} not done; the table shows the others")
+            lines.append(f"{left} not finished: the table shows the others")
         if self.saved:
             lines.append(f"early stopping saved {self.saved} cell{'s' if self.saved > 1 else ''}")
         return lines

@@ -19,6 +19,8 @@ from neftcli.system.paths import exists
 
 RECORD = "run.json"
 FIELD = "paths"
+PATHS = "paths.json"
+"""File of a sweep with the same entry."""
 OPTIONS = (
     *("model.name", "model.chat_template", "data.source", "data.sources", "data.held_out_source"),
     *("evaluation.judge.prompt", "evaluation.tasks"),
@@ -74,7 +76,10 @@ def find_relative_paths(recipe_file: Path) -> RelativePaths | None:
     """
     for run in (recipe_file.parent, *recipe_file.absolute().parents[2:3]):
         try:
-            paths = json.loads((run / RECORD).read_text(encoding="utf-8"))[FIELD]
+            if (run / RECORD).exists():
+                paths = json.loads((run / RECORD).read_text(encoding="utf-8"))[FIELD]
+            else:
+                paths = json.loads((run / PATHS).read_text(encoding="utf-8"))
             seen = Path(os.path.normpath(run.resolve() / paths["folder_from_run"]))
             begun = Path(paths["folder"])
             local = frozenset(str(name) for name in paths["local"])

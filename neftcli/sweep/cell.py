@@ -1,23 +1,18 @@
-"""One cell: trained, then measured on the held-out rows. Both are kept in its run, and neither is done twice."""
+"""One cell: train its run, then evaluate it on the held-out split. The run keeps both, and neither is repeated."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, Preempted, Problem
-from neftcli.events import CellEvaluationStarted, Event, Notice, Observer, Phase, PhaseProgress
-from neftcli.models.files import is_truncated_safetensors
-from neftcli.recipe.loading import differences, fingerprint, load_recipe
-from neftcli.recipe.schema import TaskSettings
-from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
-from neftcli.runs.schemas import CellMetric, MeasuredCell, Record, parse
-from neftcli.system.files import remove
+from neftcli.errors import Preempted, Problem
+from neftcli.events import CellEvaluationStarted, Event, Observer, Phase, PhaseProgress
+from neftcli.recipe.loading import fingerprint
+from neftcli.runs.schemas import CellMetric, MeasuredCell
+from neftcli.sweep.cell_runs import EVALUATION, CellRuns, evaluation_key, read_evaluation
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -25,175 +20,68 @@ if TYPE_CHECKING:
     from neftcli.evaluation.loss import RowLoss
     from neftcli.evaluation.measurement import ModelResults
     from neftcli.recipe.schema import Recipe
+    from neftcli.runs.directory import RunDirectory
     from neftcli.system.device import ComputeConfig
     from neftcli.training.assets import AssetCache
-    from neftcli.training.resume import ResumeState
     from neftcli.training.signals import StopSignal
     from neftcli.training.train import TrainedRun
 
-MEASURED = "evaluation/cell.json"
 
-
-def finished_run(cells: Path, key: str) -> RunDirectory | None:
-    """Return the finished run of `key` below `cells`; None if there is none."""
-    for run, record in runs_of(cells, key):
-        weights = sorted(run.model.glob("*.safetensors"))
-        if record.get("status") == "finished" and weights and not any(map(is_truncated_safetensors, weights)):
-            return run
-    return None
-
-
-def stopped_run(cells: Path, key: str, recipe: Recipe, observer: Observer | None = None) -> ResumeState | None:
-    """Return the run of `key` that was stopped and can be resumed.
-
-    Others of it are removed, but for those whose checkpoints are damaged: a person may still want them.
-
-    Args:
-        cells: Where runs are.
-        key: The hash of the cell's recipe.
-        recipe: By what it is gone on with.
-        observer: Is told of what is not gone on with.
+def run_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: StopSignal) -> str:
+    """Train and evaluate a cell as far as that is not done, and return the folder of its run.
 
     Raises:
-        InputError: Another process is training it.
-    """
-    found = None
-    for run, record in runs_of(cells, key):
-        if record.get("status") == "finished":
-            continue
-        with nullcontext() if run.path.is_symlink() else run.lock():
-            resume_state, why_not = _resume_state(run, recipe)
-            if observer is not None:
-                for reason in why_not:
-                    observer.notify(Notice(reason))
-            if found is None and resume_state is not None:
-                found = resume_state
-            elif not why_not or resume_state is not None:
-                remove(run.path)
-    return found
-
-
-def _resume_state(run: RunDirectory, recipe: Recipe) -> tuple[ResumeState | None, list[str]]:
-    """Return the state from which a run resumes, or None and, if something of it stays, why."""
-    from neftcli.training.resume import MEASUREMENT_SETTINGS, read_resume_state
-
-    try:
-        resume_state = read_resume_state(run, recipe)
-        if resume_state.checkpoint is None:
-            return None, []
-        other = differences(load_recipe(str(run.path / RECIPE)), recipe, MEASUREMENT_SETTINGS)
-    except InputError as error:
-        begun = f"{run.path} stays as it is, and the cell begins again in another folder"
-        return None, [*(problem.message for problem in error.problems), begun]
-    if other:  # what was measured before training would stand beside something else
-        begun = f"{', '.join(other)} differs from what it was begun with"
-        return None, [f"{run.path} stays as it is, and the cell begins again in another folder: {begun}"]
-    return resume_state, []
-
-
-def clear_incomplete_runs(cells: Path) -> None:
-    """Remove folders of runs without a record, which killed workers left; only while no worker is at work."""
-    for folder in cells.glob("*/"):
-        if folder.name.startswith(".") or not (folder / RECORD).is_file():
-            with suppress(InputError), nullcontext() if folder.is_symlink() else RunDirectory(folder).lock():
-                remove(folder)
-
-
-def records(cells: Path) -> Iterator[tuple[RunDirectory, Record]]:
-    """Runs below `cells` that have their name and a record, without those whose record is damaged."""
-    return ((run, record) for run, record in _all_records(cells) if record is not None)
-
-
-def damaged_records(cells: Path) -> list[str]:
-    """Return the names of runs below `cells` whose record is damaged: their cells are trained again."""
-    return [run.path.name for run, record in _all_records(cells) if record is None]
-
-
-def _all_records(cells: Path) -> Iterator[tuple[RunDirectory, Record | None]]:
-    for file in sorted(cells.glob(f"[!.]*/{RECORD}")):
-        run = RunDirectory(file.parent)
-        try:
-            yield run, run.record()
-        except InputError:
-            yield run, None
-
-
-def runs_of(cells: Path, key: str) -> Iterator[tuple[RunDirectory, Record]]:
-    """Return the runs below `cells` by the recipe of `key`, with their records."""
-    return ((run, record) for run, record in records(cells) if record["recipe_sha256"] == key)
-
-
-def measured(run: RunDirectory, recipe: Recipe) -> dict[str, Any] | None:
-    """Read what was measured of a cell by the settings of `recipe`; None if that is still to do, or damaged."""
-    try:
-        content = dict(parse((run.path / MEASURED).read_bytes(), MeasuredCell))
-    except (OSError, ValueError):
-        return None
-    return content if content["settings"] == settings_key(recipe) else None
-
-
-def settings_key(recipe: Recipe) -> str:
-    """Return the hash of all that the measuring of a cell depends on, its weights aside."""
-    evaluation = recipe.evaluation
-    parts: tuple[object, ...] = (recipe.data, evaluation.generation, evaluation.tasks, recipe.sweep.answers)
-    if evaluation.task_settings != TaskSettings():
-        parts = (*parts, evaluation.task_settings)
-    return sha256(repr(parts).encode()).hexdigest()
-
-
-def do_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: StopSignal) -> str:
-    """Train and measure a cell, as far as it is not done, and return its folder.
-
-    Raises:
-        NeftError: It can't be trained or measured.
-        Preempted: It was asked to stop, and what there is of it is saved.
+        NeftError: It can't be trained or evaluated.
+        Preempted: A stop was requested; its progress is saved.
     """
     from neftcli.training.signals import StopRequested
     from neftcli.training.train import train
 
-    cells, key = Path(recipe.output_dir), fingerprint(recipe)
-    run = finished_run(cells, key)
+    runs, key = CellRuns(Path(recipe.output_dir)), fingerprint(recipe)
+    run = runs.finished(key)
     if run is not None:
         run.clean_up_finished()
-        if measured(run, recipe) is None:
-            _measure_saved(run, recipe, asset_cache, _Stoppable(observer, stop))
+        if read_evaluation(run, recipe) is None:
+            _evaluate_saved(run, recipe, asset_cache, _StoppableObserver(observer, stop))
         return str(run.path)
-    resume = stopped_run(cells, key, recipe, observer)
 
-    def on_finish(trained: TrainedRun) -> None:
-        prepared, compute = trained.assets.prepared, trained.assets.compute
-        rows = _rows(recipe, prepared.held_out_examples, prepared.counts.format)
+    def evaluate(trained: TrainedRun) -> None:
+        prepared = trained.assets.prepared
+        rows = _held_out_rows(recipe, prepared.held_out_examples, prepared.counts.format)
         known = tuple(zip(prepared.held_out, trained.losses, strict=False))
-        _measure(trained.directory, recipe, rows, compute, _Stoppable(observer, stop), trained.model, known)
+        stoppable = _StoppableObserver(observer, stop)
+        _evaluate(trained.directory, recipe, rows, trained.assets.compute, stoppable, trained.model, known)
 
+    resume = runs.find_resume_state(key, recipe, observer)
     try:
-        return train(recipe, observer, asset_cache, on_finish, stop, resume).run
+        return train(recipe, observer, asset_cache, evaluate, stop, resume).run
     except StopRequested:
-        raise Preempted(Problem("stopped before the cell was begun")) from None
+        raise Preempted(Problem("stopped before the cell was started")) from None
 
 
-class _Stoppable:
-    """Pass on the events of a measurement, and end it if a stop was asked for.
+class _StoppableObserver:
+    """Pass on the events of an evaluation, and end it if a stop is requested.
 
-    What is told of is on the disk by then, so that nothing is measured twice.
+    Everything that an event reports is already saved, so nothing is evaluated twice.
     """
 
     def __init__(self, observer: Observer, stop: StopSignal) -> None:
-        self._observer, self._stop = observer, stop
+        self._observer = observer
+        self._stop = stop
 
     def notify(self, event: Event) -> None:
-        """Pass it on.
+        """Pass the event on.
 
         Raises:
-            Preempted: A stop was asked for.
+            Preempted: A stop was requested.
         """
-        if isinstance(event, PhaseProgress | Phase) and self._stop.is_requested():
-            raise Preempted(Problem("stopped while the cell was measured; what was measured is kept"))
+        if isinstance(event, PhaseProgress | Phase | CellEvaluationStarted) and self._stop.is_requested():
+            raise Preempted(Problem("stopped during the evaluation of the cell; its results so far are kept"))
         self._observer.notify(event)
 
 
-def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, observer: Observer) -> None:
-    """Measure a run that was finished and not measured, without the model that it began from."""
+def _evaluate_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, observer: Observer) -> None:
+    """Evaluate a finished run without loading its base model."""
     from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import tokenize_dataset
     from neftcli.system.device import resolve_compute_config
@@ -203,52 +91,64 @@ def _measure_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, o
     with capture_library_output(run.log):
         assets = asset_cache.get(recipe)
         if assets is not None:
-            examples, row_format = assets.prepared.held_out_examples, assets.prepared.counts.format
+            held_out, row_format = assets.prepared.held_out_examples, assets.prepared.counts.format
         else:
-            reference, found = read_inputs(recipe, observer)
-            row_format, data = found.row_format, recipe.data
+            reference, examples = read_inputs(recipe, observer)
+            row_format = examples.row_format
             chat, _ = load_chat_format(recipe, reference, row_format, observer)
-            places = tokenize_dataset(chat, found.held_out, data.max_length, data.loss_on)[1]
-            examples = found.held_out.select(places)
-        training, frozen_weights = recipe.training, recipe.adapter.type != "none"
-        compute = resolve_compute_config(training.precision, recipe.model.dtype, frozen_weights=frozen_weights)
-        _measure(run, recipe, _rows(recipe, examples, row_format), compute, observer, None, ())
+            indices = tokenize_dataset(chat, examples.held_out, recipe.data.max_length, recipe.data.loss_on)[1]
+            held_out = examples.held_out.select(indices)
+        rows = _held_out_rows(recipe, held_out, row_format)
+        frozen_weights = recipe.adapter.type != "none"
+        compute = resolve_compute_config(recipe.training.precision, recipe.model.dtype, frozen_weights=frozen_weights)
+        _evaluate(run, recipe, rows, compute, observer, None, ())
 
 
-def _rows(recipe: Recipe, examples: Any, row_format: Any) -> EvalRows:
+def _held_out_rows(recipe: Recipe, examples: Any, row_format: Any) -> EvalRows:
     from neftcli.evaluation.held_out import EvalRows
 
     return EvalRows(examples, recipe.data, row_format, "held-out rows", "held-out")
 
 
-def _measure(
+def _evaluate(
     run: RunDirectory,
     recipe: Recipe,
     rows: EvalRows,
     compute: ComputeConfig,
     observer: Observer,
-    tuned: Any,
+    model: Any,
     known: Sequence[tuple[TokenRow, RowLoss]],
 ) -> None:
+    """Evaluate a run and write the result to its `EVALUATION` file.
+
+    Args:
+        run: The finished run.
+        recipe: Recipe of the cell.
+        rows: Held-out rows.
+        compute: Device and precision.
+        observer: Receives the progress.
+        model: The tuned model; None to load it.
+        known: Held-out rows whose loss is known from the last evaluation during training.
+    """
     from neftcli.evaluation.measurement import ModelEvaluator
     from neftcli.evaluation.targets import resolve_target
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     observer.notify(CellEvaluationStarted())
     target = resolve_target(str(run.path), "run", ())
-    # The run's own recipe may be somebody else's: whether a model's own code runs is for the cell's to say.
-    model = replace(target.recipe.model, trust_remote_code=recipe.model.trust_remote_code)
-    target = replace(target, recipe=replace(target.recipe, model=model))
+    # The recipe in the run's folder may be someone else's; only the cell's recipe decides if a model's own code runs.
+    trusted = replace(target.recipe.model, trust_remote_code=recipe.model.trust_remote_code)
+    target = replace(target, recipe=replace(target.recipe, model=trusted))
     seed, answers = recipe.training.seed, recipe.sweep.answers
-    measurement = ModelEvaluator(
-        target, rows, recipe.evaluation, compute, seed, observer, answers=answers, model=tuned, known=known
+    evaluator = ModelEvaluator(
+        target, rows, recipe.evaluation, compute, seed, observer, answers=answers, model=model, known=known
     )
-    content = _content(measurement.run(), rows, settings_key(recipe))
-    run.write_json(MEASURED, content | {"seconds": time.perf_counter() - begun})
+    evaluation = _to_json(evaluator.run(), rows, evaluation_key(recipe))
+    run.write_json(EVALUATION, evaluation | {"seconds": time.perf_counter() - started})
 
 
-def _content(results: ModelResults, rows: EvalRows, settings: str) -> MeasuredCell:
-    """Return a cell's numbers, example by example."""
+def _to_json(results: ModelResults, rows: EvalRows, settings: str) -> MeasuredCell:
+    """Return the evaluation of a cell with a value of each metric for each row."""
     from neftcli.evaluation.comparison import task_metrics, values_of_rows
     from neftcli.evaluation.metrics import REGISTRY, PerRow
     from neftcli.evaluation.report import instruction

@@ -1,138 +1,279 @@
-"""Estimate how long a sweep will take: from its finished cells, or from a few real steps on this machine.
+"""Time of a sweep before it starts: the mean of its finished cells, or one timed training step.
 
-total = start of the command + the cells in their order, each given to the worker that is free first
+seconds = loading + max(longest cell, sum of all cells / workers)
+cell    = steps x step + evaluated rows x row + batches of answers x longest answer x token
 """
 
 from __future__ import annotations
 
-import heapq
+import math
+import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from neftcli.evaluation.metrics import WIN_RATE_LENGTH_CONTROLLED
-from neftcli.events import CellEstimate, Observer, SweepEstimate
-from neftcli.sweep.cell import finished_run, measured
-from neftcli.sweep.cell_costs import BEGUN, Costs
-from neftcli.sweep.engines.local_engine import devices
-from neftcli.sweep.timing_probe import HARMLESS, probed
-from neftcli.training.assets import assets_key
+from neftcli.events import (
+    CellEstimate,
+    Event,
+    Observer,
+    Phase,
+    PhaseId,
+    SweepEstimate,
+    TrainingProgress,
+    TrainingStarted,
+)
+from neftcli.sweep.cell_runs import read_evaluation
+from neftcli.sweep.engines.local_engine import list_devices
+from neftcli.training.assets import AssetCache, Assets, load_assets
+from neftcli.training.progress import EvaluationSchedule
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
+    from neftcli.sweep.cell_runs import CellRuns
     from neftcli.sweep.plan import Cell
+
+TIMED_STEPS = 2  # the first one also allocates, so only the last one counts
+TIMED_TOKENS = 4
+SAFE_LEARNING_RATE = 1e-8  # no NaN in the timed steps; the rate does not change their time
 
 
 @dataclass(frozen=True)
-class Job:
-    """A cell to train: its seconds, and those of start-up before it if its worker has not just used its `assets`."""
+class StepTimes:
+    """Seconds of the parts of a cell on this machine, and their numbers.
 
-    seconds: float
-    start: float = 0.0
-    assets: str = ""
+    Attributes:
+        loading: Seconds to load the libraries, the model and the tokenised rows.
+        step: Seconds of an optimiser step.
+        row: Seconds of the loss of a row.
+        token: Seconds of one token of each answer in a batch; 0 without answers.
+        steps: Optimiser steps of a cell.
+        held_out: Held-out rows.
+        probe_rows: Training rows whose loss is evaluated without noise.
+    """
+
+    loading: float
+    step: float
+    row: float
+    token: float
+    steps: int
+    held_out: int
+    probe_rows: int
+
+    def parts(self, recipe: Recipe, *, is_trained: bool = False) -> dict[str, float]:
+        """Return the seconds of the training, the losses and the answers of a cell.
+
+        Args:
+            recipe: The recipe of the cell.
+            is_trained: Only the evaluation after training is left.
+        """
+        rows, answers = self.held_out, [self.held_out if recipe.sweep.answers else 0]
+        if not is_trained:
+            evaluations = EvaluationSchedule(self.steps, recipe.evaluation.every).count_remaining(0, 0)
+            rows += evaluations * (self.held_out + self.probe_rows)
+            answers.append(recipe.evaluation.samples)
+        generation = recipe.evaluation.generation
+        batches = sum(math.ceil(number / generation.batch_size) for number in answers)
+        return {
+            "training": 0.0 if is_trained else self.steps * self.step,
+            "losses": rows * self.row,
+            "answers": batches * generation.max_new_tokens * self.token,
+        }
 
 
-def spread(jobs: Sequence[Job], workers: int) -> float:
-    """Compute the seconds until all are done, in their order, each by the worker that is free first."""
-    free: list[tuple[float, int, str | None]] = [(0.0, number, None) for number in range(workers)]
-    for job in jobs:
-        until, number, assets = free[0]
-        start = 0.0 if assets == job.assets else job.start
-        heapq.heapreplace(free, (until + start + job.seconds, number, job.assets))
-    return max(until for until, _, _ in free)
-
-
-def way(recipe: Recipe) -> str:
-    """Collect all of a recipe that its time depends on; cells with the same take equally long."""
-    symmetric = recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0  # twice the work an update
-    schedule: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0, "learning_rate": HARMLESS}
-    training = replace(recipe.training, seed=0, weight_decay=0.0, max_grad_norm=1.0, **schedule)
-    parts = (recipe.model, recipe.data, symmetric, recipe.adapter, recipe.quantization, training, recipe.evaluation)
-    return repr((*parts, recipe.sweep.answers))
-
-
-def estimate(
-    cells: Sequence[Cell], engine: str, early_stopping: bool, observer: Observer, *, own_start: float = 0.0
+def estimate_sweep(
+    cells: Sequence[Cell], runs: CellRuns, engine: str, observer: Observer, *, early_stopping: bool
 ) -> SweepEstimate:
-    """Estimate how long the cells that are not done will take. Nothing is made in their folder.
+    """Estimate the time of the cells that are not finished. Nothing is written to their folder.
 
     Args:
-        cells: All of the sweep.
-        engine: local or ray.
+        cells: All cells of the sweep.
+        runs: The runs in its folder.
+        engine: "local" or "ray".
+        observer: Receives the phases of the timing.
         early_stopping: Fewer cells may be needed.
-        observer: Is told what is timed.
-        own_start: Seconds that this command took to read and tokenise the rows, which the sweep will take again.
 
     Raises:
-        InputError: The model or the rows can't be used.
-        NeftError: A few updates could not be done, as for want of memory.
+        InputError: The model or the data can't be used.
+        NeftError: The timed step failed, for example with OOM.
     """
-    recorded: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    left: list[tuple[Cell, bool]] = []  # and whether it is trained
+    recorded: dict[str, list[tuple[float, float]]] = defaultdict(list)  # seconds of training and of evaluation
+    cells_left: list[tuple[Cell, bool]] = []  # a cell, and if it is trained already
     for cell in cells:
-        run = finished_run(Path(cell.recipe.output_dir), cell.key)
-        content = measured(run, cell.recipe) if run else None
-        if run is None or content is None:
-            left.append((cell, run is not None))
-        elif "seconds" in content:
-            training = run.record()["results"]["seconds"]
-            recorded[way(cell.recipe)].append((training, content["seconds"]))
-    unknown: dict[str, Recipe] = {}
-    for recipe in (cell.recipe for cell, _ in left if way(cell.recipe) not in recorded):
-        unknown.setdefault(way(recipe), recipe)
-    found, workers = probed(unknown, observer) if unknown else ({}, 0)
-    workers = 1 if engine == "ray" or not left else workers or len(devices())
-    jobs = [_job(cell.recipe, trained, recorded, found) for cell, trained in left]
-    pairs = zip((cell for cell, _ in left), jobs, strict=True)
-    ways = {way(cell.recipe) for cell, _ in left}
-    timed = {"finished cells": sum(len(seconds) for known, seconds in recorded.items() if known in ways)}
-    for costs in found.values():
-        timed |= {name: timed.get(name, 0) + number for name, number in costs.timed.items()}
-    recipe = left[0][0].recipe if left else cells[0].recipe
+        run = runs.finished(cell.key)
+        evaluation = read_evaluation(run, cell.recipe) if run else None
+        if run is None or evaluation is None:
+            cells_left.append((cell, run is not None))
+        elif "seconds" in evaluation:
+            recorded[timing_key(cell.recipe)].append((run.record()["results"]["seconds"], evaluation["seconds"]))
+
+    asset_cache = AssetCache()
+    timed: dict[str, StepTimes] = {}
+    estimates: list[CellEstimate] = []
+    parts: dict[str, float] = {}
+    for cell, is_trained in cells_left:
+        key = timing_key(cell.recipe)
+        if key in recorded:
+            seconds = mean(evaluation + (0.0 if is_trained else training) for training, evaluation in recorded[key])
+        else:
+            if key not in timed:
+                timed[key] = time_step(cell.recipe, asset_cache, observer)
+            parts = timed[key].parts(cell.recipe, is_trained=is_trained)
+            seconds = sum(parts.values())
+        estimates.append(CellEstimate(cell.key[:8], cell.arm.name(), cell.seed, seconds))
+
+    each = [estimate.seconds for estimate in estimates]
+    workers = 1 if engine == "ray" else max(1, min(len(list_devices()), len(estimates)))
+    loading = max((times.loading for times in timed.values()), default=0.0)
+    recipe = cells[0].recipe
     uncounted = {
-        "tasks": bool(found and recipe.evaluation.tasks),
+        "tasks": bool(timed) and bool(recipe.evaluation.tasks),
         "the judge": WIN_RATE_LENGTH_CONTROLLED in recipe.sweep.metrics,
     }
     return SweepEstimate(
-        seconds=own_start + spread(jobs, workers) if jobs else 0.0,
-        workers=max(1, min(workers, len(left))),
-        cells=tuple(CellEstimate(one.key[:8], one.arm.name(), one.seed, job.seconds) for one, job in pairs),
-        parts=found[way(recipe)].cell(recipe) if len({job.seconds for job in jobs}) == len(found) == 1 else {},
-        timed={name: number for name, number in timed.items() if number},
-        shared=_shared(cells),
-        answer_tokens=recipe.evaluation.generation.max_new_tokens if timed.get(BEGUN) else None,
-        uncounted=tuple(name for name, used in uncounted.items() if used),
+        seconds=loading + max(max(each), sum(each) / workers) if each else 0.0,
+        workers=workers,
+        cells=tuple(estimates),
+        parts=parts if len(set(each)) == 1 else {},
+        finished_cells=sum(
+            len(recorded[key]) for key in {timing_key(cell.recipe) for cell, _ in cells_left} & {*recorded}
+        ),
+        timed_steps=len(timed),
+        answer_tokens=recipe.evaluation.generation.max_new_tokens if any(t.token for t in timed.values()) else None,
+        uncounted=tuple(name for name, is_used in uncounted.items() if is_used),
         engine=engine,
         early_stopping=early_stopping,
-        own_start=own_start,
-        worker_start=max(job.start for job in jobs) if found else None,
     )
 
 
-def _job(
-    recipe: Recipe, trained: bool, recorded: Mapping[str, Sequence[tuple[float, float]]], found: Mapping[str, Costs]
-) -> Job:
-    """A cell as a job, of which the training may be done: by the mean of cells like it, or by what parts take."""
-    if way(recipe) in recorded:  # the starts of their workers are in the mean
-        return Job(mean(measuring + (0.0 if trained else training) for training, measuring in recorded[way(recipe)]))
-    costs = found[way(recipe)]
-    parts = costs.measuring(recipe) if trained else costs.cell(recipe)
-    return Job(sum(parts.values()), costs.worker(recipe), assets_key(recipe))
+def timing_key(recipe: Recipe) -> str:
+    """Return the parts of a recipe that its time depends on; cells with the same key take equally long."""
+    is_symmetric = recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0  # two passes in each step
+    same: dict[str, Any] = {
+        "seed": 0,
+        "learning_rate": SAFE_LEARNING_RATE,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+    }
+    training = replace(recipe.training, **same)
+    parts = (recipe.model, recipe.data, is_symmetric, recipe.adapter, recipe.quantization, training, recipe.evaluation)
+    return repr((*parts, recipe.sweep.answers))
 
 
-def _shared(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """State what the cells share."""
-    samples = cells[0].recipe.evaluation.samples
-    answers = f" and {samples} answers" if samples else ""
-    again = "; model and rows again where the grid changes them"
-    adapters = "" if all(cell.recipe.adapter.type == "none" for cell in cells) else "adapters' first weights, "
-    return (
-        "once a worker: libraries, model and tokenised rows are loaded"
-        + (again if len({assets_key(cell.recipe) for cell in cells}) > 1 else ""),
-        f"once a worker: the base model's losses{answers}, before training",
-        f"within a seed: data order, dropout, {adapters}directions of the noise",
-        "in all cells: the held-out rows",
+class _TimedEnoughError(Exception):
+    """The last timed step is done; leaves the training without saving anything."""
+
+
+class _StepTimer:
+    """Observer that times the last of `TIMED_STEPS` steps and then ends the training."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._started = 0.0
+        self.seconds = 0.0
+
+    def notify(self, event: Event) -> None:
+        """Take the time of a step.
+
+        Raises:
+            _TimedEnoughError: The last one is done.
+        """
+        if isinstance(event, Phase):
+            self._observer.notify(event)
+        elif isinstance(event, TrainingStarted):
+            self._started = time.perf_counter()
+        elif isinstance(event, TrainingProgress) and event.step:
+            now = time.perf_counter()
+            self.seconds, self._started = now - self._started, now
+            if event.step >= min(TIMED_STEPS, event.total_steps):
+                raise _TimedEnoughError
+
+
+def time_step(recipe: Recipe, asset_cache: AssetCache, observer: Observer) -> StepTimes:
+    """Time a training step, the loss of a batch of rows and the first tokens of a batch of answers.
+
+    Raises:
+        InputError: The model or the data can't be used.
+        NeftError: A step failed, for example with OOM.
+    """
+    from neftcli.system.libraries import capture_library_output, prepare_libraries
+    from neftcli.training.inputs import read_inputs
+    from neftcli.training.trainer import num_training_steps
+
+    prepare_libraries()
+    started, timer = time.perf_counter(), _StepTimer(observer)
+    with tempfile.TemporaryDirectory(prefix="neft-estimate-") as folder:
+        with capture_library_output(Path(folder) / "libraries.log"):
+            assets = asset_cache.get(recipe)
+            if assets is None:
+                assets = load_assets(recipe, *read_inputs(recipe, timer), timer)
+                asset_cache.put(recipe, assets)
+            loading = time.perf_counter() - started
+            timer.notify(Phase(PhaseId.TIMING_LOSSES))
+            row = _time_row(recipe, assets)
+            timer.notify(Phase(PhaseId.TIMING_ANSWERS))
+            token = _time_token(recipe, assets)
+        timer.notify(Phase(PhaseId.TIMING_STEPS))
+        _run_steps(recipe, assets, Path(folder), timer)
+    prepared = assets.prepared
+    return StepTimes(
+        loading=loading,
+        step=timer.seconds,
+        row=row,
+        token=token,
+        steps=num_training_steps(recipe, prepared.train.lengths()),
+        held_out=len(prepared.held_out),
+        probe_rows=min(recipe.evaluation.probe_rows, len(prepared.train)),
     )
+
+
+def _time_row(recipe: Recipe, assets: Assets) -> float:
+    """Return the seconds of the loss of a row, from a batch of rows of all lengths."""
+    from neftcli.evaluation.loss import row_losses
+
+    by_length = sorted(assets.prepared.held_out, key=lambda row: len(row.input_ids))
+    rows = by_length[:: max(1, len(by_length) // recipe.evaluation.per_device_eval_batch_size)]
+    started = time.perf_counter()
+    row_losses(assets.model, rows, recipe.evaluation.per_device_eval_batch_size, assets.compute.autocast())
+    return (time.perf_counter() - started) / len(rows)
+
+
+def _time_token(recipe: Recipe, assets: Assets) -> float:
+    """Return the seconds in which a batch of answers grows by a token; 0 if no answers are generated."""
+    from neftcli.data.tokens import tokenize_prompt
+    from neftcli.evaluation.generation import generate_answers
+
+    if not (recipe.sweep.answers or recipe.evaluation.samples):
+        return 0.0
+    examples = assets.prepared.held_out_examples
+    number = min(recipe.evaluation.generation.batch_size, len(examples))
+    prompts = [tokenize_prompt(assets.chat, examples[index]) for index in range(number)]
+    seconds = []
+    for tokens in (1, 1 + TIMED_TOKENS):
+        generation = replace(recipe.evaluation.generation, max_new_tokens=tokens)
+        started = time.perf_counter()
+        generate_answers(assets.model, assets.chat, prompts, generation, assets.compute.autocast())
+        seconds.append(time.perf_counter() - started)
+    return max(0.0, seconds[1] - seconds[0]) / TIMED_TOKENS
+
+
+def _run_steps(recipe: Recipe, assets: Assets, folder: Path, timer: _StepTimer) -> None:
+    """Train for `TIMED_STEPS` steps with one held-out row."""
+    from neftcli.training.train import train
+
+    prepared = assets.prepared
+    one_row = replace(prepared, held_out=prepared.held_out[:1], held_out_examples=prepared.held_out_examples[:1])
+    evaluation = replace(recipe.evaluation, samples=0, probe_rows=0, every=1.0, tasks=())
+    training = replace(recipe.training, learning_rate=SAFE_LEARNING_RATE)
+    timed = replace(recipe, output_dir=str(folder), training=training, evaluation=evaluation)
+    asset_cache = AssetCache()
+    asset_cache.put(timed, replace(assets, prepared=one_row))
+    with suppress(_TimedEnoughError):
+        train(timed, timer, asset_cache)

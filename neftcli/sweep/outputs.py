@@ -19,7 +19,7 @@ from neftcli.evaluation.metrics import HELD_OUT_LOSS, label, unit
 from neftcli.events import ArmResult, CellState, SweepReport
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import RunDirectory, finite
-from neftcli.sweep.folder import BEST, BEST_BESIDE, PLOTS
+from neftcli.sweep.folder import BEST, NEW_BEST, PLOTS
 from neftcli.sweep.plan import baseline_of
 from neftcli.system.files import atomic_write, remove
 from neftcli.training.model_card import escape_markdown
@@ -33,7 +33,7 @@ CURVES = "learning-curves"
 TRANSIENT = ("remaining", "evaluated", "to_evaluate")  # fields of a cell that is at work
 
 
-def write(
+def write_outputs(
     report: SweepReport,
     states: Sequence[CellState],
     results: SweepResults,
@@ -193,11 +193,11 @@ def _curve(cell: Cell, run: Path) -> Curve:
 def _link(folder: Path, recommended: Arm | None, cells: Sequence[Cell], states: Sequence[CellState]) -> None:
     """Points `best` at the recommended arm's first run, in one step; without one there is no link."""
     runs = [state.run for cell, state in zip(cells, states, strict=True) if cell.arm == recommended and state.run]
-    best, beside = folder / BEST, folder / BEST_BESIDE
+    best, new_best = folder / BEST, folder / NEW_BEST
     if not runs:
         if best.is_symlink():
             best.unlink()
         return
-    remove(beside)
-    beside.symlink_to(os.path.relpath(runs[0], folder))
-    beside.replace(best)
+    remove(new_best)
+    new_best.symlink_to(os.path.relpath(runs[0], folder))
+    new_best.replace(best)

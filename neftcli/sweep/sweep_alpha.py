@@ -1,9 +1,11 @@
-"""`neft sweep-alpha`: trains a grid of alphas with paired seeds, measures every cell, and says what can be said."""
+"""Run a sweep over alpha: validate, plan, estimate or run, judge, and write the report."""
 
 from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,27 +14,30 @@ from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, Observer, SweepReport, SweepStarted
 from neftcli.recipe.loading import resolve
 from neftcli.runs.directory import CELLS
-from neftcli.sweep.cell_states import state_of, tell_of_others
-from neftcli.sweep.folder import explained, held, require_free, require_same_inputs, require_same_sweep
+from neftcli.sweep.cell_runs import CellRuns, clear_incomplete_runs, report_left_out
+from neftcli.sweep.folder import explain_interruption, lock_sweep, require_unlocked, write_recipe
 from neftcli.sweep.plan import plan_cells
-from neftcli.sweep.validate import check, require_noise
+from neftcli.sweep.validate import check_inputs, check_options, require_noise, require_same_inputs, require_same_sweep
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
+    from neftcli.sweep.engines.local_engine import LocalEngine
+    from neftcli.sweep.engines.ray_engine import RayEngine
 
 
 @dataclass(frozen=True)
-class Request:
-    """What `neft sweep-alpha` was asked for.
+class SweepRequest:
+    """Arguments of `neft sweep-alpha`.
 
     Attributes:
-        layers: The recipe and what was typed over it.
-        folder: The sweep's folder; None for one named after the recipe.
-        engine: local or ray.
-        ray_address: The cluster, as ray.init takes it; None for one on this machine.
-        dry_run: Show the cells, how long they will take, what they share and what they could detect; train nothing.
-        pilot: Folder of another sweep whose variance is used for that; None for the sweep's own folder.
+        layers: The recipe and the options typed over it.
+        folder: Folder of the sweep; None for one named after the recipe.
+        engine: "local" or "ray".
+        ray_address: Address of the Ray cluster, as ray.init takes it; None starts one on this machine.
+        dry_run: Show the cells, their time and the minimum detectable effect; train nothing.
+        pilot: Folder of a different sweep whose variance the dry run uses; None for the sweep's own folder.
+        working_folder: Folder that the relative paths of `layers` start from; None for the current folder.
     """
 
     layers: tuple[Layer, ...]
@@ -41,18 +46,27 @@ class Request:
     ray_address: str | None = None
     dry_run: bool = False
     pilot: Path | None = None
+    working_folder: Path | None = None
 
 
-def sweep(request: Request, observer: Observer) -> SweepReport | None:
-    """Does what `request` asks for; what is done is skipped. None for a dry run.
+def run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
+    """Run a sweep, skipping what is finished, and return its report; None for a dry run.
 
     Raises:
         InputError: The recipe, its data or the folder can't be used; nothing was started.
-        SweepError: Cells failed; the others are done and reported.
-        Preempted: A stop was asked for; what is done is kept, and cells in the middle can be gone on with.
-        Interrupted: Stopped at once; what is done is kept.
+        SweepError: Cells failed; the others are finished and reported.
+        Preempted: A stop was requested; finished cells are kept, and the others can be resumed.
+        Interrupted: The sweep was stopped at once; finished cells are kept.
     """
-    begun = time.perf_counter()
+    if request.working_folder is not None and request.folder is not None:
+        pilot = request.pilot.absolute() if request.pilot else None
+        request = replace(request, folder=request.folder.absolute(), pilot=pilot)
+    with chdir(request.working_folder) if request.working_folder else nullcontext():
+        return _run_sweep(request, observer)
+
+
+def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
+    started = time.perf_counter()
     base = resolve(request.layers)
     folder = request.folder or Path(base.output_dir) / f"{base.name}-sweep"
     require_same_sweep(folder, base)
@@ -61,54 +75,99 @@ def sweep(request: Request, observer: Observer) -> SweepReport | None:
         for cell in plan_cells(base, request.layers)
     ]
     require_noise(base, cells)
-    # What computes is imported only now, so that bad options are rejected at once.
-    from neftcli.evaluation.metrics import HELD_OUT_LOSS, label
-    from neftcli.sweep.delta import resolve_delta
-    from neftcli.sweep.early_stopping import FIRST_LOOK, stops_early
-    from neftcli.sweep.scheduler import GOES_ON, SweepRun
-
-    first = base.sweep.metrics[0]
-    no_default = resolve_delta(base.sweep.delta, first, gain=None) is None and first != HELD_OUT_LOSS
+    check_options(base, request.engine, request.ray_address)
     if request.pilot is not None and not request.dry_run:
         raise InputError(Problem("--pilot plans a sweep and needs --dry-run", str(request.pilot), "--dry-run"))
     if not request.dry_run:
-        require_free(folder)
-    reference, examples = check(base, request, folder, observer)
-    require_same_inputs(cells, reference, examples)
-    observer.notify(
-        SweepStarted(str(folder), tuple(state_of(cell) for cell in cells), added_baseline=0.0 not in base.sweep.alphas)
-    )
-    tell_of_others(folder, cells, observer)
-    if not any(base.sweep.alphas):
-        observer.notify(Notice("no arm has noise: the arms are measured, not compared"))
-    if base.sweep.early_stopping == "always" and not stops_early(base.sweep):
-        observer.notify(Notice(f"early stopping saves nothing: the first look is after {FIRST_LOOK} seeds"))
-    if stops_early(base.sweep) and no_default:
-        observer.notify(Notice(f"the sweep does not stop for futility in {label(first)} without a --delta in its unit"))
-    if request.dry_run:
-        from neftcli.sweep.estimate import estimate
-        from neftcli.sweep.pilot import plan_power
+        require_unlocked(folder)
+    # Heavy libraries are imported only now, so that bad options are rejected at once.
+    from neftcli.sweep.early_stopping import stops_early
 
-        took = time.perf_counter() - begun
-        found = estimate(cells, request.engine, stops_early(base.sweep), observer, own_start=took)
+    no_futility = _has_no_delta(base)
+    reference, examples, prepared = check_inputs(base, folder, observer)
+    runs = CellRuns(folder / CELLS)
+    require_same_inputs(runs, cells, reference, prepared)
+    states = [runs.state(cell) for cell in cells]
+    observer.notify(SweepStarted(str(folder), tuple(states), added_baseline=0.0 not in base.sweep.alphas))
+    report_left_out(runs, cells, observer)
+    _report_options(base, observer, no_futility=no_futility)
+    if request.dry_run:
+        from neftcli.sweep.estimate import estimate_sweep
+        from neftcli.sweep.power import plan_power
+
+        estimate = estimate_sweep(cells, runs, request.engine, observer, early_stopping=stops_early(base.sweep))
         power = plan_power(base, cells, examples.held_out, request.pilot or folder, own=request.pilot is None)
-        observer.notify(replace(found, power=power))
+        observer.notify(replace(estimate, power=power))
         return None
-    again = _again(folder, request, base)
-    with explained(folder, f"{again}{GOES_ON}"), held(folder):
-        run = SweepRun(folder, base, cells, observer, again)
-        with run.stop.handle_signals(first=run.asked_to_stop):
-            run.train(request)
-            report = run.report(begun)
+
+    from neftcli.sweep.reporter import RESUMES, SweepReporter
+    from neftcli.sweep.scheduler import SweepScheduler
+
+    resume_command = _resume_command(folder, request, base)
+    scheduler = SweepScheduler(cells, states, base.sweep, observer)
+    reporter = SweepReporter(folder, base, cells, scheduler, observer, resume_command)
+    with explain_interruption(folder, f"{resume_command}{RESUMES}"), lock_sweep(folder):
+        with scheduler.stop.handle_signals(first=scheduler.handle_first_signal):
+            engine = _create_engine(request, base, folder)
+            try:
+                write_recipe(folder, base)  # only after the engine is there, so that a failed start leaves nothing
+                clear_incomplete_runs(folder / CELLS)
+                scheduler.run(engine, reporter.look)
+            finally:
+                engine.close()
+            clear_incomplete_runs(folder / CELLS)
+            scheduler.mark_not_needed()
+            report = reporter.report(started)
         observer.notify(report)
-        run.end()
+        reporter.require_complete()
     return report
 
 
-def _again(folder: Path, request: Request, base: Recipe) -> str:
-    """The command that goes on; how cells are done is in no file."""
-    words = ["neft", "sweep-alpha", str(folder)]
-    words += ["--engine", request.engine] if request.engine != "local" else []
-    words += ["--ray-address", request.ray_address] if request.ray_address is not None else []
-    words += ["--trust-remote-code"] if base.model.trust_remote_code else []
+def _create_engine(request: SweepRequest, base: Recipe, folder: Path) -> LocalEngine | RayEngine:
+    if request.engine == "ray":
+        from neftcli.sweep.engines.ray_engine import RayEngine
+
+        return RayEngine(request.ray_address, base.sweep.retries, folder)
+    from neftcli.sweep.engines.local_engine import LocalEngine, list_devices
+
+    return LocalEngine(list_devices(), base.sweep.retries, folder / "workers.log")
+
+
+def _has_no_delta(base: Recipe) -> bool:
+    """Return whether the first metric has no delta, neither typed nor by default.
+
+    Raises:
+        RecipeError: `sweep.delta` is not valid for the first metric.
+    """
+    from neftcli.evaluation.metrics import HELD_OUT_LOSS
+    from neftcli.sweep.delta import resolve_delta
+
+    metric = base.sweep.metrics[0]
+    return resolve_delta(base.sweep.delta, metric, gain=None) is None and metric != HELD_OUT_LOSS
+
+
+def _report_options(base: Recipe, observer: Observer, *, no_futility: bool) -> None:
+    """Report options that have no effect."""
+    from neftcli.evaluation.metrics import label
+    from neftcli.sweep.early_stopping import FIRST_LOOK, stops_early
+
+    if not any(base.sweep.alphas):
+        observer.notify(Notice("no arm has noise, so the arms are evaluated and not compared"))
+    early = stops_early(base.sweep)
+    if base.sweep.early_stopping == "always" and not early:
+        observer.notify(Notice(f"early stopping saves nothing: the first look is after {FIRST_LOOK} seeds"))
+    if early and no_futility:
+        metric = label(base.sweep.metrics[0])
+        observer.notify(Notice(f"the sweep does not stop for futility in {metric}: set --delta in its unit"))
+
+
+def _resume_command(folder: Path, request: SweepRequest, base: Recipe) -> str:
+    """Return the command that resumes the sweep, with the options that no file records."""
+    words: Sequence[str] = ["neft", "sweep-alpha", str(folder)]
+    if request.engine != "local":
+        words = [*words, "--engine", request.engine]
+    if request.ray_address is not None:
+        words = [*words, "--ray-address", request.ray_address]
+    if base.model.trust_remote_code:
+        words = [*words, "--trust-remote-code"]
     return shlex.join(words)

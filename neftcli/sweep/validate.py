@@ -1,36 +1,46 @@
-"""What is refused of a sweep before a worker is started."""
+"""Checks of a sweep before a worker starts, and of its results before they are compared."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, Problem
+from neftcli.errors import InputError, NeftError, Problem
 from neftcli.evaluation.metrics import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Observer
-from neftcli.runs.directory import require_writable
+from neftcli.runs.directory import CELLS, RECIPE, RECORD, require_writable
+from neftcli.sweep.cell_runs import name_some
 from neftcli.sweep.plan import arms_of
 from neftcli.system.libraries import capture_library_output
 
 if TYPE_CHECKING:
-    from neftcli.data.prepare import ExampleSplits
+    from neftcli.data.prepare import ExampleSplits, PreparedData
     from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
+    from neftcli.runs.directory import RunDirectory
+    from neftcli.sweep.cell_runs import CellRuns
     from neftcli.sweep.plan import Cell
-    from neftcli.sweep.sweep_alpha import Request
 
 ENGINES = ("local", "ray")
-OTHER_TOKENS = ("model.name", "model.revision", "model.chat_template")  # whose losses can't stand in one table
+CHANGE_TOKENS = ("model.name", "model.revision", "model.chat_template")
+"""Options whose losses are over different tokens, so that one table can't hold them."""
+ANSWER_METRICS = {WIN_RATE_LENGTH_CONTROLLED, "rouge_l", "exact_match"}
+INPUTS = {
+    "data_sha256": "the rows",
+    "tokens_sha256": "the tokens of the rows (chat template or tokenizer)",
+    "model_fingerprint": "the model's files",
+}
+"""Fields of run.json that identify the inputs of a run."""
 
 
 def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
-    """Rejects a sweep whose only arm is alpha 0, before any row is read.
+    """Reject a sweep whose only arm is alpha 0, before any row is read.
 
     Raises:
-        InputError: No alpha is above 0, and no grid makes a second arm.
+        InputError: No alpha is above 0, and no grid adds an arm.
     """
     if len(arms_of(cells)) > 1:
         return
@@ -39,60 +49,172 @@ def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
     raise InputError(Problem(problem, alphas, "--alphas 0,5,10    a run without noise: neft train --alpha 0"))
 
 
-def check(base: Recipe, request: Request, folder: Path, observer: Observer) -> tuple[ModelReference, ExampleSplits]:
-    """Refuses what can be refused before a worker is started; what the cells are trained on."""
-    from neftcli.data.splits import MAX_HELD_OUT_FRACTION, normalize_prompt
+def check_options(base: Recipe, engine: str, ray_address: str | None) -> None:
+    """Check the options of a sweep that need no file.
+
+    Raises:
+        InputError: Options contradict each other.
+    """
+    if engine not in ENGINES:
+        raise InputError(Problem("--engine: there is no such engine", engine, f"--engine {' or '.join(ENGINES)}"))
+    if ray_address is not None and engine != "ray":
+        raise InputError(Problem("--ray-address needs --engine ray", ray_address, "--engine ray"))
+    if base.training.processes > 1 or any(axis.startswith("training.processes") for axis in base.sweep.grid):
+        problem = "training.processes: a sweep trains each cell in one process"
+        raise InputError(Problem(problem, str(base.training.processes), "--set training.processes=1"))
+    for axis in base.sweep.grid:
+        if axis.partition("=")[0].strip() in CHANGE_TOKENS:
+            problem = "--grid: losses over different tokens can't be compared in one table"
+            raise InputError(Problem(problem, axis, "a sweep for each value"))
+    metrics = set(base.sweep.metrics)
+    if WIN_RATE_LENGTH_CONTROLLED in metrics and base.evaluation.judge.base_url is None:
+        problem = f"sweep.metrics {WIN_RATE_LENGTH_CONTROLLED} needs a judge"
+        raise InputError(Problem(problem, "no server", "--judge URL --judge-model NAME"))
+    if metrics & ANSWER_METRICS and not base.sweep.answers:
+        raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
+    if "tasks" in metrics and not base.evaluation.tasks:
+        raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))
+
+
+def check_inputs(base: Recipe, folder: Path, observer: Observer) -> tuple[ModelReference, ExampleSplits, PreparedData]:
+    """Check tasks, judge, folder, model and rows, and tokenise the rows, before a worker starts.
+
+    Args:
+        base: The recipe of the sweep.
+        folder: Its folder.
+        observer: Receives the progress.
+
+    Returns:
+        The model, and the rows before and after tokenising.
+
+    Raises:
+        InputError: Any of them can't be used, or the held-out split has too few prompts.
+    """
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
-    from neftcli.evaluation.report import instruction
     from neftcli.evaluation.tasks import check_tasks
-    from neftcli.statistics.paired import MIN_PROMPTS
     from neftcli.training.inputs import read_inputs, tokenize_inputs
 
-    if request.engine not in ENGINES:
-        raise InputError(
-            Problem("--engine: there is no such engine", request.engine, f"--engine {' or '.join(ENGINES)}")
-        )
-    if request.ray_address is not None and request.engine != "ray":
-        raise InputError(Problem("--ray-address needs --engine ray", request.ray_address, "--engine ray"))
-    if base.training.processes > 1 or any(axis.startswith("training.processes") for axis in base.sweep.grid):
-        told = "training.processes: a sweep trains each cell in one process"
-        raise InputError(Problem(told, str(base.training.processes), "--set training.processes=1"))
-    for axis in base.sweep.grid:
-        if axis.partition("=")[0].strip() in OTHER_TOKENS:
-            raise InputError(
-                Problem(
-                    "--grid: its losses are over other tokens and can't stand in one table", axis, "a sweep for each"
-                )
-            )
     judge = base.evaluation.judge
-    if WIN_RATE_LENGTH_CONTROLLED in base.sweep.metrics and judge.base_url is None:
-        violated = f"sweep.metrics {WIN_RATE_LENGTH_CONTROLLED} needs a judge"
-        raise InputError(Problem(violated, "no server", "--judge URL --judge-model NAME"))
-    if {WIN_RATE_LENGTH_CONTROLLED, "rouge_l", "exact_match"} & set(base.sweep.metrics) and not base.sweep.answers:
-        raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
-    if "tasks" in base.sweep.metrics and not base.evaluation.tasks:
-        raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))
     check_tasks(base.evaluation.tasks, base.evaluation.task_settings)
     check_judge(judge)
     if judge.base_url is not None:
         require_reachable(judge)
     require_writable(folder)
     reference, examples = read_inputs(base, observer)
-    prompts = {normalize_prompt(instruction(example)) for example in examples.held_out}
-    if len(prompts) < MIN_PROMPTS:
-        total = len(examples.train) + len(examples.held_out)
-        enough = math.ceil(MIN_PROMPTS / MAX_HELD_OUT_FRACTION)
-        hint = f"--held-out FILE with {MIN_PROMPTS} rows or more"
-        if total >= enough:
-            hint += ", or more --held-out-rows"
-        else:
-            hint += f"; {enough} rows of data are the fewest of which {MIN_PROMPTS} can be held out"
-        got = f"{len(examples.held_out)} rows with {len(prompts)} prompts"
-        raise InputError(
-            Problem(f"a sweep needs at least {MIN_PROMPTS} held-out rows with different prompts", got, hint)
-        )
+    _require_prompts(examples)
     with tempfile.TemporaryDirectory() as logs, capture_library_output(Path(logs) / "log"):
         # Once for all cells: no axis of a grid changes the tokens.
-        tokenize_inputs(base, reference, examples, observer, answers=base.sweep.answers)
-    return reference, examples
+        prepared, _, _ = tokenize_inputs(base, reference, examples, observer, answers=base.sweep.answers)
+    return reference, examples, prepared
+
+
+def _require_prompts(examples: ExampleSplits) -> None:
+    """Check that the held-out split has enough distinct prompts for a test.
+
+    Raises:
+        InputError: It has too few.
+    """
+    from neftcli.data.splits import MAX_HELD_OUT_FRACTION, normalize_prompt
+    from neftcli.evaluation.report import instruction
+    from neftcli.statistics.paired import MIN_PROMPTS
+
+    prompts = {normalize_prompt(instruction(example)) for example in examples.held_out}
+    if len(prompts) >= MIN_PROMPTS:
+        return
+    total = len(examples.train) + len(examples.held_out)
+    enough = math.ceil(MIN_PROMPTS / MAX_HELD_OUT_FRACTION)
+    hint = f"--held-out FILE with {MIN_PROMPTS} rows or more"
+    if total >= enough:
+        hint += ", or more --held-out-rows"
+    else:
+        hint += f"; at least {enough} rows of data are needed to hold out {MIN_PROMPTS}"
+    received = f"{len(examples.held_out)} rows with {len(prompts)} prompts"
+    raise InputError(
+        Problem(f"a sweep needs at least {MIN_PROMPTS} held-out rows with different prompts", received, hint)
+    )
+
+
+def require_same_sweep(folder: Path, base: Recipe) -> None:
+    """Check that the recipe trains the cells of the sweep in the folder the same way.
+
+    Only the `sweep` section and the evaluation may differ.
+
+    Raises:
+        InputError: The cells in the folder were trained differently.
+    """
+    from neftcli.recipe.loading import differences, load_recipe
+
+    file = folder / RECIPE
+    if not file.is_file() or not any((folder / CELLS).glob(f"[!.]*/{RECORD}")):  # a damaged record counts, too
+        return
+    changed = differences(load_recipe(str(file), as_written=True), base)
+    changed.pop("neftune.alpha", None)  # each cell has its own
+    if changed:
+        values = ", ".join(f"{path} {new} (there {old})" for path, (old, new) in changed.items())
+        problem = f"{folder}: the cells of the sweep in this folder were trained differently"
+        raise InputError(Problem(problem, values, "--name NAME for a new folder"))
+
+
+def require_same_inputs(
+    runs: CellRuns, cells: Sequence[Cell], reference: ModelReference, prepared: PreparedData
+) -> None:
+    """Compare the inputs of the cells that were started with the files that are there now.
+
+    The rows, their tokens (so also the chat template and the tokenizer) and the model's files are compared. A model of
+    the hub is known by its commit; its files are compared after the cells are trained.
+
+    Raises:
+        InputError: A file was changed, so further cells would have different inputs.
+    """
+    from neftcli.models.loading import model_fingerprint
+    from neftcli.training.assets import hash_tokens
+
+    keys = {cell.key for cell in cells}
+    started = [(run, record) for run, record in runs.runs if record["recipe_sha256"] in keys]
+    if not started:
+        return
+    current: dict[str, Any] = {"data_sha256": prepared.counts.fingerprint}
+    if reference.kind != "hub":
+        current["model_fingerprint"] = model_fingerprint(reference, None)
+    if any(record.get("tokens_sha256") for _, record in started):
+        current["tokens_sha256"] = hash_tokens(prepared.train)
+    problems: list[Problem] = []
+    for field, name in INPUTS.items():
+        if field == "tokens_sha256" and problems:  # follows from the rows or the model
+            continue
+        changed = [run.path.name for run, record in started if record.get(field) not in (None, current.get(field))]
+        if field in current and changed:
+            problem = f"{name} changed since cells were trained, so further cells can't be compared with them"
+            hint = f"restore {name}, or --name NAME for a new folder"
+            problems.append(Problem(problem, name_some(changed), hint))
+    if problems:
+        raise InputError(*problems)
+
+
+def require_comparable(evaluations: Mapping[str, tuple[RunDirectory, Mapping[str, Any]]], hint: str) -> None:
+    """Check that all cells were trained and evaluated on the same inputs, before they are paired row by row.
+
+    Args:
+        evaluations: The run and the evaluation of each cell, by its key.
+        hint: Command that resumes the sweep.
+
+    Raises:
+        NeftError: An input was changed while the sweep ran.
+    """
+    groups: dict[str, dict[str, list[str]]] = {}
+    for run, evaluation in evaluations.values():
+        record = run.record()
+        values = {name: str(record.get(field)) for field, name in INPUTS.items()}
+        values["the held-out rows"] = repr((evaluation["prompts"], evaluation["references"]))
+        for name, value in values.items():
+            groups.setdefault(name, {}).setdefault(value, []).append(run.path.name)
+    for name, runs in groups.items():
+        if len(runs) > 1:
+            raise NeftError(
+                Problem(
+                    f"{name} changed between cells, so they can't be compared in one table",
+                    "; others: ".join(name_some(names) for names in runs.values()),
+                    f"rm -r the cells that are not wanted, in cells/, then {hint}",
+                )
+            )

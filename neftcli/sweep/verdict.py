@@ -18,7 +18,7 @@ from neftcli.events import ArmResult, Comparison, MetricValue, Significance
 from neftcli.statistics.crossed import ArmDifference, compare_arms, estimate_arm
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, RESAMPLES
-from neftcli.sweep import sentences
+from neftcli.sweep import verdict_text
 from neftcli.sweep.early_stopping import Stopped, is_confirmed
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import WIN_RATES, SweepResults
@@ -76,7 +76,7 @@ def judge_sweep(
     lines = [
         line
         for metric in metrics
-        for line in sentences.findings(metric, results.direction(metric), rows, _reasons(results, metric, compared))
+        for line in verdict_text.findings(metric, results.direction(metric), rows, _reasons(results, metric, compared))
     ]
     # A stop counts if it saved cells and all that is measured supports it.
     saved = [stop for stop in stopped if results.measured_seeds(stop.baseline) < stop.planned]
@@ -92,20 +92,20 @@ def judge_sweep(
     said, recommended = _advice(results, metrics, dropped, compared, futile)
     lines += said
     of_first = {arm.name(): one for (arm, metric), one in found.items() if metric == metrics[0]}
-    lines += sentences.uneven(metrics[0], of_first)
-    lines += sentences.skewed({(arm.name(), metric): one for (arm, metric), one in found.items()})
+    lines += verdict_text.uneven(metrics[0], of_first)
+    lines += verdict_text.skewed({(arm.name(), metric): one for (arm, metric), one in found.items()})
     undecided = [
         one
         for (arm, metric), one in found.items()
         if metric == metrics[0] and not _is_decided(compared[arm][metric]) and baseline_of(arm) not in futile
     ]
-    lines += sentences.plan(metrics[0], undecided, delta, documents=results.is_of_documents(metrics[0]))
+    lines += verdict_text.plan(metrics[0], undecided, delta, documents=results.is_of_documents(metrics[0]))
     if found and metrics[0] == HELD_OUT_LOSS and not {*metrics} & {*WIN_RATES}:
         lines.append(
             "The paper found its gains in the answers and hardly in the loss: "
             f"--metric {WIN_RATE_LENGTH_CONTROLLED} --judge URL tests them."
         )
-    return Verdict(rows, recommended, tuple(lines), sentences.scope(list(found.values())))
+    return Verdict(rows, recommended, tuple(lines), verdict_text.scope(list(found.values())))
 
 
 def _differences(results: SweepResults, metrics: Sequence[str], resamples: int) -> dict[tuple[Arm, str], ArmDifference]:
@@ -268,27 +268,27 @@ def _advice(
         sound = [arm for arm in better if not _worse_in(compared[arm])]
         sound = [arm for arm in sound if arm not in dropped] or sound
         baselines = [arm for arm in group if not arm.alpha]
-        lines += [sentences.but_worse(arm.name(), worse) for arm in better if (worse := _worse_in(compared[arm]))]
+        lines += [verdict_text.but_worse(arm.name(), worse) for arm in better if (worse := _worse_in(compared[arm]))]
         best = _best(results, metric, [*sound, *baselines])
         if not tested:
             continue
         if all(compared[arm][metric].scope == "these seeds" for arm in tested):
-            lines.append(sentences.no_recommendation())
+            lines.append(verdict_text.no_recommendation())
             continue
         if best is None:
-            lines.append(sentences.nothing_in_common())
+            lines.append(verdict_text.nothing_in_common())
             continue
         if best in sound:
-            lines.append(sentences.recommended(metric, best.name(), [arm.name() for arm in sound if arm != best]))
+            lines.append(verdict_text.recommended(metric, best.name(), [arm.name() for arm in sound if arm != best]))
         else:
             words = [compared[arm][metric].verdict for arm in tested]
-            lines.append(sentences.recommended_baseline(best.name(), metric, words, settled=best in futile))
+            lines.append(verdict_text.recommended_baseline(best.name(), metric, words, settled=best in futile))
         chosen.append(best)
     if len(groups) > 1 and chosen:
         of_others = metric in WIN_RATES
         what = "against alpha 0 with the same options" if of_others else "over tokens, which are not the same"
         lines.append(
-            f"{sentences.capital(label(metric))} is {what}: it can't choose between these, and best points nowhere."
+            f"{verdict_text.capital(label(metric))} is {what}: it can't choose between these, and best points nowhere."
         )
     return lines, chosen[0] if len(chosen) == 1 and len(groups) == 1 else None
 

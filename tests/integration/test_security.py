@@ -27,7 +27,7 @@ import torch
 from neftcli.cli import main as command_line
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.checkpoints import MANIFEST, Checkpoints
-from neftcli.sweep.cell import clear_incomplete_runs, finished_run, stopped_run
+from neftcli.sweep.cell_runs import CellRuns, clear_incomplete_runs
 from tests.conftest import Result, quick_arguments
 from tests.judge_server import echoes_the_key, judge_server
 from tests.unit.evaluation.test_judge import longer
@@ -152,8 +152,8 @@ def test_pickles_in_the_place_of_what_is_kept_are_not_opened(runs: Path, made: P
         (sweep / file).parent.mkdir(parents=True, exist_ok=True)
         (sweep / file).write_bytes(pickled(made))
     assert neft("sweep-alpha", sweep).code == 2
-    assert finished_run(sweep / "cells", "key") is None
-    assert stopped_run(sweep / "cells", "key", Recipe()) is None
+    assert CellRuns(sweep / "cells").finished("key") is None
+    assert CellRuns(sweep / "cells").find_resume_state("key", Recipe()) is None
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
@@ -516,7 +516,7 @@ def test_links_among_the_cells_of_a_sweep_are_not_followed_by_what_clears_them(t
             (outside / name / "run.json").write_text(json.dumps(record))
         cells.mkdir(exist_ok=True)
         (cells / name).symlink_to(outside / name)
-    for clear in (lambda: clear_incomplete_runs(cells), lambda: stopped_run(cells, "k", Recipe())):
+    for clear in (lambda: clear_incomplete_runs(cells), lambda: CellRuns(cells).find_resume_state("k", Recipe())):
         with suppress(OSError):  # shutil refuses a link
             clear()
     assert len(list(outside.rglob("notes.txt"))) == 2

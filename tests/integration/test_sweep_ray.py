@@ -25,11 +25,10 @@ from neftcli.errors import InputError
 from neftcli.events import Evaluated, Event, Notice, TrainingProgress
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve
 from neftcli.runs.directory import RunDirectory
-from neftcli.sweep.cell import finished_run, measured
+from neftcli.sweep.cell_runs import CellRuns, read_evaluation
 from neftcli.sweep.engines import ray_engine as module
-from neftcli.sweep.engines.local_engine import Outcome
+from neftcli.sweep.engines.local_engine import CellOutcome
 from neftcli.sweep.engines.ray_engine import RayEngine
-from neftcli.sweep.engines.transfer import ARRIVING
 from neftcli.sweep.plan import Cell, plan_cells
 from neftcli.training.resume import find_resume_state
 from tests.conftest import Result
@@ -85,7 +84,7 @@ def weights_of(run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
+def test_ray_engine_lost_node_costs_no_cell_and_no_bit(
     cluster: Any,
     cells: list[Cell],
     rows_file: Path,
@@ -97,7 +96,7 @@ def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
     folder.mkdir()
     *good, wrong = cells
     said: list[tuple[str, Event]] = []
-    outcomes: list[tuple[str, Outcome]] = []
+    outcomes: list[tuple[str, CellOutcome]] = []
     nodes = list(cluster.worker_nodes)
 
     def told(cell: Cell, event: Event) -> None:
@@ -127,10 +126,10 @@ def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
     assert "will be retried" in (folder / "workers.log").read_text()
     for cell in good:
         assert ends[cell.key].status == "finished", ends[cell.key]
-        run = finished_run(folder / "cells", cell.key)
+        run = CellRuns(folder / "cells").finished(cell.key)
         assert run is not None
         assert str(run.path) == ends[cell.key].run
-        assert measured(run, cell.recipe) is not None
+        assert read_evaluation(run, cell.recipe) is not None
         assert run.path.name == cell.recipe.run_name()
         assert load_recipe(str(run.path / "recipe.yaml")) == cell.recipe
         card = (run.model / "README.md").read_text()
@@ -141,12 +140,12 @@ def test_a_node_that_is_lost_costs_no_cell_and_no_bit(
         assert neft("train", "--recipe", run.path / "recipe.yaml", "--output-dir", alone).code == 0
         assert weights_of(run.path) == weights_of(alone / run.path.name)
     assert len(list((folder / "cells").iterdir())) == 4
-    assert not list(folder.glob(f"{ARRIVING}*"))
+    assert not list(folder.glob(".ray-probe-*"))
 
 
-def done_by(engine: RayEngine, cells: list[Cell], told: Callable[[Cell, Event], None]) -> list[Outcome]:
+def done_by(engine: RayEngine, cells: list[Cell], told: Callable[[Cell, Event], None]) -> list[CellOutcome]:
     """How cells end, after which the cluster is left."""
-    outcomes: list[Outcome] = []
+    outcomes: list[CellOutcome] = []
     try:
         engine.run(cells, told, lambda _cell, outcome: outcomes.append(outcome))
     finally:
@@ -155,7 +154,7 @@ def done_by(engine: RayEngine, cells: list[Cell], told: Callable[[Cell, Event], 
 
 
 @pytest.mark.slow
-def test_workers_import_from_no_folder_of_the_driver(tmp_path: Path) -> None:
+def test_ray_engine_workers_import_from_no_folder_of_the_driver(tmp_path: Path) -> None:
     """Ray adds the driver's current folder to their path, before the packages: an empty one, which goes at the end."""
     engine = RayEngine(None, 0, tmp_path)
     try:
@@ -173,10 +172,10 @@ def test_workers_import_from_no_folder_of_the_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_cell_comes_back_and_is_gone_on_with_to_the_same_bits(
+def test_ray_engine_resumes_a_preempted_cell_bit_identically(
     cells: list[Cell], cluster: Any, neft: Callable[..., Result], tmp_path: Path
 ) -> None:
-    """Stopped by the sweep; its run, checkpoint and all, is as one that was stopped here, and goes along again."""
+    """The run of a preempted cell, with its checkpoint, is one that `neft train --resume` takes, too."""
     folder = tmp_path / "sweep"
     recipe = replace(cells[1].recipe, training=replace(cells[1].recipe.training, max_steps=1000))
     long = [
@@ -196,7 +195,7 @@ def test_a_stopped_cell_comes_back_and_is_gone_on_with_to_the_same_bits(
     assert 0 < resume_state.step < 1000
     said: list[Event] = []
     [outcome] = done_by(RayEngine(cluster.address, 1, folder), [cell], lambda _cell, event: said.append(event))
-    assert outcome == Outcome("finished", str(runs[0]))
+    assert outcome == CellOutcome("finished", str(runs[0]))
     assert min(event.step for event in said if isinstance(event, TrainingProgress)) > resume_state.step
     assert (
         json.loads((runs[0] / "run.json").read_text())["resumed"][0]["checkpoint"] == f"checkpoint-{resume_state.step}"
@@ -207,10 +206,10 @@ def test_a_stopped_cell_comes_back_and_is_gone_on_with_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_what_is_trained_is_only_measured(
+def test_ray_engine_only_evaluates_a_trained_cell(
     cells: list[Cell], cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By other settings than before, with a task file whose path is relative, on the weights that are there."""
+    """With other settings than before, with a task file whose path is relative, on the weights that are there."""
     letters = {"question": "{n} or {m}?", "choices": ["a", "b"], "answer": 0}
     (tmp_path / "letters.jsonl").write_text("".join(json.dumps(letters) + "\n" for _ in range(8)))
     (tmp_path / "letters.yaml").write_text(
@@ -223,7 +222,7 @@ def test_what_is_trained_is_only_measured(
     [cell] = cells[1:2]
     [first] = done_by(RayEngine(cluster.address, 1, folder), [cell], lambda _cell, _event: None)
     run = RunDirectory(Path(first.run))
-    before = weights_of(run.path), measured(run, cell.recipe)
+    before = weights_of(run.path), read_evaluation(run, cell.recipe)
     assert before[1] is not None
     evaluation = replace(cell.recipe.evaluation, tasks=("letters.yaml",))
     other = replace(cell, recipe=replace(cell.recipe, evaluation=evaluation))
@@ -232,7 +231,7 @@ def test_what_is_trained_is_only_measured(
     assert again == first
     assert not [event for event in said if isinstance(event, TrainingProgress)], "it was trained again"
     assert weights_of(run.path) == before[0]
-    content = measured(run, other.recipe)
+    content = read_evaluation(run, other.recipe)
     assert content is not None
     assert content["metrics"].pop("letters/acc")
     assert content["metrics"] == before[1]["metrics"]
@@ -241,12 +240,12 @@ def test_what_is_trained_is_only_measured(
 
 
 @pytest.mark.slow
-def test_a_cluster_without_room_is_told_of_once(
+def test_ray_engine_reports_once_that_the_cluster_has_no_room(
     cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setattr(module, "NO_ROOM", 1.0)
+    monkeypatch.setattr(module, "NO_ROOM_AFTER", 1.0)
     node = {"num_cpus": 0, "object_store_memory": 2**27, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
@@ -263,11 +262,11 @@ def test_a_cluster_without_room_is_told_of_once(
     assert [outcome.status for outcome in outcomes] == ["preempted"] * 2
     [notice] = said
     assert isinstance(notice, Notice)
-    assert notice.message == "the Ray cluster has no room for a cell: 1 CPU must be free; cells wait for it"
+    assert notice.message == "the Ray cluster has no room for a cell: 1 CPU must be free; the cells wait"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "somewhere"])
-def test_a_cluster_that_is_not_there_is_refused_at_once(
+def test_ray_engine_rejects_a_missing_cluster_at_once(
     address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -278,7 +277,7 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(
 
 
 @pytest.mark.parametrize("left", ["a process of Ray", "RAY_ADDRESS"])
-def test_what_is_left_of_a_cluster_that_ended_is_refused_at_once(
+def test_ray_engine_rejects_the_remains_of_a_cluster_at_once(
     left: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from ray._private import services

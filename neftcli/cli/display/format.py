@@ -485,17 +485,15 @@ def estimate_lines(event: events.SweepEstimate) -> list[str]:
     per_cell = least if least == most else f"{least} to {most}"
     cells, workers = plural(len(event.cells), "cell"), plural(event.workers, "worker")
     result = [f"about {per_cell} per cell, {rough_duration(event.seconds)} in all ({cells}, {workers})"]
-    start = f"of which start-up: {rough_duration(event.own_start)} of the command (as in this dry run)"
-    if event.worker_start is None:
-        result.append(f"{start}; finished cells include that of their workers")
-    else:
-        worker = f"{rough_duration(event.worker_start)} of a worker (libraries, model, tokenized rows, base losses)"
-        result.append(f"{start}, {worker}")
     if event.parts:
         parts = [f"{name} {rough_duration(seconds)}" for name, seconds in event.parts.items() if seconds]
         result.append(f"of a cell: {', '.join(parts)}")
-    timed = [f"{number} {name if number > 1 else name.removesuffix('s')}" for name, number in event.timed.items()]
-    return [*result, f"measured on {', '.join(timed)}", *_power_lines(event.power)]
+    basis = []
+    if event.finished_cells:
+        basis.append(f"the mean of {plural(event.finished_cells, 'finished cell')}")
+    if event.timed_steps:
+        basis.append(f"{plural(event.timed_steps, 'timed step')} on this machine")
+    return [*result, f"estimated from {' and '.join(basis)}", *_power_lines(event.power)]
 
 
 def _power_lines(power: events.PowerAnalysis | None) -> list[str]:
@@ -523,7 +521,7 @@ def estimate_notices(event: events.SweepEstimate) -> list[str]:
     """Return the notices about an estimate."""
     notices = []
     if event.engine == "ray":
-        notices.append("timed on this machine, as if one worker ran all cells; those of the cluster may differ")
+        notices.append("estimated for one worker on this machine; the cluster may differ")
     if event.answer_tokens is not None:
         notices.append(f"each answer counts with {event.answer_tokens} tokens, the maximum")
     if event.early_stopping:
@@ -585,5 +583,7 @@ def _after_sweep(report: events.SweepReport) -> list[tuple[str, str]]:
     verdicts = [comparison.verdict for arm in report.arms for comparison in arm.comparisons]
     undecided = any(verdict not in ("better", "worse") for verdict in verdicts)
     if undecided and not report.saved:  # a sweep that stopped early is decided
-        commands.append((f"{report.again} --seeds {max(3, 2 * seeds)}", "train more seeds; finished cells are kept"))
+        commands.append(
+            (f"{report.resume_command} --seeds {max(3, 2 * seeds)}", "train more seeds; finished cells are kept")
+        )
     return commands

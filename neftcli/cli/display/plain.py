@@ -152,7 +152,7 @@ class PlainLines:
             return [line for line in lines if not line.startswith("train_loss")]
         cells = [f"cell {cell.key}: {cell.arm} seed={cell.seed} seconds={cell.seconds:.0f}" for cell in event.cells]
         notices = [f"note: {notice}" for notice in format.estimate_notices(event)]
-        return [*cells, *lines, *notices, *(f"shared: {shared}" for shared in event.shared)]
+        return [*cells, *lines, *notices]
 
     @_lines.register
     def _(self, event: events.CellState) -> list[str]:

@@ -346,7 +346,7 @@ def _foremost(states: Sequence[CellState], height: int) -> list[CellState]:
 
 
 def sweep_plan(states: Sequence[CellState], estimate: SweepEstimate) -> RenderableType:
-    """Render the end of a dry run: the cells, their estimated time, and what they share."""
+    """Render the end of a dry run: the cells and their estimated time."""
     seconds = {cell.key: format.rough_duration(cell.seconds) for cell in estimate.cells}
     table = columns(" arm", "seed", "status", "takes about", left=(" arm", "status"))
     for state in states:
@@ -355,8 +355,7 @@ def sweep_plan(states: Sequence[CellState], estimate: SweepEstimate) -> Renderab
     first, *lines = format.estimate_lines(estimate)
     parts: list[RenderableType] = [table, Text(), _sentence(first, "bold"), *map(_sentence, lines)]
     parts += map(_notice, format.estimate_notices(estimate))
-    parts += [Text(), Text(" shared by the cells", style="dim")]
-    return Group(*parts, *(Padding(Text(shared), (0, 0, 0, 3)) for shared in estimate.shared))
+    return Group(*parts)
 
 
 def sweep_report(report: SweepReport, width: int) -> RenderableType:

@@ -1,4 +1,4 @@
-"""The local engine: one warm worker process a device; a worker that dies is replaced and its cell tried again."""
+"""The local engine: one warm worker process for each device. A dead worker is replaced and its cell retried."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Problem
 from neftcli.events import CellStatus, Event
-from neftcli.sweep.engines.worker import signals_put_off, work
+from neftcli.sweep.engines.worker import block_signals, run_worker
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Worker:
-    """A process, the connection to it, and what it is doing."""
+    """A worker process, the connection to it, and its current cell."""
 
     process: BaseProcess
     connection: Connection
@@ -33,7 +33,7 @@ class _Worker:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellOutcome:
     """Outcome of one try of a cell.
 
     Attributes:
@@ -48,31 +48,35 @@ class Outcome:
 
 
 class LocalEngine:
-    """Worker processes on this machine.
+    """Runs cells in worker processes on this machine.
 
     Args:
         devices: One worker for each; None leaves the choice of the device to torch.
-        retries: Times that a cell is tried again after its worker died or failed by a fault.
-        log: What workers write past their logs.
+        retries: Number of retries of a cell after its worker died or an unexpected error.
+        log: File for output of the workers that no run's log takes.
     """
 
     def __init__(self, devices: Sequence[str | None], retries: int, log: Path) -> None:
-        self._devices, self._retries, self._log = devices, retries, log
+        self._devices = devices
+        self._retries = retries
+        self._log = log
         self._context = multiprocessing.get_context("spawn")
         self._stop = self._context.RawValue("b", 0)  # no lock, which a killed worker could keep
         self._workers: list[_Worker] = []
+        self._waiting: deque[Cell] = deque()
+        self._tries: dict[str, int] = {}
 
     @property
     def workers(self) -> int:
-        """Number of cells that are trained at the same time."""
+        """Number of cells that run at the same time."""
         return len(self._devices)
 
     def stop(self) -> None:
-        """Cells stop behind the update that they are in; waiting cells are not begun."""
+        """Stop the cells after their current step; cells that wait are not started."""
         self._stop.value = 1
 
     def close(self) -> None:
-        """Ends the workers at once."""
+        """End the workers at once."""
         for worker in self._workers:
             worker.process.kill()
             worker.process.join()
@@ -82,123 +86,119 @@ class LocalEngine:
     def run(
         self,
         cells: Sequence[Cell],
-        told: Callable[[Cell, Event], None],
-        ended: Callable[[Cell, Outcome], None],
+        on_event: Callable[[Cell, Event], None],
+        on_outcome: Callable[[Cell, CellOutcome], None],
     ) -> None:
-        """Does the cells, in their order as workers come free, and returns when all have ended.
+        """Run cells in their order as workers become free, and return when all have ended.
 
         Args:
-            cells: What is to be done.
-            told: Is told what happens in a cell.
-            ended: Is told how a cell ended.
+            cells: The cells.
+            on_event: Called with each event of a cell.
+            on_outcome: Called with the outcome of each try.
         """
-        waiting, tries = deque(cells), dict.fromkeys((cell.key for cell in cells), 0)
+        self._waiting = deque(cells)
+        self._tries = dict.fromkeys((cell.key for cell in cells), 0)
         while len(self._workers) < min(len(self._devices), len(cells)):
-            self._workers.append(self._started(self._devices[len(self._workers)]))
+            self._workers.append(self._start_worker(self._devices[len(self._workers)]))
         while True:
             for worker in self._workers:
-                if worker.cell is None and waiting and not self._stop.value:
-                    self._give(worker, waiting.popleft())
+                if worker.cell is None and self._waiting and not self._stop.value:
+                    self._assign(worker, self._waiting.popleft())
             busy = [worker for worker in self._workers if worker.cell is not None]
             if not busy:
                 break
             ready = wait([item for worker in busy for item in (worker.connection, worker.process.sentinel)])
             for worker in busy:
                 if worker.connection in ready or worker.process.sentinel in ready:
-                    self._hear(worker, waiting, tries, told, ended)
-        for cell in waiting:
-            ended(cell, Outcome(CellStatus.PREEMPTED))
+                    self._receive(worker, on_event, on_outcome)
+        for cell in self._waiting:
+            on_outcome(cell, CellOutcome(CellStatus.PREEMPTED))
 
-    def _give(self, worker: _Worker, cell: Cell) -> None:
-        """Gives a cell to an idle worker, or to another one in its place where it has died meanwhile."""
+    def _assign(self, worker: _Worker, cell: Cell) -> None:
+        """Send a cell to an idle worker; if it has died meanwhile, to its replacement."""
         try:
             worker.connection.send(cell.recipe)
         except ConnectionError:
-            worker = self._replaced(worker)
+            worker = self._replace(worker)
             worker.connection.send(cell.recipe)
         worker.cell = cell
 
-    def _replaced(self, worker: _Worker) -> _Worker:
-        """A new worker in the place of one that has died."""
+    def _replace(self, worker: _Worker) -> _Worker:
+        """Start a new worker in the place of a dead one."""
         worker.process.join()
         worker.connection.close()
-        place = self._workers.index(worker)
-        self._workers[place] = self._started(worker.device)
-        return self._workers[place]
+        index = self._workers.index(worker)
+        self._workers[index] = self._start_worker(worker.device)
+        return self._workers[index]
 
-    def _started(self, device: str | None) -> _Worker:
+    def _start_worker(self, device: str | None) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=work, args=(theirs, self._stop, device, self._log), daemon=True)
-        with signals_put_off():  # it imports libraries before it can ignore them
+        process = self._context.Process(target=run_worker, args=(theirs, self._stop, device, self._log), daemon=True)
+        with block_signals():  # it imports libraries before it can ignore them
             process.start()
         theirs.close()
         return _Worker(process, ours, device)
 
-    def _hear(
+    def _receive(
         self,
         worker: _Worker,
-        waiting: deque[Cell],
-        tries: dict[str, int],
-        told: Callable[[Cell, Event], None],
-        ended: Callable[[Cell, Outcome], None],
+        on_event: Callable[[Cell, Event], None],
+        on_outcome: Callable[[Cell, CellOutcome], None],
     ) -> None:
-        """Takes what a worker says, or replaces it where it has died."""
+        """Handle a message of a worker, or replace the worker if it has died."""
         cell = worker.cell
-        assert cell is not None  # noqa: S101 - only busy workers are heard
+        assert cell is not None  # noqa: S101 - only busy workers are read
         try:
             if not worker.connection.poll():  # dead, while a process that it started holds the connection open
                 raise EOFError
-            said = worker.connection.recv()
+            message = worker.connection.recv()
         except (EOFError, ConnectionError):
-            self._replaced(worker)
-            code = worker.process.exitcode
-            times = f" {tries[cell.key] + 1} times" if tries[cell.key] else ""
-            died = Problem(
-                f"the worker that trained it died{times}",
-                f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
-                "a smaller batch or more memory; --set sweep.retries=5 tries more often"
-                if code == -9
-                else f"see {self._log}",
-            )
-            self._again(cell, (died,), waiting, tries, ended)
+            self._replace(worker)
+            self._retry(cell, (self._describe_death(worker, cell),), on_outcome)
             return
-        if not isinstance(said, tuple):
-            told(cell, said)
+        if not isinstance(message, tuple):
+            on_event(cell, message)
             return
         worker.cell = None
-        if said[0] == CellStatus.FAILED and said[2]:
-            self._again(cell, said[1], waiting, tries, ended)
-        elif said[0] == CellStatus.FAILED:
-            ended(cell, Outcome(CellStatus.FAILED, problems=said[1]))
+        if message[0] != CellStatus.FAILED:
+            on_outcome(cell, CellOutcome(*message))
+            return
+        _, problems, may_retry = message
+        if may_retry:
+            self._retry(cell, problems, on_outcome)
         else:
-            ended(cell, Outcome(*said))
+            on_outcome(cell, CellOutcome(CellStatus.FAILED, problems=problems))
 
-    def _again(
-        self,
-        cell: Cell,
-        problems: tuple[Problem, ...],
-        waiting: deque[Cell],
-        tries: dict[str, int],
-        ended: Callable[[Cell, Outcome], None],
+    def _describe_death(self, worker: _Worker, cell: Cell) -> Problem:
+        code = worker.process.exitcode
+        times = f" {self._tries[cell.key] + 1} times" if self._tries[cell.key] else ""
+        received = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        hint = f"see {self._log}"
+        if code == -9:
+            hint = "a smaller batch or more memory; --set sweep.retries=5 retries more often"
+        return Problem(f"the worker that trained it died{times}", received, hint)
+
+    def _retry(
+        self, cell: Cell, problems: tuple[Problem, ...], on_outcome: Callable[[Cell, CellOutcome], None]
     ) -> None:
-        """Puts a cell back, first in line, until its tries are used up."""
-        tries[cell.key] += 1
+        """Put a cell first in line again, or give it up if no retry is left."""
+        self._tries[cell.key] += 1
         if self._stop.value:
-            ended(cell, Outcome(CellStatus.PREEMPTED))
-        elif tries[cell.key] > self._retries:
-            ended(cell, Outcome(CellStatus.FAILED, problems=problems))
+            on_outcome(cell, CellOutcome(CellStatus.PREEMPTED))
+        elif self._tries[cell.key] > self._retries:
+            on_outcome(cell, CellOutcome(CellStatus.FAILED, problems=problems))
         else:
-            ended(cell, Outcome(CellStatus.WAITING, problems=problems))
-            waiting.appendleft(cell)
+            on_outcome(cell, CellOutcome(CellStatus.WAITING, problems=problems))
+            self._waiting.appendleft(cell)
 
 
-def devices() -> list[str | None]:
-    """One entry for each GPU that torch would see, as CUDA_VISIBLE_DEVICES takes it, or one for the CPU."""
+def list_devices() -> list[str | None]:
+    """Return an entry for each GPU that torch sees, as CUDA_VISIBLE_DEVICES takes it; [None] for one GPU or the CPU."""
     import torch
 
     count: Any = torch.cuda.device_count()
     if count < 2:
         return [None]
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs that a person or a scheduler chose
-    names = given.split(",")[:count] if given else map(str, range(count))
-    return [*map(str.strip, names)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs that a person or a scheduler chose
+    names = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
+    return [name.strip() for name in names]

@@ -1,74 +1,85 @@
-"""The Ray engine: each cell a task of a Ray cluster, whose run comes back to the sweep's folder without shared disks.
+"""The Ray engine: each cell is a task of a Ray cluster, which writes its run to the sweep's folder.
 
-A node needs this package and, where they are no hub ids, the model's folder, folders of rows and task files under the
-same path. Single files (rows, a chat template) travel with the tasks, and so does the run of a cell that was begun. A
-run comes back whole, in memory, as a tar: fit for adapters and for models of a few gigabytes.
+All nodes must see this folder under the same path (NFS, Lustre, ...), and so the model's folder, the data files and the
+task files if they are no hub ids. neft must be installed on each node.
 """
 
 from __future__ import annotations
 
-import errno
 import os
+import secrets
 import socket
 import sys
-import tarfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, chdir, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, NeftError, Problem
+from neftcli.errors import InputError, Problem
 from neftcli.events import CellStarted, CellStatus, Event, Notice
 from neftcli.runs.directory import CELLS
-from neftcli.sweep.cell import finished_run, runs_of, stopped_run
-from neftcli.sweep.engines.local_engine import Outcome
-from neftcli.sweep.engines.ray_task import PATIENCE, Errand, Mailbox, Returned, work
-from neftcli.sweep.engines.transfer import arrived, clear_arriving, for_a_node, packed
-from neftcli.system.files import open_without_links
-from neftcli.training.failures import is_disk_full
+from neftcli.sweep.engines.local_engine import CellOutcome
+from neftcli.sweep.engines.ray_task import (
+    SHARE_HINT,
+    TIMEOUT,
+    CellTask,
+    Mailbox,
+    TaskResult,
+    check_folder,
+    run_task,
+)
+from neftcli.system.files import atomic_write, open_without_links, remove
 
 if TYPE_CHECKING:
-    from neftcli.runs.directory import RunDirectory
     from neftcli.sweep.plan import Cell
 
-POLL = 0.2  # seconds between two looks at what cells say
-NO_ROOM = 30.0  # seconds without a cell at work, after which a person is told why
+POLL_INTERVAL = 0.2
+"""Seconds between two reads of the mailbox."""
+NO_ROOM_AFTER = 30.0
+"""Seconds without a running cell after which the sweep reports that the cluster has no room."""
+NODE_TIMEOUT = 120.0
+"""Seconds for the nodes to start a process and look for the sweep's folder."""
+PROBE = ".ray-probe-"
 
 
 class RayEngine:
-    """Tasks of a Ray cluster.
+    """Runs cells as tasks of a Ray cluster.
 
     Args:
         address: "auto", or HOST:PORT of a running cluster; None starts one on this machine.
-        retries: Times that a cell is tried again after its worker or node was lost, and after a fault.
-        folder: The sweep's folder; runs arrive in `folder/cells`.
+        retries: Number of retries of a cell after a lost worker or node, or an unexpected error.
+        folder: The sweep's folder.
 
     Raises:
-        InputError: Ray is not installed, or the cluster can't be reached.
+        InputError: Ray is not installed, the cluster can't be reached, or a node can't use the sweep's folder.
     """
 
     def __init__(self, address: str | None, retries: int, folder: Path) -> None:
         with ExitStack() as temporary:
-            # It stays as long as the workers: nobody else can create a folder of its name and have them import from it.
+            # The folder stays as long as the workers, so nobody can create one of its name for them to import from.
             empty = temporary.enter_context(TemporaryDirectory(prefix="neft-ray-"))
-            ray = _connected(address, Path(empty))
+            ray = _connect(address, Path(empty))
             self._temporary = temporary.pop_all()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._ray, self._retries, self._folder, self._stopping = ray, retries, folder, False
-        self._loud = _quietened(folder / "workers.log")
-        self._sent: dict[str, Any] = {}
-        self._taking: Any = None  # what cells said, on its way
-        # A soft wish would be given another node even while this one is free.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._restore_output = _redirect_worker_logs(folder / "workers.log")
+        self._pending_take: Any = None  # the last call of Mailbox.take, until it returns
+        self._tasks: dict[Any, Cell] = {}  # submitted tasks that have not ended, by reference
+        self._started: set[str] = set()  # keys of the cells that have reported that they started
+        self._idle_since: float | None = None
+        own_node = ray.get_runtime_context().get_node_id()
+        # With soft=True Ray may choose another node even if this one is free.
+        here = NodeAffinitySchedulingStrategy(own_node, soft=False)
         self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).options(scheduling_strategy=here).remote()
-        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = [one.get("GPU", 0) for one in resources]
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        gpus = [node["Resources"].get("GPU", 0) for node in nodes]
         self._needs = {"CPU": 1, "GPU": 1 if any(gpus) else 0}
-        self._slots = max(1, int(sum(gpus) or sum(one.get("CPU", 0) for one in resources)))
+        self._slots = max(1, int(sum(gpus) or sum(node["Resources"].get("CPU", 0) for node in nodes)))
         self._task = ray.remote(
             num_cpus=self._needs["CPU"],
             num_gpus=self._needs["GPU"],
@@ -76,203 +87,206 @@ class RayEngine:
             retry_exceptions=False,
             # A process that has used one GPU can't change to another one.
             max_calls=1 if max(gpus, default=0) > 1 else 0,
-        )(work)
-        self._waiting: dict[Any, Cell] = {}
-        self._begun: set[str] = set()
-        self._idle_since: float | None = None
-        clear_arriving(folder)
+        )(run_task)
+        self._probe = _write_probe(folder)
+        try:
+            self._check_nodes(
+                [
+                    node
+                    for node in nodes
+                    if node["NodeID"] != own_node
+                    and all(node["Resources"].get(name, 0) >= need for name, need in self._needs.items())
+                ]
+            )
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def workers(self) -> int:
-        """Number of cells for which the cluster has room, as it was when the sweep began."""
+        """Number of cells that fit the cluster at the same time, when the sweep started."""
         return self._slots
 
     def stop(self) -> None:
-        """Cells stop behind the update that they are in; waiting cells are not begun."""
-        self._stopping = True  # Ray is told in `run`: this may be called by a signal, in the middle of a call to Ray
+        """Stop the cells after their current step; cells that wait are not started."""
+        self._stopping = True  # `run` tells Ray: a signal may call this in the middle of a call to Ray
 
     def close(self) -> None:
-        """End the tasks at once and leave the cluster; one that was started here ends."""
+        """End the tasks at once and leave the cluster; a cluster that was started here ends."""
         self._ray.shutdown()
-        self._loud()
+        self._restore_output()
         self._temporary.close()
+        remove(self._probe)
 
     def run(
         self,
         cells: Sequence[Cell],
-        told: Callable[[Cell, Event], None],
-        ended: Callable[[Cell, Outcome], None],
+        on_event: Callable[[Cell, Event], None],
+        on_outcome: Callable[[Cell, CellOutcome], None],
     ) -> None:
-        """Does the cells, in their order as the cluster has room; the arguments are those of `LocalEngine.run`.
-
-        Raises:
-            OSError: The disk of the sweep's folder is full, so that no run can arrive any more.
-        """
+        """Run cells in their order as the cluster has room; the arguments are those of `LocalEngine.run`."""
         queue, tries, halted = deque(cells), Counter[str](), False
-        # Runs that go along are large, so then only as many cells are given as soon have room.
-        any_run = any(any(runs_of(self._folder / CELLS, cell.key)) for cell in cells)
-        most = 2 * self._slots if any_run else len(cells)
         self._idle_since = time.monotonic()
-        while queue or self._waiting:
+        while queue or self._tasks:
             if self._stopping:
                 for cell in queue:
-                    ended(cell, Outcome(CellStatus.PREEMPTED))
+                    on_outcome(cell, CellOutcome(CellStatus.PREEMPTED))
                 queue.clear()
-            while queue and len(self._waiting) < most:
-                self._submit(queue.popleft(), told, ended)
-            ready, _ = self._ray.wait(list(self._waiting), timeout=POLL) if self._waiting else ([], [])
+            while queue:
+                self._submit(queue.popleft())
+            ready, _ = self._ray.wait(list(self._tasks), timeout=POLL_INTERVAL) if self._tasks else ([], [])
             if self._stopping:
-                self._mailbox.halt.remote()
-                for ref, cell in self._waiting.items():
-                    if not halted and cell.key not in self._begun:
-                        self._ray.cancel(ref, force=False)
+                self._mailbox.request_stop.remote()
+                for task, cell in self._tasks.items():
+                    if not halted and cell.key not in self._started:
+                        self._ray.cancel(task, force=False)
                 halted = True
-            for _ in range(1 + len(ready)):  # what was on its way may lack the last events of a cell that has ended
-                self._tell(told, ended, PATIENCE if ready else 0)
-            for ref in ready:
-                self._end(ref, queue, tries, ended)
-            self._say_where_there_is_no_room(told)
+            for _ in range(1 + len(ready)):  # a call in flight may lack the last events of a cell that has ended
+                self._take_events(on_event, on_outcome, TIMEOUT if ready else 0)
+            for task in ready:
+                self._end(task, queue, tries, on_outcome)
+            self._report_no_room(on_event)
 
-    def _submit(self, cell: Cell, told: Callable[[Cell, Event], None], ended: Callable[[Cell, Outcome], None]) -> None:
-        """Submit a cell to the cluster, with its run if there is one; a cell that another process trains has failed."""
-        try:
-            run = self._begun_run(cell, told)
-        except InputError as error:
-            ended(cell, Outcome(CellStatus.FAILED, problems=error.problems))
-            return
-        there, files = for_a_node(cell.recipe)
-        for place, file in files.items():
-            if place not in self._sent:
-                self._sent[place] = self._ray.put(file.read_bytes())
-        errand = Errand(cell.recipe, there, cell.key, tuple(files), run.path.name if run else "")
-        luggage = self._ray.put(packed(run.path)) if run else b""
-        ref = self._task.remote(errand, self._mailbox, luggage, *(self._sent[place] for place in files))
-        self._waiting[ref] = cell
-
-    def _begun_run(self, cell: Cell, told: Callable[[Cell, Event], None]) -> RunDirectory | None:
-        """The run that goes along with a cell; what is not gone on with is told here, since a node never sees it.
+    def _check_nodes(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """Check that the nodes which may run cells see the sweep's folder.
 
         Raises:
-            InputError: Another process is training it.
+            InputError: A node does not, or can't run neft.
         """
-        cells = self._folder / CELLS
-        run = finished_run(cells, cell.key)
-        if run is not None:
-            return run
-        resume_state = stopped_run(cells, cell.key, cell.recipe, _Voice(cell, told))
-        if resume_state is None:
-            return None
-        for reason in resume_state.skipped:
-            told(cell, Notice(f"passed over {reason}"))
-        return resume_state.directory
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def _tell(
-        self, told: Callable[[Cell, Event], None], ended: Callable[[Cell, Outcome], None], patience: float
+        check = self._ray.remote(num_cpus=0, max_retries=1)(check_folder)
+        probe = self._probe.absolute()
+        checks = {
+            node["NodeManagerAddress"]: check.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(probe)
+            for node in nodes
+        }
+        problems = []
+        for address, reference in checks.items():
+            try:
+                reason = self._ray.get(reference, timeout=NODE_TIMEOUT)
+            except self._ray.exceptions.RayError as error:
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                hint = "install neft on each node    pip install 'neftcli[ray]'"
+                problems.append(Problem(f"--engine ray: node {address} can't run neft", lines[-1], hint))
+                continue
+            if reason:
+                message = f"--engine ray: node {address} can't use the sweep's folder"
+                problems.append(Problem(message, reason, SHARE_HINT))
+        if problems:
+            raise InputError(*problems)
+
+    def _submit(self, cell: Cell) -> None:
+        cells = (self._folder / CELLS).absolute()
+        recipe = replace(cell.recipe, output_dir=str(cells))
+        task = CellTask(recipe, cell.key, self._probe.absolute(), Path.cwd())
+        self._tasks[self._task.remote(task, self._mailbox)] = cell
+
+    def _take_events(
+        self,
+        on_event: Callable[[Cell, Event], None],
+        on_outcome: Callable[[Cell, CellOutcome], None],
+        timeout: float,
     ) -> None:
-        """Passes on what cells said; a mailbox that is lost costs the showing only."""
-        cells = {cell.key: cell for cell in self._waiting.values()}
-        self._taking = self._taking or self._mailbox.take.remote()
-        if not self._ray.wait([self._taking], timeout=patience)[0]:
+        """Pass on the events of cells; if the mailbox is lost, only the display suffers."""
+        cells = {cell.key: cell for cell in self._tasks.values()}
+        self._pending_take = self._pending_take or self._mailbox.take.remote()
+        if not self._ray.wait([self._pending_take], timeout=timeout)[0]:
             return
-        taken, self._taking = self._taking, None
+        taken, self._pending_take = self._pending_take, None
         try:
-            said = self._ray.get(taken)
+            events = self._ray.get(taken)
         except self._ray.exceptions.RayError:
             return
-        for key, event in said:
-            if key in cells:
-                if isinstance(event, CellStarted) and key in self._begun:
-                    ended(cells[key], Outcome(CellStatus.WAITING, problems=(Problem("lost", "its worker or node"),)))
-                self._begun.add(key)
-                told(cells[key], event)
+        for key, event in events:
+            if key not in cells:
+                continue
+            if isinstance(event, CellStarted):
+                if key in self._started:  # Ray has given the cell to a different worker
+                    lost = Problem("lost", "its worker or node")
+                    on_outcome(cells[key], CellOutcome(CellStatus.WAITING, problems=(lost,)))
+                self._started.add(key)
+            on_event(cells[key], event)
 
-    def _end(self, ref: Any, queue: deque[Cell], tries: Counter[str], ended: Callable[[Cell, Outcome], None]) -> None:
-        """Takes how a task ended; after a fault it is put back, first in line, until its tries are used up."""
-        cell = self._waiting[ref]
+    def _end(
+        self,
+        task: Any,
+        queue: deque[Cell],
+        tries: Counter[str],
+        on_outcome: Callable[[Cell, CellOutcome], None],
+    ) -> None:
+        """Report the outcome of a task; after an unexpected error the cell is first in line until no try is left."""
+        cell = self._tasks[task]
         try:
-            outcome, again = self._outcome(ref, cell)
-        except self._ray.exceptions.GetTimeoutError:  # its node was lost with what it returned: it is done again
+            outcome, may_retry = self._outcome(task, cell)
+        except self._ray.exceptions.GetTimeoutError:  # its node was lost with the result: Ray runs it again
             return
-        del self._waiting[ref]
-        self._begun.discard(cell.key)
+        del self._tasks[task]
+        self._started.discard(cell.key)
         tries[cell.key] += 1
-        if again and self._stopping:
-            ended(cell, Outcome(CellStatus.PREEMPTED))
-        elif again and tries[cell.key] <= self._retries:
-            ended(cell, Outcome(CellStatus.WAITING, problems=outcome.problems))
+        if may_retry and self._stopping:
+            on_outcome(cell, CellOutcome(CellStatus.PREEMPTED))
+        elif may_retry and tries[cell.key] <= self._retries:
+            on_outcome(cell, CellOutcome(CellStatus.WAITING, problems=outcome.problems))
             queue.appendleft(cell)
         else:
-            ended(cell, outcome)
+            on_outcome(cell, outcome)
 
-    def _outcome(self, ref: Any, cell: Cell) -> tuple[Outcome, bool]:
-        """How a task ended, and whether another try may help; the run that it returned arrives.
-
-        Raises:
-            OSError: The disk is full here: what further tasks do would be lost in the same way.
-        """
+    def _outcome(self, task: Any, cell: Cell) -> tuple[CellOutcome, bool]:
+        """Return the outcome of a task, and whether a retry may help."""
         try:
-            found: Returned = self._ray.get(ref, timeout=PATIENCE)
-            run = str(arrived(found.content, found.name, self._folder, cell.recipe)) if found.content else ""
-            done = found.status == CellStatus.FINISHED
-            return Outcome(found.status, run if done else "", found.problems), found.again
+            result: TaskResult = self._ray.get(task, timeout=TIMEOUT)
         except self._ray.exceptions.GetTimeoutError:
             raise
         except self._ray.exceptions.RayError as error:
             if self._stopping:
-                return Outcome(CellStatus.PREEMPTED), False
+                return CellOutcome(CellStatus.PREEMPTED), False
             lines = str(error).strip().splitlines() or [type(error).__name__]
             if isinstance(error, self._ray.exceptions.RayTaskError):  # begins with the frames of another machine
-                return Outcome(
-                    CellStatus.FAILED, "", (Problem("the task of this cell failed by a fault", lines[-1]),)
-                ), False
-            lost = f"its worker or node was lost, and {self._retries} more tries did not help"
-            return Outcome(CellStatus.FAILED, "", (Problem(lost, lines[0], "--set sweep.retries=5"),)), False
-        except (NeftError, OSError, tarfile.TarError) as error:
-            if is_disk_full(error):
-                where = str(self._folder / CELLS)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where) from error
-            told = f"{type(error).__name__}: {error}"
-            return Outcome(
-                CellStatus.FAILED, "", (Problem(f"{self._folder}: the run can't be written here", told),)
-            ), False
+                problem = Problem("the task of this cell failed with an unexpected error", lines[-1])
+            else:
+                message = f"its worker or node was lost, also in {self._retries} more tries"
+                problem = Problem(message, lines[0], "--set sweep.retries=5")
+            return CellOutcome(CellStatus.FAILED, "", (problem,)), False
+        run = str(self._folder / CELLS / Path(result.run).name) if result.run else ""
+        return CellOutcome(result.status, run, result.problems), result.may_retry
 
-    def _say_where_there_is_no_room(self, told: Callable[[Cell, Event], None]) -> None:
-        """Says once that no cell is at work since the cluster lacks what a cell needs."""
-        waiting = list(self._waiting.values())
-        if not waiting or any(cell.key in self._begun for cell in waiting):
+    def _report_no_room(self, on_event: Callable[[Cell, Event], None]) -> None:
+        """Report once that no cell runs because the cluster lacks what a cell needs."""
+        waiting = list(self._tasks.values())
+        if not waiting or any(cell.key in self._started for cell in waiting):
             self._idle_since = time.monotonic()
-        elif self._idle_since is not None and time.monotonic() - self._idle_since > NO_ROOM:
+        elif self._idle_since is not None and time.monotonic() - self._idle_since > NO_ROOM_AFTER:
             free = self._ray.available_resources()
             lacking = [f"{need} {name}" for name, need in self._needs.items() if free.get(name, 0) < need]
             if lacking:
                 self._idle_since = None
                 needed = " and ".join(lacking)
-                told(
-                    waiting[0],
-                    Notice(f"the Ray cluster has no room for a cell: {needed} must be free; cells wait for it"),
-                )
+                text = f"the Ray cluster has no room for a cell: {needed} must be free; the cells wait"
+                on_event(waiting[0], Notice(text))
 
 
-class _Voice:
-    """Pass on the events of one cell."""
+def _write_probe(folder: Path) -> Path:
+    """Write the file by which nodes recognise the sweep's folder, and remove those of killed sweeps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f"{PROBE}*"):
+        remove(stale)
+    probe = folder / f"{PROBE}{secrets.token_hex(8)}"
+    atomic_write(probe, "")
+    return probe
 
-    def __init__(self, cell: Cell, told: Callable[[Cell, Event], None]) -> None:
-        self._cell, self._told = cell, told
 
-    def notify(self, event: Event) -> None:
-        """Passes it on."""
-        self._told(self._cell, event)
-
-
-def _connected(address: str | None, empty: Path) -> Any:
-    """Ray, connected to a cluster.
+def _connect(address: str | None, empty: Path) -> Any:
+    """Connect to a cluster and return the module `ray`.
 
     Args:
         address: As `RayEngine` takes it.
-        empty: The current folder while Ray starts: Ray adds it to the path from which its workers import.
+        empty: Current folder while Ray starts: Ray adds it to the path from which its workers import.
 
     Raises:
-        InputError: It is not installed, or the cluster can't be reached.
+        InputError: Ray is not installed, or the cluster can't be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None and "ray" not in sys.modules:  # Ray reads it when it is imported
@@ -289,26 +303,26 @@ def _connected(address: str | None, empty: Path) -> Any:
             ray.init("local", include_dashboard=False, **quiet)
         return ray
     try:
-        found = _found_locally() if address == "auto" else address
-        _require_reachable(found)
+        resolved = _find_local_cluster() if address == "auto" else address
+        _require_reachable(resolved)
         with chdir(empty):
-            ray.init(found, **quiet)
+            ray.init(resolved, **quiet)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError, SystemExit) as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        received = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             Problem(
                 f"--ray-address {address}: there is no Ray cluster that can be joined",
-                told,
-                "ray start --head    begins one; --engine ray without an address uses this machine",
+                received,
+                "ray start --head    starts one; --engine ray without an address uses this machine",
             )
         ) from None
     return ray
 
 
-def _quietened(log: Path) -> Callable[[], None]:
-    """Has Ray write to `log` what it prints on stdout of lost nodes, even by log_to_driver=False; returns the undoing.
+def _redirect_worker_logs(log: Path) -> Callable[[], None]:
+    """Write Ray's messages about lost nodes to `log`, and return a function that undoes this.
 
-    The function is Ray's own affair; where it is gone, Ray prints.
+    Ray prints them to stdout, even with log_to_driver=False. The function is private to Ray; if it is gone, Ray prints.
     """
     from ray._private import worker
 
@@ -326,8 +340,8 @@ def _quietened(log: Path) -> Callable[[], None]:
     return undo
 
 
-def _found_locally() -> str:
-    """HOST:PORT of the cluster that "auto" means: RAY_ADDRESS, or one that runs on this machine.
+def _find_local_cluster() -> str:
+    """Return HOST:PORT of the cluster that "auto" means: RAY_ADDRESS, or one that runs on this machine.
 
     Ray finds it by its processes, and one of them may outlive its cluster.
 
@@ -340,13 +354,13 @@ def _found_locally() -> str:
 
 
 def _require_reachable(address: str) -> None:
-    """Connect to a host and port; Ray itself would wait for minutes, and then end the process.
+    """Connect to a host and port; Ray itself would wait for minutes and then end the process.
 
     Raises:
-        OSError: Nobody answers.
+        OSError: No answer.
         ValueError: The address is not HOST:PORT.
     """
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
         raise ValueError("an address is auto or HOST:PORT")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT).close()

@@ -1,182 +1,188 @@
-"""The task of a node of a Ray cluster: a cell, in a temporary folder, from which its run is sent to the sweep."""
+"""Task of a Ray cluster: runs one cell in the sweep's folder, which all nodes share."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from contextlib import chdir, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Preempted, Problem, panics_as_errors
 from neftcli.events import CellStarted, CellStatus, Event
-from neftcli.sweep.cell import do_cell
-from neftcli.sweep.engines.transfer import begun_run, name_the_recipe, packed, unpacked, workplace
-from neftcli.sweep.engines.worker import SENT_EVENTS, why
+from neftcli.sweep.cell import run_cell
+from neftcli.sweep.engines.worker import SENT_EVENTS, describe_error
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
-PATIENCE = 5.0  # seconds for an answer over the network
+TIMEOUT = 5.0
+"""Seconds to wait for an answer over the network."""
+SHARE_HINT = "--output-dir FOLDER on a file system that all nodes share, such as NFS or Lustre"
 
-_asset_cache: Any = None  # a worker process of Ray does many tasks, and loads once
+_asset_cache: Any = None  # a worker process of Ray runs many tasks, and loads the model once
 
 
 @dataclass(frozen=True)
-class Errand:
-    """A task.
+class CellTask:
+    """Arguments of a task.
 
     Attributes:
-        recipe: The cell's, which its run will name.
-        there: The same with paths on the node, relative to the folder in which it is done.
-        key: The cell's.
-        places: Where to write the files that come along.
-        run: The name of the run that comes along; an empty string where the cell was not begun.
+        recipe: Recipe of the cell; `output_dir` is absolute.
+        key: Key of the cell.
+        probe: File in the sweep's folder by which a node knows that it sees this folder.
+        working_folder: Folder that the relative paths of the recipe start from.
     """
 
     recipe: Recipe
-    there: Recipe
     key: str
-    places: tuple[str, ...]
-    run: str
+    probe: Path
+    working_folder: Path
 
 
 @dataclass(frozen=True)
-class Returned:
-    """The result of a task.
+class TaskResult:
+    """Result of a task.
 
     Attributes:
         status: FINISHED, FAILED or PREEMPTED.
+        run: Folder of the finished run.
         problems: Why it failed.
-        again: Another try may help.
-        name: The name of the run.
-        content: The run as tar, where it is finished or can be gone on with; else nothing.
+        may_retry: A retry may help.
     """
 
     status: CellStatus
+    run: str = ""
     problems: tuple[Problem, ...] = ()
-    again: bool = False
-    name: str = ""
-    content: bytes = b""
+    may_retry: bool = False
 
 
 class Mailbox:
-    """An actor: holds what cells say until the sweep takes it, and whether cells are to stop."""
+    """Actor that keeps the events of cells until the sweep takes them, and the request to stop."""
 
     def __init__(self) -> None:
-        self._said: list[tuple[str, Event]] = []
-        self._halted = False
+        self._events: list[tuple[str, Event]] = []
+        self._stop_requested = False
 
-    def tell(self, key: str, event: Event) -> None:
-        """Take an event of a cell."""
-        self._said.append((key, event))
+    def put(self, key: str, event: Event) -> None:
+        """Add an event of a cell."""
+        self._events.append((key, event))
 
     def take(self) -> list[tuple[str, Event]]:
-        """Return what was said since the last call."""
-        said, self._said = self._said, []
-        return said
+        """Return the events since the last call."""
+        events, self._events = self._events, []
+        return events
 
-    def halt(self) -> None:
-        """Ask cells to stop."""
-        self._halted = True
+    def request_stop(self) -> None:
+        """Ask the cells to stop."""
+        self._stop_requested = True
 
-    def halted(self) -> bool:
-        """Return whether cells are to stop; an answer also means that all that this caller said has come."""
-        return self._halted
+    def is_stop_requested(self) -> bool:
+        """Return whether cells are to stop; the answer also means that all events of this caller have arrived."""
+        return self._stop_requested
 
 
-class _Line:
-    """A cell's line to the mailbox: a notifier of events, and the question whether to stop.
+class MailboxObserver:
+    """Observer of a cell that sends its events to the mailbox and asks it for the request to stop.
 
-    It waits by futures: a task that waits by `ray.get` gives its CPU to another task meanwhile.
+    It waits for futures: a task that waits by `ray.get` gives its CPU to another task meanwhile.
     """
 
     def __init__(self, key: str, mailbox: Any) -> None:
-        self._key, self._mailbox = key, mailbox
-        self._asked, self._question, self._answer = time.monotonic(), mailbox.halted.remote().future(), False
+        self._key = key
+        self._mailbox = mailbox
+        self._asked_at = time.monotonic()
+        self._question = mailbox.is_stop_requested.remote().future()
+        self._stop_requested = False
 
     def notify(self, event: Event) -> None:
-        """Send what the sweep shows."""
+        """Send an event that the sweep shows."""
         if isinstance(event, SENT_EVENTS):
-            self._mailbox.tell.remote(self._key, event)
+            self._mailbox.put.remote(self._key, event)
 
-    def halted(self) -> bool:
-        """Return whether to stop, as far as is known; asked once a second at most."""
+    def is_stop_requested(self) -> bool:
+        """Return the last known answer; the mailbox is asked once a second at most."""
         if self._question.done():
-            self._hear(0)
-        if time.monotonic() - self._asked >= 1:
-            self._asked, self._question = time.monotonic(), self._mailbox.halted.remote().future()
-        return self._answer
+            self._receive(0)
+        if time.monotonic() - self._asked_at >= 1:
+            self._asked_at = time.monotonic()
+            self._question = self._mailbox.is_stop_requested.remote().future()
+        return self._stop_requested
 
     def ask(self) -> bool:
-        """Return whether to stop; the mailbox then has all that was sent."""
-        self._question = self._mailbox.halted.remote().future()
-        self._hear(PATIENCE)
-        return self._answer
+        """Ask the mailbox and wait for the answer; it then has all events that were sent."""
+        self._question = self._mailbox.is_stop_requested.remote().future()
+        self._receive(TIMEOUT)
+        return self._stop_requested
 
-    def _hear(self, patience: float) -> None:
+    def _receive(self, timeout: float) -> None:
         import ray
 
-        # A lost mailbox knows of no wish to stop; close() ends the task all the same.
+        # A lost mailbox can't request a stop; RayEngine.close ends the task all the same.
         with suppress(ray.exceptions.RayError, TimeoutError):
-            self._answer = self._question.result(timeout=patience)
+            self._stop_requested = self._question.result(timeout=timeout)
 
 
-def work(errand: Errand, mailbox: Any, luggage: bytes, *contents: bytes) -> Returned:
-    """Train and measure a cell on a node, as far as it is not done.
+def check_folder(probe: Path) -> str:
+    """Return why this node can't run cells in the sweep's folder, or an empty string.
 
     Args:
-        errand: What is to do.
-        mailbox: Is told what happens.
-        luggage: The run that comes along, as tar.
-        contents: What the files hold that come along.
+        probe: A file that the driver wrote to the sweep's folder.
+    """
+    if not probe.is_file():
+        return f"it does not see {probe.parent}"
+    if not os.access(probe.parent, os.W_OK | os.X_OK):
+        return f"it can't write to {probe.parent}"
+    return ""
+
+
+def run_task(task: CellTask, mailbox: Any) -> TaskResult:
+    """Run a cell on a node, as far as it is not done.
+
+    Args:
+        task: The cell.
+        mailbox: Receives its events.
     """
     global _asset_cache
     from neftcli.system.files import restrict_umask
     from neftcli.system.libraries import prepare_libraries
+    from neftcli.training.signals import StopSignal
 
     restrict_umask()  # Ray started this process, not the command
     prepare_libraries()
     from neftcli.training.assets import AssetCache
 
     _asset_cache = _asset_cache or AssetCache()
-    line = _Line(errand.key, mailbox)
-    line.notify(CellStarted())
+    observer = MailboxObserver(task.key, mailbox)
+    observer.notify(CellStarted())
     try:
-        with panics_as_errors(), workplace() as folder, chdir(folder):
-            for place, content in zip(errand.places, contents, strict=True):
-                Path(place).parent.mkdir(parents=True, exist_ok=True)
-                Path(place).write_bytes(content)
-            return _done(errand, line, luggage)
-    except Exception as error:
-        return Returned(CellStatus.FAILED, *why(error))
-    finally:
-        line.ask()
-
-
-def _done(errand: Errand, line: _Line, luggage: bytes) -> Returned:
-    """Train and measure a cell in the current folder."""
-    from neftcli.runs.directory import RunDirectory
-    from neftcli.training.signals import StopSignal
-
-    if line.ask():
-        return Returned(CellStatus.PREEMPTED)
-    cells = Path(errand.there.output_dir)
-    if luggage:
-        unpacked(luggage, cells / errand.run)
-        name_the_recipe(RunDirectory(cells / errand.run), errand.there, errand.recipe)
-    problems: tuple[Problem, ...] = ()
-    again = False
-    try:
-        with panics_as_errors():
-            do_cell(errand.there, _asset_cache, line, StopSignal(line.halted))
-        status = CellStatus.FINISHED
+        if observer.ask():
+            return TaskResult(CellStatus.PREEMPTED)
+        if reason := check_folder(task.probe):  # a node may have joined the cluster after the sweep started
+            problem = Problem("a Ray node can't use the sweep's folder", reason, SHARE_HINT)
+            return TaskResult(CellStatus.FAILED, problems=(problem,))
+        with panics_as_errors(), _working_folder(task):
+            run = run_cell(task.recipe, _asset_cache, observer, StopSignal(observer.is_stop_requested))
+        return TaskResult(CellStatus.FINISHED, run)
     except Preempted:
-        status = CellStatus.PREEMPTED
+        return TaskResult(CellStatus.PREEMPTED)
     except Exception as error:
-        status, (problems, again) = CellStatus.FAILED, why(error)
-    run = begun_run(cells, errand.there)
-    if run is None:
-        return Returned(status, problems, again)
-    name_the_recipe(run, errand.recipe, errand.there)
-    return Returned(status, problems, again, run.path.name, packed(run.path))
+        problems, may_retry = describe_error(error)
+        return TaskResult(CellStatus.FAILED, problems=problems, may_retry=may_retry)
+    finally:
+        observer.ask()
+
+
+@contextmanager
+def _working_folder(task: CellTask) -> Iterator[None]:
+    """Change to the folder that relative paths start from; to the sweep's folder if the node does not have it."""
+    before = Path.cwd()
+    sys.path[:] = [path for path in sys.path if path]  # nothing is imported from the current folder
+    os.chdir(task.working_folder if task.working_folder.is_dir() else task.probe.parent)
+    try:
+        yield
+    finally:
+        os.chdir(before)

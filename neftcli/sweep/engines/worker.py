@@ -1,4 +1,4 @@
-"""A warm worker: a process that does one cell after another, and loads libraries, model and rows once."""
+"""A warm worker: a process that runs one cell after another, and loads libraries, model and rows once."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ if TYPE_CHECKING:
 
     from neftcli.errors import Problem
     from neftcli.recipe.schema import Recipe
+    from neftcli.training.assets import AssetCache
 
 SENT_EVENTS = (CellStarted, CellEvaluationStarted, TrainingProgress, Evaluated, PhaseProgress, Notice)
 """Events of a cell that a worker sends to the sweep; the run records the others itself."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""A scheduler sends them to every process of a job; the sweep alone decides what that means."""
+"""A scheduler sends them to every process of a job; only the sweep's own process handles them."""
 
 
 @contextmanager
-def signals_put_off() -> Iterator[None]:
-    """Puts `SIGNALS` off in the block, also in a process that is started there, until that lets them through itself."""
+def block_signals() -> Iterator[None]:
+    """Block `SIGNALS` in the block, also in a process that is started there, until that process unblocks them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        # It comes with the first process that is spawned, and lets SIGINT and SIGTERM through again in this one.
+        # The first process that is spawned starts it, which unblocks SIGINT and SIGTERM in this process.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
@@ -49,38 +50,38 @@ def signals_put_off() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignores `SIGNALS`, which were put off until here."""
+    """Ignore `SIGNALS` and unblock them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-class Teller:
-    """Passes events on to the sweep."""
+class ConnectionObserver:
+    """Observer that sends the events of a cell to the sweep."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def notify(self, event: Event) -> None:
-        """Sends what the sweep shows."""
+        """Send an event that the sweep shows."""
         if isinstance(event, SENT_EVENTS):
             self._connection.send(event)
 
 
-def work(connection: Connection, stop: Any, device: str | None, log: Path) -> None:
-    """Does the cells that come through `connection`, until the sweep ends this process.
+def run_worker(connection: Connection, stop: Any, device: str | None, log: Path) -> None:
+    """Run the cells that come through `connection`, until the sweep ends this process.
 
-    Each is answered by events, then by (FINISHED, folder), (FAILED, problems, whether another try may help) or
+    The answer to each is its events, then (FINISHED, folder), (FAILED, problems, whether a retry may help) or
     (PREEMPTED,).
 
     Args:
         connection: To the sweep.
-        stop: Its value is 1 when cells are to stop behind their update.
+        stop: Its value is 1 when cells are to stop after their current step.
         device: CUDA_VISIBLE_DEVICES, or None to leave it.
-        log: Takes what libraries write past their logs.
+        log: File for output that no run's log takes.
     """
     ignore_signals()
-    end_with_the_parent()
+    exit_with_parent()
     with open_without_links(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -91,41 +92,42 @@ def work(connection: Connection, stop: Any, device: str | None, log: Path) -> No
     prepare_libraries()
     from neftcli.training.assets import AssetCache
 
-    asset_cache, teller = AssetCache(), Teller(connection)
+    asset_cache, observer = AssetCache(), ConnectionObserver(connection)
     while True:
-        connection.send(_outcome(connection.recv(), asset_cache, teller, stop))
+        connection.send(_run_cell(connection.recv(), asset_cache, observer, stop))
 
 
-def _outcome(recipe: Recipe, asset_cache: Any, teller: Teller, stop: Any) -> tuple[Any, ...]:
+def _run_cell(recipe: Recipe, asset_cache: AssetCache, observer: ConnectionObserver, stop: Any) -> tuple[Any, ...]:
+    """Run a cell and return its outcome as a message to the sweep."""
     from neftcli.errors import Preempted, panics_as_errors
-    from neftcli.sweep.cell import do_cell
+    from neftcli.sweep.cell import run_cell
     from neftcli.training.signals import StopSignal
 
-    teller.notify(CellStarted())
+    observer.notify(CellStarted())
     try:
         with panics_as_errors():
-            return CellStatus.FINISHED, do_cell(recipe, asset_cache, teller, StopSignal(lambda: bool(stop.value)))
+            return CellStatus.FINISHED, run_cell(recipe, asset_cache, observer, StopSignal(lambda: bool(stop.value)))
     except Preempted:
         return (CellStatus.PREEMPTED,)
     except Exception as error:
-        return CellStatus.FAILED, *why(error)
+        return CellStatus.FAILED, *describe_error(error)
 
 
-def why(error: Exception) -> tuple[tuple[Problem, ...], bool]:
-    """Why a cell failed, and whether another try may help."""
+def describe_error(error: Exception) -> tuple[tuple[Problem, ...], bool]:
+    """Return the reason why a cell failed, and whether a retry may help."""
     from neftcli.errors import NeftError, Problem
     from neftcli.training.failures import is_disk_full
 
     if isinstance(error, NeftError):
         return error.problems, False
-    told = f"{type(error).__name__}: {error}"
+    received = f"{type(error).__name__}: {error}"
     if is_disk_full(error):
-        return (Problem("the disk is full", told, "make room"),), False
-    return (Problem("the cell failed by a fault", told),), True
+        return (Problem("the disk is full", received, "free some space"),), False
+    return (Problem("the cell failed with an unexpected error", received),), True
 
 
-def end_with_the_parent() -> None:
-    """Ends this process when the sweep's is gone, also by a kill: nobody would hear of what it does."""
+def exit_with_parent() -> None:
+    """Exit when the sweep's process is gone, even if it was killed: nobody would receive the results."""
     parent = parent_process()
     if parent is None:
         return

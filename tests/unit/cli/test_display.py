@@ -292,7 +292,7 @@ SWEEP = events.SweepReport(
     unfinished=1,
     saved=2,
     seconds=83.0,
-    again="neft sweep-alpha runs/mine-sweep",
+    resume_command="neft sweep-alpha runs/mine-sweep",
 )
 DONE = replace(SWEEP, failed=(), retried=(), unfinished=0, saved=0)
 

@@ -32,16 +32,9 @@ from neftcli.events import (
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
-from neftcli.sweep.cell import (
-    MEASURED,
-    clear_incomplete_runs,
-    do_cell,
-    finished_run,
-    measured,
-    settings_key,
-    stopped_run,
-)
-from neftcli.sweep.engines.worker import why
+from neftcli.sweep.cell import run_cell
+from neftcli.sweep.cell_runs import EVALUATION, CellRuns, clear_incomplete_runs, evaluation_key, read_evaluation
+from neftcli.sweep.engines.worker import describe_error
 from neftcli.training.assets import AssetCache
 from neftcli.training.signals import StopSignal
 from neftcli.training.train import train
@@ -89,7 +82,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def numbers(run: RunDirectory) -> dict[str, Any]:
     """What was measured, without how long that took."""
-    content: dict[str, Any] = json.loads((run.path / MEASURED).read_text())
+    content: dict[str, Any] = json.loads((run.path / EVALUATION).read_text())
     content.pop("seconds")
     return content
 
@@ -101,7 +94,7 @@ def test_what_fails_behind_the_training_leaves_a_finished_run(error: Exception, 
 
     with pytest.raises(type(error)):
         train(recipe, Told(), on_finish=on_finish)
-    run = finished_run(Path(recipe.output_dir), fingerprint(recipe))
+    run = CellRuns(Path(recipe.output_dir)).finished(fingerprint(recipe))
     assert run is not None
     assert not run.checkpoints.exists()
 
@@ -111,7 +104,7 @@ def test_the_losses_of_the_last_evaluation_are_not_computed_again(
 ) -> None:
     """That they are the same numbers as those of the saved run, the next test shows."""
     monkeypatch.setattr("neftcli.evaluation.measurement.iter_losses", lambda *_arguments: 1 / 0)
-    run = RunDirectory(Path(do_cell(recipe, AssetCache(), Told(), StopSignal())))
+    run = RunDirectory(Path(run_cell(recipe, AssetCache(), Told(), StopSignal())))
     losses = numbers(run)["metrics"]["held_out_loss"]
     record = json.loads((run.path / "run.json").read_text())
     mean = sum(losses["values"]) / sum(losses["weights"])  # nats of each row, and its tokens with loss
@@ -122,25 +115,25 @@ def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it failed, once it was stopped behind its first losses, twice its file was spoilt; each is mended."""
-    folder = do_cell(recipe, AssetCache(), Told(), StopSignal())
+    folder = run_cell(recipe, AssetCache(), Told(), StopSignal())
     run, asset_cache = RunDirectory(Path(folder)), AssetCache()
     undisturbed = numbers(run)
     untrained(monkeypatch)
-    for spoilt in ("", "{", "[]", json.dumps({"settings": settings_key(recipe)})):
-        (run.path / MEASURED).write_text(spoilt)
-        assert measured(run, recipe) is None
+    for spoilt in ("", "{", "[]", json.dumps({"settings": evaluation_key(recipe)})):
+        (run.path / EVALUATION).write_text(spoilt)
+        assert read_evaluation(run, recipe) is None
     for store in (run.path / "evaluation").glob("*.jsonl"):
         store.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(ModelEvaluator, "run", lambda _self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            do_cell(recipe, asset_cache, Told(), StopSignal())
+            run_cell(recipe, asset_cache, Told(), StopSignal())
     told = Told(stops_at=PhaseProgress)
     with pytest.raises(Preempted):
-        do_cell(recipe, asset_cache, told, StopSignal(told.asked))
+        run_cell(recipe, asset_cache, told, StopSignal(told.asked))
     assert json.loads((run.path / "run.json").read_text())["status"] == "finished"
     told = Told()
-    assert do_cell(recipe, asset_cache, told, StopSignal()) == folder
+    assert run_cell(recipe, asset_cache, told, StopSignal()) == folder
     assert numbers(run) == undisturbed
     phases = [event.phase for event in told.events if isinstance(event, Phase)]
     assert told.events.count(CellEvaluationStarted()) == 1
@@ -149,8 +142,8 @@ def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
 
 def test_a_cells_own_recipe_does_not_say_whether_code_runs(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody's finished cell, not measured, by a recipe that trusts."""
-    run = RunDirectory(Path(do_cell(recipe, AssetCache(), Told(), StopSignal())))
-    (run.path / MEASURED).unlink()
+    run = RunDirectory(Path(run_cell(recipe, AssetCache(), Told(), StopSignal())))
+    (run.path / EVALUATION).unlink()
     text = (run.path / "recipe.yaml").read_text()
     (run.path / "recipe.yaml").write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
     trusted: list[bool] = []
@@ -161,7 +154,7 @@ def test_a_cells_own_recipe_does_not_say_whether_code_runs(recipe: Recipe, monke
         load(self, subject, *arguments, **named)
 
     monkeypatch.setattr(ModelEvaluator, "__init__", watched)
-    do_cell(recipe, AssetCache(), Told(), StopSignal())
+    run_cell(recipe, AssetCache(), Told(), StopSignal())
     assert trusted == [False]
 
 
@@ -170,20 +163,20 @@ def test_a_damaged_file_of_numbers_counts_as_none(place: str, recipe: Recipe, tm
     run = RunDirectory(tmp_path)
     (tmp_path / "evaluation").mkdir()
     whole: dict[str, Any] = {
-        "settings": settings_key(recipe),
+        "settings": evaluation_key(recipe),
         "prompts": ["a"],
         "references": ["b"],
         "answers": ["c"],
         "metrics": {"loss": {"direction": "lower", "values": [1.0], "weights": None}},
     }
-    run.write_json(MEASURED, whole)
-    assert measured(run, recipe) == whole
-    run.write_json(MEASURED, {key: value for key, value in whole.items() if key != place})
-    assert measured(run, recipe) is None
-    run.write_json(MEASURED, whole | {place: 5})
-    assert measured(run, recipe) is None
-    run.write_json(MEASURED, whole | {"metrics": {"loss": [1.0]}})
-    assert measured(run, recipe) is None
+    run.write_json(EVALUATION, whole)
+    assert read_evaluation(run, recipe) == whole
+    run.write_json(EVALUATION, {key: value for key, value in whole.items() if key != place})
+    assert read_evaluation(run, recipe) is None
+    run.write_json(EVALUATION, whole | {place: 5})
+    assert read_evaluation(run, recipe) is None
+    run.write_json(EVALUATION, whole | {"metrics": {"loss": [1.0]}})
+    assert read_evaluation(run, recipe) is None
 
 
 def test_of_cells_that_are_links_the_links_alone_go(tmp_path: Path) -> None:
@@ -196,7 +189,7 @@ def test_of_cells_that_are_links_the_links_alone_go(tmp_path: Path) -> None:
         (cells / name).symlink_to(outside / name)
     clear_incomplete_runs(cells)
     assert [place.name for place in cells.iterdir()] == ["unfinished"]
-    assert stopped_run(cells, "k", Recipe()) is None
+    assert CellRuns(cells).find_resume_state("k", Recipe()) is None
     assert not list(cells.iterdir())
     assert (outside / "unborn").is_dir()
     assert (outside / "unfinished" / "run.json").is_file()
@@ -213,7 +206,7 @@ def test_of_cells_that_are_links_the_links_alone_go(tmp_path: Path) -> None:
     ],
 )
 def test_only_a_fault_is_tried_again(error: Exception, again: bool) -> None:
-    problems, may_help = why(error)
+    problems, may_help = describe_error(error)
     assert may_help is again
     assert problems
 
@@ -222,7 +215,7 @@ def stopped_cell(recipe: Recipe) -> RunDirectory:
     """A run of the cell's recipe that was stopped behind its first update."""
     saving = replace(recipe, checkpoints=replace(recipe.checkpoints, save_steps=1))
     with pytest.raises(Preempted):
-        do_cell(saving, AssetCache(), Told(), AfterUpdate())
+        run_cell(saving, AssetCache(), Told(), AfterUpdate())
     [run] = [RunDirectory(path.parent) for path in Path(recipe.output_dir).glob("*/run.json")]
     assert list(run.checkpoints.glob("*/manifest.json"))
     return run
@@ -235,10 +228,10 @@ def test_a_cell_that_is_to_stop_does_no_update_and_leaves_nothing_to_go_on_with(
     """A worker is told so by no signal: before the cell is begun, while it reads, and while its model is loaded."""
     told, cells = Told(stops_at), Path(recipe.output_dir)
     with pytest.raises(Preempted):
-        do_cell(recipe, AssetCache(), told, StopSignal(told.asked if stops_at else lambda: True))
+        run_cell(recipe, AssetCache(), told, StopSignal(told.asked if stops_at else lambda: True))
     assert not [event for event in told.events if isinstance(event, TrainingProgress)]
     assert [json.loads(file.read_text())["status"] for file in cells.glob("*/run.json")] == statuses
-    assert stopped_run(cells, fingerprint(recipe), recipe) is None
+    assert CellRuns(cells).find_resume_state(fingerprint(recipe), recipe) is None
     assert not list(cells.glob("*"))
 
 
@@ -264,7 +257,7 @@ def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(InputError, match="another process is training this run"):
-            stopped_run(run.path.parent, fingerprint(recipe), recipe)
+            CellRuns(run.path.parent).find_resume_state(fingerprint(recipe), recipe)
         (run.path / "run.json").rename(run.path / "no.json")
         clear_incomplete_runs(run.path.parent)
         assert other.stdin is not None
@@ -278,13 +271,13 @@ def test_a_run_with_damaged_checkpoints_stays_and_the_cell_begins_in_another_fol
     run, told = stopped_cell(recipe), Told()
     for manifest in run.checkpoints.glob("*/manifest.json"):
         manifest.write_text(manifest.read_text() + "x")
-    again = do_cell(recipe, AssetCache(), told, StopSignal())
+    again = run_cell(recipe, AssetCache(), told, StopSignal())
     assert again == f"{run.path}-2"
     assert list(run.checkpoints.glob("*/manifest.json"))
     said = " ".join(event.message for event in told.events if isinstance(event, Notice))
     assert "none of its checkpoints verifies" in said
-    assert f"{run.path} stays as it is" in said
-    found = finished_run(run.path.parent, fingerprint(recipe))
+    assert f"{run.path} is kept, and the cell starts again in a new folder" in said
+    found = CellRuns(run.path.parent).finished(fingerprint(recipe))
     assert found is not None
     assert str(found.path) == again
 
@@ -293,5 +286,6 @@ def test_a_run_that_was_begun_with_other_probe_rows_is_not_gone_on_with(recipe: 
     run, told = stopped_cell(recipe), Told()
     other = replace(recipe, evaluation=replace(recipe.evaluation, probe_rows=3))
     assert fingerprint(other) == fingerprint(recipe)
-    assert do_cell(other, AssetCache(), told, StopSignal()) == f"{run.path}-2"
-    assert any("evaluation.probe_rows differs" in event.message for event in told.events if isinstance(event, Notice))
+    assert run_cell(other, AssetCache(), told, StopSignal()) == f"{run.path}-2"
+    messages = [event.message for event in told.events if isinstance(event, Notice)]
+    assert any("started with a different evaluation.probe_rows" in message for message in messages)

@@ -16,7 +16,7 @@ from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.plan import Arm
 from neftcli.sweep.results import SweepResults
-from tests.unit.sweep.test_verdict import ACCURACY, measured, plan
+from tests.unit.sweep.planted import ACCURACY, measured, plan
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from neftcli.statistics.crossed import compare_arms, estimate_crossed_difference
 from neftcli.sweep.early_stopping import DROP, FUTILITY, SUCCESS, Decision, Dropped, Stopped, decide, look, stops_early
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import SweepResults
-from tests.unit.sweep.test_verdict import measured, plan
+from tests.unit.sweep.planted import measured, plan
 
 ROWS = 24
 ARMS = [Arm(0.0), Arm(5.0), Arm(10.0)]

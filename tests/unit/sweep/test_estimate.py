@@ -1,12 +1,13 @@
-"""The arithmetic of how long a sweep will take.
+"""Estimated time of a sweep.
 
-Oracles: equalities that hold for any costs (twice the cells take twice as long but for one start), the trainer's own
-callback for how often it evaluates, and cells on disk whose seconds are known.
+Oracles: finished cells whose seconds are planted, sums by hand, and a timed step of a tiny model.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,102 +20,42 @@ from safetensors.torch import save_file
 
 from neftcli import events
 from neftcli.cli.display import format
-from neftcli.errors import NeftError
-from neftcli.recipe.loading import resolve
+from neftcli.recipe.loading import assignment, load_recipe, resolve
 from neftcli.recipe.schema import Evaluation, Generation, Recipe, Sweep
 from neftcli.recipe.yaml_file import Setting
 from neftcli.sweep import estimate as module
-from neftcli.sweep import timing_probe as probing
-from neftcli.sweep.cell import settings_key
-from neftcli.sweep.cell_costs import BEGUN, Costs, evaluations
-from neftcli.sweep.estimate import Job, estimate, spread, way
+from neftcli.sweep.cell_runs import CellRuns, evaluation_key
+from neftcli.sweep.estimate import StepTimes, estimate_sweep, time_step, timing_key
 from neftcli.sweep.plan import Cell, plan_cells
-from neftcli.training.progress import EvaluationSchedule
+from neftcli.training.assets import AssetCache
 
-seconds = st.integers(0, 10_000).map(float)
-jobs = st.lists(st.builds(Job, seconds, st.just(7.0), st.just("same")), min_size=1, max_size=12)
+TIMES = StepTimes(loading=10.0, step=2.0, row=0.5, token=0.25, steps=20, held_out=20, probe_rows=4)
 
 
 class Silent:
-    """Watches and says nothing."""
+    """Observer that ignores all events."""
 
     def notify(self, event: events.Event) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
-# The whole of it.
+def recipe_of(*, answers: bool = True) -> Recipe:
+    generation = Generation(batch_size=8, max_new_tokens=16)
+    return Recipe(evaluation=Evaluation(every=0.5, samples=3, generation=generation), sweep=Sweep(answers=answers))
 
 
-@given(jobs)
-def test_twice_the_cells_take_twice_as_long_but_for_one_start(jobs: list[Job]) -> None:
-    assert spread(jobs + jobs, 1) == 2 * spread(jobs, 1) - 7
+# A cell
 
 
-@given(jobs, st.integers(1, 5))
-def test_workers_share_and_none_waits_while_cells_are_left(jobs: list[Job], workers: int) -> None:
-    """Between the bounds of any schedule that leaves no worker idle."""
-    work, longest = sum(job.seconds for job in jobs), max(job.seconds for job in jobs)
-    found = spread(jobs, workers)
-    assert max(work / workers, longest) <= found <= 7 + work / workers + longest + 1e-6
-    assert spread(jobs, 1) == 7 + work
-    assert spread(jobs, len(jobs) + workers) == 7 + longest
+def test_step_times_parts() -> None:
+    """By hand: 20 answers are three batches of 8, and 3 samples one; two evaluations, then one of held-out rows."""
+    batch = 16 * 0.25
+    assert TIMES.parts(recipe_of()) == {"training": 40, "losses": (2 * 24 + 20) * 0.5, "answers": 4 * batch}
+    assert TIMES.parts(recipe_of(), is_trained=True) == {"training": 0, "losses": 10, "answers": 3 * batch}
+    assert TIMES.parts(recipe_of(answers=False)) == TIMES.parts(recipe_of()) | {"answers": batch}
 
 
-@given(seconds, st.integers(1, 6), st.integers(1, 4))
-def test_like_cells_are_divided_among_the_workers(each: float, rounds: int, workers: int) -> None:
-    assert spread([Job(each, 7.0, "same")] * (rounds * workers), workers) == 7 + rounds * each
-
-
-def test_what_the_grid_changes_is_loaded_again() -> None:
-    one, other = Job(10.0, 3.0, "one"), Job(20.0, 5.0, "other")
-    assert spread([one, one, other, other], 1) == 3 + 20 + 5 + 40
-    assert spread([one, other, one, other], 1) == 2 * (3 + 10 + 5 + 20)
-    assert spread([], 2) == 0
-
-
-# A cell.
-
-
-def recipe_of(**settings: Any) -> Recipe:
-    return Recipe(
-        evaluation=Evaluation(
-            every=settings.get("every", 0.5), samples=3, generation=Generation(batch_size=settings.get("batch", 8))
-        ),
-        sweep=Sweep(answers=settings.get("answers", True)),
-    )
-
-
-COSTS = Costs(10.0, 4.0, 2.0, 0.5, {3: 6.0, 8: 16.0}, updates=20, held_out=20, probe_rows=4, timed={})
-
-
-def test_a_cell_is_the_sum_of_its_parts() -> None:
-    """By hand: 20 answers are two batches of 8 and one of 4, which lies on the line through the two sizes."""
-    recipe = recipe_of()
-    assert COSTS.worker(recipe) == 10 + 24 * 0.5 + 6
-    losses = (2 * 24 + 20) * 0.5
-    assert COSTS.cell(recipe) == {"updates": 4 + 40, "losses": losses, "sample answers": 6, "answers": 2 * 16 + 8}
-    assert COSTS.measuring(recipe) == {"losses": 10, "answers": 40}
-    assert COSTS.cell(recipe_of(answers=False)) == COSTS.cell(recipe) | {"answers": 0}
-    assert replace(COSTS, batches={}).cell(recipe)["answers"] == 0
-    assert replace(COSTS, batches={8: 16.0}).measuring(recipe)["answers"] == 3 * 16
-
-
-@given(st.integers(1, 500), seconds, seconds)
-def test_more_of_a_part_takes_as_much_longer(updates: int, update: float, row: float) -> None:
-    recipe = recipe_of(every=1.0)
-    costs = replace(COSTS, updates=updates, update=update, row=row)
-    more = replace(costs, updates=updates + 5, held_out=costs.held_out + 8)
-    assert more.cell(recipe)["updates"] == costs.cell(recipe)["updates"] + 5 * update
-    assert more.cell(recipe)["losses"] == costs.cell(recipe)["losses"] + 2 * 8 * row
-    assert more.cell(recipe)["answers"] == costs.cell(recipe)["answers"] + 16
-
-
-@given(st.integers(1, 60), st.floats(0.01, 1))
-def test_evaluations_as_many_as_in_training(updates: int, every: float) -> None:
-    assert evaluations(updates, every) == EvaluationSchedule(updates, every).count_remaining(0, 0)
-
-
-def test_what_costs_no_time_is_not_another_way_of_training() -> None:
+def test_timing_key_ignores_options_that_take_no_time() -> None:
     recipe = recipe_of()
     training = recipe.training
     for same in (
@@ -122,7 +63,7 @@ def test_what_costs_no_time_is_not_another_way_of_training() -> None:
         replace(recipe, neftune=replace(recipe.neftune, alpha=0.0)),
         replace(recipe, training=replace(training, seed=5, learning_rate=1e-3, weight_decay=0.1)),
     ):
-        assert way(same) == way(recipe)
+        assert timing_key(same) == timing_key(recipe)
     symmetric = replace(recipe, neftune=replace(recipe.neftune, noise="symmetric"))
     for other in (
         symmetric,
@@ -131,11 +72,34 @@ def test_what_costs_no_time_is_not_another_way_of_training() -> None:
         replace(recipe, training=replace(training, max_steps=2)),
         replace(recipe, adapter=replace(recipe.adapter, type="lora")),
     ):
-        assert way(other) != way(recipe)
-    assert way(replace(symmetric, neftune=replace(symmetric.neftune, alpha=0.0))) == way(recipe)
+        assert timing_key(other) != timing_key(recipe)
+    assert timing_key(replace(symmetric, neftune=replace(symmetric.neftune, alpha=0.0))) == timing_key(recipe)
 
 
-# A sweep whose cells are done in part.
+def test_time_step_of_a_tiny_model(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
+    """It leaves nothing in the sweep's folder and keeps the model for the next kind of cell."""
+    sets = {
+        "model.name": tiny_folder("llama"),
+        "data.source": rows_file,
+        "output_dir": tmp_path / "cells",
+        "training.max_steps": 7,
+        "evaluation.generation.max_new_tokens": 8,
+    }
+    recipe = load_recipe("quickstart", [assignment(f"{key}={value}") for key, value in sets.items()])
+    asset_cache = AssetCache()
+    times = time_step(recipe, asset_cache, Silent())
+    assert times.steps == 7
+    assert times.held_out == len(asset_cache.get(recipe).prepared.held_out)  # type: ignore[union-attr]
+    assert min(times.loading, times.step, times.row) > 0
+    assert math.isfinite(sum(times.parts(recipe).values()))
+    assert not (tmp_path / "cells").exists()
+    one_step = replace(recipe, training=replace(recipe.training, max_steps=1))
+    again = time_step(one_step, asset_cache, Silent())
+    assert 0 < again.step < 60
+    assert again.loading < times.loading
+
+
+# A sweep
 
 
 def planned(folder: Path, **options: Any) -> list[Cell]:
@@ -144,119 +108,106 @@ def planned(folder: Path, **options: Any) -> list[Cell]:
     return [replace(cell, recipe=replace(cell.recipe, output_dir=str(folder))) for cell in cells]
 
 
-def measured_by(cell: Cell) -> dict[str, object]:
-    """What was measured of a cell, without a number in it."""
-    return {"settings": settings_key(cell.recipe), "prompts": [], "references": [], "answers": [], "metrics": {}}
+def evaluation_of(cell: Cell) -> dict[str, object]:
+    """An evaluation of a cell without a value in it."""
+    return {"settings": evaluation_key(cell.recipe), "prompts": [], "references": [], "answers": [], "metrics": {}}
 
 
-def finish(cell: Cell, training: float, measuring: float | None) -> None:
-    """Writes what a cell leaves that was trained; and measured, where it was."""
+def finish(cell: Cell, training: float, evaluation: float | None) -> None:
+    """Write the files of a trained cell; with seconds of its evaluation, of an evaluated one."""
     run = Path(cell.recipe.output_dir) / cell.recipe.run_name()
     for folder in (run / "model", run / "evaluation"):
         folder.mkdir(parents=True)
     save_file({"weight": torch.zeros(2)}, run / "model" / "model.safetensors")
     record = {"status": "finished", "recipe_sha256": cell.key, "results": {"seconds": training}}
     (run / "run.json").write_text(json.dumps(record))
-    if measuring is not None:
-        content = measured_by(cell) | {"seconds": measuring}
+    if evaluation is not None:
+        content = evaluation_of(cell) | {"seconds": evaluation}
         (run / "evaluation" / "cell.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
-def probed(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
-    """What was probed; nothing is, and `COSTS` is what is found."""
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """The recipes that were timed; each took `TIMES`."""
     recipes: list[Recipe] = []
 
-    def probe(wanted: dict[str, Recipe], observer: object) -> tuple[dict[str, Costs], int]:
-        recipes.extend(wanted.values())
-        return dict.fromkeys(wanted, replace(COSTS, timed={"updates": 3, BEGUN: 8})), 1
+    def time_step(recipe: Recipe, *_arguments: object) -> StepTimes:
+        recipes.append(recipe)
+        return TIMES
 
-    monkeypatch.setattr(module, "probed", probe)
-    monkeypatch.setattr(module, "devices", lambda: [None])
+    monkeypatch.setattr(module, "time_step", time_step)
+    monkeypatch.setattr(module, "list_devices", lambda: [None])
     return recipes
 
 
-def test_cells_are_estimated_by_those_that_are_done(tmp_path: Path, probed: list[Recipe]) -> None:
+def estimate(cells: list[Cell], engine: str = "local", *, early_stopping: bool = False) -> events.SweepEstimate:
+    runs = CellRuns(Path(cells[0].recipe.output_dir))
+    return estimate_sweep(cells, runs, engine, Silent(), early_stopping=early_stopping)
+
+
+def test_estimate_sweep_uses_the_mean_of_finished_cells(tmp_path: Path, timed: list[Recipe]) -> None:
     cells = planned(tmp_path, alphas=(0.0, 5.0), seeds=3)
     finish(cells[0], 100.0, 20.0)
     finish(cells[1], 140.0, 40.0)
     finish(cells[2], 130.0, None)
-    found = estimate(cells, "local", False, Silent())
-    assert probed == []
+    found = estimate(cells)
+    assert timed == []
     assert [cell.seconds for cell in found.cells] == [30, 150, 150, 150]  # the first of them is trained
-    assert (found.seconds, found.timed, found.parts) == (480, {"finished cells": 2}, {})
+    assert (found.seconds, found.finished_cells, found.timed_steps, found.parts) == (480, 2, 0, {})
+    assert format.estimate_lines(found)[-1] == "estimated from the mean of 2 finished cells"
     for cell in cells[3:]:
         finish(cell, 1.0, 1.0)
-    (tmp_path / cells[2].recipe.run_name() / "evaluation" / "cell.json").write_text(
-        json.dumps(measured_by(cells[2]))  # of a sweep that did not note seconds
-    )
-    found = estimate(cells, "local", False, Silent())
-    assert (found.seconds, found.cells, found.timed) == (0, (), {})
+    (tmp_path / cells[2].recipe.run_name() / "evaluation" / "cell.json").write_text(json.dumps(evaluation_of(cells[2])))
+    found = estimate(cells)
+    assert (found.seconds, found.cells, found.finished_cells) == (0, (), 0)
     assert format.estimate_lines(found) == ["all cells are finished"]
 
 
-def test_without_done_cells_parts_are_probed_once_a_way_of_training(tmp_path: Path, probed: list[Recipe]) -> None:
+def test_estimate_sweep_times_one_step_without_finished_cells(tmp_path: Path, timed: list[Recipe]) -> None:
     cells = planned(tmp_path, alphas=(0.0, 5.0), seeds=2)
-    found = estimate(cells, "local", False, Silent())
-    each = sum(COSTS.cell(cells[0].recipe).values())
-    assert len(probed) == 1
+    found = estimate(cells)
+    parts = TIMES.parts(cells[0].recipe)
+    each = sum(parts.values())
+    assert len(timed) == 1
     assert [cell.seconds for cell in found.cells] == [each] * 4
-    assert found.seconds == COSTS.worker(cells[0].recipe) + 4 * each
-    assert found.parts == COSTS.cell(cells[0].recipe)
-    more = estimate(planned(tmp_path, alphas=(0.0, 5.0), seeds=4), "local", False, Silent())
-    assert more.seconds == 2 * found.seconds - COSTS.worker(cells[0].recipe)
+    assert found.seconds == TIMES.loading + 4 * each
+    assert found.parts == parts
+    assert format.estimate_lines(found)[-1] == "estimated from 1 timed step on this machine"
 
 
-def test_estimate_counts_and_states_the_start_up(tmp_path: Path, probed: list[Recipe]) -> None:
-    cells = planned(tmp_path, alphas=(0.0, 5.0), seeds=2)
-    without = estimate(cells, "local", False, Silent())
-    found = estimate(cells, "local", False, Silent(), own_start=12.0)
-    assert found.seconds == without.seconds + 12
-    assert (found.own_start, found.worker_start) == (12, COSTS.worker(cells[0].recipe))
-    assert format.estimate_lines(found)[1] == (
-        "of which start-up: 12 s of the command (as in this dry run), "
-        f"{format.rough_duration(COSTS.worker(cells[0].recipe))} of a "
-        "worker (libraries, model, tokenized rows, base losses)"
-    )
-    finish(cells[0], 100.0, 20.0)
-    recorded = estimate(cells, "local", False, Silent(), own_start=12.0)
-    assert (recorded.seconds, recorded.worker_start) == (12 + 3 * 120, None)
-    assert format.estimate_lines(recorded)[1] == (
-        "of which start-up: 12 s of the command (as in this dry run); finished cells include that of their workers"
-    )
-    for cell in cells[1:]:
-        finish(cell, 1.0, 1.0)
-    assert estimate(cells, "local", False, Silent(), own_start=12.0).seconds == 0
-
-
-def test_another_way_of_training_counts_only_for_itself(tmp_path: Path, probed: list[Recipe]) -> None:
-    axis = ("training.per_device_train_batch_size=4,8",)
-    cells = planned(tmp_path, alphas=(0.0,), seeds=2, grid=axis)
-    finish(cells[0], 1000.0, 0.0)  # of a batch of 4
-    found = estimate(cells, "local", False, Silent())
-    each = sum(COSTS.cell(cells[0].recipe).values())
-    assert [recipe.training.per_device_train_batch_size for recipe in probed] == [8]
+def test_estimate_sweep_other_kinds_of_cells_count_only_for_themselves(tmp_path: Path, timed: list[Recipe]) -> None:
+    cells = planned(tmp_path, alphas=(0.0,), seeds=2, grid=("training.per_device_train_batch_size=4,8",))
+    finish(cells[0], 1000.0, 0.0)  # with a batch size of 4
+    found = estimate(cells)
+    each = sum(TIMES.parts(cells[0].recipe).values())
+    assert [recipe.training.per_device_train_batch_size for recipe in timed] == [8]
     assert [cell.seconds for cell in found.cells] == [each, 1000, each]
-    assert found.timed == {"finished cells": 1, "updates": 3, "begun answers": 8}
-    assert format.estimate_lines(found)[-1] == "measured on 1 finished cell, 3 updates, 8 begun answers"
+    last = format.estimate_lines(found)[-1]
+    assert last == "estimated from the mean of 1 finished cell and 1 timed step on this machine"
 
 
-def test_a_cluster_is_counted_as_one_worker_and_what_is_left_out_is_said(
-    tmp_path: Path, probed: list[Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_estimate_sweep_workers(tmp_path: Path, timed: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers share the cells, and none is faster than its longest cell; a cluster counts as one worker."""
+    cells = planned(tmp_path, alphas=(0.0, 5.0), seeds=2)
+    each = sum(TIMES.parts(cells[0].recipe).values())
+    for devices, workers, rounds in ((2, 2, 2), (4, 4, 1), (9, 4, 1)):
+        monkeypatch.setattr(module, "list_devices", lambda number=devices: [None] * number)
+        found = estimate(cells)
+        assert (found.workers, found.seconds) == (workers, TIMES.loading + rounds * each)
+    assert estimate(cells, "ray").workers == 1
+
+
+def test_estimate_notices(tmp_path: Path, timed: list[Recipe]) -> None:
     cells = planned(tmp_path, alphas=(0.0,), seeds=2, metrics=("win_rate_length_controlled",))
-    monkeypatch.setattr(module, "devices", lambda: ["0", "1"])
-    found = estimate(cells, "ray", True, Silent())
-    assert found.workers == 1
-    assert format.estimate_notices(found) == [
-        "timed on this machine, as if one worker ran all cells; those of the cluster may differ",
+    assert format.estimate_notices(estimate(cells, "ray", early_stopping=True)) == [
+        "estimated for one worker on this machine; the cluster may differ",
         "each answer counts with 256 tokens, the maximum",
         "early stopping may save cells; the estimate is for all",
         "not included: the judge, the verdict and its plots",
     ]
 
 
-# Its words.
+# Texts
 
 
 @pytest.mark.parametrize(
@@ -275,29 +226,13 @@ def test_a_cluster_is_counted_as_one_worker_and_what_is_left_out_is_said(
         (100_000, "28 h"),
     ],
 )
-def test_seconds_are_rounded_as_a_person_would(seconds: float, words: str) -> None:
+def test_rough_duration(seconds: float, words: str) -> None:
     assert format.rough_duration(seconds) == words
 
 
 @given(st.floats(0.5, 1e7))
-def test_rounding_moves_no_estimate_by_more_than_a_twentieth(seconds: float) -> None:
+def test_rough_duration_moves_no_estimate_by_more_than_a_twentieth(seconds: float) -> None:
     units = {"h": 3600, "min": 60, "s": 1}
     parts = format.rough_duration(seconds).split()
     told = sum(int(number) * units[unit] for number, unit in zip(parts[::2], parts[1::2], strict=True))
     assert abs(told - seconds) <= max(0.5, 0.06 * seconds)
-
-
-# Its process.
-
-
-def test_a_probe_that_dies_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(probing, "probe", dies)
-    with pytest.raises(NeftError, match="exit code 3"):
-        probing.probed({"way": Recipe()}, Silent())
-    assert list(tmp_path.iterdir()) == []
-
-
-def dies(*_: object) -> None:
-    """The process of a probe that ends at once."""
-    raise SystemExit(3)

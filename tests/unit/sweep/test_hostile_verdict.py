@@ -40,7 +40,7 @@ def report_with(text: str) -> events.SweepReport:
         unfinished=0,
         saved=0,
         seconds=1.0,
-        again="neft sweep-alpha x",
+        resume_command="neft sweep-alpha x",
     )
 
 

@@ -24,7 +24,7 @@ from neftcli.sweep import outputs
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.verdict import judge_sweep
-from tests.unit.sweep.test_verdict import measured, plan, with_win_rates
+from tests.unit.sweep.planted import measured, plan, with_win_rates
 
 
 def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[CellState]:
@@ -58,9 +58,9 @@ def reported(folder: Path, cells: list[Cell], content: dict[str, Any], *metrics:
         0,
         0,
         seconds=1.0,
-        again="x",
+        resume_command="x",
     )
-    outputs.write(report, states_of(cells, content, folder), results, metrics, verdict.recommended, cells)
+    outputs.write_outputs(report, states_of(cells, content, folder), results, metrics, verdict.recommended, cells)
     return report
 
 
@@ -233,7 +233,7 @@ def test_a_dry_run_finds_its_cells_by_their_hash() -> None:
     """Two arms whose names are the same have each its own time."""
     states = [CellState(key, "alpha 5", 0, "waiting") for key in ("abc", "def")]
     cells = tuple(CellEstimate(key, "alpha 5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
-    lines = shown(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, {"updates": 2}, ())))
+    lines = shown(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, timed_steps=1)))
     assert [line.split()[-2:] for line in lines if line.startswith(" alpha 5")] == [["20", "s"], ["40", "s"]]
 
 

@@ -6,15 +6,17 @@ Oracle: the umask of the process. The mailbox is a real one, called without Ray.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from neftcli.recipe.schema import Recipe
-from neftcli.sweep.engines.ray_task import Errand, Mailbox, work
+from neftcli.sweep.engines.ray_task import CellTask, Mailbox, check_folder, run_task
 
 pytest.importorskip("ray")
 
@@ -42,17 +44,64 @@ class Actor:
 
     def __init__(self) -> None:
         self.mailbox = Mailbox()
-        self.tell, self.halted = Method(self.mailbox.tell), Method(self.mailbox.halted)
+        self.put, self.is_stop_requested = Method(self.mailbox.put), Method(self.mailbox.is_stop_requested)
 
 
-def test_work_restricts_the_umask() -> None:
-    """Ray's processes are started by Ray, so that they don't have the command's umask."""
+def task_in(folder: Path) -> CellTask:
+    """A task whose probe file is in `folder`; whether it is there depends on the test."""
+    return CellTask(Recipe(), "key", folder / ".ray-probe", folder)
+
+
+def test_run_task_restricts_the_umask(tmp_path: Path) -> None:
+    """Ray starts its processes, so they don't have the command's umask."""
     actor = Actor()
-    actor.mailbox.halt()
+    actor.mailbox.request_stop()
     before = os.umask(0)
     try:
-        assert work(Errand(Recipe(), Recipe(), "key", (), ""), actor, b"").status == "preempted"
+        assert run_task(task_in(tmp_path), actor).status == "preempted"
         restricted = os.umask(0)
     finally:
         os.umask(before)
     assert restricted == 0o002
+
+
+def test_run_task_on_a_node_without_the_folder_creates_nothing(tmp_path: Path) -> None:
+    """As on a node that joined the cluster after the sweep had checked all nodes."""
+    result = run_task(task_in(tmp_path / "elsewhere"), Actor())
+    assert (result.status, result.may_retry) == ("failed", False)
+    assert result.problems[0].got == f"it does not see {tmp_path / 'elsewhere'}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = tmp_path / "probe"
+    assert check_folder(probe) == f"it does not see {tmp_path}"
+    probe.touch()
+    assert check_folder(probe) == ""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert check_folder(probe) == f"it can't write to {tmp_path}"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_run_task_works_in_the_folder_that_relative_paths_start_from(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is imported from it; a node that lacks it works in the sweep's folder."""
+    project, sweep, before = tmp_path / "project", tmp_path / "sweep", Path.cwd()
+    sweep.mkdir()
+    (sweep / ".ray-probe").touch()
+    if there:
+        project.mkdir()
+    seen: list[Path] = []
+
+    def run_cell(*_arguments: Any) -> str:
+        seen.append(Path.cwd())
+        assert "" not in sys.path
+        return "run"
+
+    monkeypatch.setattr("neftcli.sweep.engines.ray_task.run_cell", run_cell)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    result = run_task(CellTask(Recipe(), "key", sweep / ".ray-probe", project), Actor())
+    assert (result.status, result.run) == ("finished", "run")
+    assert seen == [project if there else sweep]
+    assert Path.cwd() == before

@@ -14,45 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
-from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.statistics.crossed import ArmDifference, compare_arms
 from neftcli.statistics.multiple import holm_adjust
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
 from neftcli.statistics.planning import required_sizes
 from neftcli.sweep.early_stopping import Stopped
-from neftcli.sweep.plan import Arm, Cell, arms_of, plan_cells
+from neftcli.sweep.plan import Arm, Cell, arms_of
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.verdict import Verdict, judge_sweep
+from tests.unit.sweep.planted import ACCURACY, RATES, ROWS, measured, plan, shifted, with_win_rates
 from tests.unit.sweep.verdict_checker import check_sentences
-
-ROWS = 100
-ACCURACY = "token_accuracy"
-
-
-def plan(*sets: str) -> list[Cell]:
-    layers = [*file_layers("quickstart"), *map(assignment, sets)]
-    return plan_cells(resolve(layers), layers)
-
-
-def measured(
-    cells: list[Cell], gaps: dict[float, float], *, seed_spread: float = 0.0, number: int = 0, prompts: int = ROWS
-) -> dict[str, dict[str, Any]]:
-    """Losses of 5 to 9 tokens a row, with a gap in nats a token for each alpha, and a part of each arm and seed."""
-    rows = np.random.default_rng(number)
-    hard, tokens = rows.gamma(2, 1, ROWS), rows.integers(5, 10, ROWS)
-    found = {}
-    for place, cell in enumerate(cells):
-        draw = np.random.default_rng((place, 1, number))
-        noise = draw.normal(0, 0.02, ROWS)
-        nats = tokens * (hard + gaps[cell.arm.alpha] + noise + seed_spread * draw.normal())
-        found[cell.key] = {
-            "prompts": [f"prompt {row % prompts}" for row in range(ROWS)],
-            "metrics": {
-                HELD_OUT_LOSS: {"direction": "lower", "values": nats.tolist(), "weights": tokens.tolist()},
-                "answer_tokens": {"direction": "none", "values": [10.0] * ROWS, "weights": None},
-            },
-        }
-    return found
 
 
 def judge(cells: list[Cell], content: dict[str, dict[str, Any]], *metrics: str, **options: Any) -> Verdict:
@@ -171,16 +142,7 @@ def test_judge_sweep_cell_that_failed_costs_its_seed_and_nothing_else() -> None:
     assert words_of(verdict)[1] == ["better"]
 
 
-def shifted(content: dict[str, dict[str, Any]], cell: Cell, gap: float, metric: str = HELD_OUT_LOSS) -> None:
-    """Makes a cell worse by a gap in nats a token."""
-    found = content[cell.key]["metrics"][metric]
-    weights = found["weights"] or [1.0] * ROWS
-    found["values"] = [value + gap * weight for value, weight in zip(found["values"], weights, strict=True)]
-
-
 # Grids
-
-RATES = "sweep.grid=['training.learning_rate=1e-5,5e-5']"
 
 
 def rate_of(arm: Arm) -> float:
@@ -197,16 +159,6 @@ def test_judge_sweep_each_point_of_a_grid_has_its_own_baseline() -> None:
     assert [abs(one.difference) < 0.01 for arm in verdict.arms for one in arm.comparisons] == [True, True]
     assert verdict.recommended == Arm(0.0, (("training.learning_rate", 5e-5),))
     assert "Recommended: the baseline (alpha 0, learning_rate 5e-05)" in " ".join(verdict.conclusion)
-
-
-def with_win_rates(cells: list[Cell], rates: dict[Arm, float]) -> dict[str, dict[str, Any]]:
-    """Scores against alpha 0 of the same options, 1 or 0, with the share of ones given; alpha 0 has a half."""
-    content = measured(cells, dict.fromkeys({cell.arm.alpha for cell in cells}, 0.0))
-    for number, cell in enumerate(cells):
-        wins = np.random.default_rng((number, 2)).random(ROWS) < rates.get(cell.arm, 0.5)
-        values = wins.astype(float).tolist() if cell.arm.alpha else [0.5] * ROWS
-        content[cell.key]["metrics"][WIN_RATE] = {"direction": "higher", "values": values, "weights": None}
-    return content
 
 
 def test_judge_sweep_win_rates_choose_within_a_point_of_the_grid_and_never_between_points() -> None:

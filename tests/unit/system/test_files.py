@@ -39,9 +39,7 @@ ELSEWHERE = {
     "data/token_cache.py": "the cache, by mkstemp and a rename",
     "models/gguf.py": "a folder of mkdtemp, then a rename",
     "models/saving.py": "the folder that replaces the model, made just before",
-    "sweep/engines/ray_task.py": "a temporary folder of a node",
     "sweep/outputs.py": "the link to the best run, renamed into its place",
-    "sweep/timing_probe.py": "a temporary folder",
 }
 """Sources that write by themselves, and what."""
 WRITES = ("write_text", "write_bytes", "rmtree", "unlink", "symlink_to", "FileHandler", "copyfile")

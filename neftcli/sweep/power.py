@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from neftcli.statistics.crossed import (
 )
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
 from neftcli.statistics.planning import required_sizes
-from neftcli.sweep.cell import finished_run, measured
+from neftcli.sweep.cell_runs import CellRuns, read_evaluation
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.plan import Cell, arms_of, baseline_of, plan_cells
 from neftcli.sweep.results import WIN_RATES, SweepResults
@@ -64,14 +64,21 @@ def plan_power(
     plan = PowerAnalysis(metric, base.sweep.seeds, prompts, why_not=NO_PILOT)
     if metric == "tasks" or metric in WIN_RATES:
         return replace(plan, why_not=f"not planned for {label(metric)}, whose variance cells don't keep")
-    of_pilot, runs = list(cells), folder / CELLS
+    pilot_cells = list(cells)
     if not own:
-        layers = file_layers(str(folder / RECIPE))
-        of_pilot = plan_cells(resolve(layers), layers)
-    found = {cell.key: run for cell in of_pilot if (run := finished_run(runs, cell.key)) is not None}
-    contents = {cell.key: measured(found[cell.key], cell.recipe) for cell in of_pilot if cell.key in found}
-    results = SweepResults(of_pilot, {key: content for key, content in contents.items() if content is not None})
-    pilot = _differences(results, metric)
+        layers = file_layers(str(folder / RECIPE), as_written=True)
+        pilot_cells = plan_cells(resolve(layers), layers)
+    runs = CellRuns(folder / CELLS)
+    evaluations: dict[str, Any] = {}
+    paths = []
+    for cell in pilot_cells:
+        run = runs.finished(cell.key)
+        evaluation = read_evaluation(run, cell.recipe) if run else None
+        if run is not None and evaluation is not None:
+            evaluations[cell.key] = evaluation
+            paths.append(run.path)
+    results = SweepResults(pilot_cells, evaluations)
+    pilot = _compare_pilot(results, metric)
     if not pilot:
         if own:
             return plan
@@ -85,7 +92,7 @@ def plan_power(
     components = _mean(pilot, arms)
     if components.unknown():
         return replace(plan, why_not="nothing varies in the pilot")
-    before = losses_before(run.path for run in found.values())
+    before = losses_before(paths)
     delta = resolve_delta(base.sweep.delta, metric, gain_of_training(results, before))
     seeds = base.sweep.seeds
     planned = replace(pilot[0], components=components, seeds=max(2, seeds), n=prompts, comparisons=comparisons)
@@ -104,7 +111,7 @@ def plan_power(
     )
 
 
-def _differences(results: SweepResults, metric: str) -> list[ArmDifference]:
+def _compare_pilot(results: SweepResults, metric: str) -> list[ArmDifference]:
     """Arms of at least two seeds compared with their baselines, those that vary unusually much left out if possible."""
     compared: list[ArmDifference] = []
     for baseline in dict.fromkeys(baseline_of(arm) for arm in results.arms if arm.alpha):

@@ -18,7 +18,7 @@ from neftcli.sweep.early_stopping import Decision, decide
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.verdict import judge_sweep
-from tests.unit.sweep.test_verdict import RATES, ROWS, measured, plan, shifted
+from tests.unit.sweep.planted import RATES, ROWS, measured, plan, shifted
 from tests.unit.sweep.verdict_checker import NO_COMMON, check_sentences
 
 NOISE = "sweep.grid=['training.learning_rate=1e-5,5e-5', 'neftune.noise=uniform,gaussian']"

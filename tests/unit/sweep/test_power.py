@@ -17,10 +17,10 @@ from neftcli.events import SweepEstimate
 from neftcli.recipe.loading import assignment, file_layers, resolve
 from neftcli.statistics.crossed import compare_arms, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL
-from neftcli.sweep import pilot as module
-from neftcli.sweep.pilot import NO_PILOT, plan_power
+from neftcli.sweep import power as module
+from neftcli.sweep.power import NO_PILOT, plan_power
 from neftcli.sweep.results import SweepResults
-from tests.unit.sweep.test_verdict import HELD_OUT_LOSS, ROWS, measured, plan
+from tests.unit.sweep.planted import HELD_OUT_LOSS, ROWS, measured, plan
 
 SETS = ("sweep.alphas=[5, 10]", "sweep.seeds=3", "sweep.delta=0.01")
 
@@ -29,10 +29,17 @@ SETS = ("sweep.alphas=[5, 10]", "sweep.seeds=3", "sweep.delta=0.01")
 def content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Measured cells by key, found without files; held-out examples are their own prompts."""
     found: dict[str, Any] = {}
-    monkeypatch.setattr(
-        module, "finished_run", lambda _, key: SimpleNamespace(key=key, path=Path("none")) if key in found else None
-    )
-    monkeypatch.setattr(module, "measured", lambda run, _: found[run.key])
+
+    class Runs:
+        def __init__(self, _folder: Path) -> None:
+            """The runs are planted."""
+
+        def finished(self, key: str) -> SimpleNamespace | None:
+            """Return the planted run."""
+            return SimpleNamespace(key=key, path=Path("none")) if key in found else None
+
+    monkeypatch.setattr(module, "CellRuns", Runs)
+    monkeypatch.setattr(module, "read_evaluation", lambda run, _: found[run.key])
     monkeypatch.setattr(module, "instruction", str)
     return found
 
@@ -82,7 +89,7 @@ def test_plan_power_without_two_seeds(content: dict[str, Any]) -> None:
     content |= measured([cell for cell in cells if cell.seed == 0], {0: 0, 5: 0, 10: 0})
     power = planned()
     assert (power.detectable, power.why_not) == (None, NO_PILOT)
-    lines = format.estimate_lines(SweepEstimate(0.0, 1, (), {}, {}, (), power=power))
+    lines = format.estimate_lines(SweepEstimate(0.0, 1, (), {}, power=power))
     assert lines == ["all cells are finished", f"minimum detectable effect: {NO_PILOT}"]
     assert planned("sweep.metrics=[win_rate_length_controlled]").why_not.startswith("not planned for win rate")
 
@@ -90,7 +97,7 @@ def test_plan_power_without_two_seeds(content: dict[str, Any]) -> None:
 def test_plan_power_lines_state_the_numbers(content: dict[str, Any]) -> None:
     content |= measured(plan(*SETS), {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
     power = planned()
-    first, second = format.estimate_lines(SweepEstimate(0.0, 1, (), {}, {}, (), power=power))[1:]
+    first, second = format.estimate_lines(SweepEstimate(0.0, 1, (), {}, power=power))[1:]
     assert first.endswith(f"with 3 seeds and {ROWS} prompts (power 80 %, variance of 3 seeds of folder)")
     assert second.startswith("to detect an effect of 0.01")
     assert f"takes about {power.seeds_needed} seeds" in second

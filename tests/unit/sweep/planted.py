@@ -1,0 +1,58 @@
+"""Planted results of sweeps: plans, and evaluations of their cells with known differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
+from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.sweep.plan import Arm, Cell, plan_cells
+
+ROWS = 100
+ACCURACY = "token_accuracy"
+RATES = "sweep.grid=['training.learning_rate=1e-5,5e-5']"
+
+
+def plan(*sets: str) -> list[Cell]:
+    layers = [*file_layers("quickstart"), *map(assignment, sets)]
+    return plan_cells(resolve(layers), layers)
+
+
+def measured(
+    cells: list[Cell], gaps: dict[float, float], *, seed_spread: float = 0.0, number: int = 0, prompts: int = ROWS
+) -> dict[str, dict[str, Any]]:
+    """Losses of 5 to 9 tokens a row, with a gap in nats a token for each alpha, and a part of each arm and seed."""
+    rows = np.random.default_rng(number)
+    hard, tokens = rows.gamma(2, 1, ROWS), rows.integers(5, 10, ROWS)
+    found = {}
+    for place, cell in enumerate(cells):
+        draw = np.random.default_rng((place, 1, number))
+        noise = draw.normal(0, 0.02, ROWS)
+        nats = tokens * (hard + gaps[cell.arm.alpha] + noise + seed_spread * draw.normal())
+        found[cell.key] = {
+            "prompts": [f"prompt {row % prompts}" for row in range(ROWS)],
+            "metrics": {
+                HELD_OUT_LOSS: {"direction": "lower", "values": nats.tolist(), "weights": tokens.tolist()},
+                "answer_tokens": {"direction": "none", "values": [10.0] * ROWS, "weights": None},
+            },
+        }
+    return found
+
+
+def shifted(content: dict[str, dict[str, Any]], cell: Cell, gap: float, metric: str = HELD_OUT_LOSS) -> None:
+    """Makes a cell worse by a gap in nats a token."""
+    found = content[cell.key]["metrics"][metric]
+    weights = found["weights"] or [1.0] * ROWS
+    found["values"] = [value + gap * weight for value, weight in zip(found["values"], weights, strict=True)]
+
+
+def with_win_rates(cells: list[Cell], rates: dict[Arm, float]) -> dict[str, dict[str, Any]]:
+    """Scores against alpha 0 of the same options, 1 or 0, with the share of ones given; alpha 0 has a half."""
+    content = measured(cells, dict.fromkeys({cell.arm.alpha for cell in cells}, 0.0))
+    for number, cell in enumerate(cells):
+        wins = np.random.default_rng((number, 2)).random(ROWS) < rates.get(cell.arm, 0.5)
+        values = wins.astype(float).tolist() if cell.arm.alpha else [0.5] * ROWS
+        content[cell.key]["metrics"][WIN_RATE] = {"direction": "higher", "values": values, "weights": None}
+    return content

@@ -1,0 +1,90 @@
+"""Runs in a sweep's folder.
+
+Oracles: planted records, and the number of times that each is read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from neftcli.events import Notice
+from neftcli.recipe.schema import Recipe
+from neftcli.runs.directory import RunDirectory
+from neftcli.sweep.cell_runs import CellRuns, evaluation_key, name_some, report_left_out
+from neftcli.sweep.plan import Cell
+from tests.conftest import new_run
+from tests.unit.sweep.planted import plan
+
+
+def planted_runs(folder: Path, *sets: str) -> list[Cell]:
+    """Cells of a sweep, each with a finished run without a model."""
+    cells = plan(*sets)
+    for cell in cells:
+        run = new_run(folder, cell.recipe.run_name())
+        run.write_json("run.json", {"status": "finished", "recipe_sha256": cell.key})
+    return cells
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each record is read."""
+    counts = Counter[str]()
+    record = RunDirectory.record
+
+    def counted(run: RunDirectory) -> object:
+        counts[run.path.name] += 1
+        return record(run)
+
+    monkeypatch.setattr(RunDirectory, "record", counted)
+    return counts
+
+
+def test_cell_runs_reads_each_record_once(tmp_path: Path, reads: Counter[str]) -> None:
+    cells = planted_runs(tmp_path, "sweep.alphas=[5, 10, 15]", "sweep.seeds=4")
+    runs = CellRuns(tmp_path)
+    assert [runs.state(cell).status for cell in cells] == ["waiting"] * len(cells)
+    assert [runs.finished(cell.key) for cell in cells] == [None] * len(cells)
+    assert runs.finished_others([]) == sorted(cell.recipe.run_name() for cell in cells)
+    assert reads == Counter({cell.recipe.run_name(): 1 for cell in cells})
+
+
+def test_report_left_out(tmp_path: Path) -> None:
+    cells = planted_runs(tmp_path, "sweep.alphas=[5]", "sweep.seeds=2")
+    (tmp_path / cells[1].recipe.run_name() / "run.json").write_text("{}")
+    events: list[object] = []
+
+    class Observer:
+        def notify(self, event: object) -> None:
+            events.append(event)
+
+    report_left_out(CellRuns(tmp_path), cells[:3], Observer())
+    last, damaged = cells[3].recipe.run_name(), cells[1].recipe.run_name()
+    assert events == [
+        Notice(f"left out, not part of this sweep: {last}, finished earlier"),
+        Notice(f"left out, run.json is damaged: {damaged}; their cells are trained again"),
+    ]
+
+
+def test_name_some() -> None:
+    assert name_some(["a", "b"]) == "a, b"
+    assert name_some(["a", "b", "c", "d", "e", "f"]) == "a, b, c, d and 2 more"
+
+
+def test_evaluation_key_covers_the_content_of_task_files(tmp_path: Path) -> None:
+    """A cell whose task file was edited is evaluated again."""
+    file = tmp_path / "letters.yaml"
+
+    def key() -> str:
+        evaluation = replace(Recipe().evaluation, tasks=("arc_easy", str(file)))
+        return evaluation_key(replace(Recipe(), evaluation=evaluation))
+
+    missing = key()
+    file.write_text("task: letters")
+    first = key()
+    assert first == key() != missing
+    file.write_text("task: other")
+    assert key() not in (first, missing)
