@@ -211,32 +211,32 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 def _parameter_tables(command: Any) -> list[str]:
     panels: dict[str, list[str]] = {}
     for parameter in command.params:
-        help_text = getattr(parameter, "help", None) or ""
         if getattr(parameter, "hidden", False) or "--help" in parameter.opts:
             continue
         if parameter.param_type_name == "argument":
             panel, shown = "Arguments", parameter.metavar or parameter.name.upper()
         else:
-            panel = getattr(parameter, "rich_help_panel", None) or "Options"
+            panel = getattr(parameter, "rich_help_panel", None) or "Output"
             shown = " / ".join([*parameter.opts, *parameter.secondary_opts])
             shown += f" {parameter.metavar}" if parameter.metavar else ""
-        panels.setdefault(panel, []).append(f"| `{shown}` | {_cell(_flag_meaning(help_text))} |")
+        panels.setdefault(panel, []).append(f"| `{shown}` | {_cell(_flag_meaning(parameter))} |")
     lines = []
     for panel, rows in panels.items():
         lines += [f"**{panel}**", "", "| option | meaning |", "|---|---|", *rows, ""]
     return lines
 
 
-def _flag_meaning(help_text: str) -> str:
-    """Return a flag's help; of the recipe key at its end a link to the key, and the key's default."""
+def _flag_meaning(parameter: Any) -> str:
+    """Return a parameter's help; for the flag of a recipe key with its default and a link to the key."""
     from neftcli.recipe.schema import keys
 
-    match = re.fullmatch(r"(.*) \(([a-z_.]+)\)", help_text)
-    key = next((key for key in keys() if match and key.path == match[2]), None)
-    if match is None or key is None:
-        return help_text
+    help_text = str(getattr(parameter, "help", None) or "")
+    text, _, default = help_text.rstrip("]").partition("  [default: ")
+    key = next((key for key in keys() if key.option.flag in parameter.opts), None)
+    if key is None or key.flag_help.rstrip(".") not in text:
+        return f"{text}. Default: {default}." if default else text
     section = key.path.rpartition(".")[0].replace(".", "") or "run"
-    return f"{match[1].rstrip('.')}. Default: {_default(key)}. Key: [`{key.path}`](recipe.md#{section})"
+    return f"{text.rstrip('.')}. Default: {_default(key)}. Key: [`{key.path}`](recipe.md#{section})"
 
 
 def _default(key: Any) -> str:

@@ -1,4 +1,4 @@
-"""`neft data inspect`: rows as the model sees them."""
+"""`neft data inspect`: show rows as the model sees them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from neftcli.cli.display import choose_display
+from neftcli.cli.help import JsonOption, command_with, panel
 from neftcli.cli.options import recipe_of, with_recipe
 
 app = typer.Typer(help="Look at data as the model sees it.", no_args_is_help=True)
@@ -19,18 +20,26 @@ def root() -> None:
     """Look at data as the model sees it."""
 
 
-@app.command("inspect")
-@with_recipe
+@app.command(
+    "inspect",
+    cls=command_with(
+        ("neft data inspect --dataset rows.jsonl", "show the first rows, with the tokens that carry loss"),
+        ("neft data inspect --dataset rows.jsonl --rows 50 --html rows.html", "write a page to open in a browser"),
+    ),
+)
+@with_recipe("model", "data")
 def inspect(
     layers: list[dict[str, Any]],
     recipe: str | None,
-    rows: Annotated[int, typer.Option("--rows", help="How many rows to show.", min=1)] = 3,
+    rows: Annotated[
+        int, panel("Output", "--rows", metavar="INTEGER", help="Number of rows to show  [default: 3]", min=1)
+    ] = 3,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the rows as a page to open in a browser.")
+        Path | None, panel("Output", "--html", metavar="FILE", help="Write the rows as a page for a browser")
     ] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
+    json_lines: JsonOption = False,
 ) -> None:
-    """Show counts, and a few rows as the model sees them, with what carries loss."""
+    """Show counts and a few rows as the model sees them, with the tokens that carry loss."""
     from neftcli.cli.display.html_page import Page
     from neftcli.data.inspection import inspect_row
     from neftcli.training.inputs import prepare_inputs, report_data

@@ -1,4 +1,4 @@
-"""`neft eval`: did it help?"""
+"""`neft eval`: evaluate a run or a model, and compare it."""
 
 from __future__ import annotations
 
@@ -7,45 +7,61 @@ from typing import Annotated, Any
 import typer
 
 from neftcli.cli.display import choose_display
+from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.cli.options import with_overrides
 from neftcli.system.distributed import require_single_process
 
 WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", "data.max_length")
 
 
-@with_overrides("eval", WITH_FLAGS)
+@with_overrides("eval", WITH_FLAGS, "the run's")
 def evaluate(
     overrides: list[dict[str, Any]],
-    subject: Annotated[
-        str, typer.Argument(metavar="RUN|MODEL", help="A run's folder or name, or a model as for `neft train --model`.")
-    ],
+    subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder or name of a run, or a model")],
     baseline: Annotated[
         str | None,
-        typer.Option("--baseline", metavar="RUN|MODEL", help="Compare with it: usually the same recipe with alpha 0."),
+        panel(
+            "Comparison",
+            "--baseline",
+            metavar="RUN|MODEL",
+            help="Compare with this run or model, usually the same recipe with alpha 0",
+        ),
     ] = None,
+    base: Annotated[
+        bool, panel("Comparison", "--base/--no-base", help="Compare with the run's base model  [default: base]")
+    ] = True,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="Rows to evaluate on; without it those that the run held out."),
+        panel("Data", "--dataset", metavar="TEXT", help="Rows to evaluate on  [default: the run's held-out split]"),
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split of a hub data set.")] = None,
+    split: Annotated[str | None, panel("Data", "--split", metavar="TEXT", help="Split of a hub data set")] = None,
     max_rows: Annotated[
-        int | None, typer.Option("--max-rows", help="Use at most N rows, drawn at random, always the same.", min=1)
+        int | None,
+        panel("Data", "--max-rows", metavar="INTEGER", help="Random sample of this many rows  [default: all]", min=1),
     ] = None,
-    base: Annotated[bool, typer.Option("--base/--no-base", help="Compare with the run's base model, too.")] = True,
-    answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Generate answers.")] = True,
+    answers: Annotated[
+        bool, panel("Evaluation", "--answers/--no-answers", help="Generate answers  [default: answers]")
+    ] = True,
     show: Annotated[
-        int, typer.Option("--show", help="Show N prompts with all answers, the most different first.", min=0)
+        int,
+        panel(
+            "Output",
+            "--show",
+            metavar="INTEGER",
+            help="Prompts to show with the answers of all models, the most different first  [default: 0]",
+            min=0,
+        ),
     ] = 0,
     export: Annotated[
-        str | None, typer.Option("--export", metavar="alpaca-eval", help="Write the answers for AlpacaEval.")
+        str | None, panel("Output", "--export", metavar="FORMAT", help="Export the answers: alpaca-eval")
     ] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only the result and errors.")] = False,
+    json_lines: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Measure a run or a model on held-out rows, and compare it.
+    """Evaluate a run or a model on held-out rows, and compare it.
 
-    Loss, answers, a judge and benchmark tasks, against a baseline and the base model. What was measured before is
-    kept, and not measured again: an evaluation that was stopped (Ctrl-C, SIGTERM or SIGUSR1: exit code 75) goes on.
+    neft measures loss, answers, a judge's preference and benchmark tasks, against a baseline and the base model. It
+    stores each result and reuses it: the same command resumes a stopped evaluation (exit code 75).
     """
     require_single_process("neft eval")
     from neftcli.evaluation.evaluate import EvalRequest

@@ -1,8 +1,10 @@
-"""Help as plain text, in sections: drawing it with rich takes longer than all else that a help page needs."""
+"""Help pages as plain text: drawing them with rich takes longer than the rest of a help page."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -10,21 +12,53 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
+LAST = ("Output", "Options")
+"""Sections at the end of a page."""
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print each event as a JSON object on stdout", rich_help_panel="Output")
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="Print only the result and errors", rich_help_panel="Output")
+]
+
+
+def command_with(*examples: tuple[str, str]) -> type[TyperCommand]:
+    """Return the class of a command whose help ends with examples: commands and their descriptions."""
+    return type("CommandWithExamples", (Command,), {"examples": examples})
+
 
 class Command(TyperCommand):
-    """A command whose options stand in the sections that they were given as `rich_help_panel`."""
+    """A command whose options are in the sections named by their `rich_help_panel`."""
+
+    examples: Sequence[tuple[str, str]] = ()
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Writes the sections, in the order of their first options."""
-        sections: dict[str, list[tuple[str, str]]] = {}
+        """Write the arguments, the sections in the order of their first options, and the output options."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
-                sections.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
+                usual = "Arguments" if parameter.param_type_name == "argument" else "Output"
+                title = getattr(parameter, "rich_help_panel", None) or usual
+                sections.setdefault(title, []).append(_plain_record(*record))
+        for title in sorted(sections, key=LAST.__contains__):
+            if sections[title]:
+                with formatter.section(title):
+                    formatter.write_dl(sections[title])
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the examples, a line each."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for command, description in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{command}\n")
+                    formatter.write(f"{'':{formatter.current_indent + 4}}{description}\n")
+
+
+def _plain_record(names: str, text: str) -> tuple[str, str]:
+    """Remove the type of an argument, and the range of a number: "[default: 3; x>=1]" and "[x>=1]"."""
+    text = re.sub(r"; x>=\d+(?=\])| *\[x>=\d+\]", "", text)
+    return re.sub(r" <[a-z ]+>", "", names), re.sub(r" *\[required\]", "", text)
 
 
 def _show(context: typer.Context, wanted: bool) -> None:
@@ -34,6 +68,11 @@ def _show(context: typer.Context, wanted: bool) -> None:
 
 
 HelpOption = Annotated[
-    bool, typer.Option("--help", "-h", is_eager=True, callback=_show, help="Show this message and exit.")
+    bool, typer.Option("--help", "-h", is_eager=True, callback=_show, help="Show this message and exit")
 ]
-"""For groups, in place of typer's own, which imports pydantic to find that it was not given."""
+"""For groups, instead of typer's own, which imports pydantic."""
+
+
+def panel(title: str, *names: str, help: str, metavar: str | None = None, **settings: Any) -> Any:
+    """Return an option in a section of the help page, without a generated default."""
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=title, show_default=False, **settings)

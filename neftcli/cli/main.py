@@ -18,7 +18,7 @@ import typer
 import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.text import replace_unencodable
-from neftcli.cli.help import Command, HelpOption
+from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
 from neftcli.events import CommandFailed
 from neftcli.system.distributed import is_main_process, rank
@@ -33,7 +33,7 @@ INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 app = typer.Typer(
     help="Fine-tune language models with NEFTune, and learn with evidence whether it helped.",
-    epilog="To begin: neft train",
+    epilog="Start with: neft train",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,12 +41,35 @@ app = typer.Typer(
     add_help_option=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-app.command("train", cls=Command)(train.train)
-app.command("eval", cls=Command)(eval.evaluate)
-app.command("sweep-alpha", cls=Command)(sweep.sweep_alpha)
+app.command(
+    "train",
+    cls=command_with(
+        ("neft train", "train the quickstart recipe"),
+        ("neft train --model opt-350m --dataset rows.jsonl --lora", "train a LoRA adapter on rows of your own"),
+        ("neft train --recipe recipe.yaml --alpha 0", "train a baseline without noise"),
+        ("neft train --dataset rows.jsonl --dry-run", "show steps and memory, train nothing"),
+        ("neft train --resume quickstart-a5-s0", "resume a stopped run"),
+    ),
+)(train.train)
+app.command(
+    "eval",
+    cls=command_with(
+        ("neft eval quickstart-a5-s0 --baseline quickstart-a0-s0 --show 5", "compare two runs"),
+        ("neft eval smollm2-135m --dataset rows.jsonl", "measure a model on rows of your own"),
+        ("neft eval quickstart-a5-s0 --tasks arc_easy --limit 100", "run a benchmark task"),
+    ),
+)(eval.evaluate)
+app.command(
+    "sweep-alpha",
+    cls=command_with(
+        ("neft sweep-alpha --recipe quickstart --alphas 0,5,10 --seeds 3", "compare three alphas over three seeds"),
+        ("neft sweep-alpha --recipe quickstart --dry-run", "show the cells and their estimated time"),
+        ("neft sweep-alpha runs/quickstart-sweep --seeds 6", "resume a sweep with more seeds"),
+    ),
+)(sweep.sweep_alpha)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
-app.command("models")(models.models)
+app.command("models", cls=Command)(models.models)
 
 
 def _version(wanted: bool) -> None:
@@ -57,8 +80,8 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", callback=_version)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit", callback=_version)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors")] = False,
     show_help: HelpOption = False,
 ) -> None:
     """Exit codes: 0 finished, 1 failed, 2 bad input, 75 stopped and resumable, 130 stopped at once."""

@@ -1,4 +1,4 @@
-"""`neft models`: the short names of models."""
+"""`neft models`: list the aliases of models."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 def models(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Print the folder, or the hub id, from which transformers loads it."),
+        typer.Argument(metavar="[NAME]", help="Print the folder or hub id that transformers loads"),
     ] = None,
 ) -> None:
-    """List the short names of models, or find one.
+    """List the aliases of models, or resolve one.
 
-    The list says whether each needs a licence or can be had without the hub.
+    The list shows which models need a licence, and which are available without the hub.
     """
     from neftcli.models.registry import resolve_model
 

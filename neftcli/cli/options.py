@@ -1,7 +1,7 @@
-"""Flags for recipe options, made from the schema, so that an option is defined once.
+"""Flags of recipe options, made from the schema, so that each option is defined once.
 
-Values are read as YAML, exactly as in a recipe file, and checked with the rest of the recipe; so a bad flag, a bad
-`--set` and a bad line of a file are told in the same words, all at once.
+Values are read as YAML, exactly as in a recipe file, and checked with the rest of the recipe: a bad flag, a bad `--set`
+and a bad line of a file are reported in the same words, all at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neftcli.recipe.schema import Key, keys, type_name
+from neftcli.recipe.schema import Key, keys
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -29,21 +29,39 @@ PANELS = {
     "training": "Training",
     "checkpoints": "Training",
     "evaluation": "Evaluation",
+    "sweep": "Sweep",
 }
+"""Titles of the sections of a help page by the recipe's section; other options are in "Run"."""
+SET_BY_RECIPES = frozenset(
+    {
+        *("model.name", "model.chat_template", "data.source", "data.format", "data.max_length"),
+        *("adapter.type", "adapter.r", "adapter.lora_alpha", "quantization.type", "neftune.alpha", "name"),
+        *("training.gradient_checkpointing", "training.learning_rate", "training.max_steps"),
+        *("training.num_train_epochs", "training.per_device_train_batch_size"),
+    }
+)
+"""Options with a flag that a shipped recipe sets to something else than the default."""
 
 
-def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives `command` the options `--recipe`, `--set` and one flag for each flagged option of training.
+def with_recipe(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `--recipe`, `--set` and the flags of the recipe's options.
 
-    `command` takes the layers that were typed, the strongest last, as its first argument and the value of `--recipe` as
-    the argument `recipe`; `recipe_of` makes the recipe of both.
+    The command takes the typed layers, the strongest last, as its first argument and the value of `--recipe` as the
+    argument `recipe`; `recipe_of` makes the recipe of both.
+
+    Args:
+        sections: The recipe's sections whose options have a flag; all if there is none.
     """
-    flagged = [key for key in keys() if key.option.flag and not key.option.command]
-    return _with_flags(command, flagged, _recipe_option())
+    flagged = [
+        key
+        for key in keys()
+        if key.option.flag and not key.option.command and (not sections or key.path.partition(".")[0] in sections)
+    ]
+    return lambda command: _with_flags(command, flagged, "the recipe's", _recipe_option())
 
 
 def recipe_of(layers: list[Layer], recipe: str | None) -> Recipe:
-    """The recipe of a name or file with `layers` over it; without one the quickstart, or the defaults."""
+    """Load a recipe by its name or file and apply the layers; without a name the quickstart recipe, or the defaults."""
     from neftcli.recipe.loading import load_recipe, resolve
 
     own_name = _own_name(layers)
@@ -52,25 +70,30 @@ def recipe_of(layers: list[Layer], recipe: str | None) -> Recipe:
     return load_recipe(QUICKSTART if recipe is None else recipe, layers)
 
 
-def with_overrides(name: str, paths: Container[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command `--set` and the flags of some options, for a recipe that something else determines.
+def with_overrides(
+    name: str, paths: Container[str], default: str = "the recipe's"
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `--set` and the flags of some options, for a recipe that an argument determines.
 
-    The command takes the layers that were typed, the strongest last, as its first argument.
+    The command takes the typed layers, the strongest last, as its first argument.
 
     Args:
-        name: The command's name; options of this command alone get their flag.
-        paths: Dotted keys of other options that do.
+        name: The command's name; options of this command alone have a flag.
+        paths: Dotted keys of other options with a flag.
+        default: Default of the options in `paths`, in words.
     """
     flagged = [key for key in keys() if key.option.flag and (key.option.command == name or key.path in paths)]
-    return lambda command: _with_flags(command, flagged)
+    return lambda command: _with_flags(command, flagged, default)
 
 
-def _with_flags(command: Callable[..., None], flagged: list[Key], *before: inspect.Parameter) -> Callable[..., None]:
-    """`command` with the flags, and the options `before` them; it is given the typed layers first."""
+def _with_flags(
+    command: Callable[..., None], flagged: list[Key], default: str, *before: inspect.Parameter
+) -> Callable[..., None]:
+    """Return a command with the flags, and with the parameters `before` them; it takes the typed layers first."""
 
     @wraps(command)
     def wrapper(assignments: list[str] | None, **values: Any) -> None:
-        typed = {key.path: values.pop(_parameter(key)) for key in flagged}
+        typed = {key.path: values.pop(_parameter_name(key)) for key in flagged}
         command(_layers(assignments or [], typed, flagged), **values)
 
     own = [
@@ -78,7 +101,7 @@ def _with_flags(command: Callable[..., None], flagged: list[Key], *before: inspe
         for parameter in list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         if parameter.name not in {known.name for known in before}
     ]
-    parameters = [*before, *(_flag(key) for key in flagged), _set_option(), *own]
+    parameters = [*before, *(_flag(key, default) for key in flagged), _set_option(), *own]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
@@ -105,14 +128,14 @@ def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -
 
 
 def _flag_value(key: Key, value: str, flag: str) -> Any:
-    """The value of a flag: text as it is, a list with commas between, anything else as in a recipe file.
+    """Read the value of a flag: text as it is, a list by its commas, everything else as in a recipe file.
 
-    If a number or text is expected, what is no YAML ("%") is text.
+    For NUMBER|TEXT, a value that is not YAML ("1%") is text.
     """
     from neftcli.errors import RecipeError
     from neftcli.recipe.yaml_file import read_value
 
-    kind = type_name(key.type)
+    kind = key.type_name
     if kind == "NUMBER|TEXT":
         try:
             return read_value(value, flag)
@@ -124,12 +147,12 @@ def _flag_value(key: Key, value: str, flag: str) -> Any:
 
 
 def _own_name(layers: list[Layer]) -> Layer:
-    """A name for a run of a model or data of one's own; empty where neither was typed."""
+    """Name a run after the model and the data that were typed; return an empty layer without either."""
     from neftcli.recipe.yaml_file import Setting
 
-    said = {path: setting.value for layer in layers for path, setting in layer.items()}
-    parts = [said[path] for path in ("model.name", "data.source") if isinstance(said.get(path), str)]
-    entries = said.get("data.sources")
+    typed = {path: setting.value for layer in layers for path, setting in layer.items()}
+    parts = [typed[path] for path in ("model.name", "data.source") if isinstance(typed.get(path), str)]
+    entries = typed.get("data.sources")
     if isinstance(entries, tuple):
         parts += [str(entry["source"]) for entry in entries if isinstance(entry, dict) and "source" in entry]
     if not parts:
@@ -139,25 +162,42 @@ def _own_name(layers: list[Layer]) -> Layer:
     return {"name": Setting(cleaned.lstrip("-")[:40] or "run", "--model and --dataset", name)}
 
 
-def _parameter(key: Key) -> str:
+def _parameter_name(key: Key) -> str:
     return str(key.option.flag).removeprefix("--").replace("-", "_")
 
 
-def _flag(key: Key) -> inspect.Parameter:
-    section = key.path.partition(".")[0]
-    shared: dict[str, Any] = {"help": _help(key), "rich_help_panel": PANELS.get(section, "Run"), "show_default": False}
+def _flag(key: Key, default: str) -> inspect.Parameter:
+    """Return the parameter of a key's flag, with its help, choices and default."""
+    settings: dict[str, Any] = {
+        "help": _help(key, default),
+        "rich_help_panel": PANELS.get(key.path.partition(".")[0], "Run"),
+        "show_default": False,
+    }
     if key.option.switch is not None:
-        return _keyword(_parameter(key), Annotated[bool | None, typer.Option(key.option.flag, **shared)])
-    metavar = type_name(key.type)
-    kind: Any = list[str] if metavar == "LIST" else str
-    return _keyword(
-        _parameter(key),
-        Annotated[kind | None, typer.Option(key.option.flag, metavar=metavar, **shared)],
-    )
+        return _keyword(_parameter_name(key), Annotated[bool | None, typer.Option(key.option.flag, **settings)])
+    kind: Any = list[str] if key.type_name == "LIST" else str
+    option = typer.Option(key.option.flag, metavar=_metavar(key), **settings)
+    return _keyword(_parameter_name(key), Annotated[kind | None, option])
 
 
-def _help(key: Key) -> str:
-    return f"{key.flag_help} ({key.path})"
+def _metavar(key: Key) -> str:
+    """Return the placeholder of a flag's value: its type, or the name of a choice."""
+    if key.choices:
+        return str(key.option.flag).rpartition("-")[2].upper()
+    return "V,V" if key.type_name == "LIST" else key.type_name
+
+
+def _help(key: Key, default: str) -> str:
+    """Return the help of a flag, with its choices and default: "Layout of the rows: auto, text  [default: auto]"."""
+    help_text = key.flag_help
+    if key.choices and key.option.switch is None:
+        help_text += f": {', '.join(key.choices)}"
+    shown = default if key.path in SET_BY_RECIPES or default != "the recipe's" else key.default_text
+    if key.option.command:
+        shown = key.default_text
+    if key.option.switch is not None or not shown:
+        return help_text
+    return f"{help_text}  [default: {shown}]"
 
 
 def _recipe_option() -> inspect.Parameter:
@@ -168,8 +208,8 @@ def _recipe_option() -> inspect.Parameter:
             typer.Option(
                 "--recipe",
                 metavar="NAME|FILE",
-                help="A shipped recipe (see `neft recipes`) or a YAML file. Without it: quickstart, or the defaults "
-                "where --model or --dataset is given.",
+                help="Shipped recipe (see `neft recipes`) or YAML file  [default: quickstart; none with --model or "
+                "--dataset]",
                 show_default=False,
                 rich_help_panel="Run",
             ),
@@ -185,7 +225,7 @@ def _set_option() -> inspect.Parameter:
             typer.Option(
                 "--set",
                 metavar="KEY=VALUE",
-                help="Set any option of the recipe: --set training.learning_rate=1e-4. May be repeated.",
+                help="Set any option of the recipe; may be repeated",
                 show_default=False,
                 rich_help_panel="Run",
             ),

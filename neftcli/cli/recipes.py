@@ -1,4 +1,4 @@
-"""`neft recipes`: lists, shows and copies the recipes that ship."""
+"""`neft recipes`: list, show and copy the shipped recipes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Annotated
 
 import typer
 
+from neftcli.cli.help import Command
 from neftcli.errors import InputError, Problem
 from neftcli.recipe import catalog
 from neftcli.recipe.schema import keys
 
-app = typer.Typer(help="List, show and copy the recipes that ship.", invoke_without_command=True)
+app = typer.Typer(help="List, show and copy the shipped recipes.", invoke_without_command=True)
 
 
 @app.callback()
 def list_recipes(context: typer.Context) -> None:
-    """List the recipes that ship, with one line on each."""
+    """List the shipped recipes, with a line about each."""
     if context.invoked_subcommand is not None:
         return
     from rich.console import Console
@@ -35,28 +36,33 @@ def list_recipes(context: typer.Context) -> None:
     console.print("\nneft train --recipe NAME    neft recipes show NAME    neft recipes copy NAME FOLDER", style="dim")
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(help="A shipped recipe, or a file.")],
-    every: Annotated[bool, typer.Option("--all", help="Every option, resolved, with what it does.")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="Shipped recipe or YAML file")],
+    every: Annotated[bool, typer.Option("--all", help="Show every option with its help")] = False,
 ) -> None:
-    """Print a recipe; with --all every option in force, with what it does."""
+    """Print a recipe; with --all, print every option with its value and its help."""
     from neftcli.recipe.loading import file_layers
 
     if every:
         typer.echo(_annotated(name))
     else:
         file = catalog.find(name, origin="neft recipes show")
-        file_layers(str(file))  # refuses what is no recipe
+        file_layers(str(file))  # rejects a file that is not a recipe
         typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
-@app.command("copy")
+@app.command("copy", cls=Command)
 def copy(
-    name: Annotated[str, typer.Argument(help="A shipped recipe.")],
-    target: Annotated[Path, typer.Argument(help="Folder or new file.")] = Path("."),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped recipe")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="[TARGET]", help="Folder or new file  [default: the current folder]", show_default=False
+        ),
+    ] = Path("."),
 ) -> None:
-    """Copy a recipe, to change it."""
+    """Copy a recipe in order to change it."""
     source = catalog.find(name, origin="neft recipes copy")
     file = target / source.name if target.is_dir() else target
     if file.exists():
@@ -76,7 +82,7 @@ def copy(
 
 
 def _annotated(name: str) -> str:
-    """All options with their values in force, each with its help, type and flag."""
+    """Return all options with their values, each with its help, type and flag."""
     from ruamel.yaml import YAML
 
     from neftcli.recipe.loading import load_recipe, to_yaml

@@ -1,4 +1,4 @@
-"""`neft sweep-alpha`: which alpha, and are you sure?"""
+"""`neft sweep-alpha`: train a grid of alphas, and test which of them differ."""
 
 from __future__ import annotations
 
@@ -9,58 +9,65 @@ from typing import Annotated, Any
 import typer
 
 from neftcli.cli.display import choose_display
+from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.cli.options import QUICKSTART, with_overrides
 from neftcli.errors import InputError, Problem
 from neftcli.recipe.schema import keys
 from neftcli.system.distributed import require_single_process
 
-OF_CELLS = frozenset(key.path for key in keys() if key.option.flag and not key.option.command) - {
+CELL_KEYS = frozenset(key.path for key in keys() if key.option.flag and not key.option.command) - {
     "neftune.alpha",
     "training.seed",
     "training.processes",
 }
-OF_ANSWERS = (
+ANSWER_KEYS = (
     *("evaluation.judge.base_url", "evaluation.judge.model", "evaluation.judge.prompt", "evaluation.tasks"),
     *(f"evaluation.task_settings.{name}" for name in ("apply_chat_template", "num_fewshot", "limit")),
 )
 
 
-@with_overrides("sweep-alpha", OF_CELLS | frozenset(OF_ANSWERS))
+@with_overrides("sweep-alpha", CELL_KEYS | frozenset(ANSWER_KEYS))
 def sweep_alpha(
     overrides: list[dict[str, Any]],
     earlier: Annotated[
         str | None,
-        typer.Argument(metavar="[SWEEP]", help="A sweep to go on with: its folder, or name.", show_default=False),
+        typer.Argument(metavar="[SWEEP]", help="Folder or name of a sweep to resume", show_default=False),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="NAME|FILE", help="What each cell is trained by; without it: quickstart."),
+        panel("Run", "--recipe", metavar="NAME|FILE", help="Recipe of the cells  [default: quickstart]"),
     ] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="KEY=V,V", help="Sweep another option as well. May be repeated."),
+        panel("Sweep", "--grid", metavar="KEY=V,V", help="Sweep another option as well; may be repeated"),
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", metavar="local|ray", help="Worker processes here, or tasks of a Ray cluster.")
+        str,
+        panel("Sweep", "--engine", metavar="ENGINE", help="Run the cells in: local, ray  [default: local]"),
     ] = "local",
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", help="auto or HOST:PORT; without it a cluster on this machine is started."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and what is done; train nothing.")] = False,
-    pilot: Annotated[
-        str | None,
-        typer.Option(
-            "--pilot", metavar="SWEEP", help="With --dry-run: plan by the variance of this sweep.", show_default=False
+        panel(
+            "Sweep",
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="Ray cluster, or auto  [default: a new one on this machine]",
         ),
     ] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object an event on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only the result and errors.")] = False,
+    dry_run: Annotated[
+        bool, panel("Output", "--dry-run", help="Show the cells, their estimated time and the MDE; train nothing")
+    ] = False,
+    pilot: Annotated[
+        str | None,
+        panel("Output", "--pilot", metavar="SWEEP", help="With --dry-run: use the variance of this sweep"),
+    ] = None,
+    json_lines: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Train a grid of alphas, and say which of them differ.
+    """Train a grid of alphas, and test which of them differ.
 
-    Seeds are paired, and the verdict comes with intervals. The same command again, or the sweep's folder, goes on: what
-    is done is skipped. With --name, the folder's recipe begins a sweep of its own.
+    All alphas share their seeds and rows, and each difference has a confidence interval. The same command, or the
+    sweep's folder, resumes a sweep: finished cells are kept. With --name the folder's recipe starts a new sweep.
     """
     require_single_process("neft sweep-alpha")
     from neftcli.recipe.loading import file_layers
@@ -71,11 +78,13 @@ def sweep_alpha(
 
     if earlier is not None and re.fullmatch(r"[\d.]+", earlier) and find_sweep(earlier) is None:
         listed = "--alphas 0,5,10"
-        raise InputError(Problem("the alphas are one list, with commas", earlier, f"neft sweep-alpha {listed}"))
+        raise InputError(Problem("write the alphas as one list with commas", earlier, f"neft sweep-alpha {listed}"))
     folder = None if earlier is None else resolve_sweep(earlier)
     if folder is not None and recipe is not None:
         same = f"neft sweep-alpha {shlex.quote(str(folder))}"
-        raise InputError(Problem("a sweep's folder and --recipe can't stand together: it has its own", recipe, same))
+        raise InputError(
+            Problem("a sweep's folder and --recipe can't be combined: the folder has its own recipe", recipe, same)
+        )
     typed = [*overrides]
     if grid:
         typed.append({"sweep.grid": Setting(tuple(grid), "--grid", ", ".join(grid))})

@@ -70,7 +70,7 @@ def _extra(command: str, arguments: str, options: Sequence[str]) -> Problem:
     said = f"{command}: nothing can stand here without an option"
     first, quoted = arguments.split()[0], shlex.quote(arguments)
     if command == "neft sweep-alpha" and re.fullmatch(r"[\d. ]+", arguments):
-        return Problem(f"{command}: the alphas are one list, with commas", arguments, f"{command} --alphas 0,5,10")
+        return Problem(f"{command}: write the alphas as one list with commas", arguments, f"{command} --alphas 0,5,10")
     if "--recipe" in options and (arguments in catalog.names() or Path(first).suffix in (".yaml", ".yml")):
         return Problem(said, arguments, f"{command} --recipe {quoted}")
     if command == "neft eval" and len(arguments.split()) == 1:

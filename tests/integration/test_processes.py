@@ -228,7 +228,7 @@ def verify_newest(run: Path) -> int:
     [
         (["eval", "runs/x"], "neft eval runs in one process"),
         (["sweep-alpha"], "neft sweep-alpha runs in one process"),
-        (["train", "--processes", "3"], "a launcher has started another number of them"),
+        (["train", "--processes", "3"], "a launcher has started a different number of processes"),
     ],
 )
 def test_a_launchers_processes_are_refused_where_they_would_not_train_together(

@@ -252,8 +252,8 @@ def test_where_no_checkpoint_verifies_each_is_named_and_nothing_is_trained(neft:
     [
         (["--resume", "nowhere"], "--resume: there is no run of this name"),
         (["--accept-changes"], "--accept-changes needs --resume"),
-        (["--resume", "x", "--recipe", "quickstart"], "--resume and --recipe can't stand together"),
-        (["--resume", "x", "--dry-run"], "--resume and --dry-run can't stand together"),
+        (["--resume", "x", "--recipe", "quickstart"], "--resume and --recipe can't be combined"),
+        (["--resume", "x", "--dry-run"], "--resume and --dry-run can't be combined"),
         (["--requeue-signal", "SIGNOTHING"], "--requeue-signal must be one of SIGUSR1, "),
         (["--requeue-signal", "SIGCHLD"], "--requeue-signal must be one of SIGUSR1, "),
         (["--recipe", ""], "there is no recipe"),

@@ -36,7 +36,7 @@ def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
         InputError: The options contradict each other, or the current folder does not exist.
     """
     if json_lines and quiet:
-        raise InputError(Problem("--json and --quiet can't stand together", hint="--json    prints every event"))
+        raise InputError(Problem("--json and --quiet can't be combined", hint="--json    prints every event"))
     try:
         Path.cwd()
     except OSError:

@@ -1,12 +1,23 @@
-"""Flags made from the schema, through typer itself."""
+"""Flags made from the schema, through typer itself, and help pages.
+
+Oracles: the schema, the shipped recipes, and the options that typer knows.
+"""
 
 from __future__ import annotations
+
+import re
+from functools import reduce
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from neftcli.cli.options import with_overrides
+from neftcli.cli.main import app
+from neftcli.cli.options import SET_BY_RECIPES, with_overrides
+from neftcli.recipe import catalog
+from neftcli.recipe.loading import load_recipe
+from neftcli.recipe.schema import keys
 from neftcli.recipe.yaml_file import Layer
 
 
@@ -31,3 +42,52 @@ def test_list_flags_take_commas_and_repetition(typed: list[str]) -> None:
     [[layer]] = taken
     assert list(layer["sweep.metrics"].value) == ["held_out_loss", "token_accuracy"]
     assert list(layer["sweep.alphas"].value) == [0, 5, 10]
+
+
+def test_set_by_recipes_names_the_options_that_recipes_set() -> None:
+    flagged = [key for key in keys() if key.option.flag]
+    differing = set()
+    for name in catalog.names():
+        recipe = load_recipe(name)
+        differing |= {key.path for key in flagged if reduce(getattr, key.path.split("."), recipe) != key.default}
+    assert set(SET_BY_RECIPES) == differing
+
+
+def help_of(*command: str) -> str:
+    """The help page of a command."""
+    return CliRunner().invoke(app, [*command, "--help"], prog_name="neft", terminal_width=110).output
+
+
+def test_help_shows_defaults_and_choices() -> None:
+    page = " ".join(help_of("train").split())
+    for part in (
+        "--batch-size INTEGER Rows per device and forward pass [default: the recipe's]",
+        "--held-out-rows INTEGER Number of held-out rows to evaluate on [default: 200]",
+        "--revision TEXT Branch, tag or commit of a hub model [default: the main branch]",
+        "--format FORMAT Layout of the rows: auto, text, prompt_completion, alpaca, messages, sharegpt",
+    ):
+        assert part in page, part
+    assert "--max-length INTEGER Maximum length of a row in tokens [default: the run's]" in " ".join(
+        help_of("eval").split()
+    )
+
+
+@pytest.mark.parametrize("command", [("train",), ("eval",), ("sweep-alpha",), ("data", "inspect"), ("recipes", "show")])
+def test_help_has_one_style(command: tuple[str, ...]) -> None:
+    """No types in angle brackets and no ranges; every option has help; examples are at the end."""
+    page = help_of(*command)
+    assert page.startswith(f"Usage: neft {' '.join(command)}")
+    assert not re.search(r"<[a-z ]+>|x>=", page)
+    group: Any = typer.main.get_command(app)
+    for name in command:
+        group = group.commands[name]
+    for parameter in group.params:
+        assert parameter.help, parameter.name
+        assert f"{parameter.opts[0]} " in page or parameter.param_type_name == "argument"
+    assert "Examples:" in page or command[0] == "recipes"
+
+
+def test_help_of_data_inspect_has_no_flags_of_training() -> None:
+    page = help_of("data", "inspect")
+    assert "--max-length" in page
+    assert not any(flag in page for flag in ("--learning-rate", "--alpha", "--lora", "--epochs", "--samples", "--seed"))

@@ -141,7 +141,7 @@ def test_sweep_alpha_rejects_a_folder_with_a_recipe(neft: Callable[..., Result],
     (tmp_path / "recipe.yaml").write_text("name: x\n")
     result = neft("sweep-alpha", tmp_path, "--recipe", "quickstart")
     assert result.code == 2
-    assert "a sweep's folder and --recipe can't stand together" in result.err
+    assert "a sweep's folder and --recipe can't be combined" in result.err
 
 
 def test_load_layers_does_not_trust_a_folder_s_recipe(tmp_path: Path) -> None:
