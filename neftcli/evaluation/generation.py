@@ -49,12 +49,12 @@ class Answer:
     Attributes:
         text: Its text, without the stop token and surrounding white space.
         tokens: Number of its tokens, without the stop token.
-        cut: True if it ended at max_new_tokens, not at a stop token.
+        truncated: True if it ended at max_new_tokens, not at a stop token.
     """
 
     text: str
     tokens: int
-    cut: bool
+    truncated: bool
 
 
 def generate_answers(

@@ -214,7 +214,7 @@ _METRICS = (
         "",
         "none",
         "share of answers that `max_new_tokens` ended",
-        PerRow(_of_answers("cut")),
+        PerRow(_of_answers("truncated")),
         is_share=True,
     ),
     Metric(

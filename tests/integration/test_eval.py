@@ -383,7 +383,7 @@ def test_losses_of_other_tokens_are_not_compared(
     report = report_of(neft("eval", "tiny-a5-s0", "--baseline", other, "--no-base", "--json", *SHORT))
     assert "held_out_loss" not in {one["metric"] for one in report["comparisons"]}
     assert "answer_tokens" in {one["metric"] for one in report["comparisons"]}
-    assert "other reads the rows as other tokens, so its loss is not compared." in report["remarks"]
+    assert "other has different tokens for these rows, so its loss is not compared." in report["remarks"]
 
 
 def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
@@ -400,7 +400,7 @@ def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
     assert [remark for remark in noise["remarks"] if "runs" in remark] == []
     assert noise["sweep_command"] == alone["sweep_command"], "the recipe of the run whose noise is on"
     more = of("lora-a5-s0", "--baseline", "tiny-a0-s0")
-    assert "The two runs differ in more than noise and seed: adapter.type lora and none." in more["remarks"]
+    assert "The two runs differ in more than noise and seed: adapter.type (lora and none)." in more["remarks"]
     assert more["sweep_command"] is None
     shutil.copytree(runs / "tiny-a5-s0", runs / "copy")
     same = of("tiny-a5-s0", "--baseline", "copy")

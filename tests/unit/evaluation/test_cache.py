@@ -19,7 +19,7 @@ from neftcli.errors import InputError
 from neftcli.evaluation.cache import ResultCache, lock_results, read_complete_lines
 from neftcli.evaluation.generation import Answer
 
-RESULTS = {place: Answer(f"answer\n{place} ☃", place, cut=False) for place in range(5)}
+RESULTS = {place: Answer(f"answer\n{place} ☃", place, truncated=False) for place in range(5)}
 
 
 def test_what_was_added_is_found_again(tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_what_was_added_is_found_again(tmp_path: Path) -> None:
 
 def test_the_first_result_of_an_item_stays(tmp_path: Path) -> None:
     store = ResultCache(tmp_path, "answers", Answer, {})
-    store.add({0: Answer("first", 1, cut=False)})
-    store.add({0: Answer("second", 1, cut=False), 1: Answer("other", 1, cut=True)})
+    store.add({0: Answer("first", 1, truncated=False)})
+    store.add({0: Answer("second", 1, truncated=False), 1: Answer("other", 1, truncated=True)})
     cache = ResultCache(tmp_path, "answers", Answer, {})
     assert [answer.text for answer in cache.results.values()] == ["first", "other"]
 
@@ -43,7 +43,7 @@ def test_any_text_is_found_again(tmp_path_factory: pytest.TempPathFactory, texts
     """Also those with line breaks of which JSON knows nothing, such as U+2028."""
     folder = tmp_path_factory.mktemp("store")
     ResultCache(folder, "answers", Answer, {}).add(
-        {place: Answer(text, 1, cut=False) for place, text in enumerate([*texts, "a\u2028b\x85c"])}
+        {place: Answer(text, 1, truncated=False) for place, text in enumerate([*texts, "a\u2028b\x85c"])}
     )
     found = ResultCache(folder, "answers", Answer, {}).results
     assert [found[place].text for place in range(len(texts) + 1)] == [*texts, "a\u2028b\x85c"]

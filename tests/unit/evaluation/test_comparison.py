@@ -259,7 +259,7 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     [
         ((("answer", "answer"),) * 3, (1, 2, 3), []),
         ((("answer", "opponent"), *(("answer", "answer"),) * 2), (1, 2, 3), ["depended on the order in 1 of 3 pairs"]),
-        ((("answer", "answer"),) * 3, (4, 4, 4), ["All answers differ in length by the same"]),
+        ((("answer", "answer"),) * 3, (4, 4, 4), ["All pairs differ in length by the same"]),
         ((("answer", "answer"),) * 3, (0, 0, 0), []),
     ],
 )

@@ -163,8 +163,8 @@ def test_tokens_are_counted_and_cut_answers_told_apart() -> None:
     answers = answers_to(model, tokenizer, PROMPTS, PENALISED)
     expected = [len(continuation(model, tokenizer, prompt, PENALISED)) for prompt in PROMPTS]
     assert [answer.tokens for answer in answers] == expected
-    assert [answer.cut for answer in answers] == [count == LENGTH for count in expected]
-    assert {answer.cut for answer in answers} == {True, False}
+    assert [answer.truncated for answer in answers] == [count == LENGTH for count in expected]
+    assert {answer.truncated for answer in answers} == {True, False}
 
 
 # Batches
