@@ -20,7 +20,6 @@ from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.text import replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
-from neftcli.events import CommandFailed
 from neftcli.system.distributed import is_main_process, rank
 from neftcli.system.environment import drop_overrides, exclude_current_folder
 from neftcli.system.files import restrict_umask
@@ -96,6 +95,7 @@ def _report(problems: Sequence[Problem], exit_code: int) -> None:
         problems = [replace(problem, message=f"process {rank()}: {problem.message}") for problem in problems]
     elif "--json" in sys.argv:
         from neftcli.cli.display.json_lines import JsonLines
+        from neftcli.events import CommandFailed
 
         JsonLines(sys.stdout).notify(CommandFailed(tuple(problems), exit_code))
     print_problems(problems, started=exit_code != 2)

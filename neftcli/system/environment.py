@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
-from neftcli.events import Notice, Observer
 from neftcli.system import distributed
+
+if TYPE_CHECKING:
+    from neftcli.events import Observer
 
 PRECISION = "--set training.precision=bfloat16"
 PROCESSES = "--processes N"
@@ -122,6 +125,8 @@ def exclude_current_folder() -> None:
 
 def report_dropped(observer: Observer) -> None:
     """Report each notice once: dropped variables, and variables that select CPU instructions."""
+    from neftcli.events import Notice  # here, since a help page does without events
+
     for message in _dropped.pending:
         observer.notify(Notice(message))
     for name in INSTRUCTION_SETS:
