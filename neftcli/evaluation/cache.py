@@ -19,8 +19,8 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, Observer
-from neftcli.runs.directory import json_line
-from neftcli.runs.schemas import Count, parse
+from neftcli.runs.directory import format_json_line
+from neftcli.runs.schemas import Count, parse_json
 from neftcli.system.files import open_without_links, remove_stale_files, require_no_link, require_no_links
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class ResultCache(Generic[Result]):
         self.results: dict[int, Result] = {}
         for line in read_complete_lines(self.path):
             with suppress(ValueError):
-                self.results[parse(line, IndexedLine)["index"]] = parse(line, result)
+                self.results[parse_json(line, IndexedLine)["index"]] = parse_json(line, result)
 
     def add(self, results: Mapping[int, Result]) -> None:
         """Append results that are not stored yet; they are on disk when this returns."""
@@ -80,7 +80,7 @@ def read_complete_lines(path: Path) -> list[bytes]:
 
 def append_lines(path: Path, objects: Any) -> None:
     """Append objects to a .jsonl file; they are on disk when this returns."""
-    text = "".join(map(json_line, objects))
+    text = "".join(map(format_json_line, objects))
     if not text:
         return
     with open_without_links(path, "a") as file:

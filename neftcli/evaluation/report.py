@@ -18,7 +18,7 @@ from neftcli.evaluation.number_format import count_noun
 from neftcli.evaluation.tasks import describe_settings
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 from neftcli.recipe.loading import differences
-from neftcli.runs.directory import CELLS, RECIPE, finite, json_line
+from neftcli.runs.directory import CELLS, RECIPE, format_json_line, replace_non_finite
 from neftcli.statistics.multiple import NOT_TESTED
 from neftcli.system.files import atomic_write
 
@@ -210,9 +210,9 @@ def write(
     """Write report.json, examples.jsonl and, with `export`, model_outputs.json."""
     settings = results[0].target.recipe.evaluation
     content = {**asdict(report), "settings": asdict(settings), "definitions": signatures()}
-    atomic_write(folder / "report.json", json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+    atomic_write(folder / "report.json", json.dumps(replace_non_finite(content), indent=2, ensure_ascii=False) + "\n")
     lines = [_line(results, judged, rows, index) for index in range(len(rows.examples))]
-    atomic_write(folder / "examples.jsonl", "".join(map(json_line, lines)))
+    atomic_write(folder / "examples.jsonl", "".join(map(format_json_line, lines)))
     if export:
         outputs = _outputs(results[0], rows)
         atomic_write(folder / "model_outputs.json", json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")

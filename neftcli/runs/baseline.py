@@ -1,4 +1,4 @@
-"""The run that another is compared with: the same but for the noise."""
+"""Find the run to compare with: the baseline of a run with noise, or a run with noise for a baseline."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from neftcli.runs.directory import RunDirectory
 
 
 def find_paired_run(recipe: Recipe, parent: Path) -> PairedRun:
-    """The run by `recipe` without noise, or with the usual noise if `recipe` has none, in the folder `parent`.
+    """Find the run that differs from `recipe` only in its noise.
 
-    Where there is none yet, the folder that it would get.
+    It has alpha 0, or the default alpha if `recipe` has alpha 0. If there is no such finished run in `parent`, return
+    the folder that it would get.
     """
     alpha = 0.0 if recipe.neftune.alpha else Neftune().alpha
-    other = replace(recipe, neftune=replace(recipe.neftune, alpha=alpha))
-    for place in RunDirectory.candidate_paths(parent, other.run_name()):
-        if not place.exists():
-            return PairedRun(str(place), alpha, exists=False)
-        if _is_finished(place, fingerprint(other)):
-            return PairedRun(str(place), alpha, exists=True)
-    raise AssertionError("there is always another place")
+    paired = replace(recipe, neftune=replace(recipe.neftune, alpha=alpha))
+    for path in RunDirectory.candidate_paths(parent, paired.run_name()):
+        if not path.exists():
+            return PairedRun(str(path), alpha, exists=False)
+        if _is_finished(path, fingerprint(paired)):
+            return PairedRun(str(path), alpha, exists=True)
+    raise AssertionError("candidate paths do not end")
 
 
 def _is_finished(folder: Path, recipe_sha256: str) -> bool:

@@ -1,13 +1,13 @@
-"""Checkpoints that verify: a folder of files, and a manifest written last that knows the size and hash of each.
+"""Checkpoints that can be verified: a folder of files, and a manifest with the size and hash of each, written last.
 
 checkpoints/
 └── checkpoint-STEP/
-    ├── ...                 weights or adapter, optimiser, schedule, random states, progress, recipe.yaml
-    └── manifest.json       files with sizes and SHA-256, what they are of, and its own SHA-256
+    ├── ...                 weights or adapter, optimiser, scheduler, random states, trainer state, recipe.yaml
+    └── manifest.json       files with sizes and SHA-256, facts about the run, and its own SHA-256
 
-A folder without a manifest is none: its writer was stopped in the middle. It is made empty before it is written.
-Nothing is renamed but single files, so several processes can write into one folder; whoever writes the manifest waits
-for all of them first.
+A folder without a manifest is no checkpoint: the process that wrote it was killed. It is emptied before it is written
+again. Only single files are renamed, so several processes can write into one folder; the main process writes the
+manifest after all of them are done.
 """
 
 from __future__ import annotations
@@ -20,26 +20,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse
-from neftcli.system.files import atomic_write, escapes_folder, fsync_path, make_empty_folder, remove, remove_if_possible
+from neftcli.runs.schemas import Manifest, Schema, TrainerState, TrainingState, parse_json
+from neftcli.system.files import (
+    atomic_write,
+    escapes_folder,
+    file_sha256,
+    fsync_path,
+    make_empty_folder,
+    remove,
+    remove_if_possible,
+)
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 RUN_STATE: Final = "run"
 """Key of neft's own part of `trainer_state.json`, among the states of callbacks."""
-PLACE = re.compile(r"checkpoint-([0-9]+)")
+FOLDER_NAME = re.compile(r"checkpoint-([0-9]+)")
 FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that verified.
+    """A verified checkpoint.
 
     Attributes:
         path: Its folder.
-        step: Updates done.
-        manifest: What it is of: recipe, noise, data, model, versions.
-        progress: What the run had measured, and how long it had taken.
+        step: Number of steps done.
+        manifest: Facts about the run: hashes of recipe, data and model, noise, versions.
+        progress: Measurements and elapsed time of the run at this step.
     """
 
     path: Path
@@ -48,170 +56,174 @@ class Checkpoint:
     progress: TrainingState
 
 
-class Damaged(Exception):  # noqa: N818 - a finding; the next older checkpoint is looked at
-    """A checkpoint does not verify; its message says why."""
+class DamagedCheckpointError(Exception):
+    """A checkpoint can't be verified; the message is the reason."""
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """Checkpoints of a run.
 
     Args:
-        folder: Where they are.
-        keep: How many are kept.
+        folder: Folder of the checkpoints.
+        keep: Number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
-    def place(self, step: int) -> Path:
-        """The folder of the checkpoint behind update `step`."""
+    def path(self, step: int) -> Path:
+        """Return the folder of the checkpoint after `step`."""
         return self.folder / f"checkpoint-{step}"
 
-    def begin(self, step: int) -> None:
-        """Makes an empty folder for the checkpoint behind update `step`; what a killed process left there goes."""
+    def create(self, step: int) -> None:
+        """Make an empty folder for the checkpoint after `step`; remove what a killed process left there."""
         self.folder.mkdir(exist_ok=True)
-        make_empty_folder(self.place(step))
+        make_empty_folder(self.path(step))
 
     def publish(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Makes the folder of `step` a checkpoint: all to disk, then the manifest; then older ones go.
+        """Complete the checkpoint of `step`: fsync its files, write the manifest, and remove older checkpoints.
 
         Args:
-            step: Updates done.
-            facts: What the checkpoint is of.
+            step: Number of steps done.
+            facts: Facts about the run for the manifest.
         """
-        place = self.place(step)
+        folder = self.path(step)
         files = {}
-        for file in _files(place):
+        for file in _files(folder):
             fsync_path(file)
-            files[file.relative_to(place).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        fsync_path(place)
-        atomic_write(place / MANIFEST, _sealed({"format": FORMAT, "step": step, **facts, "files": files}))
-        fsync_path(place)
+            files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        fsync_path(folder)
+        atomic_write(folder / MANIFEST, _with_hash({"format": FORMAT, "step": step, **facts, "files": files}))
+        fsync_path(folder)
         fsync_path(self.folder)
-        self._rotate(step)
+        self._remove_old(step)
 
     def discard(self, step: int) -> None:
-        """Takes away the folder of `step` where it could not be finished."""
-        if not (self.place(step) / MANIFEST).is_file():
-            remove_if_possible(self.place(step))  # what stays counts for nothing, and the next rotation tries again
+        """Remove the folder of `step` if it is incomplete."""
+        if not self._is_complete(step):
+            remove_if_possible(self.path(step))  # the rest is no checkpoint, and the next removal tries again
 
-    def latest(self) -> Path | None:
-        """The newest checkpoint that was finished, unread: a message must not take minutes."""
-        whole = [step for step in self._steps() if (self.place(step) / MANIFEST).is_file()]
-        return self.place(max(whole)) if whole else None
+    def any_published(self) -> bool:
+        """Return whether any folder has a manifest, valid or not."""
+        return any((self.path(step) / MANIFEST).exists() for step in self._steps())
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that verifies, and why each newer one was passed over."""
-        passed_over: list[str] = []
+    def latest_complete(self) -> Path | None:
+        """Return the folder of the newest complete checkpoint, without verifying it, which can take minutes."""
+        complete = [step for step in self._steps() if self._is_complete(step)]
+        return self.path(max(complete)) if complete else None
+
+    def latest_valid(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest checkpoint that verifies, and the reason for each newer one that was skipped."""
+        skipped: list[str] = []
         for step in sorted(self._steps(), reverse=True):
             try:
-                return verify(self.place(step)), passed_over
-            except Damaged as damage:
-                passed_over.append(f"{self.place(step)}: {damage}")
-        return None, passed_over
+                return verify(self.path(step)), skipped
+            except DamagedCheckpointError as damage:
+                skipped.append(f"{self.path(step)}: {damage}")
+        return None, skipped
 
     def _steps(self) -> list[int]:
-        found = [PLACE.fullmatch(entry.name) for entry in self.folder.glob("checkpoint-*") if entry.is_dir()]
-        return [int(match[1]) for match in found if match]
+        matches = [FOLDER_NAME.fullmatch(entry.name) for entry in self.folder.glob("checkpoint-*") if entry.is_dir()]
+        return [int(match[1]) for match in matches if match]
 
-    def _rotate(self, newest: int) -> None:
-        """Takes away the oldest, never `newest`, which is whole, and those that were never finished."""
-        whole = sorted(step for step in self._steps() if (self.place(step) / MANIFEST).is_file() and step != newest)
-        unfinished = [step for step in self._steps() if not (self.place(step) / MANIFEST).is_file()]
-        surplus = len(whole) + 1 - self.keep
-        for step in [*whole[: max(0, surplus)], *unfinished]:
-            # The manifest goes first: a removal that is stopped in the middle leaves no checkpoint that looks whole.
-            # What can't be removed now is no checkpoint any more, and the next rotation tries again.
-            remove(self.place(step) / MANIFEST)
-            remove_if_possible(self.place(step))
+    def _is_complete(self, step: int) -> bool:
+        return (self.path(step) / MANIFEST).is_file()
+
+    def _remove_old(self, newest: int) -> None:
+        """Remove the oldest checkpoints and incomplete ones, but never `newest`, which is complete."""
+        steps = self._steps()
+        complete = sorted(step for step in steps if self._is_complete(step) and step != newest)
+        incomplete = [step for step in steps if not self._is_complete(step)]
+        surplus = max(0, len(complete) + 1 - self.keep)
+        for step in [*complete[:surplus], *incomplete]:
+            # The manifest goes first: an interrupted removal leaves nothing that looks complete.
+            # What can't be removed now is no checkpoint any more, and the next removal tries again.
+            remove(self.path(step) / MANIFEST)
+            remove_if_possible(self.path(step))
 
 
-def verify(place: Path) -> Checkpoint:
-    """Reads every byte of a checkpoint.
+def verify(folder: Path) -> Checkpoint:
+    """Read every byte of a checkpoint and compare it with the manifest.
 
     Raises:
-        Damaged: A file is missing, too short, changed or not of it.
+        DamagedCheckpointError: A file is missing, truncated, changed, or not in the manifest.
     """
     try:
-        text = (place / MANIFEST).read_bytes()
+        text = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
-        raise Damaged("it was never finished (there is no manifest.json)") from None
+        raise DamagedCheckpointError("manifest.json is missing") from None
     except OSError as error:
-        raise Damaged(f"manifest.json can't be read: {error.strerror}") from None
-    manifest = _unsealed(text)
-    for name, known in manifest["files"].items():
+        raise DamagedCheckpointError(f"manifest.json can't be read: {error.strerror}") from None
+    manifest = _parse_manifest(text)
+    for name, expected in manifest["files"].items():
         if escapes_folder(name):
-            raise Damaged(f"manifest.json names a file that is not in the checkpoint: {name}")
+            raise DamagedCheckpointError(f"manifest.json names a file outside the checkpoint: {name}")
         try:
-            size = (place / name).stat().st_size
+            size = (folder / name).stat().st_size
         except OSError:
-            raise Damaged(f"{name} is missing") from None
-        if size != known["bytes"]:
-            raise Damaged(f"{name} has {size} bytes, not {known['bytes']}")
-    for name, known in manifest["files"].items():
+            raise DamagedCheckpointError(f"{name} is missing") from None
+        if size != expected["bytes"]:
+            raise DamagedCheckpointError(f"{name} has {size} bytes, not {expected['bytes']}")
+    for name, expected in manifest["files"].items():
         try:
-            found = _sha256(place / name)
+            actual = file_sha256(folder / name)
         except OSError as error:
-            raise Damaged(f"{name} can't be read: {error.strerror}") from None
-        if found != known["sha256"]:
-            raise Damaged(f"{name} is not what was written (its SHA-256 differs)")
-    strange = {file.relative_to(place).as_posix() for file in _files(place)} - manifest["files"].keys()
-    if strange:
-        raise Damaged(f"{min(strange)} was not written with it")
+            raise DamagedCheckpointError(f"{name} can't be read: {error.strerror}") from None
+        if actual != expected["sha256"]:
+            raise DamagedCheckpointError(f"{name} has changed (its SHA-256 differs)")
+    unknown = {file.relative_to(folder).as_posix() for file in _files(folder)} - manifest["files"].keys()
+    if unknown:
+        raise DamagedCheckpointError(f"{min(unknown)} is not in manifest.json")
     for name in manifest["files"]:
         if name.endswith(".json"):
-            _read(place / name, dict[str, Any])
-    progress = _read(place / TRAINER_STATE, TrainerState)["stateful_callbacks"][RUN_STATE]
-    return Checkpoint(place, manifest["step"], manifest, progress)
+            _read(folder / name, dict[str, Any])
+    progress = _read(folder / TRAINER_STATE, TrainerState)["stateful_callbacks"][RUN_STATE]
+    return Checkpoint(folder, manifest["step"], manifest, progress)
 
 
 def _read(file: Path, schema: type[Schema]) -> Schema:
     """Read a JSON file of a checkpoint.
 
     Raises:
-        Damaged: It is missing, or other than neft and the libraries write it.
+        DamagedCheckpointError: It is missing or does not fit the schema.
     """
     try:
-        return parse(file.read_bytes(), schema)
+        return parse_json(file.read_bytes(), schema)
     except OSError as error:
-        raise Damaged(f"{file.name} can't be read: {error.strerror}") from None
+        raise DamagedCheckpointError(f"{file.name} can't be read: {error.strerror}") from None
     except ValueError as error:
-        raise Damaged(f"{file.name} is not what was written ({error})") from None
+        raise DamagedCheckpointError(f"{file.name} is damaged ({error})") from None
 
 
-def _sealed(content: Mapping[str, Any]) -> str:
-    """The manifest's text, with the SHA-256 of all else in it as its last entry."""
-    return _text({**content, "manifest_sha256": hashlib.sha256(_text(content).encode()).hexdigest()})
+def _with_hash(content: Mapping[str, Any]) -> str:
+    """Return the manifest's text, with the SHA-256 of the other entries as the last entry."""
+    return _to_text({**content, "manifest_sha256": hashlib.sha256(_to_text(content).encode()).hexdigest()})
 
 
-def _unsealed(text: bytes) -> Manifest:
-    """Read a manifest whose own hash is right.
+def _parse_manifest(text: bytes) -> Manifest:
+    """Parse a manifest and check its own hash.
 
     Raises:
-        Damaged: It is not, or the manifest is of another version of neft.
+        DamagedCheckpointError: The hash differs, or the manifest is of a different version of neft.
     """
     try:
-        content = parse(text, dict[str, Any])
+        content = parse_json(text, dict[str, Any])
         content.pop("manifest_sha256", None)
-        if _sealed(content).encode() != text:
+        if _with_hash(content).encode() != text:
             raise ValueError("its SHA-256 differs")
         if content.get("format") != FORMAT:
-            raise Damaged(f"manifest.json has format {content.get('format')}, this version of neft reads {FORMAT}")
-        return parse(_text(content), Manifest)
+            message = f"manifest.json has format {content.get('format')}, this version of neft reads {FORMAT}"
+            raise DamagedCheckpointError(message)
+        return parse_json(_to_text(content), Manifest)
     except ValueError as error:
-        raise Damaged(f"manifest.json is not what was written ({error})") from None
+        raise DamagedCheckpointError(f"manifest.json is damaged ({error})") from None
 
 
-def _text(content: Mapping[str, Any]) -> str:
+def _to_text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _files(place: Path) -> list[Path]:
-    """All files of a checkpoint but its manifest and hidden ones."""
-    found = (file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith("."))
-    return [file for file in found if file != place / MANIFEST]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _files(folder: Path) -> list[Path]:
+    """Return all files of a checkpoint except its manifest and hidden files."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    return [file for file in files if file != folder / MANIFEST]

@@ -1,7 +1,7 @@
-"""A run's folder, from its beginning to its end.
+"""The folder of a run, from its creation to its end.
 
-A run is begun in a hidden folder beside its own, which gets its name when record and recipe are in it: a kill leaves
-either no run or one that can be resumed.
+A run starts in a hidden folder that gets its final name once it holds record and recipe: a kill leaves either no run or
+a run that can be resumed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from neftcli.errors import InputError, Problem
 from neftcli.events import Evaluated
 from neftcli.recipe import relative_paths
-from neftcli.runs.schemas import MetricsLine, Record, lines, parse
+from neftcli.runs.schemas import MetricsLine, Record, parse_json, read_jsonl
 from neftcli.system.files import (
     TEMPORARY,
     atomic_write,
@@ -39,55 +39,60 @@ from neftcli.system.files import (
 )
 from neftcli.system.paths import expand_home
 
-SUGGESTED = 40  # alpha, seed and a number still have to fit behind
+SUGGESTED_LENGTH = 40  # alpha, seed and a number are appended
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 SUFFIX = re.compile(r"-a[0-9.e+-]+-s[0-9]+$")
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-"""Errors of a rename to a name that is taken."""
+"""Errors of renaming to an existing name."""
 RECORD = relative_paths.RECORD
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
 LOG = "train.log"
-BEFORE_NAMING = (LOCK, RECORD, RECIPE, LOG)
-"""Files of a run whose folder has not got its final name."""
+FIRST_FILES = (LOCK, RECORD, RECIPE, LOG)
+"""Files of a run whose folder does not have its final name yet."""
 CELLS = "cells"
 """Folder of a sweep's runs."""
-TRAIN_AGAIN = "neft train    again, or the folder of a run that finished"
+TRAIN_AGAIN = "neft train    again, or the folder of a finished run"
 
 
 def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
-    """Find the folder of a run: its path, its name below `parent`, or the path of its model; None if there is none."""
+    """Find the folder of a run by its path, its name below `parent`, or its model's path; None if it is missing."""
     path = expand_home(name)
     try:
-        whole = path.resolve()
-        folders = [path, parent / path, *([path.parent] if whole.name == "model" else [])]
-        found = next((place for place in folders if (place / RECORD).is_file()), None)
-    except (OSError, ValueError):  # no file system would have this name
+        candidates = [path, parent / path]
+        if path.resolve().name == "model":
+            candidates.append(path.parent)
+        run = next((folder for folder in candidates if (folder / RECORD).is_file()), None)
+    except (OSError, ValueError):  # no file system allows this name
         return None
-    while found is not None and found.is_symlink():  # a sweep's `best` has the name of the run that it points to
-        found = Path(os.path.normpath(found.parent / found.readlink()))
-    return found.resolve() if found is not None and not found.name else found  # "." has no name of its own
+    if run is None:
+        return None
+    while run.is_symlink():  # a sweep's `best` is a link to a run, and has that run's name
+        run = Path(os.path.normpath(run.parent / run.readlink()))
+    return run if run.name else run.resolve()  # "." has no name of its own
 
 
 def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
-    """Return the folder of a sweep: its path, or its name below `parent`; None if there is none."""
+    """Find the folder of a sweep by its path or its name below `parent`; None if it is missing."""
     path = expand_home(name)
     try:
-        folders = (path, parent / path)
-        return next((place for place in folders if (place / RECIPE).is_file() and (place / CELLS).is_dir()), None)
-    except (OSError, ValueError):  # no file system would have this name
-        return None
+        for folder in (path, parent / path):
+            if (folder / RECIPE).is_file() and (folder / CELLS).is_dir():
+                return folder
+    except (OSError, ValueError):  # no file system allows this name
+        pass
+    return None
 
 
 def require_writable(folder: Path) -> None:
-    """Check that `folder` can be created, or written to if it exists; leaves nothing in it.
+    """Check that `folder` can be created, or written to if it exists; leave nothing in it.
 
     Raises:
-        InputError: It can't.
+        InputError: It can't be created or written to.
     """
     try:
-        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with TemporaryDirectory(dir=nearest):
             pass
     except (OSError, ValueError) as error:
@@ -95,54 +100,56 @@ def require_writable(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: OSError | ValueError) -> InputError:
-    """Explain why runs can't be written into a folder."""
+    """Return an error that explains why runs can't be written into a folder."""
     reason = getattr(error, "strerror", None) or str(error)
-    for place in (folder, *folder.absolute().parents):
-        if place.is_file():
-            reason = f"{place} is a file"
-        elif place.is_symlink() and not place.exists():
-            reason = f"{place} is a link to {place.readlink()}, which does not exist"
+    for path in (folder, *folder.absolute().parents):
+        if path.is_file():
+            reason = f"{path} is a file"
+        elif path.is_symlink() and not path.exists():
+            reason = f"{path} is a link to {path.readlink()}, which does not exist"
     return InputError(Problem(f"output_dir: {folder} can't be written", reason, "--output-dir FOLDER"))
 
 
 class RunDirectory:
-    """The folder of one run.
+    """Folder of a run.
 
     Attributes:
         path: The folder.
     """
 
-    def __init__(self, path: Path, made: Sequence[Path] = ()) -> None:
+    def __init__(self, path: Path, created_parents: Sequence[Path] = ()) -> None:
         self.path = path
-        self._made = made  # the folders around it that came with it
+        self._created_parents = created_parents
 
     @classmethod
     def create(cls, parent: Path, name: str) -> RunDirectory:
-        """Make a hidden folder in `parent` for a run that `assign_name` names, and remove those of killed ones.
+        """Create a hidden folder in `parent` for a run that `assign_name` names later.
+
+        Stale hidden folders of killed processes are removed.
 
         Raises:
-            InputError: The name holds other characters than a folder should, or the parent can't be written.
+            InputError: The name is invalid, or the parent can't be written.
         """
-        require_name(name)
+        require_valid_name(name)
         try:
-            made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+            created = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             parent.mkdir(parents=True, exist_ok=True)
-            _clear_unborn(parent)
+            _remove_unnamed_runs(parent)
             path = parent / temporary_name(name)
             path.mkdir()
         except (OSError, ValueError) as error:
             raise _unwritable(parent, error) from None
-        return cls(path, made)
+        return cls(path, created)
 
     def assign_name(self, parent: Path, name: str) -> None:
-        """Move the folder, which is not empty, to `parent/name`, or `parent/name-2` and so on if that is taken."""
+        """Rename the folder, which is not empty, to `parent/name`, or to `parent/name-2` and so on if that exists."""
         for path in self.candidate_paths(parent, name):
             if os.path.lexists(path):
                 continue
             try:
                 self.path.rename(path)
             except OSError as error:
-                if error.errno in TAKEN:  # another process was faster
+                if error.errno in TAKEN:  # another process took it
                     continue
                 raise
             self.path = path
@@ -150,34 +157,33 @@ class RunDirectory:
             return
 
     def remove(self) -> None:
-        """Remove the folder, and those around it that were made with it and hold nothing else."""
+        """Remove the folder, and parents that were created with it and are empty."""
         with suppress(OSError):
             remove(self.path)
-            for folder in self._made:
+            for folder in self._created_parents:
                 folder.rmdir()
 
     @staticmethod
     def candidate_paths(parent: Path, name: str) -> Iterator[Path]:
-        """Yield the paths that a run of this name may have: NAME, NAME-2 and so on, without end."""
+        """Yield the paths that a run of this name may have, without end: NAME, NAME-2, NAME-3, ..."""
         yield parent / name
         yield from (parent / f"{name}-{number}" for number in count(2))
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Open the run in the folder `path`, whose model was saved.
+        """Open a run that has a model.
 
         Raises:
-            InputError: Its record can't be read, or no model was saved.
+            InputError: Its record can't be read, or it has no model.
         """
         directory = cls(path)
         status = directory.record()["status"]
         if not (path / RECIPE).is_file():
             raise InputError(Problem(f"{path}: this run has no recipe.yaml", f"status {status}", TRAIN_AGAIN))
         if not any(directory.model.glob("*.safetensors")):
-            again = (
-                f"neft train --resume {shlex.quote(str(path))}    to finish it" if status != "finished" else TRAIN_AGAIN
-            )
-            raise InputError(Problem(f"{path}: this run has no model", f"status {status}", again))
+            resume = f"neft train --resume {shlex.quote(str(path))}    to finish it"
+            hint = TRAIN_AGAIN if status == "finished" else resume
+            raise InputError(Problem(f"{path}: this run has no model", f"status {status}", hint))
         return directory
 
     @property
@@ -192,15 +198,15 @@ class RunDirectory:
 
     @property
     def log(self) -> Path:
-        """Output of the libraries."""
+        """Log file with the output of the libraries."""
         return self.path / LOG
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the run, so that no other process trains it at the same time; the lock of a killed process is free.
+        """Lock the run, so that no other process trains it at the same time; a killed process releases its lock.
 
         Raises:
-            InputError: Another process holds it, or it holds links, through which it would be written elsewhere.
+            InputError: Another process holds the lock, or the folder contains links.
         """
         from filelock import FileLock, Timeout
 
@@ -213,26 +219,26 @@ class RunDirectory:
                 Problem(f"{self.path}: another process is training this run", hint="wait until it has ended")
             ) from None
         except OSError as error:
-            raise InputError(
-                Problem(f"{self.path} can't be written", error.strerror or str(error), "a folder that can")
-            ) from None
+            reason = error.strerror or str(error)
+            hint = f"ls -ld {shlex.quote(str(self.path))}    shows who may write to it"
+            raise InputError(Problem(f"{self.path} can't be written", reason, hint)) from None
         try:
             remove_stale_files(self.path)
             yield
         finally:
-            remove_if_possible(self.path / LOCK)  # it has its name by now
+            remove_if_possible(self.path / LOCK)  # by its current name: the folder may have been renamed
             lock.release()
 
     @contextmanager
     def replace_model(self) -> Iterator[Path]:
-        """Yield a folder to save the model in; it replaces `model/` when all is in it."""
+        """Yield a folder to save the model in; it replaces `model/` at the end of the block."""
         partial = self.path / "model.partial"
         make_empty_folder(partial)
         try:
             yield partial
-            readable = partial.stat().st_mode & 0o666  # as the umask says; safetensors' own files are private
+            permissions = partial.stat().st_mode & 0o666  # by the umask; safetensors creates private files
             for file in partial.iterdir():
-                file.chmod(readable)
+                file.chmod(permissions)
                 fsync_path(file)
             fsync_path(partial)
         except BaseException:
@@ -243,23 +249,24 @@ class RunDirectory:
         fsync_path(self.path)
 
     def clear_results(self) -> None:
-        """Remove the measurements and the model of a run that begins again."""
+        """Remove the measurements and the model of a run that starts over."""
         clear_path(self.model)
         for name in (METRICS, "samples.jsonl"):
             remove(self.path / name)
 
     def rewind(self, step: int, evaluated: int) -> int:
-        """Remove what was measured and saved after a checkpoint, which will be done again.
+        """Remove what was measured and saved after a checkpoint; the run repeats it.
 
         Args:
-            step: Steps done in the checkpoint.
-            evaluated: Steps done at its last evaluation.
+            step: Step of the checkpoint.
+            evaluated: Step of its last evaluation.
 
         Returns:
-            How many damaged lines of metrics.jsonl were removed; one that a killed process tore is not counted.
+            Number of damaged lines that were removed from metrics.jsonl, without the incomplete last line of a killed
+            process.
         """
         kept, damaged = [], 0
-        for line, row in lines(self.path / METRICS, MetricsLine):
+        for line, row in read_jsonl(self.path / METRICS, MetricsLine):
             if row is None:
                 damaged += line.endswith("\n")
             elif row["step"] <= (evaluated if row["event"] == Evaluated.id else step):
@@ -270,12 +277,12 @@ class RunDirectory:
         return damaged
 
     def clean_up_finished(self) -> None:
-        """Remove what a kill right after the end of a run left."""
-        with suppress(InputError), self.lock():  # it can't be written, or is held
+        """Remove the checkpoints of a finished run that was killed before it could remove them."""
+        with suppress(InputError), self.lock():  # not writable, or locked
             self.remove_checkpoints()
 
     def remove_checkpoints(self) -> bool:
-        """Remove the checkpoints as far as possible, and return whether all are gone; a finished run has its model."""
+        """Remove the checkpoints as far as possible, and return whether all are gone."""
         return remove_if_possible(self.checkpoints)
 
     def write_text(self, name: str, text: str) -> None:
@@ -284,7 +291,9 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file atomically."""
-        self.write_text(name, json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write_text(
+            name, json.dumps(replace_non_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
 
     def record(self) -> Record:
         """Read `run.json`.
@@ -294,118 +303,130 @@ class RunDirectory:
         """
         file = self.path / RECORD
         try:
-            return parse(file.read_bytes(), Record)
+            return parse_json(file.read_bytes(), Record)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(Problem(f"{file}: this is not the record of a run", reason, self._again())) from None
+            raise InputError(
+                Problem(f"{file}: this is not a valid record of a run", reason, self._retrain_command())
+            ) from None
 
-    def _again(self) -> str:
-        """Return what to type if the run itself is lost."""
+    def _retrain_command(self) -> str:
+        """Return the command that trains a lost run again."""
         recipe = self.path / RECIPE
         if not recipe.is_file():
             return TRAIN_AGAIN
-        return f"neft train --recipe {shlex.quote(str(recipe))}    trains it again, in a new folder"
+        return f"neft train --recipe {shlex.quote(str(recipe))}    trains it again in a new folder"
 
     def evaluations(self) -> list[MetricsLine]:
-        """Read the evaluations of `metrics.jsonl`, without lines that are damaged."""
-        read = (row for _, row in lines(self.path / METRICS, MetricsLine))
-        return [row for row in read if row is not None and row["event"] == Evaluated.id]
+        """Read the evaluations in `metrics.jsonl`, without damaged lines."""
+        rows = (row for _, row in read_jsonl(self.path / METRICS, MetricsLine))
+        return [row for row in rows if row is not None and row["event"] == Evaluated.id]
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
-        """Add one object as a line of a .jsonl file."""
+        """Append an object as a line to a .jsonl file."""
         with open_without_links(self.path / name, "a") as file:
-            file.write(json_line(content))
+            file.write(format_json_line(content))
 
 
-def _clear_unborn(parent: Path) -> None:
-    """Remove hidden folders of runs that were killed before they got their name."""
-    from filelock import FileLock, Timeout
-
+def _remove_unnamed_runs(parent: Path) -> None:
+    """Remove stale hidden folders of runs that were killed before they got their names."""
     for folder in parent.glob(".*/"):
-        with suppress(OSError, Timeout):  # another process was faster, or is at work in it
-            if _is_unborn(folder) and is_stale(folder):
-                with FileLock(folder / LOCK, timeout=0):
-                    remove(folder)
+        with suppress(OSError):  # another process removed it
+            if TEMPORARY.fullmatch(folder.name) and _has_only_first_files(folder) and is_stale(folder):
+                _remove_if_unlocked(folder)
 
 
-def _is_unborn(folder: Path) -> bool:
-    """Return whether a folder has the name and nothing but the files of a run that was killed before it got its name.
+def remove_incomplete_runs(parent: Path) -> None:
+    """Remove hidden folders and folders without a record that killed processes left of runs.
 
-    Anything else in it is somebody's.
+    Only folders that contain nothing but a run's first files are removed; anything else may be the user's. Call this
+    while no process creates runs in `parent`. Folders that a process has locked stay.
     """
-    if not TEMPORARY.fullmatch(folder.name) or folder.is_symlink():
+    for folder in parent.glob("*/"):
+        is_unnamed = TEMPORARY.fullmatch(folder.name) is not None
+        with suppress(OSError):
+            if (is_unnamed or not (folder / RECORD).exists()) and _has_only_first_files(folder):
+                _remove_if_unlocked(folder)
+
+
+def _has_only_first_files(folder: Path) -> bool:
+    """Return whether a folder contains nothing but files of a run without its name, and temporary files of these."""
+    if folder.is_symlink():
         return False
     for path in folder.iterdir():
         temporary = TEMPORARY.fullmatch(path.name)
         name = temporary[1] if temporary else path.name
-        if name not in BEFORE_NAMING or path.is_dir():
+        if name not in FIRST_FILES or path.is_symlink() or path.is_dir():
             return False
     return True
 
 
+def _remove_if_unlocked(folder: Path) -> None:
+    from filelock import FileLock, Timeout
+
+    with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+        remove(folder)
+
+
 class ReadOnlyRunDirectory(RunDirectory):
-    """The folder of a run in a process that is not the main process: it reads, and writes nothing."""
+    """Folder of a run in a process that is not the main process: it is read, and every change is left out."""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Leave the lock to the main process."""
+        """Do nothing: the main process has the lock."""
         yield
 
     def assign_name(self, parent: Path, name: str) -> None:
-        """Leave the renaming to the main process, which sends the new path."""
+        """Do nothing: the main process renames the folder, and broadcasts the path."""
 
     def remove(self) -> None:
-        """Leave it."""
+        """Do nothing."""
 
     def clear_results(self) -> None:
-        """Leave them."""
+        """Do nothing."""
 
     def rewind(self, step: int, evaluated: int) -> int:
-        """Leave it."""
+        """Do nothing."""
         return 0
 
     def remove_checkpoints(self) -> bool:
-        """Leave them; the main process removes them."""
+        """Do nothing: the main process removes them."""
         return True
 
     def write_text(self, name: str, text: str) -> None:
-        """Leave the writing to the main process."""
+        """Do nothing."""
 
     def append_line(self, name: str, content: dict[str, Any]) -> None:
-        """Leave the writing to the main process."""
+        """Do nothing."""
 
 
-def require_name(name: str) -> None:
+def require_valid_name(name: str) -> None:
     """Check the name of a run.
 
     Raises:
-        InputError: It holds other characters than a folder should.
+        InputError: It is too long, or has characters that folder names should not have.
     """
     if not NAME.fullmatch(name):
-        raise InputError(
-            Problem(
-                "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64, "
-                "no dot or hyphen first",
-                re.sub(SUFFIX, "", name),
-                f"--name {_allowed(name)}",
-            )
+        message = (
+            "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64, no dot or hyphen first"
         )
+        raise InputError(Problem(message, re.sub(SUFFIX, "", name), f"--name {_valid_name(name)}"))
 
 
-def json_line(content: dict[str, Any]) -> str:
-    """Return an object as one line of a .jsonl file."""
-    return json.dumps(finite(content), ensure_ascii=False, allow_nan=False) + "\n"
+def _valid_name(name: str) -> str:
+    """Return a valid name similar to `name`, without the suffix of alpha and seed, which is appended anyway."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(SUFFIX, "", name)).strip(".-")[:SUGGESTED_LENGTH] or "my-run"
 
 
-def _allowed(name: str) -> str:
-    """Return a valid name like `name`, without alpha and seed, which are appended anyway."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(SUFFIX, "", name)).strip(".-")[:SUGGESTED] or "my-run"
+def format_json_line(content: dict[str, Any]) -> str:
+    """Return an object as a line of a .jsonl file."""
+    return json.dumps(replace_non_finite(content), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def finite(value: Any) -> Any:
-    """Return the value for JSON, with null for NaN and infinity."""
+def replace_non_finite(value: Any) -> Any:
+    """Return a value for JSON, with null in place of NaN and infinity."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [replace_non_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""`run.json`: what a run was, on what, and how it ended. Only the fields named here are written, never a token."""
+"""`run.json`: settings, hardware, versions and outcome of a run. Only the fields below are written, never a token."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 
 
 class RunRecord:
-    """The record of one run, written again at each change.
+    """Record of a run, written to the disk at each change.
 
     Args:
         directory: The run's folder.
-        recipe: What it is trained by.
-        resumed: What is known of the point that it goes on from; None for a new run.
+        recipe: The run's recipe.
+        resumed: Facts about the point at which the run resumes; None for a new run.
         paths: The folder that the recipe's relative paths start from, as `relative_paths_record` returns it.
 
     Attributes:
-        fields: What the file holds.
+        fields: Content of the file.
     """
 
     def __init__(
@@ -69,21 +69,21 @@ class RunRecord:
         self.update()
 
     def update(self, **fields: Any) -> None:
-        """Sets fields and writes the file."""
+        """Set fields and write the file."""
         changed = {**self.fields, **fields}
         self._directory.write_json(RECORD, changed)
-        self.fields = changed  # what the file says, also where it could not be written
+        self.fields = changed  # only now: after a failed write they are as in the file
 
     def withdraw(self) -> None:
-        """Write back what the file held before: the run was not resumed."""
+        """Restore the previous content of the file: the run was not resumed."""
         self._directory.write_json(RECORD, self._before)
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint's manifest says of its run."""
+        """Return the facts about the run for a checkpoint's manifest."""
         return {key: self.fields[key] for key in ("recipe_sha256", "seed", "neftune", "versions")}
 
     def end(self, status: str, **fields: Any) -> None:
-        """Writes how the run ended: finished, failed, preempted or interrupted."""
+        """Write the outcome of the run: finished, failed, preempted or interrupted."""
         self.update(status=status, finished=_now(), **fields)
 
 
@@ -92,17 +92,17 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def _git_commit() -> str | None:
-    """The commit of the folder that the command ran in, or None outside a repository."""
+    """Return the commit of the current folder; None outside a repository."""
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=5)  # noqa: S607
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""Schemas of the JSON files of a run, and how such a file is read.
+"""Schemas of a run's JSON files, and functions that read such files.
 
-A person, another program or a broken disk may have changed a file since neft wrote it. Each is checked when it is read,
-so that code behind it can rely on its keys and types. Keys that a schema does not name are kept.
+A person, another program or a broken disk may have changed a file since neft wrote it. Each file is checked when it is
+read, so that the rest of the code can rely on its keys and types. Keys that a schema does not name are kept.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing_extensions import TypedDict, is_typeddict  # pydantic needs this one
 
 Schema = TypeVar("Schema")
 Count = Annotated[int, Ge(0), Le(2**53)]
-"""An integer that other programs read exactly."""
+"""Integer that every JSON reader reads exactly."""
 
 
 class Resumed(TypedDict):
-    """One resumption of a run, as its record lists it."""
+    """Entry of a record for each time the run was resumed."""
 
     checkpoint: str | None
     skipped: list[str]
@@ -47,15 +47,15 @@ class Record(TypedDict):
     results: NotRequired[TrainingResults]
 
 
-class Unlogged(TypedDict):
-    """What the next log line had summed up at a checkpoint, by process."""
+class UnloggedSums(TypedDict):
+    """Sums for the next log row at a checkpoint, by process."""
 
     loss: list[float]
     tokens: list[float]
     since: Count
 
 
-class Losses(TypedDict):
+class EvaluationLosses(TypedDict):
     """An evaluation during training: the fields of `neftcli.events.Evaluated`."""
 
     step: Count
@@ -63,29 +63,29 @@ class Losses(TypedDict):
     train_loss: float | None
 
 
-Losses.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+EvaluationLosses.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
 
 
-class BeforeTraining(TypedDict):
-    """What was measured before training."""
+class BaseMeasurements(TypedDict):
+    """Measurements before training."""
 
-    evaluated: Losses
+    evaluated: EvaluationLosses
     answers: list[str]
     evaluation_seconds: float
     answer_seconds: float
 
 
 class TrainingState(TypedDict):
-    """neft's own part of a checkpoint's `trainer_state.json`."""
+    """neft's own part of a checkpoint's `trainer_state.json`, for resuming."""
 
-    evaluated: Losses | None
-    base: BeforeTraining
+    evaluated: EvaluationLosses | None
+    base: BaseMeasurements
     seconds: float
-    unlogged: Unlogged
+    unlogged: UnloggedSums
 
 
 class Callbacks(TypedDict):
-    """The callbacks whose state a checkpoint keeps."""
+    """States of callbacks in a checkpoint."""
 
     TrainerControl: dict[str, Any]
     run: TrainingState
@@ -129,7 +129,7 @@ class Manifest(TypedDict):
 
 
 class CellMetric(TypedDict):
-    """A metric of a sweep's cell, row by row."""
+    """Metric of a sweep's cell, by row."""
 
     direction: Literal["lower", "higher", "none"]
     values: list[float | None]
@@ -138,7 +138,7 @@ class CellMetric(TypedDict):
 
 
 class MeasuredCell(TypedDict):
-    """`evaluation/cell.json`: what a sweep's cell measured."""
+    """`evaluation/cell.json`: measurements of a sweep's cell."""
 
     settings: str
     prompts: list[str]
@@ -148,45 +148,45 @@ class MeasuredCell(TypedDict):
     seconds: NotRequired[float]
 
 
-def parse(content: bytes | str, schema: type[Schema]) -> Schema:
-    """Read JSON and check it against a schema.
+def parse_json(content: bytes | str, schema: type[Schema]) -> Schema:
+    """Parse JSON and check it against a schema.
 
     Returns:
-        The value as it is in the file, with the order of its keys and those that a TypedDict does not name; or, if the
-        schema is a dataclass, an instance of it.
+        The value of the file, with the order of its keys and keys that a TypedDict does not name; or, if the schema is
+        a dataclass, an instance of it.
 
     Raises:
-        ValueError: It is not JSON, or does not fit; the message is one line that names the first key at fault.
+        ValueError: It is not JSON, or does not fit the schema; the message is one line that names the first wrong key.
     """
     from pydantic import ValidationError
 
     try:
-        read: Schema = _adapter(schema).validate_json(content, strict=True)  # type: ignore[arg-type]
+        value: Schema = _adapter(schema).validate_json(content, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
-    return json.loads(content) if is_typeddict(schema) else read  # pydantic puts the keys in another order
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{key}: {first['msg']}" if key else first["msg"]) from None
+    return json.loads(content) if is_typeddict(schema) else value  # pydantic changes the order of keys
 
 
-def lines(path: Path, schema: type[Schema]) -> Iterator[tuple[str, Schema | None]]:
-    """Read a .jsonl file: each line, and what it holds; None for a line that does not fit the schema.
+def read_jsonl(path: Path, schema: type[Schema]) -> Iterator[tuple[str, Schema | None]]:
+    """Yield each line of a .jsonl file with its value; None for a line that does not fit the schema.
 
-    A missing file has no lines. A process that was killed while it wrote leaves the last one torn.
+    A missing file has no lines. A process that was killed while writing leaves an incomplete last line.
     """
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for line in file:
             try:
-                yield line, parse(line.encode("utf-8", "surrogateescape"), schema)
+                yield line, parse_json(line.encode("utf-8", "surrogateescape"), schema)
             except ValueError:
                 yield line, None
 
 
 @cache
 def _adapter(schema: Any) -> Any:
-    """Return pydantic's reader of a schema; pydantic is imported when the first file is read."""
+    """Return pydantic's reader of a schema; import pydantic when the first file is read."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(schema)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from neftcli.recipe.loading import differences, load_recipe
 from neftcli.recipe.schema import TaskSettings
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
-from neftcli.runs.schemas import MeasuredCell, Record, parse
+from neftcli.runs.schemas import MeasuredCell, Record, parse_json
 from neftcli.system.files import remove
 from neftcli.system.paths import expand_home
 
@@ -110,7 +110,7 @@ def _has_weights(run: RunDirectory) -> bool:
 
 
 def _has_checkpoint(run: RunDirectory) -> bool:
-    return Checkpoints(run.checkpoints, 1).latest() is not None
+    return Checkpoints(run.checkpoints, 1).latest_complete() is not None
 
 
 def _last_losses(run: RunDirectory) -> dict[str, Any]:
@@ -140,14 +140,6 @@ def _resume_state(run: RunDirectory, recipe: Recipe) -> tuple[ResumeState | None
     return state, []
 
 
-def clear_incomplete_runs(cells: Path) -> None:
-    """Remove folders of runs without a record, which killed workers left; only while no worker is active."""
-    for folder in cells.glob("*/"):
-        if folder.name.startswith(".") or not (folder / RECORD).is_file():
-            with suppress(InputError), nullcontext() if folder.is_symlink() else RunDirectory(folder).lock():
-                remove(folder)
-
-
 def report_left_out(runs: CellRuns, cells: Collection[Cell], observer: Observer) -> None:
     """Report the runs of the folder that this sweep leaves out: finished ones of other cells, and damaged ones."""
     others = runs.finished_others({cell.key for cell in cells})
@@ -162,7 +154,7 @@ def report_left_out(runs: CellRuns, cells: Collection[Cell], observer: Observer)
 def read_evaluation(run: RunDirectory, recipe: Recipe) -> dict[str, Any] | None:
     """Read the evaluation of a cell; None if it is missing or damaged, or was made with other settings."""
     try:
-        content = dict(parse((run.path / EVALUATION).read_bytes(), MeasuredCell))
+        content = dict(parse_json((run.path / EVALUATION).read_bytes(), MeasuredCell))
     except (OSError, ValueError):
         return None
     return content if content["settings"] == evaluation_key(recipe) else None

@@ -18,7 +18,7 @@ from neftcli.evaluation import number_format
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, label, unit
 from neftcli.events import ArmResult, CellState, SweepReport
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
-from neftcli.runs.directory import RunDirectory, finite
+from neftcli.runs.directory import RunDirectory, replace_non_finite
 from neftcli.sweep.folder import BEST, NEW_BEST, PLOTS
 from neftcli.sweep.plan import baseline_of
 from neftcli.system.files import atomic_write, remove
@@ -55,7 +55,7 @@ def write_outputs(
     earlier = _plots_of(folder / SWEEP)
     cells_now = [{key: value for key, value in asdict(state).items() if key not in TRANSIENT} for state in states]
     content = {**asdict(report), "cells": cells_now}
-    atomic_write(folder / SWEEP, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+    atomic_write(folder / SWEEP, json.dumps(replace_non_finite(content), indent=2, ensure_ascii=False) + "\n")
     write_cells(folder, states)
     atomic_write(folder / "verdict.md", verdict_text(report))
     drawn = _plot(folder / PLOTS, report, results, metrics, list(zip(cells, states, strict=True)))

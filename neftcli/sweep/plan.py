@@ -15,7 +15,7 @@ from neftcli.errors import Problem, RecipeError
 from neftcli.events.sweep import arm_name
 from neftcli.recipe.loading import NOT_HASHED, fingerprint, resolve
 from neftcli.recipe.yaml_file import Setting, read_value
-from neftcli.runs.directory import NAME, require_name
+from neftcli.runs.directory import NAME, require_valid_name
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -96,7 +96,7 @@ def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
             neftune=replace(recipe.neftune if alpha else base.neftune, alpha=alpha),
             training=replace(recipe.training, seed=base.training.seed + seed),
         )
-        require_name(recipe.run_name())
+        require_valid_name(recipe.run_name())
         cells[arm, seed] = Cell(arm, recipe.training.seed, recipe, fingerprint(recipe))
     assert len({cell.key for cell in cells.values()}) == len(cells)  # noqa: S101 - every axis is hashed
     return list(cells.values())

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, Observer, SweepReport, SweepStarted
 from neftcli.recipe.loading import resolve
-from neftcli.runs.directory import CELLS
-from neftcli.sweep.cell_runs import CellRuns, clear_incomplete_runs, report_left_out
+from neftcli.runs.directory import CELLS, remove_incomplete_runs
+from neftcli.sweep.cell_runs import CellRuns, report_left_out
 from neftcli.sweep.folder import explain_interruption, lock_sweep, require_unlocked, write_recipe
 from neftcli.sweep.plan import plan_cells
 from neftcli.sweep.validate import check_inputs, check_options, require_noise, require_same_inputs, require_same_sweep
@@ -111,11 +111,11 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
             engine = _create_engine(request, base, folder)
             try:
                 write_recipe(folder, base)  # only after the engine is there, so that a failed start leaves nothing
-                clear_incomplete_runs(folder / CELLS)
+                remove_incomplete_runs(folder / CELLS)
                 scheduler.run(engine, reporter.look)
             finally:
                 engine.close()
-            clear_incomplete_runs(folder / CELLS)
+            remove_incomplete_runs(folder / CELLS)
             scheduler.mark_not_needed()
             report = reporter.report(started)
         observer.notify(report)

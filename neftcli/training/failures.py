@@ -230,7 +230,7 @@ def _describe_saved(directory: RunDirectory) -> str:
     """Describe what is saved of a run."""
     if not (directory.path / RECIPE).is_file():
         return "nothing was started"
-    checkpoint = Checkpoints(directory.checkpoints, 1).latest()
+    checkpoint = Checkpoints(directory.checkpoints, 1).latest_complete()
     if directory.model.is_dir():
         return f"the tuned model is in {directory.model}"
     if checkpoint is not None:

@@ -18,7 +18,7 @@ from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.recipe.loading import path_values
 from neftcli.recipe.schema import Data
-from neftcli.runs.directory import require_name
+from neftcli.runs.directory import require_valid_name
 from neftcli.system.cache_folder import open_cache_folder
 from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
 from neftcli.system.libraries import capture_library_output, prepare_libraries
@@ -43,7 +43,7 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
         InputError: The model or the rows can't be used.
     """
     reference = resolve_model(recipe.model.name, recipe.model.revision)
-    require_name(recipe.run_name())
+    require_valid_name(recipe.run_name())
     validate_chat_template(recipe.model.chat_template)
     require_pinned_code(reference, recipe.model.trust_remote_code)
     if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):

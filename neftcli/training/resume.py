@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from neftcli.evaluation.loss import RowLoss
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
-    from neftcli.runs.schemas import TrainingState, Unlogged
+    from neftcli.runs.schemas import TrainingState, UnloggedSums
     from neftcli.training.evaluator import Evaluation
 
 MEASUREMENT_SETTINGS = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
@@ -87,7 +87,7 @@ class RunState:
     recipe_yaml: str
     last_evaluation: Evaluation | None = None
     restored: Evaluated | None = None
-    unlogged: Unlogged | None = None
+    unlogged: UnloggedSums | None = None
 
     @property
     def evaluated(self) -> Evaluated | None:
@@ -269,7 +269,7 @@ def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: boo
 
 def _no_recipe(directory: RunDirectory) -> Problem:
     """Describe a run without a recipe.yaml."""
-    path, checkpoint = directory.path, Checkpoints(directory.checkpoints, 1).latest()
+    path, checkpoint = directory.path, Checkpoints(directory.checkpoints, 1).latest_complete()
     if checkpoint is not None:
         copy = f"cp {shlex.quote(f'{checkpoint}/{RECIPE}')} {shlex.quote(f'{path}/')}    restores the checkpoint's"
         return Problem(f"{path}: this run has no {RECIPE}", hint=copy)
@@ -340,8 +340,8 @@ def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes
             )
         )
     checkpoints = Checkpoints(directory.checkpoints, recipe.checkpoints.save_total_limit)
-    checkpoint, skipped = checkpoints.newest()
-    if checkpoint is None and any("never finished" not in reason for reason in skipped):
+    checkpoint, skipped = checkpoints.latest_valid()
+    if checkpoint is None and checkpoints.any_published():
         raise InputError(
             *(Problem(reason) for reason in skipped),
             Problem(

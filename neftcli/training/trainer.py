@@ -173,7 +173,7 @@ class NeftTrainer(SFTTrainer):
 
     def save_final_checkpoint(self, step: int) -> None:
         """Save a checkpoint after the last step, `step`, if this process did it and there is none yet."""
-        if self.state.global_step == step and self._checkpoints.latest() != self._checkpoints.place(step):
+        if self.state.global_step == step and self._checkpoints.latest_complete() != self._checkpoints.path(step):
             self._save_checkpoint(self.model, None)
 
     def _restore_log_row(self) -> None:
@@ -195,12 +195,12 @@ class NeftTrainer(SFTTrainer):
         self.state.stateful_callbacks[RUN_STATE] = self._run_state.to_json()
         try:
             if self.args.should_save:
-                checkpoints.begin(step)
+                checkpoints.create(step)
             self.accelerator.wait_for_everyone()
             super(SFTTrainer, self)._save_checkpoint(model, trial)  # TRL would only add a model card
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                atomic_write(checkpoints.place(step) / RECIPE, self._run_state.recipe_yaml)
+                atomic_write(checkpoints.path(step) / RECIPE, self._run_state.recipe_yaml)
                 if (metrics := checkpoints.folder.parent / METRICS).is_file():
                     fsync_path(metrics)
                 checkpoints.publish(step, {**self._run_state.manifest, "processes": world_size()})

@@ -592,7 +592,7 @@ def test_a_run_without_a_model_is_refused(neft: Neft, runs: Path) -> None:
     result = neft("eval", "tiny-a0-s0")
     assert (result.code, result.err.splitlines()[0]) == (
         2,
-        "runs/tiny-a0-s0/run.json: this is not the record of a run",
+        "runs/tiny-a0-s0/run.json: this is not a valid record of a run",
     )
 
 

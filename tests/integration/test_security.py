@@ -27,7 +27,8 @@ import torch
 from neftcli.cli import main as command_line
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.checkpoints import MANIFEST, Checkpoints
-from neftcli.sweep.cell_runs import CellRuns, clear_incomplete_runs
+from neftcli.runs.directory import remove_incomplete_runs
+from neftcli.sweep.cell_runs import CellRuns
 from tests.conftest import Result, quick_arguments
 from tests.judge_server import echoes_the_key, judge_server
 from tests.unit.evaluation.test_judge import longer
@@ -516,7 +517,7 @@ def test_links_among_the_cells_of_a_sweep_are_not_followed_by_what_clears_them(t
             (outside / name / "run.json").write_text(json.dumps(record))
         cells.mkdir(exist_ok=True)
         (cells / name).symlink_to(outside / name)
-    for clear in (lambda: clear_incomplete_runs(cells), lambda: CellRuns(cells).find_resume_state("k", Recipe())):
+    for clear in (lambda: remove_incomplete_runs(cells), lambda: CellRuns(cells).find_resume_state("k", Recipe())):
         with suppress(OSError):  # shutil refuses a link
             clear()
     assert len(list(outside.rglob("notes.txt"))) == 2

@@ -193,4 +193,4 @@ def test_a_sealed_checkpoint_without_the_state_of_training_is_passed_over(
     seal(checkpoint)
     result = neft("train", "--resume", tmp_path / "run")
     assert result.code == 2
-    assert f"{TRAINER_STATE} is not what was written (stateful_callbacks.{key}: Field required)" in result.err
+    assert f"{TRAINER_STATE} is damaged (stateful_callbacks.{key}: Field required)" in result.err

@@ -289,7 +289,7 @@ def test_a_run_finishes_whose_checkpoints_can_not_be_removed(
 
     def publish_and_open(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
         publish(checkpoints, step, facts)
-        (checkpoints.place(step) / ".nfs0123").touch()
+        (checkpoints.path(step) / ".nfs0123").touch()
 
     monkeypatch.setattr(Checkpoints, "publish", publish_and_open)
     keep_nfs_files(monkeypatch)

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from neftcli.cli.display.text import escape_json, is_unicode, write
 from neftcli.events import Event, to_dict
-from neftcli.runs.directory import finite
+from neftcli.runs.directory import replace_non_finite
 
 
 class JsonLines:
@@ -18,5 +18,7 @@ class JsonLines:
 
     def notify(self, event: Event) -> None:
         """Write a line."""
-        text = json.dumps(finite(to_dict(event)), ensure_ascii=not is_unicode(self._stream), allow_nan=False)
+        text = json.dumps(
+            replace_non_finite(to_dict(event)), ensure_ascii=not is_unicode(self._stream), allow_nan=False
+        )
         write(self._stream, escape_json(text) + "\n")

@@ -758,6 +758,6 @@ def test_any_set_is_read_or_is_told_what_is_wrong(text: str) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 5.0, 2.5, 1e6, 1e30, 1e-7])
 def test_every_alpha_gives_a_name_that_a_folder_can_have(alpha: float) -> None:
-    from neftcli.runs.directory import require_name
+    from neftcli.runs.directory import require_valid_name
 
-    require_name(Recipe(name="x", neftune=Neftune(alpha=alpha)).run_name())
+    require_valid_name(Recipe(name="x", neftune=Neftune(alpha=alpha)).run_name())

@@ -35,13 +35,13 @@ def plain(noisy: Recipe) -> Recipe:
     return replace(noisy, neftune=Neftune(alpha=0.0))
 
 
-def test_before_it_is_trained_it_is_the_folder_that_it_will_get(noisy: Recipe, plain: Recipe) -> None:
+def test_find_paired_run_before_it_is_trained(noisy: Recipe, plain: Recipe) -> None:
     found = find_paired_run(noisy, Path(noisy.output_dir))
     assert (found.alpha, found.exists) == (0.0, False)
     assert found.run == str(finish(plain).path)
 
 
-def test_when_it_is_trained_it_is_that_run(noisy: Recipe, plain: Recipe) -> None:
+def test_find_paired_run_finished(noisy: Recipe, plain: Recipe) -> None:
     """Also behind others of its name: one of another recipe, one that was stopped, one that is damaged."""
     finish(replace(plain, training=Training(seed=0, learning_rate=1.0)))
     finish(plain, "preempted")
@@ -52,7 +52,7 @@ def test_when_it_is_trained_it_is_that_run(noisy: Recipe, plain: Recipe) -> None
     assert (found.run, found.exists) == (str(run.path), True)
 
 
-def test_of_a_run_without_noise_it_is_the_one_with_the_usual_noise(noisy: Recipe, plain: Recipe) -> None:
+def test_find_paired_run_of_a_baseline(noisy: Recipe, plain: Recipe) -> None:
     run = finish(noisy)
     found = find_paired_run(plain, Path(plain.output_dir))
     assert (found.run, found.alpha, found.exists) == (str(run.path), 5.0, True)

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.runs.checkpoints import MANIFEST, TRAINER_STATE, Checkpoints, Damaged, _sealed, verify
+from neftcli.runs.checkpoints import MANIFEST, TRAINER_STATE, Checkpoints, DamagedCheckpointError, _with_hash, verify
 from tests.checkpoint import FACTS, write_trainer_state
 
 FILES = {"adapter.safetensors": b"weights" * 9, "optimizer.pt": b"state", "rng/cpu.pth": bytes(range(64)), "empty": b""}
 
 
 def write(checkpoints: Checkpoints, step: int, *, finished: bool = True) -> Path:
-    place = checkpoints.place(step)
+    place = checkpoints.path(step)
     for name, content in FILES.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content)
@@ -31,7 +31,7 @@ def write(checkpoints: Checkpoints, step: int, *, finished: bool = True) -> Path
     return place
 
 
-def test_what_was_published_verifies_and_knows_what_it_is_of(tmp_path: Path) -> None:
+def test_verify_published_checkpoint(tmp_path: Path) -> None:
     found = verify(write(Checkpoints(tmp_path, 2), 30))
     assert (found.step, found.manifest["neftune"]) == (30, {"alpha": 5.0})
     sizes = {name: known["bytes"] for name, known in found.manifest["files"].items() if name != TRAINER_STATE}
@@ -40,7 +40,7 @@ def test_what_was_published_verifies_and_knows_what_it_is_of(tmp_path: Path) -> 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_any_flipped_bit_in_any_file_is_found(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_verify_flipped_bit(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     place = write(Checkpoints(tmp_path_factory.mktemp("c"), 2), 3)
     file = data.draw(
         st.sampled_from([path for path in sorted(place.rglob("*")) if path.is_file() and path.stat().st_size])
@@ -48,26 +48,24 @@ def test_any_flipped_bit_in_any_file_is_found(data: st.DataObject, tmp_path_fact
     content = bytearray(file.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     file.write_bytes(content)
-    with pytest.raises(Damaged, match=file.name):
+    with pytest.raises(DamagedCheckpointError, match=file.name):
         verify(place)
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_a_file_that_is_missing_or_cut_short_is_found(name: str, tmp_path: Path) -> None:
+def test_verify_missing_or_truncated_file(name: str, tmp_path: Path) -> None:
     place = write(Checkpoints(tmp_path, 2), 3)
     if content := (place / name).read_bytes():
         (place / name).write_bytes(content[:-1])
-        with pytest.raises(Damaged, match=Path(name).name):
+        with pytest.raises(DamagedCheckpointError, match=Path(name).name):
             verify(place)
     (place / name).unlink()
-    with pytest.raises(Damaged, match=Path(name).name):
+    with pytest.raises(DamagedCheckpointError, match=Path(name).name):
         verify(place)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd"])
-def test_verify_rejects_a_sealed_manifest_that_names_a_file_elsewhere(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_manifest_names_outside_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the right size and hash; the file is not opened."""
     place = write(Checkpoints(tmp_path, 2), 3)
     secret = Path(name) if name.startswith("/") else tmp_path / "secret"
@@ -77,37 +75,37 @@ def test_verify_rejects_a_sealed_manifest_that_names_a_file_elsewhere(
     content = json.loads((place / MANIFEST).read_text())
     content.pop("manifest_sha256")
     content["files"][name] = known
-    (place / MANIFEST).write_text(_sealed(content))
+    (place / MANIFEST).write_text(_with_hash(content))
     hashed: list[Path] = []
-    monkeypatch.setattr("neftcli.runs.checkpoints._sha256", hashed.append)
-    with pytest.raises(Damaged, match=r"manifest\.json names a file that is not in the checkpoint: "):
+    monkeypatch.setattr("neftcli.runs.checkpoints.file_sha256", hashed.append)
+    with pytest.raises(DamagedCheckpointError, match=r"manifest\.json names a file outside the checkpoint: "):
         verify(place)
     assert hashed == []
 
 
-def test_a_file_that_was_put_there_is_found(tmp_path: Path) -> None:
+def test_verify_unknown_file(tmp_path: Path) -> None:
     place = write(Checkpoints(tmp_path, 2), 3)
     (place / "pytorch_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(Damaged, match=r"pytorch_model\.bin was not written with it"):
+    with pytest.raises(DamagedCheckpointError, match=r"pytorch_model\.bin is not in manifest\.json"):
         verify(place)
 
 
-def test_the_newest_that_verifies_is_taken_and_each_newer_one_is_named(tmp_path: Path) -> None:
+def test_latest_valid_names_skipped_checkpoints(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, 9)
     for step in (2, 4, 10):
         write(checkpoints, step)
     write(checkpoints, 12, finished=False)
-    (checkpoints.place(10) / "optimizer.pt").write_bytes(b"stats")
-    found, passed_over = checkpoints.newest()
+    (checkpoints.path(10) / "optimizer.pt").write_bytes(b"stats")
+    found, passed_over = checkpoints.latest_valid()
     assert found is not None
     assert found.step == 4
     assert passed_over == [
-        f"{checkpoints.place(12)}: it was never finished (there is no manifest.json)",
-        f"{checkpoints.place(10)}: optimizer.pt is not what was written (its SHA-256 differs)",
+        f"{checkpoints.path(12)}: manifest.json is missing",
+        f"{checkpoints.path(10)}: optimizer.pt has changed (its SHA-256 differs)",
     ]
 
 
-def test_a_rotation_that_fails_leaves_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publish_failed_removal_keeps_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second signal in the middle of it, with one checkpoint kept: the trainer discards what has no manifest only."""
     checkpoints = Checkpoints(tmp_path, 1)
     write(checkpoints, 2)
@@ -120,17 +118,17 @@ def test_a_rotation_that_fails_leaves_the_newest(tmp_path: Path, monkeypatch: py
         with pytest.raises(KeyboardInterrupt):
             write(checkpoints, 4)
     checkpoints.discard(4)
-    newest, _ = checkpoints.newest()
+    newest, _ = checkpoints.latest_valid()
     assert newest is not None
     assert newest.step == 4
-    assert checkpoints.latest() == newest.path
+    assert checkpoints.latest_complete() == newest.path
     write(checkpoints, 6)
     assert [place.name for place in tmp_path.iterdir()] == ["checkpoint-6"]
 
 
 @settings(max_examples=60, deadline=None)
 @given(keep=st.integers(1, 4), finished=st.lists(st.booleans(), min_size=1, max_size=9))
-def test_the_last_good_one_is_always_there(
+def test_publish_keeps_a_valid_checkpoint(
     keep: int, finished: list[bool], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     checkpoints = Checkpoints(tmp_path_factory.mktemp("c"), keep)
@@ -138,17 +136,17 @@ def test_the_last_good_one_is_always_there(
     for step, whole in enumerate(finished, 1):
         write(checkpoints, step, finished=whole)
         good += [step] if whole else []
-        newest, _ = checkpoints.newest()
+        newest, _ = checkpoints.latest_valid()
         assert (newest.step if newest else None) == (good[-1] if good else None)
         there = [int(place.name.partition("-")[2]) for place in checkpoints.folder.iterdir()]
         assert sorted(step for step in there if step in good) == good[-keep:]
 
 
-def test_begin_makes_an_empty_folder(tmp_path: Path) -> None:
+def test_create_makes_empty_folder(tmp_path: Path) -> None:
     """What a killed process left in it, a link among it, is in no checkpoint."""
     checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
-    (checkpoints.place(2) / "deep").mkdir(parents=True)
-    (checkpoints.place(2) / "optimizer.pt").symlink_to(tmp_path / "elsewhere")
-    checkpoints.begin(2)
-    assert list(checkpoints.place(2).iterdir()) == []
+    (checkpoints.path(2) / "deep").mkdir(parents=True)
+    (checkpoints.path(2) / "optimizer.pt").symlink_to(tmp_path / "elsewhere")
+    checkpoints.create(2)
+    assert list(checkpoints.path(2).iterdir()) == []
     assert not (tmp_path / "elsewhere").exists()

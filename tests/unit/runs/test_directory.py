@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from neftcli.errors import InputError
 from neftcli.runs import directory
-from neftcli.runs.directory import NAME, ReadOnlyRunDirectory, RunDirectory, find_run
+from neftcli.runs.directory import NAME, ReadOnlyRunDirectory, RunDirectory, find_run, remove_incomplete_runs
 from neftcli.system.files import STALE_AFTER, atomic_write
 from tests.conftest import keep_nfs_files, new_run
 
@@ -45,7 +45,7 @@ def names(folder: str | Path = ".") -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["run", "a", "run-a5-s0", "1.5_x", "_", "x.", "x" * 64])
-def test_letters_digits_dot_underscore_and_hyphen_make_a_name(name: str) -> None:
+def test_require_valid_name_accepts(name: str) -> None:
     """The folder is made with that name, below parents that are made as well."""
     found = new_run(Path("some/runs"), name)
     assert found.path == Path("some/runs") / name
@@ -69,7 +69,7 @@ def test_letters_digits_dot_underscore_and_hyphen_make_a_name(name: str) -> None
         ("x" * 65, "x" * 40),
     ],
 )
-def test_other_names_are_refused_with_one_that_is_not(name: str, remedy: str) -> None:
+def test_require_valid_name_suggests_a_valid_name(name: str, remedy: str) -> None:
     """No name leaves the parent folder; the one to type instead is allowed."""
     received = f"\n  got      {name}" if name else ""
     assert message(name) == (
@@ -82,7 +82,7 @@ def test_other_names_are_refused_with_one_that_is_not(name: str, remedy: str) ->
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=70))
-def test_a_name_makes_a_folder_directly_below_its_parent_or_nothing(name: str) -> None:
+def test_create_name_never_leaves_the_parent(name: str) -> None:
     """Whatever is typed: one new folder in the parent, or a message and nothing at all."""
     parent = Path("parent")
     parent.mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def test_a_name_makes_a_folder_directly_below_its_parent_or_nothing(name: str) -
 # Numbers
 
 
-def test_a_name_that_is_taken_gets_a_number() -> None:
+def test_assign_name_taken() -> None:
     """No run overwrites another, nor takes a file's place."""
     made = [new_run(Path("runs"), "run").path.name for _ in range(3)]
     Path("runs/run-4").touch()
@@ -109,7 +109,7 @@ def test_a_name_that_is_taken_gets_a_number() -> None:
     assert made == ["run", "run-2", "run-3", "run-5"]
 
 
-def test_a_gap_is_filled_and_what_is_there_is_left_alone() -> None:
+def test_assign_name_fills_gap() -> None:
     """The lowest free number is taken; the folders that were there keep their files."""
     first = new_run(Path("runs"), "run")
     first.write_text("run.json", "{}")
@@ -118,7 +118,7 @@ def test_a_gap_is_filled_and_what_is_there_is_left_alone() -> None:
     assert names(first.path) == ["run.json"]
 
 
-def test_many_at_once_get_a_folder_each() -> None:
+def test_assign_name_concurrent() -> None:
     """Sixteen threads that start together: sixteen names, none twice, no number left out."""
     together = threading.Barrier(16)
 
@@ -135,20 +135,20 @@ def test_many_at_once_get_a_folder_each() -> None:
 # Before it has its name
 
 
-def begun(name: str = "run") -> RunDirectory:
+def create_unnamed(name: str = "run") -> RunDirectory:
     run = RunDirectory.create(Path("runs"), name)
     run.write_text("run.json", "{}")
     return run
 
 
-def grow_old(folder: Path) -> None:
+def make_stale(folder: Path) -> None:
     then = time.time() - STALE_AFTER - 60
     os.utime(folder, (then, then))
 
 
-def test_begin_is_hidden_until_it_settles() -> None:
+def test_create_is_hidden_until_named() -> None:
     """Nobody takes it for a run before, and it settles with all that is in it, held or not."""
-    run = begun()
+    run = create_unnamed()
     assert run.path.name.startswith(".run.")
     assert find_run("run") is None
     with run.lock():
@@ -160,19 +160,19 @@ def test_begin_is_hidden_until_it_settles() -> None:
     assert names(run.path) == ["run.json"]
 
 
-def test_begin_clears_what_killed_processes_left() -> None:
+def test_create_removes_stale_unnamed_runs() -> None:
     """Only what is old, and what nobody holds: another process may be about to give it its name."""
-    left, young, at_work = begun(), begun("other"), begun()
-    grow_old(left.path)
+    left, young, at_work = create_unnamed(), create_unnamed("other"), create_unnamed()
+    make_stale(left.path)
     with at_work.lock():
-        grow_old(at_work.path)
-        third = begun()
+        make_stale(at_work.path)
+        third = create_unnamed()
         assert sorted(Path("runs").iterdir()) == sorted([young.path, at_work.path, third.path])
     third.remove()
     assert sorted(Path("runs").iterdir()) == sorted([young.path, at_work.path])
 
 
-def test_begin_clears_nothing_of_others() -> None:
+def test_create_keeps_files_of_others() -> None:
     """Neither other names, dates among them, nor what a link leads to, nor a folder with anything of somebody's."""
     Path("mine").mkdir()
     theirs = [".hidden", ".backup.20250101", ".run.neft-0123abcd", ".run.neft-89abcdef", ".run.neft-00000000"]
@@ -182,28 +182,49 @@ def test_begin_clears_nothing_of_others() -> None:
     Path("runs", theirs[2]).symlink_to(Path("mine").absolute())
     Path("runs", theirs[4], "run.json").mkdir(parents=True)
     for name in theirs:
-        grow_old(Path("runs", name))
-    run = begun()
+        make_stale(Path("runs", name))
+    run = create_unnamed()
     assert names("runs") == sorted([*theirs, run.path.name])
     assert Path("mine").is_dir()
 
 
-def test_begin_clears_all_files_of_a_run_without_its_name() -> None:
-    left = begun()
+def test_create_removes_unnamed_run_with_all_its_files() -> None:
+    left = create_unnamed()
     for name in (".lock", "recipe.yaml", "train.log", ".run.json.neft-0123abcd", ".recipe.yaml.neft-89abcdef"):
         (left.path / name).touch()
-    grow_old(left.path)
-    assert begun("other").path.is_dir()
+    make_stale(left.path)
+    assert create_unnamed("other").path.is_dir()
     assert not left.path.exists()
 
 
-def test_remove_before_it_settles() -> None:
+def test_remove_incomplete_runs_keeps_what_may_be_the_users() -> None:
+    """Leftovers go, whatever their age; locked folders, links and folders with other files stay."""
+    unnamed, locked = create_unnamed(), create_unnamed()
+    for name in ("empty", "recipe-only", "notes", "named", "damaged"):
+        Path("runs", name).mkdir()
+    Path("runs", "recipe-only", "recipe.yaml").touch()
+    Path("runs", "notes", "thesis.tex").touch()
+    Path("runs", "named", "run.json").write_text("{}")
+    Path("runs", "damaged", "checkpoints").mkdir()
+    Path("runs", ".backup.20250101").mkdir()
+    Path("runs", ".backup.20250101", "thesis.tex").touch()
+    Path("mine").mkdir()
+    Path("runs", "link").symlink_to(Path("mine").absolute())
+    with locked.lock():
+        remove_incomplete_runs(Path("runs"))
+        assert locked.path.is_dir()
+    assert not unnamed.path.exists()
+    assert names("runs") == sorted([locked.path.name, "notes", "named", "damaged", ".backup.20250101", "link"])
+    assert Path("mine").is_dir()
+
+
+def test_remove_before_naming() -> None:
     """A command that fails leaves neither the hidden folder nor the parents that it made."""
-    begun().remove()
+    create_unnamed().remove()
     assert names() == []
 
 
-def test_held_refuses_links() -> None:
+def test_lock_rejects_links() -> None:
     run = new_run(Path("runs"), "run")
     (run.path / "checkpoints").symlink_to("/tmp")  # noqa: S108 - nothing is written there
     with pytest.raises(InputError, match="checkpoints: neft does not write through links"), run.lock():
@@ -211,16 +232,16 @@ def test_held_refuses_links() -> None:
     assert names(run.path) == ["checkpoints"]
 
 
-def test_held_clears_temporary_files_of_killed_processes() -> None:
+def test_lock_removes_stale_files() -> None:
     run = new_run(Path("runs"), "run")
     for name in (".run.json.neft-0123abcd", ".recipe.yaml.neft-89abcdef"):
         (run.path / name).touch()
-    grow_old(run.path / ".run.json.neft-0123abcd")
+    make_stale(run.path / ".run.json.neft-0123abcd")
     with run.lock():
         assert names(run.path) == [".lock", ".recipe.yaml.neft-89abcdef"]
 
 
-def test_clear_finished_takes_the_checkpoints_that_a_kill_left() -> None:
+def test_clean_up_finished_removes_checkpoints() -> None:
     run = new_run(Path("runs"), "run")
     (run.checkpoints / "checkpoint-3").mkdir(parents=True)
     with run.lock():
@@ -230,7 +251,7 @@ def test_clear_finished_takes_the_checkpoints_that_a_kill_left() -> None:
     assert names(run.path) == []
 
 
-def test_run_whose_files_are_open_on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replace_model_with_open_files_on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its model nor its checkpoints stop it: what stays of them is out of the way."""
     run = new_run(Path("runs"), "run")
     for folder in (run.model, run.checkpoints, run.path / "model.partial"):
@@ -253,7 +274,7 @@ def test_run_whose_files_are_open_on_nfs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @root_writes_anywhere
-def test_a_read_only_parent() -> None:
+def test_create_read_only_parent() -> None:
     """The folder is named, with what the system says."""
     Path("runs").mkdir(mode=0o500)
     assert message("run") == (
@@ -262,7 +283,7 @@ def test_a_read_only_parent() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
-def test_what_the_system_says_is_passed_on(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_reports_system_error(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that can't be made, for root as well: a read-only disk, or a full one."""
     Path("runs").mkdir()
 
@@ -275,7 +296,7 @@ def test_what_the_system_says_is_passed_on(code: int, monkeypatch: pytest.Monkey
     )
 
 
-def test_a_parent_that_is_a_file() -> None:
+def test_create_parent_is_a_file() -> None:
     """A file in the folder's place, and above it."""
     Path("runs").touch()
     assert message("run") == (
@@ -287,7 +308,7 @@ def test_a_parent_that_is_a_file() -> None:
 
 
 @pytest.mark.parametrize("parent", ["runs", "runs/deeper"])
-def test_a_parent_that_is_a_link_to_nowhere(parent: str) -> None:
+def test_create_parent_is_a_broken_link(parent: str) -> None:
     """The disk behind it is not mounted; this must end, and be told."""
     Path("runs").symlink_to("no/such/disk")
     first, second, third = message("run", parent).splitlines()
@@ -299,14 +320,14 @@ def test_a_parent_that_is_a_link_to_nowhere(parent: str) -> None:
 # Files
 
 
-def test_the_places_of_a_run() -> None:
+def test_run_directory_paths() -> None:
     """As docs and tests of other modules name them."""
     run = RunDirectory(Path("runs/run"))
     assert (run.model, run.checkpoints) == (Path("runs/run/model"), Path("runs/run/checkpoints"))
     assert run.log == Path("runs/run/train.log")
 
 
-def test_text_is_written_and_written_over() -> None:
+def test_write_text_overwrites() -> None:
     """UTF-8, as it was given, readable by others, and nothing beside it."""
     run = new_run(Path("runs"), "run")
     run.write_text("recipe.yaml", "old and longer\n")
@@ -316,7 +337,7 @@ def test_text_is_written_and_written_over() -> None:
     assert names(run.path) == ["recipe.yaml"]
 
 
-def test_json_comes_back() -> None:
+def test_write_json_round_trip() -> None:
     """What is written is read, and is legible in the file."""
     run = new_run(Path("runs"), "run")
     content = {"name": "größe", "losses": [1.5, None], "neftune": {"alpha": 5.0}}
@@ -327,7 +348,7 @@ def test_json_comes_back() -> None:
     assert text.endswith("}\n")
 
 
-def test_lines_are_added() -> None:
+def test_append_line() -> None:
     """One object a line, in order, in UTF-8; a line break inside a text breaks no line."""
     run = new_run(Path("runs"), "run")
     rows = [{"step": 1, "loss": 2.5}, {"text": "two\nlines\u2028größe"}]
@@ -351,7 +372,7 @@ def interrupt(*arguments: object) -> None:
 
 @pytest.mark.parametrize(("place", "function"), [("os", "fsync"), ("Path", "replace")])
 @pytest.mark.parametrize(("fail", "raised"), [(full_disk, OSError), (interrupt, KeyboardInterrupt)])
-def test_a_failing_write_leaves_the_old_file(
+def test_atomic_write_failure_keeps_old_file(
     place: str, function: str, fail: Callable[..., None], raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk or Ctrl-C at any step: the old content, and no temporary file."""
@@ -367,7 +388,7 @@ def test_a_failing_write_leaves_the_old_file(
     assert file.read_text(encoding="utf-8") == "new"
 
 
-def test_text_that_cannot_be_encoded_leaves_the_old_file() -> None:
+def test_atomic_write_unencodable_text_keeps_old_file() -> None:
     """It fails in the first step, before anything reached the disk."""
     file = Path("run.json")
     atomic_write(file, "old")
@@ -377,7 +398,7 @@ def test_text_that_cannot_be_encoded_leaves_the_old_file() -> None:
     assert names() == ["run.json"]
 
 
-def test_the_file_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_atomic_write_syncs_before_rename(monkeypatch: pytest.MonkeyPatch) -> None:
     """Written, synchronised, then renamed: a crash in between leaves the old file."""
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
@@ -400,7 +421,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.Monk
     assert names() == ["run.json"]
 
 
-def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
+def test_atomic_write_concurrent_reader() -> None:
     """While one thread writes again and again, another never reads half of it."""
     file = Path("run.json")
     texts = {letter * 50_000 for letter in "ab"}
@@ -428,7 +449,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one() -> None:
 # A process that does not lead
 
 
-def test_a_process_that_does_not_lead_reads_and_changes_nothing() -> None:
+def test_read_only_run_directory_changes_nothing() -> None:
     led = ReadOnlyRunDirectory(new_run(Path("runs"), "run").path)
     (led.path / "metrics.jsonl").write_text('{"event": "training.step", "step": 9}\n')
     (led.path / "run.json").write_text("{}\n")

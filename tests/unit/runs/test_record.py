@@ -63,7 +63,7 @@ def written(run: RunDirectory) -> dict[str, Any]:
     return found
 
 
-def test_the_record_is_written_at_once_with_its_fields_and_no_others(run: RunDirectory) -> None:
+def test_record_fields(run: RunDirectory) -> None:
     """A run that is killed in its first second has a record that says it was running."""
     record = RunRecord(run, RECIPE)
     found = written(run)
@@ -79,7 +79,7 @@ def test_the_record_is_written_at_once_with_its_fields_and_no_others(run: RunDir
     }
 
 
-def test_versions_are_those_installed(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_versions(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each package that a result depends on; one that is not there is told as such."""
     versions = RunRecord(run, RECIPE).fields["versions"]
     assert versions.keys() == PACKAGES
@@ -94,7 +94,7 @@ def test_versions_are_those_installed(run: RunDirectory, monkeypatch: pytest.Mon
     assert RunRecord(run, RECIPE).fields["versions"]["bitsandbytes"] == "not installed"
 
 
-def test_times_have_their_zone(run: RunDirectory) -> None:
+def test_record_times_have_zones(run: RunDirectory) -> None:
     """ISO 8601 with an offset, and the end is not before the start."""
     record = RunRecord(run, RECIPE)
     record.end("finished")
@@ -104,7 +104,7 @@ def test_times_have_their_zone(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "interrupted"])
-def test_the_end_of_a_run_is_written(status: str, run: RunDirectory) -> None:
+def test_record_end(status: str, run: RunDirectory) -> None:
     """How it ended and what came of it; what was written before stays."""
     record = RunRecord(run, RECIPE)
     record.update(data_sha256="abc")
@@ -117,7 +117,7 @@ def test_the_end_of_a_run_is_written(status: str, run: RunDirectory) -> None:
     assert found["finished"] is not None
 
 
-def test_no_secret_of_the_environment_is_written(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_has_no_secrets(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens live in the environment; no file of a run holds one."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, SECRET)
@@ -129,7 +129,7 @@ def test_no_secret_of_the_environment_is_written(run: RunDirectory, monkeypatch:
     assert not any(SECRET.encode() in file.read_bytes() for file in files)
 
 
-def test_the_commit_is_that_of_the_folder(run: RunDirectory, git: Path) -> None:
+def test_record_git_commit(run: RunDirectory, git: Path) -> None:
     """What git says, without its line break."""
     git.write_text('#!/bin/sh\n[ "$*" = "rev-parse HEAD" ] && echo 0123abc\n', encoding="utf-8")
     assert RunRecord(run, RECIPE).fields["git"] == "0123abc"
@@ -142,19 +142,19 @@ def test_the_commit_is_that_of_the_folder(run: RunDirectory, git: Path) -> None:
         "echo HEAD; echo \"fatal: ambiguous argument 'HEAD'\" >&2; exit 128",  # a repository without a commit
     ],
 )
-def test_without_a_commit_there_is_none(script: str, run: RunDirectory, git: Path) -> None:
+def test_record_repository_without_commit(script: str, run: RunDirectory, git: Path) -> None:
     """Outside a repository, and in one that has no commit yet."""
     git.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     assert RunRecord(run, RECIPE).fields["git"] is None
 
 
-def test_without_git_there_is_no_commit(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_record_without_git(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without git runs as well."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert RunRecord(run, RECIPE).fields["git"] is None
 
 
-def test_what_could_not_be_written_is_not_believed(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_failed_write_keeps_fields(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that failed to say "finished" still says what its file says, to whoever ends the run."""
     record = RunRecord(run, RECIPE)
     with monkeypatch.context() as patch:

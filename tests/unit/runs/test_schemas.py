@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from neftcli.runs.schemas import MeasuredCell, MetricsLine, Record, lines, parse
+from neftcli.runs.schemas import MeasuredCell, MetricsLine, Record, parse_json, read_jsonl
 
 RECORD = {"status": "finished", "started": "now", "seed": 3, "recipe_sha256": "abc", "neftune": {"b": 1, "a": [None]}}
 
 
-def test_parse_returns_the_file_as_it_is() -> None:
+def test_parse_json_returns_the_file_unchanged() -> None:
     """A record that is written back after a rejected resumption must have the same bytes."""
     text = json.dumps(RECORD)
-    assert json.dumps(parse(text, Record)) == text
+    assert json.dumps(parse_json(text, Record)) == text
 
 
 @pytest.mark.parametrize(
@@ -31,20 +31,20 @@ def test_parse_returns_the_file_as_it_is() -> None:
         ("null", "Input should be an object"),
     ],
 )
-def test_parse_names_the_key_at_fault(text: str, told: str) -> None:
+def test_parse_json_names_the_wrong_key(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=f"^{told}"):
-        parse(text, Record)
+        parse_json(text, Record)
 
 
 @pytest.mark.parametrize("better", ["lower", "higher", "none"])
-def test_parse_keeps_what_a_cell_says_of_its_metrics(better: str) -> None:
+def test_parse_json_keeps_unknown_keys_of_metrics(better: str) -> None:
     metric = {"direction": better, "values": [1, 0.5, None], "weights": None, "of": "documents"}
     cell = {"settings": "s", "prompts": [], "references": [], "answers": [], "metrics": {"m": metric}}
-    assert parse(json.dumps(cell), MeasuredCell) == cell
+    assert parse_json(json.dumps(cell), MeasuredCell) == cell
 
 
-def test_lines_gives_none_for_lines_that_do_not_fit(tmp_path: Path) -> None:
+def test_read_jsonl_invalid_lines(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"event": "x", "step": 1}\n[]\n\xff\n{"event": "x", "step": 10e40}\n{"event": "x"')
-    assert [row for _, row in lines(file, MetricsLine)] == [{"event": "x", "step": 1}, None, None, None, None]
-    assert list(lines(tmp_path / "missing.jsonl", MetricsLine)) == []
+    assert [row for _, row in read_jsonl(file, MetricsLine)] == [{"event": "x", "step": 1}, None, None, None, None]
+    assert list(read_jsonl(tmp_path / "missing.jsonl", MetricsLine)) == []

@@ -31,9 +31,9 @@ from neftcli.events import (
 )
 from neftcli.recipe.loading import assignment, fingerprint, load_recipe
 from neftcli.recipe.schema import Recipe
-from neftcli.runs.directory import RunDirectory
+from neftcli.runs.directory import RunDirectory, remove_incomplete_runs
 from neftcli.sweep.cell import run_cell
-from neftcli.sweep.cell_runs import EVALUATION, CellRuns, clear_incomplete_runs, evaluation_key, read_evaluation
+from neftcli.sweep.cell_runs import EVALUATION, CellRuns, evaluation_key, read_evaluation
 from neftcli.sweep.engines.worker import describe_error
 from neftcli.training.assets import AssetCache
 from neftcli.training.signals import StopSignal
@@ -179,7 +179,7 @@ def test_a_damaged_file_of_numbers_counts_as_none(place: str, recipe: Recipe, tm
     assert read_evaluation(run, recipe) is None
 
 
-def test_of_cells_that_are_links_the_links_alone_go(tmp_path: Path) -> None:
+def test_find_resume_state_removes_links_not_their_targets(tmp_path: Path) -> None:
     cells, outside = tmp_path / "cells", tmp_path / "outside"
     cells.mkdir()
     for name, record in (("unborn", None), ("unfinished", {"recipe_sha256": "k", "status": "running"})):
@@ -187,10 +187,10 @@ def test_of_cells_that_are_links_the_links_alone_go(tmp_path: Path) -> None:
         if record:
             (outside / name / "run.json").write_text(json.dumps(record))
         (cells / name).symlink_to(outside / name)
-    clear_incomplete_runs(cells)
-    assert [place.name for place in cells.iterdir()] == ["unfinished"]
+    remove_incomplete_runs(cells)
+    assert sorted(link.name for link in cells.iterdir()) == ["unborn", "unfinished"]
     assert CellRuns(cells).find_resume_state("k", Recipe()) is None
-    assert not list(cells.iterdir())
+    assert [link.name for link in cells.iterdir()] == ["unborn"]
     assert (outside / "unborn").is_dir()
     assert (outside / "unfinished" / "run.json").is_file()
 
@@ -258,12 +258,14 @@ def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(InputError, match="another process is training this run"):
             CellRuns(run.path.parent).find_resume_state(fingerprint(recipe), recipe)
-        (run.path / "run.json").rename(run.path / "no.json")
-        clear_incomplete_runs(run.path.parent)
+        for path in run.path.iterdir():
+            if path.name not in (".lock", "recipe.yaml"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove_incomplete_runs(run.path.parent)
         assert other.stdin is not None
         other.stdin.close()
     assert run.path.is_dir()
-    clear_incomplete_runs(run.path.parent)
+    remove_incomplete_runs(run.path.parent)
     assert not run.path.exists()
 
 
