@@ -19,10 +19,10 @@ from neftcli.evaluation.metrics import HELD_OUT_LOSS, label, unit
 from neftcli.events import ArmResult, CellState, SweepReport
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import RunDirectory, replace_non_finite
+from neftcli.runs.markdown import escape_markdown
 from neftcli.sweep.folder import BEST, NEW_BEST, PLOTS
 from neftcli.sweep.plan import baseline_of
 from neftcli.system.files import atomic_write, remove
-from neftcli.training.model_card import escape_markdown
 
 if TYPE_CHECKING:
     from neftcli.sweep.plan import Arm, Cell

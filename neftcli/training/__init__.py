@@ -1,6 +1,11 @@
 """Training: from a recipe to a finished run.
 
-`run.py` does it in order, `trainer.py` assembles the SFTTrainer (the only file that imports trl), `watch.py` turns what
-the trainer does into events, `together.py` is what several processes agree on, `plan.py` says what a run would do, and
-`card.py` writes the model card.
+- `train.py` reads from top to bottom: set up, measure the base model, train, measure again, report.
+- `inputs.py` reads and checks model and rows, `assets.py` loads and caches them, `packing_check.py` measures
+  whether the model isolates packed documents.
+- `trainer.py` is TRL's SFTTrainer with neft's differences (the only file that imports trl), `callbacks.py` evaluates
+  and saves during training, `evaluator.py` measures the model, `progress.py` estimates the time left.
+- `resume.py` holds the state of stopped runs, `signals.py` stops them, `failures.py` records how they end,
+  `distributed.py` is the agreement between several processes.
+- `model_card.py` writes the model's README, `dry_run.py` plans a run without training.
 """

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
-    """The resolved recipe, the counted data, the number of updates and the memory that they need.
+    """Report the resolved recipe, the counts of the rows, the number of steps, and the memory that they need.
 
-    Where model or data can't be reached, what is known without them is still told, at data.max_length.
+    If the hub can't be reached, the memory of a known model is still reported, for rows of data.max_length tokens.
 
     Raises:
-        InputError: The recipe names a model or data that can't be used, as `train` would.
+        InputError: The recipe names a model or data that can't be used; raised for the same recipes as by `train`.
     """
     require_writable(Path(recipe.output_dir))
     reference = resolve_model(recipe.model.name, recipe.model.revision)
@@ -43,39 +43,40 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
             raise
         observer.notify(RecipeResolved(to_yaml(recipe)))
         report_data(prepared, notices, observer)
-        result, memory_notices = _measure_plan(recipe, reference, prepared)
+        plan, memory_notices = _measure_plan(recipe, reference, prepared)
     for notice in memory_notices:
         observer.notify(Notice(notice))
-    observer.notify(result)
-    if result.total_bytes > result.available_bytes:
-        needed, free = result.total_bytes / 2**30, result.available_bytes / 2**30
+    observer.notify(plan)
+    if plan.total_bytes > plan.available_bytes:
+        needed, free = plan.total_bytes / 2**30, plan.available_bytes / 2**30
         observer.notify(
             Notice(
                 f"this needs about {needed:.1f} GiB and {free:.1f} GiB are free: --batch-size with fewer rows, "
                 "--gradient-checkpointing, --lora or --qlora"
             )
         )
-    return result
+    return plan
 
 
 def _measure_plan(
     recipe: Recipe, reference: ModelReference, prepared: PreparedData | None
 ) -> tuple[TrainingPlan, tuple[str, ...]]:
-    """The plan, and notices about its adapter."""
+    """Return the plan, and notices about its adapter."""
     from neftcli.models.memory import estimate_memory
     from neftcli.system.device import available_memory, process_memory, resolve_compute_config
     from neftcli.training.trainer import num_training_steps
 
     frozen_weights = recipe.adapter.type != "none"
     compute = resolve_compute_config(recipe.training.precision, recipe.model.dtype, frozen_weights=frozen_weights)
-    whole_rows = prepared is None or recipe.training.batching == "packed"
-    row_tokens = recipe.data.max_length if whole_rows or prepared is None else prepared.counts.train.longest
+    row_tokens = recipe.data.max_length
+    if prepared is not None and recipe.training.batching != "packed":
+        row_tokens = prepared.counts.train.longest
     activation_bytes = 2 if compute.precision() == "bf16" else 4
     weight_bytes = compute.weights_dtype.itemsize
     memory = estimate_memory(recipe, reference, weight_bytes, activation_bytes, row_tokens, compute.device)
     libraries = process_memory() if compute.device == "cpu" else 0
     lengths: Sequence[int] | Indices = prepared.train.lengths() if prepared else ()
-    planned = TrainingPlan(
+    plan = TrainingPlan(
         model=reference.describe_source(),
         method=recipe.method(),
         device=compute.device_name,
@@ -92,7 +93,7 @@ def _measure_plan(
         available_bytes=available_memory(compute.device),
         keeps_freed=compute.device == "cpu" and keep_freed_memory(),
     )
-    return planned, memory.notices
+    return plan, memory.notices
 
 
 def _may_be_unreachable(recipe: Recipe, reference: ModelReference) -> bool:

@@ -1,4 +1,4 @@
-"""The model card of a run: what it is, how it was made, what was measured, and what that does not show."""
+"""The model card of a run: base model, settings, provenance, usage, and measurements with their limits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neftcli.runs.markdown import escape_markdown, quote_markdown
 from neftcli.training.resume import describe_changes
 
 if TYPE_CHECKING:
@@ -15,27 +16,6 @@ if TYPE_CHECKING:
     from neftcli.events import RunFinished
     from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
-
-
-def quote_markdown(text: str, *, in_table: bool = False) -> str:
-    """Text that Markdown shows letter by letter: no image, link, tag, line or column of its own.
-
-    Code between backticks, more of them than stand in a row within (CommonMark 0.31, 6.1); in a table a | gets a
-    backslash, which tables take away again.
-    """
-    line = _one_line(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    space = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{space}{line.replace('|', chr(92) + '|') if in_table else line}{space}{fence}"
-
-
-def escape_markdown(text: str) -> str:
-    """A sentence as Markdown shows it word by word: a backslash before all that would begin something (0.31, 2.4)."""
-    return re.sub(r"([\\`*_\[\]<>&!|#~])", r"\\\1", _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
 
 
 def model_card(
@@ -47,74 +27,79 @@ def model_card(
     chat: bool,
     notes: Sequence[str] = (),
 ) -> str:
-    """The text of `model/README.md`.
+    """Write the text of `model/README.md`.
 
     Args:
         recipe: The resolved recipe.
         reference: The base model.
-        record: The run's.
+        record: The run's record.
         finished: The results.
-        chat: The model was tuned on conversations, not on plain text.
+        chat: The rows are conversations, not plain text.
         notes: Notes on using the model.
     """
-    hub_id = reference.alias.hub_id if reference.alias else reference.location if reference.kind == "hub" else None
-    head = ["---", "library_name: " + ("transformers" if recipe.adapter.type == "none" else "peft")]
-    head += [f"base_model: {json.dumps(hub_id)}"] if hub_id else []
-    head += ["tags: [neftune, sft]", "---"]
-    noise = recipe.neftune
-    alpha = (
-        f"alpha {noise.alpha:g}, {noise.noise}, L = {noise.length}, {noise.schedule}"
-        if noise.alpha
-        else "none (alpha 0)"
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    body = [
+    lines = [*_front_matter(recipe, reference), ""]
+    lines += [f"# {recipe.run_name()}", ""]
+    model = f"{quote_markdown(reference.name)} ({quote_markdown(reference.describe_source())})"
+    lines += [f"{model}, fine-tuned ({recipe.method()}) on {quote_markdown(recipe.data.source_name())}.", ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _facts(recipe, record)), ""]
+    lines += _usage(recipe, reference, chat=chat)
+    for note in notes:
+        lines += ["", f"Note: {escape_markdown(note)}."]
+    lines += [
         "",
-        f"# {recipe.run_name()}",
-        "",
-        f"{quote_markdown(reference.name)} ({quote_markdown(reference.describe_source())}), "
-        f"fine-tuned ({recipe.method()}) on "
-        f"{quote_markdown(recipe.data.source_name())}.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| NEFTune noise | {alpha} |",
-        f"| noise / embedding at layer 0 | {record['noise_to_embedding']:.3g} |",
-        f"| learning rate, seed | {recipe.learning_rate():g}, {recipe.training.seed} |",
-        *(
-            f"| {quote_markdown(name, in_table=True)} | sha256 {digest} |"
-            for name, digest in record["weights_sha256"].items()
-        ),
-        f"| base model | {record['model_fingerprint']} |",
-        f"| data | sha256 {record['data_sha256']} |",
-        f"| recipe | sha256 {record['recipe_sha256']} |",
-        *(
-            f"| mixed | {quote_markdown(change, in_table=True)} |"
-            for once in record["resumed"]
-            for change in describe_changes(once)
-        ),
-        f"| trained on | {record['device']}, {record['precision']} |",
-        f"| versions | {versions} |",
-        "",
-        *_usage(recipe, reference, chat=chat),
-        *(line for note in notes for line in ("", f"Note: {escape_markdown(note)}.")),
-        "",
-        "| loss, nats a token, without noise | before | after |",
+        "| loss (nats per token), without noise | before | after |",
         "|---|---|---|",
         f"| held-out rows | {_loss(finished.base_held_out_loss)} | {_loss(finished.held_out_loss)} |",
         f"| training rows (probe) | {_loss(finished.base_train_loss)} | {_loss(finished.train_loss)} |",
         "",
-        "A lower loss here does not show that NEFTune helped: that takes the same recipe with alpha 0 and the same "
-        "seed, and a look at the answers.",
+        "A lower loss here does not show that NEFTune helped: compare with the same recipe and seed at alpha 0, and "
+        "read the answers.",
         "",
-        "The whole recipe is in `recipe.yaml` beside this folder.",
+        "The full recipe is in `recipe.yaml`, next to this folder.",
         "",
     ]
-    return "\n".join(head + body)
+    return "\n".join(lines)
+
+
+def _front_matter(recipe: Recipe, reference: ModelReference) -> list[str]:
+    """Return the YAML at the top of the card, which the hub reads."""
+    lines = ["---", "library_name: " + ("transformers" if recipe.adapter.type == "none" else "peft")]
+    hub_id = reference.location if reference.kind == "hub" else None
+    if reference.alias:
+        hub_id = reference.alias.hub_id
+    if hub_id:
+        lines.append(f"base_model: {json.dumps(hub_id)}")
+    return [*lines, "tags: [neftune, sft]", "---"]
+
+
+def _facts(recipe: Recipe, record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of the table about settings and provenance."""
+    noise = recipe.neftune
+    alpha = "none (alpha 0)"
+    if noise.alpha:
+        alpha = f"alpha {noise.alpha:g}, {noise.noise}, L = {noise.length}, {noise.schedule}"
+    facts = [
+        ("NEFTune noise", alpha),
+        ("noise / embedding at layer 0", f"{record['noise_to_embedding']:.3g}"),
+        ("learning rate, seed", f"{recipe.learning_rate():g}, {recipe.training.seed}"),
+    ]
+    for name, digest in record["weights_sha256"].items():
+        facts.append((quote_markdown(name, in_table=True), f"sha256 {digest}"))
+    facts += [
+        ("base model", record["model_fingerprint"]),
+        ("data", f"sha256 {record['data_sha256']}"),
+        ("recipe", f"sha256 {record['recipe_sha256']}"),
+    ]
+    for resumed in record["resumed"]:
+        for change in describe_changes(resumed):
+            facts.append(("mixed", quote_markdown(change, in_table=True)))
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    facts += [("trained on", f"{record['device']}, {record['precision']}"), ("versions", versions)]
+    return facts
 
 
 def _usage(recipe: Recipe, reference: ModelReference, *, chat: bool) -> list[str]:
-    """Lines of Python that load the model from the card's folder and ask it something."""
+    """Write the lines of Python that load the model from the card's folder and generate an answer."""
     trust = ", trust_remote_code=True" if recipe.model.trust_remote_code else ""
     adapter = recipe.adapter.type != "none"
     classes = ["AutoModelForCausalLM", "AutoTokenizer", *(["GenerationConfig"] if adapter else [])]
@@ -135,7 +120,7 @@ def _usage(recipe: Recipe, reference: ModelReference, *, chat: bool) -> list[str
     else:
         lines.append('inputs = tokenizer("Once upon a time", return_tensors="pt")')
     settings = ""
-    if adapter:  # a full model's folder brings them along
+    if adapter:  # a full model loads them by itself
         lines.append("ends = GenerationConfig.from_pretrained(folder)  # the tokens that end an answer")
         settings = "generation_config=ends, "
     lines += [
@@ -147,7 +132,7 @@ def _usage(recipe: Recipe, reference: ModelReference, *, chat: bool) -> list[str
 
 
 def _base_model(reference: ModelReference, trust: str) -> list[str]:
-    """Lines of Python that load the model that an adapter is on."""
+    """Write the lines of Python that load an adapter's base model."""
     if reference.kind != "gguf":
         revision = f", revision={json.dumps(reference.revision)}" if reference.revision else ""
         return [

@@ -117,7 +117,7 @@ class NeftTrainer(SFTTrainer):
             )
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        """One forward and backward pass.
+        """Compute one forward and backward pass.
 
         Raises:
             NonFiniteLossError: The loss is NaN or infinite.
@@ -139,7 +139,7 @@ class NeftTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Mean negative log-likelihood of the labels, in nats; over the whole step if gradients are accumulated.
+        """Compute the mean negative log-likelihood of the labels, in nats, of the step if it accumulates gradients.
 
         TRL's own loss also measures entropy and accuracy at each step, and its head is slow without a GPU.
         """
@@ -172,7 +172,7 @@ class NeftTrainer(SFTTrainer):
         self._load_from_checkpoint(str(checkpoint))
 
     def save_final_checkpoint(self, step: int) -> None:
-        """Save a checkpoint after the last step, `step`, if this process did it and there is none yet."""
+        """Save a checkpoint after the last step, `step`, if this process trained it and there is none yet."""
         if self.state.global_step == step and self._checkpoints.latest_complete() != self._checkpoints.path(step):
             self._save_checkpoint(self.model, None)
 

@@ -14,7 +14,8 @@ from markdown_it import MarkdownIt
 from neftcli.events import RunFinished
 from neftcli.models.registry import ModelReference
 from neftcli.recipe.schema import Data, Recipe
-from neftcli.training.model_card import model_card, quote_markdown
+from neftcli.runs.markdown import quote_markdown
+from neftcli.training.model_card import model_card
 
 READER = MarkdownIt("commonmark").enable("table")
 HOSTILE = (
