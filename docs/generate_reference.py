@@ -78,6 +78,10 @@ def command_page() -> str:
     for name, command in _commands(root, "neft"):
         lines += [f"## {name}", "", *_paragraphs(command.help or ""), ""]
         lines += _parameter_tables(command)
+        examples = getattr(command, "examples", ())
+        if examples:
+            width = max(len(text) for text, _ in examples)
+            lines += ["```", *(f"{text:{width}}  # {meaning}" for text, meaning in examples), "```", ""]
     return "\n".join(lines)
 
 
@@ -236,7 +240,8 @@ def _flag_meaning(parameter: Any) -> str:
     if key is None or key.flag_help.rstrip(".") not in text:
         return f"{text}. Default: {default}." if default else text
     section = key.path.rpartition(".")[0].replace(".", "") or "run"
-    return f"{text.rstrip('.')}. Default: {_default(key)}. Key: [`{key.path}`](recipe.md#{section})"
+    default = "" if key.option.switch is not None else f" Default: {_default(key)}."
+    return f"{text.rstrip('.')}.{default} Key: [`{key.path}`](recipe.md#{section})"
 
 
 def _default(key: Any) -> str:
