@@ -41,7 +41,7 @@ from benchmarks.situations import (
 )
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Comparison, Significance
-from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.statistics import paired
 from neftcli.statistics.multiple import name_verdict
 from neftcli.statistics.paired import PairedDifference, paired_difference
@@ -174,8 +174,8 @@ def _counted(found: Iterable[Any], total: int, things: str) -> Iterator[Any]:
 def plan(seeds: int) -> tuple[Cell, ...]:
     """The cells of a sweep."""
     sets = (f"sweep.alphas={[*ALPHAS]}", f"sweep.seeds={seeds}")
-    layers = [*file_layers("quickstart"), *map(assignment, sets)]
-    return tuple(plan_cells(resolve(layers), layers))
+    layers = [*read_recipe_layers("quickstart"), *map(parse_assignment, sets)]
+    return tuple(plan_cells(resolve_recipe(layers), layers))
 
 
 def contents(situation: Situation, drawn: Drawn) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from threading import Event, Thread
 
 from neftcli.data.prepare import read_examples
 from neftcli.models.registry import resolve_model
-from neftcli.recipe.loading import assignment, load_recipe
+from neftcli.recipe.loading import load_recipe, parse_assignment
 
 BIN = Path(sys.executable).parent
 
@@ -99,7 +99,7 @@ def write_rows(folder: Path, dataset: str, training: int, held_out: int) -> tupl
     """Writes training and held-out rows of a data set, each to the only file of a folder, and returns both folders."""
     recipe = load_recipe(
         "quickstart",
-        [assignment(f"data.source={dataset}"), assignment(f"data.held_out_rows={held_out}")],
+        [parse_assignment(f"data.source={dataset}"), parse_assignment(f"data.held_out_rows={held_out}")],
     )
     examples = read_examples(recipe.data)
     folders = []

@@ -20,7 +20,7 @@ from neftcli.data.tokens import tokenize_prompt
 from neftcli.evaluation.generation import generate_answers
 from neftcli.models.loading import load_model_for_recipe, load_tokenizer
 from neftcli.models.registry import resolve_model
-from neftcli.recipe.loading import assignment, load_recipe
+from neftcli.recipe.loading import load_recipe, parse_assignment
 from neftcli.system.device import resolve_compute_config
 from neftcli.system.libraries import prepare_libraries
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 def measure(options: Any, precision: str) -> None:
     """One arithmetic: every size in turn, round by round."""
-    recipe = load_recipe("quickstart", [assignment(f"training.precision={precision}")])
+    recipe = load_recipe("quickstart", [parse_assignment(f"training.precision={precision}")])
     reference = resolve_model(options.model)
     frozen_weights = recipe.adapter.type != "none"
     compute = resolve_compute_config(recipe.training.precision, recipe.model.dtype, frozen_weights=frozen_weights)

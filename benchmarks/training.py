@@ -107,8 +107,8 @@ def tokens_in(model: Path, rows: Path) -> int:
     from neftcli.data.chat import load_chat_format
     from neftcli.data.prepare import prepare, read_examples
     from neftcli.models.registry import resolve_model
-    from neftcli.recipe.loading import assignment
-    from neftcli.recipe.loading import resolve as recipe_of
+    from neftcli.recipe.loading import parse_assignment
+    from neftcli.recipe.loading import resolve_recipe as recipe_of
 
     class Nobody:
         """Hears nothing."""
@@ -117,7 +117,7 @@ def tokens_in(model: Path, rows: Path) -> int:
             """Is told."""
 
     sets = {"model.name": model, "data.source": rows, "data.held_out_rows": 0}
-    recipe = recipe_of([assignment(f"{key}={value}") for key, value in sets.items()])
+    recipe = recipe_of([parse_assignment(f"{key}={value}") for key, value in sets.items()])
     examples = read_examples(recipe.data)
     chat, _ = load_chat_format(recipe, resolve_model(str(model)), examples.row_format, Nobody())
     return prepare(examples, recipe.data, chat).counts.train.tokens
@@ -208,11 +208,11 @@ def held_out_loss(task: Task, output: Path, held_out: Path, folder: Path) -> flo
     from neftcli.evaluation.loss import mean_loss, row_losses
     from neftcli.models.loading import load_tokenizer
     from neftcli.models.registry import resolve_model
-    from neftcli.recipe.loading import assignment
-    from neftcli.recipe.loading import resolve as recipe_of
+    from neftcli.recipe.loading import parse_assignment
+    from neftcli.recipe.loading import resolve_recipe as recipe_of
 
     saved = next(iter(output.glob("*/model")), output)
-    recipe = recipe_of([assignment(f"data.source={held_out}"), assignment("data.held_out_rows=0")])
+    recipe = recipe_of([parse_assignment(f"data.source={held_out}"), parse_assignment("data.held_out_rows=0")])
     tokenizer, _ = load_tokenizer(resolve_model(str(task.model)))
     rows = prepare(read_examples(recipe.data), recipe.data, ChatFormat(tokenizer)).train
     if (saved / "adapter_config.json").is_file():

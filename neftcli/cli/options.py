@@ -62,11 +62,11 @@ def with_recipe(*sections: str) -> Callable[[Callable[..., None]], Callable[...,
 
 def recipe_of(layers: list[Layer], recipe: str | None) -> Recipe:
     """Load a recipe by its name or file and apply the layers; without a name the quickstart recipe, or the defaults."""
-    from neftcli.recipe.loading import load_recipe, resolve
+    from neftcli.recipe.loading import load_recipe, resolve_recipe
 
     own_name = _own_name(layers)
     if recipe is None and own_name:
-        return resolve([own_name, *layers])
+        return resolve_recipe([own_name, *layers])
     return load_recipe(QUICKSTART if recipe is None else recipe, layers)
 
 
@@ -108,7 +108,7 @@ def _with_flags(
 
 
 def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -> list[Layer]:
-    from neftcli.recipe.loading import assignment
+    from neftcli.recipe.loading import parse_assignment
     from neftcli.recipe.yaml_file import Setting
 
     layer: Layer = {}
@@ -124,7 +124,7 @@ def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -
             layer.update({path: Setting(implied, flag, flag) for path, implied in key.option.implies})
         else:
             layer[key.path] = Setting(_flag_value(key, value, flag), flag, f"{flag} {value}")
-    return [layer, *(assignment(text) for text in assignments)]
+    return [layer, *(parse_assignment(text) for text in assignments)]
 
 
 def _flag_value(key: Key, value: str, flag: str) -> Any:

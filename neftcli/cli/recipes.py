@@ -29,7 +29,7 @@ def list_recipes(context: typer.Context) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
-    for name in catalog.names():
+    for name in catalog.list_recipes():
         table.add_row(name, load_recipe(name).about)
     console = Console()
     console.print(table)
@@ -42,13 +42,13 @@ def show(
     every: Annotated[bool, typer.Option("--all", help="Show every option with its help")] = False,
 ) -> None:
     """Print a recipe; with --all, print every option with its value and its help."""
-    from neftcli.recipe.loading import file_layers
+    from neftcli.recipe.loading import read_recipe_layers
 
     if every:
         typer.echo(_annotated(name))
     else:
-        file = catalog.find(name, origin="neft recipes show")
-        file_layers(str(file))  # rejects a file that is not a recipe
+        file = catalog.find_recipe(name, origin="neft recipes show")
+        read_recipe_layers(str(file))  # rejects a file that is not a recipe
         typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
@@ -63,7 +63,7 @@ def copy(
     ] = Path("."),
 ) -> None:
     """Copy a recipe in order to change it."""
-    source = catalog.find(name, origin="neft recipes copy")
+    source = catalog.find_recipe(name, origin="neft recipes copy")
     file = target / source.name if target.is_dir() else target
     if file.exists():
         raise InputError(
@@ -72,7 +72,7 @@ def copy(
     if not file.parent.is_dir():
         hint = f"mkdir -p {shlex.quote(str(file.parent))}"
         raise InputError(Problem(f"{file.parent}: there is no such folder", str(target), hint))
-    if file.suffix not in catalog.YAML:
+    if file.suffix not in catalog.SUFFIXES:
         hint = f"neft recipes copy {name} {shlex.quote(f'{file}.yaml')}"
         raise InputError(Problem("a recipe file ends in .yaml", str(file), hint))
     command = f"neft train --recipe {shlex.quote(str(file))}"

@@ -70,7 +70,7 @@ def sweep_alpha(
     sweep's folder, resumes a sweep: finished cells are kept. With --name the folder's recipe starts a new sweep.
     """
     require_single_process("neft sweep-alpha")
-    from neftcli.recipe.loading import file_layers
+    from neftcli.recipe.loading import read_recipe_layers
     from neftcli.recipe.yaml_file import Setting
     from neftcli.runs.directory import find_sweep
     from neftcli.sweep.folder import load_layers, resolve_sweep
@@ -91,7 +91,7 @@ def sweep_alpha(
     is_new = any(key in ("name", "output_dir") for layer in typed for key in layer)
     working_folder = None
     if folder is None:
-        layers = [*file_layers(recipe or QUICKSTART), *typed]
+        layers = [*read_recipe_layers(recipe or QUICKSTART), *typed]
     else:
         layers, working_folder = load_layers(folder, typed, resume=not is_new)
     with choose_display(json_lines=json_lines, quiet=quiet) as display:

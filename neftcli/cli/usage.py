@@ -46,9 +46,9 @@ def _options(context: Any) -> list[str]:
 
 def _nearest(name: str, options: Sequence[str]) -> str:
     """The option that was meant: by another tool's name for it, by its letters, or as a part of its name."""
-    from neftcli.recipe.loading import ELSEWHERE
+    from neftcli.recipe.loading import FOREIGN_NAMES
 
-    elsewhere = ELSEWHERE.get(name[2:].replace("-", "_"))
+    elsewhere = FOREIGN_NAMES.get(name[2:].replace("-", "_"))
     flags = {key.path: key.option.flag for key in keys()}
     if elsewhere is not None and flags[elsewhere] in options:
         return str(flags[elsewhere])
@@ -71,7 +71,7 @@ def _extra(command: str, arguments: str, options: Sequence[str]) -> Problem:
     first, quoted = arguments.split()[0], shlex.quote(arguments)
     if command == "neft sweep-alpha" and re.fullmatch(r"[\d. ]+", arguments):
         return Problem(f"{command}: write the alphas as one list with commas", arguments, f"{command} --alphas 0,5,10")
-    if "--recipe" in options and (arguments in catalog.names() or Path(first).suffix in (".yaml", ".yml")):
+    if "--recipe" in options and (arguments in catalog.list_recipes() or Path(first).suffix in (".yaml", ".yml")):
         return Problem(said, arguments, f"{command} --recipe {quoted}")
     if command == "neft eval" and len(arguments.split()) == 1:
         return Problem(f"{command}: one run or model is measured", arguments, f"{command} RUN --baseline {quoted}")

@@ -17,7 +17,7 @@ from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
 from neftcli.evaluation.number_format import count_noun
 from neftcli.evaluation.tasks import describe_settings
 from neftcli.events import Comparison, EvaluationReport, SideBySide
-from neftcli.recipe.loading import differences
+from neftcli.recipe.loading import recipe_differences
 from neftcli.runs.directory import CELLS, RECIPE, format_json_line, replace_non_finite
 from neftcli.statistics.multiple import NOT_TESTED
 from neftcli.system.files import atomic_write
@@ -73,7 +73,7 @@ def _baseline(results: Sequence[ModelResults]) -> EvalTarget | None:
 def _changed(main: EvalTarget, baseline: EvalTarget) -> dict[str, tuple[Any, Any]] | None:
     if not main.run or not baseline.run:
         return None
-    return differences(main.saved_recipe(), baseline.saved_recipe())
+    return recipe_differences(main.saved_recipe(), baseline.saved_recipe())
 
 
 def sweep_command(results: Sequence[ModelResults]) -> str | None:

@@ -17,7 +17,7 @@ from neftcli.errors import InputError, ModelError, Problem, RecipeError
 from neftcli.events import EvaluatedModel, Observer, PairedRun
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.recipe.loading import load_recipe
-from neftcli.recipe.loading import resolve as resolve_recipe
+from neftcli.recipe.loading import resolve_recipe as resolve_recipe
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.baseline import find_paired_run

@@ -32,7 +32,7 @@ from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
 
 SHOW_OPTIONS = "neft recipes show quickstart --all    to see every option with its default"
 EXTENDS = "extends"
-ELSEWHERE = {
+FOREIGN_NAMES = {
     "neftune_noise_alpha": "neftune.alpha",
     "noise_alpha": "neftune.alpha",
     "max_seq_length": "data.max_length",
@@ -70,17 +70,17 @@ def load_recipe(name_or_path: str, overrides: Iterable[Layer] = (), *, as_writte
     Raises:
         RecipeError: With every problem found.
     """
-    return resolve([*file_layers(name_or_path, as_written=as_written), *overrides])
+    return resolve_recipe([*read_recipe_layers(name_or_path, as_written=as_written), *overrides])
 
 
-def file_layers(name_or_path: str, *, as_written: bool = False) -> list[Layer]:
+def read_recipe_layers(name_or_path: str, *, as_written: bool = False) -> list[Layer]:
     """The layers of a recipe file: those of what it extends, then its own.
 
     The relative paths of a run's recipe are rewritten for the current folder, unless it is read `as_written`.
     """
     layers: list[Layer] = []
     visited: list[Path] = []
-    path = catalog.find(name_or_path)
+    path = catalog.find_recipe(name_or_path)
     while True:
         if path.resolve() in visited:
             chain = " -> ".join(file.name for file in [*visited, path])
@@ -97,10 +97,10 @@ def file_layers(name_or_path: str, *, as_written: bool = False) -> list[Layer]:
             raise RecipeError(
                 Problem(f"{parent.origin}: extends must name a recipe", parent.typed, "extends: quickstart")
             )
-        path = catalog.find(parent.value, beside=path.parent, origin=parent.origin)
+        path = catalog.find_recipe(parent.value, beside=path.parent, origin=parent.origin)
 
 
-def assignment(text: str) -> Layer:
+def parse_assignment(text: str) -> Layer:
     """The layer of one `--set key=value`."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -109,7 +109,7 @@ def assignment(text: str) -> Layer:
     return {key.strip(): Setting(read_value(value, origin), origin, text)}
 
 
-def resolve(layers: Iterable[Layer]) -> Recipe:
+def resolve_recipe(layers: Iterable[Layer]) -> Recipe:
     """Lays `layers` over the defaults, checks everything, and returns the recipe.
 
     Raises:
@@ -169,7 +169,7 @@ def to_yaml(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def differences(first: Recipe, second: Recipe, of: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+def recipe_differences(first: Recipe, second: Recipe, of: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
     """Dotted key to both values, for each option that differs between two recipes.
 
     Args:
@@ -186,7 +186,7 @@ def differences(first: Recipe, second: Recipe, of: tuple[str, ...] = ()) -> dict
     }
 
 
-def with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+def rewrite_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
     """The recipe with its paths changed."""
     content: Any = recipe
     for path in OPTIONS:
@@ -202,7 +202,7 @@ def _with(section: Any, path: list[str], change: Callable[[str], str]) -> Any:
     return replace(section, **{name: _with(value, below, change) if below else rewrite_value(value, change)})
 
 
-def path_values(recipe: Recipe) -> list[str]:
+def list_path_values(recipe: Recipe) -> list[str]:
     """Every value of the recipe that may be a path."""
     values: list[str] = []
 
@@ -210,7 +210,7 @@ def path_values(recipe: Recipe) -> list[str]:
         values.append(value)
         return value
 
-    with_paths(recipe, note)
+    rewrite_paths(recipe, note)
     return values
 
 
@@ -223,7 +223,7 @@ def _at(recipe: Recipe, path: str) -> Any:
     return value
 
 
-def fingerprint(recipe: Recipe) -> str:
+def recipe_fingerprint(recipe: Recipe) -> str:
     """SHA-256 of all that determines the weights: the resolved recipe without what is in NOT_HASHED."""
     content = {key: value for key, value in _plain(asdict(recipe)).items() if key not in NOT_HASHED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -274,14 +274,14 @@ def _unknown(path: str, setting: Setting, known: Mapping[str, Key]) -> Problem:
         hint = f"--set {path}.{options[0]}=VALUE" if setting.origin.startswith("--") else f"{path}: {{...}}"
         hint += f"    its options are {', '.join(options)}"
         return Problem(f"{setting.origin}: {path} is a section, not an option", setting.typed, hint)
-    nearest = nearest_key(path, known)
+    nearest = closest_key(path, known)
     return Problem(f"{setting.origin}: {path} is not an option", setting.typed, SHOW_OPTIONS, nearest)
 
 
-def nearest_key(path: str, known: Iterable[str]) -> str:
+def closest_key(path: str, known: Iterable[str]) -> str:
     """The known key most like `path`, by its full path or by its last part; empty where none is near."""
-    if path.rpartition(".")[2] in ELSEWHERE:
-        return ELSEWHERE[path.rpartition(".")[2]]
+    if path.rpartition(".")[2] in FOREIGN_NAMES:
+        return FOREIGN_NAMES[path.rpartition(".")[2]]
     by_last_part = {key.rpartition(".")[2]: key for key in known}
     whole = get_close_matches(path, known, n=1, cutoff=0.75)
     if whole:

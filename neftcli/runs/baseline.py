@@ -7,7 +7,7 @@ from pathlib import Path
 
 from neftcli.errors import InputError
 from neftcli.events import PairedRun
-from neftcli.recipe.loading import fingerprint
+from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.recipe.schema import Neftune, Recipe
 from neftcli.runs.directory import RunDirectory
 
@@ -23,7 +23,7 @@ def find_paired_run(recipe: Recipe, parent: Path) -> PairedRun:
     for path in RunDirectory.candidate_paths(parent, paired.run_name()):
         if not path.exists():
             return PairedRun(str(path), alpha, exists=False)
-        if _is_finished(path, fingerprint(paired)):
+        if _is_finished(path, recipe_fingerprint(paired)):
             return PairedRun(str(path), alpha, exists=True)
     raise AssertionError("candidate paths do not end")
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import neftcli
-from neftcli.recipe.loading import fingerprint
+from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.recipe.relative_paths import FIELD
 from neftcli.runs.directory import RECORD
 from neftcli.system.environment import recorded_variables
@@ -52,7 +52,7 @@ class RunRecord:
             "started": before.get("started", _now()),
             "finished": None,
             "resumed": [*before.get("resumed", []), *again],
-            "recipe_sha256": fingerprint(recipe),
+            "recipe_sha256": recipe_fingerprint(recipe),
             "seed": recipe.training.seed,
             "neftune": {
                 "alpha": recipe.neftune.alpha,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Preempted, Problem
 from neftcli.events import CellEvaluationStarted, Event, Observer, Phase, PhaseProgress
-from neftcli.recipe.loading import fingerprint
+from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.runs.schemas import CellMetric, MeasuredCell
 from neftcli.sweep.cell_runs import EVALUATION, CellRuns, evaluation_key, read_evaluation
 
@@ -37,7 +37,7 @@ def run_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: 
     from neftcli.training.signals import StopRequested
     from neftcli.training.train import train
 
-    runs, key = CellRuns(Path(recipe.output_dir)), fingerprint(recipe)
+    runs, key = CellRuns(Path(recipe.output_dir)), recipe_fingerprint(recipe)
     run = runs.finished(key)
     if run is not None:
         run.clean_up_finished()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import InputError
 from neftcli.events import CellState, CellStatus, Notice, Observer
 from neftcli.models.files import is_truncated_safetensors
-from neftcli.recipe.loading import differences, load_recipe
+from neftcli.recipe.loading import load_recipe, recipe_differences
 from neftcli.recipe.schema import TaskSettings
 from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
@@ -132,7 +132,7 @@ def _resume_state(run: RunDirectory, recipe: Recipe) -> tuple[ResumeState | None
         if state.checkpoint is None:
             return None, []
         # The base model's losses and answers of this run would not be comparable.
-        changed = differences(load_recipe(str(run.path / RECIPE)), recipe, MEASUREMENT_SETTINGS)
+        changed = recipe_differences(load_recipe(str(run.path / RECIPE)), recipe, MEASUREMENT_SETTINGS)
     except InputError as error:
         return None, [*(problem.message for problem in error.problems), kept]
     if changed:

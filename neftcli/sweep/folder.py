@@ -161,7 +161,7 @@ def load_layers(folder: Path, typed: Sequence[Layer], *, resume: bool) -> tuple[
     Raises:
         InputError: The recipe would run a model's own code without the option that allows it.
     """
-    from neftcli.recipe.loading import file_layers, resolve
+    from neftcli.recipe.loading import read_recipe_layers, resolve_recipe
     from neftcli.recipe.relative_paths import find_relative_paths, rewrite_layer
 
     file = folder / RECIPE
@@ -170,9 +170,9 @@ def load_layers(folder: Path, typed: Sequence[Layer], *, resume: bool) -> tuple[
     if paths is not None and paths.folders and not paths.folders[0].samefile(os.path.curdir):
         working_folder = paths.folders[0]
         typed = [rewrite_layer(layer, paths.to_run_folder) for layer in typed]
-    layers = [*file_layers(str(file), as_written=resume), *typed]
+    layers = [*read_recipe_layers(str(file), as_written=resume), *typed]
     command = shlex.join(("neft", "sweep-alpha", str(folder)))
-    require_typed_trust(resolve(layers), typed, file, command)
+    require_typed_trust(resolve_recipe(layers), typed, file, command)
     return layers, working_folder
 
 

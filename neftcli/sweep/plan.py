@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.events.sweep import arm_name
-from neftcli.recipe.loading import NOT_HASHED, fingerprint, resolve
+from neftcli.recipe.loading import NOT_HASHED, recipe_fingerprint, resolve_recipe
 from neftcli.recipe.yaml_file import Setting, read_value
 from neftcli.runs.directory import NAME, require_valid_name
 
@@ -89,7 +89,7 @@ def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
         arm = arm if alpha else baseline_of(arm)
         if (arm, seed) in cells:  # alpha 0, at another point of the noise
             continue
-        recipe = resolve([*layers, points[point]]) if points[point] else base
+        recipe = resolve_recipe([*layers, points[point]]) if points[point] else base
         recipe = replace(
             recipe,
             name=f"{base.name}-g{point}" if len(points) > 1 else base.name,
@@ -97,7 +97,7 @@ def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
             training=replace(recipe.training, seed=base.training.seed + seed),
         )
         require_valid_name(recipe.run_name())
-        cells[arm, seed] = Cell(arm, recipe.training.seed, recipe, fingerprint(recipe))
+        cells[arm, seed] = Cell(arm, recipe.training.seed, recipe, recipe_fingerprint(recipe))
     assert len({cell.key for cell in cells.values()}) == len(cells)  # noqa: S101 - every axis is hashed
     return list(cells.values())
 

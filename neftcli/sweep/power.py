@@ -15,7 +15,7 @@ from neftcli.errors import InputError, Problem
 from neftcli.evaluation.metrics import label
 from neftcli.evaluation.report import instruction
 from neftcli.events import PowerAnalysis
-from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve
+from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_differences, resolve_recipe
 from neftcli.runs.directory import CELLS, RECIPE
 from neftcli.statistics.crossed import (
     SHARED_BASELINE,
@@ -66,8 +66,8 @@ def plan_power(
         return replace(plan, why_not=f"not planned for {label(metric)}, whose variance cells don't keep")
     pilot_cells = list(cells)
     if not own:
-        layers = file_layers(str(folder / RECIPE), as_written=True)
-        pilot_cells = plan_cells(resolve(layers), layers)
+        layers = read_recipe_layers(str(folder / RECIPE), as_written=True)
+        pilot_cells = plan_cells(resolve_recipe(layers), layers)
     runs = CellRuns(folder / CELLS)
     evaluations: dict[str, Any] = {}
     paths = []
@@ -106,7 +106,7 @@ def plan_power(
         delta=delta,
         seeds_needed=more.seeds if more else None,
         prompts_needed=more.prompts if more and seeds > 1 else None,
-        differs=() if own else tuple(differences(load_recipe(str(folder / RECIPE)), base)),
+        differs=() if own else tuple(recipe_differences(load_recipe(str(folder / RECIPE)), base)),
         why_not="",
     )
 

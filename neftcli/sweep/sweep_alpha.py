@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, Observer, SweepReport, SweepStarted
-from neftcli.recipe.loading import resolve
+from neftcli.recipe.loading import resolve_recipe
 from neftcli.runs.directory import CELLS, remove_incomplete_runs
 from neftcli.sweep.cell_runs import CellRuns, report_left_out
 from neftcli.sweep.folder import explain_interruption, lock_sweep, require_unlocked, write_recipe
@@ -67,7 +67,7 @@ def run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
 
 def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     started = time.perf_counter()
-    base = resolve(request.layers)
+    base = resolve_recipe(request.layers)
     folder = request.folder or Path(base.output_dir) / f"{base.name}-sweep"
     require_same_sweep(folder, base)
     cells = [

@@ -143,12 +143,12 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
     Raises:
         InputError: The cells in the folder were trained differently.
     """
-    from neftcli.recipe.loading import differences, load_recipe
+    from neftcli.recipe.loading import load_recipe, recipe_differences
 
     file = folder / RECIPE
     if not file.is_file() or not any((folder / CELLS).glob(f"[!.]*/{RECORD}")):  # a damaged record counts, too
         return
-    changed = differences(load_recipe(str(file), as_written=True), base)
+    changed = recipe_differences(load_recipe(str(file), as_written=True), base)
     changed.pop("neftune.alpha", None)  # each cell has its own
     if changed:
         values = ", ".join(f"{path} {new} (there {old})" for path, (old, new) in changed.items())

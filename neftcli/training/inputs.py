@@ -16,7 +16,7 @@ from neftcli.models.limits import load_embedding_size, max_prompt_length, requir
 from neftcli.models.loading import require_pinned_code
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.models.validate import validate_model, validate_weight_files
-from neftcli.recipe.loading import path_values
+from neftcli.recipe.loading import list_path_values
 from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_valid_name
 from neftcli.system.cache_folder import open_cache_folder
@@ -115,7 +115,7 @@ def report_data(prepared: PreparedData, notices: list[str], observer: Observer) 
 def local_paths(recipe: Recipe) -> list[str]:
     """Return the values of a recipe that are paths of existing files or folders, relative to the current folder."""
     names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED}  # they take precedence over a folder of the same name
-    return [value for value in path_values(recipe) if value not in names and exists(expand_home(value))]
+    return [value for value in list_path_values(recipe) if value not in names and exists(expand_home(value))]
 
 
 def _require_room(recipe: Recipe, reference: ModelReference, prepared: PreparedData, *, answers: bool) -> None:

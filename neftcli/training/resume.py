@@ -14,7 +14,7 @@ from neftcli.data.sources import BUILTIN, is_local_path
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.models.registry import resolve_model
-from neftcli.recipe.loading import differences, file_layers, load_recipe, resolve, with_paths
+from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_differences, resolve_recipe, rewrite_paths
 from neftcli.recipe.relative_paths import RelativePaths, find_relative_paths, relative_paths_record
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, Checkpoints
@@ -151,7 +151,7 @@ class ResumeState:
 
     def relocate_paths(self, recipe: Recipe) -> Recipe:
         """Return the recipe as the run's files hold it: its paths from the folder in which the run was started."""
-        return recipe if self.relative_paths is None else with_paths(recipe, self.relative_paths.to_run_folder)
+        return recipe if self.relative_paths is None else rewrite_paths(recipe, self.relative_paths.to_run_folder)
 
     def record_paths(self, recipe: Recipe) -> dict[str, Any]:
         """Return the entry of the run's record about the paths of `recipe`, which start from the current folder."""
@@ -257,7 +257,7 @@ def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: boo
         raise InputError(
             *(Problem(f"{setting.origin} and --resume can't be combined", setting.typed) for setting in typed)
         )
-    recipe = resolve([*file_layers(str(path / RECIPE)), *layers])
+    recipe = resolve_recipe([*read_recipe_layers(str(path / RECIPE)), *layers])
     require_typed_trust(recipe, layers, path / RECIPE, f"neft train --resume {shlex.quote(str(path))}")
     relative_paths = find_relative_paths(path / RECIPE)
     resume_state = read_resume_state(directory, recipe, accept_changes=accept_changes)
@@ -361,9 +361,9 @@ def _require_same_recipe(resume_state: ResumeState, recipe: Recipe) -> None:
     """
     folder = resume_state.checkpoint.path if resume_state.checkpoint else resume_state.directory.path
     recipe_before = load_recipe(str(folder / RECIPE))
-    changed = differences(recipe_before, recipe)
+    changed = recipe_differences(recipe_before, recipe)
     if resume_state.checkpoint:
-        changed |= differences(recipe_before, recipe, MEASUREMENT_SETTINGS)
+        changed |= recipe_differences(recipe_before, recipe, MEASUREMENT_SETTINGS)
     for option, (before, now) in list(changed.items()):
         if option in PATH_FLAGS and _same_file(before, now):
             del changed[option]

@@ -166,8 +166,8 @@ def test_recipes_can_be_listed_shown_and_copied(neft: Neft, tmp_path: Path) -> N
     from neftcli.recipe.loading import load_recipe
 
     listed = neft("recipes").out
-    assert all(name in listed for name in catalog.names())
-    assert neft("recipes", "show", "quickstart").out == (catalog.folder() / "quickstart.yaml").read_text()
+    assert all(name in listed for name in catalog.list_recipes())
+    assert neft("recipes", "show", "quickstart").out == (catalog.recipes_folder() / "quickstart.yaml").read_text()
     copied = neft("recipes", "copy", "quickstart", tmp_path)
     assert copied.code == 0
     assert load_recipe(str(tmp_path / "quickstart.yaml")) == load_recipe("quickstart")

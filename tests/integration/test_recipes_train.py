@@ -24,7 +24,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", catalog.list_recipes())
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # bitsandbytes 0.50
 def test_a_recipe_trains(
     neft: Callable[..., Result], tiny_folder: Callable[[str], Path], tmp_path: Path, name: str

@@ -23,7 +23,7 @@ import pytest
 
 from neftcli.errors import InputError
 from neftcli.events import Evaluated, Event, Notice, TrainingProgress
-from neftcli.recipe.loading import assignment, fingerprint, load_recipe, resolve
+from neftcli.recipe.loading import load_recipe, parse_assignment, recipe_fingerprint, resolve_recipe
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.cell_runs import CellRuns, read_evaluation
 from neftcli.sweep.engines import ray_engine as module
@@ -72,10 +72,10 @@ def cells(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -
         "name": "tiny",
         "output_dir": tmp_path / "sweep" / "cells",
     }
-    layers = [assignment(f"{key}={value}") for key, value in sets.items()]
-    planned = plan_cells(resolve(layers), layers)
+    layers = [parse_assignment(f"{key}={value}") for key, value in sets.items()]
+    planned = plan_cells(resolve_recipe(layers), layers)
     wrong = replace(planned[0].recipe, training=replace(planned[0].recipe.training, learning_rate=1e30))
-    return [*planned, Cell(planned[0].arm, 0, wrong, fingerprint(wrong))]
+    return [*planned, Cell(planned[0].arm, 0, wrong, recipe_fingerprint(wrong))]
 
 
 def weights_of(run: Path) -> str:
@@ -179,7 +179,7 @@ def test_ray_engine_resumes_a_preempted_cell_bit_identically(
     folder = tmp_path / "sweep"
     recipe = replace(cells[1].recipe, training=replace(cells[1].recipe.training, max_steps=1000))
     long = [
-        Cell(cells[1].arm, seed, one, fingerprint(one))
+        Cell(cells[1].arm, seed, one, recipe_fingerprint(one))
         for seed in range(4)
         for one in [replace(recipe, training=replace(recipe.training, seed=seed))]
     ]

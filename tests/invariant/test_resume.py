@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from neftcli.events import Event, Phase, PhaseId, TrainingProgress
-from neftcli.recipe.loading import assignment, resolve
+from neftcli.recipe.loading import parse_assignment, resolve_recipe
 from neftcli.runs.checkpoints import Checkpoints
 from tests.tiny import save_tiny
 
@@ -146,8 +146,8 @@ def child(settings: dict[str, Any], output: Path, resume: str | None, killer: Ki
     try:
         with stop.handle_signals():
             if resume is None:
-                layers = [assignment(f"{key}={value}") for key, value in settings.items()]
-                train(resolve([*layers, assignment(f"output_dir={output}")]), killer, stop=stop)
+                layers = [parse_assignment(f"{key}={value}") for key, value in settings.items()]
+                train(resolve_recipe([*layers, parse_assignment(f"output_dir={output}")]), killer, stop=stop)
             else:
                 recipe, resume_state = find_resume_state(resume, [], accept_changes=False)
                 train(recipe, killer, stop=stop, resume=resume_state)

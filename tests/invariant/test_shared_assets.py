@@ -15,7 +15,7 @@ import pytest
 
 from neftcli.evaluation.loss import mean_loss
 from neftcli.events import RunFinished
-from neftcli.recipe.loading import assignment, load_recipe
+from neftcli.recipe.loading import load_recipe, parse_assignment
 from neftcli.recipe.schema import Recipe
 from neftcli.training.assets import AssetCache
 from neftcli.training.train import train
@@ -50,7 +50,7 @@ def recipe(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) 
             "evaluation.generation.max_new_tokens=4",
             *sets,
         ]
-        return load_recipe("quickstart", [assignment(text) for text in settings])
+        return load_recipe("quickstart", [parse_assignment(text) for text in settings])
 
     return of
 

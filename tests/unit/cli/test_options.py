@@ -47,7 +47,7 @@ def test_list_flags_take_commas_and_repetition(typed: list[str]) -> None:
 def test_set_by_recipes_names_the_options_that_recipes_set() -> None:
     flagged = [key for key in keys() if key.option.flag]
     differing = set()
-    for name in catalog.names():
+    for name in catalog.list_recipes():
         recipe = load_recipe(name)
         differing |= {key.path for key in flagged if reduce(getattr, key.path.split("."), recipe) != key.default}
     assert set(SET_BY_RECIPES) == differing

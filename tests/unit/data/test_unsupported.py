@@ -21,7 +21,7 @@ from neftcli.data.readers import Row
 from neftcli.data.sources import read_rows
 from neftcli.data.unsupported import MEDIA
 from neftcli.errors import DataError
-from neftcli.recipe.loading import assignment, load_recipe
+from neftcli.recipe.loading import load_recipe, parse_assignment
 
 WHERE = "rows.jsonl, line 17"
 EARLIER = [{"from": "human", "value": "q1"}, {"from": "gpt", "value": "a1"}, {"from": "human", "value": "q"}]
@@ -48,7 +48,7 @@ def refused(values: dict[str, Any], columns: dict[str, str] | None = None, locat
 def typed_columns(hint: str) -> dict[str, str]:
     """The mapping of a `--set data.columns=...` as the command line reads it."""
     flag = next(word for word in shlex.split(hint) if word.startswith("data.columns="))
-    return dict(load_recipe("quickstart", [assignment(flag)]).data.columns)
+    return dict(load_recipe("quickstart", [parse_assignment(flag)]).data.columns)
 
 
 def by_shell(values: dict[str, Any], hint: str, folder: Path, name: str = "rows.jsonl") -> list[dict[str, Any]]:

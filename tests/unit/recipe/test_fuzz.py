@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from neftcli.cli.options import _flag_value
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe import catalog
-from neftcli.recipe.loading import assignment, load_recipe, resolve
+from neftcli.recipe.loading import load_recipe, parse_assignment, resolve_recipe
 from neftcli.recipe.schema import Key, Recipe, keys
 from neftcli.recipe.yaml_file import Setting
 from neftcli.sweep.plan import plan_cells
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
 quietly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SHIPPED = {name: (catalog.folder() / f"{name}.yaml").read_bytes() for name in catalog.names()}
+SHIPPED = {name: (catalog.recipes_folder() / f"{name}.yaml").read_bytes() for name in catalog.list_recipes()}
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ TYPED = st.text(st.characters(exclude_characters="\0"), max_size=30) | st.just("
 def test_any_value_of_any_flag(key: Key, typed: str) -> None:
     def make() -> Recipe:
         flag = str(key.option.flag)
-        return resolve([{key.path: Setting(_flag_value(key, typed, flag), flag, f"{flag} {typed}")}])
+        return resolve_recipe([{key.path: Setting(_flag_value(key, typed, flag), flag, f"{flag} {typed}")}])
 
     makes_a_recipe_or_says_why(make)
 
@@ -84,7 +84,7 @@ VALUES = st.sampled_from(["5", "-1", "nan", ".inf", "2e-5", "no", "true", "null"
 @quietly
 @given(key=st.sampled_from([key.path for key in keys()]), value=VALUES | TYPED)
 def test_any_value_of_any_option_by_set(key: str, value: str) -> None:
-    makes_a_recipe_or_says_why(lambda: resolve([assignment(f"{key}={value}")]))
+    makes_a_recipe_or_says_why(lambda: resolve_recipe([parse_assignment(f"{key}={value}")]))
 
 
 @quietly
@@ -103,7 +103,7 @@ def test_any_grid(texts: list[str]) -> None:
 
     def make() -> Any:
         layers = [{"sweep.grid": Setting(tuple(texts), "--grid", ", ".join(texts))}]
-        return plan_cells(resolve(layers), layers)
+        return plan_cells(resolve_recipe(layers), layers)
 
     makes_a_recipe_or_says_why(make)
 

@@ -18,7 +18,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import RecipeError
-from neftcli.recipe.loading import assignment, differences, fingerprint, load_recipe, resolve, to_yaml
+from neftcli.recipe.loading import (
+    load_recipe,
+    parse_assignment,
+    recipe_differences,
+    recipe_fingerprint,
+    resolve_recipe,
+    to_yaml,
+)
 from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe, keys
 from neftcli.recipe.yaml_file import Layer, Setting
 
@@ -38,7 +45,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def load(text: str, *overrides: str, name: str = "r.yaml") -> Recipe:
     """The recipe of a file with this text, with `--set` overrides laid over it."""
     Path(name).write_text(text, encoding="utf-8")
-    return load_recipe(name, [assignment(override) for override in overrides])
+    return load_recipe(name, [parse_assignment(override) for override in overrides])
 
 
 def message(text: str, *overrides: str) -> str:
@@ -50,7 +57,7 @@ def message(text: str, *overrides: str) -> str:
 
 def said_of_set(text: str) -> str:
     with pytest.raises(RecipeError) as raised:
-        resolve([assignment(text)])
+        resolve_recipe([parse_assignment(text)])
     return str(raised.value)
 
 
@@ -110,9 +117,11 @@ def test_an_empty_file_is_the_defaults() -> None:
 
 def test_what_leaves_the_weights_alone_does_not_change_the_fingerprint() -> None:
     """Name, words, folder, evaluation and sweep."""
-    assert fingerprint(load("name: a\nabout: b\noutput_dir: c\n")) == fingerprint(Recipe())
-    assert fingerprint(load("evaluation: {every: 1, samples: 0}\nsweep: {seeds: 6}\n")) == fingerprint(Recipe())
-    assert fingerprint(load("neftune: {alpha: 6}\n")) != fingerprint(Recipe())
+    assert recipe_fingerprint(load("name: a\nabout: b\noutput_dir: c\n")) == recipe_fingerprint(Recipe())
+    assert recipe_fingerprint(load("evaluation: {every: 1, samples: 0}\nsweep: {seeds: 6}\n")) == recipe_fingerprint(
+        Recipe()
+    )
+    assert recipe_fingerprint(load("neftune: {alpha: 6}\n")) != recipe_fingerprint(Recipe())
 
 
 # Values, by the rules of YAML 1.2
@@ -151,7 +160,7 @@ def test_what_leaves_the_weights_alone_does_not_change_the_fingerprint() -> None
     ],
 )
 def test_set_reads_a_value(typed: str, expected: Any) -> None:
-    (setting,) = assignment(f"some.key={typed}").values()
+    (setting,) = parse_assignment(f"some.key={typed}").values()
     assert setting == Setting(expected, "--set some.key", f"some.key={typed}")
     assert type(setting.value) is type(expected)
 
@@ -498,7 +507,7 @@ def test_modules_to_save_without_an_adapter() -> None:
 
 def sources_problem(value: str) -> str:
     with pytest.raises(RecipeError) as raised:
-        resolve([assignment(f"data.sources={value}")])
+        resolve_recipe([parse_assignment(f"data.sources={value}")])
     return "\n".join(
         problem.message.partition("data.sources, ")[2] or problem.message for problem in raised.value.problems
     )
@@ -523,7 +532,7 @@ def test_resolve_sources_that_are_refused(value: str, said: str) -> None:
 
 def test_resolve_sources_names_the_nearest_key_and_choice() -> None:
     with pytest.raises(RecipeError) as raised:
-        resolve([assignment("data.sources=[{source: a, wieght: 2}, {source: b, format: alpca}]")])
+        resolve_recipe([parse_assignment("data.sources=[{source: a, wieght: 2}, {source: b, format: alpca}]")])
     assert [problem.did_you_mean for problem in raised.value.problems] == ["weight", "alpaca"]
 
 
@@ -532,20 +541,25 @@ def test_resolve_source_and_sources_exclude_each_other() -> None:
     several, single = "data.sources=[{source: a.jsonl}]", "data.source=b.jsonl"
     Path("one.yaml").write_text("data: {source: b.jsonl}\n", encoding="utf-8")
     Path("many.yaml").write_text("data: {sources: [{source: a.jsonl}]}\n", encoding="utf-8")
-    assert load_recipe("one.yaml", [assignment(several)]).data.source_name() == "a.jsonl"
-    assert load_recipe("many.yaml", [assignment(single)]).data.source_name() == "b.jsonl"
-    for layers in ([assignment(several), assignment(single)], [assignment("data.source=builtin"), assignment(several)]):
+    assert load_recipe("one.yaml", [parse_assignment(several)]).data.source_name() == "a.jsonl"
+    assert load_recipe("many.yaml", [parse_assignment(single)]).data.source_name() == "b.jsonl"
+    for layers in (
+        [parse_assignment(several), parse_assignment(single)],
+        [parse_assignment("data.source=builtin"), parse_assignment(several)],
+    ):
         with pytest.raises(RecipeError, match="exclude each other"):
-            resolve(layers)
+            resolve_recipe(layers)
     Path("both.yaml").write_text("data: {source: b.jsonl, sources: [{source: a.jsonl}]}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="exclude each other"):
         load_recipe("both.yaml")
 
 
 def test_differences_of_sources_are_plain_values() -> None:
-    recipes = [resolve([assignment(f"data.sources=[{{source: a, weight: {weight}}}]")]) for weight in (1, 2)]
+    recipes = [
+        resolve_recipe([parse_assignment(f"data.sources=[{{source: a, weight: {weight}}}]")]) for weight in (1, 2)
+    ]
     expected = ([{"source": "a", "weight": 1.0}], [{"source": "a", "weight": 2.0}])
-    assert differences(*recipes) == {"data.sources": expected}
+    assert recipe_differences(*recipes) == {"data.sources": expected}
 
 
 # Laws
@@ -645,7 +659,7 @@ RECIPES = section(Recipe).map(without_contradictions)
 def test_what_is_written_loads_back_equal(recipe: Recipe) -> None:
     again = load(to_yaml(recipe))
     assert again == recipe
-    assert fingerprint(again) == fingerprint(recipe)
+    assert recipe_fingerprint(again) == recipe_fingerprint(recipe)
 
 
 def layer_of(recipe: Recipe) -> Layer:
@@ -664,7 +678,7 @@ FREE = [key.path for key in keys() if not key.path.startswith(("adapter.", "quan
 def test_the_stronger_layer_decides_on_its_keys_and_on_no_other(weak: Recipe, strong: Recipe, chosen: set[str]) -> None:
     override = {path: setting for path, setting in layer_of(strong).items() if path in chosen}
     expected = layer_of(weak) | override
-    assert layer_of(resolve([layer_of(weak), override])) == expected
+    assert layer_of(resolve_recipe([layer_of(weak), override])) == expected
 
 
 def loads_or_says_why(load_it: Callable[[], Recipe]) -> None:
@@ -753,7 +767,7 @@ def test_any_heap_of_yaml_loads_or_is_told_what_is_wrong(pieces: list[str]) -> N
 @quietly
 @given(text=st.text())
 def test_any_set_is_read_or_is_told_what_is_wrong(text: str) -> None:
-    loads_or_says_why(lambda: resolve([assignment(text)]))
+    loads_or_says_why(lambda: resolve_recipe([parse_assignment(text)]))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 5.0, 2.5, 1e6, 1e30, 1e-7])

@@ -13,7 +13,7 @@ import pytest
 
 from neftcli.models.registry import ALIASES
 from neftcli.recipe import catalog
-from neftcli.recipe.loading import EXTENDS, fingerprint, load_recipe, to_yaml
+from neftcli.recipe.loading import EXTENDS, load_recipe, recipe_fingerprint, to_yaml
 from neftcli.recipe.schema import Recipe, keys
 from neftcli.recipe.yaml_file import read_layer
 
@@ -65,8 +65,8 @@ def value(recipe: Recipe, path: str) -> Any:
 
 
 def test_the_catalog_lists_exactly_the_files_of_the_folder() -> None:
-    assert sorted(catalog.names()) == NAMES
-    assert catalog.names()[0] == "quickstart"
+    assert sorted(catalog.list_recipes()) == NAMES
+    assert catalog.list_recipes()[0] == "quickstart"
     assert set(NAMES) == {"quickstart", "opt-350m-imdb", *PAPER}
 
 
@@ -109,7 +109,7 @@ def test_resolved_and_written_it_loads_back_equal(name: str, tmp_path: Path) -> 
 
 
 def test_no_two_recipes_are_the_same_run() -> None:
-    assert len({fingerprint(load_recipe(name)) for name in NAMES}) == len(NAMES)
+    assert len({recipe_fingerprint(load_recipe(name)) for name in NAMES}) == len(NAMES)
 
 
 @paper_recipe

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from neftcli.recipe.loading import fingerprint
+from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.recipe.schema import Neftune, Recipe, Training
 from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.directory import RunDirectory
@@ -21,7 +21,7 @@ from tests.conftest import new_run
 def finish(recipe: Recipe, status: str = "finished") -> RunDirectory:
     """Makes a run that says that it is done."""
     run = new_run(Path(recipe.output_dir), recipe.run_name())
-    run.write_json("run.json", {"status": status, "recipe_sha256": fingerprint(recipe)})
+    run.write_json("run.json", {"status": status, "recipe_sha256": recipe_fingerprint(recipe)})
     return run
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import neftcli
-from neftcli.recipe.loading import fingerprint
+from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.recipe.schema import Neftune, Recipe, Training
 from neftcli.runs.directory import RECORD, RunDirectory
 from neftcli.runs.record import RunRecord
@@ -71,7 +71,7 @@ def test_record_fields(run: RunDirectory) -> None:
     assert found.keys() == FIELDS
     assert (found["status"], found["finished"], found["seed"]) == ("running", None, 3)
     assert found["neftune"] == {"alpha": 10.0, "noise": "gaussian", "length": "tokens", "schedule": "constant"}
-    assert found["recipe_sha256"] == fingerprint(RECIPE)
+    assert found["recipe_sha256"] == recipe_fingerprint(RECIPE)
     assert found["hardware"] == {
         "machine": platform.machine(),
         "system": platform.system(),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
-from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 
 ROWS = 100
@@ -16,8 +16,8 @@ RATES = "sweep.grid=['training.learning_rate=1e-5,5e-5']"
 
 
 def plan(*sets: str) -> list[Cell]:
-    layers = [*file_layers("quickstart"), *map(assignment, sets)]
-    return plan_cells(resolve(layers), layers)
+    layers = [*read_recipe_layers("quickstart"), *map(parse_assignment, sets)]
+    return plan_cells(resolve_recipe(layers), layers)
 
 
 def measured(

@@ -29,7 +29,7 @@ from neftcli.events import (
     PhaseProgress,
     TrainingProgress,
 )
-from neftcli.recipe.loading import assignment, fingerprint, load_recipe
+from neftcli.recipe.loading import load_recipe, parse_assignment, recipe_fingerprint
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory, remove_incomplete_runs
 from neftcli.sweep.cell import run_cell
@@ -68,7 +68,7 @@ def recipe(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) 
         "evaluation.probe_rows": 0,
         "evaluation.generation.max_new_tokens": 3,
     }
-    return load_recipe("quickstart", [assignment(f"{key}={value}") for key, value in sets.items()])
+    return load_recipe("quickstart", [parse_assignment(f"{key}={value}") for key, value in sets.items()])
 
 
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_what_fails_behind_the_training_leaves_a_finished_run(error: Exception, 
 
     with pytest.raises(type(error)):
         train(recipe, Told(), on_finish=on_finish)
-    run = CellRuns(Path(recipe.output_dir)).finished(fingerprint(recipe))
+    run = CellRuns(Path(recipe.output_dir)).finished(recipe_fingerprint(recipe))
     assert run is not None
     assert not run.checkpoints.exists()
 
@@ -231,7 +231,7 @@ def test_a_cell_that_is_to_stop_does_no_update_and_leaves_nothing_to_go_on_with(
         run_cell(recipe, AssetCache(), told, StopSignal(told.asked if stops_at else lambda: True))
     assert not [event for event in told.events if isinstance(event, TrainingProgress)]
     assert [json.loads(file.read_text())["status"] for file in cells.glob("*/run.json")] == statuses
-    assert CellRuns(cells).find_resume_state(fingerprint(recipe), recipe) is None
+    assert CellRuns(cells).find_resume_state(recipe_fingerprint(recipe), recipe) is None
     assert not list(cells.glob("*"))
 
 
@@ -257,7 +257,7 @@ def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(InputError, match="another process is training this run"):
-            CellRuns(run.path.parent).find_resume_state(fingerprint(recipe), recipe)
+            CellRuns(run.path.parent).find_resume_state(recipe_fingerprint(recipe), recipe)
         for path in run.path.iterdir():
             if path.name not in (".lock", "recipe.yaml"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -279,7 +279,7 @@ def test_a_run_with_damaged_checkpoints_stays_and_the_cell_begins_in_another_fol
     said = " ".join(event.message for event in told.events if isinstance(event, Notice))
     assert "none of its checkpoints verifies" in said
     assert f"{run.path} is kept, and the cell starts again in a new folder" in said
-    found = CellRuns(run.path.parent).finished(fingerprint(recipe))
+    found = CellRuns(run.path.parent).finished(recipe_fingerprint(recipe))
     assert found is not None
     assert str(found.path) == again
 
@@ -287,7 +287,7 @@ def test_a_run_with_damaged_checkpoints_stays_and_the_cell_begins_in_another_fol
 def test_a_run_that_was_begun_with_other_probe_rows_is_not_gone_on_with(recipe: Recipe) -> None:
     run, told = stopped_cell(recipe), Told()
     other = replace(recipe, evaluation=replace(recipe.evaluation, probe_rows=3))
-    assert fingerprint(other) == fingerprint(recipe)
+    assert recipe_fingerprint(other) == recipe_fingerprint(recipe)
     assert run_cell(other, AssetCache(), told, StopSignal()) == f"{run.path}-2"
     messages = [event.message for event in told.events if isinstance(event, Notice)]
     assert any("started with a different evaluation.probe_rows" in message for message in messages)

@@ -12,7 +12,7 @@ import pytest
 
 from neftcli.errors import RecipeError
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE, label
-from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.plan import Arm
 from neftcli.sweep.results import SweepResults
@@ -83,7 +83,10 @@ def test_resolve_delta_rejects_a_percentage_without_a_base_value(metric: str, ty
 
 @pytest.mark.parametrize(("typed", "value"), [("0.005", 0.005), ("'0.005'", "0.005"), ("1%", "1%")])
 def test_recipe_takes_a_delta_as_a_number_or_a_percentage(typed: str, value: float | str) -> None:
-    assert resolve([*file_layers("quickstart"), assignment(f"sweep.delta={typed}")]).sweep.delta == value
+    assert (
+        resolve_recipe([*read_recipe_layers("quickstart"), parse_assignment(f"sweep.delta={typed}")]).sweep.delta
+        == value
+    )
 
 
 def test_gain_of_training_is_that_of_the_first_three_seeds_and_the_best_baseline() -> None:

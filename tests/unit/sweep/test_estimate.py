@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from neftcli import events
 from neftcli.cli.display import format
-from neftcli.recipe.loading import assignment, load_recipe, resolve
+from neftcli.recipe.loading import load_recipe, parse_assignment, resolve_recipe
 from neftcli.recipe.schema import Evaluation, Generation, Recipe, Sweep
 from neftcli.recipe.yaml_file import Setting
 from neftcli.sweep import estimate as module
@@ -85,7 +85,7 @@ def test_time_step_of_a_tiny_model(tiny_folder: Callable[[str], Path], rows_file
         "training.max_steps": 7,
         "evaluation.generation.max_new_tokens": 8,
     }
-    recipe = load_recipe("quickstart", [assignment(f"{key}={value}") for key, value in sets.items()])
+    recipe = load_recipe("quickstart", [parse_assignment(f"{key}={value}") for key, value in sets.items()])
     asset_cache = AssetCache()
     times = time_step(recipe, asset_cache, Silent())
     assert times.steps == 7
@@ -104,7 +104,7 @@ def test_time_step_of_a_tiny_model(tiny_folder: Callable[[str], Path], rows_file
 
 def planned(folder: Path, **options: Any) -> list[Cell]:
     layer = {f"sweep.{key}": Setting(value, key, str(value)) for key, value in options.items()}
-    cells = plan_cells(resolve([layer]), [layer])
+    cells = plan_cells(resolve_recipe([layer]), [layer])
     return [replace(cell, recipe=replace(cell.recipe, output_dir=str(folder))) for cell in cells]
 
 

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem, RecipeError
-from neftcli.recipe.loading import assignment, load_recipe, resolve, to_yaml
+from neftcli.recipe.loading import load_recipe, parse_assignment, resolve_recipe, to_yaml
 from neftcli.recipe.schema import Recipe
 from neftcli.sweep.folder import explain_interruption, load_layers, lock_sweep, resolve_sweep, write_recipe
 from neftcli.training.resume import find_resume_state
@@ -148,10 +148,12 @@ def test_load_layers_does_not_trust_a_folder_s_recipe(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     (tmp_path / "recipe.yaml").write_text(to_yaml(TRUSTING))
     with pytest.raises(RecipeError, match=r"(?s)does not run because a folder's recipe says so.*--trust-remote-code"):
-        load_layers(tmp_path, [assignment("sweep.seeds=5")], resume=True)
+        load_layers(tmp_path, [parse_assignment("sweep.seeds=5")], resume=True)
     for typed in (True, False):
-        layers, _ = load_layers(tmp_path, [assignment(f"model.trust_remote_code={str(typed).lower()}")], resume=True)
-        assert resolve(layers).model.trust_remote_code is typed
+        layers, _ = load_layers(
+            tmp_path, [parse_assignment(f"model.trust_remote_code={str(typed).lower()}")], resume=True
+        )
+        assert resolve_recipe(layers).model.trust_remote_code is typed
 
 
 def test_train_resume_does_not_trust_a_run_s_recipe(tmp_path: Path, neft: Callable[..., Result]) -> None:
@@ -162,7 +164,9 @@ def test_train_resume_does_not_trust_a_run_s_recipe(tmp_path: Path, neft: Callab
     assert result.code == 2
     assert "does not run because a folder's recipe says so" in result.err
     assert f"neft train --resume {run.path} --trust-remote-code" in result.err.replace("\n", "")
-    recipe, _ = find_resume_state(str(run.path), [assignment("model.trust_remote_code=true")], accept_changes=False)
+    recipe, _ = find_resume_state(
+        str(run.path), [parse_assignment("model.trust_remote_code=true")], accept_changes=False
+    )
     assert recipe.model.trust_remote_code
 
 
@@ -179,22 +183,23 @@ def test_load_layers_from_a_different_folder(tmp_path: Path, monkeypatch: pytest
         (project / name).write_text("x")
     (other / "held_out.jsonl").write_text("x")
     base = load_recipe(
-        "quickstart", [assignment("data.source=rows.jsonl"), assignment("model.chat_template=template.jinja")]
+        "quickstart",
+        [parse_assignment("data.source=rows.jsonl"), parse_assignment("model.chat_template=template.jinja")],
     )
     monkeypatch.chdir(project)
     write_recipe(Path("runs/x-sweep"), base)
     layers, folder = load_layers(Path("runs/x-sweep"), [], resume=True)
-    assert (resolve(layers), folder) == (base, None)
+    assert (resolve_recipe(layers), folder) == (base, None)
     monkeypatch.chdir(other)
-    typed = [assignment("data.held_out_source=held_out.jsonl")]
+    typed = [parse_assignment("data.held_out_source=held_out.jsonl")]
     layers, folder = load_layers(sweep, typed, resume=True)
     assert folder == project
-    recipe = resolve(layers)
+    recipe = resolve_recipe(layers)
     assert (recipe.data.source, recipe.model.chat_template) == ("rows.jsonl", "template.jinja")
     assert recipe.data.held_out_source == "../other/held_out.jsonl"
     layers, folder = load_layers(sweep, typed, resume=False)  # a new sweep from its recipe
     assert folder is None
-    recipe = resolve(layers)
+    recipe = resolve_recipe(layers)
     assert (recipe.data.source, recipe.data.held_out_source) == ("../project/rows.jsonl", "held_out.jsonl")
     project.rename(tmp_path / "moved")
     assert load_layers(tmp_path / "moved" / "runs" / "x-sweep", [], resume=True)[1] == tmp_path / "moved"

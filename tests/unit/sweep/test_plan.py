@@ -8,13 +8,13 @@ from __future__ import annotations
 import pytest
 
 from neftcli.errors import InputError, RecipeError
-from neftcli.recipe.loading import assignment, file_layers, fingerprint, load_recipe, resolve
+from neftcli.recipe.loading import load_recipe, parse_assignment, read_recipe_layers, recipe_fingerprint, resolve_recipe
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of, plan_cells
 
 
 def cells_of(*sets: str) -> list[Cell]:
-    layers = [*file_layers("quickstart"), *map(assignment, sets)]
-    return plan_cells(resolve(layers), layers)
+    layers = [*read_recipe_layers("quickstart"), *map(parse_assignment, sets)]
+    return plan_cells(resolve_recipe(layers), layers)
 
 
 def test_cells_are_arms_by_seeds_with_alpha_0_among_them_seed_by_seed() -> None:
@@ -27,8 +27,8 @@ def test_a_cell_is_the_recipe_that_train_would_take() -> None:
     """Known by the hash of what determines its weights, whatever the sweep around it."""
     [cell] = [cell for cell in cells_of("sweep.seeds=2", "adapter.type=lora") if (cell.arm.alpha, cell.seed) == (10, 1)]
     sets = ("neftune.alpha=10", "training.seed=1", "adapter.type=lora")
-    alone = load_recipe("quickstart", map(assignment, sets))
-    assert cell.key == fingerprint(cell.recipe) == fingerprint(alone)
+    alone = load_recipe("quickstart", map(parse_assignment, sets))
+    assert cell.key == recipe_fingerprint(cell.recipe) == recipe_fingerprint(alone)
     others = cells_of("sweep.seeds=4", "adapter.type=lora", "sweep.alphas=[10]", "evaluation.samples=0")
     assert cell.key in {other.key for other in others}
 

@@ -14,7 +14,7 @@ import pytest
 from neftcli.cli.display import format
 from neftcli.errors import InputError
 from neftcli.events import SweepEstimate
-from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.statistics.crossed import compare_arms, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL
 from neftcli.sweep import power as module
@@ -45,7 +45,7 @@ def content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def planned(*sets: str) -> Any:
-    base = resolve([*file_layers("quickstart"), *map(assignment, (*SETS, *sets))])
+    base = resolve_recipe([*read_recipe_layers("quickstart"), *map(parse_assignment, (*SETS, *sets))])
     prompts = [f"prompt {number}" for number in range(ROWS)]
     return plan_power(base, plan(*SETS, *sets), prompts, Path("folder"), own=True)  # type: ignore[arg-type]
 
@@ -72,7 +72,7 @@ def test_plan_power_one_planned_seed_is_about_that_seed(content: dict[str, Any],
     content |= measured(plan(*SETS), {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
     (tmp_path / "recipe.yaml").write_text("extends: quickstart\nsweep: {alphas: [5, 10], seeds: 3}\n")
     sets = (*SETS, "sweep.seeds=1", "training.weight_decay=0.5")
-    base = resolve([*file_layers("quickstart"), *map(assignment, sets)])
+    base = resolve_recipe([*read_recipe_layers("quickstart"), *map(parse_assignment, sets)])
     prompts: Any = [f"prompt {number}" for number in range(ROWS)]
     power = plan_power(base, plan(*sets), prompts, tmp_path, own=False)
     assert (power.differs, power.pilot_seeds) == (("training.weight_decay",), 3)
@@ -107,6 +107,6 @@ def test_plan_power_rejects_a_pilot_without_two_seeds(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "recipe.yaml").write_text("extends: quickstart\n")
-    base = resolve(file_layers("quickstart"))
+    base = resolve_recipe(read_recipe_layers("quickstart"))
     with pytest.raises(InputError, match="the pilot needs two seeds that are done both with noise and without"):
         plan_power(base, plan(*SETS), [], tmp_path, own=False)

@@ -31,7 +31,7 @@ from neftcli.events import (
     SweepReport,
     TrainingProgress,
 )
-from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.recipe.schema import Recipe
 from neftcli.sweep import reporter as module
 from neftcli.sweep.early_stopping import Decision, decide
@@ -122,7 +122,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sw
         folder = tmp_path / f"sweep-{number}"
         folder.mkdir()
         number += 1
-        base = resolve([*file_layers("quickstart"), *map(assignment, sets)])
+        base = resolve_recipe([*read_recipe_layers("quickstart"), *map(parse_assignment, sets)])
         observer, engine = RecordingObserver(), Engine(folder)
         states = [CellState(cell.key[:8], cell.arm.name(), cell.seed, CellStatus.WAITING) for cell in cells]
         scheduler = SweepScheduler(cells, states, base.sweep, observer)

@@ -17,7 +17,7 @@ from neftcli.data.prepare import PreparedData
 from neftcli.errors import InputError, NeftError
 from neftcli.models.loading import model_fingerprint
 from neftcli.models.registry import ModelReference
-from neftcli.recipe.loading import assignment, file_layers, resolve
+from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.cell_runs import CellRuns
@@ -38,9 +38,9 @@ class Silent:
 @pytest.fixture
 def cells(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[Cell]:
     sets = {"model.name": tiny_folder("llama"), "data.source": rows_file, "sweep.alphas": "[5]", "sweep.seeds": 2}
-    layers = [*file_layers("quickstart"), *(assignment(f"{key}={value}") for key, value in sets.items())]
+    layers = [*read_recipe_layers("quickstart"), *(parse_assignment(f"{key}={value}") for key, value in sets.items())]
     output = {"output_dir": str(tmp_path / "cells")}
-    return [replace(cell, recipe=replace(cell.recipe, **output)) for cell in plan_cells(resolve(layers), layers)]
+    return [replace(cell, recipe=replace(cell.recipe, **output)) for cell in plan_cells(resolve_recipe(layers), layers)]
 
 
 def started_run(cell: Cell, **facts: Any) -> RunDirectory:
@@ -163,12 +163,12 @@ def test_check_inputs_counts_distinct_prompts(
     held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sets = {"data.source": rows_file, "data.held_out_source": held_out, "data.held_out_rows": 200}
     sets["model.name"] = tiny_folder("llama")
-    layers = [*file_layers("quickstart"), *(assignment(f"{key}={value}") for key, value in sets.items())]
+    layers = [*read_recipe_layers("quickstart"), *(parse_assignment(f"{key}={value}") for key, value in sets.items())]
     if enough:
-        check_inputs(resolve(layers), tmp_path, Silent())
+        check_inputs(resolve_recipe(layers), tmp_path, Silent())
     else:
         with pytest.raises(InputError, match="a sweep needs at least 6 held-out rows with different prompts"):
-            check_inputs(resolve(layers), tmp_path, Silent())
+            check_inputs(resolve_recipe(layers), tmp_path, Silent())
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_check_inputs_counts_distinct_prompts(
 )
 def test_require_noise_rejects_a_sweep_of_one_arm(sets: list[str], rejected: bool) -> None:
     """Arms are counted after alpha 0 was added and repeated values were merged."""
-    layers = [*file_layers("quickstart"), *map(assignment, sets)]
-    base = resolve(layers)
+    layers = [*read_recipe_layers("quickstart"), *map(parse_assignment, sets)]
+    base = resolve_recipe(layers)
     cells = plan_cells(base, layers)
     if not rejected:
         require_noise(base, cells)

@@ -13,7 +13,7 @@ import pytest
 
 from neftcli.errors import InputError
 from neftcli.evaluation.loss import RowLoss
-from neftcli.recipe.loading import assignment, resolve
+from neftcli.recipe.loading import parse_assignment, resolve_recipe
 from neftcli.system import distributed
 from neftcli.training.distributed import join_run, require_same_inputs, split_across_processes
 from neftcli.training.signals import StopRequested, StopSignal
@@ -67,4 +67,4 @@ def test_the_first_hears_where_another_reads_other_rows(with_others: Callable[..
 
 def test_a_recipe_for_more_processes_than_there_are_is_refused() -> None:
     with pytest.raises(InputError, match=r"the recipe expects 2 processes\n  got      1 running"):
-        join_run(resolve([assignment("training.processes=2")]), None, StopSignal())
+        join_run(resolve_recipe([parse_assignment("training.processes=2")]), None, StopSignal())

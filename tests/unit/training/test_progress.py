@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neftcli.events import Phase, PhaseId, PhaseProgress
-from neftcli.recipe.loading import assignment, resolve
+from neftcli.recipe.loading import parse_assignment, resolve_recipe
 from neftcli.training.dry_run import plan_run
 from neftcli.training.progress import (
     BYTES_PER_SECOND,
@@ -63,7 +63,7 @@ def test_tokenising_progress_last_row(collector: Collector, clock: FakeClock) ->
 def test_progress_of_quick_rows(rows_file: Path, tiny_folder: Callable[[str], Path], collector: Collector) -> None:
     """Rows that take no time are not reported."""
     sets = {"model.name": tiny_folder("llama"), "data.source": rows_file, "data.held_out_rows": 2}
-    plan_run(resolve([assignment(f"{key}={value}") for key, value in sets.items()]), collector)
+    plan_run(resolve_recipe([parse_assignment(f"{key}={value}") for key, value in sets.items()]), collector)
     assert not tokenised(collector)
     assert not [event for event in collector.events if isinstance(event, Phase) and event.count]
 

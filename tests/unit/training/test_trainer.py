@@ -13,7 +13,7 @@ from trl import pack_dataset
 from neftcli.data import dataset
 from neftcli.data.dataset import TokenDataset
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow
-from neftcli.recipe.loading import assignment, resolve
+from neftcli.recipe.loading import parse_assignment, resolve_recipe
 from neftcli.training import trainer
 from neftcli.training.trainer import LengthBuckets
 
@@ -43,7 +43,7 @@ def test_packed_rows_some_at_a_time(
     assert list(trainer._packed(kept, 64)) == list(whole)
     sets = {"data.max_length": 64, "training.batching": "packed", "training.gradient_accumulation_steps": 1}
     sets |= {"training.per_device_train_batch_size": 1, "training.num_train_epochs": 1}
-    recipe = resolve([assignment(f"{key}={value}") for key, value in sets.items()])
+    recipe = resolve_recipe([parse_assignment(f"{key}={value}") for key, value in sets.items()])
     assert trainer.num_training_steps(recipe, kept.lengths()) == len(whole)
 
 
