@@ -5,16 +5,21 @@ It counts what it is asked: what tests say about caching, retries and money is r
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import socket
 import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from neftcli.evaluation.judge import AnswerPair
+from neftcli.recipe.schema import Judge
 
 Judgement = Callable[[str], str]
 
@@ -209,3 +214,37 @@ def judge_server(judge: Judgement = lambda prompt: "A") -> Iterator[JudgeServer]
             server.released.set()
             listening.shutdown()
     assert not server.unexpected, server.unexpected
+
+
+KEY = "sk-proj-0123456789abcdefXYZ"
+PAIRS = [
+    AnswerPair("Name a fruit.", "Apple.", "A fruit is an apple, for one."),
+    AnswerPair("2 + 3?", "5", "It is five."),
+]
+
+
+def judge_of(server: JudgeServer, **settings: object) -> Judge:
+    """Settings that ask this server, one question at a time."""
+    return replace(Judge(base_url=server.url, model="m", concurrency=1), **settings)  # type: ignore[arg-type]
+
+
+def silent(done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+def answers_in(prompt: str) -> tuple[str, str]:
+    """The answers A and B in the built-in prompt."""
+    found = re.search(r"=== Answer A ===\n(.*)\n\n=== Answer B ===\n(.*)\n\n=== Your", prompt, re.DOTALL)
+    assert found is not None
+    return found[1], found[2]
+
+
+def prefers_longer(prompt: str) -> str:
+    """A judge that likes length, wherever it stands."""
+    a, b = answers_in(prompt)
+    return "TIE" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
+
+
+def hashed_verdict(prompt: str) -> str:
+    """A judge whose verdict hangs on every character, and is sometimes none."""
+    return ["A", "B", "TIE", "**A.**", "Verdict: B", "no idea"][hashlib.sha256(prompt.encode()).digest()[0] % 6]

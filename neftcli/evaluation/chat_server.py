@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server: asked through the `openai` client, again where that may help, its secrets hidden."""
+"""Connection to an OpenAI-compatible server by the `openai` client, with deadlines, limits and redaction of secrets."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ _ADDRESS = re.compile(
     r"(https?)://(?:[^@/?#\s]*@)?([a-z\d._-]+|\[[a-f\d:.]+\])(:\d+)?(/[^\s?#@]*)?", re.ASCII | re.IGNORECASE
 )
 _KEY_LIKE = re.compile(r"\bsk-[^\s\"'<>,]+")
-_SHORTEST_SECRET = 4  # shorter ones are no secrets, and to hide them would tear words and verdicts
-_LONGEST_QUOTE = 300
-OF_ONE_QUESTION = (400, 413, 422)
-MOST_BYTES = 4 * 2**20
-"""The longest body that is read of a reply; a reply of 1,000 tokens takes about 5 kB."""
+_MIN_SECRET = 4  # hiding shorter strings would remove parts of words and verdicts
+_MAX_QUOTE = 300
+QUESTION_STATUSES = (400, 413, 422)
+"""Statuses that reject one question; others may be answered."""
+MAX_REPLY_BYTES = 4 * 2**20
+"""Bytes of a reply that are read at most; a reply of 1,000 tokens takes about 5 kB."""
 
 
 def strip_credentials(base_url: str) -> str:
-    """A server's address as it may be shown and stored: no user name, no password, no closing slash."""
+    """Return a server's address for messages and files: without user name, password and final slash."""
     if address := _ADDRESS.fullmatch(base_url):
         scheme, host, port, path = address.groups("")
         return f"{scheme.lower()}://{host.lower()}{port}{path}".rstrip("/")
-    # Not an address, so a password may stand anywhere before the last @, and a key behind ? or #.
+    # Not an address, so there may be a password anywhere before the last @, and a key after ? or #.
     return re.split(r"[?#]", re.sub(r"^(https?://)?.*@", r"\1", base_url, flags=re.DOTALL))[0]
 
 
 def is_valid_address(base_url: str) -> bool:
-    """Return whether it is an http(s) address without a query, with a possible port."""
+    """Return whether an address is http(s), without a query, with a valid port if any."""
     try:
         return _ADDRESS.fullmatch(base_url) is not None and urlsplit(base_url).port != 0
-    except ValueError:  # a port above 65535, or brackets around what is no IPv6 address
+    except ValueError:  # a port above 65535, or brackets around something that is not an IPv6 address
         return False
 
 
@@ -56,7 +57,7 @@ def require_reachable(settings: Judge) -> None:
     """Try a connection, so that a missing server is reported before hours of work.
 
     Raises:
-        InputError: There is none, or a proxy's address can't be used.
+        InputError: There is no connection, or the address of a proxy can't be used.
     """
     reason = explain_unreachable(urlsplit(settings.base_url or ""))
     if reason:
@@ -65,17 +66,17 @@ def require_reachable(settings: Judge) -> None:
             Problem(
                 f"evaluation.judge.base_url: no connection to {shown}",
                 reason,
-                "start the server, or put the address right: --judge http://127.0.0.1:8000/v1",
+                "start the server, or correct the address: --judge http://127.0.0.1:8000/v1",
             )
         )
 
 
 class RequestRejected(Problem):
-    """What a server refuses of one question alone, such as its length or its content; others may be answered."""
+    """The problem of one question that a server rejects, e.g. for its length or content; others may be answered."""
 
 
 class _RedirectedError(Exception):
-    """The server redirects to a different server, which would be sent the rows, the answers and the key."""
+    """A redirect to a different server, which would receive the rows, the answers and the key."""
 
     def __init__(self, target: str) -> None:
         super().__init__(target)
@@ -83,11 +84,12 @@ class _RedirectedError(Exception):
 
 
 class ChatServer:
-    """The connection to the judge; it asks, asks again where that may help, and hides secrets in what comes back.
+    """Connection to the judge.
 
-    Waiting and asking again is the openai client's work. A body that is no chat completion looks to it like a broken
-    connection (`_refuse_nonsense`), so that one count and one backoff hold for all failures. Each request has a
-    deadline (`_Request`), a limit of bytes, and stays at the server that was named.
+    The openai client retries failed requests with backoff. A body that is not a chat completion is reported to it as a
+    broken connection (`_require_completion`), so the same number of retries holds for all failures. neft adds a
+    deadline for each attempt (`_DeadlineRequest`), a limit of bytes, the restriction to the given server, and hides
+    secrets in replies and messages.
     """
 
     def __init__(self, settings: Judge) -> None:
@@ -99,8 +101,8 @@ class ChatServer:
         credentials = (unquote(parts.username or ""), unquote(parts.password or ""))
         basic = base64.b64encode(":".join(credentials).encode()).decode()
         secrets = {key, parts.username, parts.password, *credentials, basic}
-        self._secrets = sorted((text for text in secrets if text and len(text) >= _SHORTEST_SECRET), key=len)[::-1]
-        _silence_transport()
+        self._secrets = sorted((text for text in secrets if text and len(text) >= _MIN_SECRET), key=len)[::-1]
+        _silence_transport_logs()
         with _without_openai_variables():
             from openai import OpenAI
 
@@ -114,21 +116,21 @@ class ChatServer:
             )
 
     def close(self) -> None:
-        """Nothing is sent any more, not even by questions that wait to be asked again."""
+        """Close the client; waiting retries send nothing more."""
         self._client.close()
 
     def ask(self, prompt: str) -> tuple[str, dict[str, int]] | Problem:
-        """The reply to a prompt with the tokens it took, or what is wrong for good."""
+        """Return the reply to a prompt and its token counts, or the problem if all attempts failed."""
         from openai import APIConnectionError, APIStatusError
 
         try:
             reply, usage = _completion(self._send(prompt))
         except APIStatusError as error:
-            return self._refusal(error)
+            return self._explain_status(error)
         except APIConnectionError as error:
-            return self._failure(f"the judge at {self._address} failed", self._broken(error))
+            return self._failure(f"the judge at {self._address} failed", self._explain_connection_error(error))
         except _RedirectedError as error:
-            return self._redirected(error.target)
+            return self._explain_redirect(error.target)
         return self._hide(reply), usage
 
     def _send(self, prompt: str) -> str:
@@ -140,7 +142,9 @@ class ChatServer:
         except BadRequestError as error:
             if limit != "max_tokens" or "max_completion_tokens" not in str(error):
                 raise
-        self._limit = "max_completion_tokens"  # what OpenAI's reasoning models call it, and no other server
+        self._limit = (
+            "max_completion_tokens"  # the name that OpenAI's reasoning models require, and other servers don't know
+        )
         return self._post(prompt, self._limit)
 
     def _post(self, prompt: str, limit: str) -> str:
@@ -151,33 +155,33 @@ class ChatServer:
             extra_body={limit: self._settings.max_tokens},
         ).text
 
-    def _refusal(self, error: Any) -> Problem:
-        """What an error status (openai.APIStatusError) means, and what to do."""
+    def _explain_status(self, error: Any) -> Problem:
+        """Turn an error status (openai.APIStatusError) into a problem with a hint."""
         status, judge = error.status_code, f"the judge at {self._address}"
         body = error.body if isinstance(error.body, dict) else {}
         messages = [body[name] for name in ("message", "detail") if isinstance(body.get(name), str)]
         said = f"{status}: {messages[0] if messages else error.response.text}"
         if status in (401, 403):
-            key = f"the key in {KEY_VARIABLE}" if api_key() else f"to answer without a key in {KEY_VARIABLE}"
-            return self._failure(f"{judge} refuses {key}", said, f"export {KEY_VARIABLE}=KEY, then ")
+            rejects = f"rejects the key in {KEY_VARIABLE}" if api_key() else f"needs a key in {KEY_VARIABLE}"
+            return self._failure(f"{judge} {rejects}", said, f"export {KEY_VARIABLE}=KEY, then ")
         if status == 404:
-            unknown = f"{judge} knows no model {self._settings.model}, or the address is wrong"
-            return self._failure(unknown, said, "--judge-model NAME, --judge with an address that ends in /v1; ")
-        if status in OF_ONE_QUESTION:
-            problem = self._failure(f"{judge} refuses the question", said, "put right what it says, then ")
+            no_model = f"{judge} has no model {self._settings.model}, or the address is wrong"
+            return self._failure(no_model, said, "--judge-model NAME, --judge with an address that ends in /v1; ")
+        if status in QUESTION_STATUSES:
+            problem = self._failure(f"{judge} rejects the question", said, "fix the cause, then ")
             return RequestRejected(problem.message, problem.got, problem.hint)
-        passes = status in (408, 409, 429) or status >= 500
-        return self._failure(f"{judge} failed", said, "" if passes else "put right what it says, then ")
+        is_temporary = status in (408, 409, 429) or status >= 500
+        return self._failure(f"{judge} failed", said, "" if is_temporary else "fix the cause, then ")
 
-    def _redirected(self, target: str) -> Problem:
-        """The problem of a redirect to a different server; the address to type has no query, which may be a secret."""
+    def _explain_redirect(self, target: str) -> Problem:
+        """Build the problem of a redirect; the suggested address has no query, which may be a secret."""
         address = strip_credentials(target).removesuffix("/chat/completions")
         problem = self._failure(f"the judge at {self._address} redirects to a different server", address)
-        hint = f"--judge {problem.got}    if that server may have the rows, the answers and the key"
+        hint = f"--judge {problem.got}    if you trust that server with the rows, the answers and the key"
         return Problem(problem.message, problem.got, hint)
 
-    def _broken(self, error: Exception) -> str:
-        """What broke a connection (openai.APIConnectionError)."""
+    def _explain_connection_error(self, error: Exception) -> str:
+        """Return the reason of a connection error (openai.APIConnectionError)."""
         from openai import APITimeoutError
 
         if isinstance(error, APITimeoutError):
@@ -185,11 +189,11 @@ class ChatServer:
         return str(error.__cause__) or type(error.__cause__).__name__
 
     def _failure(self, message: str, said: str, first: str = "") -> Problem:
-        # Hidden before it is cut, so that no half of a key is left.
+        # Secrets are hidden before the quote is shortened, so that no part of a key remains.
         quoted = "".join(letter if letter.isprintable() else " " for letter in self._hide(said))
         quoted = " ".join(quoted.split())
-        quoted = f"{quoted[:_LONGEST_QUOTE]}…" if len(quoted) > _LONGEST_QUOTE else quoted
-        return Problem(self._hide(message), quoted, f"{first}the same command again: it goes on from there")
+        quoted = f"{quoted[:_MAX_QUOTE]}…" if len(quoted) > _MAX_QUOTE else quoted
+        return Problem(self._hide(message), quoted, f"{first}run the same command again: it resumes")
 
     def _hide(self, text: str) -> str:
         for secret in self._secrets:
@@ -198,15 +202,15 @@ class ChatServer:
 
 
 def api_key() -> str:
-    """The key of the environment, or an empty string."""
+    """Return the key in the environment, or an empty string."""
     return os.environ.get(KEY_VARIABLE, "").strip()
 
 
-class _Request:
-    """A request in a thread of its own, which is abandoned at its deadline.
+class _DeadlineRequest:
+    """A request in its own thread, abandoned at a deadline.
 
-    A timeout of sockets bounds each read; a server that sends a byte now and then is never late by it, and looking up
-    an address has no timeout at all.
+    The timeout of a socket bounds each read, so a server that sends a byte now and then never exceeds it, and name
+    resolution has no timeout at all.
     """
 
     def __init__(self) -> None:
@@ -214,10 +218,10 @@ class _Request:
         self._abandoned = threading.Event()
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Keep the connection that httpcore reports; an abandoned request sends nothing more.
+        """Record the connection that httpcore reports; stop an abandoned request.
 
         Raises:
-            TimeoutError: It is abandoned.
+            TimeoutError: The request is abandoned.
         """
         if hasattr(stream := info.get("return_value"), "get_extra_info"):
             self._streams.append(stream)
@@ -227,13 +231,13 @@ class _Request:
             raise TimeoutError
 
     def within(self, seconds: float, send: Callable[[], httpx2.Response]) -> httpx2.Response | None:
-        """The response to `send` with its body; None if there is none in time."""
+        """Return the response to `send` with its body; None if there is none in time."""
         outcome: list[httpx2.Response | BaseException] = []
 
         def run() -> None:
             try:
                 outcome.append(send())
-            except BaseException as error:  # raised again in the thread that waits
+            except BaseException as error:  # raised again in the waiting thread
                 outcome.append(error)
 
         thread = threading.Thread(target=run, daemon=True)
@@ -247,7 +251,7 @@ class _Request:
         return outcome[0]
 
     def _abandon(self) -> None:
-        """End the connection, which wakes the thread from the read in which it waits."""
+        """Shut down the connection, which wakes the thread from a blocking read."""
         self._abandoned.set()
         for stream in self._streams:
             with suppress(OSError):
@@ -255,34 +259,35 @@ class _Request:
 
 
 def _bounded_client(seconds: float, credentials: tuple[str, str] | None) -> httpx2.Client:
-    """A client of which each request, redirects included, takes at most `seconds`, and no reply much memory.
+    """Create a client whose requests, redirects included, take at most `seconds` and a bounded amount of memory.
 
-    It opens a connection for each request: only of a new one httpcore tells which it is, so that it can be ended.
+    It opens a connection for each request, because httpcore reports only new connections, and neft must be able to end
+    them.
     """
     import httpx2
     from openai import DefaultHttpxClient
 
     class BoundedClient(DefaultHttpxClient):
         def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-            bounded, whole = _Request(), super().send
+            bounded, send = _DeadlineRequest(), super().send
             request.extensions["trace"] = bounded.trace
-            response = bounded.within(seconds, lambda: whole(request, **options))
+            response = bounded.within(seconds, lambda: send(request, **options))
             if response is None:
                 raise httpx2.ReadTimeout("the deadline passed", request=request)
             return response
 
     return BoundedClient(
         auth=credentials,
-        event_hooks={"response": [_refuse_other_servers, _limit, _refuse_nonsense]},
+        event_hooks={"response": [_require_same_origin, _limit, _require_completion]},
         limits=httpx2.Limits(max_keepalive_connections=0),
     )
 
 
-def _refuse_other_servers(response: httpx2.Response) -> None:
+def _require_same_origin(response: httpx2.Response) -> None:
     """Accept a redirect only to the scheme, host and port of the request.
 
     Raises:
-        _RedirectedError: It leads elsewhere.
+        _RedirectedError: It leads to a different server.
     """
     if not response.has_redirect_location:
         return
@@ -293,10 +298,10 @@ def _refuse_other_servers(response: httpx2.Response) -> None:
 
 
 def _limit(response: httpx2.Response) -> None:
-    """Stop reading a body at MOST_BYTES, and reject one that would grow when unpacked.
+    """Stop reading a body at MAX_REPLY_BYTES, and reject compressed bodies.
 
     Raises:
-        RemoteProtocolError: It is compressed, though that was not asked for.
+        RemoteProtocolError: The body is compressed, although neft requested identity encoding.
     """
     import httpx2
 
@@ -308,8 +313,8 @@ def _limit(response: httpx2.Response) -> None:
             count = 0
             for piece in self._stream:
                 count += len(piece)
-                if count > MOST_BYTES:
-                    said = f"the reply is longer than {MOST_BYTES:,} bytes"
+                if count > MAX_REPLY_BYTES:
+                    said = f"the reply is longer than {MAX_REPLY_BYTES:,} bytes"
                     raise httpx2.RemoteProtocolError(said, request=response.request)
                 yield piece
 
@@ -317,13 +322,13 @@ def _limit(response: httpx2.Response) -> None:
             self._stream.close()
 
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        said = f"the reply is compressed ({response.headers['content-encoding']}), which was not asked for"
+        said = f"the reply is compressed ({response.headers['content-encoding']}), which neft did not request"
         raise httpx2.RemoteProtocolError(said, request=response.request)
     response.stream = Limited(response.stream)
 
 
-def _refuse_nonsense(response: httpx2.Response) -> None:
-    """Treat a body that is no chat completion as a broken connection, which the openai client tries again."""
+def _require_completion(response: httpx2.Response) -> None:
+    """Report a body that is not a chat completion as a broken connection, which the openai client retries."""
     import httpx2
 
     if response.is_success:
@@ -335,15 +340,15 @@ def _refuse_nonsense(response: httpx2.Response) -> None:
 
 
 def _completion(body: str) -> tuple[str, dict[str, int]]:
-    """The text of a chat completion and the tokens it took; ValueError says why there is none."""
+    """Parse a chat completion into its text and token counts; ValueError says why it can't be."""
     try:
         parsed = json.loads(body)
         [choice, *_] = parsed["choices"]
         text, reason = choice["message"]["content"], choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"the body is no chat completion: {body}") from None
+        raise ValueError(f"the body is not a chat completion: {body}") from None
     if not isinstance(text, str):
-        more = "; its length ran out, so raise evaluation.judge.max_tokens" if reason == "length" else ""
+        more = "; it reached the token limit, so raise evaluation.judge.max_tokens" if reason == "length" else ""
         raise ValueError(f"the reply has no text (finish_reason {reason}){more}")
     counts = parsed.get("usage")
     counts = counts if isinstance(counts, dict) else {}
@@ -353,7 +358,7 @@ def _completion(body: str) -> tuple[str, dict[str, int]]:
 
 @contextmanager
 def _without_openai_variables() -> Iterator[None]:
-    """Hide OPENAI_* while the client is made: they redirect it, add headers to it, or make it log."""
+    """Hide OPENAI_* variables while the client is created: they redirect it, add headers, or enable logging."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("OPENAI_")}
     try:
         yield
@@ -361,8 +366,8 @@ def _without_openai_variables() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _silence_transport() -> None:
-    """No request, header or address gets into a log; for good, as a request may outlive the call that sent it."""
+def _silence_transport_logs() -> None:
+    """Keep requests, headers and addresses out of logs; permanently, since a request may outlive its call."""
     for name in ("openai", "httpx2", "httpcore2"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.CRITICAL + 1)

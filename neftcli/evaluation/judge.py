@@ -1,8 +1,8 @@
-"""Pairwise judging: a model behind an OpenAI-compatible server says which of two answers is better.
+"""Pairwise judging: a model behind an OpenAI-compatible server decides which of two answers is better.
 
-Each pair is asked about in both orders, because judges favour a place (Wang et al., arXiv 2305.17926); a verdict that
-turns with the order is a tie, as in MT-Bench (Zheng et al., arXiv 2306.05685). Every reply is written to a file as it
-comes, so that nothing is paid for twice. The key comes from OPENAI_API_KEY and appears in no file and no message.
+Each pair is asked in both orders, because judges favour a position (Wang et al., arXiv 2305.17926); a verdict that
+changes with the order is a tie, as in MT-Bench (Zheng et al., arXiv 2306.05685). Every reply is written to a file as it
+arrives, so nothing is paid for twice. The key comes from OPENAI_API_KEY and is in no file and no message.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Verdict = Literal["answer", "opponent", "tie", "unparsed"]
 BUILT_IN_PROMPT = Path(__file__).with_name("judge_prompt.txt")
 REQUIRED, OPTIONAL = ("instruction", "answer_a", "answer_b"), ("reference",)
 
-_WHERE = "evaluation.judge"
+_KEY = "evaluation.judge"
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _AROUND_A_VERDICT = string.whitespace + "\u00a0\u3000\"'`“”‘’„«»*()[]{}<>"
-_GRACE = 2.0  # seconds for replies that are under way, and paid for, when another question has failed for good
+_GRACE = 2.0  # seconds to wait for pending replies, which are paid for, after a question has failed
 
 
 class JudgeError(NeftError):
-    """The judge's server failed for good; what it has answered is kept."""
+    """The judge failed; its replies so far are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class AnswerPair:
     """Two answers to one instruction.
 
     Attributes:
-        instruction: What was asked.
+        instruction: The instruction.
         answer: The answer that is scored.
-        opponent: The answer it is compared with, the baseline's.
-        reference: A person's answer, for prompts that show one.
+        opponent: The answer that it is compared with.
+        reference: Reference answer, for prompts that use one; may be empty.
     """
 
     instruction: str
@@ -69,11 +69,11 @@ class AnswerPair:
 
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
-    """What the judge made of a pair.
+    """The judge's result for a pair.
 
     Attributes:
-        score: 1 where the answer won in both orders, 0 where it lost in both, 0.5 for a tie and where the orders
-            disagree, None where a verdict could not be read.
+        score: 1 if the answer won in both orders, 0 if it lost in both, 0.5 for a tie or if the orders disagree; None
+            if a verdict could not be read.
         verdicts: With the answer first, and with the opponent first.
     """
 
@@ -84,17 +84,17 @@ class JudgedPair:
 def judge_pairs(
     pairs: Sequence[AnswerPair], settings: Judge, cache: Path, advance: Callable[[int, int], None]
 ) -> list[JudgedPair]:
-    """The judge's verdicts on the pairs, in their order; pairs whose answers are the same are ties without asking.
+    """Return the judge's verdicts on the pairs, in order; pairs of identical answers are ties without a question.
 
     Args:
-        pairs: What is judged.
-        settings: The recipe's.
-        cache: JSON lines, one a reply; a question that is in it is not asked again.
-        advance: Is told the questions answered and all questions, at first and after each reply.
+        pairs: The pairs.
+        settings: The recipe's `evaluation.judge`.
+        cache: A .jsonl file of replies; a question that it contains is not asked again.
+        advance: Called with the number of answered questions and of all questions, at first and after each reply.
 
     Raises:
         InputError: The settings can't be used, or the cache is a link.
-        JudgeError: A question failed for good; the replies that came are in the cache.
+        JudgeError: A question failed; the replies so far are in the cache.
     """
     _require_judge(settings)
     template = string.Template(_prompt_text(settings))
@@ -107,21 +107,21 @@ def judge_pairs(
 
 
 def find_length_matched(pairs: Sequence[AnswerPair], tolerance: float = 1.25) -> list[bool]:
-    """Return whether the answers of each pair are of like length; a liking of length then has little to work on.
+    """Return for each pair whether its answers have about the same length.
 
     Args:
         pairs: The pairs.
-        tolerance: Characters of the longer answer over those of the shorter, at most.
+        tolerance: Maximum ratio of the longer answer's characters to the shorter's.
     """
     lengths = [sorted((len(pair.answer), len(pair.opponent))) for pair in pairs]
     return [short == long or (short > 0 and long / short <= tolerance) for short, long in lengths]
 
 
 def parse_verdict(reply: str) -> Literal["A", "B", "TIE"] | None:
-    """The verdict that a reply states; None where it states none in the form asked for. Nothing is guessed.
+    """Parse the verdict of a reply; None if it has none in the requested form.
 
-    The form: A, B or TIE alone, or a last line `Verdict: A` behind reasons. Thoughts in a leading `<think>` block are
-    dropped; quotes, asterisks, brackets and a final full stop around a verdict do not count, nor does case.
+    The form is A, B or TIE alone, or a last line `Verdict: A` after reasons. Thoughts in a leading `<think>` block are
+    dropped; case, and quotes, asterisks, brackets and a full stop around a verdict are ignored.
     """
     stated = _bare(_THOUGHTS.sub("", reply))
     last = _bare(stated.splitlines()[-1]) if stated else ""
@@ -132,15 +132,12 @@ def parse_verdict(reply: str) -> Literal["A", "B", "TIE"] | None:
     return verdicts.get(stated.casefold())
 
 
-# What can be checked before anything is asked
-
-
 def check_judge(settings: Judge) -> None:
-    """Checks what can be checked before a model is loaded; settings without a judge are fine.
+    """Check the settings before a model is loaded; settings without a judge pass.
 
     Raises:
-        InputError: The openai package is missing, half of the judge is, the address is no http(s) address, the key
-            can't be sent, or the prompt can't be used; all of it at once.
+        InputError: The openai package is missing, the judge is incomplete, the address is not http(s), the key can't be
+            sent, or the prompt can't be used; all problems together.
     """
     if settings.base_url or settings.model or settings.prompt:
         _require_judge(settings)
@@ -149,7 +146,7 @@ def check_judge(settings: Judge) -> None:
 def _require_judge(settings: Judge) -> None:
     problems = [*_server_problems(settings), *_prompt_problems(settings)]
     if find_spec("openai") is None:
-        needs = f"{_WHERE}: a judge is asked through the openai package"
+        needs = f"{_KEY}: the judge needs the openai package"
         problems.append(Problem(needs, "it is not installed", "pip install 'neftcli[judge]'"))
     if problems:
         raise InputError(*problems)
@@ -158,16 +155,16 @@ def _require_judge(settings: Judge) -> None:
 def _server_problems(settings: Judge) -> Iterator[Problem]:
     example = "--judge http://127.0.0.1:8000/v1"
     if settings.base_url is None:
-        yield Problem(f"{_WHERE}.base_url: a judge needs a server", "no address", example)
+        yield Problem(f"{_KEY}.base_url: a judge needs a server", "no address", example)
     elif not is_valid_address(settings.base_url):
-        must = f"{_WHERE}.base_url must be an http:// or https:// address without ? and #"
+        must = f"{_KEY}.base_url must be an http:// or https:// address without ? and #"
         yield Problem(must, strip_credentials(settings.base_url), example)
     if settings.model is None:
-        must = f"{_WHERE}.model: a judge needs the name that its server knows it by"
+        must = f"{_KEY}.model: the judge needs a model name"
         yield Problem(must, "no name", "--judge-model NAME")
     if not re.fullmatch(r"[!-~]*", api_key()):
-        must = f"{KEY_VARIABLE} must be of printable ASCII characters without spaces"
-        yield Problem(must, "others, not shown here", f"export {KEY_VARIABLE}=KEY")
+        must = f"{KEY_VARIABLE} must consist of printable ASCII characters without spaces"
+        yield Problem(must, "other characters (not shown)", f"export {KEY_VARIABLE}=KEY")
 
 
 def _prompt_problems(settings: Judge) -> Iterator[Problem]:
@@ -176,15 +173,15 @@ def _prompt_problems(settings: Judge) -> Iterator[Problem]:
     except InputError as error:
         yield from error.problems
         return
-    where = f"{_WHERE}.prompt, {settings.prompt}"
+    where = f"{_KEY}.prompt, {settings.prompt}"
     known = ", ".join(f"${name}" for name in (*REQUIRED, *OPTIONAL))
     if not template.is_valid():
-        yield Problem(f"{where}: a $ begins a placeholder", "one that begins none", "$$ for a dollar sign")
+        yield Problem(f"{where}: $ must start a placeholder", "a $ without a placeholder", "$$ for a dollar sign")
     found = template.get_identifiers()
     if missing := [f"${name}" for name in REQUIRED if name not in found]:
         yield Problem(f"{where}: placeholders are missing", ", ".join(missing), f"a prompt with {known}")
     if unknown := [f"${name}" for name in found if name not in REQUIRED + OPTIONAL]:
-        yield Problem(f"{where}: there is no such placeholder", ", ".join(unknown), f"only {known}")
+        yield Problem(f"{where}: unknown placeholder", ", ".join(unknown), f"only {known}")
 
 
 def _prompt_text(settings: Judge) -> str:
@@ -192,21 +189,18 @@ def _prompt_text(settings: Judge) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        must, found = f"{_WHERE}.prompt, {file}: a prompt is UTF-8 text", f"byte {error.start} is not"
+        must, found = f"{_KEY}.prompt, {file}: a prompt must be UTF-8 text", f"byte {error.start} is not"
     except OSError as error:
-        must, found = f"{_WHERE}.prompt: {file} can't be read", error.strerror or str(error)
+        must, found = f"{_KEY}.prompt: {file} can't be read", error.strerror or str(error)
     raise InputError(Problem(must, found, "--judge-prompt FILE"))
 
 
-# Questions and verdicts
-
-
 def _both_orders(template: string.Template, pair: AnswerPair) -> tuple[str, str]:
-    """The prompts with the answer first and with the opponent first."""
+    """Return the prompts with the answer first and with the opponent first."""
     answer, opponent = pair.answer.strip(), pair.opponent.strip()
     first, second = (
         template.substitute(instruction=pair.instruction, answer_a=a, answer_b=b, reference=pair.reference)
-        # JSON files can hold lone surrogates, and UTF-8 can't.
+        # JSON files can contain lone surrogates, UTF-8 can't.
         .encode("utf-8", "replace")
         .decode("utf-8")
         for a, b in ((answer, opponent), (opponent, answer))
@@ -215,7 +209,7 @@ def _both_orders(template: string.Template, pair: AnswerPair) -> tuple[str, str]
 
 
 def _key(prompt: str, settings: Judge) -> str:
-    """SHA-256 of all that determines a reply, in hexadecimal."""
+    """Return the SHA-256 of everything that determines a reply, in hexadecimal."""
     server = strip_credentials(settings.base_url or "")
     asked = [server, settings.model, prompt, settings.max_tokens, float(settings.temperature)]
     return sha256(json.dumps(asked).encode("ascii")).hexdigest()
@@ -233,11 +227,8 @@ def _judged(answer_first: str, opponent_first: str) -> JudgedPair:
     return JudgedPair(None if "unparsed" in verdicts else won.get(verdicts, 0.5), verdicts)
 
 
-# Replies, kept
-
-
 class _Replies:
-    """The replies in a file of JSON lines, each appended as it comes, from any thread."""
+    """A .jsonl file of replies, appended from any thread as they arrive."""
 
     def __init__(self, file: Path, settings: Judge) -> None:
         self.file = file
@@ -253,47 +244,45 @@ class _Replies:
             whole, end, torn = (self.file.read_bytes() if self.file.exists() else b"").rpartition(b"\n")
         except OSError as error:
             problem = f"{self.file}: the judge's replies can't be read"
-            hint = f"mend its rights, or mv {quote(str(self.file))} {quote(f'{self.file}.old')}    asks the judge again"
+            moved = f"mv {quote(str(self.file))} {quote(f'{self.file}.old')}"
+            hint = f"fix its permissions, or {moved}    to ask the judge again"
             raise JudgeError(Problem(problem, error.strerror or str(error), hint)) from None
         if torn:
-            # The process was killed while it wrote; the next line must not be glued to the rest of that one.
+            # A killed process left an incomplete line, to which the next one must not be appended.
             with open_without_links(self.file, "r+b") as opened:
                 opened.truncate(len(whole) + len(end))
         for line in whole.splitlines():
             try:
                 entry = json.loads(line)
                 key, reply = entry["key"], entry["reply"]
-            except (ValueError, KeyError, TypeError):  # damaged: it is asked again
+            except (ValueError, KeyError, TypeError):  # a damaged line: its question is asked again
                 continue
             if isinstance(key, str) and isinstance(reply, str):
                 self.texts[key] = reply
 
     def add(self, key: str, reply: str, usage: dict[str, int]) -> None:
-        """Keeps a reply, and the tokens that the server counted."""
+        """Append a reply with the token counts of the server."""
         line = json.dumps({"key": key, **self._judge, "reply": reply, "usage": usage}) + "\n"
         with self._lock:
-            # Opened anew each time: a reply that comes after Ctrl-C is paid for, too, and finds no closed file.
+            # Opened for each reply, so that one that arrives after Ctrl-C, which is paid for, can still be written.
             with open_without_links(self.file, "ab") as file:
                 start = file.tell()
                 try:
                     file.write(line.encode("ascii"))
                     file.flush()
                     os.fsync(file.fileno())
-                except OSError:  # a full disk: what was torn is taken away, or the next reply would be glued to it
+                except OSError:  # a full disk: remove the incomplete line, to which the next reply would be appended
                     os.ftruncate(file.fileno(), start)
                     raise
             self.texts[key] = reply
 
 
-# Asking
-
-
 def _ask_all(
     questions: dict[str, str], settings: Judge, replies: _Replies, advance: Callable[[int, int], None]
 ) -> None:
-    """Asks what has no reply yet, several questions at once; stops at the first that fails for good.
+    """Ask the questions without a reply, several at once; stop at the first that fails.
 
-    A question that the server refuses while it answers others is left without a reply, and asked again next time.
+    A question that the server rejects while it answers others stays without a reply, and is asked again next time.
     """
     unanswered = [item for item in questions.items() if item[0] not in replies.texts]
     done = len(questions) - len(unanswered)
@@ -301,8 +290,8 @@ def _ask_all(
         advance(done, len(questions))
     if not unanswered:
         return
-    from multiprocessing import TimeoutError as NothingCame
-    from multiprocessing.pool import ThreadPool  # its threads, unlike concurrent.futures', are not waited for at exit
+    from multiprocessing import TimeoutError as NoReply
+    from multiprocessing.pool import ThreadPool  # unlike concurrent.futures, does not wait for its threads at exit
 
     server = ChatServer(settings)
     failed = threading.Event()
@@ -310,7 +299,7 @@ def _ask_all(
     def ask(question: tuple[str, str]) -> Problem | bool:
         if failed.is_set():
             return False
-        with panics_as_errors():  # one would end the pool's thread, and be waited for
+        with panics_as_errors():  # a panic would end the thread, and the pool would wait for its result
             answered = server.ask(question[1])
         if isinstance(answered, Problem):
             if not isinstance(answered, RequestRejected):
@@ -322,7 +311,7 @@ def _ask_all(
     failure, refused = None, None
     with ThreadPool(min(settings.concurrency, len(unanswered))) as pool, closing(server):
         outcomes = pool.imap_unordered(ask, unanswered)
-        with suppress(StopIteration, NothingCame):
+        with suppress(StopIteration, NoReply):
             while True:
                 outcome = outcomes.next(None if failure is None else _GRACE)
                 if isinstance(outcome, RequestRejected):
@@ -335,7 +324,7 @@ def _ask_all(
                     done += 1
                     advance(done, len(questions))
     if not any(key in replies.texts for key in questions):
-        failure = failure or refused  # it refuses all of them, so it is not the question
+        failure = failure or refused  # all are rejected, so the cause is not the question
     if failure is not None:
         kept = sum(key in replies.texts for key in questions)
         told = f"{failure.message}; {kept} of {len(questions)} questions are answered and kept in {replies.file}"

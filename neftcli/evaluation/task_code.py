@@ -1,7 +1,7 @@
-"""Whether a task file of lm-evaluation-harness would run Python code, and templates that can't.
+"""Detection of Python code in task files of lm-evaluation-harness, and sandboxed templates.
 
-A task file looks like data, but its `!function` tags import Python files, a metric that the harness does not know is
-fetched from the hub as code, and its Jinja templates are rendered without a sandbox.
+A task file looks like data, but its `!function` tags import Python files, unknown metrics are fetched from the hub as
+code, and the harness renders its Jinja templates without a sandbox.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 TRUST = "NEFT_TRUST_TASK_CODE"
-"""The variable that lets code of task files run: of the environment, so that nobody else's recipe can set it."""
+"""Environment variable that allows code of task files; not an option, so that no recipe can set it."""
 
 _DATA = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 
 
 def code_in_task(file: Path, seen: frozenset[Path] = frozenset()) -> str:
-    """What in a task file, or in one that it includes, runs code: "!function utils.docs in task.yaml, line 7" or "".
+    """Find code in a task file, or in a file that it includes: "!function utils.docs in task.yaml, line 7", or "".
 
-    Files that can't be read hold none; the harness says what is wrong with them.
+    Unreadable files contain none; the harness reports them.
     """
-    # PyYAML, because what counts is how the harness reads the file, and another reader may find other tags.
+    # PyYAML, as in the harness: a different parser might see different tags.
     import yaml  # type: ignore[import-untyped]
 
     try:
@@ -36,7 +36,7 @@ def code_in_task(file: Path, seen: frozenset[Path] = frozenset()) -> str:
     if not isinstance(settings, dict):
         return ""
     if metric := next(filter(None, map(_fetched_metric, _mappings(settings))), ""):
-        return f"metric {metric} in {file.name}, which is not the harness's own and would be fetched"
+        return f"metric {metric} in {file.name}, which is not one of the harness and would be downloaded"
     included = settings.get("include", [])
     paths = [file.parent / str(name) for name in (included if isinstance(included, list) else [included])]
     found = (code_in_task(path, seen | {file}) for path in paths if path not in seen | {file})
@@ -44,7 +44,7 @@ def code_in_task(file: Path, seen: frozenset[Path] = frozenset()) -> str:
 
 
 def _nodes(root: Any, yaml: Any) -> Iterator[Any]:
-    """All nodes of a YAML graph, each once: anchors can make it a loop."""
+    """Yield all nodes of a YAML graph once; anchors can make it cyclic."""
     waiting, known = [root], set()
     while waiting:
         node = waiting.pop()
@@ -59,7 +59,7 @@ def _nodes(root: Any, yaml: Any) -> Iterator[Any]:
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:
-    """All mappings in a YAML value, at every depth: a group holds tasks, which hold metrics."""
+    """Yield all mappings in a YAML value at any depth: groups contain tasks, which contain metrics."""
     waiting, known = [value], set()
     while waiting:
         found = waiting.pop()
@@ -74,7 +74,7 @@ def _mappings(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _fetched_metric(settings: dict[str, Any]) -> str:
-    """A metric that the harness would take from Hugging Face's evaluate, which runs the metric's own code."""
+    """Return a metric that the harness would load from Hugging Face's evaluate, which runs the metric's code."""
     metrics = settings.get("metric_list")
     if not isinstance(metrics, list):
         return ""
@@ -90,7 +90,7 @@ def _fetched_metric(settings: dict[str, Any]) -> str:
 
 @contextmanager
 def sandboxed_templates() -> Iterator[None]:
-    """Renders the templates of tasks in Jinja's sandbox: any object there leads to all of Python."""
+    """Render templates of tasks in Jinja's sandbox, since any object in a template gives access to all of Python."""
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
 

@@ -1,8 +1,8 @@
-"""Benchmark tasks by lm-evaluation-harness: whether a tuned model still can what it could before.
+"""Benchmark tasks by lm-evaluation-harness, which show whether a tuned model keeps its abilities.
 
-One result a task, with the value of every document, so that two models are compared document by document. Prompts are
-the harness's own, with a chat template, examples and a limit if they are set, and its random seeds are those
-of its command line, so values agree with it.
+Each task gives one result with the value of every document, so two models are compared document by document. Prompts
+and random seeds are the harness's own, so values agree with its command line; chat template, few-shot examples and a
+limit can be set.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAIN_METRICS = ("acc_norm", "acc")  # the first that a task has; else its own first
+MAIN_METRICS = ("acc_norm", "acc")  # the first of these that a task has, or else its own first metric
 LIST_TASKS = "lm-eval ls tasks"
 FEWSHOT_SEED = 1234  # the harness's own
-PLAIN = TaskSettings()
+DEFAULT_SETTINGS = TaskSettings()
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """A model's result in one task.
+    """Result of a model in one task.
 
     Attributes:
         task: Name of the task or group.
         metric: Its main metric, such as "acc_norm".
         value: The metric over all documents.
-        higher_is_better: Whether a higher value is a better one.
-        per_example: Value of each document, in their order; `value` is their mean. Empty where the metric is no mean
-            of values of single documents, as a perplexity or an F1 is.
+        higher_is_better: True if a higher value is better.
+        per_example: Value of each document, in order; `value` is their mean. Empty if the metric is not a mean over
+            documents, e.g. a perplexity or an F1.
         documents: SHA-256 over the documents' hashes. Only results of the same documents may be paired.
     """
 
@@ -67,16 +67,16 @@ class TaskResult:
     documents: str
 
 
-def check_tasks(tasks: Sequence[str], settings: TaskSettings = PLAIN) -> None:
-    """Finds out before a model is loaded what stands in the way of `tasks`; their data isn't looked for yet.
+def check_tasks(tasks: Sequence[str], settings: TaskSettings = DEFAULT_SETTINGS) -> None:
+    """Check tasks before a model is loaded, except for their data.
 
     Args:
-        tasks: Names of tasks, groups or tags that lm-evaluation-harness knows, or paths of YAML files of one task each.
+        tasks: Names of tasks, groups or tags of lm-evaluation-harness, or paths of YAML files with one task each.
         settings: The recipe's `evaluation.task_settings`.
 
     Raises:
-        InputError: The harness isn't installed, a name is not known, a file is missing, holds no task or would run
-            Python code of its own, or a task would run code that the model writes or show it images or sounds.
+        InputError: The harness isn't installed, a name is unknown, a file is missing, contains no task or would run
+            Python code, or a task would run code that the model writes or use images or audio.
     """
     if not tasks:
         return
@@ -90,14 +90,14 @@ def check_tasks(tasks: Sequence[str], settings: TaskSettings = PLAIN) -> None:
         )
     problems = list(_settings_problems(settings))
     problems += [
-        problem for task in tasks if (problem := _file_problem(task) if _is_file(task) else _name_problem(task))
+        problem for task in tasks if (problem := _check_task_file(task) if _is_file(task) else _check_task_name(task))
     ]
     if problems:
         raise InputError(*problems)
 
 
 def _settings_problems(settings: TaskSettings) -> Iterator[Problem]:
-    """Problems of settings that the harness would reject or misread."""
+    """Yield problems of settings that the harness would reject or misread."""
     if settings.fewshot_as_multiturn and not settings.apply_chat_template:
         needs = "evaluation.task_settings.fewshot_as_multiturn needs the chat template"
         yield Problem(needs, "apply_chat_template false", "--apply-chat-template")
@@ -107,7 +107,7 @@ def _settings_problems(settings: TaskSettings) -> Iterator[Problem]:
 
 
 def describe_settings(settings: TaskSettings) -> str:
-    """The settings that differ from the harness's defaults, in words; "" if none does."""
+    """Describe the settings that differ from the harness's defaults; an empty string if none does."""
     parts = []
     if settings.apply_chat_template:
         parts.append("in the model's chat template")
@@ -130,20 +130,20 @@ def run_tasks(
     batch_size: int,
     autocast: AbstractContextManager[object] | None = None,
     observer: Observer | None = None,
-    settings: TaskSettings = PLAIN,
+    settings: TaskSettings = DEFAULT_SETTINGS,
 ) -> list[TaskResult]:
-    """The results of `model`, in the order of `tasks`.
+    """Run the tasks, and return their results in order.
 
-    A group with a mean of its own (mmlu) gives one result; a tag, or a group without, one for each of its tasks.
+    A group with a mean of its own (mmlu) gives one result; a tag, or a group without a mean, one for each of its tasks.
 
     Args:
-        model: In any mode and on any device; it is evaluated in eval mode, where no noise is added, and put back.
-        tokenizer: Its tokenizer, with a chat template if `settings` asks for it.
-        tasks: As in `check_tasks`. Files that a YAML file names (data_files, include, !function) are looked for in
-            its own folder.
-        batch_size: Texts computed at once; fewer where memory is short.
-        autocast: Arithmetic of the forward pass; as loaded if None. Log-likelihoods are summed in float32 anyway.
-        observer: Receives notices if the batch size is halved, or if a task fixes its own number of examples.
+        model: In any mode and on any device; it is evaluated in eval mode without noise, and its mode is restored.
+        tokenizer: Its tokenizer, with a chat template if `settings` needs one.
+        tasks: As in `check_tasks`. Files that a YAML file names (data_files, include, !function) are relative to its
+            folder.
+        batch_size: Texts per batch; halved on OOM.
+        autocast: Precision of the forward pass; as loaded if None. Log-likelihoods are summed in float32 in any case.
+        observer: Receives notices if the batch size is halved, or if a task fixes its number of few-shot examples.
         settings: The recipe's `evaluation.task_settings`.
 
     Raises:
@@ -156,19 +156,19 @@ def run_tasks(
         no_template = "evaluation.task_settings.apply_chat_template needs a chat template, and this model has none"
         raise InputError(Problem(no_template, ", ".join(tasks), "leave --apply-chat-template out"))
     results: list[TaskResult] = []
-    # What tasks print would get among the results on stdout.
-    with evaluation_mode(model), redirect_stdout(sys.stderr), _own_weights(model), sandboxed_templates():
-        harness_model = _harness_model(model, tokenizer, batch_size, autocast)
+    # Tasks may print, and stdout is for results.
+    with evaluation_mode(model), redirect_stdout(sys.stderr), _untied_weights(model), sandboxed_templates():
+        harness_model = _wrap_model(model, tokenizer, batch_size, autocast)
         harness_model.observer = observer
-        # All are loaded before the first is evaluated, which may take hours. Each is seeded, so that its result does
-        # not depend on the tasks before it.
+        # All tasks are loaded before the first one runs, which may take hours. Each is seeded, so that its result
+        # does not depend on earlier tasks.
         loaded = {}
         for task in dict.fromkeys(tasks):
-            with _seeded():
-                loaded[task] = _loaded(task)
+            with _harness_seeds():
+                loaded[task] = _load_task(task)
         for task, harness_tasks in loaded.items():
-            with _seeded(), nullcontext() if _is_file(task) else _empty_folder():
-                results += _evaluated(harness_model, harness_tasks, settings, observer)
+            with _harness_seeds(), nullcontext() if _is_file(task) else _empty_folder():
+                results += _evaluate_task(harness_model, harness_tasks, settings, observer)
     return results
 
 
@@ -176,8 +176,8 @@ def _is_file(task: str) -> bool:
     return Path(task).suffix in (".yaml", ".yml")
 
 
-def _file_problem(task: str) -> Problem | None:
-    """What is wrong with a task file, as far as can be seen without its data."""
+def _check_task_file(task: str) -> Problem | None:
+    """Return the problem of a task file, as far as it shows without the data."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -187,34 +187,36 @@ def _file_problem(task: str) -> Problem | None:
         nearest = str(path.with_name(near[0])) if near else ""
         return Problem("evaluation.tasks: there is no file of this name", task, f"ls {path.parent}", nearest)
     try:
-        content = YAML(typ="rt").load(path)  # the one kind of reading that lets the harness's !function pass
+        content = YAML(typ="rt").load(path)  # the only loader that accepts the harness's !function
     except (YAMLError, UnicodeDecodeError) as error:
         return Problem(f"{task}: a task file must be YAML", " ".join(str(error).split()), LIST_TASKS)
     keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else "no settings"
     if "group" in keys.split(", "):
-        return Problem(f"{task}: a task file must be of one task and not of a group", keys, "name its tasks one by one")
+        return Problem(f"{task}: a task file must contain one task, not a group", keys, "name its tasks one by one")
     if not {"task", "include"} & set(keys.split(", ")):
         return Problem(f"{task}: a task file must name its task", keys, "task: my_task")
     if os.environ.get(TRUST) != "1" and (code := code_in_task(path)):
         return Problem(
-            f"{task}: Python code that a task file brings does not run unasked",
+            f"{task}: neft does not run Python code of a task file unless you allow it",
             code,
             f"read the code; if you trust it: {TRUST}=1 neft ...",
         )
-    return _unfit(task, content)
+    return _check_supported(task, content)
 
 
-def _name_problem(task: str) -> Problem | None:
-    """What is wrong with a name, and the nearest that the harness knows."""
-    index = _manager(True).task_index
+def _check_task_name(task: str) -> Problem | None:
+    """Return the problem of a name, with the closest names that the harness knows."""
+    index = _task_manager(True).task_index
     if task not in index:
         nearest = ", ".join(get_close_matches(task, index, n=3))
         return Problem("evaluation.tasks: lm-evaluation-harness has no task of this name", task, LIST_TASKS, nearest)
-    return next((problem for config in _configurations(task, index) if (problem := _unfit(task, config))), None)
+    return next(
+        (problem for config in _configurations(task, index) if (problem := _check_supported(task, config))), None
+    )
 
 
 def _configurations(name: str, index: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The settings of a task, or of all tasks of a group or tag."""
+    """Yield the settings of a task, or of all tasks of a group or tag."""
     if name not in index:
         return
     settings = index[name].cfg or {}
@@ -226,44 +228,44 @@ def _configurations(name: str, index: Mapping[str, Any]) -> Iterator[Mapping[str
     yield settings
 
 
-def _unfit(task: str, settings: Mapping[str, Any]) -> Problem | None:
-    """Why a task can't be run here, whatever the model."""
+def _check_supported(task: str, settings: Mapping[str, Any]) -> Problem | None:
+    """Return the reason why neft can't run a task with any model."""
     if settings.get("unsafe_code"):
-        return Problem(f"{task} runs code that the model writes, which neft does not do", hint=LIST_TASKS)
+        return Problem(f"{task} runs code that the model writes, which neft does not support", hint=LIST_TASKS)
     if settings.get("doc_to_image") or settings.get("doc_to_audio"):
-        return Problem(f"{task} shows images or sounds, and neft tunes models of text", hint=LIST_TASKS)
+        return Problem(f"{task} uses images or audio; neft evaluates text models", hint=LIST_TASKS)
     return None
 
 
 @contextmanager
 def _empty_folder() -> Iterator[None]:
-    """Makes an empty folder the current one.
+    """Change to an empty folder.
 
-    Tasks of the harness load metrics and data sets by name. A folder of that name in the current one would take
-    their place, and the code of such a metric would run.
+    Tasks of the harness load metrics and datasets by name. A folder with that name in the current folder would take
+    precedence, and the code of such a metric would run.
     """
     with tempfile.TemporaryDirectory(prefix="neft-") as folder, chdir(folder):
         yield
 
 
 @cache
-def _manager(built_in: bool) -> Any:
-    """The harness's index of tasks. It reads 14,000 files for its own, which takes seconds."""
+def _task_manager(built_in: bool) -> Any:
+    """Return the harness's index of tasks; its own has 14,000 files, which take seconds to read."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=built_in)
 
 
-def _loaded(task: str) -> Any:
-    """The harness's task with its data."""
+def _load_task(task: str) -> Any:
+    """Load a task of the harness with its data."""
     try:
         if not _is_file(task):
             with _empty_folder():
-                return _manager(True).load([task])
+                return _task_manager(True).load([task])
         file = Path(task).expanduser().resolve()
         with chdir(file.parent):
-            return _manager(False).load([str(file)])
-    except Exception as error:  # a task's own code and the hub may raise anything
+            return _task_manager(False).load([str(file)])
+    except Exception as error:  # code of a task and the hub may raise anything
         raise InputError(_loading_problem(task, error)) from error
 
 
@@ -272,32 +274,34 @@ def _loading_problem(task: str, error: Exception) -> Problem:
     if isinstance(error, ModuleNotFoundError):
         return Problem(f"{task} needs a Python package that is not installed", reason, f"pip install {error.name}")
     if "gated" in reason:
-        return Problem(f"{task}: its data must be opened to you", reason, "hf auth login")
+        return Problem(f"{task}: its data is gated", reason, "hf auth login")
     if isinstance(error, FileNotFoundError):
         hint = "name files relative to the task's YAML file" if _is_file(task) else LIST_TASKS
-        return Problem(f"{task}: its data must be there", reason, hint)
+        return Problem(f"{task}: its data files are missing", reason, hint)
     if isinstance(error, OSError):
-        hint = "connect to the network, unset HF_HUB_OFFLINE, and repeat the command"
-        return Problem(f"{task}: its data must be on this machine or within reach on the hub", reason, hint)
+        hint = "connect to the network, unset HF_HUB_OFFLINE, and run the command again"
+        return Problem(f"{task}: its data is neither on this machine nor reachable on the hub", reason, hint)
     hint = f"correct {task}" if _is_file(task) else LIST_TASKS
     return Problem(
         f"{task} must be a task that lm-evaluation-harness can load", f"{type(error).__name__}: {reason}", hint
     )
 
 
-def _evaluated(harness_model: Any, loaded: Any, settings: TaskSettings, observer: Observer | None) -> list[TaskResult]:
-    """The results of one task, or of what a group or tag holds."""
+def _evaluate_task(
+    harness_model: Any, loaded: Any, settings: TaskSettings, observer: Observer | None
+) -> list[TaskResult]:
+    """Return the results of one task, or of the tasks of a group or tag."""
     from lm_eval import evaluate
 
     for name, part in loaded["tasks"].items():
         own = part.get_config("num_fewshot")
         if own is None or (settings.num_fewshot is not None and own != 0):
             part.set_config("num_fewshot", settings.num_fewshot or 0)
-        elif own == 0 and settings.num_fewshot and observer is not None:  # the harness's rule
+        elif own == 0 and settings.num_fewshot and observer is not None:  # as in the harness
             observer.notify(Notice(f"{name}: its file sets 0 examples; --num-fewshot is ignored"))
         part.set_fewshot_seed(FEWSHOT_SEED)
     limit = settings.limit
-    found = evaluate(
+    output = evaluate(
         harness_model,
         loaded,
         limit=int(limit) if limit is not None and limit >= 1 else limit,
@@ -310,28 +314,28 @@ def _evaluated(harness_model: Any, loaded: Any, settings: TaskSettings, observer
     inner = {child for children in loaded["group_map"].values() for child in children}
     results, covered = [], set()
     for name, parts in parts_of.items():
-        if name not in inner and _main_metric(found["results"][name]):
-            results.append(_result(name, parts, found))
+        if name not in inner and _find_main_metric(output["results"][name]):
+            results.append(_build_result(name, parts, output))
             covered.update(parts)
-    return results + [_result(name, [name], found) for name in loaded["tasks"] if name not in covered]
+    return results + [_build_result(name, [name], output) for name in loaded["tasks"] if name not in covered]
 
 
-def _main_metric(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Metric and filter of the main one among "acc,none", "acc_stderr,none" and so on."""
+def _find_main_metric(values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return metric and filter of the main metric among "acc,none", "acc_stderr,none" and so on."""
     names = [tuple(key.split(",", 1)) for key, value in values.items() if "," in key and isinstance(value, Real)]
     metrics = [(metric, chosen) for metric, chosen in names if not metric.endswith("_stderr")]
     preferred = (pair for wanted in MAIN_METRICS for pair in metrics if pair[0] == wanted)
     return next(preferred, metrics[0] if metrics else None)
 
 
-def _result(name: str, parts: Sequence[str], found: Mapping[str, Any]) -> TaskResult:
-    """The result of a task, or of a group with its tasks."""
-    main = _main_metric(found["results"][name])
+def _build_result(name: str, parts: Sequence[str], output: Mapping[str, Any]) -> TaskResult:
+    """Build the result of a task, or of a group from its tasks."""
+    main = _find_main_metric(output["results"][name])
     if main is None:
         raise InputError(Problem(f"{name}: a task must have a metric that is one number", hint=LIST_TASKS))
     metric, chosen = main
-    value = float(found["results"][name][f"{metric},{chosen}"])
-    samples = [sample for part in parts for sample in found["samples"][part] if sample["filter"] == chosen]
+    value = float(output["results"][name][f"{metric},{chosen}"])
+    samples = [sample for part in parts for sample in output["samples"][part] if sample["filter"] == chosen]
     values = [sample.get(metric) for sample in samples]
     per_example = tuple(float(each) for each in values if isinstance(each, Real))
     is_their_mean = len(per_example) == len(values) > 0 and math.isclose(fmean(per_example), value, abs_tol=1e-9)
@@ -339,29 +343,29 @@ def _result(name: str, parts: Sequence[str], found: Mapping[str, Any]) -> TaskRe
         task=name,
         metric=metric,
         value=value,
-        higher_is_better=found["higher_is_better"][name].get(metric) is not False,
+        higher_is_better=output["higher_is_better"][name].get(metric) is not False,
         per_example=per_example if is_their_mean else (),
         documents=sha256("".join(sample["doc_hash"] for sample in samples).encode()).hexdigest(),
     )
 
 
-def _harness_model(
+def _wrap_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
     autocast: AbstractContextManager[object] | None,
 ) -> Any:
-    """The model as the harness calls it."""
+    """Wrap the model for the harness."""
     import torch
 
     device = model.device.type
-    # The harness opens an autocast of its own, which would switch the caller's off.
+    # The harness opens its own autocast, which would disable the caller's.
     with autocast or nullcontext():
         type_now = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return _harness_model_class()(
         pretrained=model,
         backend="causal",
-        tokenizer=copy.deepcopy(tokenizer),  # it may give it a pad token
+        tokenizer=copy.deepcopy(tokenizer),  # the harness may add a pad token
         batch_size=batch_size,
         mixed_precision_dtype=type_now,
         softmax_dtype=torch.float32,
@@ -372,10 +376,10 @@ def _harness_model(
 def _harness_model_class() -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    class QuietWithinMemory(HFLM):
-        """Without progress bars, and with half the batch where there is not the memory for the whole.
+    class QuietAdaptiveModel(HFLM):
+        """Without progress bars, and with a batch size that is halved on OOM.
 
-        Requests come longest first, so it is nearly always the first batch that fails, and little is computed again.
+        Requests are sorted by length, the longest first, so usually the first batch fails and little is repeated.
         """
 
         observer: Observer | None = None
@@ -388,31 +392,31 @@ def _harness_model_class() -> Any:
 
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> Any:
             compute = super()._loglikelihood_tokens
-            return self._within_memory(lambda: compute(requests, disable_tqdm=True, override_bs=override_bs))
+            return self._with_halved_batches(lambda: compute(requests, disable_tqdm=True, override_bs=override_bs))
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             compute = super().generate_until
-            return self._within_memory(lambda: compute(requests, disable_tqdm=True))
+            return self._with_halved_batches(lambda: compute(requests, disable_tqdm=True))
 
-        def _within_memory(self, compute: Callable[[], T]) -> T:
+        def _with_halved_batches(self, compute: Callable[[], T]) -> T:
             while True:
                 try:
                     return compute()
                 except (RuntimeError, MemoryError) as error:
                     if self.batch_size_per_gpu == 1 or not is_out_of_memory(error):
                         raise
-                # Behind the handler, whose error would keep the batch's tensors alive.
-                whole = self.batch_size_per_gpu
+                # After the handler, whose error would keep the batch's tensors alive.
+                size = self.batch_size_per_gpu
                 self.batch_size_per_gpu //= 2
                 if self.observer is not None:
-                    self.observer.notify(oom_notice(whole, self.batch_size_per_gpu))
+                    self.observer.notify(oom_notice(size, self.batch_size_per_gpu))
 
-    return QuietWithinMemory
+    return QuietAdaptiveModel
 
 
 @contextmanager
-def _own_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Keeps the harness from tying the weights of `model`, which would undo an output layer that is tuned apart."""
+def _untied_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Keep the harness from tying the weights of `model`, which would undo a separately tuned output layer."""
     vars(model)["tie_weights"] = lambda: None
     try:
         yield
@@ -421,8 +425,8 @@ def _own_weights(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
-    """The harness's seeds for Python, NumPy and torch within the block; the caller's random states come back."""
+def _harness_seeds() -> Iterator[None]:
+    """Use the harness's seeds for Python, NumPy and torch within the block, and restore the random states after it."""
     import numpy as np
     import torch
 

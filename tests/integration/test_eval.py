@@ -25,9 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neftcli.data.tokens import tokenize
 from neftcli.evaluation.loss import mean_loss, row_losses
 from tests.conftest import Result, events, quick_arguments
-from tests.judge_server import judge_server, status
+from tests.judge_server import hashed_verdict, judge_server, prefers_longer, status
 from tests.tiny import tiny_model
-from tests.unit.evaluation.test_judge import longer, whim
 
 Neft = Callable[..., Result]
 ROLES = ("baseline", "base")
@@ -494,7 +493,7 @@ def test_plain_lines_and_no_control_characters(neft: Neft, runs: Path) -> None:
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) -> None:
     """One that likes longer answers: the win rate is counted here, and a second evaluation asks nothing."""
-    with judge_server(longer) as server:
+    with judge_server(prefers_longer) as server:
         arguments = ["tiny-a5-s0", "--baseline", "tiny-a0-s0", "--no-base", "--judge", server.url, "--judge-model", "m"]
         report = report_of(neft("eval", *arguments, "--json", *SHORT))
         asked = len(server.requests)
@@ -519,7 +518,7 @@ def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) ->
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_unreadable_pairs_bound_the_win_rate(neft: Neft, runs: Path) -> None:
     """A judge whose reply is sometimes no verdict: the pairs that it gives are counted here."""
-    with judge_server(whim) as server:
+    with judge_server(hashed_verdict) as server:
         arguments = ["tiny-a5-s0", "--judge", server.url, "--judge-model", "m", "--json", *SHORT]
         report = report_of(neft("eval", *arguments))
     lines = [json.loads(line) for line in (Path(report["folder"]) / "examples.jsonl").read_text().splitlines()]
@@ -549,8 +548,8 @@ def test_a_judge_that_fails_keeps_what_was_measured(neft: Neft, runs: Path) -> N
         result = neft("eval", "tiny-a5-s0", "--judge", server.url, "--judge-model", "m", *SHORT)
     assert result.code == 1
     assert "held_out_loss: run=" in result.out  # what was measured is reported all the same
-    assert "refuses to answer without a key in OPENAI_API_KEY" in result.err
-    assert "the same command again: it goes on from there" in result.err
+    assert "needs a key in OPENAI_API_KEY" in result.err
+    assert "run the same command again: it resumes" in result.err
     assert len(kept_files(runs / "tiny-a5-s0", "answers")) == 12
 
 

@@ -24,11 +24,10 @@ from neftcli.runs.directory import RunDirectory
 from neftcli.system.files import temporary_name
 from tests.conftest import quick_arguments
 from tests.invariant.test_resume import result
-from tests.judge_server import judge_server
+from tests.judge_server import judge_server, prefers_longer
 from tests.states import call_in, contents, neft_in, spread_out, states_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import save_tiny_gguf
-from tests.unit.evaluation.test_judge import longer
 
 RUN = Path("runs/tiny-a5-s0")
 FEW = 12
@@ -138,7 +137,7 @@ def test_eval_and_judging_killed_at_any_file_operation(most: int, typed: list[st
     whole = tmp_path / "whole"
     whole.mkdir()
     assert neft_in(whole, *typed)[0] == 0
-    with judge_server(longer) as server:
+    with judge_server(prefers_longer) as server:
         judged = ("eval", RUN, "--judge", server.url, "--judge-model", "m", *SHORT)
         code, said = neft_in(whole, *judged, states=tmp_path / "states")
         assert code == 0, said

@@ -18,9 +18,8 @@ import pytest
 from neftcli.system.files import TEMPORARY, remove
 from tests.conftest import Result
 from tests.integration.test_killed import RUN, SHORT, fork_workers, kind, names, train_command
-from tests.judge_server import judge_server
+from tests.judge_server import judge_server, prefers_longer
 from tests.states import contents, neft_in, states_of
-from tests.unit.evaluation.test_judge import longer
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 Neft = Callable[..., Result]
@@ -58,7 +57,7 @@ def written(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
     whole.mkdir()
     train = train_command(tiny_folder("llama"), rows_file)
     sweep = ["sweep-alpha", *train[1:], "--alphas", "0,5", "--seeds", "1", "--metric", "held_out_loss"]
-    with pytest.MonkeyPatch.context() as patch, judge_server(longer) as server:
+    with pytest.MonkeyPatch.context() as patch, judge_server(prefers_longer) as server:
         patch.setenv("NO_COLOR", "1")
         for command, states in ((train, "run"), (eval_by(server.url), "evaluation"), (sweep, "sweep")):
             code, said = neft_in(whole, *command, states=root / states, setup=fork_workers)
@@ -132,7 +131,7 @@ def test_resume_links_of_a_run(most: int, neft: Neft, written: Written, tmp_path
 def test_eval_links_of_a_run(most: int, neft: Neft, written: Written, tmp_path: Path) -> None:
     print(len(written.evaluation), "paths of an evaluation")
     assert {f"{RUN}/evaluation", "runs/judge", "runs/judge/verdicts.jsonl"} < {*written.evaluation}
-    with judge_server(longer) as server:
+    with judge_server(prefers_longer) as server:
         for path, link in spread(written.evaluation, most):
             require_refused(neft, written.folder, path, link, eval_by(server.url), tmp_path)
 

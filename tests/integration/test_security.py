@@ -30,8 +30,7 @@ from neftcli.runs.checkpoints import MANIFEST, Checkpoints
 from neftcli.runs.directory import remove_incomplete_runs
 from neftcli.sweep.cell_runs import CellRuns
 from tests.conftest import Result, quick_arguments
-from tests.judge_server import echoes_the_key, judge_server
-from tests.unit.evaluation.test_judge import longer
+from tests.judge_server import echoes_the_key, judge_server, prefers_longer
 
 SHORT = ("--set", "evaluation.generation.max_new_tokens=4", "--no-base")
 
@@ -360,7 +359,7 @@ def test_no_secret_gets_out_of_training(
 def test_no_secret_gets_out_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], runs: Path) -> None:
     """A judge that answers, one that refuses and sends the key back, and one whose address holds a password."""
     judged = ["eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT, *extra, "--judge-model", "m", "--judge"]
-    with judge_server(longer) as server:
+    with judge_server(prefers_longer) as server:
         server.always = echoes_the_key
         refused = neft(*judged, server.url)
         server.always = None
@@ -384,7 +383,7 @@ def test_no_secret_gets_out_of_a_sweep(
     arguments = quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")[1:]
     arguments += ["--alphas", "0,5", "--seeds", "1", "--metric", "win_rate_length_controlled", "--judge-model", "m"]
     arguments += ["--set", "training.learning_rate=5e-3", "--set", "evaluation.samples=0"]
-    with judge_server(longer) as server:
+    with judge_server(prefers_longer) as server:
         server.always = echoes_the_key
         refused = neft("sweep-alpha", *arguments, "--judge", server.url)
         server.always = None
@@ -493,7 +492,7 @@ def test_what_a_failed_evaluation_takes_away_is_its_own(
 def test_links_in_the_place_of_what_is_kept_are_not_written_through(kind: str, runs: Path, tmp_path: Path) -> None:
     """Files that are added to would cut a last line that has no end, and go on behind it."""
     run, mine = runs / "tiny-a5-s0", tmp_path / "mine.txt"
-    with judge_server(longer) as server:
+    with judge_server(prefers_longer) as server:
         judged = ("--baseline", "tiny-a0-s0", "--judge", server.url, "--judge-model", "m")
         assert neft("eval", run, *judged, *SHORT).code == 0
         [file] = {

@@ -24,8 +24,7 @@ import pytest
 
 from neftcli.data.splits import normalize_prompt
 from tests.conftest import Result, events, neft_process
-from tests.judge_server import judge_server
-from tests.unit.evaluation.test_judge import longer
+from tests.judge_server import judge_server, prefers_longer
 
 Neft = Callable[..., Result]
 
@@ -312,7 +311,7 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
         "output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
         "doc_to_target: '{{answer}}'\nmetric_list:\n  - metric: acc\n"
     )
-    with judge_server(longer) as server:
+    with judge_server(prefers_longer) as server:
         extra = [
             "--seeds",
             "1",

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from neftcli.errors import NeftError
-from neftcli.evaluation.chat_server import MOST_BYTES
+from neftcli.evaluation.chat_server import MAX_REPLY_BYTES
 from neftcli.evaluation.judge import (
     AnswerPair,
     JudgeError,
@@ -35,6 +35,8 @@ from neftcli.evaluation.judge import (
 )
 from neftcli.system.libraries import capture_library_output
 from tests.judge_server import (
+    KEY,
+    PAIRS,
     Behaviour,
     Exchange,
     JudgeServer,
@@ -44,26 +46,19 @@ from tests.judge_server import (
     cut,
     drips,
     echoes_the_key,
+    hashed_verdict,
+    judge_of,
     judge_server,
+    prefers_longer,
     redirects,
     says,
+    silent,
     status,
     streams,
     stuck,
 )
-from tests.unit.evaluation.test_judge import (
-    KEY,
-    PAIRS,
-    judge_of,
-    longer,
-    quick_and_alone,
-    server,
-    silent,
-    whim,
-)
 
-pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
-__all__ = ["quick_and_alone", "server"]  # fixtures
+pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.usefixtures("isolated_openai")]
 
 
 # Failures that pass
@@ -108,7 +103,7 @@ def test_a_failure_that_stays_is_asked_again_so_often_and_no_more(
     with pytest.raises(JudgeError, match=r"; 0 of 4 questions are answered and kept in") as caught:
         judge_pairs(PAIRS, judge_of(server, timeout=0.1, max_retries=2), tmp_path / "c.jsonl", silent)
     assert len(server.requests) == 3
-    assert caught.value.problems[0].hint.endswith("the same command again: it goes on from there")
+    assert caught.value.problems[0].hint.endswith("run the same command again: it resumes")
     assert caught.value.exit_code == 1
     assert isinstance(caught.value, NeftError)
 
@@ -118,7 +113,7 @@ def test_the_server_is_quoted(server: JudgeServer, tmp_path: Path) -> None:
     for behaviour, quote in [
         (status(500, "out of\n  memory"), "500: out of memory"),
         (status(400, "context too long"), "400: context too long"),
-        (body("<html>\n<p>" + "z" * 1000, "text/html"), f"the body is no chat completion: <html> <p>{'z' * 258}…"),
+        (body("<html>\n<p>" + "z" * 1000, "text/html"), f"the body is not a chat completion: <html> <p>{'z' * 258}…"),
         (says(None, "length"), "the reply has no text (finish_reason length); its length ran out, so raise"),
         (stuck, "no reply within 0.1 seconds (evaluation.judge.timeout)"),
         (body('{"detail": "no"}'), '{"detail": "no"}'),
@@ -188,10 +183,10 @@ def test_what_is_answered_before_a_failure_is_kept(concurrency: int, server: Jud
     """The same call goes on from there: each question is answered once, and the verdicts are those of one go."""
     pairs = [AnswerPair(f"question {number}", "a", "b") for number in range(10)]
     chosen = judge_of(server, concurrency=concurrency, max_retries=0)
-    server.judge = whim
+    server.judge = hashed_verdict
     expected = judge_pairs(pairs, chosen, tmp_path / "other.jsonl", silent)
     server.requests.clear()
-    server.script = [lambda exchange: exchange.reply(whim(exchange.request.prompt))] * 7
+    server.script = [lambda exchange: exchange.reply(hashed_verdict(exchange.request.prompt))] * 7
     server.always = status(500, "broken")
     with pytest.raises(JudgeError) as caught:
         judge_pairs(pairs, chosen, tmp_path / "c.jsonl", silent)
@@ -250,11 +245,11 @@ def test_a_failure_waits_a_little_for_what_is_under_way(
 @pytest.mark.parametrize(
     ("code", "key", "violated", "remedy"),
     [
-        (401, KEY, "refuses the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then the same command again"),
-        (403, KEY, "refuses the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then the same command again"),
-        (401, "", "refuses to answer without a key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY"),
-        (404, "", "knows no model m, or the address is wrong", "--judge-model NAME"),
-        (400, "", "refuses the question; 0 of 4", "put right what it says, then the same command again"),
+        (401, KEY, "rejects the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then run the same command again"),
+        (403, KEY, "rejects the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then run the same command again"),
+        (401, "", "needs a key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY"),
+        (404, "", "has no model m, or the address is wrong", "--judge-model NAME"),
+        (400, "", "rejects the question; 0 of 4", "fix the cause, then run the same command again"),
     ],
 )
 def test_a_wrong_key_or_name_fails_at_once(
@@ -326,9 +321,9 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_answered(
 ENDLESS: dict[str, tuple[Behaviour, str]] = {
     "a body that drips": (drips, "no reply within 0.5 seconds (evaluation.judge.timeout)"),
     "a header that drips": (partial(drips, headers=True), "no reply within 0.5 seconds (evaluation.judge.timeout)"),
-    "a body without end": (streams, f"the reply is longer than {MOST_BYTES:,} bytes"),
-    "a gzip bomb": (bomb, "the reply is compressed (gzip), which was not asked for"),
-    "nested deep": (body("[" * 200_000), "the body is no chat completion: [[["),
+    "a body without end": (streams, f"the reply is longer than {MAX_REPLY_BYTES:,} bytes"),
+    "a gzip bomb": (bomb, "the reply is compressed (gzip), which neft did not request"),
+    "nested deep": (body("[" * 200_000), "the body is not a chat completion: [[["),
 }
 
 
@@ -343,11 +338,11 @@ def test_a_request_ends_in_time_and_memory(case: str, server: JudgeServer, tmp_p
     with pytest.raises(JudgeError) as caught:
         judge_pairs(PAIRS[:1], judge_of(server, timeout=timeout, max_retries=1, concurrency=1), tmp_path / "c", silent)
     assert time.monotonic() - start < (60 if timeout > 1 else 2 * timeout + 3)
-    assert tracemalloc.get_traced_memory()[1] < 12 * MOST_BYTES
+    assert tracemalloc.get_traced_memory()[1] < 12 * MAX_REPLY_BYTES
     tracemalloc.stop()
     assert said in caught.value.problems[0].got
     assert len(server.requests) == 2
-    assert server.sent < 4 * MOST_BYTES + 2**25  # what the sockets hold, too
+    assert server.sent < 4 * MAX_REPLY_BYTES + 2**25  # what the sockets hold, too
     deadline = time.monotonic() + 10
     while clients := [one for one in threading.enumerate() if one.name not in before and "(run)" in one.name]:
         assert time.monotonic() < deadline, clients
@@ -415,7 +410,7 @@ def test_a_redirect_to_a_different_server_is_refused(
         [problem] = caught.value.problems
         assert problem.message.startswith(f"the judge at {server.url} redirects to a different server; ")
         assert problem.got == target
-        assert problem.hint == f"--judge {target}    if that server may have the rows, the answers and the key"
+        assert problem.hint == f"--judge {target}    if you trust that server with the rows, the answers and the key"
         assert (len(server.requests), other.requests) == (1, [])
 
 
@@ -488,7 +483,7 @@ def test_a_key_that_is_no_secret_spoils_no_verdict(
 ) -> None:
     """Local servers are given any word as a key."""
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    server.judge = longer
+    server.judge = prefers_longer
     assert judge_pairs(PAIRS, judge_of(server), tmp_path / "c.jsonl", silent)[0].score == 0.0
 
 

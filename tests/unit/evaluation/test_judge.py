@@ -7,15 +7,12 @@ written, for secrets.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shlex
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -37,63 +34,20 @@ from neftcli.evaluation.judge import (
 )
 from neftcli.recipe.schema import Judge
 from tests.judge_server import (
+    PAIRS,
     JudgeServer,
+    answers_in,
     completion,
+    hashed_verdict,
+    judge_of,
     judge_server,
+    prefers_longer,
     says,
+    silent,
     status,
 )
 
-pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
-
-KEY = "sk-proj-0123456789abcdefXYZ"
-PAIRS = [
-    AnswerPair("Name a fruit.", "Apple.", "A fruit is an apple, for one."),
-    AnswerPair("2 + 3?", "5", "It is five."),
-]
-
-
-@pytest.fixture(autouse=True)
-def quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short first backoff; nothing from the environment."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def server() -> Iterator[JudgeServer]:
-    """A server whose judge says A."""
-    with judge_server() as running:
-        yield running
-
-
-def judge_of(server: JudgeServer, **settings: object) -> Judge:
-    """Settings that ask this server, one question at a time."""
-    return replace(Judge(base_url=server.url, model="m", concurrency=1), **settings)  # type: ignore[arg-type]
-
-
-def silent(done: int, total: int) -> None:
-    """Shows no progress."""
-
-
-def answers_in(prompt: str) -> tuple[str, str]:
-    """The answers A and B in the built-in prompt."""
-    found = re.search(r"=== Answer A ===\n(.*)\n\n=== Answer B ===\n(.*)\n\n=== Your", prompt, re.DOTALL)
-    assert found is not None
-    return found[1], found[2]
-
-
-def longer(prompt: str) -> str:
-    """A judge that likes length, wherever it stands."""
-    a, b = answers_in(prompt)
-    return "TIE" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
-
-
-def whim(prompt: str) -> str:
-    """A judge whose verdict hangs on every character, and is sometimes none."""
-    return ["A", "B", "TIE", "**A.**", "Verdict: B", "no idea"][hashlib.sha256(prompt.encode()).digest()[0] % 6]
-
+pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.usefixtures("isolated_openai")]
 
 # What a reply states
 
@@ -172,7 +126,7 @@ def test_a_judge_that_likes_a_place_finds_only_ties(pairs: list[AnswerPair]) -> 
 @settings(deadline=None, max_examples=10)
 @given(pairs_of_words)
 def test_a_judge_that_likes_length_lets_the_longer_answer_win(pairs: list[AnswerPair]) -> None:
-    with judge_server(longer) as server, tempfile.TemporaryDirectory() as folder:
+    with judge_server(prefers_longer) as server, tempfile.TemporaryDirectory() as folder:
         found = judge_pairs(pairs, judge_of(server, concurrency=3), Path(folder) / "c.jsonl", silent)
     for pair, judged in zip(pairs, found, strict=True):
         difference = len(pair.answer) - len(pair.opponent)
@@ -186,7 +140,7 @@ def test_swapped_answers_have_the_other_score(pairs: list[AnswerPair]) -> None:
     """1 - score, from the same replies: nothing is asked anew. With any judge, and also where it states no verdict."""
     swapped = [AnswerPair(pair.instruction, pair.opponent, pair.answer) for pair in pairs]
     other = {"answer": "opponent", "opponent": "answer", "tie": "tie", "unparsed": "unparsed"}
-    with judge_server(whim) as server, tempfile.TemporaryDirectory() as folder:
+    with judge_server(hashed_verdict) as server, tempfile.TemporaryDirectory() as folder:
         found = judge_pairs(pairs, judge_of(server), Path(folder) / "c.jsonl", silent)
         asked = len(server.requests)
         turned = judge_pairs(swapped, judge_of(server), Path(folder) / "c.jsonl", silent)
@@ -329,7 +283,7 @@ def test_equal_questions_are_asked_once(server: JudgeServer, tmp_path: Path) -> 
 @given(st.data())
 def test_a_torn_cache_loses_what_is_torn_and_nothing_else(data: st.DataObject) -> None:
     """Killed at any byte: the lines that are whole are kept, the others asked again, and the file is whole again."""
-    with judge_server(whim) as server, tempfile.TemporaryDirectory() as folder:
+    with judge_server(hashed_verdict) as server, tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "c.jsonl"
         expected = judge_pairs(PAIRS, judge_of(server), cache, silent)
         whole = cache.read_bytes()
@@ -348,7 +302,7 @@ def test_replies_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(JudgeError) as caught:
         judge_pairs(PAIRS, FINE, cache, silent)
     [problem] = caught.value.problems
-    command = problem.hint.removeprefix("mend its rights, or ").removesuffix("    asks the judge again")
+    command = problem.hint.removeprefix("fix its permissions, or ").removesuffix("    to ask the judge again")
     assert shlex.split(command) == ["mv", str(cache), f"{cache}.old"]
 
 
@@ -425,12 +379,12 @@ def test_what_cannot_be_asked_is_told(chosen: Judge, message: str) -> None:
     ("content", "messages"),
     [
         (None, ["can't be read"]),
-        (b"caf\xe9 $instruction $answer_a $answer_b", ["a prompt is UTF-8 text"]),
+        (b"caf\xe9 $instruction $answer_a $answer_b", ["a prompt must be UTF-8 text"]),
         (b"", ["placeholders are missing\n  got      $instruction, $answer_a, $answer_b\n"]),
         (b"$instruction $answer_a", ["placeholders are missing\n  got      $answer_b\n"]),
         (b"$instruction $$answer_a $answer_b", ["placeholders are missing\n  got      $answer_a\n"]),
-        (b"$instruction $answer_a $answer_b $answer_c", ["there is no such placeholder\n  got      $answer_c\n"]),
-        (b"$instruction $answer_a $answer_b for 5$ ", ["a $ begins a placeholder"]),
+        (b"$instruction $answer_a $answer_b $answer_c", ["unknown placeholder\n  got      $answer_c\n"]),
+        (b"$instruction $answer_a $answer_b for 5$ ", ["$ must start a placeholder"]),
         (b"5$ $answer $answer_a", ["a $ begins", "are missing", "no such placeholder"]),
     ],
 )

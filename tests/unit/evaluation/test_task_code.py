@@ -75,7 +75,7 @@ def test_code_is_refused_before_anything_is_loaded(kind: str, include: bool, fol
         with pytest.raises(InputError) as raised:
             refused()
         [problem] = raised.value.problems
-        assert problem.message == f"{file}: Python code that a task file brings does not run unasked"
+        assert problem.message == f"{file}: neft does not run Python code of a task file unless you allow it"
         assert problem.got.startswith(found) or found in problem.got
         assert problem.hint == "read the code; if you trust it: NEFT_TRUST_TASK_CODE=1 neft ..."
     assert not made(folder).exists()

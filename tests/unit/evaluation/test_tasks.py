@@ -390,17 +390,16 @@ def test_results_of_other_settings_or_another_template_are_not_used_again(
 
     def value(asked: TaskSettings, template: str = CHATML) -> float:
         fake: Any = SimpleNamespace(
-            subject=home,
+            target=home,
             compute=compute,
-            observer=None,
+            observer=SimpleNamespace(notify=lambda event: None),
             settings=Evaluation(task_settings=asked),
             _identity={},
             _tokenizer=SimpleNamespace(chat_template=template),
-            _loaded=lambda: None,
-            _tell=lambda what: None,
+            _load_model=lambda: None,
         )
-        fake._store = partial(ModelEvaluator._store, fake)
-        return ModelEvaluator._task(fake, "arc")[0].value
+        fake._open_cache = partial(ModelEvaluator._open_cache, fake)
+        return ModelEvaluator._compute_task(fake, "arc")[0].value
 
     first = [value(asked) for asked in ASKED.values()]
     assert first == [float(number) for number in range(1, len(ASKED) + 1)]
@@ -710,7 +709,7 @@ def test_every_task_of_the_harness_is_known() -> None:
     try:
         check_tasks(["arc_easy", "mmlu", "ai2_arc", "truthfulqa_mc2"])
     finally:
-        tasks_module._manager.cache_clear()
+        tasks_module._task_manager.cache_clear()
 
 
 def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -728,16 +727,16 @@ def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch
         "  got      hela_swag\n"
         "  did you mean hellaswag?\n"
         "  hint     lm-eval ls tasks\n"
-        "humaneval runs code that the model writes, which neft does not do\n"
+        "humaneval runs code that the model writes, which neft does not support\n"
         "  hint     lm-eval ls tasks\n"
-        "mmmu_val shows images or sounds, and neft tunes models of text\n"
+        "mmmu_val uses images or audio; neft evaluates text models\n"
         "  hint     lm-eval ls tasks\n"
         "evaluation.tasks: lm-evaluation-harness has no task of this name\n"
         "  got      qqqqqq\n"
         "  hint     lm-eval ls tasks"
     )
     assert message(lambda: run_tasks(MODELS["llama"], TOKENIZER, ["arc_easy"], 2)) == (
-        "arc_easy: its data must be on this machine or within reach on the hub\n"
+        "arc_easy: its data is neither on this machine nor reachable on the hub\n"
         "  got      Couldn't reach 'allenai/ai2_arc' on the Hub (OfflineModeIsEnabled)\n"
         "  hint     connect to the network, unset HF_HUB_OFFLINE, and repeat the command"
     )
@@ -766,10 +765,10 @@ def test_files_that_are_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "  got      while parsing a flow sequence in \"broken.yaml\", line 1, column 7 expected ',' or ']', "
         "but got '<stream end>' in \"broken.yaml\", line 2, column 1\n"
         "  hint     lm-eval ls tasks\n"
-        "group.yaml: a task file must be of one task and not of a group\n"
+        "group.yaml: a task file must contain one task, not a group\n"
         "  got      group, task\n"
         "  hint     name its tasks one by one\n"
-        "unsafe.yml runs code that the model writes, which neft does not do\n"
+        "unsafe.yml runs code that the model writes, which neft does not support\n"
         "  hint     lm-eval ls tasks"
     )
 
@@ -780,7 +779,7 @@ def test_files_that_are_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (
             "rows.jsonl",
             "raws.jsonl",
-            "{file}: its data must be there\n"
+            "{file}: its data files are missing\n"
             "  got      Unable to find '{folder}/raws.jsonl'\n"
             "  hint     name files relative to the task's YAML file",
         ),
