@@ -28,7 +28,7 @@ def code_of(card: str) -> str:
 
 @pytest.mark.parametrize("method", [[], ["--lora"]])
 @pytest.mark.parametrize("layout", ["chat", "text"])
-def test_the_lines_of_the_card_load_the_tuned_model_and_ask_it(
+def test_model_card_code_loads_and_answers(
     method: list[str],
     layout: str,
     quick: list[str],
@@ -67,7 +67,7 @@ TURNS = (
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "gguf lora"])
-def test_the_lines_of_the_card_end_an_answer_where_training_ended_it(
+def test_model_card_code_stop_tokens(
     kind: str,
     neft: Callable[..., Result],
     tmp_path: Path,
@@ -114,9 +114,7 @@ def test_the_lines_of_the_card_end_an_answer_where_training_ended_it(
         torch.testing.assert_close(here, there[..., : here.shape[-1]], rtol=0, atol=0)
 
 
-def test_the_tuned_weights_are_known_by_their_hash_and_can_be_read_by_others(
-    quick: list[str], neft: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_model_card_weights_hash(quick: list[str], neft: Callable[..., Result], tmp_path: Path) -> None:
     import hashlib
     import os
 

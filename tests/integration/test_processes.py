@@ -102,7 +102,7 @@ def require_gone(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
-def test_two_processes_are_one_with_twice_the_rows_an_update(typed: list[str], tmp_path: Path) -> None:
+def test_two_processes_equal_one_with_twice_the_batch(typed: list[str], tmp_path: Path) -> None:
     """Without noise, whose draws are each process's own; up to the order of floating-point sums."""
     sets = with_sets({"neftune.alpha": 0, "training.batching": "padded"})
     assert do(tmp_path, *NEFT, *typed, *sets, "--processes", "2", "--name", "two")[0] == 0
@@ -116,7 +116,7 @@ def test_two_processes_are_one_with_twice_the_rows_an_update(typed: list[str], t
 
 
 @pytest.mark.parametrize("mode", [pytest.param(mode, marks=[pytest.mark.slow] * ("three" in mode)) for mode in MODES])
-def test_killed_processes_go_on_to_the_same_bits(mode: str, typed: list[str], tmp_path: Path) -> None:
+def test_killed_processes_resume_bit_identically(mode: str, typed: list[str], tmp_path: Path) -> None:
     """In the second epoch, whose order is another than the first one's."""
     number = "3" if "three" in mode else "2"
     command = [*NEFT, *typed, *with_sets(MODES[mode])]
@@ -144,7 +144,7 @@ def test_killed_processes_go_on_to_the_same_bits(mode: str, typed: list[str], tm
     assert result(broken) == result(tmp_path / "runs" / "whole-a5-s0")
 
 
-def test_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> None:
+def test_processes_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> None:
     """One run, stopped by SIGTERM, then by the death of its other process, and never gone on with by another number."""
     run = tmp_path / "runs" / "run-a5-s0"
     again = [*NEFT, "train", "--resume", str(run)]
@@ -196,7 +196,7 @@ PHASES = (
 
 @pytest.mark.parametrize("which", ["the first", "another"])
 @pytest.mark.parametrize("phase", [pytest.param(phase, marks=[pytest.mark.slow] * (phase != FAST)) for phase in PHASES])
-def test_one_of_several_is_killed_in_a_phase(phase: str, which: str, typed: list[str], tmp_path: Path) -> None:
+def test_processes_killed_in_a_phase(phase: str, which: str, typed: list[str], tmp_path: Path) -> None:
     """All end; then the run resumes, or the same command begins it if it had no folder yet."""
     sets = ["--processes", "2", "--set=training.num_train_epochs=1", "--save-steps", "4"]
     command = [*NEFT, *[word for word in typed if word != "--quiet"], *sets, "--json", "--name"]
@@ -231,7 +231,7 @@ def verify_newest(run: Path) -> int:
         (["train", "--processes", "3"], "a launcher has started a different number of processes"),
     ],
 )
-def test_a_launchers_processes_are_refused_where_they_would_not_train_together(
+def test_launcher_rejected_by_other_commands(
     neft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: list[str], told: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -241,7 +241,7 @@ def test_a_launchers_processes_are_refused_where_they_would_not_train_together(
     assert "WORLD_SIZE 2" in done.err
 
 
-def test_what_all_processes_see_is_told_once(typed: list[str], tmp_path: Path) -> None:
+def test_processes_report_an_error_once(typed: list[str], tmp_path: Path) -> None:
     code, said = do(tmp_path, *TORCHRUN, "2", *NEFT, *typed, "--dataset", "nothere.jsonl")
     assert code == 1  # torchrun's own, whatever its processes end with
     assert said.count("there is no file or folder of this name") == 1

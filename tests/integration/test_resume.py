@@ -53,9 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
 
-def test_a_stopped_run_is_gone_on_with_and_says_from_where(
-    neft: Neft, copy: Path, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_resume_stopped_run(neft: Neft, copy: Path, stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     said = neft("train", "--resume", copy)
     assert said.code == 0, said.err
     assert f"resuming after step 6, from {copy}/checkpoints/checkpoint-6" in " ".join((said.out + said.err).split())
@@ -87,9 +85,7 @@ def test_a_stopped_run_is_gone_on_with_and_says_from_where(
         (["--output-dir", "other"], "--output-dir and --resume can't be combined\n"),
     ],
 )
-def test_another_recipe_is_refused_and_the_difference_shown(
-    neft: Neft, copy: Path, typed: list[str], told: str
-) -> None:
+def test_resume_different_recipe(neft: Neft, copy: Path, typed: list[str], told: str) -> None:
     before = files(copy)
     said = neft("train", "--resume", copy, *typed)
     assert said.code == 2
@@ -98,7 +94,7 @@ def test_another_recipe_is_refused_and_the_difference_shown(
     assert files(copy) == before
 
 
-def test_a_recipe_that_was_edited_is_refused_as_one_that_was_typed(neft: Neft, copy: Path) -> None:
+def test_resume_edited_recipe(neft: Neft, copy: Path) -> None:
     file = copy / "recipe.yaml"
     file.write_text(file.read_text().replace("learning_rate: 0.005", "learning_rate: 0.05"))
     said = neft("train", "--resume", copy)
@@ -106,7 +102,7 @@ def test_a_recipe_that_was_edited_is_refused_as_one_that_was_typed(neft: Neft, c
     assert "training.learning_rate differs from that of checkpoint-6\n  got      0.05 (checkpoint-6: 0.005)" in said.err
 
 
-def test_a_change_can_be_accepted_and_is_recorded(neft: Neft, copy: Path) -> None:
+def test_resume_accepted_change(neft: Neft, copy: Path) -> None:
     said = neft("train", "--resume", copy, "--alpha", "10", "--accept-changes")
     assert said.code == 0, said.err
     [entry] = json.loads((copy / "run.json").read_text())["resumed"]
@@ -142,7 +138,7 @@ def change_settings(file: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 1e-3}))
 
 
-def test_other_rows_or_another_model_behind_the_same_names_are_refused(
+def test_resume_changed_rows_or_model(
     neft: Neft, stopped: tuple[Path, dict[str, Any]], movable: tuple[Path, Path, Path]
 ) -> None:
     folder, rows, model = movable
@@ -168,7 +164,7 @@ def test_other_rows_or_another_model_behind_the_same_names_are_refused(
     assert "the model's files changed since checkpoint-4" in said.err
 
 
-def test_rows_and_a_model_that_were_moved_are_taken_by_their_content(
+def test_resume_moved_rows_and_model(
     neft: Neft, stopped: tuple[Path, dict[str, Any]], movable: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     folder, rows, model = movable
@@ -195,9 +191,7 @@ def test_rows_and_a_model_that_were_moved_are_taken_by_their_content(
     assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
 
 
-def test_another_model_or_other_rows_in_a_new_place_are_refused(
-    neft: Neft, movable: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
+def test_resume_moved_and_changed_rows_or_model(neft: Neft, movable: tuple[Path, Path, Path], tmp_path: Path) -> None:
     folder, rows, model = movable
     before = files(folder)
     shutil.copytree(model, tmp_path / "copy")
@@ -221,7 +215,7 @@ def test_another_model_or_other_rows_in_a_new_place_are_refused(
     assert files(folder) == before
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(
+def test_resume_skips_damaged_checkpoint(
     neft: Neft, copy: Path, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     newest = copy / "checkpoints" / "checkpoint-6"
@@ -234,7 +228,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
 
 
-def test_where_no_checkpoint_verifies_each_is_named_and_nothing_is_trained(neft: Neft, copy: Path) -> None:
+def test_resume_no_checkpoint_verifies(neft: Neft, copy: Path) -> None:
     for place in (copy / "checkpoints").iterdir():
         file = place / "optimizer.pt"
         file.write_bytes(file.read_bytes()[:-10])
@@ -259,13 +253,13 @@ def test_where_no_checkpoint_verifies_each_is_named_and_nothing_is_trained(neft:
         (["--recipe", ""], "there is no recipe"),
     ],
 )
-def test_what_can_not_be_is_refused(neft: Neft, typed: list[str], told: str) -> None:
+def test_resume_bad_flags(neft: Neft, typed: list[str], told: str) -> None:
     said = neft("train", *typed)
     assert said.code == 2
     assert told in said.err
 
 
-def test_a_run_is_not_trained_twice_at_once(neft: Neft, copy: Path) -> None:
+def test_resume_locked_run(neft: Neft, copy: Path) -> None:
     from neftcli.runs.directory import RunDirectory
 
     with RunDirectory(copy).lock():
@@ -274,9 +268,7 @@ def test_a_run_is_not_trained_twice_at_once(neft: Neft, copy: Path) -> None:
     assert "another process is training this run" in said.err
 
 
-def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_goes_on(
-    neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_full_disk_during_training(neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     assert run(stopped[1], tmp_path / "whole") == 0
     typed = [part for key, value in stopped[1].items() for part in ("--set", f"{key}={value}")]
     small = tmp_path / "small"
@@ -307,7 +299,7 @@ def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_goes_on(
         assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
 
 
-def test_a_disk_that_is_full_before_anything_is_written(neft: Neft, copy: Path, tmp_path: Path) -> None:
+def test_full_disk_before_training(neft: Neft, copy: Path, tmp_path: Path) -> None:
     """A new run leaves nothing; one that was stopped is as it was."""
     with file_system(tmp_path / "small", "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
         folder = tmp_path / "small" / "run-a5-s0"
@@ -328,7 +320,7 @@ def test_a_disk_that_is_full_before_anything_is_written(neft: Neft, copy: Path, 
         assert {item.name for item in (tmp_path / "small").iterdir()} == {"run-a5-s0", "filler"}
 
 
-def test_a_recipe_that_is_gone_is_brought_back_from_a_checkpoint(neft: Neft, copy: Path) -> None:
+def test_resume_missing_recipe(neft: Neft, copy: Path) -> None:
     (copy / "recipe.yaml").unlink()
     said = neft("train", "--resume", copy)
     assert said.code == 2
@@ -337,7 +329,7 @@ def test_a_recipe_that_is_gone_is_brought_back_from_a_checkpoint(neft: Neft, cop
     assert neft("train", "--resume", copy).code == 0
 
 
-def test_a_disk_that_is_full_at_the_last_write_leaves_a_run_that_can_be_gone_on_with(
+def test_full_disk_at_the_last_write(
     neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record can't say "finished"; what is safe is said, and it is finished when there is room."""
@@ -360,9 +352,7 @@ def test_a_disk_that_is_full_at_the_last_write_leaves_a_run_that_can_be_gone_on_
     assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
 
 
-def test_a_disk_without_room_for_the_model_is_refused_before_training(
-    neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_full_disk_for_the_model(neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     typed = [part for key, value in stopped[1].items() for part in ("--set", f"{key}={value}")]
     with file_system(tmp_path / "small", "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
         said = neft("train", *typed, "--set", "adapter.r=64", "--output-dir", tmp_path / "small")
@@ -371,7 +361,7 @@ def test_a_disk_without_room_for_the_model_is_refused_before_training(
         assert list((tmp_path / "small").iterdir()) == []
 
 
-def test_a_read_only_folder_is_refused(neft: Neft, copy: Path, tmp_path: Path) -> None:
+def test_resume_read_only_folder(neft: Neft, copy: Path, tmp_path: Path) -> None:
     with file_system(tmp_path / "runs", "--bind", str(tmp_path / "run-a5-s0")):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(tmp_path / "runs")], check=True)
         said = neft("train", "--resume", tmp_path / "runs")

@@ -199,7 +199,7 @@ def settings_of(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_killed_run_goes_on_to_the_same_bits(
+def test_resume_after_kills_bit_identical(
     mode: str, settings_of: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
     settings = settings_of(mode)
@@ -260,7 +260,7 @@ RESUMABLE = 75
         (Killer(1), -signal.SIGKILL, "running", None),
     ],
 )
-def test_wherever_a_run_is_stopped_it_goes_on_to_the_same_bits(
+def test_resume_after_any_stop_bit_identical(
     killer: Killer,
     code: int,
     status: str,
@@ -279,7 +279,7 @@ def test_wherever_a_run_is_stopped_it_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("step", [5, 16])
-def test_a_run_that_is_stopped_again_in_the_evaluation_that_it_makes_up_for(
+def test_resume_stopped_again_in_the_postponed_evaluation(
     step: int, undisturbed: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
     settings, whole = undisturbed
@@ -291,9 +291,7 @@ def test_a_run_that_is_stopped_again_in_the_evaluation_that_it_makes_up_for(
     assert result(stopped) == result(whole)
 
 
-def test_a_second_signal_stops_at_once_and_the_last_checkpoint_is_there(
-    undisturbed: tuple[dict[str, Any], Path], tmp_path: Path
-) -> None:
+def test_resume_after_a_second_signal(undisturbed: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     settings, whole = undisturbed
     stopped = tmp_path / "run-a5-s0"
     assert run(settings, tmp_path, killer=Killer(7, signal.SIGTERM, twice=True)) == 130

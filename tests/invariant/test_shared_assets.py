@@ -72,7 +72,7 @@ def outcome(finished: RunFinished) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_comes_after_others_equals_the_run_alone(method: str, recipe: Callable[..., Recipe]) -> None:
+def test_asset_cache_bit_identical(method: str, recipe: Callable[..., Recipe]) -> None:
     """Alpha, seed and learning rate of those before it leave no trace."""
     sets = METHODS[method]
     cells = [
@@ -88,7 +88,7 @@ def test_a_run_that_comes_after_others_equals_the_run_alone(method: str, recipe:
     assert len({one["weights"] for one in shared}) == len(cells)
 
 
-def test_what_is_shared_is_loaded_once(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asset_cache_loads_once(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     """One load for three runs; another model, other rows or another way of tuning are loaded anew."""
     from neftcli.training import assets
 
@@ -109,7 +109,7 @@ def test_what_is_shared_is_loaded_once(recipe: Callable[..., Recipe], monkeypatc
     assert loads == ["none", "none", "lora", "none"]
 
 
-def test_the_finished_run_is_handed_over_with_its_model(recipe: Callable[..., Recipe]) -> None:
+def test_train_on_finish(recipe: Callable[..., Recipe]) -> None:
     handed: list[Any] = []
     finished = train(recipe(), Silent(), on_finish=handed.append)
     [trained] = handed

@@ -1,6 +1,6 @@
-"""What processes agree on, with those that are not here played by what they would say.
+"""Agreement between processes; the others are replaced by the values that they would send.
 
-Oracle: the same by one process alone.
+Oracle: the same measured by one process.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from neftcli.training.signals import StopRequested, StopSignal
 
 
 def measure(rows: Sequence[int]) -> list[RowLoss]:
-    """A loss that says which row it is of."""
+    """Return losses from which each row can be recognised."""
     return [RowLoss(f"row {row}", row / 7, row, row // 2) for row in rows]
 
 
 @pytest.fixture
 def with_others(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes this process the first of some, and says what the others say."""
+    """Return a function that makes this process rank 0 of several; `others` returns the value of a rank."""
 
     def play(number: int, others: Callable[[int], Any]) -> None:
         monkeypatch.setenv("WORLD_SIZE", str(number))
@@ -37,13 +37,13 @@ def with_others(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.mark.parametrize("rows", range(8))
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
-def test_parts_make_the_whole_in_its_order(rows: int, number: int, with_others: Callable[..., None]) -> None:
+def test_split_across_processes_order(rows: int, number: int, with_others: Callable[..., None]) -> None:
     everything = list(range(rows))
     with_others(number, lambda rank: [astuple(loss) for loss in measure(everything[rank::number])])
     assert list(split_across_processes(everything, measure)) == measure(everything)
 
 
-def test_a_stop_in_one_is_a_stop_in_all(with_others: Callable[..., None]) -> None:
+def test_split_across_processes_stop(with_others: Callable[..., None]) -> None:
     def stopped(rows: Sequence[int]) -> list[RowLoss]:
         raise StopRequested
 
@@ -55,7 +55,7 @@ def test_a_stop_in_one_is_a_stop_in_all(with_others: Callable[..., None]) -> Non
         split_across_processes([1, 2], measure)
 
 
-def test_the_first_hears_where_another_reads_other_rows(with_others: Callable[..., None]) -> None:
+def test_require_same_inputs(with_others: Callable[..., None]) -> None:
     mine = {"data_sha256": "a" * 64, "model_fingerprint": "m"}
     with_others(2, lambda _: mine)
     require_same_inputs(mine)
@@ -65,6 +65,6 @@ def test_the_first_hears_where_another_reads_other_rows(with_others: Callable[..
     assert f"{'a' * 20}, {'b' * 20}" in str(caught.value)
 
 
-def test_a_recipe_for_more_processes_than_there_are_is_refused() -> None:
+def test_join_run_wrong_number_of_processes() -> None:
     with pytest.raises(InputError, match=r"the recipe expects 2 processes\n  got      1 running"):
         join_run(resolve_recipe([parse_assignment("training.processes=2")]), None, StopSignal())

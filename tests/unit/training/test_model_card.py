@@ -1,6 +1,6 @@
-"""The model card as Markdown: names in it are shown letter by letter.
+"""The model card as Markdown: names in it are shown literally.
 
-Oracle: markdown-it-py, an independent reader of CommonMark and its tables, which says what a text would become.
+Oracle: markdown-it-py, an independent reader of CommonMark and its tables, which shows how a text would be rendered.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ FINISHED = RunFinished("runs/x", 1.0, 2.0, 1.0, 2.0, 1.0, (), 5.0)
 
 
 def kinds(text: str) -> list[str]:
-    """Everything that a reader makes of a text, in order: paragraphs, tables, code, images, links, tags."""
+    """Return the elements of a text in order: paragraphs, tables, code, images, links, tags."""
     return [part.type for block in READER.parse(text) for part in [block, *(block.children or [])]]
 
 
 def as_shown(text: str) -> str:
-    """One line, as people see it, what can't be printed replaced."""
+    """Return a text as one line, with characters that can't be printed replaced."""
     line = " ".join(text.split())
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
 
 
 @given(st.text(alphabet=st.sampled_from("`|\\<>![]()*_&\n \r\x1b\u202e#ab"), min_size=1))
-def test_any_text_is_shown_as_it_is_written(text: str) -> None:
-    """One piece of code in one paragraph, in one cell of a table; and its letters are the text's."""
+def test_quote_markdown_any_text(text: str) -> None:
+    """It is one inline code in a paragraph and in a cell of a table, with the text's characters."""
     if not text.split():
         return
     [paragraph] = [block for block in READER.parse(f"x {quote_markdown(text)} y") if block.type == "inline"]
@@ -67,8 +67,8 @@ def card_of(name: str, source: str) -> str:
     return model_card(recipe, ModelReference(name, "folder", name), RECORD, FINISHED, chat=True)
 
 
-def test_names_in_the_card_bring_nothing_with_them() -> None:
-    """A card with hostile names is built as one with plain names: no image, link, tag, heading or column more."""
+def test_model_card_hostile_names() -> None:
+    """A card with hostile names has the elements of one with plain names: no more images, links, tags or columns."""
     plain, hostile = card_of("model", "rows.jsonl"), card_of(HOSTILE, HOSTILE)
     assert kinds(hostile) == kinds(plain)
     assert not any(kind.startswith(("image", "link", "html")) for kind in kinds(hostile))
@@ -76,13 +76,13 @@ def test_names_in_the_card_bring_nothing_with_them() -> None:
     assert not set(hostile) & set("\x1b\x07\r")
 
 
-def test_a_hostile_name_would_be_seen() -> None:
-    """The reader does find the image, the tag and the link in the same text outside of the card."""
+def test_reader_finds_what_is_hostile() -> None:
+    """The reader finds the image, the tag and the link in the same text outside of the card."""
     assert {"image", "html_inline", "link_open"} <= set(kinds(HOSTILE))
 
 
-def test_a_hub_id_stays_one_value_of_the_head() -> None:
-    """What the hub reads as YAML before the card."""
+def test_model_card_front_matter() -> None:
+    """The hub reads it as YAML."""
     from ruamel.yaml import YAML
 
     card = model_card(Recipe(), ModelReference("x", "hub", 'a/b"\nlicense: none'), RECORD, FINISHED, chat=True)

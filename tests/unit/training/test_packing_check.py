@@ -1,4 +1,4 @@
-"""Whether documents of one row see each other.
+"""Isolation of packed documents.
 
 Oracle: each architecture's own logits for the second document alone.
 """
@@ -23,7 +23,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_measurement_agrees_with_the_document_alone(family: Family) -> None:
+def test_measure_leak_against_the_document_alone(family: Family) -> None:
     model, packed = tiny_model(family).eval(), batch()
     with torch.no_grad():
         together = model(**packed, use_cache=False).logits[0, 12:]
@@ -33,7 +33,7 @@ def test_the_measurement_agrees_with_the_document_alone(family: Family) -> None:
     assert apart == (family != "opt")
 
 
-def test_a_leak_is_refused_and_says_what_to_type() -> None:
+def test_resolve_batching_packed_leak() -> None:
     with pytest.raises(
         TrainingError, match=r"OPTForCausalLM does not isolate packed documents.*[\s\S]*--set training.batching=padded"
     ):
@@ -41,25 +41,25 @@ def test_a_leak_is_refused_and_says_what_to_type() -> None:
 
 
 def leaking() -> Any:
-    """OPT builds a mask of its own where its attention is not by document."""
+    """Return OPT with eager attention, for which it builds its own mask."""
     model = tiny_model("opt")
     model.config._attn_implementation = "eager"
     return model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_are_laid_end_to_end_where_the_model_keeps_them_apart(family: Family) -> None:
+def test_resolve_batching_auto(family: Family) -> None:
     assert resolve_batching("auto", tiny_model(family)) == "padding_free"
     assert resolve_batching("padded", tiny_model(family)) == "padded"
     assert resolve_batching("auto", leaking()) == "padded"
 
 
-def test_one_document_alone_can_not_leak() -> None:
+def test_measure_leak_one_document() -> None:
     ids = torch.arange(10, 20)[None]
     assert measure_leak(tiny_model("opt"), {"input_ids": ids, "position_ids": torch.arange(10)[None]}) == 0.0
 
 
-def test_settled_batching_needs_a_package() -> None:
+def test_resolve_batching_missing_package() -> None:
     """Qwen3.5's linear attention isolates packed documents only with another package: rows are padded."""
     config = Qwen3_5TextConfig(
         vocab_size=256,

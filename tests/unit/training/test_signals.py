@@ -1,6 +1,6 @@
-"""What a first signal says and does, in a run's parts.
+"""Effects of a first and a second signal in the parts of a run.
 
-Oracle: signals that this process sends to itself.
+The signals are real: this process sends them to itself.
 """
 
 from __future__ import annotations
@@ -13,69 +13,57 @@ from contextlib import nullcontext
 import pytest
 
 from neftcli.errors import Preempted
-from neftcli.events import Event, Notice
 from neftcli.training import signals
 from neftcli.training.signals import StopRequested, StopSignal
+from tests.unit.training.conftest import Collector
 
 
-class Told:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def notify(self, event: Event) -> None:
-        """Keeps one."""
-        assert isinstance(event, Notice)
-        self.said.append(event.message)
-
-
-def wait_for(told: Told) -> list[str]:
-    """What is said, by another thread, within a second."""
+def wait_for_notices(collector: Collector) -> list[str]:
+    """Return the notices, which come from a thread, as soon as there is one or a second is over."""
     end = time.monotonic() + 1
-    while not told.said and time.monotonic() < end:
+    while not collector.events and time.monotonic() < end:
         time.sleep(0.005)
-    return told.said
+    return collector.notices()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("in_updates", [True, False])
-def test_a_first_signal_says_what_it_does_and_a_second_ends_it(number: signal.Signals, in_updates: bool) -> None:
-    told, stop = Told(), StopSignal()
+@pytest.mark.parametrize("in_training", [True, False])
+def test_handle_signals_first_and_second(number: signal.Signals, in_training: bool, collector: Collector) -> None:
+    stop = StopSignal()
     with (
-        stop.handle_signals(first=lambda: stop.announce(told)),
-        stop.finishing_steps() if in_updates else nullcontext(),
+        stop.handle_signals(first=lambda: stop.announce(collector)),
+        stop.finishing_steps() if in_training else nullcontext(),
     ):
         os.kill(os.getpid(), number)
         assert stop.is_requested()
-        [said] = wait_for(told)
-        assert said.startswith("stopping")
-        assert ("the current step is finished and saved first" in said) == in_updates
+        [notice] = wait_for_notices(collector)
+        assert notice.startswith("stopping")
+        assert ("the current step is finished and saved first" in notice) == in_training
         with pytest.raises(KeyboardInterrupt) as caught:
             os.kill(os.getpid(), number)
         assert caught.type is KeyboardInterrupt
-    assert len(told.said) == 1
+    assert len(collector.events) == 1
 
 
-def test_where_nothing_would_be_lost_it_ends_at_once_and_says_nothing() -> None:
-    told, stop = Told(), StopSignal()
+def test_interruptible_ends_silently(collector: Collector) -> None:
+    stop = StopSignal()
     with (
-        stop.handle_signals(first=lambda: stop.announce(told)),
+        stop.handle_signals(first=lambda: stop.announce(collector)),
         stop.finishing_steps(),
         pytest.raises(StopRequested),
         stop.interruptible(),
     ):
         os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.05)
-    assert told.said == []
+    assert collector.events == []
 
 
-def test_before_anything_was_begun_it_is_told_so() -> None:
+def test_handle_signals_before_the_start() -> None:
     with pytest.raises(Preempted), StopSignal().handle_signals(), StopSignal().interruptible():
         raise StopRequested
 
 
-def test_of_several_processes_the_first_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handle_signals_other_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     stop = StopSignal()
@@ -84,7 +72,7 @@ def test_of_several_processes_the_first_decides(monkeypatch: pytest.MonkeyPatch)
         assert not stop.is_requested()
 
 
-def test_of_several_processes_a_launchers_echo_is_no_second_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handle_signals_echo_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(signals, "ECHO", 0.1)
     stop = StopSignal()
