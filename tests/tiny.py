@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from neftcli.data.tokens import IGNORE_INDEX, TokenRow
+
 Family = Literal["opt", "llama", "gemma", "granite"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 VOCABULARY = 256
@@ -85,3 +87,14 @@ def _byte_characters() -> list[str]:
     sample = [*range(0x80), *range(0x80, 0xD800, 63), *range(0xE000, 0x110000, 63)]
     step = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return sorted(set(step.pre_tokenize_str("".join(map(chr, sample)))[0][0]))
+
+
+def random_token_rows(lengths: list[int], seed: int = 0) -> list[TokenRow]:
+    """Rows of random tokens; a part in the middle of each has no loss."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        labels = [IGNORE_INDEX if length // 4 < place <= length // 2 else token for place, token in enumerate(ids)]
+        rows.append(TokenRow(ids, labels, False, True, f"row {number}"))
+    return rows

@@ -1,1 +1,4 @@
-"""Evaluation, always without noise: the loss of rows (`loss.py`), generated answers (`generation.py`), `mode.py`."""
+"""Evaluation without noise: losses, generated answers, a judge, benchmark tasks, comparisons and reports.
+
+`evaluate.py` is `neft eval` from top to bottom; `metrics.py` is the registry of metrics.
+"""

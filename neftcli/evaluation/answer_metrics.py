@@ -1,9 +1,9 @@
-"""What can be counted in answers: their repetition and diversity, and their overlap with reference answers.
+"""Metrics of generated answers: repetition, diversity, and similarity to reference answers.
 
-None of these numbers says which answer is better. The NEFTune paper found lower overlap with the references and better
-answers; the judge and these numbers are read together.
+None of them says which answer is better: the NEFTune paper found lower similarity to the references with better
+answers, so read them together with a judge.
 
-Scripts that write no space between words (Han, Kana, Thai, Lao, Khmer, Myanmar) are counted by characters.
+Scripts without spaces between words (Han, Kana, Thai, Lao, Khmer, Myanmar) are counted by characters.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-SHORT_REFERENCE = 5  # words; longer references are hardly ever met to the letter
-SMALLEST_GAP = math.exp(-20)  # log-diversity is 20 at most
+SHORT_REFERENCE = 5  # words; answers hardly ever equal a longer reference
+MIN_REPETITION = math.exp(-20)  # limits log-diversity to 20
 
-# The mark that lengthens vowels in Kana is of no one script; a combining mark stays with its letter.
+# The mark that lengthens vowels in Kana has no script of its own; a combining mark stays with its letter.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ーｰ]"
 _UNSPACED_LETTER = regex.compile(_UNSPACED)
 _LETTER = regex.compile(r"\p{L}")
-_JOINERS = r"\u200c\u200d"  # they stand inside words of Persian and of Indic scripts
+_JOINERS = r"\u200c\u200d"  # they occur inside words of Persian and of Indic scripts
 _WHITE_SPACE_WORD = regex.compile(rf"{_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})\S)+")
 _WORD_OF_LETTERS = regex.compile(
     rf"(?=[\p{{L}}\p{{N}}]){_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})[\p{{L}}\p{{N}}][\p{{M}}{_JOINERS}]*)+"
 )
-# Punctuation around a text that means nothing; the minus of a number and a per cent sign do.
+# Punctuation around a text, which exact match ignores; the minus of a number and a per cent sign count.
 _AROUND = regex.compile(r"^(?:(?![-−]\p{N})[\p{P}\s])+|(?:(?!%)[\p{P}\s])+$")
 _AT_A_SIGN = regex.compile(r"(?<=[^\w\s]) | (?=[^\w\s])")
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerMetrics:
-    """What was counted in one answer. Overlap is None without a reference.
+    """Metrics of one answer; similarities are None without a reference.
 
     Attributes:
         characters: Unicode characters.
-        repetition_2: Share of its 2-grams that repeat an earlier one, 1 - distinct / all; None where it has none.
+        repetition_2: Share of its 2-grams that repeat an earlier one, 1 - distinct / all; None without 2-grams.
         log_diversity: -log(max(1 - D, e^-20)) with D = (1 - rep_2)(1 - rep_3)(1 - rep_4) and rep_n = 1 - distinct / all
             n-grams; D by Li et al. 2022 (arXiv 2210.15097), its logarithm by Kirchenbauer et al. 2023 (arXiv
-            2306.04634), whose measure the NEFTune paper (arXiv 2310.05914) reports. Their code leaves out each text's
-            last n-gram and this one does not. None where there is no 4-gram.
+            2306.04634), whose measure the NEFTune paper (arXiv 2310.05914) reports. Their code leaves out the last
+            n-gram of a text, neft does not. None without 4-grams.
         rouge_l: F1 of the longest common subsequence of words (Lin 2004), 0 to 1.
-        bleu: Sentence BLEU by sacrebleu (Post 2018, arXiv 1804.08771), exponentially smoothed, effective order,
-            0 to 100.
+        bleu: Sentence BLEU by sacrebleu (Post 2018, arXiv 1804.08771), exponentially smoothed, effective order, 0 to
+            100.
         chrf: Sentence chrF by sacrebleu, 0 to 100.
-        exact_match: 1 where the texts are the same but for case, white space and punctuation around them, else 0; None
-            where the reference is longer than `SHORT_REFERENCE` words.
+        exact_match: 1 if the texts are equal except for case, white space and punctuation around them, else 0; None if
+            the reference is longer than `SHORT_REFERENCE` words.
     """
 
     characters: int
@@ -68,14 +68,14 @@ class AnswerMetrics:
 
 
 def measure_answer(answer: str, reference: str | None) -> AnswerMetrics:
-    """Counts what there is to count in an answer, and in its overlap with the reference if there is one."""
+    """Compute the metrics of an answer, and its similarity to the reference if there is one."""
     words = _words(answer)
     overlap: dict[str, float | None] = dict.fromkeys(("rouge_l", "bleu", "chrf", "exact_match"))
     if reference is not None:
         bleu = _bleu("char" if _is_mostly_unspaced(reference) else "13a").sentence_score(answer, [reference]).score
         overlap = {
             "rouge_l": similarity(answer, reference),
-            "bleu": min(bleu, 100.0),  # rounding can put it a hair above
+            "bleu": min(bleu, 100.0),  # rounding can exceed it
             "chrf": _chrf().sentence_score(answer, [reference]).score,
             "exact_match": _exact_match(answer, reference),
         }
@@ -83,40 +83,40 @@ def measure_answer(answer: str, reference: str | None) -> AnswerMetrics:
 
 
 def distinct_n(answers: Sequence[str], n: int) -> float | None:
-    """Distinct n-grams over all n-grams of all answers together (Li et al. 2016, arXiv 1510.03055).
+    """Compute distinct n-grams over all n-grams of all answers together (Li et al. 2016, arXiv 1510.03055).
 
-    It falls as the answers get longer or more, so compare answers to the same prompts. None where there is no n-gram.
+    It decreases with the number and length of answers, so compare answers to the same prompts. None without n-grams.
     """
     grams = [gram for answer in answers for gram in _n_grams(_words(answer), n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def similarity(first: str, second: str) -> float:
-    """ROUGE-L F1 between two answers, 0 to 1 and the same both ways; 1 for equal texts even without a word."""
+    """Compute the ROUGE-L F1 of two answers, 0 to 1 and symmetric; 1 for equal texts even without a word."""
     if first == second:
         return 1.0
     return float(_rouge().score(first, second)["rougeL"].fmeasure)
 
 
 def signatures() -> dict[str, str]:
-    """How each measure of overlap is computed, for a report: settings and the version of its library."""
+    """Return how each similarity is computed, for a report: settings and library version."""
     scorers = {"bleu": _bleu("13a"), "bleu_char": _bleu("char"), "chrf": _chrf()}
     for scorer in scorers.values():
-        scorer.sentence_score("a", ["a"])  # a scorer knows its signature when it has been used
+        scorer.sentence_score("a", ["a"])  # a scorer has a signature only after its first use
     rouge = f"F1|case:folded|tok:words, characters of scripts without spaces|stem:no|version:{version('rouge-score')}"
     return {"rouge_l": rouge, **{name: str(scorer.get_signature()) for name, scorer in scorers.items()}}
 
 
-class _EveryScript:
-    """A tokenizer for rouge_score, whose own drops all but a-z and 0-9; on plain English both do the same."""
+class _AnyScriptTokenizer:
+    """Tokenizer for rouge_score, whose own drops everything but a-z and 0-9; both agree on plain English."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Words of letters and digits, in lower case."""
+        """Split a text into words of letters and digits, in lower case."""
         return [*_WORD_OF_LETTERS.findall(unicodedata.normalize("NFKC", text).casefold())]
 
 
 def _words(text: str) -> list[str]:
-    """What stands between white space, and each character of a script without spaces."""
+    """Split a text at white space; each character of a script without spaces is a word."""
     return [*_WHITE_SPACE_WORD.findall(text)]
 
 
@@ -125,7 +125,7 @@ def _n_grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def _repetition(words: Sequence[str], n: int) -> float | None:
-    """rep_n, the share of n-grams that repeat an earlier one."""
+    """Return rep_n, the share of n-grams that repeat an earlier one."""
     grams = _n_grams(words, n)
     return 1 - len(set(grams)) / len(grams) if grams else None
 
@@ -133,25 +133,25 @@ def _repetition(words: Sequence[str], n: int) -> float | None:
 def _log_diversity(words: Sequence[str]) -> float | None:
     shares = [_repetition(words, n) for n in (2, 3, 4)]
     diversity = math.prod(1 - share for share in shares if share is not None)
-    return None if shares[-1] is None else math.log(1 / max(1 - diversity, SMALLEST_GAP))
+    return None if shares[-1] is None else math.log(1 / max(1 - diversity, MIN_REPETITION))
 
 
 def _exact_match(answer: str, reference: str) -> float | None:
-    """A minus sign and a decimal point inside make another answer; a full stop or quotes around it do not."""
+    """Compare the texts; a minus sign or decimal point matters, a final full stop or quotes do not."""
     if len(_words(reference)) > SHORT_REFERENCE:
         return None
     return float(_core(answer) == _core(reference))
 
 
 def _core(text: str) -> str:
-    """The text without case, and without punctuation and white space around it, but with the sign of a number."""
+    """Return the text without case, and without surrounding punctuation and white space; a number keeps its sign."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     stripped = _AROUND.sub("", _AT_A_SIGN.sub("", folded))
     return stripped or folded
 
 
 def _is_mostly_unspaced(text: str) -> bool:
-    """Whether most of the letters are of a script without spaces."""
+    """Return whether most letters are of a script without spaces."""
     letters = _LETTER.findall(text)
     return 2 * sum(bool(_UNSPACED_LETTER.match(letter)) for letter in letters) > len(letters)
 
@@ -163,7 +163,7 @@ def _is_mostly_unspaced(text: str) -> bool:
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], tokenizer=_EveryScript())
+    return RougeScorer(["rougeL"], tokenizer=_AnyScriptTokenizer())
 
 
 @lru_cache

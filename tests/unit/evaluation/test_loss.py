@@ -17,23 +17,12 @@ from hypothesis import strategies as st
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow
 from neftcli.evaluation.loss import RowLoss, mean_loss, row_losses
 from neftcli.neftune import neftune
-from tests.tiny import FAMILIES, VOCABULARY, Family, tiny_model
+from tests.tiny import FAMILIES, VOCABULARY, Family, random_token_rows, tiny_model
 
 MODELS = {family: tiny_model(family) for family in FAMILIES}
 
 
-def random_rows(lengths: list[int], seed: int = 0) -> list[TokenRow]:
-    """Rows of random tokens; in each, a stretch in the middle carries no loss."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for number, length in enumerate(lengths):
-        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-        labels = [IGNORE_INDEX if length // 4 < place <= length // 2 else token for place, token in enumerate(ids)]
-        rows.append(TokenRow(ids, labels, False, True, f"row {number}"))
-    return rows
-
-
-ROWS = random_rows([23, 5, 2, 40, 23, 11, 7])
+ROWS = random_token_rows([23, 5, 2, 40, 23, 11, 7])
 
 
 def by_hand(model: Any, row: TokenRow) -> tuple[float, int, int]:
@@ -107,7 +96,7 @@ def test_rows_come_back_in_the_order_given(order: list[int], batch_size: int) ->
 
 def test_pads_of_any_width_change_nothing() -> None:
     """A short row beside a long one is padded by hundreds of tokens, and is what it is alone."""
-    rows = random_rows([3, 700])
+    rows = random_token_rows([3, 700])
     for family in FAMILIES:
         together = row_losses(MODELS[family], rows, 2)[0]
         alone = row_losses(MODELS[family], rows[:1], 1)[0]
@@ -244,7 +233,7 @@ def test_there_is_no_mean_of_nothing() -> None:
 
 def test_the_mean_is_the_models_own_loss() -> None:
     """For rows of one length in one batch it is what transformers computes from the same labels."""
-    rows = random_rows([20, 20, 20], seed=1)
+    rows = random_token_rows([20, 20, 20], seed=1)
     model = MODELS["llama"].eval()
     with torch.no_grad():
         output = model(

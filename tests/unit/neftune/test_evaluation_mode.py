@@ -14,8 +14,7 @@ from neftcli.errors import NeftuneError
 from neftcli.evaluation.loss import row_losses
 from neftcli.neftune import neftune
 from neftcli.neftune.evaluation_mode import evaluation_mode
-from tests.tiny import FAMILIES, Family, tiny_model
-from tests.unit.evaluation.test_loss import ROWS
+from tests.tiny import FAMILIES, Family, random_token_rows, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -29,9 +28,9 @@ def test_evaluation_mode_rejects_a_hook_that_adds_noise(family: Family) -> None:
         model.get_input_embeddings().register_forward_hook(careless),
         pytest.raises(NeftuneError, match="an evaluation must be without noise"),
     ):
-        row_losses(model, ROWS, 2)
+        row_losses(model, random_token_rows([23, 5, 2]), 2)
     assert model.training
-    row_losses(model, ROWS, 2)
+    row_losses(model, random_token_rows([23, 5, 2]), 2)
 
 
 def test_evaluation_mode_rejects_forced_noise() -> None:
