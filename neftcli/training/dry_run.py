@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,15 +34,17 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
     """
     require_writable(Path(recipe.output_dir))
     reference = resolve_model(recipe.model.name, recipe.model.revision)
+    training = replace(recipe.training, learning_rate=recipe.learning_rate())
+    resolved = RecipeResolved(to_yaml(replace(recipe, training=training)))
     with tempfile.TemporaryDirectory() as folder, capture_library_output(Path(folder) / "log", load=False):
         try:
             prepared, _, notices = prepare_inputs(recipe, observer)
         except InputError:
             if _may_be_unreachable(recipe, reference) and reference.alias and reference.alias.architecture:
-                observer.notify(RecipeResolved(to_yaml(recipe)))
+                observer.notify(resolved)
                 observer.notify(_measure_plan(recipe, reference, None)[0])
             raise
-        observer.notify(RecipeResolved(to_yaml(recipe)))
+        observer.notify(resolved)
         report_data(prepared, notices, observer)
         plan, memory_notices = _measure_plan(recipe, reference, prepared)
     for notice in memory_notices:

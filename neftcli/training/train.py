@@ -458,12 +458,12 @@ class _Run:
 
     def _report(self, assets: Assets, base: BaseEvaluation, last: Evaluated, answers: list[str]) -> RunFinished:
         """Write the samples and return the results."""
-        samples = tuple(
-            Sample(*split_prompt_and_reference(example), before, after)
-            for example, before, after in zip(assets.prepared.held_out_examples, base.answers, answers, strict=False)
-        )
-        for sample in samples:
-            self.directory.append_line(SAMPLES, asdict(sample))
+        samples: list[Sample] = []
+        for example, before, after in zip(assets.prepared.held_out_examples, base.answers, answers, strict=False):
+            prompt, reference = split_prompt_and_reference(example)
+            shown_prompt = example.transcript() if example.turns else prompt  # with roles if there are several turns
+            samples.append(Sample(shown_prompt, reference, before, after))
+            self.directory.append_line(SAMPLES, asdict(samples[-1]))
         return RunFinished(
             run=str(self.directory.path),
             seconds=time.perf_counter() - self.started,
@@ -471,7 +471,7 @@ class _Run:
             held_out_loss=last.held_out_loss,
             base_train_loss=base.evaluated.train_loss,
             train_loss=last.train_loss,
-            samples=samples,
+            samples=tuple(samples),
             alpha=self.recipe.neftune.alpha,
             paired_run=find_paired_run(self.written, self.directory.path.parent),
         )

@@ -449,6 +449,8 @@ def test_quiet_says_how_it_ended_and_no_more(neft: Neft, quick: list[str]) -> No
 def test_a_dry_run_counts_and_leaves_nothing(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     result = neft(*quick, "--dry-run", "--json")
     assert result.code == 0, result.err
+    [resolved] = [event["recipe"] for event in events(result.out) if event["event"] == "recipe.resolved"]
+    assert "learning_rate: 5e-05\n" in resolved, "the value that applies, instead of null"
     plan = events(result.out)[-1]
     assert plan["event"] == "training.plan"
     assert plan["total_steps"] == 4

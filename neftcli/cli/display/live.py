@@ -88,7 +88,7 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.Phase) -> None:
         spinner = "line" if self.console.options.ascii_only else "dots"
-        self._phase = Spinner(spinner, Text(f" {format.phase_text(event)}", style="dim"))
+        self._phase = Spinner(spinner, Text(format.phase_text(event), style="dim"))
         self._phase_progress = None
 
     @_take.register
@@ -199,7 +199,7 @@ class LiveDisplay:
             text = Text(f" {format.phase_text(self._phase_progress)}", style="dim")
             parts += [text, _phase_progress(self._phase_progress)]
         if self._phase is not None:
-            parts.append(self._phase)
+            parts.append(Padding(self._phase, screens.INDENT))
         return Group(*parts)
 
     def _cells(self, height: int | None = None) -> RenderableType:
