@@ -43,6 +43,7 @@ EVALUATION_FILES = {
 }
 SWEEP_FILES = {
     "recipe.yaml": "The sweep's recipe.",
+    "paths.json": "The folder from which relative paths in the recipe start.",
     "cells/": "One run for each cell.",
     "sweep.json": "All results.",
     "verdict.md": "The table and the sentences of the verdict.",
