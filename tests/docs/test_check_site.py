@@ -27,7 +27,7 @@ def test_remote_resources_finds_addresses_in_styles(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ['<a href="https://example.org">link</a>', '<link rel="canonical" href="https://example.org">', '<img src="a.png">'],
+    ['<a href="https://example.org">a</a>', '<link rel="canonical" href="https://example.org">', '<img src="a.png">'],
 )
 def test_remote_resources_ignores_links_and_local_files(content: str, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(content, encoding="utf-8")
