@@ -1,17 +1,17 @@
-"""The tree of errors, each with its exit code.
+"""Exceptions of neft, and their exit codes.
 
-NeftError                     1   something failed
-├── InputError                2   what was given can't be used; nothing was started
+NeftError                     1   base class
+├── InputError                2   the input is invalid; nothing was started
 │   ├── RecipeError               a recipe file, --set or a flag
 │   ├── DataError                 a data file, row or column
 │   └── ModelError                a model's name, files, tokenizer or template
 ├── NeftuneError              1   noise would be attached twice, or lengths are unknown
-├── TrainingError             1   training started and can't go on
+├── TrainingError             1   training started and failed
 │   ├── NonFiniteLossError        the loss became NaN or infinite
-│   └── ProcessLostError          another of the processes that train together has ended
+│   └── ProcessLostError          another training process ended
 ├── LibraryPanic              1   compiled code of a library panicked
-├── Preempted                75   stopped behind an update by a signal; resumable
-└── Interrupted             130   stopped at once, by a second signal or where nothing can be saved
+├── Preempted                75   stopped by a signal and saved; can be resumed
+└── Interrupted             130   stopped at once, by a second signal or if nothing can be saved
 
 Every error has up to four parts: the message, what neft got, the likeliest correct name, and a hint to type.
 """
@@ -56,12 +56,12 @@ class Problem:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type if it has none."""
+    """Return the first line of an error's message; its type if it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class NeftError(Exception):
-    """Base class of what this tool raises on purpose; carries one problem or several."""
+    """Base class of neft's exceptions, with one or several problems."""
 
     exit_code = 1
 
@@ -71,29 +71,29 @@ class NeftError(Exception):
 
 
 class InputError(NeftError):
-    """What was given can't be used; nothing was started."""
+    """The input is invalid; nothing was started."""
 
     exit_code = 2
 
 
 class RecipeError(InputError):
-    """A recipe file, a `--set` or a flag can't be used."""
+    """A recipe file, a `--set` or a flag is invalid."""
 
 
 class DataError(InputError):
-    """A data file, row or column can't be used."""
+    """A data file, row or column is invalid."""
 
 
 class ModelError(InputError):
-    """A model's name, files, tokenizer or template can't be used."""
+    """A model's name, files, tokenizer or template is invalid."""
 
 
 class NeftuneError(NeftError):
-    """Noise would be attached twice, or a batch does not tell its lengths."""
+    """Noise would be attached twice, or the lengths of a batch are unknown."""
 
 
 class TrainingError(NeftError):
-    """Training started and can't go on."""
+    """Training started and failed."""
 
 
 class NonFiniteLossError(TrainingError):
@@ -101,38 +101,38 @@ class NonFiniteLossError(TrainingError):
 
 
 class ProcessLostError(TrainingError):
-    """Another of the processes that train together has ended."""
+    """Another training process ended."""
 
 
-class LibraryPanic(NeftError):  # noqa: N818 - the word for it in Rust
-    """Compiled code of a library panicked; the same input does so again."""
+class LibraryPanic(NeftError):  # noqa: N818 - Rust's word
+    """Compiled code of a library panicked; the same input would panic again."""
 
 
-class Preempted(NeftError):  # noqa: N818 - it is somebody's wish, not an error
-    """Stopped by the first signal; what was done is saved and can be gone on with."""
+class Preempted(NeftError):  # noqa: N818 - a request, not an error
+    """Stopped by the first signal, and saved; can be resumed."""
 
     exit_code = 75
 
 
 class Interrupted(NeftError):  # noqa: N818
-    """Stopped at once."""
+    """Stopped at once, without saving."""
 
     exit_code = 130
 
 
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Raises as a LibraryPanic what is neither an `Exception` nor a request to end.
+    """Convert panics of compiled code to LibraryPanic.
 
-    Rust's libraries (tokenizers, safetensors) raise pyo3's PanicException, which no `except Exception` catches.
+    Libraries in Rust (tokenizers, safetensors) raise pyo3's PanicException, which is not an `Exception`.
 
     Raises:
-        LibraryPanic: Something in the block raised such a thing.
+        LibraryPanic: Code in the block panicked.
     """
     try:
         yield
     except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        said = f"{type(error).__name__}: {first_line(error)}"
-        raise LibraryPanic(Problem("the compiled code of a library failed", said, "report it with --debug")) from error
+        got = f"{type(error).__name__}: {first_line(error)}"
+        raise LibraryPanic(Problem("the compiled code of a library failed", got, "report it with --debug")) from error

@@ -1,5 +1,6 @@
-"""Recipes: their schema, how they are read and checked, and the ones that ship with the tool.
+"""Recipes: the schema of options, loading and validation, and the recipes that ship with neft.
 
-`schema.py` defines every option once. `yaml_file.py` turns a file into settings that remember their line,
-`loading.py` lays settings over one another and checks them, `catalog.py` finds the shipped recipes.
+`schema.py` defines each option once. `yaml_file.py` reads a file into settings with their lines, `loading.py` merges
+and validates settings, `hints.py` suggests valid values, `relative_paths.py` resolves the paths of a run's recipe, and
+`catalog.py` finds the shipped recipes: each is a file in `recipes/`.
 """

@@ -1,7 +1,7 @@
-"""Lays settings over one another, checks them, and makes the recipe.
+"""Merge the settings of files and command line, validate them, and build the recipe.
 
-Precedence: command line, then recipe file, then the file it extends, then the defaults of the schema. Every problem
-is collected before anything is said.
+Precedence: command line, then recipe file, then the file it extends, then the defaults of the schema. All errors are
+reported together.
 """
 
 from __future__ import annotations
@@ -49,32 +49,32 @@ FOREIGN_NAMES = {
     "lr": "training.learning_rate",
     "bs": "training.per_device_train_batch_size",
 }
-"""Names of other tools whose letters would lead to another option."""
-SHORT = 4
-"""Letters of a word that stands in too many options to be a hint."""
+"""Option names of other tools, for which the most similar name is a different option."""
+MAX_COMMON_WORD = 4
+"""Letters of a word that is a part of too many options to be a hint."""
 WEIGHTED = "--set data.sources='[{source: a.jsonl, weight: 2}, {source: b.jsonl, weight: 1}]'"
 EXCLUSIVE = {"data.source": "data.sources", "data.sources": "data.source"}
-"""Options that exclude each other: the stronger setting replaces the other; both in one place are an error."""
-# Nothing of these touches the weights.
+"""Options that exclude each other: a setting with precedence replaces the other; both in one file are an error."""
 NOT_HASHED = ("name", "about", "output_dir", "checkpoints", "evaluation", "sweep")
+"""Options and sections that don't affect the weights."""
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[Layer] = (), *, as_written: bool = False) -> Recipe:
-    """The recipe of a name or path, with overrides laid over it.
+    """Load a recipe by name or path, with overrides.
 
     Args:
         name_or_path: A shipped recipe's name ("quickstart") or a file's path.
-        overrides: Layers of the command line, the strongest last.
-        as_written: Keep the paths of a run's recipe as they are; otherwise they are relative to the current folder.
+        overrides: Layers of the command line; later ones take precedence.
+        as_written: Keep the paths of a run's recipe; otherwise make them relative to the current folder.
 
     Raises:
-        RecipeError: With every problem found.
+        RecipeError: With all errors of the recipe.
     """
     return resolve_recipe([*read_recipe_layers(name_or_path, as_written=as_written), *overrides])
 
 
 def read_recipe_layers(name_or_path: str, *, as_written: bool = False) -> list[Layer]:
-    """The layers of a recipe file: those of what it extends, then its own.
+    """Return the layers of a recipe file: first those of the recipe that it extends, then its own.
 
     The relative paths of a run's recipe are rewritten for the current folder, unless it is read `as_written`.
     """
@@ -84,7 +84,7 @@ def read_recipe_layers(name_or_path: str, *, as_written: bool = False) -> list[L
     while True:
         if path.resolve() in visited:
             chain = " -> ".join(file.name for file in [*visited, path])
-            raise RecipeError(Problem(f"{path}: a recipe can't extend itself", chain, "take out one of the `extends`"))
+            raise RecipeError(Problem(f"{path}: a recipe can't extend itself", chain, "remove one of the `extends`"))
         visited.append(path.resolve())
         layer = read_layer(path)
         if not as_written and (relative_paths := find_relative_paths(path)) is not None:
@@ -97,11 +97,11 @@ def read_recipe_layers(name_or_path: str, *, as_written: bool = False) -> list[L
             raise RecipeError(
                 Problem(f"{parent.origin}: extends must name a recipe", parent.typed, "extends: quickstart")
             )
-        path = catalog.find_recipe(parent.value, beside=path.parent, origin=parent.origin)
+        path = catalog.find_recipe(parent.value, parent=path.parent, origin=parent.origin)
 
 
 def parse_assignment(text: str) -> Layer:
-    """The layer of one `--set key=value`."""
+    """Parse a `--set key=value` into a layer."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(Problem("--set takes key=value", text, "--set training.learning_rate=1e-4"))
@@ -110,18 +110,18 @@ def parse_assignment(text: str) -> Layer:
 
 
 def resolve_recipe(layers: Iterable[Layer]) -> Recipe:
-    """Lays `layers` over the defaults, checks everything, and returns the recipe.
+    """Merge layers over the defaults, validate everything, and return the recipe.
 
     Raises:
-        RecipeError: With every problem found.
+        RecipeError: With all errors of the recipe.
     """
     merged: Layer = {}
     for layer in layers:
         for path, setting in layer.items():
-            # What a stronger setting replaces goes, so that `merged` is in the order in which settings apply.
+            # Replaced settings are removed, so that `merged` is in the order in which settings apply.
             merged = {key: old for key, old in merged.items() if not f"{key}.".startswith(f"{path}.")}
-            rival = merged.get(EXCLUSIVE.get(path, ""))
-            if rival is not None and _place(rival) != _place(setting):
+            excluded = merged.get(EXCLUSIVE.get(path, ""))
+            if excluded is not None and _source(excluded) != _source(setting):
                 del merged[EXCLUSIVE[path]]
             merged[path] = setting
     problems: list[Problem] = []
@@ -130,10 +130,10 @@ def resolve_recipe(layers: Iterable[Layer]) -> Recipe:
     for path, setting in merged.items():
         if _option_of(path, known) is None:
             problems.append(_unknown(path, setting, known))
-        elif not _encodes(setting.value):
-            # Flags alone can bring them: bytes that are no UTF-8 come as halves of characters from the shell.
-            held = f"{setting.origin}: {path} holds bytes that are no UTF-8"
-            problems.append(Problem(held, ascii(setting.value), "a name in UTF-8"))
+        elif not _is_encodable(setting.value):
+            # Only from flags: Python turns a shell's bytes that are not UTF-8 into surrogates.
+            message = f"{setting.origin}: {path} has bytes that are not UTF-8"
+            problems.append(Problem(message, ascii(setting.value), "a name in UTF-8"))
         else:
             _insert(nested, path, setting.value)
     recipe, invalid = _validate(nested, merged, known)
@@ -147,12 +147,12 @@ def resolve_recipe(layers: Iterable[Layer]) -> Recipe:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    """Return the resolved recipe as YAML, which `load_recipe` reads back to an equal recipe."""
     from ruamel.yaml import YAML
     from ruamel.yaml.representer import SafeRepresenter
 
     class Representer(SafeRepresenter):
-        """Escapes the rarer line breaks; ruamel writes them as they are, and reads them back as spaces."""
+        """Escapes rare line breaks: ruamel writes them unescaped, and reads them back as spaces."""
 
         def represent_str(self, data: str) -> Any:
             breaks = any(character in data for character in "\x85\u2028\u2029")
@@ -169,25 +169,25 @@ def to_yaml(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def recipe_differences(first: Recipe, second: Recipe, of: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
-    """Dotted key to both values, for each option that differs between two recipes.
+def recipe_differences(first: Recipe, second: Recipe, prefixes: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Return the options that differ between two recipes: dotted key to both values.
 
     Args:
         first: A recipe.
-        second: Another.
-        of: How the compared keys begin; those that touch the weights where it is empty.
+        second: The recipe to compare it with.
+        prefixes: Compare only keys with one of these prefixes; if empty, those that affect the weights.
     """
-    values = [{key.path: _at(recipe, key.path) for key in keys()} for recipe in (first, second)]
-    return {
-        path: (values[0][path], values[1][path])
-        for path in values[0]
-        if values[0][path] != values[1][path]
-        and (path.startswith(of) if of else path.partition(".")[0] not in NOT_HASHED)
-    }
+    changed = {}
+    for path in (key.path for key in keys()):
+        is_compared = path.startswith(prefixes) if prefixes else path.partition(".")[0] not in NOT_HASHED
+        before, after = _value_at(first, path), _value_at(second, path)
+        if is_compared and before != after:
+            changed[path] = (before, after)
+    return changed
 
 
 def rewrite_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
-    """The recipe with its paths changed."""
+    """Return the recipe with its paths rewritten."""
     content: Any = recipe
     for path in OPTIONS:
         content = _with(content, path.split("."), change)
@@ -203,28 +203,28 @@ def _with(section: Any, path: list[str], change: Callable[[str], str]) -> Any:
 
 
 def list_path_values(recipe: Recipe) -> list[str]:
-    """Every value of the recipe that may be a path."""
+    """Return all values of the recipe that may be paths."""
     values: list[str] = []
 
-    def note(value: str) -> str:
+    def collect(value: str) -> str:
         values.append(value)
         return value
 
-    rewrite_paths(recipe, note)
+    rewrite_paths(recipe, collect)
     return values
 
 
-def _at(recipe: Recipe, path: str) -> Any:
+def _value_at(recipe: Recipe, path: str) -> Any:
     value: Any = recipe
     for part in path.split("."):
         value = getattr(value, part)
-    if isinstance(value, tuple) and any(map(is_dataclass, value)):  # as JSON has it
+    if isinstance(value, tuple) and any(map(is_dataclass, value)):  # as in JSON
         return [{name: entry for name, entry in asdict(item).items() if entry is not None} for item in value]
     return value
 
 
 def recipe_fingerprint(recipe: Recipe) -> str:
-    """SHA-256 of all that determines the weights: the resolved recipe without what is in NOT_HASHED."""
+    """Return the SHA-256 of the resolved recipe without NOT_HASHED, which determines the weights."""
     content = {key: value for key, value in _plain(asdict(recipe)).items() if key not in NOT_HASHED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -237,20 +237,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _place(setting: Setting) -> str:
-    """The origin of a setting: the command line, or its file."""
+def _source(setting: Setting) -> str:
+    """Return the source of a setting: the command line, or its file."""
     return "the command line" if setting.origin.startswith("-") else setting.origin.rpartition(", line ")[0]
 
 
 def _option_of(path: str, known: Mapping[str, Key]) -> Key | None:
-    """The option that `path` sets: itself, or the mapping that it is an entry of."""
+    """Return the option that a dotted key sets: the key itself, or the mapping that it is an entry of."""
     if path in known:
         return known[path]
     parent = known.get(path.rpartition(".")[0])
     return parent if parent is not None and is_mapping(parent.type) else None
 
 
-def _encodes(value: Any) -> bool:
+def _is_encodable(value: Any) -> bool:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -274,12 +274,12 @@ def _unknown(path: str, setting: Setting, known: Mapping[str, Key]) -> Problem:
         hint = f"--set {path}.{options[0]}=VALUE" if setting.origin.startswith("--") else f"{path}: {{...}}"
         hint += f"    its options are {', '.join(options)}"
         return Problem(f"{setting.origin}: {path} is a section, not an option", setting.typed, hint)
-    nearest = closest_key(path, known)
-    return Problem(f"{setting.origin}: {path} is not an option", setting.typed, SHOW_OPTIONS, nearest)
+    closest = closest_key(path, known)
+    return Problem(f"{setting.origin}: {path} is not an option", setting.typed, SHOW_OPTIONS, closest)
 
 
 def closest_key(path: str, known: Iterable[str]) -> str:
-    """The known key most like `path`, by its full path or by its last part; empty where none is near."""
+    """Return the known key most similar to `path`, by its full path or its last part; empty if none is similar."""
     if path.rpartition(".")[2] in FOREIGN_NAMES:
         return FOREIGN_NAMES[path.rpartition(".")[2]]
     by_last_part = {key.rpartition(".")[2]: key for key in known}
@@ -288,8 +288,8 @@ def closest_key(path: str, known: Iterable[str]) -> str:
         return whole[0]
     typed = path.rpartition(".")[2]
     last = get_close_matches(typed, by_last_part, n=1, cutoff=0.7)
-    # "batch_size" is like "batching", and is meant for what it is a part of.
-    parts = [name for name in by_last_part if len(typed) > SHORT and f"_{typed}" in f"_{name}"]
+    # "batch_size" is similar to "batching", but is meant for an option that contains it.
+    parts = [name for name in by_last_part if len(typed) > MAX_COMMON_WORD and f"_{typed}" in f"_{name}"]
     return by_last_part[[*parts, *last][0]] if parts or last else ""
 
 
@@ -304,7 +304,7 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
     from pydantic import ValidationError
 
     try:
-        # In JSON mode pydantic can be strict about values ("5" is no number) and still build dataclasses from mappings.
+        # In JSON mode pydantic is strict about values ("5" is not a number) and still builds dataclasses from mappings.
         return _adapter().validate_json(json.dumps(nested), strict=True), []
     except ValidationError as error:
         problems = []
@@ -324,7 +324,7 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
 
 
 def _entry_problem(path: str, setting: Setting, entry: type, location: tuple[Any, ...]) -> Problem:
-    """The problem of an item of a list of mappings; `location` is its index, then the key in it."""
+    """Return the error of an entry of a list of mappings; `location` is its index, then the key in it."""
     hints = {
         name: hint for name, hint in get_type_hints(entry, include_extras=True).items() if not name.startswith("_")
     }
@@ -350,7 +350,7 @@ def _known_prefix(location: tuple[Any, ...], known: Container[str]) -> str:
 
 
 def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
-    """Options that do nothing without another: (their keys' beginning, whether it is there, its name, what to type)."""
+    """Return the options that need another: (prefix of their keys, need is met, needed setting, hint)."""
     lora, sampled = recipe.adapter.type == "lora", recipe.evaluation.generation.do_sample
     sampling = ("do_sample: true", "--set evaluation.generation.do_sample=true")
     weighted = any(source.weight is not None for source in recipe.data.sources)
@@ -370,7 +370,7 @@ def _is_default(path: str, merged: Layer) -> bool:
 
 
 def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
-    """Options that are each fine and can't stand together."""
+    """Return the errors of options that are valid by themselves but contradict each other."""
 
     def where(path: str) -> str:
         return merged[path].origin if path in merged else "defaults"

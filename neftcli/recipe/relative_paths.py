@@ -1,7 +1,7 @@
 """Resolve the relative paths of a run's recipe, also from a different folder and after a move.
 
-A relative path in a run's recipe.yaml starts from the folder in which the run was begun, which `run.json` names. When
-the recipe is read from a different folder, its paths are rewritten to lead to the same files. When the run was moved
+A relative path in a run's recipe.yaml starts from the folder in which the run was started, which `run.json` records. If
+the recipe is read from a different folder, its paths are rewritten to lead to the same files. If the run was moved
 together with its files (`mv project elsewhere`), the folder is found by its path relative to the run.
 """
 
@@ -27,23 +27,23 @@ OPTIONS = (
 )
 """Options whose values may be paths."""
 NESTED = "source"
-"""The key of a path in a mapping that is a part of one of OPTIONS."""
+"""Key of the path in an entry of data.sources."""
 
 
 @dataclass(frozen=True)
 class RelativePaths:
-    """The folders that a run's relative paths may start from.
+    """Relative paths of a run's recipe, and the folders that they may start from.
 
     Attributes:
-        folders: Absolute, the likeliest first: by its path relative to the run, then the one in which the run began.
-        local: The values of OPTIONS that are paths.
+        folders: Absolute paths, the likeliest first: the folder by its path relative to the run, then as recorded.
+        local: Values of OPTIONS that are paths.
     """
 
     folders: tuple[Path, ...]
     local: frozenset[str]
 
     def to_current_folder(self, name: str) -> str:
-        """A value of the recipe relative to the current folder; unchanged if it is no path, or nothing is there."""
+        """Return a value of the recipe relative to the current folder; unchanged if it is not an existing path."""
         if name not in self.local or Path(name).is_absolute() or name.startswith("~"):
             return name
         for folder in self.folders:
@@ -52,27 +52,27 @@ class RelativePaths:
         return name
 
     def to_run_folder(self, name: str) -> str:
-        """The inverse of `to_current_folder`: a value typed in the current folder as the run's recipe holds it."""
-        known = {self.to_current_folder(value): value for value in self.local}
-        if name in known:
-            return known[name]
+        """Return a value typed in the current folder as the run's recipe has it; the inverse of `to_current_folder`."""
+        recorded = {self.to_current_folder(value): value for value in self.local}
+        if name in recorded:
+            return recorded[name]
         if not self.folders or _is_current(self.folders[0]) or Path(name).is_absolute() or name.startswith("~"):
             return name
         return os.path.relpath(name, self.folders[0]) if exists(Path(name)) else name
 
     def describe_search(self, name: str) -> str:
-        """A path that doesn't exist, with the folders that were searched."""
+        """Return a missing path with the folders that were searched."""
         if Path(name).is_absolute():
             return name
         current = Path(os.path.curdir).absolute()
         folders = dict.fromkeys((*self.folders, current))
-        return f"{name}, looked for in {' and in '.join(map(str, folders))}"
+        return f"{name}, searched for in {' and '.join(map(str, folders))}"
 
 
 def find_relative_paths(recipe_file: Path) -> RelativePaths | None:
-    """The places of the run that a recipe file belongs to: its own, or that of one of its checkpoints.
+    """Return the relative paths of the run that a recipe file belongs to, as the run's or a checkpoint's recipe.
 
-    None for another recipe, and for a run whose record names none.
+    None for other recipes, and for runs whose record has no paths.
     """
     for run in (recipe_file.parent, *recipe_file.absolute().parents[2:3]):
         try:
@@ -80,22 +80,23 @@ def find_relative_paths(recipe_file: Path) -> RelativePaths | None:
                 paths = json.loads((run / RECORD).read_text(encoding="utf-8"))[FIELD]
             else:
                 paths = json.loads((run / PATHS).read_text(encoding="utf-8"))
-            seen = Path(os.path.normpath(run.resolve() / paths["folder_from_run"]))
-            begun = Path(paths["folder"])
+            by_run = Path(os.path.normpath(run.resolve() / paths["folder_from_run"]))
+            recorded = Path(paths["folder"])
             local = frozenset(str(name) for name in paths["local"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-        return RelativePaths(tuple(folder for folder in dict.fromkeys((seen, begun)) if exists(folder)), local)
+        folders = tuple(folder for folder in dict.fromkeys((by_run, recorded)) if exists(folder))
+        return RelativePaths(folders, local)
     return None
 
 
 def relative_paths_record(run: Path, folder: Path, local: Iterable[str]) -> dict[str, Any]:
-    """The entry of a run's record about its paths.
+    """Return the entry of a run's record about its paths.
 
     Args:
         run: The run's folder.
-        folder: The folder that its relative paths start from.
-        local: The values that are paths.
+        folder: Folder that its relative paths start from.
+        local: Values that are paths.
     """
     return {
         "folder": str(folder),
@@ -105,7 +106,7 @@ def relative_paths_record(run: Path, folder: Path, local: Iterable[str]) -> dict
 
 
 def rewrite_layer(layer: Layer, change: Callable[[str], str]) -> Layer:
-    """A layer of settings with its paths changed."""
+    """Return a layer of settings with its paths rewritten."""
     return {
         path: replace(setting, value=rewrite_value(setting.value, change)) if path in OPTIONS else setting
         for path, setting in layer.items()
@@ -113,7 +114,7 @@ def rewrite_layer(layer: Layer, change: Callable[[str], str]) -> Layer:
 
 
 def rewrite_value(value: Any, change: Callable[[str], str]) -> Any:
-    """The value of one of OPTIONS with its paths changed: a text, a list of them, or mappings with a source."""
+    """Return a value of one of OPTIONS with its paths rewritten: text, a list of texts, or mappings with a source."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Whether code that comes with a model may run: a folder's recipe may be somebody else's, so that has to be typed."""
+"""Permission to run a model's own code: it must be typed, since a folder's recipe may be somebody else's."""
 
 from __future__ import annotations
 
@@ -16,22 +16,18 @@ TRUST = "model.trust_remote_code"
 
 
 def require_typed_trust(recipe: Recipe, typed: Sequence[Layer], file: Path, command: str) -> None:
-    """Refuses to run a model's own code because a file in a folder says so.
+    """Reject a model's own code that only a file in a folder permits.
 
     Args:
-        recipe: Resolved from the file and what was typed.
-        typed: The layers of the command line.
-        file: The recipe in the folder.
-        command: What was typed, for the hint.
+        recipe: Recipe resolved from the file and the command line.
+        typed: Layers of the command line.
+        file: Recipe file in the folder.
+        command: Command as typed, for the hint.
 
     Raises:
-        RecipeError: The code would run, and it was not typed that it may.
+        RecipeError: The recipe permits the code, and the command line does not.
     """
     if recipe.model.trust_remote_code and not any(TRUST in layer for layer in typed):
-        raise RecipeError(
-            Problem(
-                f"{file}: Python code that comes with a model does not run because a folder's recipe says so",
-                f"{TRUST}: true",
-                f"read the code; if you trust it: {command} --trust-remote-code",
-            )
-        )
+        message = f"{file}: neft does not run Python code of a model because a folder's recipe says so"
+        hint = f"read the code; if you trust it: {command} --trust-remote-code"
+        raise RecipeError(Problem(message, f"{TRUST}: true", hint))

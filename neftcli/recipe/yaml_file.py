@@ -1,7 +1,7 @@
-"""A YAML file as settings that remember where they were typed.
+"""Read a YAML file into settings with their file and line.
 
-YAML 1.2 is read (so `2e-5` is a number and `no` is text), by walking the node graph: nothing is constructed, so no
-tag can run code, and every value keeps its line. Duplicate keys, anchors and tags are refused.
+The format is YAML 1.2, so `2e-5` is a number and `no` is text. neft reads the node graph and constructs no objects, so
+no tag can run code, and every value has its line. Duplicate keys, anchors and tags are rejected.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -26,26 +25,26 @@ KINDS = {
     SequenceNode: ("seq",),
     MappingNode: ("map",),
 }
-LONGEST_NUMBER = 400  # characters; the largest float, written out, has 309
-DEEPEST = 20  # blocks in blocks; the schema needs three
-FORM = "neft recipes show quickstart    to see how a recipe is written"
-MENDING = {
-    "'\\t'": "spaces in place of the tab",
-    "mapping values are not allowed": "quotes around a text with a colon in it",
-    "another document": "one recipe in one file: take out the line with ---",
-    "<stream end>": "close the bracket that is open",
+MAX_NUMBER_LENGTH = 400  # characters; the largest float has 309 digits
+MAX_DEPTH = 20  # nested blocks; the schema needs three
+SHOW_RECIPE = "neft recipes show quickstart    to see a recipe"
+SYNTAX_HINTS = {
+    "'\\t'": "spaces instead of the tab",
+    "mapping values are not allowed": "quotes around text that contains a colon",
+    "another document": "a single recipe per file: remove the line with ---",
+    "<stream end>": "close the open bracket",
 }
-"""What ruamel says is wrong, in part, to what to do about it."""
+"""Part of ruamel's message to a hint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value and where it was typed.
+    """A value and its origin.
 
     Attributes:
-        value: The value; lists come as tuples.
-        origin: "recipe.yaml, line 7" or "--alpha".
-        typed: The text as it was typed, for messages.
+        value: The value, with tuples for lists.
+        origin: File and line or flag: "recipe.yaml, line 7", "--alpha".
+        typed: The text as typed, for messages.
     """
 
     value: Any
@@ -54,35 +53,33 @@ class Setting:
 
 
 Layer = dict[str, Setting]
-"""Dotted key to setting; later layers are laid over earlier ones."""
+"""Dotted key to setting; later layers take precedence."""
 
 
 def read_layer(path: Path) -> Layer:
-    """Reads a recipe file.
+    """Read a recipe file.
 
     Raises:
-        RecipeError: The file is missing, is no text, is no YAML, or holds something other than a mapping.
+        RecipeError: The file is missing, not UTF-8, not YAML, or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(_not_utf8(path, error)) from None
     except OSError as error:
-        raise RecipeError(
-            Problem(f"{path}: can't be read", error.strerror or "", "neft recipes    to see the recipes that ship")
-        ) from None
+        hint = "neft recipes    to list the shipped recipes"
+        raise RecipeError(Problem(f"{path}: can't be read", error.strerror or "", hint)) from None
     node = _compose(text, str(path))
     if node is None or (isinstance(node, ScalarNode) and not node.value):
         return {}
     lines = text.splitlines()
     if not isinstance(node, MappingNode):
         line = node.start_mark.line
-        raise RecipeError(
-            Problem(f"{path}, line {line + 1}: a recipe must be a mapping of keys to values", _typed(lines, line), FORM)
-        )
-    refused = _refused(node, f"{path}, line {node.start_mark.line + 1}")
-    if refused:
-        raise RecipeError(refused)
+        message = f"{path}, line {line + 1}: a recipe must be a mapping of keys to values"
+        raise RecipeError(Problem(message, _typed(lines, line), SHOW_RECIPE))
+    problem = _node_problem(node, f"{path}, line {node.start_mark.line + 1}")
+    if problem:
+        raise RecipeError(problem)
     layer: Layer = {}
     problems: list[Problem] = []
     _flatten(node, "", str(path), lines, layer, problems, {})
@@ -92,10 +89,10 @@ def read_layer(path: Path) -> Layer:
 
 
 def read_value(text: str, origin: str) -> Any:
-    """Reads the value of a flag or a `--set` by the same rules as a value in a file.
+    """Read the value of a flag or a `--set` by the same rules as a value in a file.
 
     Raises:
-        RecipeError: The text is no YAML value.
+        RecipeError: The text is not a YAML value.
     """
     node = _compose(text, origin)
     problems: list[Problem] = []
@@ -106,21 +103,19 @@ def read_value(text: str, origin: str) -> Any:
 
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> Problem:
-    """What is said of a file in another encoding, or of one that is no text."""
     message, content = f"{path}: a recipe must be UTF-8 text", error.object
-    marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if b"\0" in content and not marked:
-        return Problem(message, "bytes that are no text", FORM)
-    file, beside = quote(str(path)), quote(str(path.with_name(f"utf8-{path.name}")))
-    convert = f"iconv -f {'utf-16' if marked else 'latin1'} -t utf-8 < {file} > {beside}"
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return Problem(message, "UTF-16", "save the file as UTF-8")
+    if b"\0" in content:
+        return Problem(message, "binary data", SHOW_RECIPE)
     line = content.count(b"\n", 0, error.start) + 1
-    return Problem(message, "UTF-16" if marked else f"byte 0x{content[error.start]:02x} in line {line}", convert)
+    return Problem(message, f"byte 0x{content[error.start]:02x} in line {line}", "save the file as UTF-8")
 
 
 def _compose(text: str, name: str) -> Node | None:
     yaml = YAML(typ="safe", pure=True)
-    yaml.max_depth = DEEPEST
-    yaml.composer.warn_double_anchors = False  # every anchor is refused, with its line
+    yaml.max_depth = MAX_DEPTH
+    yaml.composer.warn_double_anchors = False  # every anchor is rejected, with its line
     try:
         node: Node | None = yaml.compose(text)
         return node
@@ -128,25 +123,23 @@ def _compose(text: str, name: str) -> Node | None:
         line = error.problem_mark.line if error.problem_mark else 0
         column = error.problem_mark.column + 1 if error.problem_mark else 1
         reason = ", ".join(part for part in (error.context, error.problem) if part)
-        broken = f"this is not YAML: {reason} (column {column})"
-        hint = next((hint for part, hint in MENDING.items() if part in reason), FORM)
+        message = f"this is not YAML: {reason} (column {column})"
+        hint = next((hint for part, hint in SYNTAX_HINTS.items() if part in reason), SHOW_RECIPE)
         if isinstance(error, MaxDepthExceededError):
-            broken = f"blocks stand more than {DEEPEST} deep in one another"
+            message = f"blocks are nested more than {MAX_DEPTH} levels deep"
         typed = _typed(text.splitlines(), line) or "the end of the file"
-        raise RecipeError(Problem(f"{name}, line {line + 1}: {broken}", typed, hint)) from None
+        raise RecipeError(Problem(f"{name}, line {line + 1}: {message}", typed, hint)) from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         character = f"U+{ord(text[error.position]):04X}"
-        message = f"{name}, line {line}: this is not YAML: a character that may not stand in it"
-        raise RecipeError(
-            Problem(message, character, "take it out, or write it as an escape in double quotes")
-        ) from None
+        message = f"{name}, line {line}: this is not YAML: it does not allow this character"
+        raise RecipeError(Problem(message, character, "remove it, or write it as an escape in double quotes")) from None
     except YAMLError as error:
-        raise RecipeError(Problem(f"{name}: this is not YAML", str(error).splitlines()[0], FORM)) from None
+        raise RecipeError(Problem(f"{name}: this is not YAML", str(error).splitlines()[0], SHOW_RECIPE)) from None
 
 
 def _typed(lines: list[str], line: int) -> str:
-    """The beginning of a line as it was typed; empty where YAML places something behind the last line."""
+    """Return the beginning of a line as typed; empty if YAML reports a position after the last line."""
     return lines[line].strip()[:60] if line < len(lines) else ""
 
 
@@ -157,9 +150,9 @@ def _flatten(
     lines: list[str],
     layer: Layer,
     problems: list[Problem],
-    first: dict[str, int],
+    first_lines: dict[str, int],
 ) -> None:
-    """Adds the leaves of a mapping to `layer` under their dotted keys, and every key's first line to `first`."""
+    """Add the leaves of a mapping to `layer` under their dotted keys, and each key's first line to `first_lines`."""
     for key_node, value_node in node.value:
         line = key_node.start_mark.line
         origin, typed = f"{name}, line {line + 1}", _typed(lines, line)
@@ -167,20 +160,20 @@ def _flatten(
         if key is None:
             continue
         key = f"{prefix}{key}"
-        if first.setdefault(key, line) != line or key in layer:
-            twice = f"{origin}: {key} is given twice, first in line {first[key] + 1}"
-            problems.append(Problem(twice, typed, "keep one of the two lines"))
-        elif isinstance(value_node, MappingNode) and value_node.value and _refused(value_node, origin) is None:
-            _flatten(value_node, f"{key}.", name, lines, layer, problems, first)
+        if first_lines.setdefault(key, line) != line or key in layer:
+            message = f"{origin}: duplicate key {key}, first in line {first_lines[key] + 1}"
+            problems.append(Problem(message, typed, "keep one of the two lines"))
+        elif isinstance(value_node, MappingNode) and value_node.value and _node_problem(value_node, origin) is None:
+            _flatten(value_node, f"{key}.", name, lines, layer, problems, first_lines)
         else:
             layer[key] = Setting(_value(value_node, origin, problems), origin, typed)
 
 
 def _value(node: Node, origin: str, problems: list[Problem]) -> Any:
-    """The value of a node: text, number, truth value, nothing, or a tuple or mapping of those."""
-    refused = _refused(node, origin)
-    if refused:
-        problems.append(refused)
+    """Return the value of a node: text, number, boolean, None, or a tuple or mapping of those."""
+    problem = _node_problem(node, origin)
+    if problem:
+        problems.append(problem)
         return None
     if isinstance(node, ScalarNode):
         return _scalar(_kind(node), node.value)
@@ -190,22 +183,22 @@ def _value(node: Node, origin: str, problems: list[Problem]) -> Any:
     for key_node, value_node in node.value:
         key = _key(key_node, origin, problems)
         if key is not None and key in entries:
-            problems.append(Problem(f"{origin}: {key} is given twice", "", "keep one of the two"))
+            problems.append(Problem(f"{origin}: duplicate key {key}", "", "keep one of the two"))
         elif key is not None:
             entries[key] = _value(value_node, origin, problems)
     return entries
 
 
 def _key(node: Node, origin: str, problems: list[Problem]) -> str | None:
-    """The text of a key, or None, with a problem added, where it is none."""
-    refused = _refused(node, origin)
-    if refused is None and not isinstance(node, ScalarNode):
-        refused = Problem(f"{origin}: a key must be a plain word", "a list or a mapping", "KEY: VALUE")
-    elif refused is None and node.value in ("", "<<"):
-        hint = "write the values out" if node.value else "KEY: VALUE"
-        refused = Problem(f"{origin}: a key must be a plain word", node.value or "nothing", hint)
-    if refused:
-        problems.append(refused)
+    """Return the text of a key; None, with a problem added, if it is not a plain word."""
+    problem = _node_problem(node, origin)
+    if problem is None and not isinstance(node, ScalarNode):
+        problem = Problem(f"{origin}: a key must be a plain word", "a list or a mapping", SHOW_RECIPE)
+    elif problem is None and node.value in ("", "<<"):
+        hint = "write the values out" if node.value else SHOW_RECIPE
+        problem = Problem(f"{origin}: a key must be a plain word", node.value or "nothing", hint)
+    if problem:
+        problems.append(problem)
         return None
     return str(node.value)
 
@@ -214,24 +207,24 @@ def _kind(node: Node) -> str:
     return str(node.tag).removeprefix(TAG)
 
 
-def _refused(node: Node, origin: str) -> Problem | None:
-    """What is wrong with a node whatever stands in it: an anchor, a tag that isn't YAML's own, or broken text."""
+def _node_problem(node: Node, origin: str) -> Problem | None:
+    """Return what is wrong with a node itself: an anchor, a tag that is not YAML's own, or a surrogate."""
     if node.anchor is not None:
-        return Problem(f"{origin}: anchors and aliases are not read", f"&{node.anchor}", "write the values out")
+        return Problem(f"{origin}: neft reads no anchors and aliases", f"&{node.anchor}", "write the values out")
     if _kind(node) not in KINDS[type(node)]:
-        return Problem(f"{origin}: tags are not read", str(node.tag).replace(TAG, "!!"), "write the plain value")
+        return Problem(f"{origin}: neft reads no tags", str(node.tag).replace(TAG, "!!"), "write the plain value")
     if isinstance(node, ScalarNode) and re.search("[\ud800-\udfff]", node.value):
-        return Problem(f"{origin}: half of a character is no text", ascii(node.value), "write the character itself")
+        return Problem(f"{origin}: text with half of a surrogate pair", ascii(node.value), "write the character itself")
     return None
 
 
 def _scalar(kind: str, text: str) -> Any:
-    """A scalar's value; what YAML calls a number or truth value and Python can't read stays text."""
+    """Return a scalar's value; numbers and booleans of YAML that Python can't read stay text."""
     if kind == "null":
         return None
     if kind == "bool" and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if kind in ("int", "float") and len(text) <= LONGEST_NUMBER:
+    if kind in ("int", "float") and len(text) <= MAX_NUMBER_LENGTH:
         try:
             return _number(kind, text.replace("_", ""))
         except ValueError:

@@ -85,7 +85,7 @@ def test_resume_without_its_rows_says_where_they_were_looked_for(
     monkeypatch.chdir(project / "sub")
     refused = neft("train", "--resume", "../runs/tiny-a5-s0")
     assert refused.code == 2
-    assert f"rows.jsonl, looked for in {project} and in {project / 'sub'}" in " ".join(refused.err.split())
+    assert f"rows.jsonl, searched for in {project} and {project / 'sub'}" in " ".join(refused.err.split())
     assert "--dataset PLACE" in refused.err
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
@@ -105,4 +105,4 @@ def test_eval_and_recipe_from_another_folder(neft: Neft, project: Path, monkeypa
     assert refused.code == 2
     refused = neft("eval", "../runs/tiny-a5-s0", "--max-rows", "3")
     assert refused.code == 2
-    assert f"rows.jsonl, looked for in {project} and in {project / 'sub'}" in " ".join(refused.err.split())
+    assert f"rows.jsonl, searched for in {project} and {project / 'sub'}" in " ".join(refused.err.split())

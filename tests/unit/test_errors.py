@@ -61,19 +61,19 @@ def test_panics_as_errors(panic: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, ValueError, MemoryError, NeftError])
-def test_panics_as_errors_passes_errors_and_requests_to_end(kind: type[BaseException]) -> None:
+def test_panics_as_errors_passes_other_exceptions(kind: type[BaseException]) -> None:
     with pytest.raises(kind) as caught, panics_as_errors():
         raise kind
     assert type(caught.value) is kind
 
 
-def test_tokenizer_named_lets_other_errors_pass() -> None:
+def test_tokenizer_errors_pass_others() -> None:
     with pytest.raises(ValueError, match="own"), tokenizer_errors(None, "row 1"):
         raise ValueError("own")
 
 
 @pytest.mark.parametrize("form", ["conversation", "text"])
-def test_a_row_that_the_tokenizer_fails_on_is_named(
+def test_tokenizer_panic_names_the_row(
     form: str, model: Path, tmp_path: Path, neft: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -96,7 +96,7 @@ def test_a_row_that_the_tokenizer_fails_on_is_named(
 
 
 @pytest.mark.parametrize("where", ["load", "encode"])
-def test_a_tokenizer_that_fails_on_everything_is_named(
+def test_tokenizer_panic_names_the_tokenizer(
     where: str, model: Path, rows_file: Path, neft: Callable[..., Result]
 ) -> None:
     """As it is loaded (tokenizers panics) and as it is used (tokenizers raises)."""
@@ -116,13 +116,13 @@ def test_a_tokenizer_that_fails_on_everything_is_named(
     assert "Traceback" not in result.err
 
 
-def test_a_panic_in_a_worker_is_not_tried_again(panic: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_panic_in_a_worker_is_not_retried(panic: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell, "do_cell", panic)
     state, problems, again = worker._outcome(None, None, None, None)  # type: ignore[arg-type]
     assert (state, problems[0].got, again) == ("failed", SAID, False)
 
 
-def test_a_panic_ends_the_command_without_a_traceback(model: Path, tmp_path: Path) -> None:
+def test_panic_ends_the_command_without_traceback(model: Path, tmp_path: Path) -> None:
     """Of code that no message was written for; with --debug the traceback is printed."""
     script = (
         "import sys\nfrom neftcli.cli import main\nfrom neftcli.models.loading import load_tokenizer\n"
@@ -139,7 +139,7 @@ def test_a_panic_ends_the_command_without_a_traceback(model: Path, tmp_path: Pat
         assert ("Traceback" in done.stderr) == expected
 
 
-def test_a_tokenizer_that_panics_is_a_data_error(panic: Callable[..., Any]) -> None:
+def test_tokenizer_panic_is_a_data_error(panic: Callable[..., Any]) -> None:
     class Named:
         name_or_path = "here"
 

@@ -44,7 +44,7 @@ def makes_a_recipe_or_says_why(make: Callable[[], Any]) -> None:
 
 @quietly
 @given(name=st.sampled_from(sorted(SHIPPED)), place=st.integers(0, 5000), byte=st.integers(0, 255))
-def test_a_shipped_recipe_with_one_byte_changed(name: str, place: int, byte: int) -> None:
+def test_load_recipe_one_byte_changed(name: str, place: int, byte: int) -> None:
     content = bytearray(SHIPPED[name])
     content[place % len(content)] = byte
     Path("r.yaml").write_bytes(content)
@@ -54,7 +54,7 @@ def test_a_shipped_recipe_with_one_byte_changed(name: str, place: int, byte: int
 
 @quietly
 @given(name=st.sampled_from(sorted(SHIPPED)), start=st.integers(0, 5000), length=st.integers(1, 200))
-def test_a_shipped_recipe_with_a_piece_missing(name: str, start: int, length: int) -> None:
+def test_load_recipe_piece_missing(name: str, start: int, length: int) -> None:
     content = SHIPPED[name]
     start %= len(content)
     Path("r.yaml").write_bytes(content[:start] + content[start + length :])
@@ -70,7 +70,7 @@ TYPED = st.text(st.characters(exclude_characters="\0"), max_size=30) | st.just("
 @given(key=st.sampled_from(FLAGGED), typed=TYPED)
 @example(key=FLAGGED[0], typed="a\udcff")
 @example(key=next(key for key in FLAGGED if key.path == "sweep.alphas"), typed="[0, 5")
-def test_any_value_of_any_flag(key: Key, typed: str) -> None:
+def test_resolve_recipe_any_flag_value(key: Key, typed: str) -> None:
     def make() -> Recipe:
         flag = str(key.option.flag)
         return resolve_recipe([{key.path: Setting(_flag_value(key, typed, flag), flag, f"{flag} {typed}")}])
@@ -83,7 +83,7 @@ VALUES = st.sampled_from(["5", "-1", "nan", ".inf", "2e-5", "no", "true", "null"
 
 @quietly
 @given(key=st.sampled_from([key.path for key in keys()]), value=VALUES | TYPED)
-def test_any_value_of_any_option_by_set(key: str, value: str) -> None:
+def test_resolve_recipe_any_set_value(key: str, value: str) -> None:
     makes_a_recipe_or_says_why(lambda: resolve_recipe([parse_assignment(f"{key}={value}")]))
 
 
@@ -98,7 +98,7 @@ def test_any_value_of_any_option_by_set(key: str, value: str) -> None:
 @example(texts=["training.learning_rate=1e-4,"])
 @example(texts=["=1,2"])
 @example(texts=["adapter.target_modules=[a,b],[c"])
-def test_any_grid(texts: list[str]) -> None:
+def test_plan_cells_any_grid(texts: list[str]) -> None:
     """A grid gives cells without a value that is missing, or is refused."""
 
     def make() -> Any:
@@ -113,5 +113,5 @@ def test_any_grid(texts: list[str]) -> None:
 @example(name="a\0b.yaml")
 @example(name="x/" * 2000)
 @example(name="\ud800/r.yaml")
-def test_any_name_of_a_recipe(name: str) -> None:
+def test_find_recipe_any_name(name: str) -> None:
     makes_a_recipe_or_says_why(lambda: load_recipe(name))

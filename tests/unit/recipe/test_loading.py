@@ -30,8 +30,8 @@ from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe
 from neftcli.recipe.yaml_file import Layer, Setting
 
 SHOW = "  hint     neft recipes show quickstart --all    to see every option with its default"
-LIST = "  hint     neft recipes    to see the recipes that ship"
-FORM = "  hint     neft recipes show quickstart    to see how a recipe is written"
+LIST = "  hint     neft recipes    to list the shipped recipes"
+SHOW_RECIPE = "  hint     neft recipes show quickstart    to see a recipe"
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
 quietly = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -64,7 +64,7 @@ def said_of_set(text: str) -> str:
 # Precedence
 
 
-def test_each_layer_gives_way_to_the_next() -> None:
+def test_load_recipe_precedence() -> None:
     """Four keys, each set in one layer more than the one before, so that every layer wins once."""
     Path("parent.yaml").write_text(
         "data: {max_length: 100, max_rows: 100}\nneftune: {alpha: 1}\ntraining: {seed: 1}\n", encoding="utf-8"
@@ -78,7 +78,7 @@ def test_each_layer_gives_way_to_the_next() -> None:
     assert recipe.training.seed == 4
 
 
-def test_extends_goes_on_to_grandparents_and_from_the_files_own_folder() -> None:
+def test_extends_grandparents_relative_to_the_file() -> None:
     Path("shared").mkdir()
     Path("shared/grandparent.yaml").write_text("training: {seed: 7, weight_decay: 0.5}\n", encoding="utf-8")
     Path("shared/parent.yaml").write_text("extends: ./grandparent.yaml\ntraining: {seed: 8}\n", encoding="utf-8")
@@ -86,36 +86,36 @@ def test_extends_goes_on_to_grandparents_and_from_the_files_own_folder() -> None
     assert (recipe.training.seed, recipe.training.weight_decay) == (8, 0.5)
 
 
-def test_a_shipped_recipe_can_be_extended_by_name() -> None:
+def test_extends_shipped_recipe() -> None:
     recipe = load("extends: quickstart\nname: mine\n")
     assert recipe == replace(load_recipe("quickstart"), name="mine")
 
 
-def test_nothing_can_be_reset_to_its_absence() -> None:
+def test_load_recipe_null_unsets() -> None:
     assert load("data: {max_rows: 5}\n", "data.max_rows=null").data.max_rows is None
 
 
-def test_a_mapping_is_replaced_as_a_whole_and_extended_by_its_entries() -> None:
+def test_load_recipe_mapping_replaced_or_extended() -> None:
     assert load("data:\n  columns: {output: a}\n", "data.columns={input: b}").data.columns == {"input": "b"}
     assert load("data:\n  columns: {output: a}\n", "data.columns.input=b").data.columns == {"output": "a", "input": "b"}
 
 
-def test_an_entry_set_after_a_mapping_was_emptied_is_kept() -> None:
+def test_load_recipe_entry_after_empty_mapping() -> None:
     """The entry's key is older than the emptying, its value is newer."""
     Path("parent.yaml").write_text("data:\n  columns: {output: old}\n", encoding="utf-8")
     child = "extends: parent.yaml\ndata:\n  columns: {}\n"
     assert load(child, "data.columns.output=new").data.columns == {"output": "new"}
 
 
-def test_dotted_keys_and_blocks_are_the_same() -> None:
+def test_load_recipe_dotted_keys_equal_blocks() -> None:
     assert load("neftune.alpha: 7\n") == load("neftune:\n  alpha: 7\n")
 
 
-def test_an_empty_file_is_the_defaults() -> None:
+def test_load_recipe_empty_file() -> None:
     assert load("") == load("# nothing but words\n") == load("---\n") == Recipe()
 
 
-def test_what_leaves_the_weights_alone_does_not_change_the_fingerprint() -> None:
+def test_recipe_fingerprint_ignores_options_without_effect_on_weights() -> None:
     """Name, words, folder, evaluation and sweep."""
     assert recipe_fingerprint(load("name: a\nabout: b\noutput_dir: c\n")) == recipe_fingerprint(Recipe())
     assert recipe_fingerprint(load("evaluation: {every: 1, samples: 0}\nsweep: {seeds: 6}\n")) == recipe_fingerprint(
@@ -159,13 +159,13 @@ def test_what_leaves_the_weights_alone_does_not_change_the_fingerprint() -> None
         ("a=b", "a=b"),
     ],
 )
-def test_set_reads_a_value(typed: str, expected: Any) -> None:
+def test_parse_assignment_value(typed: str, expected: Any) -> None:
     (setting,) = parse_assignment(f"some.key={typed}").values()
     assert setting == Setting(expected, "--set some.key", f"some.key={typed}")
     assert type(setting.value) is type(expected)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
+def test_read_layer_byte_order_mark() -> None:
     Path("r.yaml").write_bytes(b"\xef\xbb\xbfname: marked\n")
     assert load_recipe("r.yaml").name == "marked"
 
@@ -173,7 +173,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
 # Messages: each is the whole text
 
 
-def test_an_unknown_key() -> None:
+def test_resolve_recipe_unknown_key() -> None:
     assert message("training:\n  learning_rte: 1e-4\n") == (
         "r.yaml, line 2: training.learning_rte is not an option\n"
         "  got      learning_rte: 1e-4\n"
@@ -182,7 +182,7 @@ def test_an_unknown_key() -> None:
     )
 
 
-def test_an_unknown_key_on_the_command_line() -> None:
+def test_resolve_recipe_unknown_key_of_set() -> None:
     assert message("", "lora_alfa=1") == (
         "--set lora_alfa: lora_alfa is not an option\n"
         "  got      lora_alfa=1\n"
@@ -190,7 +190,7 @@ def test_an_unknown_key_on_the_command_line() -> None:
     )
 
 
-def test_a_section_given_a_scalar() -> None:
+def test_resolve_recipe_scalar_for_section() -> None:
     assert message("neftune: 5\n") == (
         "r.yaml, line 1: neftune is a section, not an option\n"
         "  got      neftune: 5\n"
@@ -219,7 +219,7 @@ def test_a_section_given_a_scalar() -> None:
         ("adapter", "modules_to_save: embed_tokens", "a list, each text, not empty"),
     ],
 )
-def test_a_wrong_type_or_a_value_out_of_range(section: str, line: str, must: str) -> None:
+def test_resolve_recipe_invalid_value(section: str, line: str, must: str) -> None:
     key = line.partition(":")[0]
     violated, received, *others = message(f"{section}:\n  {line}\n").splitlines()
     assert violated == f"r.yaml, line 2: {section}.{key} must be {must}"
@@ -231,7 +231,7 @@ def test_a_wrong_type_or_a_value_out_of_range(section: str, line: str, must: str
         assert load(f"{section}:\n  {remedy}\n")
 
 
-def test_wrong_entries_of_a_mapping_are_told_each_with_its_line() -> None:
+def test_resolve_recipe_invalid_entries_with_lines() -> None:
     assert message("data:\n  columns:\n    input: context\n    output: 5\n    prompt: [a]\n") == (
         "r.yaml, line 4: data.columns must be a mapping of names to names\n"
         "  got      output: 5\n"
@@ -242,7 +242,7 @@ def test_wrong_entries_of_a_mapping_are_told_each_with_its_line() -> None:
     )
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_resolve_recipe_reports_all_errors() -> None:
     text = "model:\n  nam: x\nneftune:\n  alpha: .nan\ntraining:\n  optim: sgd\n"
     assert message(text, "data.max_length=many", "lora=true") == (
         "r.yaml, line 2: model.nam is not an option\n"
@@ -265,39 +265,39 @@ def test_all_problems_are_told_at_once() -> None:
     )
 
 
-def test_a_problem_names_the_layer_that_won() -> None:
+def test_resolve_recipe_error_names_effective_layer() -> None:
     assert message("neftune: {alpha: -1}\n", "neftune.alpha=-2").startswith("--set neftune.alpha: ")
 
 
-def test_a_duplicate_key_with_both_lines() -> None:
+def test_read_layer_duplicate_key() -> None:
     assert message("neftune:\n  alpha: 5\n  noise: gaussian\n  alpha: 10\n") == (
-        "r.yaml, line 4: neftune.alpha is given twice, first in line 2\n"
+        "r.yaml, line 4: duplicate key neftune.alpha, first in line 2\n"
         "  got      alpha: 10\n"
         "  hint     keep one of the two lines"
     )
 
 
-def test_a_duplicate_section() -> None:
+def test_read_layer_duplicate_section() -> None:
     assert message("neftune:\n  alpha: 5\nname: a\nneftune:\n  noise: gaussian\n") == (
-        "r.yaml, line 4: neftune is given twice, first in line 1\n"
+        "r.yaml, line 4: duplicate key neftune, first in line 1\n"
         "  got      neftune:\n"
         "  hint     keep one of the two lines"
     )
 
 
-def test_a_duplicate_key_in_a_block_and_dotted() -> None:
+def test_read_layer_duplicate_dotted_key() -> None:
     assert message("neftune:\n  alpha: 5\nneftune.alpha: 6\n").startswith(
-        "r.yaml, line 3: neftune.alpha is given twice, first in line 2\n"
+        "r.yaml, line 3: duplicate key neftune.alpha, first in line 2\n"
     )
 
 
-def test_a_duplicate_key_in_a_value() -> None:
+def test_read_value_duplicate_key() -> None:
     assert said_of_set("data.columns={input: a, input: b}") == (
-        "--set data.columns: input is given twice\n  hint     keep one of the two"
+        "--set data.columns: duplicate key input\n  hint     keep one of the two"
     )
 
 
-def test_what_is_not_yaml() -> None:
+def test_read_layer_not_yaml() -> None:
     assert message("name: a\nneftune: [1, 2\n") == (
         "r.yaml, line 3: this is not YAML: while parsing a flow sequence, "
         "expected ',' or ']', but got '<stream end>' (column 1)\n"
@@ -306,33 +306,33 @@ def test_what_is_not_yaml() -> None:
     )
 
 
-def test_a_tab_as_indentation() -> None:
+def test_read_layer_tab() -> None:
     assert message("neftune:\n\talpha: 5\n") == (
         "r.yaml, line 2: this is not YAML: while scanning for the next token, "
         "found character '\\t' that cannot start any token (column 1)\n"
         "  got      alpha: 5\n"
-        "  hint     spaces in place of the tab"
+        "  hint     spaces instead of the tab"
     )
 
 
-def test_two_documents_in_one_file() -> None:
+def test_read_layer_two_documents() -> None:
     assert message("name: a\n---\nname: b\n") == (
         "r.yaml, line 2: this is not YAML: expected a single document in the stream, "
         "but found another document (column 1)\n"
         "  got      ---\n"
-        "  hint     one recipe in one file: take out the line with ---"
+        "  hint     a single recipe per file: remove the line with ---"
     )
 
 
-def test_characters_that_yaml_forbids() -> None:
+def test_read_layer_forbidden_character() -> None:
     assert message("name: \x01\n") == (
-        "r.yaml, line 1: this is not YAML: a character that may not stand in it\n"
+        "r.yaml, line 1: this is not YAML: it does not allow this character\n"
         "  got      U+0001\n"
-        "  hint     take it out, or write it as an escape in double quotes"
+        "  hint     remove it, or write it as an escape in double quotes"
     )
 
 
-def test_a_set_that_is_not_yaml() -> None:
+def test_parse_assignment_not_yaml() -> None:
     assert said_of_set("adapter.modules_to_save=[a") == (
         "--set adapter.modules_to_save, line 1: this is not YAML: while parsing a flow sequence, "
         "expected ',' or ']', but got '<stream end>' (column 3)\n"
@@ -342,7 +342,7 @@ def test_a_set_that_is_not_yaml() -> None:
 
 
 @pytest.mark.parametrize("text", ["alpha", "=5", ""])
-def test_a_set_without_key_or_value(text: str) -> None:
+def test_parse_assignment_incomplete(text: str) -> None:
     received = f"  got      {text}\n" if text else ""
     assert said_of_set(text) == (f"--set takes key=value\n{received}  hint     --set training.learning_rate=1e-4")
 
@@ -359,19 +359,19 @@ def test_a_set_without_key_or_value(text: str) -> None:
         ("data:\n  columns: !!set {input, output}\n", 2, "!!set"),
     ],
 )
-def test_a_tag_is_refused_and_runs_nothing(text: str, line: int, tag: str) -> None:
+def test_read_layer_rejects_tags(text: str, line: int, tag: str) -> None:
     assert (
-        message(text) == f"r.yaml, line {line}: tags are not read\n  got      {tag}\n  hint     write the plain value"
+        message(text) == f"r.yaml, line {line}: neft reads no tags\n  got      {tag}\n  hint     write the plain value"
     )
     assert not Path("hacked").exists()
 
 
-def test_anchor_and_alias() -> None:
+def test_read_layer_rejects_anchors_and_aliases() -> None:
     assert message("name: &n a\nabout: *n\n") == (
-        "r.yaml, line 1: anchors and aliases are not read\n"
+        "r.yaml, line 1: neft reads no anchors and aliases\n"
         "  got      &n\n"
         "  hint     write the values out\n"
-        "r.yaml, line 2: anchors and aliases are not read\n"
+        "r.yaml, line 2: neft reads no anchors and aliases\n"
         "  got      &n\n"
         "  hint     write the values out"
     )
@@ -380,50 +380,50 @@ def test_anchor_and_alias() -> None:
 @pytest.mark.parametrize(
     "text", ["model: &m {name: a}\n", "&r\nname: a\n", "&k name: a\n", "name: &n [*n]\n", "name: &n a\nabout: &n b\n"]
 )
-def test_an_anchor_anywhere(text: str) -> None:
-    assert message(text).startswith("r.yaml, line 1: anchors and aliases are not read\n  got      &")
+def test_read_layer_rejects_anchors_anywhere(text: str) -> None:
+    assert message(text).startswith("r.yaml, line 1: neft reads no anchors and aliases\n  got      &")
 
 
 @pytest.mark.parametrize(
     ("text", "received", "remedy"),
     [
         ("<<: {name: a}\n", "<<", "write the values out"),
-        ("? [a]\n: b\n", "a list or a mapping", "KEY: VALUE"),
-        (": b\n", "nothing", "KEY: VALUE"),
+        ("? [a]\n: b\n", "a list or a mapping", "neft recipes show quickstart    to see a recipe"),
+        (": b\n", "nothing", "neft recipes show quickstart    to see a recipe"),
     ],
 )
-def test_a_key_that_is_no_word(text: str, received: str, remedy: str) -> None:
+def test_read_layer_key_is_not_a_word(text: str, received: str, remedy: str) -> None:
     said = f"r.yaml, line 1: a key must be a plain word\n  got      {received}\n  hint     {remedy}"
     assert message(text) == said
 
 
 @pytest.mark.parametrize(("text", "line", "received"), [("- a\n- b\n", 1, "- a"), ("# no\n\n5\n", 3, "5")])
-def test_a_list_or_a_scalar_at_top_level(text: str, line: int, received: str) -> None:
+def test_read_layer_not_a_mapping(text: str, line: int, received: str) -> None:
     assert message(text) == (
-        f"r.yaml, line {line}: a recipe must be a mapping of keys to values\n  got      {received}\n{FORM}"
+        f"r.yaml, line {line}: a recipe must be a mapping of keys to values\n  got      {received}\n{SHOW_RECIPE}"
     )
 
 
-def test_blocks_in_blocks_in_blocks() -> None:
+def test_read_layer_nested_too_deep() -> None:
     assert message(f"name: {'[' * 2000}\n") == (
-        f"r.yaml, line 1: blocks stand more than 20 deep in one another\n  got      name: {'[' * 54}\n{FORM}"
+        f"r.yaml, line 1: blocks are nested more than 20 levels deep\n  got      name: {'[' * 54}\n{SHOW_RECIPE}"
     )
 
 
-def test_half_of_a_character() -> None:
+def test_read_layer_surrogate() -> None:
     assert message('name: "\\ud800"\n') == (
-        "r.yaml, line 1: half of a character is no text\n  got      '\\ud800'\n  hint     write the character itself"
+        "r.yaml, line 1: text with half of a surrogate pair\n"
+        "  got      '\\ud800'\n"
+        "  hint     write the character itself"
     )
 
 
-def test_a_file_in_utf_16() -> None:
+def test_read_layer_utf_16() -> None:
     Path("r.yaml").write_bytes("name: a\n".encode("utf-16"))
     with pytest.raises(RecipeError) as raised:
         load_recipe("r.yaml")
     assert str(raised.value) == (
-        "r.yaml: a recipe must be UTF-8 text\n"
-        "  got      UTF-16\n"
-        "  hint     iconv -f utf-16 -t utf-8 < r.yaml > utf8-r.yaml"
+        "r.yaml: a recipe must be UTF-8 text\n  got      UTF-16\n  hint     save the file as UTF-8"
     )
 
 
@@ -433,27 +433,27 @@ def said_of(name: str) -> str:
     return str(raised.value)
 
 
-def test_a_missing_file() -> None:
+def test_find_recipe_missing_file() -> None:
     assert said_of("lost.yaml") == f"--recipe: there is no recipe file of this name\n  got      lost.yaml\n{LIST}"
 
 
-def test_a_folder_is_no_file() -> None:
+def test_find_recipe_folder() -> None:
     Path("folder.yaml").mkdir()
     assert said_of("folder.yaml").startswith("--recipe: a recipe is a file, and this is a folder\n")
 
 
-def test_an_unknown_recipe() -> None:
+def test_find_recipe_unknown_name() -> None:
     assert said_of("quikstart") == (
         f"--recipe: there is no recipe of this name\n  got      quikstart\n  did you mean quickstart?\n{LIST}"
     )
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".yaml"])
-def test_a_name_too_long_for_the_file_system(name: str) -> None:
+def test_find_recipe_name_too_long(name: str) -> None:
     assert said_of(name).startswith("--recipe: there is no recipe")
 
 
-def test_extends_in_a_circle() -> None:
+def test_extends_cycle() -> None:
     """Each turn spells the path anew, so only the place it leads to tells that it is the same file."""
     Path("here").mkdir()
     Path("here/a.yaml").write_text("extends: ../here/b.yaml\n", encoding="utf-8")
@@ -461,13 +461,13 @@ def test_extends_in_a_circle() -> None:
     assert said_of("here/a.yaml") == (
         "here/../here/../here/a.yaml: a recipe can't extend itself\n"
         "  got      a.yaml -> b.yaml -> a.yaml\n"
-        "  hint     take out one of the `extends`"
+        "  hint     remove one of the `extends`"
     )
 
 
 def test_extends_itself() -> None:
     assert message("extends: r.yaml\n") == (
-        "r.yaml: a recipe can't extend itself\n  got      r.yaml -> r.yaml\n  hint     take out one of the `extends`"
+        "r.yaml: a recipe can't extend itself\n  got      r.yaml -> r.yaml\n  hint     remove one of the `extends`"
     )
 
 
@@ -480,13 +480,13 @@ def test_extends_a_missing_recipe() -> None:
     )
 
 
-def test_extends_no_name() -> None:
+def test_extends_not_a_name() -> None:
     assert message("extends: [quickstart]\n") == (
         "r.yaml, line 1: extends must name a recipe\n  got      extends: [quickstart]\n  hint     extends: quickstart"
     )
 
 
-def test_qlora_without_an_adapter() -> None:
+def test_resolve_recipe_qlora_without_adapter() -> None:
     assert message("quantization:\n  type: nf4\n") == (
         "r.yaml, line 2: quantization.type nf4 needs an adapter: 4-bit weights can't be trained\n"
         "  got      adapter.type none\n"
@@ -494,7 +494,7 @@ def test_qlora_without_an_adapter() -> None:
     )
 
 
-def test_modules_to_save_without_an_adapter() -> None:
+def test_resolve_recipe_modules_to_save_without_adapter() -> None:
     assert message("adapter:\n  modules_to_save: [embed_tokens]\n") == (
         "r.yaml, line 2: adapter.modules_to_save needs adapter.type lora\n"
         "  got      adapter.type none\n"
@@ -526,17 +526,17 @@ def sources_problem(value: str) -> str:
         ("[{source: a, columns: [b]}]", "entry 1: columns must be a mapping of names to names"),
     ],
 )
-def test_resolve_sources_that_are_refused(value: str, said: str) -> None:
+def test_resolve_recipe_invalid_sources(value: str, said: str) -> None:
     assert sources_problem(value) == said
 
 
-def test_resolve_sources_names_the_nearest_key_and_choice() -> None:
+def test_resolve_recipe_sources_suggest_keys_and_choices() -> None:
     with pytest.raises(RecipeError) as raised:
         resolve_recipe([parse_assignment("data.sources=[{source: a, wieght: 2}, {source: b, format: alpca}]")])
     assert [problem.did_you_mean for problem in raised.value.problems] == ["weight", "alpaca"]
 
 
-def test_resolve_source_and_sources_exclude_each_other() -> None:
+def test_resolve_recipe_source_and_sources() -> None:
     """Of a file and the command line the latter decides; in one place they are refused."""
     several, single = "data.sources=[{source: a.jsonl}]", "data.source=b.jsonl"
     Path("one.yaml").write_text("data: {source: b.jsonl}\n", encoding="utf-8")
@@ -554,7 +554,7 @@ def test_resolve_source_and_sources_exclude_each_other() -> None:
         load_recipe("both.yaml")
 
 
-def test_differences_of_sources_are_plain_values() -> None:
+def test_recipe_differences_sources() -> None:
     recipes = [
         resolve_recipe([parse_assignment(f"data.sources=[{{source: a, weight: {weight}}}]")]) for weight in (1, 2)
     ]
@@ -656,7 +656,7 @@ RECIPES = section(Recipe).map(without_contradictions)
 @example(recipe=Recipe(adapter=Adapter(type="lora", target_modules=())))
 @example(recipe=Recipe(name="\ufeff\u2028\x85\0 ", about=" \t#\r\n"))
 @example(recipe=Recipe(name="a\x85b", about="a\u2028 b\u2029"))
-def test_what_is_written_loads_back_equal(recipe: Recipe) -> None:
+def test_to_yaml_round_trip(recipe: Recipe) -> None:
     again = load(to_yaml(recipe))
     assert again == recipe
     assert recipe_fingerprint(again) == recipe_fingerprint(recipe)
@@ -675,7 +675,7 @@ FREE = [key.path for key in keys() if not key.path.startswith(("adapter.", "quan
 
 @quietly
 @given(weak=RECIPES, strong=RECIPES, chosen=st.sets(st.sampled_from(FREE)))
-def test_the_stronger_layer_decides_on_its_keys_and_on_no_other(weak: Recipe, strong: Recipe, chosen: set[str]) -> None:
+def test_resolve_recipe_layers_merge_by_key(weak: Recipe, strong: Recipe, chosen: set[str]) -> None:
     override = {path: setting for path, setting in layer_of(strong).items() if path in chosen}
     expected = layer_of(weak) | override
     assert layer_of(resolve_recipe([layer_of(weak), override])) == expected
@@ -708,13 +708,13 @@ def bytes_load_or_say_why(content: bytes) -> None:
 @example(text="extends: " + "a" * 5000)
 @example(text='extends: "a\\0/b"')
 @example(text="%YAML 1.1\n---\nmodel.trust_remote_code: yes\ntraining.seed: 1:30\n")
-def test_any_text_loads_or_is_told_what_is_wrong(text: str) -> None:
+def test_load_recipe_any_text(text: str) -> None:
     bytes_load_or_say_why(text.encode("utf-8"))
 
 
 @quietly
 @given(content=st.binary())
-def test_any_bytes_load_or_are_told_what_is_wrong(content: bytes) -> None:
+def test_load_recipe_any_bytes(content: bytes) -> None:
     bytes_load_or_say_why(content)
 
 
@@ -760,18 +760,18 @@ PIECES += [
 
 @quietly
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=12))
-def test_any_heap_of_yaml_loads_or_is_told_what_is_wrong(pieces: list[str]) -> None:
+def test_load_recipe_any_yaml(pieces: list[str]) -> None:
     bytes_load_or_say_why("".join(pieces).encode("utf-8"))
 
 
 @quietly
 @given(text=st.text())
-def test_any_set_is_read_or_is_told_what_is_wrong(text: str) -> None:
+def test_parse_assignment_any_text(text: str) -> None:
     loads_or_says_why(lambda: resolve_recipe([parse_assignment(text)]))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 5.0, 2.5, 1e6, 1e30, 1e-7])
-def test_every_alpha_gives_a_name_that_a_folder_can_have(alpha: float) -> None:
+def test_run_name_any_alpha_is_valid(alpha: float) -> None:
     from neftcli.runs.directory import require_valid_name
 
     require_valid_name(Recipe(name="x", neftune=Neftune(alpha=alpha)).run_name())

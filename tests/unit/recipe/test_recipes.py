@@ -64,14 +64,19 @@ def value(recipe: Recipe, path: str) -> Any:
     return reduce(getattr, path.split("."), recipe)
 
 
-def test_the_catalog_lists_exactly_the_files_of_the_folder() -> None:
+def test_list_recipes_equals_the_folder() -> None:
     assert sorted(catalog.list_recipes()) == NAMES
     assert catalog.list_recipes()[0] == "quickstart"
     assert set(NAMES) == {"quickstart", "opt-350m-imdb", *PAPER}
 
 
 @every_recipe
-def test_it_loads_under_its_file_name(name: str) -> None:
+def test_recipe_is_in_the_readmes_table(name: str) -> None:
+    assert f"| {name} |" in (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+
+
+@every_recipe
+def test_recipe_loads_under_its_file_name(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert 0 < len(recipe.about) <= 90
@@ -79,41 +84,41 @@ def test_it_loads_under_its_file_name(name: str) -> None:
 
 
 @every_recipe
-def test_it_begins_with_the_command_that_runs_it(name: str) -> None:
+def test_recipe_begins_with_its_command(name: str) -> None:
     assert path_of(name).read_text(encoding="utf-8").splitlines()[0] == f"# neft train --recipe {name}"
 
 
 @every_recipe
-def test_it_is_short_enough_to_read(name: str) -> None:
+def test_recipe_is_short(name: str) -> None:
     lines = path_of(name).read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 45
     assert max(map(len, lines)) <= 120
 
 
 @every_recipe
-def test_its_comment_says_where_it_comes_from(name: str) -> None:
+def test_recipe_comment_names_its_source(name: str) -> None:
     assert "paper" in header(name) or "Hugging Face" in header(name)
 
 
 @other_than_quickstart
-def test_its_comment_says_that_it_was_not_run(name: str) -> None:
+def test_recipe_comment_states_that_it_was_not_run(name: str) -> None:
     assert header(name).endswith("Not trained by this project; the tests check its form.")
 
 
 @every_recipe
-def test_resolved_and_written_it_loads_back_equal(name: str, tmp_path: Path) -> None:
+def test_recipe_to_yaml_round_trip(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     written = tmp_path / "resolved.yaml"
     written.write_text(to_yaml(recipe), encoding="utf-8")
     assert load_recipe(str(written)) == recipe
 
 
-def test_no_two_recipes_are_the_same_run() -> None:
+def test_recipes_are_distinct_runs() -> None:
     assert len({recipe_fingerprint(load_recipe(name)) for name in NAMES}) == len(NAMES)
 
 
 @paper_recipe
-def test_its_figures_and_its_alpha_are_the_papers(name: str) -> None:
+def test_recipe_has_the_papers_figures_and_alpha(name: str) -> None:
     plain, tuned, alpha = PAPER[name]
     assert f"{plain} plain -> {tuned}" in header(name)
     assert f"with alpha {alpha}" in header(name)
@@ -121,7 +126,7 @@ def test_its_figures_and_its_alpha_are_the_papers(name: str) -> None:
 
 
 @other_than_quickstart
-def test_batch_and_steps_are_what_its_comment_claims(name: str) -> None:
+def test_recipe_comment_states_batch_and_steps(name: str) -> None:
     claim = BATCH.search(header(name))
     assert claim is not None
     training = load_recipe(name).training
@@ -137,7 +142,7 @@ def test_batch_and_steps_are_what_its_comment_claims(name: str) -> None:
 
 
 @other_than_quickstart
-def test_its_memory_estimate_adds_up(name: str) -> None:
+def test_recipe_memory_estimate_adds_up(name: str) -> None:
     claim = re.search(r"Memory \(estimate\): (.*?) = ([\d.]+) GB", header(name))
     assert claim is not None
     products = [float(billions) * float(size) for billions, size in re.findall(r"([\d.]+) B .*?x ([\d.]+)", claim[1])]
@@ -145,13 +150,13 @@ def test_its_memory_estimate_adds_up(name: str) -> None:
 
 
 @every_recipe
-def test_a_gated_model_comes_with_the_way_to_get_it(name: str) -> None:
+def test_recipe_of_gated_model_explains_access(name: str) -> None:
     model = ALIASES[load_recipe(name).model.name]
     assert ("`hf auth login`" in header(name)) == model.gated
     assert (f"accept the licence on the page of {model.hub_id}" in header(name)) == model.gated
 
 
-def test_the_base_has_the_settings_of_the_authors_code() -> None:
+def test_base_recipe_has_the_authors_settings() -> None:
     """`train.py`'s defaults and the command in its README: steps are 52002 * 3 // 128, bf16 weights are `--hack`."""
     recipe = load_recipe(BASE)
     training = recipe.training
@@ -163,7 +168,7 @@ def test_the_base_has_the_settings_of_the_authors_code() -> None:
     assert (recipe.neftune.noise, recipe.neftune.length, recipe.neftune.schedule) == ("uniform", "tokens", "constant")
 
 
-def test_qlora_has_the_settings_of_its_authors_script() -> None:
+def test_qlora_recipe_has_its_authors_settings() -> None:
     """`finetune_llama2_guanaco_7b.sh` in artidoro/qlora; one epoch is the NEFTune paper's."""
     recipe = load_recipe("llama-2-7b-alpaca-qlora")
     adapter, training = recipe.adapter, recipe.training
@@ -174,7 +179,7 @@ def test_qlora_has_the_settings_of_its_authors_script() -> None:
     assert (training.optim, training.weight_decay) == ("paged_adamw_32bit", 0)
 
 
-def test_hugging_faces_example_has_the_defaults_of_its_time() -> None:
+def test_hugging_face_recipe_has_the_defaults_of_its_time() -> None:
     """`TrainingArguments` of transformers 4.35, which TRL 0.7's SFTTrainer used where none were given."""
     recipe = load_recipe("opt-350m-imdb")
     training = recipe.training
@@ -185,13 +190,13 @@ def test_hugging_faces_example_has_the_defaults_of_its_time() -> None:
 
 
 @paper_recipe
-def test_all_but_the_base_extend_it(name: str) -> None:
+def test_recipes_extend_the_base(name: str) -> None:
     parent = read_layer(path_of(name)).get(EXTENDS)
     assert (parent.value if parent else None) == (None if name == BASE else BASE)
 
 
 @other_than_quickstart
-def test_every_key_changes_something(name: str) -> None:
+def test_recipe_keys_change_something(name: str) -> None:
     """No key repeats its parent's value, and where there is no parent, none but the headline repeats the schema's."""
     layer = read_layer(path_of(name))
     parent = load_recipe(layer[EXTENDS].value) if EXTENDS in layer else Recipe()
@@ -201,6 +206,6 @@ def test_every_key_changes_something(name: str) -> None:
     assert restated == []
 
 
-def test_every_option_is_reachable_by_its_dotted_key() -> None:
+def test_keys_cover_every_option() -> None:
     """Guards `value`, on which the test above stands."""
     assert all(value(Recipe(), key.path) == key.default for key in keys())

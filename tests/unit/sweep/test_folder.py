@@ -147,7 +147,10 @@ def test_sweep_alpha_rejects_a_folder_with_a_recipe(neft: Callable[..., Result],
 def test_load_layers_does_not_trust_a_folder_s_recipe(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     (tmp_path / "recipe.yaml").write_text(to_yaml(TRUSTING))
-    with pytest.raises(RecipeError, match=r"(?s)does not run because a folder's recipe says so.*--trust-remote-code"):
+    with pytest.raises(
+        RecipeError,
+        match=r"(?s)because a folder's recipe says so.*--trust-remote-code",
+    ):
         load_layers(tmp_path, [parse_assignment("sweep.seeds=5")], resume=True)
     for typed in (True, False):
         layers, _ = load_layers(
@@ -162,7 +165,7 @@ def test_train_resume_does_not_trust_a_run_s_recipe(tmp_path: Path, neft: Callab
     (run.path / "run.json").write_text(json.dumps({"status": "preempted", "recipe_sha256": "x"}))
     result = neft("train", "--resume", run.path)
     assert result.code == 2
-    assert "does not run because a folder's recipe says so" in result.err
+    assert "does not run Python code of a model because a folder's recipe says so" in result.err
     assert f"neft train --resume {run.path} --trust-remote-code" in result.err.replace("\n", "")
     recipe, _ = find_resume_state(
         str(run.path), [parse_assignment("model.trust_remote_code=true")], accept_changes=False

@@ -76,7 +76,7 @@ def test_require_no_links_anywhere(path: str, target: str, folder: Path, outside
     require_no_links(folder, allowed=(link,))
 
 
-def test_require_no_links_pipe_and_nothing(folder: Path) -> None:
+def test_require_no_links_pipe_and_missing(folder: Path) -> None:
     require_no_links(folder / "nothing")
     os.mkfifo(folder / "deep" / "pipe")
     with pytest.raises(InputError, match=r"deep/pipe: neft writes only to files and folders"):
@@ -84,7 +84,7 @@ def test_require_no_links_pipe_and_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["a", "ab", "r+b", "w"])
-def test_open_own_link(mode: str, folder: Path, outside: Path) -> None:
+def test_open_without_links_link(mode: str, folder: Path, outside: Path) -> None:
     """Also one that somebody puts there after the search."""
     (folder / "link").symlink_to(outside / "mine.txt")
     (folder / "dangling").symlink_to(outside / "new.txt")
@@ -95,14 +95,14 @@ def test_open_own_link(mode: str, folder: Path, outside: Path) -> None:
     assert (outside / "mine.txt").read_text() == "mine"
 
 
-def test_open_own_file(folder: Path) -> None:
+def test_open_without_links_file(folder: Path) -> None:
     for text in ("größe\n", "second\n"):
         with open_without_links(folder / "new", "a") as file:
             file.write(text)
     assert (folder / "new").read_bytes() == "größe\nsecond\n".encode()
 
 
-def test_write_whole_takes_the_place_of_a_link(folder: Path, outside: Path) -> None:
+def test_atomic_write_replaces_link(folder: Path, outside: Path) -> None:
     (folder / "link").symlink_to(outside / "mine.txt")
     atomic_write(folder / "link", "new")
     assert (outside / "mine.txt").read_text() == "mine"
@@ -111,7 +111,7 @@ def test_write_whole_takes_the_place_of_a_link(folder: Path, outside: Path) -> N
 
 
 @pytest.mark.parametrize("target", ["outside", "outside/mine.txt", "outside/nothing"])
-def test_remove_and_make_fresh_link(target: str, folder: Path, outside: Path) -> None:
+def test_remove_and_make_empty_folder_link(target: str, folder: Path, outside: Path) -> None:
     for call in (remove, make_empty_folder):
         (folder / "link").symlink_to(outside.parent / target)
         call(folder / "link")
@@ -120,13 +120,13 @@ def test_remove_and_make_fresh_link(target: str, folder: Path, outside: Path) ->
     assert list((folder / "link").iterdir()) == []
 
 
-def test_remove_file_folder_and_nothing(folder: Path) -> None:
+def test_remove_file_folder_and_missing(folder: Path) -> None:
     for path in (folder / "deep" / "file", folder / "nothing", folder):
         remove(path)
         assert not path.exists()
 
 
-def test_free_name_of_a_folder_that_can_not_be_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clear_path_folder_that_cannot_be_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that can go goes, and a later command removes the rest."""
     (folder / "deep" / ".nfs0123").touch()
     keep_nfs_files(monkeypatch)
@@ -148,7 +148,7 @@ def test_free_name_of_a_folder_that_can_not_be_removed(folder: Path, monkeypatch
     assert list(folder.iterdir()) == []
 
 
-def test_clear_abandoned_takes_old_temporary_files_only(folder: Path) -> None:
+def test_remove_stale_files_keeps_others(folder: Path) -> None:
     for name in (
         ".run.json.neft-0123abcd",
         ".young.neft-0123abcd",
@@ -203,14 +203,14 @@ def writes(source: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(source.parents[2])))
-def test_files_are_written_in_one_place(source: Path) -> None:
+def test_files_are_written_in_one_module(source: Path) -> None:
     """A new one belongs into `neftcli/system/files.py`, where links are not followed."""
     name = source.relative_to(Path(neftcli.__file__).parent).as_posix()
     if name != "system/files.py":
         assert bool(writes(source)) == (name in ELSEWHERE), writes(source)
 
 
-def test_files_the_search_finds_what_it_searches_for(tmp_path: Path) -> None:
+def test_writes_finds_each_kind(tmp_path: Path) -> None:
     source = tmp_path / "source.py"
     calls = ("p.open('a')", "open(p, mode='wb')", "p.write_text('x')", "p.write_text('x', 'utf-8')", "shutil.rmtree(p)")
     source.write_text("\n".join((*calls, "p.open('rb')", "open_without_links(p, 'a')", "run.write_text(RECIPE, text)")))
