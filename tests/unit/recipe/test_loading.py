@@ -302,7 +302,7 @@ def test_read_layer_not_yaml() -> None:
         "r.yaml, line 3: this is not YAML: while parsing a flow sequence, "
         "expected ',' or ']', but got '<stream end>' (column 1)\n"
         "  got      the end of the file\n"
-        "  hint     close the bracket that is open"
+        "  hint     close the open bracket"
     )
 
 
@@ -337,7 +337,7 @@ def test_parse_assignment_not_yaml() -> None:
         "--set adapter.modules_to_save, line 1: this is not YAML: while parsing a flow sequence, "
         "expected ',' or ']', but got '<stream end>' (column 3)\n"
         "  got      [a\n"
-        "  hint     close the bracket that is open"
+        "  hint     close the open bracket"
     )
 
 
