@@ -48,7 +48,7 @@ def _list() -> None:
         here = resolve_model(name).kind == "gguf"
         without_hub = f"installed here ({alias.package})" if here else alias.install
         how = "licence to accept on the hub" if alias.gated else without_hub
-        table.add_row(name, alias.hub_id, "; ".join(filter(None, (alias.about, how))))
+        table.add_row(name, alias.hub_id, "; ".join(filter(None, (alias.description, how))))
     console = Console()
     console.print(table)
     console.print(

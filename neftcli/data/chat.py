@@ -26,7 +26,7 @@ from neftcli.data.example import Example, Turn
 from neftcli.data.tokenizer import ContinuationEncoder, SpecialTokenEscaper, tokenizer_errors
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase, PhaseId
-from neftcli.models.chat_templates import DATE, fix_current_date, model_chat_template, training_template
+from neftcli.models.chat_templates import TEMPLATE_DATE, fix_current_date, model_chat_template, training_template
 from neftcli.models.registry import ModelReference
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class ChatFormat:
     Attributes:
         stop_token_ids: Ids of the tokens that end an answer: EOS, the declared ones, and what the template writes
             the template writes after an answer.
-        writes_date: The template writes the current date, which `DATE` replaces.
+        writes_date: The template writes the current date, which `TEMPLATE_DATE` replaces.
 
     Raises:
         ModelError: The template can't be compiled, or leaves questions or answers out.
@@ -570,7 +570,7 @@ def load_chat_format(
     from neftcli.models.gguf import is_gguf_converted
     from neftcli.models.limits import load_embedding_size
     from neftcli.models.loading import load_tokenizer
-    from neftcli.models.settings_files import declared_stop_tokens
+    from neftcli.models.settings_files import read_stop_tokens
 
     if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):
         observer.notify(Phase(PhaseId.CONVERTING_GGUF))
@@ -578,12 +578,12 @@ def load_chat_format(
         observer.notify(Phase(PhaseId.LOADING_TOKENIZER))
     trust = recipe.model.trust_remote_code
     tokenizer, notices = load_tokenizer(reference, trust, load_embedding_size(reference, trust))
-    declared = declared_stop_tokens(reference)
+    declared = read_stop_tokens(reference)
     with tokenizer_errors(tokenizer, "model.name"):
         name = "" if row_format == "text" else set_chat_template(tokenizer, recipe.model.chat_template)
         chat = build_chat_format(tokenizer, declared, recipe, row_format, name)
     if chat.writes_date:
-        notices.append(f"the chat template writes the current date; every row has {DATE:%d %B %Y} instead")
+        notices.append(f"the chat template writes the current date; every row has {TEMPLATE_DATE:%d %B %Y} instead")
     return chat, notices
 
 

@@ -100,7 +100,7 @@ class EvalTarget:
         from neftcli.models.chat_templates import set_chat_template
         from neftcli.models.limits import load_embedding_size
         from neftcli.models.loading import load_tokenizer
-        from neftcli.models.settings_files import declared_stop_tokens
+        from neftcli.models.settings_files import read_stop_tokens
 
         if self.tokenizer is None:
             return load_chat_format(self.recipe, self.reference, row_format, observer)[0]
@@ -109,7 +109,7 @@ class EvalTarget:
         tokenizer, _ = load_tokenizer(saved, trust, load_embedding_size(self.reference, trust))
         if row_format != "text":  # a saved tokenizer brings the template that the run was trained with
             set_chat_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
-        declared = declared_stop_tokens(self.reference)
+        declared = read_stop_tokens(self.reference)
         return build_chat_format(tokenizer, declared, self.recipe, row_format)
 
     def load(self, compute: ComputeConfig) -> PreTrainedModel:

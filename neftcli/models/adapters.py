@@ -1,4 +1,4 @@
-"""The layers that an adapter names: checks against the model, and notices."""
+"""The layers that an adapter names: checks against the model, and notices about the adapter."""
 
 from __future__ import annotations
 
@@ -13,54 +13,64 @@ if TYPE_CHECKING:
 
 
 def match_target_modules(model: Any, name: str) -> list[Any]:
-    """The modules whose dotted path ends with `name`, part by part, as peft finds them."""
+    """List the modules whose dotted path ends with the parts of `name`, as peft matches `target_modules`."""
     return [module for path, module in model.named_modules() if f".{path}".endswith(f".{name}")]
 
 
 def match_modules_to_save(model: Any, name: str) -> list[Any]:
-    """The modules whose dotted path ends with the letters of `name`: peft's way with those that are trained in full."""
+    """List the modules whose dotted path ends with the string `name`, as peft matches `modules_to_save`."""
     return [module for path, module in model.named_modules() if path.endswith(name)]
 
 
 def validate_adapter(model: Any, adapter: Adapter) -> None:
-    """Checks that every layer which an adapter names is there; peft is silent where only some are.
+    """Check that the model has every layer that an adapter names; peft ignores a missing one if others match.
 
     Raises:
-        RecipeError: One is not, or is of a kind that gets no low-rank matrices.
+        RecipeError: A layer is missing, or has a type that can't get low-rank matrices.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
 
     if adapter.type == "none":
         return
-    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D, torch.nn.Conv1d, torch.nn.Conv2d)
-    known = {path.rpartition(".")[2]: module for path, module in model.named_modules() if path}
-    targets = () if adapter.target_modules == "all-linear" else adapter.target_modules
-    problems = []
+    supported = (torch.nn.Linear, torch.nn.Embedding, Conv1D, torch.nn.Conv1d, torch.nn.Conv2d)
+    modules = {path.rpartition(".")[2]: module for path, module in model.named_modules() if path}
     experts = {path.rpartition(".")[2] for path in find_fused_experts(model)}
-    taken = _converted_config(model, adapter)
-    for option, names in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save)):
-        possible = [name for name, module in known.items() if option != "target_modules" or isinstance(module, kinds)]
-        for name in names:
-            found = (
-                match_target_modules(model, name) if option == "target_modules" else match_modules_to_save(model, name)
-            )
-            if option == "target_modules" and name not in taken.target_modules:
-                continue  # peft maps it to the experts
-            if found and (option != "target_modules" or all(isinstance(module, kinds) for module in found)):
-                continue
-            said = "this layer of the model gets no adapter" if found else "the model has no layer of this name"
-            if not found and name in experts:
-                said = "this tensor holds the weights of all experts and can't be adapted by its name"
-            near = "".join(get_close_matches(name, possible, n=1))
-            hint = f"one of {', '.join(sorted(name for name in possible if not name.isdigit()))}"
-            problems.append(Problem(f"adapter.{option}: {said}", name, hint, near))
+    config = _converted_config(model, adapter)
+    problems = []
+    for name in () if adapter.target_modules == "all-linear" else adapter.target_modules:
+        if name not in config.target_modules:
+            continue  # peft maps it to the experts
+        matches = match_target_modules(model, name)
+        if matches and all(isinstance(module, supported) for module in matches):
+            continue
+        if matches:
+            message = "layers of this type can't get an adapter"
+        elif name in experts:
+            message = "this tensor holds the weights of all experts and can't be adapted by its name"
+        else:
+            message = "the model has no layer of this name"
+        possible = [layer for layer, module in modules.items() if isinstance(module, supported)]
+        problems.append(_layer_problem("target_modules", message, name, possible))
+    for name in adapter.modules_to_save:
+        if not match_modules_to_save(model, name):
+            message = "the model has no layer of this name"
+            if name in experts:
+                message = "this tensor holds the weights of all experts and can't be adapted by its name"
+            problems.append(_layer_problem("modules_to_save", message, name, list(modules)))
     if problems:
         raise RecipeError(*problems)
 
 
+def _layer_problem(option: str, message: str, name: str, possible: list[str]) -> Problem:
+    """Return the problem of a layer name, with the possible names and the most similar one."""
+    similar = "".join(get_close_matches(name, possible, n=1))
+    names = sorted(layer for layer in possible if not layer.isdigit())
+    return Problem(f"adapter.{option}: {message}", name, f"one of {', '.join(names)}", similar)
+
+
 def find_fused_experts(model: Any) -> dict[str, int]:
-    """Path to size of the tensors that hold the weights of all experts of a layer, as mixtures of experts have them.
+    """Find the tensors that hold the weights of all experts of a layer, in mixtures of experts; path to size.
 
     They aren't linear layers, so "all-linear" doesn't match them.
     """
@@ -76,10 +86,10 @@ def find_fused_experts(model: Any) -> dict[str, int]:
 
 
 def _converted_config(model: Any, adapter: Adapter) -> Any:
-    """The adapter's configuration after peft replaced names of layers by the experts' tensors that they are part of.
+    """Return peft's configuration of an adapter, in which layers that are part of an experts' tensor name that tensor.
 
     Raises:
-        RecipeError: An adapter names one of two layers that are one tensor, or has dropout, which experts can't have.
+        RecipeError: The adapter names one of two layers that are one tensor, or has dropout, which experts can't have.
     """
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -91,8 +101,8 @@ def _converted_config(model: Any, adapter: Adapter) -> Any:
     try:
         convert_peft_config_for_transformers(config, model=model, conversions=None)
     except ValueError as error:
-        got, together = ", ".join(named), "both names, or --set adapter.target_modules=all-linear"
-        raise RecipeError(Problem(f"adapter.target_modules: {error}", got, together)) from None
+        hint = "name both layers, or --set adapter.target_modules=all-linear"
+        raise RecipeError(Problem(f"adapter.target_modules: {error}", ", ".join(named), hint)) from None
     if config.target_parameters and adapter.lora_dropout:
         message = "adapter.lora_dropout must be 0 if experts (one tensor per layer) get an adapter"
         raise RecipeError(Problem(message, f"{adapter.lora_dropout:g}", "--set adapter.lora_dropout=0"))
@@ -100,24 +110,24 @@ def _converted_config(model: Any, adapter: Adapter) -> Any:
 
 
 def find_adapted_experts(model: Any, adapter: Adapter) -> dict[str, int]:
-    """Path to rank of the tensors that peft adapts though they are no layers.
+    """Find the experts' tensors that peft adapts, although they aren't layers; path to rank.
 
-    peft reaches the experts, and their router, of architectures that had them as layers in transformers 4. The experts
-    of others get no adapter.
+    peft adapts the experts and the router of architectures that had them as layers in transformers 4. The experts of
+    other architectures get no adapter.
     """
     if adapter.type == "none" or not find_fused_experts(model):
         return {}
     config = _converted_config(model, adapter)
-    found = {}
+    ranks = {}
     for path, _ in model.named_parameters():
         for name in config.target_parameters or ():
             if path.endswith(f".{name}"):
-                found[path] = int(config.rank_pattern.get(rf".*\.{re.escape(name)}", adapter.r))
-    return found
+                ranks[path] = int(config.rank_pattern.get(rf".*\.{re.escape(name)}", adapter.r))
+    return ranks
 
 
 def adapter_notices(model: Any, adapter: Adapter) -> list[str]:
-    """Notices before an adapter is trained: weights that get none, and what merging will change."""
+    """List notices about an adapter: weights without an adapter, and layers that merging would change."""
     if adapter.type == "none":
         return []
     notices = _tied_notices(model, adapter)
@@ -137,9 +147,9 @@ def adapter_notices(model: Any, adapter: Adapter) -> list[str]:
 
 
 def _tied_notices(model: Any, adapter: Adapter) -> list[str]:
-    """Notices for an adapter on one of two layers that share a matrix.
+    """List notices about an adapter on one of two layers that share a matrix.
 
-    Measured with peft 0.21 (tests/unit/models/test_layers.py): merging low-rank matrices into a shared matrix changes
+    Measured with peft 0.21 (tests/unit/models/test_adapters.py): merging low-rank matrices into a shared matrix changes
     both layers, also with peft's `ensure_weight_tying`; a copy that is trained in full is merged exactly.
     """
     layers = {"embedding": model.get_input_embeddings(), "output layer": model.get_output_embeddings()}
@@ -158,15 +168,15 @@ def _tied_notices(model: Any, adapter: Adapter) -> list[str]:
     if low_rank:
         embedding = next(path for path, layer in model.named_modules() if layer is layers["embedding"])
         notices.append(
-            f"adapter.target_modules has {', '.join(low_rank)}, and this model's embedding and output layer are one "
-            "matrix: merging the adapter changes both, so the merged model is not the tuned one; use it unmerged, "
-            f"leave {' and '.join(low_rank)} out, or train a copy: "
+            f"adapter.target_modules has {', '.join(low_rank)}, and this model's embedding and output layer share one "
+            "matrix: merging the adapter changes both, so the merged model is not the tuned one; use the adapter "
+            f"unmerged, leave out {' and '.join(low_rank)}, or train a copy: "
             f"--set adapter.modules_to_save=[{embedding.rpartition('.')[2]}]"
         )
     if copied:
         notices.append(
-            f"adapter.modules_to_save has {', '.join(copied)}, and this model's embedding and output layer are one "
-            "matrix: what is trained is a copy for that layer alone, and merged the model has two matrices "
-            "(tie_word_embeddings false)"
+            f"adapter.modules_to_save has {', '.join(copied)}, and this model's embedding and output layer share one "
+            "matrix: training changes a copy for that layer only, and the merged model has two matrices "
+            "(tie_word_embeddings: false)"
         )
     return notices

@@ -1,9 +1,8 @@
-"""Chat templates: the named ones, the model's own, and the one to train with.
+"""Chat templates: the named ones, the model's own, and its variant for training.
 
-The named ones are for models that have none, or for reproducing the paper.
-
-`alpaca` is the prompt of Stanford Alpaca, word for word: it is a data format, and models tuned with other words are
-not comparable with the paper's. An Alpaca row's `input` travels as the key `input` of the user's message.
+The named templates are for models without one, and for reproducing the paper. `alpaca` is the prompt of Stanford
+Alpaca, verbatim: with a different wording, tuned models are not comparable with the paper's. The `input` of an Alpaca
+row is the key `input` of the user's message.
 """
 
 from __future__ import annotations
@@ -47,46 +46,48 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-NAMED = {"alpaca": ALPACA, "chatml": CHATML}
+NAMED_TEMPLATES = {"alpaca": ALPACA, "chatml": CHATML}
 ENDINGS = (".jinja", ".jinja2", ".j2")
 DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-DATE = date(2024, 7, 26)
-"""Replaces the current date in templates that write it, so that the same rows are the same tokens every day."""
+TEMPLATE_DATE = date(2024, 7, 26)
+"""Replaces the current date in templates, so that the same rows give the same tokens every day."""
 
 
-def validate_chat_template(wanted: str | None) -> None:
-    """Check that a template of this name exists, or that its file can be read; no tokenizer is needed.
+def validate_chat_template(name: str | None) -> None:
+    """Check that a named template exists or that a template's file can be read, without a tokenizer.
 
     Args:
-        wanted: As for `set_chat_template`.
+        name: The argument of `set_chat_template`.
 
     Raises:
-        ModelError: The name is unknown and there is no such file, or it is no UTF-8 text.
+        ModelError: The name is unknown and there is no such file, or the file isn't UTF-8 text.
     """
-    if wanted is not None and wanted not in NAMED:
-        _read_template(Path(wanted))
+    if name is not None and name not in NAMED_TEMPLATES:
+        _read_template(Path(name))
 
 
-def set_chat_template(tokenizer: Any, wanted: str | None) -> str:
-    """Gives the tokenizer the template that was asked for, or alpaca where it has none.
+def set_chat_template(tokenizer: Any, name: str | None) -> str:
+    """Set the chat template of a tokenizer.
 
     Args:
-        tokenizer: Changed in place.
-        wanted: "alpaca", "chatml", the path of a Jinja file, or None for the model's own.
+        tokenizer: The tokenizer; changed in place.
+        name: "alpaca", "chatml", the path of a Jinja file, or None for the model's own template (alpaca if there is
+            none).
 
     Returns:
-        The template's name, for people.
+        A description of the template.
 
     Raises:
         ModelError: The name is unknown and there is no such file.
     """
-    if wanted is None and tokenizer.chat_template:
+    if name is None and tokenizer.chat_template:
         return "the model's own chat template"
-    name = wanted or "alpaca"
-    if name in NAMED:
-        # A template of a tokenizer that begins every text with a BOS token must write it itself.
-        starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
-        tokenizer.chat_template = ("{{ bos_token }}" if starts else "") + NAMED[name]
+    name = name or "alpaca"
+    if name in NAMED_TEMPLATES:
+        # If the tokenizer begins every text with a BOS token, its template must write that token.
+        bos = tokenizer.bos_token_id
+        adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + NAMED_TEMPLATES[name]
         return f"chat template {name}"
     file = Path(name)
     tokenizer.chat_template = _read_template(file)
@@ -94,24 +95,31 @@ def set_chat_template(tokenizer: Any, wanted: str | None) -> str:
 
 
 def _read_template(file: Path) -> str:
+    """Read a template's file.
+
+    Raises:
+        ModelError: There is no such file, or it isn't UTF-8 text.
+    """
     if not exists(file):
         raise ModelError(
             Problem(
-                "model.chat_template: no template of this name, and no such file",
+                "model.chat_template: neither a named template nor a file",
                 str(file),
-                f"one of {', '.join(NAMED)}",
-                closest_path(file, NAMED, ENDINGS),
+                f"one of {', '.join(NAMED_TEMPLATES)}",
+                closest_path(file, NAMED_TEMPLATES, ENDINGS),
             )
         )
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        said = f"model.chat_template: {file} is no UTF-8 text that can be read"
-        raise ModelError(Problem(said, str(error), f"one of {', '.join(NAMED)}, or a Jinja file")) from None
+        message = f"model.chat_template: {file} can't be read as UTF-8 text"
+        raise ModelError(
+            Problem(message, str(error), f"one of {', '.join(NAMED_TEMPLATES)}, or a Jinja file")
+        ) from None
 
 
 def model_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template, of several named ones the default; empty if it has none."""
+    """Return the tokenizer's chat template, the default one of several; empty if it has none."""
     template: Any = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default", "")
@@ -120,10 +128,10 @@ def model_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @cache
 def training_template(own: str) -> str:
-    """TRL's training variant of a chat template: the same rendering of a last turn, with marked answers; or empty."""
+    """Return TRL's training variant of a chat template, with marked answers and the same last turn; empty if none."""
     spec = find_spec("trl") if own else None
-    for place in spec.submodule_search_locations or () if spec else ():
-        for file in sorted((Path(place) / "chat_templates").glob("*_training.jinja")):
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for file in sorted((Path(folder) / "chat_templates").glob("*_training.jinja")):
             original = file.with_name(file.name.replace("_training.jinja", ".jinja"))
             if original.is_file() and original.read_text(encoding="utf-8") == own:
                 return file.read_text(encoding="utf-8")
@@ -131,5 +139,5 @@ def training_template(own: str) -> str:
 
 
 def fix_current_date(template: str) -> str:
-    """The template with its calls for the current date replaced by a fixed date."""
-    return DATE_CALL.sub(lambda call: json.dumps(DATE.strftime(call[2])), template)
+    """Replace the current date in a template by a fixed date."""
+    return DATE_CALL.sub(lambda call: json.dumps(TEMPLATE_DATE.strftime(call[2])), template)

@@ -1,4 +1,4 @@
-"""Files of a model's folder that determine its outputs, and the names by which its index and config.json list them."""
+"""Files of a model's folder: those that determine its outputs, their hash, and damaged ones."""
 
 from __future__ import annotations
 
@@ -10,54 +10,56 @@ from neftcli.errors import ModelError, Problem
 from neftcli.system.files import escapes_folder, file_sha256, read_json_object
 
 INDEX = "model.safetensors.index.json"
-"""Names the files of weights in several files."""
+"""Index of a model whose weights are in several files."""
 IDENTITY = ("*.safetensors", "config.json")
-"""Patterns of the files that identify a model in a folder, besides those that its index and `auto_map` name."""
+"""Patterns of the files that identify a model, in addition to those that its index and `auto_map` name."""
 CODE_SETTINGS = ("config.json", "tokenizer_config.json")
 """Files whose `auto_map` names classes of the model's own code."""
-LFS_POINTER = b"version https://git-lfs"
-REFETCH = "fetch or write the model again"
 CUSTOM_GENERATE = "custom_generate/generate.py"
-"""Code that transformers runs when it loads a trusted model, without a name in `auto_map`."""
+"""Code that transformers runs when it loads a trusted model, without an entry in `auto_map`."""
+LFS_POINTER = b"version https://git-lfs"
+REFETCH = "download the model again, or save it again with save_pretrained"
 
 
 def weight_files(folder: Path) -> set[str]:
-    """The files that a model's index names, and those that its config.json does (`transformers_weights`).
+    """List the weight files that a model's index and its config.json (`transformers_weights`) name.
 
-    Indexes that can't be read name none: they are reported when the model is loaded.
+    Files that can't be read name none: they are reported when the model is loaded.
     """
     named = read_json_object(folder / "config.json").get("transformers_weights")
-    own = {named} if isinstance(named, str) else set()
-    indexes = {INDEX, *(name for name in own if name.endswith(".index.json") and not escapes_folder(name))}
+    names = {named} if isinstance(named, str) else set()
+    indexes = {INDEX, *(name for name in names if name.endswith(".index.json") and not escapes_folder(name))}
     for index in indexes:
-        listed = read_json_object(folder / index).get("weight_map")
-        values = listed.values() if isinstance(listed, dict) else ()
-        own.update(name for name in values if isinstance(name, str))
-    return own
+        weight_map = read_json_object(folder / index).get("weight_map")
+        values = weight_map.values() if isinstance(weight_map, dict) else ()
+        names.update(name for name in values if isinstance(name, str))
+    return names
 
 
 def code_references(file: Path) -> list[str]:
-    """The classes that a configuration's `auto_map` names: "file.Class", or "owner/name--file.Class" of the hub."""
-    mapped = read_json_object(file).get("auto_map")
-    values = list(mapped.values()) if isinstance(mapped, dict) else [mapped]
-    named = [name for value in values for name in (value if isinstance(value, list) else [value])]
-    return [name for name in named if isinstance(name, str)]
+    """List the classes in a configuration's `auto_map`: "file.Class", or "owner/name--file.Class" of the hub."""
+    auto_map = read_json_object(file).get("auto_map")
+    values = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
+    references: list[object] = []
+    for value in values:
+        references += value if isinstance(value, list) else [value]
+    return [reference for reference in references if isinstance(reference, str)]
 
 
 def code_file(reference: str) -> str:
-    """The name of the file that holds a class of `auto_map`, relative to the model's folder."""
+    """Return the file that holds a class of `auto_map`, relative to the model's folder."""
     return f"{reference.rpartition('--')[2].rpartition('.')[0]}.py"
 
 
 def list_code_files(folder: Path) -> set[str]:
-    """The Python files that a trusted model may run: those that are named, and all beside them, for their imports."""
+    """List the Python files that a trusted model may run: the named ones, and all in their folders, for imports."""
     named = {code_file(name) for settings in CODE_SETTINGS for name in code_references(folder / settings)}
     parents = {PurePosixPath(name).parent for name in (*named, CUSTOM_GENERATE) if not escapes_folder(name)}
     return {(parent / item.name).as_posix() for parent in parents for item in (folder / parent).glob("*.py")}
 
 
 def is_code_elsewhere(folder: Path, file: str) -> bool:
-    """Return whether a file of code is outside of the model's folder, by its name or in a linked folder."""
+    """Return whether a code file is outside of the model's folder, by its name or in a linked folder."""
     parents = list(PurePosixPath(file).parents)[:-1]
     return escapes_folder(file) or any((folder / parent).is_symlink() for parent in parents)
 
@@ -66,8 +68,8 @@ def require_inside(folder: Path, name: str) -> None:
     """Check that a model's index and config.json name files in its folder only; links in the folder are followed.
 
     Args:
-        folder: The model's, an adapter's or a tokenizer's.
-        name: The model's, for the message.
+        folder: The folder of a model, an adapter or a tokenizer.
+        name: The model's name, for the message.
 
     Raises:
         ModelError: A name is absolute or contains `..`.
@@ -78,23 +80,23 @@ def require_inside(folder: Path, name: str) -> None:
                 Problem(
                     f"model.name: the index and config.json of {name} must name files in its own folder",
                     f"{file}, in {folder}",
-                    "copy the file into the folder, and correct the name: no / in front, no ..",
+                    "copy the file into the folder and correct its name: relative, without ..",
                 )
             )
 
 
 def model_sha256(folder: Path) -> str:
-    """SHA-256 over all files of a model's folder that determine what it computes, in hexadecimal."""
+    """Compute the SHA-256 over all files of a model's folder that determine its outputs, in hexadecimal."""
     return folder_sha256(folder, *IDENTITY, names=weight_files(folder) | list_code_files(folder))
 
 
 def folder_sha256(folder: Path, *patterns: str, names: set[str] | None = None) -> str:
-    """SHA-256 over files of a folder, in hexadecimal.
+    """Compute the SHA-256 over files of a folder, in hexadecimal.
 
     Args:
         folder: The folder.
-        patterns: Of the files' names.
-        names: Further files; missing ones are left out.
+        patterns: Patterns of file names.
+        names: Additional files; missing ones are left out.
     """
     files = {file for pattern in patterns for file in folder.glob(pattern)}
     files |= {folder / name for name in names or () if (folder / name).is_file()}
@@ -103,29 +105,45 @@ def folder_sha256(folder: Path, *patterns: str, names: set[str] | None = None) -
 
 
 def find_damaged_file(folder: Path) -> tuple[str, str] | None:
-    """The first file that can't be what its name says, and what to type; None where none is found."""
-    for file in sorted(folder.glob("*.safetensors")):
+    """Find the first file of a model's folder whose content doesn't match its name.
+
+    The libraries' own messages often don't name the file.
+
+    Returns:
+        A description that names the file, and a hint; None if no file is damaged.
+    """
+    for file in sorted(file for file in folder.glob("*.safetensors") if file.is_file()):
         with file.open("rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
                 return f"{file.name} is a pointer of Git LFS, not the weights", f"git -C {folder} lfs pull"
-    for file in sorted(folder.glob("*.json")):
+        if damage := _safetensors_damage(file):
+            return f"{file.name} {damage}", f"download {file.name} again, or save the model again with save_pretrained"
+    for file in sorted(file for file in folder.glob("*.json") if file.is_file()):
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            return f"{file.name} is not JSON: {str(error).splitlines()[0]}", REFETCH
+            return f"{file.name} is not valid JSON: {str(error).splitlines()[0]}", REFETCH
         if not isinstance(value, dict):
-            return f"{file.name} holds a {type(value).__name__} and no object", REFETCH
+            return f"{file.name} holds a JSON {type(value).__name__} instead of an object", REFETCH
     return None
 
 
-def is_truncated_safetensors(file: Path) -> bool:
-    """Whether a file of safetensors has another length than its header says, as after a copy that was stopped."""
+def is_damaged_safetensors(file: Path) -> bool:
+    """Return whether a safetensors file has an unreadable header, or a different size than its header says."""
+    return bool(_safetensors_damage(file))
+
+
+def _safetensors_damage(file: Path) -> str:
+    """Describe the damage of a safetensors file, such as that of an interrupted copy; empty if there is none."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         header = int.from_bytes(opened.read(8), "little")
         try:
             tensors = json.loads(opened.read(min(header, size)))
             ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return True
-    return bool(size != 8 + header + max(ends, default=0))
+            expected = 8 + header + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return f"is not a safetensors file: its header can't be read ({size:,} bytes)"
+    if size == expected:
+        return ""
+    return f"is {'truncated' if size < expected else 'damaged'}: {size:,} bytes instead of {expected:,}"

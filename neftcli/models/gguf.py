@@ -1,8 +1,8 @@
 """Convert a .gguf file to a safetensors folder in the user's cache, once.
 
-Reading a .gguf takes transformers many times longer than reading safetensors (it parses the file's metadata for the
-configuration, the tokenizer and the weights anew), so the result is kept under the file's own hash. A cache entry is
-written beside its place and renamed, so that two processes and a crash are safe, and is checked by size and hash.
+transformers reads a .gguf file many times more slowly than safetensors: it parses the metadata for the configuration,
+the tokenizer and the weights separately. So the result is cached under the file's hash. A cache entry is written to a
+temporary folder and renamed, which is safe for concurrent processes and crashes, and is verified by size and hash.
 """
 
 from __future__ import annotations
@@ -14,117 +14,121 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from neftcli.errors import ModelError, Problem
+from neftcli.errors import ModelError, Problem, first_line
 from neftcli.system.cache_folder import cache_folder, open_cache_folder
 from neftcli.system.files import file_sha256, read_json_object, remove, require_no_link
 
 MANIFEST = "neft-manifest.json"
-FORM = 2
-"""Version of what a conversion writes; older entries are converted again."""
+FORMAT_VERSION = 2
+"""Version of the converted files; entries of older versions are converted again."""
 LOCK = ".lock"
-"""Suffix of an entry's lock, which stays."""
+"""Suffix of an entry's lock file, which is never removed."""
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>")
-"""Tokens at which llama.cpp ends an answer whatever a file's metadata say."""
-REFETCH_GGUF = "fetch the file again, or the model's folder with safetensors"
+"""Tokens at which llama.cpp always ends an answer, independently of a file's metadata."""
+REFETCH_GGUF = "download the file again, or use the model's folder with safetensors"
 
 
 def is_gguf_converted(file: Path) -> bool:
-    """Return whether the cache already holds this file's conversion (not verified)."""
-    return read_json_object(_place(file_sha256(file)) / MANIFEST).get("form") == FORM
+    """Return whether the cache has a conversion of this file; it is not verified."""
+    return read_json_object(_entry_folder(file_sha256(file)) / MANIFEST).get("version") == FORMAT_VERSION
 
 
 def convert_gguf(file: Path) -> Path:
-    """The folder that holds `file` as safetensors, converting it where it isn't in the cache.
+    """Return the folder with `file` as safetensors; convert it unless it is cached.
 
     Raises:
-        ModelError: The file is no .gguf that transformers reads, or the `gguf` package is missing.
+        ModelError: transformers can't read the file, or the `gguf` package is missing.
         InputError: The cache can't be written.
     """
     digest = file_sha256(file)
-    place = _place(digest)
-    if _verifies(place, digest):  # even if the cache is read-only
-        return place
+    entry = _entry_folder(digest)
+    if _verifies(entry, digest):  # even if the cache is read-only
+        return entry
     with open_cache_folder(f"{file.name} as safetensors"):
-        for path in (place, place.with_suffix(LOCK)):
+        for path in (entry, entry.with_suffix(LOCK)):
             require_no_link(path)
-        place.parent.mkdir(exist_ok=True)
-        _convert_to(place, file, digest)
-    return place
+        entry.parent.mkdir(exist_ok=True)
+        _convert_to(entry, file, digest)
+    return entry
 
 
-def _convert_to(place: Path, file: Path, digest: str) -> None:
-    """Make `place` if it is missing or damaged; one process at a time."""
+def _convert_to(entry: Path, file: Path, digest: str) -> None:
+    """Write the cache entry if it is missing or damaged, one process at a time."""
     from filelock import FileLock
 
-    with FileLock(place.with_suffix(LOCK)):
-        _clear_unfinished(place)
-        if _verifies(place, digest):
+    with FileLock(entry.with_suffix(LOCK)):
+        _clear_unfinished(entry)
+        if _verifies(entry, digest):
             return
-        remove(place)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
+        remove(entry)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
         try:
             _convert(file, scratch)
-            (scratch / MANIFEST).write_text(json.dumps(_described(scratch, digest), indent=1), encoding="utf-8")
-            scratch.rename(place)
+            (scratch / MANIFEST).write_text(json.dumps(_build_manifest(scratch, digest), indent=1), encoding="utf-8")
+            scratch.rename(entry)
         finally:
             remove(scratch)
 
 
 def unfinished_conversions(models: Path) -> list[Path]:
-    """List the folders of conversions that are at work or were killed."""
+    """List the temporary folders of conversions that are running or were killed."""
     return sorted(path for path in models.glob("*.*") if path.suffix != LOCK)
 
 
-def _clear_unfinished(place: Path) -> None:
-    """Remove what killed conversions left: of `place`, whose lock is held, and of entries that nobody is making."""
+def _clear_unfinished(entry: Path) -> None:
+    """Remove the folders of killed conversions: of this entry, whose lock is held, and of unlocked entries."""
     from filelock import FileLock, Timeout
 
-    for scratch in unfinished_conversions(place.parent):
-        if scratch.stem == place.name:
+    for scratch in unfinished_conversions(entry.parent):
+        if scratch.stem == entry.name:
             remove(scratch)
             continue
-        with suppress(OSError, Timeout), FileLock(place.with_name(f"{scratch.stem}{LOCK}"), timeout=0):
+        with suppress(OSError, Timeout), FileLock(entry.with_name(f"{scratch.stem}{LOCK}"), timeout=0):
             remove(scratch)
 
 
-def _place(digest: str) -> Path:
+def _entry_folder(digest: str) -> Path:
+    """Return the cache entry of a file with this SHA-256."""
     return cache_folder() / "models" / digest[:32]
 
 
-def _described(place: Path, digest: str) -> dict[str, Any]:
-    """Compute the manifest of a folder's files, of which the source has the hash `digest`."""
-    files = sorted(item for item in place.iterdir() if item.name != MANIFEST)
+def _build_manifest(entry: Path, digest: str) -> dict[str, Any]:
+    """Compute the manifest of a folder: version, SHA-256 of the source, and size and SHA-256 of each file."""
+    files = sorted(item for item in entry.iterdir() if item.name != MANIFEST)
     sizes = {item.name: [item.stat().st_size, file_sha256(item)] for item in files}
-    return {"form": FORM, "source": digest, "files": sizes}
+    return {"version": FORMAT_VERSION, "source": digest, "files": sizes}
 
 
-def _verifies(place: Path, digest: str) -> bool:
-    """Return whether an entry holds the very files that its manifest describes."""
-    manifest = read_json_object(place / MANIFEST)
-    if manifest.get("form") != FORM:
+def _verifies(entry: Path, digest: str) -> bool:
+    """Return whether an entry has exactly the files in its manifest."""
+    manifest = read_json_object(entry / MANIFEST)
+    if manifest.get("version") != FORMAT_VERSION:
         return False
     try:
-        return manifest == _described(place, digest)
-    except OSError:  # a folder among the files, or one that can't be read
+        return manifest == _build_manifest(entry, digest)
+    except OSError:  # a folder among the files, or an unreadable file
         return False
 
 
-def stop_tokens(file: Path) -> set[int]:
-    """The tokens that a .gguf file's metadata name as ends of a text, a turn or a message."""
+def read_gguf_stop_tokens(file: Path) -> set[int]:
+    """Read from a .gguf file's metadata the tokens that end a text, a turn or a message."""
     from gguf import GGUFReader
 
     fields = GGUFReader(file).fields
-    found = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    return {int(field.contents()) for field in found if field is not None}
+    tokens = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return {int(field.contents()) for field in tokens if field is not None}
 
 
 def _convert(file: Path, target: Path) -> None:
+    """Write `file` as safetensors to the folder `target`, in a form that transformers 4 reads too.
+
+    Raises:
+        ModelError: transformers can't read the file, or the `gguf` package is missing.
+    """
     with file.open("rb") as opened:
-        letters = opened.read(4)
-    if letters != b"GGUF":
-        raise ModelError(
-            Problem(f"{file}: this is not a .gguf file", "it does not begin with the letters GGUF", REFETCH_GGUF)
-        )
+        magic = opened.read(4)
+    if magic != b"GGUF":
+        raise ModelError(Problem(f"{file}: not a .gguf file", "it doesn't begin with GGUF", REFETCH_GGUF))
     try:
         import gguf  # noqa: F401
     except ImportError:
@@ -139,9 +143,9 @@ def _convert(file: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except (OSError, ValueError, LookupError, NotImplementedError, struct.error) as error:
-        said = str(error).splitlines() or [type(error).__name__]
-        raise ModelError(Problem(f"{file}: transformers can't read this .gguf", said[0], REFETCH_GGUF)) from error
-    # The weights are plain numbers now; with the mark of quantisation on them save_pretrained refuses.
+        message = f"{file}: transformers can't read this .gguf file"
+        raise ModelError(Problem(message, first_line(error), REFETCH_GGUF)) from error
+    # The weights are dequantised, but save_pretrained rejects a model that is marked as quantised.
     for mark in ("hf_quantizer", "quantization_method"):
         if hasattr(model, mark):
             delattr(model, mark)
@@ -155,9 +159,9 @@ def _convert(file: Path, target: Path) -> None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         convert_to_transformers_4(target)
-        stops = stop_tokens(file) | {
+        stops = read_gguf_stop_tokens(file) | {
             number for text, number in tokenizer.get_added_vocab().items() if text in END_OF_TURN
         }
         write_generation_config(target, {}, model.config.to_dict(), stops, tokenizer.pad_token_id)
-    except SafetensorError as error:  # its words for a full disk
+    except SafetensorError as error:  # for example a full disk
         raise OSError(str(error)) from error

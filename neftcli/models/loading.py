@@ -1,6 +1,6 @@
-"""Load a tokenizer and a model, with plain messages about what is missing.
+"""Load a tokenizer, a model and an adapter, and turn the libraries' errors into messages with a hint.
 
-Only safetensors are read, never pickles. Code that comes with a model runs only if the recipe says so.
+Only safetensors files are read, never pickles. Code that comes with a model runs only if the recipe allows it.
 """
 
 from __future__ import annotations
@@ -41,20 +41,21 @@ if TYPE_CHECKING:
     from neftcli.system.device import ComputeConfig
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A full commit id of the hub."""
 IMPOSSIBLE_SIZE = re.compile("negative dimension|Storage size calculation overflowed|Overflow when unpacking")
-"""Torch's messages for a tensor whose size is negative, or beyond 64 bits."""
+"""torch's messages for a tensor whose size is negative or exceeds 64 bits."""
 
 
 def pretrained_location(reference: ModelReference) -> str:
-    """Resolve a model to a hub id, a folder, or the folder of a converted .gguf, for `from_pretrained`."""
+    """Return a model's hub id or folder for `from_pretrained`; a .gguf file is converted first."""
     return str(convert_gguf(Path(reference.location))) if reference.kind == "gguf" else reference.location
 
 
 def pretrained_arguments(reference: ModelReference, trust_remote_code: bool) -> dict[str, Any]:
-    """Arguments of every `from_pretrained`: the place of the files, their version, and whether their code may run.
+    """Return the arguments of every `from_pretrained`: location, revision, and whether the model's code may run.
 
     Raises:
-        ModelError: Code is to run that somebody else can change, or a file is not in the model's folder.
+        ModelError: The recipe allows code that somebody else can change, or a file is not in the model's folder.
     """
     if reference.kind == "folder":
         require_inside(Path(reference.location), reference.name)
@@ -62,17 +63,17 @@ def pretrained_arguments(reference: ModelReference, trust_remote_code: bool) -> 
     return {
         "pretrained_model_name_or_path": pretrained_location(reference),
         "revision": reference.revision,
-        # Of another repository, which a configuration may name, transformers would take the newest code.
+        # Without it transformers would take the newest code of a different repository that the configuration names.
         "code_revision": reference.revision,
         "trust_remote_code": trust_remote_code,
     }
 
 
 def require_pinned_code(reference: ModelReference, trust_remote_code: bool) -> None:
-    """Check that code which may run is of one commit of the hub, or is in the model's folder.
+    """Check that code which may run comes from one commit of the hub, or is in the model's folder.
 
     Raises:
-        ModelError: Somebody else can change it.
+        ModelError: Somebody else can change the code.
     """
     if not trust_remote_code:
         return
@@ -81,7 +82,7 @@ def require_pinned_code(reference: ModelReference, trust_remote_code: bool) -> N
             Problem(
                 f"model.revision: code of {reference.location} runs only at a full commit id, which nobody can change",
                 reference.revision or "no revision",
-                "read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it",
+                "read the code at a commit, then: --trust-remote-code --revision COMMIT (all 40 characters)",
             )
         )
     if reference.kind == "folder":
@@ -92,7 +93,7 @@ def _require_own_code(folder: Path) -> None:
     """Check that all code that a trusted model names is in its folder.
 
     Raises:
-        ModelError: Some is elsewhere: on the hub, by an absolute name or `..`, or in a linked folder.
+        ModelError: Some of it is elsewhere: on the hub, at an absolute path, above the folder, or in a linked folder.
     """
     named = [(file, name) for file in CODE_SETTINGS for name in code_references(folder / file)]
     elsewhere = [(file, name) for file, name in named if "--" in name or is_code_elsewhere(folder, code_file(name))]
@@ -104,7 +105,7 @@ def _require_own_code(folder: Path) -> None:
             Problem(
                 f"{folder / file}: code runs only from the model's own folder, where nobody else can change it",
                 got,
-                "copy its .py files into the folder, no links; name them in auto_map as FILE.Class",
+                "copy the .py files into the folder (no links), and name them in auto_map as FILE.Class",
             )
         )
 
@@ -112,60 +113,76 @@ def _require_own_code(folder: Path) -> None:
 def load_tokenizer(
     reference: ModelReference, trust_remote_code: bool = False, vocabulary: int | None = None
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """The tokenizer, with a pad token, and notices about what had to be filled in.
+    """Load a tokenizer, and set a pad token if it has none.
 
     Args:
-        reference: What to load.
+        reference: The model.
         trust_remote_code: Run code that comes with the tokenizer.
-        vocabulary: Tokens that the model embeds; None if that isn't known.
+        vocabulary: Number of tokens that the model has embeddings for; None if unknown.
+
+    Returns:
+        The tokenizer, and notices about a pad token that was set.
 
     Raises:
-        ModelError: It can't be reached or read, is a slow tokenizer without the offsets of tokens, or ends
-            texts with a token that the model doesn't embed.
+        ModelError: It can't be reached or read, is a slow tokenizer without token offsets, or the model has no
+            embedding for its end-of-text token.
     """
     from transformers import AutoTokenizer
 
     with translate_load_errors(reference):
         tokenizer = AutoTokenizer.from_pretrained(**pretrained_arguments(reference, trust_remote_code))
-        tokenizer("a")  # a damaged tokenizer_config.json shows only when the tokenizer is used
-    if not tokenizer.is_fast or tokenizer.eos_token is None:
-        missing = "an end-of-text token" if tokenizer.is_fast else "a tokenizer.json"
+        tokenizer("a")  # a damaged tokenizer_config.json fails only when the tokenizer is used
+    if not tokenizer.is_fast:
         raise ModelError(
             Problem(
-                f"model.name: {reference.name} has a tokenizer without {missing}",
-                type(tokenizer).__name__,
-                "eos_token in its tokenizer_config.json" if tokenizer.is_fast else "tokenizer.save_pretrained(FOLDER)",
+                f"model.name: {reference.name} has a slow tokenizer, without the offsets of tokens",
+                "no tokenizer.json",
+                "save a fast tokenizer in the same folder: tokenizer.save_pretrained(FOLDER)",
+            )
+        )
+    if tokenizer.eos_token is None:
+        raise ModelError(
+            Problem(
+                f"model.name: the tokenizer of {reference.name} has no end-of-text token",
+                "eos_token is not set",
+                "set eos_token in its tokenizer_config.json",
             )
         )
     if vocabulary is not None and tokenizer.eos_token_id >= vocabulary:
         raise missing_embedding_error("the end-of-text token", tokenizer, tokenizer.eos_token_id, vocabulary)
-    return tokenizer, _filled_in_pad_token(tokenizer, vocabulary)
+    return tokenizer, _set_missing_pad_token(tokenizer, vocabulary)
 
 
-def _filled_in_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> list[str]:
-    """Set a pad token that the model has an embedding for, if there is none; returns notices."""
+def _set_missing_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> list[str]:
+    """Set a pad token that the model has an embedding for, unless there is one; return notices."""
     known, number = tokenizer.pad_token, tokenizer.pad_token_id
     if known is not None and (vocabulary is None or number < vocabulary):
         return []
     unknown = tokenizer.unk_token is not None and (vocabulary is None or tokenizer.unk_token_id < vocabulary)
     tokenizer.pad_token = tokenizer.unk_token if unknown else tokenizer.eos_token
-    why = (
-        "the tokenizer has no pad token"
-        if known is None
-        else f"the pad token {known} has id {number}, and the model embeds {vocabulary} tokens"
-    )
-    return [f"{why}; {tokenizer.pad_token} pads (pads carry neither loss nor noise)"]
+    if known is None:
+        reason = "the tokenizer has no pad token"
+    else:
+        reason = f"the pad token {known} (id {number}) has no embedding: the model has {vocabulary}"
+    return [f"{reason}; neft pads with {tokenizer.pad_token} (padding has neither loss nor noise)"]
 
 
 def missing_embedding_error(where: str, tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int) -> ModelError:
-    """The error for a token id that the model has no embedding for."""
+    """Return the error for a token id that the model has no embedding for.
+
+    Args:
+        where: The place and role of the token, which begins the message.
+        tokenizer: The tokenizer.
+        token: The token id.
+        vocabulary: Number of tokens that the model has embeddings for.
+    """
     text = tokenizer.convert_ids_to_tokens(token)
     return ModelError(
         Problem(
-            f"{where} is a token that the model has no embedding for",
+            f"{where} is a token without an embedding in the model",
             f"{text}, id {token}; the model's vocabulary has {vocabulary} tokens (ids 0 to {vocabulary - 1})",
-            "the tokenizer of this model; or give the model the tokens: resize_token_embeddings(len(tokenizer)), then "
-            "save_pretrained",
+            "use the tokenizer of this model, or extend the model: "
+            "model.resize_token_embeddings(len(tokenizer)), then save_pretrained",
         )
     )
 
@@ -174,7 +191,7 @@ QUANTISED_PARTS = (
     *(".qweight", ".qzeros", ".scales", ".absmax", ".quant_map", ".SCB"),
     *(".weight_scale", ".weight_scale_inv", ".weight_packed", "_blocks", "_scales"),
 )
-"""Suffixes of the names of tensors that belong to quantised weights."""
+"""Suffixes of tensor names that occur only in quantised weights."""
 
 
 def load_model(
@@ -186,18 +203,18 @@ def load_model(
     compute_dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The model, on the device that it is trained on if it is quantised, else on the CPU.
+    """Load a model: on the training device if it is quantised, else on the CPU.
 
     Args:
-        reference: What to load.
+        reference: The model.
         dtype: Type of the weights that aren't quantised.
-        four_bit: NF4 weights (QLoRA).
-        double_quantization: Quantise the quantisation constants, too.
+        four_bit: Quantise the weights to NF4 (QLoRA).
+        double_quantization: Quantise the quantisation constants too.
         compute_dtype: Type in which 4-bit weights are multiplied.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ModelError: It can't be reached or read.
+        ModelError: It can't be reached or read, or weights are missing.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -209,10 +226,10 @@ def load_model(
             Problem(
                 "4-bit and 8-bit weights need the bitsandbytes package",
                 "it is not installed",
-                "pip install bitsandbytes; or unquantised weights, with --lora",
+                "pip install bitsandbytes, or use unquantised weights with --lora",
             )
         )
-    if stored:  # already as they are wanted, but for the type in which they are multiplied
+    if stored:  # validated before; only the type of the products is changed
         options["config"] = config = load_config(reference, trust_remote_code)
         config.quantization_config["bnb_4bit_compute_dtype"] = str(compute_dtype or dtype).removeprefix("torch.")
     elif four_bit:
@@ -236,16 +253,16 @@ def load_model(
     if leftover := sorted(name for name in report["unexpected_keys"] if name.endswith(QUANTISED_PARTS)):
         raise ModelError(
             Problem(
-                f"model.name: the weight files of {reference.name} are quantised, and its config.json does not say how",
+                f"model.name: the weight files of {reference.name} are quantised, but its config.json doesn't say how",
                 f"{len(leftover)} weights such as {leftover[0]}",
-                "the folder as it was published, or a model with unquantised weights",
+                "use the folder as published, or a model with unquantised weights",
             )
         )
-    if report["missing_keys"]:  # they would be random numbers, and nobody would be told
+    if report["missing_keys"]:  # transformers would initialise them at random
         missing = sorted(report["missing_keys"])
         raise ModelError(
             Problem(
-                f"model.name: the weight files of {reference.name} lack weights that its config.json asks for",
+                f"model.name: the weight files of {reference.name} lack weights of its config.json",
                 f"{len(missing)} missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
                 REFETCH,
             )
@@ -255,7 +272,7 @@ def load_model(
 
 
 def load_model_for_recipe(recipe: Recipe, reference: ModelReference, compute: ComputeConfig) -> PreTrainedModel:
-    """The model on the device, quantised if the recipe says so, without adapters.
+    """Load the model of a recipe onto the device, quantised if the recipe says so, without adapters.
 
     Raises:
         ModelError: It can't be found or read.
@@ -271,39 +288,43 @@ def load_model_for_recipe(recipe: Recipe, reference: ModelReference, compute: Co
         compute_dtype=torch.bfloat16 if compute.bfloat16 else torch.float32,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    if not getattr(model, "is_quantized", False):  # those are on the device already
+    if not getattr(model, "is_quantized", False):  # quantised models are on the device already
         model.to(compute.device)
     return model
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with the LoRA adapter that `folder` holds on it.
+    """Add the LoRA adapter in `folder` to a model.
 
     Raises:
-        ModelError: The adapter's files are missing, pickled, damaged, of another kind, or do not fit the model.
+        ModelError: The adapter's files are missing, pickled or damaged, or it isn't LoRA, or doesn't fit the model.
     """
     from peft import PeftConfig, PeftModel
 
     reference = ModelReference(folder.parent.name, "folder", str(folder))
-    if not (folder / "adapter_model.safetensors").is_file():  # peft would go on to a pickle, and then to the hub
-        found = ", ".join(sorted(item.name for item in folder.iterdir()))
+    if not (folder / "adapter_model.safetensors").is_file():  # peft would try a pickle, and then the hub
+        files = ", ".join(sorted(item.name for item in folder.iterdir()))
         if (folder / "adapter_model.bin").is_file():
-            raise _pickled(reference, found)
-        raise ModelError(Problem(f"{folder}: adapter_model.safetensors is missing", found, "neft train    again"))
+            raise _pickled_error(reference, files)
+        raise ModelError(
+            Problem(f"{folder}: adapter_model.safetensors is missing", files, "repeat the run with neft train")
+        )
     require_inside(folder, str(folder))
     with translate_load_errors(reference):
         kind = PeftConfig.from_pretrained(str(folder)).peft_type
-        if kind != "LORA":  # others fetch more models and tokenizers, with options from their own files
-            raise ModelError(Problem(f"{folder}: the adapter of a run is LoRA", str(kind), "neft train    again"))
+        if kind != "LORA":  # other types can load further models and tokenizers that their files name
+            raise ModelError(
+                Problem(f"{folder}: the adapter of a run must be LoRA", str(kind), "repeat the run with neft train")
+            )
         return PeftModel.from_pretrained(model, str(folder))
 
 
 def disable_avx512_repacking(model: PreTrainedModel) -> None:
     """Stop bitsandbytes from repacking 4-bit weights when they are evaluated on a CPU.
 
-    On processors with AVX512-BF16 its layers repack themselves for a kernel that has no gradient at their first forward
-    pass in evaluation mode, for good. A model that is evaluated before it is trained (as every run here is) would train
-    with wrong gradients; torch only warns.
+    On processors with AVX512-BF16, its layers repack themselves permanently for a kernel without a gradient, at their
+    first forward pass in evaluation mode. A model that is evaluated before training, as in every run of neft, would
+    then be trained with wrong gradients; torch only warns.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -311,7 +332,7 @@ def disable_avx512_repacking(model: PreTrainedModel) -> None:
 
 
 def model_fingerprint(reference: ModelReference, config: Any) -> str:
-    """Fingerprint of a model: the hub's commit, or the SHA-256 of the .gguf file or of the folder's files."""
+    """Return a model's fingerprint: the commit on the hub, or the SHA-256 of the .gguf file or the folder's files."""
     if reference.kind == "hub":
         return f"commit {getattr(config, '_commit_hash', None)}"
     with translate_load_errors(reference):
@@ -321,7 +342,7 @@ def model_fingerprint(reference: ModelReference, config: Any) -> str:
 
 
 def load_config(reference: ModelReference, trust_remote_code: bool) -> Any:
-    """The model's configuration, without its weights.
+    """Load a model's configuration, without its weights.
 
     Raises:
         ModelError: The model can't be reached.
@@ -333,7 +354,7 @@ def load_config(reference: ModelReference, trust_remote_code: bool) -> Any:
 
 
 def build_meta_model(reference: ModelReference, config: Any, trust_remote_code: bool) -> PreTrainedModel:
-    """Build a model by its configuration, on the meta device: without storage for its weights.
+    """Build a model from its configuration on the meta device, without storage for its weights.
 
     Raises:
         ModelError: The configuration describes no model that can be built.
@@ -348,14 +369,14 @@ def build_meta_model(reference: ModelReference, config: Any, trust_remote_code: 
         if not trust_remote_code or isinstance(error, torch.OutOfMemoryError):
             raise
         message = f"model.name: the code of {reference.name} can't build the model without its weights"
-        hint = "code that builds it on torch's meta device, as transformers does"
+        hint = "build the model on torch's meta device, as transformers does"
         raise ModelError(Problem(message, _first_line(error), hint)) from error
     return model
 
 
 @contextmanager
 def translate_load_errors(reference: ModelReference) -> Iterator[None]:
-    """Turn the libraries' exceptions into a message with a hint."""
+    """Turn the libraries' exceptions within the block into a `ModelError` with a hint."""
     from huggingface_hub import errors as hub
 
     name = reference.name
@@ -363,24 +384,23 @@ def translate_load_errors(reference: ModelReference) -> Iterator[None]:
         with panics_as_errors():
             yield
     except hub.GatedRepoError:
-        raise _gated(reference) from None
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+        raise _gated_error(reference) from None
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError):
         raise ModelError(
             Problem(
-                "model.name: the hub has no model or revision of this name, or it is private: "
-                + reference.describe_source(),
-                type(error).__name__,
-                "neft models    to see the aliases, or `hf auth login` for a private model",
+                "model.name: the hub has no such model or revision, or it is private",
+                reference.describe_source(),
+                "neft models    lists the aliases; log in for a private model: hf auth login",
             )
         ) from None
     except OSError as error:
-        raise _unreadable(reference, error) from error
+        raise _unreadable_error(reference, error) from error
     except ValueError as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
                 Problem(
-                    f"model.name: {name} comes with Python code of its own, which does not run unasked",
-                    "model.trust_remote_code false",
+                    f"model.name: {name} needs its own Python code, which neft doesn't run by default",
+                    "model.trust_remote_code: false",
                     "read the code; if you trust it: --trust-remote-code"
                     + (", with a commit as --revision" if reference.kind == "hub" else ""),
                 )
@@ -388,111 +408,127 @@ def translate_load_errors(reference: ModelReference) -> Iterator[None]:
         if "backend tokenizer" in str(error):
             raise ModelError(
                 Problem(
-                    f"model.name: {name} comes without a tokenizer",
-                    "neither tokenizer.json nor files that it could be made from",
-                    "write it into the same folder: tokenizer.save_pretrained(FOLDER)",
+                    f"model.name: {name} has no tokenizer",
+                    "neither tokenizer.json nor files from which transformers can build it",
+                    "save the tokenizer in the same folder: tokenizer.save_pretrained(FOLDER)",
                 )
             ) from error
-        raise _unloadable(reference, error) from error
-    except UnpicklingError as error:  # of an index that names pickles; torch opened it with weights_only and refused it
-        raise _pickled(reference, "an index of safetensors that names other files") from error
+        raise _unloadable_error(reference, error) from error
+    except UnpicklingError as error:  # an index that names pickles; torch rejects them with weights_only
+        raise _pickled_error(reference, "an index of safetensors that names files of other types") from error
     except ImportError as error:
         raise ModelError(
             Problem(f"model.name: {name} needs a package that is not installed", _first_line(error))
         ) from error
-    except LibraryPanic as error:  # of a tokenizer.json or of weights
-        raise _unloadable(reference, error) from error
+    except LibraryPanic as error:  # in tokenizer.json or in weights
+        raise _unloadable_error(reference, error) from error
     except NeftError:
         raise
     except Exception as error:
-        told = _of_damaged_files(reference, error)
-        if told is None:
+        model_error = _damaged_file_error(reference, error)
+        if model_error is None:
             raise
-        raise told from error
+        raise model_error from error
 
 
-def _of_damaged_files(reference: ModelReference, error: Exception) -> ModelError | None:
-    """The message if files are to blame; None if a library or the machine is."""
+def _damaged_file_error(reference: ModelReference, error: Exception) -> ModelError | None:
+    """Return the error for damaged files; None if a library or the machine is the cause."""
     name = reference.name
     if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-        found = _damage(reference) or (str(error), REFETCH)
-        return ModelError(Problem(f"model.name: a weight file of {name} is damaged", *found))
+        details = _find_damage(reference) or (str(error), REFETCH)
+        return ModelError(Problem(f"model.name: a weight file of {name} is damaged", *details))
     if isinstance(error, RuntimeError | TypeError) and IMPOSSIBLE_SIZE.search(str(error)):
-        message = f"model.name: config.json of {name} describes no model that can be built"
+        message = f"model.name: config.json of {name} has sizes that no model can have"
         return ModelError(Problem(message, _first_line(error), REFETCH))
     if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
-        message = f"model.name: the weights of {name} have other sizes than its config.json says"
-        return ModelError(Problem(message, "weights that do not fit", REFETCH))
-    # The libraries fail in many ways on files that are not what they expect; a RuntimeError is the machine's, but for
-    # the recursion in files that are nested too deep.
-    of_the_machine = isinstance(error, RuntimeError | MemoryError) and not isinstance(error, RecursionError)
-    if reference.kind == "folder" and not of_the_machine:
-        return _unloadable(reference, error)
+        message = f"model.name: the weights of {name} have different shapes than its config.json says"
+        return ModelError(Problem(message, "", REFETCH))
+    # The libraries fail in many ways on unexpected files. A RuntimeError comes from the machine, except for the
+    # RecursionError in files that are nested too deeply.
+    from_machine = isinstance(error, RuntimeError | MemoryError) and not isinstance(error, RecursionError)
+    if reference.kind == "folder" and not from_machine:
+        return _unloadable_error(reference, error)
     return None
 
 
-def _damage(reference: ModelReference) -> tuple[str, str] | None:
-    return find_damaged_file(Path(reference.location)) if reference.kind == "folder" else None
+def _find_damage(reference: ModelReference) -> tuple[str, str] | None:
+    """Find a damaged file in the model's folder, or in its snapshot in the hub's cache."""
+    if reference.kind == "folder":
+        return find_damaged_file(Path(reference.location))
+    config = find_file(reference, "config.json", cached=True) if reference.kind == "hub" else None
+    return find_damaged_file(config.parent) if config is not None else None
 
 
-def _unloadable(reference: ModelReference, error: Exception) -> ModelError:
-    """The error for a model whose files the libraries fail on, in whichever way."""
-    said = _first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {_first_line(error)}"
-    newer = f"{REFETCH}, or with a newer transformers: pip install -U transformers"
-    return ModelError(Problem(f"model.name: {reference.name} can't be loaded", *(_damage(reference) or (said, newer))))
+def _unloadable_error(reference: ModelReference, error: Exception) -> ModelError:
+    """Return the error for a model whose files the libraries can't load, for any reason."""
+    message = f"model.name: {reference.name} can't be loaded"
+    damage = find_damaged_file(Path(reference.location)) if reference.kind == "folder" else None
+    if damage is not None:
+        return ModelError(Problem(message, *damage))
+    got = _first_line(error)
+    if not isinstance(error, ValueError):
+        got = f"the libraries fail on its files: {got}"
+        if type(error).__name__ not in got:
+            got = f"{got} ({type(error).__name__})"
+    return ModelError(Problem(message, got, f"{REFETCH}; or upgrade transformers: pip install -U transformers"))
 
 
-def _unreadable(reference: ModelReference, error: OSError) -> ModelError:
+def _unreadable_error(reference: ModelReference, error: OSError) -> ModelError:
+    """Return the error for a model whose files can't be read or downloaded."""
     text, first = str(error), _first_line(error)
     if "gated" in text.lower():
-        return _gated(reference)
+        return _gated_error(reference)
     if reference.kind == "hub" and "safetensors" not in text.split("and")[0]:
         return ModelError(
             Problem(
                 f"model.name: {reference.describe_source()} can't be reached, and is not in the local cache",
                 add_hub_settings(first),
-                _without_a_network(reference),
+                _offline_hint(reference),
                 closest_path(Path(reference.location)) if Path(reference.location).parent.is_dir() else "",
             )
         )
     pickled = any(Path(reference.location).glob("*.bin")) if reference.kind == "folder" else "safetensors" in text
     if pickled:
-        return _pickled(reference, first)
-    return ModelError(Problem(f"model.name: {reference.name} can't be read", *(_damage(reference) or (first, REFETCH))))
+        return _pickled_error(reference, first)
+    damage = find_damaged_file(Path(reference.location)) if reference.kind == "folder" else None
+    return ModelError(Problem(f"model.name: {reference.name} can't be read", *(damage or (first, REFETCH))))
 
 
-def _without_a_network(reference: ModelReference) -> str:
-    """The hint if the hub can't be reached: this model, or a different one, from an installed package."""
+def _offline_hint(reference: ModelReference) -> str:
+    """Name what works without a network: this model, or a different one, from an installed package."""
     alias = reference.alias
     if alias is not None and alias.package:
-        return "leave --revision out    the installed package has the model" if alias.packaged_file() else alias.install
-    other, known = next((name, one) for name, one in ALIASES.items() if one.package)
-    first = "" if known.packaged_file() else f"{known.install}, then "
-    return f"go online once, or give a folder: --model FOLDER; without a network: {first}--model {other}"
+        return "leave out --revision    the installed package has the model" if alias.packaged_file() else alias.install
+    name, packaged = next((name, alias) for name, alias in ALIASES.items() if alias.package)
+    install = "" if packaged.packaged_file() else f"{packaged.install}, then "
+    return f"go online once, or use a folder: --model FOLDER; without a network: {install}--model {name}"
 
 
-def _pickled(reference: ModelReference, said: str) -> ModelError:
+def _pickled_error(reference: ModelReference, got: str) -> ModelError:
+    """Return the error for a model without safetensors files."""
     return ModelError(
         Problem(
-            f"model.name: {reference.name} has only pickled weights (.bin), which can run code and are not read",
-            said,
-            "load it where you trust it and write it again with save_pretrained",
+            f"model.name: {reference.name} has only pickled weights (.bin), which can run code; neft doesn't read them",
+            got,
+            "load the model in an environment that you trust, and save it again with save_pretrained",
+        )
+    )
+
+
+def _gated_error(reference: ModelReference) -> ModelError:
+    """Return the error for a model whose licence must be accepted on the hub."""
+    return ModelError(
+        Problem(
+            f"model.name: {reference.location} is gated: accept its licence on the hub first",
+            "no access with the current login",
+            f"accept it on the page of {reference.location}, then: hf auth login",
         )
     )
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, with the next one if it ends in a colon; its type if empty."""
     if isinstance(error, LibraryPanic):
         return error.problems[0].got
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]
-
-
-def _gated(reference: ModelReference) -> ModelError:
-    return ModelError(
-        Problem(
-            f"model.name: {reference.location} is gated: its licence must be accepted on the hub first",
-            "no access with the current login",
-            f"accept it on the page of {reference.location}, then: hf auth login",
-        )
-    )

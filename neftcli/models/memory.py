@@ -1,10 +1,10 @@
-"""An estimate of what training will need, before anything is loaded.
+"""Estimate of the memory of a training run, before anything is loaded.
 
     weights + gradients + optimiser + activations + logits
 
-The parts that scale with parameters are exact (they are counted on a model without storage); activations are the
-usual estimate of 34 bytes a token, layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198), and twice
-that in 32 bits. Their attention term counts only if `blockwise_attention` stores weights: 2 bytes per layer, head and
+The parts that scale with parameters are exact: they are counted on a model without storage. Activations are the usual
+estimate of 34 bytes per token, layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198), and twice that
+in 32 bits. Their attention term counts only if `blockwise_attention` stores weights: 2 bytes per layer, head and
 pair of tokens that attend. torch's fused attention stores none.
 """
 
@@ -27,22 +27,26 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Adapter, Recipe
 
 NF4_BITS = 4
-CONSTANT_BITS = {False: 32 / 64, True: 8 / 64 + 32 / (64 * 256)}  # of a block of 64
+CONSTANT_BITS = {False: 32 / 64, True: 8 / 64 + 32 / (64 * 256)}  # bits per weight of the constants of a block of 64
 FLOAT32_BYTES = 4
-MOMENT_BYTES = {"adamw_8bit": 1, "paged_adamw_8bit": 1, "paged_adamw_32bit": 4}  # others: the type of what is trained
+MOMENT_BYTES = {
+    "adamw_8bit": 1,
+    "paged_adamw_8bit": 1,
+    "paged_adamw_32bit": 4,
+}  # others: that of the weights
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by what they are for.
+    """Memory of a training run, in bytes by purpose.
 
     Attributes:
-        parameters: All parameters of the model.
-        trainable: Those that are trained.
-        weights: Bytes of the weights, adapters among them.
+        parameters: Number of parameters of the model.
+        trainable: Number of trained parameters.
+        weights: Bytes of the weights, including adapters.
         gradients: Bytes of the gradients.
         optimizer: Bytes of AdamW's two moments.
-        activations: Bytes kept for the backward pass, and the logits of a batch.
+        activations: Bytes stored for the backward pass, and of the logits of a batch.
         notices: Notices about the adapter.
     """
 
@@ -55,7 +59,7 @@ class MemoryEstimate:
     notices: tuple[str, ...] = ()
 
     def total(self) -> float:
-        """Bytes in all, without what the libraries themselves take."""
+        """Return the sum of all parts; the memory of the libraries is not included."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -67,13 +71,13 @@ def estimate_memory(
     row_tokens: int,
     device: str,
 ) -> MemoryEstimate:
-    """What training by `recipe` will need.
+    """Estimate the memory of training with a recipe.
 
     Args:
         recipe: The resolved recipe.
-        reference: Its model.
-        weight_bytes: Bytes of a loaded weight that isn't quantised.
-        activation_bytes: Bytes of a number in the forward pass, 2 or 4.
+        reference: The recipe's model.
+        weight_bytes: Bytes per weight that isn't quantised.
+        activation_bytes: Bytes per activation, 2 or 4.
         row_tokens: Tokens of the longest row of a batch.
         device: cpu or cuda.
     """
@@ -87,14 +91,14 @@ def estimate_memory(
 def estimate_model_memory(
     recipe: Recipe, model: Any, weight_bytes: int, activation_bytes: int, row_tokens: int, device: str
 ) -> MemoryEstimate:
-    """As `estimate_memory`, of a model that is there, with storage or without; it has no adapters yet."""
+    """Estimate like `estimate_memory` for a loaded model or one on the meta device, before it gets adapters."""
     from neftcli.kernels.attention import MAX_BLOCKWISE_TOKENS, num_saved_weights
 
-    parameters, linear, adapter = _count(model, recipe.adapter)
+    parameters, linear, adapter = _count_parameters(model, recipe.adapter)
     full = recipe.adapter.type == "none"
     trainable = parameters if full else adapter
     four_bit = recipe.quantization.type == "nf4"
-    trained_bytes = weight_bytes if full else FLOAT32_BYTES  # gradients and AdamW's moments are of the same type
+    trained_bytes = weight_bytes if full else FLOAT32_BYTES  # gradients and AdamW's moments have the same type
     nf4_bytes = (NF4_BITS + CONSTANT_BITS[recipe.quantization.double_quantization]) / 8
     weights = (parameters - linear) * weight_bytes + linear * (nf4_bytes if four_bit else weight_bytes)
     text = model.config.get_text_config()
@@ -127,6 +131,7 @@ def estimate_model_memory(
 
 
 def _configuration(reference: ModelReference, trust_remote_code: bool) -> Any:
+    """Load a model's configuration; for an alias, build it from the registry without the hub."""
     from transformers import AutoConfig
 
     if reference.alias and reference.alias.architecture:
@@ -140,13 +145,13 @@ def _configuration(reference: ModelReference, trust_remote_code: bool) -> Any:
         )
 
 
-def _sides(layer: Any) -> int:
-    """Inputs and outputs of a layer; the weight of a quantised one has another shape."""
+def _inputs_and_outputs(layer: Any) -> int:
+    """Return the inputs plus the outputs of a layer; quantised weights have a different shape."""
     return layer.in_features + layer.out_features if hasattr(layer, "in_features") else sum(layer.weight.shape)
 
 
-def _count(model: Any, adapter: Adapter) -> tuple[int, int, int]:
-    """Parameters in all, those in linear layers without the vocabulary head, and those that the adapter trains."""
+def _count_parameters(model: Any, adapter: Adapter) -> tuple[int, int, int]:
+    """Count all parameters, those of linear layers without the output layer, and those that the adapter trains."""
     import torch
 
     head = model.get_output_embeddings()
@@ -156,7 +161,7 @@ def _count(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     targets: list[Any] = list(layers)
     if adapter.target_modules != "all-linear":
         targets = [module for name in adapter.target_modules for module in match_target_modules(model, name)]
-    trained = adapter.r * sum(map(_sides, targets))  # (out, r) and (r, in)
+    trained = adapter.r * sum(map(_inputs_and_outputs, targets))  # (out, r) and (r, in)
     weights = dict(model.named_parameters())
     for path, rank in find_adapted_experts(model, adapter).items():
         *experts, outputs, inputs = weights[path].shape

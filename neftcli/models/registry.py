@@ -1,4 +1,7 @@
-"""What a model's name stands for. No torch here: a misspelt name is answered at once."""
+"""Registry of model aliases, and the resolution of a model's name.
+
+Nothing here imports torch, so a misspelt name is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from neftcli.errors import ModelError, Problem
-from neftcli.system.paths import closest_path, exists, expand_home, unsearchable_parent
+from neftcli.system.paths import closest_path, exists, expand_home
 
 Kind = Literal["hub", "folder", "gguf"]
 
@@ -25,32 +29,36 @@ class Alias:
     """A short name for a model.
 
     Attributes:
-        hub_id: Its full name on the hub.
-        about: What it is, in a few words.
-        architecture: Its `config.json` in the keys that size it, so that memory is estimated without the hub.
+        hub_id: Repository on the hub.
+        description: The model in a few words.
+        architecture: The keys of its `config.json` that determine its size, to estimate memory without the hub.
         gated: Its licence must be accepted on the hub first.
-        package: An installed Python package that carries it as .gguf, used before the hub.
-        install: How that package is installed.
+        package: Python package that contains it as a .gguf file; used instead of the hub if it is installed.
+        install: Command that installs the package.
     """
 
     hub_id: str
-    about: str
+    description: str
     architecture: Mapping[str, Any] = field(default_factory=dict)
     gated: bool = False
     package: str = ""
     install: str = ""
 
     def packaged_file(self) -> Path | None:
-        """The .gguf file inside its package, which is found and not imported; None where there is none."""
+        """Find the .gguf file in the installed package, without importing it; None if there is none."""
         spec = importlib.util.find_spec(self.package) if self.package else None
-        places = spec.submodule_search_locations if spec is not None else None
-        files = (file for place in places or () for file in sorted(Path(place).glob("*.gguf")))
-        return next(files, None)
+        if spec is None:
+            return None
+        for folder in spec.submodule_search_locations or ():
+            for file in sorted(Path(folder).glob("*.gguf")):
+                return file
+        return None
 
 
 def _llama(
     hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool
 ) -> dict[str, Any]:
+    """Return the keys of a LLaMA configuration that determine its size."""
     return {
         "model_type": "llama",
         "hidden_size": hidden,
@@ -64,6 +72,7 @@ def _llama(
 
 
 def _opt(hidden: int, ffn: int, layers: int, heads: int, projection: int) -> dict[str, Any]:
+    """Return the keys of an OPT configuration that determine its size."""
     return {
         "model_type": "opt",
         "hidden_size": hidden,
@@ -78,7 +87,7 @@ def _opt(hidden: int, ffn: int, layers: int, heads: int, projection: int) -> dic
 
 _LLAMA_7B = _llama(4096, 11008, 32, 32, 32, 32000, False)
 
-LIST = "neft models    to see the aliases; a hub id has an owner: owner/name"
+ALIASES_HINT = "neft models    lists the aliases; a hub id has the form owner/name"
 ALIASES: dict[str, Alias] = {
     "smollm2-135m": Alias(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -108,14 +117,14 @@ ALIASES: dict[str, Alias] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A name, resolved.
+    """A resolved model name.
 
     Attributes:
-        name: As it was typed.
+        name: The name as typed.
         kind: hub, folder or gguf.
         location: Hub id, or path of the folder or file.
         revision: Branch, tag or commit on the hub, or None.
-        alias: What the name is an alias of, or None.
+        alias: The alias that the name is, or None.
     """
 
     name: str
@@ -125,17 +134,18 @@ class ModelReference:
     alias: Alias | None = None
 
     def label(self) -> str:
-        """A short name for people and file names: the alias, or the last part of the id or path."""
-        return (
-            self.name if self.alias else Path(self.location).stem if self.kind == "gguf" else Path(self.location).name
-        )
+        """Return a short name for display and file names: the alias, or the last part of the id or path."""
+        if self.alias:
+            return self.name
+        path = Path(self.location)
+        return path.stem if self.kind == "gguf" else path.name
 
     def portable_name(self) -> str:
-        """By what it is found on another machine: the hub id where there is one, else its path."""
+        """Return the name that works on a different machine: the hub id of an alias, else the location."""
         return self.alias.hub_id if self.alias else self.location
 
     def describe_source(self) -> str:
-        """Where the weights come from, for people."""
+        """Describe where the weights come from."""
         if self.kind == "hub":
             return f"{self.location}{'@' + self.revision if self.revision else ''} on the hub"
         if self.alias and self.alias.package:
@@ -144,16 +154,16 @@ class ModelReference:
 
 
 def resolve_model(name: str, revision: str | None = None) -> ModelReference:
-    """What `name` stands for: an alias, a path, or a hub id.
+    """Resolve a model's name: an alias, a path, or a hub id.
 
     Raises:
-        ModelError: It is none of them.
+        ModelError: The name is none of them, or the folder has no model.
     """
     path = expand_home(name)
     if revision is not None and exists(path):
         raise ModelError(
             Problem(
-                "model.revision: only a model on the hub has revisions", f"{revision} of {name}", "leave --revision out"
+                "model.revision: only models on the hub have revisions", f"{revision} of {name}", "leave out --revision"
             )
         )
     alias = ALIASES.get(name)
@@ -163,68 +173,69 @@ def resolve_model(name: str, revision: str | None = None) -> ModelReference:
             return ModelReference(name, "gguf", str(file), None, alias)
         return ModelReference(name, "hub", alias.hub_id, revision, alias)
     if not exists(path):
-        return _on_the_hub(name, revision, path)
+        return _resolve_hub_id(name, revision, path)
     if path.suffix == ".gguf" and path.is_file():
         return ModelReference(name, "gguf", str(path))
     if path.is_dir():
         if (path / ADAPTER).is_file():
             raise adapter_error(name, with_model=(path / "config.json").is_file())
         if not (path / "config.json").is_file():
-            found = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
+            files = ", ".join(sorted(item.name for item in path.iterdir())[:6])
             raise ModelError(
                 Problem(
-                    f"model.name: {name} is a folder without a model: config.json is missing",
-                    f"it holds {found}",
-                    "--model FOLDER, where FOLDER was written by save_pretrained",
+                    f"model.name: the folder {name} has no model: config.json is missing",
+                    f"files: {files}" if files else "an empty folder",
+                    "--model FOLDER, with a folder that save_pretrained wrote",
                 )
             )
         return ModelReference(name, "folder", str(path))
     raise ModelError(
-        Problem("model.name: a file must end in .gguf", name, "the folder of a model, or a .gguf file in it")
+        Problem("model.name: must be a folder or a .gguf file", name, "--model FOLDER or --model FILE.gguf")
     )
 
 
 def adapter_error(name: str, *, with_model: bool) -> ModelError:
-    """The error for a folder or repository that holds an adapter, with or without a whole model."""
+    """Return the error for a folder or repository with an adapter, with or without a model."""
     if not with_model:
         return ModelError(
             Problem(
-                f"model.name: {name} is an adapter; a whole model is trained",
+                f"model.name: {name} is an adapter, not a model",
                 ADAPTER,
-                "its base model; adapter_config.json names it",
+                "use its base model, which adapter_config.json names",
             )
         )
     return ModelError(
         Problem(
-            f"model.name: {name} holds a model and an adapter, which transformers would silently load on top",
+            f"model.name: {name} has a model and an adapter, which transformers would load silently",
             f"config.json and {ADAPTER}",
             f"merge the adapter (PeftModel.merge_and_unload, then save_pretrained), or move {ADAPTER} elsewhere",
         )
     )
 
 
-def _on_the_hub(name: str, revision: str | None, path: Path) -> ModelReference:
-    """What the name of nothing that is here stands for: a model on the hub.
+def _resolve_hub_id(name: str, revision: str | None, path: Path) -> ModelReference:
+    """Resolve a name that is neither an alias nor a path: a hub id.
 
     Raises:
-        ModelError: No hub id looks like this.
+        ModelError: It doesn't have the form of a hub id.
     """
     if (closed := unsearchable_parent(path)) is not None:
-        raise ModelError(Problem(f"model.name: this user may not enter {closed}", name, "chmod +x on that folder"))
+        raise ModelError(Problem(f"model.name: no permission to open {closed}", name, f"chmod +x {quote(str(closed))}"))
     if path.suffix == ".gguf":
-        said = "model.name: there is no .gguf file of this name"
-        raise ModelError(Problem(said, name, LIST, closest_path(path)))
+        message = "model.name: this .gguf file doesn't exist"
+        raise ModelError(Problem(message, name, ALIASES_HINT, closest_path(path)))
     page = PAGE.match(name)
     if page:
-        raise ModelError(Problem("model.name: a hub id is no address", name, f"--model {page[1]}"))
+        raise ModelError(Problem("model.name: must be a hub id, not a URL", name, f"--model {page[1]}"))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         if HUB_ID.fullmatch(name):
             return ModelReference(name, "hub", name, revision)
-        before, at, behind = name.partition("@")
-        hint = f"--model {before} --revision {behind}" if at else LIST
-        raise ModelError(Problem("model.name: a hub id has letters, digits, . _ and -, at most 96", name, hint))
+        hub_id, at, commit = name.partition("@")
+        hint = f"--model {hub_id} --revision {commit}" if at else ALIASES_HINT
+        message = "model.name: a hub id has at most 96 characters: letters, digits, . _ and -"
+        raise ModelError(Problem(message, name, hint))
     if "/" in name or name.startswith("."):
-        raise ModelError(Problem("model.name: there is no such folder", name, LIST, closest_path(path)))
-    likest = max(ALIASES, key=lambda alias: SequenceMatcher(None, name, alias).ratio())  # the first of several
-    nearest = likest if get_close_matches(name, [likest]) else closest_path(path)
-    raise ModelError(Problem("model.name: this is no alias, no folder and no hub id", name, LIST, nearest))
+        raise ModelError(Problem("model.name: this folder doesn't exist", name, ALIASES_HINT, closest_path(path)))
+    most_similar = max(ALIASES, key=lambda alias: SequenceMatcher(None, name, alias).ratio())
+    suggestion = most_similar if get_close_matches(name, [most_similar]) else closest_path(path)
+    raise ModelError(Problem("model.name: neither an alias nor a folder nor a hub id", name, ALIASES_HINT, suggestion))

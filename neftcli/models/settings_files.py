@@ -1,8 +1,8 @@
-"""Write the files around the tuned weights: the base model's own settings, with only what training changed.
+"""Read and write the files around the weights: `config.json`, generation settings and the tokenizer's files.
 
-transformers 5 writes settings in a form that transformers 4, vLLM and llama.cpp's converter may not read
-(`rope_parameters` instead of `rope_theta`, `TokenizersBackend` instead of `Qwen2Tokenizer`), and writes settings as
-training had them (`use_cache` off). So the base model's files are taken as they are, and these values are set:
+transformers 5 writes settings that transformers 4, vLLM and llama.cpp's converter may not read (`rope_parameters`
+instead of `rope_theta`, `TokenizersBackend` instead of `Qwen2Tokenizer`), and settings of training (`use_cache` off).
+So a tuned model gets copies of the base model's files, with these values changed:
 
     config.json              the type of the weights in the file
     generation_config.json   the tokens that end an answer; a pad token if there was none
@@ -39,7 +39,7 @@ DTYPES = ("torch_dtype", "dtype")
 
 
 def settings_reference(reference: ModelReference) -> ModelReference:
-    """The folder or repository that holds a model's settings; of a .gguf its conversion."""
+    """Return the folder or repository with a model's settings; for a .gguf file that of its conversion."""
     if reference.kind != "gguf":
         return reference
     return ModelReference(reference.name, "folder", pretrained_location(reference), alias=reference.alias)
@@ -50,31 +50,31 @@ def write_config(folder: Path, base: Settings, dtype: str) -> None:
 
     Args:
         folder: The folder in which `save_pretrained` wrote the tuned model.
-        base: The base model's `config.json`. Of a part of a larger model, such as the text model of one that sees
-            images, `save_pretrained`'s own is kept.
-        dtype: Type of the saved weights, such as "float32".
+        base: The base model's `config.json`. If the tuned model is a part of it, such as the text model of a
+            vision-language model, the `config.json` that `save_pretrained` wrote is kept.
+        dtype: Type of the saved weights, for example "float32".
     """
     saved = _read(folder / CONFIG)
     if base.get("model_type") != saved.get("model_type"):
         return
-    settings = _with_dtype(base, dtype)
+    settings = _replace_dtype(base, dtype)
     if not any(key in settings for key in DTYPES):
         settings["dtype" if "dtype" in saved and "rope_parameters" in base else "torch_dtype"] = dtype
     settings.setdefault("architectures", saved.get("architectures"))
-    _write(folder / CONFIG, _with_code_of(saved, settings))
+    _write(folder / CONFIG, _copy_auto_map(saved, settings))
 
 
 def write_generation_config(
     folder: Path, base: Settings, config: Settings, stop_ids: Iterable[int], pad_id: int | None
 ) -> None:
-    """Write the base model's generation settings, with every token that ends an answer.
+    """Write the base model's generation settings, with all tokens that end an answer.
 
     Args:
-        folder: The tuned model's, or the adapter's.
+        folder: The folder of the tuned model or the adapter.
         base: The base model's `generation_config.json`; empty if it has none.
-        config: Its `config.json`, whose token ids are used if the former has none.
-        stop_ids: Tokens that end the answers that were trained on.
-        pad_id: The pad token if the base model names none.
+        config: The base model's `config.json`, whose token ids are used if `base` has none.
+        stop_ids: Tokens that end the answers in the training data.
+        pad_id: The pad token, used if the base model has none.
     """
     settings = dict(base)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -86,7 +86,7 @@ def write_generation_config(
         settings["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     if settings.get("pad_token_id") is None and pad_id is not None:
         settings["pad_token_id"] = pad_id
-    settings.pop("_from_model_config", None)  # else transformers takes the tokens from config.json again
+    settings.pop("_from_model_config", None)  # otherwise transformers takes the tokens from config.json
     _write(folder / GENERATION, settings)
 
 
@@ -94,13 +94,14 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: Mode
     """Write the base model's tokenizer files, with the chat template used in training.
 
     Args:
-        folder: The tuned model's, or the adapter's.
-        tokenizer: As it was used in training. What the base model has no file for is written in transformers' form.
-        base: What `settings_reference` returned.
+        folder: The folder of the tuned model or the adapter.
+        tokenizer: The tokenizer used in training. Files that the base model doesn't have are written by transformers.
+        base: The base model, from `settings_reference`.
     """
     tokenizer.save_pretrained(folder)
-    found = {name: find_file(base, name, cached=True) for name in (*TOKENIZER_FILES, *_vocabulary_files(tokenizer))}
-    files = {name: file for name, file in found.items() if file is not None}
+    names = (*TOKENIZER_FILES, *_vocabulary_files(tokenizer))
+    located = {name: find_file(base, name, cached=True) for name in names}
+    files = {name: file for name, file in located.items() if file is not None}
     if TOKENIZER not in files:
         return
     saved = _read(folder / TOKENIZER)
@@ -115,12 +116,12 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: Mode
         for name in (TEMPLATE, "chat_template.json"):
             (folder / name).unlink(missing_ok=True)
         _write(folder / TOKENIZER, settings)
-    if (with_code := _with_code_of(saved, settings)) != settings:
+    if (with_code := _copy_auto_map(saved, settings)) != settings:
         _write(folder / TOKENIZER, with_code)
 
 
 def needs_transformers_5(folder: Path) -> str:
-    """The setting of a saved folder that transformers 4 doesn't read; empty if there is none."""
+    """Name the setting of a saved folder that transformers 4 can't read; empty if there is none."""
     config, tokenizer = _read(folder / CONFIG), _read(folder / TOKENIZER)
     if config.get("rope_parameters") and "rope_theta" not in config:
         return f"rope_parameters in {CONFIG}"
@@ -132,10 +133,10 @@ def needs_transformers_5(folder: Path) -> str:
 
 
 def convert_to_transformers_4(folder: Path) -> None:
-    """Convert settings that transformers 5 wrote to those that transformers 4, vLLM and llama.cpp's converter read."""
+    """Convert settings of transformers 5 to those that transformers 4, vLLM and llama.cpp's converter read."""
     config = _read(folder / CONFIG)
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:  # else it holds one for each kind of layer
+    if isinstance(rope, dict) and "rope_theta" in rope:  # otherwise it has one entry per type of layer
         config["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         if scaling.get("rope_type", "default") != "default":
@@ -157,21 +158,28 @@ def convert_to_transformers_4(folder: Path) -> None:
     _write(folder / TOKENIZER, tokenizer)
 
 
-def declared_stop_tokens(reference: ModelReference) -> set[int]:
-    """`eos_token_id` (one id or a list) of generation_config.json, else of config.json; empty if neither names one.
+def read_stop_tokens(reference: ModelReference) -> set[int]:
+    """Read the stop tokens: `eos_token_id` of generation_config.json, else of config.json; empty if neither has any.
 
     Raises:
         ModelError: generation_config.json is damaged, or the hub can't be reached.
     """
     base = settings_reference(reference)
     config = read_json(base, CONFIG)
-    of_text = config.get("text_config")
-    settings = (_generation_settings(base), config, of_text if isinstance(of_text, dict) else {})
-    named: Any = next((part["eos_token_id"] for part in settings if part.get("eos_token_id") is not None), [])
-    return {index for index in (named if isinstance(named, list) else [named]) if isinstance(index, int)}
+    text_config = config.get("text_config")
+    for settings in (_read_generation_settings(base), config, text_config if isinstance(text_config, dict) else {}):
+        ids: Any = settings.get("eos_token_id")
+        if ids is not None:
+            return {token for token in (ids if isinstance(ids, list) else [ids]) if isinstance(token, int)}
+    return set()
 
 
-def _generation_settings(base: ModelReference) -> Settings:
+def _read_generation_settings(base: ModelReference) -> Settings:
+    """Read generation_config.json; empty if there is none.
+
+    Raises:
+        ModelError: The file is damaged, or the hub can't be reached.
+    """
     file = find_file(base, GENERATION)
     if file is None:
         return {}
@@ -187,27 +195,28 @@ def _generation_settings(base: ModelReference) -> Settings:
 
 
 def read_base_settings(base: ModelReference) -> tuple[Settings, Settings]:
-    """The base model's `config.json` and `generation_config.json`; each empty if there is none."""
+    """Read the base model's `config.json` and `generation_config.json`; each empty if there is none."""
     return read_json(base, CONFIG, cached=True), read_json(base, GENERATION, cached=True)
 
 
 def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """List the names of a tokenizer's vocabulary files."""
     return [str(name) for name in getattr(tokenizer, "vocab_files_names", {}).values()]
 
 
-def _with_dtype(settings: Settings, dtype: str) -> Settings:
-    """The settings with a different type of weights, including those of a model's parts."""
+def _replace_dtype(settings: Settings, dtype: str) -> Settings:
+    """Return the settings with the type of the weights replaced, also in the settings of a model's parts."""
     changed: Settings = {}
     for key, value in settings.items():
         if key in DTYPES and value is not None:
             changed[key] = dtype
         else:
-            changed[key] = _with_dtype(value, dtype) if isinstance(value, dict) else value
+            changed[key] = _replace_dtype(value, dtype) if isinstance(value, dict) else value
     return changed
 
 
-def _with_code_of(saved: Settings, settings: Settings) -> Settings:
-    """The settings with the code that `save_pretrained` names: it copies that code, or says where on the hub it is."""
+def _copy_auto_map(saved: Settings, settings: Settings) -> Settings:
+    """Return the settings with the `auto_map` that `save_pretrained` wrote: the copied code, or its hub id."""
     return settings | {"auto_map": saved["auto_map"]} if "auto_map" in saved else settings
 
 

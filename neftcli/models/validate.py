@@ -1,8 +1,7 @@
-"""Check from its `config.json` and the headers of its weight files that neft can train or measure a model.
+"""Check, from `config.json` and the headers of the weight files, that neft can train or evaluate a model.
 
-Rejected, before weights are loaded, are a model with an adapter in its folder, models that aren't causal language
-models, quantised weights that neft can't train or compute with, and a folder whose weight files are missing, pickled or
-damaged.
+Before it loads weights, neft rejects models with an adapter in their folder, models that aren't causal language models,
+quantised weights that it can't train or compute with, and weight files that are missing, pickled or damaged.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ Settings = dict[str, Any]
 
 WEIGHTS = "model.safetensors"
 
-UNQUANTISED = "the model that it was made from, with unquantised weights"
+UNQUANTISED = "use the original model with unquantised weights"
 DEQUANTISED = {
     "mxfp4": "Mxfp4Config(dequantize=True)",
     "fp8": "FineGrainedFP8Config(dequantize=True)",
     "compressed-tensors": "CompressedTensorsConfig(run_compressed=False)",
 }
-"""Quantisations that transformers can undo, and the `quantization_config` for it."""
+"""Quantisations that transformers can undo, with the `quantization_config` that does so."""
 
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "WithLMHead")
 OTHER_TASKS = {
@@ -46,16 +45,16 @@ OTHER_TASKS = {
     "EncoderModel": "an encoder",
     "Model": "a model without an output layer, as embedding models are",
 }
-"""Suffix or part of an architecture's name to its kind."""
+"""Suffix or part of an architecture's name, and its kind."""
 
 
 def read_json(reference: ModelReference, name: str, *, cached: bool = False) -> Settings:
-    """Read a JSON file of the model's folder; empty if it is missing or damaged, or the model is a .gguf.
+    """Read a JSON file of the model's folder; empty if it is missing or damaged, or if the model is a .gguf file.
 
     Args:
         reference: The model.
-        name: The file's.
-        cached: Of a model on the hub, look only at what was downloaded.
+        name: Name of the file.
+        cached: Read only downloaded files of a model on the hub.
 
     Raises:
         ModelError: The hub can't be reached.
@@ -69,8 +68,8 @@ def find_file(reference: ModelReference, name: str, *, cached: bool = False) -> 
 
     Args:
         reference: The model.
-        name: The file's.
-        cached: Of a model on the hub, look only at what was downloaded.
+        name: Name of the file.
+        cached: Find only downloaded files of a model on the hub.
 
     Raises:
         ModelError: The hub can't be reached.
@@ -98,12 +97,12 @@ def find_file(reference: ModelReference, name: str, *, cached: bool = False) -> 
 
 
 def validate_model(reference: ModelReference, recipe: Recipe, *, trains: bool) -> None:
-    """Check that a model can be trained as the recipe says, or measured.
+    """Check that the recipe can train a model, or evaluate it.
 
     Args:
         reference: The model.
         recipe: The resolved recipe.
-        trains: The model is to be trained, not only measured.
+        trains: The model is trained, not only evaluated.
 
     Raises:
         ModelError: It can't, or the hub can't be reached.
@@ -121,7 +120,7 @@ def validate_model(reference: ModelReference, recipe: Recipe, *, trains: bool) -
 def validate_weight_files(reference: ModelReference) -> None:
     """Check that a model's folder holds its weights as safetensors, by the index of its files and their headers.
 
-    Models of other kinds are checked when they are loaded: those of the hub would need a listing over the network.
+    Other models are checked when they are loaded: a model on the hub would need a request for its list of files.
 
     Raises:
         ModelError: A file is missing, pickled or damaged.
@@ -148,28 +147,28 @@ def validate_weight_files(reference: ModelReference) -> None:
 
 
 def _require_causal(reference: ModelReference, settings: Settings) -> None:
-    """Check that the model predicts the next token from those before it.
+    """Check that the model is a causal language model: it predicts each token from the previous ones.
 
     Raises:
         ModelError: It is a different kind of model.
     """
-    found = _other_kind(settings)
-    if not found and find_file(reference, "modules.json") is not None:
-        found = "an embedding model of sentence-transformers (modules.json)"
-    if not found:
+    kind = _other_kind(settings)
+    if not kind and find_file(reference, "modules.json") is not None:
+        kind = "an embedding model of sentence-transformers (modules.json)"
+    if not kind:
         return
-    architectures = ", ".join(map(str, settings.get("architectures") or ())) or "no architecture named"
+    architectures = ", ".join(map(str, settings.get("architectures") or ())) or "no architecture in its config.json"
     raise ModelError(
         Problem(
             f"model.name: {reference.name} is not a causal language model ({settings.get('model_type')})",
-            f"{found}: {architectures}",
-            f"a decoder whose config.json names a ...ForCausalLM, such as {next(iter(ALIASES))}",
+            f"{kind}: {architectures}",
+            f"use a decoder (an architecture ...ForCausalLM), for example --model {next(iter(ALIASES))}",
         )
     )
 
 
 def _other_kind(settings: Settings) -> str:
-    """The kind of a model that isn't a causal language model; empty for others, and if transformers doesn't know it."""
+    """Describe a model that isn't a causal language model; empty if it is one, or transformers doesn't know it."""
     model_type = settings.get("model_type")
     auto_map = settings.get("auto_map")
     if not isinstance(model_type, str) or (isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map):
@@ -179,12 +178,12 @@ def _other_kind(settings: Settings) -> str:
         return "its attention is bidirectional, as in embedding models"
     may_be_encoder = settings.get("is_encoder_decoder") or "type_vocab_size" in settings
     if named and all(name.endswith("ForCausalLM") for name in named) and not may_be_encoder:
-        return ""  # as of nearly all models, and answered without importing torch
+        return ""  # nearly all models; decided without importing torch
     from transformers.models.auto import modeling_auto as known
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     if model_type not in CONFIG_MAPPING_NAMES:
-        return ""  # reported when it is loaded: transformers may be too old
+        return ""  # reported when the model is loaded: transformers may be too old
     sees_images = model_type in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     causal = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if settings.get("is_encoder_decoder") or (
@@ -193,7 +192,7 @@ def _other_kind(settings: Settings) -> str:
         return "an encoder-decoder"
     if causal is None:
         if sees_images or "vision_config" in settings:
-            return "a vision-language model, of which transformers loads no text model alone"
+            return "a vision-language model, from which transformers loads no text model"
         if model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             return "an encoder: its attention is bidirectional"
         return "an audio model" if "audio_config" in settings else "a different kind of model"
@@ -203,40 +202,36 @@ def _other_kind(settings: Settings) -> str:
     if not named or any(name in every_causal or name.endswith(CAUSAL_ENDINGS) for name in named):
         return ""
     if sees_images and any(name.endswith("ForConditionalGeneration") for name in named):
-        return ""  # transformers loads its text model, or all of it
-    for ending, what in OTHER_TASKS.items():
-        if any(ending in name if ending != "Model" else name.endswith(ending) for name in named):
-            return what
+        return ""  # transformers loads its text model, or the whole model
+    for part, kind in OTHER_TASKS.items():
+        if any(name.endswith(part) if part == "Model" else part in name for name in named):
+            return kind
     return "a different kind of model"
 
 
 def stored_quantization(settings: Mapping[str, Any]) -> Settings:
-    """The quantisation of the stored weights by `config.json`; empty if they aren't quantised.
+    """Return the quantisation of the stored weights from `config.json`; empty if they aren't quantised.
 
-    The value of `quant_method` is always there: bitsandbytes_4bit, bitsandbytes_8bit, or the method.
+    The result always has the key `quant_method`: bitsandbytes_4bit, bitsandbytes_8bit, or the method.
     """
     text = settings.get("text_config")
-    places = (settings, text if isinstance(text, dict) else {})
-    found = next(
-        (
-            place[key]
-            for place in places
-            for key in ("quantization_config", "compression_config")
-            if isinstance(place.get(key), dict) and place[key]
-        ),
-        None,
-    )
-    if found is None:
+    quantization: Settings = {}
+    for section in (settings, text if isinstance(text, dict) else {}):
+        for key in ("quantization_config", "compression_config"):
+            if not quantization and isinstance(section.get(key), dict):
+                quantization = section[key]
+    if not quantization:
         return {}
-    method = str(found.get("quant_method", "an unnamed method"))
-    if found.get("load_in_4bit"):
+    method = str(quantization.get("quant_method", "an unnamed method"))
+    if quantization.get("load_in_4bit"):
         method = "bitsandbytes_4bit"
-    elif found.get("load_in_8bit"):
+    elif quantization.get("load_in_8bit"):
         method = "bitsandbytes_8bit"
-    return {**found, "quant_method": method}
+    return {**quantization, "quant_method": method}
 
 
-def _described(quantization: Settings) -> str:
+def _describe_quantization(quantization: Settings) -> str:
+    """Describe the quantisation of stored weights: method, bits and type."""
     method = quantization["quant_method"]
     if method == "bitsandbytes_4bit":
         return f"quantization_config: bitsandbytes, 4-bit {quantization.get('bnb_4bit_quant_type', 'fp4')}"
@@ -246,39 +241,40 @@ def _described(quantization: Settings) -> str:
     return f"quantization_config: {method}{f', {bits} bits' if bits else ''}"
 
 
-def _unquantised(method: str) -> str:
-    """The hint for weights of a quantisation that neft doesn't compute with."""
+def _unquantised_hint(method: str) -> str:
+    """Return the hint for quantised weights that neft can't use."""
     if method not in DEQUANTISED:
         return UNQUANTISED
     return f"{UNQUANTISED}; or from_pretrained(..., quantization_config={DEQUANTISED[method]}), then save_pretrained"
 
 
-def _stored(reference: ModelReference, settings: Settings) -> Settings:
+def _find_quantization(reference: ModelReference, settings: Settings) -> Settings:
+    """Return the quantisation of the stored weights, also of AutoGPTQ's folders; empty if they aren't quantised."""
     quantization = stored_quantization(settings)
-    if not quantization and (old := read_json(reference, "quantize_config.json")):  # of AutoGPTQ
+    if not quantization and (old := read_json(reference, "quantize_config.json")):  # AutoGPTQ
         return {**old, "quant_method": str(old.get("quant_method", "gptq"))}
     return quantization
 
 
 def _require_trainable_weights(reference: ModelReference, settings: Settings, recipe: Recipe) -> None:
-    """Check that the recipe's method can train weights that are stored as these are.
+    """Check that the recipe can train the stored weights.
 
     Raises:
-        ModelError: They are quantised in a way that can't be trained.
+        ModelError: They are quantised, and the recipe can't train that quantisation.
     """
-    quantization = _stored(reference, settings)
+    quantization = _find_quantization(reference, settings)
     if not quantization:
         return
-    method, got = quantization["quant_method"], _described(quantization)
+    method, got = quantization["quant_method"], _describe_quantization(quantization)
     double = bool(quantization.get("bnb_4bit_use_double_quant", False))
     name = reference.name
     if method != "bitsandbytes_4bit" or quantization.get("bnb_4bit_quant_type", "fp4") != "nf4":
         raise ModelError(
             Problem(
-                f"model.name: the weights of {name} are stored quantised ({method}), and can't be trained or get an "
+                f"model.name: the weights of {name} are quantised ({method}), and can't be trained, with or without an "
                 "adapter",
                 got,
-                f"{_unquantised(method)}; --qlora quantises it to 4 bits",
+                f"{_unquantised_hint(method)}; --qlora quantises them to 4 bits",
             )
         )
     if recipe.quantization.type != "nf4":
@@ -286,7 +282,7 @@ def _require_trainable_weights(reference: ModelReference, settings: Settings, re
         raise ModelError(
             Problem(
                 f"model.name: the weights of {name} are stored in 4 bits, so "
-                + ("LoRA on them is QLoRA" if lora else "they can't be trained in full"),
+                + ("LoRA on them needs --qlora" if lora else "they can't be trained without an adapter"),
                 got,
                 f"{_qlora(double)}    trains a LoRA adapter on the 4-bit weights"
                 + ("" if lora else f"; or {UNQUANTISED}"),
@@ -296,7 +292,7 @@ def _require_trainable_weights(reference: ModelReference, settings: Settings, re
         raise ModelError(
             Problem(
                 f"quantization.double_quantization: the weights of {name} are stored in 4 bits "
-                f"{'with' if double else 'without'} it",
+                f"{'with' if double else 'without'} double quantisation",
                 str(recipe.quantization.double_quantization).lower(),
                 _qlora(double),
             )
@@ -310,19 +306,18 @@ def _qlora(double: bool) -> str:
 
 
 def _require_computable_weights(reference: ModelReference, settings: Settings) -> None:
-    """Check that a forward pass can be computed with weights that are stored as these are.
+    """Check that neft can compute a forward pass with the stored weights.
 
     Raises:
-        ModelError: They are quantised otherwise than by bitsandbytes.
+        ModelError: They are quantised, and not by bitsandbytes.
     """
-    quantization = _stored(reference, settings)
+    quantization = _find_quantization(reference, settings)
     if quantization and not quantization["quant_method"].startswith("bitsandbytes"):
         method = quantization["quant_method"]
         raise ModelError(
             Problem(
-                f"model.name: the weights of {reference.name} are stored quantised ({method}), which neft does not "
-                "compute with",
-                _described(quantization),
-                _unquantised(method),
+                f"model.name: the weights of {reference.name} are quantised ({method}), which neft doesn't support",
+                _describe_quantization(quantization),
+                _unquantised_hint(method),
             )
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError
 from neftcli.events import CellState, CellStatus, Notice, Observer
-from neftcli.models.files import is_truncated_safetensors
+from neftcli.models.files import is_damaged_safetensors
 from neftcli.recipe.loading import load_recipe, recipe_differences
 from neftcli.recipe.schema import TaskSettings
 from neftcli.runs.checkpoints import Checkpoints
@@ -106,7 +106,7 @@ class CellRuns:
 
 def _has_weights(run: RunDirectory) -> bool:
     weights = sorted(run.model.glob("*.safetensors"))
-    return bool(weights) and not any(is_truncated_safetensors(file) for file in weights)
+    return bool(weights) and not any(is_damaged_safetensors(file) for file in weights)
 
 
 def _has_checkpoint(run: RunDirectory) -> bool:

@@ -10,7 +10,7 @@ from neftcli.data.chat import ChatFormat, load_chat_format
 from neftcli.data.prepare import ExampleSplits, PreparedData, prepare, read_examples
 from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub_id
 from neftcli.events import Notice, Observer, Phase, PhaseId
-from neftcli.models.chat_templates import NAMED, validate_chat_template
+from neftcli.models.chat_templates import NAMED_TEMPLATES, validate_chat_template
 from neftcli.models.gguf import is_gguf_converted
 from neftcli.models.limits import load_embedding_size, max_prompt_length, require_embeddings, require_positions
 from neftcli.models.loading import require_pinned_code
@@ -114,7 +114,7 @@ def report_data(prepared: PreparedData, notices: list[str], observer: Observer) 
 
 def local_paths(recipe: Recipe) -> list[str]:
     """Return the values of a recipe that are paths of existing files or folders, relative to the current folder."""
-    names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED}  # they take precedence over a folder of the same name
+    names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED_TEMPLATES}  # they take precedence over a folder of the same name
     return [value for value in list_path_values(recipe) if value not in names and exists(expand_home(value))]
 
 

@@ -174,7 +174,7 @@ def test_resume_moved_rows_and_model(
     assert said.code == 2
     assert "2 errors" in said.err
     for told, flag in (
-        ("model.name: there is no such folder", "--model"),
+        ("model.name: this folder doesn't exist", "--model"),
         ("data.source: there is no file", "--dataset"),
     ):
         assert told in said.err

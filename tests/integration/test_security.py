@@ -257,7 +257,7 @@ def test_a_run_of_somebody_else_runs_no_code_unasked(place: str, runs: Path, tmp
     both = [theirs] if place == "run" else [runs / "tiny-a0-s0", "--baseline", theirs]
     refused = neft("eval", *both, "--no-answers", "--no-base")
     assert refused.code == 2
-    assert "comes with Python code of its own, which does not run unasked" in refused.err
+    assert "needs its own Python code, which neft doesn't run by default" in refused.err
     assert not (tmp_path / "code-ran").exists()
     asked = neft("eval", *both, "--no-answers", "--no-base", "--trust-remote-code")
     assert asked.code == 0, asked.err
@@ -276,7 +276,7 @@ def test_code_of_the_hub_needs_a_commit(
     assert result.err.splitlines() == [
         "model.revision: code of owner/name runs only at a full commit id, which nobody can change",
         f"  got      {revision[1] if revision else 'no revision'}",
-        "  hint     read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it",
+        "  hint     read the code at a commit, then: --trust-remote-code --revision COMMIT (all 40 characters)",
         "1 error; nothing was started.",
     ]
     assert not any((tmp_path / "runs").glob("*"))

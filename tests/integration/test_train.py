@@ -336,7 +336,7 @@ def test_rows_longer_than_the_model_has_positions_for_are_refused(
     result = neft(*arguments, "--max-length", "4096", "--held-out-rows", "0")
     assert result.code == 2
     assert (
-        "this model has positions for 1024 tokens\n  got      a row of 1501 tokens\n  hint     --max-length 1024"
+        "the model's context has 1024 tokens\n  got      a row of 1501 tokens\n  hint     --max-length 1024"
         in result.err
     )
     assert not (tmp_path / "runs").exists()

@@ -23,7 +23,7 @@ from neftcli.data.chat import PROMPT_DIFFERS, ChatFormat, _shared_prefix
 from neftcli.data.example import Example, Turn
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow, tokenize, tokenize_prompt
 from neftcli.errors import DataError, ModelError
-from neftcli.models.chat_templates import DATE, set_chat_template, training_template
+from neftcli.models.chat_templates import TEMPLATE_DATE, set_chat_template, training_template
 from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -165,9 +165,9 @@ def test_chat_template_single_turn(name: str) -> None:
         {"role": turn.role, "content": [{"type": "text", "text": turn.content}] if parts else turn.content}
         for turn in SINGLE.turns
     ]
-    own = re.sub(r"strftime_now\([^)]*\)", f"'{DATE:%Y-%m-%d}'", form.tokenizer.chat_template)
+    own = re.sub(r"strftime_now\([^)]*\)", f"'{TEMPLATE_DATE:%Y-%m-%d}'", form.tokenizer.chat_template)
     (text,), _ = render_jinja_template(conversations=[messages], chat_template=own, **form.tokenizer.special_tokens_map)
-    text = text.replace(f"{DATE:%Y-%m-%d}", f"{DATE:%d %b %Y}") if name == "llama3_2" else text
+    text = text.replace(f"{TEMPLATE_DATE:%Y-%m-%d}", f"{TEMPLATE_DATE:%d %b %Y}") if name == "llama3_2" else text
     assert str(form.tokenizer.decode(row.input_ids)).startswith(text.rstrip())
 
 
@@ -495,7 +495,7 @@ def test_chat_template_with_the_date() -> None:
     """Rows are the same tokens on every day."""
     form = ChatFormat(tokenizer_for("gptoss"))
     assert form.writes_date
-    assert f"Current date: {DATE:%Y-%m-%d}" in str(form.tokenizer.decode(row_of(form, SINGLE).input_ids))
+    assert f"Current date: {TEMPLATE_DATE:%Y-%m-%d}" in str(form.tokenizer.decode(row_of(form, SINGLE).input_ids))
     assert not ChatFormat(tokenizer_for("qwen3")).writes_date
 
 

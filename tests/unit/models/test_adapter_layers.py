@@ -54,7 +54,7 @@ def test_a_path_of_several_parts_is_found_as_peft_finds_it() -> None:
     [
         ({"target_modules": ("q_porj",)}, "target_modules: the model has no layer of this name", "q_proj"),
         ({"target_modules": ("q_proj", "nosuch")}, "target_modules: the model has no layer of this name", ""),
-        ({"target_modules": ("mlp",)}, "target_modules: this layer of the model gets no adapter", ""),
+        ({"target_modules": ("mlp",)}, "target_modules: layers of this type can't get an adapter", ""),
         ({"modules_to_save": ("embed_token",)}, "modules_to_save: the model has no layer of this name", "embed_tokens"),
     ],
 )

@@ -69,7 +69,9 @@ def test_adapter_notices_low_rank_on_a_tied_matrix(name: str) -> None:
     """Merging is another model, as is said; with an untied model, or the layer left out, nothing is."""
     adapter = replace(LORA, target_modules=("q_proj", name))
     [notice] = adapter_notices(tiny_model("llama", tie_word_embeddings=True), adapter)
-    assert notice.startswith(f"adapter.target_modules has {name}, and this model's embedding and output layer are one ")
+    assert notice.startswith(
+        f"adapter.target_modules has {name}, and this model's embedding and output layer share one "
+    )
     assert "the merged model is not the tuned one" in notice
     assert notice.endswith("--set adapter.modules_to_save=[embed_tokens]")
     before, after = trained_then_merged(adapter)
@@ -83,7 +85,7 @@ def test_adapter_notices_copy_of_a_tied_matrix(name: str) -> None:
     """What is offered in its place: the merged model is the tuned one, untied."""
     adapter = replace(LORA, target_modules=("q_proj",), modules_to_save=(name,))
     [notice] = adapter_notices(tiny_model("llama", tie_word_embeddings=True), adapter)
-    assert notice.endswith("merged the model has two matrices (tie_word_embeddings false)")
+    assert notice.endswith("the merged model has two matrices (tie_word_embeddings: false)")
     before, after = trained_then_merged(adapter)
     assert after == pytest.approx(before, abs=1e-5)
 

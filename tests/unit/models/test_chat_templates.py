@@ -10,7 +10,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.errors import ModelError
-from neftcli.models.chat_templates import ALPACA, CHATML, NAMED, set_chat_template
+from neftcli.models.chat_templates import ALPACA, CHATML, NAMED_TEMPLATES, set_chat_template
 from tests.tiny import tiny_tokenizer
 
 BELOW = "Below is an instruction that describes a task"
@@ -62,7 +62,7 @@ def test_chatml_ends_every_turn() -> None:
     assert rendered("chatml", CHAT[:3]) == f"{begun}1</s>\n"
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", NAMED_TEMPLATES)
 def test_named_templates_append(name: str) -> None:
     """A conversation begins with the prompt of each of its parts, so that answers can be found in it."""
     whole = rendered(name, CHAT)
@@ -70,7 +70,7 @@ def test_named_templates_append(name: str) -> None:
         assert whole.startswith(rendered(name, CHAT[:length], True) + CHAT[length]["content"] + "</s>")
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", NAMED_TEMPLATES)
 def test_a_bos_token_is_written_once_if_the_tokenizer_writes_one(name: str) -> None:
     """A conversation is tokenised without special tokens, so the template writes what the tokenizer would."""
     tokenizer = writes_bos()
@@ -113,7 +113,7 @@ def test_an_unknown_template(own: str | None) -> None:
     with pytest.raises(ModelError) as raised:
         set_chat_template(tokenizer, "alpacca")
     assert str(raised.value) == (
-        "model.chat_template: no template of this name, and no such file\n"
+        "model.chat_template: neither a named template nor a file\n"
         "  got      alpacca\n"
         "  did you mean alpaca?\n"
         "  hint     one of alpaca, chatml"

@@ -75,7 +75,7 @@ def test_require_inside_rejects_weights_outside(kind: str, by: str, folder: Path
         assert str(caught.value).splitlines() == [
             "model.name: the index and config.json of m must name files in its own folder",
             f"  got      {name}, in {folder}",
-            "  hint     copy the file into the folder, and correct the name: no / in front, no ..",
+            "  hint     copy the file into the folder and correct its name: relative, without ..",
         ]
 
 

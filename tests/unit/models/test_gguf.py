@@ -85,7 +85,7 @@ def test_the_manifest_holds_sizes_and_hashes(file: Path, conversions: list[Path]
     content = file.read_bytes()
     assert conversions
     assert manifest == {
-        "form": gguf.FORM,
+        "version": gguf.FORMAT_VERSION,
         "source": hashlib.sha256(content).hexdigest(),
         "files": {
             "config.json": [2, hashlib.sha256(b"{}").hexdigest()],
@@ -307,9 +307,9 @@ def test_a_file_that_is_no_gguf(content: bytes) -> None:
     """Four letters tell."""
     Path("x.gguf").write_bytes(content)
     assert said(Path("x.gguf")) == (
-        "x.gguf: this is not a .gguf file\n"
-        "  got      it does not begin with the letters GGUF\n"
-        "  hint     fetch the file again, or the model's folder with safetensors"
+        "x.gguf: not a .gguf file\n"
+        "  got      it doesn't begin with GGUF\n"
+        "  hint     download the file again, or use the model's folder with safetensors"
     )
     assert entries() == []
 
@@ -319,9 +319,9 @@ def test_a_gguf_that_is_damaged(rest: bytes) -> None:
     """Cut short behind its first letters, or with nonsense behind them."""
     Path("x.gguf").write_bytes(b"GGUF" + rest)
     first, second, third = said(Path("x.gguf")).splitlines()
-    assert first == "x.gguf: transformers can't read this .gguf"
+    assert first == "x.gguf: transformers can't read this .gguf file"
     assert len(second) > len("  got      ")
-    assert third == "  hint     fetch the file again, or the model's folder with safetensors"
+    assert third == "  hint     download the file again, or use the model's folder with safetensors"
     assert entries() == []
 
 

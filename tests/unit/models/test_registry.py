@@ -106,19 +106,19 @@ def test_an_alias_goes_before_a_folder_of_its_name() -> None:
 def test_a_misspelt_alias_names_the_nearest(typed: str, nearest: str) -> None:
     """The alias that is most like what was typed."""
     assert message(typed) == (
-        "model.name: this is no alias, no folder and no hub id\n"
+        "model.name: neither an alias nor a folder nor a hub id\n"
         f"  got      {typed}\n"
         f"  did you mean {nearest}?\n"
-        "  hint     neft models    to see the aliases; a hub id has an owner: owner/name"
+        "  hint     neft models    lists the aliases; a hub id has the form owner/name"
     )
 
 
 def test_a_name_like_no_alias() -> None:
     """Nothing is guessed where nothing is near."""
     assert message("zzzz") == (
-        "model.name: this is no alias, no folder and no hub id\n"
+        "model.name: neither an alias nor a folder nor a hub id\n"
         "  got      zzzz\n"
-        "  hint     neft models    to see the aliases; a hub id has an owner: owner/name"
+        "  hint     neft models    lists the aliases; a hub id has the form owner/name"
     )
 
 
@@ -136,13 +136,13 @@ def test_a_hub_id_has_an_owner(revision: str | None) -> None:
 
 def test_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").touch()
-    with pytest.raises(ModelError, match="is an adapter; a whole model is trained"):
+    with pytest.raises(ModelError, match="is an adapter, not a model"):
         resolve_model(str(tmp_path))
 
 
 def test_a_local_model_has_no_revision(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    with pytest.raises(ModelError, match="only a model on the hub has revisions"):
+    with pytest.raises(ModelError, match="only models on the hub have revisions"):
         resolve_model(str(tmp_path), "main")
 
 
@@ -172,9 +172,9 @@ def test_half_a_folder() -> None:
     folder = Path("half")
     folder.mkdir()
     said = (
-        "model.name: half is a folder without a model: config.json is missing\n"
+        "model.name: the folder half has no model: config.json is missing\n"
         "  got      it holds {}\n"
-        "  hint     --model FOLDER, where FOLDER was written by save_pretrained"
+        "  hint     --model FOLDER, with a folder that save_pretrained wrote"
     )
     assert message("half") == said.format("nothing")
     (folder / "tokenizer.json").touch()
@@ -185,9 +185,9 @@ def test_half_a_folder() -> None:
 def test_a_missing_gguf_file() -> None:
     """It is not looked for on the hub, though it has one slash."""
     assert message("some/tiny.gguf") == (
-        "model.name: there is no .gguf file of this name\n"
+        "model.name: this .gguf file doesn't exist\n"
         "  got      some/tiny.gguf\n"
-        "  hint     neft models    to see the aliases; a hub id has an owner: owner/name"
+        "  hint     neft models    lists the aliases; a hub id has the form owner/name"
     )
 
 
@@ -195,9 +195,9 @@ def test_a_file_of_another_kind() -> None:
     """Weights alone are no model."""
     Path("model.safetensors").touch()
     assert message("model.safetensors") == (
-        "model.name: a file must end in .gguf\n"
+        "model.name: must be a folder or a .gguf file\n"
         "  got      model.safetensors\n"
-        "  hint     the folder of a model, or a .gguf file in it"
+        "  hint     --model FOLDER or --model FILE.gguf"
     )
 
 
@@ -208,8 +208,8 @@ def test_a_missing_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert message(name) == (
-        f"model.name: there is no such folder\n  got      {name}\n"
-        "  hint     neft models    to see the aliases; a hub id has an owner: owner/name"
+        f"model.name: this folder doesn't exist\n  got      {name}\n"
+        "  hint     neft models    lists the aliases; a hub id has the form owner/name"
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from neftcli.errors import ModelError
 from neftcli.models.registry import resolve_model
-from neftcli.models.settings_files import declared_stop_tokens
+from neftcli.models.settings_files import read_stop_tokens
 
 
 def folder(path: Path, config: Any, generation: Any = None) -> str:
@@ -32,7 +32,7 @@ def folder(path: Path, config: Any, generation: Any = None) -> str:
 )
 def test_declared_stop_tokens(tmp_path: Path, config: Any, generation: Any, expected: set[int]) -> None:
     """generation_config.json goes before config.json; one id or a list."""
-    assert declared_stop_tokens(resolve_model(folder(tmp_path, config, generation))) == expected
+    assert read_stop_tokens(resolve_model(folder(tmp_path, config, generation))) == expected
 
 
 def test_declared_stop_tokens_damaged_file(tmp_path: Path) -> None:
@@ -40,4 +40,4 @@ def test_declared_stop_tokens_damaged_file(tmp_path: Path) -> None:
     name = folder(tmp_path, {"eos_token_id": 2})
     (tmp_path / "generation_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelError, match=r"generation_config\.json"):
-        declared_stop_tokens(resolve_model(name))
+        read_stop_tokens(resolve_model(name))

@@ -112,15 +112,17 @@ def an_adapter_beside_the_model(folder: Path, content: bytes) -> None:
 def test_pickled_weights_are_refused(plant: Callable[[Path, bytes], None], kind: str, folder: Path, made: Path) -> None:
     plant(folder, pickles(made)[kind])
     said = refusal(lambda: load_model(resolve_model(str(folder)), torch.float32))
-    assert "has only pickled weights (.bin), which can run code and are not read" in said
-    assert said.endswith("  hint     load it where you trust it and write it again with save_pretrained")
+    assert "has only pickled weights (.bin), which can run code; neft doesn't read them" in said
+    assert said.endswith(
+        "  hint     load the model in an environment that you trust, and save it again with save_pretrained"
+    )
     assert not made.exists()
 
 
 def test_resolve_adapter_beside_the_model(folder: Path, made: Path) -> None:
     """Else transformers would load it on top of the model, from a pickle."""
     an_adapter_beside_the_model(folder, pickles(made)["torch"])
-    assert "holds a model and an adapter" in refusal(lambda: resolve_model(str(folder)))
+    assert "has a model and an adapter" in refusal(lambda: resolve_model(str(folder)))
     assert not made.exists()
 
 
@@ -178,7 +180,7 @@ def test_an_adapter_of_another_kind_is_refused(adapter: Path) -> None:
     content = json.dumps(other.to_dict(), default=str)
     (adapter / "adapter_config.json").write_text(content.replace("PeftType.", ""))
     said = refusal(lambda: load_adapter(tiny_model("llama"), adapter))
-    assert said.splitlines()[0] == f"{adapter}: the adapter of a run is LoRA"
+    assert said.splitlines()[0] == f"{adapter}: the adapter of a run must be LoRA"
 
 
 def test_a_right_adapter_is_loaded(adapter: Path) -> None:
@@ -205,7 +207,7 @@ def test_code_of_a_folder_runs_where_it_is_asked_for_and_nowhere_else(folder: Pa
     load_tokenizer(reference)  # which has no code
     for load in (lambda: load_config(reference, False), lambda: load_model(reference, torch.float32)):
         said = refusal(load)
-        assert "comes with Python code of its own, which does not run unasked" in said
+        assert "needs its own Python code, which neft doesn't run by default" in said
         assert said.endswith("  hint     read the code; if you trust it: --trust-remote-code")
     assert not made.exists()
     assert type(load_model(reference, torch.float32, trust_remote_code=True)).__name__ == "OwnModel"
@@ -215,7 +217,7 @@ def test_code_of_a_folder_runs_where_it_is_asked_for_and_nowhere_else(folder: Pa
 def test_code_of_a_tokenizer_does_not_run_unasked(folder: Path, made: Path) -> None:
     (folder / "own.py").write_text(f"import os\nos.mkdir({str(made)!r})\n")
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Slow", "own.Fast"]}, tokenizer_class="Fast")
-    assert "does not run unasked" in refusal(lambda: load_tokenizer(resolve_model(str(folder))))
+    assert "doesn't run by default" in refusal(lambda: load_tokenizer(resolve_model(str(folder))))
     assert not made.exists()
 
 
@@ -245,7 +247,7 @@ def test_code_of_the_hub_needs_a_commit_before_anything_is_asked_for(revision: s
         assert refusal(load) == (
             "model.revision: code of owner/name runs only at a full commit id, which nobody can change\n"
             f"  got      {revision or 'no revision'}\n"
-            "  hint     read the code at a commit, then: --trust-remote-code --revision COMMIT, all 40 characters of it"
+            "  hint     read the code at a commit, then: --trust-remote-code --revision COMMIT (all 40 characters)"
         )
 
 
@@ -269,7 +271,7 @@ def test_code_that_a_folder_fetches_from_the_hub_is_refused(file: str, folder: P
     assert refusal(lambda: load_tokenizer(resolve_model(str(folder)), True)) == (
         f"{folder / file}: code runs only from the model's own folder, where nobody else can change it\n"
         "  got      somebody/else--own.Fast\n"
-        "  hint     copy its .py files into the folder, no links; name them in auto_map as FILE.Class"
+        "  hint     copy the .py files into the folder (no links), and name them in auto_map as FILE.Class"
     )
 
 

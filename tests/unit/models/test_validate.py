@@ -93,23 +93,23 @@ def refusal(reference: ModelReference, recipe: Recipe, *, trains: bool = True) -
 
 
 @pytest.mark.parametrize("case", CAUSAL)
-def test_require_usable_causal(case: str, tmp_path: Path) -> None:
+def test_validate_model_causal(case: str, tmp_path: Path) -> None:
     for recipe in METHODS.values():
         validate_model(model(tmp_path, **CAUSAL[case]), recipe, trains=True)
 
 
 @pytest.mark.parametrize("trains", [True, False])
 @pytest.mark.parametrize("case", OTHERS)
-def test_require_usable_other_kind(case: str, trains: bool, tmp_path: Path) -> None:
+def test_validate_model_other_kind(case: str, trains: bool, tmp_path: Path) -> None:
     settings, what = OTHERS[case]
     first, received, hint = refusal(model(tmp_path, **settings), FULL, trains=trains).splitlines()
     assert first == f"model.name: m is not a causal language model ({settings['model_type']})"
     assert received.startswith(f"  got      {what}")
     assert received.endswith(settings["architectures"][0])
-    assert hint.startswith("  hint     a decoder")
+    assert hint.startswith("  hint     use a decoder")
 
 
-def test_require_usable_sentence_transformers(tmp_path: Path) -> None:
+def test_validate_model_sentence_transformers(tmp_path: Path) -> None:
     """Qwen3-Embedding names a causal class; modules.json says what it is for."""
     (tmp_path / "modules.json").write_text("[]")
     said = refusal(model(tmp_path, **CAUSAL["llama"]), FULL)
@@ -118,7 +118,7 @@ def test_require_usable_sentence_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", QUANTISED)
-def test_require_usable_quantised(case: str, method: str, tmp_path: Path) -> None:
+def test_validate_model_quantised(case: str, method: str, tmp_path: Path) -> None:
     """Only nf4 under --qlora trains; each refusal names the quantisation and what to type."""
     quantization, name = QUANTISED[case]
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=quantization)
@@ -131,12 +131,12 @@ def test_require_usable_quantised(case: str, method: str, tmp_path: Path) -> Non
         assert "stored in 4 bits" in said
         assert "\n  hint     --qlora" in said
     else:
-        assert f"stored quantised ({name})" in said
+        assert f"are quantised ({name})" in said
         assert "\n  hint     the model that it was made from, with unquantised weights" in said
 
 
 @pytest.mark.parametrize("case", QUANTISED)
-def test_require_usable_quantised_for_evaluation(case: str, tmp_path: Path) -> None:
+def test_validate_model_quantised_for_evaluation(case: str, tmp_path: Path) -> None:
     """What bitsandbytes stored can be computed with on any machine; others are refused by name."""
     quantization, name = QUANTISED[case]
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=quantization)
@@ -146,7 +146,7 @@ def test_require_usable_quantised_for_evaluation(case: str, tmp_path: Path) -> N
         assert f"({name})" in refusal(reference, FULL, trains=False)
 
 
-def test_require_usable_double_quantization(tmp_path: Path) -> None:
+def test_validate_model_double_quantization(tmp_path: Path) -> None:
     """The recipe must say what the weights are, or its record would be wrong."""
     stored = {"quant_method": "bitsandbytes", **NF4, "bnb_4bit_use_double_quant": False}
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=stored)
@@ -165,7 +165,7 @@ def test_stored_quantization_of_a_text_model() -> None:
     assert stored_quantization({}) == {}
 
 
-def test_require_usable_quantize_config_of_old(tmp_path: Path) -> None:
+def test_validate_model_quantize_config_of_old(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text('{"bits": 4}')
     assert "(gptq)" in refusal(model(tmp_path, **CAUSAL["llama"]), LORA)
 
@@ -189,7 +189,7 @@ def unusable_weights(reference: ModelReference) -> str:
     return str(raised.value)
 
 
-def test_require_weight_files(tmp_path: Path) -> None:
+def test_validate_weight_files(tmp_path: Path) -> None:
     """By the index and the headers: whole files pass; one that is missing, cut or a pickle is rejected."""
     reference = sharded(tmp_path, **CAUSAL["llama"])
     validate_weight_files(reference)
@@ -202,7 +202,7 @@ def test_require_weight_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "pytorch_model.bin"}}')
     assert "has only pickled weights (.bin)" in unusable_weights(reference)
     (tmp_path / "model.safetensors.index.json").write_text("{")
-    assert "model.safetensors.index.json is not JSON" in unusable_weights(reference)
+    assert "model.safetensors.index.json is not valid JSON" in unusable_weights(reference)
     (tmp_path / "model.safetensors.index.json").unlink()
     assert "no model.safetensors and no model.safetensors.index.json" in unusable_weights(reference)
     (tmp_path / "pytorch_model.bin").touch()
