@@ -15,7 +15,7 @@ from shlex import quote
 from typing import Any, Literal
 
 from neftcli.errors import ModelError, Problem
-from neftcli.system.paths import closest_path, exists, expand_home
+from neftcli.system.paths import closest_path, exists, expand_home, unsearchable_parent
 
 Kind = Literal["hub", "folder", "gguf"]
 

@@ -166,7 +166,7 @@ def test_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file: Path
         for option, name in (("--model", "closed/tiny"), ("--dataset", "closed/rows.jsonl")):
             refused = run("train", "--model", "tiny", "--dataset", "rows.jsonl", option, name)
             assert refused.code == 2
-            assert f"this user may not enter {place}/closed\n  got      {name}" in refused.err
+            assert f"no permission to open {place}/closed\n  got      {name}" in refused.err
     finally:
         shutil.rmtree(place)
 

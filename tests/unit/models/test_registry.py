@@ -168,18 +168,18 @@ def test_a_gguf_file_is_a_model() -> None:
 
 
 def test_half_a_folder() -> None:
-    """A folder without a config is told with what it holds, and an empty one as such."""
+    """The message lists the files of the folder."""
     folder = Path("half")
     folder.mkdir()
     said = (
         "model.name: the folder half has no model: config.json is missing\n"
-        "  got      it holds {}\n"
+        "  got      {}\n"
         "  hint     --model FOLDER, with a folder that save_pretrained wrote"
     )
-    assert message("half") == said.format("nothing")
+    assert message("half") == said.format("an empty folder")
     (folder / "tokenizer.json").touch()
     (folder / "model.safetensors").touch()
-    assert message("half") == said.format("model.safetensors, tokenizer.json")
+    assert message("half") == said.format("files: model.safetensors, tokenizer.json")
 
 
 def test_a_missing_gguf_file() -> None:

@@ -132,7 +132,7 @@ def test_validate_model_quantised(case: str, method: str, tmp_path: Path) -> Non
         assert "\n  hint     --qlora" in said
     else:
         assert f"are quantised ({name})" in said
-        assert "\n  hint     the model that it was made from, with unquantised weights" in said
+        assert "\n  hint     use the original model with unquantised weights" in said
 
 
 @pytest.mark.parametrize("case", QUANTISED)
