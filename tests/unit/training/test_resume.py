@@ -1,0 +1,52 @@
+"""State of a run in its checkpoints. Oracles: the schema of a checkpoint, and values written out by hand."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from neftcli.events import Evaluated
+from neftcli.runs.schemas import TrainingState, parse_json
+from neftcli.training.evaluator import Evaluation
+from neftcli.training.resume import BaseEvaluation, RunState, describe_changes
+
+BASE = BaseEvaluation(Evaluated(0, 2.0, 2.5), ["an answer"], 3.0, 4.0)
+
+
+def test_run_state_round_trip() -> None:
+    """What is restored is what was saved; a later evaluation replaces it."""
+    state = RunState(BASE, time.perf_counter() - 10, {}, "")
+    state.unlogged = {"loss": [0.5], "tokens": [20.0], "since": 6}
+    state.last_evaluation = Evaluation(Evaluated(6, 1.0, 1.5), ())
+    saved = parse_json(json.dumps(state.to_json()), TrainingState)
+    assert saved["seconds"] == pytest.approx(10, abs=1)
+    restored = RunState(BASE, 0.0, {}, "")
+    restored.restore(saved)
+    assert (restored.evaluated, restored.evaluated_step) == (Evaluated(6, 1.0, 1.5), 6)
+    assert restored.unlogged == state.unlogged
+    assert BaseEvaluation(**{**saved["base"], "evaluated": Evaluated(**saved["base"]["evaluated"])}) == BASE
+    restored.last_evaluation = Evaluation(Evaluated(8, 0.5, 0.5), ())
+    assert restored.evaluated_step == 8
+
+
+def test_run_state_before_the_first_evaluation() -> None:
+    state = RunState(BASE, 0.0, {}, "")
+    assert (state.evaluated, state.evaluated_step, list(state.held_out_losses)) == (None, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({}, []),
+        ({"neftune.alpha": [5.0, 10.0]}, ["neftune.alpha 5.0 up to step 6, then 10.0"]),
+        ({"training.logging_steps": [3, None]}, ["training.logging_steps 3 up to step 6, then the default"]),
+        ({"data_sha256": "0123"}, ["different data after step 6 (accepted)"]),
+        ({"data.source": ["a", "b"]}, []),  # moved
+    ],
+)
+def test_describe_changes(changes: dict[str, Any], sentences: list[str]) -> None:
+    assert describe_changes({"checkpoint": "checkpoint-6", "changes": changes}) == sentences
+    assert describe_changes({"checkpoint": None, "changes": changes}) == []
