@@ -1,4 +1,4 @@
-"""The smallest effect of interest, `sweep.delta`: typed as a number in the metric's unit, or as a share of a gain."""
+"""Smallest effect of interest, `sweep.delta`: in the unit of the metric, or as a percentage of the gain of training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from neftcli.sweep.results import SweepResults
 
 AUTO = "auto"
-OF_GAIN = 0.01
-"""The default for held-out loss: this share of the gain over the base model."""
-OF_WIN_RATE = 0.05
-"""The default for a win rate: 5 points."""
+DEFAULT_GAIN_FRACTION = 0.01
+"""Default for held-out loss: this fraction of the gain over the base model."""
+DEFAULT_WIN_RATE = 0.05
+"""Default for a win rate: 5 points."""
 KEY = "--delta (sweep.delta)"
 
 
@@ -32,20 +32,20 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
     Args:
         delta: 0.005, "1%" of the gain, or "auto".
         metric: Id of the first metric, to which it applies.
-        gain: What training without noise gained over the base model, by `gain_of_training`; None if it is not known.
+        gain: Gain of training without noise over the base model, from `gain_of_training`; None if it is unknown.
 
     Returns:
-        None if the gain is not known or not above 0, or if the default has no value for the metric.
+        None if the gain is unknown or not above 0, or if the metric has no default.
 
     Raises:
-        RecipeError: It is neither a number above 0 nor a percentage up to 100 %; it is a percentage and the metric has
-            no base value; or it is 1 or more and the metric a share, which can't change by so much.
+        RecipeError: It is neither a number above 0 nor a percentage up to 100 %; it is a percentage and the metric is
+            not held-out loss; or it is 1 or more and the metric is a share of 1.
     """
     typed = f"{delta:g}" if isinstance(delta, float) else delta.strip()
     if typed == AUTO:
         if metric in WIN_RATES:
-            return OF_WIN_RATE
-        return None if metric != HELD_OUT_LOSS or gain is None or gain <= 0 else OF_GAIN * gain
+            return DEFAULT_WIN_RATE
+        return None if metric != HELD_OUT_LOSS or gain is None or gain <= 0 else DEFAULT_GAIN_FRACTION * gain
     number, in_percent = _number(typed.removesuffix("%")), typed.endswith("%")
     if number is None:
         message = (
@@ -72,12 +72,12 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
 def gain_of_training(results: SweepResults, before: Sequence[float]) -> float | None:
     """Compute the gain of alpha 0 over the base model: loss before training minus held-out loss of alpha 0.
 
-    It is that of the first seeds, `FIRST_LOOK`, so that it stays the same when seeds are added. With a grid it is the
-    best baseline's.
+    Only the first `FIRST_LOOK` seeds count, so that it stays the same when seeds are added. With a grid it is that of
+    the best baseline.
 
     Args:
-        results: What was measured.
-        before: Held-out losses of the base model, as cells recorded them.
+        results: Results of the sweep.
+        before: Held-out losses of the base model, as the cells recorded them.
     """
     tuned = []
     for arm in (arm for arm in results.arms if not arm.alpha):
@@ -97,7 +97,7 @@ def losses_before(runs: Iterable[Path]) -> list[float]:
 
 
 def _number(text: str) -> float | None:
-    """The number above 0 that a text is; None if it is none."""
+    """Return a text as a number above 0; None if it is not one."""
     try:
         number = float(text)
     except ValueError:

@@ -1,16 +1,16 @@
-"""Early stopping of a sweep: after each seed from the third on, whether an arm, or a whole baseline's group, is done.
+"""Early stopping: after each seed from the third on, drop arms and stop groups that need no further seeds.
 
-A group is a baseline (alpha 0) and the arms that are compared with it. After each seed, with the arms still in:
+A group is a baseline (alpha 0) and the arms that are compared with it. After each seed, for the arms that are left:
 
 1. Success: an arm is better than the baseline for new seeds, at p < SUCCESS / number of noised arms. The group stops.
 2. Drop: an arm is worse than the leading arm, one-sided at DROP. It gets no further seeds; the baseline is never
    dropped.
-3. Futility: for each noised arm left, the upper end of a one-sided interval of its gain over the baseline, at
-   FUTILITY, is below delta, the smallest effect of interest. The group stops, and "any gain over delta is excluded" is
-   what it found; over all looks that holds with 95 %.
+3. Futility: for each noised arm that is left, the upper end of a one-sided interval of its gain over the baseline, at
+   FUTILITY, is below delta, the smallest effect of interest. The group stops with the result "any gain over delta is
+   excluded", which holds with 95 % over all looks.
 
 All tests are those of the verdict (`compare_arms`: seeds and prompts crossed, the seeds' variance pooled over the arms
-still in). The verdict is then given at the usual level of 5 %. Looking early costs little of it, because the level for
+that are left). The verdict follows at the usual level of 5 %. Looking early costs little of it, because the level for
 success is so strict (Haybittle 1971; Peto et al. 1976), and because a stop for futility or a drop only takes away
 chances to be "better". `benchmarks/calibrate.py` simulates the error rates; docs/sweep.md shows them.
 
@@ -49,7 +49,7 @@ DROP = 0.025
 """One-sided level of "worse than the leading arm"."""
 FUTILITY = 0.015
 """One-sided level, at each look, of the interval that excludes gains over delta. A true gain of delta is then wrongly
-excluded in at most 5 % of sweeps of up to 12 seeds (simulated; with 0.05 at each look, in up to 14 %)."""
+excluded in at most 5 % of sweeps of up to 12 seeds (simulated; with 0.05 at each look in up to 14 %)."""
 FIRST_LOOK = 3
 """Seeds before the first look: with two, Student's quantiles are so large that nothing is decided."""
 FEWEST_SEEDS = 6
@@ -63,10 +63,10 @@ class Dropped:
     """An arm that gets no further seeds.
 
     Attributes:
-        arm: Which one.
+        arm: The arm.
         leader: The leading arm, the best by the mean over the seeds so far.
-        by: How much worse than the leader it is, in the metric's unit; above 0.
-        p: One-sided p of that.
+        by: Difference from the leader in the metric's unit; above 0.
+        p: One-sided p of this difference.
         seeds: Seeds after which it was dropped.
     """
 
@@ -77,7 +77,7 @@ class Dropped:
     seeds: int
 
     def sentence(self, metric: str) -> str:
-        """State it for the log: "alpha 10 gets no further seeds: worse than alpha 5 by 0.012 in ..."."""
+        """Return a sentence: "alpha 10 gets no further seeds: worse than alpha 5 by 0.012 in ..."."""
         why = f"worse than {self.leader.name()} by {format_amount(metric, self.by)} in {label(metric)}"
         return f"{self.arm.name()} gets no further seeds: {why} (one-sided p = {self.p:.1g}, {self.seeds} seeds)"
 
@@ -93,8 +93,8 @@ class Stopped:
         planned: Seeds that were planned.
         arm: With success the arm that is better than the baseline, the leading one if there are several; else None.
         gain: Its gain in the metric's unit; None without it.
-        excluded: With futility, gains over this are excluded for every arm left: delta, or 0 if all noised arms were
-            dropped, each for being worse than a leader that was at last the baseline. None with success.
+        excluded: With futility, gains over this are excluded for every arm that is left: delta, or 0 if all noised arms
+            were dropped, the last of them because it was worse than the baseline. None with success.
     """
 
     baseline: Arm
@@ -106,9 +106,9 @@ class Stopped:
     excluded: float | None = None
 
     def sentence(self, metric: str) -> str:
-        """State it for the log and the verdict."""
-        where = f" with {self.baseline.label()}" if self.baseline.grid else ""
-        when = f"Stopped early{where}, after {self.seeds} of {self.planned} seeds"
+        """Return a sentence for the log and the verdict."""
+        options = f" with {self.baseline.label()}" if self.baseline.grid else ""
+        when = f"Stopped early{options}, after {self.seeds} of {self.planned} seeds"
         if self.arm is not None and self.gain is not None:
             return (
                 f"{when}: {self.arm.name()} is better than alpha 0 by {format_amount(metric, self.gain)} in "
@@ -138,27 +138,26 @@ class Decision:
 
     def is_needed(self, arm: Arm) -> bool:
         """Return whether an arm gets further seeds."""
-        if baseline_of(arm) in [one.baseline for one in self.stopped]:
+        if baseline_of(arm) in [stopped.baseline for stopped in self.stopped]:
             return False
-        return arm not in [one.arm for one in self.dropped]
+        return arm not in [dropped.arm for dropped in self.dropped]
 
 
 def is_confirmed(
     results: SweepResults, metric: str, stop: Stopped, dropped: Sequence[Arm], delta: float | None
 ) -> bool:
-    """Return whether all that is measured supports a stop that an earlier look decided.
+    """Return whether all results support a stop that an earlier look decided.
 
-    More seeds than that look had may be measured: several are trained at a time, and earlier calls may have trained
-    them.
+    There may be more seeds than that look had: several are trained at a time, and earlier calls may have trained them.
     """
     arms = [arm for arm in results.arms if baseline_of(arm) == stop.baseline and arm not in dropped]
-    if results.measured_seeds(stop.baseline) <= stop.seeds or len(arms) < 2:
+    if results.evaluated_seeds(stop.baseline) <= stop.seeds or len(arms) < 2:
         return True
     noised = [arm for arm in results.arms if arm.alpha]
     better = results.direction(metric)
     if better == "none":
         return False
-    found = look(
+    decision = look(
         {arm: results.values(metric, arm) for arm in arms},
         stop.baseline,
         results.weights(metric, stop.baseline),
@@ -168,7 +167,7 @@ def is_confirmed(
         comparisons=len(noised),
         planned=stop.planned,
     )
-    return [other.reason for other in found.stopped] == [stop.reason]
+    return [other.reason for other in decision.stopped] == [stop.reason]
 
 
 def stops_early(sweep: Sweep) -> bool:
@@ -183,14 +182,14 @@ def decide(
 ) -> Decision:
     """Apply the rules after each seed up to the last one that is done, from the first look on.
 
-    A look uses the seeds up to it only. So the decisions depend on nothing but the cells' values: a sweep that resumes
-    repeats them, however many seeds it trains at a time.
+    A look uses the seeds up to it only, so the decisions depend on nothing but the cells' values: a resumed sweep
+    repeats them, regardless of how many seeds it trains at a time.
 
     Args:
-        results: What was measured.
-        metric: The metric that decides.
+        results: Results of the sweep.
+        metric: Id of the metric that decides.
         delta: Smallest effect of interest in its unit; None for no futility.
-        done: Seeds, from the first one on, whose cells have ended.
+        done: Number of seeds, from the first one on, whose cells have ended.
         resamples: As in `look`.
     """
     better, planned = results.direction(metric), len(results.seeds)
@@ -203,7 +202,7 @@ def decide(
         values = {arm: results.values(metric, arm) for arm in results.arms if baseline_of(arm) == baseline}
         left = list(values)
         for seeds in range(FIRST_LOOK, min(done + 1, planned)):
-            found = look(
+            decision = look(
                 {arm: values[arm][:seeds] for arm in left},
                 baseline,
                 results.weights(metric, baseline),
@@ -214,9 +213,9 @@ def decide(
                 planned=planned,
                 resamples=resamples,
             )
-            dropped += found.dropped
-            stopped += found.stopped
-            left = [arm for arm in left if found.is_needed(arm)]
+            dropped += decision.dropped
+            stopped += decision.stopped
+            left = [arm for arm in left if decision.is_needed(arm)]
             if not left:
                 break
     return Decision(tuple(dropped), tuple(stopped))
@@ -236,22 +235,22 @@ def look(
 ) -> Decision:
     """Apply the rules once to a baseline's group.
 
-    An arm with fewer than `FIRST_LOOK` seeds, or too few prompts, in common with the baseline (cells failed) is neither
-    tested nor dropped, and the group does not stop for futility while it is in.
+    An arm with fewer than `FIRST_LOOK` seeds, or too few prompts, in common with the baseline (because cells failed) is
+    neither tested nor dropped, and the group does not stop for futility while it is left.
 
     Args:
-        values: (seeds so far, rows) of each arm still in, the baseline among them; NaN if there is no value.
+        values: (seeds so far, rows) of each arm that is left, with the baseline; NaN if there is no value.
         baseline: The arm without noise.
         weights: (rows,), or None, as in `compare_arms`.
         prompts: (rows,), or None, as in `compare_arms`.
-        better: The good direction.
+        better: Which values are better.
         delta: Smallest effect of interest; None for no futility.
         comparisons: Number of noised arms in the sweep.
         planned: Seeds that are planned.
         resamples: Sign patterns of a test; more are drawn if the level for success needs them.
 
     Returns:
-        Arms dropped now, and the group if it stops now; then nothing is dropped.
+        The arms dropped now, and the group if it stops now.
     """
     sign = -1.0 if better == "lower" else 1.0
     seeds = len(values[baseline])
@@ -260,11 +259,11 @@ def look(
         return Decision()
     columns = [values[arm] for arm in tested]
     differences = estimate_crossed_differences(values[baseline], columns, weights, prompts=prompts)
-    found = dict(zip(tested, differences, strict=True))
-    gains = {baseline: 0.0, **{arm: sign * difference.value for arm, difference in found.items()}}
+    by_arm = dict(zip(tested, differences, strict=True))
+    gains = {baseline: 0.0, **{arm: sign * difference.value for arm, difference in by_arm.items()}}
     level = SUCCESS / comparisons
     enough = max(resamples, math.ceil(4 / level))  # patterns for a p below the level
-    p_values = _p_values(values, baseline, found, level, weights, prompts, enough)
+    p_values = _p_values(values, baseline, by_arm, level, weights, prompts, enough)
     winners = [arm for arm, p in p_values.items() if gains[arm] > 0 and p < level]
     if winners:
         best = max(winners, key=gains.__getitem__)
@@ -272,11 +271,11 @@ def look(
     leader = max(gains, key=gains.__getitem__)
     others = [arm for arm in (baseline, *tested) if arm != leader]
     worse = _worse_than(leader, values, others, sign, weights, prompts, resamples)
-    dropped = tuple(one for one in worse if one.arm != baseline)
-    left = [arm for arm in values if arm != baseline and arm not in [one.arm for one in dropped]]
+    dropped = tuple(drop for drop in worse if drop.arm != baseline)
+    left = [arm for arm in values if arm != baseline and arm not in [drop.arm for drop in dropped]]
     if not left:
         return Decision(dropped, (Stopped(baseline, "futility", seeds, planned, excluded=0.0),))
-    if delta is not None and all(arm in found and _largest_gain(found[arm], sign) < delta for arm in left):
+    if delta is not None and all(arm in by_arm and _largest_gain(by_arm[arm], sign) < delta for arm in left):
         return Decision(dropped, (Stopped(baseline, "futility", seeds, planned, excluded=delta),))
     return Decision(dropped)
 
@@ -290,40 +289,40 @@ def _worse_than(
     prompts: Sequence[object] | None,
     resamples: int,
 ) -> tuple[Dropped, ...]:
-    """The arms that are significantly worse than the leader; all of them estimate together how much seeds vary."""
+    """Return the arms that are significantly worse than the leader; the seeds' variance is pooled over all of them."""
     compared = [arm for arm in others if _is_enough(values[leader], values[arm], weights, prompts)]
     if not compared:
         return ()
     columns = [values[arm] for arm in compared]
     differences = estimate_crossed_differences(values[leader], columns, weights, prompts=prompts)
-    found = dict(zip(compared, differences, strict=True))
-    p_values = _p_values(values, leader, found, 2 * DROP, weights, prompts, resamples)
+    by_arm = dict(zip(compared, differences, strict=True))
+    p_values = _p_values(values, leader, by_arm, 2 * DROP, weights, prompts, resamples)
     return tuple(
-        Dropped(arm, leader, -sign * found[arm].value, p / 2, len(values[leader]))
+        Dropped(arm, leader, -sign * by_arm[arm].value, p / 2, len(values[leader]))
         for arm, p in p_values.items()
-        if sign * found[arm].value < 0 and p / 2 < DROP
+        if sign * by_arm[arm].value < 0 and p / 2 < DROP
     )
 
 
 def _p_values(
     values: Mapping[Arm, npt.NDArray],  # type: ignore[type-arg]
     reference: Arm,
-    found: Mapping[Arm, CrossedDifference],
+    by_arm: Mapping[Arm, CrossedDifference],
     level: float,
     weights: npt.ArrayLike | None,
     prompts: Sequence[object] | None,
     resamples: int,
 ) -> dict[Arm, float]:
-    """The p of new seeds, as in the verdict, of the arms for which it may be below the level.
+    """Return the p for new seeds, as in the verdict, of the arms for which it may be below the level.
 
-    The sign-flip test takes most of the time and can only make p larger, so it is made only if an arm needs it.
+    The sign-flip test takes most of the time and can only make p larger, so it runs only if an arm needs it.
     """
-    candidates = [arm for arm, difference in found.items() if difference.is_beyond(level)]
+    candidates = [arm for arm, difference in by_arm.items() if difference.is_beyond(level)]
     if not candidates:
         return {}
-    columns = [values[arm] for arm in found]
+    columns = [values[arm] for arm in by_arm]
     compared = compare_arms(values[reference], columns, weights, prompts=prompts, resamples=resamples)
-    claims = {arm: difference.new_seeds for arm, difference in zip(found, compared, strict=True)}
+    claims = {arm: difference.new_seeds for arm, difference in zip(by_arm, compared, strict=True)}
     return {arm: claim.p for arm in candidates if (claim := claims[arm]) is not None}
 
 
@@ -337,7 +336,7 @@ def _is_enough(
 
 
 def _largest_gain(difference: CrossedDifference, sign: float) -> float:
-    """The upper end of the one-sided interval of an arm's gain; infinite if seeds can't be told from prompts."""
+    """Return the upper end of the one-sided interval of an arm's gain; infinite without variance components."""
     if difference.components is None:
         return math.inf
     return sign * difference.value + margin_of_error(difference.components, difference.seeds, difference.n, FUTILITY)

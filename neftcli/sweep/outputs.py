@@ -1,6 +1,6 @@
-"""What a sweep leaves: sweep.json, cells.csv, verdict.md, plots/ and best, a link to the run that is recommended.
+"""Files of a sweep's report: sweep.json, cells.csv, verdict.md, plots/, and best, a link to the recommended run.
 
-What an earlier call left and this one no longer says is taken away: plots of other metrics, and `best`.
+Files of an earlier report that no longer apply are removed: plots of other metrics, and `best`.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ def write_outputs(
     recommended: Arm | None,
     cells: Sequence[Cell],
 ) -> None:
-    """Writes all of it to the report's folder.
+    """Write all files of a report to its folder.
 
     Args:
-        report: What was found.
-        states: The cells as they stand, in the order of the plan.
-        results: What was measured.
-        metrics: Those that decide.
+        report: The report.
+        states: States of the cells, in the order of the plan.
+        results: Results of the cells.
+        metrics: Ids of the metrics that decide.
         recommended: The arm that `best` points to; None for no link.
         cells: The plan.
     """
     folder = Path(report.folder)
     earlier = _plots_of(folder / SWEEP)
-    cells_now = [{key: value for key, value in asdict(state).items() if key not in TRANSIENT} for state in states]
-    content = {**asdict(report), "cells": cells_now}
+    cell_rows = [{key: value for key, value in asdict(state).items() if key not in TRANSIENT} for state in states]
+    content = {**asdict(report), "cells": cell_rows}
     atomic_write(folder / SWEEP, json.dumps(replace_non_finite(content), indent=2, ensure_ascii=False) + "\n")
     write_cells(folder, states)
-    atomic_write(folder / "verdict.md", verdict_text(report))
-    drawn = _plot(folder / PLOTS, report, results, metrics, list(zip(cells, states, strict=True)))
+    atomic_write(folder / "verdict.md", to_markdown(report))
+    drawn = _draw_plots(folder / PLOTS, report, results, metrics, list(zip(cells, states, strict=True)))
     for stem in earlier - drawn:
         for kind in ("png", "svg"):
             remove(folder / PLOTS / f"{stem}.{kind}")
-    _link(folder, recommended, cells, states)
+    _link_best(folder, recommended, cells, states)
 
 
 def write_cells(folder: Path, states: Sequence[CellState]) -> None:
-    """Writes cells.csv, one row a cell."""
+    """Write cells.csv, one row for each cell."""
     text = StringIO()
     names = [name for name in CellState.__slots__ if name not in TRANSIENT]
     writer = csv.DictWriter(text, names, extrasaction="ignore")
@@ -75,8 +75,8 @@ def write_cells(folder: Path, states: Sequence[CellState]) -> None:
     atomic_write(folder / "cells.csv", text.getvalue())
 
 
-def verdict_text(report: SweepReport) -> str:
-    """The report in Markdown."""
+def to_markdown(report: SweepReport) -> str:
+    """Return the report in Markdown, with the words and digits of the terminal."""
     names = list(dict.fromkeys(name for arm in report.arms for name in arm.values))
     head = ["arm", "seeds", *map(label, names), "difference", "95 % CI", "p (Holm)", "MDE", "verdict"]
     lines = [
@@ -91,7 +91,7 @@ def verdict_text(report: SweepReport) -> str:
     for metric in report.metrics:
         lines += [f"## {escape_markdown(label(metric))}, against alpha 0", "", _row(head), _row(["---"] * len(head))]
         for index, arm in enumerate(report.arms):
-            lines.append(_row(_cells(arm, [column[index] for column in columns], metric)))
+            lines.append(_row(_arm_cells(arm, [column[index] for column in columns], metric)))
         lines.append("")
     lines += [f"- {escape_markdown(line)}" for line in (*report.failures(), *report.remarks())]
     return "\n".join(lines).rstrip() + "\n"
@@ -101,97 +101,110 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(map(escape_markdown, cells)) + " |"
 
 
-def _cells(arm: ArmResult, values: Sequence[str], metric: str) -> list[str]:
-    """An arm's row, by the same words and digits as on a terminal."""
-    found = next((one for one in arm.comparisons if one.metric == metric), None)
-    tested = ["-"] * 4
-    if found is not None:
-        tested = [
-            number_format.table_number(metric, found.difference, signed=True),
-            number_format.table_interval(metric, found.low, found.high),
-            number_format.table_p(found.p_adjusted),
-            number_format.table_number(metric, found.detectable),
+def _arm_cells(arm: ArmResult, values: Sequence[str], metric: str) -> list[str]:
+    """Return the table cells of an arm."""
+    comparison = arm.comparison(metric)
+    test = ["-"] * 4
+    if comparison is not None:
+        test = [
+            number_format.table_number(metric, comparison.difference, signed=True),
+            number_format.table_interval(metric, comparison.low, comparison.high),
+            number_format.table_p(comparison.p_adjusted),
+            number_format.table_number(metric, comparison.detectable),
         ]
-    return [arm.name(), str(arm.seeds), *values, *tested, arm.verdict(metric)]
+    return [arm.name(), str(arm.seeds), *values, *test, arm.verdict(metric)]
 
 
 def _stem(metric: str) -> str:
-    """The name of a metric's plots."""
+    """Return the file stem of a metric's plot."""
     return "".join(letter if letter.isalnum() else "-" for letter in metric.lower())
 
 
 def _difference_stem(metric: str) -> str:
-    """The name of the plots of its differences from alpha 0."""
+    """Return the file stem of the plot of a metric's differences from alpha 0."""
     return f"{_stem(metric)}-difference"
 
 
 def _plots_of(file: Path) -> set[str]:
-    """The stems of the plots that belong to an earlier report; none where there is none that can be read."""
+    """Return the stems of the plots of an earlier report; none if it is missing or damaged."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        differences = {_difference_stem(one["metric"]) for arm in content["arms"] for one in arm["comparisons"]}
-        return {CURVES, *differences, *(_stem(name) for arm in content["arms"] for name in arm["values"])}
+        arms = json.loads(file.read_text(encoding="utf-8"))["arms"]
+        stems = {CURVES}
+        for arm in arms:
+            stems |= {_difference_stem(comparison["metric"]) for comparison in arm["comparisons"]}
+            stems |= {_stem(metric) for metric in arm["values"]}
+        return stems
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return set()
 
 
-def _plot(
+def _draw_plots(
     folder: Path,
     report: SweepReport,
     results: SweepResults,
     metrics: Sequence[str],
     cells: Sequence[tuple[Cell, CellState]],
 ) -> set[str]:
-    """Draws every metric and the curves, and says by which stems."""
-    drawn = set()
+    """Plot every metric and the learning curves, and return the stems of the plots."""
+    stems = set()
     for metric in dict.fromkeys(name for arm in report.arms for name in arm.values):
-        points = []
-        for arm, row in zip(results.arms, report.arms, strict=True):
-            if metric in row.values:
-                found = row.values[metric]
-                seeds = results.per_seed(metric, arm)
-                points.append(ArmPoints(arm.alpha, arm.label(), found.value, found.low, found.high, seeds))
         better = results.direction(metric) if metric in metrics else "none"
+        points = _value_points(report, results, metric)
         plot_metric(folder, _stem(metric), label(metric), unit(metric), better, points)
-        drawn.add(_stem(metric))
-        if any(one.metric == metric for row in report.arms for one in row.comparisons):
-            points = _differences(report, results, metric)
+        stems.add(_stem(metric))
+        if any(row.comparison(metric) for row in report.arms):
+            points = _difference_points(report, results, metric)
             name, stem = f"{label(metric)}, difference from alpha 0", _difference_stem(metric)
             plot_metric(folder, stem, name, unit(metric), better, points)
-            drawn.add(stem)
-    curves = [_curve(cell, Path(state.run)) for cell, state in cells if state.run]
+            stems.add(stem)
+    curves = [_learning_curve(cell, Path(state.run)) for cell, state in cells if state.run]
     if curves:
         plot_curves(folder, CURVES, label(HELD_OUT_LOSS), unit(HELD_OUT_LOSS), curves)
-        drawn.add(CURVES)
-    return drawn
+        stems.add(CURVES)
+    return stems
 
 
-def _differences(report: SweepReport, results: SweepResults, metric: str) -> list[ArmPoints]:
-    """What is compared: each arm less its own alpha 0, with the interval of the paired difference and each seed's."""
+def _value_points(report: SweepReport, results: SweepResults, metric: str) -> list[ArmPoints]:
+    """Return the value of each arm, with its interval and the value of each seed."""
     points = []
     for arm, row in zip(results.arms, report.arms, strict=True):
-        found = next((one for one in row.comparisons if one.metric == metric), None)
-        seeds = results.per_seed(metric, arm)
-        if not arm.alpha:
-            points.append(ArmPoints(0.0, arm.label(), 0.0, None, None, tuple(None for _ in seeds)))
-        elif found is not None:
-            plain = results.per_seed(metric, baseline_of(arm))
-            pairs = zip(seeds, plain, strict=True)
-            each = tuple(None if one is None or other is None else one - other for one, other in pairs)
-            points.append(ArmPoints(arm.alpha, arm.label(), found.difference, found.low, found.high, each))
+        if metric in row.values:
+            mean = row.values[metric]
+            seeds = results.per_seed(metric, arm)
+            points.append(ArmPoints(arm.alpha, arm.label(), mean.value, mean.low, mean.high, seeds))
     return points
 
 
-def _curve(cell: Cell, run: Path) -> Curve:
-    """A cell's held-out loss over its updates."""
-    evaluations = [(row["step"], row.get("held_out_loss")) for row in RunDirectory(run).evaluations()]
-    points = [(step, loss) for step, loss in evaluations if loss is not None]
-    steps, losses = tuple(step for step, _ in points), tuple(loss for _, loss in points)
-    return Curve(cell.arm.alpha, cell.arm.label(), cell.seed, steps, losses)
+def _difference_points(report: SweepReport, results: SweepResults, metric: str) -> list[ArmPoints]:
+    """Return each arm's difference from its own alpha 0, with the paired interval and the difference of each seed."""
+    points = []
+    for arm, row in zip(results.arms, report.arms, strict=True):
+        comparison = row.comparison(metric)
+        values = results.per_seed(metric, arm)
+        if not arm.alpha:
+            points.append(ArmPoints(0.0, arm.label(), 0.0, None, None, tuple(None for _ in values)))
+        elif comparison is not None:
+            differences: list[float | None] = []
+            for value, baseline in zip(values, results.per_seed(metric, baseline_of(arm)), strict=True):
+                differences.append(None if value is None or baseline is None else value - baseline)
+            low, high = comparison.low, comparison.high
+            points.append(ArmPoints(arm.alpha, arm.label(), comparison.difference, low, high, tuple(differences)))
+    return points
 
 
-def _link(folder: Path, recommended: Arm | None, cells: Sequence[Cell], states: Sequence[CellState]) -> None:
-    """Points `best` at the recommended arm's first run, in one step; without one there is no link."""
+def _learning_curve(cell: Cell, run: Path) -> Curve:
+    """Return a cell's held-out loss by step."""
+    steps, losses = [], []
+    for row in RunDirectory(run).evaluations():
+        loss = row.get("held_out_loss")
+        if loss is not None:
+            steps.append(row["step"])
+            losses.append(loss)
+    return Curve(cell.arm.alpha, cell.arm.label(), cell.seed, tuple(steps), tuple(losses))
+
+
+def _link_best(folder: Path, recommended: Arm | None, cells: Sequence[Cell], states: Sequence[CellState]) -> None:
+    """Point `best` at the recommended arm's first run, in one step; without one, remove the link."""
     runs = [state.run for cell, state in zip(cells, states, strict=True) if cell.arm == recommended and state.run]
     best, new_best = folder / BEST, folder / NEW_BEST
     if not runs:

@@ -1,7 +1,7 @@
-"""The cells of a sweep: each an ordinary recipe, known by the hash of all that determines its weights.
+"""Plan the cells of a sweep: each is an ordinary recipe, identified by the hash of what determines its weights.
 
-arms  = grid points x alphas     (alpha 0, the baseline, with each grid point but for the noise's own options)
-cells = arms x seeds             (seed by seed, so that a sweep that is stopped early is whole for fewer seeds)
+arms  = grid points x alphas     (alpha 0, the baseline, once for all points that differ in options of the noise only)
+cells = arms x seeds             (seed by seed, so that a sweep that stops early is complete for fewer seeds)
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
 
-OWN = {"neftune.alpha": "--alphas 0,5,10", "training.seed": "--seeds 3"}
-OTHER_RUNS = ("data", *NOT_HASHED)
-"""No axes: cells of other rows can't be compared, and by the others weights are the same."""
-OF_NOISE = "neftune."
+OWN_FLAGS = {"neftune.alpha": "--alphas 0,5,10", "training.seed": "--seeds 3"}
+NO_AXES = ("data", *NOT_HASHED)
+"""Sections that a grid can't sweep: cells of different rows can't be compared, and the others don't change weights."""
+NOISE_PREFIX = "neftune."
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way of training that is compared with others.
+    """An alpha with other swept options; the arms of a sweep are compared.
 
     Attributes:
         alpha: NEFTune's alpha.
@@ -40,23 +40,23 @@ class Arm:
     grid: tuple[tuple[str, Any], ...] = ()
 
     def label(self) -> str:
-        """The other swept options in words: "learning_rate 1e-05"."""
+        """Return the other swept options as text: "learning_rate 1e-05"."""
         return ", ".join(f"{key.rpartition('.')[2]} {_plain(value)}" for key, value in self.grid)
 
     def name(self) -> str:
-        """The whole arm in words."""
+        """Return the name of the arm: "alpha 5, learning_rate 1e-05"."""
         return arm_name(self.alpha, self.label())
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
+    """An arm with a seed.
 
     Attributes:
-        arm: What is compared.
+        arm: Its arm.
         seed: Its training seed.
-        recipe: All of it, as `neft train` would take it.
-        key: The hash of what determines its weights.
+        recipe: Its recipe, as `neft train` takes it.
+        key: Hash of everything that determines its weights.
     """
 
     arm: Arm
@@ -66,33 +66,34 @@ class Cell:
 
 
 def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
-    """The cells of a recipe's `sweep` section, seed by seed.
+    """Plan the cells of a recipe's `sweep` section, seed by seed.
 
     Args:
         base: The recipe resolved from `layers`.
-        layers: What it was resolved from; a grid's options are laid over them and checked like any other.
+        layers: Layers of the recipe; the grid's options are applied on top and checked like any others.
 
     Raises:
-        RecipeError: A grid names no option, an option or a value twice, or a value that can't be; or the name can't be
-            a folder's.
-        InputError: With what is written behind it, the name is too long for a cell.
+        RecipeError: A grid has an unknown option, an invalid value, or an option or value twice; or the name can't be
+            that of a folder.
+        InputError: The name is too long for a cell, whose folder has a suffix.
     """
-    if not NAME.fullmatch(base.name):  # the sweep's folder has it, and the runs in it
-        said = "name: a sweep's name has letters, digits, dot, underscore and hyphen, at most 64"
-        raise RecipeError(Problem(said, base.name, "--name my-sweep"))
+    if not NAME.fullmatch(base.name):  # the name of the sweep's folder and of the runs in it
+        message = "name: a sweep's name has letters, digits, dot, underscore and hyphen, at most 64"
+        raise RecipeError(Problem(message, base.name, "--name my-sweep"))
     sweep = base.sweep
     alphas = sorted({0.0, *sweep.alphas})
     points = _grid(sweep.grid)
     cells: dict[tuple[Arm, int], Cell] = {}
-    for seed, point, alpha in product(range(sweep.seeds), range(len(points)), alphas):
-        arm = Arm(alpha, tuple((key, setting.value) for key, setting in points[point].items()))
+    for seed, index, alpha in product(range(sweep.seeds), range(len(points)), alphas):
+        point = points[index]
+        arm = Arm(alpha, tuple((key, setting.value) for key, setting in point.items()))
         arm = arm if alpha else baseline_of(arm)
-        if (arm, seed) in cells:  # alpha 0, at another point of the noise
+        if (arm, seed) in cells:  # alpha 0 at a point that differs in options of the noise only
             continue
-        recipe = resolve_recipe([*layers, points[point]]) if points[point] else base
+        recipe = resolve_recipe([*layers, point]) if point else base
         recipe = replace(
             recipe,
-            name=f"{base.name}-g{point}" if len(points) > 1 else base.name,
+            name=f"{base.name}-g{index}" if len(points) > 1 else base.name,
             neftune=replace(recipe.neftune if alpha else base.neftune, alpha=alpha),
             training=replace(recipe.training, seed=base.training.seed + seed),
         )
@@ -103,17 +104,17 @@ def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
 
 
 def arms_of(cells: Sequence[Cell]) -> list[Arm]:
-    """The arms, in the order of the plan."""
+    """Return the arms in the order of the plan."""
     return list(dict.fromkeys(cell.arm for cell in cells))
 
 
 def baseline_of(arm: Arm) -> Arm:
-    """The arm without noise that an arm is compared with: the same but for alpha and the noise's other options."""
-    return Arm(0.0, tuple(pair for pair in arm.grid if not pair[0].startswith(OF_NOISE)))
+    """Return the baseline of an arm: alpha 0 with the same options, without those of the noise."""
+    return Arm(0.0, tuple(pair for pair in arm.grid if not pair[0].startswith(NOISE_PREFIX)))
 
 
 def _grid(texts: Sequence[str]) -> list[Layer]:
-    """The points of a grid, as layers; one empty layer without a grid."""
+    """Return the points of a grid as layers; one empty layer without a grid."""
     axes: dict[str, list[Setting]] = {}
     problems = []
     for text in texts:
@@ -121,18 +122,18 @@ def _grid(texts: Sequence[str]) -> list[Layer]:
         origin = f"--grid {key}"
         if not (key and equals and values):
             problems.append(Problem("--grid takes KEY=VALUE,VALUE", text, "--grid training.learning_rate=1e-5,5e-5"))
-        elif key in OWN or key.partition(".")[0] in OTHER_RUNS:
+        elif key in OWN_FLAGS or key.partition(".")[0] in NO_AXES:
             problems.append(
-                Problem(f"{origin}: this can't be an axis of the grid", text, OWN.get(key, "a sweep for each"))
+                Problem(f"{origin}: this can't be an axis of the grid", text, OWN_FLAGS.get(key, "a sweep for each"))
             )
         elif key in axes:
             problems.append(
                 Problem(f"{origin}: this axis is given twice", text, f"--grid {key}=..., all values together")
             )
         else:
-            points = read_value(f"[{values}]", origin)  # a list of YAML's, so that a value can be one, too
+            points = read_value(f"[{values}]", origin)  # as a YAML list, so that a value can be a list, too
             axes[key] = [Setting(value, origin, text) for value in points]
-            if any(value in points[:place] for place, value in enumerate(points)):
+            if any(value in points[:index] for index, value in enumerate(points)):
                 problems.append(Problem(f"{origin}: a value is given twice", text, "each value once"))
     if problems:
         raise RecipeError(*problems)

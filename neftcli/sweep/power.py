@@ -1,4 +1,4 @@
-"""Minimum detectable effect of a planned sweep, by the variance of finished cells: its own, or those of a pilot."""
+"""Minimum detectable effect of a planned sweep, from the variance of finished cells: its own, or those of a pilot."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
     from neftcli.data.example import Example
     from neftcli.recipe.schema import Recipe
 
-NO_PILOT = "not known before cells of two seeds are done; --pilot SWEEP takes the variance of another sweep"
+NO_PILOT = "unknown until cells of two seeds are finished; --pilot SWEEP uses the variance of a different sweep"
 
 
 def plan_power(
     base: Recipe, cells: Sequence[Cell], held_out: Iterable[Example], folder: Path, *, own: bool
 ) -> PowerAnalysis:
-    """Compute the minimum detectable effect of a planned sweep, and what would detect its delta.
+    """Compute the minimum detectable effect of a planned sweep, and the sizes that would detect its delta.
 
-    The components of the variance are the means over the pilot's arms; the degrees of freedom of the seeds' part are
-    those of the planned arms (of the baseline with the fewest), because the pilot only estimates what the sweep itself
-    will estimate again. The level is that of the strictest step of Holm's correction over the planned comparisons.
+    The variance components are the means over the pilot's arms; the degrees of freedom of the seeds' part are those of
+    the planned arms (of the baseline with the fewest), because the sweep estimates again what the pilot only
+    anticipates. The level is that of the strictest step of Holm's correction over the planned comparisons.
 
     Args:
         base: The planned sweep's recipe.
         cells: Its cells.
         held_out: Its held-out examples.
-        folder: The sweep whose cells are read.
-        own: They are the planned cells; if some are not done, that is no error.
+        folder: Folder of the pilot.
+        own: The pilot is the planned sweep itself; unfinished cells are then no error.
 
     Raises:
-        InputError: The pilot, another sweep, has no two seeds done both with noise and without.
+        InputError: The pilot is a different sweep without two seeds that are finished both with noise and without.
     """
     metric = base.sweep.metrics[0]
     prompts = len({normalize_prompt(instruction(example)) for example in held_out})
@@ -82,12 +82,12 @@ def plan_power(
     if not pilot:
         if own:
             return plan
-        problem = "the pilot needs two seeds that are done both with noise and without"
+        problem = "the pilot needs two seeds that are finished both with noise and without"
         raise InputError(Problem(f"--pilot: {problem}", str(folder), f"neft sweep-alpha {folder} --seeds 2"))
     noised = [arm for arm in arms_of(cells) if arm.alpha]
     if not noised:
         return replace(plan, why_not="no arm has noise")
-    comparisons = len(noised) * sum(len(base.evaluation.tasks) if one == "tasks" else 1 for one in base.sweep.metrics)
+    comparisons = len(noised) * sum(len(base.evaluation.tasks) if name == "tasks" else 1 for name in base.sweep.metrics)
     arms = min(Counter(map(baseline_of, noised)).values())
     components = _mean(pilot, arms)
     if components.unknown():
@@ -101,7 +101,7 @@ def plan_power(
     return replace(
         plan,
         pilot=str(folder),
-        pilot_seeds=max(one.seeds for one in pilot),
+        pilot_seeds=max(difference.seeds for difference in pilot),
         detectable=minimum_detectable_effect(components, seeds, prompts, LEVEL / comparisons, scope),
         delta=delta,
         seeds_needed=more.seeds if more else None,
@@ -112,7 +112,7 @@ def plan_power(
 
 
 def _compare_pilot(results: SweepResults, metric: str) -> list[ArmDifference]:
-    """Arms of at least two seeds compared with their baselines, those that vary unusually much left out if possible."""
+    """Compare arms of two seeds or more with their baselines; leave out those that vary unusually, if others remain."""
     compared: list[ArmDifference] = []
     for baseline in dict.fromkeys(baseline_of(arm) for arm in results.arms if arm.alpha):
         first, weights, prompts = (
@@ -128,15 +128,15 @@ def _compare_pilot(results: SweepResults, metric: str) -> list[ArmDifference]:
                     columns.append(results.values(metric, arm))
         if columns:
             compared += compare_arms(first, columns, weights, prompts=prompts)
-    return [one for one in compared if not one.uneven] or compared
+    return [difference for difference in compared if not difference.uneven] or compared
 
 
 def _mean(pilot: Sequence[ArmDifference], arms: int) -> VarianceComponents:
-    """The pilot's mean components, with the degrees of freedom of `arms` arms of a baseline (as in `crossed`)."""
-    parts = [one.components for one in pilot if one.components is not None]
+    """Return the pilot's mean components, with the degrees of freedom of `arms` arms of a baseline."""
+    parts = [difference.components for difference in pilot if difference.components is not None]
     return VarianceComponents(
-        seed=float(np.mean([one.seed or 0.0 for one in parts])),
-        prompt=float(np.mean([one.prompt for one in parts])),
-        residual=float(np.mean([one.residual or 0.0 for one in parts])),
+        seed=float(np.mean([part.seed or 0.0 for part in parts])),
+        prompt=float(np.mean([part.prompt for part in parts])),
+        residual=float(np.mean([part.residual or 0.0 for part in parts])),
         freedom=arms / (1 + (arms - 1) * SHARED_BASELINE**2),
     )

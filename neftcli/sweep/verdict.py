@@ -1,4 +1,4 @@
-"""From the cells' numbers to the verdict: which arms differ from the baseline, and which one to take."""
+"""Judge the results of a sweep: which arms differ from the baseline, and which one is recommended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from neftcli.evaluation.metrics import (
     label,
 )
 from neftcli.events import ArmResult, Comparison, MetricValue, Significance
-from neftcli.statistics.crossed import ArmDifference, compare_arms, estimate_arm
+from neftcli.statistics.crossed import ArmDifference, Claim, compare_arms, estimate_arm
 from neftcli.statistics.multiple import NOT_SIGNIFICANT, holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, RESAMPLES
 from neftcli.sweep import verdict_text
@@ -57,80 +57,95 @@ def judge_sweep(
     resamples: int = RESAMPLES,
     figures: bool = True,
 ) -> Verdict:
-    """Judge all arms, on all held-out rows; the correction for several arms pays for the choice between them.
+    """Judge all arms on all held-out rows; the correction for several arms pays for the choice between them.
 
     Args:
-        results: Measurements of the cells.
-        metrics: Names of the metrics that decide; the first one chooses.
-        dropped: Arms that got no further seeds.
-        delta: Smallest effect of interest in the first metric, in its unit; None if it is not known.
-        stopped: Baselines whose arms stopped early.
-        resamples: Sign patterns of a test, and bootstrap samples of an arm's own figure.
-        figures: Estimate each arm's own figures. They decide nothing, and their bootstrap intervals take most of the
-            time.
+        results: Results of the cells.
+        metrics: Ids of the metrics that decide; the first one chooses the recommended arm.
+        dropped: Arms to which early stopping gave no further seeds.
+        delta: Smallest effect of interest in the first metric, in its unit; None if it is unknown.
+        stopped: Groups that early stopping ended.
+        resamples: Sign patterns of a test, and bootstrap samples of an arm's own value.
+        figures: Estimate each arm's own values. They decide nothing, and their bootstrap takes most of the time.
     """
-    found = _differences(results, metrics, resamples)
-    compared = _compared(results, found)
+    differences = _compare_family(results, metrics, resamples)
+    compared = _correct(results, differences)
     shown = tuple(dict.fromkeys([*metrics, *DESCRIBED])) if figures else ()
     rows = tuple(_row(results, arm, shown, compared[arm], arm in dropped, resamples) for arm in results.arms)
-    lines = [
-        line
-        for metric in metrics
-        for line in verdict_text.findings(metric, results.direction(metric), rows, _reasons(results, metric, compared))
-    ]
-    # A stop counts if it saved cells and all that is measured supports it.
-    saved = [stop for stop in stopped if results.measured_seeds(stop.baseline) < stop.planned]
-    confirmed = [stop for stop in saved if is_confirmed(results, metrics[0], stop, dropped, delta)]
-    lines += [
-        stop.sentence(metrics[0])
-        if stop in confirmed
-        else f"Stopped early by a look after {stop.seeds} of {stop.planned} seeds; the verdict uses all that is "
-        "measured."
-        for stop in saved
-    ]
-    futile = [stop.baseline for stop in confirmed if stop.reason == "futility"]
-    said, recommended = _advice(results, metrics, dropped, compared, futile)
-    lines += said
-    of_first = {arm.name(): one for (arm, metric), one in found.items() if metric == metrics[0]}
-    lines += verdict_text.uneven(metrics[0], of_first)
-    lines += verdict_text.skewed({(arm.name(), metric): one for (arm, metric), one in found.items()})
+    lines: list[str] = []
+    for metric in metrics:
+        reasons = _reasons_not_compared(results, metric, compared)
+        lines += verdict_text.findings(metric, results.direction(metric), rows, reasons)
+    stops, futile = _describe_stops(results, metrics[0], stopped, dropped, delta)
+    advice, recommended = _advise(results, metrics, dropped, compared, futile)
+    lines += [*stops, *advice]
+    first = {arm: difference for (arm, metric), difference in differences.items() if metric == metrics[0]}
+    lines += verdict_text.uneven(metrics[0], {arm.name(): difference for arm, difference in first.items()})
+    named = {(arm.name(), metric): difference for (arm, metric), difference in differences.items()}
+    lines += verdict_text.skewed(named)
     undecided = [
-        one
-        for (arm, metric), one in found.items()
-        if metric == metrics[0] and not _is_decided(compared[arm][metric]) and baseline_of(arm) not in futile
+        difference
+        for arm, difference in first.items()
+        if not _is_decided(compared[arm][metrics[0]]) and baseline_of(arm) not in futile
     ]
     lines += verdict_text.plan(metrics[0], undecided, delta, documents=results.is_of_documents(metrics[0]))
-    if found and metrics[0] == HELD_OUT_LOSS and not {*metrics} & {*WIN_RATES}:
+    if differences and metrics[0] == HELD_OUT_LOSS and not {*metrics} & {*WIN_RATES}:
         lines.append(
             "The paper found its gains in the answers and hardly in the loss: "
             f"--metric {WIN_RATE_LENGTH_CONTROLLED} --judge URL tests them."
         )
-    return Verdict(rows, recommended, tuple(lines), verdict_text.scope(list(found.values())))
+    return Verdict(rows, recommended, tuple(lines), verdict_text.scope(list(differences.values())))
 
 
-def _differences(results: SweepResults, metrics: Sequence[str], resamples: int) -> dict[tuple[Arm, str], ArmDifference]:
-    """The family that is corrected together: every noised arm and metric with enough seeds and prompts.
+def _describe_stops(
+    results: SweepResults, metric: str, stopped: Sequence[Stopped], dropped: Sequence[Arm], delta: float | None
+) -> tuple[list[str], list[Arm]]:
+    """Return a sentence for each early stop that saved cells, and the baselines that confirmed futility.
 
-    What is detectable depends on the size of the family, in which those that could not be significant do not count.
+    A stop counts only if all results support it: more seeds than its look had may be evaluated.
+    """
+    lines, futile = [], []
+    for stop in stopped:
+        if results.evaluated_seeds(stop.baseline) >= stop.planned:
+            continue
+        if not is_confirmed(results, metric, stop, dropped, delta):
+            look = f"Stopped early by a look after {stop.seeds} of {stop.planned} seeds"
+            lines.append(f"{look}; the verdict uses all results.")
+            continue
+        lines.append(stop.sentence(metric))
+        if stop.reason == "futility":
+            futile.append(stop.baseline)
+    return lines, futile
+
+
+def _compare_family(results: SweepResults, metrics: Sequence[str], resamples: int) -> Differences:
+    """Compare the family that is corrected together: every noised arm and metric with enough seeds and prompts.
+
+    The minimum detectable effect depends on the size of the family; comparisons that could not be significant don't
+    count.
     """
     family = [
-        (arm, metric) for metric in metrics for arm in results.arms if arm.alpha and not _lack(results, metric, arm)
+        (arm, metric)
+        for metric in metrics
+        for arm in results.arms
+        if arm.alpha and not _reason_not_compared(results, metric, arm)
     ]
-    found = _compare_all(results, family, len(family), resamples)
-    counted = sum(one.these_seeds is not None and one.these_seeds.smallest_p < LEVEL for one in found.values())
-    return found if counted in (0, len(family)) else _compare_all(results, family, counted, resamples)
+    differences = _compare_pairs(results, family, len(family), resamples)
+    claims = [difference.these_seeds for difference in differences.values()]
+    counted = sum(claim is not None and claim.smallest_p < LEVEL for claim in claims)
+    return differences if counted in (0, len(family)) else _compare_pairs(results, family, counted, resamples)
 
 
-def _compare_all(
+def _compare_pairs(
     results: SweepResults, family: Sequence[tuple[Arm, str]], comparisons: int, resamples: int
-) -> dict[tuple[Arm, str], ArmDifference]:
-    """The comparisons of a family, each arm with its own baseline."""
+) -> Differences:
+    """Compare each arm of a family with its own baseline."""
     groups: dict[tuple[str, Arm], list[Arm]] = {}
     for arm, metric in family:
         groups.setdefault((metric, baseline_of(arm)), []).append(arm)
-    found = {}
+    differences = {}
     for (metric, baseline), arms in groups.items():
-        differences = compare_arms(
+        compared = compare_arms(
             results.values(metric, baseline),
             [results.values(metric, arm) for arm in arms],
             results.weights(metric, arms[0]),
@@ -138,72 +153,72 @@ def _compare_all(
             comparisons=comparisons,
             resamples=resamples,
         )
-        found.update({(arm, metric): one for arm, one in zip(arms, differences, strict=True)})
-    return {pair: found[pair] for pair in family}
+        for arm, difference in zip(arms, compared, strict=True):
+            differences[arm, metric] = difference
+    return {pair: differences[pair] for pair in family}
 
 
-def _lack(results: SweepResults, metric: str, arm: Arm) -> str:
-    """The reason why an arm can't be compared with its baseline; an empty string if it can."""
+def _reason_not_compared(results: SweepResults, metric: str, arm: Arm) -> str:
+    """Return the reason why an arm can't be compared with its baseline; an empty string if it can."""
     (values, _), _ = results.shared(metric, [baseline_of(arm), arm])
     seeds, rows = values.shape
     if not seeds:
-        return "no seed is done both with noise and without"
+        return "no seed is finished both with noise and without"
     prompts = results.prompts(metric)
     if rows < MIN_PROMPTS or (prompts is not None and len(set(prompts)) < MIN_PROMPTS):
         return f"fewer than {MIN_PROMPTS} prompts have a value in every seed"
     return ""
 
 
-def _reasons(results: SweepResults, metric: str, compared: Compared) -> dict[str, str]:
-    """The name of each noised arm that was not compared in a metric, and why."""
-    return {
-        arm.name(): _lack(results, metric, arm) for arm in results.arms if arm.alpha and metric not in compared[arm]
-    }
+def _reasons_not_compared(results: SweepResults, metric: str, compared: Compared) -> dict[str, str]:
+    """Return the reason for each noised arm that was not compared in a metric, by its name."""
+    arms = [arm for arm in results.arms if arm.alpha and metric not in compared[arm]]
+    return {arm.name(): _reason_not_compared(results, metric, arm) for arm in arms}
 
 
-def _compared(results: SweepResults, found: Differences) -> Compared:
-    """Each arm's comparisons, with p corrected over all arms and metrics: for these seeds, and for new ones."""
-    these = {pair: one.these_seeds for pair, one in found.items() if one.these_seeds is not None}
-    new = {pair: one.new_seeds for pair, one in found.items() if one.new_seeds is not None}
-    of_these, of_new = (
-        dict(
-            zip(
-                claims,
-                holm_adjust([one.p for one in claims.values()], [one.smallest_p for one in claims.values()]),
-                strict=True,
-            )
-        )
-        for claims in (these, new)
-    )
+def _correct(results: SweepResults, differences: Differences) -> Compared:
+    """Return each arm's comparisons, with p corrected over all arms and metrics: for these seeds and for new ones."""
+    these = {pair: difference.these_seeds for pair, difference in differences.items() if difference.these_seeds}
+    new = {pair: difference.new_seeds for pair, difference in differences.items() if difference.new_seeds}
+    p_these, p_new = _holm(these), _holm(new)
     compared: dict[Arm, dict[str, Comparison]] = {arm: {} for arm in results.arms}
-    for (arm, metric), one in found.items():
+    for (arm, metric), difference in differences.items():
         pair = arm, metric
-        claim, p = (new.get(pair), of_new.get(pair)) if pair in new else (these.get(pair), of_these.get(pair))
-        seeds = None
-        if pair in new:
-            narrow = these[pair]
-            seeds = Significance(
-                narrow.low, narrow.high, narrow.p, of_these[pair], name_direction(of_these[pair], one.value)
-            )
-        word = name_verdict(p, one.value, results.direction(metric)) if seeds else name_direction(p, one.value)
-        if seeds and word == NOT_SIGNIFICANT:
-            word = seeds.verdict  # lower or higher for these seeds, or not significant either
+        is_over_seeds = pair in new
+        claim, p = (new.get(pair), p_new.get(pair)) if is_over_seeds else (these.get(pair), p_these.get(pair))
+        narrow = None
+        if is_over_seeds:
+            own = these[pair]
+            own_verdict = name_direction(p_these[pair], difference.value)
+            narrow = Significance(own.low, own.high, own.p, p_these[pair], own_verdict)
+            verdict = name_verdict(p, difference.value, results.direction(metric))
+            if verdict == NOT_SIGNIFICANT:
+                verdict = own_verdict  # lower or higher for these seeds, or not significant either
+        else:
+            verdict = name_direction(p, difference.value)
         compared[arm][metric] = Comparison(
             metric=metric,
             against=BASELINE,
-            difference=one.value,
+            difference=difference.value,
             low=claim.low if claim else None,
             high=claim.high if claim else None,
             p=claim.p if claim else None,
             p_adjusted=p,
-            n=one.n,
-            detectable=one.detectable,
-            verdict=word,
-            scope="new seeds" if seeds else "these seeds",
-            seeds=one.seeds,
-            these_seeds=seeds,
+            n=difference.n,
+            detectable=difference.detectable,
+            verdict=verdict,
+            scope="new seeds" if is_over_seeds else "these seeds",
+            seeds=difference.seeds,
+            these_seeds=narrow,
         )
     return compared
+
+
+def _holm(claims: Mapping[tuple[Arm, str], Claim]) -> dict[tuple[Arm, str], float]:
+    """Return the corrected p of each claim."""
+    p_values = [claim.p for claim in claims.values()]
+    smallest = [claim.smallest_p for claim in claims.values()]
+    return dict(zip(claims, holm_adjust(p_values, smallest), strict=True))
 
 
 def _row(
@@ -214,28 +229,28 @@ def _row(
     dropped: bool,
     resamples: int,
 ) -> ArmResult:
-    """An arm's row, with its own figures in some metrics."""
+    """Return the row of an arm, with its own values in some metrics."""
     values = {}
     for metric in metrics:
-        [shown], _ = results.shared(metric, [arm])
-        if shown.size:
-            figure = estimate_arm(
+        [complete], _ = results.shared(metric, [arm])
+        if complete.size:
+            mean = estimate_arm(
                 results.values(metric, arm),
                 results.weights(metric, arm),
                 prompts=results.prompts(metric),
                 resamples=resamples,
             )
-            values[metric] = MetricValue(figure.value, figure.low, figure.high, figure.n)
-    return ArmResult(arm.alpha, arm.label(), results.measured_seeds(arm), values, tuple(compared.values()), dropped)
+            values[metric] = MetricValue(mean.value, mean.low, mean.high, mean.n)
+    return ArmResult(arm.alpha, arm.label(), results.evaluated_seeds(arm), values, tuple(compared.values()), dropped)
 
 
-def _is_decided(one: Comparison) -> bool:
+def _is_decided(comparison: Comparison) -> bool:
     """Return whether a claim about new seeds is made."""
-    return one.verdict in ("better", "worse")
+    return comparison.verdict in ("better", "worse")
 
 
 def _best(results: SweepResults, metric: str, arms: Sequence[Arm]) -> Arm | None:
-    """The best of some arms by the mean over the seeds and rows that all have; None if there are none."""
+    """Return the best arm by the mean over the seeds and rows that all have; None if there are none."""
     if not arms:
         return None
     arrays, _ = results.shared(metric, arms)
@@ -247,7 +262,7 @@ def _best(results: SweepResults, metric: str, arms: Sequence[Arm]) -> Arm | None
     return min(badness, key=badness.__getitem__)
 
 
-def _advice(
+def _advise(
     results: SweepResults,
     metrics: Sequence[str],
     dropped: Sequence[Arm],
@@ -294,4 +309,4 @@ def _advice(
 
 
 def _worse_in(compared: Mapping[str, Comparison]) -> list[str]:
-    return [label(one.metric) for one in compared.values() if one.verdict == "worse"]
+    return [label(comparison.metric) for comparison in compared.values() if comparison.verdict == "worse"]

@@ -1,4 +1,4 @@
-"""Win rates of a sweep: each cell's answers against those of alpha 0 with the same seed, by the judge."""
+"""Win rates of a sweep: the judge compares each cell's answers with those of alpha 0 with the same seed."""
 
 from __future__ import annotations
 
@@ -17,58 +17,83 @@ from neftcli.sweep.plan import Cell, baseline_of
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Judge
 
-EVERY = 10.0  # seconds between two lines on how far the judge is
+REPORT_INTERVAL = 10.0
+"""Seconds between two notices about the judge's progress."""
 
 
 def add_win_rates(
-    cells: Sequence[Cell], measured: Mapping[str, dict[str, Any]], judge: Judge, folder: Path, observer: Observer
+    cells: Sequence[Cell], evaluations: Mapping[str, dict[str, Any]], judge: Judge, folder: Path, observer: Observer
 ) -> None:
-    """Add the win rates to what was measured: a score a row, as judged and at equal lengths; for alpha 0 one half.
+    """Add the win rates to the evaluations: a score for each row, raw and length-controlled; 0.5 for alpha 0.
 
-    A verdict that can't be read counts as a tie, and the notice says between which bounds the win rate then lies.
+    A verdict that can't be read counts as a tie; a notice reports between which bounds the win rate then is.
+
+    Args:
+        cells: The cells.
+        evaluations: Evaluation of each cell by its key.
+        judge: Settings of the judge.
+        folder: Folder of the sweep, which keeps the judge's replies.
+        observer: Receives the progress.
 
     Raises:
         JudgeError: The judge could not be asked; its replies so far are kept.
     """
-    of = {(cell.arm, cell.seed): measured[cell.key] for cell in cells if cell.key in measured}
-    for (arm, seed), content in of.items():
-        baseline = of.get((baseline_of(arm), seed))
-        scores = controlled = [0.5] * len(content["prompts"])
+    by_arm = {(cell.arm, cell.seed): evaluations[cell.key] for cell in cells if cell.key in evaluations}
+    for (arm, seed), evaluation in by_arm.items():
+        baseline = by_arm.get((baseline_of(arm), seed))
         if arm.alpha and baseline is None:
             continue
+        scores = controlled = [0.5] * len(evaluation["prompts"])
         if arm.alpha and baseline is not None:
-            rows = zip(content["prompts"], content["answers"], baseline["answers"], content["references"], strict=True)
-            pairs = [AnswerPair(*row) for row in rows]
-            with lock_results(folder / "judge", observer):
-                advance = _Advance(f"judging {arm.name()}, seed {seed}", observer)
-                judged = judge_pairs(pairs, judge, folder / "judge" / "verdicts.jsonl", advance)
-            scores = [0.5 if verdict.score is None else verdict.score for verdict in judged]
-            if unreadable := sum(verdict.score is None for verdict in judged):
-                observer.notify(Notice(_unreadable(f"{arm.name()}, seed {seed}", scores, unreadable)))
-            lengths = [len(pair.answer) - len(pair.opponent) for pair in pairs]
-            controlled = length_controlled_scores(scores, lengths).tolist()
+            scores, controlled = _judge_cell(
+                f"{arm.name()}, seed {seed}", evaluation, baseline, judge, folder, observer
+            )
         for name, values in ((WIN_RATE, scores), (WIN_RATE_LENGTH_CONTROLLED, controlled)):
-            content["metrics"][name] = {"direction": "higher", "values": values, "weights": None}
+            evaluation["metrics"][name] = {"direction": "higher", "values": values, "weights": None}
 
 
-def _unreadable(what: str, scores: Sequence[float], unreadable: int) -> str:
-    """State how many verdicts count as ties, and the win rate if all of them were lost or won."""
+def _judge_cell(
+    name: str,
+    evaluation: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    judge: Judge,
+    folder: Path,
+    observer: Observer,
+) -> tuple[list[float], list[float]]:
+    """Judge the answers of a cell against its baseline's, and return the raw and the length-controlled scores."""
+    rows = zip(evaluation["prompts"], evaluation["answers"], baseline["answers"], evaluation["references"], strict=True)
+    pairs = [AnswerPair(*row) for row in rows]
+    with lock_results(folder / "judge", observer):
+        progress = _JudgeProgress(f"judging {name}", observer)
+        verdicts = judge_pairs(pairs, judge, folder / "judge" / "verdicts.jsonl", progress)
+    scores = [0.5 if verdict.score is None else verdict.score for verdict in verdicts]
+    unreadable = sum(verdict.score is None for verdict in verdicts)
+    if unreadable:
+        observer.notify(Notice(_describe_unreadable(name, scores, unreadable)))
+    lengths = [len(pair.answer) - len(pair.opponent) for pair in pairs]
+    return scores, length_controlled_scores(scores, lengths).tolist()
+
+
+def _describe_unreadable(name: str, scores: Sequence[float], unreadable: int) -> str:
+    """State the number of verdicts that count as ties, and the win rate if all of them were lost or won."""
     rate, share = sum(scores) / len(scores), unreadable / 2 / len(scores)
     return (
-        f"{what}: {unreadable} of {len(scores)} verdicts of the judge can't be read and count as ties; the win rate is "
+        f"{name}: {unreadable} of {len(scores)} verdicts of the judge can't be read and count as ties; the win rate is "
         f"{rate - share:.1%} if all of them were lost, {rate + share:.1%} if all were won"
     )
 
 
-class _Advance:
-    """Says now and then how far the judge is."""
+class _JudgeProgress:
+    """Reports the judge's progress from time to time."""
 
-    def __init__(self, what: str, observer: Observer) -> None:
-        self._what, self._observer, self._last = what, observer, 0.0
+    def __init__(self, name: str, observer: Observer) -> None:
+        self._name = name
+        self._observer = observer
+        self._reported = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` questions are answered."""
+        """Report that `done` of `total` questions are answered."""
         now = time.monotonic()
-        if now - self._last > EVERY or done == total:
-            self._last = now
-            self._observer.notify(Notice(f"{self._what}: {done} of {total} questions answered"))
+        if now - self._reported > REPORT_INTERVAL or done == total:
+            self._reported = now
+            self._observer.notify(Notice(f"{self._name}: {done} of {total} questions answered"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from markdown_it import MarkdownIt
 
 from neftcli import events
-from neftcli.sweep.outputs import verdict_text
+from neftcli.sweep.outputs import to_markdown
 from tests.unit.cli.test_display import SWEEP
 from tests.unit.training.test_model_card import HOSTILE
 
@@ -45,6 +45,6 @@ def report_with(text: str) -> events.SweepReport:
 
 
 def test_names_in_the_verdict_bring_nothing_with_them() -> None:
-    plain, hostile_one = verdict_text(report_with("x")), verdict_text(report_with(HOSTILE))
+    plain, hostile_one = to_markdown(report_with("x")), to_markdown(report_with(HOSTILE))
     assert not any(kind.startswith(("image", "link", "html")) for kind in kinds(hostile_one))
     assert kinds(hostile_one) == kinds(plain)

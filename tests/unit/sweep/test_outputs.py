@@ -108,7 +108,7 @@ def test_best_does_not_stay_where_the_recommended_arm_has_no_run(tmp_path: Path)
     results = SweepResults(cells, content)
     reported(tmp_path, cells, content, HELD_OUT_LOSS)
     assert (tmp_path / "best").is_symlink()
-    outputs._link(tmp_path, Arm(5.0), cells, states_of(cells, {}, tmp_path))
+    outputs._link_best(tmp_path, Arm(5.0), cells, states_of(cells, {}, tmp_path))
     assert not (tmp_path / "best").is_symlink()
     assert judge_sweep(results, [HELD_OUT_LOSS], []).recommended == Arm(5.0)
 

@@ -108,5 +108,5 @@ def test_plan_power_rejects_a_pilot_without_two_seeds(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text("extends: quickstart\n")
     base = resolve_recipe(read_recipe_layers("quickstart"))
-    with pytest.raises(InputError, match="the pilot needs two seeds that are done both with noise and without"):
+    with pytest.raises(InputError, match="the pilot needs two seeds that are finished both with noise and without"):
         plan_power(base, plan(*SETS), [], tmp_path, own=False)

@@ -231,7 +231,7 @@ def test_judge_sweep_arms_that_share_no_seed() -> None:
     verdict = judge(cells, content)
     assert verdict.recommended is None
     assert verdict.conclusion == (
-        "Not compared in held-out loss: alpha 5 (no seed is done both with noise and without).",
+        "Not compared in held-out loss: alpha 5 (no seed is finished both with noise and without).",
     )
     assert verdict.scope == "Nothing was compared."
 
@@ -284,7 +284,7 @@ def test_judge_sweep_arm_that_is_not_compared_is_named() -> None:
     content = measured(cells, {0: 0, 5: -0.05, 10: 0})
     content = {cell.key: content[cell.key] for cell in cells if cell.arm.alpha != 10}
     said = judge(cells, content).conclusion
-    assert "Not compared in held-out loss: alpha 10 (no seed is done both with noise and without)." in said
+    assert "Not compared in held-out loss: alpha 10 (no seed is finished both with noise and without)." in said
     assert "Recommended: alpha 5." in said
 
 
@@ -393,7 +393,7 @@ def test_judge_sweep_stop_that_later_seeds_contradict() -> None:
     stop = Stopped(Arm(0.0), "futility", seeds=3, planned=8, excluded=0.005)
     said = judge(cells, content, delta=0.005, stopped=[stop]).conclusion
     assert stop.sentence(HELD_OUT_LOSS) not in said
-    assert "Stopped early by a look after 3 of 8 seeds; the verdict uses all that is measured." in said
+    assert "Stopped early by a look after 3 of 8 seeds; the verdict uses all results." in said
     assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in said
 
 

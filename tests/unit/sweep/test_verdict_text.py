@@ -94,7 +94,7 @@ def test_judge_sweep_every_sentence_holds_in_drawn_situations(first: int, reache
         "Alpha 5 is the best.",
         "Recommended: alpha 10.",
         "Stopped early, after 3 of 8 seeds: for every arm left, a gain over 0.005 in held-out loss is excluded (95 %).",
-        "Not compared in held-out loss: alpha 5 (no seed is done both with noise and without).",
+        "Not compared in held-out loss: alpha 5 (no seed is finished both with noise and without).",
     ],
 )
 def test_check_sentences_refuses_a_line_that_the_numbers_do_not_support(line: str) -> None:

@@ -103,7 +103,7 @@ class _Checker:
         dropped: Mapping[Arm, int],
     ) -> None:
         self.verdict, self.results, self.better, self.delta = verdict, results, better, delta
-        self.stopped = [stop for stop in stopped if results.measured_seeds(stop.baseline) < stop.planned]
+        self.stopped = [stop for stop in stopped if results.evaluated_seeds(stop.baseline) < stop.planned]
         self.dropped = dropped
         self.first = next(iter(better))
         self.first_label = label(self.first)
@@ -219,7 +219,7 @@ class _Checker:
                 arm = next(arm for arm in self.results.arms if arm.name() == name)
                 (values, _), _ = self.results.shared(metric, [baseline_of(arm), arm])
                 fewer = "fewer than 6 prompts have a value in every seed"
-                assert found[2] == (fewer if len(values) else "no seed is done both with noise and without")
+                assert found[2] == (fewer if len(values) else "no seed is finished both with noise and without")
                 named.append(name)
         assert sorted(named) == sorted(missing)
         noised = any(row.alpha for row in self.verdict.arms)
@@ -229,12 +229,10 @@ class _Checker:
         """Check the sentences about early stopping; the baselines whose stop for futility is stated."""
         futile = []
         for stop in self.stopped:
-            later = (
-                f"Stopped early by a look after {stop.seeds} of {stop.planned} seeds; the verdict uses all that is "
-                "measured."
-            )
+            look = f"Stopped early by a look after {stop.seeds} of {stop.planned} seeds"
+            later = f"{look}; the verdict uses all results."
             where = f" with {stop.baseline.label()}" if stop.baseline.grid else ""
-            if self.results.measured_seeds(stop.baseline) > stop.seeds and later in self.left:
+            if self.results.evaluated_seeds(stop.baseline) > stop.seeds and later in self.left:
                 self._expect("stop that later seeds contradict", [later])
                 continue
             [line] = self._take(f"stop for {stop.reason}", f"Stopped early{where}, after {stop.seeds} of ")
