@@ -28,7 +28,6 @@ class PhaseId(StrEnum):
     RUNNING_TASK = "running_task"
     JUDGING = "judging"
     TIMING_STEPS = "timing_steps"
-    TIMING_LOSSES = "timing_losses"
     TIMING_ANSWERS = "timing_answers"
 
 

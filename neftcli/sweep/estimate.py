@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from neftcli.sweep.cell_runs import CellRuns
     from neftcli.sweep.plan import Cell
 
-TIMED_STEPS = 2  # the first one also allocates, so only the last one counts
-TIMED_TOKENS = 4
+TIMED_TOKENS = 3
+BACKWARD = 2  # a backward pass takes about as long as two forward passes
 SAFE_LEARNING_RATE = 1e-8  # no NaN in the timed steps; the rate does not change their time
 
 
@@ -50,7 +50,7 @@ class StepTimes:
     Attributes:
         loading: Seconds to load the libraries, the model and the tokenised rows.
         step: Seconds of an optimiser step.
-        row: Seconds of the loss of a row.
+        row: Seconds of the loss of a row, a forward pass.
         token: Seconds of one token of each answer in a batch; 0 without answers.
         steps: Optimiser steps of a cell.
         held_out: Held-out rows.
@@ -167,12 +167,12 @@ def timing_key(recipe: Recipe) -> str:
     return repr((*parts, recipe.sweep.answers))
 
 
-class _TimedEnoughError(Exception):
-    """The last timed step is done; leaves the training without saving anything."""
+class _StepTimedError(Exception):
+    """The timed step is done; leaves the training without saving anything."""
 
 
 class _StepTimer:
-    """Observer that times the last of `TIMED_STEPS` steps and then ends the training."""
+    """Observer that times the first step and then ends the training."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -183,21 +183,19 @@ class _StepTimer:
         """Take the time of a step.
 
         Raises:
-            _TimedEnoughError: The last one is done.
+            _StepTimedError: The step is done.
         """
         if isinstance(event, Phase):
             self._observer.notify(event)
         elif isinstance(event, TrainingStarted):
             self._started = time.perf_counter()
         elif isinstance(event, TrainingProgress) and event.step:
-            now = time.perf_counter()
-            self.seconds, self._started = now - self._started, now
-            if event.step >= min(TIMED_STEPS, event.total_steps):
-                raise _TimedEnoughError
+            self.seconds = time.perf_counter() - self._started
+            raise _StepTimedError
 
 
 def time_step(recipe: Recipe, asset_cache: AssetCache, observer: Observer) -> StepTimes:
-    """Time a training step, the loss of a batch of rows and the first tokens of a batch of answers.
+    """Time a training step and the first tokens of a batch of answers.
 
     Raises:
         InputError: The model or the data can't be used.
@@ -216,33 +214,21 @@ def time_step(recipe: Recipe, asset_cache: AssetCache, observer: Observer) -> St
                 assets = load_assets(recipe, *read_inputs(recipe, timer), timer)
                 asset_cache.put(recipe, assets)
             loading = time.perf_counter() - started
-            timer.notify(Phase(PhaseId.TIMING_LOSSES))
-            row = _time_row(recipe, assets)
             timer.notify(Phase(PhaseId.TIMING_ANSWERS))
             token = _time_token(recipe, assets)
         timer.notify(Phase(PhaseId.TIMING_STEPS))
-        _run_steps(recipe, assets, Path(folder), timer)
-    prepared = assets.prepared
+        _train_one_step(recipe, assets, Path(folder), timer)
+    prepared, training = assets.prepared, recipe.training
+    rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     return StepTimes(
         loading=loading,
         step=timer.seconds,
-        row=row,
+        row=timer.seconds / rows_per_step / (1 + BACKWARD),
         token=token,
         steps=num_training_steps(recipe, prepared.train.lengths()),
         held_out=len(prepared.held_out),
         probe_rows=min(recipe.evaluation.probe_rows, len(prepared.train)),
     )
-
-
-def _time_row(recipe: Recipe, assets: Assets) -> float:
-    """Return the seconds of the loss of a row, from a batch of rows of all lengths."""
-    from neftcli.evaluation.loss import row_losses
-
-    by_length = sorted(assets.prepared.held_out, key=lambda row: len(row.input_ids))
-    rows = by_length[:: max(1, len(by_length) // recipe.evaluation.per_device_eval_batch_size)]
-    started = time.perf_counter()
-    row_losses(assets.model, rows, recipe.evaluation.per_device_eval_batch_size, assets.compute.autocast())
-    return (time.perf_counter() - started) / len(rows)
 
 
 def _time_token(recipe: Recipe, assets: Assets) -> float:
@@ -256,16 +242,16 @@ def _time_token(recipe: Recipe, assets: Assets) -> float:
     number = min(recipe.evaluation.generation.batch_size, len(examples))
     prompts = [tokenize_prompt(assets.chat, examples[index]) for index in range(number)]
     seconds = []
-    for tokens in (1, 1 + TIMED_TOKENS):
+    for batch, tokens in ((prompts[:1], 1), (prompts, 1), (prompts, 1 + TIMED_TOKENS)):  # the first call warms up
         generation = replace(recipe.evaluation.generation, max_new_tokens=tokens)
         started = time.perf_counter()
-        generate_answers(assets.model, assets.chat, prompts, generation, assets.compute.autocast())
+        generate_answers(assets.model, assets.chat, batch, generation, assets.compute.autocast())
         seconds.append(time.perf_counter() - started)
-    return max(0.0, seconds[1] - seconds[0]) / TIMED_TOKENS
+    return max(0.0, seconds[2] - seconds[1]) / TIMED_TOKENS
 
 
-def _run_steps(recipe: Recipe, assets: Assets, folder: Path, timer: _StepTimer) -> None:
-    """Train for `TIMED_STEPS` steps with one held-out row."""
+def _train_one_step(recipe: Recipe, assets: Assets, folder: Path, timer: _StepTimer) -> None:
+    """Train for a step, with one held-out row."""
     from neftcli.training.train import train
 
     prepared = assets.prepared
@@ -275,5 +261,5 @@ def _run_steps(recipe: Recipe, assets: Assets, folder: Path, timer: _StepTimer) 
     timed = replace(recipe, output_dir=str(folder), training=training, evaluation=evaluation)
     asset_cache = AssetCache()
     asset_cache.put(timed, replace(assets, prepared=one_row))
-    with suppress(_TimedEnoughError):
+    with suppress(_StepTimedError):
         train(timed, timer, asset_cache)

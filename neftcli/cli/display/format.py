@@ -37,8 +37,7 @@ PHASES = {
     PhaseId.GENERATING_ANSWERS: "generating answers",
     PhaseId.RUNNING_TASK: "running the benchmark task",
     PhaseId.JUDGING: "asking the judge",
-    PhaseId.TIMING_STEPS: "timing a few steps",
-    PhaseId.TIMING_LOSSES: "timing the losses of a few rows",
+    PhaseId.TIMING_STEPS: "timing a step",
     PhaseId.TIMING_ANSWERS: "timing the first tokens of a few answers",
 }
 """Display texts of the phases."""

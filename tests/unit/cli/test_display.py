@@ -323,7 +323,7 @@ def test_live_sweep_fits_with_every_fact(width: int) -> None:
         "not distinguishable",
         "Nothing here is better than no noise",
         "alpha 10, seed 1 failed: the loss became nan",
-        "1 cell is not done",
+        "1 cell is not finished",
         "early stopping saved 2 cells",
         "alpha 5, seed 0 was restarted (try 2)",
         "stopped after 1 min 23 s runs/mine-sweep",
