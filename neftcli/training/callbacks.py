@@ -21,9 +21,8 @@ from neftcli.training.signals import StopRequested, StopSignal
 if TYPE_CHECKING:
     from neftcli.neftune import Noise
     from neftcli.recipe.schema import Checkpoints
-    from neftcli.training.evaluator import Evaluation
     from neftcli.training.progress import EvaluationSchedule, TrainingClock
-    from neftcli.training.resume import RunState
+    from neftcli.training.resume import Evaluation, RunState
 
 SAVING = Phase(PhaseId.SAVING_CHECKPOINT)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import tokenize_prompt
@@ -11,6 +10,7 @@ from neftcli.events import Evaluated, Observer, Phase, PhaseId
 from neftcli.models.limits import max_prompt_length
 from neftcli.system import distributed
 from neftcli.training.distributed import split_across_processes
+from neftcli.training.resume import Evaluation
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.training.assets import Assets
     from neftcli.training.signals import StopSignal
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """An evaluation of the model.
-
-    Attributes:
-        losses: The mean losses, and the step after which they were measured.
-        held_out: The loss of each held-out row.
-    """
-
-    losses: Evaluated
-    held_out: Sequence[RowLoss]
 
 
 class Evaluator:

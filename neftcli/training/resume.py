@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
     from neftcli.runs.schemas import TrainingState, UnloggedSums
-    from neftcli.training.evaluator import Evaluation
 
 MEASUREMENT_SETTINGS = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
 """Options of what is measured before and after training, which must be the same for a comparison."""
@@ -48,6 +47,19 @@ PATH_FLAGS = {
 """Options that hold a path, and their flags. Files that were moved are compared by their content."""
 NO_RUN_YET = "the command that started it: a run that is killed in its first seconds leaves no folder"
 ACCEPT = "--accept-changes    to resume all the same; the run is then a mixture of both"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of the model.
+
+    Attributes:
+        losses: The mean losses, and the step after which they were measured.
+        held_out: The loss of each held-out row.
+    """
+
+    losses: Evaluated
+    held_out: Sequence[RowLoss]
 
 
 @dataclass(frozen=True)

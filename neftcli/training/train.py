@@ -41,11 +41,11 @@ from neftcli.system.files import atomic_write, file_sha256
 from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.training.assets import AssetCache, Assets, hash_tokens, load_assets
 from neftcli.training.distributed import broadcast_path, join_run, require_same_inputs
-from neftcli.training.evaluator import Evaluation, Evaluator
+from neftcli.training.evaluator import Evaluator
 from neftcli.training.failures import record_outcome, report_full_disk, require_space, saved_bytes
 from neftcli.training.inputs import read_inputs, report_data
 from neftcli.training.progress import EvaluationSchedule, SavePlan, TrainingClock
-from neftcli.training.resume import BaseEvaluation, ResumeState, RunState, record_paths
+from neftcli.training.resume import BaseEvaluation, Evaluation, ResumeState, RunState, record_paths
 from neftcli.training.signals import StopRequested, StopSignal
 
 if TYPE_CHECKING:

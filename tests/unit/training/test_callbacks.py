@@ -15,9 +15,8 @@ from neftcli import events
 from neftcli.errors import NonFiniteLossError
 from neftcli.recipe.schema import Checkpoints
 from neftcli.training.callbacks import CheckpointCallback, EvaluationCallback, ProgressCallback
-from neftcli.training.evaluator import Evaluation
 from neftcli.training.progress import EvaluationSchedule, SavePlan, TrainingClock
-from neftcli.training.resume import BaseEvaluation, RunState
+from neftcli.training.resume import BaseEvaluation, Evaluation, RunState
 from neftcli.training.signals import StopRequested, StopSignal
 from tests.unit.training.conftest import Collector, FakeClock
 

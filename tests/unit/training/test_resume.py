@@ -10,8 +10,7 @@ import pytest
 
 from neftcli.events import Evaluated
 from neftcli.runs.schemas import TrainingState, parse_json
-from neftcli.training.evaluator import Evaluation
-from neftcli.training.resume import BaseEvaluation, RunState, describe_changes
+from neftcli.training.resume import BaseEvaluation, Evaluation, RunState, describe_changes
 
 BASE = BaseEvaluation(Evaluated(0, 2.0, 2.5), ["an answer"], 3.0, 4.0)
 
