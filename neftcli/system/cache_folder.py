@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from neftcli.errors import InputError, Problem
+from neftcli.system.files import format_bytes
 
 
 def cache_folder() -> Path:
@@ -69,7 +70,7 @@ def open_cache_folder(content: str) -> Iterator[Path]:
     except OSError as error:
         got = f"{error.strerror or error}"
         if folder.is_dir():
-            got += f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
+            got += f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
         elif folder.exists():
             got = "it is not a folder"
         hint = "NEFT_CACHE=FOLDER before the command, with a folder on a disk with free space"

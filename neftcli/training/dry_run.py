@@ -16,6 +16,7 @@ from neftcli.models.registry import ModelReference, resolve_model
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import require_writable
 from neftcli.system.distributed import local_world_size
+from neftcli.system.files import format_bytes
 from neftcli.system.libraries import capture_library_output, keep_freed_memory
 from neftcli.training.inputs import prepare_inputs, report_data
 
@@ -51,10 +52,10 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
         observer.notify(Notice(notice))
     observer.notify(plan)
     if plan.total_bytes > plan.available_bytes:
-        needed, free = plan.total_bytes / 2**30, plan.available_bytes / 2**30
+        needed, free = format_bytes(plan.total_bytes), format_bytes(plan.available_bytes)
         observer.notify(
             Notice(
-                f"this needs about {needed:.1f} GiB and {free:.1f} GiB are free: --batch-size with fewer rows, "
+                f"this needs about {needed}, and {free} are free: --batch-size with fewer rows, "
                 "--gradient-checkpointing, --lora or --qlora"
             )
         )

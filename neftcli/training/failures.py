@@ -26,6 +26,7 @@ from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import METRICS, RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system.distributed import is_process_loss, world_size
+from neftcli.system.files import format_bytes
 from neftcli.training.signals import StopRequested
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _explain(error: Exception, directory: RunDirectory) -> Problem | None:
     if is_disk_full(error):
         return Problem(
             f"the disk is full; {saved}",
-            f"{message} ({free / 2**20:.0f} MiB are free at {directory.path})",
+            f"{message} ({format_bytes(free)} free at {directory.path})",
             f"make room, then {_retry_command(directory)}",
         )
     if is_out_of_memory(error):
@@ -196,7 +197,7 @@ def require_space(model_bytes: int, checkpoint_bytes: int, recipe: Recipe, folde
         raise InputError(
             Problem(
                 f"{folder.parent}: the disk has no space for the tuned model",
-                f"{_format_mib(free)} are free, the model needs {_format_mib(model_bytes)}",
+                f"{format_bytes(free)} are free, the model needs {format_bytes(model_bytes)}",
                 "make room, --output-dir FOLDER on another disk, or --lora",
             )
         )
@@ -205,14 +206,10 @@ def require_space(model_bytes: int, checkpoint_bytes: int, recipe: Recipe, folde
     if free < needed:
         observer.notify(
             Notice(
-                f"{_format_mib(free)} are free on the disk; the model and its checkpoints may need "
-                f"{_format_mib(needed)}: make room, or keep fewer (--set checkpoints.save_total_limit=1)"
+                f"{format_bytes(free)} are free on the disk; the model and its checkpoints may need "
+                f"{format_bytes(needed)}: make room, or keep fewer (--set checkpoints.save_total_limit=1)"
             )
         )
-
-
-def _format_mib(size: float) -> str:
-    return f"{size / 2**20:,.0f} MiB"
 
 
 def _mentions(error: BaseException, messages: Sequence[str]) -> bool:

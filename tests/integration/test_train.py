@@ -138,7 +138,7 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
     monkeypatch.setenv("NEFT_CACHE", str(rows_file))
     done = neft(*arguments)
     assert done.code == 2
-    assert f"{rows_file}: rows beyond 16 MiB can't be written there\n  got      it is no folder" in done.err
+    assert f"{rows_file}: rows beyond 16 MiB can't be written there\n  got      it is not a folder" in done.err
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 

@@ -18,6 +18,7 @@ from neftcli.cli.display.text import spell_out
 from neftcli.evaluation import number_format
 from neftcli.evaluation.metrics import ANSWER_TOKENS, label
 from neftcli.events import CellStatus, PhaseId
+from neftcli.system.files import format_bytes
 
 PHASES = {
     PhaseId.LOADING_LIBRARIES: "loading the libraries",
@@ -85,13 +86,6 @@ def plural(number: float, noun: str) -> str:
 def choose(number: float, one: str, several: str) -> str:
     """Return the form of a word that agrees with a number."""
     return one if number == 1 else several
-
-
-def size(number: float) -> str:
-    """Format bytes: 120 KiB, 3.2 MiB, 3.1 GiB."""
-    if number < 2**20:
-        return f"{number / 2**10:.0f} KiB"
-    return f"{number / 2**20:.1f} MiB" if number < 2**30 else f"{number / 2**30:.1f} GiB"
 
 
 def duration(seconds: float) -> str:
@@ -417,17 +411,17 @@ def plan_rows(event: events.TrainingPlan) -> list[tuple[str, str]]:
     """Return the plan of a dry run as names and values."""
     kept = ", up to twice that in a long run (freed memory is kept)" if event.keeps_freed else ""
     trainable = f"{count(event.trainable)} of {count(event.parameters)} parameters trainable"
-    libraries = [("libraries", size(event.libraries_bytes))] if event.libraries_bytes else []
+    libraries = [("libraries", format_bytes(event.libraries_bytes))] if event.libraries_bytes else []
     return [
         ("model", f"{event.model}, {event.method}, {trainable}"),
         ("device", f"{event.device}, {event.precision}"),
         ("steps", "unknown without the data" if event.total_steps is None else f"{event.total_steps}"),
-        ("weights", size(event.weights_bytes)),
-        ("gradients", size(event.gradients_bytes)),
-        ("optimizer", size(event.optimizer_bytes)),
-        ("activations", f"{size(event.activations_bytes)} (for the longest row)"),
+        ("weights", format_bytes(event.weights_bytes)),
+        ("gradients", format_bytes(event.gradients_bytes)),
+        ("optimizer", format_bytes(event.optimizer_bytes)),
+        ("activations", f"{format_bytes(event.activations_bytes)} (for the longest row)"),
         *libraries,
-        ("memory", f"about {size(event.total_bytes)} in all{kept}, {size(event.available_bytes)} free"),
+        ("memory", f"about {format_bytes(event.total_bytes)} in all{kept}, {format_bytes(event.available_bytes)} free"),
     ]
 
 

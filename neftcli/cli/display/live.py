@@ -17,6 +17,7 @@ from rich.text import Text
 from neftcli import events
 from neftcli.cli.display import format, screens
 from neftcli.cli.display.text import sanitize_event
+from neftcli.system.files import format_bytes
 
 RECENT_ROWS = 10
 EVALUATED_ROWS = 6
@@ -230,7 +231,7 @@ class LiveDisplay:
                 cells[4] = f"{row.logged.learning_rate:.1e}"
                 cells[5] = f"{row.logged.grad_norm:.2f}"
                 cells[6] = f"{row.logged.tokens_per_second:.0f}"
-                cells[7] = format.size(row.logged.memory_bytes)
+                cells[7] = format_bytes(row.logged.memory_bytes)
             if row.evaluated is not None:
                 losses = (row.evaluated.train_loss, row.evaluated.held_out_loss)
                 cells[2:4] = ["-" if loss is None else f"{loss:.{decimals}f}" for loss in losses]

@@ -385,13 +385,6 @@ def test_duration(seconds: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "shown"), [(0, "0 KiB"), (300 * 2**10, "300 KiB"), (5 * 2**20, "5.0 MiB"), (3 * 2**30, "3.0 GiB")]
-)
-def test_size(number: int, shown: str) -> None:
-    assert format.size(number) == shown
-
-
-@pytest.mark.parametrize(
     ("number", "shown"), [(1, "1 epoch"), (1.0, "1 epoch"), (0, "0 epochs"), (0.25, "0.25 epochs")]
 )
 def test_plural(number: float, shown: str) -> None:

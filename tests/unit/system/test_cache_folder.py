@@ -30,8 +30,8 @@ def test_open_cache_folder_unwritable(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("NEFT_CACHE", str(small / "cache"))
     with file_system(small, "-t", "tmpfs", "-o", "size=64k", "tmpfs"):
         for option, reason in (
-            ("rw", "No space left on device (0 MiB are free)"),
-            ("ro", "Read-only file system (0 MiB"),
+            ("rw", "No space left on device (0 KiB free)"),
+            ("ro", "Read-only file system (0 KiB free"),
         ):
             subprocess.run(["mount", "-o", f"remount,{option}", str(small)], check=True)
             with pytest.raises(InputError) as raised, open_cache_folder("a model") as cache:

@@ -1,6 +1,6 @@
-"""Files that are written below folders of others.
+"""Files that are written into folders of others.
 
-Oracles: what the links lead to, which must stay as it is; the file system's own modes; the syntax tree of every source.
+Oracles: targets of links, which must not change; the file system's modes; the syntax tree of every module.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from neftcli.system.files import (
     atomic_write,
     clear_path,
     escapes_folder,
+    format_bytes,
     make_empty_folder,
     open_without_links,
     remove,
@@ -33,21 +34,21 @@ from neftcli.system.files import (
 from tests.conftest import keep_nfs_files
 
 SOURCES = sorted((Path(__file__).parents[3] / "neftcli").rglob("*.py"))
-ELSEWHERE = {
-    "cli/main.py": "/dev/null in the place of a closed stream",
-    "cli/recipes.py": "a file that a person named",
+OTHER_WRITERS = {
+    "cli/main.py": "/dev/null instead of a closed stream",
+    "cli/recipes.py": "a file that the user named",
     "data/token_cache.py": "the cache, by mkstemp and a rename",
     "models/gguf.py": "a folder of mkdtemp, then a rename",
-    "models/saving.py": "the folder that replaces the model, made just before",
-    "sweep/outputs.py": "the link to the best run, renamed into its place",
+    "models/settings_files.py": "the new folder that replaces the model",
+    "sweep/outputs.py": "the link to the best run, by a rename",
 }
-"""Sources that write by themselves, and what."""
+"""Modules that write by themselves, and what they write."""
 WRITES = ("write_text", "write_bytes", "rmtree", "unlink", "symlink_to", "FileHandler", "copyfile")
 
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder with a file of somebody's."""
+    """A folder with a file of somebody else."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "mine.txt").write_text("mine")
     return tmp_path / "outside"
@@ -204,10 +205,10 @@ def writes(source: Path) -> list[str]:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(source.parents[2])))
 def test_files_are_written_in_one_module(source: Path) -> None:
-    """A new one belongs into `neftcli/system/files.py`, where links are not followed."""
+    """New ones belong in `neftcli/system/files.py`, which follows no links."""
     name = source.relative_to(Path(neftcli.__file__).parent).as_posix()
     if name != "system/files.py":
-        assert bool(writes(source)) == (name in ELSEWHERE), writes(source)
+        assert bool(writes(source)) == (name in OTHER_WRITERS), writes(source)
 
 
 def test_writes_finds_each_kind(tmp_path: Path) -> None:
@@ -234,3 +235,10 @@ def test_escapes_folder_agrees_with_path_resolution(name: str, tmp_path_factory:
     (folder / "sub").mkdir(parents=True, exist_ok=True)
     if not escapes_folder(name):
         assert (folder / name).resolve().is_relative_to(folder.resolve())
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(0, "0 KiB"), (300 * 2**10, "300 KiB"), (5 * 2**20, "5.0 MiB"), (3 * 2**30, "3.0 GiB")]
+)
+def test_format_bytes(number: int, shown: str) -> None:
+    assert format_bytes(number) == shown
