@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
-from neftcli.data.prepare import read_examples
+from neftcli.data.mixture import read_examples
 from neftcli.models.registry import resolve_model
 from neftcli.recipe.loading import load_recipe, parse_assignment
 

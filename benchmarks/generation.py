@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from neftcli.data.chat import ChatFormat
-from neftcli.data.prepare import read_examples
+from neftcli.data.mixture import read_examples
 from neftcli.data.tokens import tokenize_prompt
 from neftcli.evaluation.generation import generate_answers
 from neftcli.models.loading import load_model_for_recipe, load_tokenizer

@@ -105,7 +105,8 @@ def measure(options: Any, folder: Path) -> None:
 def tokens_in(model: Path, rows: Path) -> int:
     """Tokens of the training rows, pads not counted."""
     from neftcli.data.chat import load_chat_format
-    from neftcli.data.prepare import prepare, read_examples
+    from neftcli.data.mixture import read_examples
+    from neftcli.data.prepare import prepare
     from neftcli.models.registry import resolve_model
     from neftcli.recipe.loading import parse_assignment
     from neftcli.recipe.loading import resolve_recipe as recipe_of
@@ -204,7 +205,8 @@ def held_out_loss(task: Task, output: Path, held_out: Path, folder: Path) -> flo
     from transformers import AutoModelForCausalLM
 
     from neftcli.data.chat import ChatFormat
-    from neftcli.data.prepare import prepare, read_examples
+    from neftcli.data.mixture import read_examples
+    from neftcli.data.prepare import prepare
     from neftcli.evaluation.loss import mean_loss, row_losses
     from neftcli.models.loading import load_tokenizer
     from neftcli.models.registry import resolve_model

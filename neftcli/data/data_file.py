@@ -1,4 +1,4 @@
-"""Data files, text files line by line, and shell commands that repair unreadable files."""
+"""Data files and their lines of text."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import IO, cast
 
 from neftcli.errors import DataError, Problem
 
-MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-
-
-MOST_LINE = 2**27
-"""Bytes of a line, at most. A .gz of 600 kB can hold a line of 600 MB, which would take 2.5 GB to read."""
-MOST_UNPACKED = 2**30
-"""Bytes of a .json.gz unpacked, at most: all of it is read at once."""
+MAX_LINE_BYTES = 2**27
+"""Maximum bytes of a line: a .gz of 600 kB can hold a line of 600 MB, which would take 2.5 GB to read."""
+MAX_JSON_GZ_BYTES = 2**30
+"""Maximum bytes of an unpacked .json.gz, which is read into memory as a whole."""
+BYTE_ORDER_MARKS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""Byte order mark to encoding, longer marks first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,9 @@ class DataFile:
     """A file of rows.
 
     Attributes:
-        path: Its path; of a remote file the name alone, as it is called after a download.
-        name: Its name in messages and in the places of rows.
-        downloaded: The temporary file that holds a remote file's bytes; None for a local file.
+        path: Its path; of a remote file, the name that it would have after a download.
+        name: Its name in messages and in the locations of rows.
+        downloaded: The temporary file that holds the bytes of a remote file; None for a local file.
     """
 
     path: Path
@@ -41,131 +44,104 @@ class DataFile:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Open its bytes, unpacked if it is a .gz; of a downloaded file one reader at a time."""
-        with self._open_as_it_is() as raw:
-            if self.path.suffix.lower() != ".gz":
+        """Open the file for reading bytes, unpacking a .gz; a downloaded file has one reader at a time."""
+        with self._open_raw() as raw:
+            if not self.is_gzip():
                 yield raw
                 return
             with gzip.GzipFile(fileobj=raw) as unpacked:
                 yield cast(IO[bytes], unpacked)
 
-    def _open_as_it_is(self) -> IO[bytes]:
+    def _open_raw(self) -> IO[bytes]:
         if self.downloaded is None:
             return self.path.open("rb")
-        copied = os.fdopen(os.dup(self.downloaded.fileno()), "rb")
-        copied.seek(0)
-        return copied
+        copy = os.fdopen(os.dup(self.downloaded.fileno()), "rb")
+        copy.seek(0)
+        return copy
+
+    def is_gzip(self) -> bool:
+        """Return whether the file is named .gz."""
+        return self.path.suffix.lower() == ".gz"
 
     def size(self) -> int:
-        """Bytes, as they are stored."""
+        """Return the number of bytes on disk."""
         return (self.path.stat() if self.downloaded is None else os.fstat(self.downloaded.fileno())).st_size
 
+    def name_with_ending(self, ending: str) -> str:
+        """Return the file's name with a different ending, in front of a .gz."""
+        gz = self.path.suffix if self.is_gzip() else ""
+        return Path(self.path.name.removesuffix(gz)).stem + ending + gz
 
-def lines(file: DataFile, *, whole: bool = False) -> Iterator[tuple[int, str]]:
-    """Numbered lines of text.
+
+def read_lines(file: DataFile, *, whole: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file with their numbers, from 1.
 
     Args:
         file: The file.
-        whole: The caller keeps all of it. Then a line may have any length, and of a .gz as many bytes as all of it.
+        whole: The caller keeps the whole file in memory, so a line may be as long as the file may be.
 
     Raises:
-        DataError: The file can't be unpacked, is no UTF-8 text or has too long a line; with the line.
+        DataError: The file can't be unpacked, is not UTF-8 or has a line that is too long; with the line's number.
     """
-    path, name = file.path, file.name
-    number = 0
-    longest = MOST_LINE
+    name = file.name
+    max_bytes = MAX_LINE_BYTES
     if whole:
-        longest = MOST_UNPACKED if path.suffix.lower() == ".gz" else sys.maxsize - 1
+        max_bytes = MAX_JSON_GZ_BYTES if file.is_gzip() else sys.maxsize - 1
+    number = 0
     try:
         with file.open() as content:
-            for number, line in enumerate(iter(partial(content.readline, longest + 1), b""), 1):
-                if len(line) > longest:
-                    said = f"{name}, line {number}: a line has at most {longest:,} bytes"
-                    got = f"{line[:40].decode(errors='replace')}..."
-                    raise DataError(Problem(said, got, "a file with shorter lines"))
+            for number, line in enumerate(iter(partial(content.readline, max_bytes + 1), b""), 1):
+                if len(line) > max_bytes:
+                    message = f"{name}, line {number}: a line has at most {max_bytes:,} bytes"
+                    raise DataError(Problem(message, f"{line[:40].decode(errors='replace')}...", "shorten the line"))
                 if number == 1:
-                    _require_text(line, path, name)
+                    _require_text(line, file)
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 try:
                     text = line.decode("utf-8")
                 except UnicodeDecodeError as error:
-                    raise DataError(
-                        Problem(
-                            f"{name}, line {number}: text must be UTF-8",
-                            f"byte 0x{line[error.start]:02x} at column {error.start + 1}",
-                            through("iconv -f latin1 -t utf-8", path, f"utf8-{path.name}"),
-                        )
-                    ) from None
+                    got = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+                    raise _not_utf8(f"{name}, line {number}", got) from None
                 if "\0" in text:
-                    without = through("tr -d '\\0'", path, f"clean-{path.name}")
-                    raise DataError(
-                        Problem(f"{name}, line {number}: text must not hold NUL bytes", repr(text[:40]), without)
-                    )
+                    message = f"{name}, line {number}: text must not contain NUL bytes"
+                    raise DataError(Problem(message, repr(text[:40]), "remove the NUL bytes"))
                 yield number, text
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        plain = str(error).startswith("Not a gzipped file")
+        hint = "the file is incomplete or damaged: download or pack it again"
+        if str(error).startswith("Not a gzipped file"):
+            hint = f"rename it to {file.path.stem}"
         raise DataError(
-            Problem(
-                f"{name}: this .gz can't be unpacked",
-                f"{error} (after line {number})",
-                f"mv {quote(str(path))} {quote(str(path.with_suffix('')))}"
-                if plain
-                else f"gzip -t {quote(str(path))}    tells whether it is whole; fetch or pack it again",
-            )
+            Problem(f"{name}: this .gz can't be unpacked", f"{error} (after line {number})", hint)
         ) from None
 
 
-def _require_text(line: bytes, path: Path, name: str) -> None:
-    """Reject by its beginning a file that is text in another encoding, or no text at all.
+def _not_utf8(location: str, got: str) -> DataError:
+    return DataError(Problem(f"{location}: text must be UTF-8", got, "save the file as UTF-8"))
+
+
+def _require_text(line: bytes, file: DataFile) -> None:
+    """Reject a file whose first line shows that it has a different encoding or is not text.
 
     Raises:
-        DataError: With the command that makes it readable.
+        DataError: With what to do.
     """
-    encoding = next((encoding for mark, encoding in MARKS if line.startswith(mark)), "")
+    encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if line.startswith(mark)), "")
     if not encoding and line[1:4:2] == b"\0\0":
-        encoding = "utf-16le"
+        encoding = "UTF-16LE"
     elif not encoding and line[0:3:2] == b"\0\0" and line[1:2] != b"\0":
-        encoding = "utf-16be"
+        encoding = "UTF-16BE"
     if encoding:
-        hint = through(f"iconv -f {encoding} -t utf-8", path, f"utf8-{path.name}")
-        raise DataError(Problem(f"{name}, line 1: text must be UTF-8", encoding.upper(), hint))
-    packed = path.suffix.lower() == ".gz"
+        raise _not_utf8(f"{file.name}, line 1", encoding)
+    gzip_hint = "unpack it once more" if file.is_gzip() else f"rename it to {file.path.name}.gz"
     kinds = {
-        b"\x1f\x8b": ("gzip", f"gunzip {quote(str(path))}" if packed else renaming(path, f"{path.name}.gz")),
-        b"PK\3\4": ("a zip archive", f"unzip {quote(str(path))}"),
-        b"PAR1\x15": ("Parquet", renaming(path, with_ending(path, ".parquet"))),
+        b"\x1f\x8b": ("gzip", gzip_hint),
+        b"PK\3\4": ("a zip archive", "unzip it, then --dataset FILE"),
+        b"PAR1\x15": ("Parquet", f"rename it to {file.name_with_ending('.parquet')}"),
     }
-    for letters, (kind, hint) in kinds.items():
-        if line.startswith(letters):
-            raise DataError(Problem(f"{name}: this is no text", kind, hint))
+    for magic, (kind, hint) in kinds.items():
+        if line.startswith(magic):
+            raise DataError(Problem(f"{file.name}: this is not a text file", kind, hint))
     if line.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        hint = "download the file itself: the link of its raw or download button"
         got = line.decode(errors="replace").strip()[:60]
-        raise DataError(Problem(f"{name}: this is a web page, not a file of rows", got, hint))
-
-
-def through(command: str, path: Path, target: str) -> str:
-    """The shell command that sends a file through `command` into another beside it, unpacking and packing a .gz."""
-    source, beside = quote(str(path)), quote(str(path.with_name(target)))
-    if path.suffix.lower() == ".gz":
-        return f"zcat {source} | {command} | gzip > {beside}"
-    return f"{command} < {source} > {beside}"
-
-
-def renaming(path: Path, name: str) -> str:
-    """The shell command that gives a file another name in its folder."""
-    return f"mv {quote(str(path))} {quote(str(path.with_name(name)))}"
-
-
-def with_ending(path: Path, ending: str) -> str:
-    """The file's name with another ending before the .gz, if it has that."""
-    packed = path.suffix if path.suffix.lower() == ".gz" else ""
-    return Path(path.name.removesuffix(packed)).stem + ending + packed
-
-
-def showing(path: Path, number: int) -> str:
-    """The shell command that shows a line."""
-    line = f"sed -n {number}p"
-    packed = path.suffix.lower() == ".gz"
-    command = f"zcat {quote(str(path))} | {line}" if packed else f"{line} {quote(str(path))}"
-    return f"{command}    shows the line"
+        hint = "download the file itself, by the link of its raw or download button"
+        raise DataError(Problem(f"{file.name}: this is a web page, not a file of rows", got, hint))

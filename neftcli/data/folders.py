@@ -18,8 +18,8 @@ from shlex import quote
 from typing import Any
 
 from neftcli.data.data_file import DataFile
-from neftcli.data.readers import ENDINGS, ending
-from neftcli.data.remote import downloaded, read_text, reading
+from neftcli.data.readers import FILE_READERS, file_ending
+from neftcli.data.remote import download, filesystem_errors, read_text
 from neftcli.errors import DataError, Problem, first_line
 from neftcli.system.files import escapes_folder
 
@@ -31,21 +31,21 @@ SPLIT_WORDS = {
 """Words of a file's or folder's name that name a split: `datasets.data_files.SPLIT_KEYWORDS`."""
 BETWEEN_WORDS = re.compile("[-._ 0-9]+")
 SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
-NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
-"""Data by their ending, and none: `datasets.data_files.FILES_TO_IGNORE`."""
+NOT_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+"""Files that have the ending of a data file but hold no rows: `datasets.data_files.FILES_TO_IGNORE`."""
 NO_SPLIT = ""
-MOST_NAMES = 5
+MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
-class Folder:
+class DataFolder:
     """A folder of data files, local or remote.
 
     Attributes:
         name: Its name in messages.
         fs: Its fsspec file system.
         root: Its path there.
-        local: It is on this machine.
+        local: The folder is on this machine.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Folder:
     root: str
     local: bool
 
-    def names(self, depth: int | None = None) -> list[str]:
-        """Relative paths of its data files in order, `depth` levels deep; hidden ones are skipped."""
+    def file_names(self, depth: int | None = None) -> list[str]:
+        """Return the sorted relative paths of its data files, `depth` levels deep, without hidden ones."""
         names = []
-        with reading(self.name):
+        with filesystem_errors(self.name):
             paths = self.fs.find(self.root, maxdepth=depth)
         for path in paths:
             name = str(PurePosixPath(path).relative_to(self.root))
             hidden = any(part.startswith((".", "__")) for part in name.split("/"))
-            if not hidden and ending(name) and PurePosixPath(name).name not in NO_DATA:
+            if not hidden and file_ending(name) and PurePosixPath(name).name not in NOT_DATA:
                 names.append(name)
         return sorted(names)
 
@@ -69,43 +69,43 @@ class Folder:
         """Reject a name that leads out of the folder; links in the folder are followed.
 
         Raises:
-            DataError: It is absolute or contains `..`.
+            DataError: The name is absolute or contains `..`.
         """
         if escapes_folder(name):
-            message = f"{self.name}: a data set must name files in its own folder"
-            hint = "copy the files into the folder, and correct the name: no / in front, no .."
+            message = f"{self.name}: a data set may only name files in its own folder"
+            hint = "copy the files into the folder, and use relative names without .."
             raise DataError(Problem(message, name, hint))
 
     def text(self, name: str) -> str | None:
-        """The content of a small file; None if there is none of this name."""
-        return read_text(self.fs, f"{self.root}/{name}", f"{self.name}/{name}") if self.holds(name) else None
+        """Return the content of a small file; None if it does not exist."""
+        return read_text(self.fs, f"{self.root}/{name}", f"{self.name}/{name}") if self.has_file(name) else None
 
-    def holds(self, name: str) -> bool:
-        """Return whether it holds a file of this name, which may not lead out of it."""
+    def has_file(self, name: str) -> bool:
+        """Return whether the folder has a file of this name, which must not lead out of it."""
         self.require_inside(name)
-        with reading(self.name):
+        with filesystem_errors(self.name):
             return bool(self.fs.isfile(f"{self.root}/{name}"))
 
     @contextmanager
     def file(self, name: str) -> Iterator[DataFile]:
-        """One of its files."""
+        """Open a file of the folder; a remote file is downloaded."""
         shown = f"{self.name.rstrip('/')}/{name}"
         self.require_inside(name)
         if self.local:
             yield DataFile(Path(self.name) / name, str(Path(self.name) / name))
             return
-        with downloaded(self.fs, f"{self.root}/{name}", shown) as file:
+        with download(self.fs, f"{self.root}/{name}", shown) as file:
             yield file
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SplitFiles:
     """The files of a folder that hold a split.
 
     Attributes:
-        names: Their relative paths, in the order in which they are read.
+        names: Their relative paths, in reading order.
         split: The split; empty if the folder has none.
-        left_out: Data files that are not read, by their split.
+        left_out: Split to the data files that are not read.
     """
 
     names: tuple[str, ...]
@@ -113,84 +113,86 @@ class Chosen:
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def choose_files(folder: Folder, split: str, config: str | None, option: str) -> Chosen:
-    """The files that hold a split of a folder.
+def find_split_files(folder: DataFolder, split: str, config: str | None, option: str) -> SplitFiles:
+    """Return the files of a folder that hold a split.
 
     Args:
         folder: The folder.
-        split: The split's name; "train" also means a folder without splits.
-        config: Which configuration of the README's `configs`; None for its default.
+        split: Name of the split; "train" also stands for a folder without splits.
+        config: Name of a configuration in the README's `configs`; None for the default.
         option: The key that names the split, for messages.
 
     Raises:
-        DataError: It holds no data file, no such split, or several data sets.
+        DataError: The folder has no data files, no such split, or several data sets.
     """
-    chosen = _saved(folder, split, option)
+    chosen = _find_saved(folder, split, option)
     if chosen is None:
-        chosen = _by_readme(folder, split, config, option)
+        chosen = _find_by_readme(folder, split, config, option)
     elif config is not None:
-        raise _no_config(folder, config, ())
+        raise _unknown_config(folder, config, ())
     if chosen is not None:
         return chosen
     if config is not None:
-        raise _no_config(folder, config, ())
-    names = folder.names(depth=1) or folder.names()
-    if any(ending(name) != ".txt" for name in names):  # such as notes about the rows
-        texts = tuple(name for name in names if ending(name) == ".txt")
+        raise _unknown_config(folder, config, ())
+    names = folder.file_names(depth=1) or folder.file_names()
+    if any(file_ending(name) != ".txt" for name in names):  # such as notes about the rows
+        texts = tuple(name for name in names if file_ending(name) == ".txt")
         names = [name for name in names if name not in texts]
     else:
         texts = ()
     if not names:
-        message = f"{folder.name}: this folder holds no data file"
-        raise DataError(Problem(message, _listing(folder), f"one of {', '.join(ENDINGS)}"))
-    chosen = _of_split(splits_of(names), split, folder, option)
-    _require_one_set(chosen, folder)
-    return Chosen(chosen.names, chosen.split, {**chosen.left_out, **({"text": texts} if texts else {})})
+        message = f"{folder.name}: this folder has no data files"
+        raise DataError(Problem(message, _list_folder(folder), f"one of {', '.join(FILE_READERS)}"))
+    chosen = _select_split(group_by_split(names), split, folder, option)
+    _require_one_data_set(chosen, folder)
+    return SplitFiles(chosen.names, chosen.split, {**chosen.left_out, **({"text": texts} if texts else {})})
 
 
-def splits_of(names: Iterable[str]) -> dict[str, list[str]]:
-    """Split to the files that name it; those that name none are under the empty text.
+def group_by_split(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group files by the split in their names; files without one are under NO_SPLIT.
 
-    A file that names test or validation is never one of train, whatever else its name holds.
+    A file whose name has a word for test or validation never belongs to train.
     """
     names = list(names)
     shards = {name: shard[1] for name in names if (shard := SHARD.fullmatch(PurePosixPath(name).name))}
-    if len(shards) == len(names) and (len(set(shards.values())) > 1 or _word(next(iter(shards.values()), ""))):
-        by_split = {name: shards[name] for name in names}
+    shard_names = set(shards.values())
+    if len(shards) == len(names) and (len(shard_names) > 1 or any(map(_find_split_word, shard_names))):
+        by_split = shards
     else:
-        by_folder = {name: _word(*PurePosixPath(name).parent.parts) for name in names}
-        by_split = by_folder if any(by_folder.values()) else {name: _word(PurePosixPath(name).name) for name in names}
+        by_split = {name: _find_split_word(*PurePosixPath(name).parent.parts) for name in names}
+        if not any(by_split.values()):
+            by_split = {name: _find_split_word(PurePosixPath(name).name) for name in names}
     splits: dict[str, list[str]] = {}
     for name in names:
         splits.setdefault(by_split[name], []).append(name)
     return splits
 
 
-def _word(*parts: str) -> str:
-    """The split that words of these names name; empty if none does."""
+def _find_split_word(*parts: str) -> str:
+    """Return the split that a word of these names stands for; empty if there is none."""
     words = {word for part in parts for word in BETWEEN_WORDS.split(part.lower())}
     named = [split for split, synonyms in SPLIT_WORDS.items() if not words.isdisjoint(synonyms)]
     return named[-1] if named else NO_SPLIT
 
 
-def _of_split(splits: Mapping[str, list[str]], split: str, folder: Folder, option: str) -> Chosen:
-    """The files of one split.
+def _select_split(splits: Mapping[str, list[str]], split: str, folder: DataFolder, option: str) -> SplitFiles:
+    """Return the files of one split.
 
     Raises:
         DataError: There is no such split.
     """
     named = [*(name for name in SPLIT_WORDS if name in splits), *(name for name in splits if name not in SPLIT_WORDS)]
     named = [name for name in named if name != NO_SPLIT]
-    asked = split if split in splits else _word(split) or split
+    asked = split if split in splits else _find_split_word(split) or split
     if asked not in splits and asked == "train" and NO_SPLIT in splits:
         asked = NO_SPLIT  # as rows.jsonl in a folder with test.jsonl
     if asked not in splits or (asked == NO_SPLIT and split != "train"):
         if not named:
             raise DataError(
                 Problem(
-                    f"{option}: {folder.name} has no splits, since no file or folder in it names one",
+                    f"{option}: {folder.name} has no splits: no file or folder in it is named after one",
                     split,
-                    "leave it out; rows to evaluate on can be a file of their own: --held-out FILE",
+                    "leave it out; to evaluate on a separate file: --held-out FILE",
                 )
             )
         key = option if "," not in option else "split"
@@ -199,81 +201,81 @@ def _of_split(splits: Mapping[str, list[str]], split: str, folder: Folder, optio
         raise DataError(Problem(f"{option}: {folder.name} has no split of this name", split, hint, near))
     left_out = {name: tuple(files) for name, files in splits.items() if name != asked}
     shown = asked if asked != NO_SPLIT or not named else "train"
-    return Chosen(tuple(sorted(splits[asked])), shown, left_out)
+    return SplitFiles(tuple(sorted(splits[asked])), shown, left_out)
 
 
-def _require_one_set(chosen: Chosen, folder: Folder) -> None:
-    """Reject files of several subfolders that no split combines: they may be different data sets.
+def _require_one_data_set(chosen: SplitFiles, folder: DataFolder) -> None:
+    """Reject files of several subfolders that are not splits: they may be different data sets.
 
     Raises:
-        DataError: Naming the subfolders.
+        DataError: The files are in several subfolders.
     """
     tops = {name.partition("/")[0] for name in chosen.names if "/" in name}
-    if len(tops) < 2 or all(_word(top) for top in tops):
+    if len(tops) < 2 or all(_find_split_word(top) for top in tops):
         return
     several = sorted(tops)
     message = f"{folder.name}: the data files are in several subfolders, which may be different data sets"
     first = quote(f"{folder.name.rstrip('/')}/{several[0]}")
-    raise DataError(Problem(message, _some(several), f"--dataset {first}, or several by data.sources"))
+    raise DataError(Problem(message, _list_names(several), f"--dataset {first}, or several by data.sources"))
 
 
-def _saved(folder: Folder, split: str, option: str) -> Chosen | None:
-    """The files of a folder that `save_to_disk` wrote; None if it is none."""
+def _find_saved(folder: DataFolder, split: str, option: str) -> SplitFiles | None:
+    """Return the files of a folder that `save_to_disk` wrote; None if it is a different folder."""
     content = folder.text("dataset_dict.json")
     if content is not None:
-        splits = _parsed(content, folder, "dataset_dict.json").get("splits")
+        splits = _parse_json(content, folder, "dataset_dict.json").get("splits")
         if not isinstance(splits, list) or not splits or not all(isinstance(name, str) for name in splits):
-            raise _damaged(folder, "dataset_dict.json names no splits")
-        chosen = _of_split({name: [name] for name in splits}, split, folder, option)
+            raise _damaged_folder(folder, "dataset_dict.json names no splits")
+        chosen = _select_split({name: [name] for name in splits}, split, folder, option)
         asked = chosen.names[0]
-        return Chosen(_arrow_files(folder, f"{asked}/"), asked, {name: () for name in splits if name != asked})
+        return SplitFiles(_find_arrow_files(folder, f"{asked}/"), asked, {name: () for name in splits if name != asked})
     content = folder.text("state.json")
     if content is None or "_data_files" not in content:
         return None
-    own = _parsed(content, folder, "state.json").get("_split") or "train"
-    _of_split({str(own): []} if split != "train" else {"train": []}, split, folder, option)
-    return Chosen(_arrow_files(folder, ""))
+    own = _parse_json(content, folder, "state.json").get("_split") or "train"
+    _select_split({str(own): []} if split != "train" else {"train": []}, split, folder, option)
+    return SplitFiles(_find_arrow_files(folder, ""))
 
 
-def _arrow_files(folder: Folder, inside: str) -> tuple[str, ...]:
-    """The Arrow files that a state.json names.
+def _find_arrow_files(folder: DataFolder, inside: str) -> tuple[str, ...]:
+    """Return the Arrow files that a state.json names.
 
     Raises:
-        DataError: It is missing, names none, or names files that are not there.
+        DataError: It is missing, names no files, or names missing files.
     """
     content = folder.text(f"{inside}state.json")
     if content is None:
-        raise _damaged(folder, f"{inside}state.json is missing")
-    listed = _parsed(content, folder, f"{inside}state.json").get("_data_files")
+        raise _damaged_folder(folder, f"{inside}state.json is missing")
+    listed = _parse_json(content, folder, f"{inside}state.json").get("_data_files")
     try:
         names = tuple(f"{inside}{item['filename']}" for item in listed or ())
     except (TypeError, KeyError):
         names = ()
     if not names:
-        raise _damaged(folder, f"{inside}state.json names no data file")
-    missing = [name for name in names if not folder.holds(name)]
+        raise _damaged_folder(folder, f"{inside}state.json names no data file")
+    missing = [name for name in names if not folder.has_file(name)]
     if missing:
-        raise _damaged(folder, f"missing: {_some(missing)}")
+        raise _damaged_folder(folder, f"missing: {_list_names(missing)}")
     return names
 
 
-def _parsed(content: str, folder: Folder, name: str) -> dict[str, Any]:
+def _parse_json(content: str, folder: DataFolder, name: str) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise _damaged(folder, f"{name} is not JSON, or holds no object")
+        raise _damaged_folder(folder, f"{name} is not a JSON object")
     return value
 
 
-def _damaged(folder: Folder, got: str) -> DataError:
+def _damaged_folder(folder: DataFolder, got: str) -> DataError:
     message = f"{folder.name}: this folder of save_to_disk is damaged"
     return DataError(Problem(message, got, "copy the whole folder again, or write it again with save_to_disk"))
 
 
-def _by_readme(folder: Folder, split: str, config: str | None, option: str) -> Chosen | None:
-    """The files of a split by the `configs` of the README, as on the hub; None if it has none."""
+def _find_by_readme(folder: DataFolder, split: str, config: str | None, option: str) -> SplitFiles | None:
+    """Return the files of a split by the README's `configs`, as on the hub; None if it has none."""
     readme = folder.text("README.md")
     if readme is None or not readme.startswith("---") or "configs:" not in readme:
         return None
@@ -288,33 +290,33 @@ def _by_readme(folder: Folder, split: str, config: str | None, option: str) -> C
         patterns = {name: sanitize_patterns(files) for name, files in given.items()}
     except Exception as error:  # YAML, card and patterns each raise their own
         got = first_line(error)
-        hint = "correct the README's configs, or name the files: --dataset FOLDER/FILE"
+        hint = "correct the configs in the README, or name a file: --dataset FOLDER/FILE"
         raise DataError(Problem(f"{folder.name}/README.md: its configs can't be read", got, hint)) from None
     if not patterns:
         return None
     asked = config or default or (next(iter(patterns)) if len(patterns) == 1 else None)
     if asked not in patterns:
-        raise _no_config(folder, config, tuple(patterns))
-    names = folder.names()
-    splits = {name: _matching(globs, names) for name, globs in patterns[asked].items()}
+        raise _unknown_config(folder, config, tuple(patterns))
+    names = folder.file_names()
+    splits = {name: _match_names(globs, names) for name, globs in patterns[asked].items()}
     known = {file for files in splits.values() for file in files}
-    chosen = _of_split(splits, split, folder, option)
+    chosen = _select_split(splits, split, folder, option)
     if not chosen.names:
         globs = ", ".join(patterns[asked][chosen.split])
-        message = f"{folder.name}: the files of the split {chosen.split} are not here"
-        raise DataError(Problem(message, f"no file matches {globs}", "download the data set's folder again, whole"))
+        message = f"{folder.name}: the files of the split {chosen.split} are missing"
+        raise DataError(Problem(message, f"no file matches {globs}", "download the whole folder again"))
     others = tuple(name for name in names if name not in known)
-    return Chosen(chosen.names, chosen.split, {**chosen.left_out, **({NO_SPLIT: others} if others else {})})
+    return SplitFiles(chosen.names, chosen.split, {**chosen.left_out, **({NO_SPLIT: others} if others else {})})
 
 
-def _matching(globs: Iterable[str], names: Iterable[str]) -> list[str]:
+def _match_names(globs: Iterable[str], names: Iterable[str]) -> list[str]:
     from fsspec.utils import glob_translate
 
     expressions = [re.compile(glob_translate(glob.removeprefix("./"))) for glob in globs]
     return [name for name in names if any(expression.match(name) for expression in expressions)]
 
 
-def _no_config(folder: Folder, config: str | None, known: tuple[str, ...]) -> DataError:
+def _unknown_config(folder: DataFolder, config: str | None, known: tuple[str, ...]) -> DataError:
     if not known:
         message = f"data.config: {folder.name} has no configurations; the README.md of a hub data set defines them"
         return DataError(Problem(message, config or "", "leave it out"))
@@ -326,23 +328,23 @@ def _no_config(folder: Folder, config: str | None, known: tuple[str, ...]) -> Da
     return DataError(Problem(message, config or "none", hint, near))
 
 
-def _listing(folder: Folder) -> str:
-    with reading(folder.name):
+def _list_folder(folder: DataFolder) -> str:
+    with filesystem_errors(folder.name):
         names = sorted(PurePosixPath(path).name for path in folder.fs.ls(folder.root, detail=False))
-    return ", ".join(names[:MOST_NAMES]) or "nothing"
+    return ", ".join(names[:MAX_NAMES]) or "nothing"
 
 
-def _some(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
 
 
-def left_out_words(left_out: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Data files that are not read, for people: "test (test-00000-of-00001.parquet)"."""
-    words = []
+def describe_skipped_files(left_out: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Describe data files that are not read: "test (test-00000-of-00001.parquet)"."""
+    descriptions = []
     for split, names in left_out.items():
         if split == NO_SPLIT:
-            words.append(f"{_some(names)} (no split in the name)")
+            descriptions.append(f"{_list_names(names)} (no split in the name)")
         else:
-            words.append(f"{split} ({_some(names)})" if names else split)
-    return words
+            descriptions.append(f"{split} ({_list_names(names)})" if names else split)
+    return descriptions

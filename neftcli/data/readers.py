@@ -1,6 +1,6 @@
-"""Readers of data files, one for each ending, and the rows that they read.
+"""Readers of data files.
 
-A reader yields rows one at a time, each with its place. A new kind of file is one entry of READERS.
+`FILE_READERS` is the registry: one entry for each ending. A reader yields rows one at a time, with their locations.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
-from neftcli.data.data_file import MOST_LINE, MOST_UNPACKED, DataFile, lines, renaming, showing, through, with_ending
+from neftcli.data.data_file import MAX_JSON_GZ_BYTES, MAX_LINE_BYTES, DataFile, read_lines
 from neftcli.data.turns import has_role
 from neftcli.errors import DataError, Problem
 
-MOST_PROBLEMS = 5
-ONE_ROW = '{"prompt": "...", "completion": "..."}'
-COMMAS = "python -c \"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{}'))\""
+MAX_PROBLEMS = 5
+"""Maximum malformed lines that are reported together."""
+ROW_EXAMPLE = '{"prompt": "...", "completion": "..."}'
 ROW_COLUMNS = frozenset(("messages", "conversations", "prompt", "completion", "instruction", "output", "text"))
-"""Keys by which an object at the top of a .json file is one row, not a wrapper around a list of rows."""
-LIKE_TEXT = (".md", ".text", ".log")
+"""Keys that make an object at the top of a .json file a row, not a wrapper around a list of rows."""
+TEXT_ENDINGS = (".md", ".text", ".log")
+"""Endings of text files that no reader is registered for."""
+TRUNCATED_FILE = "the file ends within a row: download or write it again"
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""Last bytes of an Arrow stream."""
 
-csv.field_size_limit(MOST_LINE)
+csv.field_size_limit(MAX_LINE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Row:
 
     Attributes:
         values: Column to value.
-        location: "rows.jsonl, line 17".
+        location: File and line or row: "rows.jsonl, line 17".
     """
 
     values: dict[str, Any]
@@ -45,385 +48,360 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class FileReader:
     """The reader of a kind of file.
 
     Attributes:
-        read: Yields its rows; if `running_text`, it also takes `sample_by`.
-        wanted: The expected content, for the message about an empty file.
-        running_text: Its rows are parts of a running text, chosen by data.sample_by.
+        read: Yields the rows of a file; if `running_text`, it also takes data.sample_by.
+        expected: The expected content, for messages and docs/sources.md.
+        running_text: A row is a part of a running text, chosen by data.sample_by.
     """
 
     read: Callable[..., Iterator[Row]]
-    wanted: str
+    expected: str
     running_text: bool = False
 
 
-def ending(path: Path | str) -> str:
-    """The ending by which a file is read, without .gz; empty if it is unknown."""
+def file_ending(path: Path | str) -> str:
+    """Return the ending that chooses the reader of a file, without .gz; empty if it is unknown."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in ENDINGS else ""
+    return suffixes[-1] if suffixes and suffixes[-1] in FILE_READERS else ""
+
+
+def is_running_text(path: Path | str) -> bool:
+    """Return whether the rows of a file are parts of a running text."""
+    return FILE_READERS[file_ending(path)].running_text
 
 
 def read_file(file: DataFile, sample_by: str = "paragraph") -> Iterator[Row]:
-    """The rows of a file, in order.
+    """Yield the rows of a file, in order.
 
     Args:
-        file: The file; its ending is known.
-        sample_by: What a row of running text is: a paragraph, a line, or the whole document.
+        file: A file with a known ending.
+        sample_by: The rows of running text: "paragraph", "line" or "document".
 
     Raises:
-        DataError: The file or a row can't be read, with its line; or the file holds none.
+        DataError: The file or a row can't be read, or the file has no rows.
     """
     try:
-        yield from _read_file(file, READERS[ending(file.path)], sample_by)
-    except OSError as error:  # a link to nothing, a file of somebody else, a bad disk
-        link = f"it links to {file.path.readlink()}" if file.path.is_symlink() else f"ls -l {quote(str(file.path))}"
-        said = error.strerror or str(error) or type(error).__name__
-        raise DataError(Problem(f"{file.name}: the file can't be read", said, link)) from None
+        yield from _read_rows(file, FILE_READERS[file_ending(file.path)], sample_by)
+    except OSError as error:  # a broken link, missing permissions, a bad disk
+        if file.path.is_symlink():
+            hint = f"it is a link to {file.path.readlink()}"
+        else:
+            hint = "check the permissions of the file"
+        got = error.strerror or str(error) or type(error).__name__
+        raise DataError(Problem(f"{file.name}: the file can't be read", got, hint)) from None
 
 
-def _read_file(file: DataFile, reader: Reader, sample_by: str) -> Iterator[Row]:
+def _read_rows(file: DataFile, reader: FileReader, sample_by: str) -> Iterator[Row]:
     if file.size() == 0:
-        raise DataError(Problem(f"{file.name}: the file is empty", "0 bytes", reader.wanted))
+        raise DataError(Problem(f"{file.name}: the file is empty", "0 bytes", reader.expected))
     rows = 0
     for row in reader.read(file, sample_by) if reader.running_text else reader.read(file):
         rows += 1
         yield row
     if not rows:
-        raise DataError(Problem(f"{file.name}: the file holds no row", f"{file.size()} bytes", reader.wanted))
+        raise DataError(Problem(f"{file.name}: the file has no rows", f"{file.size()} bytes", reader.expected))
 
 
-def require_ending(path: Path, name: str) -> None:
-    """Reject a file whose ending names no reader.
+def require_known_ending(path: Path, name: str) -> None:
+    """Reject a file for whose ending no reader is registered.
 
     Raises:
-        DataError: With the endings, or how to rename what looks like text.
+        DataError: With the known endings.
     """
-    if ending(path):
+    if file_ending(path):
         return
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    hint = renaming(path, with_ending(path, ".txt")) if suffix in LIKE_TEXT else " ".join(ENDINGS)
-    raise DataError(
-        Problem(f"{name}: the ending tells the format, and this one is unknown", path.name or "no ending", hint)
-    )
+    hint = f"one of {', '.join(FILE_READERS)}"
+    if Path(path.name.removesuffix(".gz")).suffix.lower() in TEXT_ENDINGS:
+        hint = f"rename it to {DataFile(path, name).name_with_ending('.txt')}"
+    message = f"{name}: unknown file ending; the ending chooses the reader"
+    raise DataError(Problem(message, path.name or "no ending", hint))
 
 
-def _rows_wanted(path: Path) -> str:
-    return READERS[ending(path)].wanted
+class _JsonError(Exception):
+    """A text that is not JSON, or has a key twice in an object."""
 
-
-CUT = "the file ends within a row: fetch or write it again"
-
-
-class _NotJson(Exception):  # noqa: N818 - the caller reports it with file and line
-    """A text that is no JSON, or that says two things at once."""
-
-    def __init__(self, said: str, text: str, position: int) -> None:
-        super().__init__(said)
-        self.said = said
+    def __init__(self, message: str, text: str, position: int) -> None:
+        super().__init__(message)
+        self.message = message
         end = len(text.rstrip())
         position = min(position, end)
-        self.position = position
         self.line = text.count("\n", 0, position) + 1
         self.column = position - text.rfind("\n", 0, position)
         before, after = "..." if position > 30 else "", "..." if position + 30 < end else ""
         excerpt = text[max(0, position - 30) : position + 30].replace("\n", " ").strip()
-        self.typed = f"{before}{excerpt}{after}"
-        self.cut = "Unterminated" in said or position >= end
+        self.excerpt = f"{before}{excerpt}{after}"
+        self.is_truncated = "Unterminated" in message or position >= end
 
 
-class _RepeatedKey(Exception):  # noqa: N818
-    """A key stands twice in one object, so that one of its values would be lost."""
+class _RepeatedKeyError(Exception):
+    """A key occurs twice in an object, so one of its values would be lost."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise _RepeatedKey(Counter(key for key, _ in pairs).most_common(1)[0][0])
+        raise _RepeatedKeyError(Counter(key for key, _ in pairs).most_common(1)[0][0])
     return values
 
 
-def _parsed(text: str) -> Any:
-    """The value of a JSON text.
+def _parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
 
     Raises:
-        _NotJson: Whatever stands against it.
+        _JsonError: It is not valid JSON.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_to_object)
     except json.JSONDecodeError as error:
-        raise _NotJson(f"not JSON: {error.msg}", text, error.pos) from None
-    except _RepeatedKey as error:
-        said = f"the key {str(error)[:40]} is given twice in one object"
-        raise _NotJson(said, text, max(0, text.find(json.dumps(str(error))))) from None
+        raise _JsonError(f"not JSON: {error.msg}", text, error.pos) from None
+    except _RepeatedKeyError as error:
+        message = f"the key {str(error)[:40]} occurs twice in an object"
+        raise _JsonError(message, text, max(0, text.find(json.dumps(str(error))))) from None
     except (RecursionError, ValueError):
-        raise _NotJson("not JSON: nested too deep, or a number of thousands of digits", text, 0) from None
+        raise _JsonError("not JSON: nested too deeply, or a number with thousands of digits", text, 0) from None
 
 
 def _read_json_lines(file: DataFile) -> Iterator[Row]:
-    path, name = file.path, file.name
+    expected = FILE_READERS[file_ending(file.path)].expected
     problems: list[Problem] = []
-    for number, line in lines(file):
+    for number, line in read_lines(file):
         if not line.strip():
             continue
-        location = f"{name}, line {number}"
+        location = f"{file.name}, line {number}"
         if number == 1:
-            _require_lines(line, path, location)
+            _require_json_lines(line, file, location)
         try:
-            value = _parsed(line)
-        except _NotJson as error:
-            hint = CUT if error.cut and not line.endswith("\n") else showing(path, number)
-            problems.append(Problem(f"{location}: {error.said} (column {error.column})", error.typed, hint))
+            value = _parse_json(line)
+        except _JsonError as error:
+            hint = TRUNCATED_FILE if error.is_truncated and not line.endswith("\n") else expected
+            problems.append(Problem(f"{location}: {error.message} (column {error.column})", error.excerpt, hint))
         else:
             if isinstance(value, dict):
                 if not problems:
                     yield Row(value, location)
                 continue
-            problems.append(Problem(f"{location}: a row must be an object", line.strip()[:60], _rows_wanted(path)))
-        if len(problems) == MOST_PROBLEMS:
+            problems.append(Problem(f"{location}: a row must be an object", line.strip()[:60], expected))
+        if len(problems) == MAX_PROBLEMS:
             break
     if problems:
         raise DataError(*problems)
 
 
-def _require_lines(first: str, path: Path, location: str) -> None:
-    """Reject a file whose first line shows that it has no row a line."""
+def _require_json_lines(first: str, file: DataFile, location: str) -> None:
+    """Reject a file whose first line shows that it does not have one row per line."""
+    message = f"{location}: a .jsonl file has one object per line"
     beginning = first.strip()
-    if beginning.startswith("[") and not _is_list_of_others(beginning):
-        hint = renaming(path, with_ending(path, ".json"))
-        raise DataError(Problem(f"{location}: a .jsonl file has one object a line", "a list", hint))
+    if beginning.startswith("[") and not _is_list_of_other_values(beginning):
+        raise DataError(Problem(message, "a list", f"rename it to {file.name_with_ending('.json')}"))
     if beginning == "{" and first.endswith("\n"):
-        hint = through("jq -c .", path, f"lines-{path.name}")
-        raise DataError(Problem(f"{location}: a .jsonl file has one object a line", "an object over several", hint))
+        raise DataError(Problem(message, "an object over several lines", "write each object on a single line"))
 
 
-def _is_list_of_others(line: str) -> bool:
-    """Return whether a line is a complete list of values that are no rows: renaming the file would not help."""
+def _is_list_of_other_values(line: str) -> bool:
+    """Return whether a line is a complete list of values that are not rows: renaming the file would not help."""
     try:
-        value = _parsed(line)
-    except _NotJson:
+        value = _parse_json(line)
+    except _JsonError:
         return False
     return isinstance(value, list) and not all(isinstance(item, dict) for item in value)
 
 
 def _read_json(file: DataFile) -> Iterator[Row]:
-    path, name = file.path, file.name
-    parts, size = [], 0
-    for number, line in lines(file, whole=True):
+    name = file.name
+    expected = FILE_READERS[file_ending(file.path)].expected
+    parts = []
+    size = 0
+    for number, line in read_lines(file, whole=True):
         parts.append(line)
         size += len(line)
-        if size > MOST_UNPACKED and path.suffix.lower() == ".gz":
-            said = f"{name}, line {number}: a .json.gz has at most {MOST_UNPACKED:,} characters"
-            raise DataError(Problem(said, "more", f"{with_ending(path, '.jsonl')}, which is read row by row"))
+        if size > MAX_JSON_GZ_BYTES and file.is_gzip():
+            message = f"{name}, line {number}: a .json.gz has at most {MAX_JSON_GZ_BYTES:,} characters"
+            hint = f"write one row per line to {file.name_with_ending('.jsonl')}, which is not read as a whole"
+            raise DataError(Problem(message, "more", hint))
     text = "".join(parts)
     try:
-        value = _parsed(text)
-    except _NotJson as error:
-        several = error.said.endswith("Extra data")
-        hint = CUT if error.cut else showing(path, error.line)
-        if several:
-            hint = renaming(path, with_ending(path, ".jsonl"))
-        raise DataError(
-            Problem(f"{name}, line {error.line}: {error.said} (column {error.column})", error.typed, hint)
-        ) from None
+        value = _parse_json(text)
+    except _JsonError as error:
+        if error.message.endswith("Extra data"):
+            hint = f"rename it to {file.name_with_ending('.jsonl')}"
+        else:
+            hint = TRUNCATED_FILE if error.is_truncated else expected
+        message = f"{name}, line {error.line}: {error.message} (column {error.column})"
+        raise DataError(Problem(message, error.excerpt, hint)) from None
     if isinstance(value, dict):
-        value = _rows_of_object(value, file)
+        value = _find_rows(value, file)
     if not isinstance(value, list):
-        raise DataError(
-            Problem(f"{name}: a .json file must hold a list of objects", text.strip()[:60], _rows_wanted(path))
-        )
+        raise DataError(Problem(f"{name}: a .json file must hold a list of objects", text.strip()[:60], expected))
     for number, item in enumerate(value, 1):
+        location = f"{name}, row {number}"
         if not isinstance(item, dict):
-            raise DataError(
-                Problem(f"{name}, row {number}: a row must be an object", json.dumps(item)[:60], _rows_wanted(path))
-            )
-        yield Row(item, f"{name}, row {number}")
+            raise DataError(Problem(f"{location}: a row must be an object", json.dumps(item)[:60], expected))
+        yield Row(item, location)
 
 
-def _rows_of_object(value: dict[str, Any], file: DataFile) -> list[Any]:
-    """The rows of an object at the top of a .json file: the one list in it, or itself as one row.
+def _find_rows(value: dict[str, Any], file: DataFile) -> list[Any]:
+    """Return the rows of an object at the top of a .json file: the only list in it, or the object as one row.
 
     Raises:
         DataError: It holds several lists of rows, or columns instead of rows.
     """
-    path, name = file.path, file.name
+    if _is_column_oriented(list(value.values())):
+        message = f"{file.name}: this .json file holds columns, not rows"
+        hint = "write it as a list of rows; with pandas: to_json(FILE, orient='records')"
+        raise DataError(Problem(message, ", ".join(value)[:60], hint))
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
     is_row = not ROW_COLUMNS.isdisjoint(value) or any(rows and has_role(rows[0]) for rows in lists.values())
-    if _are_columns(list(value.values())):
-        rows = with_ending(path, ".jsonl")
-        written = f"to_json({str(path.with_name(rows))!r}, orient='records', lines=True)"
-        hint = f"python -c {quote(f'import pandas; pandas.read_json({str(path)!r}).{written}')}"
-        raise DataError(Problem(f"{name}: this .json file holds columns, not rows", ", ".join(value)[:60], hint))
     tables = {key: rows for key, rows in lists.items() if all(isinstance(row, dict) for row in rows)}
     if not is_row and len(tables) > 1:
-        key = next(iter(tables))
-        hint = through(f"jq -c {quote(f'.{json.dumps(key)}[]')}", path, f"{key}-{with_ending(path, '.jsonl')}")
-        raise DataError(Problem(f"{name}: this .json file holds several lists of rows", ", ".join(tables)[:60], hint))
-    holds_objects = any(isinstance(item, dict) for item in value.values())
-    if is_row or not lists or (holds_objects and not tables):
+        message = f"{file.name}: this .json file holds several lists of rows"
+        hint = f"write {next(iter(tables))} to a file of its own"
+        raise DataError(Problem(message, ", ".join(tables)[:60], hint))
+    has_objects = any(isinstance(item, dict) for item in value.values())
+    if is_row or not lists or (has_objects and not tables):
         return [value]
     return next(iter((tables or lists).values()))
 
 
-def _are_columns(values: list[Any]) -> bool:
-    """Return whether these are columns of one length, as a table's `to_json` or `to_dict` writes them."""
+def _is_column_oriented(values: list[Any]) -> bool:
+    """Return whether these are columns of equal length, as `to_json` or `to_dict` of a table writes them."""
     if len(values) < 2 or not all(isinstance(value, list | dict) and value for value in values):
         return False
-    cells = [list(value.values()) if isinstance(value, dict) else value for value in values]
-    same = len({len(column) for column in cells}) == 1 and len({type(value) for value in values}) == 1
-    return same and all(isinstance(cell, str | int | float | None) for column in cells for cell in column)
+    columns = [list(value.values()) if isinstance(value, dict) else value for value in values]
+    if len({len(column) for column in columns}) > 1 or len({type(value) for value in values}) > 1:
+        return False
+    return all(isinstance(cell, str | int | float | None) for column in columns for cell in column)
 
 
 def _read_csv(file: DataFile) -> Iterator[Row]:
-    path, name = file.path, file.name
-    for _ in lines(file):  # refuses what is no text, with its line
+    for _ in read_lines(file):  # rejects what is not text, with its line
         pass
-    delimiter = "\t" if ending(path) == ".tsv" else ","
+    delimiter = "\t" if file_ending(file.path) == ".tsv" else ","
     with file.open() as binary, TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         header: list[str] = []
         start = 1
         try:
             for values in reader:
-                location = f"{name}, line {start}"
+                location = f"{file.name}, line {start}"
                 start = reader.line_num + 1
                 if not values:  # a blank line
                     continue
                 if not header:
                     header = values
-                    _check_header(header, delimiter, path, location)
+                    _check_header(header, delimiter, file, location)
                 elif len(values) != len(header):
-                    mark = "tab" if delimiter == "\t" else "comma"
-                    raise DataError(
-                        Problem(
-                            f"{location}: a row must have as many columns as the header: {len(header)}",
-                            str(len(values)),
-                            f'double quotes around a text that holds a {mark}: "..."',
-                        )
-                    )
+                    message = f"{location}: the row and the header must have the same number of columns"
+                    mark = "tabs" if delimiter == "\t" else "commas"
+                    got = f"{len(values)} and {len(header)}"
+                    raise DataError(Problem(message, got, f'put double quotes around text with {mark}: "..."'))
                 else:
                     yield Row(dict(zip(header, values, strict=True)), location)
         except csv.Error as error:
-            raise DataError(
-                Problem(
-                    f"{name}, line {start}: not CSV: {error}",
-                    "a row that begins here",
-                    'close the quotes; a quote inside of a quoted text is written twice: ""',
-                )
-            ) from None
+            message = f"{file.name}, line {start}: not CSV: {error}"
+            hint = 'close the quotes; write a quote inside quoted text twice: ""'
+            raise DataError(Problem(message, "a row that begins here", hint)) from None
 
 
-def _check_header(header: list[str], delimiter: str, path: Path, location: str) -> None:
-    """Reject column names that appear twice, or with something other than the format's delimiter between them."""
-    repeated = [column for column, count in Counter(header).items() if count > 1]
+def _check_header(header: list[str], delimiter: str, file: DataFile, location: str) -> None:
+    """Reject column names that occur twice, or that are separated by something other than the delimiter."""
+    repeated = [column for column, number in Counter(header).items() if number > 1]
     if repeated:
-        raise DataError(
-            Problem(
-                f"{location}: the header names a column twice", repeated[0][:60], "a name of its own for each column"
-            )
-        )
+        message = f"{location}: the header has a column twice"
+        raise DataError(Problem(message, repeated[0][:60], "give each column its own name"))
     other = next((mark for mark in ",\t;|" if mark in header[0]), "")
     if len(header) > 1 or not other:
         return
-    if {delimiter, other} == {",", "\t"}:
-        hint = renaming(path, with_ending(path, ".tsv" if other == "\t" else ".csv"))
-    else:
-        hint = through(COMMAS.format(other), path, f"commas-{with_ending(path, '.csv')}")
     between = "commas" if delimiter == "," else "tabs"
-    raise DataError(Problem(f"{location}: {between} must stand between the columns", header[0][:60], hint))
+    hint = f"save it with {between} between the columns"
+    if {delimiter, other} == {",", "\t"}:
+        hint = f"rename it to {file.name_with_ending('.tsv' if other == chr(9) else '.csv')}"
+    raise DataError(Problem(f"{location}: columns must be separated by {between}", header[0][:60], hint))
 
 
 def _read_parquet(file: DataFile) -> Iterator[Row]:
     from pyarrow import parquet
 
-    with _as_table(file, "Parquet"), file.open() as binary:
+    with _table_errors(file, "a Parquet file"), file.open() as binary:
         yield from table_rows(parquet.ParquetFile(binary).iter_batches(batch_size=1024), file.name)
 
 
-END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-
-
 def _read_arrow(file: DataFile) -> Iterator[Row]:
-    """Arrow's file format, or its stream format, which `datasets` writes; a local file is mapped, not read."""
+    """Read Arrow's file format, or its stream format, which `datasets` writes; a local file is memory-mapped."""
     import pyarrow as arrow
 
-    with _as_table(file, "Arrow"), file.open() as binary:
-        is_file = binary.read(6) == b"ARROW1"
-        if not is_file and file.path.suffix.lower() != ".gz":
-            # A stream that was cut between two batches reads as a shorter one.
+    with _table_errors(file, "an Arrow file"), file.open() as binary:
+        is_file_format = binary.read(6) == b"ARROW1"
+        if not is_file_format and not file.is_gzip():
+            # A stream that was truncated between two batches would read as a shorter one.
             binary.seek(-len(END_OF_STREAM), 2)
             if binary.read() != END_OF_STREAM:
-                raise ValueError("it ends without the mark of its end: it was cut off")
+                raise ValueError("the end of the stream is missing: the file is truncated")
         binary.seek(0)
-        mapped = file.downloaded is None and file.path.suffix.lower() != ".gz"
-        source = arrow.memory_map(str(file.path)) if mapped else binary
-        if is_file:
+        source = arrow.memory_map(str(file.path)) if file.downloaded is None and not file.is_gzip() else binary
+        batches: Iterable[Any]
+        if is_file_format:
             opened = arrow.ipc.open_file(source)
-            batches: Iterable[Any] = (opened.get_batch(number) for number in range(opened.num_record_batches))
+            batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
         else:
             batches = arrow.ipc.open_stream(source)
         yield from table_rows(batches, file.name)
 
 
 @contextmanager
-def _as_table(file: DataFile, kind: str) -> Iterator[None]:
+def _table_errors(file: DataFile, kind: str) -> Iterator[None]:
     """Turn the errors that pyarrow raises for a damaged file into a DataError."""
     import pyarrow as arrow
 
     try:
         yield
-    # ValueError: text that is no UTF-8, and with OverflowError dates that Python has not.
+    # ValueError: text that is not UTF-8, and, with OverflowError, dates that Python can't represent.
     except (arrow.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        article = "no" if kind == "Parquet" else "not an"
-        raise DataError(
-            Problem(
-                f"{file.name}: this is {article} {kind} file that can be read",
-                str(error).splitlines()[0],
-                "fetch or write the file again",
-            )
-        ) from None
+        message = f"{file.name}: this can't be read as {kind}"
+        raise DataError(Problem(message, str(error).splitlines()[0], "download or write the file again")) from None
 
 
 def table_rows(batches: Iterable[Any], name: str) -> Iterator[Row]:
-    """The rows of Arrow record batches or tables, counted from 1 over all of them."""
+    """Yield the rows of Arrow record batches or tables, numbered from 1 over all of them."""
     number = 0
     for batch in batches:
-        decode = {field.name: _decoder(field.type) for field in batch.schema}
+        decoders = {field.name: _json_decoder(field.type) for field in batch.schema}
         for values in batch.to_pylist():
             number += 1
-            for column, decoded in decode.items():
-                if decoded is not None and values[column] is not None:
-                    values[column] = decoded(values[column])
+            for column, decode in decoders.items():
+                if decode is not None and values[column] is not None:
+                    values[column] = decode(values[column])
             yield Row(values, f"{name}, row {number}")
 
 
-def _decoder(kind: Any) -> Callable[[Any], Any] | None:
-    """The decoder of a column's JSON texts, as `datasets` writes values of mixed types; None for other types."""
+def _json_decoder(kind: Any) -> Callable[[Any], Any] | None:
+    """Return the decoder of a column's JSON texts, as `datasets` writes values of mixed types; None for other types."""
     import pyarrow as arrow
 
     if isinstance(kind, arrow.JsonType):
         return json.loads
     if arrow.types.is_list(kind) or arrow.types.is_large_list(kind):
-        if (inner := _decoder(kind.value_type)) is not None:
-            return lambda values: [None if value is None else inner(value) for value in values]
+        if (decode_item := _json_decoder(kind.value_type)) is not None:
+            return lambda values: [None if value is None else decode_item(value) for value in values]
     elif arrow.types.is_struct(kind):
-        inners = {field.name: decoded for field in kind if (decoded := _decoder(field.type)) is not None}
-        if inners:
+        decoders = {field.name: decode for field in kind if (decode := _json_decoder(field.type)) is not None}
+        if decoders:
             return lambda values: {
-                name: inners[name](value) if name in inners and value is not None else value
+                name: decoders[name](value) if name in decoders and value is not None else value
                 for name, value in values.items()
             }
     return None
 
 
 def _read_text(file: DataFile, sample_by: str) -> Iterator[Row]:
-    """Running text: a row for each paragraph (separated by blank lines), for each line, or for the whole."""
+    """Read running text: a row for each paragraph (separated by blank lines), each line, or the whole document."""
     part: list[str] = []
     begin, size = 1, 0
-    for number, line in lines(file):
+    for number, line in read_lines(file):
         if part and (sample_by == "line" or (sample_by == "paragraph" and not line.strip())):
             yield Row({"text": "".join(part).rstrip("\r\n")}, f"{file.name}, line {begin}")
             part = []
@@ -432,21 +410,21 @@ def _read_text(file: DataFile, sample_by: str) -> Iterator[Row]:
                 begin, size = number, 0
             part.append(line)
             size += len(line)
-            if size > MOST_LINE:
-                said = f"{file.name}, line {begin}: a {sample_by} has at most {MOST_LINE:,} characters"
-                raise DataError(Problem(said, f"more, up to line {number}", "--set data.sample_by=line"))
+            if size > MAX_LINE_BYTES:
+                message = f"{file.name}, line {begin}: a {sample_by} has at most {MAX_LINE_BYTES:,} characters"
+                raise DataError(Problem(message, f"more, up to line {number}", "--set data.sample_by=line"))
     if part:
         yield Row({"text": "".join(part).rstrip("\r\n")}, f"{file.name}, line {begin}")
 
 
-READERS = {
-    ".jsonl": Reader(_read_json_lines, f"a row a line: {ONE_ROW}"),
-    ".ndjson": Reader(_read_json_lines, f"a row a line: {ONE_ROW}"),
-    ".json": Reader(_read_json, f"a list of rows: [{ONE_ROW}, ...]"),
-    ".csv": Reader(_read_csv, "the names of the columns, then a row a line"),
-    ".tsv": Reader(_read_csv, "the names of the columns, then a row a line"),
-    ".parquet": Reader(_read_parquet, "a table with a row or more"),
-    ".arrow": Reader(_read_arrow, "a table with a row or more"),
-    ".txt": Reader(_read_text, "text; a blank line between two rows", running_text=True),
+FILE_READERS: dict[str, FileReader] = {
+    ".jsonl": FileReader(_read_json_lines, f"one row per line: {ROW_EXAMPLE}"),
+    ".ndjson": FileReader(_read_json_lines, f"one row per line: {ROW_EXAMPLE}"),
+    ".json": FileReader(_read_json, f"a list of rows: [{ROW_EXAMPLE}, ...]"),
+    ".csv": FileReader(_read_csv, "column names separated by commas, then one row per line"),
+    ".tsv": FileReader(_read_csv, "column names separated by tabs, then one row per line"),
+    ".parquet": FileReader(_read_parquet, "a Parquet table"),
+    ".arrow": FileReader(_read_arrow, "an Arrow table, in the file or the stream format"),
+    ".txt": FileReader(_read_text, "text, with blank lines between paragraphs", running_text=True),
 }
-ENDINGS = tuple(READERS)
+"""Ending of a file to its reader."""

@@ -1,8 +1,8 @@
 """Tokenised rows on disk, so that ranks, sweep arms and repeated commands don't tokenise the same rows again.
 
 An entry is one file in `tokens` of the cache folder, named by a SHA-256 of everything that its tokens depend on: the
-rows and their places, the tokenizer, the chat template, the options, and the code. It is written atomically, ends in a
-checksum, and is memory-mapped. The least recently used entries are removed beyond MOST_BYTES.
+rows and their locations, the tokenizer, the chat template, the options, and the code. It is written atomically,
+ends in a checksum, and is memory-mapped. The least recently used entries are removed beyond MAX_BYTES.
 """
 
 from __future__ import annotations
@@ -27,34 +27,36 @@ from neftcli.system.files import require_no_link
 if TYPE_CHECKING:
     from neftcli.data.dataset import ExampleDataset
 
-FEWEST_ROWS = 500
+MIN_ROWS = 500
 """Fewer rows are not cached: tokenising them takes under half a second (docs/lab-log.md)."""
-MOST_BYTES = 4 * 2**30
+MAX_BYTES = 4 * 2**30
 """Maximum bytes of all entries together."""
 DIGEST = hashlib.sha256().digest_size
 ABANDONED = 86_400.0
-"""Seconds after which an unfinished file is considered abandoned by a process that died."""
-PLACE = "place"
+"""Seconds after which an unfinished file was abandoned by a process that died."""
+INDEX = "index"
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "trl")
 
 
-def token_key(rows: ExampleDataset, *settings: str) -> str:
-    """The name of the entry of these rows.
+def hash_key(rows: ExampleDataset, *settings: str) -> str:
+    """Return the key of the entry of these rows.
 
     Args:
-        rows: The examples, whose content and places are hashed.
+        rows: The examples; content and locations are hashed.
         settings: Everything else that their tokens depend on: the tokenizer's JSON, its template, stop tokens, options.
     """
     digest = hashlib.sha256()
-    for part in (_code(), *settings):
+    for part in (_code_version(), *settings):
         digest.update(f"{len(part)} ".encode() + part.encode("utf-8", "surrogatepass"))
     for content, location in rows.contents_and_locations():
         digest.update(b"%d %d " % (len(content), len(location)) + content + location)
     return digest.hexdigest()
 
 
-def cached(key: str, tokenise: Callable[[], tuple[TokenDataset, Sequence[int]]]) -> tuple[TokenDataset, Sequence[int]]:
-    """Return tokenised rows and their places among the examples, from the cache if they are in it.
+def load_or_create(
+    key: str, tokenise: Callable[[], tuple[TokenDataset, Sequence[int]]]
+) -> tuple[TokenDataset, Sequence[int]]:
+    """Return tokenised rows and the indices of their examples, from the cache if they are in it.
 
     If several processes need the same entry, one creates it and the others wait. If the cache folder can't be written
     or the disk is full, the rows are tokenised and not cached. The folder may be a link, but not the entry or its lock.
@@ -66,19 +68,19 @@ def cached(key: str, tokenise: Callable[[], tuple[TokenDataset, Sequence[int]]])
     for path in (folder / f"{key}.arrow", folder / f"{key}.lock"):
         require_no_link(path)
     with _locked(folder, key) as writable:
-        if (found := _read(folder / f"{key}.arrow")) is not None:
-            return found
-        rows, places = tokenise()
+        if (entry := _read(folder / f"{key}.arrow")) is not None:
+            return entry
+        rows, indices = tokenise()
         if writable:
             with suppress(OSError):  # it is tokenised again next time
-                _write(folder, key, rows, places)
+                _write(folder, key, rows, indices)
                 _evict(folder)
-        return rows, places
+        return rows, indices
 
 
 @contextmanager
 def _locked(folder: Path, key: str) -> Iterator[bool]:
-    """Hold the lock of an entry; yields whether the folder can be written."""
+    """Hold the lock of an entry; yields False if the folder can't be written."""
     from filelock import FileLock
 
     lock = FileLock(folder / f"{key}.lock")
@@ -95,7 +97,7 @@ def _locked(folder: Path, key: str) -> Iterator[bool]:
 
 
 def _read(path: Path) -> tuple[TokenDataset, Sequence[int]] | None:
-    """An entry; None if there is none, or if it is damaged."""
+    """Return an entry; None if it is missing or damaged."""
     import pyarrow as arrow
 
     try:
@@ -108,20 +110,20 @@ def _read(path: Path) -> tuple[TokenDataset, Sequence[int]] | None:
         os.utime(path)
     except (OSError, ValueError, arrow.ArrowException):  # ValueError: an empty file can't be mapped
         return None
-    places = array("q", table[PLACE].to_numpy().tobytes())
-    return TokenDataset(table.drop_columns([PLACE])), places
+    indices = array("q", table[INDEX].to_numpy().tobytes())
+    return TokenDataset(table.drop_columns([INDEX])), indices
 
 
-def _write(folder: Path, key: str, rows: TokenDataset, places: Sequence[int]) -> None:
-    """Write an entry atomically; an entry larger than MOST_BYTES is not written.
+def _write(folder: Path, key: str, rows: TokenDataset, indices: Sequence[int]) -> None:
+    """Write an entry atomically; an entry larger than MAX_BYTES is not written.
 
     Raises:
         OSError: The disk is full.
     """
     import pyarrow as arrow
 
-    table = rows.table().append_column(PLACE, arrow.array(places, arrow.int64()))
-    if table.nbytes > MOST_BYTES:
+    table = rows.table().append_column(INDEX, arrow.array(indices, arrow.int64()))
+    if table.nbytes > MAX_BYTES:
         return
     descriptor, name = tempfile.mkstemp(prefix=f"{key[:16]}-", suffix=".part", dir=folder)
     try:
@@ -159,7 +161,7 @@ class _Hashing:
 
 
 def _evict(folder: Path) -> None:
-    """Remove the least recently used entries beyond MOST_BYTES, and abandoned files."""
+    """Remove the least recently used entries beyond MAX_BYTES, and abandoned files."""
     entries = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process removed it
@@ -171,13 +173,13 @@ def _evict(folder: Path) -> None:
     size = 0
     for _, bytes_, path in sorted(entries, reverse=True):
         size += bytes_
-        if size > MOST_BYTES:
+        if size > MAX_BYTES:
             path.unlink(missing_ok=True)
 
 
 @cache
-def _code() -> str:
-    """The versions of the code that tokenises: the libraries', and a hash of neft's own."""
+def _code_version() -> str:
+    """Return the versions of the code that tokenises: of the libraries, and a hash of neft's own."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for path in sorted([*(package / "data").glob("*.py"), *(package / "models").glob("*.py")]):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from neftcli.data.dataset import ExampleDataset
 from neftcli.data.example import RowNotes
-from neftcli.data.prepare import EvalExamples, ExampleSplits, data_fingerprint, read_eval_examples, read_examples
+from neftcli.data.mixture import EvalExamples, ExampleSplits, read_eval_examples, read_examples
+from neftcli.data.prepare import data_fingerprint
 from neftcli.data.sources import BUILTIN, is_hub_id
 from neftcli.data.splits import hash_prompts, sample_rows, select_distinct, select_unseen
 from neftcli.errors import DataError, Problem
@@ -104,7 +105,7 @@ def read_eval_rows(
             with_answer=sum(bool(example.answer() or example.text) for example in examples),
             trained_on=len(unique) - len(unseen),
             repeated=len(questions.examples) - len(unique),
-            skipped={reason: tuple(places) for reason, places in questions.unusable.items()},
+            skipped={reason: tuple(places) for reason, places in questions.skipped.items()},
             unread_columns=dict(questions.notes.unread),
             dropped_turns=dict(questions.notes.shortened),
             remarks=dict(questions.notes.remarks),

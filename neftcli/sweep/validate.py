@@ -17,7 +17,8 @@ from neftcli.sweep.plan import arms_of
 from neftcli.system.libraries import capture_library_output
 
 if TYPE_CHECKING:
-    from neftcli.data.prepare import ExampleSplits, PreparedData
+    from neftcli.data.mixture import ExampleSplits
+    from neftcli.data.prepare import PreparedData
     from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
     from neftcli.runs.directory import RunDirectory

@@ -11,7 +11,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.data.chat import ChatFormat
-from neftcli.data.prepare import ExampleSplits, PreparedData
+from neftcli.data.mixture import ExampleSplits
+from neftcli.data.prepare import PreparedData
 from neftcli.events import Observer, Phase, PhaseId
 from neftcli.models.loading import load_model_for_recipe
 from neftcli.models.registry import ModelReference

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.chat import ChatFormat, load_chat_format
-from neftcli.data.prepare import ExampleSplits, PreparedData, prepare, read_examples
+from neftcli.data.mixture import ExampleSplits, read_examples
+from neftcli.data.prepare import PreparedData, prepare
 from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub_id
 from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.models.chat_templates import NAMED_TEMPLATES, validate_chat_template
@@ -60,7 +61,7 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
         validate_weight_files(reference)
     wanted, held_out = recipe.data.held_out_rows, len(examples.held_out)
     is_default = wanted == Data.held_out_rows  # which may be more than there are
-    if held_out < wanted and not is_default and examples.splits_itself:
+    if held_out < wanted and not is_default and examples.is_random_split:
         rows = "1 row is held out" if held_out == 1 else f"{held_out} rows are held out"
         observer.notify(Notice(f"{rows}, not {wanted}: a fifth at most, and rows with the same prompt together"))
     return reference, examples

@@ -359,7 +359,7 @@ def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tin
     assert [model["role"] for model in report["models"]] == ["model"]
     assert report["comparisons"] == []
     from neftcli.data.chat import ChatFormat
-    from neftcli.data.prepare import read_eval_examples
+    from neftcli.data.mixture import read_eval_examples
     from neftcli.models.chat_templates import set_chat_template
     from neftcli.recipe.schema import Data
 

@@ -44,8 +44,8 @@ def test_read_rows_of_a_bomb(
 ) -> None:
     """With smaller limits than the real ones, and 24 MiB in each file."""
     for module in (data_file, readers):
-        monkeypatch.setattr(module, "MOST_LINE", MIB)
-        monkeypatch.setattr(module, "MOST_UNPACKED", 2 * MIB)
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", MIB)
+        monkeypatch.setattr(module, "MAX_JSON_GZ_BYTES", 2 * MIB)
     before = readers.csv.field_size_limit(MIB)
     with gzip.open(tmp_path / name, "wb", 9) as file:
         for _ in range(24):
@@ -66,7 +66,7 @@ def test_read_rows_of_a_bomb(
 @pytest.mark.parametrize("name", ["rows.json", "rows.json.gz"])
 def test_read_rows_of_json_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A minified .json is one line, which may be longer than a line of other files."""
-    monkeypatch.setattr(data_file, "MOST_LINE", MIB)
+    monkeypatch.setattr(data_file, "MAX_LINE_BYTES", MIB)
     rows = [{"text": "a" * 700_000}, {"text": "b" * 700_000}]
     content = json.dumps(rows).encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from neftcli.data import dataset
 from neftcli.data.dataset import ExampleDataset, TokenDataset
 from neftcli.data.example import Example, Turn
-from neftcli.data.prepare import count, data_fingerprint, read_examples
+from neftcli.data.mixture import read_examples
+from neftcli.data.prepare import count_tokens, data_fingerprint
 from neftcli.data.splits import count_duplicates, select_distinct
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow
 from neftcli.errors import DataError, InputError
@@ -304,6 +305,6 @@ def test_tokens_are_not_held_as_objects(monkeypatch: pytest.MonkeyPatch) -> None
         ids = range(1000, 1010)
         return (TokenRow([*ids], [*ids], False, True, f"row {number}") for number in range(MANY))
 
-    count(TokenDataset.from_rows(rows()))
+    count_tokens(TokenDataset.from_rows(rows()))
     assert peak(lambda: list(rows())) > 400 * MANY
-    assert peak(lambda: count(TokenDataset.from_rows(rows()))) < 100 * MANY
+    assert peak(lambda: count_tokens(TokenDataset.from_rows(rows()))) < 100 * MANY

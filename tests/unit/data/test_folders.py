@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from neftcli.data.folders import NO_DATA, SPLIT_WORDS, splits_of
+from neftcli.data.folders import NOT_DATA, SPLIT_WORDS, group_by_split
 from neftcli.data.sources import open_source
-from neftcli.errors import DataError
+from neftcli.errors import DataError, InputError
 
 TRAIN = [{"instruction": f"Double {number}.", "output": str(2 * number)} for number in range(10)]
 TEST = [{"instruction": f"Halve {2 * number}.", "output": str(number)} for number in range(4)]
@@ -67,7 +67,7 @@ def test_split_words_are_those_of_datasets() -> None:
     from datasets.data_files import FILES_TO_IGNORE, SPLIT_KEYWORDS
 
     assert {str(split): tuple(words) for split, words in SPLIT_KEYWORDS.items()} == SPLIT_WORDS
-    assert set(NO_DATA) == {name for name in FILES_TO_IGNORE if name.endswith(".json")}
+    assert set(NOT_DATA) == {name for name in FILES_TO_IGNORE if name.endswith(".json")}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_splits_of_agrees_with_datasets(names: list[str]) -> None:
     for split, patterns in get_data_patterns(".").items():
         found = {str(Path(path).relative_to(Path.cwd())) for glob in patterns for path in resolve_pattern_or_none(glob)}
         expected[split] = sorted(found)
-    splits = {split or "train": sorted(files) for split, files in splits_of(names).items()}
+    splits = {split or "train": sorted(files) for split, files in group_by_split(names).items()}
     assert splits == expected
 
 
@@ -106,7 +106,7 @@ def resolve_pattern_or_none(glob: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["train_test.jsonl", "TEST train.jsonl", "eval-train.jsonl"])
 def test_splits_of_never_takes_test_files_for_train(name: str) -> None:
-    assert splits_of(["train.jsonl", name]) == {"train": ["train.jsonl"], "test": [name]}
+    assert group_by_split(["train.jsonl", name]) == {"train": ["train.jsonl"], "test": [name]}
 
 
 # save_to_disk
@@ -148,7 +148,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no state.json": (lambda path: (path / "train/state.json").unlink(), "train/state.json is missing"),
     "state.json that is none": (
         lambda path: (path / "train/state.json").write_text("{"),
-        "train/state.json is not JSON",
+        "train/state.json is not a JSON object",
     ),
     "state.json without files": (lambda path: (path / "train/state.json").write_text("{}"), "names no data file"),
     "no splits": (lambda path: (path / "dataset_dict.json").write_text("{}"), "dataset_dict.json names no splits"),
@@ -176,7 +176,7 @@ def test_read_rows_truncated_arrow_file() -> None:
     content = Path("rows.arrow").read_bytes()
     for end in (0, 5, 100, len(content) // 2, len(content) - 8, len(content) - 1):
         Path("rows.arrow").write_bytes(content[:end])
-        first = "the file is empty" if not end else "this is not an Arrow file that can be read"
+        first = "the file is empty" if not end else "this can't be read as an Arrow file"
         assert refusal("rows.arrow").splitlines()[0] == f"rows.arrow: {first}"
 
 
@@ -220,7 +220,7 @@ def test_read_rows_by_the_configs_of_a_readme() -> None:
     assert "it has main, other" in refusal("s", config="mian")
     Path("s/data/ask.jsonl").unlink()
     assert refusal("s", "test").splitlines()[:2] == [
-        "s: the files of the split test are not here",
+        "s: the files of the split test are missing",
         "  got      no file matches data/ask.jsonl",
     ]
 
@@ -258,7 +258,7 @@ def test_read_rows_folder_prefers_rows_to_notes() -> None:
 def test_read_rows_folder_without_splits(split: str) -> None:
     write({"d/a.jsonl": TRAIN})
     assert refusal("d", split).splitlines()[0] == (
-        "data.split: d has no splits, since no file or folder in it names one"
+        "data.split: d has no splits: no file or folder in it is named after one"
     )
     assert refusal("d", config="en").splitlines()[0].startswith("data.config: d has no configurations")
 
@@ -287,7 +287,7 @@ def test_read_rows_text_file(name: str, sample_by: str, expected: list[tuple[str
 
 def test_read_rows_text_file_without_text() -> None:
     Path("notes.txt").write_text("\n \n", encoding="utf-8")
-    assert refusal("notes.txt").splitlines()[0] == "notes.txt: the file holds no row"
+    assert refusal("notes.txt").splitlines()[0] == "notes.txt: the file has no rows"
 
 
 # One object in a .json file
@@ -347,8 +347,31 @@ def test_read_rows_http(server: str) -> None:
     assert refusal(f"{server}/lost.jsonl").splitlines()[0] == (
         f"{server}/lost.jsonl: there is no file or folder at this address"
     )
-    assert "the ending tells the format" in refusal(f"{server}/rows")
+    assert "unknown file ending" in refusal(f"{server}/rows")
     assert not list(Path("cache").iterdir())
+
+
+@pytest.mark.enable_socket
+def test_download_limit(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remote file above the limit is rejected, with the variable that raises the limit."""
+    Path("large.jsonl").write_text('{"text": "a"}\n' * 1000)
+    monkeypatch.setenv("NEFT_MAX_DOWNLOAD_GIB", "0.00001")
+    first, got, hint = refusal(f"{server}/large.jsonl").splitlines()
+    assert first == f"{server}/large.jsonl: a remote file may have at most 1e-05 GiB"
+    assert got == "  got      1.3e-05 GiB or more"
+    assert hint == "  hint     NEFT_MAX_DOWNLOAD_GIB=2.6e-05 allows more; or download the file, then --dataset FILE"
+    monkeypatch.setenv("NEFT_MAX_DOWNLOAD_GIB", "0.000026")
+    assert len(values(f"{server}/large.jsonl")) == 1000
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("value", ["many", "0", "-1", "nan", "inf"])
+def test_download_limit_not_a_number(server: str, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """The variable must be a number above 0."""
+    Path("rows.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.setenv("NEFT_MAX_DOWNLOAD_GIB", value)
+    with pytest.raises(InputError, match="NEFT_MAX_DOWNLOAD_GIB must be a number of GiB, above 0"):
+        values(f"{server}/rows.jsonl")
 
 
 @pytest.mark.enable_socket
@@ -382,27 +405,27 @@ def test_read_rows_fsspec_folder() -> None:
 ADDRESSES = {
     "s3://bucket/rows.jsonl": ("data.source: s3:// needs the package s3fs, which is not installed", "pip install s3fs"),
     "gs://bucket/rows": ("data.source: gs:// needs the package gcsfs, which is not installed", "pip install gcsfs"),
-    "foo://rows.jsonl": ("data.source: no file system is known as foo://", "s3://, gs://, hf://, https://, file://"),
+    "foo://rows.jsonl": ("data.source: unknown scheme foo://", "s3://, gs://, hf://, https://, file://"),
     "https://huggingface.co/datasets/owner/name": (
-        "data.source: a data set of the hub is named by its id",
+        "data.source: use the id of a hub data set, not its page",
         "--dataset owner/name",
     ),
     "huggingface.co/datasets/owner/name/tree/main": (
-        "data.source: a data set of the hub is named by its id",
+        "data.source: use the id of a hub data set, not its page",
         "--dataset owner/name",
     ),
     "https://huggingface.co/datasets/owner/name/blob/main/data/a.jsonl": (
-        "data.source: a data set of the hub is named by its id",
+        "data.source: use the id of a hub data set, not its page",
         "--dataset hf://datasets/owner/name/data/a.jsonl",
     ),
-    "hf://datasets/owner/name": ("data.source: a data set of the hub is named by its id", "--dataset owner/name"),
+    "hf://datasets/owner/name": ("data.source: use the id of a hub data set, not its page", "--dataset owner/name"),
     "https://me:secret@host/rows.jsonl": (
-        "data.source: an address must hold no password or key; it would be written into the run's recipe",
-        "curl -L -o rows.jsonl ADDRESS    downloads the file; then --dataset rows.jsonl",
+        "data.source: an address must not contain a password or key, which the run's recipe would store",
+        "download the file, then --dataset FILE",
     ),
     "https://host/rows.jsonl?X-Amz-Signature=secret": (
-        "data.source: an address must hold no password or key; it would be written into the run's recipe",
-        "curl -L -o rows.jsonl ADDRESS    downloads the file; then --dataset rows.jsonl",
+        "data.source: an address must not contain a password or key, which the run's recipe would store",
+        "download the file, then --dataset FILE",
     ),
 }
 
@@ -447,7 +470,7 @@ def test_open_source_hub_offline_reads_the_cached_snapshot(monkeypatch: pytest.M
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "s"))
     Path("s").mkdir()
-    assert "can't be reached on the hub" in refusal("owner/name")
+    assert "can't be downloaded from the hub" in refusal("owner/name")
     write({"s/data/train.jsonl": TRAIN, "s/data/test.jsonl": TEST})
     assert values("owner/name") == TRAIN
 
@@ -458,7 +481,7 @@ def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "rows" / "a.jsonl").symlink_to("nowhere.jsonl")
     said = refusal("rows")
     assert said.startswith("rows/a.jsonl: the file can't be read")
-    assert "it links to nowhere.jsonl" in said
+    assert "it is a link to nowhere.jsonl" in said
 
 
 def test_files_outside_of_a_folder_are_rejected(tmp_path: Path) -> None:
@@ -468,7 +491,7 @@ def test_files_outside_of_a_folder_are_rejected(tmp_path: Path) -> None:
     state = Path("saved/train/state.json")
     content = json.loads(state.read_text())
     [file] = content["_data_files"]
-    must = ": a data set must name files in its own folder\n  got      "
+    must = ": a data set may only name files in its own folder\n  got      "
     state.write_text(json.dumps({**content, "_data_files": [{"filename": f"../../other/train/{file['filename']}"}]}))
     assert f"saved{must}train/../../other/train/{file['filename']}" in refusal("saved")
     absolute = str(tmp_path / "other" / "train" / file["filename"])

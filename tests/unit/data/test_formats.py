@@ -6,12 +6,13 @@ Oracles: the examples written out by hand for one row of each layout, and the wr
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from neftcli.data.example import RowNotes
-from neftcli.data.formats import ROW_FORMATS, Example, Turn, UnusableRow, detect, renamed, to_example
+from neftcli.data.example import Example, RowNotes, Turn, UnusableRow
+from neftcli.data.formats import ROW_FORMATS, detect_format, rename_columns, to_example
 from neftcli.data.readers import Row
 from neftcli.data.turns import ROLES
 from neftcli.errors import DataError
@@ -61,8 +62,8 @@ def reason(row_format: str, **values: Any) -> str:
 @pytest.mark.parametrize(("row_format", "values"), ROWS)
 def test_each_layout_is_told_by_its_columns(row_format: str, values: dict[str, Any]) -> None:
     """The columns tell the layout, with further columns beside them or without."""
-    assert detect(row(**values), {}) == row_format
-    assert detect(row(id=7, **values, source="web"), {}) == row_format
+    assert detect_format(row(**values), {}) == row_format
+    assert detect_format(row(id=7, **values, source="web"), {}) == row_format
 
 
 @pytest.mark.parametrize(("row_format", "values"), ROWS[1:])
@@ -82,7 +83,7 @@ def test_more_telling_layouts_go_first() -> None:
     values = {name: "" for row_format in ROW_FORMATS.values() for name in row_format.required}
     found = []
     while values:
-        row_format = detect(row(**values), {})
+        row_format = detect_format(row(**values), {})
         found.append(row_format)
         for name in ROW_FORMATS[row_format].required:
             del values[name]
@@ -91,7 +92,7 @@ def test_more_telling_layouts_go_first() -> None:
 
 def test_alpaca_goes_before_the_text_column_that_its_authors_ship() -> None:
     """tatsu-lab/alpaca has a text column beside its three, which is the rendered prompt."""
-    assert detect(row(instruction="q", input="", output="a", text="### Instruction: q"), {}) == "alpaca"
+    assert detect_format(row(instruction="q", input="", output="a", text="### Instruction: q"), {}) == "alpaca"
 
 
 @pytest.mark.parametrize(
@@ -105,19 +106,19 @@ def test_alpaca_goes_before_the_text_column_that_its_authors_ship() -> None:
 def test_unknown_columns_are_named(values: dict[str, str], lacks: str) -> None:
     """No layout is guessed from half of its columns; what is missing and the mapping to type are shown."""
     with pytest.raises(DataError) as raised:
-        detect(row(**values), {})
+        detect_format(row(**values), {})
     assert str(raised.value) == (
-        f"rows.jsonl, line 17: the columns fit no known layout{lacks}\n"
+        f"rows.jsonl, line 17: the columns fit no known row format{lacks}\n"
         f"  got      {', '.join(values)}\n"
-        "  hint     --set data.columns='{instruction: your_question_column, output: your_answer_column}'   "
-        "(layouts: text; prompt, completion; instruction, output; messages; conversations)"
+        "  hint     --set data.columns='{prompt: your_prompt_column, completion: your_answer_column}'    "
+        "row formats: messages; conversations; prompt, completion; instruction, output; text"
     )
 
 
 def test_a_row_without_columns() -> None:
     """An empty object is told as such."""
     with pytest.raises(DataError, match="  got      no column\n"):
-        detect(row(), {})
+        detect_format(row(), {})
 
 
 # data.columns
@@ -134,8 +135,8 @@ def test_a_row_without_columns() -> None:
 def test_mapped_columns_tell_the_layout(columns: Mapping[str, str], row_format: str) -> None:
     """Standard names are laid over the row's own, which go."""
     given = row(question="q", answer="a", id=7)
-    assert detect(given, columns) == row_format
-    values = renamed(given, columns).values
+    assert detect_format(given, columns) == row_format
+    values = rename_columns(given, columns).values
     assert {name: values[name] for name in columns} == {name: given.values[own] for name, own in columns.items()}
     assert not set(columns.values()) & set(values)
     assert values["id"] == 7
@@ -144,14 +145,14 @@ def test_mapped_columns_tell_the_layout(columns: Mapping[str, str], row_format: 
 def test_mapped_columns_go_before_a_layout_that_fits_as_well() -> None:
     """Who names columns means them, though the row has a conversation and a text, too."""
     given = row(messages=CHAT, text="words", question="q", answer="a")
-    assert detect(given, {"instruction": "question", "output": "answer"}) == "alpaca"
-    assert detect(given, {"text": "answer"}) == "text"
-    assert detect(given, {}) == "messages"
+    assert detect_format(given, {"instruction": "question", "output": "answer"}) == "alpaca"
+    assert detect_format(given, {"text": "answer"}) == "text"
+    assert detect_format(given, {}) == "messages"
 
 
 def test_two_columns_can_change_places() -> None:
     """A mapping is done at once, not name by name."""
-    swapped = renamed(row(prompt="a", completion="q"), {"prompt": "completion", "completion": "prompt"})
+    swapped = rename_columns(row(prompt="a", completion="q"), {"prompt": "completion", "completion": "prompt"})
     assert swapped.values == {"prompt": "q", "completion": "a"}
     assert swapped.location == WHERE
 
@@ -159,9 +160,9 @@ def test_two_columns_can_change_places() -> None:
 def test_a_mapped_column_that_is_not_there_is_named() -> None:
     """A misspelt column is an error and not an empty value."""
     with pytest.raises(DataError) as raised:
-        detect(row(question="q", answer="a"), {"instruction": "question", "output": "anwser"})
+        detect_format(row(question="q", answer="a"), {"instruction": "question", "output": "anwser"})
     assert str(raised.value) == (
-        "rows.jsonl, line 17: data.columns names a column that is not there: anwser\n"
+        "rows.jsonl, line 17: data.columns names a missing column: anwser\n"
         "  got      question, answer\n"
         "  did you mean answer?\n"
         "  hint     --set data.columns='{standard_name: name_in_your_rows}'"
@@ -304,7 +305,7 @@ def test_why_a_row_cannot_be_learned_from(row_format: str, values: dict[str, Any
             {"instruction": ["q"], "output": "a"},
             "rows.jsonl, line 17: instruction must be text, and nested lists and objects can't be mapped\n"
             "  got      list: ['q']\n"
-            "  hint     jq -c '.instruction |= .[0]' < rows.jsonl > new-rows.jsonl    takes their first text",
+            "  hint     replace instruction by the text in instruction[0]",
         ),
         (
             "alpaca",
@@ -364,21 +365,21 @@ def test_why_a_row_cannot_be_learned_from(row_format: str, values: dict[str, Any
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "rows.jsonl, line 17: turn 1: content, part 1 is an image, and neft trains on text\n"
             "  got      dict: {'type': 'image'}\n"
-            '  hint     parts of text alone: {"type": "text", "text": "..."}, or rows without this one',
+            '  hint     keep text parts only, {"type": "text", "text": "..."}, or remove the row',
         ),
         (
             "text",
             {"text": "cut \ud83e"},
-            "rows.jsonl, line 17: text holds half a character, such as a cut-off emoji\n"
+            "rows.jsonl, line 17: text contains half a character, such as a truncated emoji\n"
             "  got      'cut \\ud83e'\n"
-            "  hint     the text without it, or whole",
+            "  hint     remove it, or write the whole character",
         ),
         (
             "sharegpt",
             {"conversations": [{"from": "human", "value": "\udd9c?"}]},
-            "rows.jsonl, line 17: turn 1: value holds half a character, such as a cut-off emoji\n"
+            "rows.jsonl, line 17: turn 1: value contains half a character, such as a truncated emoji\n"
             "  got      '\\udd9c?'\n"
-            "  hint     the text without it, or whole",
+            "  hint     remove it, or write the whole character",
         ),
     ],
 )
@@ -395,7 +396,8 @@ def test_a_later_row_without_a_column_is_refused(row_format: str, values: dict[s
     assert said_of(row_format, **others) == (
         f"rows.jsonl, line 17: the column {missing} is missing\n"
         f"  got      {', '.join(others)}\n"
-        f"  hint     rows of one layout, here {row_format}: {', '.join(ROW_FORMATS[row_format].required)}"
+        f"  hint     all rows need the columns of the row format {row_format}: "
+        + ", ".join(ROW_FORMATS[row_format].required)
     )
 
 
@@ -412,7 +414,7 @@ def test_layouts_are_those_of_the_option() -> None:
     hints = get_type_hints(Data, include_extras=True)
     names = get_args(get_args(hints["format"])[0])
     assert set(names) == {"auto", *ROW_FORMATS}
-    assert all(row_format.name == name for name, row_format in ROW_FORMATS.items())
+    assert all(row_format.id == name for name, row_format in ROW_FORMATS.items())
 
 
 # Columns beside a conversation
@@ -433,9 +435,9 @@ def test_system_column_beside_a_system_turn() -> None:
     chat = [{"role": "system", "content": "s"}, *CHAT]
     assert turns("messages", messages=chat, system="s\n") == (("system", "s"), ("user", "q"), ("assistant", "a"))
     assert said_of("messages", messages=chat, system="t") == (
-        "rows.jsonl, line 17: the column system and the first turn are two different system turns\n"
+        "rows.jsonl, line 17: the column system differs from the first turn\n"
         "  got      t\n"
-        "  hint     one of them: jq -c 'del(.system)' < rows.jsonl > new-rows.jsonl    keeps the turn"
+        "  hint     keep one of the two system turns"
     )
 
 
@@ -460,7 +462,7 @@ def test_tools_column(row_format: str, values: dict[str, Any], column: str) -> N
         ('{"name": "clock"}', "tools must be a list of tool schemas"),
         ([{"description": "x"}], "tools, tool 1 must have a name"),
         ([{"name": "clock"}, 7], "tools, tool 2 must be an object"),
-        ([{"name": "\ud800"}], "tools holds half a character, such as a cut-off emoji"),
+        ([{"name": "\ud800"}], "tools contains half a character, such as a truncated emoji"),
     ],
 )
 def test_tools_that_cannot_be_read_are_refused(tools: Any, said: str) -> None:
@@ -524,7 +526,7 @@ def test_completion_that_begins_with_another_question_is_refused() -> None:
     """It is neither the answer nor the whole conversation."""
     other = [{"role": "user", "content": "something else"}, CHAT[1]]
     assert said_of("prompt_completion", prompt="q", completion=other) == (
-        "rows.jsonl, line 17: completion must begin with the answer, or the whole prompt\n"
+        "rows.jsonl, line 17: completion must begin with the answer, or with the whole prompt\n"
         "  got      user: something else\n"
         '  hint     {"prompt": [... the question], "completion": [... the answer]}'
     )
@@ -548,7 +550,7 @@ def test_marks_of_a_row(row_format: str, values: dict[str, Any], column: str) ->
     for mark in (0, 0.0, False, "0", "false", "False"):
         assert reason(row_format, **values, **{column: mark}) == f"it is marked as not learned ({column}: {mark})"
     for mark in (0.5, 2, "yes", -1, [1]):
-        what = f"{column} says whether the row is learned, and must be 0 or 1 (fractional weights are not supported)"
+        what = f"{column} must be 0 or 1 (whether the row is learned; fractions are not supported)"
         assert said_of(row_format, **values, **{column: mark}).splitlines()[0] == f"rows.jsonl, line 17: {what}"
     assert "contradict each other" in said_of(
         row_format, **values, **{column: 0, "loss" if column != "loss" else "train": 1}
@@ -570,13 +572,13 @@ def chat(*marks: bool | None, tail: str = "") -> list[dict[str, Any]]:
     [
         (chat(None), 2, ""),
         (chat(None, tail="u"), 2, ""),
-        (chat(None, tail="su"), 2, "what follows the last answer"),
-        (chat(None, tail="t"), 2, "what follows the last answer"),
+        (chat(None, tail="su"), 2, "turns after the last answer"),
+        (chat(None, tail="t"), 2, "turns after the last answer"),
         (chat(False, None), 4, ""),
-        (chat(True, False), 2, "what follows the last answer that is marked as learned"),
-        (chat(True, False, tail="u"), 2, "what follows the last answer that is marked as learned"),
-        ([chat(None)[1], *chat(None)], 2, "what comes before the first question"),
-        ([{"role": "tool", "content": "x"}, *chat(None)], 2, "what comes before the first question"),
+        (chat(True, False), 2, "turns after the last answer that is marked as learned"),
+        (chat(True, False, tail="u"), 2, "turns after the last answer that is marked as learned"),
+        ([chat(None)[1], *chat(None)], 2, "turns before the first question"),
+        ([{"role": "tool", "content": "x"}, *chat(None)], 2, "turns before the first question"),
     ],
 )
 def test_dropped_turns_are_noted(conversation: list[dict[str, Any]], kept: int, dropped: str) -> None:
@@ -613,7 +615,7 @@ def test_tool_result_of_no_call_is_noted(ids: tuple[str | None, str | None], not
     ):
         notes = RowNotes()
         to_example(row(**values), row_format, notes=notes)
-        expected = {"a tool_call_id answers no call of its conversation": Occurrences(1, WHERE)} if noted else {}
+        expected = {"a tool_call_id matches no tool call of its conversation": Occurrences(1, WHERE)} if noted else {}
         assert dict(notes.remarks) == expected
 
 
@@ -671,3 +673,11 @@ def test_prompt_and_answer_with_tools() -> None:
     assert whole.transcript() == f"User: q\n\nAssistant: {CALLED}\n\nTool: 10:20"
     call = to_example(row(messages=conversation[:2]), "messages")
     assert (call.prompt(), call.answer()) == ("q", CALLED)
+
+
+def test_row_formats_are_documented() -> None:
+    """A line of the table in docs/data.md for each entry of the registry."""
+    docs = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    for entry in ROW_FORMATS.values():
+        optional = ", ".join(f"`{column}`" for column in entry.optional)
+        assert f"| `{entry.id}` | {entry.columns} |{f' {optional}' if optional else ''} |" in docs

@@ -18,14 +18,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from neftcli.data.formats import ROW_FORMATS, UnusableRow, detect, to_example
-from neftcli.data.prepare import read_eval_examples, read_examples
-from neftcli.data.readers import ENDINGS, Row
+from neftcli.data.example import UnusableRow
+from neftcli.data.formats import ROW_FORMATS, detect_format, to_example
+from neftcli.data.mixture import read_eval_examples, read_examples
+from neftcli.data.readers import FILE_READERS, Row
 from neftcli.data.sources import is_hub_id
 from neftcli.errors import DataError, Problem
 from neftcli.recipe.schema import Data
 from neftcli.system.paths import exists
 
+ENDINGS = tuple(FILE_READERS)
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
 quietly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -115,7 +117,7 @@ FORMATS = st.sampled_from(["auto", "text", "prompt_completion", "alpaca", "messa
 @example(rows=[{"prompt": [], "completion": []}], row_format="auto", mapped=False)
 @example(rows=[{"conversations": [{}]}], row_format="auto", mapped=True)
 def test_any_rows_of_json(rows: list[Any], row_format: Any, mapped: bool) -> None:
-    """Standard columns and others with values of any type, as lines, as a list, and renamed by data.columns."""
+    """Standard columns and others with values of any type, as lines, as a list, and rename_columns by data.columns."""
     columns = {"instruction": "prompt", "output": "text"} if mapped else {}
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     reads_or_says_why("rows.jsonl", lines.encode(), format=row_format, columns=columns)
@@ -131,7 +133,7 @@ def test_any_row_is_an_example_or_says_why_not(values: dict[str, Any], row_forma
         problems: tuple[Problem, ...] = ()
         found = None
         try:
-            found = to_example(row, chosen or detect(row, {}, answers=answers), "s", answers=answers)
+            found = to_example(row, chosen or detect_format(row, {}, answers=answers), "s", answers=answers)
         except UnusableRow as error:
             problems = (Problem(str(error), "", "a row that can be used"),)
         except DataError as error:
@@ -182,7 +184,12 @@ def written(ending: str) -> bytes:
 
 
 @quietly
-@given(ending=st.sampled_from(ENDINGS), place=st.integers(0, 2000), byte=st.integers(0, 255), packed=st.booleans())
+@given(
+    ending=st.sampled_from(ENDINGS),
+    place=st.integers(0, 2000),
+    byte=st.integers(0, 255),
+    packed=st.booleans(),
+)
 @example(ending=".parquet", place=265, byte=128, packed=False)  # no UTF-8 in a column's name, and in its text
 @example(ending=".parquet", place=178, byte=128, packed=False)
 def test_a_file_with_one_byte_changed(ending: str, place: int, byte: int, packed: bool) -> None:

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.data.mixture import mixed
-from neftcli.data.prepare import ExampleSplits, read_examples
+from neftcli.data.mixture import ExampleSplits, interleave, read_examples
 from neftcli.data.splits import normalize_prompt
 from neftcli.errors import DataError
 from neftcli.recipe.schema import Data, Source
@@ -67,12 +66,12 @@ def test_mixed_is_what_datasets_interleaves(sizes: list[int], seed: int, strateg
     texts = [Dataset.from_dict({"text": [f"row {place}" for place in part]}) for part in parts]
     chances = [weight / sum(weights) for weight in weights]
     expected = interleave_datasets(texts, chances, seed, stopping_strategy=strategy)["text"]
-    assert [f"row {place}" for place in mixed(parts, weights, seed, strategy)] == list(expected)
+    assert [f"row {place}" for place in interleave(parts, weights, seed, strategy)] == list(expected)
 
 
 def test_mixed_without_weights_is_one_after_the_other() -> None:
     parts = [numpy.arange(3), numpy.arange(3, 5)]
-    assert mixed(parts, [None, None], 0, "first_exhausted").tolist() == [0, 1, 2, 3, 4]
+    assert interleave(parts, [None, None], 0, "first_exhausted").tolist() == [0, 1, 2, 3, 4]
 
 
 def test_read_examples_sources_without_weights() -> None:
@@ -149,12 +148,12 @@ def test_read_examples_sources_that_are_refused() -> None:
     a = Source(source=write("a.jsonl", 10), weight=1)
     assert refusal(a, Source(source="lost.jsonl")).splitlines()[1] == "  got      lost.jsonl"
     said = refusal(a, Source(source="a.jsonl", split="test")).splitlines()
-    assert said[0] == "data.sources, entry 2: split: a file has no splits, and a.jsonl is one"
+    assert said[0] == "data.sources, entry 2: split: a.jsonl is a file, which has no splits"
     Path("t.txt").write_text("Text.", encoding="utf-8")
     assert refusal(a, Source(source="t.txt")) == (
         "data.sources: plain text and conversations can't be mixed\n"
         "  got      text in t.txt, and conversations in a.jsonl\n"
-        "  hint     sources of one kind"
+        "  hint     use sources of one kind"
     )
     rare = Source(source=write("b.jsonl", 10), weight=1e-6)
     assert "repeat too often" in refusal(a, rare, stopping_strategy="all_exhausted")

@@ -15,15 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neftcli.data.chat import ChatFormat, LossOn
-from neftcli.data.prepare import (
-    ExampleSplits,
-    PreparedData,
-    _loss_label,
-    count,
-    prepare,
-    read_eval_examples,
-    read_examples,
-)
+from neftcli.data.mixture import ExampleSplits, read_eval_examples, read_examples
+from neftcli.data.prepare import PreparedData, _describe_loss, count_tokens, prepare
 from neftcli.data.sources import read_rows
 from neftcli.data.splits import normalize_prompt
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow, tokenize
@@ -98,8 +91,8 @@ def test_everything_in_a_small_file_is_counted() -> None:
     }
     assert counts.duplicates == 1
     assert counts.leaked == 0
-    assert counts.special_text == ("rows.jsonl, line 7",)
-    assert (counts.source, counts.row_format, counts.loss_on) == ("rows.jsonl", "prompt_completion", "answers")
+    assert counts.special_token_text == ("rows.jsonl, line 7",)
+    assert (counts.source, counts.format, counts.loss_on) == ("rows.jsonl", "prompt_completion", "answers")
     assert counts.template == "chat template alpaca"
     answered = {"one": 2, "One!": 2, "seven": 4, "eight": 2, "four": 36}  # tokens of the answer with its one stop token
     lengths = sorted(PROMPT_TOKENS + len(question) + tokens for question, tokens in answered.items())
@@ -109,10 +102,10 @@ def test_everything_in_a_small_file_is_counted() -> None:
         loss_tokens=sum(answered.values()),
         shortest=lengths[0],
         median=lengths[2],
-        long=lengths[4],
+        p90=lengths[4],
         longest=lengths[4],
         truncated=("rows.jsonl, line 4",),
-        without_stop=("rows.jsonl, line 4",),
+        without_stop_token=("rows.jsonl, line 4",),
     )
     assert counts.held_out == SplitCounts()
 
@@ -125,10 +118,10 @@ def test_plain_text_is_counted_as_such() -> None:
     for wanted in ("auto", "tokens"):
         data = Data(source=source, held_out_rows=0, max_length=10, loss_on=wanted)
         counts = prepared(data).counts
-        assert (counts.row_format, counts.loss_on, counts.template) == ("text", "all tokens", "")
+        assert (counts.format, counts.loss_on, counts.template) == ("text", "all tokens", "")
         assert counts.skipped == {"its text is empty": ("rows.jsonl, line 2",)}
         assert (counts.train.tokens, counts.train.loss_tokens) == (4 + 10, 3 + 9)
-        assert counts.train.truncated == counts.train.without_stop == ("rows.jsonl, line 3",)
+        assert counts.train.truncated == counts.train.without_stop_token == ("rows.jsonl, line 3",)
 
 
 @pytest.mark.parametrize(("wanted", "loss_on"), [("auto", "answers"), ("all", "answers"), ("tokens", "all tokens")])
@@ -144,10 +137,10 @@ def test_loss_is_on_answers_unless_all_tokens_are_wanted(wanted: Any, loss_on: s
 def test_lengths_are_quantiles(lengths: list[int]) -> None:
     """Shortest, longest, and the length that nine rows of ten do not exceed, by numpy's inverse of the distribution."""
     rows = [TokenRow([1] * length, [IGNORE_INDEX] + [1] * (length - 1), False, True, "") for length in lengths]
-    found = count(rows)
+    found = count_tokens(rows)
     assert (found.rows, found.tokens, found.loss_tokens) == (len(rows), sum(lengths), sum(lengths) - len(rows))
     assert (found.shortest, found.longest) == (min(lengths), max(lengths))
-    assert found.long == numpy.quantile(lengths, 0.9, method="inverted_cdf")
+    assert found.p90 == numpy.quantile(lengths, 0.9, method="inverted_cdf")
     below, above = sum(length < found.median for length in lengths), sum(length > found.median for length in lengths)
     assert max(below, above) <= len(lengths) / 2
     assert found.median in lengths
@@ -155,7 +148,7 @@ def test_lengths_are_quantiles(lengths: list[int]) -> None:
 
 def test_no_rows_are_zeros() -> None:
     """A side without rows counts nothing."""
-    assert count([]) == SplitCounts()
+    assert count_tokens([]) == SplitCounts()
 
 
 # Zero loss
@@ -166,7 +159,7 @@ def test_no_token_with_loss_is_an_error() -> None:
     data = Data(source=pairs(10), max_length=PROMPT_TOKENS)
     assert message(data) == (
         "rows.jsonl: no token would carry loss, so there is nothing to learn\n"
-        f"  got      8 rows whose question alone fills data.max_length {PROMPT_TOKENS}\n"
+        f"  got      8 rows whose prompt alone fills data.max_length {PROMPT_TOKENS}\n"
         f"  hint     --max-length {4 * PROMPT_TOKENS}"
     )
 
@@ -178,7 +171,7 @@ def test_rows_without_a_token_with_loss_are_left_out_and_counted_on_both_sides()
     data = Data(source=train, held_out_source=held_out, max_length=PROMPT_TOKENS + 30)
     done = prepared(data)
     assert done.counts.skipped == {
-        f"no token with loss is left within data.max_length {PROMPT_TOKENS + 30}": (
+        f"no token with loss within data.max_length {PROMPT_TOKENS + 30}": (
             "train.jsonl, line 2",
             "held.jsonl, line 2",
         )
@@ -191,10 +184,10 @@ def test_a_source_without_a_usable_row() -> None:
     """Every reason is told with its count."""
     source = write("rows.jsonl", pair("q", ""), pair("", "a"), pair("r", " "))
     assert message(Data(source=source)) == (
-        "rows.jsonl: no row can be learned from\n"
-        "  got      an answer is empty (2 rows, the first rows.jsonl, line 1); "
-        "it has no question (1 row, the first rows.jsonl, line 2)\n"
-        "  hint     rows with a question and an answer; --set data.columns='{...}' where they have other names"
+        "rows.jsonl: no row to train on\n"
+        "  got      an answer is empty (2 rows, first rows.jsonl, line 1); "
+        "it has no question (1 row, first rows.jsonl, line 2)\n"
+        "  hint     rows with a question and an answer; map other column names by --set data.columns='{...}'"
     )
 
 
@@ -202,9 +195,9 @@ def test_a_held_out_source_without_a_usable_row() -> None:
     """Evaluation that was asked for does not vanish."""
     held_out = write("held.jsonl", pair("q", ""))
     assert message(Data(source=pairs(3), held_out_source=held_out)) == (
-        "held.jsonl: no row can be learned from\n"
-        "  got      an answer is empty (1 row, the first held.jsonl, line 1)\n"
-        "  hint     rows with a question and an answer; --set data.columns='{...}' where they have other names"
+        "held.jsonl: no row to train on\n"
+        "  got      an answer is empty (1 row, first held.jsonl, line 1)\n"
+        "  hint     rows with a question and an answer; map other column names by --set data.columns='{...}'"
     )
 
 
@@ -217,7 +210,7 @@ def test_a_row_of_another_layout_is_refused() -> None:
     assert message(Data(source=source)) == (
         "rows.jsonl, line 2: the column prompt is missing\n"
         "  got      instruction, output\n"
-        "  hint     rows of one layout, here prompt_completion: prompt, completion"
+        "  hint     all rows need the columns of the row format prompt_completion: prompt, completion"
     )
 
 
@@ -258,7 +251,7 @@ def test_no_rows_are_held_out_where_none_are_wanted() -> None:
     source = pairs(50)
     found = read_examples(Data(source=source, held_out_rows=0))
     assert (len(found.train), len(found.held_out), found.leaked) == (50, 0, 0)
-    with pytest.raises(DataError, match=r"data\.held_out_rows 0 evaluates on nothing"):
+    with pytest.raises(DataError, match=r"data\.held_out_rows is 0, but"):
         read_examples(Data(source=source, held_out_rows=0, held_out_source=pairs(5, "held.jsonl")))
 
 
@@ -274,9 +267,9 @@ def test_training_rows_whose_prompt_is_in_the_held_out_source_leave_and_are_coun
 def test_a_held_out_source_that_holds_every_prompt() -> None:
     """Nothing is left to train on."""
     assert message(Data(source=pairs(4), held_out_source=pairs(4, "held.jsonl"))) == (
-        "rows.jsonl: every training row's prompt is held out\n"
+        "rows.jsonl: the prompts of all training rows are in the held-out split\n"
         "  got      4 rows\n"
-        "  hint     --held-out with other rows, or without it: a part of the rows is held out then"
+        "  hint     use other rows for --held-out, or leave it out to hold out a part of the rows"
     )
 
 
@@ -304,10 +297,10 @@ def test_columns_that_are_not_read_are_counted_on_both_sides() -> None:
     held_out = write("held.jsonl", pair("four") | {"score": 3, "id": 7})
     counts = prepared(Data(source=source, held_out_source=held_out)).counts
     expected = {"score": Occurrences(3, "rows.jsonl, line 2"), "id": Occurrences(1, "held.jsonl, line 1")}
-    assert counts.unread == expected
+    assert counts.unread_columns == expected
     assert counts.skipped == {"it is marked as not learned (weight: 0)": ("rows.jsonl, line 3",)}
     assert read_eval_examples(Data(source=held_out)).notes.unread.keys() == expected.keys()
-    assert prepared(Data()).counts.unread == {}
+    assert prepared(Data()).counts.unread_columns == {}
 
 
 @pytest.mark.parametrize(("rows", "wanted", "train", "held_out"), [(50, 20, 16, 4), (50, 80, 40, 10), (50, 4, 4, 0)])
@@ -333,7 +326,7 @@ def test_max_rows_bounds_the_training_side_beside_a_held_out_source() -> None:
 def test_the_builtin_set_has_its_own_held_out_rows() -> None:
     """Train and held-out are the shipped files, and share no prompt."""
     found = read_examples(Data())
-    assert (found.rows_read, found.leaked, dict(found.unusable)) == (432, 0, {})
+    assert (found.rows_read, found.leaked, dict(found.skipped)) == (432, 0, {})
     assert (len(found.train), len(found.held_out)) == (432, 108)
     assert not {normalize_prompt(text) for text in prompts(found.train)} & {
         normalize_prompt(t) for t in prompts(found.held_out)
@@ -415,7 +408,7 @@ def test_preparing_leaves_the_examples_as_they_are() -> None:
     examples: ExampleSplits = read_examples(data)
     short = replace(data, max_length=PROMPT_TOKENS + 20)
     first = prepare(examples, short, ChatFormat(tokenizer)).counts
-    assert len(first.unusable) == 2
+    assert len(first.skipped) == 2
     assert prepare(examples, short, ChatFormat(tokenizer)).counts == first
     assert prepare(examples, data, ChatFormat(tokenizer)).counts.skipped == {
         "an answer is empty": ("rows.jsonl, line 3",)
@@ -427,5 +420,5 @@ def test_preparing_leaves_the_examples_as_they_are() -> None:
     [("auto", "answers"), ("last", "last answers"), ("completion", "completions"), ("tokens", "all tokens")],
 )
 def test_loss_label_names_what_carries_loss(loss_on: LossOn, label: str) -> None:
-    assert _loss_label(Data(loss_on=loss_on), "messages") == label
-    assert _loss_label(Data(loss_on=loss_on), "text") == "all tokens"
+    assert _describe_loss(Data(loss_on=loss_on), "messages") == label
+    assert _describe_loss(Data(loss_on=loss_on), "text") == "all tokens"

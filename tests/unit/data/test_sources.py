@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from neftcli.data import sources
+from neftcli.data.readers import FILE_READERS
 from neftcli.data.sources import is_hub_id, read_rows
 from neftcli.errors import DataError
 
@@ -252,7 +253,7 @@ TEXT_FILES = {
         b"",
         "rows.jsonl: the file is empty\n"
         "  got      0 bytes\n"
-        '  hint     a row a line: {"prompt": "...", "completion": "..."}',
+        '  hint     one row per line: {"prompt": "...", "completion": "..."}',
     ),
     "empty json": (
         "rows.json",
@@ -264,29 +265,32 @@ TEXT_FILES = {
     "empty csv": (
         "rows.csv",
         b"",
-        "rows.csv: the file is empty\n  got      0 bytes\n  hint     the names of the columns, then a row a line",
+        "rows.csv: the file is empty\n  got      0 bytes\n"
+        "  hint     column names separated by commas, then one row per line",
     ),
     "only blank lines": (
         "rows.jsonl",
         b"\n  \n\n",
-        "rows.jsonl: the file holds no row\n"
+        "rows.jsonl: the file has no rows\n"
         "  got      5 bytes\n"
-        '  hint     a row a line: {"prompt": "...", "completion": "..."}',
+        '  hint     one row per line: {"prompt": "...", "completion": "..."}',
     ),
     "only blank csv lines": (
         "rows.csv",
         b"\n\n",
-        "rows.csv: the file holds no row\n  got      2 bytes\n  hint     the names of the columns, then a row a line",
+        "rows.csv: the file has no rows\n  got      2 bytes\n"
+        "  hint     column names separated by commas, then one row per line",
     ),
     "only a header": (
         "rows.csv",
         b"text\n",
-        "rows.csv: the file holds no row\n  got      5 bytes\n  hint     the names of the columns, then a row a line",
+        "rows.csv: the file has no rows\n  got      5 bytes\n"
+        "  hint     column names separated by commas, then one row per line",
     ),
     "an empty list": (
         "rows.json",
         b"[]",
-        "rows.json: the file holds no row\n"
+        "rows.json: the file has no rows\n"
         "  got      2 bytes\n"
         '  hint     a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
@@ -295,42 +299,42 @@ TEXT_FILES = {
         GOOD * 16 + b"{'text': 'a'}\n",
         "rows.jsonl, line 17: not JSON: Expecting property name enclosed in double quotes (column 2)\n"
         "  got      {'text': 'a'}\n"
-        "  hint     sed -n 17p rows.jsonl    shows the line",
+        '  hint     one row per line: {"prompt": "...", "completion": "..."}',
     ),
     "a truncated last line": (
         "rows.jsonl",
         TRUNCATED,
         "rows.jsonl, line 2: not JSON: Unterminated string starting at (column 60)\n"
         '  got      ...al of France?", "completion": "The capi\n'
-        "  hint     the file ends within a row: fetch or write it again",
+        "  hint     the file ends within a row: download or write it again",
     ),
     "a list in a .jsonl": (
         "rows.jsonl",
         as_json(ROWS),
-        "rows.jsonl, line 1: a .jsonl file has one object a line\n"
+        "rows.jsonl, line 1: a .jsonl file has one object per line\n"
         "  got      a list\n"
-        "  hint     mv rows.jsonl rows.json",
+        "  hint     rename it to rows.json",
     ),
     "a list on one line of a .jsonl": (
         "rows.v2.jsonl",
         b'[{"text": "a"}]',
-        "rows.v2.jsonl, line 1: a .jsonl file has one object a line\n"
+        "rows.v2.jsonl, line 1: a .jsonl file has one object per line\n"
         "  got      a list\n"
-        "  hint     mv rows.v2.jsonl rows.v2.json",
+        "  hint     rename it to rows.v2.json",
     ),
     "jsonl in a .json": (
         "rows.json",
         GOOD * 2,
         "rows.json, line 2: not JSON: Extra data (column 1)\n"
         '  got      {"text": "a"} {"text": "a"}\n'
-        "  hint     mv rows.json rows.jsonl",
+        "  hint     rename it to rows.jsonl",
     ),
     "malformed json": (
         "rows.json",
         b'[{"text": "a"},\n {"text": b}]',
         "rows.json, line 2: not JSON: Expecting value (column 11)\n"
         '  got      [{"text": "a"},  {"text": b}]\n'
-        "  hint     sed -n 2p rows.json    shows the line",
+        '  hint     a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
     "a number": (
         "rows.json",
@@ -344,36 +348,35 @@ TEXT_FILES = {
         b'{"train": [], "test": []}',
         "rows.json: this .json file holds several lists of rows\n"
         "  got      train, test\n"
-        "  hint     jq -c '.\"train\"[]' < rows.json > train-rows.jsonl",
+        "  hint     write train to a file of its own",
     ),
     "columns": (
         "rows.json",
         b'{"prompt": ["q", "r"], "completion": ["a", "b"]}',
         "rows.json: this .json file holds columns, not rows\n"
         "  got      prompt, completion\n"
-        "  hint     python -c 'import pandas; pandas.read_json('\"'\"'rows.json'\"'\"').to_json("
-        "'\"'\"'rows.jsonl'\"'\"', orient='\"'\"'records'\"'\"', lines=True)'",
+        "  hint     write it as a list of rows; with pandas: to_json(FILE, orient='records')",
     ),
     "a web page": (
         "rows.jsonl",
         b"<!DOCTYPE html>\n<html>",
         "rows.jsonl: this is a web page, not a file of rows\n"
         "  got      <!DOCTYPE html>\n"
-        "  hint     download the file itself: the link of its raw or download button",
+        "  hint     download the file itself, by the link of its raw or download button",
     ),
     "a row that is a string": (
         "rows.jsonl",
         GOOD + b'"text"\n',
         "rows.jsonl, line 2: a row must be an object\n"
         '  got      "text"\n'
-        '  hint     a row a line: {"prompt": "...", "completion": "..."}',
+        '  hint     one row per line: {"prompt": "...", "completion": "..."}',
     ),
     "a row that is a list, later": (
         "rows.jsonl",
         GOOD + b'["text"]\n',
         "rows.jsonl, line 2: a row must be an object\n"
         '  got      ["text"]\n'
-        '  hint     a row a line: {"prompt": "...", "completion": "..."}',
+        '  hint     one row per line: {"prompt": "...", "completion": "..."}',
     ),
     "a row of a list that is a number": (
         "rows.json",
@@ -385,93 +388,81 @@ TEXT_FILES = {
     "UTF-16": (
         "rows.jsonl",
         GOOD.decode().encode("utf-16"),
-        "rows.jsonl, line 1: text must be UTF-8\n"
-        "  got      UTF-16\n"
-        "  hint     iconv -f utf-16 -t utf-8 < rows.jsonl > utf8-rows.jsonl",
+        "rows.jsonl, line 1: text must be UTF-8\n  got      UTF-16\n  hint     save the file as UTF-8",
     ),
     "big-endian UTF-16": (
         "rows.csv",
         b"\xfe\xff" + "text\na\n".encode("utf-16-be"),
-        "rows.csv, line 1: text must be UTF-8\n"
-        "  got      UTF-16\n"
-        "  hint     iconv -f utf-16 -t utf-8 < rows.csv > utf8-rows.csv",
+        "rows.csv, line 1: text must be UTF-8\n  got      UTF-16\n  hint     save the file as UTF-8",
     ),
     "Latin-1": (
         "rows.jsonl",
         GOOD + '{"text": "Größe"}\n'.encode("latin-1"),
-        "rows.jsonl, line 2: text must be UTF-8\n"
-        "  got      byte 0xf6 at column 13\n"
-        "  hint     iconv -f latin1 -t utf-8 < rows.jsonl > utf8-rows.jsonl",
+        "rows.jsonl, line 2: text must be UTF-8\n  got      byte 0xf6 at column 13\n  hint     save the file as UTF-8",
     ),
     "Latin-1 in a .json": (
         "rows.json",
         '[\n{"text": "é"}]'.encode("latin-1"),
-        "rows.json, line 2: text must be UTF-8\n"
-        "  got      byte 0xe9 at column 11\n"
-        "  hint     iconv -f latin1 -t utf-8 < rows.json > utf8-rows.json",
+        "rows.json, line 2: text must be UTF-8\n  got      byte 0xe9 at column 11\n  hint     save the file as UTF-8",
     ),
     "Latin-1 in a .csv": (
         "rows.csv",
         "text\na\né\n".encode("latin-1"),
-        "rows.csv, line 3: text must be UTF-8\n"
-        "  got      byte 0xe9 at column 1\n"
-        "  hint     iconv -f latin1 -t utf-8 < rows.csv > utf8-rows.csv",
+        "rows.csv, line 3: text must be UTF-8\n  got      byte 0xe9 at column 1\n  hint     save the file as UTF-8",
     ),
     "NUL bytes": (
         "rows.jsonl",
         GOOD + b'{"text": "a\0b"}\n',
-        "rows.jsonl, line 2: text must not hold NUL bytes\n"
+        "rows.jsonl, line 2: text must not contain NUL bytes\n"
         '  got      \'{"text": "a\\x00b"}\\n\'\n'
-        "  hint     tr -d '\\0' < rows.jsonl > clean-rows.jsonl",
+        "  hint     remove the NUL bytes",
     ),
     "too few columns": (
         "rows.csv",
         b'a,b,c\n1,2,3\n"4\n4",5\n',
-        "rows.csv, line 3: a row must have as many columns as the header: 3\n"
-        "  got      2\n"
-        '  hint     double quotes around a text that holds a comma: "..."',
+        "rows.csv, line 3: the row and the header must have the same number of columns\n"
+        "  got      2 and 3\n"
+        '  hint     put double quotes around text with commas: "..."',
     ),
     "too many columns": (
         "rows.tsv",
         b"a\tb\n1\t2\n3\t4\t5\t6\n",
-        "rows.tsv, line 3: a row must have as many columns as the header: 2\n"
-        "  got      4\n"
-        '  hint     double quotes around a text that holds a tab: "..."',
+        "rows.tsv, line 3: the row and the header must have the same number of columns\n"
+        "  got      4 and 2\n"
+        '  hint     put double quotes around text with tabs: "..."',
     ),
     "a quote that is not closed": (
         "rows.csv",
         b'a,b\n1,2\n3,"4\n5,6\n7,8\n',
         "rows.csv, line 3: not CSV: unexpected end of data\n"
         "  got      a row that begins here\n"
-        '  hint     close the quotes; a quote inside of a quoted text is written twice: ""',
+        '  hint     close the quotes; write a quote inside quoted text twice: ""',
     ),
     "text behind a quote": (
         "rows.csv",
         b'a,b\n1,"2"x\n',
         "rows.csv, line 2: not CSV: ',' expected after '\"'\n"
         "  got      a row that begins here\n"
-        '  hint     close the quotes; a quote inside of a quoted text is written twice: ""',
+        '  hint     close the quotes; write a quote inside quoted text twice: ""',
     ),
     "a column twice": (
         "rows.csv",
         b"text,label,text\na,1,b\n",
-        "rows.csv, line 1: the header names a column twice\n"
-        "  got      text\n"
-        "  hint     a name of its own for each column",
+        "rows.csv, line 1: the header has a column twice\n  got      text\n  hint     give each column its own name",
     ),
     "an integer of thousands of digits": (
         "rows.jsonl",
         GOOD + b'{"text": ' + b"1" * 5000 + b"}\n",
-        "rows.jsonl, line 2: not JSON: nested too deep, or a number of thousands of digits (column 1)\n"
+        "rows.jsonl, line 2: not JSON: nested too deeply, or a number with thousands of digits (column 1)\n"
         '  got      {"text": 111111111111111111111...\n'
-        "  hint     sed -n 2p rows.jsonl    shows the line",
+        '  hint     one row per line: {"prompt": "...", "completion": "..."}',
     ),
     "lists in lists in lists": (
         "rows.json",
         b"[" * 100_000,
-        "rows.json, line 1: not JSON: nested too deep, or a number of thousands of digits (column 1)\n"
+        "rows.json, line 1: not JSON: nested too deeply, or a number with thousands of digits (column 1)\n"
         "  got      [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[...\n"
-        "  hint     sed -n 1p rows.json    shows the line",
+        '  hint     a list of rows: [{"prompt": "...", "completion": "..."}, ...]',
     ),
 }
 
@@ -489,13 +480,13 @@ def test_several_malformed_lines_are_told_at_once() -> None:
     assert said == (
         "rows.jsonl, line 1: not JSON: Expecting property name enclosed in double quotes (column 2)\n"
         "  got      {1}\n"
-        "  hint     sed -n 1p rows.jsonl    shows the line\n"
+        '  hint     one row per line: {"prompt": "...", "completion": "..."}\n'
         "rows.jsonl, line 3: a row must be an object\n"
         "  got      []\n"
-        '  hint     a row a line: {"prompt": "...", "completion": "..."}\n'
+        '  hint     one row per line: {"prompt": "...", "completion": "..."}\n'
         "rows.jsonl, line 5: a row must be an object\n"
         "  got      null\n"
-        '  hint     a row a line: {"prompt": "...", "completion": "..."}'
+        '  hint     one row per line: {"prompt": "...", "completion": "..."}'
     )
 
 
@@ -528,7 +519,7 @@ def test_a_gz_that_is_no_gz() -> None:
     assert message("rows.jsonl.gz", GOOD) == (
         "rows.jsonl.gz: this .gz can't be unpacked\n"
         "  got      Not a gzipped file (b'{\"') (after line 0)\n"
-        "  hint     mv rows.jsonl.gz rows.jsonl"
+        "  hint     rename it to rows.jsonl"
     )
 
 
@@ -538,7 +529,7 @@ def test_a_truncated_gz_is_refused_and_no_shorter_file(ending: str) -> None:
     writers = {".jsonl": as_json_lines, ".json": as_json, ".csv": as_csv, ".parquet": as_parquet}
     content = packed(writers[ending](ROWS * 50))
     said = message(f"rows{ending}.gz", content[:-9])
-    first = "this is no Parquet file that can be read" if ending == ".parquet" else "this .gz can't be unpacked"
+    first = "this can't be read as a Parquet file" if ending == ".parquet" else "this .gz can't be unpacked"
     assert said.splitlines()[0] == f"rows{ending}.gz: {first}"
     assert said.splitlines()[1].startswith("  got      Compressed file ended before the end-of-stream marker")
 
@@ -553,12 +544,12 @@ def test_a_gz_with_a_flipped_byte_is_refused(ending: str) -> None:
 
 
 def test_remedies_for_a_packed_file_name_the_packed_file() -> None:
-    """A .gz is unpacked before iconv sees it, and keeps its ending when it is renamed."""
+    """A .gz keeps its ending when it is renamed."""
     assert message("rows.jsonl.gz", packed('{"text": "é"}'.encode("latin-1"))).splitlines()[-1] == (
-        "  hint     zcat rows.jsonl.gz | iconv -f latin1 -t utf-8 | gzip > utf8-rows.jsonl.gz"
+        "  hint     save the file as UTF-8"
     )
-    assert message("rows.json.gz", packed(GOOD * 2)).splitlines()[-1] == "  hint     mv rows.json.gz rows.jsonl.gz"
-    assert message("rows.jsonl.gz", packed(b"[\n]")).splitlines()[-1] == "  hint     mv rows.jsonl.gz rows.json.gz"
+    assert message("rows.json.gz", packed(GOOD * 2)).splitlines()[-1] == "  hint     rename it to rows.jsonl.gz"
+    assert message("rows.jsonl.gz", packed(b"[\n]")).splitlines()[-1] == "  hint     rename it to rows.json.gz"
 
 
 # Parquet
@@ -570,9 +561,9 @@ def test_broken_parquet() -> None:
     damaged = whole[:10] + b"\xff" * 30 + whole[40:]
     for content in (b"PAR1", whole[:-30], damaged):
         first, second, third = message("rows.parquet", content).splitlines()
-        assert first == "rows.parquet: this is no Parquet file that can be read"
+        assert first == "rows.parquet: this can't be read as a Parquet file"
         assert second.startswith("  got      ")
-        assert third == "  hint     fetch or write the file again"
+        assert third == "  hint     download or write the file again"
 
 
 # Names
@@ -601,17 +592,17 @@ def test_a_missing_file_without_a_near_one(name: str) -> None:
 
 def test_an_unknown_ending() -> None:
     """The ending tells the format; the known ones are named."""
-    said = "the ending tells the format, and this one is unknown"
-    known = ".jsonl .ndjson .json .csv .tsv .parquet .arrow .txt"
+    said = "unknown file ending; the ending chooses the reader"
+    known = "one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt"
     assert message("rows.zip", GOOD) == f"rows.zip: {said}\n  got      rows.zip\n  hint     {known}"
     assert message("rows.zip.gz", GOOD) == f"rows.zip.gz: {said}\n  got      rows.zip.gz\n  hint     {known}"
-    assert message("rows.md", GOOD) == f"rows.md: {said}\n  got      rows.md\n  hint     mv rows.md rows.txt"
+    assert message("rows.md", GOOD) == f"rows.md: {said}\n  got      rows.md\n  hint     rename it to rows.txt"
 
 
 def test_a_folder_without_data_files() -> None:
     """An empty folder, and one that holds other files, of which the first are named."""
     Path("data").mkdir()
-    said = "data: this folder holds no data file\n  got      {}\n  hint     one of {}"
+    said = "data: this folder has no data files\n  got      {}\n  hint     one of {}"
     endings = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt"
     assert message("data") == said.format("nothing", endings)
     for name in "gfedcba":
@@ -646,12 +637,19 @@ except DataError as error:
     )
     first, second, third = done.stdout.splitlines()
     assert first == (
-        "data.source: the data set tatsu-lab/alpaca can't be reached on the hub, and is not in the local cache"
+        "data.source: the data set tatsu-lab/alpaca can't be downloaded from the hub, and is not in the local cache"
     )
     assert second.startswith("  got      ")
     assert third.startswith(
-        "  hint     go online once (`hf auth login` for a private set), or where there is a network: "
+        "  hint     connect once (`hf auth login` for a private data set), or download it elsewhere: "
     )
     assert third.endswith(
         ": hf download tatsu-lab/alpaca --repo-type dataset --local-dir FOLDER; then --dataset FOLDER"
     )
+
+
+def test_file_readers_are_documented() -> None:
+    """A line of the table in docs/sources.md for each entry of the registry."""
+    docs = (Path(__file__).parents[3] / "docs" / "sources.md").read_text(encoding="utf-8")
+    for ending, reader in FILE_READERS.items():
+        assert f"| `{ending}` | {reader.expected} |" in docs

@@ -14,7 +14,7 @@ import pytest
 from neftcli.data import token_cache
 from neftcli.data.dataset import ExampleDataset, TokenDataset
 from neftcli.data.example import Example, Turn
-from neftcli.data.token_cache import cached, token_key
+from neftcli.data.token_cache import hash_key, load_or_create
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow
 from neftcli.errors import InputError
 
@@ -49,32 +49,32 @@ def counting() -> tuple[list[int], Callable[[], tuple[TokenDataset, Sequence[int
 def test_cached_gives_back_what_was_tokenised() -> None:
     calls, tokenise = counting()
     for _ in range(3):
-        rows, places = cached("key", tokenise)
+        rows, places = load_or_create("key", tokenise)
         assert list(rows) == ROWS
         assert list(places) == list(range(0, 18, 2))
         assert rows.columns().column_names == ["input_ids", "labels"]
     assert len(calls) == 1
-    cached("other key", tokenise)
+    load_or_create("other key", tokenise)
     assert len(calls) == 2
 
 
 def test_cached_keeps_no_rows_as_well() -> None:
     for _ in range(2):
-        rows, places = cached("key", lambda: (TokenDataset.from_rows([]), []))
+        rows, places = load_or_create("key", lambda: (TokenDataset.from_rows([]), []))
         assert (list(rows), list(places)) == ([], [])
 
 
 def test_token_key_changes_with_all_that_tokens_depend_on() -> None:
     keys = {
-        token_key(examples(), "tokenizer", "template"),
-        token_key(examples("b"), "tokenizer", "template"),
-        token_key(examples(location="rows.jsonl, line 2"), "tokenizer", "template"),
-        token_key(examples(), "tokenizers", "template"),
-        token_key(examples(), "tokenizer", "template", ""),
-        token_key(examples(), "tokenizert", "emplate"),
+        hash_key(examples(), "tokenizer", "template"),
+        hash_key(examples("b"), "tokenizer", "template"),
+        hash_key(examples(location="rows.jsonl, line 2"), "tokenizer", "template"),
+        hash_key(examples(), "tokenizers", "template"),
+        hash_key(examples(), "tokenizer", "template", ""),
+        hash_key(examples(), "tokenizert", "emplate"),
     }
     assert len(keys) == 6
-    assert token_key(examples(), "tokenizer", "template") in keys
+    assert hash_key(examples(), "tokenizer", "template") in keys
 
 
 def test_cached_on_another_disk(folder: Path, tmp_path: Path) -> None:
@@ -83,20 +83,20 @@ def test_cached_on_another_disk(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     folder.symlink_to("scratch")
     for _ in range(2):
-        assert list(cached("key", tokenise)[0]) == ROWS
+        assert list(load_or_create("key", tokenise)[0]) == ROWS
     assert len(calls) == 1
     assert (tmp_path / "scratch" / "key.arrow").is_file()
     for name in ("other.arrow", "another.lock"):
         (folder / name).symlink_to(tmp_path / "nowhere")
         with pytest.raises(InputError, match=f"{name}: neft does not write through links"):
-            cached(Path(name).stem, tokenise)
+            load_or_create(Path(name).stem, tokenise)
     assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped"])
 def test_cached_rebuilds_a_damaged_entry(folder: Path, damage: str) -> None:
     calls, tokenise = counting()
-    cached("key", tokenise)
+    load_or_create("key", tokenise)
     content = (folder / "key.arrow").read_bytes()
     middle = len(content) // 2
     damaged = {
@@ -105,7 +105,7 @@ def test_cached_rebuilds_a_damaged_entry(folder: Path, damage: str) -> None:
         "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
     }
     (folder / "key.arrow").write_bytes(damaged[damage])
-    assert list(cached("key", tokenise)[0]) == ROWS
+    assert list(load_or_create("key", tokenise)[0]) == ROWS
     assert len(calls) == 2
     assert (folder / "key.arrow").read_bytes() == content
 
@@ -115,19 +115,19 @@ def test_cached_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     import os
 
     _, tokenise = counting()
-    cached("a", tokenise)
-    cached("b", tokenise)
+    load_or_create("a", tokenise)
+    load_or_create("b", tokenise)
     size = (folder / "a.arrow").stat().st_size
     os.utime(folder / "a.arrow", (1, 1))
     os.utime(folder / "b.arrow", (2, 2))
     (folder / "dead.part").touch()
     os.utime(folder / "dead.part", (1, 1))
-    cached("a", tokenise)  # is used again
-    monkeypatch.setattr(token_cache, "MOST_BYTES", 2 * size)
-    cached("c", tokenise)
+    load_or_create("a", tokenise)  # is used again
+    monkeypatch.setattr(token_cache, "MAX_BYTES", 2 * size)
+    load_or_create("c", tokenise)
     assert {path.name for path in folder.iterdir() if path.suffix != ".lock"} == {"a.arrow", "c.arrow"}
-    monkeypatch.setattr(token_cache, "MOST_BYTES", 10)
-    cached("d", tokenise)
+    monkeypatch.setattr(token_cache, "MAX_BYTES", 10)
+    load_or_create("d", tokenise)
     assert not (folder / "d.arrow").exists()
 
 
@@ -135,7 +135,7 @@ def test_cached_without_a_folder_tokenises(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "file").touch()
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "file"))
     calls, tokenise = counting()
-    assert list(cached("key", tokenise)[0]) == list(cached("key", tokenise)[0]) == ROWS
+    assert list(load_or_create("key", tokenise)[0]) == list(load_or_create("key", tokenise)[0]) == ROWS
     assert len(calls) == 2
 
 
@@ -149,7 +149,7 @@ def _tokenise_slowly(log: str) -> tuple[TokenDataset, Sequence[int]]:
 
 
 def _want(log: str) -> None:
-    assert list(cached("key", lambda: _tokenise_slowly(log))[0]) == ROWS
+    assert list(load_or_create("key", lambda: _tokenise_slowly(log))[0]) == ROWS
 
 
 def test_cached_is_made_by_one_of_several_processes(tmp_path: Path) -> None:

@@ -1,25 +1,20 @@
-"""Rows that are not for supervised fine-tuning, and rows whose columns fit no layout: what is typed next works.
+"""Rows that supervised fine-tuning can't use, and rows with unknown columns.
 
-Oracles: the first line of what is said; a shell that runs the command that a message says to type, and the examples
-that are read by what it wrote or by the flag that it shows.
+Oracles: the message and the hint written out by hand, and the examples that are read by the flag in a hint.
 """
 
-import json
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import parquet
 
-from neftcli.data.formats import STANDARD, Example, detect, to_example
+from neftcli.data.example import Example
+from neftcli.data.formats import STANDARD_COLUMNS, detect_format, to_example
 from neftcli.data.readers import Row
-from neftcli.data.sources import read_rows
-from neftcli.data.unsupported import MEDIA
+from neftcli.data.unsupported import MEDIA, UNSUPPORTED_ROWS
 from neftcli.errors import DataError
 from neftcli.recipe.loading import load_recipe, parse_assignment
 
@@ -32,7 +27,7 @@ GOOD, BAD = [{"role": "assistant", "content": "good"}], [{"role": "assistant", "
 
 def read(values: dict[str, Any], columns: dict[str, str] | None = None, *, answers: bool = True) -> Example:
     row = Row(values, WHERE)
-    row_format = detect(row, columns or {}, answers=answers)
+    row_format = detect_format(row, columns or {}, answers=answers)
     return to_example(row, row_format, answers=answers, columns=columns)
 
 
@@ -40,7 +35,7 @@ def refused(values: dict[str, Any], columns: dict[str, str] | None = None, locat
     """What is said first, and what to type."""
     row = Row(values, location)
     with pytest.raises(DataError) as raised:
-        to_example(row, detect(row, columns or {}), columns=columns)
+        to_example(row, detect_format(row, columns or {}), columns=columns)
     [problem] = raised.value.problems
     return problem.message.removeprefix(f"{location}: "), problem.hint
 
@@ -49,15 +44,6 @@ def typed_columns(hint: str) -> dict[str, str]:
     """The mapping of a `--set data.columns=...` as the command line reads it."""
     flag = next(word for word in shlex.split(hint) if word.startswith("data.columns="))
     return dict(load_recipe("quickstart", [parse_assignment(flag)]).data.columns)
-
-
-def by_shell(values: dict[str, Any], hint: str, folder: Path, name: str = "rows.jsonl") -> list[dict[str, Any]]:
-    """The rows that the command of a message writes."""
-    command = hint[hint.index("jq ") :].partition("    ")[0]
-    content = json.dumps(values) + "\n" if name.endswith("l") else json.dumps([values])
-    (folder / name).write_text(content)
-    subprocess.run(["bash", "-c", command], cwd=folder, check=True)
-    return [row.values for row in read_rows(str(folder / f"new-{name}"))]
 
 
 def last(example: Example) -> tuple[str, ...]:
@@ -125,54 +111,48 @@ def test_preference_columns_without_a_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("values", "hint"),
     [
-        ({"prompt": "q", "completion": "good", "label": True}, ("q", "good")),
-        ({"prompt": "q", "completion": "good", "label": 1}, ("q", "good")),
-        ({"prompt": ASKED, "completion": GOOD, "label": True}, ("q", "good")),
-        ({"messages": [*ASKED, *GOOD], "label": "True"}, ("q", "good")),
-        ({"conversations": [EARLIER[2], {"from": "gpt", "value": "good"}], "kto_tag": True}, ("q", "good")),
-        ({"prompt": "q", "completion": "good", "desirable": True}, ("q", "good")),
-        ({"prompt": "q", "completion": "good", "undesirable": False}, ("q", "good")),
-        ({"prompt": "q", "completion": "good", "Liked": 1.0}, ("q", "good")),
-        ({"prompt": "q", "completion": "good", "label": "1"}, ("q", "good")),
-        ({"prompt": "q", "completion": "good", "label": " Chosen "}, ("q", "good")),
-        ({"instruction": "q", "output": "good", "is_chosen": 1}, ("q", "good")),
-        ({"instruction": "q", "output": "good", "label": "positive"}, ("q", "good")),
-        ({"messages": [*ASKED, *GOOD], "label": "chosen"}, ("q", "good")),
-        ({"messages": [*ASKED, *GOOD], "feedback": "thumbs_up"}, ("q", "good")),
-        ({"input": {"messages": ASKED}, "preferred_output": GOOD, "non_preferred_output": BAD}, ("q", "good")),
-        ({"instruction": "q", "output": ["good", "bad"]}, ("q", "good")),
-        ({"prompt": "q", "completion": ["good", "bad"]}, ("q", "good")),
+        ({"prompt": "q", "completion": "good", "label": True}, "whose label is true"),
+        ({"prompt": "q", "completion": "good", "label": 1}, "whose label is 1 and"),
+        ({"prompt": ASKED, "completion": GOOD, "label": True}, "whose label is true"),
+        ({"messages": [*ASKED, *GOOD], "label": "True"}, "whose label is true"),
+        ({"conversations": [EARLIER[2], {"from": "gpt", "value": "good"}], "kto_tag": True}, "whose kto_tag is true"),
+        ({"prompt": "q", "completion": "good", "desirable": True}, "whose desirable is true"),
+        ({"prompt": "q", "completion": "good", "undesirable": False}, "whose undesirable is false"),
+        ({"prompt": "q", "completion": "good", "Liked": 1.0}, "whose Liked is 1 and"),
+        ({"prompt": "q", "completion": "good", "label": "1"}, "whose label is 1 and"),
+        ({"prompt": "q", "completion": "good", "label": " Chosen "}, "whose label is chosen or accepted or preferred"),
+        ({"instruction": "q", "output": "good", "is_chosen": 1}, "whose is_chosen is 1 and"),
+        ({"instruction": "q", "output": "good", "label": "positive"}, "whose label is positive"),
+        ({"messages": [*ASKED, *GOOD], "label": "chosen"}, "whose label is chosen or accepted or preferred"),
+        ({"messages": [*ASKED, *GOOD], "feedback": "thumbs_up"}, "whose feedback is thumbs_up or"),
     ],
 )
-def test_judged_and_ranked_answers_are_refused(
-    values: dict[str, Any], expected: tuple[str, ...], tmp_path: Path
-) -> None:
-    """The command in the message leaves the good answers."""
-    what, hint = refused(values)
-    assert what.startswith("this is preference data (")
-    for name in ("rows.jsonl", "rows.json"):
-        _, hint = refused(values, location=f"{name}, line 17")
-        assert [last(read(row)) for row in by_shell(values, hint, tmp_path, name)] == [expected]
+def test_reject_judged_answers(values: dict[str, Any], hint: str) -> None:
+    """The hint names the values of good answers."""
+    message, actual = refused(values)
+    assert message.startswith("this is preference data (")
+    assert actual.startswith(f"keep the rows {hint}")
+    assert actual.endswith("and remove the column; rename it if it means something else")
 
 
 @pytest.mark.parametrize(
-    ("column", "verdict"),
+    ("column", "judgement"),
     [
-        *(("label", verdict) for verdict in (False, 0, -1, -1.0, "0", "False")),
-        *(("label", verdict) for verdict in ("bad", "Rejected", "negative", "dislike", "undesirable", "incorrect")),
+        *(("label", judgement) for judgement in (False, 0, -1, -1.0, "0", "False")),
+        *(("label", judgement) for judgement in ("bad", "Rejected", "negative", "dislike", "undesirable", "incorrect")),
         *((column, False) for column in ("desirable", "liked", "preferred", "accepted", "is_chosen", "kto_tag")),
         *((column, True) for column in ("undesirable", "rejected", "disliked")),
     ],
 )
-def test_answers_judged_bad_are_left_out(column: str, verdict: Any, tmp_path: Path) -> None:
-    """By the same command."""
-    values = {"prompt": "q", "completion": "bad answer", column: verdict}
-    what, hint = refused(values)
-    assert what.startswith(f"this is preference data ({column} says whether the answer is good)")
-    with pytest.raises(DataError, match="is empty"):
-        by_shell(values, hint, tmp_path)
+def test_reject_answers_judged_bad(column: str, judgement: Any) -> None:
+    """The hint does not name the value of this row."""
+    values = {"prompt": "q", "completion": "bad answer", column: judgement}
+    message, hint = refused(values)
+    assert message.startswith(f"this is preference data ({column} tells whether the answer is good)")
+    good = hint.removeprefix(f"keep the rows whose {column} is ").partition(" and remove")[0].split(" or ")
+    assert str(judgement).lower() not in good
 
 
 @pytest.mark.parametrize(
@@ -180,19 +160,32 @@ def test_answers_judged_bad_are_left_out(column: str, verdict: Any, tmp_path: Pa
     [
         (
             {"instruction": "q", "completions": [{"response": "bad", "score": 1}, {"response": "good", "score": 2}]},
-            "good",
+            "response of the answer with the highest score",
         ),
-        ({"prompt": "q", "answers": [{"answer": "bad", "rank": 2}, {"answer": "good", "rank": 1}]}, "good"),
-        ({"prompt": "q", "responses": ["good", "bad"], "scores": [2, 1]}, "good"),
-        ({"prompt": "q", "completions": ["good", "bad"], "labels": [True, False]}, "good"),
+        (
+            {"prompt": "q", "answers": [{"answer": "bad", "rank": 2}, {"answer": "good", "rank": 1}]},
+            "answer of the answer with the lowest rank",
+        ),
+        ({"prompt": "q", "responses": ["good", "bad"], "scores": [2, 1]}, "first answer"),
+        ({"prompt": "q", "completions": ["good", "bad"], "labels": [True, False]}, "first answer"),
+        ({"instruction": "q", "output": ["good", "bad"]}, "first answer"),
+        ({"prompt": "q", "completion": ["good", "bad"]}, "first answer"),
     ],
 )
-def test_ranked_lists_are_refused(values: dict[str, Any], best: str, tmp_path: Path) -> None:
-    """The command keeps the best answer; its column is then named as any other."""
-    what, hint = refused(values)
-    assert what.startswith("this is preference data (")
-    [row] = by_shell(values, hint, tmp_path)
-    assert last(read(row, typed_columns(refused(row)[1]))) == ("q", best)
+def test_reject_ranked_lists(values: dict[str, Any], best: str) -> None:
+    """The hint names the best answer."""
+    message, hint = refused(values)
+    assert message.startswith("this is preference data (")
+    assert hint.startswith("replace ")
+    assert hint.endswith(f" by one text, such as the {best}")
+
+
+def test_reject_preference_pair_of_openai() -> None:
+    """The question is nested, so no mapping reads it."""
+    values = {"input": {"messages": ASKED}, "preferred_output": GOOD, "non_preferred_output": BAD}
+    message, hint = refused(values)
+    assert message.startswith("this is preference data (")
+    assert hint == 'write {"messages": [... input.messages, ... preferred_output]}    trains on preferred_output'
 
 
 def test_numbered_answers_are_refused() -> None:
@@ -247,20 +240,10 @@ def test_bytes_under_any_name_are_refused() -> None:
     assert what == "the column scan holds a file, and neft trains on text"
 
 
-def test_image_column_is_removed_by_the_command(tmp_path: Path) -> None:
-    """Or the rows that have a value in it; a table by Python."""
-    values = {"prompt": "q", "completion": "a", "images": ["a.png"]}
-    text, rows = refused(values)[1].split("; ")
-    [row] = by_shell(values, text, tmp_path)
-    assert row == {"prompt": "q", "completion": "a"}
-    assert by_shell(values | {"images": []}, rows, tmp_path) == [values | {"images": []}]
-    with pytest.raises(DataError, match="is empty"):
-        by_shell(values, rows, tmp_path)
-    assert refused(values, location="d/rows.parquet, row 1")[1].startswith(
-        "python -c 'from datasets import load_dataset; "
-        'load_dataset("parquet", data_files="d/rows.parquet", split="train").remove_columns("images")'
-        '.to_json("new-rows.jsonl")\''
-    )
+def test_reject_media_column_hint() -> None:
+    """The column can be removed, or the rows."""
+    hint = refused({"prompt": "q", "completion": "a", "images": ["a.png"]})[1]
+    assert hint == "remove the column images if the text is enough without it, else the rows that have it"
 
 
 @pytest.mark.parametrize(
@@ -285,16 +268,15 @@ def test_image_column_is_removed_by_the_command(tmp_path: Path) -> None:
         "<|audio|> Who sings?",
     ],
 )
-def test_placeholders_are_refused(question: str, tmp_path: Path) -> None:
-    """The question is about what the model does not see; the command keeps the rows without them."""
+def test_placeholders_are_refused(question: str) -> None:
+    """The question is about what the model does not see."""
     for values in (
         {"instruction": question, "output": "a"},
         {"conversations": [{"from": "human", "value": question}, EARLIER[1]]},
     ):
-        what, hint = refused(values)
-        assert what.endswith("and neft trains on text")
-        with pytest.raises(DataError, match="is empty"):
-            by_shell(values, hint, tmp_path)
+        message, hint = refused(values)
+        assert message.endswith("and neft trains on text")
+        assert hint.startswith("remove the rows with <")
 
 
 @pytest.mark.parametrize(
@@ -343,7 +325,7 @@ def test_words_about_images_are_no_placeholders(question: str) -> None:
 def test_obvious_columns_are_suggested(values: dict[str, Any], expected: tuple[str, ...]) -> None:
     """The mapping in the message reads the row."""
     what, hint = refused(values)
-    assert what == "the columns fit no known layout"
+    assert what == "the columns fit no known row format"
     assert last(read(values, typed_columns(hint))) == expected
 
 
@@ -355,119 +337,76 @@ def test_text_column_is_suggested() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"messages": [[*ASKED, *GOOD], [*ASKED, *BAD]]}, [("q", "good"), ("q", "bad")]),
-        ({"messages": ["q", "good", "r", "s"]}, [("q", "good", "r", "s")]),
-        ({"conversations": [{"human": "q", "assistant": "good"}]}, [("q", "good")]),
-        ({"prompt": [["q"]], "completion": "a"}, [("q", "a")]),
-        ({"instruction": "q", "output": [{"text": "good"}]}, [("q", "good")]),
-        ({"instruction": "q", "output": {"parts": [{"content": "good"}]}}, [("q", "good")]),
+        ({"messages": [[*ASKED, *GOOD], [*ASKED, *BAD]]}, "write each conversation in messages as a row of its own"),
+        (
+            {"messages": ["q", "good", "r", "s"]},
+            'write each text as a turn: {"role": "user" or "assistant", "content": text}',
+        ),
+        (
+            {"conversations": [{"human": "q", "assistant": "good"}]},
+            'write each object in conversations as two turns of "messages": {"role": "user", "content": human}, '
+            '{"role": "assistant", "content": assistant}',
+        ),
+        ({"prompt": [["q"]], "completion": "a"}, "replace prompt by the text in prompt[0][0]"),
+        ({"instruction": "q", "output": [{"text": "good"}]}, "replace output by the text in output[0].text"),
+        (
+            {"instruction": "q", "output": {"parts": [{"content": "good"}]}},
+            "replace output by the text in output.parts[0].content",
+        ),
         (
             {"query": "q", "tools": '[{"name": "f"}]', "answers": '[{"name": "f", "arguments": {"x": 1}}]'},
-            [("q", "")],
+            'write the tool calls as a conversation: {"messages": [{"role": "user", "content": query}, '
+            '{"role": "assistant", "tool_calls": answers}], "tools": tools}',
         ),
+        (
+            {"conversation": [{"input": "q", "output": "a"}]},
+            'write each object in conversation as two turns of "messages": {"role": "user", "content": input}, '
+            '{"role": "assistant", "content": output}',
+        ),
+        (
+            {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]},
+            'write each object in contents as a turn of "messages": {"role": role, "content": parts[0].text}',
+        ),
+        ({"rows": [{"prompt": "q"}, {"prompt": "r"}]}, "write each object in rows as a row of its own"),
+        (
+            {"meta": {"v": 1}, "data": {"train": [QA], "test": [{}]}},
+            "write the rows in data.train to a file of their own",
+        ),
+        ({"data": {"test": [{}], "train": [QA]}}, "write the rows in data.train to a file of their own"),
+        ({"a": {"b": {"c": [QA]}}}, "write the rows in a.b.c to a file of their own"),
+        (EARLIER[0], 'one conversation per row, not one turn: {"messages": [{"role": ..., "content": ...}, ...]}'),
+        (ASKED[0], 'one conversation per row, not one turn: {"messages": [{"role": ..., "content": ...}, ...]}'),
     ],
 )
-def test_nested_lists_are_flattened_by_the_command(values: dict[str, Any], expected: Any, tmp_path: Path) -> None:
-    """What can't be mapped is rewritten by the line in the message."""
-    assert [last(read(row)) for row in by_shell(values, refused(values)[1], tmp_path)] == expected
+def test_hint_for_nested_rows(values: dict[str, Any], expected: str) -> None:
+    """What no mapping can read is described by the form that it should have."""
+    assert refused(values)[1] == expected
 
 
-PAIR_ROW = {"prompt": "q", "completion": "a"}
-NESTED: list[tuple[dict[str, Any], str]] = [
-    ({"meta": {"v": 1}, "data": {"train": [PAIR_ROW], "test": [{}]}}, ".data.train, not those in .data.test"),
-    ({"version": "1.0", "data": {"test": [{}], "train": [PAIR_ROW]}}, ".data.train, not those in .data.test"),
-    ({"authors": ["x", "y"], "data": {"my rows": [PAIR_ROW]}}, '.data."my rows"'),
-    ({"a": {"b": {"c": [PAIR_ROW]}}}, ".a.b.c"),
-]
-
-
-@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "a list in rows.json"])
-@pytest.mark.parametrize(("values", "read_from"), NESTED)
-def test_nested_rows_are_read_by_the_command(
-    values: dict[str, Any], read_from: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From an object in objects, whether it is the file, a line of it or an element of its list."""
-    monkeypatch.chdir(tmp_path)
-    file = name.removeprefix("a list in ")
-    Path(file).write_text(json.dumps([values] if name != file else values) + "\n")
-    [row] = read_rows(file)
-    what, hint = refused(row.values, location=row.location)
-    command, _, said = hint.partition("    ")
-    assert (what, said) == ("the columns fit no known layout", f"reads the rows in {read_from}")
-    subprocess.run(["bash", "-c", command], check=True)
-    assert [row.values for row in read_rows("new-rows.jsonl")] == [PAIR_ROW]
-
-
-def test_nested_answers_are_flattened_and_mapped(tmp_path: Path) -> None:
-    """A line to flatten and a mapping to type."""
+def test_hint_for_nested_answers() -> None:
+    """The text to take, then the mapping to type."""
     values = {"question": "q", "answers": {"text": ["good"], "answer_start": [3]}}
     _, hint = refused(values)
-    [row] = by_shell(values, hint, tmp_path)
-    assert last(read(row, typed_columns(hint))) == ("q", "good")
-    what, hint = refused(values, {"instruction": "question", "output": "answers"})
-    assert what == "output (the column answers) must be text, and nested lists and objects can't be mapped"
-    [row] = by_shell(values, hint, tmp_path)
-    assert last(read(row, {"instruction": "question", "output": "answers"})) == ("q", "good")
-    pair = {"prompt": "question", "completion": "answers"}
-    assert refused({"question": "q", "answers": [{"text": "good"}]}, pair) == (
-        "completion (the column answers) must be text, and nested lists and objects can't be mapped",
-        "jq -c '.answers |= .[0].text' < rows.jsonl > new-rows.jsonl    takes their first text",
+    assert hint.startswith("replace answers by the text in answers.text[0]; then --set data.columns=")
+    assert last(read({"question": "q", "answers": "good"}, typed_columns(hint))) == ("q", "good")
+    assert refused(values, {"instruction": "question", "output": "answers"}) == (
+        "output (the column answers) must be text, and nested lists and objects can't be mapped",
+        "replace answers by the text in answers.text[0]",
     )
 
 
-def test_nested_lists_of_a_table_are_flattened_by_the_command(tmp_path: Path) -> None:
-    """From Parquet by way of JSON lines."""
-    values = {"instruction": "q", "output": [{"text": "good"}]}
-    parquet.write_table(pyarrow.Table.from_pylist([values]), tmp_path / "rows.parquet")
-    _, hint = refused(values, location="rows.parquet, row 1")
-    command = hint.partition("    ")[0]
-    assert command.startswith("python -c 'from datasets import load_dataset; ")
-    assert command.endswith("&& jq -c '.output |= .[0].text' < rows.jsonl > new-rows.jsonl")
-
-
-def test_turns_as_rows_are_told_as_such(tmp_path: Path) -> None:
-    """A .json file that is one conversation becomes a list of one."""
-    for turn, whole in (
-        (EARLIER[0], {"conversations": EARLIER[:2]}),
-        (ASKED[0], [*ASKED, *GOOD]),
-    ):
-        _, hint = refused(turn, location="rows.json, row 1")
-        (tmp_path / "rows.json").write_text(json.dumps(whole))
-        subprocess.run(["bash", "-c", hint.partition("    ")[0]], cwd=tmp_path, check=True)
-        [row] = read_rows(str(tmp_path / "new-rows.json"))
-        assert len(last(read(row.values))) == 2
-    assert refused(EARLIER[0])[1].startswith('{"messages": [')
-
-
 @settings(deadline=None)
-@given(name=st.text(min_size=1, max_size=8).filter(lambda name: name.lower() not in (*STANDARD, *MEDIA)))
+@given(name=st.text(min_size=1, max_size=8).filter(lambda name: name.lower() not in (*STANDARD_COLUMNS, *MEDIA)))
 def test_any_column_name_survives_the_command_line(name: str) -> None:
     """Quoted for the shell and for YAML."""
     values = {name: [*ASKED, *GOOD]}
     assert typed_columns(refused(values)[1]) == {"messages": name}
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("conversation", [{"input": "q", "output": "a"}, {"input": "r", "output": "b"}]),
-        (
-            "contents",
-            [
-                {"role": role, "parts": [{"text": text}]}
-                for role, text in zip(("user", "model") * 2, "qarb", strict=True)
-            ],
-        ),
-    ],
-)
-def test_turns_in_an_unusual_form_are_kept_together(tmp_path: Path, column: str, value: Any) -> None:
-    """Capybara's pairs and Gemini's parts: the command makes one conversation of a row, not a row of each turn."""
-    source = tmp_path / "rows.jsonl"
-    source.write_text(json.dumps({column: value}))
-    with pytest.raises(DataError) as raised:
-        detect(Row({column: value}, f"{source}, line 1"), {})
-    command = next(line for line in str(raised.value).splitlines() if "jq -c" in line).split("try", 1)[1]
-    subprocess.run(["bash", "-c", command], check=True)
-    row = Row(json.loads((tmp_path / "new-rows.jsonl").read_text()), "new-rows.jsonl, line 1")
-    said = [(turn.role, turn.content) for turn in to_example(row, detect(row, {})).turns]
-    assert said == [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+def test_every_kind_of_unsupported_rows_is_documented() -> None:
+    """A line of the table in docs/data.md for each entry of the registry."""
+    docs = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    for kind in UNSUPPORTED_ROWS:
+        assert f"| {kind.rows} | {kind.hint} |" in docs
+        assert (kind.check is None) != (kind.check_turns is None)
+    assert len({kind.id for kind in UNSUPPORTED_ROWS}) == len(UNSUPPORTED_ROWS)
