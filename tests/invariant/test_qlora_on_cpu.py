@@ -36,7 +36,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in tuned.named_parameters() if p.grad is not None}
 
 
-def test_gradients_after_an_evaluation_equal_those_of_the_dequantised_weights(tmp_path: Path) -> None:
+def test_qlora_gradients_after_an_evaluation_equal_those_of_dequantised_weights(tmp_path: Path) -> None:
     save_tiny(tmp_path / "llama", "llama")
     reference = resolve_model(str(tmp_path / "llama"))
     quantised = load_model(reference, torch.float32, four_bit=True, compute_dtype=torch.float32)

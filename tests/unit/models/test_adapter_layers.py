@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_linear_and_names_that_peft_finds_are_taken(family: Family) -> None:
+def test_validate_adapter_accepts_names_that_peft_matches(family: Family) -> None:
     model = tiny_model(family)
     validate_adapter(model, LORA)
     adapted = get_peft_model(tiny_model(family), LoraConfig(r=2, target_modules="all-linear"))
@@ -26,7 +26,7 @@ def test_all_linear_and_names_that_peft_finds_are_taken(family: Family) -> None:
     validate_adapter(model, replace(LORA, target_modules=tuple(sorted(names)), modules_to_save=("lm_head",)))
 
 
-def test_modules_that_are_trained_in_full_are_found_as_peft_finds_them() -> None:
+def test_match_modules_to_save_equals_peft() -> None:
     """By the letters at their end: norm is every norm of a Llama."""
     for name in ("norm", "head", "embed_tokens"):
         model = tiny_model("llama")
@@ -39,7 +39,7 @@ def test_modules_that_are_trained_in_full_are_found_as_peft_finds_them() -> None
         assert found == sum(copies), name
 
 
-def test_a_path_of_several_parts_is_found_as_peft_finds_it() -> None:
+def test_match_target_modules_with_a_path_equals_peft() -> None:
     model = tiny_model("llama")
     only = replace(LORA, target_modules=("0.self_attn.q_proj",))
     validate_adapter(model, only)
@@ -58,7 +58,7 @@ def test_a_path_of_several_parts_is_found_as_peft_finds_it() -> None:
         ({"modules_to_save": ("embed_token",)}, "modules_to_save: the model has no layer of this name", "embed_tokens"),
     ],
 )
-def test_what_is_not_there_is_refused_with_what_is(adapter: dict[str, tuple[str]], said: str, nearest: str) -> None:
+def test_validate_adapter_rejects_missing_layers(adapter: dict[str, tuple[str]], said: str, nearest: str) -> None:
     with pytest.raises(RecipeError) as refused:
         validate_adapter(tiny_model("llama"), replace(LORA, **adapter))
     [problem] = refused.value.problems
@@ -67,5 +67,5 @@ def test_what_is_not_there_is_refused_with_what_is(adapter: dict[str, tuple[str]
     assert "q_proj" in problem.hint
 
 
-def test_no_adapter_names_no_layer() -> None:
+def test_validate_adapter_without_an_adapter() -> None:
     validate_adapter(tiny_model("llama"), replace(LORA, type="none", target_modules=("nosuch",)))

@@ -91,7 +91,7 @@ def test_adapter_notices_copy_of_a_tied_matrix(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [qwen_moe, mixtral])
-def test_estimate_of_experts_is_what_peft_trains(make: Any) -> None:
+def test_estimate_model_memory_of_experts_equals_peft(make: Any) -> None:
     """Of these peft adapts the experts and their router; all of it is counted and nothing has to be said."""
     model = make()
     assert find_fused_experts(model)
@@ -124,11 +124,11 @@ def test_adapter_notices_experts_without_an_adapter() -> None:
         (replace(LORA, lora_dropout=0.1), "adapter.lora_dropout must be 0"),
     ],
 )
-def test_require_layers_experts(adapter: Adapter, said: str) -> None:
+def test_validate_adapter_experts(adapter: Adapter, said: str) -> None:
     with pytest.raises(RecipeError) as raised:
         validate_adapter(qwen_moe(), adapter)
     assert said in str(raised.value)
 
 
-def test_require_layers_experts_by_their_old_names() -> None:
+def test_validate_adapter_experts_by_their_old_names() -> None:
     validate_adapter(qwen_moe(), replace(LORA, target_modules=("q_proj", "gate_proj", "up_proj", "down_proj")))

@@ -38,7 +38,7 @@ def writes_bos() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def test_alpaca_is_word_for_word() -> None:
+def test_alpaca_template_is_verbatim() -> None:
     """System turn, both prompts, answers with their stop token, and a blank line between two exchanges."""
     assert rendered("alpaca", CHAT) == (
         "Be brief.\n\n"
@@ -48,14 +48,14 @@ def test_alpaca_is_word_for_word() -> None:
     )
 
 
-def test_an_empty_input_is_no_input() -> None:
+def test_alpaca_template_empty_input() -> None:
     """The paper's prompt without an input is used where it is empty or missing."""
     expected = f"{BELOW}. {WRITE}\n\n### Instruction:\nq\n\n### Response:"
     for extra in ({}, {"input": ""}):
         assert rendered("alpaca", [{"role": "user", "content": "q", **extra}], True) == expected
 
 
-def test_chatml_ends_every_turn() -> None:
+def test_chatml_template_ends_every_turn() -> None:
     """Answers end with the model's own stop token, other turns with ChatML's; the prompt opens the answer."""
     begun = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n"
     assert rendered("chatml", CHAT[:2], True) == begun
@@ -63,7 +63,7 @@ def test_chatml_ends_every_turn() -> None:
 
 
 @pytest.mark.parametrize("name", NAMED_TEMPLATES)
-def test_named_templates_append(name: str) -> None:
+def test_named_templates_are_prefixes_of_longer_chats(name: str) -> None:
     """A conversation begins with the prompt of each of its parts, so that answers can be found in it."""
     whole = rendered(name, CHAT)
     for length in (2, 4):
@@ -71,7 +71,7 @@ def test_named_templates_append(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMED_TEMPLATES)
-def test_a_bos_token_is_written_once_if_the_tokenizer_writes_one(name: str) -> None:
+def test_set_chat_template_writes_one_bos_token(name: str) -> None:
     """A conversation is tokenised without special tokens, so the template writes what the tokenizer would."""
     tokenizer = writes_bos()
     set_chat_template(tokenizer, name)
@@ -79,7 +79,7 @@ def test_a_bos_token_is_written_once_if_the_tokenizer_writes_one(name: str) -> N
     assert with_bos == "<s>" + rendered(name, CHAT)
 
 
-def test_a_model_keeps_its_own_template() -> None:
+def test_set_chat_template_keeps_the_models_own() -> None:
     """Unless another is asked for."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}"
@@ -89,14 +89,14 @@ def test_a_model_keeps_its_own_template() -> None:
     assert tokenizer.chat_template == CHATML
 
 
-def test_a_model_without_a_template_gets_alpaca() -> None:
+def test_set_chat_template_default_is_alpaca() -> None:
     """The paper's, and it is named."""
     tokenizer = tiny_tokenizer()
     assert set_chat_template(tokenizer, None) == "chat template alpaca"
     assert tokenizer.chat_template == ALPACA
 
 
-def test_a_template_from_a_file(tmp_path: Path) -> None:
+def test_set_chat_template_from_a_file(tmp_path: Path) -> None:
     """The file's text as it stands, also for a tokenizer that writes a BOS: the file is its author's."""
     file = tmp_path / "own.jinja"
     file.write_text("{% for m in messages %}é{{ m.content }}{% endfor %}", encoding="utf-8")
@@ -106,7 +106,7 @@ def test_a_template_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own", [None, "{{ messages[0].content }}"])
-def test_an_unknown_template(own: str | None) -> None:
+def test_set_chat_template_rejects_an_unknown_name(own: str | None) -> None:
     """A misspelt name is refused, and the template stays what it was."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = own

@@ -80,7 +80,7 @@ def test_require_inside_rejects_weights_outside(kind: str, by: str, folder: Path
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_links_of_a_model_are_followed(name: str, folder: Path, tmp_path: Path) -> None:
+def test_model_sha256_follows_links(name: str, folder: Path, tmp_path: Path) -> None:
     """Their content is read and hashed, wherever it is stored."""
     before, computed = model_sha256(folder), logits(folder)
     (folder / name).rename(tmp_path / "elsewhere")
@@ -97,7 +97,7 @@ def test_links_of_a_model_are_followed(name: str, folder: Path, tmp_path: Path) 
         assert model_sha256(folder) != before
 
 
-def test_a_snapshot_of_the_hub_is_read(folder: Path, tmp_path: Path) -> None:
+def test_model_sha256_of_a_hub_snapshot(folder: Path, tmp_path: Path) -> None:
     """Its files are links to blobs, which may be on another disk; the hash is that of the files without links."""
     repository = tmp_path / "models--a--b"
     snapshot = repository / "snapshots" / "0123"
@@ -135,7 +135,7 @@ def test_model_sha256_covers_the_code_that_is_named(file: str, folder: Path) -> 
 @pytest.mark.parametrize(
     "mapped", [None, 1, "own.Own", [1, [], None], {"AutoConfig": {"a": []}}, {"AutoConfig": "own"}]
 )
-def test_code_files_of_damaged_settings(mapped: Any, folder: Path) -> None:
+def test_list_code_files_of_damaged_settings(mapped: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"auto_map": mapped}))
     assert list_code_files(folder) == set()
     (folder / "config.json").write_text("[" * 100_000)

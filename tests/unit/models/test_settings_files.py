@@ -69,7 +69,7 @@ def saved(base: ModelReference, folder: Path, template: str | None = None) -> Pa
     return folder
 
 
-def test_write_config_is_the_base_models_but_for_the_type_of_the_weights(base: ModelReference, tmp_path: Path) -> None:
+def test_write_config_changes_the_type_of_the_weights_only(base: ModelReference, tmp_path: Path) -> None:
     folder = saved(base, tmp_path / "tuned")
     assert read(folder / "config.json") == read(Path(base.location) / "config.json") | {"torch_dtype": "float32"}
     assert AutoConfig.from_pretrained(folder).rope_parameters["rope_theta"] == 500000.0
@@ -89,7 +89,7 @@ def test_write_config_types_of_parts(tmp_path: Path) -> None:
     }
 
 
-def test_write_config_of_a_part_is_left_as_saved(tmp_path: Path) -> None:
+def test_write_config_of_a_part_is_unchanged(tmp_path: Path) -> None:
     """The text model of a model that sees images has a configuration of its own."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_5_text"}))
     write_config(tmp_path, {"model_type": "qwen3_5"}, "float32")
@@ -105,7 +105,7 @@ def test_write_tokenizer_is_the_base_models(base: ModelReference, tmp_path: Path
 
 
 @pytest.mark.parametrize("in_a_file", [True, False])
-def test_write_tokenizer_another_template(in_a_file: bool, base: ModelReference, tmp_path: Path) -> None:
+def test_write_tokenizer_different_template(in_a_file: bool, base: ModelReference, tmp_path: Path) -> None:
     """It is the one that is loaded, wherever the base model had its own; all else stays."""
     there = Path(base.location)
     if in_a_file:
@@ -117,9 +117,7 @@ def test_write_tokenizer_another_template(in_a_file: bool, base: ModelReference,
     assert read(folder / "tokenizer_config.json") == expected
 
 
-def test_write_generation_config_keeps_settings_that_transformers_will_not_save(
-    base: ModelReference, tmp_path: Path
-) -> None:
+def test_write_generation_config_keeps_settings_that_transformers_rejects(base: ModelReference, tmp_path: Path) -> None:
     """A temperature without sampling, as published models have it, ends no run at its last step."""
     folder = saved(base, tmp_path / "tuned")
     assert read(folder / "generation_config.json") == {
@@ -136,13 +134,13 @@ def test_write_generation_config_keeps_settings_that_transformers_will_not_save(
     ("known", "stops", "expected"),
     [(2, {2}, 2), (None, {7}, 7), ([2, 9], {5}, [2, 5, 9]), (2, set(), 2), ([9, 2], {2, 9}, [2, 9])],
 )
-def test_write_generation_config_ends(known: Any, stops: set[int], expected: Any, tmp_path: Path) -> None:
+def test_write_generation_config_stop_tokens(known: Any, stops: set[int], expected: Any, tmp_path: Path) -> None:
     write_generation_config(tmp_path, {}, {"eos_token_id": known}, stops, 3)
     loaded = GenerationConfig.from_pretrained(tmp_path)
     assert (loaded.eos_token_id, loaded.pad_token_id) == (expected, 3)
 
 
-def test_readable_by_transformers_4(tmp_path: Path) -> None:
+def test_convert_to_transformers_4(tmp_path: Path) -> None:
     """Both forms say the same to transformers 5, and the folder no longer needs it."""
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = LlamaConfig(rope_parameters={**rope, "original_max_position_embeddings": 512})

@@ -30,12 +30,12 @@ def folder(path: Path, config: Any, generation: Any = None) -> str:
         ({"text_config": {"eos_token_id": [1, 106]}}, {}, {1, 106}),
     ],
 )
-def test_declared_stop_tokens(tmp_path: Path, config: Any, generation: Any, expected: set[int]) -> None:
+def test_read_stop_tokens(tmp_path: Path, config: Any, generation: Any, expected: set[int]) -> None:
     """generation_config.json goes before config.json; one id or a list."""
     assert read_stop_tokens(resolve_model(folder(tmp_path, config, generation))) == expected
 
 
-def test_declared_stop_tokens_damaged_file(tmp_path: Path) -> None:
+def test_read_stop_tokens_damaged_file(tmp_path: Path) -> None:
     """A generation_config.json that can't be read is an error and not a model without stop tokens."""
     name = folder(tmp_path, {"eos_token_id": 2})
     (tmp_path / "generation_config.json").write_text("{", encoding="utf-8")

@@ -79,7 +79,7 @@ def refusal(load: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("kind", ["bare", "torch"])
-def test_the_pickles_of_these_tests_do_make_the_folder(kind: str, made: Path, tmp_path: Path) -> None:
+def test_pickles_of_these_tests_make_the_folder(kind: str, made: Path, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(pickles(made)[kind])
     if kind == "bare":
         pickle.loads((tmp_path / "x").read_bytes())  # noqa: S301 - that is the point
@@ -109,7 +109,9 @@ def an_adapter_beside_the_model(folder: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["bare", "torch"])
 @pytest.mark.parametrize("plant", [only_pickle, an_index_that_names_pickles])
-def test_pickled_weights_are_refused(plant: Callable[[Path, bytes], None], kind: str, folder: Path, made: Path) -> None:
+def test_load_model_rejects_pickled_weights(
+    plant: Callable[[Path, bytes], None], kind: str, folder: Path, made: Path
+) -> None:
     plant(folder, pickles(made)[kind])
     said = refusal(lambda: load_model(resolve_model(str(folder)), torch.float32))
     assert "has only pickled weights (.bin), which can run code; neft doesn't read them" in said
@@ -119,7 +121,7 @@ def test_pickled_weights_are_refused(plant: Callable[[Path, bytes], None], kind:
     assert not made.exists()
 
 
-def test_resolve_adapter_beside_the_model(folder: Path, made: Path) -> None:
+def test_resolve_model_rejects_a_model_with_an_adapter(folder: Path, made: Path) -> None:
     """Else transformers would load it on top of the model, from a pickle."""
     an_adapter_beside_the_model(folder, pickles(made)["torch"])
     assert "has a model and an adapter" in refusal(lambda: resolve_model(str(folder)))
@@ -127,13 +129,13 @@ def test_resolve_adapter_beside_the_model(folder: Path, made: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bare", "torch"])
-def test_a_pickle_in_the_place_of_safetensors_is_damaged(kind: str, folder: Path, made: Path) -> None:
+def test_load_model_pickle_named_safetensors_is_damaged(kind: str, folder: Path, made: Path) -> None:
     (folder / "model.safetensors").write_bytes(pickles(made)[kind])
     assert "is damaged" in refusal(lambda: load_model(resolve_model(str(folder)), torch.float32))
     assert not made.exists()
 
 
-def test_pickles_beside_safetensors_are_not_opened(folder: Path, made: Path) -> None:
+def test_load_model_does_not_open_pickles_next_to_safetensors(folder: Path, made: Path) -> None:
     """The weights are those of the safetensors."""
     for name in (
         "pytorch_model.bin",
@@ -160,7 +162,7 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "run" / "model"
 
 
-def test_a_pickled_adapter_is_refused(adapter: Path, made: Path) -> None:
+def test_load_adapter_rejects_a_pickle(adapter: Path, made: Path) -> None:
     """Also with other safetensors beside it; and where there is none at all, the hub is not asked for one."""
     (adapter / "adapter_model.safetensors").rename(adapter / "other.safetensors")
     said = refusal(lambda: load_adapter(tiny_model("llama"), adapter))
@@ -174,7 +176,7 @@ def test_a_pickled_adapter_is_refused(adapter: Path, made: Path) -> None:
     assert not made.exists()
 
 
-def test_an_adapter_of_another_kind_is_refused(adapter: Path) -> None:
+def test_load_adapter_rejects_other_types(adapter: Path) -> None:
     """Prompt tuning would load a tokenizer by name, with options (trust_remote_code) from its own file."""
     other = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     content = json.dumps(other.to_dict(), default=str)
@@ -183,7 +185,7 @@ def test_an_adapter_of_another_kind_is_refused(adapter: Path) -> None:
     assert said.splitlines()[0] == f"{adapter}: the adapter of a run must be LoRA"
 
 
-def test_a_right_adapter_is_loaded(adapter: Path) -> None:
+def test_load_adapter(adapter: Path) -> None:
     assert load_adapter(tiny_model("llama"), adapter).peft_config["default"].peft_type == "LORA"
 
 
@@ -202,7 +204,7 @@ def with_code(folder: Path, made: Path, prefix: str = "") -> ModelReference:
     return resolve_model(str(folder))
 
 
-def test_code_of_a_folder_runs_where_it_is_asked_for_and_nowhere_else(folder: Path, made: Path) -> None:
+def test_load_model_runs_code_only_if_allowed(folder: Path, made: Path) -> None:
     reference = with_code(folder, made)
     load_tokenizer(reference)  # which has no code
     for load in (lambda: load_config(reference, False), lambda: load_model(reference, torch.float32)):
@@ -214,7 +216,7 @@ def test_code_of_a_folder_runs_where_it_is_asked_for_and_nowhere_else(folder: Pa
     assert made.is_dir()
 
 
-def test_code_of_a_tokenizer_does_not_run_unasked(folder: Path, made: Path) -> None:
+def test_load_tokenizer_does_not_run_code_by_default(folder: Path, made: Path) -> None:
     (folder / "own.py").write_text(f"import os\nos.mkdir({str(made)!r})\n")
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Slow", "own.Fast"]}, tokenizer_class="Fast")
     assert "doesn't run by default" in refusal(lambda: load_tokenizer(resolve_model(str(folder))))
@@ -236,7 +238,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_hub")
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:7], COMMIT.upper(), f"{COMMIT}0", f" {COMMIT}"])
-def test_code_of_the_hub_needs_a_commit_before_anything_is_asked_for(revision: str | None) -> None:
+def test_require_pinned_code_rejects_hub_code_without_a_commit(revision: str | None) -> None:
     reference = ModelReference("owner/name", "hub", "owner/name", revision)
     for load in (
         lambda: require_pinned_code(reference, True),
@@ -251,7 +253,7 @@ def test_code_of_the_hub_needs_a_commit_before_anything_is_asked_for(revision: s
         )
 
 
-def test_what_is_loaded_is_of_the_commit() -> None:
+def test_pretrained_arguments_use_the_commit() -> None:
     """Files and code alike; without code any revision is as good as before."""
     assert pretrained_arguments(ModelReference("owner/name", "hub", "owner/name", COMMIT), True) == {
         "pretrained_model_name_or_path": "owner/name",
@@ -264,7 +266,7 @@ def test_what_is_loaded_is_of_the_commit() -> None:
 
 @pytest.mark.usefixtures("_no_hub")
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_that_a_folder_fetches_from_the_hub_is_refused(file: str, folder: Path) -> None:
+def test_require_pinned_code_rejects_code_from_the_hub(file: str, folder: Path) -> None:
     """Whatever lies there today is not what lies there tomorrow."""
     mapped = {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Slow", "somebody/else--own.Fast"]}
     edit(folder / file, auto_map=mapped)
@@ -277,7 +279,9 @@ def test_code_that_a_folder_fetches_from_the_hub_is_refused(file: str, folder: P
 
 @pytest.mark.parametrize("kind", ["absolute", "above", "in a linked folder", "custom_generate"])
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_outside_of_a_folder_does_not_run(kind: str, file: str, folder: Path, made: Path, tmp_path: Path) -> None:
+def test_require_pinned_code_rejects_code_outside_of_the_folder(
+    kind: str, file: str, folder: Path, made: Path, tmp_path: Path
+) -> None:
     """It could change without a trace in the model's fingerprint."""
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -304,7 +308,7 @@ def test_code_outside_of_a_folder_does_not_run(kind: str, file: str, folder: Pat
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
-def test_a_kernel_of_the_hub_is_not_fetched(name: str, folder: Path) -> None:
+def test_load_model_does_not_fetch_kernels(name: str, folder: Path) -> None:
     """A configuration may name one; without its package it is told, and with it transformers asks for more."""
     edit(folder / "config.json", **{name: "somebody/kernel"})
     said = refusal(lambda: load_model(resolve_model(str(folder)), torch.float32))

@@ -165,7 +165,7 @@ def test_stored_quantization_of_a_text_model() -> None:
     assert stored_quantization({}) == {}
 
 
-def test_validate_model_quantize_config_of_old(tmp_path: Path) -> None:
+def test_validate_model_quantize_config_of_autogptq(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text('{"bits": 4}')
     assert "(gptq)" in refusal(model(tmp_path, **CAUSAL["llama"]), LORA)
 
