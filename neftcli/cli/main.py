@@ -1,4 +1,4 @@
-"""The `neft` command: its subcommands, and the one place where errors become messages and exit codes."""
+"""The command `neft`: its subcommands, and the place where errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from neftcli.system.environment import drop_overrides, exclude_current_folder
 from neftcli.system.files import restrict_umask
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""What all that typer refuses is an instance of; typer itself exports only some of its kinds."""
-TURN = 30.0
-"""Seconds in which the first of several processes can tell what all of them see, before another does."""
+"""Base class of typer's usage errors, of which typer exports only some."""
+OTHER_RANKS_WAIT = 30.0
+"""Seconds in which the main process can report an error before another process does."""
 INTERRUPTED = 130
-"""What typer makes of Ctrl-C."""
+"""Exit code that typer returns for Ctrl-C."""
 app = typer.Typer(
     help="Fine-tune language models with NEFTune, and learn with evidence whether it helped.",
     epilog="Start with: neft train",
@@ -91,7 +91,7 @@ def _report(problems: Sequence[Problem], exit_code: int) -> None:
     from neftcli.cli.display.screens import print_problems
 
     if not is_main_process():  # the main process reports what all processes see, and ends them
-        time.sleep(TURN)
+        time.sleep(OTHER_RANKS_WAIT)
         problems = [replace(problem, message=f"process {rank()}: {problem.message}") for problem in problems]
     elif "--json" in sys.argv:
         from neftcli.cli.display.json_lines import JsonLines
@@ -102,7 +102,7 @@ def _report(problems: Sequence[Problem], exit_code: int) -> None:
 
 
 def _ignore_signals() -> None:
-    """All is saved and said: a further signal, while libraries end, would only spoil the exit code."""
+    """Ignore further signals: everything is saved, and while libraries end a signal would change the exit code."""
     from neftcli.training.signals import WARNINGS
 
     for name in WARNINGS:
@@ -110,14 +110,14 @@ def _ignore_signals() -> None:
 
 
 def command() -> None:
-    """The process `neft`: `main`, and an end without the second that taking libraries and a model apart takes.
+    """Run the process `neft`, and end it without the second that the libraries and the model take to be torn down.
 
-    What libraries registered for the end is done before, since this is registered before they are imported.
+    Functions that libraries register with atexit run before, since this one is registered before they are imported.
     """
     code: object = None
     exclude_current_folder()
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed by whoever started this
+        if getattr(sys, name) is None:  # the parent process has closed it
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
 
     def leave() -> None:
@@ -127,7 +127,7 @@ def command() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         except (OSError, ValueError):
-            return  # Python flushes once more, and tells of it
+            return  # Python flushes once more, and reports the error
         os._exit(0 if code is None else code if isinstance(code, int) else 1)
 
     atexit.register(leave)
@@ -142,7 +142,7 @@ def command() -> None:
 
 
 def main() -> None:
-    """Runs the command line; what this tool raises on purpose becomes a message and an exit code."""
+    """Run the command line and turn errors into messages and exit codes."""
     replace_unencodable(sys.stdout, sys.stderr)
     drop_overrides()
     restrict_umask()
@@ -157,7 +157,7 @@ def main() -> None:
     except UsageError as error:
         if debug:
             traceback.print_exc()
-        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help of a group
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help page of a group
             typer.echo(str(error), err=True)
         else:
             from neftcli.cli.usage import usage_problem
@@ -172,7 +172,7 @@ def main() -> None:
         if is_main_process() or not isinstance(error, Preempted | Interrupted):
             _report(error.problems, error.exit_code)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # whoever read the lines has gone (`neft train | head`)
+    except BrokenPipeError:  # the reader has gone (`neft train | head`)
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
@@ -181,9 +181,9 @@ def main() -> None:
         if isinstance(error, typer.Abort) and isinstance(error.__cause__, Exception):  # what typer makes of EOFError
             error = error.__cause__
         problem = Problem(
-            "this is a fault of neft or of a library below it, not of what you typed",
+            "this is a bug of neft or of a library, not an error of yours",
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            "the same command with --debug, and report what it prints",
+            "run the same command with --debug, and report its output",
         )
         _report([problem], 1)
         sys.exit(1)

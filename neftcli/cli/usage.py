@@ -1,11 +1,11 @@
-"""Usage errors as problems: message, got, did you mean, hint."""
+"""Usage errors of typer, reported like every other error: what is wrong, what neft got, a hint to type."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,91 +15,98 @@ import typer
 from neftcli.errors import Problem
 from neftcli.recipe.schema import keys
 
-SHORT = 5
-"""Characters of an option that is a part of too many others."""
-COMMANDS = {"resume": "neft train --resume RUN", "sweep": "neft sweep-alpha", "finetune": "neft train"}
+MIN_PART = 5
+"""Characters from which a part of an option's name suggests the option; shorter parts fit too many."""
+OTHER_COMMANDS = {"resume": "neft train --resume RUN", "sweep": "neft sweep-alpha", "finetune": "neft train"}
+"""Names that people expect, and the command to type instead."""
 
 
 def usage_problem(error: Any) -> Problem:
-    """The problem of one of typer's own errors."""
+    """Convert an error of typer to a problem."""
     command = error.ctx.command_path if error.ctx is not None else "neft"
-    options, message = _options(error.ctx), error.format_message()
+    options, message = _option_names(error.ctx), error.format_message()
     if name := getattr(error, "option_name", None):
         if "such option" in message:
-            name = _whole(name)
-            nearest = _nearest(name, options)
-            return Problem(f"{command}: there is no option {name}", name, _help(command), nearest)
-        return Problem(_sentence(message), name, f"{name} VALUE" if "requires" in message else name)
-    if found := re.search(r"unexpected extra arguments? \((.*)\)", message.replace("argument(s)", "arguments")):
-        return _extra(command, found[1], options)
-    if found := re.search(r"No such command '([^']*)'", message):
-        return _no_command(error.ctx, command, found[1])
+            name = _typed_option(name)
+            nearest = _closest_option(name, options)
+            return Problem(f"{command}: there is no option {name}", name, f"{command} --help", nearest)
+        return Problem(_as_clause(message), name, f"{name} VALUE" if "requires" in message else name)
+    if match := re.search(r"unexpected extra arguments? \((.*)\)", message.replace("argument(s)", "arguments")):
+        return _extra_argument(command, match[1], options, error.ctx.params)
+    if match := re.search(r"No such command '([^']*)'", message):
+        return _unknown_command(error.ctx, command, match[1])
     if isinstance(error, typer.BadParameter) and error.__cause__ is not None and error.param is not None:
         return _bad_value(command, error)
-    return Problem(f"{command}: {_sentence(message)}", hint=_help(command))
+    return Problem(f"{command}: {_as_clause(message)}", hint=f"{command} --help")
 
 
-def _options(context: Any) -> list[str]:
+def _option_names(context: Any) -> list[str]:
     parameters = context.command.params if context is not None else []
     return [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
 
 
-def _nearest(name: str, options: Sequence[str]) -> str:
-    """The option that was meant: by another tool's name for it, by its letters, or as a part of its name."""
+def _closest_option(name: str, options: Sequence[str]) -> str:
+    """Return the option that a name of another tool means, or the most similar one, or one that contains the name."""
     from neftcli.recipe.loading import FOREIGN_NAMES
 
-    elsewhere = FOREIGN_NAMES.get(name[2:].replace("-", "_"))
+    path = FOREIGN_NAMES.get(name[2:].replace("-", "_"))
     flags = {key.path: key.option.flag for key in keys()}
-    if elsewhere is not None and flags[elsewhere] in options:
-        return str(flags[elsewhere])
-    parts = [one for one in options if len(name) > SHORT and name[2:] in one]
-    return next(iter([*get_close_matches(f"--{name.lstrip('-')}", options, n=1), *parts]), "")
+    if path is not None and flags[path] in options:
+        return str(flags[path])
+    similar = get_close_matches(f"--{name.lstrip('-')}", options, n=1)
+    if not similar and len(name) > MIN_PART:
+        similar = [option for option in options if name[2:] in option]
+    return similar[0] if similar else ""
 
 
-def _whole(name: str) -> str:
-    """The option as it was typed, of which the parser takes the first letter alone: -alpha."""
+def _typed_option(name: str) -> str:
+    """Return an option as it was typed: of `-alpha` the parser reports the first letter alone."""
     if name.startswith("--"):
         return name
-    return next((typed for typed in sys.argv if typed.startswith(name) and typed[:2] != "--"), name).partition("=")[0]
+    for typed in sys.argv:
+        if typed.startswith(name) and not typed.startswith("--"):
+            return typed.partition("=")[0]
+    return name
 
 
-def _extra(command: str, arguments: str, options: Sequence[str]) -> Problem:
-    """Something that stands where the command takes nothing."""
+def _extra_argument(command: str, arguments: str, options: Sequence[str], values: Mapping[str, Any]) -> Problem:
+    """Return the problem of arguments that a command does not take, with the option that they need."""
     from neftcli.recipe import catalog
 
-    said = f"{command}: nothing can stand here without an option"
+    message = f"{command}: this argument needs an option in front of it"
     first, quoted = arguments.split()[0], shlex.quote(arguments)
     if command == "neft sweep-alpha" and re.fullmatch(r"[\d. ]+", arguments):
         return Problem(f"{command}: write the alphas as one list with commas", arguments, f"{command} --alphas 0,5,10")
     if "--recipe" in options and (arguments in catalog.list_recipes() or Path(first).suffix in (".yaml", ".yml")):
-        return Problem(said, arguments, f"{command} --recipe {quoted}")
+        return Problem(message, arguments, f"{command} --recipe {quoted}")
     if command == "neft eval" and len(arguments.split()) == 1:
-        return Problem(f"{command}: one run or model is measured", arguments, f"{command} RUN --baseline {quoted}")
+        subject = shlex.quote(str(values.get("subject") or "RUN"))
+        hint = f"{command} {subject} --baseline {quoted}"
+        return Problem(f"{command} takes one run or model", arguments, hint)
     if "--dataset" in options and Path(arguments).exists():
-        return Problem(said, arguments, f"{command} --dataset {quoted}")
-    return Problem(said, arguments, _help(command))
+        return Problem(message, arguments, f"{command} --dataset {quoted}")
+    return Problem(f"{command}: unexpected argument", arguments, f"{command} --help")
 
 
-def _no_command(context: Any, command: str, name: str) -> Problem:
+def _unknown_command(context: Any, command: str, name: str) -> Problem:
     names = context.command.list_commands(context) if context is not None else []
     nearest = "".join(get_close_matches(name, names, n=1, cutoff=0.5))
-    hint = COMMANDS.get(name, "") if command == "neft" else ""
-    return Problem(f"{command}: there is no command {name}", name, hint or _help(command), nearest)
+    hint = OTHER_COMMANDS.get(name, "") if command == "neft" else ""
+    return Problem(f"{command}: there is no command {name}", name, hint or f"{command} --help", nearest)
 
 
 def _bad_value(command: str, error: Any) -> Problem:
-    """A value that pydantic refused."""
+    """Return the problem of a value that pydantic rejects."""
     option, detail = error.param.opts[0], error.__cause__.errors()[0]
     bounds = detail.get("ctx", {})
-    wanted = f"{bounds['ge']} or more" if "ge" in bounds else "a whole number" if "int" in detail["type"] else ""
-    said = f"must be {wanted}" if wanted else _sentence(detail["msg"])
-    return Problem(f"{option} {said}", str(detail["input"]), _help(command))
+    requirement = _as_clause(detail["msg"])
+    if "ge" in bounds:
+        requirement = f"must be {bounds['ge']} or more"
+    elif "int" in detail["type"]:
+        requirement = "must be a whole number"
+    return Problem(f"{option} {requirement}", str(detail["input"]), f"{command} --help")
 
 
-def _sentence(message: str) -> str:
-    """A message without its capital and its full stop."""
+def _as_clause(message: str) -> str:
+    """Return a message without its capital and its full stop."""
     return (message[:1].lower() + message[1:]).rstrip(".")
-
-
-def _help(command: str) -> str:
-    return f"{command} --help"

@@ -1,7 +1,7 @@
 """Environments that can't be used, and those that only look so, through the real command line.
 
 Oracles: exit code 2 and the variable's name where it is at fault; exit code 0 where a local folder needs nothing of it;
-the weights' hash for what must not change arithmetic; and never a traceback, a token, or "fault of neft", which means
+the weights' hash for what must not change arithmetic; and never a traceback, a token, or "bug of neft", which means
 that nobody but neft is at fault.
 """
 
@@ -61,7 +61,7 @@ HARMLESS = {
 def require_told(result: Result) -> None:
     """Checks what every ending promises, but for its code."""
     shown = result.out + result.err
-    assert "fault of neft" not in shown
+    assert "bug of neft" not in shown
     assert "Traceback" not in shown
     assert SECRET not in shown
 
@@ -175,4 +175,4 @@ def test_messages_never_call_bad_input_a_fault_of_neft() -> None:
     """The tables of bad input: their messages are compared to the letter elsewhere."""
     tables = list(MESSAGES.glob("*.txt"))
     assert len(tables) >= 4
-    assert not any("fault of neft" in table.read_text(encoding="utf-8") for table in tables)
+    assert not any("bug of neft" in table.read_text(encoding="utf-8") for table in tables)

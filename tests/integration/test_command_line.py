@@ -256,4 +256,4 @@ def test_closed_output_changes_nothing_else(arguments: str, code: int) -> None:
     command = f"exec '{sys.executable}' -m neftcli {arguments} >&-"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code
-    assert "a fault of neft" not in done.stderr
+    assert "a bug of neft" not in done.stderr

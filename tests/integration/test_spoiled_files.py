@@ -1,6 +1,6 @@
 """Files of runs, sweeps and models that somebody else changed.
 
-Property: whatever a JSON file holds, no command ends as a fault of neft, and none shows a traceback. The files are real
+Property: whatever a JSON file holds, no command ends as a bug of neft, and none shows a traceback. The files are real
 ones of a tiny model; hypothesis deletes, renames, retypes, nests, truncates and repeats parts of them.
 """
 
@@ -161,7 +161,7 @@ def test_a_spoiled_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: P
         if file.name == MANIFEST and data.draw(st.booleans()):
             seal(file.parent)
         result = neft(*command)
-        assert "fault of neft" not in result.err, (file, content[:2000], result.err)
+        assert "bug of neft" not in result.err, (file, content[:2000], result.err)
         assert "Traceback" not in result.err, (file, content[:2000], result.err)
 
     with chdir(folder):

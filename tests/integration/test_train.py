@@ -546,4 +546,4 @@ def test_products_that_can_not_be_repeated_by_a_setting_of_the_users_are_told_as
     assert refused.code == 1
     assert "products on this GPU can't be repeated to the bit; no update was saved" in refused.err
     assert "unset CUBLAS_WORKSPACE_CONFIG" in refused.err
-    assert "fault of neft" not in refused.err
+    assert "bug of neft" not in refused.err

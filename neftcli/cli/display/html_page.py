@@ -63,7 +63,7 @@ see its number. Small ones are bytes of the character that follows them.</p>
 
 
 class Page:
-    """Collects rows for a page, passes all other events to a display, and writes the page at the end.
+    """Collect rows for a page, pass all other events to a display, and write the page at the end.
 
     Args:
         path: The file. An existing file is overwritten only if it is such a page.
@@ -130,7 +130,7 @@ class Page:
 
 
 def _row(event: InspectedRow) -> dict[str, object]:
-    """The values that the template needs of a row."""
+    """Return the template's values for a row."""
     return {
         "head": format.row_title(event),
         "end": format.row_ending(event),
