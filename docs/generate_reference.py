@@ -21,7 +21,6 @@ RUN_FILES = {
     "metrics.jsonl": "One line for each log row and each evaluation during training.",
     "samples.jsonl": "Held-out prompts, reference answers, and the answers before and after training.",
     "train.log": "Output of the libraries.",
-    "eval.log": "Output of the libraries during `neft eval`.",
     "model/": "Weights or adapter (safetensors), tokenizer, and the model card `README.md`.",
     "checkpoints/": "Checkpoints of an unfinished run. A finished run has none.",
     "evaluation/": "Results of `neft eval`.",
@@ -36,10 +35,13 @@ EVALUATION_FILES = {
     "ROWS-vs-BASELINE/examples.jsonl": "One line for each example: prompt, reference, and each model's loss, answer, "
     "metrics and judge verdicts.",
     "ROWS-vs-BASELINE/model_outputs.json": "With `--export alpaca-eval`: the answers in AlpacaEval's format.",
+    "ROWS-vs-BASELINE/eval.log": "Output of the libraries.",
+    "ROWS-vs-BASELINE/.question": "A hash of the models, rows and settings; the folder is reused for these only.",
     "losses-*.jsonl": "Losses, appended batch by batch; reused when nothing they depend on has changed.",
     "answers-*.jsonl": "Generated answers, likewise.",
     "task-*.jsonl": "Results of benchmark tasks, likewise.",
     "cell.json": "In a sweep's cell: its metrics, row by row.",
+    ".lock": "Held while a process evaluates the run.",
 }
 SWEEP_FILES = {
     "recipe.yaml": "The sweep's recipe.",
@@ -52,6 +54,7 @@ SWEEP_FILES = {
     "best": "A link to the recommended arm's run, if a single arm is recommended.",
     "workers.log": "Output of the libraries.",
     "judge/": "The judge's replies.",
+    ".lock": "Held while a process runs the sweep.",
 }
 
 
