@@ -160,18 +160,18 @@ class ChatServer:
         status, judge = error.status_code, f"the judge at {self._address}"
         body = error.body if isinstance(error.body, dict) else {}
         messages = [body[name] for name in ("message", "detail") if isinstance(body.get(name), str)]
-        said = f"{status}: {messages[0] if messages else error.response.text}"
+        quote = f"{status}: {messages[0] if messages else error.response.text}"
         if status in (401, 403):
             rejects = f"rejects the key in {KEY_VARIABLE}" if api_key() else f"needs a key in {KEY_VARIABLE}"
-            return self._failure(f"{judge} {rejects}", said, f"export {KEY_VARIABLE}=KEY, then ")
+            return self._failure(f"{judge} {rejects}", quote, f"export {KEY_VARIABLE}=KEY, then ")
         if status == 404:
             no_model = f"{judge} has no model {self._settings.model}, or the address is wrong"
-            return self._failure(no_model, said, "--judge-model NAME, --judge with an address that ends in /v1; ")
+            return self._failure(no_model, quote, "--judge-model NAME, --judge with an address that ends in /v1; ")
         if status in QUESTION_STATUSES:
-            problem = self._failure(f"{judge} rejects the question", said, "fix the cause, then ")
+            problem = self._failure(f"{judge} rejects the question", quote, "fix the cause, then ")
             return RequestRejected(problem.message, problem.got, problem.hint)
         is_temporary = status in (408, 409, 429) or status >= 500
-        return self._failure(f"{judge} failed", said, "" if is_temporary else "fix the cause, then ")
+        return self._failure(f"{judge} failed", quote, "" if is_temporary else "fix the cause, then ")
 
     def _explain_redirect(self, target: str) -> Problem:
         """Build the problem of a redirect; the suggested address has no query, which may be a secret."""
@@ -188,9 +188,9 @@ class ChatServer:
             return f"no reply within {self._settings.timeout:g} seconds (evaluation.judge.timeout)"
         return str(error.__cause__) or type(error.__cause__).__name__
 
-    def _failure(self, message: str, said: str, first: str = "") -> Problem:
+    def _failure(self, message: str, quote: str, first: str = "") -> Problem:
         # Secrets are hidden before the quote is shortened, so that no part of a key remains.
-        quoted = "".join(letter if letter.isprintable() else " " for letter in self._hide(said))
+        quoted = "".join(letter if letter.isprintable() else " " for letter in self._hide(quote))
         quoted = " ".join(quoted.split())
         quoted = f"{quoted[:_MAX_QUOTE]}…" if len(quoted) > _MAX_QUOTE else quoted
         return Problem(self._hide(message), quoted, f"{first}run the same command again: it resumes")
@@ -291,9 +291,9 @@ def _require_same_origin(response: httpx2.Response) -> None:
     """
     if not response.has_redirect_location:
         return
-    asked = response.request.url
-    target = asked.join(response.headers["location"])
-    if (target.scheme, target.host, target.port) != (asked.scheme, asked.host, asked.port):
+    origin = response.request.url
+    target = origin.join(response.headers["location"])
+    if (target.scheme, target.host, target.port) != (origin.scheme, origin.host, origin.port):
         raise _RedirectedError(str(target))
 
 

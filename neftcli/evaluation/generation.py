@@ -156,11 +156,11 @@ def _batch_answers(
         )
     new: list[list[int]] = tokens[:, encoded["input_ids"].shape[1] :].tolist()
     # Not every tokenizer marks its stop tokens as special, so the decoder may not remove them.
-    kept = [list(takewhile(lambda token: token not in stops, row)) for row in new]
-    texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
+    answer_ids = [list(takewhile(lambda token: token not in stops, row)) for row in new]
+    texts = tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
     return [
         Answer(str(text).strip(), len(answer), len(answer) == generation.max_new_tokens)
-        for text, answer in zip(texts, kept, strict=True)
+        for text, answer in zip(texts, answer_ids, strict=True)
     ]
 
 

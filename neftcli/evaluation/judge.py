@@ -102,8 +102,8 @@ def judge_pairs(
     questions = {_key(prompt, settings): prompt for both in prompts for prompt in both}
     replies = _Replies(cache, settings)
     _ask_all(questions, settings, replies, advance)
-    found = [[replies.texts.get(_key(prompt, settings), "") for prompt in both] for both in prompts]
-    return [_judged(*both) if both else JudgedPair(0.5, ("tie", "tie")) for both in found]
+    verdicts = [[replies.texts.get(_key(prompt, settings), "") for prompt in both] for both in prompts]
+    return [_judged(*both) if both else JudgedPair(0.5, ("tie", "tie")) for both in verdicts]
 
 
 def find_length_matched(pairs: Sequence[AnswerPair], tolerance: float = 1.25) -> list[bool]:
@@ -157,14 +157,14 @@ def _server_problems(settings: Judge) -> Iterator[Problem]:
     if settings.base_url is None:
         yield Problem(f"{_KEY}.base_url: a judge needs a server", "no address", example)
     elif not is_valid_address(settings.base_url):
-        must = f"{_KEY}.base_url must be an http:// or https:// address without ? and #"
-        yield Problem(must, strip_credentials(settings.base_url), example)
+        message = f"{_KEY}.base_url must be an http:// or https:// address without ? and #"
+        yield Problem(message, strip_credentials(settings.base_url), example)
     if settings.model is None:
-        must = f"{_KEY}.model: the judge needs a model name"
-        yield Problem(must, "no name", "--judge-model NAME")
+        message = f"{_KEY}.model: the judge needs a model name"
+        yield Problem(message, "no name", "--judge-model NAME")
     if not re.fullmatch(r"[!-~]*", api_key()):
-        must = f"{KEY_VARIABLE} must consist of printable ASCII characters without spaces"
-        yield Problem(must, "other characters (not shown)", f"export {KEY_VARIABLE}=KEY")
+        message = f"{KEY_VARIABLE} must consist of printable ASCII characters without spaces"
+        yield Problem(message, "other characters (not shown)", f"export {KEY_VARIABLE}=KEY")
 
 
 def _prompt_problems(settings: Judge) -> Iterator[Problem]:
@@ -177,10 +177,10 @@ def _prompt_problems(settings: Judge) -> Iterator[Problem]:
     known = ", ".join(f"${name}" for name in (*REQUIRED, *OPTIONAL))
     if not template.is_valid():
         yield Problem(f"{where}: $ must start a placeholder", "a $ without a placeholder", "$$ for a dollar sign")
-    found = template.get_identifiers()
-    if missing := [f"${name}" for name in REQUIRED if name not in found]:
+    placeholders = template.get_identifiers()
+    if missing := [f"${name}" for name in REQUIRED if name not in placeholders]:
         yield Problem(f"{where}: placeholders are missing", ", ".join(missing), f"a prompt with {known}")
-    if unknown := [f"${name}" for name in found if name not in REQUIRED + OPTIONAL]:
+    if unknown := [f"${name}" for name in placeholders if name not in REQUIRED + OPTIONAL]:
         yield Problem(f"{where}: unknown placeholder", ", ".join(unknown), f"only {known}")
 
 
@@ -189,10 +189,10 @@ def _prompt_text(settings: Judge) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        must, found = f"{_KEY}.prompt, {file}: a prompt must be UTF-8 text", f"byte {error.start} is not"
+        message, got = f"{_KEY}.prompt, {file}: a prompt must be UTF-8 text", f"byte {error.start} is invalid"
     except OSError as error:
-        must, found = f"{_KEY}.prompt: {file} can't be read", error.strerror or str(error)
-    raise InputError(Problem(must, found, "--judge-prompt FILE"))
+        message, got = f"{_KEY}.prompt: {file} can't be read", error.strerror or str(error)
+    raise InputError(Problem(message, got, "--judge-prompt FILE"))
 
 
 def _both_orders(template: string.Template, pair: AnswerPair) -> tuple[str, str]:
@@ -211,8 +211,8 @@ def _both_orders(template: string.Template, pair: AnswerPair) -> tuple[str, str]
 def _key(prompt: str, settings: Judge) -> str:
     """Return the SHA-256 of everything that determines a reply, in hexadecimal."""
     server = strip_credentials(settings.base_url or "")
-    asked = [server, settings.model, prompt, settings.max_tokens, float(settings.temperature)]
-    return sha256(json.dumps(asked).encode("ascii")).hexdigest()
+    parts = [server, settings.model, prompt, settings.max_tokens, float(settings.temperature)]
+    return sha256(json.dumps(parts).encode("ascii")).hexdigest()
 
 
 def _bare(text: str) -> str:
@@ -326,6 +326,6 @@ def _ask_all(
     if not any(key in replies.texts for key in questions):
         failure = failure or refused  # all are rejected, so the cause is not the question
     if failure is not None:
-        kept = sum(key in replies.texts for key in questions)
-        told = f"{failure.message}; {kept} of {len(questions)} questions are answered and kept in {replies.file}"
-        raise JudgeError(Problem(told, failure.got, failure.hint))
+        answered_count = sum(key in replies.texts for key in questions)
+        answered = f"{answered_count} of {len(questions)} questions are answered and kept in {replies.file}"
+        raise JudgeError(Problem(f"{failure.message}; {answered}", failure.got, failure.hint))

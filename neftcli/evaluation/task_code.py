@@ -39,38 +39,38 @@ def code_in_task(file: Path, seen: frozenset[Path] = frozenset()) -> str:
         return f"metric {metric} in {file.name}, which is not one of the harness and would be downloaded"
     included = settings.get("include", [])
     paths = [file.parent / str(name) for name in (included if isinstance(included, list) else [included])]
-    found = (code_in_task(path, seen | {file}) for path in paths if path not in seen | {file})
-    return next(filter(None, found), "")
+    included_code = (code_in_task(path, seen | {file}) for path in paths if path not in seen | {file})
+    return next(filter(None, included_code), "")
 
 
 def _nodes(root: Any, yaml: Any) -> Iterator[Any]:
     """Yield all nodes of a YAML graph once; anchors can make it cyclic."""
-    waiting, known = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in known:
+    queue, seen = [root], set()
+    while queue:
+        node = queue.pop()
+        if node is None or id(node) in seen:
             continue
-        known.add(id(node))
+        seen.add(id(node))
         yield node
         if isinstance(node, yaml.MappingNode):
-            waiting += [part for pair in node.value for part in pair]
+            queue += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+            queue += node.value
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:
     """Yield all mappings in a YAML value at any depth: groups contain tasks, which contain metrics."""
-    waiting, known = [value], set()
-    while waiting:
-        found = waiting.pop()
-        if id(found) in known:
+    queue, seen = [value], set()
+    while queue:
+        item = queue.pop()
+        if id(item) in seen:
             continue
-        known.add(id(found))
-        if isinstance(found, dict):
-            yield found
-            waiting += found.values()
-        elif isinstance(found, list):
-            waiting += found
+        seen.add(id(item))
+        if isinstance(item, dict):
+            yield item
+            queue += item.values()
+        elif isinstance(item, list):
+            queue += item
 
 
 def _fetched_metric(settings: dict[str, Any]) -> str:

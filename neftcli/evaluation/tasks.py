@@ -99,11 +99,11 @@ def check_tasks(tasks: Sequence[str], settings: TaskSettings = DEFAULT_SETTINGS)
 def _settings_problems(settings: TaskSettings) -> Iterator[Problem]:
     """Yield problems of settings that the harness would reject or misread."""
     if settings.fewshot_as_multiturn and not settings.apply_chat_template:
-        needs = "evaluation.task_settings.fewshot_as_multiturn needs the chat template"
-        yield Problem(needs, "apply_chat_template false", "--apply-chat-template")
+        message = "evaluation.task_settings.fewshot_as_multiturn needs the chat template"
+        yield Problem(message, "apply_chat_template false", "--apply-chat-template")
     if settings.limit is not None and settings.limit >= 1 and not settings.limit.is_integer():
-        said = "evaluation.task_settings.limit must be a number of documents, or a share below 1"
-        yield Problem(said, f"{settings.limit:g}", f"--limit {math.ceil(settings.limit)}")
+        message = "evaluation.task_settings.limit must be a number of documents, or a share below 1"
+        yield Problem(message, f"{settings.limit:g}", f"--limit {math.ceil(settings.limit)}")
 
 
 def describe_settings(settings: TaskSettings) -> str:

@@ -195,12 +195,12 @@ def estimate_arm(
     Raises:
         ValueError: No seed or row counts, a number is infinite, or the shapes or weights don't fit.
     """
-    (sums,), counts, kept = _compared([values], weights, prompts)
-    mean = bootstrap_estimate(sums.mean(0), counts, prompts=kept, seed=seed, resamples=resamples)
+    (sums,), counts, complete_prompts = _compared([values], weights, prompts)
+    mean = bootstrap_estimate(sums.mean(0), counts, prompts=complete_prompts, seed=seed, resamples=resamples)
     seeds = len(sums)
     if mean.low is None or mean.high is None or seeds == 1:
         return mean
-    grouped, sizes = sum_by_prompt(sums, counts, kept)
+    grouped, sizes = sum_by_prompt(sums, counts, complete_prompts)
     components = variance_components(grouped, sizes)
     # MOVER (Zou and Donner 2008): squared distances of both intervals, the residual counted once.
     variance = components.prompt + (components.residual or 0.0) / seeds
@@ -257,12 +257,12 @@ def estimate_crossed_differences(
         ValueError: As in `estimate_arm`.
     """
     pairs = [_Pair(*_two(baseline, arm, weights, prompts)) for arm in arms]
-    found = []
+    differences = []
     for pair, seed_part in zip(pairs, _pooled(pairs), strict=True):
         values, counts = pair.differences()
         value = float(per_seed_values(values, counts).mean())
-        found.append(CrossedDifference(value, seed_part.components, *values.shape))
-    return found
+        differences.append(CrossedDifference(value, seed_part.components, *values.shape))
+    return differences
 
 
 def margin_of_error(components: VarianceComponents, seeds: int, prompts: int, tail: float) -> float:
@@ -380,31 +380,31 @@ def select_complete(
         raise ValueError("every number must be finite, or NaN if it is missing")
     seeds = ~np.any([np.isnan(array).all(1) for array in arrays], axis=0)
     arrays = [array[seeds] for array in arrays]
-    kept: npt.NDArray[np.bool_] = ~np.any(np.isnan(arrays), axis=(0, 1))
+    rows: npt.NDArray[np.bool_] = ~np.any(np.isnan(arrays), axis=(0, 1))
     if counts is not None:
-        if (counts < 0).any() or any(array[:, kept & (counts == 0)].any() for array in arrays):
+        if (counts < 0).any() or any(array[:, rows & (counts == 0)].any() for array in arrays):
             raise ValueError("weights must be 0 or more, and more than 0 where a value is not 0")
-        kept &= counts > 0
-        counts = counts[kept]
-    asked = None if prompts is None else [prompt for prompt, keep in zip(prompts, kept, strict=True) if keep]
-    return [np.compress(kept, array, axis=1) for array in arrays], counts, asked
+        rows &= counts > 0
+        counts = counts[rows]
+    complete_prompts = None if prompts is None else [prompt for prompt, keep in zip(prompts, rows, strict=True) if keep]
+    return [np.compress(rows, array, axis=1) for array in arrays], counts, complete_prompts
 
 
 def _compared(
     columns: Sequence[npt.ArrayLike], weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> tuple[list[Array], Array | None, Sequence[object] | None]:
     """Select the complete seeds and rows with `select_complete`, of which there must be at least one."""
-    arrays, counts, kept = select_complete(columns, weights, prompts)
+    arrays, counts, complete_prompts = select_complete(columns, weights, prompts)
     if not arrays[0].size:
         raise ValueError(f"no seeds or no rows to compare: {arrays[0].shape} are left")
-    return arrays, counts, kept
+    return arrays, counts, complete_prompts
 
 
 def _two(
     baseline: npt.ArrayLike, arm: npt.ArrayLike, weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> tuple[Array, Array, Array | None, Sequence[object] | None]:
-    (before, after), counts, kept = _compared([baseline, arm], weights, prompts)
-    return before, after, counts, kept
+    (before, after), counts, complete_prompts = _compared([baseline, arm], weights, prompts)
+    return before, after, counts, complete_prompts
 
 
 def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
@@ -477,7 +477,7 @@ def _difference(
 ) -> ArmDifference:
     """Compare one arm with its baseline, by components that are pooled already."""
     components = seed_part.components
-    found = paired_difference(
+    difference = paired_difference(
         pair.before.mean(0),
         pair.after.mean(0),
         pair.weights,
@@ -487,34 +487,40 @@ def _difference(
         resamples=resamples,
     )
     seeds = len(pair.before)
-    these = None if found.p is None else Claim(found.low, found.high, found.p, found.smallest_p)
-    new = None if these is None or components is None or seeds < 2 else _new_seeds(found, these, components, seeds)
-    effect = found.detectable
+    these = (
+        None if difference.p is None else Claim(difference.low, difference.high, difference.p, difference.smallest_p)
+    )
+    new = None if these is None or components is None or seeds < 2 else _new_seeds(difference, these, components, seeds)
+    effect = difference.detectable
     if effect is not None and new is not None and components is not None:
-        effect = max(effect, minimum_detectable_effect(components, seeds, found.n, LEVEL / comparisons, "new seeds"))
+        effect = max(
+            effect, minimum_detectable_effect(components, seeds, difference.n, LEVEL / comparisons, "new seeds")
+        )
     return ArmDifference(
-        value=found.value,
+        value=difference.value,
         these_seeds=these,
         new_seeds=new,
         seeds=seeds,
-        n=found.n,
+        n=difference.n,
         detectable=effect,
         comparisons=comparisons,
         components=components,
         seed_spread=seed_part.spread,
         others_spread=seed_part.others_spread,
         uneven=seed_part.uneven,
-        true_level=found.true_level,
+        true_level=difference.true_level,
     )
 
 
-def _new_seeds(found: PairedDifference, these: Claim, components: VarianceComponents, seeds: int) -> Claim:
+def _new_seeds(difference: PairedDifference, these: Claim, components: VarianceComponents, seeds: int) -> Claim:
     """Make the claim about new seeds, which holds only if the claim about these seeds does."""
-    p = max(these.p, crossed_p_value(found.value, components, seeds, found.n))
+    p = max(these.p, crossed_p_value(difference.value, components, seeds, difference.n))
     if these.low is None or these.high is None:
         return Claim(None, None, p, these.smallest_p)
-    reach = margin_of_error(components, seeds, found.n, LEVEL / 2)
-    return Claim(min(these.low, found.value - reach), max(these.high, found.value + reach), p, these.smallest_p)
+    margin = margin_of_error(components, seeds, difference.n, LEVEL / 2)
+    return Claim(
+        min(these.low, difference.value - margin), max(these.high, difference.value + margin), p, these.smallest_p
+    )
 
 
 def _quantile(freedom: float, tail: float) -> float:

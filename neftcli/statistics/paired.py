@@ -123,9 +123,9 @@ def bootstrap_estimate(
     Raises:
         ValueError: No row counts, a number isn't finite, or the shapes or weights don't fit.
     """
-    (sums,), counts, kept = _rows([values], weights, prompts)
+    (sums,), counts, prompts_with_weight = _rows([values], weights, prompts)
     value = math.fsum(sums) / (sums.size if counts is None else math.fsum(counts))  # exact in any order of the rows
-    grouped, sizes = sum_by_prompt(sums, counts, kept)
+    grouped, sizes = sum_by_prompt(sums, counts, prompts_with_weight)
     low, high = _bootstrap_interval(grouped, sizes, _rounding(sums), seed, resamples)
     return Estimate(value, low, high, grouped.shape[-1])
 
@@ -160,9 +160,9 @@ def paired_difference(
     """
     if comparisons < 1:
         raise ValueError(f"comparisons must be 1 or more, not {comparisons}")
-    (before, after), counts, kept = _rows([first, second], weights, prompts)
+    (before, after), counts, prompts_with_weight = _rows([first, second], weights, prompts)
     rounding = _rounding(before, after)
-    differences, sizes = sum_by_prompt(after - before, counts, kept)
+    differences, sizes = sum_by_prompt(after - before, counts, prompts_with_weight)
     differences[np.abs(differences) <= rounding] = 0.0
     value = math.fsum(differences) / (differences.size if sizes is None else math.fsum(sizes))
     n = differences.size
@@ -240,7 +240,7 @@ def _bootstrap_interval(
 
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)
-        found = bootstrap(
+        result = bootstrap(
             (values,) if weights is None else (values, weights),
             _ratio,
             n_resamples=resamples,
@@ -251,9 +251,9 @@ def _bootstrap_interval(
             method="BCa",
             rng=np.random.default_rng((seed, 0)),
         )
-    low, high = found.confidence_interval
+    low, high = result.confidence_interval
     if not np.isfinite([low, high]).all():
-        low, high = np.quantile(found.bootstrap_distribution, [LEVEL / 2, 1 - LEVEL / 2])
+        low, high = np.quantile(result.bootstrap_distribution, [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
 
 

@@ -50,7 +50,7 @@ def required_sizes(difference: ArmDifference, delta: float) -> RequiredSizes:
     def by_seeds(count: int) -> bool:
         return minimum_detectable_effect(parts, count, difference.n, level, "new seeds") <= delta
 
-    # If what is at hand does not suffice, more is needed, even if the pooled components alone don't show it.
+    # if the present numbers do not suffice, more are needed, even if the pooled components alone don't show it.
     short = difference.detectable is not None and difference.detectable > delta
     prompts = range(difference.n + 1 if short else MIN_PROMPTS, MOST_PROMPTS)
     seeds = range(difference.seeds + 1 if short else 2, MOST_SEEDS)
@@ -59,5 +59,5 @@ def required_sizes(difference: ArmDifference, delta: float) -> RequiredSizes:
 
 def _first(counts: range, enough: Callable[[int], bool]) -> int | None:
     """Return the smallest number that is enough, by bisection; None if none is."""
-    place = bisect.bisect_left(counts, True, key=enough)
-    return counts[place] if place < len(counts) else None
+    index = bisect.bisect_left(counts, True, key=enough)
+    return counts[index] if index < len(counts) else None
