@@ -47,7 +47,7 @@ class CellState:
         status: waiting, starting, training, evaluating, preempted, finished, failed or not_needed (by early stopping).
         step: Steps done.
         total_steps: Steps in all; 0 until they are known.
-        loss: Latest held-out loss; None before the first one.
+        held_out_loss: Latest held-out loss; None before the first one.
         remaining: MetricValue seconds left of its training, or of the current part of its evaluation; None if unknown.
         run: Its folder; empty if it is not finished.
         problem: Reason of a failure, or an empty string.
@@ -64,7 +64,7 @@ class CellState:
     status: CellStatus
     step: int = 0
     total_steps: int = 0
-    loss: float | None = None
+    held_out_loss: float | None = None
     remaining: float | None = None
     run: str = ""
     problem: str = ""

@@ -119,7 +119,7 @@ def _last_losses(run: RunDirectory) -> dict[str, Any]:
     if not evaluations:
         return {}
     last = evaluations[-1]
-    return {"step": last["step"], "total_steps": last["step"], "loss": last.get("held_out_loss")}
+    return {"step": last["step"], "total_steps": last["step"], "held_out_loss": last.get("held_out_loss")}
 
 
 def _resume_state(run: RunDirectory, recipe: Recipe) -> tuple[ResumeState | None, list[str]]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TO_DO = (CellStatus.WAITING, CellStatus.PREEMPTED)
 DONE = (CellStatus.FINISHED, CellStatus.NOT_NEEDED)
-NO_PROGRESS: dict[str, Any] = {"step": 0, "loss": None, "evaluated": 0, "to_evaluate": 0, "remaining": None}
+NO_PROGRESS: dict[str, Any] = {"step": 0, "held_out_loss": None, "evaluated": 0, "to_evaluate": 0, "remaining": None}
 
 
 class SweepScheduler:
@@ -122,7 +122,7 @@ class SweepScheduler:
                 steps = {"step": event.step, "total_steps": event.total_steps, "remaining": event.remaining}
                 self._update(cell, status=CellStatus.TRAINING, **steps)
             case Evaluated() if event.step:  # step 0 is the base model
-                self._update(cell, loss=event.held_out_loss)
+                self._update(cell, held_out_loss=event.held_out_loss)
             case CellEvaluationStarted():
                 self._update(cell, status=CellStatus.EVALUATING, remaining=None)
             case PhaseProgress() if self.states[cell.key].status == CellStatus.EVALUATING:

@@ -163,8 +163,8 @@ class PlainLines:
         line = f"cell {event.key}: {event.arm} seed={event.seed} status={event.status}"
         if event.status == events.CellStatus.TRAINING:
             line += f" step={event.step} of={event.total_steps}"
-        if event.loss is not None:
-            line += f" held_out_loss={event.loss:.4f}"
+        if event.held_out_loss is not None:
+            line += f" held_out_loss={event.held_out_loss:.4f}"
         if event.remaining:
             line += f" eta={event.remaining:.0f}s"
         if event.retries:

@@ -307,7 +307,7 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
             str(state.seed),
             Text(format.cell_status(state), style=STATUS_STYLES.get(state.status, "dim")),
             f"{state.step}/{state.total_steps}" if active and state.total_steps else "",
-            format.loss(state.loss) if state.loss is not None else "",
+            format.loss(state.held_out_loss) if state.held_out_loss is not None else "",
             format.duration(state.remaining) if active and state.remaining else "",
         )
     parts: list[RenderableType] = [table]

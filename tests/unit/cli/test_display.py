@@ -300,7 +300,7 @@ DONE = replace(SWEEP, failed=(), retried=(), unfinished=0, saved=0)
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_live_sweep_fits_with_every_fact(width: int) -> None:
     cells = (
-        events.CellState("abc", "alpha 0", 0, "finished", loss=1.842, run="x"),
+        events.CellState("abc", "alpha 0", 0, "finished", held_out_loss=1.842, run="x"),
         events.CellState("def", "alpha 5", 0, "waiting"),
     )
     stream = io.StringIO()
