@@ -1,10 +1,10 @@
-"""The noise that each document really gets, ours and Hugging Face's hook, measured through SFTTrainer.
+"""Measure the noise of each document with neft and with Hugging Face's hook, through SFTTrainer.
 
     python benchmarks/exactness.py [--alpha 5] [--steps 40]
 
-Four documents of known lengths are trained on (learning rate 0, a tiny Llama) alone, padded into one batch, packed and
-laid end to end. The noise is read off the embedding's output; its largest value over many draws is put beside the
-paper's bound alpha / sqrt(L d). A value of 1.00 is the paper's noise.
+A tiny Llama is trained with learning rate 0 on four documents of known lengths: alone, padded, packed and padding-free.
+The table shows the largest noise in the embedding's output over many draws, divided by the paper's bound
+alpha / sqrt(L d). 1.00 is the paper's noise.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Reader(TrainerCallback):
-    """Reads the noise off the embedding's output, last of all hooks, and keeps the largest value of each token id."""
+class NoiseRecorder(TrainerCallback):
+    """Records the largest noise of each token id, from a hook that runs after all others."""
 
     def __init__(self) -> None:
         self.largest: dict[int, float] = defaultdict(float)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Hooks in behind whatever adds the noise."""
+        """Register the hook, after those that add noise."""
         embedding = model.get_input_embeddings()
 
-        def read(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        def record(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
             noise = (output - torch.nn.functional.embedding(inputs[0], module.weight)).detach().abs().amax(-1)
             for token in inputs[0].unique().tolist():
                 self.largest[token] = max(self.largest[token], float(noise[inputs[0] == token].max()))
 
-        embedding.register_forward_hook(read)
+        embedding.register_forward_hook(record)
 
 
-def measure(layout: str, ours: bool, alpha: float, steps: int) -> dict[int, float]:
-    """Largest noise of each token id: one id a document, and the pad's."""
+def measure_noise(layout: str, neft: bool, alpha: float, steps: int) -> dict[int, float]:
+    """Return the largest noise of each token id; each document has its own id, and so has padding."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -70,7 +70,7 @@ def measure(layout: str, ours: bool, alpha: float, steps: int) -> dict[int, floa
         )
     )
     documents = [[FIRST_TOKEN + index] * length for index, length in enumerate(LENGTHS)]
-    reader = Reader()
+    recorder = NoiseRecorder()
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
             output_dir=folder,
@@ -82,7 +82,7 @@ def measure(layout: str, ours: bool, alpha: float, steps: int) -> dict[int, floa
             disable_tqdm=True,
             logging_strategy="no",
             save_strategy="no",
-            neftune_noise_alpha=None if ours else alpha,
+            neftune_noise_alpha=None if neft else alpha,
             **LAYOUTS[layout],
         )
         trainer = SFTTrainer(
@@ -90,16 +90,16 @@ def measure(layout: str, ours: bool, alpha: float, steps: int) -> dict[int, floa
             args=arguments,
             train_dataset=Dataset.from_dict({"input_ids": documents, "labels": documents}),
             processing_class=tiny_tokenizer(),
-            callbacks=[reader],
+            callbacks=[recorder],
         )
         trainer.remove_callback(PrinterCallback)
-        with neftune(trainer.model, alpha) if ours else nullcontext():
+        with neftune(trainer.model, alpha) if neft else nullcontext():
             trainer.train()
-    return reader.largest
+    return recorder.largest
 
 
 def main() -> None:
-    """Prints the table in Markdown."""
+    """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alpha", type=float, default=5.0)
     parser.add_argument("--steps", type=int, default=40)
@@ -107,18 +107,18 @@ def main() -> None:
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
-    print(f"Largest noise over {options.steps} updates / (alpha / sqrt(L d)); alpha {options.alpha:g}, d {WIDTH}\n")
+    print(f"Largest noise over {options.steps} steps / (alpha / sqrt(L d)); alpha {options.alpha:g}, d {WIDTH}\n")
     print("| | document of | " + " | ".join(LAYOUTS) + " |")
     print("|---|---:|" + "---:|" * len(LAYOUTS))
-    for ours in (True, False):
-        found = {layout: measure(layout, ours, options.alpha, options.steps) for layout in LAYOUTS}
-        name = "neft" if ours else "Hugging Face's hook"
+    for neft in (True, False):
+        largest = {layout: measure_noise(layout, neft, options.alpha, options.steps) for layout in LAYOUTS}
+        name = "neft" if neft else "Hugging Face's hook"
         for index, length in enumerate(LENGTHS):
             bound = options.alpha / (length * WIDTH) ** 0.5
-            cells = " | ".join(f"{found[layout][FIRST_TOKEN + index] / bound:.2f}" for layout in LAYOUTS)
+            cells = " | ".join(f"{largest[layout][FIRST_TOKEN + index] / bound:.2f}" for layout in LAYOUTS)
             print(f"| {name} | {length} tokens | {cells} |")
-        pads = " | ".join(f"{found[layout][PAD]:.3f}" if PAD in found[layout] else "-" for layout in LAYOUTS)
-        print(f"| {name} | pads, absolute | {pads} |")
+        pads = " | ".join(f"{largest[layout][PAD]:.3f}" if PAD in largest[layout] else "-" for layout in LAYOUTS)
+        print(f"| {name} | padding, absolute | {pads} |")
 
 
 if __name__ == "__main__":

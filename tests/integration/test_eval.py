@@ -306,7 +306,7 @@ def test_a_base_model_that_changed_is_refused(neft: Neft, runs: Path, tiny_folde
 def test_answers_longer_than_the_model_are_refused(neft: Neft, runs: Path) -> None:
     result = neft("eval", "tiny-a5-s0", "--set", "evaluation.generation.max_new_tokens=1024")
     assert result.code == 2
-    assert "evaluation.generation.max_new_tokens must leave positions for a prompt: this model has 1024" in result.err
+    assert "evaluation.generation.max_new_tokens must leave positions for a prompt; this model has 1024" in result.err
 
 
 def test_another_question_has_a_report_of_its_own(neft: Neft, runs: Path) -> None:

@@ -1,7 +1,7 @@
-"""QLoRA on a CPU has right gradients also after the model was evaluated.
+"""QLoRA on a CPU has correct gradients after an evaluation too.
 
-Oracle: the same adapters on the same weights, dequantised to float32. bitsandbytes repacks 4-bit weights at their first
-evaluation on processors with AVX512-BF16, for a kernel without gradients; elsewhere nothing is repacked.
+Oracle: the same adapters on the same weights, dequantised to float32. On processors with AVX512-BF16 bitsandbytes repacks
+4-bit weights at their first evaluation, for a kernel without gradients.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_qlora_gradients_after_an_evaluation_equal_those_of_dequantised_weights(
             other.weight.data = weights.float().reshape(other.weight.shape)
     row = TokenRow(list(range(5, 25)), list(range(5, 25)), False, False, "row 1")
     row_losses(quantised, [row], 1)
-    found, expected = gradients(quantised), gradients(plain)
-    assert found.keys() == expected.keys()
+    results, expected = gradients(quantised), gradients(plain)
+    assert results.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+        torch.testing.assert_close(results[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
