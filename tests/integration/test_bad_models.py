@@ -35,14 +35,14 @@ def _in_an_empty_folder(
 
 
 def name(given: str, *more: str, **files: Content) -> Case:
-    """A run of a model of this name; `__` in the name of a file stands for a dot."""
+    """A run with this model name; `__` in a file's name is a dot."""
     named = {file.replace("__", "."): content for file, content in files.items()}
     arguments = ("train", "--model", given, "--dataset", "rows.jsonl", *more)
     return Case(arguments, {"rows.jsonl": ROWS, **named})
 
 
 def folder(*without: str, **edits: Edit | bytes) -> Case:
-    """A run of a copy of a tiny Llama, without some of its files and with others edited."""
+    """A run with a copy of a tiny Llama, with some files removed or edited."""
 
     def write(path: Path) -> None:
         shutil.copytree(TINY["llama"], path)
@@ -56,12 +56,12 @@ def folder(*without: str, **edits: Edit | bytes) -> Case:
 
 
 def fields(**changed: Any) -> Edit:
-    """Other values of fields in a JSON file."""
+    """An edit that changes fields of a JSON file."""
     return lambda content: json.dumps(json.loads(content) | changed).encode()
 
 
 def pickled(path: Path) -> None:
-    """A folder whose weights are a pickle that would make a file."""
+    """Write a model whose weights are a pickle that would create a file."""
     shutil.copytree(TINY["llama"], path)
     (path / "model.safetensors").unlink()
     (path / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(Vhacked\nVw\ntR.")
@@ -173,7 +173,7 @@ def test_train_rejects_a_model(neft: Neft, snapshot: SnapshotAssertion, case: st
 
 
 def test_train_suggests_a_folder_similar_to_a_hub_id(neft: Neft) -> None:
-    """Asked for on the hub first, since a folder may have an owner's name."""
+    """The hub is tried first, because a folder can have an owner's name."""
     Path("models/llama").mkdir(parents=True)
     Path("rows.jsonl").write_text(ROWS)
     result = neft("train", "--model", "models/llma", "--dataset", "rows.jsonl")

@@ -1,4 +1,4 @@
-"""The laws of NEFTune on tiny models of four families, whatever the layout, the adapter, the weights or the precision.
+"""The laws of NEFTune on tiny models of four families, for all layouts, adapters, weights and precisions.
 
 Oracle: a batch is made from documents, lists of token ids, and remembers which document each token came from. For each
 document, in plain Python and float64, with L its number of tokens, d the embedding's width:
@@ -55,7 +55,7 @@ pytestmark = [
 
 @dataclass
 class Batch:
-    """What a model is given, and which document each token of it came from (-1 at pads)."""
+    """The inputs of a model, and the document of each token (-1 at pads)."""
 
     inputs: dict[str, Tensor]
     owners: np.ndarray
@@ -63,7 +63,7 @@ class Batch:
 
     @property
     def real(self) -> Tensor:
-        """Where the tokens are that are no pads."""
+        """Mask of the tokens that aren't pads."""
         return torch.from_numpy(self.owners >= 0)
 
     def with_labels(self) -> dict[str, Tensor]:
@@ -96,14 +96,14 @@ def rows_of(packs: list[list[int]], documents: list[list[int]], side: str) -> Ba
 
 
 def padded(documents: list[list[int]], side: str) -> Batch:
-    """A document a row, with a mask alone."""
+    """One document per row, with a mask only."""
     batch = rows_of([[number] for number in range(len(documents))], documents, side)
     del batch.inputs["position_ids"]
     return batch
 
 
 def flattened(documents: list[list[int]], *, mask: bool = False, cumulative: bool = False) -> Batch:
-    """All documents end to end in one row, with positions that restart."""
+    """All documents packed in one row, with restarting positions."""
     batch = rows_of([list(range(len(documents)))], documents, "right")
     if not mask:
         del batch.inputs["attention_mask"]
@@ -137,7 +137,7 @@ def bound(length: int, width: int = HIDDEN, alpha: float = ALPHA) -> float:
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What the embedding hands on in each forward pass, through every hook attached so far."""
+    """The embedding's output in each forward pass, after every hook attached so far."""
     outputs: list[Tensor] = []
     handle = model.get_input_embeddings().register_forward_hook(
         lambda _module, _args, output: outputs.append(output.detach().clone())
@@ -150,7 +150,7 @@ def recorded(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def clean_vectors(model: nn.Module, token_ids: Tensor) -> Tensor:
-    """The embedding alone, in evaluation mode."""
+    """The embedding's output in evaluation mode."""
     embedding = model.get_input_embeddings()
     training = model.training
     model.eval()
@@ -160,7 +160,7 @@ def clean_vectors(model: nn.Module, token_ids: Tensor) -> Tensor:
 
 
 def noised_vectors(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
-    """What the first training forward pass under NEFTune hands on."""
+    """The embedding's output in the first training forward pass with NEFTune."""
     with neftune(model, **{"alpha": ALPHA, **options}), recorded(model) as outputs:
         model(**batch.inputs)
     (vectors,) = outputs
@@ -168,7 +168,7 @@ def noised_vectors(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
 
 
 def assert_bounds(noise: np.ndarray, batch: Batch, limits: list[float]) -> None:
-    """Each document stays within its limit and nearly reaches it."""
+    """Check that each document stays within its limit and nearly reaches it."""
     for number, limit in enumerate(limits):
         values = np.abs(noise[batch.owners == number])
         assert values.shape[0] == len(batch.documents[number])
@@ -180,7 +180,7 @@ def assert_bounds(noise: np.ndarray, batch: Batch, limits: list[float]) -> None:
 
 
 def assert_noised(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
-    """The law of the module's head, for one training forward pass; returns its noised vectors."""
+    """Check the formula above for one training forward pass, and return its noised vectors."""
     clean = clean_vectors(model, batch.inputs["input_ids"])
     noised = noised_vectors(model, batch, **options)
     assert torch.equal(noised[~batch.real], clean[~batch.real]), "pads are bit-clean"
@@ -207,7 +207,7 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 @dataclass
 class Trained:
-    """What training steps leave behind."""
+    """The results of training steps."""
 
     losses: list[Tensor]
     gradients: list[dict[str, Tensor]]
@@ -216,7 +216,7 @@ class Trained:
 
 
 def train(model: nn.Module, batch: Batch, alpha: float | None, **options: Any) -> Trained:
-    """Three updates by plain gradient descent; `alpha` None is no NEFTune at all."""
+    """Three steps of plain gradient descent; without NEFTune if `alpha` is None."""
     torch.manual_seed(11)
     trained = Trained([], [], [], {})
     with nullcontext() if alpha is None else neftune(model, alpha, **options) as noise:
@@ -375,7 +375,7 @@ each_adapter = pytest.mark.parametrize("adapter", ADAPTERS)
 
 
 def adapted(family: Family, adapter: str, **overrides: Any) -> nn.Module:
-    """A model with an adapter that has been trained: no factor of it is zero any more."""
+    """A model with an adapter whose factors aren't zero."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         model = get_peft_model(tiny_model(family, **overrides), LoraConfig(r=4, **ADAPTERS[adapter])).train()
@@ -539,7 +539,7 @@ def test_noise_of_a_recomputed_embedding_is_the_same(family: Family, reentrant: 
 
 @each_checkpoint
 def test_noise_of_two_recomputed_forward_passes_is_the_same(reentrant: bool) -> None:
-    """As a loss over two batches has them, preference losses for one."""
+    """For example in a preference loss over two batches."""
     assert_recomputation_changes_nothing("llama", reentrant, together=True)
 
 
@@ -577,7 +577,7 @@ def test_noise_in_a_compiled_model_is_the_same(backend: str) -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("before", ["nothing", "a training step without noise", "a training step with noise"])
 def test_neftune_resets_a_compiled_model(before: str) -> None:
-    """The compiler doesn't look at hooks again when it reuses what it compiled."""
+    """The compiler doesn't check hooks when it reuses compiled code."""
     model, inputs = tiny_model("llama"), padded(DOCUMENTS, "right").with_labels()
     clean = model(**inputs).loss.item()
     with neftune(model, ALPHA, seed=1):
@@ -598,7 +598,7 @@ def test_neftune_resets_a_compiled_model(before: str) -> None:
 
 
 def silent(model: nn.Module) -> nn.Module:
-    """The model with a table of zeros: what the embedding hands on is the noise itself, without rounding."""
+    """The model with a table of zeros: the embedding's output is the noise, without rounding."""
     nn.init.zeros_(model.get_input_embeddings().weight)
     return model
 
@@ -631,7 +631,7 @@ def test_noise_is_zero_at_pads_in_every_precision(dtype: torch.dtype) -> None:
 
 
 def hugging_face_noise(model: nn.Module, batch: Batch) -> np.ndarray:
-    """What transformers' own hook adds to a table of zeros."""
+    """The noise of transformers' hook on a table of zeros."""
     handle = activate_neftune(model, ALPHA)
     try:
         with recorded(model) as outputs:

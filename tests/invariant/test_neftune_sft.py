@@ -1,4 +1,4 @@
-"""The laws of NEFTune through a real trl SFTTrainer, beside Hugging Face's own hook measured the same way.
+"""The laws of NEFTune in a real trl SFTTrainer, and Hugging Face's hook measured the same way.
 
 Oracle: document k consists of token id FIRST + k alone, so the token ids that reach the embedding tell by themselves
 which document each token belongs to, whatever the trainer did to the rows. For each document, in float64, with L the
@@ -57,7 +57,7 @@ class Seen:
 
     @property
     def noise(self) -> np.ndarray:
-        """Of each token, in float64."""
+        """The noise of each token, in float64."""
         return (self.received.double() - self.clean.double()).numpy()
 
     @property
@@ -68,7 +68,7 @@ class Seen:
 
 @dataclass
 class Watch:
-    """Everything that passes between the embedding and layer 0 of a model in training mode."""
+    """Records the tensors between the embedding and layer 0 of a model in training mode."""
 
     passes: list[Seen] = field(default_factory=list)
     random_states: list[Tensor] = field(default_factory=list)
@@ -106,7 +106,7 @@ Build = Callable[..., tuple[SFTTrainer, Watch]]
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    """Builds a trainer and watches its model."""
+    """Build a trainer with a recorder on its model."""
 
     def build_trainer(
         model: nn.Module | None = None,
@@ -149,12 +149,12 @@ def build(tmp_path: Path) -> Build:
 
 
 class BeginStep(TrainerCallback):
-    """Tells the noise which update begins, as the tool's own trainer does."""
+    """Begins each step of the noise, as neft's trainer does."""
 
     noise: Noise | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer before the micro-batches of an update."""
+        """Begin the step before its micro-batches."""
         if self.noise is not None:
             self.noise.begin_step(state.global_step)
 
@@ -164,7 +164,7 @@ def bound(length: int) -> float:
 
 
 def assert_limit(values: np.ndarray, limit: float) -> None:
-    """`values` are uniform draws between -limit and limit, of which none lies beyond and one comes near."""
+    """Check that no value exceeds the limit, and one nearly reaches it."""
     # Subtracting float32 vectors of size 0.1 leaves an error of 1e-8. 700 draws miss the last 2 % with p < 1e-6.
     assert values.size >= 700
     assert 0.98 * limit < np.abs(values).max() <= limit * (1 + 1e-6) + 1e-7
@@ -173,7 +173,7 @@ def assert_limit(values: np.ndarray, limit: float) -> None:
 
 
 def assert_own_lengths(watch: Watch) -> None:
-    """Each document has the bound of its own length, and pads are clean."""
+    """Check that each document has the bound of its length, and pads have no noise."""
     for seen in watch.passes:
         assert len(seen.documents) > 1
         for number in seen.documents:
@@ -185,7 +185,7 @@ def assert_own_lengths(watch: Watch) -> None:
 
 
 def assert_batch_width(watch: Watch) -> None:
-    """Every token, pads too, has the bound of the whole batch's width: Hugging Face's scaling."""
+    """Check that every token, including pads, has the bound of the batch's width: Hugging Face's scaling."""
     for seen in watch.passes:
         for number in seen.documents:
             assert_limit(seen.noise[seen.token_ids == FIRST + number], bound(seen.token_ids.shape[1]))
@@ -213,7 +213,7 @@ def test_noise_of_each_document_has_the_bound_of_its_length(build: Build, collat
 @pytest.mark.parametrize("collation", COLLATIONS)
 @each_adapter
 def test_hugging_faces_hook_scales_by_the_width_of_the_batch(build: Build, collation: str, lora: bool) -> None:
-    """Why this project has its own: neftune_noise_alpha=5 is weaker, by the padding or by the number of documents."""
+    """The reason for a separate implementation: neftune_noise_alpha=5 is weaker with padding and with packing."""
     trainer, watch = build(lora=lora, neftune_noise_alpha=ALPHA, **COLLATIONS[collation])
     trainer.train()
     assert len(watch.passes) == 2
@@ -436,13 +436,13 @@ def test_paired_without_noise_changes_neither_loss_nor_gradients(build: Build) -
 
 
 class Stop(TrainerCallback):
-    """Interrupts training after an update, as Ctrl-C would."""
+    """Interrupt training after a step, as Ctrl-C does."""
 
     def __init__(self) -> None:
         self.armed = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Raises once."""
+        """Raise once."""
         if self.armed:
             self.armed = False
             raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """QLoRA on a CPU has correct gradients after an evaluation too.
 
-Oracle: the same adapters on the same weights, dequantised to float32. On processors with AVX512-BF16 bitsandbytes repacks
-4-bit weights at their first evaluation, for a kernel without gradients.
+Oracle: the same adapters on the same weights, dequantised to float32. On processors with AVX512-BF16 bitsandbytes
+repacks 4-bit weights at their first evaluation, for a kernel without gradients.
 """
 
 from __future__ import annotations

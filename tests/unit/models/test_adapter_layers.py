@@ -27,7 +27,7 @@ def test_validate_adapter_accepts_names_that_peft_matches(family: Family) -> Non
 
 
 def test_match_modules_to_save_equals_peft() -> None:
-    """By the letters at their end: norm is every norm of a Llama."""
+    """Matched by the end of the path: norm is every norm of a Llama."""
     for name in ("norm", "head", "embed_tokens"):
         model = tiny_model("llama")
         validate_adapter(model, replace(LORA, modules_to_save=(name,)))

@@ -1,4 +1,4 @@
-"""What an adapter leaves out and what merging it changes: what neft says, and what peft 0.21 does.
+"""Weights that an adapter leaves out, and layers that merging changes: neft's notices against peft 0.21.
 
 Oracles: peft's own adapters on tiny models, parameter by parameter, and the loss before and after merging.
 """
@@ -49,7 +49,7 @@ def peft_model(model: Any, adapter: Adapter) -> Any:
 
 
 def trained_then_merged(adapter: Adapter) -> tuple[float, float]:
-    """Loss of a tied model with a trained adapter, and after the adapter was merged."""
+    """Loss of a tied model with a trained adapter, before and after merging it."""
     torch.manual_seed(0)
     model = peft_model(tiny_model("llama", tie_word_embeddings=True), adapter)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
@@ -66,7 +66,7 @@ def trained_then_merged(adapter: Adapter) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
 def test_adapter_notices_low_rank_on_a_tied_matrix(name: str) -> None:
-    """Merging is another model, as is said; with an untied model, or the layer left out, nothing is."""
+    """Merging changes the model, and a notice says so; there is none for an untied model or without that layer."""
     adapter = replace(LORA, target_modules=("q_proj", name))
     [notice] = adapter_notices(tiny_model("llama", tie_word_embeddings=True), adapter)
     assert notice.startswith(
@@ -82,7 +82,7 @@ def test_adapter_notices_low_rank_on_a_tied_matrix(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
 def test_adapter_notices_copy_of_a_tied_matrix(name: str) -> None:
-    """What is offered in its place: the merged model is the tuned one, untied."""
+    """The recommended alternative: the merged model equals the tuned one, with two matrices."""
     adapter = replace(LORA, target_modules=("q_proj",), modules_to_save=(name,))
     [notice] = adapter_notices(tiny_model("llama", tie_word_embeddings=True), adapter)
     assert notice.endswith("the merged model has two matrices (tie_word_embeddings: false)")
@@ -92,7 +92,7 @@ def test_adapter_notices_copy_of_a_tied_matrix(name: str) -> None:
 
 @pytest.mark.parametrize("make", [qwen_moe, mixtral])
 def test_estimate_model_memory_of_experts_equals_peft(make: Any) -> None:
-    """Of these peft adapts the experts and their router; all of it is counted and nothing has to be said."""
+    """These experts and their router get adapters from peft; all of it is counted, and there is no notice."""
     model = make()
     assert find_fused_experts(model)
     assert adapter_notices(model, LORA) == []
@@ -103,7 +103,7 @@ def test_estimate_model_memory_of_experts_equals_peft(make: Any) -> None:
 
 
 def test_adapter_notices_experts_without_an_adapter() -> None:
-    """Their number is said: those that the named layers leave out."""
+    """The notice contains the number of weights without an adapter."""
     model = qwen_moe()
     adapter = replace(LORA, target_modules=("q_proj",))
     experts = 2 * 4 * (64 * 64 + 32 * 64)

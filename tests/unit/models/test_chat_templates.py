@@ -49,14 +49,14 @@ def test_alpaca_template_is_verbatim() -> None:
 
 
 def test_alpaca_template_empty_input() -> None:
-    """The paper's prompt without an input is used where it is empty or missing."""
+    """An empty or missing input gives the paper's prompt without an input."""
     expected = f"{BELOW}. {WRITE}\n\n### Instruction:\nq\n\n### Response:"
     for extra in ({}, {"input": ""}):
         assert rendered("alpaca", [{"role": "user", "content": "q", **extra}], True) == expected
 
 
 def test_chatml_template_ends_every_turn() -> None:
-    """Answers end with the model's own stop token, other turns with ChatML's; the prompt opens the answer."""
+    """Answers end with the model's stop token, other turns with ChatML's; the prompt begins the answer."""
     begun = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n"
     assert rendered("chatml", CHAT[:2], True) == begun
     assert rendered("chatml", CHAT[:3]) == f"{begun}1</s>\n"
@@ -64,7 +64,7 @@ def test_chatml_template_ends_every_turn() -> None:
 
 @pytest.mark.parametrize("name", NAMED_TEMPLATES)
 def test_named_templates_are_prefixes_of_longer_chats(name: str) -> None:
-    """A conversation begins with the prompt of each of its parts, so that answers can be found in it."""
+    """A chat begins with the prompt of each of its parts, so that answers can be located."""
     whole = rendered(name, CHAT)
     for length in (2, 4):
         assert whole.startswith(rendered(name, CHAT[:length], True) + CHAT[length]["content"] + "</s>")
@@ -72,7 +72,7 @@ def test_named_templates_are_prefixes_of_longer_chats(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMED_TEMPLATES)
 def test_set_chat_template_writes_one_bos_token(name: str) -> None:
-    """A conversation is tokenised without special tokens, so the template writes what the tokenizer would."""
+    """A chat is tokenised without special tokens, so the template writes the BOS token."""
     tokenizer = writes_bos()
     set_chat_template(tokenizer, name)
     with_bos = tokenizer.apply_chat_template(CHAT, tokenize=False)
@@ -80,7 +80,7 @@ def test_set_chat_template_writes_one_bos_token(name: str) -> None:
 
 
 def test_set_chat_template_keeps_the_models_own() -> None:
-    """Unless another is asked for."""
+    """Unless a different one is named."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}"
     assert set_chat_template(tokenizer, None) == "the model's own chat template"
@@ -90,14 +90,14 @@ def test_set_chat_template_keeps_the_models_own() -> None:
 
 
 def test_set_chat_template_default_is_alpaca() -> None:
-    """The paper's, and it is named."""
+    """The paper's template, which is reported."""
     tokenizer = tiny_tokenizer()
     assert set_chat_template(tokenizer, None) == "chat template alpaca"
     assert tokenizer.chat_template == ALPACA
 
 
 def test_set_chat_template_from_a_file(tmp_path: Path) -> None:
-    """The file's text as it stands, also for a tokenizer that writes a BOS: the file is its author's."""
+    """The file's text is unchanged, even if the tokenizer writes a BOS token."""
     file = tmp_path / "own.jinja"
     file.write_text("{% for m in messages %}é{{ m.content }}{% endfor %}", encoding="utf-8")
     tokenizer = writes_bos()
@@ -107,7 +107,7 @@ def test_set_chat_template_from_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own", [None, "{{ messages[0].content }}"])
 def test_set_chat_template_rejects_an_unknown_name(own: str | None) -> None:
-    """A misspelt name is refused, and the template stays what it was."""
+    """A misspelt name is rejected, and the tokenizer keeps its template."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = own
     with pytest.raises(ModelError) as raised:

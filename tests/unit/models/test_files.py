@@ -1,4 +1,4 @@
-"""The files that determine what a model computes.
+"""Files that determine a model's outputs.
 
 Oracles: which bytes transformers reads (weights that change the loss change the hash), and the written messages.
 """
@@ -29,7 +29,7 @@ def folder(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def move_weights(folder: Path, name: str, by: str) -> Path:
-    """Moves the weights of a model to where its index, or its config.json, names them."""
+    """Move a model's weights to a file that its index or its config.json names."""
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
@@ -81,7 +81,7 @@ def test_require_inside_rejects_weights_outside(kind: str, by: str, folder: Path
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_model_sha256_follows_links(name: str, folder: Path, tmp_path: Path) -> None:
-    """Their content is read and hashed, wherever it is stored."""
+    """The content of linked files is read and hashed."""
     before, computed = model_sha256(folder), logits(folder)
     (folder / name).rename(tmp_path / "elsewhere")
     (folder / name).symlink_to(tmp_path / "elsewhere")
@@ -98,7 +98,7 @@ def test_model_sha256_follows_links(name: str, folder: Path, tmp_path: Path) -> 
 
 
 def test_model_sha256_of_a_hub_snapshot(folder: Path, tmp_path: Path) -> None:
-    """Its files are links to blobs, which may be on another disk; the hash is that of the files without links."""
+    """Its files are links to blobs, possibly on a different disk; the hash equals that of a folder without links."""
     repository = tmp_path / "models--a--b"
     snapshot = repository / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_model_sha256_of_a_hub_snapshot(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_model_sha256_covers_the_code_that_is_named(file: str, folder: Path) -> None:
-    """And what is beside it, which it may import; no other .py file, such as of a virtual environment."""
+    """And .py files in the same folder, which it may import; but no others, for example of a virtual environment."""
     for name in ("code/own.py", "code/beside.py", "custom_generate/generate.py", "venv/lib/other.py", "convert.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()

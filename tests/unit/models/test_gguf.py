@@ -1,4 +1,4 @@
-"""Converting a .gguf once into the user's cache.
+"""Conversion of a .gguf file into the user's cache.
 
 Oracles: a conversion that only writes a file and counts itself, so that what is in the cache and how often it was made
 are known; hashlib; and the written messages. The real conversion is tested with the real SmolLM2 (`make test-all`).
@@ -60,7 +60,7 @@ def said(file: Path) -> str:
 
 
 def entries() -> list[str]:
-    """What the cache holds, but for locks."""
+    """The cache's entries without locks."""
     return sorted(item.name for item in (cache_folder() / "models").iterdir() if item.suffix != ".lock")
 
 
@@ -68,7 +68,7 @@ def entries() -> list[str]:
 
 
 def test_convert_gguf_once(file: Path, conversions: list[Path]) -> None:
-    """The second time the cache answers, with the same folder and its files."""
+    """The second call returns the cached folder."""
     assert not is_gguf_converted(file)
     place = convert_gguf(file)
     assert is_gguf_converted(file)
@@ -80,7 +80,7 @@ def test_convert_gguf_once(file: Path, conversions: list[Path]) -> None:
 
 
 def test_convert_gguf_manifest(file: Path, conversions: list[Path]) -> None:
-    """As hashlib computes them, and the source's."""
+    """Sizes and hashes of all files, and the hash of the source."""
     manifest = json.loads((convert_gguf(file) / MANIFEST).read_text(encoding="utf-8"))
     content = file.read_bytes()
     assert conversions
@@ -95,7 +95,7 @@ def test_convert_gguf_manifest(file: Path, conversions: list[Path]) -> None:
 
 
 def test_convert_gguf_uses_the_content_not_the_name(file: Path, conversions: list[Path]) -> None:
-    """A copy is the same model; a file with the same name and other content is another."""
+    """A copy has the same entry; a file of the same name with different content has its own."""
     place = convert_gguf(file)
     copy = Path("copy.gguf")
     copy.write_bytes(file.read_bytes())
@@ -123,7 +123,7 @@ def drop_a_key(path: Path) -> None:
 
 
 def of_files(files: object) -> Callable[[Path], object]:
-    """Gives a manifest other files."""
+    """Replace the files in a manifest."""
 
     def write(path: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "files": files}), encoding="utf-8")
@@ -153,7 +153,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_convert_gguf_repairs_a_damaged_entry(kind: str, file: Path, conversions: list[Path]) -> None:
-    """Whatever was damaged, the entry that is returned is whole, and stays."""
+    """The returned entry is whole after any damage, and is kept."""
     place = convert_gguf(file)
     name, damage = DAMAGE[kind]
     damage(place / name)
@@ -169,7 +169,7 @@ def test_convert_gguf_repairs_a_damaged_entry(kind: str, file: Path, conversions
 def test_convert_gguf_failure_leaves_nothing(
     failure: BaseException, file: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No entry, no half of one, and the next attempt succeeds."""
+    """It leaves no partial entry, and the next attempt succeeds."""
     whole = gguf._convert
 
     def fail(source: Path, target: Path) -> None:
@@ -202,7 +202,7 @@ gguf.convert_gguf(Path(sys.argv[1]))
 
 
 def test_convert_gguf_removes_folders_of_killed_conversions(file: Path, conversions: list[Path]) -> None:
-    """Of the same file and of another one; what another process is making stays."""
+    """Of the same file and of others, but not the folder of a running process."""
     done = subprocess.run([sys.executable, "-c", KILLED, file], check=False)
     assert done.returncode == -signal.SIGKILL
     models = cache_folder() / "models"
@@ -239,7 +239,7 @@ def test_convert_gguf_does_not_follow_links_in_the_cache(
 
 
 def test_convert_gguf_with_a_cache_on_a_different_disk(file: Path, conversions: list[Path], tmp_path: Path) -> None:
-    """The user's own `models` may be a link."""
+    """`models` in the cache may be a link."""
     (tmp_path / "scratch").mkdir()
     (cache_folder() / "models").parent.mkdir()
     (cache_folder() / "models").symlink_to(tmp_path / "scratch")
@@ -249,7 +249,7 @@ def test_convert_gguf_with_a_cache_on_a_different_disk(file: Path, conversions: 
 
 
 def test_convert_gguf_in_two_processes(file: Path, tmp_path: Path) -> None:
-    """The second waits for the first and takes its result: it asks for the lock while the first converts."""
+    """The second process waits for the lock of the first and uses its result."""
     program = """
 import sys
 from pathlib import Path
@@ -306,7 +306,7 @@ def test_file_sha256_equals_hashlib(file: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a zip", b"ggufGGUF"])
 def test_convert_gguf_rejects_other_files(content: bytes) -> None:
-    """Four letters tell."""
+    """Rejected by its first four bytes."""
     Path("x.gguf").write_bytes(content)
     assert said(Path("x.gguf")) == (
         "x.gguf: not a .gguf file\n"
@@ -318,7 +318,7 @@ def test_convert_gguf_rejects_other_files(content: bytes) -> None:
 
 @pytest.mark.parametrize("rest", [b"", b"\x03\0\0\0", b"\x03\0\0\0" + b"\x11" * 500, b"\x63\0\0\0" + bytes(500)])
 def test_convert_gguf_rejects_damaged_files(rest: bytes) -> None:
-    """Cut short behind its first letters, or with nonsense behind them."""
+    """Truncated after its first bytes, or followed by garbage."""
     Path("x.gguf").write_bytes(b"GGUF" + rest)
     first, second, third = said(Path("x.gguf")).splitlines()
     assert first == "x.gguf: transformers can't read this .gguf file"
@@ -328,7 +328,7 @@ def test_convert_gguf_rejects_damaged_files(rest: bytes) -> None:
 
 
 def test_convert_gguf_without_the_gguf_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra, and named as one types it."""
+    """The hint is the command that installs it."""
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert said(file) == (
         "tiny.gguf: reading .gguf needs the gguf package\n  got      it is not installed\n  hint     pip install gguf"

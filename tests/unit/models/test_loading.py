@@ -1,4 +1,4 @@
-"""Loading a tokenizer and a model, and what is said when that can't be done.
+"""Loading of tokenizers and models, and the messages of failures.
 
 Oracles: the tiny model that was saved, weight for weight; NF4's table of levels for the 4-bit weights; files broken
 on purpose, and the written message for each.
@@ -35,7 +35,7 @@ from tests.tiny import FAMILIES, Family, save_tiny, tiny_model, tiny_tokenizer
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `save_pretrained` writes it, not to be changed."""
+    """A folder that `save_pretrained` wrote; read-only."""
     folder = tmp_path_factory.mktemp("saved") / "tiny"
     save_tiny(folder, "llama")
     return folder
@@ -43,13 +43,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder in the current one, to be broken."""
+    """A copy of that folder in the current one, for changes."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(saved, "tiny"))
 
 
 def edit(file: Path, **changes: Any) -> None:
-    """Changes keys of a JSON file; None removes one."""
+    """Change keys of a JSON file; None removes a key."""
     content = {**json.loads(file.read_text(encoding="utf-8")), **changes}
     kept = {key: value for key, value in content.items() if value is not None}
     file.write_text(json.dumps(kept), encoding="utf-8")
@@ -75,7 +75,7 @@ def said_of_tokenizer(folder: Path) -> str:
 
 
 def test_load_tokenizer_equals_the_saved_one(saved: Path) -> None:
-    """The same tokens, and nothing to say where nothing had to be filled in."""
+    """The same tokens, and no notices."""
     tokenizer, notices = load_tokenizer(resolve_model(str(saved)))
     assert notices == []
     text = "Größe? 🦜"
@@ -85,7 +85,7 @@ def test_load_tokenizer_equals_the_saved_one(saved: Path) -> None:
 
 @pytest.mark.parametrize(("unknown", "pads"), [("<unk>", "<unk>"), (None, "</s>")])
 def test_load_tokenizer_sets_a_missing_pad_token(unknown: str | None, pads: str, folder: Path) -> None:
-    """The unknown token, or the end-of-text token where there is none of that."""
+    """The unknown token, or the end-of-text token if there is none."""
     edit(folder / "tokenizer_config.json", pad_token=None, unk_token=unknown)
     tokenizer, notices = load_tokenizer(resolve_model("tiny"))
     assert tokenizer.pad_token == pads
@@ -94,7 +94,7 @@ def test_load_tokenizer_sets_a_missing_pad_token(unknown: str | None, pads: str,
 
 
 def test_load_tokenizer_pad_token_beyond_the_embedding(folder: Path) -> None:
-    """Another token pads, and that is said; the model has no embedding for the one that was named."""
+    """A token with an embedding pads instead, with a notice."""
     edit(folder / "tokenizer_config.json", pad_token="[PAD]", unk_token=None)  # noqa: S106
     tokenizer, notices = load_tokenizer(resolve_model("tiny"), vocabulary=247)
     assert tokenizer.pad_token == "</s>"  # noqa: S105
@@ -125,7 +125,7 @@ def test_load_tokenizer_rejects_a_missing_end_of_text_token(folder: Path) -> Non
 
 
 def test_load_tokenizer_missing(folder: Path) -> None:
-    """Weights alone are half of a model."""
+    """A folder with weights only."""
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     assert said_of_tokenizer(folder) == (
@@ -136,7 +136,7 @@ def test_load_tokenizer_missing(folder: Path) -> None:
 
 
 def test_load_tokenizer_damaged(folder: Path) -> None:
-    """Half a JSON file is told as unreadable."""
+    """The message names the file."""
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
     first, second, third = said_of_tokenizer(folder).splitlines()
     assert first == "model.name: tiny can't be loaded"
@@ -150,7 +150,7 @@ def test_load_tokenizer_damaged(folder: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_load_model_equals_the_saved_one(family: Family, tied: bool, tmp_path: Path) -> None:
-    """Every weight is the saved one, in the type asked for."""
+    """Every weight equals the saved one in the requested type."""
     save_tiny(tmp_path, family, tie_word_embeddings=tied)
     expected = tiny_model(family, tie_word_embeddings=tied).state_dict()
     for dtype in (torch.float32, torch.bfloat16):
@@ -160,7 +160,7 @@ def test_load_model_equals_the_saved_one(family: Family, tied: bool, tmp_path: P
 
 
 def test_load_model_of_a_gguf_uses_its_conversion(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Weights and tokenizer come from the cache's folder, never from the file again."""
+    """Weights and tokenizer are read from the cache, not from the .gguf file."""
     asked = []
 
     def found(file: Path) -> Path:
@@ -198,7 +198,7 @@ def test_load_model_damaged_weights(kind: str, folder: Path) -> None:
 
 
 class Runs:
-    """Writes a file when it is unpickled."""
+    """Write a file when unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
         return _ran, ("ran",)
@@ -209,7 +209,7 @@ def _ran(name: str) -> None:
 
 
 def test_load_model_rejects_pickled_weights_unopened(folder: Path) -> None:
-    """A pickle can run code; it is told what to do with it, and nothing is run."""
+    """The message has a hint, and no code runs."""
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Runs()))
     first, second, third = said_of_model(folder).splitlines()
@@ -220,7 +220,7 @@ def test_load_model_rejects_pickled_weights_unopened(folder: Path) -> None:
 
 
 def test_load_model_no_weights(folder: Path) -> None:
-    """A tokenizer and a configuration are half of a model."""
+    """A folder with a tokenizer and a configuration only."""
     (folder / "model.safetensors").unlink()
     first, second, third = said_of_model(folder).splitlines()
     assert first == "model.name: tiny can't be read"
@@ -229,7 +229,7 @@ def test_load_model_no_weights(folder: Path) -> None:
 
 
 def test_load_model_missing_weight_file(folder: Path) -> None:
-    """An index that names a file which is not there."""
+    """An index that names a missing file."""
     shutil.move(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
     weights = dict.fromkeys(tiny_model("llama").state_dict(), "model-00001-of-00002.safetensors")
     index = {"metadata": {}, "weight_map": weights | {"lm_head.weight": "model-00002-of-00002.safetensors"}}
@@ -249,7 +249,7 @@ def test_load_model_missing_weight_file(folder: Path) -> None:
     ],
 )
 def test_load_model_rejects_missing_weights(ending: str, found: str, folder: Path) -> None:
-    """Missing ones are named; transformers would draw them at random and go on."""
+    """They are named; transformers would initialise them at random."""
     file = folder / "model.safetensors"
     kept = {name: weight for name, weight in load_file(file).items() if not name.endswith(ending)}
     save_file(kept, file, {"format": "pt"})
@@ -261,7 +261,7 @@ def test_load_model_rejects_missing_weights(ending: str, found: str, folder: Pat
 
 
 def test_load_model_rejects_different_shapes(folder: Path) -> None:
-    """A config.json from another model."""
+    """A config.json of a different model."""
     edit(folder / "config.json", vocab_size=300)
     assert said_of_model(folder) == (
         "model.name: the weights of tiny have different shapes than its config.json says\n"
@@ -271,7 +271,7 @@ def test_load_model_rejects_different_shapes(folder: Path) -> None:
 
 
 def test_load_model_damaged_config(folder: Path) -> None:
-    """Half a config.json is told by model and tokenizer alike."""
+    """The model and the tokenizer give the same message."""
     (folder / "config.json").write_text("{", encoding="utf-8")
     for said in (said_of_model(folder), said_of_tokenizer(folder)):
         first, second, _ = said.splitlines()
@@ -288,7 +288,7 @@ def test_load_model_damaged_config(folder: Path) -> None:
     ],
 )
 def test_load_model_impossible_sizes(size: int, received: str, folder: Path) -> None:
-    """It is to blame, whether the weights are loaded or not."""
+    """The message blames config.json, with and without loading weights."""
     edit(folder / "config.json", vocab_size=size, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     reference = resolve_model(str(folder))
     with pytest.raises(ModelError) as raised:
@@ -320,7 +320,7 @@ def with_own_model(folder: Path, then: str) -> None:
 
 
 def test_load_model_passes_on_errors_of_model_code(folder: Path) -> None:
-    """The error of a load is that of the code, which builds the model once."""
+    """The error is that of the code, which builds the model once."""
     with_own_model(folder, 'raise RuntimeError("not here")')
     with pytest.raises(RuntimeError, match="not here"):
         load(folder, trust_remote_code=True)
@@ -342,7 +342,7 @@ def test_load_model_passes_on_out_of_memory(folder: Path) -> None:
 
 
 def test_load_model_does_not_run_code_by_default(folder: Path) -> None:
-    """The flag that allows it is named, and nothing has run."""
+    """The hint names the flag that allows it, and no code runs."""
     code = "from pathlib import Path\nPath('ran').touch()\n"
     for name in ("configuration_own.py", "modeling_own.py"):
         (folder / name).write_text(code, encoding="utf-8")
@@ -366,7 +366,7 @@ WIDEST_GAP = 1 - 0.6961928
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_load_model_four_bit_weights_are_close_to_the_saved_ones(family: Family, double: bool, tmp_path: Path) -> None:
-    """Linear layers are within half of NF4's widest gap of what was saved; all other weights are what was saved."""
+    """Linear layers are within half of NF4's widest gap of the saved weights; all others are equal."""
     import bitsandbytes
 
     save_tiny(tmp_path, family)
@@ -392,7 +392,7 @@ def test_load_model_four_bit_weights_are_close_to_the_saved_ones(family: Family,
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 def test_load_model_stored_in_four_bits(compute: torch.dtype, saved: Path, tmp_path: Path) -> None:
-    """The same weights as those that are quantised when they are loaded, multiplied in the type asked for."""
+    """The same weights as after quantisation while loading, multiplied in the requested type."""
     made = load(saved, four_bit=True, double_quantization=True, compute_dtype=compute).eval()
     made.save_pretrained(tmp_path)
     stored = load(tmp_path, four_bit=True, compute_dtype=compute).eval()
@@ -405,7 +405,7 @@ def test_load_model_stored_in_four_bits(compute: torch.dtype, saved: Path, tmp_p
 
 @pytest.mark.parametrize("part", ["weight_scale_inv", "qweight", "weight.absmax"])
 def test_load_model_rejects_quantised_weights_without_a_quantization_config(part: str, folder: Path) -> None:
-    """Else transformers would take the numbers for weights, or draw others at random."""
+    """Otherwise transformers would misread the weights, or initialise them at random."""
     file = folder / "model.safetensors"
     save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{part}": torch.ones(1)}, file, {"format": "pt"})
     said = said_of_model(folder).splitlines()
@@ -414,7 +414,7 @@ def test_load_model_rejects_quantised_weights_without_a_quantization_config(part
 
 
 def test_load_model_four_bit_on_a_cpu(saved: Path) -> None:
-    """Its loss is near the loss of the model that was saved."""
+    """Its loss is close to that of the saved model."""
     model = load(saved, four_bit=True, compute_dtype=torch.float32).eval()
     original = tiny_model("llama").eval()
     tokens = torch.arange(3, 60)[None]
@@ -428,7 +428,7 @@ def test_load_model_four_bit_on_a_cpu(saved: Path) -> None:
 
 
 def test_model_fingerprint_of_a_folder(saved: Path, folder: Path) -> None:
-    """The same wherever it lies and whatever lies beside it; another with one other weight."""
+    """It doesn't depend on location or other files, and changes with a single weight."""
     model = load(folder)
     before = model_fingerprint(resolve_model(str(saved)), model.config)
     (folder / "README.md").write_text("changed", encoding="utf-8")
@@ -440,7 +440,7 @@ def test_model_fingerprint_of_a_folder(saved: Path, folder: Path) -> None:
 
 
 def test_model_fingerprint_of_a_gguf_and_a_hub_model(tmp_path: Path) -> None:
-    """The file's own hash, and the commit that was loaded."""
+    """The hash of the file, and the loaded commit."""
     file = tmp_path / "x.gguf"
     file.write_bytes(b"GGUF")
     model = tiny_model("llama")
@@ -459,7 +459,7 @@ def said_of(error: Exception, reference: ModelReference) -> str:
 
 
 def client_error(kind: type[Exception]) -> Exception:
-    """An error of the hub's client, without the response that it is made from."""
+    """An error of the hub's client, without a response."""
     return kind.__new__(kind, "401 Client Error")
 
 
@@ -470,7 +470,7 @@ LLAMA = ModelReference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, AL
     "error", [client_error(hub.GatedRepoError), OSError("You are trying to access a gated repo.\nMore words.")]
 )
 def test_translate_load_errors_gated_model(error: Exception) -> None:
-    """Where the licence is accepted, and how one logs in."""
+    """The hint says where to accept the licence and how to log in."""
     assert said_of(error, LLAMA) == (
         "model.name: meta-llama/Llama-2-7b-hf is gated: accept its licence on the hub first\n"
         "  got      no access with the current login\n"
@@ -480,7 +480,7 @@ def test_translate_load_errors_gated_model(error: Exception) -> None:
 
 @pytest.mark.parametrize("kind", [hub.RepositoryNotFoundError, hub.RevisionNotFoundError])
 def test_translate_load_errors_missing_hub_model(kind: type[Exception]) -> None:
-    """Name and revision are repeated as they were looked up."""
+    """The message contains name and revision."""
     assert said_of(client_error(kind), ModelReference("a/b", "hub", "a/b", "v3")) == (
         "model.name: the hub has no such model or revision, or it is private\n"
         "  got      a/b@v3 on the hub\n"
@@ -489,7 +489,7 @@ def test_translate_load_errors_missing_hub_model(kind: type[Exception]) -> None:
 
 
 def test_translate_load_errors_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What works without a network is named: the package that carries a model."""
+    """The hint names the package with a model."""
     error = OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
     assert said_of(error, ModelReference("a/b", "hub", "a/b")) == (
         "model.name: a/b on the hub can't be reached, and is not in the local cache\n"
@@ -509,13 +509,13 @@ def test_translate_load_errors_unreachable_hub(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_translate_load_errors_without_a_message() -> None:
-    """Its kind stands for them."""
+    """The type replaces the message."""
     assert said_of(OSError(), ModelReference("x", "folder", "x")).splitlines()[1] == "  got      OSError"
     assert said_of(ValueError(), ModelReference("x", "folder", "x")).splitlines()[1] == "  got      ValueError"
 
 
 def test_translate_load_errors_passes_on_other_errors() -> None:
-    """A fault of a library is not dressed up as a person's."""
+    """An error of a library is not reported as the user's."""
     with pytest.raises(ZeroDivisionError), translate_load_errors(LLAMA):
         raise ZeroDivisionError
     with pytest.raises(RuntimeError, match="CUDA"), translate_load_errors(LLAMA):
@@ -523,5 +523,5 @@ def test_translate_load_errors_passes_on_other_errors() -> None:
 
 
 def test_load_tokenizer_is_fast(saved: Path) -> None:
-    """Places of tokens in the text are what labels are made from."""
+    """Labels need the offsets of tokens."""
     assert AutoTokenizer.from_pretrained(saved)("ab", return_offsets_mapping=True)["offset_mapping"] == [(0, 1), (1, 2)]

@@ -1,4 +1,4 @@
-"""The estimate of what training needs.
+"""The memory estimate of training.
 
 Oracles: the real tiny models, counted parameter by parameter, with peft's own adapters on them and bitsandbytes' own
 4-bit bytes; and the parameter counts that the aliases' models are known by on the hub.
@@ -54,7 +54,7 @@ def estimated(folder: Path, recipe: Recipe, tokens: int = 100) -> MemoryEstimate
 
 
 def counted(model: Any, trained_only: bool = False) -> int:
-    """Parameters of a real model, tied ones once."""
+    """Number of parameters of a real model, tied ones counted once."""
     return sum(item.numel() for item in model.parameters() if item.requires_grad or not trained_only)
 
 
@@ -74,7 +74,7 @@ def with_adapter(model: Any, adapter: Adapter) -> Any:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_estimate_memory_full_tuning_trains_every_parameter(family: Family, tied: bool, tmp_path: Path) -> None:
-    """The count is the real model's, a tied output counted once."""
+    """Equal to the real model, with a tied output layer counted once."""
     save_tiny(tmp_path, family, tie_word_embeddings=tied)
     found = estimated(tmp_path, FULL)
     assert found.parameters == found.trainable == counted(tiny_model(family, tie_word_embeddings=tied))
@@ -87,7 +87,7 @@ def test_estimate_memory_full_tuning_trains_every_parameter(family: Family, tied
 def test_estimate_memory_lora_on_all_linear_layers_equals_peft(
     family: Family, rank: int, folders: dict[Family, Path]
 ) -> None:
-    """As many trainable parameters as peft makes with "all-linear", for every architecture."""
+    """The same number of trainable parameters as peft with "all-linear", for every architecture."""
     adapter = Adapter(type="lora", r=rank)
     found = estimated(folders[family], replace(FULL, adapter=adapter))
     assert found.trainable == counted(with_adapter(tiny_model(family), adapter), trained_only=True)
@@ -111,7 +111,7 @@ def test_estimate_memory_lora_on_all_linear_layers_equals_peft(
 def test_estimate_memory_lora_on_chosen_layers_equals_peft(
     targets: tuple[str, ...], saved: tuple[str, ...], folders: dict[Family, Path]
 ) -> None:
-    """adapter.target_modules and adapter.modules_to_save are counted as peft finds them."""
+    """adapter.target_modules and adapter.modules_to_save are counted as in peft."""
     adapter = Adapter(type="lora", r=4, target_modules=targets, modules_to_save=saved)
     found = estimated(folders["llama"], replace(FULL, adapter=adapter))
     assert found.trainable == counted(with_adapter(tiny_model("llama"), adapter), trained_only=True)
@@ -120,7 +120,7 @@ def test_estimate_memory_lora_on_chosen_layers_equals_peft(
 @uses_peft
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_estimate_memory_four_bit_weights_equal_bitsandbytes(family: Family, folders: dict[Family, Path]) -> None:
-    """The estimate of the weights is the bytes of the real quantised model, with its constants."""
+    """Equal to the bytes of the real quantised model, including its constants."""
     found = estimated(folders[family], QLORA)
     model = load_model(resolve_model(str(folders[family])), torch.float32, four_bit=True, compute_dtype=torch.float32)
     held = 0.0
@@ -138,14 +138,14 @@ def test_estimate_memory_four_bit_weights_equal_bitsandbytes(family: Family, fol
 
 
 def test_four_bit_weights_take_slightly_more_than_half_a_byte() -> None:
-    """QLoRA's paper counts 0.127 bits a parameter for doubly quantised constants."""
+    """The QLoRA paper: 0.127 bits per parameter for doubly quantised constants."""
     assert pytest.approx(4.127, abs=1e-3) == NF4_BITS + CONSTANT_BITS[True]
     assert pytest.approx(4.5) == NF4_BITS + CONSTANT_BITS[False]
 
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_estimate_memory_parameters_of_aliases(name: str) -> None:
-    """Without the hub and without a file: the architecture in the table counts to the known number."""
+    """Without the hub: the architecture in the registry gives the known number."""
     alias = ALIASES[name]
     found = estimate_memory(FULL, ModelReference(name, "hub", alias.hub_id, None, alias), 2, 2, 100, "cuda")
     assert found.parameters == PARAMETERS[name]
@@ -165,7 +165,7 @@ def test_estimate_memory_llama_2_7b_qlora() -> None:
 
 @pytest.mark.parametrize("recipe", [FULL, LORA, QLORA], ids=["full", "lora", "qlora"])
 def test_estimate_memory_optimizer_has_two_moments(recipe: Recipe, folders: dict[Family, Path]) -> None:
-    """Gradients and moments are held for what is trained, and for nothing else."""
+    """Gradients and moments are counted for trained parameters only."""
     found = estimated(folders["llama"], recipe)
     assert found.optimizer == 2 * found.gradients
     assert found.gradients / found.trainable == 4, "all that is trained is float32 here, adapters on 4 bits too"
@@ -173,7 +173,7 @@ def test_estimate_memory_optimizer_has_two_moments(recipe: Recipe, folders: dict
 
 
 def test_estimate_memory_activations_grow_with_tokens_only(folders: dict[Family, Path]) -> None:
-    """Twice the batch or the length is twice the activations; so is symmetric noise, which shows every row twice."""
+    """Twice the batch or the length doubles the activations; so does symmetric noise."""
     base = estimated(folders["llama"], FULL)
     wider = replace(FULL, training=Training(per_device_train_batch_size=16))
     symmetric = replace(FULL, neftune=Neftune(noise="symmetric"))
@@ -186,7 +186,7 @@ def test_estimate_memory_activations_grow_with_tokens_only(folders: dict[Family,
 
 
 def test_estimate_memory_gradient_checkpointing_saves_activations_only(folders: dict[Family, Path]) -> None:
-    """It is no free lunch, and takes nothing else."""
+    """Other parts don't change."""
     base = estimated(folders["llama"], FULL)
     found = estimated(folders["llama"], replace(FULL, training=Training(gradient_checkpointing=True)))
     assert found.activations < base.activations
@@ -194,7 +194,7 @@ def test_estimate_memory_gradient_checkpointing_saves_activations_only(folders: 
 
 
 def test_estimate_memory_sixteen_bits_halve_their_parts(folders: dict[Family, Path]) -> None:
-    """Activations in 16 bits take half, but for the logits, which the loss needs in 32."""
+    """Activations take half in 16 bits, except for the logits, which are float32."""
     reference = resolve_model(str(folders["llama"]))
     wide, narrow = (estimate_memory(FULL, reference, 4, size, 100, "cuda") for size in (4, 2))
     logits = 8 * 100 * 256 * 4
@@ -203,7 +203,7 @@ def test_estimate_memory_sixteen_bits_halve_their_parts(folders: dict[Family, Pa
 
 
 def test_estimate_memory_counts_stored_attention_weights(folders: dict[Family, Path]) -> None:
-    """Two bytes a head, layer, token and token of its document; on a GPU and in float32 they are not kept."""
+    """Two bytes per layer, head and pair of tokens that attend; none on a GPU or in float32."""
     reference, recipe = (
         resolve_model(str(folders["llama"])),
         replace(FULL, training=Training(per_device_train_batch_size=1)),

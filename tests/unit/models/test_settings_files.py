@@ -1,4 +1,4 @@
-"""What is saved around tuned weights.
+"""Settings files of a tuned model.
 
 Oracles: the base model's own JSON files, key by key, and what transformers reads.
 """
@@ -28,7 +28,7 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def edit(file: Path, **changes: Any) -> None:
-    """Changes keys of a JSON file; None removes one."""
+    """Change keys of a JSON file; None removes a key."""
     content = {**json.loads(file.read_text()), **changes}
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
@@ -40,7 +40,7 @@ def read(file: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def base(tmp_path: Path) -> ModelReference:
-    """A folder in the form of transformers 4."""
+    """A folder in transformers 4's format."""
     folder = tmp_path / "base"
     save_tiny(folder, "llama")
     edit(
@@ -90,7 +90,7 @@ def test_write_config_types_of_parts(tmp_path: Path) -> None:
 
 
 def test_write_config_of_a_part_is_unchanged(tmp_path: Path) -> None:
-    """The text model of a model that sees images has a configuration of its own."""
+    """The text model of a vision-language model has its own configuration."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_5_text"}))
     write_config(tmp_path, {"model_type": "qwen3_5"}, "float32")
     assert read(tmp_path / "config.json") == {"model_type": "qwen3_5_text"}
@@ -106,7 +106,7 @@ def test_write_tokenizer_is_the_base_models(base: ModelReference, tmp_path: Path
 
 @pytest.mark.parametrize("in_a_file", [True, False])
 def test_write_tokenizer_different_template(in_a_file: bool, base: ModelReference, tmp_path: Path) -> None:
-    """It is the one that is loaded, wherever the base model had its own; all else stays."""
+    """It is the one that transformers loads; everything else is unchanged."""
     there = Path(base.location)
     if in_a_file:
         edit(there / "tokenizer_config.json", chat_template=None)
@@ -118,7 +118,7 @@ def test_write_tokenizer_different_template(in_a_file: bool, base: ModelReferenc
 
 
 def test_write_generation_config_keeps_settings_that_transformers_rejects(base: ModelReference, tmp_path: Path) -> None:
-    """A temperature without sampling, as published models have it, ends no run at its last step."""
+    """Published models have, for example, a temperature without sampling."""
     folder = saved(base, tmp_path / "tuned")
     assert read(folder / "generation_config.json") == {
         "eos_token_id": [2, 5],
@@ -141,7 +141,7 @@ def test_write_generation_config_stop_tokens(known: Any, stops: set[int], expect
 
 
 def test_convert_to_transformers_4(tmp_path: Path) -> None:
-    """Both forms say the same to transformers 5, and the folder no longer needs it."""
+    """Both formats are the same for transformers 5, and the folder no longer needs it."""
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = LlamaConfig(rope_parameters={**rope, "original_max_position_embeddings": 512})
     config.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Which tokens a model's files say end generation."""
+"""Stop tokens in a model's files."""
 
 import json
 from pathlib import Path
@@ -31,12 +31,12 @@ def folder(path: Path, config: Any, generation: Any = None) -> str:
     ],
 )
 def test_read_stop_tokens(tmp_path: Path, config: Any, generation: Any, expected: set[int]) -> None:
-    """generation_config.json goes before config.json; one id or a list."""
+    """generation_config.json has precedence over config.json; one id or a list."""
     assert read_stop_tokens(resolve_model(folder(tmp_path, config, generation))) == expected
 
 
 def test_read_stop_tokens_damaged_file(tmp_path: Path) -> None:
-    """A generation_config.json that can't be read is an error and not a model without stop tokens."""
+    """A damaged generation_config.json is an error."""
     name = folder(tmp_path, {"eos_token_id": 2})
     (tmp_path / "generation_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelError, match=r"generation_config\.json"):

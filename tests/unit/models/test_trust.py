@@ -1,4 +1,4 @@
-"""Code and pickles that come with models and adapters: what runs, what is read, and what is said.
+"""Code and pickles in models and adapters: what runs, what is read, and the messages.
 
 Oracles: folders that only their code would make; the same files loaded by the library that would run them; the
 written messages.
@@ -37,7 +37,7 @@ OWN = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}
 
 
 class Makes:
-    """Makes a folder when it is unpickled."""
+    """Make a folder when unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,13 +55,13 @@ def pickles(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """The folder that hostile files would make."""
+    """The folder that hostile files would create."""
     return tmp_path / "made"
 
 
 @pytest.fixture
 def folder(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of a tiny model, to be changed."""
+    """A copy of a tiny model, for changes."""
     return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "tiny"))
 
 
@@ -122,7 +122,7 @@ def test_load_model_rejects_pickled_weights(
 
 
 def test_resolve_model_rejects_a_model_with_an_adapter(folder: Path, made: Path) -> None:
-    """Else transformers would load it on top of the model, from a pickle."""
+    """Otherwise transformers would load it on top of the model, from a pickle."""
     an_adapter_beside_the_model(folder, pickles(made)["torch"])
     assert "has a model and an adapter" in refusal(lambda: resolve_model(str(folder)))
     assert not made.exists()
@@ -136,7 +136,7 @@ def test_load_model_pickle_named_safetensors_is_damaged(kind: str, folder: Path,
 
 
 def test_load_model_does_not_open_pickles_next_to_safetensors(folder: Path, made: Path) -> None:
-    """The weights are those of the safetensors."""
+    """The weights are those in the safetensors file."""
     for name in (
         "pytorch_model.bin",
         "training_args.bin",
@@ -155,7 +155,7 @@ def test_load_model_does_not_open_pickles_next_to_safetensors(folder: Path, made
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    """An adapter's folder, as a run's."""
+    """The adapter's folder of a run."""
     get_peft_model(tiny_model("llama"), LoraConfig(target_modules="all-linear")).save_pretrained(
         tmp_path / "run" / "model"
     )
@@ -163,7 +163,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_load_adapter_rejects_a_pickle(adapter: Path, made: Path) -> None:
-    """Also with other safetensors beside it; and where there is none at all, the hub is not asked for one."""
+    """Also next to other safetensors files; and without any adapter file there is no request to the hub."""
     (adapter / "adapter_model.safetensors").rename(adapter / "other.safetensors")
     said = refusal(lambda: load_adapter(tiny_model("llama"), adapter))
     assert said.startswith(
@@ -193,7 +193,7 @@ def test_load_adapter(adapter: Path) -> None:
 
 
 def with_code(folder: Path, made: Path, prefix: str = "") -> ModelReference:
-    """A model whose configuration and weights are of classes of its own."""
+    """A model with its own configuration and model classes."""
     (folder / "own.py").write_text(
         f"import os\nos.makedirs({str(made)!r}, exist_ok=True)\n"
         "from transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -228,7 +228,7 @@ HUB = ModelReference("owner/name", "hub", "owner/name")
 
 @pytest.fixture
 def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where the hub would be asked."""
+    """Fail on a request to the hub."""
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", pytest.fail)
     for module in ("transformers.utils.hub", "transformers.dynamic_module_utils"):
         monkeypatch.setattr(
@@ -254,7 +254,7 @@ def test_require_pinned_code_rejects_hub_code_without_a_commit(revision: str | N
 
 
 def test_pretrained_arguments_use_the_commit() -> None:
-    """Files and code alike; without code any revision is as good as before."""
+    """Files and code; without code any revision is accepted."""
     assert pretrained_arguments(ModelReference("owner/name", "hub", "owner/name", COMMIT), True) == {
         "pretrained_model_name_or_path": "owner/name",
         "revision": COMMIT,
@@ -267,7 +267,7 @@ def test_pretrained_arguments_use_the_commit() -> None:
 @pytest.mark.usefixtures("_no_hub")
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_require_pinned_code_rejects_code_from_the_hub(file: str, folder: Path) -> None:
-    """Whatever lies there today is not what lies there tomorrow."""
+    """The code there can change."""
     mapped = {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Slow", "somebody/else--own.Fast"]}
     edit(folder / file, auto_map=mapped)
     assert refusal(lambda: load_tokenizer(resolve_model(str(folder)), True)) == (
@@ -309,7 +309,7 @@ def test_require_pinned_code_rejects_code_outside_of_the_folder(
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
 def test_load_model_does_not_fetch_kernels(name: str, folder: Path) -> None:
-    """A configuration may name one; without its package it is told, and with it transformers asks for more."""
+    """A configuration may name a kernel of the hub."""
     edit(folder / "config.json", **{name: "somebody/kernel"})
     said = refusal(lambda: load_model(resolve_model(str(folder)), torch.float32))
     assert "needs a package that is not installed" in said

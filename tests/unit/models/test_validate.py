@@ -1,4 +1,4 @@
-"""Which models can be trained or measured, by their `config.json` alone.
+"""Models that neft can train or evaluate, by `config.json` only.
 
 Oracles: the class that transformers maps each configuration to, and what published configurations say.
 """
@@ -110,7 +110,7 @@ def test_validate_model_other_kind(case: str, trains: bool, tmp_path: Path) -> N
 
 
 def test_validate_model_sentence_transformers(tmp_path: Path) -> None:
-    """Qwen3-Embedding names a causal class; modules.json says what it is for."""
+    """Qwen3-Embedding names a causal class, but has a modules.json."""
     (tmp_path / "modules.json").write_text("[]")
     said = refusal(model(tmp_path, **CAUSAL["llama"]), FULL)
     assert "an embedding model of sentence-transformers (modules.json)" in said
@@ -119,7 +119,7 @@ def test_validate_model_sentence_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", QUANTISED)
 def test_validate_model_quantised(case: str, method: str, tmp_path: Path) -> None:
-    """Only nf4 under --qlora trains; each refusal names the quantisation and what to type."""
+    """Only nf4 trains, with --qlora; each message names the quantisation and has a hint."""
     quantization, name = QUANTISED[case]
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=quantization)
     assert stored_quantization({"quantization_config": quantization})["quant_method"] == name
@@ -137,7 +137,7 @@ def test_validate_model_quantised(case: str, method: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("case", QUANTISED)
 def test_validate_model_quantised_for_evaluation(case: str, tmp_path: Path) -> None:
-    """What bitsandbytes stored can be computed with on any machine; others are refused by name."""
+    """Weights of bitsandbytes can be evaluated; others are rejected by name."""
     quantization, name = QUANTISED[case]
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=quantization)
     if name.startswith("bitsandbytes"):
@@ -147,7 +147,7 @@ def test_validate_model_quantised_for_evaluation(case: str, tmp_path: Path) -> N
 
 
 def test_validate_model_double_quantization(tmp_path: Path) -> None:
-    """The recipe must say what the weights are, or its record would be wrong."""
+    """The recipe must match the weights, because it is recorded."""
     stored = {"quant_method": "bitsandbytes", **NF4, "bnb_4bit_use_double_quant": False}
     reference = model(tmp_path, **CAUSAL["llama"], quantization_config=stored)
     options = "--qlora --set quantization.double_quantization=false"
@@ -190,7 +190,7 @@ def unusable_weights(reference: ModelReference) -> str:
 
 
 def test_validate_weight_files(tmp_path: Path) -> None:
-    """By the index and the headers: whole files pass; one that is missing, cut or a pickle is rejected."""
+    """Whole files pass; missing, truncated and pickled files are rejected."""
     reference = sharded(tmp_path, **CAUSAL["llama"])
     validate_weight_files(reference)
     last = tmp_path / SHARDS[1]
