@@ -1,8 +1,7 @@
-"""Environments that can't be used, and those that only look so, through the real command line.
+"""Invalid environment variables, and those that don't matter, through the real command line.
 
-Oracles: exit code 2 and the variable's name where it is at fault; exit code 0 where a local folder needs nothing of it;
-the weights' hash for what must not change arithmetic; and never a traceback, a token, or "bug of neft", which means
-that nobody but neft is at fault.
+Oracles: exit code 2 and the name of the invalid variable; exit code 0 if a local folder does not need the variable; the
+hash of the weights if the arithmetic must not change; never a traceback, a token, or a message that blames neft.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def require_told(result: Result) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_with_the_variable_named(name: str, rows_file: Path, tmp_path: Path) -> None:
+def test_environment_invalid_variable_is_named(name: str, rows_file: Path, tmp_path: Path) -> None:
     given, variable = REFUSED[name]
     result = neft_process(*HUB, "--dataset", rows_file, cwd=tmp_path, **given)
     require_told(result)
@@ -76,7 +75,7 @@ def test_refused_with_the_variable_named(name: str, rows_file: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("source", ["model", "data"])
-def test_socks_proxy_named_where_the_hub_is_needed(source: str, quick: list[str], tmp_path: Path) -> None:
+def test_socks_proxy_without_its_package(source: str, quick: list[str], tmp_path: Path) -> None:
     typed = ["--model", "owner/model"] if source == "model" else ["--dataset", "owner/rows"]
     result = neft_process(*quick, *typed, cwd=tmp_path, **ONLINE, ALL_PROXY="socks5://127.0.0.1:9")
     require_told(result)
@@ -84,7 +83,7 @@ def test_socks_proxy_named_where_the_hub_is_needed(source: str, quick: list[str]
     assert "ALL_PROXY=socks5://127.0.0.1:9" in " ".join(result.err.split())
 
 
-def test_local_folder_trains_to_the_same_bits_whatever_the_environment_says(quick: list[str], tmp_path: Path) -> None:
+def test_train_is_bit_identical_in_any_environment(quick: list[str], tmp_path: Path) -> None:
     variables = {
         **HARMLESS,
         "ACCELERATE_MIXED_PRECISION": "bf16",
@@ -129,7 +128,7 @@ def test_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], t
             assert ("\\xf6" if encoding == "ascii" else "ö") in shown
 
 
-def test_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
+def test_train_user_without_home(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     """What needs the cache names it; a local folder trains, and leaves no folder called ~."""
     if os.getuid() or shutil.which("setpriv") is None:
         pytest.skip("only root can become somebody without a home")
@@ -171,7 +170,7 @@ def test_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file: Path
         shutil.rmtree(place)
 
 
-def test_messages_never_call_bad_input_a_fault_of_neft() -> None:
+def test_messages_never_blame_neft_for_bad_input() -> None:
     """The tables of bad input: their messages are compared to the letter elsewhere."""
     tables = list(MESSAGES.glob("*.txt"))
     assert len(tables) >= 4

@@ -82,7 +82,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_that_can_not_be_used(neft: Neft, snapshot: SnapshotAssertion, name: str) -> None:
+def test_recipe_invalid(neft: Neft, snapshot: SnapshotAssertion, name: str) -> None:
     assert rejection(neft, RECIPES[name]) == snapshot
     assert not Path("hacked").exists()
 
@@ -219,13 +219,13 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_a_flag_that_can_not_be_used(neft: Neft, snapshot: SnapshotAssertion, name: str) -> None:
+def test_flag_invalid(neft: Neft, snapshot: SnapshotAssertion, name: str) -> None:
     assert rejection(neft, FLAGS[name]) == snapshot
     assert not Path("../escaped-a5-s0").exists()
     assert not Path("../escaped-sweep").exists()
 
 
-def test_a_file_with_the_name_of_a_shipped_recipe_hides_nothing(neft: Neft) -> None:
+def test_recipe_file_does_not_hide_shipped_recipe(neft: Neft) -> None:
     Path("quickstart").write_text("notes\n")
     assert neft("recipes", "show", "quickstart").code == 0
     Path("base").mkdir()
@@ -236,7 +236,7 @@ def test_a_file_with_the_name_of_a_shipped_recipe_hides_nothing(neft: Neft) -> N
     assert neft("recipes", "show", "sub/c.yaml").code == 0
 
 
-def test_alphas_can_stand_in_brackets(neft: Neft) -> None:
+def test_alphas_in_brackets(neft: Neft) -> None:
     """What YAML calls a list is one, on the command line as in a file."""
     Path("rows.jsonl").write_text("\n".join(f'{{"prompt": "q{n}", "completion": "a"}}' for n in range(100)))
     both = [
@@ -258,7 +258,7 @@ def test_alphas_can_stand_in_brackets(neft: Neft) -> None:
     ],
     ids=lambda arguments: ascii(" ".join(arguments)),
 )
-def test_a_process_of_its_own_refuses_in_the_same_way(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_command_in_its_own_process_rejects_the_same_way(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """With bytes on the command line that are no text, too, as a shell hands them over."""
     (tmp_path / "r.yaml").write_text("about: !!python/object/apply:os.system ['touch hacked']\n")
     (tmp_path / "rows.jsonl").write_text(ROWS)

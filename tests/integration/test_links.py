@@ -1,7 +1,7 @@
-"""Links in a folder of somebody else's: nothing is written through them, wherever they are.
+"""Links in a folder of somebody else: neft writes through none of them.
 
-Oracle: a folder outside, which must stay as it is, and the list of all files and folders that real commands ever write
-below a run and a sweep, temporary ones aside, by the states of `tests/states.py`.
+Oracles: a folder outside, which must not change; the list of all files and folders that real commands write below a
+run and a sweep, except temporary ones, by the states of `tests/states.py`.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def test_sweep_links_of_a_sweep(most: int, neft: Neft, written: Written, tmp_pat
 
 
 @pytest.mark.parametrize("file", ["run.json", "metrics.jsonl", "train.log"])
-def test_resume_neither_a_file_nor_a_folder(file: str, neft: Neft, written: Written, tmp_path: Path) -> None:
+def test_resume_pipe_in_the_run(file: str, neft: Neft, written: Written, tmp_path: Path) -> None:
     """A pipe would be waited for."""
     shutil.copytree(written.resumed, tmp_path / "place")
     os.chdir(tmp_path / "place")
@@ -158,7 +158,7 @@ def test_resume_neither_a_file_nor_a_folder(file: str, neft: Neft, written: Writ
         assert f"{path}: neft writes only to files and folders" in said.err
 
 
-def test_a_model_that_is_a_link_is_evaluated(neft: Neft, written: Written, tmp_path: Path) -> None:
+def test_eval_model_is_a_link(neft: Neft, written: Written, tmp_path: Path) -> None:
     """It is only read: a person may keep it on another disk."""
     shutil.copytree(written.folder, tmp_path / "place", symlinks=True)
     os.chdir(tmp_path / "place")

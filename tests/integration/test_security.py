@@ -1,7 +1,7 @@
-"""Hostile files, names and answers through the command line's own `main`, and where secrets go.
+"""Hostile files, names and answers, and the whereabouts of secrets, through the command line's own `main`.
 
-Oracles: a folder that only hostile code would make (each such file is shown to make it where nothing stops it),
-canaries as keys and tokens, the server that was sent them, and Unicode's categories of characters.
+Oracles: a folder that only hostile code would make (a test shows that each such file makes it if nothing stops it),
+canaries as keys and tokens, the server that receives them, and Unicode's categories of characters.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def made(tmp_path: Path) -> Iterator[Path]:
 # Pickles
 
 
-def test_the_pickles_of_these_tests_do_make_the_folder(tmp_path: Path) -> None:
+def test_pickles_of_these_tests_run(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(pickled(tmp_path / "made"))
     torch.load(tmp_path / "x.pt", weights_only=False)
     assert (tmp_path / "made").is_dir()
@@ -118,7 +118,7 @@ IN_A_RUN = (
 
 
 @pytest.mark.parametrize("name", ["tiny-a5-s0", "lora-a5-s0"])
-def test_pickles_in_a_run_are_not_opened(name: str, runs: Path, made: Path) -> None:
+def test_pickles_in_a_run(name: str, runs: Path, made: Path) -> None:
     """The run is evaluated, and gone on from, as if they were not there."""
     before = neft("eval", runs / name, "--no-answers", "--no-base", "--quiet")
     shutil.rmtree(runs / name / "evaluation")
@@ -132,7 +132,7 @@ def test_pickles_in_a_run_are_not_opened(name: str, runs: Path, made: Path) -> N
     assert measured[0] == measured[1]
 
 
-def test_pickles_in_the_place_of_what_is_kept_are_not_opened(runs: Path, made: Path) -> None:
+def test_pickles_in_the_cache(runs: Path, made: Path) -> None:
     """Files of an evaluation's results, the judge's replies and a sweep's cells: measured anew, or told."""
     run = runs / "tiny-a5-s0"
     assert neft("eval", run, "--no-base", *SHORT).code == 0
@@ -157,7 +157,7 @@ def test_pickles_in_the_place_of_what_is_kept_are_not_opened(runs: Path, made: P
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
-def test_pickles_in_a_checkpoint_that_is_sealed_anew_do_not_run(
+def test_pickles_in_a_checkpoint_with_a_new_manifest(
     name: str,
     tiny_folder: Callable[[str], Path],
     rows_file: Path,
@@ -189,14 +189,14 @@ def test_pickles_in_a_checkpoint_that_is_sealed_anew_do_not_run(
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".pkl", ".pt", ".npy"])
-def test_pickles_in_the_place_of_rows_are_refused(ending: str, tmp_path: Path, made: Path) -> None:
+def test_pickles_as_rows(ending: str, tmp_path: Path, made: Path) -> None:
     file = tmp_path / f"rows{ending}"
     file.write_bytes(pickle.dumps(Makes(made)))
     result = neft("train", "--dataset", file, "--output-dir", tmp_path / "runs")
     assert (result.code, (tmp_path / "runs").exists()) == (2, False), result.err
 
 
-def test_nothing_pickled_is_left(runs: Path) -> None:
+def test_runs_contain_no_pickles(runs: Path) -> None:
     """No training_args.bin, which holds tokens where one was given, and nothing else that torch or pickle wrote."""
     left = [file.name for file in runs.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert left == []
@@ -226,9 +226,7 @@ def with_code(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
     return model
 
 
-def test_code_of_a_model_runs_where_it_is_asked_for_and_that_is_recorded(
-    with_code: Path, rows_file: Path, tmp_path: Path
-) -> None:
+def test_remote_code_runs_on_request_and_is_recorded(with_code: Path, rows_file: Path, tmp_path: Path) -> None:
     arguments = [*quick_arguments(with_code, rows_file, tmp_path / "runs"), "--set", "evaluation.samples=0"]
     refused = neft(*arguments)
     assert refused.code == 2
@@ -241,13 +239,13 @@ def test_code_of_a_model_runs_where_it_is_asked_for_and_that_is_recorded(
     assert json.loads(record.read_text())["trust_remote_code"] is True
 
 
-def test_that_no_code_was_asked_for_is_recorded(runs: Path) -> None:
+def test_remote_code_absent_is_recorded(runs: Path) -> None:
     records = [json.loads(file.read_text()) for file in runs.glob("*/run.json")]
     assert [record["trust_remote_code"] for record in records] == [False] * 3
 
 
 @pytest.mark.parametrize("place", ["run", "baseline"])
-def test_a_run_of_somebody_else_runs_no_code_unasked(place: str, runs: Path, tmp_path: Path) -> None:
+def test_remote_code_of_somebody_elses_run(place: str, runs: Path, tmp_path: Path) -> None:
     """Even where its own recipe says that it may: the switch is what is typed here."""
     theirs = runs / "tiny-a5-s0"
     bring_code(theirs / "model", tmp_path / "code-ran")
@@ -266,7 +264,7 @@ def test_a_run_of_somebody_else_runs_no_code_unasked(place: str, runs: Path, tmp
 
 @pytest.mark.parametrize("revision", [(), ("--revision", "main"), ("--revision", "0123abc")])
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_code_of_the_hub_needs_a_commit(
+def test_remote_code_of_the_hub_needs_a_commit(
     command: str, revision: tuple[str, ...], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -283,7 +281,7 @@ def test_code_of_the_hub_needs_a_commit(
 
 
 @pytest.mark.parametrize("whose", ["a file's", "the model's own"])
-def test_a_chat_template_is_rendered_in_a_sandbox(
+def test_chat_template_is_sandboxed(
     whose: str, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, made: Path
 ) -> None:
     template = f"{{{{ cycler.__init__.__globals__.os.mkdir('{made}') }}}}"
@@ -296,7 +294,7 @@ def test_a_chat_template_is_rendered_in_a_sandbox(
     assert "access to attribute '__init__' of 'type' object is unsafe" in result.err
 
 
-def test_code_of_a_task_file_is_refused_before_anything_is_measured(runs: Path, tmp_path: Path, made: Path) -> None:
+def test_task_file_code_is_rejected(runs: Path, tmp_path: Path, made: Path) -> None:
     (tmp_path / "own.py").write_text(f"import os\nos.mkdir({str(made)!r})\ndef docs(rows): return rows\n")
     (tmp_path / "task.yaml").write_text("task: own\nprocess_docs: !function own.docs\n")
     result = neft("eval", runs / "tiny-a5-s0", "--tasks", tmp_path / "task.yaml", "--no-answers")
@@ -334,13 +332,13 @@ def leaked(secrets: list[str], results: list[Result], folder: Path) -> list[str]
     return [secret for secret in secrets if secret in everywhere]
 
 
-def test_the_search_for_secrets_finds_them(tmp_path: Path) -> None:
+def test_secrets_search_finds_them(tmp_path: Path) -> None:
     (tmp_path / ".hidden").write_text("x canary-a y")
     assert leaked(["canary-a", "b"], [Result(0, "", "b")], tmp_path) == ["canary-a", "b"]
 
 
 @pytest.mark.parametrize("extra", [(), ("--json",), ("--debug",)])
-def test_no_secret_gets_out_of_training(
+def test_secrets_of_training(
     extra: tuple[str, ...], canaries: list[str], tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
     """A run that finishes, one whose loss becomes NaN, and one of a model that the hub is asked for."""
@@ -356,7 +354,7 @@ def test_no_secret_gets_out_of_training(
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("extra", [(), ("--json",), ("--debug",)])
-def test_no_secret_gets_out_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], runs: Path) -> None:
+def test_secrets_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], runs: Path) -> None:
     """A judge that answers, one that refuses and sends the key back, and one whose address holds a password."""
     judged = ["eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT, *extra, "--judge-model", "m", "--judge"]
     with judge_server(prefers_longer) as server:
@@ -376,7 +374,7 @@ def test_no_secret_gets_out_of_an_evaluation(extra: tuple[str, ...], canaries: l
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_no_secret_gets_out_of_a_sweep(
+def test_secrets_of_a_sweep(
     canaries: list[str], tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
     """Its recipe, its cells, the log of its workers, its judge's replies and its verdict."""
@@ -409,7 +407,7 @@ def acting(text: str) -> set[str]:
     return {letter for letter in text if letter != "\n" and unicodedata.category(letter) in acts}
 
 
-def test_names_of_files_can_not_act_on_the_terminal(
+def test_file_names_are_sanitised_for_the_terminal(
     tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
     """Of rows, a model, a template and a task, in what is said of them and in what is said against them."""
@@ -442,9 +440,7 @@ def test_names_of_files_can_not_act_on_the_terminal(
 # Files
 
 
-def test_files_are_as_private_as_the_umask_says(
-    tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
-) -> None:
+def test_files_follow_the_umask(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         assert neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")).code == 0
@@ -454,7 +450,7 @@ def test_files_are_as_private_as_the_umask_says(
     assert open_ones == []
 
 
-def test_files_are_never_writable_by_all(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
+def test_files_are_not_writable_by_all(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     """Those of the libraries, of checkpoints and of an evaluation, too, whatever the umask."""
     before = os.umask(0)
     try:
@@ -468,7 +464,7 @@ def test_files_are_never_writable_by_all(tiny_folder: Callable[[str], Path], row
     assert [path for path in written if path.stat().st_mode & 0o002] == []
 
 
-def test_what_a_failed_evaluation_takes_away_is_its_own(
+def test_failed_evaluation_removes_only_its_own_files(
     runs: Path, tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither what somebody put beside it nor what a link leads to."""
@@ -489,7 +485,7 @@ def test_what_a_failed_evaluation_takes_away_is_its_own(
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("kind", ["losses", "answers", "log", "verdicts"])
-def test_links_in_the_place_of_what_is_kept_are_not_written_through(kind: str, runs: Path, tmp_path: Path) -> None:
+def test_links_as_cache_files(kind: str, runs: Path, tmp_path: Path) -> None:
     """Files that are added to would cut a last line that has no end, and go on behind it."""
     run, mine = runs / "tiny-a5-s0", tmp_path / "mine.txt"
     with judge_server(prefers_longer) as server:
@@ -507,7 +503,7 @@ def test_links_in_the_place_of_what_is_kept_are_not_written_through(kind: str, r
     assert f"{file.relative_to(tmp_path)}: neft does not write through links" in result.err
 
 
-def test_links_among_the_cells_of_a_sweep_are_not_followed_by_what_clears_them(tmp_path: Path) -> None:
+def test_links_among_cells_are_not_followed(tmp_path: Path) -> None:
     cells, outside = tmp_path / "cells", tmp_path / "outside"
     for name, record in (("unborn", None), ("unfinished", {"recipe_sha256": "k", "status": "running"})):
         (outside / name).mkdir(parents=True)

@@ -137,7 +137,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_spoiled_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_damaged_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: Path) -> None:
     names, command = KINDS[kind]
     place, kept = folder / FOLDERS[kind], tmp_path / "kept"
     shutil.copytree(place, kept, symlinks=True)
@@ -181,7 +181,7 @@ def seal(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["run", "TrainerControl"])
-def test_a_sealed_checkpoint_without_the_state_of_training_is_passed_over(
+def test_resume_skips_checkpoint_without_run_state(
     key: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder / "runs" / "stopped-a5-s0", tmp_path / "run")

@@ -1,6 +1,6 @@
-"""What the source may not do, and the floors of what it depends on.
+"""Unsafe calls in the source, and lower bounds of dependencies.
 
-Oracles: Python's own syntax tree of every source file, and `pyproject.toml` as `tomllib` and `packaging` read it.
+Oracles: Python's syntax tree of every source file, and `pyproject.toml` as `tomllib` and `packaging` read it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def faults(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_source_unpickles_runs_text_or_starts_a_shell(file: Path) -> None:
+def test_source_has_no_unsafe_call(file: Path) -> None:
     assert list(faults(file.read_text(encoding="utf-8"))) == []
 
 
@@ -68,11 +68,11 @@ def test_no_source_unpickles_runs_text_or_starts_a_shell(file: Path) -> None:
         "subprocess.run('ls', shell=True)",
     ],
 )
-def test_the_search_finds_what_it_searches_for(text: str) -> None:
+def test_faults_finds_unsafe_calls(text: str) -> None:
     assert len(list(faults(text))) == 1
 
 
-def test_the_search_lets_the_safe_ways_pass() -> None:
+def test_faults_accepts_safe_calls() -> None:
     safe = (
         "torch.load(f, weights_only=True)\nmodel.eval()\nsubprocess.run(['ls'])\nfrom pickle import UnpicklingError\n"
     )
@@ -86,14 +86,14 @@ def test_the_search_lets_the_safe_ways_pass() -> None:
         ("transformers", "5.23", "4.57"),  # before 5, more of its own paths unpickled
     ],
 )
-def test_floors_hold(package: str, safe: str, unsafe: str) -> None:
+def test_dependency_floors_exclude_unsafe_versions(package: str, safe: str, unsafe: str) -> None:
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = {one.name: one.specifier for one in map(Requirement, content["project"]["dependencies"])}
     assert safe in wanted[package]
     assert unsafe not in wanted[package]
 
 
-def test_durations_do_not_follow_the_wall_clock() -> None:
+def test_durations_use_no_wall_clock() -> None:
     """It can jump; only the ages of files, which follow it too, are measured by it."""
     users = {
         str(file.relative_to(ROOT / "neftcli"))
