@@ -261,7 +261,7 @@ def hold_the_truth(situation: Situation, compared: Sequence[Comparison], effect:
 def count_sweeps(situation: Situation, effect: float, draws: int, seed: int) -> Rates:
     """Count the verdicts of sweeps without early stopping."""
     paired.LEVEL_RESAMPLES = 20
-    sweep_command, good = situation.is_over_seeds(), situation.direction()
+    is_over_seeds, good = situation.is_over_seeds(), situation.direction()
     false = wrong = these_false = found = 0
     covered: list[bool] = []
     these_covered: list[bool] = []
@@ -274,16 +274,16 @@ def count_sweeps(situation: Situation, effect: float, draws: int, seed: int) -> 
         wrong += is_wrong(verdict_of, effect)
         others = these[1:] if effect else these
         these_false += bool({"lower", "higher"} & {claim.verdict for claim in others})
-        found += compared[0].verdict == ("better" if sweep_command else good)
+        found += compared[0].verdict == ("better" if is_over_seeds else good)
         covered += hold_the_truth(situation, compared, effect)
         these_covered += [_holds(claim, truth) for claim, truth in zip(these, drawn.truth, strict=True)]
         effects.append(math.inf if compared[0].detectable is None else compared[0].detectable)
     return Rates(
-        false=false / draws if sweep_command else math.nan,
+        false=false / draws if is_over_seeds else math.nan,
         these_false=math.nan if situation.seed_sd else these_false / draws,
-        wrong=wrong / draws if sweep_command else math.nan,
+        wrong=wrong / draws if is_over_seeds else math.nan,
         found=found / draws,
-        covered=float(np.mean(covered)) if sweep_command else math.nan,
+        covered=float(np.mean(covered)) if is_over_seeds else math.nan,
         these_covered=float(np.mean(these_covered)),
         mde=float(np.median(effects)),
     )

@@ -86,8 +86,8 @@ def test_count_sweeps_and_evaluations_find_all_of_a_large_effect() -> None:
     sweeps = count_sweeps(PLAIN, 0.1, 4, 0)
     assert (sweeps.found, sweeps.wrong) == (1, 0)
     assert count_sweeps(Situation(1, 24), 0.1, 4, 0).found == 1
-    are_both_runs = count_evaluations(Situation(0, 24), 0.1, 4, 0)
-    assert (are_both_runs.found, are_both_runs.these_false) == (1, 1)
+    evaluation = count_evaluations(Situation(0, 24), 0.1, 4, 0)
+    assert (evaluation.found, evaluation.these_false) == (1, 1)
 
 
 def test_situations_are_named_once_and_cover_the_grid() -> None:
