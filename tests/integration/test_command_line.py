@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Result, neft_process
+from tests.conftest import Result, events, neft_process
 
 Neft = Callable[..., Result]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pyarrow"}
@@ -39,7 +39,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "nump
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_what_answers_at_once_loads_no_heavy_library(arguments: list[str], code: int, tmp_path: Path) -> None:
+def test_quick_commands_load_no_heavy_library(arguments: list[str], code: int, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
     script = (
         "import sys\nfrom neftcli.cli.main import main\nsys.argv = ['neft', *sys.argv[1:]]\n"
@@ -53,7 +53,7 @@ def test_what_answers_at_once_loads_no_heavy_library(arguments: list[str], code:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["train", "--help"], ["eval", "-h"], ["recipes", "--help"]])
-def test_a_help_page_loads_only_what_it_shows(arguments: list[str], tmp_path: Path) -> None:
+def test_help_loads_only_what_it_shows(arguments: list[str], tmp_path: Path) -> None:
     """Neither what checks recipes nor what draws; `benchmarks/startup.py` has the times."""
     script = (
         "import sys\nfrom neftcli.cli.main import main\nsys.argv = ['neft', *sys.argv[1:]]\n"
@@ -64,13 +64,13 @@ def test_a_help_page_loads_only_what_it_shows(arguments: list[str], tmp_path: Pa
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_models_by_name_say_from_where_transformers_loads_them(neft: Neft, tiny_folder: Callable[[str], Path]) -> None:
+def test_models_prints_what_transformers_loads(neft: Neft, tiny_folder: Callable[[str], Path]) -> None:
     assert neft("models", "opt-350m").out == "facebook/opt-350m\n"
     assert neft("models", tiny_folder("llama")).out == f"{tiny_folder('llama')}\n"
     assert neft("models", "opt-35m").code == 2
 
 
-def test_what_is_known_of_typers_own_errors_still_holds() -> None:
+def test_usage_error_is_the_base_of_typers_errors() -> None:
     """They are not exported; a newer typer that has them elsewhere is found here."""
     from neftcli.cli.main import UsageError, app
 
@@ -80,7 +80,7 @@ def test_what_is_known_of_typers_own_errors_still_holds() -> None:
         assert type(caught.value).__name__ == kind
 
 
-def test_a_group_alone_shows_its_help(neft: Neft) -> None:
+def test_groups_alone_show_their_help(neft: Neft) -> None:
     for arguments in ([], ["data"]):
         result = neft(*arguments)
         assert (result.code, result.out) == (2, "")
@@ -88,7 +88,7 @@ def test_a_group_alone_shows_its_help(neft: Neft) -> None:
         assert "problem" not in result.err
 
 
-def test_every_bad_flag_is_told_at_once(neft: Neft) -> None:
+def test_train_reports_all_bad_flags_at_once(neft: Neft) -> None:
     result = neft("train", "--alpha", "five", "--seed", "-1", "--set", "trainig.max_steps=2", "--set", "nonsense")
     assert result.code == 2
     assert result.out == ""
@@ -115,13 +115,27 @@ def test_every_bad_flag_is_told_at_once(neft: Neft) -> None:
 
 
 @pytest.mark.parametrize("alpha", ["-5", "nan", ".nan", "inf", ".inf", "five", "true", "[5]"])
-def test_an_alpha_that_is_no_number_is_refused(neft: Neft, alpha: str) -> None:
+def test_train_rejects_an_alpha_that_is_not_a_number(neft: Neft, alpha: str) -> None:
     result = neft("train", "--alpha", alpha)
     assert result.code == 2
     assert "neftune.alpha must be a finite number, 0 or more" in result.err
 
 
-def test_bad_input_leaves_nothing_behind(neft: Neft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("flag", "message"), [("--alpha=five", "--alpha: neftune.alpha"), ("--alfa=5", "neft train: ")]
+)
+def test_json_has_an_error_event(neft: Neft, flag: str, message: str) -> None:
+    """With the parts that stderr shows; for usage errors as well."""
+    result = neft("train", flag, "--json")
+    [event] = events(result.out)
+    assert (event["event"], event["schema_version"], event["exit_code"], result.code) == ("error", 1, 2, 2)
+    [problem] = event["problems"]
+    assert problem["message"].startswith(message)
+    assert result.err.startswith(problem["message"])
+    assert problem["hint"] in result.err
+
+
+def test_train_with_bad_input_leaves_nothing(neft: Neft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "reply": "b"}\n')
     result = neft("train", "--dataset", "rows.jsonl")
@@ -131,21 +145,21 @@ def test_bad_input_leaves_nothing_behind(neft: Neft, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "x" * 80, "run name"])
-def test_a_name_that_leaves_the_folder_is_refused(neft: Neft, quick: list[str], name: str, tmp_path: Path) -> None:
+def test_train_rejects_a_name_outside_the_folder(neft: Neft, quick: list[str], name: str, tmp_path: Path) -> None:
     result = neft(*quick, "--set", f"name={name}")
     assert result.code == 2
     assert "a run's name has letters, digits, dot, underscore and hyphen" in result.err
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 
-def test_debug_shows_the_traceback_and_nothing_else_does() -> None:
+def test_debug_shows_the_traceback() -> None:
     quiet = neft_process("train", "--alpha", "-1")
     loud = neft_process("train", "--alpha", "-1", "--debug")
     assert "Traceback" not in quiet.err
     assert "Traceback" in loud.err
 
 
-def test_an_unreachable_hub_is_told_in_seconds_and_says_what_to_do(tmp_path: Path) -> None:
+def test_train_reports_an_unreachable_hub_in_seconds(tmp_path: Path) -> None:
     result = neft_process(
         "train",
         "--model",
@@ -161,7 +175,7 @@ def test_an_unreachable_hub_is_told_in_seconds_and_says_what_to_do(tmp_path: Pat
     assert "Traceback" not in result.err
 
 
-def test_recipes_can_be_listed_shown_and_copied(neft: Neft, tmp_path: Path) -> None:
+def test_recipes_lists_shows_and_copies(neft: Neft, tmp_path: Path) -> None:
     from neftcli.recipe import catalog
     from neftcli.recipe.loading import load_recipe
 
@@ -176,7 +190,7 @@ def test_recipes_can_be_listed_shown_and_copied(neft: Neft, tmp_path: Path) -> N
     assert "is not overwritten" in again.err
 
 
-def test_show_all_is_itself_a_recipe(neft: Neft, tmp_path: Path) -> None:
+def test_recipes_show_all_is_itself_a_recipe(neft: Neft, tmp_path: Path) -> None:
     from neftcli.recipe.loading import load_recipe
 
     file = tmp_path / "all.yaml"
@@ -184,7 +198,7 @@ def test_show_all_is_itself_a_recipe(neft: Neft, tmp_path: Path) -> None:
     assert load_recipe(str(file)) == load_recipe("llama-2-7b-alpaca-qlora")
 
 
-def test_inspect_marks_the_answers_and_their_stop_token(neft: Neft, quick: list[str]) -> None:
+def test_data_inspect_marks_answers_and_their_stop_token(neft: Neft, quick: list[str]) -> None:
     model_and_data = quick[1:5]
     out = neft("data", "inspect", *model_and_data, "--rows", "1").out
     assert "Below is an instruction" in out
@@ -192,7 +206,7 @@ def test_inspect_marks_the_answers_and_their_stop_token(neft: Neft, quick: list[
     assert out.rstrip().endswith("     7 LOSS | Apple.</s>\n  ends with its stop token, which carries loss")
 
 
-def test_inspect_writes_a_page(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+def test_data_inspect_writes_a_page(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     """With the rows on it, and none in the lines; never over a file of another kind."""
     told = neft("data", "inspect", *quick[1:5], "--rows", "2", "--html", tmp_path / "rows.html").out
     html = (tmp_path / "rows.html").read_text()
@@ -213,7 +227,7 @@ def ended(script: str, *arguments: str, **options: Any) -> subprocess.CompletedP
     return subprocess.run([sys.executable, "-c", begin + script, *arguments], text=True, check=False, **options)
 
 
-def test_a_process_ends_without_being_taken_apart_but_does_what_was_registered() -> None:
+def test_command_ends_without_teardown_after_registered_functions() -> None:
     script = (
         "import atexit, os\n"
         "class Apart:\n    def __del__(self, write=os.write): write(1, b'apart')\n"
@@ -234,15 +248,15 @@ def test_a_process_ends_without_being_taken_apart_but_does_what_was_registered()
         ("raise KeyboardInterrupt", -2),
     ],
 )
-def test_the_exit_code_is_pythons_own(main: str, code: int) -> None:
+def test_command_exits_with_the_code_of_python(main: str, code: int) -> None:
     assert ended(f"def run(): {main}\nmodule.main = run; command()").returncode == code
 
 
-def test_who_calls_main_ends_by_an_exit_code_of_its_own() -> None:
+def test_main_leaves_the_exit_code_to_its_caller() -> None:
     assert ended("try: main()\nexcept SystemExit: sys.exit(3)", "--version").returncode == 3
 
 
-def test_output_that_can_not_be_written_is_a_failure() -> None:
+def test_command_fails_if_output_cannot_be_written() -> None:
     script = "def run(): print('x', end=''); sys.exit(0)\nmodule.main = run; command()"
     with Path("/dev/full").open("w") as full:
         done = ended(script, stdout=full)
@@ -252,7 +266,7 @@ def test_output_that_can_not_be_written_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "code"), [("models", 0), ("eval nosuch", 2), ("train --alpha five", 2)])
-def test_closed_output_changes_nothing_else(arguments: str, code: int) -> None:
+def test_command_works_with_closed_output(arguments: str, code: int) -> None:
     command = f"exec '{sys.executable}' -m neftcli {arguments} >&-"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import re
 import unicodedata
 from typing import Any
 
@@ -20,19 +19,13 @@ from rich.console import Console
 from neftcli import events
 from neftcli.cli.display import screens, text
 from neftcli.cli.display.json_lines import JsonLines
-from neftcli.cli.display.live import LiveDisplay
 from neftcli.cli.display.plain import PlainLines
 from neftcli.cli.display.screens import print_problems
 from neftcli.errors import Problem
-from tests.unit.cli.test_display import REPORT, RUN, SWEEP
+from tests.unit.cli.sample_events import REPORT, RUN, SWEEP
+from tests.unit.cli.terminal import ACTS, HOSTILE, control_characters, on_terminal
 
-HOSTILE = (
-    "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b]8;;http://127.0.0.1\x1b\\link\x1b]8;;\x1b\\ \x9b31m \rover \x08\x7f "
-    "\u202egnp.exe\u202c \u2066x\u2069 \u200f [red]x[/red] [link=http://127.0.0.1]y[/link] [/nope] :smile: "
-)
-ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 MARKUP = ("[red]x[/red]", "[link=http://127.0.0.1]", "[/nope]", ":smile:")
-OWN = re.compile(r"\x1b\[(\?25[lh]|[12]?[KA])|\r")  # what Rich's live display itself draws with
 WORDS = (
     "role",
     "against",
@@ -95,69 +88,52 @@ def hostile(value: Any, name: str = "") -> Any:
     return value
 
 
-def acting(shown: str) -> set[str]:
-    """The characters of an output that could act on a terminal, line breaks and Rich's own aside."""
-    return {letter for letter in OWN.sub("", shown) if letter != "\n" and unicodedata.category(letter) in ACTS}
-
-
-def on_a_terminal(event: events.Event, width: int = 100) -> str:
-    """What the live display writes of an event, as `neft` makes its console, and at the end of its work."""
-    display = LiveDisplay()
-    display.console.file = stream = io.StringIO()
-    display.console.width = width
-    display.console._force_terminal = True
-    display.console._color_system = None
-    with display:
-        display.notify(event)
-    return stream.getvalue()
-
-
-def test_the_hostile_text_is_hostile() -> None:
+def test_hostile_text_has_each_kind() -> None:
     """Each kind of it would be found in an output that holds it."""
-    assert acting(HOSTILE) == set("\x1b\x07\x9b\x08\x7f\u202e\u202c\u2066\u2069\u200f")
+    assert control_characters(HOSTILE) == set("\x1b\x07\x9b\x08\x7f\u202e\u202c\u2066\u2069\u200f")
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_plain_lines_hold_nothing_that_acts(event: events.Event) -> None:
+def test_plain_lines_are_sanitized(event: events.Event) -> None:
     stream = io.StringIO()
     PlainLines(stream).notify(hostile(event))
-    assert acting(stream.getvalue()) == set()
+    assert control_characters(stream.getvalue()) == set()
 
 
-def test_a_terminal_is_written_nothing_that_acts_and_no_markup_is_read() -> None:
+def test_live_is_sanitized_and_reads_no_markup() -> None:
     """Of every event; Rich raises where it takes [/nope] for the end of a style."""
-    shown = "".join(on_a_terminal(hostile(event)) for event in EVENTS)
-    assert acting(shown) == set()
+    shown = "".join(on_terminal(hostile(event)) for event in EVENTS)
+    assert control_characters(shown) == set()
     assert MARKUP[-1] in shown
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_a_report_on_a_terminal_holds_nothing_that_acts_and_no_markup_is_read(width: int) -> None:
+def test_evaluation_report_is_sanitized_and_reads_no_markup(width: int) -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
     console.print(screens.evaluation_report(hostile(REPORT), width))
-    assert acting(stream.getvalue()) == set()
+    assert control_characters(stream.getvalue()) == set()
     assert all(markup in "".join(stream.getvalue().split("\n")) for markup in ("[red]x[/red]", "[/nope]"))
 
 
-def test_a_problem_holds_nothing_that_acts_and_no_markup_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_problems_sanitizes_and_reads_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_problems([hostile(Problem("x must be y", "z", "type a", "b"))], started=True)
     shown = capsys.readouterr().err
-    assert acting(shown) == set()
+    assert control_characters(shown) == set()
     assert len(shown.splitlines()) == 4
     assert all(shown.count(markup) == 4 for markup in MARKUP)
 
 
-def test_json_lines_hold_nothing_that_acts_and_say_the_same() -> None:
+def test_json_lines_are_escaped_and_equal() -> None:
     stream = io.StringIO()
     event = hostile(events.Notice("x"))
     JsonLines(stream).notify(event)
-    assert acting(stream.getvalue()) == set()
+    assert control_characters(stream.getvalue()) == set()
     assert json.loads(stream.getvalue())["message"] == event.message
 
 
 @given(st.text())
-def test_harmless_text_keeps_all_that_does_not_act(given: str) -> None:
+def test_sanitize_keeps_all_other_characters(given: str) -> None:
     """Letter by letter: the same, or the replacement character; joiners, which writing and emoji need, stay."""
     shown = text.sanitize(given)
     assert len(shown) == len(given)
@@ -167,19 +143,19 @@ def test_harmless_text_keeps_all_that_does_not_act(given: str) -> None:
 
 
 @given(st.text() | st.text(alphabet=st.characters(categories=["Cs", "Cc", "Cf"])))
-def test_escaped_json_says_the_same_and_can_be_written(given: str) -> None:
+def test_escape_json_is_the_same_json(given: str) -> None:
     """The same as JSON in pure ASCII; half characters (which JSON files can hold and UTF-8 can't) among it."""
     written = text.escape_json(json.dumps({given: [given]}, ensure_ascii=False))
     assert json.loads(written.encode("utf-8")) == json.loads(json.dumps({given: [given]}))
-    assert acting(written.replace("\u200c", "").replace("\u200d", "")) == set()
+    assert control_characters(written.replace("\u200c", "").replace("\u200d", "")) == set()
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_every_text_of_every_event_is_made_harmless(event: events.Event) -> None:
+def test_sanitize_event_reaches_every_text(event: events.Event) -> None:
     """Nothing that acts is left anywhere in it; an event without hostile text stays what it is."""
     cleaned = text.sanitize_event(hostile(event))
     assert type(cleaned) is type(event)
-    assert acting("".join(map(str, _texts(cleaned)))) == set()
+    assert control_characters("".join(map(str, _texts(cleaned)))) == set()
     harmless = text.sanitize_event(event)
     assert text.sanitize_event(harmless) == harmless
 

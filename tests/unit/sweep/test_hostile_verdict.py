@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from neftcli import events
 from neftcli.sweep.outputs import to_markdown
-from tests.unit.cli.test_display import SWEEP
+from tests.unit.cli.sample_events import SWEEP
 from tests.unit.training.test_model_card import HOSTILE
 
 READER = MarkdownIt("commonmark").enable("table")

@@ -17,7 +17,7 @@ from neftcli.cli.display.html_page import MARK, Page
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.plain import PlainLines
 from neftcli.errors import InputError
-from tests.unit.cli.test_hostile_text import HOSTILE, OWN, acting, on_a_terminal
+from tests.unit.cli.terminal import HOSTILE, OWN, control_characters, on_terminal
 
 TOKENS = (
     *(events.Token(4, "<|user|>", False), events.Token(5, "\n", False), events.Token(6, "2+2?", False)),
@@ -58,11 +58,11 @@ def test_plain_lines_mark_the_tokens_with_loss() -> None:
 
 
 def test_a_terminal_shows_the_same_lines_within_its_width() -> None:
-    shown = on_a_terminal(ROW, width=80)
+    shown = on_terminal(ROW, width=80)
     found = [line.rstrip() for line in shown.splitlines()]
     assert all(line in found for line in BODY)
     long = events.InspectedRow("row", (), (events.Span("word " * 100, True, 100),), False, True)
-    assert max(map(len, OWN.sub("", on_a_terminal(long, width=80)).splitlines())) <= 80
+    assert max(map(len, OWN.sub("", on_terminal(long, width=80)).splitlines())) <= 80
 
 
 def test_json_holds_tokens_and_spans() -> None:
@@ -139,7 +139,7 @@ def test_page_of_hostile_text_is_harmless(tmp_path: Path) -> None:
     allowed = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "i", "pre", "ul", "li", "br"}
     assert {tag.lstrip("/") for tag, _ in reader.elements} <= allowed
     assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
-    assert acting(html) == set()
+    assert control_characters(html) == set()
     assert "{{ 7 * 7 }}" in html
 
 
