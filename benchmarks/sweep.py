@@ -3,7 +3,7 @@
     python benchmarks/sweep.py --alphas 0,5,10,15 --seeds 3 --updates 3
 
 Every cell trains on the same rows for the same number of updates. The processes alternate, cell by cell; halfway the
-sweep is run, once undisturbed and once killed (-9) in the middle and gone on with. `trl sft` measures nothing of what
+sweep is run, once undisturbed and once killed (-9) in the middle and resumed. `trl sft` measures nothing of what
 it trains, the other two evaluate; its noise has its own scaling. Prints wall times and ratios as JSON.
 """
 

@@ -121,7 +121,7 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     # Other options of the weights would be other cells in the same table.
     refused = neft("sweep-alpha", folder, "--max-steps", "4")
     assert refused.code == 2
-    assert "this folder holds a sweep whose cells are trained otherwise" in refused.err
+    assert "the cells of the sweep in this folder were trained differently" in refused.err
     assert "training.max_steps 4 (there 3)" in refused.err
     dry = neft("sweep-alpha", folder, "--max-steps", "4", "--dry-run")
     assert (dry.code, "alpha" in dry.out) == (2, False)
@@ -222,8 +222,8 @@ def test_a_cell_that_is_tried_again_is_named(neft: Neft, arguments: list[str], t
     out, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     told = events(out)
-    died = "alpha 0, seed 0 is tried again: the worker that trained it died: signal 9"
-    assert [one["message"] for one in told if one["event"] == "notice" and "again" in one["message"]] == [died]
+    died = "alpha 0, seed 0 is retried: the worker that trained it died: signal 9"
+    assert [one["message"] for one in told if one["event"] == "notice" and "retried" in one["message"]] == [died]
     assert [state["retries"] for state in told[-1]["retried"]] == [1]
     assert "alpha 0, seed 0 was restarted (try 2)" in (folder / "verdict.md").read_text()
     rows = csv.DictReader((folder / "cells.csv").read_text().splitlines())
@@ -257,7 +257,7 @@ def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
     wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
     other = neft_process("sweep-alpha", folder)
     assert other.code == 2
-    assert "another sweep is at work in this folder" in other.err
+    assert "another sweep is running in this folder" in other.err
     os.killpg(process.pid, sent)
     _, said = process.communicate(timeout=90)
     assert process.returncode == 75
@@ -338,14 +338,14 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
     assert report["metrics"] == ["letters/acc"]
 
 
-def test_a_dry_run_shows_the_cells_their_time_and_what_they_share_and_makes_nothing(
+def test_sweep_alpha_dry_run_shows_the_cells_and_their_time_and_creates_nothing(
     neft: Neft,
     tiny_folder: Callable[[str], Path],
     rows_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Real updates of a process of its own, once as lines and once as JSON."""
+    """A real step, once as lines and once as JSON."""
     arguments = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs", alphas="5")
     written = tmp_path / "temporary"
     written.mkdir()
@@ -355,9 +355,8 @@ def test_a_dry_run_shows_the_cells_their_time_and_what_they_share_and_makes_noth
     assert "2 arms x 2 seeds = 4 cells" in result.out
     assert "alpha 0 was added" in result.out
     assert re.search(r"estimate: about .* per cell, .* in all \(4 cells, 1 worker\)\n", result.out)
-    assert "estimate: measured on 2 updates, 12 losses, 12 begun answers\n" in result.out
-    assert "note: each answer is counted with 4 tokens, the most it may have\n" in result.out
-    assert "shared within a seed: data order, dropout, directions of the noise\n" in result.out
+    assert "estimate: estimated from 1 timed step on this machine\n" in result.out
+    assert "note: each answer counts with 4 tokens, the maximum\n" in result.out
     grid = ["--grid", "training.per_device_train_batch_size=2,8", "--set", "training.max_steps=1", "--seeds", "1"]
     *_, found = events(neft(*arguments, *grid, "--set", "sweep.answers=false", "--dry-run", "--json").out)
     assert found["event"] == "sweep.estimate"
@@ -365,7 +364,7 @@ def test_a_dry_run_shows_the_cells_their_time_and_what_they_share_and_makes_noth
         f"alpha {alpha}, per_device_train_batch_size {size}" for size in (2, 8) for alpha in (0, 5)
     ]
     assert 0 < sum(cell["seconds"] for cell in found["cells"]) < found["seconds"]
-    assert found["timed"] == {"updates": 2, "losses": 24}
+    assert (found["finished_cells"], found["timed_steps"]) == (0, 2)
     assert list(written.iterdir()) == []
     assert not (tmp_path / "runs").exists()
 
@@ -421,4 +420,4 @@ def test_a_folder_without_a_sweep_and_another_models_sweep_are_refused(
     assert "this is a sweep" in neft("eval", folder).err
     result = neft(*arguments)
     assert result.code == 2
-    assert "this folder holds a sweep whose cells are trained otherwise" in result.err
+    assert "the cells of the sweep in this folder were trained differently" in result.err
