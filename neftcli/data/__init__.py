@@ -1,7 +1,11 @@
-"""Data: from files to tokens.
+"""Data: from files to token ids.
 
-`sources.py` reads rows and remembers their lines; `formats.py` recognises how rows are laid out and turns each into
-an example; `splits.py` keeps rows for evaluation so that no prompt stands on both sides; `tokens.py` renders and
-tokenises, and marks the tokens that carry loss; `store.py` and `rows.py` keep examples and tokens, so that memory does
-not grow with them; `prepare.py` does all of it in order and counts.
+`sources.py` opens sources of rows (`folders.py` finds the files of a split, `remote.py` downloads, `readers.py` reads
+files); `formats.py` turns rows into examples (`turns.py`, `tool_calls.py`), and `unsupported.py` rejects rows that
+supervised fine-tuning can't use. `mixture.py` reads, mixes and splits the examples of a recipe with `splits.py`.
+`chat.py` renders conversations with the chat template, `tokens.py` tokenises them and marks the tokens with loss, and
+`prepare.py` does so for both splits, through `token_cache.py`. `dataset.py` stores examples and tokens in Arrow files.
+`inspection.py` shows rows as the model sees them.
+
+Registries: `formats.ROW_FORMATS`, `readers.FILE_READERS`, `unsupported.UNSUPPORTED_ROWS`.
 """

@@ -1,8 +1,8 @@
-"""Keeps rows for evaluation so that no prompt stands on both sides.
+"""Splits of examples into training and held-out rows, so that no prompt is in both.
 
-Rows whose prompts are the same but for case, punctuation and white space form one group, and a group goes to one side
-whole. Which groups are held out depends on the seed and the prompts, not on the order of the rows. Of each row no more
-is kept in memory than sixteen bytes of a hash and its place.
+Rows whose prompts differ only in case, punctuation and white space form a group, and each group belongs to one split.
+Which groups are held out depends on the seed and the prompts, not on the order of the rows. A row takes 24 bytes of
+memory: a hash and an index.
 """
 
 from __future__ import annotations
@@ -26,115 +26,117 @@ MAX_HELD_OUT_FRACTION = 0.2
 
 
 def normalize_prompt(prompt: str) -> str:
-    """The prompt in lower case: letters with their accents, digits and signs of arithmetic, one space between."""
+    """Return the prompt in lower case: letters with accents, digits and arithmetic signs, with single spaces."""
     folded = unicodedata.normalize("NFKC", prompt).casefold()
-    return " ".join(folded.translate(_KEPT).split())
+    return " ".join(folded.translate(_NORMALIZED).split())
 
 
 def split_held_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[Indices, Indices]:
-    """Splits into training and held-out examples, each in the order given.
+    """Split examples into training and held-out ones.
 
     Args:
         examples: All examples.
-        rows: Rows to hold out; a fifth of all at most, and fewer where whole groups don't add up to it.
-        seed: Chooses the groups.
+        rows: Number of rows to hold out; at most a fifth of all, and fewer if whole groups don't add up to it.
+        seed: Seed that chooses the groups.
 
     Returns:
-        The places of (training, held out).
+        The indices of the training and of the held-out examples, in order.
     """
     import numpy
 
     limit = min(rows, int(len(examples) * MAX_HELD_OUT_FRACTION))
-    order, begins = _grouped(_digests((f"{seed}/{normalize_prompt(one.prompt())}" for one in examples), len(examples)))
-    chosen, number = numpy.zeros(len(examples), dtype=bool), 0
-    for begin, end in pairwise(begins):
+    keys = (f"{seed}/{normalize_prompt(example.prompt())}" for example in examples)
+    order, bounds = _group(_hash(keys, len(examples)))
+    is_held_out = numpy.zeros(len(examples), dtype=bool)
+    number = 0
+    for begin, end in pairwise(bounds):
         if number == limit:
             break
         if number + end - begin <= limit:
-            chosen[order[begin:end]] = True
+            is_held_out[order[begin:end]] = True
             number += end - begin
-    return numpy.flatnonzero(~chosen), numpy.flatnonzero(chosen)
+    return numpy.flatnonzero(~is_held_out), numpy.flatnonzero(is_held_out)
 
 
 def exclude_prompts(examples: Sequence[Example], held_out: Sequence[Example]) -> Indices:
-    """The places of the examples whose prompts do not stand in `held_out`."""
+    """Return the indices of the examples whose prompts are not in `held_out`."""
     import numpy
 
-    prompts, gone = (
-        _digests((normalize_prompt(one.prompt()) for one in side), len(side)) for side in (examples, held_out)
-    )
-    return numpy.flatnonzero(~numpy.isin(prompts, gone))
+    prompts = _hash((normalize_prompt(example.prompt()) for example in examples), len(examples))
+    excluded = _hash((normalize_prompt(example.prompt()) for example in held_out), len(held_out))
+    return numpy.flatnonzero(~numpy.isin(prompts, excluded))
 
 
 def sample_rows(examples: Sequence[Example], rows: int, seed: int) -> Indices:
-    """The places of `rows` of the examples, chosen by the seed, in the order given."""
+    """Return the indices of a random sample of the examples, in order."""
     import numpy
 
-    keys = _digests((f"{seed}/{place}/{one.prompt()}" for place, one in enumerate(examples)), len(examples))
-    return numpy.sort(numpy.argsort(keys, kind="stable")[:rows])
+    keys = (f"{seed}/{index}/{example.prompt()}" for index, example in enumerate(examples))
+    return numpy.sort(numpy.argsort(_hash(keys, len(examples)), kind="stable")[:rows])
 
 
 def count_duplicates(examples: Sequence[Example]) -> int:
-    """How many examples repeat an earlier one, prompt and answer alike."""
-    keys = _digests((f"{normalize_prompt(one.prompt())}\0{one.answer()}" for one in examples), len(examples))
-    return len(examples) - (len(_grouped(keys)[1]) - 1)
+    """Return the number of examples with the same prompt and answer as an earlier one."""
+    keys = (f"{normalize_prompt(example.prompt())}\0{example.answer()}" for example in examples)
+    bounds = _group(_hash(keys, len(examples)))[1]
+    return len(examples) - (len(bounds) - 1)
 
 
 def select_distinct(examples: Sequence[Example]) -> Indices:
-    """The places of examples of which no two say the same, the last of each kind in the place of the first."""
+    """Return the indices of examples without repeats; the last of identical ones takes the position of the first."""
     import numpy
 
-    contents = (repr((one.turns, one.text, one.tools, one.completion)) for one in examples)
-    order, begins = _grouped(_digests(contents, len(examples)))
-    first, last = order[begins[:-1]], order[begins[1:] - 1]
+    keys = (repr((example.turns, example.text, example.tools, example.completion)) for example in examples)
+    order, bounds = _group(_hash(keys, len(examples)))
+    first, last = order[bounds[:-1]], order[bounds[1:] - 1]
     return last[numpy.argsort(first)]
 
 
 def hash_prompts(examples: Sequence[Example]) -> PromptHashes:
-    """What is asked anywhere in the examples, for `unseen`."""
-    return _digests(normalize_prompt(prompt) for one in examples for prompt in one.prompts())
+    """Return the hashes of all prompts of the examples, one for each answer, for `select_unseen`."""
+    return _hash(normalize_prompt(prompt) for example in examples for prompt in example.prompts())
 
 
 def select_unseen(examples: Sequence[Example], seen: PromptHashes) -> Indices:
-    """The places of the examples that ask nothing of what was `seen`."""
+    """Return the indices of the examples without a prompt in `seen`."""
     import numpy
 
-    owners = numpy.repeat(numpy.arange(len(examples)), [len(one.prompts()) for one in examples])
+    owners = numpy.repeat(numpy.arange(len(examples)), [len(example.prompts()) for example in examples])
     return numpy.setdiff1d(numpy.arange(len(examples)), owners[numpy.isin(hash_prompts(examples), seen)])
 
 
-def _digests(keys: Iterable[str], number: int = -1) -> PromptHashes:
-    """Sixteen bytes for each of `number` keys (-1: as many as come): two keys that differ never share them."""
+def _hash(keys: Iterable[str], number: int = -1) -> PromptHashes:
+    """Return a 16-byte hash of each key; `number` is the number of keys, -1 if unknown."""
     import numpy
 
     digests = (blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest() for key in keys)
     return numpy.fromiter(digests, dtype="S16", count=number)
 
 
-def _grouped(digests: PromptHashes) -> tuple[Indices, Indices]:
-    """Places in the order of their digests, and where in it each group of equal ones begins, with the end behind."""
+def _group(hashes: PromptHashes) -> tuple[Indices, Indices]:
+    """Return the indices in the order of their hashes, and the bounds of the groups of equal hashes in that order."""
     import numpy
 
-    order = numpy.argsort(digests, kind="stable")
-    ordered = digests[order]
+    order = numpy.argsort(hashes, kind="stable")
+    ordered = hashes[order]
     begins = 1 + numpy.flatnonzero(ordered[1:] != ordered[:-1])
-    return order, numpy.unique(numpy.concatenate([[0], begins, [len(digests)]]))
+    return order, numpy.unique(numpy.concatenate([[0], begins, [len(hashes)]]))
 
 
-def _kept(letter: str) -> str:
-    """Letters, their marks and digits; signs of arithmetic and money as words of their own (3+5 is not 3*5)."""
+def _normalize_letter(letter: str) -> str:
+    """Return letters, marks and digits unchanged, signs of arithmetic and money as words, others as a space."""
     category = unicodedata.category(letter)
     if letter.isalnum() or category.startswith("M"):
         return letter
     return f" {letter} " if category in ("Sm", "Sc") or letter in "*/%^" else " "
 
 
-class _Kept(dict[int, str]):
-    """`_kept` of each letter, by its number; worked out once."""
+class _NormalizedLetters(dict[int, str]):
+    """Code point to `_normalize_letter`, computed once for each."""
 
-    def __missing__(self, letter: int) -> str:
-        self[letter] = kept = _kept(chr(letter))
-        return kept
+    def __missing__(self, code_point: int) -> str:
+        self[code_point] = normalized = _normalize_letter(chr(code_point))
+        return normalized
 
 
-_KEPT = _Kept()
+_NORMALIZED = _NormalizedLetters()

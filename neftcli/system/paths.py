@@ -11,6 +11,8 @@ from pathlib import Path
 
 MAX_NAMES = 2000
 """Names of a folder that are compared; more take seconds."""
+MIN_SIMILARITY = 0.7
+"""Similarity of names (difflib) from which one is suggested in place of another."""
 
 
 def exists(path: Path) -> bool:
@@ -65,7 +67,7 @@ def closest_path(path: Path, others: Iterable[str] = (), endings: Collection[str
         others: Names that are not paths and are suggested as well.
         endings: Suggest files only with one of these endings or that of `path`; if empty, with any.
     """
-    similar_names = get_close_matches(str(path), others, n=1)
+    similar_names = get_close_matches(str(path), others, n=1, cutoff=MIN_SIMILARITY)
     if similar_names:
         return similar_names[0]
     closest = Path(path.anchor)
@@ -78,7 +80,7 @@ def closest_path(path: Path, others: Iterable[str] = (), endings: Collection[str
             names = [item.name for item in islice(closest.iterdir(), MAX_NAMES)]
         if endings and part == path.name:
             names = [name for name in names if Path(name).suffix in (*endings, path.suffix)]
-        similar = get_close_matches(part, names, n=1)
+        similar = get_close_matches(part, names, n=1, cutoff=MIN_SIMILARITY)
         if not similar:
             return ""
         closest /= similar[0]

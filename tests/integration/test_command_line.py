@@ -140,7 +140,7 @@ def test_train_with_bad_input_leaves_nothing(neft: Neft, tmp_path: Path, monkeyp
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "reply": "b"}\n')
     result = neft("train", "--dataset", "rows.jsonl")
     assert result.code == 2
-    assert "rows.jsonl, line 1: the columns fit no known layout\n  got      question, reply" in result.err
+    assert "rows.jsonl, line 1: the columns fit no known row format\n  got      question, reply" in result.err
     assert sorted(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
 
 

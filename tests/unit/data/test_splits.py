@@ -296,4 +296,4 @@ def test_rows_that_ask_what_was_seen_anywhere_in_a_conversation(texts: list[str]
 def test_letters_are_looked_up_as_they_are_judged_one_by_one(text: str) -> None:
     """The table of letters is filled as they come."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    assert normalize_prompt(text) == " ".join("".join(splits._kept(letter) for letter in folded).split())
+    assert normalize_prompt(text) == " ".join("".join(splits._normalize_letter(letter) for letter in folded).split())
