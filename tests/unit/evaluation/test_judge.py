@@ -357,7 +357,7 @@ def test_what_can_be_asked_passes(chosen: Judge) -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (replace(FINE, model=None), "evaluation.judge.model: a judge needs the name"),
+        (replace(FINE, model=None), "evaluation.judge.model: the judge needs a model name"),
         (replace(FINE, base_url=None), "evaluation.judge.base_url: a judge needs a server"),
         (Judge(prompt=str(BUILT_IN_PROMPT)), "evaluation.judge.base_url: a judge needs a server"),
         *[
@@ -385,7 +385,7 @@ def test_what_cannot_be_asked_is_told(chosen: Judge, message: str) -> None:
         (b"$instruction $$answer_a $answer_b", ["placeholders are missing\n  got      $answer_a\n"]),
         (b"$instruction $answer_a $answer_b $answer_c", ["unknown placeholder\n  got      $answer_c\n"]),
         (b"$instruction $answer_a $answer_b for 5$ ", ["$ must start a placeholder"]),
-        (b"5$ $answer $answer_a", ["a $ begins", "are missing", "no such placeholder"]),
+        (b"5$ $answer $answer_a", ["must start a placeholder", "are missing", "unknown placeholder"]),
     ],
 )
 def test_a_prompt_that_cannot_be_used_is_told(content: bytes | None, messages: list[str], tmp_path: Path) -> None:
