@@ -402,7 +402,7 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How answers are generated."""
+    """Generation of answers."""
 
     max_new_tokens: Annotated[Count, Option("Maximum length of an answer in tokens")] = 256
     repetition_penalty: Annotated[Positive, Option("Repetition penalty; 1 is none, the authors used 1.2")] = 1.2
@@ -490,7 +490,7 @@ class Evaluation:
     per_device_eval_batch_size: Annotated[
         Count, Option("Rows per batch when measuring loss", details="On OOM the batch size is halved.")
     ] = 16
-    generation: Annotated[Generation, Option("How answers are generated")] = field(default_factory=Generation)
+    generation: Annotated[Generation, Option("Generation of answers")] = field(default_factory=Generation)
     judge: Annotated[Judge, Option("Model that compares answers")] = field(default_factory=Judge)
     tasks: Annotated[
         tuple[Name, ...],
