@@ -1,4 +1,4 @@
-"""Makes docs/demo.svg: runs `neft train` in a real terminal (tmux) and keeps what stands on it at the end.
+"""Make docs/demo.svg: run `neft train` in a terminal (tmux) and save the final screen as SVG.
 
 python docs/capture.py [--command "neft train"] [--width 100] [--height 60]
 """
@@ -21,12 +21,12 @@ DONE = "capture-is-done"
 
 
 def tmux(*arguments: str) -> str:
-    """Runs a tmux command and returns what it prints."""
+    """Run a tmux command and return its output."""
     return subprocess.run(["tmux", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def save_picture(screen: str, width: int, title: str, file: Path) -> None:
-    """Writes what stands on a terminal, with its escapes, as SVG."""
+    """Write a screen with its escape sequences as SVG."""
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(screen))
     svg = console.export_svg(title=title)
@@ -35,7 +35,7 @@ def save_picture(screen: str, width: int, title: str, file: Path) -> None:
 
 
 def main() -> None:
-    """Runs the command, waits for its end and writes the picture."""
+    """Run the command, wait for its end and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--command", default=f"{Path(sys.executable).parent / 'neft'} train")
     parser.add_argument("--title", default="neft train")
