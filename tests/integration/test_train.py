@@ -28,7 +28,7 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from neftcli.data import record_batches
+from neftcli.data import dataset
 from neftcli.recipe.loading import load_recipe
 from neftcli.runs.checkpoints import Checkpoints
 from tests.conftest import Result, events, keep_nfs_files, neft_process, quick_arguments
@@ -124,11 +124,11 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
 ) -> None:
     """To the bit, in its records, too; where the file can't be, nothing is started."""
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(record_batches, "BATCH_ROWS", 7)
+    monkeypatch.setattr(dataset, "BATCH_ROWS", 7)
     arguments = [*quick, "--set", f"training.batching={batching}"]
     assert neft(*arguments).code == 0
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(record_batches, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(dataset, "MAX_BYTES_IN_MEMORY", 0)
     assert neft(*arguments).code == 0
     assert list((tmp_path / "cache").iterdir()) == []
     memory, file = (tmp_path / "runs" / name for name in ("tiny-a5-s0", "tiny-a5-s0-2"))
