@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from neftcli.evaluation.loss import RowLoss
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
-    from neftcli.runs.schemas import TrainingState, UnloggedSums
+    from neftcli.runs.schemas import BaseMeasurements, TrainingState, UnloggedSums
 
 MEASUREMENT_SETTINGS = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
 """Options of what is measured before and after training, which must be the same for a comparison."""
@@ -77,6 +77,12 @@ class BaseEvaluation:
     answers: list[str]
     evaluation_seconds: float = 0.0
     answer_seconds: float = 0.0
+
+    @classmethod
+    def restore(cls, saved: BaseMeasurements) -> BaseEvaluation:
+        """Restore the measurements that a checkpoint kept."""
+        evaluated = Evaluated(**saved["evaluated"])
+        return cls(evaluated, saved["answers"], saved["evaluation_seconds"], saved["answer_seconds"])
 
 
 @dataclass

@@ -33,7 +33,7 @@ from neftcli.events import (
 from neftcli.models.adapters import adapter_notices, validate_adapter
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.baseline import find_paired_run
-from neftcli.runs.checkpoints import Checkpoints
+from neftcli.runs.checkpoints import Checkpoint, Checkpoints
 from neftcli.runs.directory import METRICS, RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system import distributed
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from neftcli.evaluation.loss import RowLoss
-    from neftcli.neftune import Noise, Strength
+    from neftcli.neftune import Noise
     from neftcli.recipe.schema import Recipe
     from neftcli.training.trainer import NeftTrainer
 
@@ -197,7 +197,10 @@ class _Run:
 
         # Measure the base model.
         with self.stop.interruptible():
-            base = self._restore_base() if self._checkpoint else self._measure_base(evaluator, assets, model)
+            if self._checkpoint:
+                base = self._restore_base(self._checkpoint)
+            else:
+                base = self._measure_base(evaluator, assets, model)
 
         # Train.
         self.notify(Phase(PhaseId.PREPARING_TRAINER))
@@ -241,19 +244,19 @@ class _Run:
         return hashes
 
     @property
-    def _checkpoint(self) -> Any:
+    def _checkpoint(self) -> Checkpoint | None:
         return self.resume.checkpoint if self.resume else None
 
-    def _restore_base(self) -> BaseEvaluation:
+    def _restore_base(self, checkpoint: Checkpoint) -> BaseEvaluation:
         """Return the base model's measurements of the checkpoint, and remove what was measured after it."""
-        saved = self._checkpoint.progress
+        saved = checkpoint.progress
         evaluated_step = saved["evaluated"]["step"] if saved["evaluated"] else 0
-        damaged = self.directory.rewind(self._checkpoint.step, evaluated_step)
+        damaged = self.directory.rewind(checkpoint.step, evaluated_step)
         if damaged:
             self.notify(Notice(f"{METRICS}: {damaged} damaged line{'s' if damaged > 1 else ''} removed"))
-        evaluated = Evaluated(**saved["base"]["evaluated"])
-        self.observer.notify(evaluated)  # it is in metrics.jsonl already
-        return BaseEvaluation(**{**saved["base"], "evaluated": evaluated})
+        base = BaseEvaluation.restore(saved["base"])
+        self.observer.notify(base.evaluated)  # it is in metrics.jsonl already
+        return base
 
     def _measure_base(self, evaluator: Evaluator, assets: Assets, model: PreTrainedModel) -> BaseEvaluation:
         """Measure the base model, unless a run with the same assets did so before."""
@@ -373,7 +376,7 @@ class _Run:
         from neftcli.neftune import Strength
 
         settings = self.recipe.neftune
-        strength: Strength = Strength(0.0, 1.0, 1.0, 0.0, 1.0)
+        strength = Strength(0.0, 1.0, 1.0, 0.0, 1.0)
         if settings.alpha > 0:
             strength = trainer.measure_noise(noise)
         self.notify(

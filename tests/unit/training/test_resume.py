@@ -26,7 +26,7 @@ def test_run_state_round_trip() -> None:
     restored.restore(saved)
     assert (restored.evaluated, restored.evaluated_step) == (Evaluated(6, 1.0, 1.5), 6)
     assert restored.unlogged == state.unlogged
-    assert BaseEvaluation(**{**saved["base"], "evaluated": Evaluated(**saved["base"]["evaluated"])}) == BASE
+    assert BaseEvaluation.restore(saved["base"]) == BASE
     restored.last_evaluation = Evaluation(Evaluated(8, 0.5, 0.5), ())
     assert restored.evaluated_step == 8
 
