@@ -1,4 +1,4 @@
-"""Where the turns of a conversation stand in what a chat template renders."""
+"""Positions of a conversation's turns in its rendering, found by marks around their contents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from neftcli.data.example import Example
 
 MARK = 0xF8000
-"""First of the private characters that are put around each turn's content to find it in what a template renders."""
+"""First of the private-use characters around each turn's content by which it is found in a rendering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class _Found:
     """Marks in a rendering.
 
     Attributes:
-        once: Number of a mark to the character at which it stands, of those that are there once.
-        seen: Numbers of all marks that are there.
-        known: The marks change nothing else that the template writes.
+        once: Number of a mark to its position, for the marks that occur once.
+        seen: Numbers of all marks in the rendering.
+        known: The marks change nothing else in the rendering.
     """
 
     once: dict[int, int]
@@ -33,16 +33,16 @@ class _Found:
 
 
 class Marks:
-    """Where the turns of a conversation stand in its rendering.
+    """Positions of the turns of a conversation in its rendering.
 
-    It is rendered once more with a private character on each side of every content, if anything asks. Nothing is known
-    if that changes what the template writes.
+    The conversation is rendered once more with a private-use character on each side of every content, when a position
+    is first needed. No position is known if that changes anything else in the rendering.
 
     Args:
         chat: The format that renders it.
         example: The conversation.
         text: Its rendering.
-        turns: How many of its turns were rendered, up to a prompt to answer; None if all were.
+        turns: Number of turns that were rendered; None for all.
     """
 
     def __init__(self, chat: ChatFormat, example: Example, text: str, turns: int | None = None) -> None:
@@ -52,7 +52,7 @@ class Marks:
     def _found(self) -> _Found:
         try:
             marked = self._chat.marked(self._example, self._turns, self._turns is not None)
-        except DataError:  # the template looks at the contents, and refuses marked ones
+        except DataError:  # the template examines the contents, and rejects marked ones
             return _Found({}, frozenset(), known=False)
         every_mark = f"[{chr(MARK)}-{chr(MARK + 2 * len(self._example.turns))}]"
         places: dict[int, set[int]] = {}
@@ -64,22 +64,22 @@ class Marks:
 
     @cached_property
     def starts(self) -> dict[int, int]:
-        """Place of a turn to the first character of its content."""
+        """Index of a turn to the first character of its content."""
         return {number // 2: at for number, at in self._found.once.items() if number % 2 == 0}
 
     @cached_property
     def ends(self) -> dict[int, int]:
-        """Place of a turn to the character after its content."""
+        """Index of a turn to the character after its content."""
         return {number // 2: at for number, at in self._found.once.items() if number % 2}
 
     @cached_property
     def missing(self) -> set[int]:
-        """Places of turns whose content isn't rendered."""
+        """Indices of turns whose content is not rendered."""
         places = range(len(self._example.turns[: self._turns]))
         found = self._found
         return {place for place in places if found.known and found.seen.isdisjoint((2 * place, 2 * place + 1))}
 
     @property
     def ends_if_known(self) -> dict[int, int]:
-        """The ends if something has asked for them already."""
+        """The ends, if they have been computed already; else empty."""
         return self.ends if "_found" in self.__dict__ else {}

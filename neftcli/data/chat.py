@@ -1,12 +1,12 @@
-"""Conversations as text: what a chat template renders, which part of it is an answer, and which tokens end one.
+"""Conversations as text: rendered by a chat template, with the bounds of each answer and its stop tokens.
 
-The bounds of each answer are read, in this order, from
+The bounds of each answer are read from the first of these that exists:
 1. the `{% generation %}` blocks of TRL's training template, if TRL has one for the model's chat template;
 2. the `{% generation %}` blocks of the model's own template;
 3. the conversation rendered up to each answer, and the answer's text in the whole.
 
-Training uses TRL's training template, which renders earlier turns the way they were answered. Prompts to generate from
-use the model's own template, as any other program that loads the model does.
+Training uses TRL's training template, which renders earlier turns as they were answered. Prompts for generation use the
+model's own template, as any other program that loads the model does.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ Block = tuple[int, int]
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
-"""Texts that no template writes by itself."""
+"""Texts that occur in no template."""
 THINK, THINK_END = "<think>", "</think>"
 THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
 WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
 PROMPT_DIFFERS = "the text before the last answer differs from the prompt that generation starts from"
 OTHER_TEMPLATE = "--chat-template chatml"
-MOST_SHOWN = 150  # letters of a rendering
+MAX_SHOWN = 150
+"""Maximum characters of a rendering in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ class Answer:
 
     Attributes:
         turn: Index of the turn.
-        start: Character at which generation begins.
+        start: First character that generation writes.
         end: Character after the answer and its stop token.
-        learned: Its tokens carry loss.
+        learned: The answer carries loss.
     """
 
     turn: int
@@ -72,9 +73,9 @@ class Rendering:
     """A conversation, rendered for training.
 
     Attributes:
-        text: What is tokenised; special tokens in the data are private characters (see `quoting.py`).
+        text: The text; special tokens in the data are escaped (`SpecialTokenEscaper`).
         answers: The assistant turns, in order.
-        remarks: What the template does to earlier turns.
+        remarks: Remarks on how the template renders earlier turns.
     """
 
     text: str
@@ -83,14 +84,14 @@ class Rendering:
 
 
 class ChatFormat:
-    """A tokenizer with its chat template and the tokens that end an answer.
+    """Tokenizer with its chat template and the tokens that end an answer.
 
     Args:
-        tokenizer: With its chat template; without one it is for plain text only.
+        tokenizer: The tokenizer; without a chat template it is for plain text only.
         declared_stops: Token ids that the model's generation_config.json or config.json names as `eos_token_id`.
         name: The template's name, for messages.
-        reasoning: "learn" keeps the reasoning in answers, "drop" leaves it out.
-        chats: The rows are conversations; without it the tokenizer's chat template is not used.
+        reasoning: "learn" keeps the reasoning in answers, "drop" removes it.
+        chats: The rows are conversations; otherwise the chat template is not used.
 
     Attributes:
         stop_token_ids: Ids of the tokens that end an answer: EOS, the declared ones, and what the template writes
@@ -98,7 +99,7 @@ class ChatFormat:
         writes_date: The template writes the current date, which `TEMPLATE_DATE` replaces.
 
     Raises:
-        ModelError: The template can't be compiled, or leaves questions or answers out.
+        ModelError: The template can't be compiled, or does not render questions or answers.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class ChatFormat:
             if answer_stop is not None:
                 self._ending = self._added[answer_stop]
 
-    # What the tokenizer does
+    # The tokenizer
 
     @cached_property
     def continuation(self) -> ContinuationEncoder:
@@ -138,7 +139,7 @@ class ChatFormat:
 
     @cached_property
     def prefix(self) -> list[int]:
-        """The token ids that the tokenizer puts before every text; mostly a BOS token or nothing."""
+        """Token ids that the tokenizer puts before every text: usually a BOS token or nothing."""
         bare: list[int] = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         whole: list[int] = self.tokenizer("a")["input_ids"]
         return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])
@@ -148,46 +149,48 @@ class ChatFormat:
         """The stop tokens as text."""
         return tuple(str(text) for text in self.tokenizer.convert_ids_to_tokens(sorted(self.stop_token_ids)))
 
-    # What the template renders
+    # Rendering
 
     def render_prompt(self, example: Example) -> str:
-        """The text that generation starts from: all before the last answer, by the model's own template."""
+        """Return the text that generation starts from: all before the last answer, by the model's own template."""
         asked = len(example.turns) - bool(example.answer())
         return self._render(self._own, example, asked, add_generation_prompt=True)[0]
 
     def render(self, example: Example, loss_on: LossOn = "auto") -> Rendering:
-        """The conversation as it is trained on.
+        """Render a conversation for training.
 
         Args:
             example: A conversation.
             loss_on: The recipe's `data.loss_on`.
 
         Raises:
-            DataError: The template can't render this conversation, or leaves a part of it out.
+            DataError: The template rejects this conversation, or leaves a part of it out.
             ModelError: The start of an answer can't be located.
         """
         text, blocks = self._render(self._training, example)
         marks = Marks(self, example, text)
         self._require_rendered(text, example, marks)
         places = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
-        blocks = _one_each(blocks, len(places))
+        blocks = _assign_blocks(blocks, len(places))
         answers: list[Answer] = []
         for number, place in enumerate(places):
             begin = answers[-1].end if answers else 0
             before = self._render(self._training, example, place, add_generation_prompt=True)[0]
-            start, end = self._answer(text, before, example, place, blocks[number] if blocks else None, begin, marks)
+            start, end = self._locate_answer(
+                text, before, example, place, blocks[number] if blocks else None, begin, marks
+            )
             answers.append(Answer(place, start, end, _is_learned(example, place, places, loss_on)))
         last = answers[-1]
         if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_tokens):
             text = text[: last.end] + self._ending
             answers[-1] = Answer(last.turn, last.start, len(text), last.learned)
         prompt = before if self._training == self._own else self.render_prompt(example)
-        return Rendering(text, tuple(answers), tuple(self._remarks(text, prompt, example, answers)))
+        return Rendering(text, tuple(answers), tuple(self._collect_remarks(text, prompt, example, answers)))
 
-    def _answer(
+    def _locate_answer(
         self, text: str, before: str, example: Example, place: int, block: Block | None, begin: int, marks: Marks
     ) -> Block:
-        """The first character of an answer and the one after its stop token.
+        """Return the first character of an answer and the one after its stop token.
 
         Args:
             text: The whole conversation, rendered.
@@ -196,11 +199,11 @@ class ChatFormat:
             place: Index of the answer's turn.
             block: Its generation block, if the template marks them.
             begin: End of the answer before it.
-            marks: Places of the turns in the whole.
+            marks: Positions of the turns in the text.
         """
         turn = example.turns[place]
         shared = _shared_prefix(before, text)
-        visible = self._visible(turn, text)
+        visible = self._visible_content(turn, text)
         limit = len(text)
         if block is not None:
             limit = block[1]
@@ -219,7 +222,7 @@ class ChatFormat:
             if shared >= asked_end:
                 start = shared
             else:
-                start = self._after_header(text, before, example, place, begin, visible, marks)
+                start = self._locate_after_header(text, before, example, place, begin, visible, marks)
             limit = self._next_turn(text, example, place, start, visible, marks)
         at = text.find(visible, start, limit) if visible else start
         after = at + len(visible) if at >= 0 else start
@@ -235,7 +238,7 @@ class ChatFormat:
         return start, start + len(text[start:limit].rstrip())
 
     def _next_turn(self, text: str, example: Example, place: int, start: int, visible: str, marks: Marks) -> int:
-        """The latest start of the turn after an answer, if the template renders turns depending on later ones."""
+        """Return the latest start of the next turn, if the template renders turns depending on later ones."""
         if place + 1 in marks.starts:
             return marks.starts[place + 1]
         after = text.find(visible, start) + len(visible) if visible else start
@@ -244,13 +247,13 @@ class ChatFormat:
                 return at
         return len(text)
 
-    def _after_header(
+    def _locate_after_header(
         self, text: str, before: str, example: Example, place: int, begin: int, visible: str, marks: Marks
     ) -> int:
-        """The start of an answer if the template renders earlier turns depending on later ones.
+        """Return the start of an answer if the template renders earlier turns depending on later ones.
 
         Raises:
-            ModelError: The text between question and answer isn't found in the whole.
+            ModelError: The text between question and answer can't be located.
         """
         asked = self.special_tokens.escape(example.turns[place - 1].content) if place else ""
         header = before[before.rfind(asked) + len(asked) :] if asked and asked in before else ""
@@ -270,13 +273,13 @@ class ChatFormat:
             )
         return at + len(header)
 
-    def _visible(self, turn: Turn, text: str) -> str:
-        """The part of an answer's content that the template renders: all of it, or what follows its reasoning."""
+    def _visible_content(self, turn: Turn, text: str) -> str:
+        """Return the rendered part of an answer: all of its content, or what follows the reasoning."""
         content = self._content(turn)
         return content if content in text else content.rpartition(THINK_END)[2].strip()
 
     def _content(self, turn: Turn) -> str:
-        """A turn's content as the template is given it."""
+        """Return a turn's content in the form that is passed to the template."""
         content = turn.content
         if turn.role == "assistant":
             while content.endswith(self.stop_tokens):  # the template writes the stop token
@@ -289,7 +292,7 @@ class ChatFormat:
     def _messages(
         self, turns: Sequence[Turn], *, arguments_as_text: bool = False, marked: bool = False
     ) -> list[dict[str, Any]]:
-        """The turns as a template takes them; if `marked`, with a private character on each side of their contents."""
+        """Return the turns as messages; if `marked`, with a private-use character on each side of every content."""
         knows_input = "['input']" in self._own
         messages = []
         for place, turn in enumerate(turns):
@@ -316,7 +319,7 @@ class ChatFormat:
         return messages
 
     def marked(self, example: Example, turns: int | None, add_generation_prompt: bool) -> str:
-        """The first `turns` turns as training renders them, with a private character on each side of their contents."""
+        """Render the first `turns` turns for training, with a private-use character on each side of their contents."""
         return self._render(self._training, example, turns, add_generation_prompt, marked=True)[0]
 
     def _render(
@@ -328,11 +331,11 @@ class ChatFormat:
         *,
         marked: bool = False,
     ) -> tuple[str, list[Block]]:
-        """The first `turns` turns as text, all of them if None, and the template's generation blocks.
+        """Render the first `turns` turns, or all of them if None; also return the template's generation blocks.
 
         Raises:
-            DataError: The template refuses the conversation.
-            ModelError: The template is no Jinja.
+            DataError: The template rejects the conversation.
+            ModelError: The template is not valid Jinja.
         """
         from jinja2 import TemplateError, TemplateSyntaxError
 
@@ -349,7 +352,7 @@ class ChatFormat:
         except TemplateSyntaxError as error:
             raise ModelError(
                 Problem(
-                    f"model.chat_template: this is no Jinja template: {error.message}",
+                    f"model.chat_template: not a valid Jinja template: {error.message}",
                     f"line {error.lineno}",
                     OTHER_TEMPLATE,
                 )
@@ -358,7 +361,7 @@ class ChatFormat:
             roles = ", ".join(turn.role for turn in example.turns)
             hint = WITH_TOOLS if "tool" in roles or example.tools else OTHER_TEMPLATE
             raise DataError(
-                Problem(f"{example.location}: the chat template refuses this conversation: {error}", roles, hint)
+                Problem(f"{example.location}: the chat template rejects this conversation: {error}", roles, hint)
             ) from None
 
     def _rendered(
@@ -376,7 +379,7 @@ class ChatFormat:
         )
         return str(text), [(int(start), int(end)) for start, end in blocks[0]] if blocks else []
 
-    # Whether all of a conversation is rendered
+    # Checks that all of a conversation is rendered
 
     def _require_rendered(self, text: str, example: Example, marks: Marks) -> None:
         """Check that the rendering contains every turn's text.
@@ -389,29 +392,29 @@ class ChatFormat:
             self._require(text, names, example.location, "the tools of a row", WITH_TOOLS)
         for index, turn in enumerate(example.turns):
             self._require_content(text, turn, f"{example.location}, turn {index + 1}")
-        # A text that stands elsewhere as well, in another turn or in the template's own words, is looked for by place.
-        contents = [_plain(self._content(turn)) for turn in example.turns]
-        everything = "\n".join((self._words, *contents, *(_plain(turn.context) for turn in example.turns)))
+        # A text that also occurs in a different turn or in the template is located by its marks.
+        contents = [_normalize(self._content(turn)) for turn in example.turns]
+        everything = "\n".join((self._template_text, *contents, *(_normalize(turn.context) for turn in example.turns)))
         for index, content in enumerate(contents):
             if content and everything.count(content) > 1 and index in marks.missing:
                 turn, location = example.turns[index], f"{example.location}, turn {index + 1}"
-                self._refuse_turn(turn, location)
+                self._reject_turn(turn, location)
 
     @cached_property
-    def _words(self) -> str:
-        """What the template writes by itself around a conversation."""
+    def _template_text(self) -> str:
+        """Text that the template writes around a conversation."""
         longer = Example(
             (Turn("system", ARGUMENT), *_PROBE, Turn("user", ARGUMENT), Turn("assistant", ARGUMENT)), "", ""
         )
         for example in (longer, Example(_PROBE, "", "")):
             try:
-                return _plain(self._render(self._training, example, add_generation_prompt=True)[0])
+                return _normalize(self._render(self._training, example, add_generation_prompt=True)[0])
             except DataError:  # it has no system turn
                 continue
         return ""
 
-    def _remarks(self, text: str, prompt: str, example: Example, answers: Sequence[Answer]) -> list[str]:
-        """Remarks on how a conversation is rendered.
+    def _collect_remarks(self, text: str, prompt: str, example: Example, answers: Sequence[Answer]) -> list[str]:
+        """Return remarks on how a conversation is rendered.
 
         Raises:
             DataError: Tool calls or the last answer's reasoning are left out.
@@ -426,16 +429,16 @@ class ChatFormat:
                 names = [str(name) for call in calls for name in (call.get("name", ""), *_keys(call.get("arguments")))]
                 self._require(shown, names, location, "tool calls", WITH_TOOLS)
             thought = turn.reasoning if self._reasoning == "learn" else ""
-            if thought and not _stands_in(self.special_tokens.escape(thought), shown):
+            if thought and not _contains(shown, self.special_tokens.escape(thought)):
                 if answer is last or not re.search("reasoning|thinking", self._training):
                     hint = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
                     self._require(shown, [thought], location, "an answer's reasoning", hint)
                 forgotten += 1
             thought = content.rpartition(THINK_END)[0].removeprefix(THINK).strip()
-            if thought and content not in text and not _stands_in(thought, shown):
+            if thought and content not in text and not _contains(shown, thought):
                 if answer is last:
                     hint = "--set data.reasoning=drop" if content.startswith(THINK) else OTHER_TEMPLATE
-                    self._refuse(self.special_tokens.unescape(thought), location, "an answer's reasoning", hint)
+                    self._reject(self.special_tokens.unescape(thought), location, "an answer's reasoning", hint)
                 forgotten += 1
         remarks = []
         if forgotten:
@@ -449,37 +452,37 @@ class ChatFormat:
         content = self._content(turn)
         visible = content.rpartition(THINK_END)[2] if turn.role == "assistant" else content
         spellings = (content, visible.strip(), json.dumps(content, ensure_ascii=False)[1:-1])
-        if not any(_stands_in(spelling, text) for spelling in spellings):
-            self._refuse_turn(turn, location)
+        if not any(_contains(text, spelling) for spelling in spellings):
+            self._reject_turn(turn, location)
         if visible != content and content not in text:
             hint = f"{OTHER_TEMPLATE}, or rows whose answers have {THINK} at their beginning alone"
             for said in THINKING.split(content):
-                if THINK_END not in said and not _stands_in(said.strip(), text):
-                    self._refuse(
+                if THINK_END not in said and not _contains(text, said.strip()):
+                    self._reject(
                         self.special_tokens.unescape(said.strip()), location, f"an answer's text before {THINK}", hint
                     )
         if turn.context:
             self._require(text, [turn.context], location, "the input", OTHER_TEMPLATE)
 
-    def _refuse_turn(self, turn: Turn, location: str) -> NoReturn:
-        """Raises the error of a template that leaves a turn out."""
+    def _reject_turn(self, turn: Turn, location: str) -> NoReturn:
+        """Raise the error of a template that leaves a turn out."""
         role = {"assistant": "answer", "user": "question"}.get(turn.role, f"{turn.role} turn")
-        self._refuse(turn.content, location, f"the {role}", OTHER_TEMPLATE)
+        self._reject(turn.content, location, f"the {role}", OTHER_TEMPLATE)
 
     def _require(self, text: str, wanted: Iterable[str], location: str, what: str, hint: str) -> None:
-        """Raises the error of a template that leaves one of the wanted texts out."""
-        for one in wanted:
-            if not _stands_in(self.special_tokens.escape(one), text):
-                self._refuse(one, location, what, hint)
+        """Raise an error if the template leaves out one of the wanted texts."""
+        for part in wanted:
+            if not _contains(text, self.special_tokens.escape(part)):
+                self._reject(part, location, what, hint)
 
-    def _refuse(self, text: str, location: str, what: str, hint: str) -> NoReturn:
+    def _reject(self, text: str, location: str, what: str, hint: str) -> NoReturn:
         name = self.name or "the chat template"
         raise DataError(Problem(f"{location}: {name} does not render {what}", text[:60], hint))
 
-    # What is found out about a template once
+    # Properties of the template, determined once
 
     def _find_forms(self) -> tuple[Form, Form]:
-        """The form of content that the template takes, text or a list of parts, in questions and in answers.
+        """Return the form of content that the template takes, text or a list of parts, in questions and in answers.
 
         Raises:
             ModelError: It renders neither.
@@ -512,20 +515,20 @@ class ChatFormat:
         raise ModelError(
             Problem(
                 f"model.chat_template: {self.name or 'this chat template'} does not render a question and its answer",
-                _not_rendered(closest) if renderings else "".join(errors[:1]),
+                _describe_missing(closest) if renderings else "".join(errors[:1]),
                 OTHER_TEMPLATE,
             )
         )
 
     def _stop_after(self, turns: tuple[Turn, ...], mark: str, which: int) -> int | None:
-        """The stop token that the template writes after a text: the first (0) or last (-1) added token there."""
+        """Return the stop token that the template writes after a text: the first (0) or last (-1) added token there."""
         for conversation in (turns, (*turns, Turn("user", QUESTION))):
             if added := self._added_after(conversation, mark):
                 return added[which]
         return None
 
     def _added_after(self, turns: tuple[Turn, ...], mark: str) -> list[int]:
-        """The added tokens that the template writes after a text, up to the next question; of adjacent ones the last.
+        """Return the added tokens after a text, up to the next question; of adjacent ones the last.
 
         Cohere's `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>` is one ending, Phi's `<|end|>` and `<|endoftext|>`, with a line
         break between, are two.
@@ -590,7 +593,7 @@ def load_chat_format(
 def build_chat_format(
     tokenizer: PreTrainedTokenizerBase, declared_stops: Iterable[int], recipe: Recipe, row_format: str, name: str = ""
 ) -> ChatFormat:
-    """The chat format of a recipe's rows with this tokenizer."""
+    """Return the chat format of a recipe's rows with this tokenizer."""
     return ChatFormat(tokenizer, declared_stops, name=name, reasoning=recipe.data.reasoning, chats=row_format != "text")
 
 
@@ -598,21 +601,21 @@ def _parts(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
 
 
-def _not_rendered(text: str) -> str:
-    """What a template changes, leaves out or repeats of a question and its answer, and what it renders."""
+def _describe_missing(text: str) -> str:
+    """Describe which of a question and its answer a template leaves out or repeats, and its rendering."""
     turns = (("the question", QUESTION), ("the last answer", ANSWER))
     missing = [f"{turn} ({content})" for turn, content in turns if content not in text]
     repeated = [f"{turn} ({content})" for turn, content in turns if text.count(content) > 1]
     shown = " ".join(text.split())
-    shown = shown if len(shown) <= MOST_SHOWN else f"...{shown[-MOST_SHOWN:]}"
+    shown = shown if len(shown) <= MAX_SHOWN else f"...{shown[-MAX_SHOWN:]}"
     verb = "are" if len(missing or repeated) > 1 else "is"
     if missing:
-        return f"{' and '.join(missing)} {verb} not in what it renders: {shown}"
-    return f"{' and '.join(repeated)} {verb} repeated in what it renders: {shown}"
+        return f"{' and '.join(missing)} {verb} missing in: {shown}"
+    return f"{' and '.join(repeated)} {verb} repeated in: {shown}"
 
 
-def _one_each(blocks: list[Block], answers: int) -> list[Block]:
-    """Generation blocks, one for each answer; empty if they can't be assigned."""
+def _assign_blocks(blocks: list[Block], answers: int) -> list[Block]:
+    """Return one generation block for each answer; empty if they can't be assigned."""
     if len(blocks) == answers:
         return blocks
     merged: list[Block] = []
@@ -625,10 +628,10 @@ def _one_each(blocks: list[Block], answers: int) -> list[Block]:
 
 
 def _shared_prefix(before: str, text: str) -> int:
-    """Length of the part of the prompt that the text begins with, up to the end of a whole tag or line.
+    """Return the length of the prefix that prompt and text share, up to the end of a whole tag or line.
 
-    A prompt may end in more than training renders, as `<think>` does; a letter that both share there by chance is no
-    part of it.
+    A prompt may end in more than training renders, such as `<think>`; a letter that both share there by chance does not
+    count.
     """
     if text.startswith(before):
         return len(before)
@@ -647,17 +650,17 @@ def _is_learned(example: Example, place: int, places: Sequence[int], loss_on: Lo
     return place >= example.completion if loss_on in ("auto", "completion") else True
 
 
-def _stands_in(wanted: str, text: str) -> bool:
-    return wanted in text or _plain(wanted) in _plain(text)
+def _contains(text: str, wanted: str) -> bool:
+    return wanted in text or _normalize(wanted) in _normalize(text)
 
 
-def _plain(text: str) -> str:
-    """A text to compare, whatever its white space and its capital letters."""
+def _normalize(text: str) -> str:
+    """Return a text without differences in white space and capital letters."""
     return " ".join(text.split()).casefold()
 
 
 def _function(call: Any) -> dict[str, Any]:
-    """The function of a tool or a tool call, with or without its wrapper."""
+    """Return the function of a tool or a tool call, with or without its wrapper."""
     function = call.get("function", call) if isinstance(call, dict) else {}
     return function if isinstance(function, dict) else {}
 

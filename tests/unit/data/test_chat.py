@@ -214,7 +214,7 @@ def test_chat_template_tool_call(name: str) -> None:
 @pytest.mark.parametrize("name", NO_CALLS)
 def test_chat_template_without_tool_calls(name: str) -> None:
     """A call that the template leaves out or refuses is never dropped without a word."""
-    with pytest.raises(DataError, match=r"rows.jsonl, line 1.*(does not render|refuses this conversation)"):
+    with pytest.raises(DataError, match=r"rows.jsonl, line 1.*(does not render|rejects this conversation)"):
         row_of(ChatFormat(tokenizer_for(name)), CALLED)
 
 
@@ -437,27 +437,27 @@ def test_chat_template_that_leaves_questions_out() -> None:
     ("template", "said"),
     [
         (LOOP.format("{{ m['content'] }}").replace("in messages", "in messages[:-1]"),
-         "the last answer (Answermark) is not in what it renders: <user>Questionmark</s>"),
+         "the last answer (Answermark) is missing in: <user>Questionmark</s>"),
         ("{% for m in messages[:-1] %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
-         "the last answer (Answermark) is not in what it renders: user: Questionmark"),
+         "the last answer (Answermark) is missing in: user: Questionmark"),
         (LOOP.format("{{ m['content'] | upper }}"),
-         "the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         "the question (Questionmark) and the last answer (Answermark) are missing in: "
          "<user>QUESTIONMARK</s><assistant>ANSWERMARK</s>"),
         (LOOP.format("{{ m['content'][:8] }}"),
-         "the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         "the question (Questionmark) and the last answer (Answermark) are missing in: "
          "<user>Question</s><assistant>Answerma</s>"),
         (LOOP.format("{{ m['content'] | replace('Answer', 'Reply') }}"),
-         "the last answer (Answermark) is not in what it renders: <user>Questionmark</s><assistant>Replymark</s>"),
+         "the last answer (Answermark) is missing in: <user>Questionmark</s><assistant>Replymark</s>"),
         (LOOP.format("{{ m['content'] | lower if m['role'] == 'user' else m['content'] }}"),
-         "the question (Questionmark) is not in what it renders: <user>questionmark</s><assistant>Answermark</s>"),
+         "the question (Questionmark) is missing in: <user>questionmark</s><assistant>Answermark</s>"),
         (LOOP.format("{{ m['content'] * 2 }}"),
-         "the question (Questionmark) and the last answer (Answermark) are repeated in what it renders: "
+         "the question (Questionmark) and the last answer (Answermark) are repeated in: "
          "<user>QuestionmarkQuestionmark</s><assistant>AnswermarkAnswermark</s>"),
         (LOOP.format(PART.replace("}}{% endfor %}", " | upper }}{% endfor %}")),
-         "the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+         "the question (Questionmark) and the last answer (Answermark) are missing in: "
          "<user></s><assistant></s>"),
         (LOOP.format("{{ m.turn.text }}"), "'dict object' has no attribute 'turn'"),
-        ("x" * 200, f"the question (Questionmark) and the last answer (Answermark) are not in what it renders: "
+        ("x" * 200, f"the question (Questionmark) and the last answer (Answermark) are missing in: "
          f"...{'x' * 150}"),
     ],
 )  # fmt: skip

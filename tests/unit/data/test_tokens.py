@@ -298,7 +298,7 @@ def test_a_template_that_refuses_a_conversation() -> None:
     with pytest.raises(DataError) as raised:
         one(tokenizer, MULTI)
     assert str(raised.value) == (
-        f"{MULTI.location}: the chat template refuses this conversation: System role not supported\n"
+        f"{MULTI.location}: the chat template rejects this conversation: System role not supported\n"
         "  got      system, user, assistant, user, assistant\n"
         "  hint     --chat-template chatml"
     )
