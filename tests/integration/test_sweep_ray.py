@@ -235,7 +235,7 @@ def test_ray_engine_only_evaluates_a_trained_cell(
     assert content is not None
     assert content["metrics"].pop("letters/acc")
     assert content["metrics"] == before[1]["metrics"]
-    assert load_recipe(str(run.path / "recipe.yaml")) == other.recipe
+    assert load_recipe(str(run.path / "recipe.yaml")) == cell.recipe, "the recipe of a run is the one that trained it"
     assert len(list((folder / "cells").iterdir())) == 1
 
 
