@@ -180,7 +180,7 @@ class RunDirectory:
         status = directory.record()["status"]
         if not (path / RECIPE).is_file():
             raise InputError(Problem(f"{path}: this run has no recipe.yaml", f"status {status}", TRAIN_AGAIN))
-        if not any(directory.model.glob("*.safetensors")):
+        if not any(directory.model.rglob("*.safetensors")):  # an index may name a subfolder
             resume = f"neft train --resume {shlex.quote(str(path))}    to finish it"
             hint = TRAIN_AGAIN if status == "finished" else resume
             raise InputError(Problem(f"{path}: this run has no model", f"status {status}", hint))
