@@ -107,7 +107,7 @@ def _open_local(path: Path, split: str, config: str | None, sample_by: str, opti
         raise DataError(Problem("data: rows can't be read from a pipe", str(path), hint))
     if not exists(path):
         if (closed := unsearchable_parent(path)) is not None:
-            message = f"data: this user has no permission to enter {closed}"
+            message = f"data: no permission to open {closed}"
             raise DataError(Problem(message, str(path), "chmod +x on that folder"))
         near = closest_path(path, [BUILTIN, *HUB_ALIASES])
         raise DataError(Problem("data: there is no file or folder of this name", str(path), SOURCE_KINDS, near))
