@@ -151,7 +151,7 @@ def small_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "known"
     folder.mkdir()
     known = lambda built_in: TaskManager(include_defaults=False, include_path=folder)  # noqa: E731
-    monkeypatch.setattr(tasks_module, "_manager", known)
+    monkeypatch.setattr(tasks_module, "_task_manager", known)
     return folder
 
 
@@ -720,7 +720,7 @@ def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch
     own = Path(lm_eval.__file__).parent / "tasks"
     folders = [own / name for name in ("arc", "hellaswag", "humaneval", "mmmu", "mmlu/default")]
     manager = TaskManager(include_defaults=False, include_path=folders)
-    monkeypatch.setattr(tasks_module, "_manager", lambda built_in: manager)
+    monkeypatch.setattr(tasks_module, "_task_manager", lambda built_in: manager)
     check_tasks(["arc_easy", "mmlu", "ai2_arc"])
     assert message(lambda: check_tasks(["arc_easy", "hela_swag", "humaneval", "mmmu_val", "qqqqqq"])) == (
         "evaluation.tasks: lm-evaluation-harness has no task of this name\n"

@@ -124,7 +124,10 @@ def test_assign_name_concurrent() -> None:
 
     def create(_: int) -> str:
         together.wait(timeout=60)
-        return new_run(Path("some/runs"), "run").path.name
+        run = RunDirectory.create(Path("some/runs"), "run")
+        run.write_text("recipe.yaml", "name: run\n")  # a rename would replace an empty folder of that name
+        run.assign_name(Path("some/runs"), "run")
+        return run.path.name
 
     with ThreadPoolExecutor(16) as pool:
         made = sorted(pool.map(create, range(16)))

@@ -268,5 +268,16 @@ def test_what_is_of_the_moment_is_in_no_file(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
     reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), HELD_OUT_LOSS)
     columns = set((tmp_path / "cells.csv").read_text().splitlines()[0].split(","))
-    assert columns == {"key", "arm", "seed", "status", "step", "total_steps", "loss", "run", "problem", "retries"}
+    assert columns == {
+        "key",
+        "arm",
+        "seed",
+        "status",
+        "step",
+        "total_steps",
+        "held_out_loss",
+        "run",
+        "problem",
+        "retries",
+    }
     assert {*json.loads((tmp_path / "sweep.json").read_text())["cells"][0]} == columns
