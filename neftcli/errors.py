@@ -4,7 +4,8 @@ NeftError                     1   base class
 ├── InputError                2   the input is invalid; nothing was started
 │   ├── RecipeError               a recipe file, --set or a flag
 │   ├── DataError                 a data file, row or column
-│   └── ModelError                a model's name, files, tokenizer or template
+│   ├── ModelError                a model's name, files, tokenizer or template
+│   └── RunLockedError            another process is training the run
 ├── NeftuneError              1   noise would be attached twice, or lengths are unknown
 ├── TrainingError             1   training started and failed
 │   ├── NonFiniteLossError        the loss became NaN or infinite
@@ -86,6 +87,10 @@ class DataError(InputError):
 
 class ModelError(InputError):
     """A model's name, files, tokenizer or template is invalid."""
+
+
+class RunLockedError(InputError):
+    """Another process is training the run."""
 
 
 class NeftuneError(NeftError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from neftcli.errors import InputError, Problem
+from neftcli.errors import InputError, Problem, RunLockedError
 from neftcli.events import Evaluated
 from neftcli.recipe import relative_paths
 from neftcli.runs.schemas import MetricsLine, Record, parse_json, read_jsonl
@@ -206,7 +206,8 @@ class RunDirectory:
         """Lock the run, so that no other process trains it at the same time; a killed process releases its lock.
 
         Raises:
-            InputError: Another process holds the lock, or the folder contains links.
+            RunLockedError: Another process holds the lock.
+            InputError: The folder contains links, or can't be written.
         """
         from filelock import FileLock, Timeout
 
@@ -215,7 +216,7 @@ class RunDirectory:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise InputError(
+            raise RunLockedError(
                 Problem(f"{self.path}: another process is training this run", hint="wait until it has ended")
             ) from None
         except OSError as error:

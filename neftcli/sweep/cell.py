@@ -31,6 +31,7 @@ def run_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: 
     """Train and evaluate a cell as far as that is not done, and return the folder of its run.
 
     Raises:
+        RunLockedError: Another process is training it.
         NeftError: It can't be trained or evaluated.
         Preempted: A stop was requested; its progress is saved.
     """

@@ -86,7 +86,7 @@ class CellRuns:
             observer: Receives the reason for each run that is not resumed.
 
         Raises:
-            InputError: Another process is training the run.
+            RunLockedError: Another process is training the run.
         """
         resume_state = None
         for run, record in self.of(key):

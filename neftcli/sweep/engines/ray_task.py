@@ -11,16 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import Preempted, Problem, panics_as_errors
+from neftcli.errors import Preempted, Problem, RunLockedError, panics_as_errors
 from neftcli.events import CellStarted, CellStatus, Event
 from neftcli.sweep.cell import run_cell
 from neftcli.sweep.engines.worker import SENT_EVENTS, describe_error
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
+    from neftcli.training.assets import AssetCache
+    from neftcli.training.signals import StopSignal
 
 TIMEOUT = 5.0
 """Seconds to wait for an answer over the network."""
+LOCK_TIMEOUT = 60.0
+"""Seconds to wait for a run that another process is training: the former worker of a restarted cell may still end."""
+LOCK_POLL_INTERVAL = 1.0
+"""Seconds between two attempts to lock a run."""
 SHARE_HINT = "--output-dir FOLDER on a file system that all nodes share, such as NFS or Lustre"
 
 _asset_cache: Any = None  # a worker process of Ray runs many tasks, and loads the model once
@@ -165,7 +171,7 @@ def run_task(task: CellTask, mailbox: Any) -> TaskResult:
             problem = Problem("a Ray node can't use the sweep's folder", reason, SHARE_HINT)
             return TaskResult(CellStatus.FAILED, problems=(problem,))
         with panics_as_errors(), _working_folder(task):
-            run = run_cell(task.recipe, _asset_cache, observer, StopSignal(observer.is_stop_requested))
+            run = _run_unlocked_cell(task.recipe, _asset_cache, observer, StopSignal(observer.is_stop_requested))
         return TaskResult(CellStatus.FINISHED, run)
     except Preempted:
         return TaskResult(CellStatus.PREEMPTED)
@@ -174,6 +180,26 @@ def run_task(task: CellTask, mailbox: Any) -> TaskResult:
         return TaskResult(CellStatus.FAILED, problems=problems, may_retry=may_retry)
     finally:
         observer.ask()
+
+
+def _run_unlocked_cell(recipe: Recipe, asset_cache: AssetCache, observer: MailboxObserver, stop: StopSignal) -> str:
+    """Run a cell, after waiting for another process that is training it.
+
+    Raises:
+        RunLockedError: The other process is still training it after `LOCK_TIMEOUT`.
+        NeftError: The cell can't be trained or evaluated.
+        Preempted: A stop was requested.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        try:
+            return run_cell(recipe, asset_cache, observer, stop)
+        except RunLockedError:
+            if time.monotonic() >= deadline:
+                raise
+        if stop.is_requested():
+            raise Preempted(Problem("stopped before the cell was started"))
+        time.sleep(LOCK_POLL_INTERVAL)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neftcli.errors import InputError
+from neftcli.errors import InputError, RunLockedError
 from neftcli.runs import directory
 from neftcli.runs.directory import NAME, ReadOnlyRunDirectory, RunDirectory, find_run, remove_incomplete_runs
 from neftcli.system.files import STALE_AFTER, atomic_write
@@ -156,7 +156,7 @@ def test_create_is_hidden_until_named() -> None:
     assert find_run("run") is None
     with run.lock():
         run.assign_name(Path("runs"), "run")
-        with pytest.raises(InputError, match="another process is training this run"), RunDirectory(run.path).lock():
+        with pytest.raises(RunLockedError, match="another process is training this run"), RunDirectory(run.path).lock():
             pass
     assert run.path == Path("runs/run")
     assert names("runs") == ["run"]

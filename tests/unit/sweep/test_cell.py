@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from neftcli.errors import InputError, NeftError, Preempted, Problem
+from neftcli.errors import InputError, NeftError, Preempted, Problem, RunLockedError
 from neftcli.evaluation.measurement import ModelEvaluator
 from neftcli.events import (
     CellEvaluationStarted,
@@ -255,7 +255,7 @@ def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="another process is training this run"):
+        with pytest.raises(RunLockedError, match="another process is training this run"):
             CellRuns(run.path.parent).find_resume_state(recipe_fingerprint(recipe), recipe)
         for path in run.path.iterdir():
             if path.name not in (".lock", "recipe.yaml"):

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from neftcli.errors import Problem, RunLockedError
 from neftcli.recipe.schema import Recipe
+from neftcli.sweep.engines import ray_task as module
 from neftcli.sweep.engines.ray_task import CellTask, Mailbox, check_folder, run_task
 
 pytest.importorskip("ray")
@@ -105,3 +107,33 @@ def test_run_task_works_in_the_folder_that_relative_paths_start_from(
     assert (result.status, result.run) == ("finished", "run")
     assert seen == [project if there else sweep]
     assert Path.cwd() == before
+
+
+@pytest.mark.parametrize("ends", ["unlocked", "stopped", "still locked"])
+def test_run_task_waits_for_a_locked_run(ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray may restart a cell while its former worker still trains it."""
+    (tmp_path / ".ray-probe").touch()
+    actor = Actor()
+    attempts: list[float] = []
+    now = 1000.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if ends == "stopped":
+            actor.mailbox.request_stop()
+
+    def run_cell(*_arguments: Any) -> str:
+        attempts.append(now)
+        if ends != "unlocked" or len(attempts) < 3:
+            raise RunLockedError(Problem("locked"))
+        return "run"
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    monkeypatch.setattr(module, "run_cell", run_cell)
+    result = run_task(task_in(tmp_path), actor)
+    status = {"unlocked": "finished", "stopped": "preempted", "still locked": "failed"}
+    assert result.status == status[ends]
+    assert len(attempts) == {"unlocked": 3, "stopped": 3, "still locked": 61}[ends]
+    assert [problem.message for problem in result.problems] == ["locked"] * (ends == "still locked")
