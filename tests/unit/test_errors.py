@@ -6,6 +6,7 @@ Oracle: a real panic of the tokenizers library, by an expression that backtracks
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def test_tokenizer_panic_names_the_row(
         [
             f"rows.jsonl, line 17: the tokenizer of {model} fails on this text",
             f"  got      {SAID}",
-            "  hint     leave the row out, or a model whose tokenizer.json reads it",
+            "  hint     remove the row, or use a model with a different tokenizer",
             "1 error; nothing was started.",
         ],
     )
@@ -117,9 +118,10 @@ def test_tokenizer_panic_names_the_tokenizer(
 
 
 def test_panic_in_a_worker_is_not_retried(panic: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell, "do_cell", panic)
-    state, problems, again = worker._outcome(None, None, None, None)  # type: ignore[arg-type]
-    assert (state, problems[0].got, again) == ("failed", SAID, False)
+    monkeypatch.setattr(cell, "run_cell", panic)
+    observer = worker.ConnectionObserver(multiprocessing.Pipe()[1])
+    status, problems, can_retry = worker._run_cell(None, None, observer, None)  # type: ignore[arg-type]
+    assert (status, problems[0].got, can_retry) == ("failed", SAID, False)
 
 
 def test_panic_ends_the_command_without_traceback(model: Path, tmp_path: Path) -> None:
