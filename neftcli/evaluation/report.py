@@ -17,9 +17,9 @@ from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
 from neftcli.evaluation.number_format import count_noun
 from neftcli.evaluation.tasks import describe_settings
 from neftcli.events import Comparison, EvaluationReport, SideBySide
+from neftcli.events.evaluation import NOT_TESTED
 from neftcli.recipe.loading import recipe_differences
 from neftcli.runs.directory import CELLS, RECIPE, format_json_line, replace_non_finite
-from neftcli.statistics.multiple import NOT_TESTED
 from neftcli.system.files import atomic_write
 
 if TYPE_CHECKING:

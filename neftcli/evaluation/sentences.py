@@ -14,7 +14,8 @@ from neftcli.evaluation.metrics import (
 )
 from neftcli.evaluation.number_format import format_amount, format_interval, format_p
 from neftcli.events import Comparison, EvaluatedModel, MetricRow
-from neftcli.statistics.multiple import NOT_SIGNIFICANT, NOT_TESTED, count_testable
+from neftcli.events.evaluation import NOT_SIGNIFICANT, NOT_TESTED
+from neftcli.statistics.multiple import count_testable
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, SKEWNESS_THRESHOLD
 
 

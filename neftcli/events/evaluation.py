@@ -7,6 +7,10 @@ from typing import ClassVar
 
 from neftcli.events.training import PairedRun
 
+NOT_SIGNIFICANT = "not significant"
+NOT_TESTED = "not tested"
+"""Verdicts of a comparison, beside better, worse, higher and lower."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:

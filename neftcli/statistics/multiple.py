@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+from neftcli.events.evaluation import NOT_SIGNIFICANT, NOT_TESTED
 from neftcli.statistics.paired import LEVEL
 
 Direction: TypeAlias = Literal["lower", "higher", "none"]
 """Values of a metric that are better; none if the metric only describes."""
-NOT_SIGNIFICANT = "not significant"
-NOT_TESTED = "not tested"
 
 
 def holm_adjust(p_values: Sequence[float], smallest: Sequence[float] | None = None) -> list[float]:

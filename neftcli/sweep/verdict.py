@@ -15,8 +15,9 @@ from neftcli.evaluation.metrics import (
     label,
 )
 from neftcli.events import ArmResult, Comparison, MetricValue, Significance
+from neftcli.events.evaluation import NOT_SIGNIFICANT
 from neftcli.statistics.crossed import ArmDifference, Claim, compare_arms, estimate_arm
-from neftcli.statistics.multiple import NOT_SIGNIFICANT, holm_adjust, name_direction, name_verdict
+from neftcli.statistics.multiple import holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, RESAMPLES
 from neftcli.sweep import verdict_text
 from neftcli.sweep.early_stopping import Stopped, is_confirmed

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from neftcli.evaluation.metrics import label
 from neftcli.evaluation.number_format import format_amount, format_interval, format_p
 from neftcli.events import ArmResult, Comparison, Significance
+from neftcli.events.evaluation import NOT_SIGNIFICANT
 from neftcli.statistics.crossed import ArmDifference
-from neftcli.statistics.multiple import NOT_SIGNIFICANT, Direction
+from neftcli.statistics.multiple import Direction
 from neftcli.statistics.paired import LEVEL, SKEWNESS_THRESHOLD
 from neftcli.statistics.planning import required_sizes
 

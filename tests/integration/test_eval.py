@@ -177,7 +177,7 @@ def test_what_is_measured_is_not_measured_again(neft: Neft, runs: Path, monkeypa
     def refuse(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("neftcli.evaluation.targets.Subject.load", refuse)
+    monkeypatch.setattr("neftcli.evaluation.targets.EvalTarget.load", refuse)
     again = report_of(neft("eval", "tiny-a5-s0", "--json", *SHORT))
     assert (again["metrics"], again["comparisons"]) == (first["metrics"], first["comparisons"])
     assert neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT).code == 0
@@ -300,7 +300,7 @@ def test_a_base_model_that_changed_is_refused(neft: Neft, runs: Path, tiny_folde
     tiny_model("llama", seed=1).save_pretrained(folder)
     result = neft("eval", "lora-a5-s0", "--no-answers")
     assert result.code == 2
-    assert "its weights have changed since" in result.err
+    assert "is not the model that the run was" in result.err
 
 
 def test_answers_longer_than_the_model_are_refused(neft: Neft, runs: Path) -> None:

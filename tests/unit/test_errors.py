@@ -18,6 +18,7 @@ import pytest
 
 from neftcli.data.tokenizer import tokenizer_errors
 from neftcli.errors import DataError, LibraryPanic, NeftError, panics_as_errors
+from neftcli.events import CellStarted
 from neftcli.models.loading import load_tokenizer
 from neftcli.models.registry import ModelReference
 from neftcli.sweep import cell
@@ -119,9 +120,11 @@ def test_tokenizer_panic_names_the_tokenizer(
 
 def test_panic_in_a_worker_is_not_retried(panic: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell, "run_cell", panic)
-    observer = worker.ConnectionObserver(multiprocessing.Pipe()[1])
+    receiving, sending = multiprocessing.Pipe()
+    observer = worker.ConnectionObserver(sending)
     status, problems, can_retry = worker._run_cell(None, None, observer, None)  # type: ignore[arg-type]
     assert (status, problems[0].got, can_retry) == ("failed", SAID, False)
+    assert receiving.recv() == CellStarted()
 
 
 def test_panic_ends_the_command_without_traceback(model: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from neftcli.events import (
     SweepReport,
     TrainingPlan,
 )
-from neftcli.statistics.multiple import NOT_TESTED
+from neftcli.events.evaluation import NOT_TESTED
 
 INDENT = (0, 0, 0, 1)
 STYLES: Mapping[format.Style, str] = {

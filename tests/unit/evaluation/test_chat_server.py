@@ -114,7 +114,7 @@ def test_the_server_is_quoted(server: JudgeServer, tmp_path: Path) -> None:
         (status(500, "out of\n  memory"), "500: out of memory"),
         (status(400, "context too long"), "400: context too long"),
         (body("<html>\n<p>" + "z" * 1000, "text/html"), f"the body is not a chat completion: <html> <p>{'z' * 200}"),
-        (says(None, "length"), "the reply has no text (finish_reason length); its length ran out, so raise"),
+        (says(None, "length"), "the reply has no text (finish_reason length); it reached the token limit, so raise"),
         (stuck, "no reply within 0.1 seconds (evaluation.judge.timeout)"),
         (body('{"detail": "no"}'), '{"detail": "no"}'),
         (lambda exchange: exchange.send(500, '{"detail": "pinned"}'), "500: pinned"),

@@ -738,7 +738,7 @@ def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch
     assert message(lambda: run_tasks(MODELS["llama"], TOKENIZER, ["arc_easy"], 2)) == (
         "arc_easy: its data is neither on this machine nor reachable on the hub\n"
         "  got      Couldn't reach 'allenai/ai2_arc' on the Hub (OfflineModeIsEnabled)\n"
-        "  hint     connect to the network, unset HF_HUB_OFFLINE, and repeat the command"
+        "  hint     connect to the network, unset HF_HUB_OFFLINE, and run the command again"
     )
 
 
