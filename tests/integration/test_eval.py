@@ -526,7 +526,7 @@ def test_unreadable_pairs_bound_the_win_rate(neft: Neft, runs: Path) -> None:
     won, missing = sum(score for score in scores if score is not None), scores.count(None)
     assert 0 < missing < 12
     assert report["win_rate_bounds"] == [won / 12, (won + missing) / 12]
-    assert any(remark.startswith(f"{missing} of 12 pairs had a verdict that could not") for remark in report["remarks"])
+    assert any(remark.startswith(f"{missing} of 12 pairs had no readable verdict") for remark in report["remarks"])
     lengths = [len(line["run"]["answer"]) - len(line["base"]["answer"]) for line in lines]
     assert [line["judge"]["length_difference"] for line in lines] == lengths
 
@@ -632,7 +632,7 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
     rows = [{"prompt": "a" * 600, "completion": "b"}, {"prompt": "a", "completion": "b"}]
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = neft("eval", "tiny-a5-s0", "--dataset", "long.jsonl", "--no-answers", "--no-base", "--max-length", "300")
-    assert "note: tiny-a5-s0: 1 row has no loss: its question alone fills data.max_length" in result.out
+    assert "note: tiny-a5-s0: 1 row has no loss: its prompt alone fills data.max_length" in result.out
     assert "n=1" in result.out
 
 
@@ -646,7 +646,7 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
         (["--chat-template", "chatml"], "--chat-template: a run is evaluated as it was trained"),
         (["--judge", "http://[::1/v1", "--judge-model", "m"], "must be an http:// or https:// address"),
         (["--judge", "https://h/v1?api-key=secret", "--judge-model", "m"], "must hold no name, password or key"),
-        (["--set", "data.max_length=64"], "data.max_length: this needs --dataset"),
+        (["--set", "data.max_length=64"], "data.max_length needs --dataset"),
         (["--judge", "http://127.0.0.1:1/v1"], "judge"),
         (["--judge", "http://me:secret@127.0.0.1:1/v1", "--judge-model", "m"], "must hold no name, password or key"),
         (["--dataset", "missing.jsonl"], "there is no file or folder of this name\n  got      missing.jsonl"),

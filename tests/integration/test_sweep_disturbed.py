@@ -83,7 +83,7 @@ def test_early_stopping_with_two_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Noise that hurts ends after three of five seeds; the sweep resumes as it was."""
-    monkeypatch.setattr("neftcli.sweep.scheduler.devices", lambda: [None, None])
+    monkeypatch.setattr("neftcli.sweep.engines.local_engine.list_devices", lambda: [None, None])
     basis = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs", alphas="0,100")
     seeds = ["--set", "training.max_steps=12", "--seeds", "5", "--early-stopping", "always"]
     result = neft(*basis, *seeds, "--set", "sweep.answers=false", "--json")
