@@ -48,7 +48,7 @@ class CellState:
         step: Steps done.
         total_steps: Steps in all; 0 until they are known.
         held_out_loss: Latest held-out loss; None before the first one.
-        remaining: MetricValue seconds left of its training, or of the current part of its evaluation; None if unknown.
+        remaining: Estimated seconds left of its training, or of the current part of its evaluation; None if unknown.
         run: Its folder; empty if it is not finished.
         problem: Reason of a failure, or an empty string.
         evaluated: Rows or answers done in the current part of its evaluation.

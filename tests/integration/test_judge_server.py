@@ -121,4 +121,4 @@ def test_a_real_server_refuses_another_model(server: RealServer, tmp_path: Path)
     with pytest.raises(JudgeError, match="0 of 4 questions are answered") as caught:
         judge_pairs(PAIRS, settings, tmp_path / "replies.jsonl", lambda done, total: None)
     assert "somebody/else" in caught.value.problems[0].got
-    assert "put right what it says" in caught.value.problems[0].hint
+    assert "fix the cause, then run the same command again" in caught.value.problems[0].hint

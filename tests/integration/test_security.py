@@ -367,7 +367,7 @@ def test_secrets_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], r
         query = neft(*judged, f"{server.url}?key=canaryQuery")
     assert sent == {f"Bearer {CANARIES['OPENAI_API_KEY']}"}
     assert (refused.code, answered.code) == (1, 0), answered.err
-    assert "refuses the key in OPENAI_API_KEY" in refused.err
+    assert "rejects the key in OPENAI_API_KEY" in refused.err
     if "--debug" in extra:
         assert all("Traceback" in result.err for result in (refused, password, query))
     assert leaked(canaries, [refused, answered, password, query], runs.parent) == []

@@ -242,7 +242,7 @@ def test_a_signal_to_all_while_a_worker_starts_is_no_fault_and_the_sweep_can_be_
     out, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert "Traceback" not in out + said
-    assert f"neft sweep-alpha {folder}    goes on" in said
+    assert f"neft sweep-alpha {folder}    resumes it" in said
     assert not list((folder / "cells").glob("*/metrics.jsonl"))
     assert neft("sweep-alpha", folder).code == 0
 
@@ -262,7 +262,7 @@ def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
     _, said = process.communicate(timeout=90)
     assert process.returncode == 75
     assert "2 of 2 cells are left" in said
-    assert f"neft sweep-alpha {folder}    goes on" in said
+    assert f"neft sweep-alpha {folder}    resumes it" in said
     [run] = (folder / "cells").iterdir()
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
     [checkpoint] = (run / "checkpoints").iterdir()
