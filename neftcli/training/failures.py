@@ -122,29 +122,29 @@ def _explain(error: Exception, directory: RunDirectory) -> Problem | None:
     """Explain an error of the machine and what a person can do about it; None for any other error."""
     from neftcli.system.device import NO_DETERMINISTIC_VARIANT, is_out_of_memory
 
-    message, saved = first_line(error), _describe_saved(directory)
+    reason, saved = first_line(error), _describe_saved(directory)
     free = shutil.disk_usage(directory.path).free
     if is_disk_full(error):
         return Problem(
             f"the disk is full; {saved}",
-            f"{message} ({format_bytes(free)} free at {directory.path})",
+            f"{reason} ({format_bytes(free)} free at {directory.path})",
             f"make room, then {_retry_command(directory)}",
         )
     if is_out_of_memory(error):
         return Problem(
             f"out of memory; {saved}",
-            message,
+            reason,
             "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
         )
     if _mentions(error, [NO_DETERMINISTIC_VARIANT]):
         message = f"an operation of the model has no deterministic implementation on this GPU; {saved}"
-        return Problem(message, message, "the same command with --set training.deterministic=false")
+        return Problem(message, reason, "the same command with --set training.deterministic=false")
     if _mentions(error, ["CUBLAS_WORKSPACE_CONFIG"]):
         message = f"matrix products on this GPU are not deterministic with this setting; {saved}"
-        return Problem(message, message, CUBLAS)
+        return Problem(message, reason, CUBLAS)
     is_rejected = isinstance(error, OSError) and error.errno in REFUSED
     if is_rejected or _mentions(error, WRITER):
-        return Problem(f"a file can't be written; {saved}", message, _retry_command(directory))
+        return Problem(f"a file can't be written; {saved}", reason, _retry_command(directory))
     return None
 
 

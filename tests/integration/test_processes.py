@@ -173,7 +173,8 @@ def test_processes_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: 
     rest[0].kill()
     code, said = end(tmp_path, process)
     assert code == 1
-    assert f"another of the 2 processes ended; {run}/checkpoints/checkpoint-{verify_newest(run)} is safe" in said
+    step = verify_newest(run)
+    assert f"another of the 2 processes ended; {run}/checkpoints/checkpoint-{step} is saved, after step {step}" in said
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "failed"
     assert record["error"].startswith("ProcessLostError: another of the 2 processes ended")
@@ -226,8 +227,8 @@ def verify_newest(run: Path) -> int:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (["eval", "runs/x"], "neft eval runs in one process"),
-        (["sweep-alpha"], "neft sweep-alpha runs in one process"),
+        (["eval", "runs/x"], "neft eval runs in a single process"),
+        (["sweep-alpha"], "neft sweep-alpha runs in a single process"),
         (["train", "--processes", "3"], "a launcher has started a different number of processes"),
     ],
 )

@@ -245,7 +245,7 @@ def test_each_way_of_training_finishes_and_loads_again(
 def test_a_loss_that_is_no_number_ends_the_run(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     result = neft(*quick, "--learning-rate", "1e30", "--set", "training.warmup_ratio=0")
     assert result.code == 1
-    assert re.search(r"the loss became (nan|inf) in update \d", result.err)
+    assert re.search(r"the loss became (nan|inf) in step \d", result.err)
     assert "--learning-rate 1e+29" in result.err
     assert json.loads((tmp_path / "runs" / "tiny-a5-s0" / "run.json").read_text())["status"] == "failed"
     assert not (tmp_path / "runs" / "tiny-a5-s0" / "model").exists()
@@ -255,7 +255,7 @@ def test_a_last_update_that_ruins_the_weights_is_no_finish(neft: Neft, quick: li
     extra = ["--learning-rate", "1e38", "--set", "training.warmup_ratio=0", "--set", "training.max_steps=1"]
     result = neft(*quick, *extra)
     assert result.code == 1
-    assert "became nan in update 1" in result.err
+    assert "became nan in step 1" in result.err
     record = json.loads((tmp_path / "runs" / "tiny-a5-s0" / "run.json").read_text(), parse_constant=pytest.fail)
     assert record["status"] == "failed"
 
@@ -277,7 +277,7 @@ def test_the_model_is_saved_before_its_answers_can_fail(
     result = neft(*quick)
     assert result.code == 1
     model = tmp_path / "runs" / "tiny-a5-s0" / "model"
-    assert f"there was not enough memory; the tuned model is in {model}" in result.err
+    assert f"out of memory; the tuned model is in {model}" in result.err
     AutoModelForCausalLM.from_pretrained(model)
 
 
@@ -322,7 +322,7 @@ def test_the_model_is_saved_before_its_last_evaluation_can_fail(
     monkeypatch.setattr(loss, "row_losses", scarce)
     result = neft(*quick, "--set", "evaluation.samples=0")
     assert result.code == 1
-    assert "there was not enough memory; the tuned model is in" in result.err
+    assert "out of memory; the tuned model is in" in result.err
     assert "got      MemoryError" in result.err
     AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "tiny-a5-s0" / "model")
 
@@ -369,14 +369,15 @@ def test_held_out_rows_of_another_kind_are_refused(neft: Neft, quick: list[str],
     file.write_text('{"text": "plain text"}\n')
     result = neft(*quick, "--held-out", file)
     assert result.code == 2
-    assert "held-out rows must be plain text or conversations as the training rows are" in result.err
+    assert f"{file}: held-out rows and training rows must both be plain text or conversations" in result.err
 
 
 def test_a_gated_or_unreachable_model_is_still_planned(neft: Neft, rows_file: Path) -> None:
     result = neft("train", "--model", "llama-2-7b", "--dataset", rows_file, "--qlora", "--dry-run", "--json")
     assert result.code == 2
     assert "can't be reached" in result.err
-    plan = events(result.out)[-1]
+    plan, error = events(result.out)[-2:]
+    assert (error["event"], error["exit_code"]) == ("error", 2)
     assert (plan["event"], plan["parameters"], plan["total_steps"]) == ("training.plan", 6_738_415_616, None)
 
 
@@ -404,7 +405,7 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert re.search(rf"^stopped; {run}/checkpoints/checkpoint-(\d+) is safe, after update \1$", err, re.M)
+    assert re.search(rf"^stopped; {run}/checkpoints/checkpoint-(\d+) is saved, after step \1$", err, re.M)
     assert f"hint     neft train --resume {run}" in err
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
@@ -513,18 +514,19 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
     from neftcli.system import device
     from neftcli.training import trainer
 
-    real = trainer.Trainer.compute_loss
+    real = trainer.NeftTrainer.compute_loss
 
     def with_put(*given: object, **named: object) -> torch.Tensor:
         torch.zeros(4).put_(torch.tensor([1, 1]), torch.ones(2))
         return real(*given, **named)
 
-    monkeypatch.setattr(trainer, "reproducible", lambda _: device.reproducible("cuda"))
-    monkeypatch.setattr(trainer.Trainer, "compute_loss", with_put)
+    monkeypatch.setattr(trainer, "deterministic_operations", lambda _: device.deterministic_operations("cuda"))
+    monkeypatch.setattr(trainer.NeftTrainer, "compute_loss", with_put)
     refused = neft(*quick)
     assert refused.code == 1
-    assert "an operation of the model can't be repeated to the bit on this GPU; no update was saved" in refused.err
-    assert "put_ does not have a deterministic implementation" in " ".join(refused.err.split())
+    message = "an operation of the model has no deterministic implementation on this GPU; no step was saved"
+    assert message in refused.err
+    assert "got put_ does not have a deterministic implementation" in " ".join(refused.err.split())
     assert "the same command with --set training.deterministic=false" in refused.err
     resumed = ["train", "--resume", tmp_path / "runs" / "tiny-a5-s0", "--set", "training.deterministic=false"]
     assert neft(*resumed).code == 2
@@ -536,14 +538,16 @@ def test_products_that_can_not_be_repeated_by_a_setting_of_the_users_are_told_as
     neft: Neft, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In torch's words, where CUBLAS_WORKSPACE_CONFIG is set to something else."""
-    from neftcli.training.trainer import Trainer
+    from neftcli.training.trainer import NeftTrainer
 
     def refuse(*given: object, **named: object) -> torch.Tensor:
         raise RuntimeError("Deterministic behavior was enabled, but CuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8")
 
-    monkeypatch.setattr(Trainer, "compute_loss", refuse)
+    monkeypatch.setattr(NeftTrainer, "compute_loss", refuse)
     refused = neft(*quick)
     assert refused.code == 1
-    assert "products on this GPU can't be repeated to the bit; no update was saved" in refused.err
+    message = "matrix products on this GPU are not deterministic with this setting; no step was saved"
+    assert message in refused.err
+    assert "got      Deterministic behavior was enabled, but CuBLAS needs" in refused.err
     assert "unset CUBLAS_WORKSPACE_CONFIG" in refused.err
     assert "bug of neft" not in refused.err
