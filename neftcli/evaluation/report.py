@@ -15,7 +15,6 @@ from neftcli.evaluation import sentences
 from neftcli.evaluation.answer_metrics import signatures, similarity
 from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
 from neftcli.evaluation.number_format import count_noun
-from neftcli.evaluation.tasks import describe_settings
 from neftcli.events import Comparison, EvaluationReport, SideBySide
 from neftcli.events.evaluation import NOT_TESTED
 from neftcli.recipe.loading import recipe_differences
@@ -123,6 +122,8 @@ def remarks(
                 f"{limit} tokens, and count with that length; evaluation.generation.max_new_tokens sets the limit."
             )
     if main.tasks:
+        from neftcli.evaluation.tasks import describe_settings  # imports torch
+
         settings = describe_settings(main.target.recipe.evaluation.task_settings)
         if settings:
             yield f"Benchmark tasks ran {settings}."

@@ -27,8 +27,7 @@ class PhaseId(StrEnum):
     GENERATING_ANSWERS = "generating_answers"
     RUNNING_TASK = "running_task"
     JUDGING = "judging"
-    TIMING_STEPS = "timing_steps"
-    TIMING_ANSWERS = "timing_answers"
+    TIMING_MODEL = "timing_model"
 
 
 @dataclass(frozen=True, slots=True)

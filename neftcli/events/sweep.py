@@ -157,7 +157,7 @@ class SweepEstimate:
         parts: Seconds of the training, the losses and the answers of a cell; empty if cells differ or the estimate is
             from finished cells.
         finished_cells: Number of finished cells whose mean was used.
-        timed_steps: Number of training steps that were timed, one for each kind of cell without a finished one.
+        timed_passes: Number of forward passes that were timed, one for each kind of cell without a finished one.
         answer_tokens: Tokens counted for each answer, the most it can have; None if no answer was timed.
         uncounted: Parts that the estimate leaves out.
         engine: "local" or "ray"; with ray one worker is assumed.
@@ -172,7 +172,7 @@ class SweepEstimate:
     cells: tuple[CellEstimate, ...]
     parts: dict[str, float]
     finished_cells: int = 0
-    timed_steps: int = 0
+    timed_passes: int = 0
     answer_tokens: int | None = None
     uncounted: tuple[str, ...] = ()
     engine: str = "local"

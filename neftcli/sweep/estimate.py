@@ -1,7 +1,10 @@
-"""Time of a sweep before it starts: the mean of its finished cells, or one timed training step.
+"""Time of a sweep before it starts: the mean of its finished cells, or a timed forward pass of the model.
 
 seconds = loading + max(longest cell, sum of all cells / workers)
 cell    = steps x step + evaluated rows x row + batches of answers x longest answer x token
+step    = tokens of a step x forward seconds per token x passes
+
+A timed training step would be more exact, but it takes a minute on two cores, with the import of the trainer.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -20,27 +22,33 @@ from typing import TYPE_CHECKING, Any
 from neftcli.evaluation.metrics import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import (
     CellEstimate,
-    Event,
     Observer,
     Phase,
     PhaseId,
     SweepEstimate,
-    TrainingProgress,
-    TrainingStarted,
 )
 from neftcli.sweep.cell_runs import read_evaluation
 from neftcli.sweep.engines.local_engine import list_devices
-from neftcli.training.assets import AssetCache, Assets, load_assets
-from neftcli.training.progress import EvaluationSchedule
+from neftcli.training.assets import assets_key
+from neftcli.training.progress import EvaluationSchedule, count_steps
 
 if TYPE_CHECKING:
+    from neftcli.data.prepare import PreparedData
+    from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
     from neftcli.sweep.cell_runs import CellRuns
     from neftcli.sweep.plan import Cell
 
-TIMED_TOKENS = 3
-BACKWARD = 2  # a backward pass takes about as long as two forward passes
-SAFE_LEARNING_RATE = 1e-8  # no NaN in the timed steps; the rate does not change their time
+TIMED_TOKENS = 128
+"""Tokens of the forward pass that is timed first, one row."""
+MAX_TIMED_TOKENS = 4096
+"""Tokens at most of a batch that is timed after it, so that its logits fit in memory."""
+QUICK = 1.0
+"""Seconds: a batch that should take less is timed, because a GPU needs large batches to be fast."""
+BACKWARD = 2
+"""A backward pass takes about as long as two forward passes."""
+BACKWARD_FROZEN = 1
+"""If only an adapter is trained, the gradients of the other weights are not computed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class StepTimes:
     """Seconds of the parts of a cell on this machine, and their numbers.
 
     Attributes:
-        loading: Seconds to load the libraries, the model and the tokenised rows.
+        loading: Seconds to load the libraries and the model.
         step: Seconds of an optimiser step.
         row: Seconds of the loss of a row, a forward pass.
         token: Seconds of one token of each answer in a batch; 0 without answers.
@@ -87,7 +95,7 @@ class StepTimes:
 
 
 def estimate_sweep(
-    cells: Sequence[Cell], runs: CellRuns, engine: str, observer: Observer, *, early_stopping: bool
+    cells: Sequence[Cell], runs: CellRuns, engine: str, timer: ModelTimer, *, early_stopping: bool
 ) -> SweepEstimate:
     """Estimate the time of the cells that are not finished. Nothing is written to their folder.
 
@@ -95,12 +103,11 @@ def estimate_sweep(
         cells: All cells of the sweep.
         runs: The runs in its folder.
         engine: "local" or "ray".
-        observer: Receives the phases of the timing.
+        timer: Times the model if no cell of a kind is finished.
         early_stopping: Fewer cells may be needed.
 
     Raises:
-        InputError: The model or the data can't be used.
-        NeftError: The timed step failed, for example with OOM.
+        InputError: The model can't be used.
     """
     recorded: dict[str, list[tuple[float, float]]] = defaultdict(list)  # seconds of training and of evaluation
     cells_left: list[tuple[Cell, bool]] = []  # a cell, and if it is trained already
@@ -112,7 +119,6 @@ def estimate_sweep(
         elif "seconds" in evaluation:
             recorded[timing_key(cell.recipe)].append((run.record()["results"]["seconds"], evaluation["seconds"]))
 
-    asset_cache = AssetCache()
     timed: dict[str, StepTimes] = {}
     estimates: list[CellEstimate] = []
     parts: dict[str, float] = {}
@@ -122,7 +128,7 @@ def estimate_sweep(
             seconds = mean(evaluation + (0.0 if is_trained else training) for training, evaluation in recorded[key])
         else:
             if key not in timed:
-                timed[key] = time_step(cell.recipe, asset_cache, observer)
+                timed[key] = timer.time_cell(cell.recipe)
             parts = timed[key].parts(cell.recipe, is_trained=is_trained)
             seconds = sum(parts.values())
         estimates.append(CellEstimate(cell.key[:8], cell.arm.name(), cell.seed, seconds))
@@ -143,7 +149,7 @@ def estimate_sweep(
         finished_cells=sum(
             len(recorded[key]) for key in {timing_key(cell.recipe) for cell, _ in cells_left} & {*recorded}
         ),
-        timed_steps=len(timed),
+        timed_passes=len(timed),
         answer_tokens=recipe.evaluation.generation.max_new_tokens if any(t.token for t in timed.values()) else None,
         uncounted=tuple(name for name, is_used in uncounted.items() if is_used),
         engine=engine,
@@ -153,113 +159,128 @@ def estimate_sweep(
 
 def timing_key(recipe: Recipe) -> str:
     """Return the parts of a recipe that its time depends on; cells with the same key take equally long."""
-    is_symmetric = recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0  # two passes in each step
     same: dict[str, Any] = {
         "seed": 0,
-        "learning_rate": SAFE_LEARNING_RATE,
+        "learning_rate": 1.0,
         "lr_scheduler_type": "cosine",
         "warmup_ratio": 0.0,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
     }
     training = replace(recipe.training, **same)
-    parts = (recipe.model, recipe.data, is_symmetric, recipe.adapter, recipe.quantization, training, recipe.evaluation)
+    parts = (
+        recipe.model,
+        recipe.data,
+        _is_symmetric(recipe),
+        recipe.adapter,
+        recipe.quantization,
+        training,
+        recipe.evaluation,
+    )
     return repr((*parts, recipe.sweep.answers))
 
 
-class _StepTimedError(Exception):
-    """The timed step is done; leaves the training without saving anything."""
+def _is_symmetric(recipe: Recipe) -> bool:
+    """Return whether each step has two forward and backward passes, with opposite noise."""
+    return recipe.neftune.noise == "symmetric" and recipe.neftune.alpha > 0
 
 
-class _StepTimer:
-    """Observer that times the first step and then ends the training."""
+class ModelTimer:
+    """Times forward passes of a sweep's model on this machine.
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._started = 0.0
-        self.seconds = 0.0
+    Args:
+        reference: The model.
+        prepared: The tokenised rows, which all cells share.
+        observer: Receives the phases.
+    """
 
-    def notify(self, event: Event) -> None:
-        """Take the time of a step.
+    def __init__(self, reference: ModelReference, prepared: PreparedData, observer: Observer) -> None:
+        self._reference, self._prepared, self._observer = reference, prepared, observer
+        self._key = ""
+        self._model: Any = None
+        self._compute: Any = None
+        self._loading = 0.0
+
+    def time_cell(self, recipe: Recipe) -> StepTimes:
+        """Time the model, and return the times of the parts of a cell.
 
         Raises:
-            _StepTimedError: The step is done.
+            InputError: The model can't be used.
         """
-        if isinstance(event, Phase):
-            self._observer.notify(event)
-        elif isinstance(event, TrainingStarted):
-            self._started = time.perf_counter()
-        elif isinstance(event, TrainingProgress) and event.step:
-            self.seconds = time.perf_counter() - self._started
-            raise _StepTimedError
+        prepared, training = self._prepared, recipe.training
+        self._load(recipe)
+        self._observer.notify(Phase(PhaseId.TIMING_MODEL))
+        answers = min(recipe.evaluation.generation.batch_size, len(prepared.held_out))
+        per_token = self._time_token_of_rows(training.per_device_train_batch_size)
+        lengths = [int(length) for length in prepared.train.lengths()]
+        batches, tokens = _batches(recipe, lengths)
+        passes = 1 + (BACKWARD if recipe.adapter.type == "none" else BACKWARD_FROZEN)
+        passes += training.gradient_checkpointing  # computes the activations a second time
+        passes *= 2 if _is_symmetric(recipe) else 1
+        return StepTimes(
+            loading=self._loading,
+            step=per_token * passes * tokens / batches * training.gradient_accumulation_steps,
+            row=per_token * mean(int(length) for length in prepared.held_out.lengths()),
+            token=self._time_forward(answers, 1) if recipe.sweep.answers or recipe.evaluation.samples else 0.0,
+            steps=training.max_steps or count_steps(training, batches),
+            held_out=len(prepared.held_out),
+            probe_rows=min(recipe.evaluation.probe_rows, len(prepared.train)),
+        )
 
+    def _load(self, recipe: Recipe) -> None:
+        """Load the model as the recipe has it, unless it is loaded already."""
+        key = assets_key(recipe)
+        if key == self._key:
+            return
+        self._observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
+        from neftcli.models.loading import load_model_for_recipe
+        from neftcli.system.device import resolve_compute_config
+        from neftcli.system.libraries import capture_library_output, prepare_libraries
 
-def time_step(recipe: Recipe, asset_cache: AssetCache, observer: Observer) -> StepTimes:
-    """Time a training step and the first tokens of a batch of answers.
-
-    Raises:
-        InputError: The model or the data can't be used.
-        NeftError: A step failed, for example with OOM.
-    """
-    from neftcli.system.libraries import capture_library_output, prepare_libraries
-    from neftcli.training.inputs import read_inputs
-    from neftcli.training.trainer import num_training_steps
-
-    prepare_libraries()
-    started, timer = time.perf_counter(), _StepTimer(observer)
-    with tempfile.TemporaryDirectory(prefix="neft-estimate-") as folder:
-        with capture_library_output(Path(folder) / "libraries.log"):
-            assets = asset_cache.get(recipe)
-            if assets is None:
-                assets = load_assets(recipe, *read_inputs(recipe, timer), timer)
-                asset_cache.put(recipe, assets)
-            loading = time.perf_counter() - started
-            timer.notify(Phase(PhaseId.TIMING_ANSWERS))
-            token = _time_token(recipe, assets)
-        timer.notify(Phase(PhaseId.TIMING_STEPS))
-        _train_one_step(recipe, assets, Path(folder), timer)
-    prepared, training = assets.prepared, recipe.training
-    rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return StepTimes(
-        loading=loading,
-        step=timer.seconds,
-        row=timer.seconds / rows_per_step / (1 + BACKWARD),
-        token=token,
-        steps=num_training_steps(recipe, prepared.train.lengths()),
-        held_out=len(prepared.held_out),
-        probe_rows=min(recipe.evaluation.probe_rows, len(prepared.train)),
-    )
-
-
-def _time_token(recipe: Recipe, assets: Assets) -> float:
-    """Return the seconds in which a batch of answers grows by a token; 0 if no answers are generated."""
-    from neftcli.data.tokens import tokenize_prompt
-    from neftcli.evaluation.generation import generate_answers
-
-    if not (recipe.sweep.answers or recipe.evaluation.samples):
-        return 0.0
-    examples = assets.prepared.held_out_examples
-    number = min(recipe.evaluation.generation.batch_size, len(examples))
-    prompts = [tokenize_prompt(assets.chat, examples[index]) for index in range(number)]
-    seconds = []
-    for batch, tokens in ((prompts[:1], 1), (prompts, 1), (prompts, 1 + TIMED_TOKENS)):  # the first call warms up
-        generation = replace(recipe.evaluation.generation, max_new_tokens=tokens)
+        prepare_libraries()
         started = time.perf_counter()
-        generate_answers(assets.model, assets.chat, batch, generation, assets.compute.autocast())
-        seconds.append(time.perf_counter() - started)
-    return max(0.0, seconds[2] - seconds[1]) / TIMED_TOKENS
+        frozen_weights = recipe.adapter.type != "none"
+        compute = resolve_compute_config(recipe.training.precision, recipe.model.dtype, frozen_weights=frozen_weights)
+        self._observer.notify(Phase(PhaseId.LOADING_MODEL))
+        self._model = None  # two models may not fit in memory
+        with (
+            tempfile.TemporaryDirectory(prefix="neft-estimate-") as folder,
+            capture_library_output(Path(folder) / "libraries.log"),
+        ):
+            self._model = load_model_for_recipe(recipe, self._reference, compute).eval()
+        self._key, self._compute, self._loading = key, compute, time.perf_counter() - started
+
+    def _time_token_of_rows(self, batch_size: int) -> float:
+        """Return the seconds of a forward pass per token, in one row, or in a batch if that is quick."""
+        length = min(TIMED_TOKENS, max(int(length) for length in self._prepared.train.lengths()))
+        seconds = self._time_forward(1, length)
+        rows = min(batch_size, MAX_TIMED_TOKENS // length)
+        if seconds * rows > QUICK:
+            return seconds / length
+        return self._time_forward(rows, length) / (rows * length)
+
+    def _time_forward(self, rows: int, length: int) -> float:
+        """Return the seconds of a forward pass of `rows` rows of `length` tokens, after a short one that warms up."""
+        import torch
+
+        device = self._model.device
+        input_ids = torch.zeros(rows, length, dtype=torch.int64, device=device)
+        seconds = 0.0
+        with torch.inference_mode(), self._compute.autocast():
+            for batch in (input_ids[:1, :1], input_ids):
+                started = time.perf_counter()
+                logits = self._model(input_ids=batch, use_cache=False).logits
+                float(logits[-1, -1, 0])  # waits for the device
+                seconds = time.perf_counter() - started
+        return seconds
 
 
-def _train_one_step(recipe: Recipe, assets: Assets, folder: Path, timer: _StepTimer) -> None:
-    """Train for a step, with one held-out row."""
-    from neftcli.training.train import train
-
-    prepared = assets.prepared
-    one_row = replace(prepared, held_out=prepared.held_out[:1], held_out_examples=prepared.held_out_examples[:1])
-    evaluation = replace(recipe.evaluation, samples=0, probe_rows=0, every=1.0, tasks=())
-    training = replace(recipe.training, learning_rate=SAFE_LEARNING_RATE)
-    timed = replace(recipe, output_dir=str(folder), training=training, evaluation=evaluation)
-    asset_cache = AssetCache()
-    asset_cache.put(timed, replace(assets, prepared=one_row))
-    with suppress(_StepTimedError):
-        train(timed, timer, asset_cache)
+def _batches(recipe: Recipe, lengths: Sequence[int]) -> tuple[int, int]:
+    """Return the batches of an epoch and their tokens, pads included; packed rows are assumed to fit exactly."""
+    size = recipe.training.per_device_train_batch_size
+    if recipe.training.batching == "packed":
+        return math.ceil(sum(lengths) / recipe.data.max_length / size), sum(lengths)
+    batches = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    if recipe.training.batching == "padded":
+        return len(batches), sum(len(batch) * max(batch) for batch in batches)
+    return len(batches), sum(lengths)

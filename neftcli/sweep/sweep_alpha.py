@@ -92,10 +92,11 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     report_left_out(runs, cells, observer)
     _report_options(base, observer, no_futility=no_futility)
     if request.dry_run:
-        from neftcli.sweep.estimate import estimate_sweep
+        from neftcli.sweep.estimate import ModelTimer, estimate_sweep
         from neftcli.sweep.power import plan_power
 
-        estimate = estimate_sweep(cells, runs, request.engine, observer, early_stopping=stops_early(base.sweep))
+        timer = ModelTimer(reference, prepared, observer)
+        estimate = estimate_sweep(cells, runs, request.engine, timer, early_stopping=stops_early(base.sweep))
         power = plan_power(base, cells, examples.held_out, request.pilot or folder, own=request.pilot is None)
         observer.notify(replace(estimate, power=power))
         return None

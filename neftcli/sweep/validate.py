@@ -93,11 +93,13 @@ def check_inputs(base: Recipe, folder: Path, observer: Observer) -> tuple[ModelR
     """
     from neftcli.evaluation.chat_server import require_reachable
     from neftcli.evaluation.judge import check_judge
-    from neftcli.evaluation.tasks import check_tasks
     from neftcli.training.inputs import read_inputs, tokenize_inputs
 
     judge = base.evaluation.judge
-    check_tasks(base.evaluation.tasks, base.evaluation.task_settings)
+    if base.evaluation.tasks:
+        from neftcli.evaluation.tasks import check_tasks  # imports torch
+
+        check_tasks(base.evaluation.tasks, base.evaluation.task_settings)
     check_judge(judge)
     if judge.base_url is not None:
         require_reachable(judge)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from neftcli.events import Observer, Phase, PhaseId, PhaseProgress
+
+if TYPE_CHECKING:
+    from neftcli.recipe.schema import Training
 
 REPORT_SECONDS = 2.0
 """Seconds between two reports on rows; shorter work reports nothing."""
@@ -62,6 +67,13 @@ class TokenisingProgress:
         self._observer.notify(
             PhaseProgress(PhaseId.TOKENIZING, done, total, now - self._started, remaining, rate, "rows")
         )
+
+
+def count_steps(training: Training, batches: int) -> int:
+    """Count the optimiser steps of all epochs, each of `batches` batches; training.max_steps is ignored."""
+    batches_per_process = math.ceil(batches / training.processes)
+    steps_per_epoch = math.ceil(batches_per_process / training.gradient_accumulation_steps)
+    return math.ceil(training.num_train_epochs * steps_per_epoch)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from neftcli.system.device import deterministic_operations
 from neftcli.system.distributed import COLLECTIVE_TIMEOUT, all_gather_object, rank, world_size
 from neftcli.system.files import atomic_write, fsync_path
 from neftcli.training.failures import raise_if_full
+from neftcli.training.progress import count_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -381,10 +382,7 @@ def num_training_steps(recipe: Recipe, lengths: Sequence[int] | Indices, *, whol
         for start in range(0, len(lengths), PACKED_AT_ONCE):
             part = [[0] * length for length in lengths[start : start + PACKED_AT_ONCE]]
             rows += len(pack_dataset(Dataset.from_dict({"input_ids": part}), recipe.data.max_length, "bfd"))
-    batches = math.ceil(rows / training.per_device_train_batch_size)
-    batches_per_process = math.ceil(batches / training.processes)
-    steps_per_epoch = math.ceil(batches_per_process / training.gradient_accumulation_steps)
-    return math.ceil(training.num_train_epochs * steps_per_epoch)
+    return count_steps(training, math.ceil(rows / training.per_device_train_batch_size))
 
 
 def _lora(adapter: Adapter) -> Any:

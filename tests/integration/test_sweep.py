@@ -345,7 +345,7 @@ def test_sweep_alpha_dry_run_shows_the_cells_and_their_time_and_creates_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A real step, once as lines and once as JSON."""
+    """A real forward pass, once as lines and once as JSON."""
     arguments = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs", alphas="5")
     written = tmp_path / "temporary"
     written.mkdir()
@@ -355,7 +355,8 @@ def test_sweep_alpha_dry_run_shows_the_cells_and_their_time_and_creates_nothing(
     assert "2 arms x 2 seeds = 4 cells" in result.out
     assert "alpha 0 was added" in result.out
     assert re.search(r"estimate: about .* per cell, .* in all \(4 cells, 1 worker\)\n", result.out)
-    assert "estimate: estimated from 1 timed step on this machine\n" in result.out
+    basis = "estimated from a timed forward pass on this machine; a finished cell gives a better estimate"
+    assert f"estimate: {basis}\n" in result.out
     assert "note: each answer counts with 4 tokens, the maximum\n" in result.out
     grid = ["--grid", "training.per_device_train_batch_size=2,8", "--set", "training.max_steps=1", "--seeds", "1"]
     *_, found = events(neft(*arguments, *grid, "--set", "sweep.answers=false", "--dry-run", "--json").out)
@@ -364,7 +365,7 @@ def test_sweep_alpha_dry_run_shows_the_cells_and_their_time_and_creates_nothing(
         f"alpha {alpha}, per_device_train_batch_size {size}" for size in (2, 8) for alpha in (0, 5)
     ]
     assert 0 < sum(cell["seconds"] for cell in found["cells"]) < found["seconds"]
-    assert (found["finished_cells"], found["timed_steps"]) == (0, 2)
+    assert (found["finished_cells"], found["timed_passes"]) == (0, 2)
     assert list(written.iterdir()) == []
     assert not (tmp_path / "runs").exists()
 

@@ -38,8 +38,7 @@ PHASES = {
     PhaseId.GENERATING_ANSWERS: "generating answers",
     PhaseId.RUNNING_TASK: "running the benchmark task",
     PhaseId.JUDGING: "asking the judge",
-    PhaseId.TIMING_STEPS: "timing a step",
-    PhaseId.TIMING_ANSWERS: "timing the first tokens of a few answers",
+    PhaseId.TIMING_MODEL: "timing the model",
 }
 """Display texts of the phases."""
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
@@ -484,8 +483,9 @@ def estimate_lines(event: events.SweepEstimate) -> list[str]:
     basis = []
     if event.finished_cells:
         basis.append(f"the mean of {plural(event.finished_cells, 'finished cell')}")
-    if event.timed_steps:
-        basis.append(f"{plural(event.timed_steps, 'timed step')} on this machine")
+    if event.timed_passes:
+        passes = choose(event.timed_passes, "a timed forward pass", f"{event.timed_passes} timed forward passes")
+        basis.append(f"{passes} on this machine; a finished cell gives a better estimate")
     return [*result, f"estimated from {' and '.join(basis)}", *_power_lines(event.power)]
 
 

@@ -1,6 +1,6 @@
 """Estimated time of a sweep.
 
-Oracles: finished cells whose seconds are planted, sums by hand, and a timed step of a tiny model.
+Oracles: finished cells whose seconds are planted, sums by hand, and a timed forward pass of a tiny model.
 """
 
 from __future__ import annotations
@@ -25,11 +25,45 @@ from neftcli.recipe.schema import Evaluation, Generation, Recipe, Sweep
 from neftcli.recipe.yaml_file import Setting
 from neftcli.sweep import estimate as module
 from neftcli.sweep.cell_runs import CellRuns, evaluation_key
-from neftcli.sweep.estimate import StepTimes, estimate_sweep, time_step, timing_key
+from neftcli.sweep.estimate import ModelTimer, StepTimes, estimate_sweep, timing_key
 from neftcli.sweep.plan import Cell, plan_cells
-from neftcli.training.assets import AssetCache
+from neftcli.training.inputs import read_inputs, tokenize_inputs
+from neftcli.training.trainer import num_training_steps
 
 TIMES = StepTimes(loading=10.0, step=2.0, row=0.5, token=0.25, steps=20, held_out=20, probe_rows=4)
+
+
+class Lengths:
+    """Rows of which only the lengths are known."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self._lengths = lengths
+
+    def lengths(self) -> list[int]:
+        """Return the number of tokens of each row."""
+        return self._lengths
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+
+class Prepared:
+    """Tokenised rows of given lengths."""
+
+    def __init__(self, train: list[int], held_out: list[int]) -> None:
+        self.train, self.held_out = Lengths(train), Lengths(held_out)
+
+
+class Recorder:
+    """Observer that keeps the phases."""
+
+    def __init__(self, phases: list[str]) -> None:
+        self._phases = phases
+
+    def notify(self, event: events.Event) -> None:
+        """Keep the id of a phase."""
+        assert isinstance(event, events.Phase)
+        self._phases.append(event.phase)
 
 
 class Silent:
@@ -76,7 +110,7 @@ def test_timing_key_ignores_options_that_take_no_time() -> None:
     assert timing_key(replace(symmetric, neftune=replace(symmetric.neftune, alpha=0.0))) == timing_key(recipe)
 
 
-def test_time_step_of_a_tiny_model(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
+def test_model_timer_of_a_tiny_model(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     """It leaves nothing in the sweep's folder and keeps the model for the next kind of cell."""
     sets = {
         "model.name": tiny_folder("llama"),
@@ -86,17 +120,40 @@ def test_time_step_of_a_tiny_model(tiny_folder: Callable[[str], Path], rows_file
         "evaluation.generation.max_new_tokens": 8,
     }
     recipe = load_recipe("quickstart", [parse_assignment(f"{key}={value}") for key, value in sets.items()])
-    asset_cache = AssetCache()
-    times = time_step(recipe, asset_cache, Silent())
+    reference, examples = read_inputs(recipe, Silent())
+    prepared, _, _ = tokenize_inputs(recipe, reference, examples, Silent())
+    phases: list[str] = []
+    timer = ModelTimer(reference, prepared, Recorder(phases))
+    times = timer.time_cell(recipe)
     assert times.steps == 7
-    assert times.held_out == len(asset_cache.get(recipe).prepared.held_out)  # type: ignore[union-attr]
-    assert min(times.loading, times.step, times.row) > 0
+    assert times.held_out == len(prepared.held_out)
+    assert min(times.loading, times.step, times.row, times.token) > 0
     assert math.isfinite(sum(times.parts(recipe).values()))
     assert not (tmp_path / "cells").exists()
-    one_step = replace(recipe, training=replace(recipe.training, max_steps=1))
-    again = time_step(one_step, asset_cache, Silent())
+    whole = replace(recipe, training=replace(recipe.training, max_steps=0, per_device_train_batch_size=2))
+    again = timer.time_cell(whole)
+    assert again.steps == num_training_steps(whole, prepared.train.lengths())
     assert 0 < again.step < 60
-    assert again.loading < times.loading
+    assert phases == ["loading_libraries", "loading_model", "timing_model", "timing_model"]
+
+
+def test_model_timer_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 2, 4, 6 and 8 tokens, a second for each token of a forward pass, three passes in a step."""
+    timer = ModelTimer(None, Prepared([2, 4, 6, 8], [3, 5]), Silent())  # type: ignore[arg-type]
+    monkeypatch.setattr(ModelTimer, "_load", lambda *_arguments: None)
+    monkeypatch.setattr(ModelTimer, "_time_forward", lambda _timer, rows, length: float(rows * length))
+
+    def step(recipe: Recipe, **training: Any) -> float:
+        return timer.time_cell(replace(recipe, training=replace(recipe.training, **training))).step
+
+    recipe, two = recipe_of(), {"per_device_train_batch_size": 2}
+    assert timer.time_cell(recipe).row == 4
+    assert step(recipe, **two) == 3 * 20 / 2
+    assert step(recipe, **two, gradient_accumulation_steps=2) == 3 * 20
+    assert step(recipe, **two, batching="padded") == 3 * (8 + 16) / 2
+    assert step(recipe, **two, gradient_checkpointing=True) == 4 * 20 / 2
+    assert step(replace(recipe, adapter=replace(recipe.adapter, type="lora")), **two) == 2 * 20 / 2
+    assert step(replace(recipe, neftune=replace(recipe.neftune, noise="symmetric")), **two) == 6 * 20 / 2
 
 
 # A sweep
@@ -131,18 +188,19 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     """The recipes that were timed; each took `TIMES`."""
     recipes: list[Recipe] = []
 
-    def time_step(recipe: Recipe, *_arguments: object) -> StepTimes:
+    def time_cell(_timer: ModelTimer, recipe: Recipe) -> StepTimes:
         recipes.append(recipe)
         return TIMES
 
-    monkeypatch.setattr(module, "time_step", time_step)
+    monkeypatch.setattr(ModelTimer, "time_cell", time_cell)
     monkeypatch.setattr(module, "list_devices", lambda: [None])
     return recipes
 
 
 def estimate(cells: list[Cell], engine: str = "local", *, early_stopping: bool = False) -> events.SweepEstimate:
     runs = CellRuns(Path(cells[0].recipe.output_dir))
-    return estimate_sweep(cells, runs, engine, Silent(), early_stopping=early_stopping)
+    timer = ModelTimer(None, None, Silent())  # type: ignore[arg-type]
+    return estimate_sweep(cells, runs, engine, timer, early_stopping=early_stopping)
 
 
 def test_estimate_sweep_uses_the_mean_of_finished_cells(tmp_path: Path, timed: list[Recipe]) -> None:
@@ -153,7 +211,7 @@ def test_estimate_sweep_uses_the_mean_of_finished_cells(tmp_path: Path, timed: l
     found = estimate(cells)
     assert timed == []
     assert [cell.seconds for cell in found.cells] == [30, 150, 150, 150]  # the first of them is trained
-    assert (found.seconds, found.finished_cells, found.timed_steps, found.parts) == (480, 2, 0, {})
+    assert (found.seconds, found.finished_cells, found.timed_passes, found.parts) == (480, 2, 0, {})
     assert format.estimate_lines(found)[-1] == "estimated from the mean of 2 finished cells"
     for cell in cells[3:]:
         finish(cell, 1.0, 1.0)
@@ -163,7 +221,7 @@ def test_estimate_sweep_uses_the_mean_of_finished_cells(tmp_path: Path, timed: l
     assert format.estimate_lines(found) == ["all cells are finished"]
 
 
-def test_estimate_sweep_times_one_step_without_finished_cells(tmp_path: Path, timed: list[Recipe]) -> None:
+def test_estimate_sweep_times_the_model_without_finished_cells(tmp_path: Path, timed: list[Recipe]) -> None:
     cells = planned(tmp_path, alphas=(0.0, 5.0), seeds=2)
     found = estimate(cells)
     parts = TIMES.parts(cells[0].recipe)
@@ -172,7 +230,8 @@ def test_estimate_sweep_times_one_step_without_finished_cells(tmp_path: Path, ti
     assert [cell.seconds for cell in found.cells] == [each] * 4
     assert found.seconds == TIMES.loading + 4 * each
     assert found.parts == parts
-    assert format.estimate_lines(found)[-1] == "estimated from 1 timed step on this machine"
+    last = format.estimate_lines(found)[-1]
+    assert last == "estimated from a timed forward pass on this machine; a finished cell gives a better estimate"
 
 
 def test_estimate_sweep_other_kinds_of_cells_count_only_for_themselves(tmp_path: Path, timed: list[Recipe]) -> None:
@@ -183,7 +242,10 @@ def test_estimate_sweep_other_kinds_of_cells_count_only_for_themselves(tmp_path:
     assert [recipe.training.per_device_train_batch_size for recipe in timed] == [8]
     assert [cell.seconds for cell in found.cells] == [each, 1000, each]
     last = format.estimate_lines(found)[-1]
-    assert last == "estimated from the mean of 1 finished cell and 1 timed step on this machine"
+    assert last == (
+        "estimated from the mean of 1 finished cell and a timed forward pass on this machine; "
+        "a finished cell gives a better estimate"
+    )
 
 
 def test_estimate_sweep_workers(tmp_path: Path, timed: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ def test_a_dry_run_finds_its_cells_by_their_hash() -> None:
     """Two arms whose names are the same have each its own time."""
     states = [CellState(key, "alpha 5", 0, "waiting") for key in ("abc", "def")]
     cells = tuple(CellEstimate(key, "alpha 5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
-    lines = shown(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, timed_steps=1)))
+    lines = shown(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, timed_passes=1)))
     assert [line.split()[-2:] for line in lines if line.startswith(" alpha 5")] == [["20", "s"], ["40", "s"]]
 
 
