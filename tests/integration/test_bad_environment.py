@@ -64,6 +64,7 @@ def require_told(result: Result) -> None:
     assert SECRET not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_environment_invalid_variable_is_named(name: str, rows_file: Path, tmp_path: Path) -> None:
     given, variable = REFUSED[name]
@@ -73,6 +74,7 @@ def test_environment_invalid_variable_is_named(name: str, rows_file: Path, tmp_p
     assert variable in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["model", "data"])
 def test_socks_proxy_without_its_package(source: str, quick: list[str], tmp_path: Path) -> None:
     typed = ["--model", "owner/model"] if source == "model" else ["--dataset", "owner/rows"]
@@ -82,6 +84,7 @@ def test_socks_proxy_without_its_package(source: str, quick: list[str], tmp_path
     assert "ALL_PROXY=socks5://127.0.0.1:9" in " ".join(result.err.split())
 
 
+@pytest.mark.slow
 def test_train_is_bit_identical_in_any_environment(quick: list[str], tmp_path: Path) -> None:
     variables = {
         **HARMLESS,
@@ -107,6 +110,7 @@ def test_train_is_bit_identical_in_any_environment(quick: list[str], tmp_path: P
     assert SECRET not in json.dumps(records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Every byte is of the encoding, and what it doesn't hold is escaped."""
@@ -127,6 +131,7 @@ def test_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], t
             assert ("\\xf6" if encoding == "ascii" else "ö") in shown
 
 
+@pytest.mark.slow
 def test_train_user_without_home(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     """What needs the cache names it; a local folder trains, and leaves no folder called ~."""
     if os.getuid() or shutil.which("setpriv") is None:

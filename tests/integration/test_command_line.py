@@ -159,6 +159,7 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in loud.err
 
 
+@pytest.mark.slow
 def test_train_reports_an_unreachable_hub_in_seconds(tmp_path: Path) -> None:
     result = neft_process(
         "train",

@@ -66,6 +66,7 @@ def test_resume_from_another_folder(neft: Neft, project: Path, monkeypatch: pyte
     assert not after["resumed"][0]["changes"]
 
 
+@pytest.mark.slow
 def test_resume_after_the_project_moved(neft: Neft, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = record(begun(neft, project))["weights_sha256"]
     there = project.with_name("there")
@@ -90,6 +91,7 @@ def test_resume_without_its_rows_says_where_they_were_looked_for(
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.slow
 def test_eval_and_recipe_from_another_folder(neft: Neft, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert neft(*typed()).code == 0
     assert neft(*typed("--alpha", "0")).code == 0

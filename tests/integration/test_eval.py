@@ -75,6 +75,7 @@ def recorded(run: Path) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-a5-s0", "lora-a5-s0"])
 def test_losses_are_those_that_training_measured(neft: Neft, runs: Path, name: str) -> None:
     """The saved weights, read back, on the same rows in the same batches: to the bit, before and after training."""
@@ -84,6 +85,7 @@ def test_losses_are_those_that_training_measured(neft: Neft, runs: Path, name: s
     assert values(report, "held_out_loss") == [expected["held_out_loss"], expected["base_held_out_loss"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "parts/weights.safetensors"])
 def test_eval_of_changed_weights_does_not_use_the_cache(neft: Neft, runs: Path, file: str) -> None:
     """Also if the weights are in a subfolder that only the index names. Oracle: a copy of the run without a cache."""
@@ -169,6 +171,7 @@ def kept_files(run: Path, kind: str) -> dict[int, str]:
     return {json.loads(line)["index"]: line for line in file.read_text().splitlines()}
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again(neft: Neft, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second evaluation loads no model at all, and reports the same; one with another baseline neither."""
     first = report_of(neft("eval", "tiny-a5-s0", "--json", *SHORT))
@@ -183,6 +186,7 @@ def test_what_is_measured_is_not_measured_again(neft: Neft, runs: Path, monkeypa
     assert neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT).code == 0
 
 
+@pytest.mark.slow
 def test_other_settings_weights_and_rows_are_measured_anew(neft: Neft, runs: Path) -> None:
     """A cache that answers for something else would be worse than none."""
     for extra in ([], ["--set", "evaluation.generation.repetition_penalty=1"], ["--max-rows", "5"]):
@@ -217,6 +221,7 @@ def interrupted(runs: Path, sign: signal.Signals) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_evaluation_goes_on(neft: Neft, runs: Path, sign: signal.Signals) -> None:
     process = interrupted(runs, sign)
@@ -239,6 +244,7 @@ def test_a_stopped_evaluation_goes_on(neft: Neft, runs: Path, sign: signal.Signa
 # Rows
 
 
+@pytest.mark.slow
 def test_rows_that_were_trained_on_are_left_out(neft: Neft, runs: Path, rows_file: Path) -> None:
     """The whole file again: only what was held out is left, also for a model that merely is the baseline."""
     for command in (["tiny-a5-s0"], [str(rows_file.parent / "m"), "--baseline", "tiny-a5-s0"]):
@@ -277,6 +283,7 @@ def test_repeated_rows_count_once(neft: Neft, runs: Path) -> None:
     assert (rows["rows"], rows["repeated"]) == (1, 2)
 
 
+@pytest.mark.slow
 def test_training_data_that_changed_is_said_where_rows_come_from_elsewhere(
     neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +297,7 @@ def test_training_data_that_changed_is_said_where_rows_come_from_elsewhere(
     assert "note: the rows that tiny-a5-s0 was trained on are not known (its data has changed)" in result.out
 
 
+@pytest.mark.slow
 def test_a_base_model_that_changed_is_refused(neft: Neft, runs: Path, tiny_folder: Callable[..., Path]) -> None:
     """An adapter on other weights would be evaluated as something that nobody trained."""
     folder = runs.parent / "elsewhere"
@@ -309,6 +317,7 @@ def test_answers_longer_than_the_model_are_refused(neft: Neft, runs: Path) -> No
     assert "evaluation.generation.max_new_tokens must leave positions for a prompt; this model has 1024" in result.err
 
 
+@pytest.mark.slow
 def test_another_question_has_a_report_of_its_own(neft: Neft, runs: Path) -> None:
     folders = [
         report_of(neft("eval", "tiny-a5-s0", "--no-answers", "--json", *extra))["folder"]
@@ -335,6 +344,7 @@ def test_data_that_changed_since_training_is_refused(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
     [
@@ -385,6 +395,7 @@ def test_losses_of_other_tokens_are_not_compared(
     assert "other has different tokens for these rows, so its loss is not compared." in report["remarks"]
 
 
+@pytest.mark.slow
 def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
     """Noise, a seed, nothing, or more; the sweep that would tell is offered if it can."""
 
@@ -419,6 +430,7 @@ def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
     assert plain.count("training.seed") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["tiny-a5-s0", "lora-a5-s0"])
 def test_a_baseline_that_is_the_base_model_is_compared_once(
     neft: Neft, runs: Path, tiny_folder: Callable[[str], Path], run: str
@@ -445,6 +457,7 @@ def test_a_run_is_not_compared_with_itself(neft: Neft, runs: Path, other: str) -
     assert not (runs / "tiny-a5-s0" / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_rows_of_one_prompt_count_once_and_few_prompts_are_not_tested(neft: Neft, runs: Path) -> None:
     """Fourteen rows of seven prompts that differ in case and punctuation; then of two."""
     for prompts, n in ((7, 7), (2, 2)):
@@ -478,6 +491,7 @@ def test_answers_are_exported_for_alpaca_eval(neft: Neft, runs: Path) -> None:
     assert {one["generator"] for one in outputs} == {"tiny-a5-s0"}
 
 
+@pytest.mark.slow
 def test_plain_lines_and_no_control_characters(neft: Neft, runs: Path) -> None:
     """An untrained byte model writes control characters; none reaches the terminal."""
     result = neft("eval", "tiny-a5-s0", "--show", 12, *SHORT)
@@ -490,6 +504,7 @@ def test_plain_lines_and_no_control_characters(neft: Neft, runs: Path) -> None:
     assert quiet.startswith("this run: tiny-a5-s0")
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) -> None:
     """One that likes longer answers: the win rate is counted here, and a second evaluation asks nothing."""

@@ -92,12 +92,14 @@ def quick(hostile: Hostile, rows_file: Path) -> list[str]:
     return quick_arguments(hostile.model, rows_file, Path("runs"))
 
 
+@pytest.mark.slow
 def test_hostile_modules_leave_marks(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     hostile = Hostile(tmp_path, tiny_folder("llama"))
     subprocess.run([sys.executable, "-c", "import socket, torch, yaml"], cwd=hostile.folder, check=True)
     assert hostile.imported() == ["socket", "torch", "yaml"]
 
 
+@pytest.mark.slow
 def test_commands_that_answer_at_once_import_nothing_hostile(hostile: Hostile, rows_file: Path) -> None:
     assert "smollm2" in hostile.neft("models")
     assert "quickstart" in hostile.neft("recipes")
@@ -115,6 +117,7 @@ def test_processes_and_evaluations_import_nothing_hostile(hostile: Hostile, quic
     assert any("fruit" in json.dumps(json.loads(line)) for line in said.splitlines())
 
 
+@pytest.mark.slow
 def test_spawned_workers_import_nothing_hostile(hostile: Hostile, quick: list[str]) -> None:
     """Those of a dry run, which are those of a sweep, with multiprocessing's resource tracker."""
     hostile.neft("sweep-alpha", *quick[1:], "--alphas", "0,5", "--seeds", "1", "--dry-run")
@@ -127,6 +130,7 @@ def test_sweeps_import_nothing_hostile(engine: str, hostile: Hostile, quick: lis
     hostile.neft(*sweep, "--engine", engine)
 
 
+@pytest.mark.slow
 def test_python_m_imports_nothing_hostile(tiny_folder: Callable[[str], Path], tmp_path: Path, rows_file: Path) -> None:
     """But for what Python itself imports before it runs the module."""
     hostile = Hostile(tmp_path, tiny_folder("llama"))

@@ -97,6 +97,7 @@ def require_same_end(states: Iterable[Path], typed: list[str], whole: Path) -> N
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", HOW_MANY)
 def test_train_killed_at_any_file_operation(most: int, typed: list[str], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
@@ -109,6 +110,7 @@ def test_train_killed_at_any_file_operation(most: int, typed: list[str], tmp_pat
     require_same_end(spread_out(states, most), typed, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", HOW_MANY)
 def test_resume_killed_at_any_file_operation(most: int, typed: list[str], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
@@ -130,6 +132,7 @@ def report(folder: Path) -> tuple[Any, ...]:
     return content, file.with_name("examples.jsonl").read_text(), names(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("most", HOW_MANY)
 def test_eval_and_judging_killed_at_any_file_operation(most: int, typed: list[str], tmp_path: Path) -> None:
@@ -159,6 +162,7 @@ def convert(file: Path) -> None:
     assert convert_gguf(file).is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", HOW_MANY)
 def test_conversion_killed_at_any_file_operation(most: int, tmp_path: Path) -> None:
     """The remains of killed conversions go; what is kept is the same, byte for byte."""
@@ -203,6 +207,7 @@ def sweep_result(folder: Path) -> tuple[Any, ...]:
     return content["arms"], content["conclusion"], runs, names(folder), best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [pytest.param(5, id="some"), HOW_MANY[1]])
 def test_sweep_killed_at_any_file_operation(most: int, typed: list[str], tmp_path: Path) -> None:
     """The sweep's own operations, its worker's, and the report's: tables, plots and the link to the best run."""
@@ -223,6 +228,7 @@ def test_sweep_killed_at_any_file_operation(most: int, typed: list[str], tmp_pat
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "ends_with", "asked", "code"),
     [

@@ -117,6 +117,7 @@ def _back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", FEW)
 def test_resume_links_of_a_run(most: int, neft: Neft, written: Written, tmp_path: Path) -> None:
     print(len(written.run), "paths of a run")
@@ -127,6 +128,7 @@ def test_resume_links_of_a_run(most: int, neft: Neft, written: Written, tmp_path
         require_refused(neft, written.resumed, path, link, ["train", "--resume", str(RUN)], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", FEW)
 def test_eval_links_of_a_run(most: int, neft: Neft, written: Written, tmp_path: Path) -> None:
     print(len(written.evaluation), "paths of an evaluation")
@@ -136,6 +138,7 @@ def test_eval_links_of_a_run(most: int, neft: Neft, written: Written, tmp_path: 
             require_refused(neft, written.folder, path, link, eval_by(server.url), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", FEW)
 def test_sweep_links_of_a_sweep(most: int, neft: Neft, written: Written, tmp_path: Path) -> None:
     print(len(written.sweep), "paths of a sweep")
@@ -144,6 +147,7 @@ def test_sweep_links_of_a_sweep(most: int, neft: Neft, written: Written, tmp_pat
         require_refused(neft, written.folder, path, link, written.command, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["run.json", "metrics.jsonl", "train.log"])
 def test_resume_pipe_in_the_run(file: str, neft: Neft, written: Written, tmp_path: Path) -> None:
     """A pipe would be waited for."""
@@ -158,6 +162,7 @@ def test_resume_pipe_in_the_run(file: str, neft: Neft, written: Written, tmp_pat
         assert f"{path}: neft writes only to files and folders" in said.err
 
 
+@pytest.mark.slow
 def test_eval_model_is_a_link(neft: Neft, written: Written, tmp_path: Path) -> None:
     """It is only read: a person may keep it on another disk."""
     shutil.copytree(written.folder, tmp_path / "place", symlinks=True)

@@ -26,6 +26,7 @@ def code_of(card: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [[], ["--lora"]])
 @pytest.mark.parametrize("layout", ["chat", "text"])
 def test_model_card_code_loads_and_answers(
@@ -66,6 +67,7 @@ TURNS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora", "gguf lora"])
 def test_model_card_code_stop_tokens(
     kind: str,
@@ -114,6 +116,7 @@ def test_model_card_code_stop_tokens(
         torch.testing.assert_close(here, there[..., : here.shape[-1]], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_model_card_weights_hash(quick: list[str], neft: Callable[..., Result], tmp_path: Path) -> None:
     import hashlib
     import os

@@ -102,6 +102,7 @@ def require_gone(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(typed: list[str], tmp_path: Path) -> None:
     """Without noise, whose draws are each process's own; up to the order of floating-point sums."""
     sets = with_sets({"neftune.alpha": 0, "training.batching": "padded"})
@@ -115,6 +116,7 @@ def test_two_processes_equal_one_with_twice_the_batch(typed: list[str], tmp_path
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [pytest.param(mode, marks=[pytest.mark.slow] * ("three" in mode)) for mode in MODES])
 def test_killed_processes_resume_bit_identically(mode: str, typed: list[str], tmp_path: Path) -> None:
     """In the second epoch, whose order is another than the first one's."""
@@ -144,6 +146,7 @@ def test_killed_processes_resume_bit_identically(mode: str, typed: list[str], tm
     assert result(broken) == result(tmp_path / "runs" / "whole-a5-s0")
 
 
+@pytest.mark.slow
 def test_processes_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> None:
     """One run, stopped by SIGTERM, then by the death of its other process, and never gone on with by another number."""
     run = tmp_path / "runs" / "run-a5-s0"
@@ -195,6 +198,7 @@ PHASES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["the first", "another"])
 @pytest.mark.parametrize("phase", [pytest.param(phase, marks=[pytest.mark.slow] * (phase != FAST)) for phase in PHASES])
 def test_processes_killed_in_a_phase(phase: str, which: str, typed: list[str], tmp_path: Path) -> None:
@@ -242,6 +246,7 @@ def test_launcher_rejected_by_other_commands(
     assert "WORLD_SIZE 2" in done.err
 
 
+@pytest.mark.slow
 def test_processes_report_an_error_once(typed: list[str], tmp_path: Path) -> None:
     code, said = do(tmp_path, *TORCHRUN, "2", *NEFT, *typed, "--dataset", "nothere.jsonl")
     assert code == 1  # torchrun's own, whatever its processes end with

@@ -64,6 +64,7 @@ def test_resume_stopped_run(neft: Neft, copy: Path, stopped: tuple[Path, dict[st
     assert "this run is finished" in again.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
@@ -94,6 +95,7 @@ def test_resume_different_recipe(neft: Neft, copy: Path, typed: list[str], told:
     assert files(copy) == before
 
 
+@pytest.mark.slow
 def test_resume_edited_recipe(neft: Neft, copy: Path) -> None:
     file = copy / "recipe.yaml"
     file.write_text(file.read_text().replace("learning_rate: 0.005", "learning_rate: 0.05"))
@@ -102,6 +104,7 @@ def test_resume_edited_recipe(neft: Neft, copy: Path) -> None:
     assert "training.learning_rate differs from that of checkpoint-6\n  got      0.05 (checkpoint-6: 0.005)" in said.err
 
 
+@pytest.mark.slow
 def test_resume_accepted_change(neft: Neft, copy: Path) -> None:
     said = neft("train", "--resume", copy, "--alpha", "10", "--accept-changes")
     assert said.code == 0, said.err
@@ -138,6 +141,7 @@ def change_settings(file: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 1e-3}))
 
 
+@pytest.mark.slow
 def test_resume_changed_rows_or_model(
     neft: Neft, stopped: tuple[Path, dict[str, Any]], movable: tuple[Path, Path, Path]
 ) -> None:
@@ -164,6 +168,7 @@ def test_resume_changed_rows_or_model(
     assert "the model's files changed since checkpoint-4" in said.err
 
 
+@pytest.mark.slow
 def test_resume_moved_rows_and_model(
     neft: Neft, stopped: tuple[Path, dict[str, Any]], movable: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -191,6 +196,7 @@ def test_resume_moved_rows_and_model(
     assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
 
 
+@pytest.mark.slow
 def test_resume_moved_and_changed_rows_or_model(neft: Neft, movable: tuple[Path, Path, Path], tmp_path: Path) -> None:
     folder, rows, model = movable
     before = files(folder)
@@ -215,6 +221,7 @@ def test_resume_moved_and_changed_rows_or_model(neft: Neft, movable: tuple[Path,
     assert files(folder) == before
 
 
+@pytest.mark.slow
 def test_resume_skips_damaged_checkpoint(
     neft: Neft, copy: Path, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -228,6 +235,7 @@ def test_resume_skips_damaged_checkpoint(
     assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
 
 
+@pytest.mark.slow
 def test_resume_no_checkpoint_verifies(neft: Neft, copy: Path) -> None:
     for place in (copy / "checkpoints").iterdir():
         file = place / "optimizer.pt"
@@ -259,6 +267,7 @@ def test_resume_bad_flags(neft: Neft, typed: list[str], told: str) -> None:
     assert told in said.err
 
 
+@pytest.mark.slow
 def test_resume_locked_run(neft: Neft, copy: Path) -> None:
     from neftcli.runs.directory import RunDirectory
 
@@ -268,6 +277,7 @@ def test_resume_locked_run(neft: Neft, copy: Path) -> None:
     assert "another process is training this run" in said.err
 
 
+@pytest.mark.slow
 def test_full_disk_during_training(neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     assert run(stopped[1], tmp_path / "whole") == 0
     typed = [part for key, value in stopped[1].items() for part in ("--set", f"{key}={value}")]
@@ -299,6 +309,7 @@ def test_full_disk_during_training(neft: Neft, stopped: tuple[Path, dict[str, An
         assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
 
 
+@pytest.mark.slow
 def test_full_disk_before_training(neft: Neft, copy: Path, tmp_path: Path) -> None:
     """A new run leaves nothing; one that was stopped is as it was."""
     with file_system(tmp_path / "small", "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
@@ -329,6 +340,7 @@ def test_resume_missing_recipe(neft: Neft, copy: Path) -> None:
     assert neft("train", "--resume", copy).code == 0
 
 
+@pytest.mark.slow
 def test_full_disk_at_the_last_write(
     neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +364,7 @@ def test_full_disk_at_the_last_write(
     assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
 
 
+@pytest.mark.slow
 def test_full_disk_for_the_model(neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     typed = [part for key, value in stopped[1].items() for part in ("--set", f"{key}={value}")]
     with file_system(tmp_path / "small", "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
@@ -361,6 +374,7 @@ def test_full_disk_for_the_model(neft: Neft, stopped: tuple[Path, dict[str, Any]
         assert list((tmp_path / "small").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_resume_read_only_folder(neft: Neft, copy: Path, tmp_path: Path) -> None:
     with file_system(tmp_path / "runs", "--bind", str(tmp_path / "run-a5-s0")):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(tmp_path / "runs")], check=True)

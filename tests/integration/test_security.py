@@ -117,6 +117,7 @@ IN_A_RUN = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-a5-s0", "lora-a5-s0"])
 def test_pickles_in_a_run(name: str, runs: Path, made: Path) -> None:
     """The run is evaluated, and gone on from, as if they were not there."""
@@ -132,6 +133,7 @@ def test_pickles_in_a_run(name: str, runs: Path, made: Path) -> None:
     assert measured[0] == measured[1]
 
 
+@pytest.mark.slow
 def test_pickles_in_the_cache(runs: Path, made: Path) -> None:
     """Files of an evaluation's results, the judge's replies and a sweep's cells: measured anew, or told."""
     run = runs / "tiny-a5-s0"
@@ -156,6 +158,7 @@ def test_pickles_in_the_cache(runs: Path, made: Path) -> None:
     assert CellRuns(sweep / "cells").find_resume_state("key", Recipe()) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
 def test_pickles_in_a_checkpoint_with_a_new_manifest(
     name: str,
@@ -196,6 +199,7 @@ def test_pickles_as_rows(ending: str, tmp_path: Path, made: Path) -> None:
     assert (result.code, (tmp_path / "runs").exists()) == (2, False), result.err
 
 
+@pytest.mark.slow
 def test_runs_contain_no_pickles(runs: Path) -> None:
     """No training_args.bin, which holds tokens where one was given, and nothing else that torch or pickle wrote."""
     left = [file.name for file in runs.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
@@ -226,6 +230,7 @@ def with_code(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
     return model
 
 
+@pytest.mark.slow
 def test_remote_code_runs_on_request_and_is_recorded(with_code: Path, rows_file: Path, tmp_path: Path) -> None:
     arguments = [*quick_arguments(with_code, rows_file, tmp_path / "runs"), "--set", "evaluation.samples=0"]
     refused = neft(*arguments)
@@ -239,11 +244,13 @@ def test_remote_code_runs_on_request_and_is_recorded(with_code: Path, rows_file:
     assert json.loads(record.read_text())["trust_remote_code"] is True
 
 
+@pytest.mark.slow
 def test_remote_code_absent_is_recorded(runs: Path) -> None:
     records = [json.loads(file.read_text()) for file in runs.glob("*/run.json")]
     assert [record["trust_remote_code"] for record in records] == [False] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["run", "baseline"])
 def test_remote_code_of_somebody_elses_run(place: str, runs: Path, tmp_path: Path) -> None:
     """Even where its own recipe says that it may: the switch is what is typed here."""
@@ -294,6 +301,7 @@ def test_chat_template_is_sandboxed(
     assert "access to attribute '__init__' of 'type' object is unsafe" in result.err
 
 
+@pytest.mark.slow
 def test_task_file_code_is_rejected(runs: Path, tmp_path: Path, made: Path) -> None:
     (tmp_path / "own.py").write_text(f"import os\nos.mkdir({str(made)!r})\ndef docs(rows): return rows\n")
     (tmp_path / "task.yaml").write_text("task: own\nprocess_docs: !function own.docs\n")
@@ -337,6 +345,7 @@ def test_secrets_search_finds_them(tmp_path: Path) -> None:
     assert leaked(["canary-a", "b"], [Result(0, "", "b")], tmp_path) == ["canary-a", "b"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("--json",), ("--debug",)])
 def test_secrets_of_training(
     extra: tuple[str, ...], canaries: list[str], tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
@@ -352,6 +361,7 @@ def test_secrets_of_training(
     assert leaked(canaries, results, tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("extra", [(), ("--json",), ("--debug",)])
 def test_secrets_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], runs: Path) -> None:
@@ -373,6 +383,7 @@ def test_secrets_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], r
     assert leaked(canaries, [refused, answered, password, query], runs.parent) == []
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_secrets_of_a_sweep(
     canaries: list[str], tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
@@ -440,6 +451,7 @@ def test_file_names_are_sanitised_for_the_terminal(
 # Files
 
 
+@pytest.mark.slow
 def test_files_follow_the_umask(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
@@ -450,6 +462,7 @@ def test_files_follow_the_umask(tiny_folder: Callable[[str], Path], rows_file: P
     assert open_ones == []
 
 
+@pytest.mark.slow
 def test_files_are_not_writable_by_all(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     """Those of the libraries, of checkpoints and of an evaluation, too, whatever the umask."""
     before = os.umask(0)
@@ -464,6 +477,7 @@ def test_files_are_not_writable_by_all(tiny_folder: Callable[[str], Path], rows_
     assert [path for path in written if path.stat().st_mode & 0o002] == []
 
 
+@pytest.mark.slow
 def test_failed_evaluation_removes_only_its_own_files(
     runs: Path, tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,6 +497,7 @@ def test_failed_evaluation_removes_only_its_own_files(
         assert [file.name for file in outside.rglob("*") if file.is_file()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("kind", ["losses", "answers", "log", "verdicts"])
 def test_links_as_cache_files(kind: str, runs: Path, tmp_path: Path) -> None:
@@ -503,6 +518,7 @@ def test_links_as_cache_files(kind: str, runs: Path, tmp_path: Path) -> None:
     assert f"{file.relative_to(tmp_path)}: neft does not write through links" in result.err
 
 
+@pytest.mark.slow
 def test_links_among_cells_are_not_followed(tmp_path: Path) -> None:
     cells, outside = tmp_path / "cells", tmp_path / "outside"
     for name, record in (("unborn", None), ("unfinished", {"recipe_sha256": "k", "status": "running"})):

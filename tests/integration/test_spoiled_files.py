@@ -136,6 +136,7 @@ FOLDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: Path) -> None:
     names, command = KINDS[kind]
@@ -180,6 +181,7 @@ def seal(checkpoint: Path) -> None:
     publish(Checkpoints(checkpoint.parent, 9), int(checkpoint.name.rpartition("-")[2]), facts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["run", "TrainerControl"])
 def test_resume_skips_checkpoint_without_run_state(
     key: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

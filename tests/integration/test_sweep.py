@@ -184,6 +184,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> No
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     neft: Neft, arguments: list[str], tmp_path: Path
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     assert cells_of(folder) == cells_of(undisturbed / "tiny-sweep")
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_tried_again_is_named(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
     """In the lines, the table and the verdict; its worker is killed while it trains."""
     arguments = [*arguments, "--seeds", "1", "--set", "training.logging_steps=1"]
@@ -230,6 +232,7 @@ def test_a_cell_that_is_tried_again_is_named(neft: Neft, arguments: list[str], t
     assert [(row["status"], row["retries"]) for row in rows] == [("finished", "1"), ("finished", "0")]
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_while_a_worker_starts_is_no_fault_and_the_sweep_can_be_gone_on_with(
     neft: Neft, arguments: list[str], tmp_path: Path
 ) -> None:
@@ -247,6 +250,7 @@ def test_a_signal_to_all_while_a_worker_starts_is_no_fault_and_the_sweep_can_be_
     assert neft("sweep-alpha", folder).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
     sent: signal.Signals, neft: Neft, arguments: list[str], tmp_path: Path
@@ -273,6 +277,7 @@ def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
     assert weights_of(tmp_path / "alone" / run.name) == weights_of(run)
 
 
+@pytest.mark.slow
 def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
     """A learning rate that ends in NaN; the other point of the grid is done."""
     result = neft(*arguments, "--seeds", "1", "--grid", "training.learning_rate=1e-3,1e30", "--json")
@@ -287,6 +292,7 @@ def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments:
     assert "leave its arm out, or neft sweep-alpha" in result.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_stops_at_once(arguments: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny-sweep"
     process = started([*arguments, "--set", "training.max_steps=4000"])
@@ -300,6 +306,7 @@ def test_ctrl_c_twice_stops_at_once(arguments: list[str], tmp_path: Path) -> Non
     assert not Path(f"/proc/{worker}").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
     """Several metrics, corrected together; the judge is asked once for each pair and order, and never again."""
@@ -338,6 +345,7 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
     assert report["metrics"] == ["letters/acc"]
 
 
+@pytest.mark.slow
 def test_sweep_alpha_dry_run_shows_the_cells_and_their_time_and_creates_nothing(
     neft: Neft,
     tiny_folder: Callable[[str], Path],
@@ -370,6 +378,7 @@ def test_sweep_alpha_dry_run_shows_the_cells_and_their_time_and_creates_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_refuses_a_model_that_can_not_be_used(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -405,6 +414,7 @@ def test_what_can_not_be_swept_is_refused_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_sweep_and_another_models_sweep_are_refused(
     neft: Neft, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def require_same_alone(neft: Neft, cell: Path, output: Path) -> None:
     assert weights_of(output / cell.name) == weights_of(cell)
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_not_measured_is_and_other_rows_are_refused(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_cell_that_is_not_measured_is_and_other_rows_are_refused(
     assert stamps_of(folder).items() > stamps.items()
 
 
+@pytest.mark.slow
 def test_early_stopping_with_two_workers(
     neft: Neft,
     tiny_folder: Callable[[str], Path],
@@ -117,6 +119,7 @@ def test_early_stopping_with_two_workers(
     assert stamps_of(folder) == stamps
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_cell_that_is_done(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:

@@ -267,6 +267,7 @@ def test_ray_engine_reports_once_that_the_cluster_has_no_room(
     assert notice.message == "the Ray cluster has no room for a cell: 1 CPU must be free; the cells wait"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "somewhere"])
 def test_ray_engine_rejects_a_missing_cluster_at_once(
     address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -278,6 +279,7 @@ def test_ray_engine_rejects_a_missing_cluster_at_once(
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["a process of Ray", "RAY_ADDRESS"])
 def test_ray_engine_rejects_the_remains_of_a_cluster_at_once(
     left: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

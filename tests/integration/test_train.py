@@ -72,6 +72,7 @@ def test_a_run_leaves_its_files_and_a_model_that_loads(neft: Neft, quick: list[s
     assert "NEFTune noise | alpha 5" in (run / "model" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-3)])
 @pytest.mark.parametrize("method", [[], ["--lora"]], ids=["full", "LoRA"])
 def test_fused_layers_learn_what_the_libraries_layers_do(
@@ -95,6 +96,7 @@ def test_fused_layers_learn_what_the_libraries_layers_do(
     assert weights[0] != weights[1]
 
 
+@pytest.mark.slow
 def test_nothing_that_a_run_leaves_is_pickled(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     assert neft(*quick).code == 0
     endings = {file.suffix for file in (tmp_path / "runs").rglob("*") if file.is_file()}
@@ -110,6 +112,7 @@ def test_the_saved_recipe_repeats_the_run_to_the_bit(neft: Neft, quick: list[str
     assert load_recipe(str(first / "recipe.yaml")) == load_recipe(str(second / "recipe.yaml"))
 
 
+@pytest.mark.slow
 def test_alpha_and_seed_change_the_weights(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     for extra in ([], ["--alpha", "0"], ["--seed", "1"]):
         assert neft(*quick, *extra).code == 0
@@ -118,6 +121,7 @@ def test_alpha_and_seed_change_the_weights(neft: Neft, quick: list[str], tmp_pat
     assert len(hashes) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["padded", "packed"])
 def test_rows_in_a_file_train_as_rows_in_memory_do(
     neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str
@@ -142,6 +146,7 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma", "granite", "opt"])
 def test_rows_laid_end_to_end_train_as_padded_rows_do(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, family: str
@@ -163,6 +168,7 @@ def test_rows_laid_end_to_end_train_as_padded_rows_do(
     assert mean < 2e-7
 
 
+@pytest.mark.slow
 def test_fewer_held_out_rows_than_asked_for_are_told(neft: Neft, quick: list[str], rows_file: Path) -> None:
     rows = len(rows_file.read_text().splitlines())
     done = neft(*quick, "--held-out-rows", "9999", "--dry-run")
@@ -173,6 +179,7 @@ def test_fewer_held_out_rows_than_asked_for_are_told(neft: Neft, quick: list[str
     assert "1 row is held out, not 2" in " ".join(few.out.split())
 
 
+@pytest.mark.slow
 def test_rows_of_a_model_that_mixes_documents_are_padded_or_bucketed(
     neft: Neft, rows_file: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +202,7 @@ def test_rows_of_a_model_that_mixes_documents_are_padded_or_bucketed(
     assert "--set training.batching=padded" in refused.err
 
 
+@pytest.mark.slow
 def test_a_model_without_attention_trains(neft: Neft, rows_file: Path, tmp_path: Path) -> None:
     """A state-space model: nothing that is counted or made ready beforehand may ask for heads."""
     config = MambaConfig(vocab_size=256, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
@@ -207,6 +215,7 @@ def test_a_model_without_attention_trains(neft: Neft, rows_file: Path, tmp_path:
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
@@ -242,6 +251,7 @@ def test_each_way_of_training_finishes_and_loads_again(
         AutoModelForCausalLM.from_pretrained(run / "model")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     result = neft(*quick, "--learning-rate", "1e30", "--set", "training.warmup_ratio=0")
     assert result.code == 1
@@ -251,6 +261,7 @@ def test_a_loss_that_is_no_number_ends_the_run(neft: Neft, quick: list[str], tmp
     assert not (tmp_path / "runs" / "tiny-a5-s0" / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_last_update_that_ruins_the_weights_is_no_finish(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     extra = ["--learning-rate", "1e38", "--set", "training.warmup_ratio=0", "--set", "training.max_steps=1"]
     result = neft(*quick, *extra)
@@ -260,6 +271,7 @@ def test_a_last_update_that_ruins_the_weights_is_no_finish(neft: Neft, quick: li
     assert record["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_the_model_is_saved_before_its_answers_can_fail(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +293,7 @@ def test_the_model_is_saved_before_its_answers_can_fail(
     AutoModelForCausalLM.from_pretrained(model)
 
 
+@pytest.mark.slow
 def test_a_run_finishes_whose_checkpoints_can_not_be_removed(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +318,7 @@ def test_a_run_finishes_whose_checkpoints_can_not_be_removed(
     assert "this run is finished" in result.err
 
 
+@pytest.mark.slow
 def test_the_model_is_saved_before_its_last_evaluation_can_fail(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +395,7 @@ def test_a_gated_or_unreachable_model_is_still_planned(neft: Neft, rows_file: Pa
     assert (plan["event"], plan["parameters"], plan["total_steps"]) == ("training.plan", 6_738_415_616, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "sent"),
     [
@@ -411,6 +426,7 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
 
 
+@pytest.mark.slow
 def test_a_further_signal_while_the_process_ends_does_not_change_its_exit_code(
     quick: list[str], tmp_path: Path
 ) -> None:
@@ -426,6 +442,7 @@ def test_a_further_signal_while_the_process_ends_does_not_change_its_exit_code(
     assert process.returncode == 75
 
 
+@pytest.mark.slow
 def test_what_the_libraries_say_goes_to_the_log(quick: list[str], tmp_path: Path) -> None:
     result = neft_process(*quick, "--lora")
     assert result.err == ""
@@ -434,6 +451,7 @@ def test_what_the_libraries_say_goes_to_the_log(quick: list[str], tmp_path: Path
     assert "is_gradient_checkpointing" in log  # transformers warns of what peft 0.21 reads
 
 
+@pytest.mark.slow
 def test_plain_lines_carry_the_facts(neft: Neft, quick: list[str]) -> None:
     out = neft(*quick).out
     assert re.search(r"^data: .*rows\.jsonl \(prompt/completion\) · 60 rows: 48 for training, 12 held out$", out, re.M)
@@ -442,6 +460,7 @@ def test_plain_lines_carry_the_facts(neft: Neft, quick: list[str]) -> None:
     assert re.search(r"^held_out_loss: base=\d\.\d+ tuned=\d\.\d+ difference=[+-]\d", out, re.M)
 
 
+@pytest.mark.slow
 def test_quiet_says_how_it_ended_and_no_more(neft: Neft, quick: list[str]) -> None:
     lines = neft(*quick, "--quiet").out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["finished", "held_out_loss"]
@@ -461,6 +480,7 @@ def test_a_dry_run_counts_and_leaves_nothing(neft: Neft, quick: list[str], tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_the_updates_that_training_does(neft: Neft, quick: list[str]) -> None:
     """Oracle: the updates that the trainer itself counts, without a maximum."""
     free = [part for part in quick if part != "training.max_steps=4"]
@@ -487,6 +507,7 @@ def test_without_options_it_is_the_quickstart(neft: Neft, monkeypatch: pytest.Mo
     assert seen[1].adapter.type == "none"
 
 
+@pytest.mark.slow
 def test_the_context_manager_serves_a_trainer_of_ones_own(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """The README's Python example."""
     from datasets import Dataset
@@ -507,6 +528,7 @@ def test_the_context_manager_serves_a_trainer_of_ones_own(tiny_folder: Callable[
     assert not model.get_input_embeddings()._forward_hooks
 
 
+@pytest.mark.slow
 def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_type(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -534,6 +556,7 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
     assert neft(*quick, "--set", "training.deterministic=false").code == 0
 
 
+@pytest.mark.slow
 def test_products_that_can_not_be_repeated_by_a_setting_of_the_users_are_told_as_that(
     neft: Neft, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,7 @@ def settings_of(
     return settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_resume_after_kills_bit_identical(
     mode: str, settings_of: Callable[[str], dict[str, Any]], tmp_path: Path
@@ -235,6 +236,7 @@ def undisturbed(
 RESUMABLE = 75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("killer", "code", "status", "checkpoint"),
     [
@@ -278,6 +280,7 @@ def test_resume_after_any_stop_bit_identical(
     assert (entry["checkpoint"], entry["after"]) == (checkpoint, status)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 16])
 def test_resume_stopped_again_in_the_postponed_evaluation(
     step: int, undisturbed: tuple[dict[str, Any], Path], tmp_path: Path
@@ -291,6 +294,7 @@ def test_resume_stopped_again_in_the_postponed_evaluation(
     assert result(stopped) == result(whole)
 
 
+@pytest.mark.slow
 def test_resume_after_a_second_signal(undisturbed: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     settings, whole = undisturbed
     stopped = tmp_path / "run-a5-s0"

@@ -71,6 +71,7 @@ def outcome(finished: RunFinished) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_asset_cache_bit_identical(method: str, recipe: Callable[..., Recipe]) -> None:
     """Alpha, seed and learning rate of those before it leave no trace."""
@@ -88,6 +89,7 @@ def test_asset_cache_bit_identical(method: str, recipe: Callable[..., Recipe]) -
     assert len({one["weights"] for one in shared}) == len(cells)
 
 
+@pytest.mark.slow
 def test_asset_cache_loads_once(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     """One load for three runs; another model, other rows or another way of tuning are loaded anew."""
     from neftcli.training import assets

@@ -127,6 +127,7 @@ def test_panic_in_a_worker_is_not_retried(panic: Callable[..., Any], monkeypatch
     assert receiving.recv() == CellStarted()
 
 
+@pytest.mark.slow
 def test_panic_ends_the_command_without_traceback(model: Path, tmp_path: Path) -> None:
     """Of code that no message was written for; with --debug the traceback is printed."""
     script = (

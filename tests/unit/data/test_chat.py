@@ -138,6 +138,7 @@ def test_chat_templates_all_have_an_expectation() -> None:
     assert sorted(LEARNED) == NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_chat_template_multi_turn(name: str) -> None:
     """Each answer is learned with what the model writes around it, and nothing else."""
@@ -151,6 +152,7 @@ def test_chat_template_multi_turn(name: str) -> None:
     assert (row.input_ids[: len(prompt)] == prompt) == (name not in TEMPLATES_WITH_ANOTHER_PROMPT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_chat_template_single_turn(name: str) -> None:
     """One question and answer are rendered as by the model's own template, up to the answer's stop token."""
@@ -268,6 +270,7 @@ def test_training_template_is_the_models_own_if_trl_has_none() -> None:
     assert training_template(own + " ") == training_template("") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "diffusion_gemma"])  # its variant has other headers
 def test_chat_template_that_trl_does_not_know(name: str) -> None:
     """A template that differs by a space is read by rendering with and without the answer; the result is the same."""
@@ -575,8 +578,9 @@ FORMS = {
 texts = st.text(alphabet="ab (-:),\n.é4", min_size=1, max_size=8).map(str.strip).filter(bool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(pairs=st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
 def test_tokenize_begins_answers_where_generation_does(name: str, pairs: list[tuple[str, str]]) -> None:
     """The prompt's tokens are a row's first ones, whatever the tokenizer would merge; all of the answer is learned."""

@@ -285,6 +285,7 @@ def peak(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_examples_are_not_held_as_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading and splitting take some bytes a row and the objects of one batch; a list takes many times that."""
     monkeypatch.setattr(dataset, "BATCH_ROWS", 1024)
@@ -297,6 +298,7 @@ def test_examples_are_not_held_as_objects(tmp_path: Path, monkeypatch: pytest.Mo
     assert peak(lambda: count_duplicates(read_examples(data).train)) < 200 * MANY
 
 
+@pytest.mark.slow
 def test_tokens_are_not_held_as_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeping and counting rows of ten tokens, against a list of them."""
     monkeypatch.setattr(dataset, "BATCH_ROWS", 1024)

@@ -29,7 +29,7 @@ from neftcli.system.paths import exists
 
 ENDINGS = tuple(FILE_READERS)
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
-quietly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quietly = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_any_rows_of_json(rows: list[Any], row_format: Any, mapped: bool) -> Non
     reads_or_says_why("rows.json", json.dumps(rows).encode(), format=row_format, columns=columns)
 
 
-@settings(quietly, max_examples=300)
+@settings(quietly)
 @given(values=ROWS, row_format=st.sampled_from(list(ROW_FORMATS)), answers=st.booleans())
 def test_any_row_is_an_example_or_says_why_not(values: dict[str, Any], row_format: str, answers: bool) -> None:
     """Read under any layout, with its own and suggested columns; an example has a question, and an answer if asked."""

@@ -66,7 +66,7 @@ def decoded(tokenizer: Any, ids: list[int]) -> str:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(text=st.one_of(st.sampled_from(TEXTS), st.text(max_size=20)), cut=st.integers(0, 5))
 def test_token_texts_make_up_the_text_when_joined(name: str, text: str, cut: int) -> None:
     """Of a row that is truncated in the middle of a character, all before that character."""

@@ -33,7 +33,7 @@ ROWS = [
 BUILTIN = Path(sources.__file__).parent / "builtin"
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
-quietly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quietly = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)

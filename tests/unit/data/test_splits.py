@@ -61,7 +61,7 @@ prompts = st.builds(
 many_prompts = st.lists(prompts, min_size=1, max_size=60)
 seeds = st.integers(0, 5)
 wanted = st.integers(0, 20)
-swiftly = settings(deadline=None, max_examples=150)
+swiftly = settings(deadline=None)
 
 
 @swiftly

@@ -152,6 +152,7 @@ def _want(log: str) -> None:
     assert list(load_or_create("key", lambda: _tokenise_slowly(log))[0]) == ROWS
 
 
+@pytest.mark.slow
 def test_cached_is_made_by_one_of_several_processes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_want, args=(str(tmp_path / "log"),)) for _ in range(3)]

@@ -215,7 +215,7 @@ answers = words.filter(bool)
 pairs = st.lists(st.tuples(words, answers), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(system=st.none() | answers, pairs=pairs, context=words)
 @setups
 def test_whatever_is_said_the_labels_are_the_answers(
@@ -411,7 +411,7 @@ def test_what_a_tokenizer_begins_with() -> None:
     assert [ChatFormat(tokenizer, chats=False).prefix for tokenizer in tokenizers] == [[], [1], [2]]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=30))
 def test_any_plain_text_comes_back(text: str) -> None:
     """All of a text is learned, and its end."""

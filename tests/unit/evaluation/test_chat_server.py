@@ -83,6 +83,7 @@ PASSING: dict[str, Behaviour] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING.keys())
 def test_a_failure_that_passes_is_asked_again(failure: Behaviour, server: JudgeServer, tmp_path: Path) -> None:
     """Once, and the reply that comes is kept once."""
@@ -286,6 +287,7 @@ judge_pairs(pairs, Judge(base_url=sys.argv[1], model="m", concurrency=4), Path(s
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [stuck, status(429, Retry_After="60")], ids=["no reply", "told to wait"])
 def test_ctrl_c_stops_at_once_and_keeps_what_is_answered(
     failure: Behaviour, server: JudgeServer, tmp_path: Path
@@ -327,6 +329,7 @@ ENDLESS: dict[str, tuple[Behaviour, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ENDLESS)
 def test_a_request_ends_in_time_and_memory(case: str, server: JudgeServer, tmp_path: Path) -> None:
     """Whatever the server sends; the threads of abandoned requests end, too."""

@@ -81,6 +81,7 @@ def stopping_at(token: int, pads: bool) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generation", [GREEDY, PENALISED], ids=["greedy", "penalised"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_of_a_batch_are_those_of_one_token_at_a_time(family: Family, generation: Generation) -> None:

@@ -142,6 +142,7 @@ def relative_error(result: Tensor, exact: Tensor) -> float:
     return float((result.double() - exact).norm() / exact.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [1, 2, 17, 200, MAX_BLOCKWISE_TOKENS])
 @pytest.mark.parametrize(("heads", "key_heads", "width"), [(4, 4, 16), (6, 2, 80), (3, 1, 128)])
 def test_blockwise_attention_is_as_exact_as_torchs(time: int, heads: int, key_heads: int, width: int) -> None:

@@ -141,6 +141,7 @@ def test_score_labels_no_labels() -> None:
 # Exactness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [256, 32_000, 50_257, 151_936])
 @pytest.mark.parametrize("scale", [0.5, 2.0, 6.0, 12.0, 40.0])  # at 6 torch's float32 cross_entropy is wrong with AVX2
 def test_negative_log_likelihoods_equal_float64(vocabulary: int, scale: float) -> None:

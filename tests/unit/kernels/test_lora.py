@@ -60,6 +60,7 @@ def test_fused_lora_equals_peft_in_float32(family: Family) -> None:
     assert max(map(error, found, exact)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fused_lora_is_as_exact_as_peft_in_bfloat16(family: Family) -> None:
     """The mean over several models: rounding in one layer reaches the gradients of all layers before it."""

@@ -142,7 +142,7 @@ def test_noise_scale_is_exact_to_float32_for_every_length(length: int) -> None:
     assert scale.item() == pytest.approx(bound(length, 4096, 5.0), rel=FLOAT32)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 @given(
     documents=st.lists(st.integers(1, 40), min_size=1, max_size=6),
     alpha=st.floats(0.01, 100.0),

@@ -22,7 +22,7 @@ from neftcli.recipe.yaml_file import Setting
 from neftcli.sweep.plan import plan_cells
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
-quietly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quietly = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SHIPPED = {name: (catalog.recipes_folder() / f"{name}.yaml").read_bytes() for name in catalog.list_recipes()}
 
 

@@ -34,7 +34,7 @@ LIST = "  hint     neft recipes    to list the shipped recipes"
 SHOW_RECIPE = "  hint     neft recipes show quickstart    to see a recipe"
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
-quietly = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quietly = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)

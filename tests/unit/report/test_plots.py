@@ -118,6 +118,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert (tmp_path / "loss.png").read_text() == "old"
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes_whatever_the_settings_and_threads(tmp_path: Path) -> None:
     """Twice, in four threads at once, and in a process whose matplotlibrc asks for other fonts and colours."""
     (tmp_path / "matplotlibrc").write_text(
@@ -216,6 +217,7 @@ def test_labels_stand_side_by_side_and_each_has_its_own_line() -> None:
 FINITE = st.floats(-1e9, 1e9).filter(lambda value: value == 0 or abs(value) > 1e-9)
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(FINITE, st.none() | FINITE, st.lists(FINITE | st.just(NAN) | st.none(), max_size=4)),
@@ -324,6 +326,7 @@ def test_names_of_alphas_never_overlap(alphas: tuple[float, ...], to_scale: bool
         assert [place for place, _ in drawn(axes, "mean")] == list(alphas)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "label", ["learning_rate #", "data.source=/a/very/long/path/to/some/rows/of/mine-#.jsonl " * 2]
 )

@@ -38,7 +38,7 @@ def test_verify_published_checkpoint(tmp_path: Path) -> None:
     assert sizes == {name: len(content) for name, content in FILES.items()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(data=st.data())
 def test_verify_flipped_bit(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     place = write(Checkpoints(tmp_path_factory.mktemp("c"), 2), 3)
@@ -126,7 +126,7 @@ def test_publish_failed_removal_keeps_newest(tmp_path: Path, monkeypatch: pytest
     assert [place.name for place in tmp_path.iterdir()] == ["checkpoint-6"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(keep=st.integers(1, 4), finished=st.lists(st.booleans(), min_size=1, max_size=9))
 def test_publish_keeps_a_valid_checkpoint(
     keep: int, finished: list[bool], tmp_path_factory: pytest.TempPathFactory

@@ -74,7 +74,7 @@ shapes = st.tuples(st.integers(2, 8), st.integers(2, 25), st.integers(0, 1_000))
 # VarianceComponents
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(shapes)
 def test_variance_components_are_those_of_least_squares(shape: tuple[int, int, int]) -> None:
     """Dummy variables fitted by lstsq: what seeds, then prompts, then nothing take off the sum of squares."""
@@ -258,7 +258,7 @@ differences = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(differences, st.integers(0, 10_000), st.booleans(), st.sampled_from([0.0, 0.5, 3.0]))
 @example((3, 10, 2, 3.0), 0, True, 0.0)
 def test_compare_arms_claims_are_nested_and_agree_with_their_intervals(
@@ -287,7 +287,7 @@ def test_compare_arms_claims_are_nested_and_agree_with_their_intervals(
 # Margin, p and the detectable effect
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(st.integers(2, 30), st.integers(2, 300), st.floats(0.001, 0.4), st.floats(0.8, 4))
 def test_margin_of_one_part_is_students(seeds: int, prompts: int, tail: float, freedom: float) -> None:
     """And with both it is between the larger and their sum."""
@@ -306,7 +306,7 @@ parts = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(parts, st.integers(2, 12), st.integers(6, 300), st.floats(0.01, 3.0))
 def test_crossed_p_is_the_level_whose_margin_is_the_value(
     components: VarianceComponents, seeds: int, prompts: int, value: float
@@ -317,7 +317,7 @@ def test_crossed_p_is_the_level_whose_margin_is_the_value(
         assert margin_of_error(components, seeds, prompts, p / 2) == pytest.approx(value, rel=1e-6)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(parts, st.integers(2, 15), st.integers(6, 400), st.sampled_from([0.05, 0.05 / 3, 0.05 / 12]), st.booleans())
 def test_detectable_never_grows_with_more_seeds_or_prompts(
     components: VarianceComponents, seeds: int, prompts: int, level: float, new: bool

@@ -110,6 +110,7 @@ def balanced(seeds: int) -> dict[str, float]:
     return {"seed": math.sqrt(seeds), "prompt": math.sqrt(PROMPTS), "residual": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "count"), [(2, 4), (7, 2)])
 @pytest.mark.parametrize("mix", [*MIXES, "balanced"])
 def test_compare_arms_seldom_claims_what_is_not_so_of_new_seeds(seeds: int, count: int, mix: str) -> None:
@@ -166,6 +167,7 @@ def test_margin_keeps_its_probability_whatever_the_parts(seeds: int, tail: float
 # Coverage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 6])
 @pytest.mark.parametrize("mix", ["seeds", "prompts", "balanced"])
 def test_compare_arms_intervals_cover_the_truth(seeds: int, mix: str) -> None:
@@ -194,6 +196,7 @@ def test_compare_arms_interval_for_these_seeds_covers_their_truth() -> None:
 # Power
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "count"), [(3, 4), (8, 2)])
 @pytest.mark.parametrize("mix", [*MIXES, "balanced"])
 def test_compare_arms_finds_what_is_detectable_over_new_seeds(seeds: int, count: int, mix: str) -> None:

@@ -178,7 +178,7 @@ weighted_rows = st.lists(st.tuples(st.integers(-40, 40), st.integers(1, 9)), min
 """Differences in tenths, with many ties and zeros, and weights."""
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(weighted_rows, st.booleans())
 def test_paired_difference_interval_ends_where_brute_force_p_falls_below_the_level(
     rows: list[tuple[int, int]], weighted: bool
@@ -202,7 +202,7 @@ def test_paired_difference_interval_ends_where_brute_force_p_falls_below_the_lev
     assert brute_force_p(differences, weights, found.high + step) < LEVEL
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-6, 8), st.integers(1, 4)), min_size=2, max_size=40),
     st.booleans(),
@@ -517,6 +517,7 @@ def test_paired_difference_detects_nothing_if_no_p_is_small_enough(
     assert (found.detectable is not None) == possible
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comparisons", [1, 3])
 @pytest.mark.parametrize("ties", [0.0, 0.3, 0.7])
 @pytest.mark.parametrize("n", [100, 200, 400])
@@ -543,7 +544,7 @@ def test_paired_difference_power_of_a_win_rate_is_at_least_the_promised(n: int, 
     assert POWER - 0.005 <= power <= POWER + 0.07
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0]), min_size=2, max_size=9))
 def test_paired_difference_smallest_p_is_that_of_the_best_signs(differences: list[float]) -> None:
     """All of one sign, sizes kept: brute force over the patterns."""

@@ -63,7 +63,7 @@ def test_needed_is_the_first_number_that_suffices(delta: float) -> None:
         assert plan.prompts is None or plan.prompts >= 1_000
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(
     st.builds(VarianceComponents, st.floats(0, 4), st.floats(0, 4), st.floats(0.01, 40), st.sampled_from([1.0, 2.0])),
     st.integers(2, 10),

@@ -162,6 +162,7 @@ def test_win_rate_rejects(scores: list[float], lengths: list[float]) -> None:
         estimate_win_rate(scores, lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 60])
 def test_win_rate_level_and_coverage(n: int) -> None:
     """300 judges who like length, of answers of equal quality; the Monte Carlo error is 1.3 points."""

@@ -87,6 +87,7 @@ def numbers(run: RunDirectory) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [InputError(Problem("no task of this name")), NeftError("x"), ValueError("a fault")])
 def test_what_fails_behind_the_training_leaves_a_finished_run(error: Exception, recipe: Recipe) -> None:
     def on_finish(*_found: Any) -> None:
@@ -99,6 +100,7 @@ def test_what_fails_behind_the_training_leaves_a_finished_run(error: Exception, 
     assert not run.checkpoints.exists()
 
 
+@pytest.mark.slow
 def test_the_losses_of_the_last_evaluation_are_not_computed_again(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +113,7 @@ def test_the_losses_of_the_last_evaluation_are_not_computed_again(
     assert mean == pytest.approx(record["results"]["held_out_loss"], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +142,7 @@ def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
     assert Phase(PhaseId.LOADING_MODEL) not in told.events, "the base model is not loaded"
 
 
+@pytest.mark.slow
 def test_a_cells_own_recipe_does_not_say_whether_code_runs(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody's finished cell, not measured, by a recipe that trusts."""
     run = RunDirectory(Path(run_cell(recipe, AssetCache(), Told(), StopSignal())))
@@ -220,6 +224,7 @@ def stopped_cell(recipe: Recipe) -> RunDirectory:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stops_at", "statuses"), [(None, []), (Phase, []), (DataReady, ["preempted"])])
 def test_a_cell_that_is_to_stop_does_no_update_and_leaves_nothing_to_go_on_with(
     stops_at: type[object] | None, statuses: list[str], recipe: Recipe
@@ -242,6 +247,7 @@ class AfterUpdate(StopSignal):
         return self.in_training
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None:
     run = stopped_cell(recipe)
     for checkpoint in run.checkpoints.iterdir():  # nothing to go on from: it would be taken away
@@ -268,6 +274,7 @@ def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None
     assert not run.path.exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_damaged_checkpoints_stays_and_the_cell_begins_in_another_folder(recipe: Recipe) -> None:
     run, told = stopped_cell(recipe), Told()
     for manifest in run.checkpoints.glob("*/manifest.json"):
@@ -283,6 +290,7 @@ def test_a_run_with_damaged_checkpoints_stays_and_the_cell_begins_in_another_fol
     assert str(found.path) == again
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_with_other_probe_rows_is_not_gone_on_with(recipe: Recipe) -> None:
     run, told = stopped_cell(recipe), Told()
     other = replace(recipe, evaluation=replace(recipe.evaluation, probe_rows=3))

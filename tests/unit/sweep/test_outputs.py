@@ -68,6 +68,7 @@ def stems(folder: Path) -> set[str]:
     return {file.stem for file in (folder / "plots").iterdir()}
 
 
+@pytest.mark.slow
 def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -> None:
     """`best` and the plots of an earlier report go with it; a file that a person put beside them stays."""
     cells = plan("sweep.alphas=[5]")
@@ -160,6 +161,7 @@ def shown(renderable: Any, width: int = 80) -> list[str]:
     return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 140])
 def test_seeds_stand_beside_values_where_arms_have_other_seeds(tmp_path: Path, width: int) -> None:
     cells = plan("sweep.alphas=[5]")
@@ -174,6 +176,7 @@ def test_seeds_stand_beside_values_where_arms_have_other_seeds(tmp_path: Path, w
     assert all(len(line) <= width for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 100, 120, 160])
 @pytest.mark.parametrize("grid", [(), ("sweep.grid=['training.learning_rate=1e-5,5e-5', 'neftune.noise=uniform']",)])
 def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(

@@ -21,6 +21,7 @@ def test_glibc_takes_the_settings() -> None:
     assert libraries.keep_freed_memory()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="torch brings GNU's OpenMP there")
 @pytest.mark.parametrize(
     ("given", "spins"),
