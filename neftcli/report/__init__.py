@@ -1,1 +1,1 @@
-"""What a sweep shows of itself: its plots (`plots.py`)."""
+"""Plots of a sweep (`plots.py`)."""

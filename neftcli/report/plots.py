@@ -1,8 +1,8 @@
 """Plots of a sweep over alpha, each as PNG and SVG: a metric against alpha, and learning curves.
 
-Made for print: one column (88 mm) where few arms are drawn, else the page (180 mm), with text of 8 to 9 points. Colours
-are those of Okabe and Ito (Color Universal Design, 2008), ordered so that neighbours differ in grey; a marker or a
-dash pattern says the same as the colour. Values that are not finite are left out, and a line below the plot says so.
+Sized for print: one column (88 mm) if few arms are drawn, otherwise the page (180 mm), with text of 8 to 9 points.
+The colours are those of Okabe and Ito (Color Universal Design, 2008), ordered so that neighbours differ in grey; a
+marker or a dash pattern repeats what the colour shows. Values that are not finite are left out, with a note below.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")
-# 8 markers and 5 dash patterns: 40 pairs before one comes again, without any colour.
+# 8 markers and 5 dash patterns: 40 different pairs, even without colour.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 GREY = "0.45"
@@ -35,11 +35,11 @@ SINGLE: dict[str, Any] = {"marker": "o", "markersize": 3.2, "markerfacecolor": "
 COLUMN, PAGE = 88.0, 180.0  # mm
 DPI = 300
 TYPE = 9.0  # points
-MANY = 8  # more arms than this take the page's width, more legend entries a smaller type
-REFERENCES = 4  # lines of alpha 0 that can be told apart
-ENLARGED = 0.4  # a second half that takes less of the range than this gets a panel of its own
+MANY = 8  # with more arms the figure has the page's width, with more legend entries a smaller type
+REFERENCES = 4  # horizontal lines of alpha 0 that can be distinguished
+ENLARGED = 0.4  # if the second half takes less of the range than this, it gets its own panel
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so widths are the same on every machine
+    "font.family": "DejaVu Sans",  # part of matplotlib, so widths are the same on every machine
     "font.size": TYPE,
     "axes.titlesize": TYPE,
     "legend.handlelength": 2.8,
@@ -52,7 +52,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "neft",
 }
-_one_at_a_time = threading.Lock()  # matplotlib's settings belong to the process
+_style_lock = threading.Lock()  # matplotlib's settings are global to the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class ArmPoints:
 
     Attributes:
         alpha: Noise strength.
-        label: Other swept settings, e.g. "learning_rate 1e-05"; empty without.
+        label: Other swept options, such as "learning_rate 1e-05", or an empty string.
         value: Mean over seeds.
-        low: Lower end of its 95 % interval; None without.
+        low: Lower end of its 95 % interval; None if there is none.
         high: Upper end.
-        seeds: Each seed's value, in the same order in all arms; None where it is not measured.
+        seeds: Value of each seed, in the same order in all arms; None if it is not measured.
     """
 
     alpha: float
@@ -78,14 +78,14 @@ class ArmPoints:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What one cell measured while training.
+    """Learning curve of a cell.
 
     Attributes:
         alpha: Noise strength.
-        label: Other swept settings; empty without.
-        seed: The cell's seed.
-        steps: Updates done at each measurement, ascending.
-        values: What was measured there.
+        label: Other swept options, or an empty string.
+        seed: Seed of the cell.
+        steps: Step of each measurement, ascending.
+        values: Measured values.
     """
 
     alpha: float
@@ -98,14 +98,14 @@ class Curve:
 def plot_metric(
     folder: Path, stem: str, metric: str, unit: str, better: str, points: Sequence[ArmPoints]
 ) -> list[Path]:
-    """Writes a metric against alpha, with intervals and single seeds, as `stem`.png and `stem`.svg.
+    """Plot a metric against alpha, with intervals and single seeds, to `stem`.png and `stem`.svg.
 
     Args:
-        folder: Where to; made if missing.
-        stem: The files' name.
-        metric: What was measured.
+        folder: Folder of the files; created if missing.
+        stem: Name of the files.
+        metric: Name of the metric.
         unit: Its unit, or an empty string.
-        better: lower, higher, or none where neither is good or bad in itself.
+        better: "lower" or "higher"; "none" if neither is better.
         points: The arms, in any order.
 
     Raises:
@@ -116,16 +116,16 @@ def plot_metric(
 
 
 def plot_curves(folder: Path, stem: str, title: str, unit: str, curves: Sequence[Curve]) -> list[Path]:
-    """Writes learning curves as `stem`.png and `stem`.svg: one panel per label, one style per alpha.
+    """Plot learning curves to `stem`.png and `stem`.svg: one panel per label, one style per alpha.
 
-    A thin line is one seed, a thick one the mean over an arm's seeds at the steps that all of them have.
+    Thin lines are seeds; a thick line is the mean over the seeds of an arm, at the steps that all of them have.
 
     Args:
-        folder: Where to; made if missing.
-        stem: The files' name.
-        title: What was measured.
+        folder: Folder of the files; created if missing.
+        stem: Name of the files.
+        title: Name of the metric.
         unit: Its unit, or an empty string.
-        curves: One per cell, in any order.
+        curves: Curves of the cells, in any order.
 
     Raises:
         OSError: The folder can't be written.
@@ -140,12 +140,12 @@ def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoin
     width = COLUMN if len(alphas) * len(labels) <= MANY else PAGE
     figure = _figure(width, 70.0)
     axes = figure.add_subplot()
-    places, gap = _place_alphas(axes, alphas, len(labels), width)
+    positions, gap = _place_alphas(axes, alphas, len(labels), width)
     slot = gap * min(0.7 / max(1, len(labels)), 0.2 * len(alphas))
     for number, label in enumerate(labels):
         shift = (number - (len(labels) - 1) / 2) * slot
         arms = sorted((point for point in points if point.label == label), key=lambda point: point.alpha)
-        _draw_arms(axes, [(places[arm.alpha] + shift, arm) for arm in arms], slot, number)
+        _draw_arms(axes, [(positions[arm.alpha] + shift, arm) for arm in arms], slot, number)
         for arm in arms if len(labels) <= REFERENCES else ():
             if arm.alpha == 0 and math.isfinite(arm.value):
                 colour = GREY if len(labels) == 1 else COLOURS[number % len(COLOURS)]
@@ -160,20 +160,20 @@ def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoin
 
 
 def _draw_arms(axes: Axes, arms: Sequence[tuple[float, ArmPoints]], slot: float, number: int) -> None:
-    """Draws the arms of one label, each at its place, with the width `slot` to itself."""
+    """Draw the arms of a label, each centred on its x position in a slot of width `slot`."""
     colour = COLOURS[number % len(COLOURS)]
-    for place, arm in arms:
+    for position, arm in arms:
         if ends := _interval(arm):
             gid = f"interval-{number}-{_number(arm.alpha)}"
-            axes.plot([place] * 2, ends, color=colour, marker="_", linewidth=1.0, gid=gid)
-    means = [(place, arm.value) for place, arm in arms if math.isfinite(arm.value)]
+            axes.plot([position] * 2, ends, color=colour, marker="_", linewidth=1.0, gid=gid)
+    means = [(position, arm.value) for position, arm in arms if math.isfinite(arm.value)]
     axes.plot(*zip(*means, strict=True), zorder=4, gid=f"mean-{number}", **_marks(number))
     if any(len(_seeds(arm)) > 1 for _, arm in arms):
-        # Beside the bar, each seed always at the same distance, so that it is known again at the next alpha.
+        # Each seed has the same distance from the interval at every alpha, so that it can be recognised.
         step = 0.32 * slot / math.ceil(max(len(arm.seeds) for _, arm in arms) / 2)
         singles = [
-            (place + step * (seed // 2 + 1) * (1 if seed % 2 else -1), value)
-            for place, arm in arms
+            (position + step * (seed // 2 + 1) * (1 if seed % 2 else -1), value)
+            for position, arm in arms
             for seed, value in enumerate(arm.seeds)
             if value is not None and math.isfinite(value)
         ]
@@ -181,7 +181,7 @@ def _draw_arms(axes: Axes, arms: Sequence[tuple[float, ArmPoints]], slot: float,
 
 
 def _metric_legend(axes: Axes, labels: Sequence[str], several: bool) -> list[Line2D]:
-    """The legend's entries: the labels, and what those marks mean that were drawn; `several` says whether seeds are."""
+    """Return the legend: the labels, and the meaning of the marks that were drawn; `several` if seeds were."""
     colour = COLOURS[0] if len(labels) == 1 else GREY
     blank = "as in the recipe" if len(labels) > 1 else "mean over seeds" if several else "one seed"
     meanings = {
@@ -205,26 +205,29 @@ def _curves_figure(title: str, unit: str, curves: Sequence[Curve]) -> Figure:
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[len(shown) :]:
         axes.remove()
-    for place, (axes, (heading, chosen)) in enumerate(zip(grid, shown, strict=False)):
+    for position, (axes, (heading, chosen)) in enumerate(zip(grid, shown, strict=False)):
         for number, alpha in enumerate(alphas):
             _draw_seeds(axes, [curve for curve in chosen if curve.alpha == alpha], number)
         axes.set_title(textwrap.fill(heading, 80 // columns))
-        if place + columns >= len(shown):
-            axes.set_xlabel("update")
-        if place and not enlarged:
+        if position + columns >= len(shown):
+            axes.set_xlabel("step")
+        if position and not enlarged:
             axes.sharex(grid[0])
-            axes.tick_params(labelleft=place % columns == 0)
+            axes.tick_params(labelleft=position % columns == 0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         _scale(axes, _finite(chosen if enlarged else curves))
     figure.supylabel(f"{title} ({unit})" if unit else title, fontsize=TYPE)
-    count, found = sum(len(curve.values) for curve in curves), len(_finite(curves))
-    note = f"Left out, as they are not finite: {count - found} of {count} values." if found < count else ""
+    count, finite = sum(len(curve.values) for curve in curves), len(_finite(curves))
+    note = f"Values that are not finite are left out: {count - finite} of {count}." if finite < count else ""
     _finish(figure, [_entry(f"alpha {_number(alpha)}", **_marks(number)) for number, alpha in enumerate(alphas)], note)
     return figure
 
 
 def _panels(curves: Sequence[Curve]) -> tuple[list[tuple[str, list[Curve]]], bool]:
-    """Each panel's heading and curves; where the first updates take most of the range, the rest is enlarged (True)."""
+    """Return the heading and curves of each panel; and True if the second half of the steps has its own panel.
+
+    It is if the first steps take most of the range of values.
+    """
     labels = list(dict.fromkeys(curve.label for curve in curves)) or [""]
     panels = [(label, [curve for curve in curves if curve.label == label]) for label in labels]
     half = max((step for curve in curves for step in curve.steps), default=0) / 2
@@ -235,29 +238,29 @@ def _panels(curves: Sequence[Curve]) -> tuple[list[tuple[str, list[Curve]]], boo
     values, ends = _finite(curves), _finite(late)
     if len(labels) == 1 and ends and max(ends) - min(ends) < ENLARGED * (max(values) - min(values)):
         label = labels[0] and f"{labels[0]}, "
-        return [(f"{label}all updates", panels[0][1]), (f"{label}second half, enlarged", late)], True
+        return [(f"{label}all steps", panels[0][1]), (f"{label}second half, enlarged", late)], True
     return panels, False
 
 
 def _draw_seeds(axes: Axes, curves: Sequence[Curve], number: int) -> None:
-    """Draws one arm: its seeds thin, their mean thick and with a few markers."""
-    found = [
+    """Draw an arm: its seeds thin, their mean thick and with a few markers."""
+    curves_by_step = [
         {step: value for step, value in zip(curve.steps, curve.values, strict=True) if math.isfinite(value)}
         for curve in curves
     ]
-    for seed in found if len(found) > 1 else ():
+    for seed in curves_by_step if len(curves_by_step) > 1 else ():
         points = zip(*sorted(seed.items()), strict=True)
         axes.plot(*points, color=COLOURS[number % len(COLOURS)], linewidth=0.5, alpha=0.45, gid=f"seed-{number}")
-    shared = sorted(set.intersection(*map(set, found))) if found else []
-    means = [math.fsum(seed[step] for seed in found) / len(found) for step in shared]
+    shared = sorted(set.intersection(*map(set, curves_by_step))) if curves_by_step else []
+    means = [math.fsum(seed[step] for seed in curves_by_step) / len(curves_by_step) for step in shared]
     every = max(1, len(means) // 6)
-    start = number * every // 4 % every  # so that not all arms have their markers at the same steps
+    start = number * every // 4 % every  # the markers of the arms are at different steps
     axes.plot(shared, means, linewidth=1.6, markevery=(start, every), zorder=3, gid=f"mean-{number}", **_marks(number))
 
 
 def _marks(number: int) -> dict[str, Any]:
-    """Colour, marker and dash pattern of that number."""
-    colour, marker, dash = (kind[number % len(kind)] for kind in (COLOURS, MARKERS, DASHES))
+    """Return colour, marker and dash pattern of an arm."""
+    colour, marker, dash = (values[number % len(values)] for values in (COLOURS, MARKERS, DASHES))
     return {"color": colour, "marker": marker, "linestyle": dash}
 
 
@@ -268,23 +271,23 @@ def _entry(text: str, **marks: Any) -> Line2D:
 
 
 def _place_alphas(axes: Axes, alphas: Sequence[float], labels: int, width: float) -> tuple[dict[float, float], float]:
-    """Where each alpha stands, to scale where names and arms have room, else evenly; and the smallest gap."""
+    """Return the x position of each alpha, to scale if there is room, otherwise even; and the smallest gap."""
     names = [_number(alpha) for alpha in alphas]
-    room = width / 25.4 * 72 - 70  # points; the rest is the other axis
+    room = width / 25.4 * 72 - 70  # points, without the y axis
     name = max(map(len, names), default=1) * 0.65 * TYPE + 4
     span = alphas[-1] - alphas[0] if alphas else 0.0
     gap = min((after - before for before, after in itertools.pairwise(alphas)), default=1.0)
     to_scale = not span or room * gap / (span + gap) >= max(name, 5.0 * labels)
-    places, gap = (list(alphas), gap) if to_scale else ([float(place) for place in range(len(alphas))], 1.0)
-    axes.set_xticks(places, names, rotation=90 if room < name * len(alphas) and not to_scale else 0)
-    if places:
-        axes.set_xlim(places[0] - 0.5 * gap, places[-1] + 0.5 * gap)
+    positions, gap = (list(alphas), gap) if to_scale else ([float(position) for position in range(len(alphas))], 1.0)
+    axes.set_xticks(positions, names, rotation=90 if room < name * len(alphas) and not to_scale else 0)
+    if positions:
+        axes.set_xlim(positions[0] - 0.5 * gap, positions[-1] + 0.5 * gap)
     axes.set_xlabel("NEFTune alpha" if to_scale else "NEFTune alpha (not to scale)")
-    return dict(zip(alphas, places, strict=True)), gap
+    return dict(zip(alphas, positions, strict=True)), gap
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """Sets limits that hold all values, and ticks with all their digits: no offset stands beside the axis."""
+    """Set limits that include all values, and ticks with all their digits, without an offset next to the axis."""
     from matplotlib.ticker import MaxNLocator, ScalarFormatter, StrMethodFormatter
 
     if not values:
@@ -303,7 +306,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """The values' range and a margin; values that are equal but for rounding get a range of their size."""
+    """Return the range of the values with a margin; of values that differ by rounding only, 1 % of their size."""
     low, high = min(values), max(values)
     size = max(abs(low), abs(high))
     margin = 0.06 * (high - low) if high - low > 1e-9 * size else (0.01 * size or 1.0)
@@ -315,19 +318,19 @@ def _finite(curves: Sequence[Curve]) -> list[float]:
 
 
 def _missing(points: Sequence[ArmPoints]) -> str:
-    """Which arms lack a value."""
+    """Return a note that lists the arms with a value that is not finite, or an empty string."""
     arms = [point for point in points if not all(map(math.isfinite, (point.value, *_seeds(point))))]
     names = "; ".join(f"alpha {_number(arm.alpha)} {arm.label}".strip() for arm in arms)
     return names and f"Values that are not finite are left out: {names}."
 
 
 def _seeds(arm: ArmPoints) -> tuple[float, ...]:
-    """The seeds that are measured."""
+    """Return the values of the measured seeds."""
     return tuple(value for value in arm.seeds if value is not None)
 
 
 def _interval(arm: ArmPoints) -> tuple[float, ...]:
-    """Both ends of the interval; nothing where one is missing."""
+    """Return both ends of the interval; an empty tuple if one is missing or not finite."""
     ends = tuple(end for end in (arm.low, arm.high) if end is not None and math.isfinite(end))
     return ends if len(ends) == 2 else ()
 
@@ -339,23 +342,23 @@ def _number(alpha: float) -> str:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Matplotlib's own settings and ours, whatever the user's are; put back afterwards."""
+    """Apply matplotlib's defaults and `STYLE`, regardless of the user's settings, which are restored afterwards."""
     import matplotlib.style
 
-    with _one_at_a_time, warnings.catch_warnings(), matplotlib.style.context(STYLE, after_reset=True):
-        warnings.filterwarnings("ignore", "Glyph")  # a box in the PNG; the SVG has the character
+    with _style_lock, warnings.catch_warnings(), matplotlib.style.context(STYLE, after_reset=True):
+        warnings.filterwarnings("ignore", "Glyph")  # the PNG has a box; the SVG has the character
         yield
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of that many millimetres, unknown to pyplot; it is drawn by Agg, or as SVG, when it is saved."""
+    """Return an empty figure without pyplot; width and height are in millimetres."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / 25.4, height / 25.4), dpi=DPI, layout="constrained")
 
 
 def _finish(figure: Figure, entries: Sequence[Line2D], note: str) -> None:
-    """Puts a legend above and a note below, and makes the figure higher by as much."""
+    """Add a legend above and a note below, and increase the height of the figure accordingly."""
     width, height = figure.get_size_inches()
     size = 8.0 if len(entries) <= MANY else 7.0
     for entry in entries:
@@ -374,7 +377,7 @@ def _finish(figure: Figure, entries: Sequence[Line2D], note: str) -> None:
 
 
 def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Writes the figure as PNG and SVG, each whole or not at all; the same figure gives the same bytes."""
+    """Write the figure as PNG and SVG, atomically; the same figure gives identical bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
     for path, metadata in zip(paths, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):

@@ -40,8 +40,8 @@ def arm(alpha: float, mean: float, label: str = "", spread: float = 0.003) -> Ar
 HELD_OUT = [arm(alpha, mean) for alpha, mean in zip(ALPHAS, MEANS, strict=True)]
 
 
-def curve(alpha: float, seed: int, label: str = "", updates: int = 54) -> Curve:
-    steps = tuple(range(1, updates + 1))
+def curve(alpha: float, seed: int, label: str = "", last_step: int = 54) -> Curve:
+    steps = tuple(range(1, last_step + 1))
     return Curve(alpha, label, seed, steps, tuple(2 - step / 60 + seed / 10 + alpha / 1000 for step in steps))
 
 
@@ -63,9 +63,9 @@ def curves_figure(curves: list[Curve]) -> Any:
 
 
 def drawn(axes: Any, gid: str) -> list[tuple[float, float]]:
-    """The points of the lines whose id starts so."""
-    found = [line for line in axes.lines if str(line.get_gid()).startswith(gid)]
-    return [(float(x), float(y)) for line in found for x, y in zip(*line.get_data(), strict=True)]
+    """Return the points of the lines whose id starts with `gid`."""
+    lines = [line for line in axes.lines if str(line.get_gid()).startswith(gid)]
+    return [(float(x), float(y)) for line in lines for x, y in zip(*line.get_data(), strict=True)]
 
 
 def parsed(svg: Path) -> ElementTree.Element:
@@ -73,7 +73,7 @@ def parsed(svg: Path) -> ElementTree.Element:
 
 
 def texts(svg: Path) -> str:
-    """All text of an SVG, a space between its parts."""
+    """Return all text of an SVG, separated by spaces."""
     return " ".join("".join(node.itertext()) for node in parsed(svg).iter("{http://www.w3.org/2000/svg}text"))
 
 
@@ -82,14 +82,16 @@ def legend(figure: Any) -> list[str]:
 
 
 def ticks(axes: Any) -> list[tuple[float, str]]:
-    """Place and text of the ticks that are seen."""
+    """Return position and text of the visible ticks."""
     low, high = axes.get_ylim()
     texts = [label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_yticklabels()]
-    return [(place, text) for place, text in zip(axes.get_yticks(), texts, strict=True) if low <= place <= high]
+    return [
+        (position, text) for position, text in zip(axes.get_yticks(), texts, strict=True) if low <= position <= high
+    ]
 
 
-def test_both_files_are_written_whole_and_open(tmp_path: Path) -> None:
-    """PNG of the width promised at 300 dpi, SVG as XML of the same width in points; nothing else in the folder."""
+def test_plots_write_a_valid_png_and_svg(tmp_path: Path) -> None:
+    """The PNG has its width at 300 dpi, the SVG is XML of the same width in points; the folder has nothing else."""
     written = plot_metric(tmp_path / "plots", "loss", "held-out loss", "nats a token", "lower", HELD_OUT)
     written += plot_curves(tmp_path / "plots", "curves", "training loss", "nats a token", CURVES)
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == sorted(path.name for path in written)
@@ -105,7 +107,7 @@ def test_both_files_are_written_whole_and_open(tmp_path: Path) -> None:
         assert {path.stat().st_mode & 0o777 for path in (png, svg)} == {0o644}
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_metric_keeps_the_old_file_if_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "loss.png").write_text("old")
 
     def full(descriptor: int) -> None:
@@ -119,7 +121,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_the_same_numbers_give_the_same_bytes_whatever_the_settings_and_threads(tmp_path: Path) -> None:
+def test_plot_metric_is_deterministic_with_any_settings_and_threads(tmp_path: Path) -> None:
     """Twice, in four threads at once, and in a process whose matplotlibrc asks for other fonts and colours."""
     (tmp_path / "matplotlibrc").write_text(
         "font.size: 20\naxes.grid: False\nfigure.facecolor: red\nsvg.fonttype: path\n"
@@ -145,7 +147,7 @@ def test_the_same_numbers_give_the_same_bytes_whatever_the_settings_and_threads(
     assert str(tmp_path).encode() not in contents[0][1]
 
 
-def test_pyplot_is_never_imported_and_settings_are_put_back(tmp_path: Path) -> None:
+def test_plots_do_not_import_pyplot_and_restore_settings(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from neftcli.report.plots import *\n"
@@ -158,11 +160,11 @@ def test_pyplot_is_never_imported_and_settings_are_put_back(tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
 
 
-def test_every_name_is_in_the_svg_as_text(tmp_path: Path) -> None:
+def test_plots_svg_contains_all_names_as_text(tmp_path: Path) -> None:
     """Alphas, labels, unit and direction; a dollar, an angle bracket and Chinese as they are."""
     labels = ("learning_rate 1e-05", "price $5$ <b> & 数据")
     points = [arm(alpha, 2, label) for label in labels for alpha in ALPHAS]
-    found = texts(plot_metric(tmp_path, "loss", "held-out loss", "nats a token", "lower", points)[1])
+    svg_text = texts(plot_metric(tmp_path, "loss", "held-out loss", "nats a token", "lower", points)[1])
     for text in (
         "held-out loss (nats a token)",
         "lower is better",
@@ -173,40 +175,40 @@ def test_every_name_is_in_the_svg_as_text(tmp_path: Path) -> None:
         "10",
         "15",
     ):
-        assert f" {text} " in f" {found} "
+        assert f" {text} " in f" {svg_text} "
     grid = [curve(alpha, 0, label) for label in labels for alpha in ALPHAS]
-    found = texts(plot_curves(tmp_path, "curves", "training loss", "nats a token", grid)[1])
-    for text in ("training loss (nats a token)", "update", *labels, *(f"alpha {alpha:g}" for alpha in ALPHAS)):
-        assert f" {text} " in f" {found} "
+    svg_text = texts(plot_curves(tmp_path, "curves", "training loss", "nats a token", grid)[1])
+    for text in ("training loss (nats a token)", "step", *labels, *(f"alpha {alpha:g}" for alpha in ALPHAS)):
+        assert f" {text} " in f" {svg_text} "
 
 
 @pytest.mark.parametrize("better", ["lower", "higher", "none"])
-def test_the_axis_says_which_direction_is_better(better: str) -> None:
+def test_plot_metric_axis_names_the_better_direction(better: str) -> None:
     label = metric_figure(HELD_OUT, better=better).axes[0].get_ylabel()
     assert label == "held-out loss (nats a token)" + {"none": ""}.get(better, f"\n{better} is better")
 
 
-def test_marks_stand_where_the_numbers_are() -> None:
-    """Means at (alpha, mean), bars from low to high, seeds beside them at their values, alpha 0's level across."""
+def test_plot_metric_draws_means_intervals_and_seeds_at_their_values() -> None:
+    """Means at (alpha, mean), bars from low to high, seeds next to them, and a horizontal line of alpha 0."""
     axes = metric_figure(HELD_OUT[::-1]).axes[0]
     assert drawn(axes, "mean") == list(zip(ALPHAS, MEANS, strict=True))
     for point in HELD_OUT:
         assert drawn(axes, f"interval-0-{point.alpha:g}") == [(point.alpha, point.low), (point.alpha, point.high)]
     singles = drawn(axes, "seeds")
     assert [value for _, value in singles] == [value for point in HELD_OUT for value in point.seeds]
-    shifts = np.array([place for place, _ in singles]).reshape(4, 3) - np.array(ALPHAS)[:, None]
-    assert np.allclose(shifts, shifts[0], atol=1e-12)  # the same seed at the same distance
+    shifts = np.array([position for position, _ in singles]).reshape(4, 3) - np.array(ALPHAS)[:, None]
+    assert np.allclose(shifts, shifts[0], atol=1e-12)  # a seed has the same distance everywhere
     assert len({round(shift, 9) for shift in shifts[0]} | {0.0}) == 4  # apart from one another and from the bar
     assert np.abs(shifts).max() < 5 / 4
     assert [value for _, value in drawn(axes, "alpha-0")] == [MEANS[0]] * 2
     assert [axis.get_text() for axis in axes.get_xticklabels()] == ["0", "5", "10", "15"]
 
 
-def test_labels_stand_side_by_side_and_each_has_its_own_line() -> None:
+def test_plot_metric_draws_labels_side_by_side_each_with_its_line() -> None:
     points = [arm(alpha, mean + shift, label) for label, shift in (("a", 0.0), ("b", 1.0)) for alpha, mean in
               zip(ALPHAS, MEANS, strict=True)]  # fmt: skip
     figure = metric_figure(points)
-    first, second = (drawn(figure.axes[0], f"mean-{place}") for place in (0, 1))
+    first, second = (drawn(figure.axes[0], f"mean-{position}") for position in (0, 1))
     assert [value for _, value in second] == pytest.approx([value + 1 for _, value in first])
     for (left, _), (right, _), alpha in zip(first, second, ALPHAS, strict=True):
         assert left < alpha < right
@@ -226,10 +228,10 @@ FINITE = st.floats(-1e9, 1e9).filter(lambda value: value == 0 or abs(value) > 1e
     ),
 )
 @settings(max_examples=25, deadline=None)
-def test_nothing_that_is_drawn_lies_outside_and_ticks_tell_values(
+def test_plot_metric_limits_include_all_values_and_ticks_are_exact(
     arms: list[tuple[float, float | None, list[float | None]]],
 ) -> None:
-    """Law: limits hold every finite value, ticks are 2 or more, all different, and read as where they stand."""
+    """Law: limits hold every finite value, there are 2 ticks or more, all different, and their text is their value."""
     points = [
         ArmPoints(
             float(alpha), "", value, None if half is None else value - abs(half), half and value + abs(half), tuple(s)
@@ -244,22 +246,24 @@ def test_nothing_that_is_drawn_lies_outside_and_ticks_tell_values(
     assert len(drawn(axes, "mean")) == len(arms)
     seen = ticks(axes)
     assert len({text for _, text in seen}) == len(seen) >= 2
-    assert [float(text) for _, text in seen] == pytest.approx([place for place, _ in seen], abs=(high - low) / 100)
+    assert [float(text) for _, text in seen] == pytest.approx(
+        [position for position, _ in seen], abs=(high - low) / 100
+    )
     assert axes.yaxis.get_offset_text().get_text() == ""
 
 
 @pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-7])
-def test_small_differences_have_enough_digits(gap: float) -> None:
+def test_plot_metric_ticks_have_enough_digits_for_small_differences(gap: float) -> None:
     points = [ArmPoints(alpha, "", 1.9608 + gap * alpha, None, None, ()) for alpha in (0, 5, 10)]
     axes = metric_figure(points).axes[0]
     seen = ticks(axes)
-    assert [float(text) for _, text in seen] == pytest.approx([place for place, _ in seen], abs=gap / 100)
+    assert [float(text) for _, text in seen] == pytest.approx([position for position, _ in seen], abs=gap / 100)
     assert len(seen) >= 3
     assert axes.yaxis.get_offset_text().get_text() == ""
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -3.0, 1e-12, 1e30])
-def test_equal_values_stand_in_the_middle_of_an_axis_with_height(value: float) -> None:
+def test_plot_metric_centres_equal_values(value: float) -> None:
     axes = metric_figure([ArmPoints(alpha, "", value, None, None, (value,)) for alpha in (0.0, 5.0)]).axes[0]
     low, high = axes.get_ylim()
     assert high - low >= 0.01 * abs(value)
@@ -267,20 +271,20 @@ def test_equal_values_stand_in_the_middle_of_an_axis_with_height(value: float) -
     assert legend(axes.figure) == ["one seed", "level of alpha 0"]
 
 
-def test_a_seed_that_is_not_measured_leaves_its_place_free() -> None:
-    """The others stand where they stood, and it is not said to be a value that is not finite."""
+def test_plot_metric_leaves_a_gap_for_a_seed_that_is_not_measured() -> None:
+    """The others keep their positions, and no note says that a value is not finite."""
     whole, *others = HELD_OUT
     first, _, third = whole.seeds
     gap = ArmPoints(0.0, "", 1.96, None, None, (first, None, third))
-    before, after = (drawn(metric_figure([one, *others]).axes[0], "seeds") for one in (whole, gap))
+    before, after = (drawn(metric_figure([point, *others]).axes[0], "seeds") for point in (whole, gap))
     assert after == [before[0], *before[2:]]
     assert metric_figure([gap, *others]).get_supxlabel() == ""
     alone = metric_figure([ArmPoints(alpha, "", 2.0, None, None, (None, 2.0)) for alpha in (0.0, 5.0)])
     assert legend(alone) == ["one seed", "level of alpha 0"]
 
 
-def test_missing_values_are_left_out_and_said() -> None:
-    """Neither drawn as 0 nor in the limits; infinite ends give no bar; the seeds that there are stay."""
+def test_plot_metric_leaves_out_missing_values_with_a_note() -> None:
+    """They are neither drawn as 0 nor in the limits; infinite ends give no bar; the other seeds stay."""
     points = [
         HELD_OUT[0],
         ArmPoints(5, "", NAN, None, None, (1.962, NAN, 1.959)),
@@ -291,16 +295,16 @@ def test_missing_values_are_left_out_and_said() -> None:
     axes = figure.axes[0]
     assert drawn(axes, "mean") == [(0, MEANS[0]), (10, 1.96)]
     assert [value for _, value in drawn(axes, "seeds")] == [*HELD_OUT[0].seeds, 1.962, 1.959, 1.96]
-    assert {place for place, _ in drawn(axes, "interval")} == {0}
+    assert {position for position, _ in drawn(axes, "interval")} == {0}
     assert axes.get_ylim()[0] > 1.9
     assert figure.get_supxlabel() == "Values that are not finite are left out: alpha 5; alpha 15."
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "5", "10", "15"]
 
 
 @pytest.mark.parametrize("points", [[], [ArmPoints(0, "", NAN, None, None, (NAN,))]])
-def test_a_plot_without_values_says_so(points: list[ArmPoints], tmp_path: Path) -> None:
-    found = texts(plot_metric(tmp_path, "loss", "loss", "", "lower", points)[1])
-    assert "no finite value" in found
+def test_plots_without_values_say_so(points: list[ArmPoints], tmp_path: Path) -> None:
+    svg_text = texts(plot_metric(tmp_path, "loss", "loss", "", "lower", points)[1])
+    assert "no finite value" in svg_text
     assert "no finite value" in texts(plot_curves(tmp_path, "curves", "loss", "", [])[1])
 
 
@@ -315,15 +319,15 @@ def test_a_plot_without_values_says_so(points: list[ArmPoints], tmp_path: Path) 
         (tuple(alpha / 1000 for alpha in range(40)), False),
     ],
 )
-def test_names_of_alphas_never_overlap(alphas: tuple[float, ...], to_scale: bool) -> None:
-    """As matplotlib lays them out; the axis says where it is not to scale, and every alpha has its name."""
+def test_plot_metric_names_of_alphas_never_overlap(alphas: tuple[float, ...], to_scale: bool) -> None:
+    """As matplotlib lays them out; the axis says if it is not to scale, and every alpha has its name."""
     axes = metric_figure([arm(alpha, 2) for alpha in alphas]).axes[0]
     boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     assert [float(label.get_text()) for label in axes.get_xticklabels()] == list(alphas)
     assert ("not to scale" not in axes.get_xlabel()) == to_scale
     if to_scale:
-        assert [place for place, _ in drawn(axes, "mean")] == list(alphas)
+        assert [position for position, _ in drawn(axes, "mean")] == list(alphas)
 
 
 @pytest.mark.slow
@@ -331,40 +335,44 @@ def test_names_of_alphas_never_overlap(alphas: tuple[float, ...], to_scale: bool
     "label", ["learning_rate #", "data.source=/a/very/long/path/to/some/rows/of/mine-#.jsonl " * 2]
 )
 @pytest.mark.parametrize("count", [1, 2, 12])
-def test_legends_lie_inside_the_figure_and_off_the_axes(label: str, count: int) -> None:
-    points = [arm(alpha, 2 + place, label.replace("#", str(place))) for place in range(count) for alpha in ALPHAS]
+def test_plot_metric_legend_is_inside_the_figure_and_above_the_axes(label: str, count: int) -> None:
+    points = [
+        arm(alpha, 2 + position, label.replace("#", str(position))) for position in range(count) for alpha in ALPHAS
+    ]
     figure = metric_figure(points)
     box, page = figure.legends[0].get_window_extent(), figure.bbox
     assert page.x0 <= box.x0
     assert box.x1 <= page.x1
     assert box.y1 <= page.y1
     assert box.y0 >= figure.axes[0].get_window_extent().y1
-    assert figure.axes[0].get_window_extent().height / figure.dpi * 25.4 > 40  # mm that are left to the plot
+    assert figure.axes[0].get_window_extent().height / figure.dpi * 25.4 > 40  # mm of the plot
     assert {text.get_fontsize() for text in figure.legends[0].get_texts()} == {8.0 if count < 4 else 7.0}
 
 
 def lightness(colour: str) -> float:
     """L* of CIELAB (CIE 15) of an sRGB colour (IEC 61966-2-1)."""
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    parts = [int(colour[position : position + 2], 16) / 255 for position in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
     return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
 
 
-def test_colours_differ_in_grey_and_stand_out_from_paper() -> None:
-    """The first four by 10 of L* and more, neighbours by 6 and more; none so light that it is lost on white."""
+def test_colours_differ_in_grey_and_are_visible_on_white() -> None:
+    """The first four by 10 of L* and more, neighbours by 6 and more; none too light on white."""
     greys = [lightness(colour) for colour in plots.COLOURS]
-    assert min(abs(one - other) for one, other in combinations(greys[:4], 2)) > 10
-    assert min(abs(one - other) for one, other in pairwise(greys)) > 6
+    assert min(abs(first - second) for first, second in combinations(greys[:4], 2)) > 10
+    assert min(abs(first - second) for first, second in pairwise(greys)) > 6
     assert max(greys) < 75
 
 
 @pytest.mark.parametrize("kind", ["metric", "curves"])
-def test_nothing_depends_on_colour_alone(kind: str) -> None:
+def test_plots_do_not_depend_on_colour_alone(kind: str) -> None:
     """Ten arms differ in marker or dash pattern, and the legend shows the same style as the line."""
     alphas = [float(alpha) for alpha in range(10)]
     if kind == "metric":
-        figure = metric_figure([arm(alpha, 2 + place, f"label {place}") for place in range(10) for alpha in ALPHAS])
+        figure = metric_figure(
+            [arm(alpha, 2 + position, f"label {position}") for position in range(10) for alpha in ALPHAS]
+        )
     else:
         figure = curves_figure([curve(alpha, 0) for alpha in alphas])
     means = [line for line in figure.axes[0].lines if str(line.get_gid()).startswith("mean")]
@@ -380,20 +388,20 @@ def test_nothing_depends_on_colour_alone(kind: str) -> None:
     assert [line.get_color() for line in entries] == [line.get_color() for line in means]
 
 
-def test_curves_show_each_seed_thin_and_their_mean_thick() -> None:
+def test_plot_curves_draws_seeds_thin_and_their_mean_thick() -> None:
     axes = curves_figure(CURVES).axes[0]
     thin = [line for line in axes.lines if str(line.get_gid()) == "seed-1"]
     (thick,) = (line for line in axes.lines if str(line.get_gid()) == "mean-1")
-    assert [list(line.get_ydata()) for line in thin] == [list(one.values) for one in CURVES[3:6]]
+    assert [list(line.get_ydata()) for line in thin] == [list(curve.values) for curve in CURVES[3:6]]
     assert list(thick.get_xdata()) == list(range(1, 55))
-    assert np.allclose(thick.get_ydata(), np.mean([one.values for one in CURVES[3:6]], axis=0), rtol=1e-12)
+    assert np.allclose(thick.get_ydata(), np.mean([curve.values for curve in CURVES[3:6]], axis=0), rtol=1e-12)
     assert thick.get_linewidth() > 2 * thin[0].get_linewidth()
     assert thick.get_color() == thin[0].get_color() == plots.COLOURS[1]
     assert len(set(thick.get_markevery())) == 2
 
 
-def test_the_mean_stands_only_where_all_seeds_have_a_finite_value() -> None:
-    """A seed that stopped, one with other steps, one with NaN: the mean skips those steps rather than leap."""
+def test_plot_curves_mean_needs_a_finite_value_of_all_seeds() -> None:
+    """A seed that stopped, one with other steps, one with NaN: the mean has no value at those steps."""
     curves = [
         Curve(5, "", 0, (1, 2, 3, 4, 5), (1.0, 1.0, 1.0, 1.0, 1.0)),
         Curve(5, "", 1, (1, 2, 3), (3.0, NAN, 3.0)),
@@ -402,10 +410,10 @@ def test_the_mean_stands_only_where_all_seeds_have_a_finite_value() -> None:
     figure = curves_figure(curves)
     assert drawn(figure.axes[0], "mean") == [(1, 3.0), (3, 3.0)]
     assert len(drawn(figure.axes[0], "seed")) == 5 + 2 + 2
-    assert figure.get_supxlabel() == "Left out, as they are not finite: 2 of 11 values."
+    assert figure.get_supxlabel() == "Values that are not finite are left out: 2 of 11."
 
 
-def test_a_single_seed_or_step_is_drawn() -> None:
+def test_plot_curves_draws_a_single_seed_and_step() -> None:
     figure = curves_figure([Curve(5, "", 1, (54,), (1.96,))])
     axes = figure.axes[0]
     assert drawn(axes, "mean") == [(54, 1.96)]
@@ -414,25 +422,27 @@ def test_a_single_seed_or_step_is_drawn() -> None:
     assert legend(figure) == ["alpha 5"]
 
 
-def test_each_label_has_a_panel_on_one_scale() -> None:
-    labels = [f"learning_rate {place}" for place in range(5)]
+def test_plot_curves_has_a_panel_per_label_on_one_scale() -> None:
+    labels = [f"learning_rate {position}" for position in range(5)]
     cells = [(alpha, seed, label) for label in labels for alpha in (0.0, 5.0) for seed in (0, 1)]
-    figure = curves_figure([curve(*cell, updates=20 + place) for place, cell in enumerate(cells)])
+    figure = curves_figure([curve(*cell, last_step=20 + position) for position, cell in enumerate(cells)])
     assert [axes.get_title() for axes in figure.axes] == labels
     assert len({axes.get_ylim() for axes in figure.axes}) == len({axes.get_xlim() for axes in figure.axes}) == 1
-    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "update", "update", "update"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "step", "step", "step"]
     assert legend(figure) == ["alpha 0", "alpha 5"]
 
 
-def test_a_second_half_that_is_flat_is_enlarged() -> None:
-    """Where the first updates take most of the range, a second panel shows the rest on a scale of its own."""
+def test_plot_curves_enlarges_a_flat_second_half() -> None:
+    """If the first steps take most of the range, a second panel shows the rest on its own scale."""
     steps = (0, 14, 27, 41, 54)
     curves = [
         Curve(alpha, "", 0, steps, (2.3, 2.1, 1.97 + alpha / 1000, 1.965, 1.96 + alpha / 1000)) for alpha in (0.0, 5.0)
     ]
     whole, late = curves_figure(curves).axes
-    assert (whole.get_title(), late.get_title()) == ("all updates", "second half, enlarged")
-    assert drawn(whole, "mean") == [point for one in curves for point in zip(steps, one.values, strict=True)]
-    assert drawn(late, "mean") == [point for one in curves for point in list(zip(steps, one.values, strict=True))[2:]]
+    assert (whole.get_title(), late.get_title()) == ("all steps", "second half, enlarged")
+    assert drawn(whole, "mean") == [point for curve in curves for point in zip(steps, curve.values, strict=True)]
+    assert drawn(late, "mean") == [
+        point for curve in curves for point in list(zip(steps, curve.values, strict=True))[2:]
+    ]
     assert late.get_ylim()[1] < 2 < whole.get_ylim()[1]
     assert len(curves_figure(CURVES).axes) == 1
