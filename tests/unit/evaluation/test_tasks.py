@@ -408,6 +408,28 @@ def test_results_of_other_settings_or_another_template_are_not_used_again(
     assert value(ASKED["plain"], "another") == 1.0
 
 
+def test_model_evaluator_runs_a_task_file_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edited file must not get the results of the former one, even if only a file that it includes was edited."""
+    values = iter((0.25, 0.75))
+    monkeypatch.setattr(
+        measure_module, "run_tasks", lambda *_arguments: [TaskResult("mine", "acc", next(values), True, (), "hash")]
+    )
+    evaluator: Any = SimpleNamespace(
+        target=SimpleNamespace(home=tmp_path, name="tiny"),
+        compute=SimpleNamespace(autocast=nullcontext),
+        observer=SimpleNamespace(notify=lambda event: None),
+        settings=Evaluation(),
+        _tokenizer=None,
+        _load_model=lambda: None,
+    )
+    file = tmp_path / "mine.yaml"
+    for value in (0.25, 0.75):
+        file.write_text(f"task: mine\nnum_fewshot: {value:.0f}\n")
+        [result] = ModelEvaluator._compute_task(evaluator, str(file))
+        assert result.value == value
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
 def test_bfloat16_is_the_arithmetic_of_the_model_but_not_of_the_sums(task_file: Callable[..., str]) -> None:
     """Logits come in the caller's autocast; their log-softmax is float32's, to 1e-6 of a loop that computes it so."""
     model = tiny_model("llama")
