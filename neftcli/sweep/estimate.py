@@ -44,7 +44,8 @@ TIMED_TOKENS = 128
 MAX_TIMED_TOKENS = 4096
 """Tokens at most of a batch that is timed after it, so that its logits fit in memory."""
 QUICK = 1.0
-"""Seconds: a batch that should take less is timed, because a GPU needs large batches to be fast."""
+"""Seconds: a batch that should take less is timed, because a GPU needs large batches to be fast; a pass that takes less
+is timed twice, because the first one of its shape may choose kernels."""
 BACKWARD = 2
 """A backward pass takes about as long as two forward passes."""
 BACKWARD_FROZEN = 1
@@ -260,19 +261,21 @@ class ModelTimer:
         return self._time_forward(rows, length) / (rows * length)
 
     def _time_forward(self, rows: int, length: int) -> float:
-        """Return the seconds of a forward pass of `rows` rows of `length` tokens, after a short one that warms up."""
+        """Return the seconds of a forward pass of `rows` rows of `length` tokens; if it is quick, the faster of two."""
         import torch
 
-        device = self._model.device
-        input_ids = torch.zeros(rows, length, dtype=torch.int64, device=device)
-        seconds = 0.0
+        input_ids = torch.zeros(rows, length, dtype=torch.int64, device=self._model.device)
+
+        def forward(batch: torch.Tensor) -> float:
+            started = time.perf_counter()
+            logits = self._model(input_ids=batch, use_cache=False).logits
+            float(logits[-1, -1, 0])  # waits for the device
+            return time.perf_counter() - started
+
         with torch.inference_mode(), self._compute.autocast():
-            for batch in (input_ids[:1, :1], input_ids):
-                started = time.perf_counter()
-                logits = self._model(input_ids=batch, use_cache=False).logits
-                float(logits[-1, -1, 0])  # waits for the device
-                seconds = time.perf_counter() - started
-        return seconds
+            forward(input_ids[:1, :1])  # warms up
+            seconds = forward(input_ids)
+            return min(seconds, forward(input_ids)) if seconds < QUICK else seconds
 
 
 def _batches(recipe: Recipe, lengths: Sequence[int]) -> tuple[int, int]:
