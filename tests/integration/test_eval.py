@@ -146,6 +146,7 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
     assert {len(one["answers"]) for one in report["shown"]} == {3}
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_saved_model_one_prompt_at_a_time(neft: Neft, runs: Path) -> None:
     """By transformers and peft alone, from the files of the run."""
     report = report_of(neft("eval", "lora-a5-s0", "--no-base", "--json", *SHORT))
@@ -196,6 +197,7 @@ def test_other_settings_weights_and_rows_are_measured_anew(neft: Neft, runs: Pat
     assert len(list((runs / "tiny-a5-s0" / "evaluation").glob("answers-*.jsonl"))) == 4
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_dropped_and_the_rest_goes_on(neft: Neft, runs: Path) -> None:
     """Half of the answers, and a line that a kill tore: the missing ones are what they were."""
     assert neft("eval", "tiny-a5-s0", "--no-base", *SHORT).code == 0
@@ -255,6 +257,7 @@ def test_rows_that_were_trained_on_are_left_out(neft: Neft, runs: Path, rows_fil
         assert (rows["rows_read"], rows["rows"], rows["trained_on"]) == (60, 12, 48)
 
 
+@pytest.mark.slow
 def test_turns_that_were_trained_on_are_known_in_other_conversations(neft: Neft, runs: Path, rows_file: Path) -> None:
     """Longer chats that begin with a question that was trained on."""
     asked = [json.loads(line) for line in rows_file.read_text().splitlines()]
@@ -275,6 +278,7 @@ def test_turns_that_were_trained_on_are_known_in_other_conversations(neft: Neft,
     assert (rows["rows_read"], rows["rows"], rows["trained_on"]) == (60, 12, 48)
 
 
+@pytest.mark.slow
 def test_repeated_rows_count_once(neft: Neft, runs: Path) -> None:
     line = json.dumps({"prompt": "Name a river.", "completion": "Seine."}) + "\n"
     Path("twice.jsonl").write_text(line * 3)
@@ -311,6 +315,7 @@ def test_a_base_model_that_changed_is_refused(neft: Neft, runs: Path, tiny_folde
     assert "is not the model that the run was" in result.err
 
 
+@pytest.mark.slow
 def test_answers_longer_than_the_model_are_refused(neft: Neft, runs: Path) -> None:
     result = neft("eval", "tiny-a5-s0", "--set", "evaluation.generation.max_new_tokens=1024")
     assert result.code == 2
@@ -326,6 +331,7 @@ def test_another_question_has_a_report_of_its_own(neft: Neft, runs: Path) -> Non
     assert folders == [f"runs/tiny-a5-s0/evaluation/held-out{end}" for end in ("", "-2", "", "-3")]
 
 
+@pytest.mark.slow
 def test_data_that_changed_since_training_is_refused(
     neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path
 ) -> None:
@@ -363,6 +369,7 @@ def test_questions_need_no_answer(neft: Neft, runs: Path, row: dict[str, Any]) -
     assert not metrics & {"held_out_loss", "perplexity", "rouge_l", "exact_match"}
 
 
+@pytest.mark.slow
 def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tiny_folder: Callable[..., Path]) -> None:
     """Its loss is that of its rows, rendered and tokenised here."""
     report = report_of(neft("eval", tiny_folder("opt"), "--dataset", rows_file, "--no-answers", "--json"))
@@ -380,6 +387,7 @@ def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tin
     assert values(report, "held_out_loss")[0] == pytest.approx(expected, rel=1e-2)  # bfloat16 where it is fast
 
 
+@pytest.mark.slow
 def test_losses_of_other_tokens_are_not_compared(
     neft: Neft, runs: Path, rows_file: Path, tiny_folder: Callable[..., Path]
 ) -> None:
@@ -446,6 +454,7 @@ def test_a_baseline_that_is_the_base_model_is_compared_once(
     assert alone["comparisons"] == report["comparisons"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["runs/tiny-a5-s0", "./runs/../runs/tiny-a5-s0/", "link", "runs/tiny-a5-s0/model"])
 def test_a_run_is_not_compared_with_itself(neft: Neft, runs: Path, other: str) -> None:
     Path("link").symlink_to(runs / "tiny-a5-s0")
@@ -480,6 +489,7 @@ def test_rows_of_one_prompt_count_once_and_few_prompts_are_not_tested(neft: Neft
 # What else it writes and shows
 
 
+@pytest.mark.slow
 def test_answers_are_exported_for_alpaca_eval(neft: Neft, runs: Path) -> None:
     report = report_of(neft("eval", "tiny-a5-s0", "--export", "alpaca-eval", "--no-base", "--json", *SHORT))
     folder = Path(report["folder"])
@@ -530,6 +540,7 @@ def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_unreadable_pairs_bound_the_win_rate(neft: Neft, runs: Path) -> None:
     """A judge whose reply is sometimes no verdict: the pairs that it gives are counted here."""
@@ -546,6 +557,7 @@ def test_unreadable_pairs_bound_the_win_rate(neft: Neft, runs: Path) -> None:
     assert [line["judge"]["length_difference"] for line in lines] == lengths
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_a_judge_that_is_not_there_is_told_of_before_anything_is_measured(neft: Neft, runs: Path) -> None:
     with judge_server() as server:
@@ -556,6 +568,7 @@ def test_a_judge_that_is_not_there_is_told_of_before_anything_is_measured(neft: 
     assert not (runs / "tiny-a5-s0" / "evaluation").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_a_judge_that_fails_keeps_what_was_measured(neft: Neft, runs: Path) -> None:
     with judge_server() as server:
@@ -568,6 +581,7 @@ def test_a_judge_that_fails_keeps_what_was_measured(neft: Neft, runs: Path) -> N
     assert len(kept_files(runs / "tiny-a5-s0", "answers")) == 12
 
 
+@pytest.mark.slow
 def test_benchmark_tasks_stand_in_the_table(neft: Neft, runs: Path) -> None:
     rows = [{"question": f"{n} or {n + 1}?", "choices": ["a", "b"], "answer": n % 2} for n in range(10)]
     data = Path("letters.jsonl").resolve()
@@ -585,6 +599,7 @@ def test_benchmark_tasks_stand_in_the_table(neft: Neft, runs: Path) -> None:
 # Wrong input
 
 
+@pytest.mark.slow
 def test_a_misspelt_run_is_answered_with_the_nearest(neft: Neft, runs: Path) -> None:
     result = neft("eval", "tiny-a5-s1")
     assert result.code == 2
@@ -598,6 +613,7 @@ def test_a_misspelt_run_is_answered_with_the_nearest(neft: Neft, runs: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_a_run_without_a_model_is_refused(neft: Neft, runs: Path) -> None:
     shutil.rmtree(runs / "tiny-a5-s0" / "model")
     result = neft("eval", "tiny-a5-s0")
@@ -610,6 +626,7 @@ def test_a_run_without_a_model_is_refused(neft: Neft, runs: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_folder_that_lacks_a_file_of_a_run_is_told_so(neft: Neft, runs: Path) -> None:
     (runs / "tiny-a5-s0" / "run.json").unlink()
     assert "runs/tiny-a5-s0: run.json is missing" in neft("eval", "tiny-a5-s0").err
@@ -618,12 +635,14 @@ def test_a_folder_that_lacks_a_file_of_a_run_is_told_so(neft: Neft, runs: Path) 
     assert "there is no run or model of this name" in neft("eval", "runs/tiny-a7-s0").err
 
 
+@pytest.mark.slow
 def test_what_a_failed_start_made_is_taken_away(neft: Neft, runs: Path) -> None:
     """A hub model that can't be had leaves nothing that looks like a run."""
     assert neft("eval", "opt-125m", "--no-answers").code == 2
     assert not (runs / "opt-125m").exists()
 
 
+@pytest.mark.slow
 def test_an_earlier_report_outlives_a_failed_start(neft: Neft, runs: Path) -> None:
     """The same question again, after the run's model was damaged: an answer, and the old report stays."""
     report = (
@@ -636,6 +655,7 @@ def test_an_earlier_report_outlives_a_failed_start(neft: Neft, runs: Path) -> No
     assert report.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_rows_without_answers_and_no_answers_is_nothing_to_measure(neft: Neft, runs: Path) -> None:
     Path("questions.jsonl").write_text('{"prompt": "Name a river."}\n')
     result = neft("eval", "tiny-a5-s0", "--dataset", "questions.jsonl", "--no-answers")
@@ -643,6 +663,7 @@ def test_rows_without_answers_and_no_answers_is_nothing_to_measure(neft: Neft, r
     assert "there is nothing to measure" in result.err
 
 
+@pytest.mark.slow
 def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path) -> None:
     rows = [{"prompt": "a" * 600, "completion": "b"}, {"prompt": "a", "completion": "b"}]
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -151,6 +151,7 @@ def test_a_full_disk_costs_no_cell_that_is_done(
         require_same_alone(neft, folder / "cells" / "tiny-a5-s1", tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_tasks_that_there_are_not_are_refused_before_a_cell_is_trained(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:

@@ -553,6 +553,7 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(COMPILER_PROBES_GRADIENTS)
 @pytest.mark.filterwarnings(TORCH_IMPORTS_ITS_JIT)
 @pytest.mark.usefixtures("fresh_compiler")
@@ -573,6 +574,7 @@ def test_noise_in_a_compiled_model_is_the_same(backend: str) -> None:
             assert loss.item() == pytest.approx(model(**batch.with_labels()).loss.item(), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(COMPILER_PROBES_GRADIENTS)
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("before", ["nothing", "a training step without noise", "a training step with noise"])

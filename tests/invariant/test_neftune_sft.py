@@ -309,6 +309,7 @@ def test_alpha_zero_is_bit_identical_and_alpha_five_shares_order_and_dropout(bui
             np.testing.assert_array_equal(left.token_ids, right.token_ids)
 
 
+@pytest.mark.slow
 def test_evaluation_between_steps_has_no_noise(build: Build) -> None:
     def evaluated(alpha: float) -> list[float]:
         # Without learning only the noise could move the loss.
@@ -324,6 +325,7 @@ def test_evaluation_between_steps_has_no_noise(build: Build) -> None:
 # Updates, accumulation, resuming
 
 
+@pytest.mark.slow
 def test_noise_differs_between_micro_batches_and_steps_and_repeats_with_the_seed(build: Build) -> None:
     same = [{"input_ids": [FIRST] * 20, "labels": [FIRST] * 20}] * 16
 
@@ -349,6 +351,7 @@ def test_noise_differs_between_micro_batches_and_steps_and_repeats_with_the_seed
     assert not any(map(np.array_equal, first, run(1, rank=1)))
 
 
+@pytest.mark.slow
 def test_noise_of_a_resumed_run_is_the_same(build: Build, tmp_path: Path) -> None:
     def run(resume: str | None = None) -> tuple[SFTTrainer, Watch]:
         callback = BeginStep()
@@ -375,6 +378,7 @@ def test_noise_of_a_resumed_run_is_the_same(build: Build, tmp_path: Path) -> Non
         assert torch.equal(value, weights(resumed)[name]), name
 
 
+@pytest.mark.slow
 @each_adapter
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 def test_activation_checkpointing_trains_the_same_weights(build: Build, lora: bool, reentrant: bool) -> None:
@@ -448,6 +452,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_neftune_adds_noise_once_after_an_interrupted_training(build: Build) -> None:
     trainer, watch = build(callbacks=[Stop()])
     with pytest.raises(KeyboardInterrupt), neftune(trainer.model, ALPHA):

@@ -593,7 +593,7 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
     if is_dataclass(annotation):
         hints = get_type_hints(annotation, include_extras=True)
         return st.builds(annotation, **{item.name: values_of(hints[item.name]) for item in fields(annotation)})
-    plain = {int: st.integers(), float: st.floats(), bool: st.booleans(), str: TEXT | TRICKY}
+    plain = {int: st.integers(), float: st.floats(allow_nan=False), bool: st.booleans(), str: TEXT | TRICKY}
     return plain[annotation]
 
 

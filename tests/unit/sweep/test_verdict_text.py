@@ -70,7 +70,15 @@ def drawn(number: int) -> tuple[list[Cell], dict[str, dict[str, Any]], float, De
     return cells, kept, delta, decision
 
 
-@pytest.mark.parametrize(("first", "reached"), [(0, FIXED), (1, FIXED), (2, FIXED), (3, EARLY)])
+@pytest.mark.parametrize(
+    ("first", "reached"),
+    [
+        (0, FIXED),
+        pytest.param(1, FIXED, marks=pytest.mark.slow),
+        pytest.param(2, FIXED, marks=pytest.mark.slow),
+        (3, EARLY),
+    ],
+)
 def test_judge_sweep_every_sentence_holds_in_drawn_situations(first: int, reached: set[str]) -> None:
     """Of 200 situations every fourth one; from 3 on those with early stopping."""
     kinds: Counter[str] = Counter()
