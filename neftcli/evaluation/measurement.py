@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import TokenRow, split_prompt_and_reference, tokenize, tokenize_prompt
@@ -19,6 +18,7 @@ from neftcli.evaluation.cache import Result, ResultCache, lock_results
 from neftcli.evaluation.generation import Answer, iter_answers
 from neftcli.evaluation.loss import RowLoss, iter_losses
 from neftcli.evaluation.number_format import count_noun
+from neftcli.evaluation.task_files import is_task_file
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.limits import (
@@ -268,7 +268,7 @@ class ModelEvaluator:
         """
         settings = self.settings.task_settings
         cache = None
-        if not Path(name).expanduser().is_file():
+        if not is_task_file(name):
             depends_on: dict[str, Any] = {"task": name, "lm_eval": metadata.version("lm_eval")}
             if settings != TaskSettings():
                 depends_on["settings"] = asdict(settings)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from neftcli.evaluation.task_files import yaml_nodes
+
 TRUST = "NEFT_TRUST_TASK_CODE"
 """Environment variable that allows code of task files; not an option, so that no recipe can set it."""
 
@@ -29,7 +31,7 @@ def code_in_task(file: Path, seen: frozenset[Path] = frozenset()) -> str:
         root = yaml.compose(file.read_bytes(), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return ""
-    for node in _nodes(root, yaml):
+    for node in yaml_nodes(root):
         if node.tag not in _DATA:
             return f"{node.tag} {node.value} in {file.name}, line {node.start_mark.line + 1}"
     settings = yaml.safe_load(file.read_bytes())
@@ -41,21 +43,6 @@ def code_in_task(file: Path, seen: frozenset[Path] = frozenset()) -> str:
     paths = [file.parent / str(name) for name in (included if isinstance(included, list) else [included])]
     included_code = (code_in_task(path, seen | {file}) for path in paths if path not in seen | {file})
     return next(filter(None, included_code), "")
-
-
-def _nodes(root: Any, yaml: Any) -> Iterator[Any]:
-    """Yield all nodes of a YAML graph once; anchors can make it cyclic."""
-    queue, seen = [root], set()
-    while queue:
-        node = queue.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        if isinstance(node, yaml.MappingNode):
-            queue += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            queue += node.value
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ import copy
 import math
 import os
 import random
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,17 +22,18 @@ from functools import cache
 from hashlib import sha256
 from importlib.util import find_spec
 from numbers import Real
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.errors import InputError, Problem
 from neftcli.evaluation.adaptive_batches import oom_notice
 from neftcli.evaluation.task_code import TRUST, code_in_task, sandboxed_templates
+from neftcli.evaluation.task_files import TASK_FILE_ENDINGS, is_task_file
 from neftcli.events import Notice, Observer
 from neftcli.neftune.evaluation_mode import evaluation_mode
 from neftcli.recipe.schema import TaskSettings
 from neftcli.system.device import is_out_of_memory
+from neftcli.system.paths import closest_path, expand_home, is_file
 
 if TYPE_CHECKING:
     import torch
@@ -89,9 +91,10 @@ def check_tasks(tasks: Sequence[str], settings: TaskSettings = DEFAULT_SETTINGS)
             )
         )
     problems = list(_settings_problems(settings))
-    problems += [
-        problem for task in tasks if (problem := _check_task_file(task) if _is_file(task) else _check_task_name(task))
-    ]
+    for task in tasks:
+        problem = _check_task_file(task) if is_task_file(task) else _check_task_name(task)
+        if problem is not None:
+            problems.append(problem)
     if problems:
         raise InputError(*problems)
 
@@ -167,13 +170,9 @@ def run_tasks(
             with _harness_seeds():
                 loaded[task] = _load_task(task)
         for task, harness_tasks in loaded.items():
-            with _harness_seeds(), nullcontext() if _is_file(task) else _empty_folder():
+            with _harness_seeds(), nullcontext() if is_task_file(task) else _empty_folder():
                 results += _evaluate_task(harness_model, harness_tasks, settings, observer)
     return results
-
-
-def _is_file(task: str) -> bool:
-    return Path(task).suffix in (".yaml", ".yml")
 
 
 def _check_task_file(task: str) -> Problem | None:
@@ -181,11 +180,11 @@ def _check_task_file(task: str) -> Problem | None:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    path = Path(task).expanduser()
-    if not path.is_file():
-        near = get_close_matches(path.name, [other.name for other in path.parent.glob("*.y*ml")], n=1)
-        nearest = str(path.with_name(near[0])) if near else ""
-        return Problem("evaluation.tasks: there is no file of this name", task, f"ls {path.parent}", nearest)
+    path = expand_home(task)
+    if not is_file(path):
+        nearest = closest_path(path, endings=TASK_FILE_ENDINGS)
+        hint = f"ls {shlex.quote(str(path.parent))}"
+        return Problem("evaluation.tasks: there is no file of this name", task, hint, nearest)
     try:
         content = YAML(typ="rt").load(path)  # the only loader that accepts the harness's !function
     except (YAMLError, UnicodeDecodeError) as error:
@@ -259,10 +258,10 @@ def _task_manager(built_in: bool) -> Any:
 def _load_task(task: str) -> Any:
     """Load a task of the harness with its data."""
     try:
-        if not _is_file(task):
+        if not is_task_file(task):
             with _empty_folder():
                 return _task_manager(True).load([task])
-        file = Path(task).expanduser().resolve()
+        file = expand_home(task).resolve()
         with chdir(file.parent):
             return _task_manager(False).load([str(file)])
     except Exception as error:  # code of a task and the hub may raise anything
@@ -276,12 +275,12 @@ def _loading_problem(task: str, error: Exception) -> Problem:
     if "gated" in reason:
         return Problem(f"{task}: its data is gated", reason, "hf auth login")
     if isinstance(error, FileNotFoundError):
-        hint = "name files relative to the task's YAML file" if _is_file(task) else LIST_TASKS
+        hint = "name files relative to the task's YAML file" if is_task_file(task) else LIST_TASKS
         return Problem(f"{task}: its data files are missing", reason, hint)
     if isinstance(error, OSError):
         hint = "connect to the network, unset HF_HUB_OFFLINE, and run the command again"
         return Problem(f"{task}: its data is neither on this machine nor reachable on the hub", reason, hint)
-    hint = f"correct {task}" if _is_file(task) else LIST_TASKS
+    hint = f"correct {task}" if is_task_file(task) else LIST_TASKS
     return Problem(
         f"{task} must be a task that lm-evaluation-harness can load", f"{type(error).__name__}: {reason}", hint
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError
+from neftcli.evaluation.task_files import is_task_file, task_file_sha256
 from neftcli.events import CellState, CellStatus, Notice, Observer
 from neftcli.models.files import is_damaged_safetensors
 from neftcli.recipe.loading import load_recipe, recipe_differences
@@ -17,7 +19,6 @@ from neftcli.runs.checkpoints import Checkpoints
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
 from neftcli.runs.schemas import MeasuredCell, Record, parse_json
 from neftcli.system.files import remove
-from neftcli.system.paths import expand_home
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -163,22 +164,24 @@ def read_evaluation(run: RunDirectory, recipe: Recipe) -> dict[str, Any] | None:
 def evaluation_key(recipe: Recipe) -> str:
     """Return the hash of everything that the evaluation of a cell depends on, except the weights.
 
-    A task file counts by its content.
+    A task file counts by its content and that of the files that it names, a task of lm-evaluation-harness by the
+    harness's version.
     """
     evaluation = recipe.evaluation
-    task_files = tuple(_hash_file(task) for task in evaluation.tasks if Path(task).suffix in (".yaml", ".yml"))
-    parts: tuple[object, ...] = (recipe.data, evaluation.generation, evaluation.tasks, recipe.sweep.answers)
+    parts: list[object] = [recipe.data, evaluation.generation, evaluation.tasks, recipe.sweep.answers]
     if evaluation.task_settings != TaskSettings():
-        parts = (*parts, evaluation.task_settings)
-    return sha256(repr((*parts, *task_files)).encode()).hexdigest()
+        parts.append(evaluation.task_settings)
+    if evaluation.tasks:
+        parts.append(("lm_eval", _harness_version()))
+    parts += [task_file_sha256(task) for task in evaluation.tasks if is_task_file(task)]
+    return sha256(repr(tuple(parts)).encode()).hexdigest()
 
 
-def _hash_file(name: str) -> str:
-    """Return the SHA-256 of a file; an empty string if it can't be read."""
+def _harness_version() -> str:
     try:
-        return sha256(expand_home(name).read_bytes()).hexdigest()
-    except OSError:
-        return ""
+        return version("lm_eval")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def name_some(names: Collection[str], most: int = 4) -> str:

@@ -75,7 +75,7 @@ def test_name_some() -> None:
 
 
 def test_evaluation_key_covers_the_content_of_task_files(tmp_path: Path) -> None:
-    """A cell whose task file was edited is evaluated again."""
+    """A cell whose task file, or a file that it includes, was edited is evaluated again."""
     file = tmp_path / "letters.yaml"
 
     def key() -> str:
@@ -88,3 +88,9 @@ def test_evaluation_key_covers_the_content_of_task_files(tmp_path: Path) -> None
     assert first == key() != missing
     file.write_text("task: other")
     assert key() not in (first, missing)
+    file.write_text("task: letters\ninclude: common\n")
+    without_include = key()
+    (tmp_path / "common").write_text("output_type: multiple_choice\n")
+    with_include = key()
+    (tmp_path / "common").write_text("output_type: generate_until\n")
+    assert len({without_include, with_include, key()}) == 3
