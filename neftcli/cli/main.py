@@ -31,7 +31,7 @@ OTHER_RANKS_WAIT = 30.0
 INTERRUPTED = 130
 """Exit code that typer returns for Ctrl-C."""
 app = typer.Typer(
-    help="Fine-tune language models with NEFTune, and learn with evidence whether it helped.",
+    help="Fine-tune language models with NEFTune, and find out whether it helped.",
     epilog="Start with: neft train",
     no_args_is_help=True,
     add_completion=False,
