@@ -402,7 +402,7 @@ def tables(counted: dict[Situation, Calibration], draws: int) -> Iterable[str]:
     stopping = [seeds for seeds in SEEDS if seeds >= FEWEST_SEEDS]
     yield from _plain_table("with early stopping: seeds, seed sd", stopping, counted, _short_stopping)
     yield ""
-    yield "| sweeps | cells | false | false beside | wrong | wrong beside | covered | power |"
+    yield "| sweeps | entries | false | false, with a gain | wrong | wrong, with a gain | covered | power |"
     yield "|---|" + "---:|" * 7
     sweeps = {situation: found for situation, found in counted.items() if situation.is_over_seeds()}
     for name in dict.fromkeys(situation.name for situation in sweeps):
@@ -410,7 +410,7 @@ def tables(counted: dict[Situation, Calibration], draws: int) -> Iterable[str]:
     yield ""
     yield (
         "| other sweeps | seeds | rows | seed sd | false | wrong | false, these seeds | covered | covered, these seeds "
-        "| MDE | power | false beside | wrong beside |"
+        "| MDE | power | false, with a gain | wrong, with a gain |"
     )
     yield "|---|" + "---:|" * 12
     for situation, found in counted.items():

@@ -127,7 +127,7 @@ def other_sweeps() -> list[Situation]:
     found = [
         Situation(seeds, rows, 0.0025, name, correlation=correlation, uneven=uneven)
         for name, correlation, uneven in (
-            ("seeds correlated by 0.9 over arms", 0.9, 1.0),
+            ("seeds correlated by 0.9 between arms", 0.9, 1.0),
             ("one arm's seeds vary 3 x as much", 0.5, 3.0),
         )
         for seeds, rows in itertools.product((2, 3, 6, 8), (108, 400))
@@ -156,7 +156,7 @@ def other_sweeps() -> list[Situation]:
         )
     ]
     found += [
-        Situation(seeds, rows, sd, f"{group} rows a prompt", group=group, prompt_sd=0.009, residual_sd=0.003)
+        Situation(seeds, rows, sd, f"{group} rows per prompt", group=group, prompt_sd=0.009, residual_sd=0.003)
         for group in (3, 5)
         for (seeds, sd), rows in itertools.product(((1, 0.0), (3, 0.0025)), (108, 400))
     ]
@@ -174,8 +174,8 @@ def evaluations() -> list[Situation]:
         partial(Situation, 0, name="exact match", metric="exact match"),
         partial(Situation, 0, name="win rate, 30 % ties", metric="win rate"),
         partial(Situation, 0, name="win rate, judge likes length", metric="win rate", lengths=True),
-        partial(Situation, 0, name="3 rows a prompt", group=3, residual_sd=0.0),
-        partial(Situation, 0, name="5 rows a prompt", group=5, residual_sd=0.0),
+        partial(Situation, 0, name="3 rows per prompt", group=3, residual_sd=0.0),
+        partial(Situation, 0, name="5 rows per prompt", group=5, residual_sd=0.0),
     ]
     return [kind(rows) for kind in kinds for rows in ROWS if rows // kind(rows).group >= MIN_PROMPTS]
 

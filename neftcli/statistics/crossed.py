@@ -271,7 +271,7 @@ def margin_of_error(components: VarianceComponents, seeds: int, prompts: int, ta
         sqrt(t_s^2 (seed + residual / prompts) / seeds + t_p^2 prompt / prompts)
 
     with Student's quantiles of 1 - tail for freedom x (seeds - 1) and prompts - 1 degrees of freedom (Banerjee 1960);
-    docs/statistics.md, section "New seeds: both parts at once".
+    docs/statistics.md, section "New seeds: seeds and prompts together".
     """
     of_seeds = 0.0
     if seeds > 1:
@@ -324,7 +324,7 @@ def variance_components(
         seed = (MS_s - MS_r) / prompts,    prompt = (MS_p - MS_r) / seeds,    residual = MS_r
 
     with mean squares MS of seeds, prompts and residual (Searle, Casella and McCulloch 1992); docs/statistics.md,
-    section "New seeds: both parts at once".
+    section "New seeds: seeds and prompts together".
 
     Args:
         values: (seeds, prompts), two prompts or more.
@@ -408,7 +408,7 @@ def _two(
 
 
 def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
-    """Pool the seeds' part of the variance over all pairs; docs/statistics.md, section "New seeds: both parts at once".
+    """Pool the seeds' part of the variance over all pairs; docs/statistics.md, section "New seeds: seeds and prompts together".
 
     K arms of one baseline have K (seeds - 1) / (1 + (K - 1) SHARED_BASELINE^2) degrees of freedom. An arm whose
     variance is above the others' mean by an F-test at `UNEVEN_LEVEL` is tested by its own variance, and stays in the
