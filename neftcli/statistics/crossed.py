@@ -408,7 +408,9 @@ def _two(
 
 
 def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
-    """Pool the seeds' part of the variance over all pairs; docs/statistics.md, section "New seeds: seeds and prompts together".
+    """Pool the variance between seeds over all pairs.
+
+    docs/statistics.md, section "New seeds: seeds and prompts together".
 
     K arms of one baseline have K (seeds - 1) / (1 + (K - 1) SHARED_BASELINE^2) degrees of freedom. An arm whose
     variance is above the others' mean by an F-test at `UNEVEN_LEVEL` is tested by its own variance, and stays in the
