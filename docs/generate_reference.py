@@ -91,7 +91,8 @@ def command_page() -> str:
 
 def recipe_page() -> str:
     """Return the reference of the recipe's keys."""
-    from neftcli.recipe.schema import Recipe, Source, keys, type_name
+    from neftcli.recipe.keys import keys, type_name
+    from neftcli.recipe.schema import Recipe, Source
 
     sections: dict[str, list[str]] = {}
     for key in keys(Recipe):
@@ -236,7 +237,7 @@ def _parameter_tables(command: Any) -> list[str]:
 
 def _flag_meaning(parameter: Any) -> str:
     """Return a parameter's help; for the flag of a recipe key with its default and a link to the key."""
-    from neftcli.recipe.schema import keys
+    from neftcli.recipe.keys import keys
 
     help_text = str(getattr(parameter, "help", None) or "")
     text, _, default = help_text.rstrip("]").partition("  [default: ")

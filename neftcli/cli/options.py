@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neftcli.recipe.schema import Key, keys
+from neftcli.recipe.keys import Key, keys
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe

@@ -11,7 +11,7 @@ import typer
 from neftcli.cli.help import Command
 from neftcli.errors import InputError, Problem
 from neftcli.recipe import catalog
-from neftcli.recipe.schema import keys
+from neftcli.recipe.keys import keys
 
 app = typer.Typer(help="List, show and copy the shipped recipes.", invoke_without_command=True)
 

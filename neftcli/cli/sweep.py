@@ -12,7 +12,7 @@ from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.cli.options import QUICKSTART, with_overrides
 from neftcli.errors import InputError, Problem
-from neftcli.recipe.schema import keys
+from neftcli.recipe.keys import keys
 from neftcli.system.distributed import require_single_process
 
 CELL_KEYS = frozenset(key.path for key in keys() if key.option.flag and not key.option.command) - {

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from neftcli.errors import Problem
-from neftcli.recipe.schema import keys
+from neftcli.recipe.keys import keys
 
 MIN_PART = 5
 """Characters from which a part of an option's name suggests the option; shorter parts fit too many."""

@@ -31,6 +31,7 @@ from neftcli.evaluation.chat_server import (
     strip_credentials,
 )
 from neftcli.system.files import open_without_links, require_no_link
+from neftcli.system.paths import expand_home
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Judge
@@ -185,7 +186,7 @@ def _prompt_problems(settings: Judge) -> Iterator[Problem]:
 
 
 def _prompt_text(settings: Judge) -> str:
-    file = BUILT_IN_PROMPT if settings.prompt is None else Path(settings.prompt).expanduser()
+    file = BUILT_IN_PROMPT if settings.prompt is None else expand_home(settings.prompt)
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

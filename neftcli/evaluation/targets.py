@@ -257,7 +257,7 @@ def _resolve_model_target(name: str, role: Role, overrides: Sequence[Layer]) -> 
         raise InputError(Problem(message, got, RUN)) from None
     if reference.kind == "hub" and reference.alias is None and Path(name).parent.is_dir():
         raise _unknown(name)  # such as runs/misspelt
-    home = Path(recipe.output_dir) / _folder_name(reference)
+    home = recipe.output_folder() / _folder_name(reference)
     return EvalTarget("model" if role == "run" else role, reference.label(), recipe, reference, home)
 
 

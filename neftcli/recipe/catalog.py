@@ -8,7 +8,7 @@ from pathlib import Path
 
 import neftcli
 from neftcli.errors import Problem, RecipeError
-from neftcli.system.paths import closest_path, is_file, is_folder
+from neftcli.system.paths import closest_path, expand_home, is_file, is_folder
 
 SUFFIXES = (".yaml", ".yml")
 LIST_RECIPES = "neft recipes    to list the shipped recipes"
@@ -38,7 +38,7 @@ def find_recipe(name_or_path: str, parent: Path | None = None, origin: str = "--
     Raises:
         RecipeError: There is no such file or recipe.
     """
-    path = Path(name_or_path)
+    path = expand_home(name_or_path)
     file = path if path.is_absolute() or parent is None else parent / path
     if path.suffix in SUFFIXES or len(path.parts) > 1:
         _reject_other_files(file, name_or_path, origin)

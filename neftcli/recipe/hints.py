@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from neftcli.recipe.schema import Key, format_value
+from neftcli.recipe.keys import Key, format_value
 
 NUMBER_LIST = re.compile(r"[0-9.e+-]+(,[0-9.e+-]+)+")
 

@@ -26,8 +26,9 @@ from neftcli.recipe.hints import (
     suggest_list_flag,
     suggest_value,
 )
+from neftcli.recipe.keys import Key, keys
 from neftcli.recipe.relative_paths import OPTIONS, find_relative_paths, rewrite_layer, rewrite_value
-from neftcli.recipe.schema import Key, Option, Recipe, keys
+from neftcli.recipe.schema import Option, Recipe
 from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
 
 SHOW_OPTIONS = "neft recipes show quickstart --all    to see every option with its default"
@@ -190,16 +191,17 @@ def rewrite_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
     """Return the recipe with its paths rewritten."""
     content: Any = recipe
     for path in OPTIONS:
-        content = _with(content, path.split("."), change)
+        content = _rewrite_section(content, path.split("."), change)
     return content  # type: ignore[no-any-return]
 
 
-def _with(section: Any, path: list[str], change: Callable[[str], str]) -> Any:
+def _rewrite_section(section: Any, path: list[str], change: Callable[[str], str]) -> Any:
     name, *below = path
     value = getattr(section, name, None)
     if value is None:
         return section
-    return replace(section, **{name: _with(value, below, change) if below else rewrite_value(value, change)})
+    changed = _rewrite_section(value, below, change) if below else rewrite_value(value, change)
+    return replace(section, **{name: changed})
 
 
 def list_path_values(recipe: Recipe) -> list[str]:
@@ -330,7 +332,7 @@ def _entry_problem(path: str, setting: Setting, entry: type, location: tuple[Any
     }
     where = f"{setting.origin}: {path}, entry {location[0] + 1}"
     item = setting.value[location[0]]
-    needed = [each.name for each in fields(entry) if each.default is MISSING]
+    needed = [field.name for field in fields(entry) if field.default is MISSING]
     form = f"{{{', '.join(f'{name}: ...' for name in needed)}}}    keys: {', '.join(hints)}"
     if len(location) == 1 or not isinstance(item, Mapping):
         return Problem(f"{where} must be {describe_type(entry)}", str(item)[:60], form)

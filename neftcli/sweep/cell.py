@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Preempted, Problem
@@ -38,7 +37,7 @@ def run_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: 
     from neftcli.training.signals import StopRequested
     from neftcli.training.train import train
 
-    runs, key = CellRuns(Path(recipe.output_dir)), recipe_fingerprint(recipe)
+    runs, key = CellRuns(recipe.output_folder()), recipe_fingerprint(recipe)
     run = runs.finished(key)
     if run is not None:
         run.clean_up_finished()

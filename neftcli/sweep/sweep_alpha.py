@@ -68,7 +68,7 @@ def run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
 def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     started = time.perf_counter()
     base = resolve_recipe(request.layers)
-    folder = request.folder or Path(base.output_dir) / f"{base.name}-sweep"
+    folder = request.folder or base.output_folder() / f"{base.name}-sweep"
     require_same_sweep(folder, base)
     cells = [
         replace(cell, recipe=replace(cell.recipe, output_dir=str(folder / CELLS)))

@@ -14,7 +14,7 @@ import typer.main
 
 from neftcli.cli.main import app
 from neftcli.events import REGISTRY
-from neftcli.recipe.schema import keys
+from neftcli.recipe.keys import keys
 
 ROOT = Path(__file__).resolve().parents[2]
 HISTORY = ("lab-log.md", "benchmarks.md")

@@ -12,7 +12,8 @@ from docs.generate_reference import command_page, events_page, recipe_page, run_
 from neftcli.cli.main import app
 from neftcli.events import REGISTRY
 from neftcli.events.phases import PhaseId
-from neftcli.recipe.schema import Source, keys
+from neftcli.recipe.keys import keys
+from neftcli.recipe.schema import Source
 from neftcli.runs import schemas
 
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from neftcli.cli.main import app
 from neftcli.cli.options import SET_BY_RECIPES, with_overrides
 from neftcli.recipe import catalog
+from neftcli.recipe.keys import keys
 from neftcli.recipe.loading import load_recipe
-from neftcli.recipe.schema import keys
 from neftcli.recipe.yaml_file import Layer
 
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from neftcli.cli.options import _flag_value
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe import catalog
+from neftcli.recipe.keys import Key, keys
 from neftcli.recipe.loading import load_recipe, parse_assignment, resolve_recipe
-from neftcli.recipe.schema import Key, Recipe, keys
+from neftcli.recipe.schema import Recipe
 from neftcli.recipe.yaml_file import Setting
 from neftcli.sweep.plan import plan_cells
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from neftcli.errors import RecipeError
+from neftcli.recipe.keys import keys
 from neftcli.recipe.loading import (
     load_recipe,
     parse_assignment,
@@ -26,7 +27,7 @@ from neftcli.recipe.loading import (
     resolve_recipe,
     to_yaml,
 )
-from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe, keys
+from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe
 from neftcli.recipe.yaml_file import Layer, Setting
 
 SHOW = "  hint     neft recipes show quickstart --all    to see every option with its default"
@@ -84,6 +85,14 @@ def test_extends_grandparents_relative_to_the_file() -> None:
     Path("shared/parent.yaml").write_text("extends: ./grandparent.yaml\ntraining: {seed: 8}\n", encoding="utf-8")
     recipe = load("extends: shared/parent.yaml\n")
     assert (recipe.training.seed, recipe.training.weight_decay) == (8, 0.5)
+
+
+def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell expands ~ neither in `--output-dir=~/runs` nor in a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("training: {seed: 7}\noutput_dir: ~/runs\n", encoding="utf-8")
+    recipe = load("extends: ~/base.yaml\n")
+    assert (recipe.training.seed, recipe.output_folder()) == (7, tmp_path / "runs")
 
 
 def test_extends_shipped_recipe() -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from neftcli.models.registry import ALIASES
 from neftcli.recipe import catalog
+from neftcli.recipe.keys import keys
 from neftcli.recipe.loading import EXTENDS, load_recipe, recipe_fingerprint, to_yaml
-from neftcli.recipe.schema import Recipe, keys
+from neftcli.recipe.schema import Recipe
 from neftcli.recipe.yaml_file import read_layer
 
 FOLDER = Path(__file__).parents[3] / "recipes"
