@@ -13,20 +13,26 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
-from neftcli.data.answer_spans import MARK, Marks
+from neftcli.data.answer_spans import MARK, AnswerLocator, Marks, Span, assign_blocks
 from neftcli.data.example import Example, Turn
-from neftcli.data.tokenizer import ContinuationEncoder, SpecialTokenEscaper, tokenizer_errors
+from neftcli.data.rendering_checks import WITH_TOOLS, find_reasoning_left_out, require_rendered
+from neftcli.data.tokenizer import THINK, THINK_END, ContinuationEncoder, SpecialTokenEscaper, tokenizer_errors
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase, PhaseId
-from neftcli.models.chat_templates import TEMPLATE_DATE, fix_current_date, model_chat_template, training_template
+from neftcli.models.chat_templates import (
+    OTHER_TEMPLATE,
+    TEMPLATE_DATE,
+    fix_current_date,
+    model_chat_template,
+    training_template,
+)
 from neftcli.models.registry import ModelReference
 
 if TYPE_CHECKING:
@@ -36,17 +42,11 @@ if TYPE_CHECKING:
 
 LossOn = Literal["auto", "all", "last", "completion", "tokens"]
 Form = Literal["text", "parts"]
-Block = tuple[int, int]
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
 """Texts that occur in no template."""
-THINK, THINK_END = "<think>", "</think>"
-THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
-EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
-WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
 PROMPT_DIFFERS = "the text before the last answer differs from the prompt that generation starts from"
-OTHER_TEMPLATE = "--chat-template chatml"
 MAX_SHOWN = 150
 """Maximum characters of a rendering in a message."""
 
@@ -94,8 +94,8 @@ class ChatFormat:
         chats: The rows are conversations; otherwise the chat template is not used.
 
     Attributes:
-        stop_token_ids: Ids of the tokens that end an answer: EOS, the declared ones, and what the template writes
-            the template writes after an answer.
+        stop_token_ids: Ids of the tokens that end an answer: EOS, the declared ones, and those that the template writes
+            after an answer.
         writes_date: The template writes the current date, which `TEMPLATE_DATE` replaces.
 
     Raises:
@@ -111,7 +111,7 @@ class ChatFormat:
         reasoning: Literal["learn", "drop"] = "learn",
         chats: bool = True,
     ) -> None:
-        self.tokenizer, self.name, self._reasoning = tokenizer, name, reasoning
+        self.tokenizer, self.name, self.reasoning = tokenizer, name, reasoning
         own = model_chat_template(tokenizer) if chats else ""
         self.writes_date = fix_current_date(own) != own
         self._own = fix_current_date(own)
@@ -153,8 +153,8 @@ class ChatFormat:
 
     def render_prompt(self, example: Example) -> str:
         """Return the text that generation starts from: all before the last answer, by the model's own template."""
-        asked = len(example.turns) - bool(example.answer())
-        return self._render(self._own, example, asked, add_generation_prompt=True)[0]
+        prompt_turns = len(example.turns) - bool(example.answer())
+        return self._render(self._own, example, prompt_turns, add_generation_prompt=True)[0]
 
     def render(self, example: Example, loss_on: LossOn = "auto") -> Rendering:
         """Render a conversation for training.
@@ -169,122 +169,42 @@ class ChatFormat:
         """
         text, blocks = self._render(self._training, example)
         marks = Marks(self, example, text)
-        self._require_rendered(text, example, marks)
-        places = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
-        blocks = _assign_blocks(blocks, len(places))
+        require_rendered(self, text, example, marks)
+        locator = AnswerLocator(self, example, text, marks)
+        indices = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
+        blocks = assign_blocks(blocks, len(indices))
         answers: list[Answer] = []
-        for number, place in enumerate(places):
+        for number, index in enumerate(indices):
             begin = answers[-1].end if answers else 0
-            before = self._render(self._training, example, place, add_generation_prompt=True)[0]
-            start, end = self._locate_answer(
-                text, before, example, place, blocks[number] if blocks else None, begin, marks
-            )
-            answers.append(Answer(place, start, end, _is_learned(example, place, places, loss_on)))
+            prompt = self.render_turns(example, index, add_generation_prompt=True)
+            start, end = locator.locate(index, prompt, blocks[number] if blocks else None, begin)
+            answers.append(Answer(index, start, end, _is_learned(example, index, indices, loss_on)))
         last = answers[-1]
         if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_tokens):
             text = text[: last.end] + self._ending
             answers[-1] = Answer(last.turn, last.start, len(text), last.learned)
-        prompt = before if self._training == self._own else self.render_prompt(example)
-        return Rendering(text, tuple(answers), tuple(self._collect_remarks(text, prompt, example, answers)))
+        if self._training != self._own:
+            prompt = self.render_prompt(example)
+        remarks = find_reasoning_left_out(self, text, example, answers)
+        if last.turn == len(example.turns) - 1 and prompt != text[: last.start]:
+            remarks.append(PROMPT_DIFFERS)
+        return Rendering(text, tuple(answers), tuple(remarks))
 
-    def _locate_answer(
-        self, text: str, before: str, example: Example, place: int, block: Block | None, begin: int, marks: Marks
-    ) -> Block:
-        """Return the first character of an answer and the one after its stop token.
+    def render_turns(self, example: Example, turns: int, *, add_generation_prompt: bool = False) -> str:
+        """Render the first `turns` turns for training."""
+        return self._render(self._training, example, turns, add_generation_prompt)[0]
 
-        Args:
-            text: The whole conversation, rendered.
-            before: The turns before it, rendered as a prompt to answer.
-            example: The conversation.
-            place: Index of the answer's turn.
-            block: Its generation block, if the template marks them.
-            begin: End of the answer before it.
-            marks: Positions of the turns in the text.
-        """
-        turn = example.turns[place]
-        shared = _shared_prefix(before, text)
-        visible = self._visible_content(turn, text)
-        limit = len(text)
-        if block is not None:
-            limit = block[1]
-            start = max(block[0], shared) if block[0] <= shared <= block[1] else block[0]
-        elif shared == len(before):
-            start = shared
-            last = place + 1 == len(example.turns)
-            upto = text if last else self._render(self._training, example, place + 1)[0]
-            ended = text.startswith(upto)
-            limit = len(upto) if ended else self._next_turn(text, example, place, start, visible, marks)
-        else:
-            asked = self.special_tokens.escape(example.turns[place - 1].content) if place else ""
-            asked_end = text.find(asked, begin) + len(asked) if asked in text[begin:] else len(text)
-            asked_end = marks.ends.get(place - 1, asked_end)
-            # The prompt may end in more than the answer begins with, as with templates that open with <think>.
-            if shared >= asked_end:
-                start = shared
-            else:
-                start = self._locate_after_header(text, before, example, place, begin, visible, marks)
-            limit = self._next_turn(text, example, place, start, visible, marks)
-        at = text.find(visible, start, limit) if visible else start
-        after = at + len(visible) if at >= 0 else start
-        if start <= marks.ends_if_known.get(place, -1) <= limit:
-            after = marks.ends_if_known[place]
-        if self._reasoning == "drop" and (empty := EMPTY_THINKING.match(text, start)):
-            start = empty.end()  # which a template writes instead of the reasoning
-        stop = min((at for text_ in self.stop_tokens if (at := text.find(text_, after, limit)) >= 0), default=-1)
-        if stop < 0 and block is not None and text.startswith(self.stop_tokens, limit):
-            stop = limit  # the block is closed before the stop token
-        if stop >= 0:
-            return start, stop + next(len(text_) for text_ in self.stop_tokens if text.startswith(text_, stop))
-        return start, start + len(text[start:limit].rstrip())
+    def render_marked(self, example: Example, turns: int | None, add_generation_prompt: bool) -> str:
+        """Render the first `turns` turns for training, with a private-use character on each side of their contents."""
+        return self._render(self._training, example, turns, add_generation_prompt, marked=True)[0]
 
-    def _next_turn(self, text: str, example: Example, place: int, start: int, visible: str, marks: Marks) -> int:
-        """Return the latest start of the next turn, if the template renders turns depending on later ones."""
-        if place + 1 in marks.starts:
-            return marks.starts[place + 1]
-        after = text.find(visible, start) + len(visible) if visible else start
-        for turn in example.turns[place + 1 : place + 2]:
-            if (at := text.find(self.special_tokens.escape(turn.content), after)) >= 0:
-                return at
-        return len(text)
-
-    def _locate_after_header(
-        self, text: str, before: str, example: Example, place: int, begin: int, visible: str, marks: Marks
-    ) -> int:
-        """Return the start of an answer if the template renders earlier turns depending on later ones.
-
-        Raises:
-            ModelError: The text between question and answer can't be located.
-        """
-        asked = self.special_tokens.escape(example.turns[place - 1].content) if place else ""
-        header = before[before.rfind(asked) + len(asked) :] if asked and asked in before else ""
-        at = text.find(header, text.find(asked, begin)) if header else -1
-        if place - 1 in marks.ends:
-            prompt = Marks(self, example, before, place)
-            header = before[prompt.ends.get(place - 1, len(before) - len(header)) :]
-            at = text.find(header, marks.ends[place - 1]) if header else -1
-        if at < 0 or (visible and text.find(visible, at) < 0):
-            raise ModelError(
-                Problem(
-                    "model.chat_template: this chat template renders earlier turns depending on later ones, and "
-                    "the start of an answer can't be located",
-                    example.location,
-                    f"{OTHER_TEMPLATE}, or --set data.loss_on=tokens",
-                )
-            )
-        return at + len(header)
-
-    def _visible_content(self, turn: Turn, text: str) -> str:
-        """Return the rendered part of an answer: all of its content, or what follows the reasoning."""
-        content = self._content(turn)
-        return content if content in text else content.rpartition(THINK_END)[2].strip()
-
-    def _content(self, turn: Turn) -> str:
+    def content(self, turn: Turn) -> str:
         """Return a turn's content in the form that is passed to the template."""
         content = turn.content
         if turn.role == "assistant":
             while content.endswith(self.stop_tokens):  # the template writes the stop token
                 content = content.removesuffix(next(t for t in self.stop_tokens if content.endswith(t))).rstrip()
-            while self._reasoning == "drop" and content.startswith(THINK) and THINK_END in content:
+            while self.reasoning == "drop" and content.startswith(THINK) and THINK_END in content:
                 rest = content.partition(THINK_END)[2]
                 content = (rest if THINK in rest else content.rpartition(THINK_END)[2]).strip()
         return self.special_tokens.escape(content)
@@ -295,17 +215,17 @@ class ChatFormat:
         """Return the turns as messages; if `marked`, with a private-use character on each side of every content."""
         knows_input = "['input']" in self._own
         messages = []
-        for place, turn in enumerate(turns):
-            content, context = self._content(turn), self.special_tokens.escape(turn.context)
+        for index, turn in enumerate(turns):
+            content, context = self.content(turn), self.special_tokens.escape(turn.context)
             if context and not knows_input:
                 content = f"{content}\n\n{context}"
             if marked and content:
-                content = f"{chr(MARK + 2 * place)}{content}{chr(MARK + 2 * place + 1)}"
+                content = f"{chr(MARK + 2 * index)}{content}{chr(MARK + 2 * index + 1)}"
             form = self._forms[turn.role == "assistant"]
             message: dict[str, Any] = {"role": turn.role, "content": content if form == "text" else _parts(content)}
             if context and knows_input:
                 message["input"] = context
-            if turn.reasoning and self._reasoning == "learn":
+            if turn.reasoning and self.reasoning == "learn":
                 message["reasoning_content"] = self.special_tokens.escape(turn.reasoning)
             if turn.tool_calls:
                 message["tool_calls"] = json.loads(self.special_tokens.escape(turn.tool_calls))
@@ -318,10 +238,6 @@ class ChatFormat:
             messages.append(message)
         return messages
 
-    def marked(self, example: Example, turns: int | None, add_generation_prompt: bool) -> str:
-        """Render the first `turns` turns for training, with a private-use character on each side of their contents."""
-        return self._render(self._training, example, turns, add_generation_prompt, marked=True)[0]
-
     def _render(
         self,
         template: str,
@@ -330,7 +246,7 @@ class ChatFormat:
         add_generation_prompt: bool = False,
         *,
         marked: bool = False,
-    ) -> tuple[str, list[Block]]:
+    ) -> tuple[str, list[Span]]:
         """Render the first `turns` turns, or all of them if None; also return the template's generation blocks.
 
         Raises:
@@ -366,7 +282,7 @@ class ChatFormat:
 
     def _rendered(
         self, template: str, messages: list[dict[str, Any]], tools: str, add_generation_prompt: bool
-    ) -> tuple[str, list[Block]]:
+    ) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         (text,), blocks = render_jinja_template(
@@ -379,107 +295,25 @@ class ChatFormat:
         )
         return str(text), [(int(start), int(end)) for start, end in blocks[0]] if blocks else []
 
-    # Checks that all of a conversation is rendered
-
-    def _require_rendered(self, text: str, example: Example, marks: Marks) -> None:
-        """Check that the rendering contains every turn's text.
-
-        Raises:
-            DataError: A turn or a tool is left out.
-        """
-        if example.tools:
-            names = [str(_function(tool).get("name", "")) for tool in json.loads(example.tools)]
-            self._require(text, names, example.location, "the tools of a row", WITH_TOOLS)
-        for index, turn in enumerate(example.turns):
-            self._require_content(text, turn, f"{example.location}, turn {index + 1}")
-        # A text that also occurs in a different turn or in the template is located by its marks.
-        contents = [_normalize(self._content(turn)) for turn in example.turns]
-        everything = "\n".join((self._template_text, *contents, *(_normalize(turn.context) for turn in example.turns)))
-        for index, content in enumerate(contents):
-            if content and everything.count(content) > 1 and index in marks.missing:
-                turn, location = example.turns[index], f"{example.location}, turn {index + 1}"
-                self._reject_turn(turn, location)
+    # Properties of the template, determined once
 
     @cached_property
-    def _template_text(self) -> str:
-        """Text that the template writes around a conversation."""
+    def template_text(self) -> str:
+        """Text that the template writes around a conversation; empty if it renders none."""
         longer = Example(
             (Turn("system", ARGUMENT), *_PROBE, Turn("user", ARGUMENT), Turn("assistant", ARGUMENT)), "", ""
         )
         for example in (longer, Example(_PROBE, "", "")):
             try:
-                return _normalize(self._render(self._training, example, add_generation_prompt=True)[0])
+                return self._render(self._training, example, add_generation_prompt=True)[0]
             except DataError:  # it has no system turn
                 continue
         return ""
 
-    def _collect_remarks(self, text: str, prompt: str, example: Example, answers: Sequence[Answer]) -> list[str]:
-        """Return remarks on how a conversation is rendered.
-
-        Raises:
-            DataError: Tool calls or the last answer's reasoning are left out.
-        """
-        last = answers[-1]
-        forgotten = 0
-        for answer in answers:
-            turn, location = example.turns[answer.turn], f"{example.location}, turn {answer.turn + 1}"
-            shown, content = text[answer.start : answer.end], self._content(turn)
-            if turn.tool_calls:
-                calls = [_function(call) for call in json.loads(turn.tool_calls)]
-                names = [str(name) for call in calls for name in (call.get("name", ""), *_keys(call.get("arguments")))]
-                self._require(shown, names, location, "tool calls", WITH_TOOLS)
-            thought = turn.reasoning if self._reasoning == "learn" else ""
-            if thought and not _contains(shown, self.special_tokens.escape(thought)):
-                if answer is last or not re.search("reasoning|thinking", self._training):
-                    hint = "--set data.reasoning=drop, or the reasoning in the content as the model writes it"
-                    self._require(shown, [thought], location, "an answer's reasoning", hint)
-                forgotten += 1
-            thought = content.rpartition(THINK_END)[0].removeprefix(THINK).strip()
-            if thought and content not in text and not _contains(shown, thought):
-                if answer is last:
-                    hint = "--set data.reasoning=drop" if content.startswith(THINK) else OTHER_TEMPLATE
-                    self._reject(self.special_tokens.unescape(thought), location, "an answer's reasoning", hint)
-                forgotten += 1
-        remarks = []
-        if forgotten:
-            turns = "turns" if forgotten > 1 else "turn"
-            remarks.append(f"the chat template leaves out the reasoning of {forgotten} earlier {turns}")
-        if last.turn == len(example.turns) - 1 and prompt != text[: last.start]:
-            remarks.append(PROMPT_DIFFERS)
-        return remarks
-
-    def _require_content(self, text: str, turn: Turn, location: str) -> None:
-        content = self._content(turn)
-        visible = content.rpartition(THINK_END)[2] if turn.role == "assistant" else content
-        spellings = (content, visible.strip(), json.dumps(content, ensure_ascii=False)[1:-1])
-        if not any(_contains(text, spelling) for spelling in spellings):
-            self._reject_turn(turn, location)
-        if visible != content and content not in text:
-            hint = f"{OTHER_TEMPLATE}, or rows whose answers have {THINK} at their beginning alone"
-            for said in THINKING.split(content):
-                if THINK_END not in said and not _contains(text, said.strip()):
-                    self._reject(
-                        self.special_tokens.unescape(said.strip()), location, f"an answer's text before {THINK}", hint
-                    )
-        if turn.context:
-            self._require(text, [turn.context], location, "the input", OTHER_TEMPLATE)
-
-    def _reject_turn(self, turn: Turn, location: str) -> NoReturn:
-        """Raise the error of a template that leaves a turn out."""
-        role = {"assistant": "answer", "user": "question"}.get(turn.role, f"{turn.role} turn")
-        self._reject(turn.content, location, f"the {role}", OTHER_TEMPLATE)
-
-    def _require(self, text: str, wanted: Iterable[str], location: str, what: str, hint: str) -> None:
-        """Raise an error if the template leaves out one of the wanted texts."""
-        for part in wanted:
-            if not _contains(text, self.special_tokens.escape(part)):
-                self._reject(part, location, what, hint)
-
-    def _reject(self, text: str, location: str, what: str, hint: str) -> NoReturn:
-        name = self.name or "the chat template"
-        raise DataError(Problem(f"{location}: {name} does not render {what}", text[:60], hint))
-
-    # Properties of the template, determined once
+    @property
+    def renders_reasoning(self) -> bool:
+        """Whether the template can render the reasoning of an answer."""
+        return re.search("reasoning|thinking", self._training) is not None
 
     def _find_forms(self) -> tuple[Form, Form]:
         """Return the form of content that the template takes, text or a list of parts, in questions and in answers.
@@ -614,56 +448,11 @@ def _describe_missing(text: str) -> str:
     return f"{' and '.join(repeated)} {verb} repeated in: {shown}"
 
 
-def _assign_blocks(blocks: list[Block], answers: int) -> list[Block]:
-    """Return one generation block for each answer; empty if they can't be assigned."""
-    if len(blocks) == answers:
-        return blocks
-    merged: list[Block] = []
-    for start, end in blocks:
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged if len(merged) == answers else []
-
-
-def _shared_prefix(before: str, text: str) -> int:
-    """Return the length of the prefix that prompt and text share, up to the end of a whole tag or line.
-
-    A prompt may end in more than training renders, such as `<think>`; a letter that both share there by chance does not
-    count.
-    """
-    if text.startswith(before):
-        return len(before)
-    # The length of what both begin with: halved and not letter by letter, since long conversations have many answers.
-    shared = bisect_left(range(len(before)), True, key=lambda length: not text.startswith(before[: length + 1]))
-    return max(text.rfind(mark, 0, shared) for mark in ">\n") + 1
-
-
-def _is_learned(example: Example, place: int, places: Sequence[int], loss_on: LossOn) -> bool:
+def _is_learned(example: Example, index: int, answer_indices: Sequence[int], loss_on: LossOn) -> bool:
     """Return whether an answer carries loss: as the data marks it, else as the recipe says."""
-    marked = example.turns[place].learn
+    marked = example.turns[index].learn
     if marked is not None:
         return marked
     if loss_on == "last":
-        return place == places[-1]
-    return place >= example.completion if loss_on in ("auto", "completion") else True
-
-
-def _contains(text: str, wanted: str) -> bool:
-    return wanted in text or _normalize(wanted) in _normalize(text)
-
-
-def _normalize(text: str) -> str:
-    """Return a text without differences in white space and capital letters."""
-    return " ".join(text.split()).casefold()
-
-
-def _function(call: Any) -> dict[str, Any]:
-    """Return the function of a tool or a tool call, with or without its wrapper."""
-    function = call.get("function", call) if isinstance(call, dict) else {}
-    return function if isinstance(function, dict) else {}
-
-
-def _keys(arguments: Any) -> tuple[str, ...]:
-    return tuple(arguments) if isinstance(arguments, dict) else ()
+        return index == answer_indices[-1]
+    return loss_on not in ("auto", "completion") or index >= example.completion

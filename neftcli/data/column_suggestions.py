@@ -1,4 +1,4 @@
-"""Hints for rows with unknown columns: the mapping to type, or the form that the rows should have."""
+"""Hints for rows with unknown columns: the column mapping to type, or the layout to write the rows in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples: rows in the one form that the rest of the package reads, and notes on what was not read of them."""
+"""Examples: rows in the form that the rest of the package reads, and notes on the parts of rows that are not read."""
 
 from __future__ import annotations
 

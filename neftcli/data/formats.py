@@ -185,20 +185,20 @@ def _read_pair(columns: RowColumns) -> RowContent:
     prompt, completion = columns.value("prompt"), columns.value("completion")
     if not _has_turns(prompt) and not _has_turns(completion):
         return RowContent([Turn("user", columns.text("prompt")), Turn("assistant", columns.text("completion"))])
-    asked = _read_side(columns, "prompt", prompt, "user")
-    answered = _read_side(columns, "completion", completion, "assistant")
-    prompt_turns = _without_system(asked)
-    begins_with_prompt = _same_turns(_without_system(answered)[: len(prompt_turns)], prompt_turns)
+    prompt_side = _read_side(columns, "prompt", prompt, "user")
+    completion_side = _read_side(columns, "completion", completion, "assistant")
+    prompt_turns = _without_system(prompt_side)
+    begins_with_prompt = _same_turns(_without_system(completion_side)[: len(prompt_turns)], prompt_turns)
     if prompt_turns and begins_with_prompt:  # the completion is the whole conversation, as often in preference data
-        own_systems = [turn for turn in answered if turn.role == "system"]
-        systems = own_systems or [turn for turn in asked if turn.role == "system"]
-        turns = [*systems, *_without_system(answered)]
+        own_systems = [turn for turn in completion_side if turn.role == "system"]
+        systems = own_systems or [turn for turn in prompt_side if turn.role == "system"]
+        turns = [*systems, *_without_system(completion_side)]
         return RowContent(turns, completion=len(systems) + len(prompt_turns))
-    if prompt_turns and answered and answered[0].role not in ("assistant", "tool"):
+    if prompt_turns and completion_side and completion_side[0].role not in ("assistant", "tool"):
         message = f"{columns.label('completion')} must begin with the answer, or with the whole prompt"
-        got = f"{answered[0].role}: {answered[0].content[:60]}"
+        got = f"{completion_side[0].role}: {completion_side[0].content[:60]}"
         raise DataError(Problem(message, got, '{"prompt": [... the question], "completion": [... the answer]}'))
-    return RowContent([*asked, *answered], completion=len(asked))
+    return RowContent([*prompt_side, *completion_side], completion=len(prompt_side))
 
 
 def _read_side(columns: RowColumns, column: str, value: Any, role: str) -> list[Turn]:

@@ -82,8 +82,8 @@ class EvalExamples:
     sources: tuple[SourceCounts, ...] = ()
 
 
-def _no_progress(*_: int) -> None:
-    pass
+def no_progress(*_: int) -> None:
+    """Ignore the number of rows: the default of functions that report progress."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ class _SourceReader:
     source: Source
     option: str = "data.split"
     answers: bool = True
-    progress: Callable[[], None] = _no_progress
+    progress: Callable[[], None] = no_progress
     row_format: str | None = None
     rows: int = 0
     usable: int = 0
@@ -143,8 +143,7 @@ class _SourceReader:
             self.progress()
             try:
                 if self.row_format is None:
-                    own = self.source.format or "auto"
-                    self.row_format = detect_format(row, columns, answers=self.answers) if own == "auto" else own
+                    self.row_format = self._row_format_of(row, columns)
                 example = to_example(
                     row,
                     self.row_format,
@@ -162,6 +161,11 @@ class _SourceReader:
                 yield example
         if not self.usable:
             raise self._nothing_usable()
+
+    def _row_format_of(self, row: Row, columns: Mapping[str, str]) -> str:
+        if self.source.format is None or self.source.format == "auto":
+            return detect_format(row, columns, answers=self.answers)
+        return self.source.format
 
     def _nothing_usable(self) -> DataError:
         reasons = []
@@ -261,7 +265,7 @@ def read_eval_examples(data: Data) -> EvalExamples:
     Raises:
         DataError: The source can't be read, has no known row format, or has no question.
     """
-    (reader,) = _training_readers(data, _no_progress, RowNotes())
+    (reader,) = _training_readers(data, no_progress, RowNotes())
     reader.answers = False
     reader.open()
     examples = ExampleDataset.from_rows(reader.examples())
@@ -270,7 +274,7 @@ def read_eval_examples(data: Data) -> EvalExamples:
     return EvalExamples(examples, reader.row_format, reader.rows, reader.skipped, reader.notes, counts)
 
 
-def read_examples(data: Data, progress: Callable[[int], None] = _no_progress) -> ExampleSplits:
+def read_examples(data: Data, progress: Callable[[int], None] = no_progress) -> ExampleSplits:
     """Read, mix and split the data of a recipe.
 
     Args:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from neftcli.data.dataset import ExampleDataset, TokenDataset
-from neftcli.data.mixture import ExampleSplits
+from neftcli.data.mixture import ExampleSplits, no_progress
 from neftcli.data.sources import BUILTIN
 from neftcli.data.splits import count_duplicates
 from neftcli.data.token_cache import MIN_ROWS, hash_key, load_or_create
@@ -41,15 +41,11 @@ class PreparedData:
     counts: DataReady
 
 
-def _no_progress(*_: int) -> None:
-    pass
-
-
 def prepare(
     examples: ExampleSplits,
     data: Data,
     chat: ChatFormat,
-    progress: Callable[[int, int], None] = _no_progress,
+    progress: Callable[[int, int], None] = no_progress,
 ) -> PreparedData:
     """Tokenise and count both splits.
 
@@ -133,7 +129,7 @@ def tokenize_dataset(
     examples: ExampleDataset,
     max_length: int,
     loss_on: LossOn,
-    progress: Callable[[], None] = _no_progress,
+    progress: Callable[[], None] = no_progress,
 ) -> tuple[TokenDataset, Sequence[int]]:
     """Tokenise examples, and drop those without a token that carries loss.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from neftcli.data.data_file import MAX_JSON_GZ_BYTES, MAX_LINE_BYTES, DataFile, read_lines
 from neftcli.data.turns import has_role
-from neftcli.errors import DataError, Problem
+from neftcli.errors import DataError, Problem, first_line
 
 MAX_PROBLEMS = 5
 """Maximum malformed lines that are reported together."""
@@ -362,7 +362,7 @@ def _table_errors(file: DataFile, kind: str) -> Iterator[None]:
     # ValueError: text that is not UTF-8, and, with OverflowError, dates that Python can't represent.
     except (arrow.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         message = f"{file.name}: this can't be read as {kind}"
-        raise DataError(Problem(message, str(error).splitlines()[0], "download or write the file again")) from None
+        raise DataError(Problem(message, first_line(error), "download or write the file again")) from None
 
 
 def table_rows(batches: Iterable[Any], name: str) -> Iterator[Row]:

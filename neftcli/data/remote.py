@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from neftcli.data.data_file import DataFile
 from neftcli.errors import DataError, InputError, Problem
 from neftcli.system.cache_folder import open_cache_folder
+from neftcli.system.network import redact_password
 
 CHUNK_BYTES = 2**20
 MAX_DOWNLOAD = "NEFT_MAX_DOWNLOAD_GIB"
@@ -58,7 +59,10 @@ def validate_address(source: str) -> None:
         raise DataError(Problem("data.source: use the id of a hub data set, not its page", source, hint))
     if not is_remote(source):
         return
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError as error:  # half of an IPv6 address
+        raise DataError(Problem("data.source: this is not an address", redact_password(source), str(error))) from None
     if parts.password or any(map(SECRET.search, parse_qs(parts.query, keep_blank_values=True))):
         raise DataError(
             Problem(

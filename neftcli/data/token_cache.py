@@ -32,8 +32,8 @@ MIN_ROWS = 500
 MAX_BYTES = 4 * 2**30
 """Maximum bytes of all entries together."""
 DIGEST = hashlib.sha256().digest_size
-ABANDONED = 86_400.0
-"""Seconds after which an unfinished file was abandoned by a process that died."""
+ABANDONED_SECONDS = 86_400.0
+"""Age at which an unfinished file is taken to be that of a process that died."""
 INDEX = "index"
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "trl")
 
@@ -165,15 +165,15 @@ def _evict(folder: Path) -> None:
     entries = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process removed it
-            facts = path.stat()
+            status = path.stat()
             if path.suffix == ".arrow":
-                entries.append((facts.st_mtime, facts.st_size, path))
-            elif time.time() - facts.st_mtime > ABANDONED:
+                entries.append((status.st_mtime, status.st_size, path))
+            elif time.time() - status.st_mtime > ABANDONED_SECONDS:
                 path.unlink()
-    size = 0
-    for _, bytes_, path in sorted(entries, reverse=True):
-        size += bytes_
-        if size > MAX_BYTES:
+    total_bytes = 0
+    for _, entry_bytes, path in sorted(entries, reverse=True):
+        total_bytes += entry_bytes
+        if total_bytes > MAX_BYTES:
             path.unlink(missing_ok=True)
 
 

@@ -20,7 +20,8 @@ ESCAPE = 0x10F000
 
 This one escapes private-use characters of the data itself; each one after it stands for a character of a special token.
 """
-THINKING_TOKENS = frozenset(("<think>", "</think>", "[THINK]", "[/THINK]"))
+THINK, THINK_END = "<think>", "</think>"
+THINKING_TOKENS = frozenset((THINK, THINK_END, "[THINK]", "[/THINK]"))
 """Markers of reasoning; in an answer they are tokens even if the tokenizer calls them special."""
 
 

@@ -227,8 +227,8 @@ def _suggest_training_on(columns: _Columns, good: str) -> str:
     """Return the flag that trains on one of several answers, or the form to write the row in."""
     values = columns.values
     answer = values.get(good)
-    asked = values.get("input")
-    if isinstance(asked, dict) and is_conversation(asked.get("messages")):  # OpenAI's format
+    prompt = values.get("input")
+    if isinstance(prompt, dict) and is_conversation(prompt.get("messages")):  # OpenAI's format
         return f'write {{"messages": [... input.messages, ... {good}]}}'
     if is_conversation(answer) and isinstance(answer, list) and any(_standard_role(turn) == "user" for turn in answer):
         return format_mapping({"messages": good}, columns.columns)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.system.paths import closest_path, exists
+from neftcli.system.paths import closest_path, exists, expand_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +47,8 @@ CHATML = (
 )
 
 NAMED_TEMPLATES = {"alpaca": ALPACA, "chatml": CHATML}
+OTHER_TEMPLATE = "--chat-template chatml"
+"""Hint for a conversation that the model's own template does not render."""
 ENDINGS = (".jinja", ".jinja2", ".j2")
 DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 TEMPLATE_DATE = date(2024, 7, 26)
@@ -63,7 +65,7 @@ def validate_chat_template(name: str | None) -> None:
         ModelError: The name is unknown and there is no such file, or the file isn't UTF-8 text.
     """
     if name is not None and name not in NAMED_TEMPLATES:
-        _read_template(Path(name))
+        _read_template(expand_home(name))
 
 
 def set_chat_template(tokenizer: Any, name: str | None) -> str:
@@ -89,7 +91,7 @@ def set_chat_template(tokenizer: Any, name: str | None) -> str:
         adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
         tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + NAMED_TEMPLATES[name]
         return f"chat template {name}"
-    file = Path(name)
+    file = expand_home(name)
     tokenizer.chat_template = _read_template(file)
     return f"chat template {file.name}"
 

@@ -19,7 +19,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from neftcli.data.chat import PROMPT_DIFFERS, ChatFormat, _shared_prefix
+from neftcli.data.answer_spans import shared_prefix
+from neftcli.data.chat import PROMPT_DIFFERS, ChatFormat
 from neftcli.data.example import Example, Turn
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow, tokenize, tokenize_prompt
 from neftcli.errors import DataError, ModelError
@@ -733,4 +734,4 @@ def test_reasoning_drop_leaves_out_each_thinking_block_at_the_beginning() -> Non
     [("abc>d", "abc>e", 4), ("a\nb", "a", 0), ("x", "y", 0), ("a>", "a>b", 2), (">a>bc", ">a>bd>", 3)],
 )
 def test_shared_prefix(before: str, text: str, shared: int) -> None:
-    assert _shared_prefix(before, text) == shared
+    assert shared_prefix(before, text) == shared

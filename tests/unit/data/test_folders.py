@@ -403,6 +403,7 @@ def test_read_rows_fsspec_folder() -> None:
 
 
 ADDRESSES = {
+    "https://[::1/rows.jsonl": ("data.source: this is not an address", "Invalid IPv6 URL"),
     "s3://bucket/rows.jsonl": ("data.source: s3:// needs the package s3fs, which is not installed", "pip install s3fs"),
     "gs://bucket/rows": ("data.source: gs:// needs the package gcsfs, which is not installed", "pip install gcsfs"),
     "foo://rows.jsonl": ("data.source: unknown scheme foo://", "s3://, gs://, hf://, https://, file://"),

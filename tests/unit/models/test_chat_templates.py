@@ -10,7 +10,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.errors import ModelError
-from neftcli.models.chat_templates import ALPACA, CHATML, NAMED_TEMPLATES, set_chat_template
+from neftcli.models.chat_templates import ALPACA, CHATML, NAMED_TEMPLATES, set_chat_template, validate_chat_template
 from tests.tiny import tiny_tokenizer
 
 BELOW = "Below is an instruction that describes a task"
@@ -103,6 +103,15 @@ def test_set_chat_template_from_a_file(tmp_path: Path) -> None:
     tokenizer = writes_bos()
     assert set_chat_template(tokenizer, str(file)) == "chat template own.jinja"
     assert tokenizer.apply_chat_template(CHAT[1:3], tokenize=False) == "éone?é1"
+
+
+def test_set_chat_template_expands_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.jinja").write_text("{{ messages }}", encoding="utf-8")
+    tokenizer = tiny_tokenizer()
+    validate_chat_template("~/own.jinja")
+    assert set_chat_template(tokenizer, "~/own.jinja") == "chat template own.jinja"
+    assert tokenizer.chat_template == "{{ messages }}"
 
 
 @pytest.mark.parametrize("own", [None, "{{ messages[0].content }}"])
