@@ -69,7 +69,8 @@ def train(
         command = [] if dry_run else [sys.executable, "-P", "-m", "neftcli", *sys.argv[1:]]
         with launch_processes(resolved.training.processes, command):
             if dry_run:
-                plan_run(resolved, display)
+                with stop.interruptible():  # there is nothing to save
+                    plan_run(resolved, display)
             else:
                 run(resolved, display, stop=stop, resume=resume_state)
 

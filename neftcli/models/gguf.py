@@ -30,7 +30,11 @@ REFETCH_GGUF = "download the file again, or use the model's folder with safetens
 
 def is_gguf_converted(file: Path) -> bool:
     """Return whether the cache has a conversion of this file; it is not verified."""
-    return read_json_object(_entry_folder(file_sha256(file)) / MANIFEST).get("version") == FORMAT_VERSION
+    try:
+        digest = file_sha256(file)
+    except OSError:  # not readable: reported when the model is loaded
+        return False
+    return read_json_object(_entry_folder(digest) / MANIFEST).get("version") == FORMAT_VERSION
 
 
 def convert_gguf(file: Path) -> Path:
@@ -159,9 +163,8 @@ def _convert(file: Path, target: Path) -> None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         convert_to_transformers_4(target)
-        stops = read_gguf_stop_tokens(file) | {
-            number for text, number in tokenizer.get_added_vocab().items() if text in END_OF_TURN
-        }
-        write_generation_config(target, {}, model.config.to_dict(), stops, tokenizer.pad_token_id)
+        stop_ids = read_gguf_stop_tokens(file)
+        stop_ids |= {token_id for token, token_id in tokenizer.get_added_vocab().items() if token in END_OF_TURN}
+        write_generation_config(target, {}, model.config.to_dict(), stop_ids, tokenizer.pad_token_id)
     except SafetensorError as error:  # for example a full disk
         raise OSError(str(error)) from error

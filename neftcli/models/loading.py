@@ -161,23 +161,25 @@ def _save_call(reference: ModelReference) -> str:
 
 def _set_missing_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> list[str]:
     """Set a pad token that the model has an embedding for, unless there is one; return notices."""
-    known, number = tokenizer.pad_token, tokenizer.pad_token_id
-    if known is not None and (vocabulary is None or number < vocabulary):
+    pad_token, pad_id = tokenizer.pad_token, tokenizer.pad_token_id
+    if pad_token is not None and (vocabulary is None or pad_id < vocabulary):
         return []
-    unknown = tokenizer.unk_token is not None and (vocabulary is None or tokenizer.unk_token_id < vocabulary)
-    tokenizer.pad_token = tokenizer.unk_token if unknown else tokenizer.eos_token
-    if known is None:
+    has_unknown = tokenizer.unk_token is not None and (vocabulary is None or tokenizer.unk_token_id < vocabulary)
+    tokenizer.pad_token = tokenizer.unk_token if has_unknown else tokenizer.eos_token
+    if pad_token is None:
         reason = "the tokenizer has no pad token"
     else:
-        reason = f"the pad token {known} (id {number}) has no embedding: the model has {vocabulary}"
+        reason = f"the pad token {pad_token} (id {pad_id}) has no embedding: the model has {vocabulary}"
     return [f"{reason}; neft pads with {tokenizer.pad_token} (padding has neither loss nor noise)"]
 
 
-def missing_embedding_error(where: str, tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int) -> ModelError:
+def missing_embedding_error(
+    location: str, tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int
+) -> ModelError:
     """Return the error for a token id that the model has no embedding for.
 
     Args:
-        where: The place and role of the token, which begins the message.
+        location: Location and role of the token, the beginning of the message.
         tokenizer: The tokenizer.
         token: The token id.
         vocabulary: Number of tokens that the model has embeddings for.
@@ -185,7 +187,7 @@ def missing_embedding_error(where: str, tokenizer: PreTrainedTokenizerBase, toke
     text = tokenizer.convert_ids_to_tokens(token)
     return ModelError(
         Problem(
-            f"{where} is a token without an embedding in the model",
+            f"{location} is a token without an embedding in the model",
             f"{text}, id {token}; the model's vocabulary has {vocabulary} tokens (ids 0 to {vocabulary - 1})",
             "use the tokenizer of this model, or extend the model: "
             "model.resize_token_embeddings(len(tokenizer)), then save_pretrained",

@@ -158,17 +158,18 @@ def _count_parameters(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     validate_adapter(model, adapter)
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     linear = sum(module.weight.numel() for module in layers)
-    targets: list[Any] = list(layers)
-    if adapter.target_modules != "all-linear":
-        targets = [module for name in adapter.target_modules for module in match_target_modules(model, name)]
+    targets: list[Any] = []
+    if adapter.target_modules == "all-linear":
+        targets += layers
+    else:
+        for name in adapter.target_modules:
+            targets += match_target_modules(model, name)
     trained = adapter.r * sum(map(_inputs_and_outputs, targets))  # (out, r) and (r, in)
     weights = dict(model.named_parameters())
     for path, rank in find_adapted_experts(model, adapter).items():
         *experts, outputs, inputs = weights[path].shape
         trained += rank * (outputs + inputs) * prod(experts)
-    saved = [module for name in adapter.modules_to_save for module in match_modules_to_save(model, name)]
-    return (
-        model.num_parameters(),
-        linear,
-        trained + sum(item.numel() for module in saved for item in module.parameters()),
-    )
+    for name in adapter.modules_to_save:
+        for module in match_modules_to_save(model, name):
+            trained += sum(weight.numel() for weight in module.parameters())
+    return model.num_parameters(), linear, trained

@@ -81,7 +81,11 @@ def write_generation_config(
         if settings.get(key) is None and config.get(key) is not None:
             settings[key] = config[key]
     known = settings.get("eos_token_id")
-    ends = sorted({*(known if isinstance(known, list) else [] if known is None else [known]), *stop_ids})
+    if known is None:
+        known = []
+    elif not isinstance(known, list):
+        known = [known]
+    ends = sorted({*known, *stop_ids})
     if ends:
         settings["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     if settings.get("pad_token_id") is None and pad_id is not None:
@@ -109,10 +113,12 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: Mode
     for name, file in files.items():
         shutil.copyfile(file, folder / name)
     settings = _read(folder / TOKENIZER)
-    used = tokenizer.chat_template
-    own = files[TEMPLATE].read_text(encoding="utf-8") if TEMPLATE in files else settings.get("chat_template")
-    if isinstance(used, str) and used != own:
-        settings["chat_template"] = used
+    template = tokenizer.chat_template
+    base_template = settings.get("chat_template")
+    if TEMPLATE in files:
+        base_template = files[TEMPLATE].read_text(encoding="utf-8")
+    if isinstance(template, str) and template != base_template:
+        settings["chat_template"] = template
         for name in (TEMPLATE, "chat_template.json"):
             (folder / name).unlink(missing_ok=True)
         _write(folder / TOKENIZER, settings)

@@ -84,7 +84,7 @@ def find_file(reference: ModelReference, name: str, *, cached: bool = False) -> 
     from neftcli.models.loading import translate_load_errors
 
     with translate_load_errors(reference):
-        found = cached_file(
+        path = cached_file(
             reference.location,
             name,
             revision=reference.revision,
@@ -93,7 +93,7 @@ def find_file(reference: ModelReference, name: str, *, cached: bool = False) -> 
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    return Path(found) if found else None
+    return Path(path) if path else None
 
 
 def validate_model(reference: ModelReference, recipe: Recipe, *, trains: bool) -> None:

@@ -1,4 +1,4 @@
-"""Find the run to compare with: the baseline of a run with noise, or a run with noise for a baseline."""
+"""Find the paired run: the baseline of a run with noise, or the run with noise of a baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that can be verified: a folder of files, and a manifest with the size and hash of each, written last.
+"""Verifiable checkpoints: a folder of files, and a manifest with the size and hash of each file, written last.
 
 checkpoints/
 └── checkpoint-STEP/

@@ -81,7 +81,7 @@ def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
             if (folder / RECIPE).is_file() and (folder / CELLS).is_dir():
                 return folder
     except (OSError, ValueError):  # no file system allows this name
-        pass
+        return None
     return None
 
 

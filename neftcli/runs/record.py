@@ -29,8 +29,8 @@ class RunRecord:
     Args:
         directory: The run's folder.
         recipe: The run's recipe.
-        resumed: Facts about the point at which the run resumes; None for a new run.
-        paths: The folder that the recipe's relative paths start from, as `relative_paths_record` returns it.
+        resumed: The entry of `ResumeState.to_record`; None for a new run.
+        paths: The entry of `relative_paths_record` about the recipe's relative paths.
 
     Attributes:
         fields: Content of the file.
@@ -44,14 +44,17 @@ class RunRecord:
         paths: dict[str, Any] | None = None,
     ) -> None:
         self._directory = directory
-        before: Mapping[str, Any] = dict(directory.record()) if resumed is not None else {}
-        self._before = before
-        again = [{"at": _now(), "after": before.get("status"), **resumed}] if resumed is not None else []
+        self._before: Mapping[str, Any] = {}
+        resumptions: list[dict[str, Any]] = []
+        if resumed is not None:
+            self._before = dict(directory.record())
+            resumption = {"at": _now(), "after": self._before.get("status"), **resumed}
+            resumptions = [*self._before.get("resumed", []), resumption]
         self.fields: dict[str, Any] = {
             "status": "running",
-            "started": before.get("started", _now()),
+            "started": self._before.get("started", _now()),
             "finished": None,
-            "resumed": [*before.get("resumed", []), *again],
+            "resumed": resumptions,
             "recipe_sha256": recipe_fingerprint(recipe),
             "seed": recipe.training.seed,
             "neftune": {

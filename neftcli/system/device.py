@@ -61,7 +61,12 @@ def resolve_compute_config(precision: Precision, weights: Precision, *, frozen_w
     import torch
 
     distributed.require_one_gpu_per_process()
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.cuda.is_available():
+        device = "cuda"
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    else:
+        device = "cpu"
     if device == "mps" and distributed.world_size() > 1:
         message = "training.processes: several processes need CPUs or GPUs of NVIDIA or AMD"
         raise InputError(Problem(message, "an Apple GPU", "--processes 1"))

@@ -26,15 +26,15 @@ Value = TypeVar("Value")
 RENDEZVOUS = "NEFT_RENDEZVOUS"
 """Environment variable with the file by which processes that neft started meet."""
 COLLECTIVE_TIMEOUT = timedelta(days=1)
-"""The main process may answer many prompts while the others wait. A dead process is noticed at once."""
+"""Long, since the main process may answer many prompts while the others wait. A dead process is noticed at once."""
 POLL_SECONDS = 0.02
 CONNECT_TIMEOUT = timedelta(minutes=1)
 """Timeout of the launcher's address."""
 RELAUNCH = "unset WORLD_SIZE, or start by torchrun"
 MAX_PER_CORE = 4
-"""Processes per core: each needs seconds of a core to start, and a whole model."""
+"""Maximum processes per core: each needs seconds of a core to start, and has a whole model."""
 GRACE_SECONDS = 30.0
-"""Time for the main process to report itself that another process ended; it may wait in code that no signal ends."""
+"""Time in which the main process can report itself that another process ended; no signal may reach it in its wait."""
 PEER_EXITED = "another process ended; neft train --resume RUN resumes from the last checkpoint"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _workers: list[subprocess.Popen[bytes]] = []

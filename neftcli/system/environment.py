@@ -1,7 +1,7 @@
 """Environment variables that affect a run: dropped, recorded, or rejected.
 
 A recipe determines a run, and `run.json` records what was computed. So neft drops variables that would make libraries
-compute anything else before the libraries are imported, with a notice for each. Variables of the machine (threads,
+compute something else before the libraries are imported, with a notice for each. Variables of the machine (threads,
 kernels, visible devices) are kept and recorded. docs/environment.md lists them all.
 """
 
@@ -98,7 +98,7 @@ _dropped = _DroppedVariables()
 
 
 def drop_overrides() -> None:
-    """Drop the variables that would make libraries compute anything but the recipe.
+    """Drop the variables that would make libraries compute something other than the recipe.
 
     Call this before the libraries are imported. `report_dropped` reports the notices.
     """

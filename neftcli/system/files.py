@@ -55,9 +55,9 @@ def require_no_links(path: Path, *, allowed: tuple[Path, ...] = ()) -> None:
     Raises:
         InputError: One of them is something else.
     """
-    for each in (path, *_walk(path)):
-        if each not in allowed:
-            require_no_link(each)
+    for item in (path, *_walk(path)):
+        if item not in allowed:
+            require_no_link(item)
 
 
 def require_no_link(path: Path) -> None:
@@ -149,7 +149,7 @@ def remove_if_possible(path: Path) -> bool:
 
 
 def clear_path(path: Path) -> None:
-    """Remove whatever is at `path`; give it a temporary name if a part of it can't be removed.
+    """Remove whatever is at `path`; rename it to a temporary name if a part of it can't be removed.
 
     Raises:
         OSError: It can't be renamed.

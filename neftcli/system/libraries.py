@@ -1,4 +1,4 @@
-"""Settings of the libraries: what must be set before they are imported, and where their output goes."""
+"""Settings of the libraries: environment variables before they are imported, and the capture of their output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOGGERS = ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface
 
 
 def prepare_libraries() -> None:
-    """Set what must be set before torch is imported; settings of the user stay.
+    """Set the environment of the libraries before torch is imported; the user's settings stay.
 
     Waiting threads of GNU's OpenMP spin briefly and then sleep; those of other implementations, which have no spin
     count, sleep at once. By default GNU's threads spin for milliseconds: with one other busy process on two cores, a

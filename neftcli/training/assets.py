@@ -33,13 +33,13 @@ class Assets:
     """Assets that runs of similar recipes share.
 
     Attributes:
-        reference: Where the model comes from.
-        compute: Device and arithmetic.
+        reference: The model.
+        compute: Device and precision.
         chat: The tokenizer with its chat template and stop tokens.
-        notices: What had to be added to the tokenizer.
+        notices: Notices about the tokenizer, such as a pad token that was set.
         prepared: Tokenised rows.
-        model: The model as it was loaded; a run that shares it trains a copy.
-        fingerprint: Identifies the model's weights.
+        model: The model before training; a run that shares it trains a copy.
+        fingerprint: Fingerprint of the model's files.
     """
 
     reference: ModelReference
@@ -52,7 +52,7 @@ class Assets:
     _measured: dict[Hashable, Any] = field(default_factory=dict)
 
     def measure_once(self, key: Hashable, measure: Callable[[], Measurement]) -> Measurement:
-        """Return what `measure` returns for the untrained model, measured at the first call with this key."""
+        """Return the result of `measure` for the untrained model; it is called once for each key."""
         if key not in self._measured:
             self._measured[key] = measure()
         measured: Measurement = self._measured[key]
@@ -60,23 +60,23 @@ class Assets:
 
 
 class AssetCache:
-    """Keeps the assets of the last recipe for the next one that needs the same."""
+    """Cache of one entry: the assets of the last recipe."""
 
     def __init__(self) -> None:
         self._key = ""
         self._assets: Assets | None = None
 
     def get(self, recipe: Recipe) -> Assets | None:
-        """Return the assets that `recipe` needs if they are kept."""
+        """Return the cached assets if `recipe` needs the same; else None."""
         return self._assets if self._key == assets_key(recipe) else None
 
     def put(self, recipe: Recipe, assets: Assets) -> None:
-        """Keep the assets of `recipe`, and drop the previous ones."""
+        """Cache the assets of `recipe` instead of the previous ones."""
         self._key, self._assets = assets_key(recipe), assets
 
 
 def assets_key(recipe: Recipe) -> str:
-    """Return a key made of all options that the assets depend on."""
+    """Return a cache key: all options that the assets depend on."""
     return repr((recipe.model, recipe.data, recipe.quantization, recipe.adapter.type, recipe.training.precision))
 
 

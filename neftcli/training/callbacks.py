@@ -1,7 +1,7 @@
 """Callbacks of the trainer, one for each concern: noise, progress, evaluation, checkpoints.
 
-They are called in this order, and each event of a step relies on it: the row of the log comes before its evaluation,
-and both come before the checkpoint that holds them.
+The trainer calls them in this order: a step's log row comes before its evaluation, and both come before the checkpoint
+that contains them.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class NoiseCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Reports each step and each row of the log.
+    """Reports each step and each log row.
 
     Args:
         observer: Receives the events.
         clock: Times the steps.
-        run_state: Holds the step of the last evaluation, and the tokens of a resumed run.
-        device: Whose peak memory is reported.
+        run_state: State with the step of the last evaluation, and the tokens of a resumed run.
+        device: Device whose peak memory is reported.
     """
 
     def __init__(self, observer: Observer, clock: TrainingClock, run_state: RunState, device: str) -> None:
@@ -64,7 +64,7 @@ class ProgressCallback(TrainerCallback):
         self._observer.notify(TrainingProgress(state.global_step, state.max_steps, self._clock.elapsed(), remaining))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """Report a row of the log.
+        """Report a log row.
 
         Raises:
             NonFiniteLossError: The norm of the gradient is NaN or infinite.
@@ -94,11 +94,11 @@ class EvaluationCallback(TrainerCallback):
     Args:
         observer: Receives the events.
         clock: Times the evaluations.
-        schedule: When an evaluation is due.
+        schedule: Steps after which the model is evaluated.
         measure: Evaluates the model after a step.
         save_model: Called before the evaluation after the last step, so that training is not lost if that fails.
-        run_state: Takes the results.
-        stop: A stop puts an evaluation off until the run resumes.
+        run_state: Stores the results.
+        stop: A requested stop postpones an evaluation until the run resumes.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class EvaluationCallback(TrainerCallback):
         self._run_state, self._stop = run_state, stop
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a row of the log if an evaluation is due."""
+        """Request a log row if an evaluation is due."""
         if self.is_due(state.global_step):
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """Evaluate after the row of the log if an evaluation is due."""
+        """Evaluate after the log row if an evaluation is due."""
         if "loss" in logs and self.is_due(state.global_step) and not self._stop.stopping:
             self.evaluate(state.global_step)
 
@@ -130,7 +130,7 @@ class EvaluationCallback(TrainerCallback):
         return self._schedule.is_due(step, self._run_state.evaluated_step)
 
     def evaluate(self, step: int) -> None:
-        """Evaluate the model after `step`, unless a stop puts that off.
+        """Evaluate the model after `step`, unless a requested stop postpones it.
 
         Raises:
             NonFiniteLossError: A loss is NaN or infinite.
@@ -150,13 +150,13 @@ class EvaluationCallback(TrainerCallback):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Decides when a checkpoint is saved, and ends training after the one of a stop.
+    """Requests checkpoints when they are due, and ends training after the checkpoint of a requested stop.
 
     Args:
         observer: Receives the events.
         clock: Times the saving.
-        settings: The recipe's.
-        stop: Requests a last checkpoint.
+        settings: The recipe's `checkpoints`.
+        stop: A requested stop needs a last checkpoint.
     """
 
     def __init__(self, observer: Observer, clock: TrainingClock, settings: Checkpoints, stop: StopSignal) -> None:
@@ -168,7 +168,7 @@ class CheckpointCallback(TrainerCallback):
         self._last_saved = self._clock.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint if one is due or a stop was requested."""
+        """Request a checkpoint if one is due or a stop was requested."""
         if self._stop.synchronize():
             self._save_and_stop(control)
         elif state.global_step < state.max_steps and broadcast_object(self._is_due(state.global_step)):
@@ -176,13 +176,13 @@ class CheckpointCallback(TrainerCallback):
         self._save_started = self._clock.now()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """Ask for a checkpoint if a stop was requested during the evaluation after this row of the log."""
+        """Request a checkpoint if a stop was requested during the evaluation after this log row."""
         if "loss" in logs and self._stop.synchronize() and not control.should_save:
             self._save_and_stop(control)
         self._save_started = self._clock.now()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End training after the checkpoint of a stop."""
+        """End training after the checkpoint of a requested stop."""
         self._last_saved = self._clock.now()
         self._clock.add_checkpoint(self._last_saved - self._save_started)
         if self._stop.synchronize():
@@ -208,7 +208,6 @@ def require_finite(name: str, value: float, step: int) -> None:
         raise NonFiniteLossError(
             Problem(
                 f"{name} became {value} in step {step}",
-                "",
-                "a smaller --learning-rate, or training.precision=float32",
+                hint="a smaller --learning-rate, or training.precision=float32",
             )
         )

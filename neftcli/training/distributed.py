@@ -1,6 +1,6 @@
-"""Agreement between processes that train one model together: the run's folder, its inputs, its losses.
+"""Coordinate the processes that train one model: they share the run's folder, its inputs and its losses.
 
-With one process, nothing here costs anything.
+With one process nothing is exchanged.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def join_run(
             distributed.init_process_group()
         _require_same("checkpoints", distributed.all_gather_object(resume_state.step if resume_state else 0))
         if resume_state is None and distributed.is_main_process():
-            created = RunDirectory.create(Path(recipe.output_dir), recipe.run_name())
+            created = RunDirectory.create(recipe.output_folder(), recipe.run_name())
         path = Path(distributed.broadcast_object(str(created.path if created else "")))
     except (RuntimeError, distributed.PeerExitedError) as error:
         if created:
@@ -69,17 +69,17 @@ def broadcast_path(directory: RunDirectory) -> RunDirectory:
 
 
 def require_same_inputs(hashes: Mapping[str, str]) -> None:
-    """Check that all processes have read the same rows and model.
+    """Check that all processes have read the same rows and the same model.
 
     Args:
-        hashes: Hashes of what this process has read.
+        hashes: Hashes of the inputs that this process has read.
 
     Raises:
-        InputError: They have not; raised in all processes.
+        InputError: They differ; raised in all processes.
     """
     all_hashes = distributed.all_gather_object(dict(hashes))
     for key in hashes:
-        _require_same(key.partition("_")[0], [each[key] for each in all_hashes])
+        _require_same(key.partition("_")[0], [hashes_of_process[key] for hashes_of_process in all_hashes])
 
 
 def _require_same(name: str, values: Sequence[str | int]) -> None:
@@ -92,10 +92,10 @@ def _require_same(name: str, values: Sequence[str | int]) -> None:
 def split_across_processes(
     rows: Sequence[TokenRow], measure: Callable[[Sequence[TokenRow]], Sequence[RowLoss]]
 ) -> Sequence[RowLoss]:
-    """Measure rows, each process every n-th of them, and return the losses of all rows in their order.
+    """Measure rows in parallel, each process every n-th row, and return the losses of all rows in order.
 
     Raises:
-        StopRequested: A stop was requested meanwhile; raised in all processes.
+        StopRequested: A stop was requested during the measurement; raised in all processes.
     """
     if distributed.world_size() == 1:
         return measure(rows)

@@ -33,7 +33,7 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
     Raises:
         InputError: The recipe names a model or data that can't be used; raised for the same recipes as by `train`.
     """
-    require_writable(Path(recipe.output_dir))
+    require_writable(recipe.output_folder())
     reference = resolve_model(recipe.model.name, recipe.model.revision)
     training = replace(recipe.training, learning_rate=recipe.learning_rate())
     resolved = RecipeResolved(to_yaml(replace(recipe, training=training)))

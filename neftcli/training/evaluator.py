@@ -27,17 +27,17 @@ class Evaluator:
         recipe: The resolved recipe.
         assets: Rows, tokenizer and device.
         observer: Receives the phases.
-        stop: A stop ends a measurement at once.
+        stop: A requested stop ends a measurement at once.
     """
 
     def __init__(self, recipe: Recipe, assets: Assets, observer: Observer, stop: StopSignal) -> None:
         self._recipe, self._assets, self._observer, self._stop = recipe, assets, observer, stop
 
     def evaluate(self, model: Any, step: int) -> Evaluation:
-        """Measure the loss of the held-out rows and of the probe rows; every process measures its part.
+        """Measure the loss of the held-out rows and of the probe rows; each process measures a part.
 
         Raises:
-            StopRequested: A stop was requested meanwhile; in all processes.
+            StopRequested: A stop was requested during the measurement; raised in all processes.
         """
         from neftcli.evaluation.loss import mean_loss, row_losses
 
@@ -54,7 +54,7 @@ class Evaluator:
         return Evaluation(Evaluated(step, mean_loss(held_out), mean_loss(probe)), held_out)
 
     def generate_answers(self, model: Any, phase: PhaseId) -> list[str]:
-        """Generate answers to the first held-out prompts; on rank 0 only, the others return none."""
+        """Generate answers to the first held-out prompts on rank 0; other ranks return an empty list."""
         from neftcli.evaluation.generation import generate_answers
 
         settings, assets = self._recipe.evaluation, self._assets

@@ -1,4 +1,4 @@
-"""Failures of a run: its record, a message that says what is safe and what to type, and the space on its disk."""
+"""Failures of a run: its recorded status, a message with what is saved and a hint, and the space on its disk."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ from neftcli.training.signals import StopRequested
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
 
-FULL = ("No space left", "os error 27", "os error 28", "os error 122")
-"""Messages of safetensors, which writes in compiled code, for a full disk."""
-WRITER = ("PytorchStreamWriter failed", "iostream error", "unexpected pos")
-"""Messages of torch for a file that could not be written, for whatever reason."""
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP)
-"""Errors of a file that can't be written although there is space; ELOOP: a link is in its place."""
-CUBLAS = "unset CUBLAS_WORKSPACE_CONFIG    (then it is :4096:8), and the same command again"
-LITTLE = 2**26
-"""Free bytes below which that reason is a full disk."""
+DISK_FULL_MESSAGES = ("No space left", "os error 27", "os error 28", "os error 122")
+"""Messages of safetensors for a full disk; it writes in compiled code and raises no OSError."""
+WRITE_ERROR_MESSAGES = ("PytorchStreamWriter failed", "iostream error", "unexpected pos")
+"""Messages of torch for a file that could not be written, for any reason."""
+WRITE_ERROR_NUMBERS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP)
+"""Numbers of errors of writing a file although there is space; ELOOP: a link has the file's name."""
+CUBLAS_HINT = "unset CUBLAS_WORKSPACE_CONFIG    (then it is :4096:8), and the same command again"
+FULL_BELOW_BYTES = 2**26
+"""Free bytes below which a failed write means a full disk."""
 STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2}
 """Bytes that the optimiser keeps for each trained parameter, if it is not two float32."""
 
 
 @contextmanager
 def record_outcome(record: RunRecord, directory: RunDirectory, *, new: bool) -> Iterator[None]:
-    """Record how a run that does not finish ends, and raise an error that says what can be done.
+    """Record the outcome of a run that fails or stops in the block, and raise an error with what is saved and a hint.
 
     Args:
         record: The run's record.
-        directory: Its folder; that of a new run is removed if nothing was started.
+        directory: Its folder; the folder of a new run is removed if nothing was started.
         new: The run was not resumed.
 
     Raises:
         Preempted: It was stopped and saved.
         Interrupted: It was stopped at once.
-        TrainingError: The compute is at fault, for example its disk or its memory.
+        TrainingError: The machine is the cause, for example a full disk or too little memory.
     """
     try:
         yield
@@ -91,7 +91,7 @@ def report_full_disk(directory: RunDirectory, *, new: bool) -> Iterator[None]:
 
 
 def _record_failure(error: BaseException, record: RunRecord, directory: RunDirectory, *, new: bool) -> None:
-    """Record the failure, and raise what a person should see instead of `error` if that is something else."""
+    """Record the failure, and raise a more helpful error in its place if there is one."""
     if isinstance(error, InputError):  # nothing was started, so nothing stays
         if new:
             directory.remove()
@@ -101,7 +101,7 @@ def _record_failure(error: BaseException, record: RunRecord, directory: RunDirec
     statuses: dict[type, str] = {StopRequested: "preempted", KeyboardInterrupt: "interrupted"}
     status = statuses.get(type(error), "failed")
     cause: BaseException | None = None
-    if is_process_loss(error):  # recorded in place of a library's words
+    if is_process_loss(error):  # recorded instead of a library's message
         ended = f"another of the {world_size()} processes ended; {_describe_saved(directory)}"
         error, cause = ProcessLostError(Problem(ended, hint=_retry_command(directory))), error
     fields = {"error": f"{type(error).__name__}: {error}"} if status == "failed" else {}
@@ -119,12 +119,12 @@ def _record_failure(error: BaseException, record: RunRecord, directory: RunDirec
 
 
 def _explain(error: Exception, directory: RunDirectory) -> Problem | None:
-    """Explain an error of the machine and what a person can do about it; None for any other error."""
+    """Explain an error of the machine, with a hint; None for any other error."""
     from neftcli.system.device import NO_DETERMINISTIC_VARIANT, is_out_of_memory
 
     reason, saved = first_line(error), _describe_saved(directory)
-    free = shutil.disk_usage(directory.path).free
     if is_disk_full(error):
+        free = shutil.disk_usage(directory.path).free
         return Problem(
             f"the disk is full; {saved}",
             f"{reason} ({format_bytes(free)} free at {directory.path})",
@@ -141,28 +141,28 @@ def _explain(error: Exception, directory: RunDirectory) -> Problem | None:
         return Problem(message, reason, "the same command with --set training.deterministic=false")
     if _mentions(error, ["CUBLAS_WORKSPACE_CONFIG"]):
         message = f"matrix products on this GPU are not deterministic with this setting; {saved}"
-        return Problem(message, reason, CUBLAS)
-    is_rejected = isinstance(error, OSError) and error.errno in REFUSED
-    if is_rejected or _mentions(error, WRITER):
+        return Problem(message, reason, CUBLAS_HINT)
+    is_rejected = isinstance(error, OSError) and error.errno in WRITE_ERROR_NUMBERS
+    if is_rejected or _mentions(error, WRITE_ERROR_MESSAGES):
         return Problem(f"a file can't be written; {saved}", reason, _retry_command(directory))
     return None
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Return whether an error, or one that it was raised from, means that the disk or a quota is full."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if _mentions(error, FULL):
+    if _mentions(error, DISK_FULL_MESSAGES):
         return True
-    return any(isinstance(each, OSError) and each.errno in numbers for each in _chain(error))
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(isinstance(cause, OSError) and cause.errno in numbers for cause in _chain(error))
 
 
 def raise_if_full(error: BaseException, folder: Path) -> None:
-    """Raise the system's error for a full disk if torch could not write; call it before anything is removed.
+    """Raise the system's error for a full disk if torch could not write. Call this before any file is removed.
 
     Raises:
         OSError: The disk is full.
     """
-    if _mentions(error, WRITER) and shutil.disk_usage(folder).free < LITTLE:
+    if _mentions(error, WRITE_ERROR_MESSAGES) and shutil.disk_usage(folder).free < FULL_BELOW_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
@@ -170,7 +170,7 @@ def saved_bytes(model: Any, recipe: Recipe) -> tuple[int, int]:
     """Estimate the sizes of the saved model and of a checkpoint.
 
         model      = the weights, or the adapter's
-        checkpoint = model + optimiser state (two float32 a trained parameter)
+        checkpoint = model + optimiser state (two float32 for each trained parameter)
 
     Args:
         model: The model as it will be trained.
@@ -187,7 +187,7 @@ def saved_bytes(model: Any, recipe: Recipe) -> tuple[int, int]:
 
 
 def require_space(model_bytes: int, checkpoint_bytes: int, recipe: Recipe, folder: Path, observer: Observer) -> None:
-    """Check before training that the disk has space for the tuned model, and warn if not for its checkpoints.
+    """Check before training that the disk has space for the tuned model; warn if it has none for the checkpoints.
 
     Raises:
         InputError: There is no space for the model.
@@ -201,7 +201,7 @@ def require_space(model_bytes: int, checkpoint_bytes: int, recipe: Recipe, folde
                 "make room, --output-dir FOLDER on another disk, or --lora",
             )
         )
-    # One more than are kept: the oldest is removed when the newest is complete.
+    # One more than the limit: the oldest is removed after the newest is complete.
     needed = model_bytes + checkpoint_bytes * (recipe.checkpoints.save_total_limit + 1)
     if free < needed:
         observer.notify(
@@ -213,7 +213,8 @@ def require_space(model_bytes: int, checkpoint_bytes: int, recipe: Recipe, folde
 
 
 def _mentions(error: BaseException, messages: Sequence[str]) -> bool:
-    return any(message in str(each) for each in _chain(error) for message in messages)
+    texts = [str(cause) for cause in _chain(error)]
+    return any(message in text for text in texts for message in messages)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

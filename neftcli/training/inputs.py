@@ -38,7 +38,7 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
     Args:
         recipe: The resolved recipe.
         observer: Receives the progress.
-        weights: The model's weights will be loaded, so its files are checked as well.
+        weights: Check the weight files as well, since they will be loaded.
 
     Raises:
         InputError: The model or the rows can't be used.
@@ -72,7 +72,7 @@ def prepare_inputs(
 ) -> tuple[PreparedData, ChatFormat, list[str]]:
     """Read and tokenise the rows of a recipe that is not trained.
 
-    `weights` is that of `read_inputs`; returns and raises as `tokenize_inputs`.
+    For `weights` see `read_inputs`; for the result and the errors see `tokenize_inputs`.
     """
     prepare_libraries()
     reference, examples = read_inputs(recipe, observer, weights=weights)
@@ -88,7 +88,7 @@ def tokenize_inputs(
     Args:
         recipe: The resolved recipe.
         reference: Its model.
-        examples: Its rows, as they were read.
+        examples: The examples of its rows.
         observer: Receives the progress.
         answers: Answers to held-out prompts are generated, regardless of evaluation.samples.
 
@@ -107,7 +107,7 @@ def tokenize_inputs(
 
 
 def report_data(prepared: PreparedData, notices: list[str], observer: Observer) -> None:
-    """Notify the observer of the rows' counts and of what the tokenizer lacked."""
+    """Notify the observer of the counts of the rows, and of notices about the tokenizer."""
     observer.notify(prepared.counts)
     for notice in notices:
         observer.notify(Notice(notice))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REPORT_SECONDS = 2.0
 """Seconds between two reports on rows; shorter work reports nothing."""
 BASIS_SECONDS = 1.0
-"""Seconds of work after the first rows that a rate has to be based on."""
+"""Seconds of work after the first rows before a rate is reported."""
 BYTES_PER_SECOND = 200 * 2**20
 """Assumed speed of saving before the first checkpoint is written."""
 
@@ -42,9 +42,9 @@ class ReadingProgress:
 
 
 class TokenisingProgress:
-    """Reports how many rows were tokenised, with a rate and the time left once there is a basis for them.
+    """Reports how many rows were tokenised, with a rate and the time left once the rate can be measured.
 
-    The first rows warm the tokenizer and its template up, so the rate is that of the rows after them.
+    The first rows warm up the tokenizer and its template, so the rate is that of the rows after them.
     """
 
     def __init__(self, observer: Observer, now: Clock = time.monotonic) -> None:
@@ -112,7 +112,7 @@ class EvaluationSchedule:
 
 @dataclass(frozen=True)
 class SavePlan:
-    """What a run will save, and when.
+    """Checkpoints and model that a run will save.
 
     Attributes:
         save_steps: Steps between two checkpoints, or None.
@@ -138,14 +138,14 @@ class TrainingClock:
 
         time left = steps * seconds a step + evaluations * seconds an evaluation + bytes to save / speed + answers
 
-    Seconds a step are this process's, without evaluations and saving. The first step, which allocates memory and may
-    compile, counts only until there is a second one.
+    Seconds a step are measured in this process, without evaluations and saving. The first step, which allocates memory
+    and may compile, counts only until there is a second one.
 
     Args:
-        evaluations: When the model is evaluated.
-        saves: When and how much is saved.
+        evaluations: Steps after which the model is evaluated.
+        saves: Checkpoints and model that will be saved.
         evaluation_seconds: Duration of the evaluation before training; used until one during training was timed.
-        answer_seconds: Duration of the answers before training, which are repeated at the end.
+        answer_seconds: Duration of generating the answers before training; it is repeated after training.
         now: Returns the time in seconds.
     """
 
@@ -191,7 +191,7 @@ class TrainingClock:
             self._pauses += seconds
 
     def add_checkpoint(self, seconds: float) -> None:
-        """Take note of how long a checkpoint took to save."""
+        """Record the seconds that a checkpoint took to save."""
         self._pauses += seconds
         if seconds > 0 and self._saves.checkpoint_bytes:
             self._bytes_per_second = self._saves.checkpoint_bytes / seconds

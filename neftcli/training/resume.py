@@ -1,4 +1,4 @@
-"""State of a run that checkpoints keep, and the rules by which a stopped run resumes."""
+"""State of a run that its checkpoints store, and the checks before a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from neftcli.runs.schemas import BaseMeasurements, TrainingState, UnloggedSums
 
 MEASUREMENT_SETTINGS = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
-"""Options of what is measured before and after training, which must be the same for a comparison."""
+"""Options of the measurements before and after training; they must be equal for a comparison."""
 FIXED = (
     *("adapter.", "quantization.", "model."),  # the checkpoint's tensors would not fit
-    "training.processes",  # the checkpoint has a part from each
+    "training.processes",  # the checkpoint has a part of each process
     *("training.optim", "training.learning_rate", "training.weight_decay", "training.logging_steps"),  # stored in it
     *MEASUREMENT_SETTINGS,
 )
-"""Options whose change can't be accepted."""
+"""Options that --accept-changes can't change."""
 PATH_FLAGS = {
-    "model.name": "--model PLACE    the new path",
-    "data.source": "--dataset PLACE    the new path",
+    "model.name": "--model PATH    the new path",
+    "data.source": "--dataset PATH    the new path",
     "data.sources": "--set data.sources='[...]'    the entries with their new paths",
-    "data.held_out_source": "--held-out PLACE    the new path",
+    "data.held_out_source": "--held-out PATH    the new path",
 }
-"""Options that hold a path, and their flags. Files that were moved are compared by their content."""
+"""Options that hold a path, with the hint if it has moved. Moved files are compared by their content."""
 NO_RUN_YET = "the command that started it: a run that is killed in its first seconds leaves no folder"
 ACCEPT = "--accept-changes    to resume all the same; the run is then a mixture of both"
 
@@ -69,8 +69,8 @@ class BaseEvaluation:
     Attributes:
         evaluated: Its losses.
         answers: Its answers to the first held-out prompts.
-        evaluation_seconds: Duration of the losses' measurement; the basis for the time that is left.
-        answer_seconds: Duration of the answers, likewise.
+        evaluation_seconds: Seconds that the losses took, to estimate the time left.
+        answer_seconds: Seconds that the answers took, to estimate the time left.
     """
 
     evaluated: Evaluated
@@ -80,23 +80,23 @@ class BaseEvaluation:
 
     @classmethod
     def restore(cls, saved: BaseMeasurements) -> BaseEvaluation:
-        """Restore the measurements that a checkpoint kept."""
+        """Restore the measurements that a checkpoint stores."""
         evaluated = Evaluated(**saved["evaluated"])
         return cls(evaluated, saved["answers"], saved["evaluation_seconds"], saved["answer_seconds"])
 
 
 @dataclass
 class RunState:
-    """State of a run that its checkpoints keep beside the trainer's own.
+    """State of a run that its checkpoints store in addition to the trainer's own.
 
     Attributes:
         base: Measurements before training.
         started: When the run started, by time.perf_counter, less the seconds that earlier processes took.
         manifest: Facts for the checkpoints' manifests: recipe, data and model by their hashes, versions.
-        recipe_yaml: The recipe as the run's folder holds it.
+        recipe_yaml: Content of the run's recipe.yaml.
         last_evaluation: The last evaluation of this process.
         restored: Losses of the last evaluation of an earlier process.
-        unlogged: Sums of the log row that was begun at the last checkpoint, by process.
+        unlogged: Sums of the incomplete log row at the last checkpoint, by process.
     """
 
     base: BaseEvaluation
@@ -123,12 +123,12 @@ class RunState:
         return self.last_evaluation.held_out if self.last_evaluation else ()
 
     def restore(self, saved: TrainingState) -> None:
-        """Restore the state that a checkpoint kept."""
+        """Restore the state that a checkpoint stores."""
         self.restored = Evaluated(**saved["evaluated"]) if saved["evaluated"] else None
         self.unlogged = saved["unlogged"]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the state as a checkpoint keeps it."""
+        """Return the state as JSON for a checkpoint."""
         return {
             "evaluated": asdict(self.evaluated) if self.evaluated else None,
             "unlogged": self.unlogged,
@@ -144,9 +144,9 @@ class ResumeState:
     Attributes:
         directory: Its folder.
         checkpoint: The checkpoint that it resumes from; None if none was saved, so that it starts over.
-        skipped: Newer checkpoints that don't verify, each with the reason.
+        skipped: Newer checkpoints that failed verification, each with the reason.
         accept_changes: Resume although recipe, data or model have changed.
-        changes: What has changed.
+        changes: Option to its old and new value, or input to its new hash.
         relative_paths: The folders that the paths of the run's recipe are relative to; None if the record names none.
     """
 
@@ -168,11 +168,11 @@ class ResumeState:
         return self.checkpoint.progress["seconds"] if self.checkpoint else 0.0
 
     def relocate_paths(self, recipe: Recipe) -> Recipe:
-        """Return the recipe as the run's files hold it: its paths from the folder in which the run was started."""
+        """Return the recipe with paths relative to the folder in which the run was started, as in the run's files."""
         return recipe if self.relative_paths is None else rewrite_paths(recipe, self.relative_paths.to_run_folder)
 
     def record_paths(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the entry of the run's record about the paths of `recipe`, which start from the current folder."""
+        """Return the entry of the run's record about the paths of `recipe`, given relative to the current folder."""
         if self.relative_paths is None or not self.relative_paths.folders:
             return record_paths(self.directory, recipe)
         local = [self.relative_paths.to_run_folder(value) for value in local_paths(recipe)]
@@ -187,7 +187,7 @@ class ResumeState:
         """Check, with the run locked, that no other process resumed it since it was read.
 
         Raises:
-            InputError: One did.
+            InputError: Another process resumed it.
         """
         removed = self.checkpoint is not None and not self.checkpoint.path.is_dir()
         if removed or self.directory.record()["status"] == "finished":
@@ -209,11 +209,11 @@ class ResumeState:
         """Compare rows, tokens and model with those of the checkpoint.
 
         Args:
-            hashes: data_sha256, tokens_sha256 and model_fingerprint of what was read now.
-            recipe: The recipe by which it was read.
+            hashes: data_sha256, tokens_sha256 and model_fingerprint of the inputs of this process.
+            recipe: The recipe of these inputs.
 
         Raises:
-            InputError: They differ, and that was not accepted or can't be.
+            InputError: They differ, and the change was not accepted or can't be.
         """
         if self.checkpoint is None:
             return
@@ -243,12 +243,12 @@ class ResumeState:
 
 
 def record_paths(directory: RunDirectory, recipe: Recipe) -> dict[str, Any]:
-    """Return the entry of a new run's record about the paths of its recipe, which start from the current folder."""
+    """Return the entry of a new run's record about the paths of its recipe, relative to the current folder."""
     return relative_paths_record(directory.path, Path.cwd(), local_paths(recipe))
 
 
 def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: bool) -> tuple[Recipe, ResumeState]:
-    """Find the run of a name or folder, and resolve the recipe by which it resumes.
+    """Find the run of a name or folder, and resolve the recipe that it resumes with.
 
     Args:
         name: The run's folder, or its name below runs/.
@@ -257,7 +257,7 @@ def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: boo
 
     Raises:
         InputError: There is no such run, it is finished, its recipe has changed, or it would run a model's own code
-            without being asked to.
+            without permission on the command line.
     """
     path = find_run(name)
     if path is None:
@@ -286,7 +286,7 @@ def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: boo
 
 
 def _no_recipe(directory: RunDirectory) -> Problem:
-    """Describe a run without a recipe.yaml."""
+    """Return the problem of a run without a recipe.yaml."""
     path, checkpoint = directory.path, Checkpoints(directory.checkpoints, 1).latest_complete()
     if checkpoint is not None:
         copy = f"cp {shlex.quote(f'{checkpoint}/{RECIPE}')} {shlex.quote(f'{path}/')}    restores the checkpoint's"
@@ -298,10 +298,10 @@ def _no_recipe(directory: RunDirectory) -> Problem:
 
 
 def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths | None) -> None:
-    """Check that the model and the rows are where the recipe says, and name the flags for their new paths if not.
+    """Check that the model and the rows still exist at the recipe's paths.
 
     Raises:
-        InputError: One is not.
+        InputError: One of them does not; with the flag for its new path.
     """
 
     def searched_path(name: str) -> str:
@@ -323,12 +323,12 @@ def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths |
                 (option, Problem(message, searched_path(source), did_you_mean=closest_path(expand_home(source))))
             )
     if problems:
-        again = f"neft train --resume {shlex.quote(str(run))}"
-        raise InputError(*(replace(problem, hint=f"{again} {PATH_FLAGS[option]}") for option, problem in problems))
+        command = f"neft train --resume {shlex.quote(str(run))}"
+        raise InputError(*(replace(problem, hint=f"{command} {PATH_FLAGS[option]}") for option, problem in problems))
 
 
 def _no_run(name: str) -> Problem:
-    """Describe a name that is not a run's."""
+    """Return the problem of a name that is not a run's."""
     path = expand_home(name)
     run = next((parent for parent in path.parents if (parent / RECORD).is_file()), None)
     if run is not None:  # the path is a checkpoint's
@@ -372,10 +372,10 @@ def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes
 
 
 def _require_same_recipe(resume_state: ResumeState, recipe: Recipe) -> None:
-    """Compare the recipe with the one of the checkpoint, or of the run if it has none.
+    """Compare the recipe with the checkpoint's, or with the run's if there is no checkpoint.
 
     Raises:
-        InputError: They differ in an option that affects the weights, and that was not accepted or can't be.
+        InputError: They differ in an option that affects the weights, and the change was not accepted or can't be.
     """
     folder = resume_state.checkpoint.path if resume_state.checkpoint else resume_state.directory.path
     recipe_before = load_recipe(str(folder / RECIPE))
@@ -410,7 +410,7 @@ def _require_same_recipe(resume_state: ResumeState, recipe: Recipe) -> None:
 
 
 def _moved(before: Any, now: Any) -> bool:
-    """Return whether nothing is at the old path any more, and something is at the new one."""
+    """Return whether the old path no longer exists and the new one does."""
     if isinstance(before, list) and isinstance(now, list):  # data.sources
         pairs = list(zip(before, now, strict=False))
         unchanged = all({**new, "source": old["source"]} == old for old, new in pairs)
@@ -434,7 +434,7 @@ def _format_value(value: Any) -> str:
 
 
 def describe_changes(resumed: Mapping[str, Any]) -> list[str]:
-    """Describe what changed when a run was resumed, from an entry of its record's `resumed`."""
+    """Describe the changes of a resumption, from an entry of its record's `resumed`."""
     if resumed["checkpoint"] is None:
         return []
     step = resumed["checkpoint"].rpartition("-")[2]

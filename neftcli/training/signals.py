@@ -1,4 +1,4 @@
-"""Stop requests: signals that stop a run after its step, or at once if nothing would be lost."""
+"""Stop requests: signals stop a run after its current step, or at once if no work would be lost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from neftcli.system import distributed
 REQUEUE_SIGNAL = "SIGUSR1"
 """Signal that Slurm sends as a warning, with `--signal=B:USR1@120`."""
 WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU")
-"""Signals by which a scheduler can warn of the end of its time."""
+"""Signals by which a scheduler can warn of the end of a job's time."""
 ECHO = 1.0
 """Seconds in which one request can arrive twice: a launcher repeats the Ctrl-C that its terminal sends as well."""
 
 
 class StopRequested(KeyboardInterrupt):
-    """A stop was requested while nothing would be lost. Libraries that catch `Exception` don't catch it."""
+    """A stop was requested while no work would be lost. Libraries that catch `Exception` don't catch it."""
 
 
 def _never() -> bool:
@@ -35,11 +35,11 @@ class StopSignal:
     together, rank 0 decides and `synchronize` tells the others, which react to a second signal only.
 
     Args:
-        requested_elsewhere: Another source of the request; a sweep stops its cells through it.
+        requested_elsewhere: Returns whether a stop was requested in another way; a sweep stops its cells by it.
 
     Attributes:
-        stopping: A stop was agreed upon by all processes; set by `synchronize`.
-        in_training: Steps are being trained, so a stop is saved first.
+        stopping: All processes know of the stop; set by `synchronize`.
+        in_training: Steps are being trained, so a stop saves a checkpoint first.
     """
 
     def __init__(self, requested_elsewhere: Callable[[], bool] = _never) -> None:
@@ -54,7 +54,7 @@ class StopSignal:
         return (self._signals > 0 and distributed.is_main_process()) or self._requested_elsewhere()
 
     def synchronize(self) -> bool:
-        """Return whether rank 0 was asked to stop; a collective operation until it was."""
+        """Return whether rank 0 was asked to stop; all processes must call this until it was."""
         if not self.stopping:
             self.stopping = distributed.broadcast_object(self.is_requested())
         return self.stopping
@@ -76,7 +76,7 @@ class StopSignal:
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
-        """Mark a block in which steps are trained: a stop waits for the end of the step and a checkpoint."""
+        """Mark a block in which steps are trained: a stop waits for the current step and a checkpoint."""
         self.in_training = True
         try:
             yield
@@ -95,7 +95,7 @@ class StopSignal:
 
         Args:
             requeue_signal: Name of the signal by which a scheduler warns that time is running out.
-            first: Called at the first signal if the end of the step is waited for.
+            first: Called at the first signal if it does not stop the block at once.
 
         Raises:
             Preempted: A signal arrived before anything was started.
@@ -129,12 +129,14 @@ class StopSignal:
                 signal.signal(number, handler)
 
 
-def announce_stop(observer: Observer, first: str) -> None:
-    """Notify the observer of a stop and of the work that comes `first`.
+def announce_stop(observer: Observer, unfinished: str) -> None:
+    """Notify the observer of a stop, and of the unfinished work that is completed before.
 
-    In a thread of its own, since the interrupted one may be in the middle of writing.
+    In a separate thread, since the interrupted one may be in the middle of writing.
     """
-    notice = Notice(f"stopping: {first}; Ctrl-C again stops at once, without saving" if first else "stopping")
+    notice = Notice("stopping")
+    if unfinished:
+        notice = Notice(f"stopping: {unfinished}; Ctrl-C again stops at once, without saving")
     Thread(target=observer.notify, args=(notice,), daemon=True).start()
 
 
@@ -142,7 +144,7 @@ def signal_number(name: str) -> signal.Signals:
     """Return the signal with a name such as SIGUSR1 or USR1.
 
     Raises:
-        InputError: Schedulers don't warn by it.
+        InputError: It is not one of WARNINGS.
     """
     full_name = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
     number = getattr(signal, full_name, None)

@@ -1,7 +1,7 @@
 """Train a recipe: set up the run, measure the base model, train, measure again, save and report.
 
-Bad data and bad names are rejected before torch is imported and before a folder is created. What a person may want to
-know is an event, and is written to the run's own files.
+Bad data and bad names are rejected before torch is imported and before a folder is created. Progress and measurements
+are events; measurements are also written to the run's files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import split_prompt_and_reference
@@ -65,7 +64,7 @@ SAMPLES = "samples.jsonl"
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that has just finished, with its objects that are still in memory.
+    """A finished run, with its objects that are still in memory.
 
     Attributes:
         directory: Its folder.
@@ -88,21 +87,21 @@ def train(
     stop: StopSignal | None = None,
     resume: ResumeState | None = None,
 ) -> RunFinished:
-    """Fine-tune by `recipe` and return the results.
+    """Fine-tune a model with a recipe and return the results.
 
     Args:
         recipe: The resolved recipe.
         observer: Receives the events.
-        asset_cache: Keeps what was loaded for the next run with the same model and rows; the weights are bit-identical
-            with and without it.
-        on_finish: Called with the finished run. What it raises is raised, and the run stays finished.
+        asset_cache: Cache of model and rows for the next run with the same ones; the weights are bit-identical with and
+            without it.
+        on_finish: Called with the finished run. Its exceptions propagate; the run stays finished.
         stop: Requests a stop.
         resume: The run to resume; None for a new one.
 
     Raises:
         InputError: The recipe names a model or data that can't be used; nothing was started.
         TrainingError: Training started and failed; the run's record says so.
-        Preempted: It was stopped, and what was done is saved.
+        Preempted: It was stopped, and a checkpoint was saved.
         Interrupted: It was stopped at once.
     """
     started = time.perf_counter()
@@ -137,7 +136,7 @@ def train(
                 assert assets is not None  # noqa: S101 - cached or loaded
                 model = copy.deepcopy(assets.model) if asset_cache else assets.model
             finished, trained = run.execute(assets, model)
-        if on_finish is not None:  # after the recorded end: whatever happens here, the run is finished
+        if on_finish is not None:  # the run's end is recorded: an error here does not change it
             with capture_library_output(directory.log):
                 on_finish(trained)
     observer.notify(finished)
@@ -146,12 +145,12 @@ def train(
 
 
 def _record_start(directory: RunDirectory, recipe: Recipe, written: Recipe, resume: ResumeState | None) -> RunRecord:
-    """Write the record, and of a new run the recipe; then give a new run's folder its name, so that it can resume."""
+    """Write the record; for a new run also the recipe, and give its folder the final name, so that it can resume."""
     if resume is not None:
         return RunRecord(directory, written, resume.to_record(), resume.record_paths(recipe))
     record = RunRecord(directory, written, None, record_paths(directory, recipe))
     directory.write_text(RECIPE, to_yaml(written))
-    directory.assign_name(Path(recipe.output_dir), recipe.run_name())
+    directory.assign_name(recipe.output_folder(), recipe.run_name())
     return record
 
 
@@ -161,7 +160,7 @@ class _Run:
 
     Attributes:
         recipe: The resolved recipe.
-        written: The recipe as the run's files hold it.
+        written: The recipe as in the run's files: its paths are relative to the folder in which the run was started.
         directory: The run's folder.
         record: Its record.
         observer: Receives the events.
@@ -186,7 +185,7 @@ class _Run:
         self.observer.notify(event)
 
     def execute(self, assets: Assets, model: PreTrainedModel) -> tuple[RunFinished, TrainedRun]:
-        """Measure, train and save `model`, which is changed."""
+        """Measure, train and save `model`, in place."""
         # Set up.
         validate_adapter(model, self.recipe.adapter)
         notes = adapter_notices(model, self.recipe.adapter)
@@ -248,7 +247,7 @@ class _Run:
         return self.resume.checkpoint if self.resume else None
 
     def _restore_base(self, checkpoint: Checkpoint) -> BaseEvaluation:
-        """Return the base model's measurements of the checkpoint, and remove what was measured after it."""
+        """Return the base model's measurements of the checkpoint, and remove later results of the run."""
         saved = checkpoint.progress
         evaluated_step = saved["evaluated"]["step"] if saved["evaluated"] else 0
         damaged = self.directory.rewind(checkpoint.step, evaluated_step)
@@ -259,7 +258,7 @@ class _Run:
         return base
 
     def _measure_base(self, evaluator: Evaluator, assets: Assets, model: PreTrainedModel) -> BaseEvaluation:
-        """Measure the base model, unless a run with the same assets did so before."""
+        """Measure the base model, unless a run with the same assets has done so."""
         self.directory.clear_results()
         settings = self.recipe.evaluation
 
@@ -317,7 +316,7 @@ class _Run:
     def _fit(
         self, recipe: Recipe, trainer: NeftTrainer, assets: Assets, evaluator: Evaluator, run_state: RunState
     ) -> Evaluated:
-        """Train all steps that are left with noise, and return the losses after the last one.
+        """Train the remaining steps with noise, and return the losses after the last one.
 
         Raises:
             StopRequested: A stop was requested; there is a checkpoint.
@@ -376,7 +375,7 @@ class _Run:
         from neftcli.neftune import Strength
 
         settings = self.recipe.neftune
-        strength = Strength(0.0, 1.0, 1.0, 0.0, 1.0)
+        strength = Strength(ratio=0.0, embedding_scale=1.0, layer_gain=1.0, noise_rms=0.0, table_rms=1.0)
         if settings.alpha > 0:
             strength = trainer.measure_noise(noise)
         self.notify(
@@ -395,20 +394,20 @@ class _Run:
         self.record.update(noise_to_embedding=strength.ratio)
 
     def _train_steps(self, trainer: NeftTrainer, evaluation: Any, run_state: RunState, total_steps: int) -> None:
-        """Train from the first step, or from the checkpoint, whose evaluation a stop may have put off.
+        """Train from the first step, or from the checkpoint, whose evaluation a stop may have postponed.
 
         Raises:
-            StopRequested: A stop was requested in that evaluation; the checkpoint is still there.
+            StopRequested: A stop was requested during that evaluation; the checkpoint stays.
         """
         checkpoint = self._checkpoint
         if checkpoint is None:
             trainer.train()
             return
         was_evaluated = run_state.evaluated_step == checkpoint.step
-        put_off = evaluation.is_due(checkpoint.step) and not was_evaluated
-        if put_off or checkpoint.step == total_steps:
+        is_postponed = evaluation.is_due(checkpoint.step) and not was_evaluated
+        if is_postponed or checkpoint.step == total_steps:
             trainer.load_weights(checkpoint.path)
-        if put_off:
+        if is_postponed:
             evaluation.evaluate(checkpoint.step)
             if run_state.evaluated_step != checkpoint.step:
                 raise StopRequested
@@ -448,7 +447,7 @@ class _Run:
         """Generate the tuned model's answers to the prompts that the base model has answered.
 
         Raises:
-            StopRequested: A stop was requested meanwhile; there is a checkpoint after `step`.
+            StopRequested: A stop was requested before the end; there is a checkpoint after `step`.
         """
         answers = None
         with suppress(StopRequested), self.stop.interruptible():

@@ -45,24 +45,24 @@ if TYPE_CHECKING:
     from neftcli.training.resume import RunState
 
 LOG_ROWS = 20
-"""Rows of the log in a run, if training.logging_steps is not set."""
+"""Log rows of a run if training.logging_steps is not set."""
 PACKED_AT_ONCE = 10_000
-"""Rows packed at once: a multiple of the thousand that TRL packs at once, so that the same rows are put together."""
-PROBED_ROWS = 8
-"""Rows at most of the batch on which the noise is measured."""
+"""Rows packed at once: a multiple of TRL's batches of 1000, so that the same rows are packed together."""
+MAX_PROBED_ROWS = 8
+"""Maximum rows of the batch on which the noise is measured."""
 
 
 class NeftTrainer(SFTTrainer):
-    """SFTTrainer whose steps are deterministic, whose loss must be finite, and whose checkpoints verify.
+    """SFTTrainer with deterministic steps, a check for finite losses, and verifiable checkpoints.
 
     Args:
-        recipe: The resolved recipe, its batching among "padded", "bucketed", "padding_free" and "packed".
-        compute: Device and arithmetic.
-        model: Without adapters; they are put on here after seeding, so that they always start with the same weights.
-        tokenizer: With a pad token.
+        recipe: The resolved recipe; its batching is not "auto".
+        compute: Device and precision.
+        model: The model without adapters; they are added here after seeding, so they always start with equal weights.
+        tokenizer: Its tokenizer, with a pad token.
         rows: Tokenised training rows.
-        checkpoints: Where checkpoints are saved.
-        run_state: What a checkpoint holds beside the trainer's own state.
+        checkpoints: The run's checkpoints.
+        run_state: State that checkpoints store in addition to the trainer's own.
     """
 
     def __init__(
@@ -76,12 +76,11 @@ class NeftTrainer(SFTTrainer):
         run_state: RunState,
     ) -> None:
         training = recipe.training
+        is_packed = training.batching == "packed"
         super().__init__(
             model=model,
             args=_arguments(recipe, compute, rows, checkpoints.folder),
-            train_dataset=_packed(rows, recipe.data.max_length)
-            if training.batching == "packed"
-            else _dataset(rows.columns()),
+            train_dataset=_pack(rows, recipe.data.max_length) if is_packed else _dataset(rows.columns()),
             processing_class=tokenizer,
             peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
         )
@@ -92,11 +91,11 @@ class NeftTrainer(SFTTrainer):
             self.data_collator = paired(self.data_collator)  # type: ignore[has-type]
         self._checkpoints, self._run_state = checkpoints, run_state
         self._deterministic, self._fused = training.deterministic, training.fused_layers
-        is_alone = world_size() == 1
-        self._fuses_loss = self._fused and is_alone and supports_fused_cross_entropy(_without_adapter(self.model))
-        # A compiled model would be compiled again for each layer that is exchanged.
-        exchanges_layers = self._fused and not training.torch_compile
-        self._lora_layers = fusable_lora_layers(self.model) if exchanges_layers else ()
+        single_process = world_size() == 1
+        self._fuses_loss = self._fused and single_process and supports_fused_cross_entropy(_without_adapter(self.model))
+        # A compiled model would be compiled again for each replaced layer.
+        fuses_lora = self._fused and not training.torch_compile
+        self._lora_layers = fusable_lora_layers(self.model) if fuses_lora else ()
         self._buckets: LengthBuckets | None = None
         if training.batching == "bucketed":
             rows_per_step = training.processes * self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -140,7 +139,7 @@ class NeftTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Compute the mean negative log-likelihood of the labels, in nats, of the step if it accumulates gradients.
+        """Compute the mean negative log-likelihood of the labels in nats; of all labels of the step if it accumulates.
 
         TRL's own loss also measures entropy and accuracy at each step, and its head is slow without a GPU.
         """
@@ -163,13 +162,13 @@ class NeftTrainer(SFTTrainer):
 
     def measure_noise(self, noise: Noise) -> Strength:
         """Measure the strength of the noise at the first layer, on the first rows."""
-        rows = [self.train_dataset[index] for index in range(min(PROBED_ROWS, len(self.train_dataset)))]
+        rows = [self.train_dataset[index] for index in range(min(MAX_PROBED_ROWS, len(self.train_dataset)))]
         batch = self._prepare_inputs(self.data_collator(rows))
         with use_document_attention(self.model, batch, fused=self._fused):
             return measure_strength(self.model, batch, noise)
 
     def load_weights(self, checkpoint: Path) -> None:
-        """Load the weights of a checkpoint, and nothing else of it."""
+        """Load the weights of a checkpoint, without optimiser and states."""
         self._load_from_checkpoint(str(checkpoint))
 
     def save_final_checkpoint(self, step: int) -> None:
@@ -178,7 +177,7 @@ class NeftTrainer(SFTTrainer):
             self._save_checkpoint(self.model, None)
 
     def _restore_log_row(self) -> None:
-        """Continue the row of the log that a checkpoint was saved within; transformers begins a new one."""
+        """Continue the log row that was incomplete at the checkpoint; transformers begins a new one."""
         unlogged = self._run_state.unlogged
         if unlogged is not None:
             self._tr_loss = torch.tensor(unlogged["loss"][rank()], device=self.args.device)
@@ -186,7 +185,7 @@ class NeftTrainer(SFTTrainer):
             self._total_train_tokens = int(unlogged["tokens"][rank()])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save all that the run resumes from; rank 0 writes the manifest when every rank has written its part."""
+        """Save a checkpoint; rank 0 writes the manifest after every rank has written its part."""
         step, checkpoints = self.state.global_step, self._checkpoints
         self._run_state.unlogged = {
             "loss": all_gather_object(float(self._tr_loss)),
@@ -215,23 +214,23 @@ class NeftTrainer(SFTTrainer):
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the weights or the adapter; the pickled arguments, which can hold a token, are left out."""
+        """Save the weights or the adapter, without the pickled arguments, which can contain a token."""
         if self.args.should_save:
             save_weights(self.model, Path(output_dir or self.args.output_dir), state_dict)
 
 
 class _LoopCallback(TrainerCallback):
-    """What has to be done within transformers' loop, when an epoch or the whole training begins."""
+    """Work at the beginning of training and of each epoch, within transformers' loop."""
 
     def __init__(self, restore_log_row: Callable[[], None]) -> None:
         self._restore_log_row = restore_log_row
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the row of the log that a resumed run had begun."""
+        """Restore the incomplete log row of a resumed run."""
         self._restore_log_row()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        """Set the epoch of the data loader, which decides on the order of the rows.
+        """Set the epoch of the data loader, which determines the order of the rows.
 
         If several processes resume in the middle of an epoch, transformers sets it through one wrapper too many to
         reach a sampler that is not accelerate's.
@@ -240,16 +239,16 @@ class _LoopCallback(TrainerCallback):
 
 
 class LengthBuckets(LengthGroupedSampler):
-    """Order of the rows in which rows of similar length are neighbours, so that batches have few pads.
+    """Sampler that puts rows of similar length next to each other, so that batches have few pads.
 
-    transformers' sampler shuffles the rows and sorts them by length within 50 steps' worth (fewer of small sets). Its
-    order comes from the global random state when an epoch begins, which a run that resumes within the epoch can't know.
-    Here it depends on the seed and the epoch alone.
+    transformers' sampler shuffles the rows and sorts them by length within groups of 50 steps (fewer for small sets).
+    Its order depends on the global random state at the beginning of an epoch, which a run that resumes within the epoch
+    does not have. Here it depends on the seed and the epoch alone.
 
     Args:
         lengths: Tokens of each row.
         rows: Rows of a step.
-        seed: The recipe's.
+        seed: The recipe's `training.seed`.
     """
 
     def __init__(self, lengths: list[int], rows: int, seed: int) -> None:
@@ -258,7 +257,7 @@ class LengthBuckets(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the order of an epoch; the data loader calls this before each."""
+        """Set the order of an epoch; the data loader calls this before each epoch."""
         self.generator.manual_seed(self.seed + epoch)
 
 
@@ -274,18 +273,18 @@ def save_weights(model: Any, folder: Path, state_dict: dict[str, Any] | None = N
 def plain_generation_settings(model: Any) -> Iterator[None]:
     """Give the model transformers' default generation settings within the block.
 
-    transformers loads contradictory settings, which many published models have, and then rejects them when saving, at
-    the end of a run. `models/saving.py` writes the base model's own.
+    transformers loads contradictory settings, which many published models have, but rejects them when it saves, at the
+    end of a run. `models/settings_files.py` writes the base model's own.
     """
-    own = getattr(model, "generation_config", None)
-    if own is None:
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
         yield
         return
-    model.generation_config = type(own)()
+    model.generation_config = type(settings)()
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = settings
 
 
 def _without_adapter(model: Any) -> Any:
@@ -305,8 +304,8 @@ def _dataset(table: Any) -> Dataset:
     return Dataset(table, fingerprint="rows")
 
 
-def _packed(rows: TokenDataset, max_length: int) -> Dataset:
-    """Pack rows as TRL does, some at a time; TRL would keep all of them in memory."""
+def _pack(rows: TokenDataset, max_length: int) -> Dataset:
+    """Pack rows as TRL does, PACKED_AT_ONCE at a time; TRL would hold all of them in memory."""
     table = rows.columns()
     with closing(RecordBatches()) as packed:
         for start in range(0, len(rows), PACKED_AT_ONCE):
@@ -333,19 +332,19 @@ def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenDataset, folde
         optim=training.optim,
         bf16=compute.bfloat16,
         use_cpu=compute.device == "cpu",
-        # TRL recomputes activations by default; that costs a third of the time and is only needed without the memory.
+        # TRL recomputes activations by default, which takes a third more time and is needed only if memory is short.
         activation_checkpointing=training.gradient_checkpointing,
         torch_compile=training.torch_compile,
-        packing=False,  # rows are packed already
+        packing=False,  # the rows are packed already
         padding_free=training.batching in ("padding_free", "packed"),
-        max_length=None,  # and truncated
+        max_length=None,  # the rows are truncated already
         neftune_noise_alpha=None,
         seed=training.seed,
         data_seed=training.seed,
         logging_steps=training.logging_steps or max(1, total // LOG_ROWS),
         logging_nan_inf_filter=False,
-        save_strategy="no",  # `callbacks.py` decides, by steps, minutes and signals,
-        eval_strategy="no",  # and evaluates with the definition of loss that the whole tool shares
+        save_strategy="no",  # `callbacks.py` saves by steps, minutes and signals,
+        eval_strategy="no",  # and evaluates with the same definition of loss as `neft eval`
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=compute.device == "cuda",
@@ -358,9 +357,9 @@ def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenDataset, folde
 
 
 def _warmup_steps(total: int, ratio: float) -> int:
-    """Return the steps over which the learning rate rises; none in runs so short that it would be the first step only.
+    """Return the steps over which the learning rate rises; 0 if it would be less than one step.
 
-    The learning rate of the first step is 0, so a single warmup step would waste it.
+    The learning rate of the first warmup step is 0, so a single warmup step would train nothing.
     """
     return math.ceil(total * ratio) if total * ratio >= 1 else 0
 
@@ -388,13 +387,12 @@ def num_training_steps(recipe: Recipe, lengths: Sequence[int] | Indices, *, whol
 def _lora(adapter: Adapter) -> Any:
     from peft import LoraConfig
 
+    named = adapter.target_modules
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
-        target_modules=adapter.target_modules
-        if isinstance(adapter.target_modules, str)
-        else list(adapter.target_modules),
+        target_modules=named if isinstance(named, str) else list(named),
         modules_to_save=list(adapter.modules_to_save) or None,
     )

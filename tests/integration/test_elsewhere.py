@@ -87,7 +87,7 @@ def test_resume_without_its_rows_says_where_they_were_looked_for(
     refused = neft("train", "--resume", "../runs/tiny-a5-s0")
     assert refused.code == 2
     assert f"rows.jsonl, searched for in {project} and {project / 'sub'}" in " ".join(refused.err.split())
-    assert "--dataset PLACE" in refused.err
+    assert "--dataset PATH" in refused.err
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 

@@ -183,7 +183,7 @@ def test_resume_moved_rows_and_model(
         ("data.source: there is no file", "--dataset"),
     ):
         assert told in said.err
-        assert f"neft train --resume {folder} {flag} PLACE    the new path" in said.err
+        assert f"neft train --resume {folder} {flag} PATH    the new path" in said.err
     typed = ["--model", tmp_path / "moved", "--dataset", tmp_path / "moved.jsonl"]
     said = neft("train", "--resume", folder, *typed)
     assert said.code == 0, said.err

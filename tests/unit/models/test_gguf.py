@@ -67,6 +67,16 @@ def entries() -> list[str]:
 # Once
 
 
+def test_is_gguf_converted_unreadable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without read permission is reported when the model is loaded, not by a traceback."""
+
+    def refuse(_: Path) -> str:
+        raise PermissionError
+
+    monkeypatch.setattr(gguf, "file_sha256", refuse)
+    assert not is_gguf_converted(file)
+
+
 def test_convert_gguf_once(file: Path, conversions: list[Path]) -> None:
     """The second call returns the cached folder."""
     assert not is_gguf_converted(file)

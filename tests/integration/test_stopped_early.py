@@ -1,0 +1,65 @@
+"""Signals before a run has anything to save: it stops at once, and leaves no partial conversion of a .gguf file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from neftcli.cli import main as command_line
+from neftcli.models.gguf import unfinished_conversions
+from neftcli.training import dry_run
+from tests.conftest import Result, quick_arguments
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny_gguf import save_tiny_gguf
+
+LARGE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+"""With 40 layers the file has 100 MB, so its conversion takes seconds."""
+
+
+def test_sigterm_during_a_dry_run(
+    neft: Callable[..., Result], quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan_run(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the dry run continued")
+
+    monkeypatch.setattr(dry_run, "plan_run", plan_run)
+    monkeypatch.setattr(command_line, "_ignore_signals", lambda: None)  # it would be for the whole test process
+    result = neft(*quick, "--dry-run")
+    assert result.code == 75
+    assert "stopped before anything was started" in result.err
+
+
+@pytest.mark.slow
+def test_sigterm_during_a_gguf_conversion(rows_file: Path, tmp_path: Path) -> None:
+    file, cache = tmp_path / "large.gguf", tmp_path / "cache"
+    save_tiny_gguf(file, tiny_model("llama", num_hidden_layers=40, **LARGE), tiny_tokenizer(), eot=2)
+    command = [sys.executable, "-m", "neftcli", *quick_arguments(file, rows_file, tmp_path / "runs"), "--json"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "NEFT_CACHE": str(cache)},
+    )
+    deadline = time.monotonic() + 300
+    while not unfinished_conversions(cache / "models"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert time.monotonic() - started < 30
+    assert "stopped; " in err
+    assert "Traceback" not in err
+    assert unfinished_conversions(cache / "models") == []
+    assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
