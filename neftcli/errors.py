@@ -58,7 +58,8 @@ class Problem:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; its type if it has none."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    message = str(error).strip()
+    return message.splitlines()[0] if message else type(error).__name__
 
 
 class NeftError(Exception):

@@ -1,4 +1,4 @@
-"""Formats of numbers and metric values: for sentences, and for the tables of terminals, plain lines and verdict.md."""
+"""Formats of numbers, metric values and verdicts, for sentences and for tables: terminals, plain lines, verdict.md."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share
+from neftcli.events import VerdictId
 
 if TYPE_CHECKING:
-    from neftcli.events import ArmResult, EvaluationReport, MetricRow, MetricValue
+    from neftcli.events import ArmResult, Comparison, EvaluationReport, MetricRow, MetricValue
 
 MAX_EXTRA_DECIMALS = 4
+SMALLEST_P = 0.001
+"""Smallest p-value that is shown as a number."""
 
 
 def count_noun(number: int, noun: str) -> str:
@@ -37,7 +40,12 @@ def format_p(p: float | None) -> str:
     """Format a p-value for a sentence: "p = 0.003" or "p < 0.001"."""
     if p is None:
         return "no p-value"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return f"p < {SMALLEST_P}" if p < SMALLEST_P else f"p = {p:.3f}"
+
+
+def format_verdict(verdict: VerdictId) -> str:
+    """Return a verdict in words: "not significant"."""
+    return verdict.replace("_", " ")
 
 
 def table_number(metric: str, value: float | None, *, signed: bool = False, extra_decimals: int = 0) -> str:
@@ -69,13 +77,12 @@ def table_model_values(report: EvaluationReport, row: MetricRow) -> list[str]:
 
 def table_arm_values(metric: str, arms: Sequence[ArmResult]) -> list[str]:
     """Format a metric of all arms of a sweep, with as many decimals as the shown differences from alpha 0 need."""
-    baselines = {arm.label: arm.values[metric].value for arm in arms if not arm.alpha and metric in arm.values}
-    compared = [
-        (arm.values[metric].value, baselines[arm.label], comparison.difference)
-        for arm in arms
-        for comparison in arm.comparisons
-        if comparison.metric == metric and metric in arm.values and arm.label in baselines
-    ]
+    values = {arm.arm: arm.values[metric].value for arm in arms if metric in arm.values}
+    compared = []
+    for arm in arms:
+        comparison = arm.comparison(metric)
+        if comparison is not None and arm.arm in values and comparison.against in values:
+            compared.append((values[arm.arm], values[comparison.against], comparison.difference))
     extra = extra_decimals(metric, compared)
     return [table_value(metric, arm.values.get(metric), extra) for arm in arms]
 
@@ -91,7 +98,32 @@ def table_p(p: float | None) -> str:
     """Format a p-value for a table: "0.003" or "< 0.001"; a dash if there is none."""
     if p is None:
         return "-"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}"
+
+
+def table_comparison(comparison: Comparison) -> dict[str, str]:
+    """Format the numbers of a comparison for a table, by their column."""
+    metric = comparison.metric
+    return {
+        "difference": table_number(metric, comparison.difference, signed=True),
+        "95 % CI": table_interval(metric, comparison.low, comparison.high),
+        "p (Holm)": table_p(comparison.p_adjusted),
+        "n": str(comparison.n),
+        "MDE": table_number(metric, comparison.detectable),
+    }
+
+
+def table_arm_verdict(arm: ArmResult, metric: str) -> str:
+    """Format the verdict on an arm in a metric, with its scope if it does not hold for new seeds."""
+    comparison = arm.comparison(metric)
+    if comparison is None:
+        verdict = "not compared" if arm.alpha else "baseline"
+    elif comparison.verdict in (VerdictId.LOWER, VerdictId.HIGHER):
+        seeds = "this seed" if comparison.seeds == 1 else f"these {comparison.seeds} seeds"
+        verdict = f"{comparison.verdict} for {seeds}"
+    else:
+        verdict = format_verdict(comparison.verdict)
+    return f"{verdict} (dropped)" if arm.dropped else verdict
 
 
 def extra_decimals(metric: str, compared: Iterable[tuple[float, float, float]]) -> int:

@@ -15,8 +15,7 @@ from neftcli.evaluation import sentences
 from neftcli.evaluation.answer_metrics import signatures, similarity
 from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
 from neftcli.evaluation.number_format import count_noun
-from neftcli.events import Comparison, EvaluationReport, SideBySide
-from neftcli.events.evaluation import NOT_TESTED
+from neftcli.events import Comparison, EvaluationReport, SideBySide, VerdictId
 from neftcli.recipe.loading import recipe_differences
 from neftcli.runs.directory import CELLS, RECIPE, format_json_line, replace_non_finite
 from neftcli.system.files import atomic_write
@@ -46,7 +45,7 @@ def scope(results: Sequence[ModelResults], comparisons: Sequence[Comparison], pr
     those = f"these {rows}" if distinct == rows else f"the {distinct} distinct prompts of these {rows} rows"
     if len(results) == 1:
         return f"95 % CIs are for prompts like {those}."
-    if all(comparison.verdict == NOT_TESTED for comparison in comparisons):
+    if all(comparison.verdict == VerdictId.NOT_TESTED for comparison in comparisons):
         return ""
     seeds_of_runs = [str(model.target.recipe.training.seed) for model in results if model.target.run is not None]
     parts = [f"Verdicts hold for these models and prompts like {those}."]
@@ -131,7 +130,8 @@ def remarks(
         yield from judge_remarks(judged)
     yield from sentences.warn_of_length_bias(comparisons)
     yield from sentences.warn_of_skewness(comparisons)
-    if any(comparison.metric in REFERENCE_METRICS and comparison.verdict == "lower" for comparison in comparisons):
+    lower = {comparison.metric for comparison in comparisons if comparison.verdict == VerdictId.LOWER}
+    if lower.intersection(REFERENCE_METRICS):
         yield (
             "ROUGE-L, BLEU and chrF measure similarity to the reference answers; lower is not worse: the paper found "
             "lower values with answers that were preferred."

@@ -13,10 +13,12 @@ from neftcli.evaluation.metrics import (
     label,
 )
 from neftcli.evaluation.number_format import format_amount, format_interval, format_p
-from neftcli.events import Comparison, EvaluatedModel, MetricRow
-from neftcli.events.evaluation import NOT_SIGNIFICANT, NOT_TESTED
+from neftcli.events import Comparison, EvaluatedModel, MetricRow, VerdictId
 from neftcli.statistics.multiple import count_testable
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, SKEWNESS_THRESHOLD
+
+NOT_CLAIMED = (VerdictId.NOT_TESTED, VerdictId.NOT_SIGNIFICANT)
+"""Verdicts that claim no difference."""
 
 
 def conclusion(
@@ -58,14 +60,14 @@ def conclusion(
 def _compare_two_models(other: EvaluatedModel, compared: Sequence[Comparison]) -> Iterator[str]:
     """State which metrics are better or worse; the claim is about these two models."""
     parts = []
-    for word in ("better", "worse"):
+    for verdict in (VerdictId.BETTER, VerdictId.WORSE):
         metrics = [
             f"{label(comparison.metric)} ({_numbers(comparison)})"
             for comparison in compared
-            if comparison.verdict == word
+            if comparison.verdict == verdict
         ]
         if metrics:
-            parts.append(f"{word} in {', '.join(metrics)}")
+            parts.append(f"{verdict} in {', '.join(metrics)}")
     if not_significant := _not_significant(compared):
         parts.append(f"not significant in {not_significant}")
     if parts:
@@ -79,7 +81,7 @@ def _compare_two_runs(
     different = [
         f"{comparison.verdict} {label(comparison.metric)} ({_numbers(comparison)})"
         for comparison in compared
-        if comparison.verdict in ("lower", "higher")
+        if comparison.verdict in (VerdictId.LOWER, VerdictId.HIGHER)
     ]
     if different:
         yield f"These two runs differ: {main.name} has {', '.join(different)} than {other.name}."
@@ -106,7 +108,7 @@ def _not_significant(compared: Sequence[Comparison]) -> str:
     """List the metrics that are not significant, with their confidence intervals."""
     parts = []
     for comparison in compared:
-        if comparison.verdict == NOT_SIGNIFICANT:
+        if comparison.verdict == VerdictId.NOT_SIGNIFICANT:
             interval = format_interval(comparison.metric, comparison.low, comparison.high)
             parts.append(f"{label(comparison.metric)} ({interval}{format_p(comparison.p_adjusted)})")
     return ", ".join(parts)
@@ -126,7 +128,7 @@ def warn_of_skewness(comparisons: Sequence[Comparison]) -> Iterator[str]:
         for comparison in comparisons
         if comparison.true_level is not None
         and comparison.true_level > SKEWNESS_THRESHOLD
-        and comparison.verdict not in (NOT_TESTED, NOT_SIGNIFICANT)
+        and comparison.verdict not in NOT_CLAIMED
     ]
     if skewed:
         yield (
@@ -172,7 +174,7 @@ def warn_of_length_bias(comparisons: Sequence[Comparison]) -> Iterator[str]:
     raw, controlled = by_metric.get(WIN_RATE), by_metric.get(WIN_RATE_LENGTH_CONTROLLED)
     if raw is None or raw.low is None or raw.high is None or (raw.low <= 0 <= raw.high):
         return
-    if controlled is None or controlled.verdict in (NOT_TESTED, NOT_SIGNIFICANT):
+    if controlled is None or controlled.verdict in NOT_CLAIMED:
         yield (
             "The 95 % CI of the raw win rate excludes 50 %, but the win rate at equal lengths is not significant: the "
             "judge may prefer answers of a certain length."

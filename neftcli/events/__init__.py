@@ -27,8 +27,10 @@ from neftcli.events.evaluation import (
     EvaluationReport,
     MetricRow,
     MetricValue,
+    ScopeId,
     SideBySide,
     Significance,
+    VerdictId,
 )
 from neftcli.events.phases import Phase, PhaseId, PhaseProgress
 from neftcli.events.sweep import (
@@ -42,6 +44,7 @@ from neftcli.events.sweep import (
     SweepEstimate,
     SweepReport,
     SweepStarted,
+    arm_name,
 )
 from neftcli.events.training import (
     Evaluated,
@@ -91,6 +94,7 @@ __all__ = [
     "RecipeResolved",
     "RunFinished",
     "Sample",
+    "ScopeId",
     "SideBySide",
     "Significance",
     "SourceCounts",
@@ -104,6 +108,8 @@ __all__ = [
     "TrainingPlan",
     "TrainingProgress",
     "TrainingStarted",
+    "VerdictId",
+    "arm_name",
     "to_dict",
 ]
 

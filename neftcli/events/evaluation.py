@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 from neftcli.events.training import PairedRun
 
-NOT_SIGNIFICANT = "not significant"
-NOT_TESTED = "not tested"
-"""Verdicts of a comparison, beside better, worse, higher and lower."""
+
+class VerdictId(StrEnum):
+    """Verdicts of a comparison; their display texts are in `neftcli.evaluation.number_format`."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    LOWER = "lower"
+    HIGHER = "higher"
+    NOT_SIGNIFICANT = "not_significant"
+    NOT_TESTED = "not_tested"
+
+
+class ScopeId(StrEnum):
+    """Scopes of a verdict: the population that it holds for."""
+
+    THESE_MODELS = "these_models"
+    THESE_SEEDS = "these_seeds"
+    NEW_SEEDS = "new_seeds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +90,14 @@ class Significance:
         high: Upper end of the interval; None without a test.
         p: Two-sided p-value; None without a test.
         p_adjusted: p-value after Holm's correction over the comparisons of its kind; None without a test.
-        verdict: lower, higher, not significant or not tested.
+        verdict: lower, higher, not_significant or not_tested.
     """
 
     low: float | None
     high: float | None
     p: float | None
     p_adjusted: float | None
-    verdict: str
+    verdict: VerdictId
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +106,7 @@ class Comparison:
 
     Attributes:
         metric: Id of the metric.
-        against: Role of the other model, or name of the other arm.
+        against: Role of the other model, or id of the other arm.
         difference: The first one's value minus the other one's.
         low: Lower end of the difference's 95 % confidence interval within `scope`; None without a test.
         high: Upper end of the interval; None without a test.
@@ -98,9 +114,9 @@ class Comparison:
         p_adjusted: p-value after Holm's correction over the comparisons of its kind; None without a test.
         n: Distinct prompts that have the metric on both sides.
         detectable: Minimum detectable effect with a power of 80 %; None if it is not known.
-        verdict: better, worse, higher, lower, not significant or not tested. An arm is better or worse only
-            for new seeds; lower and higher hold for the trained seeds.
-        scope: Scope of the verdict: these models, these seeds or new seeds.
+        verdict: better, worse, lower, higher, not_significant or not_tested. An arm is better or worse only for new
+            seeds; lower and higher hold for the trained seeds.
+        scope: Scope of the verdict: these_models, these_seeds or new_seeds.
         seeds: Seeds that both arms have.
         these_seeds: The result for the trained seeds, if the arm is compared over new seeds; else None.
         true_level: Estimated rate of p < 0.05 without a true difference, which skewness raises; None if it is not
@@ -118,8 +134,8 @@ class Comparison:
     p_adjusted: float | None
     n: int
     detectable: float | None
-    verdict: str
-    scope: str = "these models"
+    verdict: VerdictId
+    scope: ScopeId = ScopeId.THESE_MODELS
     seeds: int = 1
     these_seeds: Significance | None = None
     true_level: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -42,7 +43,7 @@ class CellState:
 
     Attributes:
         key: First characters of the hash of everything that determines its weights.
-        arm: Name of its arm.
+        arm: Id of its arm.
         seed: Its training seed.
         status: waiting, starting, training, evaluating, preempted, finished, failed or not_needed (by early stopping).
         step: Steps done.
@@ -74,7 +75,7 @@ class CellState:
 
     def name(self) -> str:
         """Return the cell's name: "alpha 5, seed 0"."""
-        return f"{self.arm}, seed {self.seed}"
+        return f"{arm_name(self.arm)}, seed {self.seed}"
 
     def tries(self) -> str:
         """Return "try 2" if the cell was restarted; else an empty string."""
@@ -104,7 +105,7 @@ class CellEstimate:
 
     Attributes:
         key: First characters of the hash of everything that determines its weights.
-        arm: Name of its arm.
+        arm: Id of its arm.
         seed: Its training seed.
         seconds: Estimated seconds, without loading the model.
     """
@@ -159,7 +160,7 @@ class SweepEstimate:
         finished_cells: Number of finished cells whose mean was used.
         timed_passes: Number of forward passes that were timed, one for each kind of cell without a finished one.
         answer_tokens: Tokens counted for each answer, the most it can have; None if no answer was timed.
-        uncounted: Parts that the estimate leaves out.
+        uncounted: Parts that the estimate leaves out: tasks, judge, report.
         engine: "local" or "ray"; with ray one worker is assumed.
         early_stopping: Fewer cells may be needed; the estimate is for all.
         power: Minimum detectable effect of the sweep.
@@ -185,16 +186,16 @@ class ArmResult:
     """Results of an arm.
 
     Attributes:
+        arm: Its id, the swept options: "neftune.alpha=5 training.learning_rate=1e-05".
         alpha: NEFTune's alpha.
-        label: The other swept options; empty without a grid.
         seeds: Measured seeds.
         values: Id of a metric, mapped to its mean over seeds with a 95 % confidence interval over seeds and prompts.
         comparisons: Comparisons with alpha 0, one for each comparable metric; empty for alpha 0 itself.
         dropped: True if early stopping gave the arm no further seeds.
     """
 
+    arm: str
     alpha: float
-    label: str
     seeds: int
     values: dict[str, MetricValue]
     comparisons: tuple[Comparison, ...]
@@ -202,28 +203,20 @@ class ArmResult:
 
     def name(self) -> str:
         """Return the name of the arm."""
-        return arm_name(self.alpha, self.label)
+        return arm_name(self.arm)
 
     def comparison(self, metric: str) -> Comparison | None:
         """Return the comparison with alpha 0 in a metric; None if it was not compared."""
         return next((comparison for comparison in self.comparisons if comparison.metric == metric), None)
 
-    def verdict(self, metric: str) -> str:
-        """Return the verdict in a metric, with its scope if it does not hold for new seeds."""
-        comparison = self.comparison(metric)
-        if comparison is None:
-            verdict = "not compared" if self.alpha else "baseline"
-        elif comparison.verdict in ("lower", "higher"):
-            seeds = "this seed" if comparison.seeds == 1 else f"these {comparison.seeds} seeds"
-            verdict = f"{comparison.verdict} for {seeds}"
-        else:
-            verdict = comparison.verdict
-        return f"{verdict} (dropped)" if self.dropped else verdict
 
-
-def arm_name(alpha: float, label: str) -> str:
-    """Return the name of an arm from its alpha and its other swept options: "alpha 5, learning_rate 1e-05"."""
-    return f"alpha {alpha:g}" + (f", {label}" if label else "")
+def arm_name(arm: str) -> str:
+    """Return the name of an arm from its id: "alpha 5, learning_rate 1e-05"."""
+    names = []
+    for option in re.split(r" (?=[\w.]+=)", arm):  # a value may contain spaces
+        key, _, value = option.partition("=")
+        names.append(f"{key.rpartition('.')[2]} {value}")
+    return ", ".join(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +227,7 @@ class SweepReport:
         folder: Folder of the sweep.
         arms: Results of each arm.
         metrics: Ids of the metrics that decide; the first one selects the recommended arm.
-        recommended: Name of the recommended arm; empty if there is none.
+        recommended: Id of the recommended arm; empty if there is none.
         conclusion: The verdict, as sentences.
         scope: Scope of the verdicts, as a sentence.
         failed: Cells that failed.

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from neftcli.events.evaluation import ScopeId
 from neftcli.statistics.paired import (
     LEVEL,
     POWER,
@@ -31,7 +31,6 @@ from neftcli.statistics.paired import (
     sum_by_prompt,
 )
 
-Scope: TypeAlias = Literal["these seeds", "new seeds"]
 SHARED_BASELINE = 0.5
 """Correlation of two arms' differences from one baseline, if the arms and the baseline vary equally."""
 UNEVEN_LEVEL = 0.02
@@ -294,7 +293,7 @@ def crossed_p_value(value: float, components: VarianceComponents, seeds: int, pr
 
 
 def minimum_detectable_effect(
-    components: VarianceComponents, seeds: int, prompts: int, level: float, scope: Scope
+    components: VarianceComponents, seeds: int, prompts: int, level: float, scope: ScopeId
 ) -> float:
     """Compute the true difference that is significant with probability `POWER` at a level.
 
@@ -306,7 +305,7 @@ def minimum_detectable_effect(
     def quantile(freedom: float) -> float:
         return float(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - level / 2)))
 
-    if scope == "these seeds":
+    if scope == ScopeId.THESE_SEEDS:
         variance = components.prompt + (components.residual or 0.0) / seeds
         return quantile(prompts - 1) * math.sqrt(variance / prompts)
     freedom = components.freedom * (seeds - 1)
@@ -495,9 +494,8 @@ def _difference(
     new = None if these is None or components is None or seeds < 2 else _new_seeds(difference, these, components, seeds)
     effect = difference.detectable
     if effect is not None and new is not None and components is not None:
-        effect = max(
-            effect, minimum_detectable_effect(components, seeds, difference.n, LEVEL / comparisons, "new seeds")
-        )
+        level = LEVEL / comparisons
+        effect = max(effect, minimum_detectable_effect(components, seeds, difference.n, level, ScopeId.NEW_SEEDS))
     return ArmDifference(
         value=difference.value,
         these_seeds=these,

@@ -1,11 +1,11 @@
-"""Correction of several comparisons, and the words for their results."""
+"""Correction of several comparisons, and the verdicts on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-from neftcli.events.evaluation import NOT_SIGNIFICANT, NOT_TESTED
+from neftcli.events.evaluation import VerdictId
 from neftcli.statistics.paired import LEVEL
 
 Direction: TypeAlias = Literal["lower", "higher", "none"]
@@ -47,26 +47,18 @@ def count_testable(smallest: Sequence[float]) -> int:
     return 1
 
 
-def name_direction(p_adjusted: float | None, difference: float) -> str:
-    """Name the direction of a significant difference.
-
-    Returns:
-        "lower" or "higher"; "not significant"; "not tested" if p is None.
-    """
+def name_direction(p_adjusted: float | None, difference: float) -> VerdictId:
+    """Name the direction of a significant difference: lower or higher, not_significant, or not_tested if p is None."""
     if p_adjusted is None:
-        return NOT_TESTED
+        return VerdictId.NOT_TESTED
     if not p_adjusted < LEVEL or difference == 0:
-        return NOT_SIGNIFICANT
-    return "higher" if difference > 0 else "lower"
+        return VerdictId.NOT_SIGNIFICANT
+    return VerdictId.HIGHER if difference > 0 else VerdictId.LOWER
 
 
-def name_verdict(p_adjusted: float | None, difference: float, better: Direction) -> str:
-    """Name a significant difference by its value if one direction is better, and else by its direction.
-
-    Returns:
-        "better" or "worse"; "lower" or "higher" if neither direction is better; "not significant" or "not tested".
-    """
-    word = name_direction(p_adjusted, difference)
-    if better == "none" or word not in ("higher", "lower"):
-        return word
-    return "better" if word == better else "worse"
+def name_verdict(p_adjusted: float | None, difference: float, better: Direction) -> VerdictId:
+    """Name a significant difference better or worse if one direction is better, and else by its direction."""
+    direction = name_direction(p_adjusted, difference)
+    if better == "none" or direction not in (VerdictId.LOWER, VerdictId.HIGHER):
+        return direction
+    return VerdictId.BETTER if direction.value == better else VerdictId.WORSE

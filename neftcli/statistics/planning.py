@@ -6,6 +6,7 @@ import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from neftcli.events.evaluation import ScopeId
 from neftcli.statistics.crossed import ArmDifference, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
 
@@ -45,12 +46,12 @@ def required_sizes(difference: ArmDifference, delta: float) -> RequiredSizes:
         return RequiredSizes(None, None)
 
     def by_prompts(count: int) -> bool:
-        return minimum_detectable_effect(parts, difference.seeds, count, level, "new seeds") <= delta
+        return minimum_detectable_effect(parts, difference.seeds, count, level, ScopeId.NEW_SEEDS) <= delta
 
     def by_seeds(count: int) -> bool:
-        return minimum_detectable_effect(parts, count, difference.n, level, "new seeds") <= delta
+        return minimum_detectable_effect(parts, count, difference.n, level, ScopeId.NEW_SEEDS) <= delta
 
-    # if the present numbers do not suffice, more are needed, even if the pooled components alone don't show it.
+    # If the present numbers do not suffice, more are needed, even if the pooled components alone don't show it.
     short = difference.detectable is not None and difference.detectable > delta
     prompts = range(difference.n + 1 if short else MIN_PROMPTS, MOST_PROMPTS)
     seeds = range(difference.seeds + 1 if short else 2, MOST_SEEDS)

@@ -20,13 +20,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from neftcli.evaluation.metrics import WIN_RATE_LENGTH_CONTROLLED
-from neftcli.events import (
-    CellEstimate,
-    Observer,
-    Phase,
-    PhaseId,
-    SweepEstimate,
-)
+from neftcli.events import CellEstimate, Observer, Phase, PhaseId, SweepEstimate
 from neftcli.sweep.cell_runs import read_evaluation
 from neftcli.sweep.engines.local_engine import list_devices
 from neftcli.training.assets import assets_key
@@ -111,7 +105,7 @@ def estimate_sweep(
         InputError: The model can't be used.
     """
     recorded: dict[str, list[tuple[float, float]]] = defaultdict(list)  # seconds of training and of evaluation
-    cells_left: list[tuple[Cell, bool]] = []  # a cell, and if it is trained already
+    cells_left: list[tuple[Cell, bool]] = []  # a cell, and whether it is trained
     for cell in cells:
         run = runs.finished(cell.key)
         evaluation = read_evaluation(run, cell.recipe) if run else None
@@ -132,27 +126,32 @@ def estimate_sweep(
                 timed[key] = timer.time_cell(cell.recipe)
             parts = timed[key].parts(cell.recipe, is_trained=is_trained)
             seconds = sum(parts.values())
-        estimates.append(CellEstimate(cell.key[:8], cell.arm.name(), cell.seed, seconds))
+        estimates.append(CellEstimate(cell.key[:8], cell.arm.id(), cell.seed, seconds))
 
-    each = [estimate.seconds for estimate in estimates]
+    seconds_of_cells = [estimate.seconds for estimate in estimates]
     workers = 1 if engine == "ray" else max(1, min(len(list_devices()), len(estimates)))
-    loading = max((times.loading for times in timed.values()), default=0.0)
+    total = 0.0
+    if estimates:
+        loading = max((times.loading for times in timed.values()), default=0.0)
+        total = loading + max(max(seconds_of_cells), sum(seconds_of_cells) / workers)
+    used_keys = {timing_key(cell.recipe) for cell, _ in cells_left}
     recipe = cells[0].recipe
-    uncounted = {
-        "tasks": bool(timed) and bool(recipe.evaluation.tasks),
-        "the judge": WIN_RATE_LENGTH_CONTROLLED in recipe.sweep.metrics,
-    }
+    with_answers = any(times.token for times in timed.values())
+    uncounted = []
+    if timed and recipe.evaluation.tasks:
+        uncounted.append("tasks")
+    if WIN_RATE_LENGTH_CONTROLLED in recipe.sweep.metrics:
+        uncounted.append("judge")
+    uncounted.append("report")
     return SweepEstimate(
-        seconds=loading + max(max(each), sum(each) / workers) if each else 0.0,
+        seconds=total,
         workers=workers,
         cells=tuple(estimates),
-        parts=parts if len(set(each)) == 1 else {},
-        finished_cells=sum(
-            len(recorded[key]) for key in {timing_key(cell.recipe) for cell, _ in cells_left} & {*recorded}
-        ),
+        parts=parts if len(set(seconds_of_cells)) == 1 else {},
+        finished_cells=sum(len(recorded[key]) for key in used_keys if key in recorded),
         timed_passes=len(timed),
-        answer_tokens=recipe.evaluation.generation.max_new_tokens if any(t.token for t in timed.values()) else None,
-        uncounted=tuple(name for name, is_used in uncounted.items() if is_used),
+        answer_tokens=recipe.evaluation.generation.max_new_tokens if with_answers else None,
+        uncounted=tuple(uncounted),
         engine=engine,
         early_stopping=early_stopping,
     )

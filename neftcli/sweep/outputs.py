@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SWEEP = "sweep.json"
 CURVES = "learning-curves"
+TEST_COLUMNS = ("difference", "95 % CI", "p (Holm)", "MDE")
 TRANSIENT = ("remaining", "evaluated", "to_evaluate")  # fields of a cell that is at work
 
 
@@ -78,7 +79,7 @@ def write_cells(folder: Path, states: Sequence[CellState]) -> None:
 def to_markdown(report: SweepReport) -> str:
     """Return the report in Markdown, with the words and digits of the terminal."""
     names = list(dict.fromkeys(name for arm in report.arms for name in arm.values))
-    head = ["arm", "seeds", *map(label, names), "difference", "95 % CI", "p (Holm)", "MDE", "verdict"]
+    head = ["arm", "seeds", *map(label, names), *TEST_COLUMNS, "verdict"]
     lines = [
         f"# {escape_markdown(Path(report.folder).name)}",
         "",
@@ -104,15 +105,9 @@ def _row(cells: Sequence[str]) -> str:
 def _arm_cells(arm: ArmResult, values: Sequence[str], metric: str) -> list[str]:
     """Return the table cells of an arm."""
     comparison = arm.comparison(metric)
-    test = ["-"] * 4
-    if comparison is not None:
-        test = [
-            number_format.table_number(metric, comparison.difference, signed=True),
-            number_format.table_interval(metric, comparison.low, comparison.high),
-            number_format.table_p(comparison.p_adjusted),
-            number_format.table_number(metric, comparison.detectable),
-        ]
-    return [arm.name(), str(arm.seeds), *values, *test, arm.verdict(metric)]
+    numbers = {} if comparison is None else number_format.table_comparison(comparison)
+    test = [numbers.get(name, "-") for name in TEST_COLUMNS]
+    return [arm.name(), str(arm.seeds), *values, *test, number_format.table_arm_verdict(arm, metric)]
 
 
 def _stem(metric: str) -> str:

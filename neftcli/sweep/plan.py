@@ -12,7 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Problem, RecipeError
-from neftcli.events.sweep import arm_name
+from neftcli.events import arm_name
 from neftcli.recipe.loading import NOT_HASHED, recipe_fingerprint, resolve_recipe
 from neftcli.recipe.yaml_file import Setting, read_value
 from neftcli.runs.directory import NAME, require_valid_name
@@ -39,13 +39,17 @@ class Arm:
     alpha: float
     grid: tuple[tuple[str, Any], ...] = ()
 
-    def label(self) -> str:
-        """Return the other swept options as text: "learning_rate 1e-05"."""
-        return ", ".join(f"{key.rpartition('.')[2]} {_plain(value)}" for key, value in self.grid)
+    def id(self) -> str:
+        """Return the id of the arm in events and files: "neftune.alpha=5 training.learning_rate=1e-05"."""
+        return " ".join(_assignment(key, value) for key, value in (("neftune.alpha", self.alpha), *self.grid))
 
     def name(self) -> str:
         """Return the name of the arm: "alpha 5, learning_rate 1e-05"."""
-        return arm_name(self.alpha, self.label())
+        return arm_name(self.id())
+
+    def label(self) -> str:
+        """Return the other swept options as text, "learning_rate 1e-05"; empty without a grid."""
+        return arm_name(" ".join(_assignment(key, value) for key, value in self.grid)) if self.grid else ""
 
 
 @dataclass(frozen=True)
@@ -140,5 +144,11 @@ def _grid(texts: Sequence[str]) -> list[Layer]:
     return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
 
 
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _assignment(key: str, value: Any) -> str:
+    """Return an option and its value, a number with all its digits: "training.learning_rate=1e-05"."""
+    if isinstance(value, float):
+        short = f"{value:g}"
+        value = short if float(short) == value else repr(value)
+    elif isinstance(value, tuple):
+        value = f"[{', '.join(map(str, value))}]"
+    return f"{key}={value}"

@@ -14,13 +14,12 @@ from neftcli.data.splits import normalize_prompt
 from neftcli.errors import InputError, Problem
 from neftcli.evaluation.metrics import label
 from neftcli.evaluation.report import instruction
-from neftcli.events import PowerAnalysis
+from neftcli.events import PowerAnalysis, ScopeId
 from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_differences, resolve_recipe
 from neftcli.runs.directory import CELLS, RECIPE
 from neftcli.statistics.crossed import (
     SHARED_BASELINE,
     ArmDifference,
-    Scope,
     VarianceComponents,
     compare_arms,
     minimum_detectable_effect,
@@ -97,7 +96,7 @@ def plan_power(
     seeds = base.sweep.seeds
     planned = replace(pilot[0], components=components, seeds=max(2, seeds), n=prompts, comparisons=comparisons)
     more = None if delta is None else required_sizes(planned, delta)
-    scope: Scope = "new seeds" if seeds > 1 else "these seeds"
+    scope = ScopeId.NEW_SEEDS if seeds > 1 else ScopeId.THESE_SEEDS
     return replace(
         plan,
         pilot=str(folder),

@@ -102,7 +102,7 @@ class SweepReporter:
             folder=str(self._folder),
             arms=verdict.arms,
             metrics=tuple(metrics),
-            recommended=verdict.recommended.name() if verdict.recommended else "",
+            recommended=verdict.recommended.id() if verdict.recommended else "",
             conclusion=verdict.conclusion,
             scope=verdict.scope,
             failed=tuple(state for state in states if state.status == CellStatus.FAILED),

@@ -25,8 +25,7 @@ from neftcli.training.signals import StopSignal, announce_stop
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Sweep
-    from neftcli.sweep.engines.local_engine import CellOutcome, LocalEngine
-    from neftcli.sweep.engines.ray_engine import RayEngine
+    from neftcli.sweep.engines.engine import CellOutcome, Engine
     from neftcli.sweep.results import SweepResults
 
 TO_DO = (CellStatus.WAITING, CellStatus.PREEMPTED)
@@ -46,7 +45,7 @@ class SweepScheduler:
     Attributes:
         states: State of each cell by its key.
         decision: Decisions of early stopping.
-        hints: Hint of each failed cell's own message, by its key.
+        hints: Hint of each failed cell's own message, by the key of its state.
         stop: The first signal stops cells after their current step, the second one at once.
     """
 
@@ -58,7 +57,7 @@ class SweepScheduler:
         self.stop = StopSignal()
         self._sweep = sweep
         self._observer = observer
-        self._engine: LocalEngine | RayEngine | None = None
+        self._engine: Engine | None = None
         self._reported: set[str] = set()
 
     def handle_first_signal(self) -> None:
@@ -71,9 +70,7 @@ class SweepScheduler:
         if self._engine is not None:
             self._engine.stop()
 
-    def run(
-        self, engine: LocalEngine | RayEngine, look: Callable[[], tuple[SweepResults, str, float | None] | None]
-    ) -> None:
+    def run(self, engine: Engine, look: Callable[[], tuple[SweepResults, str, float | None] | None]) -> None:
         """Train and evaluate the cells that are not finished.
 
         With early stopping the seeds run in rounds, each followed by a look at the results.
@@ -102,8 +99,8 @@ class SweepScheduler:
                 if self.stop.is_requested():
                     break
                 done += len(round_seeds)
-                if early and done < len(seeds):
-                    self._decide(look(), done)
+                if early and done < len(seeds) and (looked := look()) is not None:
+                    self._decide(*looked, done)
         finally:
             self._engine = None
 
@@ -138,7 +135,7 @@ class SweepScheduler:
             case CellStatus.FINISHED:
                 self._update(cell, status=CellStatus.FINISHED, run=outcome.run, remaining=0.0)
             case CellStatus.FAILED:
-                self.hints[cell.key[:8]] = next((problem.hint for problem in outcome.problems if problem.hint), "")
+                self.hints[state.key] = next((problem.hint for problem in outcome.problems if problem.hint), "")
                 self._update(cell, status=CellStatus.FAILED, problem=_reason(outcome))
             case CellStatus.WAITING:
                 self._update(cell, status=CellStatus.WAITING, **NO_PROGRESS, retries=state.retries + 1)
@@ -152,16 +149,8 @@ class SweepScheduler:
         self.states[cell.key] = replace(self.states[cell.key], **changes)
         self._observer.notify(self.states[cell.key])
 
-    def _decide(self, found: tuple[SweepResults, str, float | None] | None, done: int) -> None:
-        """Decide which arms get further seeds, and report the new decisions.
-
-        Args:
-            found: As `look` of `run` returns it.
-            done: Number of seeds whose cells have ended.
-        """
-        if found is None:
-            return
-        results, metric, delta = found
+    def _decide(self, results: SweepResults, metric: str, delta: float | None, done: int) -> None:
+        """Decide which arms get further seeds after `done` seeds, and report the new decisions."""
         earlier = self.decision
         if delta is None and metric == HELD_OUT_LOSS and done == FIRST_LOOK:
             message = f"the sweep does not stop for futility in {label(metric)}: set --delta in its unit"

@@ -22,8 +22,7 @@ from neftcli.sweep.validate import check_inputs, check_options, require_noise, r
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
-    from neftcli.sweep.engines.local_engine import LocalEngine
-    from neftcli.sweep.engines.ray_engine import RayEngine
+    from neftcli.sweep.engines.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     return report
 
 
-def _create_engine(request: SweepRequest, base: Recipe, folder: Path) -> LocalEngine | RayEngine:
+def _create_engine(request: SweepRequest, base: Recipe, folder: Path) -> Engine:
     if request.engine == "ray":
         from neftcli.sweep.engines.ray_engine import RayEngine
 

@@ -14,8 +14,7 @@ from neftcli.evaluation.metrics import (
     WIN_RATE_LENGTH_CONTROLLED,
     label,
 )
-from neftcli.events import ArmResult, Comparison, MetricValue, Significance
-from neftcli.events.evaluation import NOT_SIGNIFICANT
+from neftcli.events import ArmResult, Comparison, MetricValue, ScopeId, Significance, VerdictId
 from neftcli.statistics.crossed import ArmDifference, Claim, compare_arms, estimate_arm
 from neftcli.statistics.multiple import holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, RESAMPLES
@@ -28,7 +27,6 @@ Differences: TypeAlias = Mapping[tuple[Arm, str], ArmDifference]
 Compared: TypeAlias = Mapping[Arm, Mapping[str, Comparison]]
 
 DESCRIBED = (WIN_RATE, ANSWER_TOKENS, REPETITION_2)
-BASELINE = "alpha 0"
 
 
 @dataclass(frozen=True)
@@ -183,23 +181,21 @@ def _correct(results: SweepResults, differences: Differences) -> Compared:
     new = {pair: difference.new_seeds for pair, difference in differences.items() if difference.new_seeds}
     p_these, p_new = _holm(these), _holm(new)
     compared: dict[Arm, dict[str, Comparison]] = {arm: {} for arm in results.arms}
-    for (arm, metric), difference in differences.items():
-        pair = arm, metric
-        is_over_seeds = pair in new
-        claim, p = (new.get(pair), p_new.get(pair)) if is_over_seeds else (these.get(pair), p_these.get(pair))
-        narrow = None
-        if is_over_seeds:
+    for pair, difference in differences.items():
+        arm, metric = pair
+        claim, p = these.get(pair), p_these.get(pair)
+        verdict = name_direction(p, difference.value)
+        scope, of_these_seeds = ScopeId.THESE_SEEDS, None
+        if pair in new:
             own = these[pair]
-            own_verdict = name_direction(p_these[pair], difference.value)
-            narrow = Significance(own.low, own.high, own.p, p_these[pair], own_verdict)
-            verdict = name_verdict(p, difference.value, results.direction(metric))
-            if verdict == NOT_SIGNIFICANT:
-                verdict = own_verdict  # lower or higher for these seeds, or not significant either
-        else:
-            verdict = name_direction(p, difference.value)
+            of_these_seeds = Significance(own.low, own.high, own.p, p_these[pair], verdict)
+            claim, p, scope = new[pair], p_new[pair], ScopeId.NEW_SEEDS
+            of_new_seeds = name_verdict(p, difference.value, results.direction(metric))
+            if of_new_seeds != VerdictId.NOT_SIGNIFICANT:  # otherwise the verdict is the one for these seeds
+                verdict = of_new_seeds
         compared[arm][metric] = Comparison(
             metric=metric,
-            against=BASELINE,
+            against=baseline_of(arm).id(),
             difference=difference.value,
             low=claim.low if claim else None,
             high=claim.high if claim else None,
@@ -208,9 +204,9 @@ def _correct(results: SweepResults, differences: Differences) -> Compared:
             n=difference.n,
             detectable=difference.detectable,
             verdict=verdict,
-            scope="new seeds" if is_over_seeds else "these seeds",
+            scope=scope,
             seeds=difference.seeds,
-            these_seeds=narrow,
+            these_seeds=of_these_seeds,
         )
     return compared
 
@@ -242,12 +238,12 @@ def _row(
                 resamples=resamples,
             )
             values[metric] = MetricValue(mean.value, mean.low, mean.high, mean.n)
-    return ArmResult(arm.alpha, arm.label(), results.evaluated_seeds(arm), values, tuple(compared.values()), dropped)
+    return ArmResult(arm.id(), arm.alpha, results.evaluated_seeds(arm), values, tuple(compared.values()), dropped)
 
 
 def _is_decided(comparison: Comparison) -> bool:
     """Return whether a claim about new seeds is made."""
-    return comparison.verdict in ("better", "worse")
+    return comparison.verdict in (VerdictId.BETTER, VerdictId.WORSE)
 
 
 def _best(results: SweepResults, metric: str, arms: Sequence[Arm]) -> Arm | None:
@@ -280,7 +276,7 @@ def _advise(
     groups = results.groups(metric)
     for group in groups:
         tested = [arm for arm in group if metric in compared[arm]]
-        better = [arm for arm in tested if compared[arm][metric].verdict == "better"]
+        better = [arm for arm in tested if compared[arm][metric].verdict == VerdictId.BETTER]
         sound = [arm for arm in better if not _worse_in(compared[arm])]
         sound = [arm for arm in sound if arm not in dropped] or sound
         baselines = [arm for arm in group if not arm.alpha]
@@ -288,7 +284,7 @@ def _advise(
         best = _best(results, metric, [*sound, *baselines])
         if not tested:
             continue
-        if all(compared[arm][metric].scope == "these seeds" for arm in tested):
+        if all(compared[arm][metric].scope == ScopeId.THESE_SEEDS for arm in tested):
             lines.append(verdict_text.no_recommendation())
             continue
         if best is None:
@@ -297,8 +293,8 @@ def _advise(
         if best in sound:
             lines.append(verdict_text.recommended(metric, best.name(), [arm.name() for arm in sound if arm != best]))
         else:
-            words = [compared[arm][metric].verdict for arm in tested]
-            lines.append(verdict_text.recommended_baseline(best.name(), metric, words, settled=best in futile))
+            verdicts = [compared[arm][metric].verdict for arm in tested]
+            lines.append(verdict_text.recommended_baseline(best.name(), metric, verdicts, settled=best in futile))
         chosen.append(best)
     if len(groups) > 1 and chosen:
         of_others = metric in WIN_RATES
@@ -310,4 +306,5 @@ def _advise(
 
 
 def _worse_in(compared: Mapping[str, Comparison]) -> list[str]:
-    return [label(comparison.metric) for comparison in compared.values() if comparison.verdict == "worse"]
+    """Return the labels of the metrics in which an arm is worse."""
+    return [label(comparison.metric) for comparison in compared.values() if comparison.verdict == VerdictId.WORSE]

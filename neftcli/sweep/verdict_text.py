@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from neftcli.evaluation.metrics import label
 from neftcli.evaluation.number_format import format_amount, format_interval, format_p
-from neftcli.events import ArmResult, Comparison, Significance
-from neftcli.events.evaluation import NOT_SIGNIFICANT
+from neftcli.events import ArmResult, Comparison, ScopeId, Significance, VerdictId
 from neftcli.statistics.crossed import ArmDifference
 from neftcli.statistics.multiple import Direction
 from neftcli.statistics.paired import LEVEL, SKEWNESS_THRESHOLD
@@ -30,20 +29,20 @@ def findings(metric: str, better: Direction, arms: Sequence[ArmResult], not_comp
     """
     compared = [(arm, comparison) for arm in arms if (comparison := arm.comparison(metric)) is not None]
     lines = []
-    for verdict in ("better", "worse"):
+    for verdict in (VerdictId.BETTER, VerdictId.WORSE):
         shown = [f"{arm.name()} ({_numbers(own, own)})" for arm, own in compared if own.verdict == verdict]
         if shown:
             lines.append(f"{capital(verdict)} than alpha 0 in {label(metric)}, for new seeds: {'; '.join(shown)}.")
-    if compared and not any(comparison.verdict == "better" for _, comparison in compared):
+    if compared and not any(comparison.verdict == VerdictId.BETTER for _, comparison in compared):
         lines.append(f"No alpha is shown to be better than alpha 0 in {label(metric)} for new seeds.")
-    for verdict in ("lower", "higher"):
+    for verdict in (VerdictId.LOWER, VerdictId.HIGHER):
         for arm, comparison in compared:
             if comparison.verdict == verdict:
                 numbers = _numbers(comparison.these_seeds or comparison, comparison)
                 seeds = _these(comparison.seeds)
                 claim = f"{capital(verdict)} {label(metric)} with {arm.name()} for {seeds} ({numbers})"
                 lines.append(f"{claim}; not shown for new seeds{_why_not(comparison)}.")
-    same = [(arm, comparison) for arm, comparison in compared if comparison.verdict == NOT_SIGNIFICANT]
+    same = [(arm, comparison) for arm, comparison in compared if comparison.verdict == VerdictId.NOT_SIGNIFICANT]
     if same:
         names = "; ".join(f"{arm.name()}{_excluded(comparison, better)}" for arm, comparison in same)
         lines.append(f"Not significant in {label(metric)}: {names}.")
@@ -67,7 +66,7 @@ def recommended(metric: str, name: str, others: Sequence[str]) -> str:
     )
 
 
-def recommended_baseline(name: str, metric: str, verdicts: Sequence[str], *, settled: bool) -> str:
+def recommended_baseline(name: str, metric: str, verdicts: Sequence[VerdictId], *, settled: bool) -> str:
     """Recommend a baseline, with the reason.
 
     Args:
@@ -76,12 +75,12 @@ def recommended_baseline(name: str, metric: str, verdicts: Sequence[str], *, set
         verdicts: Those of the arms that were tested in it.
         settled: Early stopping excluded gains of interest for its arms.
     """
-    if "better" in verdicts:
+    if VerdictId.BETTER in verdicts:
         reason = (
             f": no arm that is better than its own alpha 0 has a better {label(metric)} without being worse in another "
             "metric"
         )
-    elif all(verdict == "worse" for verdict in verdicts):
+    elif all(verdict == VerdictId.WORSE for verdict in verdicts):
         reason = ": every alpha is worse"
     else:
         reason = "" if settled else ", unless more seeds show a gain"
@@ -218,7 +217,7 @@ def _excluded(comparison: Comparison, better: Direction) -> str:
     if low == high == 0:
         return " (no prompt differs)"
     gain = -low if better == "lower" else high
-    scope = "" if comparison.scope == "new seeds" else " for this seed"
+    scope = "" if comparison.scope == ScopeId.NEW_SEEDS else " for this seed"
     if gain <= 0:
         return f" (95 % CI excludes any gain{scope})"
     return f" (95 % CI excludes a gain over {format_amount(comparison.metric, gain)}{scope})"

@@ -128,8 +128,8 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
     words = {
         against: {one["verdict"] for one in report["comparisons"] if one["against"] == against} for against in ROLES
     }
-    assert words["baseline"] <= {"lower", "higher", "not significant"}
-    assert words["base"] <= {"better", "worse", "lower", "higher", "not significant"}
+    assert words["baseline"] <= {"lower", "higher", "not_significant"}
+    assert words["base"] <= {"better", "worse", "lower", "higher", "not_significant"}
     assert compared(report, "held_out_loss", "base")["verdict"] == "better"
     sweep = f"neft sweep-alpha --recipe {report['models'][0]['source']}/recipe.yaml --alphas 0,5 --seeds 6"
     assert report["sweep_command"] == sweep

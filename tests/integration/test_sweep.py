@@ -87,17 +87,17 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     cells = {state["arm"]: [] for state in report_of(folder)["cells"]}
     for state in report_of(folder)["cells"]:
         cells[state["arm"]].append(json.loads((Path(state["run"]) / "evaluation" / "cell.json").read_text()))
-    assert comparison["n"] == len({normalize_prompt(prompt) for prompt in cells["alpha 0"][0]["prompts"]})
+    assert comparison["n"] == len({normalize_prompt(prompt) for prompt in cells["neftune.alpha=0"][0]["prompts"]})
     means = {arm: mean_loss(contents) for arm, contents in cells.items()}
-    assert comparison["difference"] == pytest.approx(means["alpha 5"] - means["alpha 0"], rel=1e-9)
+    assert comparison["difference"] == pytest.approx(means["neftune.alpha=5"] - means["neftune.alpha=0"], rel=1e-9)
     assert {file.name for file in folder.iterdir()} >= {"sweep.json", "cells.csv", "verdict.md", "plots", "best"}
     assert {file.name for file in (folder / "plots").iterdir()} >= {"held-out-loss.png", "learning-curves.svg"}
     rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
     assert [(row["arm"], row["seed"], row["status"]) for row in rows] == [
-        ("alpha 0", "0", "finished"),
-        ("alpha 5", "0", "finished"),
-        ("alpha 0", "1", "finished"),
-        ("alpha 5", "1", "finished"),
+        ("neftune.alpha=0", "0", "finished"),
+        ("neftune.alpha=5", "0", "finished"),
+        ("neftune.alpha=0", "1", "finished"),
+        ("neftune.alpha=5", "1", "finished"),
     ]
     assert (folder / "best" / "run.json").is_file()
     before = cells_of(folder)
@@ -284,8 +284,8 @@ def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments:
     assert result.code == 1
     report = events(result.out)[-1]
     assert {state["arm"] for state in report["failed"]} == {
-        "alpha 0, learning_rate 1e+30",
-        "alpha 5, learning_rate 1e+30",
+        "neftune.alpha=0 training.learning_rate=1e+30",
+        "neftune.alpha=5 training.learning_rate=1e+30",
     }
     assert [arm["seeds"] for arm in report["arms"]] == [1, 1, 0, 0]
     assert "became" in result.err
@@ -370,7 +370,7 @@ def test_sweep_alpha_dry_run_shows_the_cells_and_their_time_and_creates_nothing(
     *_, found = events(neft(*arguments, *grid, "--set", "sweep.answers=false", "--dry-run", "--json").out)
     assert found["event"] == "sweep.estimate"
     assert [cell["arm"] for cell in found["cells"]] == [
-        f"alpha {alpha}, per_device_train_batch_size {size}" for size in (2, 8) for alpha in (0, 5)
+        f"neftune.alpha={alpha} training.per_device_train_batch_size={size}" for size in (2, 8) for alpha in (0, 5)
     ]
     assert 0 < sum(cell["seconds"] for cell in found["cells"]) < found["seconds"]
     assert (found["finished_cells"], found["timed_passes"]) == (0, 2)

@@ -27,7 +27,7 @@ from neftcli.recipe.loading import load_recipe, parse_assignment, recipe_fingerp
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.cell_runs import CellRuns, read_evaluation
 from neftcli.sweep.engines import ray_engine as module
-from neftcli.sweep.engines.local_engine import CellOutcome
+from neftcli.sweep.engines.engine import CellOutcome
 from neftcli.sweep.engines.ray_engine import RayEngine
 from neftcli.sweep.plan import Cell, plan_cells
 from neftcli.training.resume import find_resume_state

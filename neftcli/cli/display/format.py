@@ -17,7 +17,7 @@ from neftcli import events
 from neftcli.cli.display.text import spell_out
 from neftcli.evaluation import number_format
 from neftcli.evaluation.metrics import ANSWER_TOKENS, label
-from neftcli.events import CellStatus, PhaseId
+from neftcli.events import CellStatus, PhaseId, VerdictId
 from neftcli.system.files import format_bytes
 
 PHASES = {
@@ -41,6 +41,8 @@ PHASES = {
     PhaseId.TIMING_MODEL: "timing the model",
 }
 """Display texts of the phases."""
+UNCOUNTED = {"tasks": "tasks", "judge": "the judge", "report": "the verdict and its plots"}
+"""Display texts of the parts that an estimate leaves out."""
 ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
 MAX_LOCATIONS = 3
 MAX_NAMES = 10
@@ -433,18 +435,6 @@ def model_line(model: events.EvaluatedModel) -> str:
     return f"{model.name}{trained} · {model.source}"
 
 
-def comparison_fields(comparison: events.Comparison) -> dict[str, str]:
-    """Return the numbers of a comparison by their column."""
-    metric = comparison.metric
-    return {
-        "difference": number_format.table_number(metric, comparison.difference, signed=True),
-        "95 % CI": number_format.table_interval(metric, comparison.low, comparison.high),
-        "p (Holm)": number_format.table_p(comparison.p_adjusted),
-        "n": str(comparison.n),
-        "MDE": number_format.table_number(metric, comparison.detectable),
-    }
-
-
 def comparisons_with(report: events.EvaluationReport, role: str) -> list[events.Comparison]:
     """Return the comparisons with the model of a role."""
     return [comparison for comparison in report.comparisons if comparison.against == role]
@@ -520,7 +510,7 @@ def estimate_notices(event: events.SweepEstimate) -> list[str]:
     if event.early_stopping:
         notices.append("early stopping may save cells; the estimate is for all")
     if event.cells:
-        notices.append(f"not included: {', '.join([*event.uncounted, 'the verdict and its plots'])}")
+        notices.append(f"not included: {', '.join(UNCOUNTED[part] for part in event.uncounted)}")
     if event.power is not None and event.power.differs:
         notices.append(f"the pilot was trained differently: {', '.join(event.power.differs)}")
     return notices
@@ -573,8 +563,8 @@ def _after_sweep(report: events.SweepReport) -> list[tuple[str, str]]:
     folder, seeds = shlex.quote(report.folder), max(arm.seeds for arm in report.arms)
     if report.recommended:
         commands.append((f"neft eval {folder}/best --show 5", "show its answers next to those of the base model"))
-    verdicts = [comparison.verdict for arm in report.arms for comparison in arm.comparisons]
-    undecided = any(verdict not in ("better", "worse") for verdict in verdicts)
+    verdicts = {comparison.verdict for arm in report.arms for comparison in arm.comparisons}
+    undecided = verdicts - {VerdictId.BETTER, VerdictId.WORSE}
     if undecided and not report.saved:  # a sweep that stopped early is decided
         commands.append(
             (f"{report.resume_command} --seeds {max(3, 2 * seeds)}", "train more seeds; finished cells are kept")

@@ -127,7 +127,7 @@ class PlainLines:
                 values.append(f"ci95={ends} n={own.n}")
             lines.append(f"{row.metric}: {' '.join(values)}")
         for comparison in event.comparisons:
-            fields = _comparison(comparison, comparison.verdict)
+            fields = _comparison(comparison, number_format.format_verdict(comparison.verdict))
             lines.append(f"{comparison.metric} compared with {comparison.against}: {fields}")
         lines += [*event.conclusion, *([event.scope] if event.scope else [])]
         lines += [f"note: {remark}" for remark in event.remarks]
@@ -143,14 +143,14 @@ class PlainLines:
     @_lines.register
     def _(self, event: events.SweepStarted) -> list[str]:
         lines = [f"{line.label}: {line.text}" for line in format.lines(event)]
-        return lines + [f"cell {cell.key}: {cell.arm} seed={cell.seed} status={cell.status}" for cell in event.cells]
+        return lines + [f"{_cell(state)} status={state.status}" for state in event.cells]
 
     @_lines.register
     def _(self, event: events.SweepEstimate) -> list[str]:
         lines = [f"estimate: {line}" for line in format.estimate_lines(event)]
         if self._quiet:
-            return [line for line in lines if not line.startswith("train_loss")]
-        cells = [f"cell {cell.key}: {cell.arm} seed={cell.seed} seconds={cell.seconds:.0f}" for cell in event.cells]
+            return lines
+        cells = [f"{_cell(cell)} seconds={cell.seconds:.0f}" for cell in event.cells]
         notices = [f"note: {notice}" for notice in format.estimate_notices(event)]
         return [*cells, *lines, *notices]
 
@@ -160,7 +160,7 @@ class PlainLines:
         if state == self._cell:
             return []
         self._cell = state
-        line = f"cell {event.key}: {event.arm} seed={event.seed} status={event.status}"
+        line = f"{_cell(event)} status={event.status}"
         if event.status == events.CellStatus.TRAINING:
             line += f" step={event.step} of={event.total_steps}"
         if event.held_out_loss is not None:
@@ -180,17 +180,21 @@ class PlainLines:
             values = [f"{metric}={columns[metric][index]}" for metric in arm.values]
             lines.append(f"{arm.name()}: seeds={arm.seeds} {' '.join(values)}")
             for comparison in arm.comparisons:
-                fields = _comparison(comparison, arm.verdict(comparison.metric))
+                fields = _comparison(comparison, number_format.table_arm_verdict(arm, comparison.metric))
                 lines.append(f"  {comparison.metric} of {arm.name()} compared with alpha 0: {fields}")
         lines += [*event.conclusion, event.scope, *event.failures(), *event.remarks()]
-        best = f", best -> {event.recommended}" if event.recommended else ""
+        best = f", best -> {events.arm_name(event.recommended)}" if event.recommended else ""
         ended = "stopped" if event.unfinished else "finished"
         lines.append(f"{ended}: {event.folder} in {event.seconds:.0f}s{best}")
         return lines + _next_steps(event)
 
 
+def _cell(cell: events.CellState | events.CellEstimate) -> str:
+    return f"cell {cell.key}: {events.arm_name(cell.arm)} seed={cell.seed}"
+
+
 def _comparison(comparison: events.Comparison, verdict: str) -> str:
-    fields = format.comparison_fields(comparison)
+    fields = number_format.table_comparison(comparison)
     return (
         f"difference={fields['difference']} ci95={fields['95 % CI']} p_holm={fields['p (Holm)']} n={fields['n']} "
         f"mde={fields['MDE']} verdict={verdict}"

@@ -28,8 +28,9 @@ from neftcli.events import (
     SweepEstimate,
     SweepReport,
     TrainingPlan,
+    VerdictId,
+    arm_name,
 )
-from neftcli.events.evaluation import NOT_TESTED
 
 INDENT = (0, 0, 0, 1)
 STYLES: Mapping[format.Style, str] = {
@@ -39,7 +40,7 @@ STYLES: Mapping[format.Style, str] = {
     "notice": "yellow",
     "error": "red",
 }
-VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
+VERDICT_STYLES = {VerdictId.BETTER: "bold green", VerdictId.WORSE: "bold red", VerdictId.NOT_TESTED: "dim"}
 STATUS_STYLES = {
     CellStatus.FINISHED: "green",
     CellStatus.FAILED: "bold red",
@@ -260,7 +261,7 @@ def _comparisons(report: EvaluationReport, role: str, *, wide: bool) -> Table:
 
 
 def _has_tests(report: EvaluationReport) -> bool:
-    return any(comparison.verdict != NOT_TESTED for comparison in report.comparisons)
+    return any(comparison.verdict != VerdictId.NOT_TESTED for comparison in report.comparisons)
 
 
 def _details_with_tests(report: EvaluationReport, names: Sequence[str]) -> tuple[str, ...]:
@@ -269,13 +270,12 @@ def _details_with_tests(report: EvaluationReport, names: Sequence[str]) -> tuple
 
 
 def _comparison_cells(comparison: Comparison, details: Sequence[str]) -> list[Text]:
-    fields = format.comparison_fields(comparison)
+    fields = number_format.table_comparison(comparison)
     return [Text(fields[name]) for name in ("difference", *details)]
 
 
 def _verdict(comparison: Comparison) -> Text:
-    style = "dim" if comparison.verdict == NOT_TESTED else VERDICT_STYLES.get(comparison.verdict, "")
-    return Text(comparison.verdict, style=style)
+    return Text(number_format.format_verdict(comparison.verdict), style=VERDICT_STYLES.get(comparison.verdict, ""))
 
 
 def _side_by_side(report: EvaluationReport, shown: SideBySide) -> RenderableType:
@@ -303,7 +303,7 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     for state in shown:
         active = state.status in (CellStatus.TRAINING, CellStatus.EVALUATING)
         table.add_row(
-            f" {state.arm}",
+            f" {arm_name(state.arm)}",
             str(state.seed),
             Text(format.cell_status(state), style=STATUS_STYLES.get(state.status, "dim")),
             f"{state.step}/{state.total_steps}" if active and state.total_steps else "",
@@ -351,7 +351,7 @@ def sweep_plan(states: Sequence[CellState], estimate: SweepEstimate) -> Renderab
     table = columns(" arm", "seed", "status", "takes about", left=(" arm", "status"))
     for state in states:
         status = Text(format.status_text(state.status), style=STATUS_STYLES.get(state.status, "dim"))
-        table.add_row(f" {state.arm}", str(state.seed), status, seconds.get(state.key, ""))
+        table.add_row(f" {arm_name(state.arm)}", str(state.seed), status, seconds.get(state.key, ""))
     first, *lines = format.estimate_lines(estimate)
     parts: list[RenderableType] = [table, Text(), _sentence(first, "bold"), *map(_sentence, lines)]
     parts += map(_notice, format.estimate_notices(estimate))
@@ -369,7 +369,7 @@ def sweep_report(report: SweepReport, width: int) -> RenderableType:
     parts += map(_notice, report.remarks())
     ended = (" stopped", "bold yellow") if report.unfinished else (" finished", "bold green")
     time = f" after {format.rough_duration(report.seconds)}"
-    best = f", best -> {report.recommended}" if report.recommended else ""
+    best = f", best -> {arm_name(report.recommended)}" if report.recommended else ""
     files = Text(f"   verdict.md, cells.csv, plots/{best}", style="dim")
     parts += [Text(), Text.assemble(ended, time, (f"   {report.folder}", "dim")), files]
     return Group(*parts, next_steps(format.next_steps(report)))
@@ -389,10 +389,8 @@ def _arm_tables(report: SweepReport, metric: str, width: int) -> list[Renderable
 
 def _arm_columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:
     """Return the cells of each column, one for each arm."""
-    comparisons = []
-    for arm in report.arms:
-        comparisons.append(next((each for each in arm.comparisons if each.metric == metric), None))
-    fields = [format.comparison_fields(comparison) if comparison else {} for comparison in comparisons]
+    comparisons = [arm.comparison(metric) for arm in report.arms]
+    fields = [number_format.table_comparison(comparison) if comparison else {} for comparison in comparisons]
     result = {
         ARM: [Text(arm.name()) for arm in report.arms],
         "seeds": [Text(str(arm.seeds)) for arm in report.arms],
@@ -405,7 +403,7 @@ def _arm_columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:
     verdicts = []
     for arm, comparison in zip(report.arms, comparisons, strict=True):
         style = VERDICT_STYLES.get(comparison.verdict, "") if comparison else "dim"
-        verdicts.append(Text(arm.verdict(metric), style=style))
+        verdicts.append(Text(number_format.table_arm_verdict(arm, metric), style=style))
     return {**result, "verdict": verdicts}
 
 

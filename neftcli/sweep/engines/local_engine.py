@@ -5,14 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Problem
-from neftcli.events import CellStatus, Event
+from neftcli.events import CellStatus
+from neftcli.sweep.engines.engine import CellOutcome, OnEvent, OnOutcome
 from neftcli.sweep.engines.worker import block_signals, run_worker
 
 if TYPE_CHECKING:
@@ -30,21 +31,6 @@ class _Worker:
     connection: Connection
     device: str | None
     cell: Cell | None = None
-
-
-@dataclass(frozen=True)
-class CellOutcome:
-    """Outcome of one try of a cell.
-
-    Attributes:
-        status: FINISHED, FAILED, PREEMPTED, or WAITING if the engine retries it.
-        run: Its folder if it is finished.
-        problems: Why it failed or is retried.
-    """
-
-    status: CellStatus
-    run: str = ""
-    problems: tuple[Problem, ...] = ()
 
 
 class LocalEngine:
@@ -83,19 +69,8 @@ class LocalEngine:
             worker.connection.close()
         self._workers.clear()
 
-    def run(
-        self,
-        cells: Sequence[Cell],
-        on_event: Callable[[Cell, Event], None],
-        on_outcome: Callable[[Cell, CellOutcome], None],
-    ) -> None:
-        """Run cells in their order as workers become free, and return when all have ended.
-
-        Args:
-            cells: The cells.
-            on_event: Called with each event of a cell.
-            on_outcome: Called with the outcome of each try.
-        """
+    def run(self, cells: Sequence[Cell], on_event: OnEvent, on_outcome: OnOutcome) -> None:
+        """Run cells in their order as workers become free, and return when all have ended."""
         self._waiting = deque(cells)
         self._tries = dict.fromkeys((cell.key for cell in cells), 0)
         while len(self._workers) < min(len(self._devices), len(cells)):
@@ -107,7 +82,9 @@ class LocalEngine:
             busy = [worker for worker in self._workers if worker.cell is not None]
             if not busy:
                 break
-            ready = wait([item for worker in busy for item in (worker.connection, worker.process.sentinel)])
+            connections = [worker.connection for worker in busy]
+            sentinels = [worker.process.sentinel for worker in busy]
+            ready = wait([*connections, *sentinels])
             for worker in busy:
                 if worker.connection in ready or worker.process.sentinel in ready:
                     self._receive(worker, on_event, on_outcome)
@@ -139,12 +116,7 @@ class LocalEngine:
         theirs.close()
         return _Worker(process, ours, device)
 
-    def _receive(
-        self,
-        worker: _Worker,
-        on_event: Callable[[Cell, Event], None],
-        on_outcome: Callable[[Cell, CellOutcome], None],
-    ) -> None:
+    def _receive(self, worker: _Worker, on_event: OnEvent, on_outcome: OnOutcome) -> None:
         """Handle a message of a worker, or replace the worker if it has died."""
         cell = worker.cell
         assert cell is not None  # noqa: S101 - only busy workers are read
@@ -156,18 +128,14 @@ class LocalEngine:
             self._replace(worker)
             self._retry(cell, (self._describe_death(worker, cell),), on_outcome)
             return
-        if not isinstance(message, tuple):
+        if not isinstance(message, CellOutcome):
             on_event(cell, message)
             return
         worker.cell = None
-        if message[0] != CellStatus.FAILED:
-            on_outcome(cell, CellOutcome(*message))
-            return
-        _, problems, may_retry = message
-        if may_retry:
-            self._retry(cell, problems, on_outcome)
+        if message.may_retry:
+            self._retry(cell, message.problems, on_outcome)
         else:
-            on_outcome(cell, CellOutcome(CellStatus.FAILED, problems=problems))
+            on_outcome(cell, message)
 
     def _describe_death(self, worker: _Worker, cell: Cell) -> Problem:
         code = worker.process.exitcode
@@ -178,9 +146,7 @@ class LocalEngine:
             hint = "a smaller batch or more memory; --set sweep.retries=5 retries more often"
         return Problem(f"the worker that trained it died{times}", received, hint)
 
-    def _retry(
-        self, cell: Cell, problems: tuple[Problem, ...], on_outcome: Callable[[Cell, CellOutcome], None]
-    ) -> None:
+    def _retry(self, cell: Cell, problems: tuple[Problem, ...], on_outcome: OnOutcome) -> None:
         """Put a cell first in line again, or give it up if no retry is left."""
         self._tries[cell.key] += 1
         if self._stop.value:

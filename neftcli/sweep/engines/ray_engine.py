@@ -19,19 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, Problem
-from neftcli.events import CellStarted, CellStatus, Event, Notice
+from neftcli.errors import InputError, Problem, first_line
+from neftcli.events import CellStarted, CellStatus, Notice
 from neftcli.runs.directory import CELLS
-from neftcli.sweep.engines.local_engine import CellOutcome
-from neftcli.sweep.engines.ray_task import (
-    SHARE_HINT,
-    TIMEOUT,
-    CellTask,
-    Mailbox,
-    TaskResult,
-    check_folder,
-    run_task,
-)
+from neftcli.sweep.engines.engine import CellOutcome, OnEvent, OnOutcome
+from neftcli.sweep.engines.ray_task import SHARE_HINT, TIMEOUT, CellTask, Mailbox, check_folder, run_task
 from neftcli.system.files import atomic_write, open_without_links, remove
 
 if TYPE_CHECKING:
@@ -90,14 +82,7 @@ class RayEngine:
         )(run_task)
         self._probe = _write_probe(folder)
         try:
-            self._check_nodes(
-                [
-                    node
-                    for node in nodes
-                    if node["NodeID"] != own_node
-                    and all(node["Resources"].get(name, 0) >= need for name, need in self._needs.items())
-                ]
-            )
+            self._check_nodes([node for node in nodes if node["NodeID"] != own_node and self._has_room(node)])
         except BaseException:
             self.close()
             raise
@@ -118,13 +103,8 @@ class RayEngine:
         self._temporary.close()
         remove(self._probe)
 
-    def run(
-        self,
-        cells: Sequence[Cell],
-        on_event: Callable[[Cell, Event], None],
-        on_outcome: Callable[[Cell, CellOutcome], None],
-    ) -> None:
-        """Run cells in their order as the cluster has room; the arguments are those of `LocalEngine.run`."""
+    def run(self, cells: Sequence[Cell], on_event: OnEvent, on_outcome: OnOutcome) -> None:
+        """Run cells in their order as the cluster has room, and return when all have ended."""
         queue, tries, halted = deque(cells), Counter[str](), False
         self._idle_since = time.monotonic()
         while queue or self._tasks:
@@ -147,6 +127,10 @@ class RayEngine:
                 self._end(task, queue, tries, on_outcome)
             self._report_no_room(on_event)
 
+    def _has_room(self, node: Mapping[str, Any]) -> bool:
+        """Return whether a node is large enough for a cell."""
+        return all(node["Resources"].get(name, 0) >= need for name, need in self._needs.items())
+
     def _check_nodes(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         """Check that the nodes which may run cells see the sweep's folder.
 
@@ -168,9 +152,8 @@ class RayEngine:
             try:
                 reason = self._ray.get(reference, timeout=NODE_TIMEOUT)
             except self._ray.exceptions.RayError as error:
-                lines = str(error).strip().splitlines() or [type(error).__name__]
                 hint = "install neft on each node    pip install 'neftcli[ray]'"
-                problems.append(Problem(f"--engine ray: node {address} can't run neft", lines[-1], hint))
+                problems.append(Problem(f"--engine ray: node {address} can't run neft", _last_line(error), hint))
                 continue
             if reason:
                 message = f"--engine ray: node {address} can't use the sweep's folder"
@@ -184,12 +167,7 @@ class RayEngine:
         task = CellTask(recipe, cell.key, self._probe.absolute(), Path.cwd())
         self._tasks[self._task.remote(task, self._mailbox)] = cell
 
-    def _take_events(
-        self,
-        on_event: Callable[[Cell, Event], None],
-        on_outcome: Callable[[Cell, CellOutcome], None],
-        timeout: float,
-    ) -> None:
+    def _take_events(self, on_event: OnEvent, on_outcome: OnOutcome, timeout: float) -> None:
         """Pass on the events of cells; if the mailbox is lost, only the display suffers."""
         cells = {cell.key: cell for cell in self._tasks.values()}
         self._pending_take = self._pending_take or self._mailbox.take.remote()
@@ -210,50 +188,47 @@ class RayEngine:
                 self._started.add(key)
             on_event(cells[key], event)
 
-    def _end(
-        self,
-        task: Any,
-        queue: deque[Cell],
-        tries: Counter[str],
-        on_outcome: Callable[[Cell, CellOutcome], None],
-    ) -> None:
+    def _end(self, task: Any, queue: deque[Cell], tries: Counter[str], on_outcome: OnOutcome) -> None:
         """Report the outcome of a task; after an unexpected error the cell is first in line until no try is left."""
         cell = self._tasks[task]
         try:
-            outcome, may_retry = self._outcome(task, cell)
+            outcome = self._outcome(task)
         except self._ray.exceptions.GetTimeoutError:  # its node was lost with the result: Ray runs it again
             return
         del self._tasks[task]
         self._started.discard(cell.key)
         tries[cell.key] += 1
-        if may_retry and self._stopping:
+        if outcome.may_retry and self._stopping:
             on_outcome(cell, CellOutcome(CellStatus.PREEMPTED))
-        elif may_retry and tries[cell.key] <= self._retries:
+        elif outcome.may_retry and tries[cell.key] <= self._retries:
             on_outcome(cell, CellOutcome(CellStatus.WAITING, problems=outcome.problems))
             queue.appendleft(cell)
         else:
             on_outcome(cell, outcome)
 
-    def _outcome(self, task: Any, cell: Cell) -> tuple[CellOutcome, bool]:
-        """Return the outcome of a task, and whether a retry may help."""
+    def _outcome(self, task: Any) -> CellOutcome:
+        """Return the outcome of a task.
+
+        Raises:
+            GetTimeoutError: Its result is not available, so Ray runs it again.
+        """
         try:
-            result: TaskResult = self._ray.get(task, timeout=TIMEOUT)
+            outcome: CellOutcome = self._ray.get(task, timeout=TIMEOUT)
         except self._ray.exceptions.GetTimeoutError:
             raise
         except self._ray.exceptions.RayError as error:
             if self._stopping:
-                return CellOutcome(CellStatus.PREEMPTED), False
-            lines = str(error).strip().splitlines() or [type(error).__name__]
+                return CellOutcome(CellStatus.PREEMPTED)
             if isinstance(error, self._ray.exceptions.RayTaskError):  # begins with the frames of another machine
-                problem = Problem("the task of this cell failed with an unexpected error", lines[-1])
+                problem = Problem("the task of this cell failed with an unexpected error", _last_line(error))
             else:
                 message = f"its worker or node was lost, also in {self._retries} more tries"
-                problem = Problem(message, lines[0], "--set sweep.retries=5")
-            return CellOutcome(CellStatus.FAILED, "", (problem,)), False
-        run = str(self._folder / CELLS / Path(result.run).name) if result.run else ""
-        return CellOutcome(result.status, run, result.problems), result.may_retry
+                problem = Problem(message, first_line(error), "--set sweep.retries=5")
+            return CellOutcome(CellStatus.FAILED, problems=(problem,))
+        run = str(self._folder / CELLS / Path(outcome.run).name) if outcome.run else ""
+        return replace(outcome, run=run)
 
-    def _report_no_room(self, on_event: Callable[[Cell, Event], None]) -> None:
+    def _report_no_room(self, on_event: OnEvent) -> None:
         """Report once that no cell runs because the cluster lacks what a cell needs."""
         waiting = list(self._tasks.values())
         if not waiting or any(cell.key in self._started for cell in waiting):
@@ -266,6 +241,11 @@ class RayEngine:
                 needed = " and ".join(lacking)
                 text = f"the Ray cluster has no room for a cell: {needed} must be free; the cells wait"
                 on_event(waiting[0], Notice(text))
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the last line of an error of Ray; its type if it has no message."""
+    return str(error).strip().rpartition("\n")[2] or type(error).__name__
 
 
 def _write_probe(folder: Path) -> Path:
@@ -308,11 +288,10 @@ def _connect(address: str | None, empty: Path) -> Any:
         with chdir(empty):
             ray.init(resolved, **quiet)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError, SystemExit) as error:
-        received = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             Problem(
                 f"--ray-address {address}: there is no Ray cluster that can be joined",
-                received,
+                first_line(error),
                 "ray start --head    starts one; --engine ray without an address uses this machine",
             )
         ) from None

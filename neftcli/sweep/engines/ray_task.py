@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import Preempted, Problem, RunLockedError, panics_as_errors
 from neftcli.events import CellStarted, CellStatus, Event
 from neftcli.sweep.cell import run_cell
-from neftcli.sweep.engines.worker import SENT_EVENTS, describe_error
+from neftcli.sweep.engines.engine import CellOutcome
+from neftcli.sweep.engines.worker import SENT_EVENTS, failed_outcome
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -47,23 +48,6 @@ class CellTask:
     key: str
     probe: Path
     working_folder: Path
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """Result of a task.
-
-    Attributes:
-        status: FINISHED, FAILED or PREEMPTED.
-        run: Folder of the finished run.
-        problems: Why it failed.
-        may_retry: A retry may help.
-    """
-
-    status: CellStatus
-    run: str = ""
-    problems: tuple[Problem, ...] = ()
-    may_retry: bool = False
 
 
 class Mailbox:
@@ -145,7 +129,7 @@ def check_folder(probe: Path) -> str:
     return ""
 
 
-def run_task(task: CellTask, mailbox: Any) -> TaskResult:
+def run_task(task: CellTask, mailbox: Any) -> CellOutcome:
     """Run a cell on a node, as far as it is not done.
 
     Args:
@@ -166,18 +150,17 @@ def run_task(task: CellTask, mailbox: Any) -> TaskResult:
     observer.notify(CellStarted())
     try:
         if observer.ask():
-            return TaskResult(CellStatus.PREEMPTED)
+            return CellOutcome(CellStatus.PREEMPTED)
         if reason := check_folder(task.probe):  # a node may have joined the cluster after the sweep started
             problem = Problem("a Ray node can't use the sweep's folder", reason, SHARE_HINT)
-            return TaskResult(CellStatus.FAILED, problems=(problem,))
+            return CellOutcome(CellStatus.FAILED, problems=(problem,))
         with panics_as_errors(), _working_folder(task):
             run = _run_unlocked_cell(task.recipe, _asset_cache, observer, StopSignal(observer.is_stop_requested))
-        return TaskResult(CellStatus.FINISHED, run)
+        return CellOutcome(CellStatus.FINISHED, run)
     except Preempted:
-        return TaskResult(CellStatus.PREEMPTED)
+        return CellOutcome(CellStatus.PREEMPTED)
     except Exception as error:
-        problems, may_retry = describe_error(error)
-        return TaskResult(CellStatus.FAILED, problems=problems, may_retry=may_retry)
+        return failed_outcome(error)
     finally:
         observer.ask()
 

@@ -21,12 +21,12 @@ from neftcli.events import (
     PhaseProgress,
     TrainingProgress,
 )
+from neftcli.sweep.engines.engine import CellOutcome
 from neftcli.system.files import open_without_links
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from neftcli.errors import Problem
     from neftcli.recipe.schema import Recipe
     from neftcli.training.assets import AssetCache
 
@@ -71,8 +71,7 @@ class ConnectionObserver:
 def run_worker(connection: Connection, stop: Any, device: str | None, log: Path) -> None:
     """Run the cells that come through `connection`, until the sweep ends this process.
 
-    The answer to each is its events, then (FINISHED, folder), (FAILED, problems, whether a retry may help) or
-    (PREEMPTED,).
+    The answer to each is its events, then its outcome.
 
     Args:
         connection: To the sweep.
@@ -97,8 +96,8 @@ def run_worker(connection: Connection, stop: Any, device: str | None, log: Path)
         connection.send(_run_cell(connection.recv(), asset_cache, observer, stop))
 
 
-def _run_cell(recipe: Recipe, asset_cache: AssetCache, observer: ConnectionObserver, stop: Any) -> tuple[Any, ...]:
-    """Run a cell and return its outcome as a message to the sweep."""
+def _run_cell(recipe: Recipe, asset_cache: AssetCache, observer: ConnectionObserver, stop: Any) -> CellOutcome:
+    """Run a cell and return its outcome."""
     from neftcli.errors import Preempted, panics_as_errors
     from neftcli.sweep.cell import run_cell
     from neftcli.training.signals import StopSignal
@@ -106,24 +105,27 @@ def _run_cell(recipe: Recipe, asset_cache: AssetCache, observer: ConnectionObser
     observer.notify(CellStarted())
     try:
         with panics_as_errors():
-            return CellStatus.FINISHED, run_cell(recipe, asset_cache, observer, StopSignal(lambda: bool(stop.value)))
+            run = run_cell(recipe, asset_cache, observer, StopSignal(lambda: bool(stop.value)))
+        return CellOutcome(CellStatus.FINISHED, run)
     except Preempted:
-        return (CellStatus.PREEMPTED,)
+        return CellOutcome(CellStatus.PREEMPTED)
     except Exception as error:
-        return CellStatus.FAILED, *describe_error(error)
+        return failed_outcome(error)
 
 
-def describe_error(error: Exception) -> tuple[tuple[Problem, ...], bool]:
-    """Return the reason why a cell failed, and whether a retry may help."""
+def failed_outcome(error: Exception) -> CellOutcome:
+    """Return the outcome of a cell that failed; after an unexpected error a retry may help."""
     from neftcli.errors import NeftError, Problem
     from neftcli.training.failures import is_disk_full
 
     if isinstance(error, NeftError):
-        return error.problems, False
+        return CellOutcome(CellStatus.FAILED, problems=error.problems)
     received = f"{type(error).__name__}: {error}"
     if is_disk_full(error):
-        return (Problem("the disk is full", received, "free some space"),), False
-    return (Problem("the cell failed with an unexpected error", received),), True
+        problem = Problem("the disk is full", received, "free some space")
+        return CellOutcome(CellStatus.FAILED, problems=(problem,))
+    problem = Problem("the cell failed with an unexpected error", received)
+    return CellOutcome(CellStatus.FAILED, problems=(problem,), may_retry=True)
 
 
 def exit_with_parent() -> None:

@@ -68,12 +68,27 @@ REPORT = events.EvaluationReport(
     ),
     comparisons=(
         events.Comparison(
-            "held_out_loss", "baseline", -0.0004, -0.0025, 0.0016, 0.7, 1.0, 108, 0.0031, "not significant"
+            "held_out_loss",
+            "baseline",
+            -0.0004,
+            -0.0025,
+            0.0016,
+            0.7,
+            1.0,
+            108,
+            0.0031,
+            events.VerdictId.NOT_SIGNIFICANT,
         ),
-        events.Comparison("held_out_loss", "base", -0.4649, -0.52, -0.41, 0.0001, 0.0003, 108, 0.08, "better"),
-        events.Comparison("win_rate", "baseline", 0.1, 0.0, 0.2, 0.03, 0.06, 108, 0.14, "not significant"),
-        events.Comparison("answer_tokens", "baseline", 0.0, 0.0, 0.0, 1.0, 1.0, 108, None, "not significant"),
-        events.Comparison("answer_tokens", "base", 12.5, 10.0, 15.0, 0.0001, 0.0001, 108, 3.1, "higher"),
+        events.Comparison(
+            "held_out_loss", "base", -0.4649, -0.52, -0.41, 0.0001, 0.0003, 108, 0.08, events.VerdictId.BETTER
+        ),
+        events.Comparison(
+            "win_rate", "baseline", 0.1, 0.0, 0.2, 0.03, 0.06, 108, 0.14, events.VerdictId.NOT_SIGNIFICANT
+        ),
+        events.Comparison(
+            "answer_tokens", "baseline", 0.0, 0.0, 0.0, 1.0, 1.0, 108, None, events.VerdictId.NOT_SIGNIFICANT
+        ),
+        events.Comparison("answer_tokens", "base", 12.5, 10.0, 15.0, 0.0001, 0.0001, 108, 3.1, events.VerdictId.HIGHER),
     ),
     scope="Verdicts are over these 108 examples.",
     remarks=("a \x1b[31mremark",),
@@ -87,10 +102,10 @@ REPORT = events.EvaluationReport(
 SWEEP = events.SweepReport(
     folder="runs/mine-sweep",
     arms=(
-        events.ArmResult(0.0, "", 3, {"held_out_loss": events.MetricValue(1.842, 1.8, 1.9, 54)}, ()),
+        events.ArmResult("neftune.alpha=0", 0.0, 3, {"held_out_loss": events.MetricValue(1.842, 1.8, 1.9, 54)}, ()),
         events.ArmResult(
+            "neftune.alpha=5",
             5.0,
-            "",
             3,
             {
                 "held_out_loss": events.MetricValue(1.829, 1.8, 1.9, 54),
@@ -98,17 +113,26 @@ SWEEP = events.SweepReport(
             },
             (
                 events.Comparison(
-                    "held_out_loss", "alpha 0", -0.013, -0.031, 0.004, 0.1, 0.21, 54, 0.024, "not distinguishable"
+                    "held_out_loss",
+                    "neftune.alpha=0",
+                    -0.013,
+                    -0.031,
+                    0.004,
+                    0.1,
+                    0.21,
+                    54,
+                    0.024,
+                    events.VerdictId.NOT_SIGNIFICANT,
                 ),
             ),
         ),
     ),
     metrics=("held_out_loss",),
-    recommended="alpha 0",
+    recommended="neftune.alpha=0",
     conclusion=("Nothing here is better than no noise in held-out loss.",),
     scope="Verdicts are over examples, for these 3 seeds.",
-    failed=(events.CellState("abc", "alpha 10", 1, "failed", problem="the loss became nan"),),
-    retried=(events.CellState("def", "alpha 5", 0, "finished", retries=1),),
+    failed=(events.CellState("abc", "neftune.alpha=10", 1, "failed", problem="the loss became nan"),),
+    retried=(events.CellState("def", "neftune.alpha=5", 0, "finished", retries=1),),
     unfinished=1,
     saved=2,
     seconds=83.0,

@@ -139,7 +139,8 @@ def test_plain_lines_of_an_evaluation() -> None:
 def test_evaluation_report_without_tests_has_no_columns_for_them() -> None:
     """On a terminal; a line of the plain display says it of each metric."""
     untested = tuple(
-        replace(one, low=None, high=None, p=None, p_adjusted=None, verdict="not tested") for one in REPORT.comparisons
+        replace(one, low=None, high=None, p=None, p_adjusted=None, verdict=events.VerdictId.NOT_TESTED)
+        for one in REPORT.comparisons
     )
     report = replace(REPORT, comparisons=untested, scope="", conclusion=("Nothing is tested.",))
     stream = io.StringIO()
@@ -191,15 +192,15 @@ def test_live_evaluation_report_fits_with_every_fact(width: int) -> None:
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_live_sweep_fits_with_every_fact(width: int) -> None:
     cells = (
-        events.CellState("abc", "alpha 0", 0, "finished", held_out_loss=1.842, run="x"),
-        events.CellState("def", "alpha 5", 0, "waiting"),
+        events.CellState("abc", "neftune.alpha=0", 0, "finished", held_out_loss=1.842, run="x"),
+        events.CellState("def", "neftune.alpha=5", 0, "waiting"),
     )
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
     with LiveDisplay(console) as display:
         for event in (
             events.SweepStarted("runs/mine-sweep", cells, added_baseline=True),
-            events.CellState("def", "alpha 5", 0, "training", 3, 54, 1.9, 100.0),
+            events.CellState("def", "neftune.alpha=5", 0, "training", 3, 54, 1.9, 100.0),
             SWEEP,
         ):
             display.notify(event)
@@ -211,7 +212,7 @@ def test_live_sweep_fits_with_every_fact(width: int) -> None:
         "alpha 0 was added",
         "3/54",
         "-0.0310 ... +0.0040",
-        "not distinguishable",
+        "not significant",
         "Nothing here is better than no noise",
         "alpha 10, seed 1 failed: the loss became nan",
         "1 cell is not finished",
@@ -228,17 +229,17 @@ def test_live_sweep_fits_with_every_fact(width: int) -> None:
     ("state", "left"),
     [
         # 1 + 0.9 / 2 cells in 10 s, 0.55 are left
-        (events.CellState("b", "alpha 5", 0, "training", 5, 10), "0:04"),
+        (events.CellState("b", "neftune.alpha=5", 0, "training", 5, 10), "0:04"),
         (
-            events.CellState("b", "alpha 5", 0, "evaluating", 10, 10, evaluated=3, to_evaluate=6),
+            events.CellState("b", "neftune.alpha=5", 0, "evaluating", 10, 10, evaluated=3, to_evaluate=6),
             "0:00",
         ),  # 0.05 are left
-        (events.CellState("b", "alpha 5", 0, "waiting"), "0:10"),
+        (events.CellState("b", "neftune.alpha=5", 0, "waiting"), "0:10"),
     ],
 )
 def test_cells_time_left_counts_active_cells(state: events.CellState, left: str) -> None:
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(screens.cells([events.CellState("a", "alpha 0", 0, "finished"), state], 10.0, 0))
+    console.print(screens.cells([events.CellState("a", "neftune.alpha=0", 0, "finished"), state], 10.0, 0))
     assert f"1/2 cells  0:10 elapsed, about {left} left" in " ".join(console.export_text().split("   "))
 
 
@@ -246,7 +247,7 @@ def test_plain_lines_of_a_sweep_have_each_change_once() -> None:
     stream = io.StringIO()
     display = PlainLines(stream)
     for step in range(1, 11):
-        display.notify(events.CellState("abc", "alpha 5", 0, "training", step, 10, 1.9, 10.0 - step))
+        display.notify(events.CellState("abc", "neftune.alpha=5", 0, "training", step, 10, 1.9, 10.0 - step))
     display.notify(SWEEP)
     lines = stream.getvalue().splitlines()
     assert sum(line.startswith("cell abc") for line in lines) == 6

@@ -57,8 +57,8 @@ EVENTS: list[events.Event] = [
         {"what follows": events.Occurrences(1, "rows.jsonl, line 2")},
     ),
     events.PhaseProgress(events.PhaseId.GENERATING_ANSWERS, 3, 9, 1.0, 2.0, 50.0, "tokens", "mine"),
-    events.SweepStarted("runs/s", (events.CellState("abc", "alpha 0", 0, "failed", problem="why"),), True),
-    events.CellState("abc", "alpha 0", 0, "failed", problem="why"),
+    events.SweepStarted("runs/s", (events.CellState("abc", "neftune.alpha=0", 0, "failed", problem="why"),), True),
+    events.CellState("abc", "neftune.alpha=0", 0, "failed", problem="why"),
     SWEEP,
     events.InspectedRow(
         "rows.jsonl, line 1",

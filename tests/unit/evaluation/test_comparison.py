@@ -118,7 +118,7 @@ def test_compare_calls_only_models_better_or_worse_and_runs_lower_or_higher() ->
     describes = {each.metric for each in rows if each.direction == "none"}
     for each in comparisons:
         rated = each.against == "base" and each.metric not in describes
-        assert each.verdict in {"not significant", *(("better", "worse") if rated else ("lower", "higher"))}
+        assert each.verdict in {"not_significant", *(("better", "worse") if rated else ("lower", "higher"))}
     assert one(comparisons, "held_out_loss", "base").verdict == "better"
     model = replace(BASELINE, target=SimpleNamespace(role="baseline", run=None))  # type: ignore[arg-type]
     _, with_model = compare_models([RUN, model], None, PROMPTS)
@@ -162,7 +162,7 @@ def test_lower_overlap_with_references_is_no_regression() -> None:
 
 def test_compare_finds_nothing_between_equal_results() -> None:
     _, comparisons = compare_models([RUN, replace(RUN, target=BASELINE.target)], None, PROMPTS)
-    assert {each.verdict for each in comparisons} == {"not significant"}
+    assert {each.verdict for each in comparisons} == {"not_significant"}
     assert {each.difference for each in comparisons} == {0.0}
 
 
@@ -202,7 +202,7 @@ def test_too_few_examples_have_a_difference_and_no_verdict(rows: int, n: int) ->
     _, comparisons = compare_models(few, None, PROMPTS[:rows])
     found = one(comparisons, "held_out_loss", "base")
     assert found.n == n
-    assert (found.p is None, found.p_adjusted is None, found.verdict == "not tested") == (n < 6,) * 3
+    assert (found.p is None, found.p_adjusted is None, found.verdict == "not_tested") == (n < 6,) * 3
     assert found.difference < 0
 
 
@@ -245,7 +245,7 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     assert expected is not None
     assert (controlled.difference, controlled.low, controlled.p) == (expected.value, expected.low, expected.p)
     for each in (found, like_length):  # the same pairs, counted in other ways: described, and never tested
-        assert (each.p, each.p_adjusted, each.detectable, each.verdict) == (None, None, None, "not tested")
+        assert (each.p, each.p_adjusted, each.detectable, each.verdict) == (None, None, None, "not_tested")
         assert each.low is not None
     describes = {each.metric for each in rows if each.direction == "none"}
     family = [each for each in comparisons if each.metric not in describes and each.p is not None]

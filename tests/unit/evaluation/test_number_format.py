@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from neftcli.evaluation.number_format import extra_decimals, table_arm_values, table_model_values, table_number
-from neftcli.events import ArmResult, Comparison, EvaluatedModel, EvaluationReport, MetricRow, MetricValue
+from neftcli.events import ArmResult, Comparison, EvaluatedModel, EvaluationReport, MetricRow, MetricValue, VerdictId
 
 
 def compared(metric: str, against: str, difference: float) -> Comparison:
-    return Comparison(metric, against, difference, None, None, None, None, 6, None, "not tested")
+    return Comparison(metric, against, difference, None, None, None, None, 6, None, VerdictId.NOT_TESTED)
 
 
 def test_table_model_values_have_the_decimals_that_the_difference_needs() -> None:
@@ -31,16 +31,27 @@ def test_table_arm_values_have_the_same_decimals_in_all_arms() -> None:
     values = {0.0: 0.5004, 5.0: 0.5106, 10.0: 0.7}
     arms = [
         ArmResult(
+            f"neftune.alpha={alpha:g}",
             alpha,
-            "",
             3,
             {"token_accuracy": MetricValue(value, None, None, 6)},
-            (compared("token_accuracy", "alpha 0", value - values[0.0]),) if alpha else (),
+            (compared("token_accuracy", "neftune.alpha=0", value - values[0.0]),) if alpha else (),
         )
         for alpha, value in values.items()
     ]
     assert table_arm_values("token_accuracy", arms[:1]) == ["50.0 %"]
     assert table_arm_values("token_accuracy", arms) == ["50.04 %", "51.06 %", "70.00 %"]
+
+
+def test_table_arm_values_find_the_baseline_of_an_arm_with_an_option_of_the_noise() -> None:
+    """Alpha 0 has no such option, and 10.80258 - 10.77864 is 0.02394."""
+    values = {"neftune.alpha=0": 10.77864, "neftune.alpha=5 neftune.noise=gaussian": 10.80258}
+    comparison = compared("held_out_loss", "neftune.alpha=0", 0.02394)
+    arms = [
+        ArmResult(arm, alpha, 3, {"held_out_loss": MetricValue(value, None, None, 6)}, (comparison,) if alpha else ())
+        for (arm, value), alpha in zip(values.items(), (0.0, 5.0), strict=True)
+    ]
+    assert table_arm_values("held_out_loss", arms) == ["10.77864", "10.80258"]
 
 
 @pytest.mark.parametrize("metric", ["held_out_loss", "token_accuracy", "answer_tokens"])

@@ -20,7 +20,7 @@ from neftcli.evaluation.sentences import (
     warn_of_length_bias,
     warn_of_skewness,
 )
-from neftcli.events import Comparison, EvaluatedModel, MetricRow
+from neftcli.events import Comparison, EvaluatedModel, MetricRow, VerdictId
 from neftcli.statistics.multiple import Direction, holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import paired_difference
 
@@ -64,9 +64,9 @@ class Situation:
     def word(self, one: Comparison) -> str:
         """The claim that the numbers support."""
         if one.p_adjusted is None:
-            return "not tested"
+            return "not_tested"
         if one.p_adjusted >= 0.05 or not one.difference:
-            return "not significant"
+            return "not_significant"
         grows = one.difference > 0
         if self.are_runs(one.against) or DIRECTIONS[one.metric] == "none":
             return "higher" if grows else "lower"
@@ -136,7 +136,7 @@ def claims(text: str, drawn: Situation, role: str, word: str | None) -> set[tupl
         else:
             assert float(found["p"]) == pytest.approx(one.p_adjusted, abs=0.00051)
         claimed = word or found["word"]
-        assert (found["difference"] is None) == (claimed == "not significant")
+        assert (found["difference"] is None) == (claimed == "not_significant")
         said.add((role, one.metric, claimed))
         rest = rest.replace(found[0], "", 1)
     assert re.fullmatch(r"[, ]*", rest), rest
@@ -153,21 +153,21 @@ def checked(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]
             assert {one.p_adjusted for one in could_be} == {None}
             assert int(found[1]) == max(one.n for one in could_be) < 6
             assert len(sentences) == 1
-            return {(one.against, one.metric, "not tested") for one in could_be}
+            return {(one.against, one.metric, "not_tested") for one in could_be}
         if found := re.fullmatch(r"These two runs differ: (\S+) has (.*) than (\S+)\.", sentence):
             assert drawn.are_runs(by_name[found[3]])
             assert found[1] == drawn.models[0].name
             said |= claims(found[2], drawn, by_name[found[3]], None)
         elif found := re.fullmatch(r"Not significant between (\S+) and (\S+): (.*)\.", sentence):
             assert drawn.are_runs(by_name[found[2]])
-            said |= claims(found[3], drawn, by_name[found[2]], "not significant")
+            said |= claims(found[3], drawn, by_name[found[2]], "not_significant")
         elif found := re.fullmatch(r"Against (\S+) (\S+): (.*)\.", sentence):
             assert by_name[found[2]] == found[1]
             assert not drawn.are_runs(found[1])
             for part in found[3].split("; "):
                 word, listed = part.split(" in ", 1)
                 assert word in ("better", "worse", "not significant")
-                said |= claims(listed, drawn, found[1], word)
+                said |= claims(listed, drawn, found[1], word.replace(" ", "_"))
         elif found := re.fullmatch(r"Not tested against (\S+), with fewer than 6 prompts: (.*)\.", sentence):
             for metric, n in re.findall(rf"({NAME}) \((\d+)\)", found[2]):
                 [one] = [
@@ -176,7 +176,7 @@ def checked(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]
                     if (each.metric, each.against) == (IDS[metric], by_name[found[1]])
                 ]
                 assert one.n == int(n) < 6
-                said.add((one.against, one.metric, "not tested"))
+                said.add((one.against, one.metric, "not_tested"))
         else:
             changed = drawn.changed
             assert changed is not None
@@ -210,7 +210,7 @@ def test_conclusion_states_each_comparison_once_and_right_in_200_situations() ->
         nothing = all(one.p_adjusted is None for one in could_be)
         stated = [one for one in could_be if nothing or DIRECTIONS[one.metric] != "none"]
         assert said == {(one.against, one.metric, drawn.word(one)) for one in stated}, (seed, sentences)
-        assert all(drawn.word(one) in (one.verdict, "not tested") for one in drawn.comparisons)
+        assert all(drawn.word(one) in (one.verdict, "not_tested") for one in drawn.comparisons)
         of_runs = [one for one in stated if drawn.are_runs(one.against)]
         differ = any(drawn.word(one) in ("lower", "higher") for one in of_runs)
         assert differ == any(sentence.startswith("These two runs differ") for sentence in sentences)
@@ -228,7 +228,7 @@ def test_skewness_names_every_level_above_what_is_promised_in_200_situations() -
         skewed = [
             one
             for one in drawn.comparisons
-            if (one.true_level or 0) > 0.065 and one.verdict not in ("not tested", "not significant")
+            if (one.true_level or 0) > 0.065 and one.verdict not in ("not_tested", "not_significant")
         ]
         lines = list(warn_of_skewness(drawn.comparisons))
         assert bool(lines) == bool(skewed)
@@ -250,7 +250,7 @@ def test_conclusion_checker_refuses_what_it_does_not_know() -> None:
 def test_liking_of_length_goes_by_the_interval_of_the_raw_win_rate(
     low: float, controlled: float | None, warns: bool
 ) -> None:
-    raw = Comparison("win_rate", "baseline", 0.1, low, 0.2, None, None, 60, None, "not tested")
+    raw = Comparison("win_rate", "baseline", 0.1, low, 0.2, None, None, 60, None, VerdictId.NOT_TESTED)
     at_equal_lengths = replace(
         raw, metric="win_rate_length_controlled", p_adjusted=controlled, verdict=name_verdict(controlled, 0.1, "higher")
     )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
+from neftcli.events import ScopeId
 from neftcli.statistics.crossed import (
     SHARED_BASELINE,
     ArmDifference,
@@ -323,9 +324,9 @@ def test_detectable_never_grows_with_more_seeds_or_prompts(
     components: VarianceComponents, seeds: int, prompts: int, level: float, new: bool
 ) -> None:
     """For fixed components; and it falls with the level."""
-    scope = "new seeds" if new else "these seeds"
-    at_hand = minimum_detectable_effect(components, seeds, prompts, level, scope)  # type: ignore[arg-type]
-    more_seeds = minimum_detectable_effect(components, seeds + 1, prompts, level, scope)  # type: ignore[arg-type]
+    scope = ScopeId.NEW_SEEDS if new else ScopeId.THESE_SEEDS
+    at_hand = minimum_detectable_effect(components, seeds, prompts, level, scope)
+    more_seeds = minimum_detectable_effect(components, seeds + 1, prompts, level, scope)
     more_prompts = minimum_detectable_effect(components, seeds, prompts + 1, level, scope)  # type: ignore[arg-type]
     stricter = minimum_detectable_effect(components, seeds, prompts, level / 2, scope)  # type: ignore[arg-type]
     assert max(more_seeds, more_prompts) <= at_hand * (1 + 1e-9)
@@ -341,10 +342,10 @@ def test_detectable_is_found_with_the_power_of_the_noncentral_t(n: int, level: f
         return float(stats.nct.sf(stats.t.isf(level / 2, freedom), freedom, effect / standard_error))
 
     of_prompts = VarianceComponents(0.0, 2.0, 6.0)
-    effect = minimum_detectable_effect(of_prompts, 3, n, level, "these seeds")
+    effect = minimum_detectable_effect(of_prompts, 3, n, level, ScopeId.THESE_SEEDS)
     assert power(effect, math.sqrt((2 + 6 / 3) / n), n - 1) == pytest.approx(POWER, abs=1e-6)
     of_seeds = VarianceComponents(2.0, 0.0, 0.0)
-    effect = minimum_detectable_effect(of_seeds, n, 50, level, "new seeds")
+    effect = minimum_detectable_effect(of_seeds, n, 50, level, ScopeId.NEW_SEEDS)
     median = math.sqrt(float(stats.chi2.median(n - 1)) / (n - 1))
     assert power(effect * median, math.sqrt(2 / n), n - 1) == pytest.approx(POWER, abs=1e-6)
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from neftcli.events import ScopeId
 from neftcli.statistics import paired
 from neftcli.statistics.crossed import (
     ArmDifference,
     Claim,
-    Scope,
     VarianceComponents,
     compare_arms,
     estimate_arm,
@@ -43,13 +43,13 @@ def few_resamples_for_the_true_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paired, "LEVEL_RESAMPLES", 20)
 
 
-def claim(found: ArmDifference, scope: Scope) -> Claim:
-    of_scope = found.these_seeds if scope == "these seeds" else found.new_seeds
+def claim(found: ArmDifference, scope: ScopeId) -> Claim:
+    of_scope = found.these_seeds if scope == ScopeId.THESE_SEEDS else found.new_seeds
     assert of_scope is not None
     return of_scope
 
 
-def claims(found: list[ArmDifference], scope: Scope) -> bool:
+def claims(found: list[ArmDifference], scope: ScopeId) -> bool:
     """Whether any arm is called better or worse within a scope, all being corrected together."""
     of_scope = [claim(each, scope) for each in found]
     adjusted = holm_adjust([each.p for each in of_scope], [each.smallest_p for each in of_scope])
@@ -83,7 +83,7 @@ def test_compare_arms_seldom_claims_what_is_not_so_of_these_seeds(weighted: bool
     for number in range(SIMULATIONS):
         weights = tokens_of(PROMPTS) if weighted else None
         values = draw_arms(3, PROMPTS, number, count=4, seed=0.0) * (1.0 if weights is None else weights)
-        claimed += claims(sweep(values, weights, number), "these seeds")
+        claimed += claims(sweep(values, weights, number), ScopeId.THESE_SEEDS)
     assert 0 < claimed <= FALSE_FINDINGS
 
 
@@ -92,8 +92,8 @@ def test_compare_arms_keeps_its_two_scopes_apart() -> None:
     these = new = 0
     for number in range(SIMULATIONS):
         found = sweep(draw_arms(3, PROMPTS, number, count=4, seed=1.0, prompt=0.3), None, number)
-        these += claims(found, "these seeds")
-        new += claims(found, "new seeds")
+        these += claims(found, ScopeId.THESE_SEEDS)
+        new += claims(found, ScopeId.NEW_SEEDS)
     assert these > 0.9 * SIMULATIONS
     assert 0 < new <= FALSE_FINDINGS
 
@@ -117,7 +117,7 @@ def test_compare_arms_seldom_claims_what_is_not_so_of_new_seeds(seeds: int, coun
     """Arms alike over all seeds and prompts, one of them or three with Holm: at most 21 of 250."""
     parts = MIXES.get(mix) or balanced(seeds)
     claimed = sum(
-        claims(sweep(draw_arms(seeds, PROMPTS, number, count=count, **parts), None, number), "new seeds")
+        claims(sweep(draw_arms(seeds, PROMPTS, number, count=count, **parts), None, number), ScopeId.NEW_SEEDS)
         for number in range(SIMULATIONS)
     )
     assert claimed <= FALSE_FINDINGS
@@ -132,7 +132,7 @@ def test_compare_arms_needs_the_margin_beside_two_tests() -> None:
         sweep_command = paired_difference(baseline.mean(1), arm.mean(1), resamples=1_024).p or 0.0
         over_prompts = paired_difference(baseline.mean(0), arm.mean(0), resamples=QUICK).p or 0.0
         both += max(sweep_command, over_prompts) < LEVEL
-        all_three += claims(sweep(np.array([baseline, arm]), None, number), "new seeds")
+        all_three += claims(sweep(np.array([baseline, arm]), None, number), ScopeId.NEW_SEEDS)
     assert all_three <= stats.binom.ppf(0.99, more, LEVEL) < both
 
 
@@ -175,7 +175,7 @@ def test_compare_arms_intervals_cover_the_truth(seeds: int, mix: str) -> None:
     differences = figures = 0
     for number in range(SIMULATIONS):
         values = draw_arms(seeds, PROMPTS, number, **(MIXES.get(mix) or balanced(seeds)))
-        differences += holds(claim(sweep(values, None, number)[0], "new seeds"), 0.0)
+        differences += holds(claim(sweep(values, None, number)[0], ScopeId.NEW_SEEDS), 0.0)
         own = estimate_arm(values[1], seed=number, resamples=QUICK)
         figures += (own.low or 0) <= 10 <= (own.high or 0)
     assert differences >= COVERED
@@ -189,7 +189,7 @@ def test_compare_arms_interval_for_these_seeds_covers_their_truth() -> None:
         own = np.random.default_rng((number, 1)).normal(size=3)
         baseline, arm = draw_arms(3, PROMPTS, number, seed=0.0)
         [found] = sweep(np.array([baseline, arm + own[:, None]]), None, number)
-        covered += holds(claim(found, "these seeds"), float(own.mean()))
+        covered += holds(claim(found, ScopeId.THESE_SEEDS), float(own.mean()))
     assert COVERED <= covered < SIMULATIONS
 
 
@@ -211,7 +211,8 @@ def test_compare_arms_finds_what_is_detectable_over_new_seeds(seeds: int, count:
         return compare_arms(baseline, [arm + shift, *others], comparisons=count - 1, seed=number, resamples=999)
 
     shift = float(np.median([found(number, 0.0)[0].detectable or math.inf for number in range(1_000, 1_040)]))
-    hits = sum(claim(found(number, shift)[0], "new seeds").p < LEVEL / (count - 1) for number in range(SIMULATIONS))
+    p_values = [claim(found(number, shift)[0], ScopeId.NEW_SEEDS).p for number in range(SIMULATIONS)]
+    hits = sum(p < LEVEL / (count - 1) for p in p_values)
     assert TRUE_FINDINGS <= hits <= 0.97 * SIMULATIONS
 
 
@@ -226,5 +227,5 @@ def test_needed_prompts_and_seeds_suffice() -> None:
         for number in range(SIMULATIONS):
             baseline, arm = draw_arms(seeds, prompts, number, seed=math.sqrt(0.125))
             [found] = sweep(np.array([baseline, arm + 0.9]), None, number)
-            hits += claim(found, "new seeds").p < LEVEL
+            hits += claim(found, ScopeId.NEW_SEEDS).p < LEVEL
         assert TRUE_FINDINGS <= hits <= 0.97 * SIMULATIONS

@@ -61,9 +61,9 @@ def test_adjust_rejects_as_holms_steps_do(p_values: list[float], level: float) -
     [
         (0.049, 1.0, {"lower": "worse", "higher": "better", "none": "higher"}),
         (0.049, -1.0, {"lower": "better", "higher": "worse", "none": "lower"}),
-        (0.05, -1.0, dict.fromkeys(("lower", "higher", "none"), "not significant")),
-        (1.0, 0.0, dict.fromkeys(("lower", "higher", "none"), "not significant")),
-        (None, 1.0, dict.fromkeys(("lower", "higher", "none"), "not tested")),
+        (0.05, -1.0, dict.fromkeys(("lower", "higher", "none"), "not_significant")),
+        (1.0, 0.0, dict.fromkeys(("lower", "higher", "none"), "not_significant")),
+        (None, 1.0, dict.fromkeys(("lower", "higher", "none"), "not_tested")),
     ],
 )
 def test_verdict_names_direction_or_value(p: float | None, difference: float, words: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neftcli.events import ScopeId
 from neftcli.statistics.crossed import ArmDifference, VarianceComponents, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
 from neftcli.statistics.planning import MOST_PROMPTS, MOST_SEEDS, RequiredSizes, required_sizes
@@ -32,7 +33,7 @@ def difference(
 def test_needed_is_what_is_at_hand_for_the_detectable_effect(seeds: int, comparisons: int) -> None:
     """To the prompt and to the seed; an effect a thousandth smaller needs more."""
     found = difference(KNOWN, seeds, 100, comparisons)
-    delta = minimum_detectable_effect(KNOWN, seeds, 100, LEVEL / comparisons, "new seeds")
+    delta = minimum_detectable_effect(KNOWN, seeds, 100, LEVEL / comparisons, ScopeId.NEW_SEEDS)
     assert required_sizes(found, delta * (1 + 1e-9)) == RequiredSizes(100, seeds)
     more = required_sizes(found, delta * 0.999)
     assert (more.prompts or MOST_PROMPTS) > 100
@@ -51,7 +52,7 @@ def test_needed_is_the_first_number_that_suffices(delta: float) -> None:
     found = difference(KNOWN, comparisons=3)
 
     def enough(seeds: int, prompts: int) -> bool:
-        return minimum_detectable_effect(KNOWN, seeds, prompts, LEVEL / 3, "new seeds") <= delta
+        return minimum_detectable_effect(KNOWN, seeds, prompts, LEVEL / 3, ScopeId.NEW_SEEDS) <= delta
 
     first_seeds = next(seeds for seeds in range(2, 500) if enough(seeds, 100))
     first_prompts = next((prompts for prompts in range(MIN_PROMPTS, 1_000) if enough(3, prompts)), None)
@@ -83,10 +84,10 @@ def test_needed_never_grows_with_the_effect(
 def test_needed_is_none_if_the_other_number_is_the_limit() -> None:
     """Below the limit of 10^8 prompts, and of 10^4 seeds, no number suffices; just above it one does."""
     found = difference(KNOWN, seeds=8)
-    limit = minimum_detectable_effect(KNOWN, 8, 10**8, LEVEL, "new seeds")
+    limit = minimum_detectable_effect(KNOWN, 8, 10**8, LEVEL, ScopeId.NEW_SEEDS)
     assert required_sizes(found, 0.99 * limit).prompts is None
     assert required_sizes(found, 1.01 * limit).prompts is not None
-    limit = minimum_detectable_effect(KNOWN, MOST_SEEDS, 100, LEVEL, "new seeds")
+    limit = minimum_detectable_effect(KNOWN, MOST_SEEDS, 100, LEVEL, ScopeId.NEW_SEEDS)
     assert required_sizes(found, 0.99 * limit).seeds is None
     assert 8 < (required_sizes(found, 1.01 * limit).seeds or 0) < MOST_SEEDS
 

@@ -34,7 +34,7 @@ from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory, remove_incomplete_runs
 from neftcli.sweep.cell import run_cell
 from neftcli.sweep.cell_runs import EVALUATION, CellRuns, evaluation_key, read_evaluation
-from neftcli.sweep.engines.worker import describe_error
+from neftcli.sweep.engines.worker import failed_outcome
 from neftcli.training.assets import AssetCache
 from neftcli.training.signals import StopSignal
 from neftcli.training.train import train
@@ -209,9 +209,9 @@ def test_find_resume_state_removes_links_not_their_targets(tmp_path: Path) -> No
     ],
 )
 def test_only_a_fault_is_tried_again(error: Exception, again: bool) -> None:
-    problems, may_help = describe_error(error)
-    assert may_help is again
-    assert problems
+    outcome = failed_outcome(error)
+    assert (outcome.status, outcome.may_retry) == ("failed", again)
+    assert outcome.problems
 
 
 def stopped_cell(recipe: Recipe) -> RunDirectory:

@@ -15,9 +15,9 @@ import pytest
 
 from neftcli.errors import InputError, Problem
 from neftcli.sweep.engines import ray_engine
+from neftcli.sweep.engines.engine import CellOutcome
 from neftcli.sweep.engines.local_engine import LocalEngine, list_devices
 from neftcli.sweep.engines.ray_engine import RayEngine
-from neftcli.sweep.engines.ray_task import TaskResult
 from neftcli.sweep.engines.worker import SIGNALS
 from neftcli.sweep.plan import Cell
 from tests.unit.sweep.planted import plan
@@ -115,8 +115,8 @@ def test_ray_engine_retries_unexpected_errors_only(tmp_path: Path) -> None:
     """As often as the local engine does."""
     [cell, *_] = plan("sweep.alphas=[5]")
     problems = (Problem("x"),)
-    unexpected = TaskResult("failed", problems=problems, may_retry=True)  # type: ignore[arg-type]
-    expected = TaskResult("failed", problems=problems)  # type: ignore[arg-type]
+    unexpected = CellOutcome("failed", problems=problems, may_retry=True)  # type: ignore[arg-type]
+    expected = CellOutcome("failed", problems=problems)  # type: ignore[arg-type]
     assert statuses(ray_engine_with(unexpected, tmp_path, retries=2), cell) == (["waiting", "waiting", "failed"], 3)
     assert statuses(ray_engine_with(expected, tmp_path, retries=2), cell) == (["failed"], 1)
     stopping = ray_engine_with(unexpected, tmp_path)

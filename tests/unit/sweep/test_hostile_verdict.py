@@ -24,15 +24,17 @@ def report_with(text: str) -> events.SweepReport:
     """A report whose task, swept option and problem hold a text."""
     metric = f"{text} acc"
     arms = tuple(
-        events.ArmResult(arm.alpha, f"chat_template {text}", 3, {metric: events.MetricValue(0.5, 0.4, 0.6, 54)}, ())
+        events.ArmResult(
+            f"{arm.arm} model.chat_template={text}", arm.alpha, 3, {metric: events.MetricValue(0.5, 0.4, 0.6, 54)}, ()
+        )
         for arm in SWEEP.arms
     )
-    failed = (events.CellState("abc", f"alpha 10, chat_template {text}", 1, "failed", problem=text),)
+    failed = (events.CellState("abc", f"neftune.alpha=10 model.chat_template={text}", 1, "failed", problem=text),)
     return events.SweepReport(
         folder=f"runs/{text}",
         arms=arms,
         metrics=(metric,),
-        recommended="alpha 0",
+        recommended="neftune.alpha=0",
         conclusion=SWEEP.conclusion,
         scope=SWEEP.scope,
         failed=failed,

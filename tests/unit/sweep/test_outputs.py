@@ -37,7 +37,7 @@ def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[
             line = {"event": "training.evaluated", "step": 3, "held_out_loss": float(number)}
             (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         done = {"status": "finished", "run": str(run)} if cell.key in content else {"status": "waiting"}
-        states.append(CellState(cell.key[:8], cell.arm.name(), cell.seed, **done))
+        states.append(CellState(cell.key[:8], cell.arm.id(), cell.seed, **done))
     return states
 
 
@@ -45,7 +45,7 @@ def reported(folder: Path, cells: list[Cell], content: dict[str, Any], *metrics:
     """Writes the report of what is measured, as a sweep does."""
     results = SweepResults(cells, content)
     verdict = judge_sweep(results, metrics, [])
-    chosen = verdict.recommended.name() if verdict.recommended else ""
+    chosen = verdict.recommended.id() if verdict.recommended else ""
     report = SweepReport(
         str(folder),
         verdict.arms,
@@ -206,7 +206,7 @@ def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
 
 
 def test_cells_that_are_done_have_no_time_left() -> None:
-    line = shown(display.cells([CellState("k", "alpha 5", 0, "finished")], 10.0, 0))[-1]
+    line = shown(display.cells([CellState("k", "neftune.alpha=5", 0, "finished")], 10.0, 0))[-1]
     assert "1/1 cell" in line
     assert "left" not in line
 
@@ -234,14 +234,14 @@ def test_what_only_some_arms_have_is_shown_for_them(tmp_path: Path) -> None:
 
 def test_a_dry_run_finds_its_cells_by_their_hash() -> None:
     """Two arms whose names are the same have each its own time."""
-    states = [CellState(key, "alpha 5", 0, "waiting") for key in ("abc", "def")]
-    cells = tuple(CellEstimate(key, "alpha 5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
+    states = [CellState(key, "neftune.alpha=5", 0, "waiting") for key in ("abc", "def")]
+    cells = tuple(CellEstimate(key, "neftune.alpha=5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
     lines = shown(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, timed_passes=1)))
     assert [line.split()[-2:] for line in lines if line.startswith(" alpha 5")] == [["20", "s"], ["40", "s"]]
 
 
 def states(*names: str) -> list[CellState]:
-    return [CellState(f"k{place}", f"alpha {place}", 0, name) for place, name in enumerate(names)]
+    return [CellState(f"k{place}", f"neftune.alpha={place}", 0, name) for place, name in enumerate(names)]
 
 
 @pytest.mark.parametrize("height", [8, 10, 24, 40, 100])
@@ -262,7 +262,7 @@ def test_more_cells_than_lines_leave_the_progress_in_sight(height: int) -> None:
 
 
 def test_while_a_cell_is_measured_its_row_moves() -> None:
-    state = CellState("k", "alpha 5", 0, "evaluating", 54, 54, 1.9, 75.0, evaluated=32, to_evaluate=200)
+    state = CellState("k", "neftune.alpha=5", 0, "evaluating", 54, 54, 1.9, 75.0, evaluated=32, to_evaluate=200)
     [row] = [line for line in shown(display.cells([state], 1.0, 0)) if line.startswith(" alpha 5")]
     assert row.split() == ["alpha", "5", "0", "evaluating", "32/200", "54/54", "1.9000", "1:15"]
 

@@ -43,6 +43,7 @@ def test_a_grid_is_every_combination_each_with_its_own_baseline() -> None:
         (cell.recipe.training.learning_rate, cell.recipe.adapter.type, cell.recipe.neftune.alpha) for cell in cells
     ]
     assert found == [(rate, kind, alpha) for rate in (1e-5, 5e-5) for kind in ("none", "lora") for alpha in (0, 5)]
+    assert cells[1].arm.id() == "neftune.alpha=5 training.learning_rate=1e-05 adapter.type=none"
     assert cells[1].arm.name() == "alpha 5, learning_rate 1e-05, type none"
     assert len({cell.recipe.run_name() for cell in cells}) == len({cell.key for cell in cells}) == 8
 
@@ -79,6 +80,17 @@ def test_a_value_of_a_grid_can_be_a_list() -> None:
         "sweep.seeds=1", "adapter.type=lora", "sweep.grid=['adapter.target_modules=[q_proj,k_proj],all-linear,']"
     )
     assert {cell.recipe.adapter.target_modules for cell in cells} == {("q_proj", "k_proj"), "all-linear"}
+    assert cells[0].arm.name() == "alpha 0, target_modules [q_proj, k_proj]"
+
+
+def test_arms_have_different_names_if_their_values_agree_in_six_digits() -> None:
+    """Arms are listed by name, so a shared one would hide an arm."""
+    cells = cells_of(
+        "sweep.seeds=1", "sweep.alphas=[5, 5.0000001]", "sweep.grid=['training.learning_rate=1e-5,1.0000001e-5']"
+    )
+    names = [arm.name() for arm in arms_of(cells)]
+    assert len(names) == len(set(names)) == 6
+    assert names[-1] == "alpha 5.0000001, learning_rate 1.0000001e-05"
 
 
 def test_options_of_the_noise_have_one_baseline_for_all_points() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from neftcli.cli.display import format
 from neftcli.errors import InputError
-from neftcli.events import SweepEstimate
+from neftcli.events import ScopeId, SweepEstimate
 from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.statistics.crossed import compare_arms, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL
@@ -80,7 +80,7 @@ def test_plan_power_one_planned_seed_is_about_that_seed(content: dict[str, Any],
     results = SweepResults(cells, content)
     base, *arms = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
     parts = module._mean(compare_arms(base, arms, results.weights(HELD_OUT_LOSS, results.arms[0])), 2)
-    assert power.detectable == pytest.approx(minimum_detectable_effect(parts, 1, ROWS, LEVEL / 2, "these seeds"))
+    assert power.detectable == pytest.approx(minimum_detectable_effect(parts, 1, ROWS, LEVEL / 2, ScopeId.THESE_SEEDS))
     assert power.prompts_needed is None
 
 

@@ -35,7 +35,7 @@ from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve
 from neftcli.recipe.schema import Recipe
 from neftcli.sweep import reporter as module
 from neftcli.sweep.early_stopping import Decision, decide
-from neftcli.sweep.engines.local_engine import CellOutcome
+from neftcli.sweep.engines.engine import CellOutcome
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.reporter import SweepReporter
 from neftcli.sweep.results import SweepResults
@@ -124,7 +124,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sw
         number += 1
         base = resolve_recipe([*read_recipe_layers("quickstart"), *map(parse_assignment, sets)])
         observer, engine = RecordingObserver(), Engine(folder)
-        states = [CellState(cell.key[:8], cell.arm.name(), cell.seed, CellStatus.WAITING) for cell in cells]
+        states = [CellState(cell.key[:8], cell.arm.id(), cell.seed, CellStatus.WAITING) for cell in cells]
         scheduler = SweepScheduler(cells, states, base.sweep, observer)
         prompts = {"prompts": [f"Question {row}?" for row in range(ROWS)]}
 
@@ -221,7 +221,7 @@ def test_reporter_recommends_by_the_seeds_that_all_arms_have(planted: Callable[.
         shifted(content, cell, 1.0 if cell.seed == 2 else 0.0)
     sweep = planted(cells, content)
     sweep.finish([cell for cell in cells if (cell.arm.alpha, cell.seed) != (10, 2)])
-    assert sweep.report().recommended == "alpha 5"
+    assert sweep.report().recommended == "neftune.alpha=5"
     best = (tmp_path / "sweep-0" / "best").resolve()
     assert best.name == next(cell.key for cell in cells if cell.arm == Arm(5.0))
     with pytest.raises(Preempted) as caught:
@@ -318,7 +318,7 @@ def test_reporter_returns_a_report_that_can_not_be_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_outputs", full)
-    assert sweep.report().recommended == "alpha 5"
+    assert sweep.report().recommended == "neftune.alpha=5"
     with pytest.raises(OSError, match="No space left"):
         sweep.reporter.require_complete()
 

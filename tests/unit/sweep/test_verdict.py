@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
+from neftcli.evaluation.number_format import table_arm_verdict
 from neftcli.statistics.crossed import ArmDifference, compare_arms
 from neftcli.statistics.multiple import holm_adjust
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
@@ -72,7 +73,7 @@ def test_judge_sweep_seeds_that_vary_support_no_claim_about_new_ones() -> None:
         shifted(content, cell, gap)
     verdict = judge(cells, content)
     one = verdict.arms[1].comparisons[0]
-    assert (one.verdict, one.scope) == ("lower", "new seeds")
+    assert (one.verdict, one.scope) == ("lower", "new_seeds")
     assert one.these_seeds is not None
     assert one.these_seeds.p_adjusted < LEVEL <= one.p_adjusted
     assert verdict.recommended == Arm(0.0)
@@ -87,8 +88,8 @@ def test_judge_sweep_one_seed_recommends_nothing() -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=1")
     verdict = judge(cells, measured(cells, {0: 0, 5: -0.5}))
     one = verdict.arms[1].comparisons[0]
-    assert (one.verdict, one.scope, one.these_seeds) == ("lower", "these seeds", None)
-    assert verdict.arms[1].verdict(HELD_OUT_LOSS) == "lower for this seed"
+    assert (one.verdict, one.scope, one.these_seeds) == ("lower", "these_seeds", None)
+    assert table_arm_verdict(verdict.arms[1], HELD_OUT_LOSS) == "lower for this seed"
     assert verdict.recommended is None
     said = " ".join(verdict.conclusion)
     assert "Nothing is recommended: one seed can't show what another seed would give; that takes two or more." in said
@@ -130,7 +131,7 @@ def test_judge_sweep_metric_that_can_not_be_significant_costs_the_others_nothing
     alone = judge(cells, content).arms[1].comparisons[0]
     loss, exact = judge(cells, content, HELD_OUT_LOSS, "exact_match").arms[1].comparisons
     assert loss.p_adjusted == alone.p_adjusted == loss.p
-    assert exact.verdict == "not significant"
+    assert exact.verdict == "not_significant"
 
 
 def test_judge_sweep_cell_that_failed_costs_its_seed_and_nothing_else() -> None:
@@ -220,7 +221,7 @@ def test_judge_sweep_arm_that_was_dropped_is_not_recommended() -> None:
     content = measured(cells, {0: 0, 5: -0.1, 10: -0.2})
     verdict = judge(cells, content, dropped=[Arm(10.0)])
     assert verdict.arms[2].dropped
-    assert verdict.arms[2].verdict(HELD_OUT_LOSS) == "better (dropped)"
+    assert table_arm_verdict(verdict.arms[2], HELD_OUT_LOSS) == "better (dropped)"
     assert verdict.recommended == Arm(5.0)
 
 
@@ -370,7 +371,7 @@ def test_judge_sweep_better_arm_that_was_dropped_is_the_last_resort() -> None:
         tokens = content[cell.key]["metrics"][HELD_OUT_LOSS]["weights"]
         content[cell.key]["metrics"][ACCURACY] = {"direction": "higher", "values": right.tolist(), "weights": tokens}
     verdict = judge(cells, content, HELD_OUT_LOSS, ACCURACY, dropped=[Arm(10.0)])
-    assert verdict.arms[2].verdict(HELD_OUT_LOSS) == "better (dropped)"
+    assert table_arm_verdict(verdict.arms[2], HELD_OUT_LOSS) == "better (dropped)"
     assert verdict.recommended == Arm(10.0)
 
 
@@ -381,7 +382,7 @@ def test_judge_sweep_seeds_are_those_that_both_arms_have() -> None:
     content = {cell.key: content[cell.key] for cell in cells if cell.arm.alpha or not cell.seed}
     verdict = judge(cells, content)
     assert verdict.arms[1].seeds == 3
-    assert verdict.arms[1].verdict(HELD_OUT_LOSS) == "lower for this seed"
+    assert table_arm_verdict(verdict.arms[1], HELD_OUT_LOSS) == "lower for this seed"
     assert any("alpha 5 for this one seed (" in line for line in verdict.conclusion)
 
 

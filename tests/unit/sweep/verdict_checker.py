@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share, label
-from neftcli.events import ArmResult, Comparison
+from neftcli.events import ArmResult, Comparison, ScopeId, VerdictId
 from neftcli.statistics.crossed import ArmDifference, compare_arms, margin_of_error
 from neftcli.statistics.paired import LEVEL, RESAMPLES, SKEWNESS_THRESHOLD
 from neftcli.statistics.planning import required_sizes
@@ -149,7 +149,7 @@ class _Checker:
             if one.low is not None and one.high is not None:
                 assert (one.low > 0 or one.high < 0) == (one.p is not None and one.p < LEVEL)
             significant = one.p_adjusted is not None and one.p_adjusted < LEVEL
-            assert (one.verdict in ("better", "worse")) == (one.scope == "new seeds" and significant)
+            assert (one.verdict in ("better", "worse")) == (one.scope == ScopeId.NEW_SEEDS and significant)
             good = (one.difference < 0) == (self.better[metric] == "lower")
             assert one.verdict not in ("better", "worse") or good == (one.verdict == "better")
             if one.verdict in ("lower", "higher"):
@@ -192,7 +192,7 @@ class _Checker:
         lines = self._take("not significant", f"Not significant in {label(metric)}: ")
         listed = arms_in(lines[0]) if lines else {}
         assert len(lines) <= 1
-        assert set(listed) == {name for name, one in compared.items() if one.verdict == "not significant"}
+        assert set(listed) == {name for name, one in compared.items() if one.verdict == VerdictId.NOT_SIGNIFICANT}
         for name, text in listed.items():
             one = compared[name]
             if one.low is None or one.high is None:
@@ -206,7 +206,7 @@ class _Checker:
             gain = -one.low if self.better[metric] == "lower" else one.high
             said = 0.0 if found[1] is None else read(found[1])
             assert said == pytest.approx(max(0.0, gain), rel=0.06, abs=6e-4 if is_share(metric) else 6e-5)
-            assert (found[2] is not None) == (one.scope == "these seeds")
+            assert (found[2] is not None) == (one.scope == ScopeId.THESE_SEEDS)
 
     def _not_compared(self, metric: str) -> None:
         missing = {row.name() for row in self.verdict.arms if row.alpha}
@@ -312,7 +312,7 @@ class _Checker:
             sound = [arm for arm in sound if arm not in self.dropped] or sound
             if not words:
                 continue
-            if all(one.scope == "these seeds" for one in words.values()):
+            if all(one.scope == ScopeId.THESE_SEEDS for one in words.values()):
                 expected.append(ONE_SEED)
                 continue
             best = self._best([*sound, *(arm for arm in group if not arm.alpha)])
