@@ -62,6 +62,12 @@ def first_line(error: BaseException) -> str:
     return message.splitlines()[0] if message else type(error).__name__
 
 
+def describe_error(error: BaseException) -> str:
+    """Return the type of an error, and the first line of its message if it has one: "ValueError: no rows"."""
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if str(error).strip() else name
+
+
 class NeftError(Exception):
     """Base class of neft's exceptions, with one or several problems."""
 
@@ -140,5 +146,5 @@ def panics_as_errors() -> Iterator[None]:
     except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        got = f"{type(error).__name__}: {first_line(error)}"
-        raise LibraryPanic(Problem("the compiled code of a library failed", got, "report it with --debug")) from error
+        problem = Problem("the compiled code of a library failed", describe_error(error), "report it with --debug")
+        raise LibraryPanic(problem) from error

@@ -17,7 +17,7 @@ WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code"
 @with_overrides("eval", WITH_FLAGS, "the run's")
 def evaluate(
     overrides: list[dict[str, Any]],
-    subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder or name of a run, or a model")],
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder or name of a run, or a model")],
     baseline: Annotated[
         str | None,
         panel(
@@ -68,7 +68,7 @@ def evaluate(
     from neftcli.evaluation.evaluate import evaluate as run
     from neftcli.training.signals import StopSignal
 
-    request = EvalRequest(subject, baseline, dataset, split, max_rows, tuple(overrides), base, answers, show, export)
+    request = EvalRequest(target, baseline, dataset, split, max_rows, tuple(overrides), base, answers, show, export)
     stop = StopSignal()
     with choose_display(json_lines=json_lines, quiet=quiet) as display, stop.handle_signals(), stop.interruptible():
         run(request, display)

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
-LAST = ("Output", "Options")
+LAST_SECTIONS = ("Output", "Options")
 """Sections at the end of a page."""
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print each event as a JSON object on stdout", rich_help_panel="Output")
@@ -41,7 +41,9 @@ class Command(TyperCommand):
                 usual = "Arguments" if parameter.param_type_name == "argument" else "Output"
                 title = getattr(parameter, "rich_help_panel", None) or usual
                 sections.setdefault(title, []).append(_plain_record(*record))
-        for title in sorted(sections, key=LAST.__contains__):
+        titles = [title for title in sections if title not in LAST_SECTIONS]
+        titles += [title for title in sections if title in LAST_SECTIONS]
+        for title in titles:
             if sections[title]:
                 with formatter.section(title):
                     formatter.write_dl(sections[title])
@@ -56,7 +58,7 @@ class Command(TyperCommand):
 
 
 def _plain_record(names: str, text: str) -> tuple[str, str]:
-    """Remove the type of an argument, and the range of a number: "[default: 3; x>=1]" and "[x>=1]"."""
+    """Remove the type and "[required]" of an argument, and the range of a number: "[x>=1]"."""
     text = re.sub(r"; x>=\d+(?=\])| *\[x>=\d+\]", "", text)
     return re.sub(r" <[a-z ]+>", "", names), re.sub(r" *\[required\]", "", text)
 

@@ -19,7 +19,7 @@ import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.text import replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
-from neftcli.errors import Interrupted, NeftError, Preempted, Problem, panics_as_errors
+from neftcli.errors import Interrupted, NeftError, Preempted, Problem, describe_error, panics_as_errors
 from neftcli.system.distributed import is_main_process, rank
 from neftcli.system.environment import drop_overrides, exclude_current_folder
 from neftcli.system.files import restrict_umask
@@ -90,7 +90,7 @@ def _report(problems: Sequence[Problem], exit_code: int) -> None:
     """Print the problems on stderr and, with --json, write them as an event on stdout."""
     from neftcli.cli.display.screens import print_problems
 
-    if not is_main_process():  # the main process reports what all processes see, and ends them
+    if not is_main_process():  # the main process reports an error that all processes have, and ends them
         time.sleep(OTHER_RANKS_WAIT)
         problems = [replace(problem, message=f"process {rank()}: {problem.message}") for problem in problems]
     elif "--json" in sys.argv:
@@ -102,7 +102,7 @@ def _report(problems: Sequence[Problem], exit_code: int) -> None:
 
 
 def _ignore_signals() -> None:
-    """Ignore further signals: everything is saved, and while libraries end a signal would change the exit code."""
+    """Ignore further signals: everything is saved, and a signal during the exit would change the exit code."""
     from neftcli.training.signals import WARNINGS
 
     for name in WARNINGS:
@@ -110,9 +110,9 @@ def _ignore_signals() -> None:
 
 
 def command() -> None:
-    """Run the process `neft`, and end it without the second that the libraries and the model take to be torn down.
+    """Run the process `neft`, and end it by os._exit: to tear down the libraries and the model takes a second.
 
-    Functions that libraries register with atexit run before, since this one is registered before they are imported.
+    Functions that libraries register with atexit run first, because this one is registered before they are imported.
     """
     code: object = None
     exclude_current_folder()
@@ -128,7 +128,9 @@ def command() -> None:
             sys.stderr.flush()
         except (OSError, ValueError):
             return  # Python flushes once more, and reports the error
-        os._exit(0 if code is None else code if isinstance(code, int) else 1)
+        if code is None:
+            os._exit(0)
+        os._exit(code if isinstance(code, int) else 1)
 
     atexit.register(leave)
     try:
@@ -182,7 +184,7 @@ def main() -> None:
             error = error.__cause__
         problem = Problem(
             "this is a bug of neft or of a library, not an error of yours",
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            describe_error(error),
             "run the same command with --debug, and report its output",
         )
         _report([problem], 1)

@@ -40,7 +40,7 @@ SET_BY_RECIPES = frozenset(
         *("training.num_train_epochs", "training.per_device_train_batch_size"),
     }
 )
-"""Options with a flag that a shipped recipe sets to something else than the default."""
+"""Options with a flag that a shipped recipe sets to a value other than the default."""
 
 
 def with_recipe(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -57,7 +57,11 @@ def with_recipe(*sections: str) -> Callable[[Callable[..., None]], Callable[...,
         for key in keys()
         if key.option.flag and not key.option.command and (not sections or key.path.partition(".")[0] in sections)
     ]
-    return lambda command: _with_flags(command, flagged, "the recipe's", _recipe_option())
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        return _with_flags(command, flagged, "the recipe's", _recipe_option())
+
+    return decorate
 
 
 def recipe_of(layers: list[Layer], recipe: str | None) -> Recipe:
@@ -83,7 +87,11 @@ def with_overrides(
         default: Default of the options in `paths`, in words.
     """
     flagged = [key for key in keys() if key.option.flag and (key.option.command == name or key.path in paths)]
-    return lambda command: _with_flags(command, flagged, default)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        return _with_flags(command, flagged, default)
+
+    return decorate
 
 
 def _with_flags(
@@ -192,9 +200,9 @@ def _help(key: Key, default: str) -> str:
     help_text = key.flag_help
     if key.choices and key.option.switch is None:
         help_text += f": {', '.join(key.choices)}"
-    shown = default if key.path in SET_BY_RECIPES or default != "the recipe's" else key.default_text
-    if key.option.command:
-        shown = key.default_text
+    shown = key.default_text
+    if not key.option.command and (key.path in SET_BY_RECIPES or default != "the recipe's"):
+        shown = default
     if key.option.switch is not None or not shown:
         return help_text
     return f"{help_text}  [default: {shown}]"

@@ -77,7 +77,13 @@ def copy(
         raise InputError(Problem("a recipe file ends in .yaml", str(file), hint))
     command = f"neft train --recipe {shlex.quote(str(file))}"
     text = source.read_text(encoding="utf-8")
-    file.write_text(text.replace(f"neft train --recipe {source.stem}\n", f"{command}\n", 1), encoding="utf-8")
+    text = text.replace(f"neft train --recipe {source.stem}\n", f"{command}\n", 1)
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            Problem(f"{file} can't be written", error.strerror or str(error), "a file in another folder")
+        ) from None
     typer.echo(f"{file}\n{command}")
 
 

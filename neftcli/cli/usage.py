@@ -80,8 +80,8 @@ def _extra_argument(command: str, arguments: str, options: Sequence[str], values
     if "--recipe" in options and (arguments in catalog.list_recipes() or Path(first).suffix in (".yaml", ".yml")):
         return Problem(message, arguments, f"{command} --recipe {quoted}")
     if command == "neft eval" and len(arguments.split()) == 1:
-        subject = shlex.quote(str(values.get("subject") or "RUN"))
-        hint = f"{command} {subject} --baseline {quoted}"
+        target = shlex.quote(str(values.get("target") or "RUN"))
+        hint = f"{command} {target} --baseline {quoted}"
         return Problem(f"{command} takes one run or model", arguments, hint)
     if "--dataset" in options and Path(arguments).exists():
         return Problem(message, arguments, f"{command} --dataset {quoted}")

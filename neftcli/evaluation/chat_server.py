@@ -101,7 +101,8 @@ class ChatServer:
         credentials = (unquote(parts.username or ""), unquote(parts.password or ""))
         basic = base64.b64encode(":".join(credentials).encode()).decode()
         secrets = {key, parts.username, parts.password, *credentials, basic}
-        self._secrets = sorted((text for text in secrets if text and len(text) >= _MIN_SECRET), key=len)[::-1]
+        long_enough = [text for text in secrets if text and len(text) >= _MIN_SECRET]
+        self._secrets = sorted(long_enough, key=len, reverse=True)
         _silence_transport_logs()
         with _without_openai_variables():
             from openai import OpenAI
@@ -142,9 +143,8 @@ class ChatServer:
         except BadRequestError as error:
             if limit != "max_tokens" or "max_completion_tokens" not in str(error):
                 raise
-        self._limit = (
-            "max_completion_tokens"  # the name that OpenAI's reasoning models require, and other servers don't know
-        )
+        # OpenAI's reasoning models require this name, which other servers don't know.
+        self._limit = "max_completion_tokens"
         return self._post(prompt, self._limit)
 
     def _post(self, prompt: str, limit: str) -> str:
@@ -310,20 +310,20 @@ def _limit(response: httpx2.Response) -> None:
             self._stream = stream
 
         def __iter__(self) -> Iterator[bytes]:
-            count = 0
-            for piece in self._stream:
-                count += len(piece)
-                if count > MAX_REPLY_BYTES:
-                    said = f"the reply is longer than {MAX_REPLY_BYTES:,} bytes"
-                    raise httpx2.RemoteProtocolError(said, request=response.request)
-                yield piece
+            size = 0
+            for chunk in self._stream:
+                size += len(chunk)
+                if size > MAX_REPLY_BYTES:
+                    message = f"the reply is longer than {MAX_REPLY_BYTES:,} bytes"
+                    raise httpx2.RemoteProtocolError(message, request=response.request)
+                yield chunk
 
         def close(self) -> None:
             self._stream.close()
 
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        said = f"the reply is compressed ({response.headers['content-encoding']}), which neft did not request"
-        raise httpx2.RemoteProtocolError(said, request=response.request)
+        message = f"the reply is compressed ({response.headers['content-encoding']}), which neft did not request"
+        raise httpx2.RemoteProtocolError(message, request=response.request)
     response.stream = Limited(response.stream)
 
 

@@ -264,7 +264,11 @@ def win_rate_bounds(judged: JudgeScores) -> tuple[float, float] | None:
 
 def _test(pairs: Sequence[_PairedValues]) -> list[Comparison]:
     """Test the differences; those in metrics with a better direction are corrected together, the others as well."""
-    differences = {pair: difference for pair in pairs if (difference := pair.difference()) is not None}
+    differences: dict[_PairedValues, PairedDifference] = {}
+    for pair in pairs:
+        difference = pair.difference()
+        if difference is not None:
+            differences[pair] = difference
     adjusted: dict[_PairedValues, float] = {}
     for descriptive in (False, True):
         tested = [

@@ -78,9 +78,8 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
     targets = _resolve_targets(request, observer)
     _require_different_models(targets)
     _require_usable_settings(targets, request)
-    rows = read_eval_rows(
-        targets, request.dataset, request.split, request.max_rows, _typed_data_options(request.overrides), observer
-    )
+    data_options = [path for layer in request.overrides for path in layer if path.startswith("data.")]
+    rows = read_eval_rows(targets, request.dataset, request.split, request.max_rows, data_options, observer)
     for target in targets:
         validate_model(target.reference, target.recipe, trains=False)
         validate_weight_files(target.reference)
@@ -96,7 +95,7 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
     _require_no_links(targets)
     folder = _make_report_folder(rows, targets, request)
     observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
-    with _clear_errors(folder), capture_library_output(folder / LOG):
+    with _explain_errors(folder), capture_library_output(folder / LOG):
         results = _evaluate_models(targets, rows, request, observer)
         failure, judged = None, None
         try:
@@ -118,7 +117,10 @@ def _resolve_targets(request: EvalRequest, observer: Observer) -> list[EvalTarge
 
     Somebody else may have written the recipe of a run, so a model's own code runs only if the command line says so.
     """
-    trusted = [layer[TRUST].value for layer in request.overrides if TRUST in layer][-1:] == [True]
+    trusted = False
+    for layer in request.overrides:
+        if TRUST in layer:
+            trusted = layer[TRUST].value is True
     main = _set_trust(resolve_target(request.target, "run", request.overrides), trusted)
     targets = [main]
     if request.baseline is not None:
@@ -158,8 +160,7 @@ def _require_different_models(targets: Sequence[EvalTarget]) -> None:
     for target in targets:
         if target.role != "baseline":
             continue
-        folders = [each.run.model if each.run else Path(each.reference.location) for each in (main, target)]
-        if folders[0].resolve() != folders[1].resolve():
+        if _weights_folder(main).resolve() != _weights_folder(target).resolve():
             continue
         paired_run = main.paired_run()
         hint = "leave out --baseline to compare with the base model" if main.run else "--baseline OTHER"
@@ -167,6 +168,10 @@ def _require_different_models(targets: Sequence[EvalTarget]) -> None:
             hint = f"--baseline {shlex.quote(paired_run.run)}, or {hint}"
         kind = "run" if main.run else "model"
         raise InputError(Problem(f"this {kind} is compared with itself", f"--baseline {target.name}", hint))
+
+
+def _weights_folder(target: EvalTarget) -> Path:
+    return target.run.model if target.run else Path(target.reference.location)
 
 
 def _set_trust(target: EvalTarget, trusted: bool) -> EvalTarget:
@@ -230,10 +235,6 @@ def _require_no_links(targets: Sequence[EvalTarget]) -> None:
 def _judge_folder(target: EvalTarget) -> Path:
     """Return the folder of the judge's replies, shared by all runs in the same folder."""
     return target.home.parent / "judge"
-
-
-def _typed_data_options(overrides: Sequence[Layer]) -> list[str]:
-    return [path for layer in overrides for path in layer if path.startswith("data.")]
 
 
 def _make_report_folder(rows: EvalRows, targets: Sequence[EvalTarget], request: EvalRequest) -> Path:
@@ -357,7 +358,7 @@ def _write_report(
 
 
 @contextmanager
-def _clear_errors(folder: Path) -> Iterator[None]:
+def _explain_errors(folder: Path) -> Iterator[None]:
     """Turn errors that end an evaluation early into messages that say which results are kept."""
     kept = f"results so far are kept next to {folder}"
     try:
@@ -375,10 +376,13 @@ def _clear_errors(folder: Path) -> Iterator[None]:
     except NeftError:
         raise
     except OSError as error:
+        got = str(error.strerror or error)
+        if error.filename:
+            got += f": {error.filename}"
         raise NeftError(
             Problem(
                 f"a file can't be read or written; {kept}",
-                f"{error.strerror or error}{': ' + str(error.filename) if error.filename else ''}",
+                got,
                 "free disk space, or fix the file's permissions, then run the same command again",
             )
         ) from error

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from neftcli.data.splits import PromptHashes
     from neftcli.recipe.schema import Data, Recipe
 
-DATASET = "neft eval ... --dataset FILE    with rows that no model here was trained on"
+DATASET_HINT = "neft eval ... --dataset FILE    with rows that no model here was trained on"
 MAX_ROWS_SEED = 0  # the same for every model
 
 
@@ -37,7 +37,7 @@ class EvalRows:
     Attributes:
         examples: The rows.
         data: Settings that turn them into tokens.
-        layout: Their row format.
+        row_format: Their row format.
         source: Their origin, for people.
         label: Their origin as the name of a folder.
     """
@@ -71,11 +71,13 @@ def read_eval_rows(
         DataError: The rows can't be read, have changed since training, or a run was trained on all of them.
     """
     recipes = [target.saved_recipe() for target in targets if target.run]
-    hub = [is_hub_id(source) for recipe in recipes for source in recipe.data.named_sources()]
-    hub.append(is_hub_id(dataset or BUILTIN))
-    hub += [target.reference.kind == "hub" for target in targets]
-    if any(hub) and (reason := go_offline_if_unreachable()):
-        observer.notify(Notice(UNREACHABLE.format(reason)))
+    sources = [dataset or BUILTIN]
+    for recipe in recipes:
+        sources += recipe.data.named_sources()
+    if any(map(is_hub_id, sources)) or any(target.reference.kind == "hub" for target in targets):
+        reason = go_offline_if_unreachable()
+        if reason:
+            observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase(PhaseId.READING_DATA))
     main = targets[0]
     if dataset is None and main.run is not None:
@@ -91,7 +93,9 @@ def read_eval_rows(
     unseen = unique.select(select_unseen(unique, trained))
     if not unseen:
         raise DataError(
-            Problem(f"{source}: a model here was trained on all of these rows", count_noun(len(unique), "row"), DATASET)
+            Problem(
+                f"{source}: a model here was trained on all of these rows", count_noun(len(unique), "row"), DATASET_HINT
+            )
         )
     examples = unseen
     if max_rows and max_rows < len(unseen):
@@ -105,7 +109,7 @@ def read_eval_rows(
             with_answer=sum(bool(example.answer() or example.text) for example in examples),
             trained_on=len(unique) - len(unseen),
             repeated=len(questions.examples) - len(unique),
-            skipped={reason: tuple(places) for reason, places in questions.skipped.items()},
+            skipped={reason: tuple(locations) for reason, locations in questions.skipped.items()},
             unread_columns=dict(questions.notes.unread),
             dropped_turns=dict(questions.notes.shortened),
             remarks=dict(questions.notes.remarks),
@@ -136,7 +140,9 @@ def _held_out_of(target: EvalTarget, recipe: Recipe, split: str | None, typed: S
     unused = [*typed, *(["--split"] if split else [])]
     if unused:
         raise DataError(
-            Problem(f"{unused[0]} needs --dataset: the held-out split of a run is read as in training", "", DATASET)
+            Problem(
+                f"{unused[0]} needs --dataset: the held-out split of a run is read as in training", "", DATASET_HINT
+            )
         )
     _require_in_place(target, recipe)
     examples = read_examples(recipe.data)
@@ -147,9 +153,11 @@ def _held_out_of(target: EvalTarget, recipe: Recipe, split: str | None, typed: S
         if target.run is not None and "data_sha256" not in target.run.record():
             problem = f"{target.name}: run.json does not say which data the run was trained on"
             got = "no data_sha256"
-        raise DataError(Problem(problem, got, DATASET))
+        raise DataError(Problem(problem, got, DATASET_HINT))
     if not examples.held_out:
-        raise DataError(Problem(f"{target.name} was trained without held-out rows", "data.held_out_rows 0", DATASET))
+        raise DataError(
+            Problem(f"{target.name} was trained without held-out rows", "data.held_out_rows 0", DATASET_HINT)
+        )
     return EvalExamples(examples.held_out, examples.row_format, len(examples.held_out), {}, RowNotes())
 
 
@@ -164,7 +172,7 @@ def _require_in_place(target: EvalTarget, recipe: Recipe) -> None:
     for source in recipe.data.named_sources():
         if relative_paths is not None and source in relative_paths.local and not exists(expand_home(source)):
             message = f"{target.name}: the data that it was trained on is missing"
-            raise DataError(Problem(message, relative_paths.describe_search(source), DATASET))
+            raise DataError(Problem(message, relative_paths.describe_search(source), DATASET_HINT))
 
 
 def _is_unchanged(target: EvalTarget, examples: ExampleSplits) -> bool:
@@ -200,11 +208,13 @@ def _with_their_origins(targets: Sequence[EvalTarget]) -> list[EvalTarget]:
     runs: dict[Path, EvalTarget] = {}
     queue = [target for target in targets if target.run]
     while queue:
-        run = queue.pop()
-        assert run.run is not None  # noqa: S101 - only runs are in the queue
-        if run.run.path.resolve() in runs:
+        target = queue.pop()
+        assert target.run is not None  # noqa: S101 - only runs are in the queue
+        folder = target.run.path.resolve()
+        if folder in runs:
             continue
-        runs[run.run.path.resolve()] = run
-        if origin := find_run(run.saved_recipe().model.name):
+        runs[folder] = target
+        origin = find_run(target.saved_recipe().model.name)
+        if origin:
             queue.append(resolve_target(str(origin), "base", ()))
     return list(runs.values())

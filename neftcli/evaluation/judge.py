@@ -36,7 +36,7 @@ from neftcli.system.paths import expand_home
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Judge
 
-Verdict = Literal["answer", "opponent", "tie", "unparsed"]
+JudgeVerdict = Literal["answer", "opponent", "tie", "unparsed"]
 
 BUILT_IN_PROMPT = Path(__file__).with_name("judge_prompt.txt")
 REQUIRED, OPTIONAL = ("instruction", "answer_a", "answer_b"), ("reference",)
@@ -79,7 +79,7 @@ class JudgedPair:
     """
 
     score: float | None
-    verdicts: tuple[Verdict, Verdict]
+    verdicts: tuple[JudgeVerdict, JudgeVerdict]
 
 
 def judge_pairs(
@@ -199,14 +199,14 @@ def _prompt_text(settings: Judge) -> str:
 def _both_orders(template: string.Template, pair: AnswerPair) -> tuple[str, str]:
     """Return the prompts with the answer first and with the opponent first."""
     answer, opponent = pair.answer.strip(), pair.opponent.strip()
-    first, second = (
-        template.substitute(instruction=pair.instruction, answer_a=a, answer_b=b, reference=pair.reference)
-        # JSON files can contain lone surrogates, UTF-8 can't.
-        .encode("utf-8", "replace")
-        .decode("utf-8")
-        for a, b in ((answer, opponent), (opponent, answer))
+    return _fill(template, pair, answer, opponent), _fill(template, pair, opponent, answer)
+
+
+def _fill(template: string.Template, pair: AnswerPair, first: str, second: str) -> str:
+    prompt = template.substitute(
+        instruction=pair.instruction, answer_a=first, answer_b=second, reference=pair.reference
     )
-    return first, second
+    return prompt.encode("utf-8", "replace").decode("utf-8")  # JSON files can contain lone surrogates, UTF-8 can't
 
 
 def _key(prompt: str, settings: Judge) -> str:
@@ -221,11 +221,17 @@ def _bare(text: str) -> str:
 
 
 def _judged(answer_first: str, opponent_first: str) -> JudgedPair:
-    a_is_answer: dict[str | None, Verdict] = {"A": "answer", "B": "opponent", "TIE": "tie", None: "unparsed"}
-    a_is_opponent = a_is_answer | {"A": "opponent", "B": "answer"}
+    """Return the result of a pair from the replies in both orders."""
+    a_is_answer: dict[str | None, JudgeVerdict] = {"A": "answer", "B": "opponent", "TIE": "tie", None: "unparsed"}
+    a_is_opponent: dict[str | None, JudgeVerdict] = a_is_answer | {"A": "opponent", "B": "answer"}
     verdicts = a_is_answer[parse_verdict(answer_first)], a_is_opponent[parse_verdict(opponent_first)]
-    won = {("answer", "answer"): 1.0, ("opponent", "opponent"): 0.0}
-    return JudgedPair(None if "unparsed" in verdicts else won.get(verdicts, 0.5), verdicts)
+    if "unparsed" in verdicts:
+        return JudgedPair(None, verdicts)
+    if verdicts == ("answer", "answer"):
+        return JudgedPair(1.0, verdicts)
+    if verdicts == ("opponent", "opponent"):
+        return JudgedPair(0.0, verdicts)
+    return JudgedPair(0.5, verdicts)
 
 
 class _Replies:

@@ -16,9 +16,10 @@ SMALLEST_P = 0.001
 """Smallest p-value that is shown as a number."""
 
 
-def count_noun(number: int, noun: str) -> str:
-    """Format a number of things: "1 row", "12 rows"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count_noun(number: float, noun: str) -> str:
+    """Format a number of things: "1 row", "12 rows", "0.5 epochs"."""
+    shown = str(int(number)) if number == int(number) else f"{number:.3g}"
+    return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}s"
 
 
 def format_amount(metric: str, value: float, *, signed: bool = False) -> str:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from neftcli.errors import InputError, ModelError, Problem, RecipeError
 from neftcli.events import EvaluatedModel, Observer, PairedRun
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
-from neftcli.recipe.loading import load_recipe
-from neftcli.recipe.loading import resolve_recipe as resolve_recipe
+from neftcli.recipe.loading import load_recipe, resolve_recipe
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.baseline import find_paired_run
@@ -33,16 +32,16 @@ if TYPE_CHECKING:
 
 Role = Literal["run", "baseline", "base", "model"]
 VERSIONS = ("neftcli", "torch", "transformers", "tokenizers", "peft", "bitsandbytes")
-SETTINGS = ("*.json", "*.jinja", "*.py")
-READ = (
+SETTINGS_FILES = ("*.json", "*.jinja", "*.py")
+USED_OPTIONS = (
     *("model.revision", "model.dtype", "model.chat_template", "model.trust_remote_code", "training.precision"),
     *("data.config", "data.format", "data.columns", "data.system_prompt", "data.max_length"),
     *("data.loss_on", "data.reasoning", "evaluation.per_device_eval_batch_size", "evaluation.generation"),
     *("evaluation.judge", "evaluation.tasks", "evaluation.task_settings"),
 )
 """Recipe options that evaluation uses, and that can be set for it."""
-RUN = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"
-ADVICE = "neft recipes show quickstart --all    for the options below evaluation"
+RUN_HINT = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"
+OPTIONS_HINT = "neft recipes show quickstart --all    for the options below evaluation"
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,9 @@ class EvalTarget:
             )
         settings, adapter = None, None
         if self.reference.kind == "folder":
-            settings = folder_sha256(Path(self.reference.location), *SETTINGS)
+            settings = folder_sha256(Path(self.reference.location), *SETTINGS_FILES)
         if self.run and self.has_adapter():
-            adapter = folder_sha256(self.run.model, "*.safetensors", *SETTINGS)
+            adapter = folder_sha256(self.run.model, "*.safetensors", *SETTINGS_FILES)
         return {
             "weights": weights,
             "settings": settings,
@@ -180,7 +179,7 @@ def resolve_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTar
         raise _unknown(name) from None
     run = RunDirectory.open(folder)
     recipe = load_recipe(str(folder / RECIPE), overrides)
-    _require_read(overrides)
+    _require_used(overrides)
     fixed = [
         Problem(f"{setting.origin}: a run is evaluated as it was trained", setting.typed, "leave it out")
         for layer in overrides
@@ -215,13 +214,13 @@ def _base_reference(recipe: Recipe, run: Path) -> ModelReference:
         raise ModelError(Problem(message, relative_paths.describe_search(name), hint)) from None
 
 
-def _require_read(overrides: Sequence[Layer]) -> None:
+def _require_used(overrides: Sequence[Layer]) -> None:
     """Reject options that evaluation does not use."""
     problems = [
-        Problem(f"{setting.origin}: neft eval does not use this option", setting.typed, ADVICE)
+        Problem(f"{setting.origin}: neft eval does not use this option", setting.typed, OPTIONS_HINT)
         for layer in overrides
         for path, setting in layer.items()
-        if not path.startswith(READ)
+        if not path.startswith(USED_OPTIONS)
     ]
     if problems:
         raise RecipeError(*problems)
@@ -243,7 +242,7 @@ def _resolve_model_target(name: str, role: Role, overrides: Sequence[Layer]) -> 
     try:
         named: Layer = {"model.name": Setting(name, "neft eval", name)}
         recipe = resolve_recipe([named, *overrides])
-        _require_read(overrides)
+        _require_used(overrides)
         reference = resolve_model(name, recipe.model.revision)
     except ModelError:
         if not exists(Path(name)) or (Path(name) / "model").is_dir():
@@ -254,7 +253,7 @@ def _resolve_model_target(name: str, role: Role, overrides: Sequence[Layer]) -> 
         got = "a file"
         if Path(name).is_dir():
             got = ", ".join(sorted(item.name for item in Path(name).iterdir())[:6]) or "an empty folder"
-        raise InputError(Problem(message, got, RUN)) from None
+        raise InputError(Problem(message, got, RUN_HINT)) from None
     if reference.kind == "hub" and reference.alias is None and Path(name).parent.is_dir():
         raise _unknown(name)  # such as runs/misspelt
     home = recipe.output_folder() / _folder_name(reference)
@@ -273,7 +272,7 @@ def _unknown(name: str) -> InputError:
             Problem(f"{folders[0]}: run.json is missing, so this is not a run", name, f"{folders[0]}/model")
         )
     near = "".join(nearest) or closest_path(Path(name))
-    return InputError(Problem("there is no run or model of this name", name, RUN, near))
+    return InputError(Problem("there is no run or model of this name", name, RUN_HINT, near))
 
 
 def _folder_name(reference: ModelReference) -> str:

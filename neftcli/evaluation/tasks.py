@@ -189,10 +189,12 @@ def _check_task_file(task: str) -> Problem | None:
         content = YAML(typ="rt").load(path)  # the only loader that accepts the harness's !function
     except (YAMLError, UnicodeDecodeError) as error:
         return Problem(f"{task}: a task file must be YAML", " ".join(str(error).split()), LIST_TASKS)
-    keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else "no settings"
-    if "group" in keys.split(", "):
+    if not isinstance(content, Mapping):
+        return Problem(f"{task}: a task file must name its task", "no settings", "task: my_task")
+    keys = ", ".join(map(str, content))
+    if "group" in content:
         return Problem(f"{task}: a task file must contain one task, not a group", keys, "name its tasks one by one")
-    if not {"task", "include"} & set(keys.split(", ")):
+    if "task" not in content and "include" not in content:
         return Problem(f"{task}: a task file must name its task", keys, "task: my_task")
     if os.environ.get(TRUST) != "1" and (code := code_in_task(path)):
         return Problem(
@@ -209,9 +211,11 @@ def _check_task_name(task: str) -> Problem | None:
     if task not in index:
         nearest = ", ".join(get_close_matches(task, index, n=3))
         return Problem("evaluation.tasks: lm-evaluation-harness has no task of this name", task, LIST_TASKS, nearest)
-    return next(
-        (problem for config in _configurations(task, index) if (problem := _check_supported(task, config))), None
-    )
+    for configuration in _configurations(task, index):
+        problem = _check_supported(task, configuration)
+        if problem is not None:
+            return problem
+    return None
 
 
 def _configurations(name: str, index: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -321,10 +325,16 @@ def _evaluate_task(
 
 def _find_main_metric(values: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return metric and filter of the main metric among "acc,none", "acc_stderr,none" and so on."""
-    names = [tuple(key.split(",", 1)) for key, value in values.items() if "," in key and isinstance(value, Real)]
-    metrics = [(metric, chosen) for metric, chosen in names if not metric.endswith("_stderr")]
-    preferred = (pair for wanted in MAIN_METRICS for pair in metrics if pair[0] == wanted)
-    return next(preferred, metrics[0] if metrics else None)
+    metrics = []
+    for key, value in values.items():
+        metric, comma, filter_name = key.partition(",")
+        if comma and isinstance(value, Real) and not metric.endswith("_stderr"):
+            metrics.append((metric, filter_name))
+    for main in MAIN_METRICS:
+        for pair in metrics:
+            if pair[0] == main:
+                return pair
+    return metrics[0] if metrics else None
 
 
 def _build_result(name: str, parts: Sequence[str], output: Mapping[str, Any]) -> TaskResult:
@@ -332,12 +342,12 @@ def _build_result(name: str, parts: Sequence[str], output: Mapping[str, Any]) ->
     main = _find_main_metric(output["results"][name])
     if main is None:
         raise InputError(Problem(f"{name}: a task must have a metric that is one number", hint=LIST_TASKS))
-    metric, chosen = main
-    value = float(output["results"][name][f"{metric},{chosen}"])
-    samples = [sample for part in parts for sample in output["samples"][part] if sample["filter"] == chosen]
-    values = [sample.get(metric) for sample in samples]
-    per_example = tuple(float(each) for each in values if isinstance(each, Real))
-    is_their_mean = len(per_example) == len(values) > 0 and math.isclose(fmean(per_example), value, abs_tol=1e-9)
+    metric, filter_name = main
+    value = float(output["results"][name][f"{metric},{filter_name}"])
+    samples = [sample for part in parts for sample in output["samples"][part] if sample["filter"] == filter_name]
+    per_example = tuple(float(sample[metric]) for sample in samples if isinstance(sample.get(metric), Real))
+    is_complete = len(per_example) == len(samples) > 0
+    is_their_mean = is_complete and math.isclose(fmean(per_example), value, abs_tol=1e-9)
     return TaskResult(
         task=name,
         metric=metric,

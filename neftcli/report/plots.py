@@ -146,12 +146,14 @@ def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoin
         shift = (number - (len(labels) - 1) / 2) * slot
         arms = sorted((point for point in points if point.label == label), key=lambda point: point.alpha)
         _draw_arms(axes, [(positions[arm.alpha] + shift, arm) for arm in arms], slot, number)
-        for arm in arms if len(labels) <= REFERENCES else ():
-            if arm.alpha == 0 and math.isfinite(arm.value):
+        for arm in arms:
+            if arm.alpha == 0 and math.isfinite(arm.value) and len(labels) <= REFERENCES:
                 colour = GREY if len(labels) == 1 else COLOURS[number % len(COLOURS)]
                 axes.axhline(arm.value, color=colour, linewidth=0.6, zorder=1, gid=f"alpha-0-{number}")
-    drawn = [end for point in points for end in (point.value, *_seeds(point), *_interval(point)) if math.isfinite(end)]
-    _scale(axes, drawn)
+    drawn: list[float] = []
+    for point in points:
+        drawn += (point.value, *_seeds(point), *_interval(point))
+    _scale(axes, [value for value in drawn if math.isfinite(value)])
     direction = "" if better == "none" else f"\n{better} is better"
     axes.set_ylabel(textwrap.fill(f"{metric} ({unit})" if unit else metric, 34) + direction)
     entries = _metric_legend(axes, labels, any(len(_seeds(point)) > 1 for point in points))
@@ -183,7 +185,9 @@ def _draw_arms(axes: Axes, arms: Sequence[tuple[float, ArmPoints]], slot: float,
 def _metric_legend(axes: Axes, labels: Sequence[str], several: bool) -> list[Line2D]:
     """Return the legend: the labels, and the meaning of the marks that were drawn; `several` if seeds were."""
     colour = COLOURS[0] if len(labels) == 1 else GREY
-    blank = "as in the recipe" if len(labels) > 1 else "mean over seeds" if several else "one seed"
+    blank = "mean over seeds" if several else "one seed"
+    if len(labels) > 1:
+        blank = "as in the recipe"
     meanings = {
         "interval": _entry("95 % interval", color=colour, marker="|", markersize=9, linestyle="none"),
         "seeds": _entry("single seed", color=colour, **SINGLE),
@@ -237,7 +241,7 @@ def _panels(curves: Sequence[Curve]) -> tuple[list[tuple[str, list[Curve]]], boo
         late.append(replace(curve, steps=curve.steps[kept:], values=curve.values[kept:]))
     values, ends = _finite(curves), _finite(late)
     if len(labels) == 1 and ends and max(ends) - min(ends) < ENLARGED * (max(values) - min(values)):
-        label = labels[0] and f"{labels[0]}, "
+        label = f"{labels[0]}, " if labels[0] else ""
         return [(f"{label}all steps", panels[0][1]), (f"{label}second half, enlarged", late)], True
     return panels, False
 
@@ -248,9 +252,11 @@ def _draw_seeds(axes: Axes, curves: Sequence[Curve], number: int) -> None:
         {step: value for step, value in zip(curve.steps, curve.values, strict=True) if math.isfinite(value)}
         for curve in curves
     ]
-    for seed in curves_by_step if len(curves_by_step) > 1 else ():
-        points = zip(*sorted(seed.items()), strict=True)
-        axes.plot(*points, color=COLOURS[number % len(COLOURS)], linewidth=0.5, alpha=0.45, gid=f"seed-{number}")
+    if len(curves_by_step) > 1:
+        colour = COLOURS[number % len(COLOURS)]
+        for seed in curves_by_step:
+            points = zip(*sorted(seed.items()), strict=True)
+            axes.plot(*points, color=colour, linewidth=0.5, alpha=0.45, gid=f"seed-{number}")
     shared = sorted(set.intersection(*map(set, curves_by_step))) if curves_by_step else []
     means = [math.fsum(seed[step] for seed in curves_by_step) / len(curves_by_step) for step in shared]
     every = max(1, len(means) // 6)
@@ -321,7 +327,7 @@ def _missing(points: Sequence[ArmPoints]) -> str:
     """Return a note that lists the arms with a value that is not finite, or an empty string."""
     arms = [point for point in points if not all(map(math.isfinite, (point.value, *_seeds(point))))]
     names = "; ".join(f"alpha {_number(arm.alpha)} {arm.label}".strip() for arm in arms)
-    return names and f"Values that are not finite are left out: {names}."
+    return f"Values that are not finite are left out: {names}." if names else ""
 
 
 def _seeds(arm: ArmPoints) -> tuple[float, ...]:

@@ -184,7 +184,8 @@ def _rows(
     """Return columns, weights and prompts, each (rows,), without the rows of weight 0."""
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     counts = None if weights is None else np.asarray(weights, dtype=np.float64)
-    for array in arrays if counts is None else [*arrays, counts]:
+    checked = arrays if counts is None else [*arrays, counts]
+    for array in checked:
         if array.ndim != 1 or array.shape != arrays[0].shape:
             raise ValueError(f"one number for each row is needed, not shapes {array.shape} and {arrays[0].shape}")
         if not np.isfinite(array).all():

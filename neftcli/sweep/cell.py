@@ -149,6 +149,8 @@ def _evaluate(
 
 def _to_json(results: ModelResults, rows: EvalRows, settings: str) -> MeasuredCell:
     """Return the evaluation of a cell with a value of each metric for each row."""
+    import numpy as np
+
     from neftcli.evaluation.comparison import task_metrics, values_of_rows
     from neftcli.evaluation.metrics import REGISTRY, PerRow
     from neftcli.evaluation.report import instruction
@@ -157,7 +159,7 @@ def _to_json(results: ModelResults, rows: EvalRows, settings: str) -> MeasuredCe
     for metric in REGISTRY.values():
         if isinstance(metric.source, PerRow):
             values, weights = values_of_rows(metric.source, results)
-            if values.size and not all(value != value for value in values):
+            if not np.isnan(values).all():
                 metrics[metric.id] = {
                     "direction": metric.direction,
                     "values": values.tolist(),

@@ -41,12 +41,16 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
         RecipeError: It is neither a number above 0 nor a percentage up to 100 %; it is a percentage and the metric is
             not held-out loss; or it is 1 or more and the metric is a share of 1.
     """
+    known_gain = gain if gain is not None and gain > 0 else None
     typed = f"{delta:g}" if isinstance(delta, float) else delta.strip()
     if typed == AUTO:
         if metric in WIN_RATES:
             return DEFAULT_WIN_RATE
-        return None if metric != HELD_OUT_LOSS or gain is None or gain <= 0 else DEFAULT_GAIN_FRACTION * gain
-    number, in_percent = _number(typed.removesuffix("%")), typed.endswith("%")
+        if metric != HELD_OUT_LOSS or known_gain is None:
+            return None
+        return DEFAULT_GAIN_FRACTION * known_gain
+    in_percent = typed.endswith("%")
+    number = _number(delta if isinstance(delta, float) else typed.removesuffix("%"))
     if number is None:
         message = (
             f"{KEY} must be a number above 0 in the metric's unit, or a percentage of the gain over the base model"
@@ -64,9 +68,9 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
         message = f"{KEY} must be below 1 for a share such as {label(metric)}, where 0.05 is 5 points"
         hint = f"--delta {number / 100:g}" if number < 100 else "--delta 0.05"
         raise RecipeError(Problem(message, typed, hint))
-    if in_percent:
-        return None if gain is None or gain <= 0 else number / 100 * gain
-    return number
+    if not in_percent:
+        return number
+    return None if known_gain is None else number / 100 * known_gain
 
 
 def gain_of_training(results: SweepResults, before: Sequence[float]) -> float | None:
@@ -96,8 +100,8 @@ def losses_before(runs: Iterable[Path]) -> list[float]:
     return losses
 
 
-def _number(text: str) -> float | None:
-    """Return a text as a number above 0; None if it is not one."""
+def _number(text: str | float) -> float | None:
+    """Return a text or a number as a number above 0; None if it is not one."""
     try:
         number = float(text)
     except ValueError:

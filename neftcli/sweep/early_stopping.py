@@ -322,8 +322,11 @@ def _p_values(
         return {}
     columns = [values[arm] for arm in by_arm]
     compared = compare_arms(values[reference], columns, weights, prompts=prompts, resamples=resamples)
-    claims = {arm: difference.new_seeds for arm, difference in zip(by_arm, compared, strict=True)}
-    return {arm: claim.p for arm in candidates if (claim := claims[arm]) is not None}
+    p_values = {}
+    for arm, difference in zip(by_arm, compared, strict=True):
+        if arm in candidates and difference.new_seeds is not None:
+            p_values[arm] = difference.new_seeds.p
+    return p_values
 
 
 def _is_enough(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +88,8 @@ class SweepReporter:
         states = list(self._scheduler.states.values())
         evaluations = self._evaluations()
         if not evaluations:
-            self._write(lambda: write_cells(self._folder, states))
+            with self._keep_write_error():
+                write_cells(self._folder, states)
             self.require_complete()
         metrics = self._metrics(evaluations)
         results = SweepResults(self._cells, evaluations)
@@ -112,7 +115,8 @@ class SweepReporter:
             seconds=time.perf_counter() - started,
             resume_command=self._resume_command,
         )
-        self._write(lambda: write_outputs(report, states, results, metrics, verdict.recommended, self._cells))
+        with self._keep_write_error():
+            write_outputs(report, states, results, metrics, verdict.recommended, self._cells)
         return report
 
     def delta(self, results: SweepResults, metric: str) -> float | None:
@@ -133,7 +137,9 @@ class SweepReporter:
         states = list(self._scheduler.states.values())
         failed = [state for state in states if state.status == CellStatus.FAILED]
         if failed:
-            problems = [Problem(f"{s.name()} failed: {s.problem}", hint=self._hint(s.key)) for s in failed]
+            problems = [
+                Problem(f"{state.name()} failed: {state.problem}", hint=self._hint(state.key)) for state in failed
+            ]
             raise SweepError(*problems)
         left = sum(state.status not in DONE for state in states)
         if left:
@@ -177,10 +183,11 @@ class SweepReporter:
             )
         return names
 
-    def _write(self, write: Any) -> None:
-        """Write to the sweep's folder; an error is kept for `require_complete`, so that the results are still shown."""
+    @contextmanager
+    def _keep_write_error(self) -> Iterator[None]:
+        """Keep an error of the block for `require_complete`, so that the results are still shown."""
         try:
-            write()
+            yield
         except OSError as error:
             self._write_error = error
 
@@ -203,11 +210,11 @@ def load_evaluations(cells: list[Cell], folder: Path, hint: str) -> dict[str, di
         NeftError: The cells were not trained and evaluated on the same inputs.
     """
     runs = CellRuns(folder)
-    found = {}
+    evaluated = {}
     for cell in cells:
         run = runs.finished(cell.key)
         evaluation = read_evaluation(run, cell.recipe) if run else None
         if run is not None and evaluation is not None:
-            found[cell.key] = run, evaluation
-    require_comparable(found, hint)
-    return {key: evaluation for key, (_, evaluation) in found.items()}
+            evaluated[cell.key] = run, evaluation
+    require_comparable(evaluated, hint)
+    return {key: evaluation for key, (_, evaluation) in evaluated.items()}

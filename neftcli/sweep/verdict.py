@@ -272,15 +272,22 @@ def _advise(
     arms and of all baselines in the first metric. Arms that were dropped count only if no other arm qualifies.
     Otherwise the best baseline is recommended, if a claim about new seeds could have been made.
     """
-    metric, lines, chosen = metrics[0], [], []
+    metric = metrics[0]
+    lines: list[str] = []
+    chosen: list[Arm] = []
     groups = results.groups(metric)
     for group in groups:
         tested = [arm for arm in group if metric in compared[arm]]
-        better = [arm for arm in tested if compared[arm][metric].verdict == VerdictId.BETTER]
-        sound = [arm for arm in better if not _worse_in(compared[arm])]
+        sound = []
+        for arm in tested:
+            if compared[arm][metric].verdict == VerdictId.BETTER:
+                worse = _worse_in(compared[arm])
+                if worse:
+                    lines.append(verdict_text.but_worse(arm.name(), worse))
+                else:
+                    sound.append(arm)
         sound = [arm for arm in sound if arm not in dropped] or sound
         baselines = [arm for arm in group if not arm.alpha]
-        lines += [verdict_text.but_worse(arm.name(), worse) for arm in better if (worse := _worse_in(compared[arm]))]
         best = _best(results, metric, [*sound, *baselines])
         if not tested:
             continue

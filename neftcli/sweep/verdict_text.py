@@ -27,7 +27,11 @@ def findings(metric: str, better: Direction, arms: Sequence[ArmResult], not_comp
         arms: All arms with their comparisons.
         not_compared: Reason for each arm that could not be compared, by its name.
     """
-    compared = [(arm, comparison) for arm in arms if (comparison := arm.comparison(metric)) is not None]
+    compared = []
+    for arm in arms:
+        comparison = arm.comparison(metric)
+        if comparison is not None:
+            compared.append((arm, comparison))
     lines = []
     for verdict in (VerdictId.BETTER, VerdictId.WORSE):
         shown = [f"{arm.name()} ({_numbers(own, own)})" for arm, own in compared if own.verdict == verdict]

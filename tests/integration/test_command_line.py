@@ -217,7 +217,7 @@ def test_data_inspect_writes_a_page(neft: Neft, quick: list[str], tmp_path: Path
     before = rows.read_bytes()
     refused = neft("data", "inspect", *quick[1:5], "--html", rows)
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err.startswith("--html: this file exists and is no page of neft, so it is not overwritten\n")
+    assert refused.err.startswith("--html: this file exists and is not a page of neft, so it is not overwritten\n")
     assert rows.read_bytes() == before
 
 

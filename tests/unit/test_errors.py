@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from neftcli.data.tokenizer import tokenizer_errors
-from neftcli.errors import DataError, LibraryPanic, NeftError, panics_as_errors
+from neftcli.errors import DataError, LibraryPanic, NeftError, describe_error, first_line, panics_as_errors
 from neftcli.events import CellStarted
 from neftcli.models.loading import load_tokenizer
 from neftcli.models.registry import ModelReference
@@ -54,6 +54,19 @@ def panic(model: Path) -> Callable[..., Any]:
     """A function that panics."""
     tokenizer = load_tokenizer(ModelReference("m", "folder", str(model)))[0]
     return lambda *_: tokenizer(LONG)
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "description"),
+    [
+        (ValueError("no rows\nin the file"), "no rows", "ValueError: no rows"),
+        (ValueError("\n  no rows"), "no rows", "ValueError: no rows"),
+        (EOFError(), "EOFError", "EOFError"),
+        (EOFError(" \n"), "EOFError", "EOFError"),
+    ],
+)
+def test_first_line_is_never_empty(error: Exception, line: str, description: str) -> None:
+    assert (first_line(error), describe_error(error)) == (line, description)
 
 
 def test_panics_as_errors(panic: Callable[..., Any]) -> None:

@@ -17,6 +17,7 @@ from neftcli import events
 from neftcli.cli.display.text import spell_out
 from neftcli.evaluation import number_format
 from neftcli.evaluation.metrics import ANSWER_TOKENS, label
+from neftcli.evaluation.number_format import count_noun
 from neftcli.events import CellStatus, PhaseId, VerdictId
 from neftcli.system.files import format_bytes
 
@@ -76,12 +77,6 @@ def count(number: float) -> str:
     if number < 1_000_000:
         return f"{number / 1e3:.0f} k"
     return f"{number / 1e6:.1f} M" if number < 1e9 else f"{number / 1e9:.2f} B"
-
-
-def plural(number: float, noun: str) -> str:
-    """Format a number of things: "1 arm", "3 arms", "0.5 epochs"."""
-    shown = str(int(number)) if number == int(number) else f"{number:.3g}"
-    return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}s"
 
 
 def choose(number: float, one: str, several: str) -> str:
@@ -156,31 +151,33 @@ def _(event: events.NoiseMeasured) -> list[Line]:
 
 @lines.register
 def _(event: events.TrainingStarted) -> list[Line]:
-    amount = f"{plural(event.total_steps, 'step')}, {plural(event.epochs, 'epoch')}"
+    amount = f"{count_noun(event.total_steps, 'step')}, {count_noun(event.epochs, 'epoch')}"
     return [Line("training", f"{amount}, in {event.run}", "dim")]
 
 
 @lines.register
 def _(event: events.EvaluationDataReady) -> list[Line]:
     answers = "" if event.with_answer == event.rows else f", {event.with_answer} with a reference answer"
-    text = f"{event.source} ({format_name(event.format)}) · {event.rows} of {plural(event.rows_read, 'row')}{answers}"
+    text = (
+        f"{event.source} ({format_name(event.format)}) · {event.rows} of {count_noun(event.rows_read, 'row')}{answers}"
+    )
     return [Line("rows", text), *map(_notice, evaluation_data_notices(event))]
 
 
 @lines.register
 def _(event: events.SweepStarted) -> list[Line]:
     finished = sum(state.status == CellStatus.FINISHED for state in event.cells)
-    arms = plural(len({state.arm for state in event.cells}), "arm")
-    seeds = plural(len({state.seed for state in event.cells}), "seed")
+    arms = count_noun(len({state.arm for state in event.cells}), "arm")
+    seeds = count_noun(len({state.seed for state in event.cells}), "seed")
     before = f", {finished} already finished" if finished else ""
-    text = f"{event.folder} · {arms} x {seeds} = {plural(len(event.cells), 'cell')}{before}"
+    text = f"{event.folder} · {arms} x {seeds} = {count_noun(len(event.cells), 'cell')}{before}"
     added = [_notice("alpha 0 was added: it is the baseline of every comparison")] if event.added_baseline else []
     return [Line("sweep", text, "strong"), *added]
 
 
 @lines.register
 def _(event: events.PageWritten) -> list[Line]:
-    return [Line("page", f"{plural(event.rows, 'row')} in {event.path}", "strong")]
+    return [Line("page", f"{count_noun(event.rows, 'row')} in {event.path}", "strong")]
 
 
 def phase_text(event: events.Phase | events.PhaseProgress) -> str:
@@ -214,7 +211,7 @@ def data_line(event: events.DataReady) -> str:
         elif source.held_out:
             split = f" ({source.split})" if source.split else ""
             splits += f" of the {source.rows_read} in {source.name}{split}"
-    return f"{event.source} ({format_name(event.format)}) · {plural(rows_read, 'row')}: {splits}"
+    return f"{event.source} ({format_name(event.format)}) · {count_noun(rows_read, 'row')}: {splits}"
 
 
 def length_line(event: events.DataReady) -> str:
@@ -230,16 +227,17 @@ def data_notices(event: events.DataReady) -> list[str]:
     train = event.train
     if event.leaked:
         prompts = choose(event.leaked, "its prompt is", "their prompts are")
-        notices.append(f"{plural(event.leaked, 'training row')} left out: {prompts} in the held-out split")
+        notices.append(f"{count_noun(event.leaked, 'training row')} left out: {prompts} in the held-out split")
     if event.duplicates:
         repeat = choose(event.duplicates, "repeats", "repeat")
         kept = choose(event.duplicates, "it is", "they are")
-        notices.append(f"{plural(event.duplicates, 'row')} {repeat} an earlier row, prompt and answer; {kept} kept")
-    truncated_without_stop = train.truncated if train.truncated == train.without_stop_token else ()
+        notices.append(f"{count_noun(event.duplicates, 'row')} {repeat} an earlier row, prompt and answer; {kept} kept")
+    truncated_without_stop = train.truncated == train.without_stop_token
     if train.truncated:
-        stop = choose(len(train.truncated), " and has no stop token", " and have no stop token")
-        text = f"{rows(train.truncated)} truncated at data.max_length{stop if truncated_without_stop else ''}"
-        notices.append(f"{text}; --max-length keeps more")
+        stop = ""
+        if truncated_without_stop:
+            stop = choose(len(train.truncated), " and has no stop token", " and have no stop token")
+        notices.append(f"{rows(train.truncated)} truncated at data.max_length{stop}; --max-length keeps more")
     if event.held_out.truncated:
         notices.append(f"of the held-out split, {rows(event.held_out.truncated)} truncated at data.max_length")
     if train.without_stop_token and not truncated_without_stop:
@@ -257,7 +255,7 @@ def data_notices(event: events.DataReady) -> list[str]:
             "whether training helped: --held-out FILE"
         )
     for option, number in event.unused.items():
-        notices.append(f"{plural(number, 'row')} not used because of {option}")
+        notices.append(f"{count_noun(number, 'row')} not used because of {option}")
     return notices
 
 
@@ -266,17 +264,16 @@ def evaluation_data_notices(event: events.EvaluationDataReady) -> list[str]:
     notices = [*source_notices(event.sources), *_skipped(event.skipped), *row_part_notices(event)]
     if event.trained_on:
         prompts = choose(event.trained_on, "its prompt", "their prompts")
-        notices.append(f"{plural(event.trained_on, 'row')} left out: a model here was trained on {prompts}")
+        notices.append(f"{count_noun(event.trained_on, 'row')} left out: a model here was trained on {prompts}")
     if event.repeated:
         repeat = choose(event.repeated, "it repeats", "they repeat")
-        notices.append(f"{plural(event.repeated, 'row')} left out: {repeat} an earlier row")
+        notices.append(f"{count_noun(event.repeated, 'row')} left out: {repeat} an earlier row")
     return notices
 
 
 def row_part_notices(event: events.DataReady | events.EvaluationDataReady) -> list[str]:
     """Return the notices about unread columns and turn keys, dropped turns, and remarks."""
-    keys = {}
-    columns = {}
+    keys, columns = {}, {}
     for name, occurrences in event.unread_columns.items():
         if name.startswith(TURN_KEY):
             keys[name.removeprefix(TURN_KEY)] = occurrences
@@ -290,7 +287,7 @@ def row_part_notices(event: events.DataReady | events.EvaluationDataReady) -> li
     if event.dropped_turns:
         notices.append(f"left out of conversations: {_names(event.dropped_turns)}")
     for remark, occurrences in event.remarks.items():
-        notices.append(f"{remark} ({plural(occurrences.rows, 'row')}, first {occurrences.first})")
+        notices.append(f"{remark} ({count_noun(occurrences.rows, 'row')}, first {occurrences.first})")
     return notices
 
 
@@ -302,7 +299,7 @@ def source_notices(sources: Sequence[events.SourceCounts]) -> list[str]:
     for source in sources:
         if several and not source.held_out:
             weight = f", weight {source.weight:g}" if source.weight is not None else ""
-            read = plural(source.rows_read, "row")
+            read = count_noun(source.rows_read, "row")
             notices.append(f"{source.name}: {read} read, {source.rows_used} in the mixture{weight}")
         left_out = [files for files in source.left_out if (source.name, files.partition(" (")[0]) not in used]
         if left_out:
@@ -320,18 +317,18 @@ def rows(locations: Sequence[str]) -> str:
     file = first.rpartition(", ")[0]
     same = [other.removeprefix(f"{file}, ") if file else other for other in others]  # a file is named once
     shown = "; ".join([first, *same]) + ("; ..." if len(locations) > MAX_LOCATIONS else "")
-    return f"{plural(len(locations), 'row')} ({shown})"
+    return f"{count_noun(len(locations), 'row')} ({shown})"
 
 
 def _skipped(skipped: Mapping[str, tuple[str, ...]]) -> list[str]:
     return [f"{rows(locations)} left out: {reason}" for reason, locations in skipped.items()]
 
 
-def _names(found: Mapping[str, events.Occurrences]) -> str:
+def _names(occurrences_by_name: Mapping[str, events.Occurrences]) -> str:
     """Return names with their rows: "score (12 rows, first rows.jsonl, line 3)"."""
     shown = [
-        f"{name[:MAX_NAME_LENGTH]} ({plural(occurrences.rows, 'row')}, first {occurrences.first})"
-        for name, occurrences in found.items()
+        f"{name[:MAX_NAME_LENGTH]} ({count_noun(occurrences.rows, 'row')}, first {occurrences.first})"
+        for name, occurrences in occurrences_by_name.items()
     ]
     more = f", and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
     return ", ".join(shown[:MAX_NAMES]) + more
@@ -374,7 +371,7 @@ def row_lines(event: events.InspectedRow) -> list[RowLine]:
 
 def row_title(event: events.InspectedRow) -> str:
     """Return the location of an inspected row and its number of tokens."""
-    tokens = plural(len(event.tokens), "token")
+    tokens = count_noun(len(event.tokens), "token")
     return f"{spell_out(event.location)}: {tokens}, {event.loss_tokens()} with loss"
 
 
@@ -465,14 +462,14 @@ def estimate_lines(event: events.SweepEstimate) -> list[str]:
     seconds = [cell.seconds for cell in event.cells]
     least, most = rough_duration(min(seconds)), rough_duration(max(seconds))
     per_cell = least if least == most else f"{least} to {most}"
-    cells, workers = plural(len(event.cells), "cell"), plural(event.workers, "worker")
+    cells, workers = count_noun(len(event.cells), "cell"), count_noun(event.workers, "worker")
     result = [f"about {per_cell} per cell, {rough_duration(event.seconds)} in all ({cells}, {workers})"]
     if event.parts:
         parts = [f"{name} {rough_duration(seconds)}" for name, seconds in event.parts.items() if seconds]
         result.append(f"of a cell: {', '.join(parts)}")
     basis = []
     if event.finished_cells:
-        basis.append(f"the mean of {plural(event.finished_cells, 'finished cell')}")
+        basis.append(f"the mean of {count_noun(event.finished_cells, 'finished cell')}")
     if event.timed_passes:
         passes = choose(event.timed_passes, "a timed forward pass", f"{event.timed_passes} timed forward passes")
         basis.append(f"{passes} on this machine; a finished cell gives a better estimate")
@@ -486,15 +483,15 @@ def _power_lines(power: events.PowerAnalysis | None) -> list[str]:
     if power.detectable is None:
         return [f"minimum detectable effect: {power.why_not}"]
     amount = f"{number_format.format_amount(power.metric, power.detectable)} in {label(power.metric)}"
-    seeds, new = plural(power.seeds, "seed"), "" if power.seeds > 1 else " for this one seed"
-    basis = f"power 80 %, variance of {plural(power.pilot_seeds, 'seed')} of {power.pilot}"
-    prompts = plural(power.prompts, "prompt")
+    seeds, new = count_noun(power.seeds, "seed"), "" if power.seeds > 1 else " for this one seed"
+    basis = f"power 80 %, variance of {count_noun(power.pilot_seeds, 'seed')} of {power.pilot}"
+    prompts = count_noun(power.prompts, "prompt")
     result = [f"minimum detectable effect: {amount}{new} with {seeds} and {prompts} ({basis})"]
     if power.delta is None:
         return result
-    ways = [f"about {plural(power.seeds_needed, 'seed')}"] if power.seeds_needed else []
+    ways = [f"about {count_noun(power.seeds_needed, 'seed')}"] if power.seeds_needed else []
     if power.prompts_needed:
-        ways.append(f"about {plural(power.prompts_needed, 'prompt')} with {seeds}")
+        ways.append(f"about {count_noun(power.prompts_needed, 'prompt')} with {seeds}")
     effect = f"an effect of {number_format.format_amount(power.metric, power.delta)} (sweep.delta)"
     needs = f"takes {' or '.join(ways)}" if ways else "is not possible with more seeds or more prompts alone"
     return [*result, f"to detect {effect} {needs}"]
@@ -524,13 +521,13 @@ def next_steps(event: events.RunFinished | events.EvaluationReport | events.Swee
     if isinstance(event, events.RunFinished):
         if event.held_out_loss is None or event.paired_run is None:
             return []
-        return _comparing(event.run, event.alpha, event.paired_run)
+        return _comparison_commands(event.run, event.alpha, event.paired_run)
     if isinstance(event, events.EvaluationReport):
         return _after_evaluation(event)
     return _after_sweep(event)
 
 
-def _comparing(run: str, alpha: float, other: events.PairedRun) -> list[tuple[str, str]]:
+def _comparison_commands(run: str, alpha: float, other: events.PairedRun) -> list[tuple[str, str]]:
     """Return the commands that compare a run with its baseline, after training whichever does not exist yet."""
     commands = []
     if not other.exists:
@@ -546,7 +543,7 @@ def _after_evaluation(report: events.EvaluationReport) -> list[tuple[str, str]]:
     has_baseline = any(model.role == "baseline" for model in report.models)
     commands = []
     if main.alpha and not has_baseline and report.paired_run is not None:
-        commands += _comparing(main.source, main.alpha, report.paired_run)
+        commands += _comparison_commands(main.source, main.alpha, report.paired_run)
     if report.sweep_command:
         commands.append((report.sweep_command, "compare both alphas over several seeds"))
     has_answers = any(row.metric == ANSWER_TOKENS for row in report.metrics)

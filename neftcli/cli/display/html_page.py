@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -70,7 +71,7 @@ class Page:
         display: Receives all events but the rows.
 
     Raises:
-        InputError: The file can't be written, or exists and is no such page.
+        InputError: The file can't be written, or exists and is not such a page.
     """
 
     def __init__(self, path: Path, display: Observer) -> None:
@@ -98,17 +99,14 @@ class Page:
 
     def notify(self, event: Event) -> None:
         """Collect a row; pass on every other event."""
-        match event:
-            case InspectedRow():
-                self._rows.append(event)
-                return
-            case DataReady():
-                self._data = event
-                self._notices += format.data_notices(event)
-            case Notice():
-                self._notices.append(event.message)
-            case _:
-                pass
+        if isinstance(event, InspectedRow):
+            self._rows.append(event)
+            return
+        if isinstance(event, DataReady):
+            self._data = event
+            self._notices += format.data_notices(event)
+        elif isinstance(event, Notice):
+            self._notices.append(event.message)
         self._display.notify(event)
 
     def _html(self) -> str:
@@ -116,37 +114,37 @@ class Page:
 
         data = self._data
         counts = [format.data_line(data), format.length_line(data), data.template] if data else []
-        return (
-            Environment(autoescape=True)
-            .from_string(TEMPLATE)
-            .render(
-                mark=MARK,
-                title=f"{data.source if data else 'rows'}: tokens with loss",
-                counts=[sanitize(line) for line in counts if line],
-                notices=[sanitize(notice) for notice in self._notices],
-                rows=[_row(event) for event in self._rows],
-            )
+        template = Environment(autoescape=True).from_string(TEMPLATE)
+        return template.render(
+            mark=MARK,
+            title=f"{data.source if data else 'rows'}: tokens with loss",
+            counts=[sanitize(line) for line in counts if line],
+            notices=[sanitize(notice) for notice in self._notices],
+            rows=[_row(event) for event in self._rows],
         )
 
 
 def _row(event: InspectedRow) -> dict[str, object]:
     """Return the template's values for a row."""
+    tokens = []
+    for token in event.tokens:
+        classes = ["loss"] if token.loss else []
+        if BYTE.search(token.text):
+            classes.append("part")
+        tokens.append(
+            {
+                "id": token.id,
+                "classes": " ".join(classes),
+                "text": spell_out(token.text),
+                "breaks": token.text.endswith("\n"),
+            }
+        )
     return {
         "head": format.row_title(event),
         "end": format.row_ending(event),
         "good": format.is_complete(event),
         "notes": [spell_out(note) for note in event.notes],
-        "tokens": [
-            {
-                "id": token.id,
-                "classes": " ".join(
-                    [*(["loss"] if token.loss else []), *(["part"] if BYTE.search(token.text) else [])]
-                ),
-                "text": spell_out(token.text),
-                "breaks": token.text.endswith("\n"),
-            }
-            for token in event.tokens
-        ],
+        "tokens": tokens,
     }
 
 
@@ -156,15 +154,11 @@ def _require_own(path: Path) -> None:
         if path.is_dir():
             raise InputError(Problem("--html takes a file", f"{path} is a folder", f"--html {path / 'rows.html'}"))
         if not path.parent.is_dir():
-            raise InputError(Problem("--html: there is no such folder", str(path.parent), f"mkdir {path.parent}"))
+            hint = f"mkdir {shlex.quote(str(path.parent))}"
+            raise InputError(Problem("--html: there is no such folder", str(path.parent), hint))
         if path.exists() and not path.read_bytes().startswith(MARK.encode()):
-            raise InputError(
-                Problem(
-                    "--html: this file exists and is no page of neft, so it is not overwritten",
-                    str(path),
-                    "another name",
-                )
-            )
+            problem = "--html: this file exists and is not a page of neft, so it is not overwritten"
+            raise InputError(Problem(problem, str(path), "another name"))
         with TemporaryDirectory(dir=path.parent):
             pass
     except (OSError, ValueError) as error:

@@ -83,8 +83,7 @@ class LiveDisplay:
 
     @singledispatchmethod
     def _take(self, event: events.Event) -> None:
-        for line in format.lines(event):
-            self.console.print(screens.line(line))
+        self._print_lines(event)
 
     @_take.register
     def _(self, event: events.Phase) -> None:
@@ -100,8 +99,7 @@ class LiveDisplay:
     def _(self, event: events.TrainingStarted) -> None:
         self._phase, self._progress_time = None, time.monotonic()
         self._progress = events.TrainingProgress(0, event.total_steps, 0.0, 0.0)
-        for line in format.lines(event):
-            self.console.print(screens.line(line))
+        self._print_lines(event)
         self.console.print()
 
     @_take.register
@@ -112,7 +110,9 @@ class LiveDisplay:
     def _(self, event: events.StepLogged) -> None:
         self._row(event.step).logged = event
         evaluated = [row for row in self._rows[:-RECENT_ROWS] if row.evaluated is not None]
-        self._rows = evaluated[:1] + evaluated[1:][1 - EVALUATED_ROWS :] + self._rows[-RECENT_ROWS:]
+        if len(evaluated) > EVALUATED_ROWS:
+            evaluated = [evaluated[0], *evaluated[1 - EVALUATED_ROWS :]]
+        self._rows = [*evaluated, *self._rows[-RECENT_ROWS:]]
 
     @_take.register
     def _(self, event: events.Evaluated) -> None:
@@ -151,8 +151,7 @@ class LiveDisplay:
         self._phase = None
         finished = sum(state.status == events.CellStatus.FINISHED for state in event.cells)
         self._sweep = _Sweep({state.key: state for state in event.cells}, time.monotonic(), finished)
-        for line in format.lines(event):
-            self.console.print(screens.line(line))
+        self._print_lines(event)
 
     @_take.register
     def _(self, event: events.CellState) -> None:
@@ -172,6 +171,10 @@ class LiveDisplay:
         self.console.print(self._cells())
         self._sweep.cells.clear()
         self.console.print(screens.sweep_report(event, self.console.width))
+
+    def _print_lines(self, event: events.Event) -> None:
+        for line in format.lines(event):
+            self.console.print(screens.line(line))
 
     def _row(self, step: int) -> _LogRow:
         """Return the row of a step, a new one if it has none."""

@@ -75,10 +75,15 @@ def line(text: format.Line) -> RenderableType:
 
 def columns(*names: str, left: Sequence[str] = (), gap: int = 2) -> Table:
     """Return an empty table whose columns are aligned on the right, except those in `left`."""
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+    table = _plain_table(gap)
     for name in names:
         table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
     return table
+
+
+def _plain_table(gap: int) -> Table:
+    """Return a table without lines and columns; `gap` spaces separate its columns."""
+    return Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
 
 
 def progress_line(done: float, total: int, text: str, numbers: str = "") -> RenderableType:
@@ -130,7 +135,7 @@ def print_problems(problems: Sequence[Problem], *, started: bool) -> None:
         for part, text in printable.details():
             console.print(Text.assemble((part, "dim"), text))
     if not started:
-        console.print(Text(f"{format.plural(len(problems), 'error')}; nothing was started.", style="dim"))
+        console.print(Text(f"{number_format.count_noun(len(problems), 'error')}; nothing was started.", style="dim"))
 
 
 # Runs
@@ -216,7 +221,7 @@ def _models(report: EvaluationReport) -> Table:
 def _metrics(report: EvaluationReport, role: str | None, *, wide: bool) -> Table:
     """Render the metrics of all models, the evaluated one last, and its difference from the model of `role`."""
     details = _details_with_tests(report, DETAILS if wide else ())
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table = _plain_table(1)
     table.add_column(" metric", overflow="fold")
     headings = [format.ROLES[model.role] for model in reversed(report.models)]
     headings += ["95 % CI", "n"] if role is None else ["difference", *details]
@@ -248,7 +253,7 @@ def _comparisons(report: EvaluationReport, role: str, *, wide: bool) -> Table:
     """
     with_verdict = role != report.models[1].role and _has_tests(report)
     details = _details_with_tests(report, DETAILS if wide else NARROW_DETAILS)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table = _plain_table(1)
     table.add_column(f" compared with {format.ROLES[role]}", overflow="fold")
     for name in ("difference", *details):
         table.add_column(name, justify="right", no_wrap=True)
@@ -321,7 +326,10 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     times = f"{format.duration(elapsed)} elapsed"
     if new and left:
         times += f", about {format.duration(elapsed / new * left)} left"
-    parts += [Text(), progress_line(done, len(states), times, f"{ended}/{format.plural(len(states), 'cell')}")]
+    parts += [
+        Text(),
+        progress_line(done, len(states), times, f"{ended}/{number_format.count_noun(len(states), 'cell')}"),
+    ]
     return Group(*parts)
 
 
@@ -341,8 +349,8 @@ def _foremost(states: Sequence[CellState], height: int) -> list[CellState]:
     waiting = [state for state in states if state.status in (CellStatus.WAITING, CellStatus.PREEMPTED)]
     ended = [state for state in states if state.status in (CellStatus.FINISHED, CellStatus.NOT_NEEDED)]
     active = [state for state in states if state not in waiting and state not in ended]
-    chosen = {id(state) for state in [*active, *waiting, *reversed(ended)][:number]}
-    return [state for state in states if id(state) in chosen]
+    chosen = {state.key for state in [*active, *waiting, *reversed(ended)][:number]}
+    return [state for state in states if state.key in chosen]
 
 
 def sweep_plan(states: Sequence[CellState], estimate: SweepEstimate) -> RenderableType:
@@ -381,8 +389,9 @@ def _arm_tables(report: SweepReport, metric: str, width: int) -> list[Renderable
     seeds = ["seeds"] if len({arm.seeds for arm in report.arms}) > 1 else []  # values are then over different seeds
     first, tests, last = [ARM, *seeds, label(metric), "difference"], ["95 % CI", "p (Holm)", "MDE"], ["verdict"]
     described = [name for name in cells_of if name not in {*first, *tests, *last, "seeds"}]
+    widths = {name: 1 + max(cell_len(text) for text in (name, *map(str, cells_of[name]))) for name in cells_of}
     for names in ([*first, *tests, *described, *last], [*first, *tests, *last]):
-        if sum(1 + max(map(cell_len, (name, *map(str, cells_of[name])))) for name in names) <= width:
+        if sum(widths[name] for name in names) <= width:
             return [_arm_table(cells_of, names)]
     return [_arm_table(cells_of, [*first, *last]), Text(), _arm_table(cells_of, [ARM, *tests])]
 
@@ -398,8 +407,11 @@ def _arm_columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:
     }
     for name in ("difference", "95 % CI", "p (Holm)", "MDE"):
         result[name] = [Text(numbers.get(name, "-")) for numbers in fields]
-    for name in dict.fromkeys(name for arm in report.arms for name in arm.values if name not in report.metrics):
-        result[heading(name)] = [Text(value) for value in number_format.table_arm_values(name, report.arms)]
+    for arm in report.arms:
+        for name in arm.values:
+            if name not in report.metrics and heading(name) not in result:
+                values = number_format.table_arm_values(name, report.arms)
+                result[heading(name)] = [Text(value) for value in values]
     verdicts = []
     for arm, comparison in zip(report.arms, comparisons, strict=True):
         style = VERDICT_STYLES.get(comparison.verdict, "") if comparison else "dim"
@@ -409,7 +421,7 @@ def _arm_columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:
 
 def _arm_table(cells_of: Mapping[str, Sequence[Text]], names: Sequence[str]) -> Table:
     """Render some of the columns; arms and verdicts break between words if they must."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table = _plain_table(1)
     for name in names:
         if name == ARM:
             longest = max(cell_len(word) for cell in cells_of[name] for word in cell.plain.split())

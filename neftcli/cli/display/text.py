@@ -50,13 +50,14 @@ def is_unicode(stream: TextIO) -> bool:
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    characters = error.object[error.start : error.end]
-    shown = (ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in characters)
-    return "".join(shown), error.end
+    parts = []
+    for character in error.object[error.start : error.end]:
+        parts.append(ASCII.get(character) or character.encode("ascii", "backslashreplace").decode())
+    return "".join(parts), error.end
 
 
 def write(stream: IO[str], text: str) -> None:
-    """Write and flush; if the reader has gone (`neft train | head`), drop the text and go on."""
+    """Write and flush; if the reader has gone (`neft train | head`), drop the text and continue."""
     try:
         stream.write(text)
         stream.flush()
@@ -72,7 +73,7 @@ def is_control(character: str) -> bool:
 
 def sanitize(text: str) -> str:
     """Replace control characters, except line breaks, by U+FFFD."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if is_control(each) else each for each in text)
+    return "".join("\N{REPLACEMENT CHARACTER}" if is_control(character) else character for character in text)
 
 
 def sanitize_event(value: Value) -> Value:
@@ -95,7 +96,11 @@ def _sanitized(value: Any) -> Any:
 
 def escape_json(json_text: str) -> str:
     """Escape the control characters of a JSON text; it stays the same JSON."""
-    return re.sub(r"[^ -~]", lambda match: json.dumps(match[0])[1:-1] if is_control(match[0]) else match[0], json_text)
+
+    def escape(match: re.Match[str]) -> str:
+        return json.dumps(match[0])[1:-1] if is_control(match[0]) else match[0]
+
+    return re.sub(r"[^ -~]", escape, json_text)
 
 
 def spell_out(text: str) -> str:

@@ -18,6 +18,7 @@ from neftcli.cli.display import format, screens, text
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.live import LiveDisplay
 from neftcli.cli.display.plain import PlainLines
+from neftcli.evaluation.number_format import count_noun
 from tests.unit.cli.sample_events import DONE, REPORT, RUN, SWEEP
 
 
@@ -280,7 +281,7 @@ def test_duration(seconds: float, shown: str) -> None:
     ("number", "shown"), [(1, "1 epoch"), (1.0, "1 epoch"), (0, "0 epochs"), (0.25, "0.25 epochs")]
 )
 def test_plural(number: float, shown: str) -> None:
-    assert format.plural(number, "epoch") == shown
+    assert count_noun(number, "epoch") == shown
 
 
 @pytest.mark.parametrize(("answer", "shown"), [("", "(no text)"), (" \n", "(no text)"), ("a\n\n b ", "a b")])

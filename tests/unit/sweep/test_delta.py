@@ -23,6 +23,7 @@ from tests.unit.sweep.planted import ACCURACY, measured, plan
     ("delta", "metric", "gain", "resolved"),
     [
         (0.005, HELD_OUT_LOSS, None, 0.005),
+        (0.001234567, HELD_OUT_LOSS, None, 0.001234567),
         ("0.005", WIN_RATE, None, 0.005),
         ("5e-3", ACCURACY, None, 0.005),
         ("1%", HELD_OUT_LOSS, 0.46, 0.0046),
