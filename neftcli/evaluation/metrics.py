@@ -323,6 +323,6 @@ def is_win_rate(metric_id: str) -> bool:
     return metric_id in REGISTRY and isinstance(REGISTRY[metric_id].source, Judged)
 
 
-def describes(metric_id: str) -> bool:
+def is_descriptive(metric_id: str) -> bool:
     """Return whether neither direction of a metric is better; benchmark tasks always have one that is."""
     return metric_id in REGISTRY and REGISTRY[metric_id].direction == "none"

@@ -212,14 +212,16 @@ def write(
     settings = results[0].target.recipe.evaluation
     content = {**asdict(report), "settings": asdict(settings), "definitions": signatures()}
     atomic_write(folder / "report.json", json.dumps(replace_non_finite(content), indent=2, ensure_ascii=False) + "\n")
-    lines = [_line(results, judged, rows, index) for index in range(len(rows.examples))]
+    lines = [_example_line(results, judged, rows, index) for index in range(len(rows.examples))]
     atomic_write(folder / "examples.jsonl", "".join(map(format_json_line, lines)))
     if export:
-        outputs = _outputs(results[0], rows)
+        outputs = _model_outputs(results[0], rows)
         atomic_write(folder / "model_outputs.json", json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
 
 
-def _line(results: Sequence[ModelResults], judged: JudgeScores | None, rows: EvalRows, index: int) -> dict[str, Any]:
+def _example_line(
+    results: Sequence[ModelResults], judged: JudgeScores | None, rows: EvalRows, index: int
+) -> dict[str, Any]:
     """Return all results of a row, as a line of examples.jsonl."""
     example = rows.examples[index]
     prompt, reference = split_prompt_and_reference(example)
@@ -239,13 +241,13 @@ def _line(results: Sequence[ModelResults], judged: JudgeScores | None, rows: Eva
             "against": judged.against,
             "score": judged.scores[index],
             "verdicts": judged.verdicts[index],
-            "like_length": judged.matched[index],
+            "length_matched": judged.matched[index],
             "length_difference": judged.lengths[index],
         }
     return line
 
 
-def _outputs(main: ModelResults, rows: EvalRows) -> list[dict[str, str]]:
+def _model_outputs(main: ModelResults, rows: EvalRows) -> list[dict[str, str]]:
     """Return the answers in the format that AlpacaEval reads as `model_outputs`."""
     return [
         {

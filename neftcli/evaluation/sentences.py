@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from neftcli.evaluation.metrics import (
     WIN_RATE,
     WIN_RATE_LENGTH_CONTROLLED,
-    describes,
+    is_descriptive,
     is_tested,
     is_win_rate,
     label,
@@ -149,7 +149,7 @@ def explain_small_samples(comparisons: Sequence[Comparison]) -> Iterator[str]:
             for comparison in comparisons
             if comparison.p is not None
             and comparison.smallest_p is not None
-            and describes(comparison.metric) == descriptive
+            and is_descriptive(comparison.metric) == descriptive
         ]
         m = count_testable([smallest for _, _, smallest in family])
         prompts = [

@@ -37,12 +37,19 @@ def code_in_task(file: Path, seen: frozenset[Path] = frozenset()) -> str:
     settings = yaml.safe_load(file.read_bytes())
     if not isinstance(settings, dict):
         return ""
-    if metric := next(filter(None, map(_fetched_metric, _mappings(settings))), ""):
-        return f"metric {metric} in {file.name}, which is not one of the harness and would be downloaded"
+    for mapping in _mappings(settings):
+        metric = _fetched_metric(mapping)
+        if metric:
+            return f"metric {metric} in {file.name}, which is not one of the harness and would be downloaded"
     included = settings.get("include", [])
-    paths = [file.parent / str(name) for name in (included if isinstance(included, list) else [included])]
-    included_code = (code_in_task(path, seen | {file}) for path in paths if path not in seen | {file})
-    return next(filter(None, included_code), "")
+    seen |= {file}
+    names = included if isinstance(included, list) else [included]
+    for name in names:
+        path = file.parent / str(name)
+        code = "" if path in seen else code_in_task(path, seen)
+        if code:
+            return code
+    return ""
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:

@@ -31,17 +31,17 @@ COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#56B4E9", "#D55E00", "#C
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 GREY = "0.45"
-SINGLE: dict[str, Any] = {"marker": "o", "markersize": 3.2, "markerfacecolor": "white", "linestyle": "none"}
-COLUMN, PAGE = 88.0, 180.0  # mm
+SEED_MARKS: dict[str, Any] = {"marker": "o", "markersize": 3.2, "markerfacecolor": "white", "linestyle": "none"}
+COLUMN_WIDTH, PAGE_WIDTH = 88.0, 180.0  # mm
 DPI = 300
-TYPE = 9.0  # points
-MANY = 8  # with more arms the figure has the page's width, with more legend entries a smaller type
-REFERENCES = 4  # horizontal lines of alpha 0 that can be distinguished
-ENLARGED = 0.4  # if the second half takes less of the range than this, it gets its own panel
+FONT_SIZE = 9.0  # points
+MANY_ENTRIES = 8  # with more arms the figure has the page's width, with more legend entries a smaller type
+MAX_REFERENCE_LINES = 4  # horizontal lines of alpha 0 that can be distinguished
+ENLARGED_BELOW = 0.4  # if the second half takes less of the range than this, it gets its own panel
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # part of matplotlib, so widths are the same on every machine
-    "font.size": TYPE,
-    "axes.titlesize": TYPE,
+    "font.size": FONT_SIZE,
+    "axes.titlesize": FONT_SIZE,
     "legend.handlelength": 2.8,
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False),
     "axes.grid": True,
@@ -137,7 +137,7 @@ def plot_curves(folder: Path, stem: str, title: str, unit: str, curves: Sequence
 def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoints]) -> Figure:
     alphas = sorted({point.alpha for point in points})
     labels = list(dict.fromkeys(point.label for point in points))
-    width = COLUMN if len(alphas) * len(labels) <= MANY else PAGE
+    width = COLUMN_WIDTH if len(alphas) * len(labels) <= MANY_ENTRIES else PAGE_WIDTH
     figure = _figure(width, 70.0)
     axes = figure.add_subplot()
     positions, gap = _place_alphas(axes, alphas, len(labels), width)
@@ -147,7 +147,7 @@ def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoin
         arms = sorted((point for point in points if point.label == label), key=lambda point: point.alpha)
         _draw_arms(axes, [(positions[arm.alpha] + shift, arm) for arm in arms], slot, number)
         for arm in arms:
-            if arm.alpha == 0 and math.isfinite(arm.value) and len(labels) <= REFERENCES:
+            if arm.alpha == 0 and math.isfinite(arm.value) and len(labels) <= MAX_REFERENCE_LINES:
                 colour = GREY if len(labels) == 1 else COLOURS[number % len(COLOURS)]
                 axes.axhline(arm.value, color=colour, linewidth=0.6, zorder=1, gid=f"alpha-0-{number}")
     drawn: list[float] = []
@@ -179,7 +179,7 @@ def _draw_arms(axes: Axes, arms: Sequence[tuple[float, ArmPoints]], slot: float,
             for seed, value in enumerate(arm.seeds)
             if value is not None and math.isfinite(value)
         ]
-        axes.plot(*zip(*singles, strict=True), color=colour, zorder=5, gid=f"seeds-{number}", **SINGLE)
+        axes.plot(*zip(*singles, strict=True), color=colour, zorder=5, gid=f"seeds-{number}", **SEED_MARKS)
 
 
 def _metric_legend(axes: Axes, labels: Sequence[str], several: bool) -> list[Line2D]:
@@ -190,7 +190,7 @@ def _metric_legend(axes: Axes, labels: Sequence[str], several: bool) -> list[Lin
         blank = "as in the recipe"
     meanings = {
         "interval": _entry("95 % interval", color=colour, marker="|", markersize=9, linestyle="none"),
-        "seeds": _entry("single seed", color=colour, **SINGLE),
+        "seeds": _entry("single seed", color=colour, **SEED_MARKS),
         "alpha": _entry("level of alpha 0", color=GREY, linewidth=0.6),
     }
     drawn = {str(line.get_gid()).split("-")[0] for line in axes.lines}
@@ -205,7 +205,7 @@ def _curves_figure(title: str, unit: str, curves: Sequence[Curve]) -> Figure:
     shown, enlarged = _panels(curves)
     columns = 2 if len(shown) == 4 else min(len(shown), 3)
     rows = math.ceil(len(shown) / columns)
-    figure = _figure(PAGE, 80.0 if rows == 1 else 60.0 * rows)
+    figure = _figure(PAGE_WIDTH, 80.0 if rows == 1 else 60.0 * rows)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[len(shown) :]:
         axes.remove()
@@ -220,7 +220,7 @@ def _curves_figure(title: str, unit: str, curves: Sequence[Curve]) -> Figure:
             axes.tick_params(labelleft=position % columns == 0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         _scale(axes, _finite(chosen if enlarged else curves))
-    figure.supylabel(f"{title} ({unit})" if unit else title, fontsize=TYPE)
+    figure.supylabel(f"{title} ({unit})" if unit else title, fontsize=FONT_SIZE)
     count, finite = sum(len(curve.values) for curve in curves), len(_finite(curves))
     note = f"Values that are not finite are left out: {count - finite} of {count}." if finite < count else ""
     _finish(figure, [_entry(f"alpha {_number(alpha)}", **_marks(number)) for number, alpha in enumerate(alphas)], note)
@@ -240,7 +240,7 @@ def _panels(curves: Sequence[Curve]) -> tuple[list[tuple[str, list[Curve]]], boo
         kept = sum(step < half for step in curve.steps)
         late.append(replace(curve, steps=curve.steps[kept:], values=curve.values[kept:]))
     values, ends = _finite(curves), _finite(late)
-    if len(labels) == 1 and ends and max(ends) - min(ends) < ENLARGED * (max(values) - min(values)):
+    if len(labels) == 1 and ends and max(ends) - min(ends) < ENLARGED_BELOW * (max(values) - min(values)):
         label = f"{labels[0]}, " if labels[0] else ""
         return [(f"{label}all steps", panels[0][1]), (f"{label}second half, enlarged", late)], True
     return panels, False
@@ -280,7 +280,7 @@ def _place_alphas(axes: Axes, alphas: Sequence[float], labels: int, width: float
     """Return the x position of each alpha, to scale if there is room, otherwise even; and the smallest gap."""
     names = [_number(alpha) for alpha in alphas]
     room = width / 25.4 * 72 - 70  # points, without the y axis
-    name = max(map(len, names), default=1) * 0.65 * TYPE + 4
+    name = max(map(len, names), default=1) * 0.65 * FONT_SIZE + 4
     span = alphas[-1] - alphas[0] if alphas else 0.0
     gap = min((after - before for before, after in itertools.pairwise(alphas)), default=1.0)
     to_scale = not span or room * gap / (span + gap) >= max(name, 5.0 * labels)
@@ -366,7 +366,7 @@ def _figure(width: float, height: float) -> Figure:
 def _finish(figure: Figure, entries: Sequence[Line2D], note: str) -> None:
     """Add a legend above and a note below, and increase the height of the figure accordingly."""
     width, height = figure.get_size_inches()
-    size = 8.0 if len(entries) <= MANY else 7.0
+    size = 8.0 if len(entries) <= MANY_ENTRIES else 7.0
     for entry in entries:
         entry.set_label(textwrap.fill(str(entry.get_label()), int(72 * width / (0.62 * size)) - 8))
     for columns in (5, 4, 3, 2, 1):

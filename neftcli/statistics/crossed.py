@@ -194,7 +194,7 @@ def estimate_arm(
     Raises:
         ValueError: No seed or row counts, a number is infinite, or the shapes or weights don't fit.
     """
-    (sums,), counts, complete_prompts = _compared([values], weights, prompts)
+    (sums,), counts, complete_prompts = _require_complete([values], weights, prompts)
     mean = bootstrap_estimate(sums.mean(0), counts, prompts=complete_prompts, seed=seed, resamples=resamples)
     seeds = len(sums)
     if mean.low is None or mean.high is None or seeds == 1:
@@ -236,10 +236,10 @@ def compare_arms(
     Raises:
         ValueError: As in `estimate_arm`, or fewer than one comparison.
     """
-    pairs = [_Pair(*_two(baseline, arm, weights, prompts)) for arm in arms]
+    pairs = [_Pair(*_complete_pair(baseline, arm, weights, prompts)) for arm in arms]
     return [
         _difference(pair, seed_part, comparisons, seed, resamples)
-        for pair, seed_part in zip(pairs, _pooled(pairs), strict=True)
+        for pair, seed_part in zip(pairs, _pool_seed_parts(pairs), strict=True)
     ]
 
 
@@ -255,9 +255,9 @@ def estimate_crossed_differences(
     Raises:
         ValueError: As in `estimate_arm`.
     """
-    pairs = [_Pair(*_two(baseline, arm, weights, prompts)) for arm in arms]
+    pairs = [_Pair(*_complete_pair(baseline, arm, weights, prompts)) for arm in arms]
     differences = []
-    for pair, seed_part in zip(pairs, _pooled(pairs), strict=True):
+    for pair, seed_part in zip(pairs, _pool_seed_parts(pairs), strict=True):
         values, counts = pair.differences()
         value = float(per_seed_values(values, counts).mean())
         differences.append(CrossedDifference(value, seed_part.components, *values.shape))
@@ -350,8 +350,8 @@ def variance_components(
 
 def per_seed_values(values: Array, weights: Array | None) -> Array:
     """Return the value of each seed: (seeds,)."""
-    figures: Array = values.mean(1) if weights is None else values.sum(1) / weights.sum()
-    return figures
+    of_seeds: Array = values.mean(1) if weights is None else values.sum(1) / weights.sum()
+    return of_seeds
 
 
 def select_complete(
@@ -389,24 +389,28 @@ def select_complete(
     return [np.compress(rows, array, axis=1) for array in arrays], counts, complete_prompts
 
 
-def _compared(
+def _require_complete(
     columns: Sequence[npt.ArrayLike], weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> tuple[list[Array], Array | None, Sequence[object] | None]:
-    """Select the complete seeds and rows with `select_complete`, of which there must be at least one."""
+    """Select the seeds and rows that all arms have, as `select_complete`.
+
+    Raises:
+        ValueError: There are none, or as in `select_complete`.
+    """
     arrays, counts, complete_prompts = select_complete(columns, weights, prompts)
     if not arrays[0].size:
         raise ValueError(f"no seeds or no rows to compare: {arrays[0].shape} are left")
     return arrays, counts, complete_prompts
 
 
-def _two(
+def _complete_pair(
     baseline: npt.ArrayLike, arm: npt.ArrayLike, weights: npt.ArrayLike | None, prompts: Sequence[object] | None
 ) -> tuple[Array, Array, Array | None, Sequence[object] | None]:
-    (before, after), counts, complete_prompts = _compared([baseline, arm], weights, prompts)
+    (before, after), counts, complete_prompts = _require_complete([baseline, arm], weights, prompts)
     return before, after, counts, complete_prompts
 
 
-def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
+def _pool_seed_parts(pairs: Sequence[_Pair]) -> list[_SeedPart]:
     """Pool the variance between seeds over all pairs.
 
     docs/statistics.md, section "New seeds: seeds and prompts together".
@@ -435,15 +439,17 @@ def _pooled(pairs: Sequence[_Pair]) -> list[_SeedPart]:
         index
         for index, rest in others.items()
         if rest
-        and _is_larger(variances[index], freedoms[index], _mean(variances, freedoms, rest), _freedom(freedoms, rest))
+        and _is_larger(
+            variances[index], freedoms[index], _pooled_mean(variances, freedoms, rest), _pooled_freedom(freedoms, rest)
+        )
     }
     result = [_SeedPart(parts) for parts in own]
     for index, parts, seeds, n in known:
         pool = [index] if index in uneven else list(variances)
-        residual = _mean({other: own[other].residual or 0.0 for other in pool}, freedoms, pool)  # type: ignore[union-attr]
-        seed = max(0.0, _mean(variances, freedoms, pool) - residual / n)
-        shared = VarianceComponents(seed, parts.prompt, residual, _freedom(freedoms, pool) / (seeds - 1))
-        of_others = math.sqrt(_mean(variances, freedoms, others[index])) if others[index] else None
+        residual = _pooled_mean({other: own[other].residual or 0.0 for other in pool}, freedoms, pool)  # type: ignore[union-attr]
+        seed = max(0.0, _pooled_mean(variances, freedoms, pool) - residual / n)
+        shared = VarianceComponents(seed, parts.prompt, residual, _pooled_freedom(freedoms, pool) / (seeds - 1))
+        of_others = math.sqrt(_pooled_mean(variances, freedoms, others[index])) if others[index] else None
         result[index] = _SeedPart(shared, math.sqrt(variances[index]), of_others, index in uneven)
     return result
 
@@ -453,12 +459,12 @@ def _seed_variance(values: Array, weights: Array | None) -> float:
     return float(per_seed_values(values, weights).var(ddof=1))
 
 
-def _mean(numbers: dict[int, float], freedoms: dict[int, int], pool: Sequence[int]) -> float:
+def _pooled_mean(numbers: dict[int, float], freedoms: dict[int, int], pool: Sequence[int]) -> float:
     return sum(freedoms[index] * numbers[index] for index in pool) / sum(freedoms[index] for index in pool)
 
 
-def _freedom(freedoms: dict[int, int], pool: Sequence[int]) -> float:
-    """Return the degrees of freedom of the pooled variance; `_pooled` has the formula."""
+def _pooled_freedom(freedoms: dict[int, int], pool: Sequence[int]) -> float:
+    """Return the degrees of freedom of the pooled variance; `_pool_seed_parts` has the formula."""
     return sum(freedoms[index] for index in pool) / (1 + (len(pool) - 1) * SHARED_BASELINE**2)
 
 
@@ -488,10 +494,11 @@ def _difference(
         resamples=resamples,
     )
     seeds = len(pair.before)
-    these = (
-        None if difference.p is None else Claim(difference.low, difference.high, difference.p, difference.smallest_p)
-    )
-    new = None if these is None or components is None or seeds < 2 else _new_seeds(difference, these, components, seeds)
+    these = new = None
+    if difference.p is not None:
+        these = Claim(difference.low, difference.high, difference.p, difference.smallest_p)
+        if components is not None and seeds > 1:
+            new = _new_seeds(difference, these, components, seeds)
     effect = difference.detectable
     if effect is not None and new is not None and components is not None:
         level = LEVEL / comparisons

@@ -95,11 +95,16 @@ def sum_by_prompt(values: Array, weights: Array | None, prompts: Sequence[object
     """
     if prompts is None or len(set(prompts)) == len(prompts):
         return values, weights
-    numbers: dict[object, int] = {}
-    group = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])
-    indicator = np.zeros((len(group), len(numbers)))
+    group = np.array(number_prompts(prompts))
+    indicator = np.zeros((len(group), group.max() + 1))
     indicator[np.arange(len(group)), group] = 1.0
     return values @ indicator, (indicator.sum(0) if weights is None else weights @ indicator)
+
+
+def number_prompts(prompts: Sequence[object]) -> list[int]:
+    """Number the prompts from 0 in the order of their first rows, with equal numbers for equal prompts."""
+    numbers: dict[object, int] = {}
+    return [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
 
 
 def bootstrap_estimate(

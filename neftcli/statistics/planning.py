@@ -11,8 +11,8 @@ from neftcli.statistics.crossed import ArmDifference, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
 
 # Larger numbers are not reported.
-MOST_PROMPTS = 10**8
-MOST_SEEDS = 10**4
+MAX_PROMPTS = 10**8
+MAX_SEEDS = 10**4
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ def required_sizes(difference: ArmDifference, delta: float) -> RequiredSizes:
 
     # If the present numbers do not suffice, more are needed, even if the pooled components alone don't show it.
     short = difference.detectable is not None and difference.detectable > delta
-    prompts = range(difference.n + 1 if short else MIN_PROMPTS, MOST_PROMPTS)
-    seeds = range(difference.seeds + 1 if short else 2, MOST_SEEDS)
+    prompts = range(difference.n + 1 if short else MIN_PROMPTS, MAX_PROMPTS)
+    seeds = range(difference.seeds + 1 if short else 2, MAX_SEEDS)
     return RequiredSizes(_first(prompts, by_prompts), _first(seeds, by_seeds))
 
 

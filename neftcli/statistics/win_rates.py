@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, POWER, Array, PairedDifference
+from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, POWER, Array, PairedDifference, number_prompts
 
 PARAMETERS = 2
 PRIOR_ROWS = np.eye(PARAMETERS)
@@ -57,7 +57,7 @@ def estimate_win_rate(
         raise ValueError("lengths must be finite and scores from 0 to 1")
     if comparisons < 1:
         raise ValueError(f"comparisons must be 1 or more, not {comparisons}")
-    _, groups = np.unique(range(won.size) if prompts is None else _numbered(prompts), return_inverse=True)
+    groups = np.arange(won.size) if prompts is None else np.array(number_prompts(prompts), dtype=np.intp)
     n = int(groups.max(initial=-1)) + 1
     if n < MIN_PROMPTS:
         return None
@@ -112,12 +112,6 @@ def length_controlled_scores(scores: npt.ArrayLike, lengths: npt.ArrayLike) -> A
     rate = float(expit(theta))
     adjusted: Array = rate + rate * (1 - rate) * (influence - influence.mean())
     return adjusted
-
-
-def _numbered(prompts: Sequence[object]) -> list[int]:
-    """Number the prompts, with equal numbers for equal prompts."""
-    numbers: dict[object, int] = {}
-    return [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
 
 
 def _fit(scores: Array, design: Array, groups: npt.NDArray[np.intp]) -> tuple[float, float, Array]:

@@ -73,7 +73,7 @@ class CellRuns:
         run = self.finished(cell.key)
         if run is not None and read_evaluation(run, cell.recipe) is not None:
             facts = {"status": CellStatus.FINISHED, "run": str(run.path), **_last_losses(run)}
-        return CellState(cell.key[:8], cell.arm.id(), cell.seed, **facts)
+        return CellState(cell.short_key(), cell.arm.id(), cell.seed, **facts)
 
     def find_resume_state(self, key: str, recipe: Recipe, observer: Observer | None = None) -> ResumeState | None:
         """Return the state from which a preempted run of a cell resumes, or None.

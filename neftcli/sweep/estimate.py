@@ -126,7 +126,7 @@ def estimate_sweep(
                 timed[key] = timer.time_cell(cell.recipe)
             parts = timed[key].parts(cell.recipe, is_trained=is_trained)
             seconds = sum(parts.values())
-        estimates.append(CellEstimate(cell.key[:8], cell.arm.id(), cell.seed, seconds))
+        estimates.append(CellEstimate(cell.short_key(), cell.arm.id(), cell.seed, seconds))
 
     seconds_of_cells = [estimate.seconds for estimate in estimates]
     workers = 1 if engine == "ray" else max(1, min(len(list_devices()), len(estimates)))

@@ -68,6 +68,10 @@ class Cell:
     recipe: Recipe
     key: str
 
+    def short_key(self) -> str:
+        """Return the key as events and files show it."""
+        return self.key[:8]
+
 
 def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
     """Plan the cells of a recipe's `sweep` section, seed by seed.

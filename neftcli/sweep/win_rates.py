@@ -41,15 +41,15 @@ def add_win_rates(
     by_arm = {(cell.arm, cell.seed): evaluations[cell.key] for cell in cells if cell.key in evaluations}
     for (arm, seed), evaluation in by_arm.items():
         baseline = by_arm.get((baseline_of(arm), seed))
-        if arm.alpha and baseline is None:
+        if not arm.alpha:
+            scores = controlled = [0.5] * len(evaluation["prompts"])
+        elif baseline is not None:
+            name = f"{arm.name()}, seed {seed}"
+            scores, controlled = _judge_cell(name, evaluation, baseline, judge, folder, observer)
+        else:
             continue
-        scores = controlled = [0.5] * len(evaluation["prompts"])
-        if arm.alpha and baseline is not None:
-            scores, controlled = _judge_cell(
-                f"{arm.name()}, seed {seed}", evaluation, baseline, judge, folder, observer
-            )
-        for name, values in ((WIN_RATE, scores), (WIN_RATE_LENGTH_CONTROLLED, controlled)):
-            evaluation["metrics"][name] = {"direction": "higher", "values": values, "weights": None}
+        for metric, values in ((WIN_RATE, scores), (WIN_RATE_LENGTH_CONTROLLED, controlled)):
+            evaluation["metrics"][metric] = {"direction": "higher", "values": values, "weights": None}
 
 
 def _judge_cell(

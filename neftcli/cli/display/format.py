@@ -394,7 +394,7 @@ def is_complete(event: events.InspectedRow) -> bool:
 # Runs
 
 
-def closing_rows(event: events.RunFinished) -> list[tuple[str, str, str, str]]:
+def loss_rows(event: events.RunFinished) -> list[tuple[str, str, str, str]]:
     """Return the losses of a run: name, base, tuned, difference."""
     return [
         (name, loss(before), loss(after), difference(before, after))

@@ -83,7 +83,7 @@ class PlainLines:
     def _(self, event: events.RunFinished) -> list[str]:
         lines = [f"finished: {event.run} in {event.seconds:.0f}s"]
         names = ("held_out_loss", "train_loss_no_noise")
-        for name, (_, base, tuned, difference) in zip(names, format.closing_rows(event), strict=True):
+        for name, (_, base, tuned, difference) in zip(names, format.loss_rows(event), strict=True):
             if tuned != "-":
                 lines.append(f"{name}: base={base} tuned={tuned} difference={difference}")
         if self._quiet:

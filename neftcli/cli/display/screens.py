@@ -144,7 +144,7 @@ def print_problems(problems: Sequence[Problem], *, started: bool) -> None:
 def run_finished(event: RunFinished) -> RenderableType:
     """Render the last screen of a run."""
     losses = columns("", "base", "tuned", "difference", left=("",), gap=3)
-    for name, *values in format.closing_rows(event):
+    for name, *values in format.loss_rows(event):
         losses.add_row(f" {name}", *values)
     parts: list[RenderableType] = [
         Text(),
@@ -293,13 +293,15 @@ def _side_by_side(report: EvaluationReport, shown: SideBySide) -> RenderableType
 # Sweeps
 
 
-def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: int | None = None) -> RenderableType:
+def cells(
+    states: Sequence[CellState], elapsed: float, finished_before: int, height: int | None = None
+) -> RenderableType:
     """Render a row for each cell, and the progress of the sweep.
 
     Args:
         states: The cells.
         elapsed: Seconds since the sweep began.
-        begun_done: Cells that were finished before.
+        finished_before: Cells that were finished before.
         height: Lines of the terminal; cells without a row are counted in one line. None for all rows.
     """
     shown = states if height is None or len(states) + OTHER_LINES <= height else _foremost(states, height)
@@ -321,8 +323,8 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
         counts = [f"{number} {format.status_text(status)}" for status, number in others.items()]
         parts.append(Text(f" and {', '.join(counts)}", style="dim"))
     ended = sum(state.status in ENDED for state in states)
-    done = sum(map(part_done, states))
-    new, left = done - begun_done, len(states) - done
+    done = sum(map(fraction_done, states))
+    new, left = done - finished_before, len(states) - done
     times = f"{format.duration(elapsed)} elapsed"
     if new and left:
         times += f", about {format.duration(elapsed / new * left)} left"
@@ -333,7 +335,7 @@ def cells(states: Sequence[CellState], elapsed: float, begun_done: int, height: 
     return Group(*parts)
 
 
-def part_done(state: CellState) -> float:
+def fraction_done(state: CellState) -> float:
     """Return the share of a cell that is done, from 0 to 1: nine tenths are its training."""
     if state.status in ENDED:
         return 1.0

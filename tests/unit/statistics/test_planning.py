@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from neftcli.events import ScopeId
 from neftcli.statistics.crossed import ArmDifference, VarianceComponents, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
-from neftcli.statistics.planning import MOST_PROMPTS, MOST_SEEDS, RequiredSizes, required_sizes
+from neftcli.statistics.planning import MAX_PROMPTS, MAX_SEEDS, RequiredSizes, required_sizes
 from tests.unit.statistics.test_crossed import compare, draw_arms
 
 KNOWN = VarianceComponents(1.0, 4.0, 9.0, 2.0)
@@ -36,8 +36,8 @@ def test_needed_is_what_is_at_hand_for_the_detectable_effect(seeds: int, compari
     delta = minimum_detectable_effect(KNOWN, seeds, 100, LEVEL / comparisons, ScopeId.NEW_SEEDS)
     assert required_sizes(found, delta * (1 + 1e-9)) == RequiredSizes(100, seeds)
     more = required_sizes(found, delta * 0.999)
-    assert (more.prompts or MOST_PROMPTS) > 100
-    assert (more.seeds or MOST_SEEDS) > seeds
+    assert (more.prompts or MAX_PROMPTS) > 100
+    assert (more.seeds or MAX_SEEDS) > seeds
 
 
 def test_needed_is_more_than_what_does_not_suffice() -> None:
@@ -87,9 +87,9 @@ def test_needed_is_none_if_the_other_number_is_the_limit() -> None:
     limit = minimum_detectable_effect(KNOWN, 8, 10**8, LEVEL, ScopeId.NEW_SEEDS)
     assert required_sizes(found, 0.99 * limit).prompts is None
     assert required_sizes(found, 1.01 * limit).prompts is not None
-    limit = minimum_detectable_effect(KNOWN, MOST_SEEDS, 100, LEVEL, ScopeId.NEW_SEEDS)
+    limit = minimum_detectable_effect(KNOWN, MAX_SEEDS, 100, LEVEL, ScopeId.NEW_SEEDS)
     assert required_sizes(found, 0.99 * limit).seeds is None
-    assert 8 < (required_sizes(found, 1.01 * limit).seeds or 0) < MOST_SEEDS
+    assert 8 < (required_sizes(found, 1.01 * limit).seeds or 0) < MAX_SEEDS
 
 
 def test_needed_is_unknown_with_one_seed_or_without_spread() -> None:
