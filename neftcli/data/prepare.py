@@ -86,7 +86,7 @@ def prepare(
     counts = DataReady(
         source="built-in set" if data.source_name() == BUILTIN else data.source_name(),
         format=" + ".join(examples.row_formats),
-        loss_on=_describe_loss(data, examples.row_format),
+        loss_on=_loss_on(data, examples.row_format),
         template="" if examples.row_format == "text" else chat.name,
         rows_read=examples.rows_read,
         skipped=skipped,
@@ -163,11 +163,12 @@ def _other_locations(examples: ExampleDataset, indices: Sequence[int]) -> list[s
     return [example.location for example in examples.select(others)]
 
 
-def _describe_loss(data: Data, row_format: str) -> str:
+def _loss_on(data: Data, row_format: str) -> str:
+    """Return the id of the tokens that carry loss."""
     if row_format == "text":
-        return "all tokens"
-    labels = {"tokens": "all tokens", "last": "last answers", "completion": "completions"}
-    return labels.get(data.loss_on, "answers")
+        return "all_tokens"
+    ids = {"tokens": "all_tokens", "last": "last_answers", "completion": "completions"}
+    return ids.get(data.loss_on, "answers")
 
 
 def count_tokens(rows: Sequence[TokenRow]) -> SplitCounts:

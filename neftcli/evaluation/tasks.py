@@ -25,7 +25,7 @@ from numbers import Real
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from neftcli.errors import InputError, Problem
+from neftcli.errors import InputError, Problem, describe_error, first_line
 from neftcli.evaluation.adaptive_batches import oom_notice
 from neftcli.evaluation.task_code import TRUST, code_in_task, sandboxed_templates
 from neftcli.evaluation.task_files import TASK_FILE_ENDINGS, is_task_file
@@ -273,7 +273,7 @@ def _load_task(task: str) -> Any:
 
 
 def _loading_problem(task: str, error: Exception) -> Problem:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    reason = first_line(error)
     if isinstance(error, ModuleNotFoundError):
         return Problem(f"{task} needs a Python package that is not installed", reason, f"pip install {error.name}")
     if "gated" in reason:
@@ -285,9 +285,7 @@ def _loading_problem(task: str, error: Exception) -> Problem:
         hint = "connect to the network, unset HF_HUB_OFFLINE, and run the command again"
         return Problem(f"{task}: its data is neither on this machine nor reachable on the hub", reason, hint)
     hint = f"correct {task}" if is_task_file(task) else LIST_TASKS
-    return Problem(
-        f"{task} must be a task that lm-evaluation-harness can load", f"{type(error).__name__}: {reason}", hint
-    )
+    return Problem(f"{task} must be a task that lm-evaluation-harness can load", describe_error(error), hint)
 
 
 def _evaluate_task(

@@ -81,7 +81,7 @@ class DataReady:
     Attributes:
         source: Name of the data.
         format: Row format, detected or given.
-        loss_on: Tokens that carry loss: "answers", "last answers", "completions" or "all tokens".
+        loss_on: Tokens that carry loss: answers, last_answers, completions or all_tokens.
         template: Name of the chat template; empty for plain text.
         rows_read: Rows read from the training sources.
         skipped: Reason for which rows were left out, mapped to their locations.

@@ -218,7 +218,7 @@ def length_line(event: events.DataReady) -> str:
     """Return the number of tokens with loss, and the lengths of the rows."""
     train = event.train
     lengths = f"{train.shortest} to {train.longest} tokens per row, median {train.median}, 90 % at most {train.p90}"
-    return f"{count(train.loss_tokens)} tokens with loss ({event.loss_on}) · {lengths}"
+    return f"{count(train.loss_tokens)} tokens with loss ({event.loss_on.replace('_', ' ')}) · {lengths}"
 
 
 def data_notices(event: events.DataReady) -> list[str]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from neftcli.data.chat import ChatFormat, LossOn
 from neftcli.data.mixture import ExampleSplits, read_eval_examples, read_examples
-from neftcli.data.prepare import PreparedData, _describe_loss, count_tokens, prepare
+from neftcli.data.prepare import PreparedData, _loss_on, count_tokens, prepare
 from neftcli.data.sources import read_rows
 from neftcli.data.splits import normalize_prompt
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow, tokenize
@@ -118,19 +118,19 @@ def test_plain_text_is_counted_as_such() -> None:
     for wanted in ("auto", "tokens"):
         data = Data(source=source, held_out_rows=0, max_length=10, loss_on=wanted)
         counts = prepared(data).counts
-        assert (counts.format, counts.loss_on, counts.template) == ("text", "all tokens", "")
+        assert (counts.format, counts.loss_on, counts.template) == ("text", "all_tokens", "")
         assert counts.skipped == {"its text is empty": ("rows.jsonl, line 2",)}
         assert (counts.train.tokens, counts.train.loss_tokens) == (4 + 10, 3 + 9)
         assert counts.train.truncated == counts.train.without_stop_token == ("rows.jsonl, line 3",)
 
 
-@pytest.mark.parametrize(("wanted", "loss_on"), [("auto", "answers"), ("all", "answers"), ("tokens", "all tokens")])
+@pytest.mark.parametrize(("wanted", "loss_on"), [("auto", "answers"), ("all", "answers"), ("tokens", "all_tokens")])
 def test_loss_is_on_answers_unless_all_tokens_are_wanted(wanted: Any, loss_on: str) -> None:
     """What the counts say is what the labels do."""
     done = prepared(Data(source=pairs(10), loss_on=wanted))
     assert done.counts.loss_on == loss_on
     whole = [label != IGNORE_INDEX for row in [*done.train, *done.held_out] for label in row.labels[1:]]
-    assert all(whole) == (loss_on == "all tokens")
+    assert all(whole) == (loss_on == "all_tokens")
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=40))
@@ -417,8 +417,8 @@ def test_preparing_leaves_the_examples_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("loss_on", "label"),
-    [("auto", "answers"), ("last", "last answers"), ("completion", "completions"), ("tokens", "all tokens")],
+    [("auto", "answers"), ("last", "last_answers"), ("completion", "completions"), ("tokens", "all_tokens")],
 )
 def test_loss_label_names_what_carries_loss(loss_on: LossOn, label: str) -> None:
-    assert _describe_loss(Data(loss_on=loss_on), "messages") == label
-    assert _describe_loss(Data(loss_on=loss_on), "text") == "all tokens"
+    assert _loss_on(Data(loss_on=loss_on), "messages") == label
+    assert _loss_on(Data(loss_on=loss_on), "text") == "all_tokens"

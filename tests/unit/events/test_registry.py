@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -22,6 +23,11 @@ def test_registry_holds_every_event() -> None:
     with_id = {kind for kind in EXPORTED if isinstance(kind, type) and isinstance(getattr(kind, "id", None), str)}
     assert set(events.REGISTRY.values()) == with_id
     assert list(events.REGISTRY) == [kind.id for kind in events.REGISTRY.values()]
+
+
+def test_ids_are_not_display_text() -> None:
+    ids = [*events.REGISTRY, *events.PhaseId, *events.CellStatus, *events.VerdictId, *events.ScopeId]
+    assert [name for name in ids if not re.fullmatch(r"[a-z_.]+", name)] == []
 
 
 def test_describe_events_describes_every_field() -> None:
