@@ -25,6 +25,9 @@ ANSWER_KEYS = (
     *(f"evaluation.task_settings.{name}" for name in ("apply_chat_template", "num_fewshot", "limit")),
 )
 
+ALPHA = r"\.?\d[\d.]*"
+"""A number that was typed as the name of a sweep."""
+
 
 @with_overrides("sweep-alpha", CELL_KEYS | frozenset(ANSWER_KEYS))
 def sweep_alpha(
@@ -76,9 +79,9 @@ def sweep_alpha(
     from neftcli.sweep.folder import load_layers, resolve_sweep
     from neftcli.sweep.sweep_alpha import SweepRequest, run_sweep
 
-    if earlier is not None and re.fullmatch(r"[\d.]+", earlier) and find_sweep(earlier) is None:
-        listed = "--alphas 0,5,10"
-        raise InputError(Problem("write the alphas as one list with commas", earlier, f"neft sweep-alpha {listed}"))
+    if earlier is not None and re.fullmatch(ALPHA, earlier) and find_sweep(earlier) is None:
+        hint = "neft sweep-alpha --alphas 0,5,10"
+        raise InputError(Problem("write the alphas as one list with commas", earlier, hint))
     folder = None if earlier is None else resolve_sweep(earlier)
     if folder is not None and recipe is not None:
         same = f"neft sweep-alpha {shlex.quote(str(folder))}"
