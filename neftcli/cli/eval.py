@@ -37,7 +37,9 @@ def evaluate(
     split: Annotated[str | None, panel("Data", "--split", metavar="TEXT", help="Split of a hub data set")] = None,
     max_rows: Annotated[
         int | None,
-        panel("Data", "--max-rows", metavar="INTEGER", help="Random sample of this many rows  [default: all]", min=1),
+        panel(
+            "Data", "--max-rows", metavar="INTEGER", help="Number of rows to sample at random  [default: all]", min=1
+        ),
     ] = None,
     answers: Annotated[
         bool, panel("Evaluation", "--answers/--no-answers", help="Generate answers  [default: answers]")

@@ -183,7 +183,7 @@ def main() -> None:
         if isinstance(error, typer.Abort) and isinstance(error.__cause__, Exception):  # what typer makes of EOFError
             error = error.__cause__
         problem = Problem(
-            "this is a bug of neft or of a library, not an error of yours",
+            "this is a bug in neft or in a library, not a mistake of yours",
             describe_error(error),
             "run the same command with --debug, and report its output",
         )

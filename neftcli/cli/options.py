@@ -196,7 +196,7 @@ def _metavar(key: Key) -> str:
 
 
 def _help(key: Key, default: str) -> str:
-    """Return the help of a flag, with its choices and default: "Layout of the rows: auto, text  [default: auto]"."""
+    """Return the help of a flag, with its choices and default: "Row format: auto, text  [default: auto]"."""
     help_text = key.flag_help
     if key.choices and key.option.switch is None:
         help_text += f": {', '.join(key.choices)}"

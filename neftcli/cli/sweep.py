@@ -46,7 +46,7 @@ def sweep_alpha(
     ] = None,
     engine: Annotated[
         str,
-        panel("Sweep", "--engine", metavar="ENGINE", help="Run the cells in: local, ray  [default: local]"),
+        panel("Sweep", "--engine", metavar="ENGINE", help="Engine that runs the cells: local, ray  [default: local]"),
     ] = "local",
     ray_address: Annotated[
         str | None,

@@ -21,14 +21,19 @@ def train(
     layers: list[dict[str, Any]],
     recipe: str | None,
     resume: Annotated[
-        str | None, panel("Resume", "--resume", metavar="RUN", help="Resume a stopped run by its own recipe")
+        str | None, panel("Resume", "--resume", metavar="RUN", help="Resume a stopped run with its own recipe")
     ] = None,
     accept_changes: Annotated[
-        bool, panel("Resume", "--accept-changes", help="Resume although recipe, data or model differ")
+        bool, panel("Resume", "--accept-changes", help="Resume even if recipe, data or model differ")
     ] = False,
     requeue_signal: Annotated[
         str,
-        panel("Resume", "--requeue-signal", metavar="NAME", help="Signal that stops and saves  [default: SIGUSR1]"),
+        panel(
+            "Resume",
+            "--requeue-signal",
+            metavar="NAME",
+            help="Signal that saves a checkpoint and stops  [default: SIGUSR1]",
+        ),
     ] = "SIGUSR1",
     dry_run: Annotated[
         bool, panel("Output", "--dry-run", help="Show the recipe, the data, the steps and the memory; train nothing")

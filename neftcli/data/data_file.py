@@ -143,5 +143,5 @@ def _require_text(line: bytes, file: DataFile) -> None:
             raise DataError(Problem(f"{file.name}: this is not a text file", kind, hint))
     if line.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         got = line.decode(errors="replace").strip()[:60]
-        hint = "download the file itself, by the link of its raw or download button"
+        hint = "download the file itself, with its raw or download link"
         raise DataError(Problem(f"{file.name}: this is a web page, not a file of rows", got, hint))

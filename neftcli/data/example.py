@@ -120,7 +120,7 @@ class RowNotes:
 
 
 def has_value(value: Any) -> bool:
-    """Return False for null, an empty text, an empty list and an empty object, which count as missing."""
+    """Return False for null, an empty string, an empty list and an empty object, which count as missing."""
     return value is not None and (bool(value) or not isinstance(value, (str, list, dict)))
 
 
@@ -129,5 +129,5 @@ def describe_value(value: Any) -> str:
     if value is None:
         return "null"
     if value == "":
-        return "an empty text"
+        return "an empty string"
     return f"{type(value).__name__}: {' '.join(str(value)[:60].splitlines())}"

@@ -198,7 +198,7 @@ def _select_split(splits: Mapping[str, list[str]], split: str, folder: DataFolde
         key = option if "," not in option else "split"
         near = "".join(get_close_matches(split, named, n=1))
         hint = f"--set {quote(f'{key}={near or named[0]}')}    its splits are {', '.join(named)}"
-        raise DataError(Problem(f"{option}: {folder.name} has no split of this name", split, hint, near))
+        raise DataError(Problem(f"{option}: {folder.name} has no such split", split, hint, near))
     left_out = {name: tuple(files) for name, files in splits.items() if name != asked}
     shown = asked if asked != NO_SPLIT or not named else "train"
     return SplitFiles(tuple(sorted(splits[asked])), shown, left_out)
@@ -323,7 +323,7 @@ def _unknown_config(folder: DataFolder, config: str | None, known: tuple[str, ..
     near = "".join(get_close_matches(config or "", known, n=1))
     message = f"data.config: {folder.name} has several configurations"
     if config:
-        message = f"data.config: {folder.name} has no configuration of this name"
+        message = f"data.config: {folder.name} has no such configuration"
     hint = f"--set {quote(f'data.config={near or known[0]}')}    it has {', '.join(known)}"
     return DataError(Problem(message, config or "none", hint, near))
 

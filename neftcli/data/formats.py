@@ -283,7 +283,7 @@ def detect_format(row: Row, columns: Mapping[str, str], *, answers: bool = True)
             if names.issuperset(entry.required_columns(answers=with_answer)):
                 return entry.id
     hint = suggest_columns(renamed_row.values, columns, answers=answers)
-    message = f"{row.location}: the columns fit no known row format"
+    message = f"{row.location}: the columns match no known row format"
     if not hint:
         for entry in formats:
             if entry.answer and names.issuperset(entry.required_columns(answers=False)):
@@ -382,14 +382,14 @@ def to_example(
     content = entry.read(row_columns)
     learn, mark = read_mark({name: row_columns.value(name) for name in MARKS}, row.location, "row")
     if learn is False:
-        raise UnusableRow(f"it is marked as not learned ({mark})")
+        raise UnusableRow(f"it is marked not to be trained on ({mark})")
     if not content.turns and content.text:
         return Example((), content.text, row.location)
     turns, completion = _add_system_turn(row_columns, content, system_prompt)
     turns = _truncate_after_last_answer(turns, row.location, notes) if answers else _drop_unusable_reference(turns)
     _require_question_and_answers(turns)
     if answers and completion >= len(turns):
-        raise UnusableRow("its completion has no answer to learn")
+        raise UnusableRow("its completion has no answer to train on")
     dropped = _drop_before_question(turns, row.location, answers=answers)
     if dropped:
         notes.shortened.add("turns before the first question", row.location)
@@ -422,10 +422,10 @@ def _truncate_after_last_answer(turns: list[Turn], location: str, notes: RowNote
     if not answers:
         raise UnusableRow("it has no answer")
     if not learned:
-        raise UnusableRow("every answer in it is marked as not learned")
+        raise UnusableRow("every answer in it is marked not to be trained on")
     end = learned[-1] + 1
     if learned[-1] != answers[-1]:
-        notes.shortened.add("turns after the last answer that is marked as learned", location)
+        notes.shortened.add("turns after the last answer that is trained on", location)
     elif any(turn.role != "user" for turn in turns[end:]):
         notes.shortened.add("turns after the last answer", location)
     return turns[:end]
@@ -457,7 +457,7 @@ def _drop_before_question(turns: list[Turn], location: str, *, answers: bool) ->
         turn = turns.pop(first)
         dropped += 1
         if answers and turn.learn:
-            message = f"{location}: an answer before the first question is marked as learned"
+            message = f"{location}: an answer before the first question is marked to be trained on"
             raise DataError(Problem(message, turn.text()[:60], "add a user turn before it, or mark it with 0"))
     return dropped
 

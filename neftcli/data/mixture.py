@@ -173,7 +173,7 @@ class _SourceReader:
             rows = f"{len(locations)} row{'s' if len(locations) > 1 else ''}"
             reasons.append(f"{reason} ({rows}, first {locations[0]})")
         purpose = "train on" if self.answers else "evaluate on"
-        hint = "rows with a question and an answer; map other column names by --set data.columns='{...}'"
+        hint = "use rows with a question and an answer; map other column names with --set data.columns='{...}'"
         return DataError(Problem(f"{self.source.source}: no row to {purpose}", "; ".join(reasons), hint))
 
     def _suggest_other_file(self, row: Row, error: DataError) -> DataError:
@@ -240,7 +240,7 @@ def _held_out_reader(data: Data, notes: RowNotes) -> _SourceReader | None:
     """
     if data.held_out_rows == 0 and data.held_out_source is not None:
         message = "data.held_out_rows is 0, but data.held_out_source names rows to evaluate on"
-        raise DataError(Problem(message, data.held_out_source, "--held-out without --held-out-rows 0, or neither"))
+        raise DataError(Problem(message, data.held_out_source, "remove --held-out-rows 0, or remove --held-out"))
     name, split = data.held_out_source, data.held_out_split
     if name is None and split is not None and data.sources:
         message = "data.held_out_split needs data.held_out_source if data.sources is used"
@@ -320,7 +320,7 @@ def read_examples(data: Data, progress: Callable[[int], None] = no_progress) -> 
         unused["data.max_rows"] = len(not_held_out) - len(train_rows)
     if not len(train_rows):
         message = f"{data.source_name()}: the prompts of all training rows are in the held-out split"
-        hint = "use other rows for --held-out, or leave it out to hold out a part of the rows"
+        hint = "use other rows for --held-out, or leave it out to hold out some of the training rows"
         raise DataError(Problem(message, f"{leaked} row{'s' if leaked != 1 else ''}", hint))
     skipped: dict[str, list[str]] = defaultdict(list)
     for reader in all_readers:

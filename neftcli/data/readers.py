@@ -118,7 +118,7 @@ def require_known_ending(path: Path, name: str) -> None:
     hint = f"one of {', '.join(FILE_READERS)}"
     if Path(path.name.removesuffix(".gz")).suffix.lower() in TEXT_ENDINGS:
         hint = f"rename it to {DataFile(path, name).name_with_ending('.txt')}"
-    message = f"{name}: unknown file ending; the ending chooses the reader"
+    message = f"{name}: unknown file extension"
     raise DataError(Problem(message, path.name or "no ending", hint))
 
 

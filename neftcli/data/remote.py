@@ -66,7 +66,7 @@ def validate_address(source: str) -> None:
     if parts.password or any(map(SECRET.search, parse_qs(parts.query, keep_blank_values=True))):
         raise DataError(
             Problem(
-                "data.source: an address must not contain a password or key, which the run's recipe would store",
+                "data.source: a URL must not contain a password or key, because the run's recipe would store it",
                 f"{parts.scheme}://{parts.hostname}{parts.path}",
                 "download the file, then --dataset FILE",
             )
@@ -189,8 +189,8 @@ def _unreadable(name: str, error: Exception) -> DataError:
         error = error.__cause__  # fsspec reports a failed HTTP connection as a missing file
     got = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
     if isinstance(error, FileNotFoundError):
-        return DataError(Problem(f"{name}: there is no file or folder at this address", got, "another address"))
+        return DataError(Problem(f"{name}: no such file or folder at this URL", got, "use a different URL"))
     if not is_remote(name):
         return DataError(Problem(f"{name}: this can't be read", got, "check its permissions"))
-    hint = "check the address, the connection and the credentials; or download the file, then --dataset FILE"
-    return DataError(Problem(f"{name}: this address can't be read", got, hint))
+    hint = "check the URL, the connection and the credentials; or download the file, then --dataset FILE"
+    return DataError(Problem(f"{name}: this URL can't be read", got, hint))

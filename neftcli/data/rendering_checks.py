@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from neftcli.data.example import Example, Turn
 
 THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
-WITH_TOOLS = "a model whose chat template has tools, or --chat-template FILE with one"
+WITH_TOOLS = "use a model whose chat template supports tools, or --chat-template FILE with such a template"
 DROP_REASONING = "--set data.reasoning=drop"
 
 
@@ -69,7 +69,7 @@ def find_reasoning_left_out(chat: ChatFormat, text: str, example: Example, answe
         reasoning = turn.reasoning if chat.reasoning == "learn" else ""
         if reasoning and not _contains(rendered, chat.special_tokens.escape(reasoning)):
             if is_last or not chat.renders_reasoning:
-                hint = f"{DROP_REASONING}, or the reasoning in the content as the model writes it"
+                hint = f"{DROP_REASONING}, or write the reasoning into the content as the model does"
                 _reject(chat, reasoning, location, "an answer's reasoning", hint)
             left_out += 1
         content = chat.content(turn)

@@ -24,7 +24,7 @@ BUILTIN = "builtin"
 BUILTIN_SPLITS = ("train", "held_out")
 HUB_ALIASES = {"imdb": "stanfordnlp/imdb", "alpaca": "tatsu-lab/alpaca", "open-platypus": "garage-bAInd/Open-Platypus"}
 HUB_BATCH_SIZE = 1000
-SOURCE_KINDS = f"a file, a folder, a hub id (owner/name), or {BUILTIN}"
+SOURCE_KINDS = f"use a file, a folder, a hub id (owner/name), or {BUILTIN}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def open_source(
     """
     if source == BUILTIN:
         if split not in BUILTIN_SPLITS:
-            message = f"{option}: the built-in set has no split of this name"
+            message = f"{option}: the built-in data has no such split"
             raise DataError(Problem(message, split, " or ".join(BUILTIN_SPLITS)))
         file = DataFile(Path(__file__).parent / "builtin" / f"{split}.jsonl", f"built-in {split}")
         return SourceRows(read_file(file), split)
@@ -103,14 +103,14 @@ def open_source(
 
 def _open_local(path: Path, split: str, config: str | None, sample_by: str, option: str) -> SourceRows:
     if str(path) == "-" or (exists(path) and (path.is_fifo() or path.is_char_device())):
-        hint = "save the rows to a file, then --dataset FILE: neft reads them more than once"
+        hint = "save the rows to a file, then --dataset FILE (neft reads them more than once)"
         raise DataError(Problem("data: rows can't be read from a pipe", str(path), hint))
     if not exists(path):
         if (closed := unsearchable_parent(path)) is not None:
             message = f"data: no permission to open {closed}"
             raise DataError(Problem(message, str(path), "chmod +x on that folder"))
         near = closest_path(path, [BUILTIN, *HUB_ALIASES])
-        raise DataError(Problem("data: there is no file or folder of this name", str(path), SOURCE_KINDS, near))
+        raise DataError(Problem("data: no such file or folder", str(path), SOURCE_KINDS, near))
     if path.is_dir():
         from fsspec.implementations.local import LocalFileSystem
 

@@ -116,7 +116,7 @@ def _require_known_keys(values: Mapping[str, Any], known: tuple[str, ...], locat
 
 
 def _parse_json(value: Any, location: str) -> Any:
-    """Return a value, or the value of a JSON text; an empty object for null or an empty text."""
+    """Return a value, or the value of a JSON text; an empty object for null or an empty string."""
     if not isinstance(value, str):
         return {} if value is None else value
     if not value.strip():
@@ -145,7 +145,7 @@ def _to_json(value: Any, location: str) -> str:
         text = json.dumps(value, ensure_ascii=False)
         text.encode("utf-8")
     except UnicodeEncodeError:
-        message = f"{location} contains half a character, such as a truncated emoji"
+        message = f"{location} contains an unpaired surrogate, such as half of an emoji"
         got = ascii(value)[:MAX_SHOWN]
         raise DataError(Problem(message, got, "remove it, or write the whole character")) from None
     except (TypeError, ValueError, RecursionError) as error:

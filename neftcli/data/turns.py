@@ -118,7 +118,7 @@ def read_mark(values: Mapping[str, Any], location: str, kind: str) -> tuple[bool
     for key, value in marks.items():
         mark = MARK_VALUES.get(str(value).strip().lower())
         if mark is None:
-            message = f"{location}: {key} must be 0 or 1 (whether the {kind} is learned; fractions are not supported)"
+            message = f"{location}: {key} must be 0 or 1 (whether the {kind} is trained on; no fractions)"
             hint = f'"{key}": 0 or "{key}": 1; rename the key or column if it means something else'
             raise DataError(Problem(message, describe_value(value), hint))
         parsed[key] = mark
@@ -165,14 +165,16 @@ def _read_turn(item: Any, location: str, row: str, keys: tuple[str, str], notes:
         content, thought = _read_content(item[content_key], f"{location}: {content_key}", content_key, row, notes)
     learn, mark = read_mark(item, location, "turn")
     if learn and standard_role != "assistant":
-        message = f"{location} is marked as learned, but only assistant turns can be learned"
+        message = f"{location} is marked to be trained on, but only assistant turns can be"
         raise DataError(Problem(message, f"{standard_role}, {mark}", "mark it with 0, or remove the mark"))
     reasoning = _read_reasoning(values, location, thought) if standard_role == "assistant" else ""
     for key in values:
         if key in KNOWN_KEYS[standard_role] or key in (role_key, content_key):
             continue
         if key.lower() in UNREAD_MARKS:
-            notes.remarks.add(f"the turn key {key} is not read: weight or train (0 or 1) marks what is learned", row)
+            notes.remarks.add(
+                f"neft does not read the turn key {key}; weight or train (0 or 1) marks turns to train on", row
+            )
         else:
             notes.unread.add(f"turn key {key}", row)
     return Turn(
@@ -292,16 +294,18 @@ def require_text(value: Any, label: str, hint: str = "") -> str:
         if not hint:
             is_finite = isinstance(value, int | float) and isfinite(value)
             raise DataError(
-                Problem(f"{label} must be text", describe_value(value), f'"{value}"' if is_finite else 'a text: "..."')
+                Problem(
+                    f"{label} must be text", describe_value(value), f'"{value}"' if is_finite else 'a string: "..."'
+                )
             )
         message = f"{label} must be text, and nested lists and objects can't be mapped"
         raise DataError(Problem(message, describe_value(value), hint))
     if len(value) > MAX_TEXT_LENGTH:
-        raise UnusableRow(f"a text in it is longer than {MAX_TEXT_LENGTH:,} characters")
+        raise UnusableRow(f"its text is longer than {MAX_TEXT_LENGTH:,} characters")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair, which no tokenizer reads
         excerpt = ascii(value[max(0, error.start - 20) : error.end + 20])
-        message = f"{label} contains half a character, such as a truncated emoji"
+        message = f"{label} contains an unpaired surrogate, such as half of an emoji"
         raise DataError(Problem(message, excerpt, "remove it, or write the whole character")) from None
     return value

@@ -191,7 +191,7 @@ def _check_media(columns: _Columns) -> Problem | None:
         return columns.problem(
             f"the column {own_name} holds {kind}, and neft trains on text",
             f"{type(value).__name__}: {'bytes' if is_bytes else str(value)[:60]}",
-            f"remove the column {own_name} if the text is enough without it, else the rows that have it",
+            f"remove the column {own_name} if the text is useful without it, else remove the rows that have it",
         )
     return None
 
@@ -313,7 +313,7 @@ def _check_judgement(columns: _Columns) -> Problem | None:
         if good:
             values = [text for text in good if not text.endswith(".0")]
             return columns.problem(
-                f"this is preference data ({name} tells whether the answer is good), and neft would train on the bad "
+                f"this is preference data ({name} marks answers as good or bad), and neft would train on the bad "
                 "answers too",
                 f"{name}: {value}",
                 f"keep the rows whose {name} is {' or '.join(values)} and remove the column; rename it if it means "
@@ -358,7 +358,7 @@ def _check_placeholder(turns: Sequence[Turn], location: str) -> Problem | None:
             continue
         kind = {"image": "an image", "audio": "audio", "video": "a video"}[placeholder[1]]
         return Problem(
-            f"{location}: turn {number} contains {placeholder[0]}, a placeholder of {kind}, and neft trains on text",
+            f"{location}: turn {number} contains {placeholder[0]}, a placeholder for {kind}, and neft trains on text",
             describe_value(text),
             f"remove the rows with {placeholder[0]}",
         )
@@ -369,7 +369,7 @@ UNSUPPORTED_ROWS = (
     UnsupportedRows(
         "media_column",
         "`image`, `images`, `audio`, `video` columns, and columns of bytes",
-        "remove the column, if the text is enough without it",
+        "remove the column if the text is useful without it",
         _check_media,
     ),
     UnsupportedRows(
@@ -389,19 +389,19 @@ UNSUPPORTED_ROWS = (
     UnsupportedRows(
         "answer_list",
         "ranked answers: a list of answers, with scores or ranks",
-        "keep the best or the first answer as a text",
+        "keep the best or the first answer as a string",
         _check_answer_list,
     ),
     UnsupportedRows(
         "judged_answer",
-        "answers that are judged, by true and false, 0 or -1 and 1, or words such as good and bad: `label`, `kto_tag`, "
+        "answers that are rated, by true and false, 0 or -1 and 1, or words such as good and bad: `label`, `kto_tag`, "
         "`desirable`, `liked`, `is_chosen` and similar columns",
         "keep the rows with good answers, and remove the column",
         _check_judgement,
     ),
     UnsupportedRows(
         "media_placeholder",
-        "a question with a placeholder of an image, of audio or of a video",
+        "a question with a placeholder for an image, audio or a video",
         "remove these rows",
         check_turns=_check_placeholder,
     ),

@@ -66,7 +66,7 @@ def require_reachable(settings: Judge) -> None:
             Problem(
                 f"evaluation.judge.base_url: no connection to {shown}",
                 reason,
-                "start the server, or correct the address: --judge http://127.0.0.1:8000/v1",
+                "start the server, or correct the URL: --judge http://127.0.0.1:8000/v1",
             )
         )
 
@@ -165,8 +165,8 @@ class ChatServer:
             rejects = f"rejects the key in {KEY_VARIABLE}" if api_key() else f"needs a key in {KEY_VARIABLE}"
             return self._failure(f"{judge} {rejects}", quote, f"export {KEY_VARIABLE}=KEY, then ")
         if status == 404:
-            no_model = f"{judge} has no model {self._settings.model}, or the address is wrong"
-            return self._failure(no_model, quote, "--judge-model NAME, --judge with an address that ends in /v1; ")
+            no_model = f"{judge} has no model {self._settings.model}, or the URL is wrong"
+            return self._failure(no_model, quote, "--judge-model NAME, --judge with a URL that ends in /v1; ")
         if status in QUESTION_STATUSES:
             problem = self._failure(f"{judge} rejects the question", quote, "fix the cause, then ")
             return RequestRejected(problem.message, problem.got, problem.hint)

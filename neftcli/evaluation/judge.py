@@ -158,7 +158,7 @@ def _server_problems(settings: Judge) -> Iterator[Problem]:
     if settings.base_url is None:
         yield Problem(f"{_KEY}.base_url: a judge needs a server", "no address", example)
     elif not is_valid_address(settings.base_url):
-        message = f"{_KEY}.base_url must be an http:// or https:// address without ? and #"
+        message = f"{_KEY}.base_url must be an http:// or https:// URL without ? and #"
         yield Problem(message, strip_credentials(settings.base_url), example)
     if settings.model is None:
         message = f"{_KEY}.model: the judge needs a model name"

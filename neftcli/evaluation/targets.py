@@ -40,7 +40,7 @@ USED_OPTIONS = (
     *("evaluation.judge", "evaluation.tasks", "evaluation.task_settings"),
 )
 """Recipe options that evaluation uses, and that can be set for it."""
-RUN_HINT = "neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of models"
+RUN_HINT = "neft eval RUN, where RUN is a folder written by `neft train`; `neft models` lists model names"
 OPTIONS_HINT = "neft recipes show quickstart --all    for the options below evaluation"
 
 
@@ -210,7 +210,7 @@ def _base_reference(recipe: Recipe, run: Path) -> ModelReference:
         if relative_paths is None or name not in relative_paths.local:
             raise
         message = f"{run}: the base model of this run is missing"
-        hint = "--no-base" if recipe.adapter.type == "none" else "put the model back into one of these folders"
+        hint = "--no-base" if recipe.adapter.type == "none" else "move the model back to one of these folders"
         raise ModelError(Problem(message, relative_paths.describe_search(name), hint)) from None
 
 
@@ -272,7 +272,7 @@ def _unknown(name: str) -> InputError:
             Problem(f"{folders[0]}: run.json is missing, so this is not a run", name, f"{folders[0]}/model")
         )
     near = "".join(nearest) or closest_path(Path(name))
-    return InputError(Problem("there is no run or model of this name", name, RUN_HINT, near))
+    return InputError(Problem("no such run or model", name, RUN_HINT, near))
 
 
 def _folder_name(reference: ModelReference) -> str:

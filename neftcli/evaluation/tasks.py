@@ -184,7 +184,7 @@ def _check_task_file(task: str) -> Problem | None:
     if not is_file(path):
         nearest = closest_path(path, endings=TASK_FILE_ENDINGS)
         hint = f"ls {shlex.quote(str(path.parent))}"
-        return Problem("evaluation.tasks: there is no file of this name", task, hint, nearest)
+        return Problem("evaluation.tasks: no such task file", task, hint, nearest)
     try:
         content = YAML(typ="rt").load(path)  # the only loader that accepts the harness's !function
     except (YAMLError, UnicodeDecodeError) as error:
@@ -210,7 +210,7 @@ def _check_task_name(task: str) -> Problem | None:
     index = _task_manager(True).task_index
     if task not in index:
         nearest = ", ".join(get_close_matches(task, index, n=3))
-        return Problem("evaluation.tasks: lm-evaluation-harness has no task of this name", task, LIST_TASKS, nearest)
+        return Problem("evaluation.tasks: lm-evaluation-harness has no such task", task, LIST_TASKS, nearest)
     for configuration in _configurations(task, index):
         problem = _check_supported(task, configuration)
         if problem is not None:

@@ -49,12 +49,12 @@ def validate_adapter(model: Any, adapter: Adapter) -> None:
         elif name in experts:
             message = "this tensor holds the weights of all experts and can't be adapted by its name"
         else:
-            message = "the model has no layer of this name"
+            message = "the model has no such layer"
         possible = [layer for layer, module in modules.items() if isinstance(module, supported)]
         problems.append(_layer_problem("target_modules", message, name, possible))
     for name in adapter.modules_to_save:
         if not match_modules_to_save(model, name):
-            message = "the model has no layer of this name"
+            message = "the model has no such layer"
             if name in experts:
                 message = "this tensor holds the weights of all experts and can't be adapted by its name"
             problems.append(_layer_problem("modules_to_save", message, name, list(modules)))

@@ -115,7 +115,7 @@ def find_damaged_file(folder: Path) -> tuple[str, str] | None:
     for file in sorted(file for file in folder.glob("*.safetensors") if file.is_file()):
         with file.open("rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                return f"{file.name} is a pointer of Git LFS, not the weights", f"git -C {folder} lfs pull"
+                return f"{file.name} is a Git LFS pointer, not the weights", f"git -C {folder} lfs pull"
         if damage := _safetensors_damage(file):
             return f"{file.name} {damage}", f"download {file.name} again, or save the model again with save_pretrained"
     for file in sorted(file for file in folder.glob("*.json") if file.is_file()):

@@ -449,7 +449,7 @@ def _damaged_file_error(reference: ModelReference, error: Exception) -> ModelErr
         message = f"model.name: config.json of {name} has sizes that no model can have"
         return ModelError(Problem(message, _first_line(error), REFETCH))
     if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
-        message = f"model.name: the weights of {name} have different shapes than its config.json says"
+        message = f"model.name: the weights of {name} don't have the shapes given in its config.json"
         return ModelError(Problem(message, "", REFETCH))
     # The libraries fail in many ways on unexpected files. A RuntimeError comes from the machine, except for the
     # RecursionError in files that are nested too deeply.

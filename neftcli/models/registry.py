@@ -206,7 +206,7 @@ def adapter_error(name: str, *, with_model: bool) -> ModelError:
         )
     return ModelError(
         Problem(
-            f"model.name: {name} has a model and an adapter, which transformers would load silently",
+            f"model.name: {name} contains a model and an adapter; transformers would silently load both",
             f"config.json and {ADAPTER}",
             f"merge the adapter (PeftModel.merge_and_unload, then save_pretrained), or move {ADAPTER} elsewhere",
         )

@@ -43,14 +43,14 @@ def find_recipe(name_or_path: str, parent: Path | None = None, origin: str = "--
     if path.suffix in SUFFIXES or len(path.parts) > 1:
         _reject_other_files(file, name_or_path, origin)
         if not is_file(file):
-            message = f"{origin}: there is no recipe file of this name"
+            message = f"{origin}: no such recipe file"
             raise RecipeError(Problem(message, name_or_path, LIST_RECIPES, closest_path(file)))
         return file
     shipped = recipes_folder() / f"{name_or_path}.yaml"
     if not is_file(shipped):
         _reject_other_files(file, name_or_path, origin)
         closest = "".join(get_close_matches(name_or_path, list_recipes(), n=1))
-        raise RecipeError(Problem(f"{origin}: there is no recipe of this name", name_or_path, LIST_RECIPES, closest))
+        raise RecipeError(Problem(f"{origin}: no such recipe", name_or_path, LIST_RECIPES, closest))
     return shipped
 
 

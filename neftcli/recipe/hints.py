@@ -21,7 +21,10 @@ def describe_type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         bounds = filter(None, map(_describe_bound, annotation.__metadata__))
-        return ", ".join([describe_type(annotation.__origin__), *bounds])
+        text = ", ".join([describe_type(annotation.__origin__), *bounds])
+        if any(isinstance(extra, MinLen) for extra in annotation.__metadata__):
+            text = f"a non-empty {text.removeprefix('a ')}" if text.startswith("a ") else f"non-empty {text}"
+        return text
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
     if origin is tuple:
@@ -45,8 +48,6 @@ def _describe_bound(bound: Any) -> str:
             return f"at most {limit}"
         case Lt(lt=limit):
             return "" if limit == float("inf") else f"below {limit}"
-        case MinLen():
-            return "not empty"
         case _:
             return ""
 

@@ -134,7 +134,7 @@ def resolve_recipe(layers: Iterable[Layer]) -> Recipe:
         elif not _is_encodable(setting.value):
             # Only from flags: Python turns a shell's bytes that are not UTF-8 into surrogates.
             message = f"{setting.origin}: {path} has bytes that are not UTF-8"
-            problems.append(Problem(message, ascii(setting.value), "a name in UTF-8"))
+            problems.append(Problem(message, ascii(setting.value), "use a name in UTF-8"))
         else:
             _insert(nested, path, setting.value)
     recipe, invalid = _validate(nested, merged, known)
@@ -387,9 +387,9 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
     if recipe.data.sources and "data.source" in merged and not _is_default("data.source", merged):
         problems.append(
             Problem(
-                f"{where('data.sources')}: data.source and data.sources exclude each other",
+                f"{where('data.sources')}: data.source and data.sources can't be combined",
                 merged["data.source"].typed,
-                "one of the two; a single source can be an entry of data.sources",
+                "use one of the two; a single source can be an entry of data.sources",
             )
         )
     if recipe.quantization.type != "none" and recipe.adapter.type == "none":
@@ -404,9 +404,10 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
     if {"@", "?", "#"} & set(recipe.evaluation.judge.base_url or ""):
         problems.append(
             Problem(
-                f"{where('evaluation.judge.base_url')}: evaluation.judge.base_url must hold no name, password or key",
-                "an address with @, ? or #",
-                "export OPENAI_API_KEY=...    the key is read from the environment and written nowhere",
+                f"{where('evaluation.judge.base_url')}: evaluation.judge.base_url must not contain a user, password or "
+                "key",
+                "a URL with @, ? or #",
+                "export OPENAI_API_KEY=...    the key is read from the environment and never written",
             )
         )
     if recipe.adapter.modules_to_save and recipe.adapter.type == "none" and not problems:

@@ -146,11 +146,12 @@ class Data:
         Literal["paragraph", "line", "document"],
         Option("Row of a .txt file: a paragraph (blank lines between), a line, or the whole file"),
     ] = "paragraph"
-    format: Annotated[
-        RowFormat, Option("Layout of the rows", "--format", "auto: detected from the columns, and reported.")
-    ] = "auto"
+    format: Annotated[RowFormat, Option("Row format", "--format", "auto: detected from the columns, and reported.")] = (
+        "auto"
+    )
     columns: Annotated[
-        Mapping[str, str], Option("Standard column name to its name in your rows, e.g. {instruction: question}")
+        Mapping[str, str],
+        Option("Mapping of standard column names to those in your rows, e.g. {instruction: question}"),
     ] = field(default_factory=dict)
     system_prompt: Annotated[
         str | None, Option("System turn for conversations that have none", unset="no system turn")
@@ -173,8 +174,8 @@ class Data:
         Option(
             "Part of a row that carries loss",
             details="all answers, the last answer, the completion of a prompt/completion pair, or every token "
-            "(tokens). auto: the completion of pairs, all answers of conversations, every token of plain text. Turns "
-            "that the data marks (weight, train, loss) override it.",
+            "(tokens). auto: the completion of pairs, all answers of conversations, every token of plain text. Loss "
+            "marks in the data (weight, train, loss) override it.",
         ),
     ] = "auto"
     reasoning: Annotated[
@@ -268,7 +269,8 @@ class Adapter:
         ),
     ] = "none"
     r: Annotated[
-        Count, Option("Rank of the LoRA adapter", "--lora-r", "A higher rank has more parameters and needs memory.")
+        Count,
+        Option("Rank of the LoRA adapter", "--lora-r", "A higher rank has more parameters and needs more memory."),
     ] = 16
     lora_alpha: Annotated[
         Positive,
@@ -299,7 +301,7 @@ class Quantization:
         ),
     ] = "none"
     double_quantization: Annotated[
-        bool, Option("Quantise the quantisation constants, too", details="Saves 0.4 bits per weight.")
+        bool, Option("Quantise the quantisation constants as well", details="Saves 0.4 bits per weight.")
     ] = True
 
 
@@ -350,7 +352,7 @@ class Training:
     ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Option("Precision of the matrix products", details="auto: bfloat16 if the hardware multiplies it."),
+        Option("Precision of the matrix products", details="auto: bfloat16 if the hardware supports it."),
     ] = "auto"
     gradient_checkpointing: Annotated[
         bool,
@@ -411,7 +413,9 @@ class Generation:
     repetition_penalty: Annotated[Positive, Option("Repetition penalty; 1 is none, the authors used 1.2")] = 1.2
     do_sample: Annotated[bool, Option("Sample instead of greedy decoding")] = False
     temperature: Annotated[Positive, Option("Temperature of sampling")] = 1.0
-    top_p: Annotated[Annotated[float, Gt(0), Le(1)], Option("Nucleus (top-p) of sampling")] = 1.0
+    top_p: Annotated[
+        Annotated[float, Gt(0), Le(1)], Option("Share of probability to sample from (top-p, nucleus sampling)")
+    ] = 1.0
     batch_size: Annotated[Count, Option("Prompts per batch", details="On OOM the batch size is halved.")] = 32
 
 
@@ -566,7 +570,7 @@ class Sweep:
 class Recipe:
     """Everything that determines a run, except the hardware."""
 
-    name: Annotated[str, Option("Beginning of the run's name", "--name", "Alpha and seed are appended.")] = "run"
+    name: Annotated[str, Option("Prefix of the run's name", "--name", "Alpha and seed are appended.")] = "run"
     about: Annotated[str, Option("One line for `neft recipes`")] = ""
     output_dir: Annotated[Name, Option("Folder to create the run's folder in", "--output-dir")] = "runs"
     model: Annotated[Model, Option("Model to tune")] = field(default_factory=Model)

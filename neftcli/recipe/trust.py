@@ -28,6 +28,6 @@ def require_typed_trust(recipe: Recipe, typed: Sequence[Layer], file: Path, comm
         RecipeError: The recipe permits the code, and the command line does not.
     """
     if recipe.model.trust_remote_code and not any(TRUST in layer for layer in typed):
-        message = f"{file}: neft does not run Python code of a model because a folder's recipe says so"
+        message = f"{file}: neft does not run a model's Python code only because a folder's recipe allows it"
         hint = f"read the code; if you trust it: {command} --trust-remote-code"
         raise RecipeError(Problem(message, f"{TRUST}: true", hint))

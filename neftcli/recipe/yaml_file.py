@@ -29,8 +29,8 @@ MAX_NUMBER_LENGTH = 400  # characters; the largest float has 309 digits
 MAX_DEPTH = 20  # nested blocks; the schema needs three
 SHOW_RECIPE = "neft recipes show quickstart    to see a recipe"
 SYNTAX_HINTS = {
-    "'\\t'": "spaces instead of the tab",
-    "mapping values are not allowed": "quotes around text that contains a colon",
+    "'\\t'": "replace the tab with spaces",
+    "mapping values are not allowed": "put text that contains a colon in quotes",
     "another document": "a single recipe per file: remove the line with ---",
     "<stream end>": "close the open bracket",
 }
@@ -132,7 +132,7 @@ def _compose(text: str, name: str) -> Node | None:
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         character = f"U+{ord(text[error.position]):04X}"
-        message = f"{name}, line {line}: this is not YAML: it does not allow this character"
+        message = f"{name}, line {line}: this is not YAML: this character is not allowed"
         raise RecipeError(Problem(message, character, "remove it, or write it as an escape in double quotes")) from None
     except YAMLError as error:
         raise RecipeError(Problem(f"{name}: this is not YAML", str(error).splitlines()[0], SHOW_RECIPE)) from None
@@ -210,11 +210,17 @@ def _kind(node: Node) -> str:
 def _node_problem(node: Node, origin: str) -> Problem | None:
     """Return what is wrong with a node itself: an anchor, a tag that is not YAML's own, or a surrogate."""
     if node.anchor is not None:
-        return Problem(f"{origin}: neft reads no anchors and aliases", f"&{node.anchor}", "write the values out")
+        return Problem(
+            f"{origin}: YAML anchors and aliases are not supported", f"&{node.anchor}", "write the values out"
+        )
     if _kind(node) not in KINDS[type(node)]:
-        return Problem(f"{origin}: neft reads no tags", str(node.tag).replace(TAG, "!!"), "write the plain value")
+        return Problem(
+            f"{origin}: YAML tags are not supported", str(node.tag).replace(TAG, "!!"), "write the plain value"
+        )
     if isinstance(node, ScalarNode) and re.search("[\ud800-\udfff]", node.value):
-        return Problem(f"{origin}: text with half of a surrogate pair", ascii(node.value), "write the character itself")
+        return Problem(
+            f"{origin}: text contains an unpaired surrogate", ascii(node.value), "write the character itself"
+        )
     return None
 
 

@@ -53,7 +53,7 @@ FIRST_FILES = (LOCK, RECORD, RECIPE, LOG)
 """Files of a run whose folder does not have its final name yet."""
 CELLS = "cells"
 """Folder of a sweep's runs."""
-TRAIN_AGAIN = "neft train    again, or the folder of a finished run"
+TRAIN_AGAIN = "run `neft train` again, or use the folder of a finished run"
 
 
 def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
@@ -409,7 +409,7 @@ def require_valid_name(name: str) -> None:
     """
     if not NAME.fullmatch(name):
         message = (
-            "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64, no dot or hyphen first"
+            "name: a run's name has at most 64 letters, digits, dots, underscores and hyphens, no dot or hyphen first"
         )
         raise InputError(Problem(message, re.sub(SUFFIX, "", name), f"--name {_valid_name(name)}"))
 

@@ -58,11 +58,11 @@ def resolve_delta(delta: float | str, metric: str, gain: float | None) -> float 
         raise RecipeError(Problem(message, typed or "nothing", "--delta 0.005 or --delta 1%"))
     if in_percent and metric != HELD_OUT_LOSS:
         known = label(HELD_OUT_LOSS)
-        message = f"{KEY}: a percentage is one of the gain over the base model, which is known for {known} only"
+        message = f"{KEY}: a percentage refers to the gain over the base model, which is known for {known} only"
         hint = "--delta 0.05    in the metric's unit" + ("; 0.05 is 5 points" if is_share(metric) else "")
         raise RecipeError(Problem(message, f"{typed} with {label(metric)}", hint))
     if in_percent and number > 100:
-        message = f"{KEY}: a percentage is one of the gain over the base model, at most 100%"
+        message = f"{KEY}: a percentage refers to the gain over the base model, at most 100%"
         raise RecipeError(Problem(message, typed, "--delta 1%"))
     if not in_percent and is_share(metric) and number >= 1:
         message = f"{KEY} must be below 1 for a share such as {label(metric)}, where 0.05 is 5 points"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
 
-SAME_COMMAND = "the same command again"
+SAME_COMMAND = "run the same command again"
 START = "neft sweep-alpha --recipe quickstart    starts one"
 PLOTS = "plots"
 BEST, NEW_BEST = "best", ".best"
@@ -129,7 +129,7 @@ def resolve_sweep(name: str, option: str = "") -> Path:
         return folder
     if exists(expand_home(name) / LOCK) and not exists(expand_home(name) / RECORD):
         problem = "this sweep was stopped before it started"
-        raise InputError(Problem(problem, name, "the command that started it, once more"))
+        raise InputError(Problem(problem, name, "run the command that started it again"))
     run = find_run(name)
     parent = find_sweep(str(run.parent.parent)) if run is not None else find_sweep(f"{name}-sweep")
     nearest = str(parent) if parent is not None else closest_path(Path("runs") / name) or closest_path(Path(name))

@@ -86,7 +86,7 @@ def plan_cells(base: Recipe, layers: Sequence[Layer]) -> list[Cell]:
         InputError: The name is too long for a cell, whose folder has a suffix.
     """
     if not NAME.fullmatch(base.name):  # the name of the sweep's folder and of the runs in it
-        message = "name: a sweep's name has letters, digits, dot, underscore and hyphen, at most 64"
+        message = "name: a sweep's name has at most 64 letters, digits, dots, underscores and hyphens"
         raise RecipeError(Problem(message, base.name, "--name my-sweep"))
     sweep = base.sweep
     alphas = sorted({0.0, *sweep.alphas})
@@ -132,7 +132,11 @@ def _grid(texts: Sequence[str]) -> list[Layer]:
             problems.append(Problem("--grid takes KEY=VALUE,VALUE", text, "--grid training.learning_rate=1e-5,5e-5"))
         elif key in OWN_FLAGS or key.partition(".")[0] in NO_AXES:
             problems.append(
-                Problem(f"{origin}: this can't be an axis of the grid", text, OWN_FLAGS.get(key, "a sweep for each"))
+                Problem(
+                    f"{origin}: this option can't be swept in a grid",
+                    text,
+                    OWN_FLAGS.get(key, "run a sweep for each value"),
+                )
             )
         elif key in axes:
             problems.append(
@@ -142,7 +146,7 @@ def _grid(texts: Sequence[str]) -> list[Layer]:
             points = read_value(f"[{values}]", origin)  # as a YAML list, so that a value can be a list, too
             axes[key] = [Setting(value, origin, text) for value in points]
             if any(value in points[:index] for index, value in enumerate(points)):
-                problems.append(Problem(f"{origin}: a value is given twice", text, "each value once"))
+                problems.append(Problem(f"{origin}: a value is given twice", text, "give each value once"))
     if problems:
         raise RecipeError(*problems)
     return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]

@@ -160,7 +160,7 @@ class SweepReporter:
             with self._scheduler.stop.interruptible():
                 add_win_rates(self._cells, evaluations, judge, self._folder, self._observer)
         except StopRequested:
-            self._observer.notify(Notice("the judge is not asked any more, because the sweep stops"))
+            self._observer.notify(Notice("the sweep is stopping: no more requests to the judge"))
 
     def _metrics(self, evaluations: dict[str, dict[str, Any]]) -> list[str]:
         """Return the ids of the metrics that decide.

@@ -46,8 +46,8 @@ def require_noise(base: Recipe, cells: Sequence[Cell]) -> None:
     if len(arms_of(cells)) > 1:
         return
     alphas = ",".join(f"{alpha:g}" for alpha in base.sweep.alphas)
-    problem = "sweep.alphas: a sweep compares alphas, and alpha 0, the baseline, is the only one"
-    raise InputError(Problem(problem, alphas, "--alphas 0,5,10    a run without noise: neft train --alpha 0"))
+    problem = "sweep.alphas: a sweep needs an alpha above 0 to compare with alpha 0, the baseline"
+    raise InputError(Problem(problem, alphas, "--alphas 0,5,10; for a single run without noise: neft train --alpha 0"))
 
 
 def check_options(base: Recipe, engine: str, ray_address: str | None) -> None:
@@ -66,7 +66,7 @@ def check_options(base: Recipe, engine: str, ray_address: str | None) -> None:
     for axis in base.sweep.grid:
         if axis.partition("=")[0].strip() in CHANGE_TOKENS:
             problem = "--grid: losses over different tokens can't be compared in one table"
-            raise InputError(Problem(problem, axis, "a sweep for each value"))
+            raise InputError(Problem(problem, axis, "run a sweep for each value"))
     metrics = set(base.sweep.metrics)
     if WIN_RATE_LENGTH_CONTROLLED in metrics and base.evaluation.judge.base_url is None:
         problem = f"sweep.metrics {WIN_RATE_LENGTH_CONTROLLED} needs a judge"

@@ -307,7 +307,7 @@ def _advise(
         of_others = metric in WIN_RATES
         what = "against alpha 0 with the same options" if of_others else "over tokens, which are not the same"
         lines.append(
-            f"{verdict_text.capital(label(metric))} is {what}: it can't choose between these, and best points nowhere."
+            f"{verdict_text.capital(label(metric))} is {what}: it can't choose between these, so there is no `best`."
         )
     return lines, chosen[0] if len(chosen) == 1 and len(groups) == 1 else None
 

@@ -93,7 +93,7 @@ def recommended_baseline(name: str, metric: str, verdicts: Sequence[VerdictId], 
 
 def no_recommendation() -> str:
     """State why one seed leads to no recommendation."""
-    return "Nothing is recommended: one seed can't show what another seed would give; that takes two or more."
+    return "Nothing is recommended: one seed can't show how results vary between seeds; use two or more."
 
 
 def nothing_in_common() -> str:
@@ -116,7 +116,7 @@ def uneven(metric: str, differences: Mapping[str, ArmDifference]) -> list[str]:
             )
             lines.append(
                 f"{capital(name)} varies more between seeds (standard deviation {own}) than the other arms of its "
-                f"baseline ({others}); it is tested by its own spread, which takes more seeds."
+                f"baseline ({others}); it is tested with its own variance, which needs more seeds."
             )
     return lines
 
@@ -152,7 +152,7 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     if widest.seeds == 1:
         return [
             f"Minimum detectable effect: {size} in {label(metric)} for this one seed ({widest.n} {units}, power 80 %). "
-            "What other seeds would give takes at least two, better three."
+            "A claim about other seeds needs at least two seeds, better three."
         ]
     lines = [
         f"Minimum detectable effect: {size} in {label(metric)} ({widest.seeds} seeds, {widest.n} {units}, power 80 %)."
@@ -171,7 +171,7 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     ways = [f"about {seeds} seeds"] if seeds else []
     ways += [f"about {rows} {units} with these seeds"] if rows else []
     if ways:
-        return [*lines, f"To detect {effect} takes {' or '.join(ways)}."]
+        return [*lines, f"Detecting {effect} takes {' or '.join(ways)}."]
     return [
         *lines,
         f"Neither more seeds nor more {units} alone would detect {effect}.",

@@ -73,5 +73,5 @@ def open_cache_folder(content: str) -> Iterator[Path]:
             got += f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
         elif folder.exists():
             got = "it is not a folder"
-        hint = "NEFT_CACHE=FOLDER before the command, with a folder on a disk with free space"
+        hint = "NEFT_CACHE=FOLDER before the command; choose a folder on a disk with free space"
         raise InputError(Problem(f"{folder}: {content} can't be written there", got, hint)) from None

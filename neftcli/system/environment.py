@@ -109,7 +109,7 @@ def drop_overrides() -> None:
         value = os.environ.pop(name)
         has_effect = value.lower() not in (("", "1") if instead == LAUNCH else NO_EFFECT)
         if has_effect and not _dropped.done:
-            _dropped.pending.append(f"{name} is set, and neft dropped it: the recipe decides; use {instead}")
+            _dropped.pending.append(f"{name} was dropped from the environment: the recipe decides; use {instead}")
     if distributed.world_size() == 1:
         distributed.clear_launcher_variables()
     _dropped.done = True

@@ -16,7 +16,7 @@ from neftcli.system.cache_folder import explain_unwritable, home_folder
 from neftcli.system.network import explain_unreachable, proxy_settings, redact_password
 
 HUB = "https://huggingface.co"
-UNREACHABLE = "the hub can't be reached; only what is in the local cache can be used ({})"
+UNREACHABLE = "the hub can't be reached; using the local cache only ({})"
 TRUE = ("1", "ON", "YES", "TRUE")
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -150,5 +150,7 @@ def _explain_unwritable_cache() -> str:
     reason = explain_unwritable(folder)
     if reason and not folder.is_dir():
         message = f"{folder}: the hub's cache can't be created here"
-        raise InputError(Problem(message, reason, f"{name}=FOLDER before the command, with a folder of yours"))
+        raise InputError(
+            Problem(message, reason, f"{name}=FOLDER before the command, with a folder that you can write to")
+        )
     return f"{folder}: {reason}" if reason else ""

@@ -53,7 +53,7 @@ def join_run(
         if not distributed.is_process_loss(error):
             raise
         message = "another process ended before anything was started"
-        raise ProcessLostError(Problem(message, hint="the same command again")) from error
+        raise ProcessLostError(Problem(message, hint="run the same command again")) from error
     if distributed.is_main_process():
         return created or resume_state.directory, resume_state  # type: ignore[union-attr]  # one of them is set
     if resume_state is None:

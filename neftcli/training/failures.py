@@ -38,7 +38,7 @@ WRITE_ERROR_MESSAGES = ("PytorchStreamWriter failed", "iostream error", "unexpec
 """Messages of torch for a file that could not be written, for any reason."""
 WRITE_ERROR_NUMBERS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP)
 """Numbers of errors of writing a file although there is space; ELOOP: a link has the file's name."""
-CUBLAS_HINT = "unset CUBLAS_WORKSPACE_CONFIG    (then it is :4096:8), and the same command again"
+CUBLAS_HINT = "unset CUBLAS_WORKSPACE_CONFIG    (then it is :4096:8), then run the same command again"
 FULL_BELOW_BYTES = 2**26
 """Free bytes below which a failed write means a full disk."""
 STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2}
@@ -239,5 +239,5 @@ def _describe_saved(directory: RunDirectory) -> str:
 
 def _retry_command(directory: RunDirectory) -> str:
     if not (directory.path / RECIPE).is_file():
-        return "the same command again"
+        return "run the same command again"
     return f"neft train --resume {shlex.quote(str(directory.path))}"

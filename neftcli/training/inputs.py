@@ -63,7 +63,8 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
     is_default = wanted == Data.held_out_rows  # which may be more than there are
     if held_out < wanted and not is_default and examples.is_random_split:
         rows = "1 row is held out" if held_out == 1 else f"{held_out} rows are held out"
-        observer.notify(Notice(f"{rows}, not {wanted}: a fifth at most, and rows with the same prompt together"))
+        limits = "at most a fifth of the rows, and rows with the same prompt stay together"
+        observer.notify(Notice(f"{rows}, not {wanted}: {limits}"))
     return reference, examples
 
 

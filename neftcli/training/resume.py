@@ -45,8 +45,8 @@ PATH_FLAGS = {
     "data.held_out_source": "--held-out PATH    the new path",
 }
 """Options that hold a path, with the hint if it has moved. Moved files are compared by their content."""
-NO_RUN_YET = "the command that started it: a run that is killed in its first seconds leaves no folder"
-ACCEPT = "--accept-changes    to resume all the same; the run is then a mixture of both"
+NO_RUN_YET = "run the command that started it again; a run killed in its first seconds leaves no folder"
+ACCEPT = "--accept-changes    resumes anyway; the run is then recorded as mixed"
 
 
 @dataclass(frozen=True)
@@ -191,15 +191,15 @@ class ResumeState:
         """
         removed = self.checkpoint is not None and not self.checkpoint.path.is_dir()
         if removed or self.directory.record()["status"] == "finished":
-            message = f"{self.directory.path}: another process has resumed this run meanwhile"
-            raise InputError(Problem(message, hint="the same command again"))
+            message = f"{self.directory.path}: another process has resumed this run in the meantime"
+            raise InputError(Problem(message, hint="run the same command again"))
 
     def report(self, observer: Observer) -> None:
         """Notify the observer of the checkpoint, of those that were skipped, and of changes."""
         for reason in self.skipped:
             observer.notify(Notice(f"skipped {reason}"))
         if self.checkpoint is None:
-            observer.notify(Notice(f"{self.directory.path} has no checkpoint: the run starts over"))
+            observer.notify(Notice(f"{self.directory.path} has no checkpoint; the run starts again"))
         else:
             observer.notify(Notice(f"resuming after step {self.step}, from {self.checkpoint.path}"))
         for change in describe_changes(self.to_record()):
@@ -234,7 +234,7 @@ class ResumeState:
                     Problem(
                         f"{subjects[key]} changed since {self.checkpoint.path.name}",
                         f"{changed[key][:20]} ({self.checkpoint.path.name}: {manifest[key][:20]})",
-                        "--model with the model that the run began from" if key in impossible else ACCEPT,
+                        "--model with the model that the run started from" if key in impossible else ACCEPT,
                     )
                     for key in sorted(rejected)
                 )
@@ -318,7 +318,7 @@ def _require_in_place(recipe: Recipe, run: Path, relative_paths: RelativePaths |
     sources.append(("data.held_out_source", recipe.data.held_out_source or BUILTIN))
     for option, source in sources:
         if is_local_path(source) and not exists(expand_home(strip_file_scheme(source))):
-            message = f"{option}: there is no file or folder of this name"
+            message = f"{option}: no such file or folder"
             problems.append(
                 (option, Problem(message, searched_path(source), did_you_mean=closest_path(expand_home(source))))
             )
@@ -332,11 +332,12 @@ def _no_run(name: str) -> Problem:
     path = expand_home(name)
     run = next((parent for parent in path.parents if (parent / RECORD).is_file()), None)
     if run is not None:  # the path is a checkpoint's
-        return Problem("--resume takes the run's own folder", name, f"neft train --resume {shlex.quote(str(run))}")
+        message = "--resume takes a run's folder, not one of its checkpoints"
+        return Problem(message, name, f"neft train --resume {shlex.quote(str(run))}")
     if (sweep := find_sweep(name)) is not None:
         return Problem("--resume takes a run; this is a sweep", name, f"neft sweep-alpha {shlex.quote(str(sweep))}")
     is_path = exists(path) or exists(Path("runs") / path)
-    message = f"--resume: {'this is not a run' if is_path else 'there is no run of this name'}"
+    message = f"--resume: {'this is not a run' if is_path else 'no such run'}"
     nearest = closest_path(Path("runs") / name) or closest_path(path)
     if nearest and (Path(nearest) / RECORD).is_file():
         return Problem(message, name, f"neft train --resume {shlex.quote(nearest)}", nearest)
@@ -363,7 +364,7 @@ def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes
         raise InputError(
             *(Problem(reason) for reason in skipped),
             Problem(
-                f"{directory.path}: none of its checkpoints verifies",
+                f"{directory.path}: none of its checkpoints is valid",
                 f"{len(skipped)} checkpoint{'s' if len(skipped) > 1 else ''}",
                 f"neft train --recipe {shlex.quote(str(directory.path / RECIPE))}    trains it again, in a new folder",
             ),

@@ -123,7 +123,7 @@ class StopSignal:
         try:
             yield
         except StopRequested:
-            raise Preempted(Problem("stopped before anything was started", hint="the same command again")) from None
+            raise Preempted(Problem("stopped before anything was started", hint="run the same command again")) from None
         finally:
             for number, handler in handlers_before.items():
                 signal.signal(number, handler)

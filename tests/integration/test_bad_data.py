@@ -315,7 +315,7 @@ ALL = "data: rows.jsonl (prompt/completion) · 20 rows: 16 for training, 4 held 
             ),
             [
                 ALL.replace("20 rows", "21 rows"),
-                "note: 1 row (rows.jsonl, line 21) left out: a text in it is longer than 10,000,000 characters",
+                "note: 1 row (rows.jsonl, line 21) left out: its text is longer than 10,000,000 characters",
             ],
         ),
     ],

@@ -150,7 +150,7 @@ FLAGS = {
     "alphas with text": sweep("--alphas", "0,five"),
     "alphas with infinity": sweep("--alphas", "0,inf"),
     "no alphas": sweep("--alphas", ","),
-    "alphas of an empty text": sweep("--alphas", ""),
+    "alphas of an empty string": sweep("--alphas", ""),
     "alphas with spaces": sweep("--alphas", "0 5 10"),
     "alphas in an open bracket": sweep("--alphas", "[0, 5"),
     "a grid without values": sweep("--grid", "training.learning_rate"),

@@ -140,7 +140,7 @@ def test_train_with_bad_input_leaves_nothing(neft: Neft, tmp_path: Path, monkeyp
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "reply": "b"}\n')
     result = neft("train", "--dataset", "rows.jsonl")
     assert result.code == 2
-    assert "rows.jsonl, line 1: the columns fit no known row format\n  got      question, reply" in result.err
+    assert "rows.jsonl, line 1: the columns match no known row format\n  got      question, reply" in result.err
     assert sorted(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
 
 
@@ -148,7 +148,7 @@ def test_train_with_bad_input_leaves_nothing(neft: Neft, tmp_path: Path, monkeyp
 def test_train_rejects_a_name_outside_the_folder(neft: Neft, quick: list[str], name: str, tmp_path: Path) -> None:
     result = neft(*quick, "--set", f"name={name}")
     assert result.code == 2
-    assert "a run's name has letters, digits, dot, underscore and hyphen" in result.err
+    assert "a run's name has at most 64 letters, digits, dots, underscores and hyphens" in result.err
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 

@@ -604,7 +604,7 @@ def test_a_misspelt_run_is_answered_with_the_nearest(neft: Neft, runs: Path) -> 
     result = neft("eval", "tiny-a5-s1")
     assert result.code == 2
     assert result.err == (
-        "there is no run or model of this name\n"
+        "no such run or model\n"
         "  got      tiny-a5-s1\n"
         "  did you mean tiny-a5-s0?\n"
         "  hint     neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of "
@@ -632,7 +632,7 @@ def test_a_folder_that_lacks_a_file_of_a_run_is_told_so(neft: Neft, runs: Path) 
     assert "runs/tiny-a5-s0: run.json is missing" in neft("eval", "tiny-a5-s0").err
     (runs / "tiny-a0-s0" / "recipe.yaml").unlink()
     assert "runs/tiny-a0-s0: this run has no recipe.yaml" in neft("eval", "tiny-a0-s0").err
-    assert "there is no run or model of this name" in neft("eval", "runs/tiny-a7-s0").err
+    assert "no such run or model" in neft("eval", "runs/tiny-a7-s0").err
 
 
 @pytest.mark.slow
@@ -680,15 +680,18 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
         (["--set", "training.seed=3"], "--set training.seed: neft eval does not use this option"),
         (["--set", "evaluation.samples=3"], "--set evaluation.samples: neft eval does not use this option"),
         (["--chat-template", "chatml"], "--chat-template: a run is evaluated as it was trained"),
-        (["--judge", "http://[::1/v1", "--judge-model", "m"], "must be an http:// or https:// address"),
-        (["--judge", "https://h/v1?api-key=secret", "--judge-model", "m"], "must hold no name, password or key"),
+        (["--judge", "http://[::1/v1", "--judge-model", "m"], "must be an http:// or https:// URL"),
+        (["--judge", "https://h/v1?api-key=secret", "--judge-model", "m"], "must not contain a user, password or key"),
         (["--set", "data.max_length=64"], "data.max_length needs --dataset"),
         (["--judge", "http://127.0.0.1:1/v1"], "judge"),
-        (["--judge", "http://me:secret@127.0.0.1:1/v1", "--judge-model", "m"], "must hold no name, password or key"),
-        (["--dataset", "missing.jsonl"], "there is no file or folder of this name\n  got      missing.jsonl"),
+        (
+            ["--judge", "http://me:secret@127.0.0.1:1/v1", "--judge-model", "m"],
+            "must not contain a user, password or key",
+        ),
+        (["--dataset", "missing.jsonl"], "no such file or folder\n  got      missing.jsonl"),
         (["--set", "evaluation.generation.max_new_token=3"], "is not an option"),
         (["--set", "evalution.tasks=[a]"], "evalution.tasks is not an option"),
-        (["--baseline", "x" * 300], "there is no run or model of this name"),
+        (["--baseline", "x" * 300], "no such run or model"),
     ],
 )
 def test_what_can_not_be_done_is_refused_before_anything_is_made(

@@ -180,7 +180,7 @@ def test_resume_moved_rows_and_model(
     assert "2 errors" in said.err
     for told, flag in (
         ("model.name: this folder doesn't exist", "--model"),
-        ("data.source: there is no file", "--dataset"),
+        ("data.source: no such file", "--dataset"),
     ):
         assert told in said.err
         assert f"neft train --resume {folder} {flag} PATH    the new path" in said.err
@@ -210,7 +210,7 @@ def test_resume_moved_and_changed_rows_or_model(neft: Neft, movable: tuple[Path,
         said = neft("train", "--resume", folder, "--model", tmp_path / "moved", *typed)
         assert said.code == 2
         assert "the model's files changed since checkpoint-4" in said.err
-        assert "--model with the model that the run began from" in said.err
+        assert "--model with the model that the run started from" in said.err
     (tmp_path / "copy").rename(model)
     rows.rename(tmp_path / "moved.jsonl")
     moved = tmp_path / "moved.jsonl"
@@ -245,20 +245,20 @@ def test_resume_no_checkpoint_verifies(neft: Neft, copy: Path) -> None:
     assert said.code == 2
     for step in (4, 6):
         assert f"checkpoint-{step}: optimizer.pt has" in said.err
-    assert "none of its checkpoints verifies" in said.err
+    assert "none of its checkpoints is valid" in said.err
     assert files(copy) == before
 
 
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        (["--resume", "nowhere"], "--resume: there is no run of this name"),
+        (["--resume", "nowhere"], "--resume: no such run"),
         (["--accept-changes"], "--accept-changes needs --resume"),
         (["--resume", "x", "--recipe", "quickstart"], "--resume and --recipe can't be combined"),
         (["--resume", "x", "--dry-run"], "--resume and --dry-run can't be combined"),
         (["--requeue-signal", "SIGNOTHING"], "--requeue-signal must be one of SIGUSR1, "),
         (["--requeue-signal", "SIGCHLD"], "--requeue-signal must be one of SIGUSR1, "),
-        (["--recipe", ""], "there is no recipe"),
+        (["--recipe", ""], "no such recipe"),
     ],
 )
 def test_resume_bad_flags(neft: Neft, typed: list[str], told: str) -> None:
@@ -327,7 +327,7 @@ def test_full_disk_before_training(neft: Neft, copy: Path, tmp_path: Path) -> No
         said = neft("train", "--max-steps", "1", "--output-dir", tmp_path / "small")
         assert said.code == 1
         assert "the disk is full; nothing was started" in said.err
-        assert "make room, then the same command again" in said.err
+        assert "make room, then run the same command again" in said.err
         assert {item.name for item in (tmp_path / "small").iterdir()} == {"run-a5-s0", "filler"}
 
 

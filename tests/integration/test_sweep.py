@@ -402,7 +402,7 @@ def test_a_dry_run_refuses_a_model_that_can_not_be_used(neft: Neft, arguments: l
         (["--grid", "training.lr=1"], "training.lr is not an option"),
         (["--engine", "spark"], "--engine: there is no such engine"),
         (["--ray-address", "auto"], "--ray-address needs --engine ray"),
-        (["--dataset", "missing.jsonl"], "there is no file or folder of this name"),
+        (["--dataset", "missing.jsonl"], "no such file or folder"),
     ],
 )
 def test_what_can_not_be_swept_is_refused_before_anything_is_made(

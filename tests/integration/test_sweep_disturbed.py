@@ -159,7 +159,7 @@ def test_tasks_that_there_are_not_are_refused_before_a_cell_is_trained(
     basis = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
     result = neft(*basis, "--metric", "tasks", "--tasks", "no_such_task")
     assert result.code == 2
-    assert "lm-evaluation-harness has no task of this name" in result.err
+    assert "lm-evaluation-harness has no such task" in result.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -258,7 +258,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert str(raised.value) == (
         f"{small}: rows beyond 16 MiB can't be written there\n"
         "  got      No space left on device (0 KiB free)\n"
-        "  hint     NEFT_CACHE=FOLDER before the command, with a folder on a disk with free space"
+        "  hint     NEFT_CACHE=FOLDER before the command; choose a folder on a disk with free space"
     )
     assert len(read_examples(Data(source=str(source), held_out_rows=0)).train) == 5000
 

@@ -126,7 +126,7 @@ def test_read_rows_save_to_disk_dictionary() -> None:
     assert values("saved", "test") == TEST
     assert open_source("saved").left_out == ("test",)
     assert refusal("saved", "tset") == (
-        "data.split: saved has no split of this name\n"
+        "data.split: saved has no such split\n"
         "  got      tset\n"
         "  did you mean test?\n"
         "  hint     --set data.split=test    its splits are train, test"
@@ -345,9 +345,9 @@ def test_read_rows_http(server: str) -> None:
         assert values(f"{server}/{name}") == TRAIN
     assert next(open_source(f"{server}/rows.jsonl").rows).location == f"{server}/rows.jsonl, line 1"
     assert refusal(f"{server}/lost.jsonl").splitlines()[0] == (
-        f"{server}/lost.jsonl: there is no file or folder at this address"
+        f"{server}/lost.jsonl: no such file or folder at this URL"
     )
-    assert "unknown file ending" in refusal(f"{server}/rows")
+    assert "unknown file extension" in refusal(f"{server}/rows")
     assert not list(Path("cache").iterdir())
 
 
@@ -377,7 +377,7 @@ def test_download_limit_not_a_number(server: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.enable_socket
 def test_read_rows_http_without_a_server() -> None:
     said = refusal("http://127.0.0.1:9/rows.jsonl").splitlines()
-    assert said[0] == "http://127.0.0.1:9/rows.jsonl: this address can't be read"
+    assert said[0] == "http://127.0.0.1:9/rows.jsonl: this URL can't be read"
     assert "127.0.0.1:9" in said[1]
 
 
@@ -396,7 +396,7 @@ def test_read_rows_fsspec_folder() -> None:
     assert next(open_source("memory://bucket/saved").rows).location == (
         "memory://bucket/saved/train/data-00000-of-00001.arrow, row 1"
     )
-    assert "there is no file or folder at this address" in refusal("memory://bucket/nothing")
+    assert "no such file or folder at this URL" in refusal("memory://bucket/nothing")
     memory.pipe("/bucket/named/state.json", json.dumps({"_data_files": [{"filename": "../s/rows.arrow"}]}).encode())
     assert "got      ../s/rows.arrow" in refusal("memory://bucket/named")
     memory.rm("/bucket", recursive=True)
@@ -421,11 +421,11 @@ ADDRESSES = {
     ),
     "hf://datasets/owner/name": ("data.source: use the id of a hub data set, not its page", "--dataset owner/name"),
     "https://me:secret@host/rows.jsonl": (
-        "data.source: an address must not contain a password or key, which the run's recipe would store",
+        "data.source: a URL must not contain a password or key, because the run's recipe would store it",
         "download the file, then --dataset FILE",
     ),
     "https://host/rows.jsonl?X-Amz-Signature=secret": (
-        "data.source: an address must not contain a password or key, which the run's recipe would store",
+        "data.source: a URL must not contain a password or key, because the run's recipe would store it",
         "download the file, then --dataset FILE",
     ),
 }

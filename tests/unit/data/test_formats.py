@@ -108,7 +108,7 @@ def test_unknown_columns_are_named(values: dict[str, str], lacks: str) -> None:
     with pytest.raises(DataError) as raised:
         detect_format(row(**values), {})
     assert str(raised.value) == (
-        f"rows.jsonl, line 17: the columns fit no known row format{lacks}\n"
+        f"rows.jsonl, line 17: the columns match no known row format{lacks}\n"
         f"  got      {', '.join(values)}\n"
         "  hint     --set data.columns='{prompt: your_prompt_column, completion: your_answer_column}'    "
         "row formats: messages; conversations; prompt, completion; instruction, output; text"
@@ -370,14 +370,14 @@ def test_why_a_row_cannot_be_learned_from(row_format: str, values: dict[str, Any
         (
             "text",
             {"text": "cut \ud83e"},
-            "rows.jsonl, line 17: text contains half a character, such as a truncated emoji\n"
+            "rows.jsonl, line 17: text contains an unpaired surrogate, such as half of an emoji\n"
             "  got      'cut \\ud83e'\n"
             "  hint     remove it, or write the whole character",
         ),
         (
             "sharegpt",
             {"conversations": [{"from": "human", "value": "\udd9c?"}]},
-            "rows.jsonl, line 17: turn 1: value contains half a character, such as a truncated emoji\n"
+            "rows.jsonl, line 17: turn 1: value contains an unpaired surrogate, such as half of an emoji\n"
             "  got      '\\udd9c?'\n"
             "  hint     remove it, or write the whole character",
         ),
@@ -462,7 +462,7 @@ def test_tools_column(row_format: str, values: dict[str, Any], column: str) -> N
         ('{"name": "clock"}', "tools must be a list of tool schemas"),
         ([{"description": "x"}], "tools, tool 1 must have a name"),
         ([{"name": "clock"}, 7], "tools, tool 2 must be an object"),
-        ([{"name": "\ud800"}], "tools contains half a character, such as a truncated emoji"),
+        ([{"name": "\ud800"}], "tools contains an unpaired surrogate, such as half of an emoji"),
     ],
 )
 def test_tools_that_cannot_be_read_are_refused(tools: Any, said: str) -> None:
@@ -516,7 +516,8 @@ def test_completion_without_an_answer_is_not_learned() -> None:
     prompt = [*CHAT, CHAT[0]]
     for completion in ([], [CHAT[0]] * 0, None):
         assert (
-            reason("prompt_completion", prompt=prompt, completion=completion) == "its completion has no answer to learn"
+            reason("prompt_completion", prompt=prompt, completion=completion)
+            == "its completion has no answer to train on"
         )
     asked = to_example(row(prompt=prompt), "prompt_completion", answers=False)
     assert (len(asked.turns), asked.answer(), asked.completion) == (3, "", 0)
@@ -548,9 +549,9 @@ def test_marks_of_a_row(row_format: str, values: dict[str, Any], column: str) ->
     for mark in (1, 1.0, True, "1", "true", "True", None, ""):
         assert to_example(row(**values, **{column: mark}), row_format) == unmarked
     for mark in (0, 0.0, False, "0", "false", "False"):
-        assert reason(row_format, **values, **{column: mark}) == f"it is marked as not learned ({column}: {mark})"
+        assert reason(row_format, **values, **{column: mark}) == f"it is marked not to be trained on ({column}: {mark})"
     for mark in (0.5, 2, "yes", -1, [1]):
-        what = f"{column} must be 0 or 1 (whether the row is learned; fractions are not supported)"
+        what = f"{column} must be 0 or 1 (whether the row is trained on; no fractions)"
         assert said_of(row_format, **values, **{column: mark}).splitlines()[0] == f"rows.jsonl, line 17: {what}"
     assert "contradict each other" in said_of(
         row_format, **values, **{column: 0, "loss" if column != "loss" else "train": 1}
@@ -575,8 +576,8 @@ def chat(*marks: bool | None, tail: str = "") -> list[dict[str, Any]]:
         (chat(None, tail="su"), 2, "turns after the last answer"),
         (chat(None, tail="t"), 2, "turns after the last answer"),
         (chat(False, None), 4, ""),
-        (chat(True, False), 2, "turns after the last answer that is marked as learned"),
-        (chat(True, False, tail="u"), 2, "turns after the last answer that is marked as learned"),
+        (chat(True, False), 2, "turns after the last answer that is trained on"),
+        (chat(True, False, tail="u"), 2, "turns after the last answer that is trained on"),
         ([chat(None)[1], *chat(None)], 2, "turns before the first question"),
         ([{"role": "tool", "content": "x"}, *chat(None)], 2, "turns before the first question"),
     ],
@@ -594,7 +595,7 @@ def test_marked_answer_before_the_first_question() -> None:
     for mark in (1, True):
         messages = [{"role": "assistant", "content": "Welcome.", "weight": mark}, *chat(None)]
         for system in ([], [{"role": "system", "content": "s"}]):
-            with pytest.raises(DataError, match="an answer before the first question is marked as learned"):
+            with pytest.raises(DataError, match="an answer before the first question is marked to be trained on"):
                 to_example(row(messages=[*system, *messages]), "messages")
             assert len(to_example(row(messages=messages), "messages", answers=False).turns) == 2
     unmarked = [{"role": "assistant", "content": "Welcome.", "weight": 0}, *chat(True)]
@@ -621,7 +622,7 @@ def test_tool_result_of_no_call_is_noted(ids: tuple[str | None, str | None], not
 
 def test_row_without_an_answer_to_learn() -> None:
     """It is left out with its reason; to evaluate, the bad answer is no reference."""
-    assert reason("messages", messages=chat(False, False)) == "every answer in it is marked as not learned"
+    assert reason("messages", messages=chat(False, False)) == "every answer in it is marked not to be trained on"
     question = to_example(row(messages=chat(None, False)), "messages", answers=False)
     assert ([turn.content for turn in question.turns], question.answer()) == (["q0", "a0", "q1"], "")
 

@@ -187,7 +187,7 @@ def test_a_source_without_a_usable_row() -> None:
         "rows.jsonl: no row to train on\n"
         "  got      an answer is empty (2 rows, first rows.jsonl, line 1); "
         "it has no question (1 row, first rows.jsonl, line 2)\n"
-        "  hint     rows with a question and an answer; map other column names by --set data.columns='{...}'"
+        "  hint     use rows with a question and an answer; map other column names with --set data.columns='{...}'"
     )
 
 
@@ -197,7 +197,7 @@ def test_a_held_out_source_without_a_usable_row() -> None:
     assert message(Data(source=pairs(3), held_out_source=held_out)) == (
         "held.jsonl: no row to train on\n"
         "  got      an answer is empty (1 row, first held.jsonl, line 1)\n"
-        "  hint     rows with a question and an answer; map other column names by --set data.columns='{...}'"
+        "  hint     use rows with a question and an answer; map other column names with --set data.columns='{...}'"
     )
 
 
@@ -269,7 +269,7 @@ def test_a_held_out_source_that_holds_every_prompt() -> None:
     assert message(Data(source=pairs(4), held_out_source=pairs(4, "held.jsonl"))) == (
         "rows.jsonl: the prompts of all training rows are in the held-out split\n"
         "  got      4 rows\n"
-        "  hint     use other rows for --held-out, or leave it out to hold out a part of the rows"
+        "  hint     use other rows for --held-out, or leave it out to hold out some of the training rows"
     )
 
 
@@ -298,7 +298,7 @@ def test_columns_that_are_not_read_are_counted_on_both_sides() -> None:
     counts = prepared(Data(source=source, held_out_source=held_out)).counts
     expected = {"score": Occurrences(3, "rows.jsonl, line 2"), "id": Occurrences(1, "held.jsonl, line 1")}
     assert counts.unread_columns == expected
-    assert counts.skipped == {"it is marked as not learned (weight: 0)": ("rows.jsonl, line 3",)}
+    assert counts.skipped == {"it is marked not to be trained on (weight: 0)": ("rows.jsonl, line 3",)}
     assert read_eval_examples(Data(source=held_out)).notes.unread.keys() == expected.keys()
     assert prepared(Data()).counts.unread_columns == {}
 

@@ -362,7 +362,7 @@ TEXT_FILES = {
         b"<!DOCTYPE html>\n<html>",
         "rows.jsonl: this is a web page, not a file of rows\n"
         "  got      <!DOCTYPE html>\n"
-        "  hint     download the file itself, by the link of its raw or download button",
+        "  hint     download the file itself, with its raw or download link",
     ),
     "a row that is a string": (
         "rows.jsonl",
@@ -574,10 +574,10 @@ def test_a_missing_file_names_the_nearest() -> None:
     Path("data").mkdir()
     Path("data/train.jsonl").write_bytes(GOOD)
     assert message("data/trian.jsonl") == (
-        "data: there is no file or folder of this name\n"
+        "data: no such file or folder\n"
         "  got      data/trian.jsonl\n"
         "  did you mean data/train.jsonl?\n"
-        "  hint     a file, a folder, a hub id (owner/name), or builtin"
+        "  hint     use a file, a folder, a hub id (owner/name), or builtin"
     )
 
 
@@ -585,14 +585,14 @@ def test_a_missing_file_names_the_nearest() -> None:
 def test_a_missing_file_without_a_near_one(name: str) -> None:
     """Nothing is guessed where nothing is near; a path is never looked up on the hub."""
     assert message(name) == (
-        f"data: there is no file or folder of this name\n  got      {Path(name)}\n"
-        "  hint     a file, a folder, a hub id (owner/name), or builtin"
+        f"data: no such file or folder\n  got      {Path(name)}\n"
+        "  hint     use a file, a folder, a hub id (owner/name), or builtin"
     )
 
 
 def test_an_unknown_ending() -> None:
     """The ending tells the format; the known ones are named."""
-    said = "unknown file ending; the ending chooses the reader"
+    said = "unknown file extension"
     known = "one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt"
     assert message("rows.zip", GOOD) == f"rows.zip: {said}\n  got      rows.zip\n  hint     {known}"
     assert message("rows.zip.gz", GOOD) == f"rows.zip.gz: {said}\n  got      rows.zip.gz\n  hint     {known}"
@@ -613,7 +613,7 @@ def test_a_folder_without_data_files() -> None:
 def test_an_unknown_split_of_the_builtin_set() -> None:
     """The built-in set has two splits."""
     assert message("builtin", split="test") == (
-        "data.split: the built-in set has no split of this name\n  got      test\n  hint     train or held_out"
+        "data.split: the built-in data has no such split\n  got      test\n  hint     train or held_out"
     )
 
 

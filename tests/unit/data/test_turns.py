@@ -51,7 +51,7 @@ def test_marks_of_an_assistant_turn(mark: str) -> None:
     assert turn(role="assistant", content="a", **{mark: None}).learn is None
     for value in (0.5, 2, -1, "half", "no", "", [], [1], {}, {"a": 1}):
         assert said(role="assistant", content="a", **{mark: value}) == (
-            f": {mark} must be 0 or 1 (whether the turn is learned; fractions are not supported)"
+            f": {mark} must be 0 or 1 (whether the turn is trained on; no fractions)"
         )
 
 
@@ -65,7 +65,7 @@ def test_marks_that_contradict_each_other() -> None:
 def test_marks_of_other_turns(role: str) -> None:
     """Nothing but an answer can be learned; that a question is not learned goes without saying."""
     assert turn(role=role, content="q", weight=0).learn is False
-    assert said(role=role, content="q", train=True) == " is marked as learned, but only assistant turns can be learned"
+    assert said(role=role, content="q", train=True) == " is marked to be trained on, but only assistant turns can be"
 
 
 # Content
@@ -268,7 +268,7 @@ def test_tool_calls_keep_ids_and_texts() -> None:
         ([7], "call 1 must be an object"),
         (7, "call 1 must be an object"),
         ("no json", " must be JSON: Expecting value"),
-        ([{"name": "f", "arguments": {"a": "\ud800"}}], " contains half a character, such as a truncated emoji"),
+        ([{"name": "f", "arguments": {"a": "\ud800"}}], " contains an unpaired surrogate, such as half of an emoji"),
     ],
 )
 def test_tool_calls_that_cannot_be_read_are_refused(given: Any, expected: str) -> None:
@@ -322,7 +322,7 @@ def test_unread_marks_are_noted(key: str) -> None:
     """With the keys that are read."""
     notes = RowNotes()
     assert turn(notes, role="assistant", content="a", **{key: False}).learn is None
-    remark = f"the turn key {key} is not read: weight or train (0 or 1) marks what is learned"
+    remark = f"neft does not read the turn key {key}; weight or train (0 or 1) marks turns to train on"
     assert dict(notes.remarks) == {remark: Occurrences(1, WHERE)}
     assert not notes.unread
 

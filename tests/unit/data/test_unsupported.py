@@ -150,7 +150,7 @@ def test_reject_answers_judged_bad(column: str, judgement: Any) -> None:
     """The hint does not name the value of this row."""
     values = {"prompt": "q", "completion": "bad answer", column: judgement}
     message, hint = refused(values)
-    assert message.startswith(f"this is preference data ({column} tells whether the answer is good)")
+    assert message.startswith(f"this is preference data ({column} marks answers as good or bad)")
     good = hint.removeprefix(f"keep the rows whose {column} is ").partition(" and remove")[0].split(" or ")
     assert str(judgement).lower() not in good
 
@@ -243,7 +243,7 @@ def test_bytes_under_any_name_are_refused() -> None:
 def test_reject_media_column_hint() -> None:
     """The column can be removed, or the rows."""
     hint = refused({"prompt": "q", "completion": "a", "images": ["a.png"]})[1]
-    assert hint == "remove the column images if the text is enough without it, else the rows that have it"
+    assert hint == "remove the column images if the text is useful without it, else remove the rows that have it"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_words_about_images_are_no_placeholders(question: str) -> None:
 def test_obvious_columns_are_suggested(values: dict[str, Any], expected: tuple[str, ...]) -> None:
     """The mapping in the message reads the row."""
     what, hint = refused(values)
-    assert what == "the columns fit no known row format"
+    assert what == "the columns match no known row format"
     assert last(read(values, typed_columns(hint))) == expected
 
 

@@ -249,7 +249,7 @@ def test_a_failure_waits_a_little_for_what_is_under_way(
         (401, KEY, "rejects the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then run the same command again"),
         (403, KEY, "rejects the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then run the same command again"),
         (401, "", "needs a key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY"),
-        (404, "", "has no model m, or the address is wrong", "--judge-model NAME"),
+        (404, "", "has no model m, or the URL is wrong", "--judge-model NAME"),
         (400, "", "rejects the question; 0 of 4", "fix the cause, then run the same command again"),
     ],
 )

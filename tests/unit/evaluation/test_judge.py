@@ -361,7 +361,7 @@ def test_what_can_be_asked_passes(chosen: Judge) -> None:
         (replace(FINE, base_url=None), "evaluation.judge.base_url: a judge needs a server"),
         (Judge(prompt=str(BUILT_IN_PROMPT)), "evaluation.judge.base_url: a judge needs a server"),
         *[
-            (replace(FINE, base_url=url), r"base_url must be an http:// or https:// address without \? and #")
+            (replace(FINE, base_url=url), r"base_url must be an http:// or https:// URL without \? and #")
             for url in [
                 *["127.0.0.1:8000", "localhost:8000/v1", "ftp://host/v1", "http://", "http:///v1", "file:///etc/hosts"],
                 *["http://host:99999/v1", "http://host:0/v1", "http://ho st/v1", "http://host/v1?key=x", "http://[zz]"],

@@ -60,6 +60,6 @@ def test_check_tasks_paths_that_no_file_system_allows() -> None:
     """Such a path is a missing file, not an error of Python."""
     names = ["~no-such-user/task.yaml", f"{'a' * 300}.yaml"]
     assert all(map(is_task_file, names))
-    with pytest.raises(Exception, match="there is no file of this name") as raised:
+    with pytest.raises(Exception, match="no such task file") as raised:
         check_tasks(names)
     assert [problem.got for problem in raised.value.problems] == names  # type: ignore[attr-defined]

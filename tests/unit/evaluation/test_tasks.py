@@ -745,7 +745,7 @@ def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tasks_module, "_task_manager", lambda built_in: manager)
     check_tasks(["arc_easy", "mmlu", "ai2_arc"])
     assert message(lambda: check_tasks(["arc_easy", "hela_swag", "humaneval", "mmmu_val", "qqqqqq"])) == (
-        "evaluation.tasks: lm-evaluation-harness has no task of this name\n"
+        "evaluation.tasks: lm-evaluation-harness has no such task\n"
         "  got      hela_swag\n"
         "  did you mean hellaswag?\n"
         "  hint     lm-eval ls tasks\n"
@@ -753,7 +753,7 @@ def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch
         "  hint     lm-eval ls tasks\n"
         "mmmu_val uses images or audio; neft evaluates text models\n"
         "  hint     lm-eval ls tasks\n"
-        "evaluation.tasks: lm-evaluation-harness has no task of this name\n"
+        "evaluation.tasks: lm-evaluation-harness has no such task\n"
         "  got      qqqqqq\n"
         "  hint     lm-eval ls tasks"
     )
@@ -773,7 +773,7 @@ def test_files_that_are_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Path("unsafe.yml").write_text("task: unsafe\nunsafe_code: true\n", encoding="utf-8")
     files = ["friut.yaml", "fruit.yaml", "list.yaml", "broken.yaml", "group.yaml", "unsafe.yml"]
     assert message(lambda: check_tasks(files)) == (
-        "evaluation.tasks: there is no file of this name\n"
+        "evaluation.tasks: no such task file\n"
         "  got      friut.yaml\n"
         "  did you mean fruit.yaml?\n"
         "  hint     ls .\n"

@@ -52,10 +52,10 @@ def test_match_target_modules_with_a_path_equals_peft() -> None:
 @pytest.mark.parametrize(
     ("adapter", "said", "nearest"),
     [
-        ({"target_modules": ("q_porj",)}, "target_modules: the model has no layer of this name", "q_proj"),
-        ({"target_modules": ("q_proj", "nosuch")}, "target_modules: the model has no layer of this name", ""),
+        ({"target_modules": ("q_porj",)}, "target_modules: the model has no such layer", "q_proj"),
+        ({"target_modules": ("q_proj", "nosuch")}, "target_modules: the model has no such layer", ""),
         ({"target_modules": ("mlp",)}, "target_modules: layers of this type can't get an adapter", ""),
-        ({"modules_to_save": ("embed_token",)}, "modules_to_save: the model has no layer of this name", "embed_tokens"),
+        ({"modules_to_save": ("embed_token",)}, "modules_to_save: the model has no such layer", "embed_tokens"),
     ],
 )
 def test_validate_adapter_rejects_missing_layers(adapter: dict[str, tuple[str]], said: str, nearest: str) -> None:

@@ -264,7 +264,7 @@ def test_load_model_rejects_different_shapes(folder: Path) -> None:
     """A config.json of a different model."""
     edit(folder / "config.json", vocab_size=300)
     assert said_of_model(folder) == (
-        "model.name: the weights of tiny have different shapes than its config.json says\n"
+        "model.name: the weights of tiny don't have the shapes given in its config.json\n"
         ""
         "  hint     download the model again, or save it again with save_pretrained"
     )

@@ -124,7 +124,7 @@ def test_load_model_rejects_pickled_weights(
 def test_resolve_model_rejects_a_model_with_an_adapter(folder: Path, made: Path) -> None:
     """Otherwise transformers would load it on top of the model, from a pickle."""
     an_adapter_beside_the_model(folder, pickles(made)["torch"])
-    assert "has a model and an adapter" in refusal(lambda: resolve_model(str(folder)))
+    assert "contains a model and an adapter" in refusal(lambda: resolve_model(str(folder)))
     assert not made.exists()
 
 

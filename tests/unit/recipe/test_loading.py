@@ -218,14 +218,14 @@ def test_resolve_recipe_scalar_for_section() -> None:
         ("training", "warmup_ratio: 1.5", "a finite number, 0 or more, at most 1"),
         ("training", "lr_scheduler_type: cosin", "one of cosine, linear, constant, constant_with_warmup"),
         ("data", "max_length: 7", "a whole number, 8 or more"),
-        ("data", "source:", "text, not empty"),
-        ("model", "name: 350", "text, not empty"),
+        ("data", "source:", "non-empty text"),
+        ("model", "name: 350", "non-empty text"),
         ("neftune", "alpha: -5", "a finite number, 0 or more"),
         ("neftune", "alpha: .nan", "a finite number, 0 or more"),
         ("neftune", "alpha: .inf", "a finite number, 0 or more"),
         ("neftune", "alpha: 1e999", "a finite number, 0 or more"),
-        ("adapter", "target_modules: [q_proj, 5]", "all-linear or a list, each text, not empty"),
-        ("adapter", "modules_to_save: embed_tokens", "a list, each text, not empty"),
+        ("adapter", "target_modules: [q_proj, 5]", "all-linear or a list, each non-empty text"),
+        ("adapter", "modules_to_save: embed_tokens", "a list, each non-empty text"),
     ],
 )
 def test_resolve_recipe_invalid_value(section: str, line: str, must: str) -> None:
@@ -320,7 +320,7 @@ def test_read_layer_tab() -> None:
         "r.yaml, line 2: this is not YAML: while scanning for the next token, "
         "found character '\\t' that cannot start any token (column 1)\n"
         "  got      alpha: 5\n"
-        "  hint     spaces instead of the tab"
+        "  hint     replace the tab with spaces"
     )
 
 
@@ -335,7 +335,7 @@ def test_read_layer_two_documents() -> None:
 
 def test_read_layer_forbidden_character() -> None:
     assert message("name: \x01\n") == (
-        "r.yaml, line 1: this is not YAML: it does not allow this character\n"
+        "r.yaml, line 1: this is not YAML: this character is not allowed\n"
         "  got      U+0001\n"
         "  hint     remove it, or write it as an escape in double quotes"
     )
@@ -370,17 +370,18 @@ def test_parse_assignment_incomplete(text: str) -> None:
 )
 def test_read_layer_rejects_tags(text: str, line: int, tag: str) -> None:
     assert (
-        message(text) == f"r.yaml, line {line}: neft reads no tags\n  got      {tag}\n  hint     write the plain value"
+        message(text)
+        == f"r.yaml, line {line}: YAML tags are not supported\n  got      {tag}\n  hint     write the plain value"
     )
     assert not Path("hacked").exists()
 
 
 def test_read_layer_rejects_anchors_and_aliases() -> None:
     assert message("name: &n a\nabout: *n\n") == (
-        "r.yaml, line 1: neft reads no anchors and aliases\n"
+        "r.yaml, line 1: YAML anchors and aliases are not supported\n"
         "  got      &n\n"
         "  hint     write the values out\n"
-        "r.yaml, line 2: neft reads no anchors and aliases\n"
+        "r.yaml, line 2: YAML anchors and aliases are not supported\n"
         "  got      &n\n"
         "  hint     write the values out"
     )
@@ -390,7 +391,7 @@ def test_read_layer_rejects_anchors_and_aliases() -> None:
     "text", ["model: &m {name: a}\n", "&r\nname: a\n", "&k name: a\n", "name: &n [*n]\n", "name: &n a\nabout: &n b\n"]
 )
 def test_read_layer_rejects_anchors_anywhere(text: str) -> None:
-    assert message(text).startswith("r.yaml, line 1: neft reads no anchors and aliases\n  got      &")
+    assert message(text).startswith("r.yaml, line 1: YAML anchors and aliases are not supported\n  got      &")
 
 
 @pytest.mark.parametrize(
@@ -421,7 +422,7 @@ def test_read_layer_nested_too_deep() -> None:
 
 def test_read_layer_surrogate() -> None:
     assert message('name: "\\ud800"\n') == (
-        "r.yaml, line 1: text with half of a surrogate pair\n"
+        "r.yaml, line 1: text contains an unpaired surrogate\n"
         "  got      '\\ud800'\n"
         "  hint     write the character itself"
     )
@@ -443,7 +444,7 @@ def said_of(name: str) -> str:
 
 
 def test_find_recipe_missing_file() -> None:
-    assert said_of("lost.yaml") == f"--recipe: there is no recipe file of this name\n  got      lost.yaml\n{LIST}"
+    assert said_of("lost.yaml") == f"--recipe: no such recipe file\n  got      lost.yaml\n{LIST}"
 
 
 def test_find_recipe_folder() -> None:
@@ -453,13 +454,13 @@ def test_find_recipe_folder() -> None:
 
 def test_find_recipe_unknown_name() -> None:
     assert said_of("quikstart") == (
-        f"--recipe: there is no recipe of this name\n  got      quikstart\n  did you mean quickstart?\n{LIST}"
+        f"--recipe: no such recipe\n  got      quikstart\n  did you mean quickstart?\n{LIST}"
     )
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".yaml"])
 def test_find_recipe_name_too_long(name: str) -> None:
-    assert said_of(name).startswith("--recipe: there is no recipe")
+    assert said_of(name).startswith("--recipe: no such recipe")
 
 
 def test_extends_cycle() -> None:
@@ -482,11 +483,9 @@ def test_extends_itself() -> None:
 
 def test_extends_a_missing_recipe() -> None:
     assert message("name: a\nextends: quickstrat\n") == (
-        f"r.yaml, line 2: there is no recipe of this name\n  got      quickstrat\n  did you mean quickstart?\n{LIST}"
+        f"r.yaml, line 2: no such recipe\n  got      quickstrat\n  did you mean quickstart?\n{LIST}"
     )
-    assert message("extends: lost/r.yaml\n") == (
-        f"r.yaml, line 1: there is no recipe file of this name\n  got      lost/r.yaml\n{LIST}"
-    )
+    assert message("extends: lost/r.yaml\n") == (f"r.yaml, line 1: no such recipe file\n  got      lost/r.yaml\n{LIST}")
 
 
 def test_extends_not_a_name() -> None:
@@ -531,7 +530,7 @@ def sources_problem(value: str) -> str:
         ("[{source: a, weight: -1}]", "entry 1: weight must be a finite number, above 0"),
         ("[{source: a, weight: .inf}]", "entry 1: weight must be a finite number, above 0"),
         ("[{source: a, max_rows: 1.5}]", "entry 1: max_rows must be a whole number, above 0"),
-        ("[{source: null}]", "entry 1: source must be text, not empty"),
+        ("[{source: null}]", "entry 1: source must be non-empty text"),
         ("[{source: a, columns: [b]}]", "entry 1: columns must be a mapping of names to names"),
     ],
 )
@@ -556,10 +555,10 @@ def test_resolve_recipe_source_and_sources() -> None:
         [parse_assignment(several), parse_assignment(single)],
         [parse_assignment("data.source=builtin"), parse_assignment(several)],
     ):
-        with pytest.raises(RecipeError, match="exclude each other"):
+        with pytest.raises(RecipeError, match="can't be combined"):
             resolve_recipe(layers)
     Path("both.yaml").write_text("data: {source: b.jsonl, sources: [{source: a.jsonl}]}\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="exclude each other"):
+    with pytest.raises(RecipeError, match="can't be combined"):
         load_recipe("both.yaml")
 
 

@@ -73,7 +73,7 @@ def test_require_valid_name_suggests_a_valid_name(name: str, remedy: str) -> Non
     """No name leaves the parent folder; the one to type instead is allowed."""
     received = f"\n  got      {name}" if name else ""
     assert message(name) == (
-        "name: a run's name has letters, digits, dot, underscore and hyphen, at most 64, no dot or hyphen first"
+        "name: a run's name has at most 64 letters, digits, dots, underscores and hyphens, no dot or hyphen first"
         f"{received}\n  hint     --name {remedy}"
     )
     assert NAME.fullmatch(remedy)

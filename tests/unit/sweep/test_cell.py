@@ -88,7 +88,7 @@ def numbers(run: RunDirectory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [InputError(Problem("no task of this name")), NeftError("x"), ValueError("a fault")])
+@pytest.mark.parametrize("error", [InputError(Problem("no such task")), NeftError("x"), ValueError("a fault")])
 def test_what_fails_behind_the_training_leaves_a_finished_run(error: Exception, recipe: Recipe) -> None:
     def on_finish(*_found: Any) -> None:
         raise error
@@ -283,7 +283,7 @@ def test_a_run_with_damaged_checkpoints_stays_and_the_cell_begins_in_another_fol
     assert again == f"{run.path}-2"
     assert list(run.checkpoints.glob("*/manifest.json"))
     said = " ".join(event.message for event in told.events if isinstance(event, Notice))
-    assert "none of its checkpoints verifies" in said
+    assert "none of its checkpoints is valid" in said
     assert f"{run.path} is kept, and the cell starts again in a new folder" in said
     found = CellRuns(run.path.parent).finished(recipe_fingerprint(recipe))
     assert found is not None

@@ -94,7 +94,7 @@ def test_sweep_alpha_rejected_leaves_the_other_sweep_s_recipe(
 
 def test_explain_interruption_names_the_command_that_resumes(tmp_path: Path) -> None:
     """The folder once it is a sweep; before, for example while Ray is joined, the command that was typed."""
-    with pytest.raises(Interrupted, match="the same command again"), explain_interruption(tmp_path, "neft again"):
+    with pytest.raises(Interrupted, match="run the same command again"), explain_interruption(tmp_path, "neft again"):
         raise KeyboardInterrupt
     (tmp_path / "cells").mkdir()
     (tmp_path / "recipe.yaml").write_text("name: x\n")
@@ -133,7 +133,7 @@ def test_explain_interruption_names_the_file_that_can_not_be_read(tmp_path: Path
     [problem] = caught.value.problems
     assert problem.message == "a file can't be read or written; finished cells are kept"
     assert str(tmp_path / "verdict.md") in problem.got
-    assert problem.hint == "fix its permissions, then the same command again"
+    assert problem.hint == "fix its permissions, then run the same command again"
 
 
 def test_sweep_alpha_rejects_a_folder_with_a_recipe(neft: Callable[..., Result], tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_load_layers_does_not_trust_a_folder_s_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(to_yaml(TRUSTING))
     with pytest.raises(
         RecipeError,
-        match=r"(?s)because a folder's recipe says so.*--trust-remote-code",
+        match=r"(?s)because a folder's recipe allows it.*--trust-remote-code",
     ):
         load_layers(tmp_path, [parse_assignment("sweep.seeds=5")], resume=True)
     for typed in (True, False):
@@ -165,7 +165,7 @@ def test_train_resume_does_not_trust_a_run_s_recipe(tmp_path: Path, neft: Callab
     (run.path / "run.json").write_text(json.dumps({"status": "preempted", "recipe_sha256": "x"}))
     result = neft("train", "--resume", run.path)
     assert result.code == 2
-    assert "does not run Python code of a model because a folder's recipe says so" in result.err
+    assert "does not run a model's Python code only because a folder's recipe allows it" in result.err
     assert f"neft train --resume {run.path} --trust-remote-code" in result.err.replace("\n", "")
     recipe, _ = find_resume_state(
         str(run.path), [parse_assignment("model.trust_remote_code=true")], accept_changes=False

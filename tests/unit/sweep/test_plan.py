@@ -54,16 +54,16 @@ def test_a_grid_is_every_combination_each_with_its_own_baseline() -> None:
         ("training.learning_rate", "--grid takes KEY=VALUE,VALUE"),
         ("training.learning_rat=1", "training.learning_rat is not an option"),
         ("training.learning_rate=1e-5,fast", "must be a finite number, above 0"),
-        ("neftune.alpha=1,2", "this can't be an axis of the grid"),
-        ("training.seed=1,2", "this can't be an axis of the grid"),
-        ("data.max_rows=10,20", "this can't be an axis of the grid"),
-        ("sweep.seeds=1,2", "this can't be an axis of the grid"),
-        ("evaluation.generation.max_new_tokens=3,4", "this can't be an axis of the grid"),
-        ("evaluation.samples=0,1", "this can't be an axis of the grid"),
-        ("checkpoints.save_steps=1,2", "this can't be an axis of the grid"),
-        ("output_dir=a,b", "this can't be an axis of the grid"),
-        ("name=a,b", "this can't be an axis of the grid"),
-        ("about=a,b", "this can't be an axis of the grid"),
+        ("neftune.alpha=1,2", "this option can't be swept in a grid"),
+        ("training.seed=1,2", "this option can't be swept in a grid"),
+        ("data.max_rows=10,20", "this option can't be swept in a grid"),
+        ("sweep.seeds=1,2", "this option can't be swept in a grid"),
+        ("evaluation.generation.max_new_tokens=3,4", "this option can't be swept in a grid"),
+        ("evaluation.samples=0,1", "this option can't be swept in a grid"),
+        ("checkpoints.save_steps=1,2", "this option can't be swept in a grid"),
+        ("output_dir=a,b", "this option can't be swept in a grid"),
+        ("name=a,b", "this option can't be swept in a grid"),
+        ("about=a,b", "this option can't be swept in a grid"),
         ("training.weight_decay=1,1.0", "a value is given twice"),
         ("=1,2", "--grid takes KEY=VALUE,VALUE"),
         ("training.learning_rate=1e-4,1e-4", "a value is given twice"),
@@ -122,7 +122,7 @@ def test_options_of_the_noise_have_one_baseline_for_all_points() -> None:
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 80, "ä"])
 def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
     """The sweep's own folder has it, and no cell would be the first to notice."""
-    with pytest.raises(RecipeError, match="name: a sweep's name has letters"):
+    with pytest.raises(RecipeError, match="name: a sweep's name has at most 64 letters"):
         cells_of(f"name='{name}'")
 
 
@@ -130,5 +130,5 @@ def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
 def test_a_name_that_is_too_long_for_a_cell_is_refused_for_the_whole_sweep(room: int, grid: str) -> None:
     sets = ["sweep.alphas=[5]", "sweep.seeds=1", f"sweep.grid={grid}"]
     assert {len(cell.recipe.run_name()) for cell in cells_of(f"name={'x' * (64 - room)}", *sets)} == {64}
-    with pytest.raises(InputError, match="name: a run's name has letters"):
+    with pytest.raises(InputError, match="name: a run's name has at most 64 letters"):
         cells_of(f"name={'x' * (65 - room)}", *sets)

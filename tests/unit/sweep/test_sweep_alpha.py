@@ -304,7 +304,7 @@ def test_reporter_asks_no_judge_once_a_stop_is_requested(
         sweep.run()
     assert calls == ["asked"]
     assert sweep.engine.stopped
-    assert sweep.observer.messages() == ["the judge is not asked any more, because the sweep stops"] * 2
+    assert sweep.observer.messages() == ["the sweep is stopping: no more requests to the judge"] * 2
 
 
 def test_reporter_returns_a_report_that_can_not_be_written(

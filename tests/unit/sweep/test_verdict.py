@@ -92,7 +92,7 @@ def test_judge_sweep_one_seed_recommends_nothing() -> None:
     assert table_arm_verdict(verdict.arms[1], HELD_OUT_LOSS) == "lower for this seed"
     assert verdict.recommended is None
     said = " ".join(verdict.conclusion)
-    assert "Nothing is recommended: one seed can't show what another seed would give; that takes two or more." in said
+    assert "Nothing is recommended: one seed can't show how results vary between seeds; use two or more." in said
     assert "etter than" not in said.replace("No alpha is shown to be better than", "")
 
 
@@ -335,7 +335,7 @@ def test_judge_sweep_plan_is_for_the_smallest_effect_of_interest() -> None:
         f"Minimum detectable effect: {found.detectable:.4f} in held-out loss (3 seeds, 100 prompts, power 80 %)."
         in said
     )
-    takes = f"To detect an effect of 0.0040 (sweep.delta) takes about {more.seeds} seeds"
+    takes = f"Detecting an effect of 0.0040 (sweep.delta) takes about {more.seeds} seeds"
     assert any(line.startswith(takes) for line in said)
     easy = judge_sweep(results, [HELD_OUT_LOSS], delta=0.5).conclusion
     assert "An effect of 0.5000 (sweep.delta) would have been found in 80 % of such sweeps or more." in easy

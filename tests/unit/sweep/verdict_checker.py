@@ -29,7 +29,7 @@ PAPER = (
     "The paper found its gains in the answers and hardly in the loss: --metric win_rate_length_controlled --judge URL "
     "tests them."
 )
-ONE_SEED = "Nothing is recommended: one seed can't show what another seed would give; that takes two or more."
+ONE_SEED = "Nothing is recommended: one seed can't show how results vary between seeds; use two or more."
 NO_COMMON = "Nothing is recommended: the arms to choose from have no seed, or no prompt, in common."
 
 
@@ -347,7 +347,7 @@ class _Checker:
             what = "against alpha 0 with the same options" if self.first in WIN_RATES else "over tokens"
             name = label(self.first)[0].upper() + label(self.first)[1:]
             [line] = self._take("several groups", f"{name} is {what}")
-            assert line.endswith("it can't choose between these, and best points nowhere.")
+            assert line.endswith("it can't choose between these, so there is no `best`.")
 
     def _best(self, arms: Sequence[Arm]) -> Arm | None:
         """The best mean over the seeds and rows that all have."""
@@ -384,7 +384,7 @@ class _Checker:
                         spreads[arm.name()] = one.seed_spread, one.others_spread
         uneven = (
             rf"(.*) varies more between seeds \(standard deviation ({AMOUNT})\) than the other arms of its baseline "
-            rf"\(({AMOUNT})\); it is tested by its own spread, which takes more seeds\."
+            rf"\(({AMOUNT})\); it is tested with its own variance, which needs more seeds\."
         )
         for line in [line for line in self.left if re.fullmatch(uneven, line)]:
             found_uneven = re.fullmatch(uneven, line)
@@ -419,7 +419,7 @@ class _Checker:
         widest = max(undecided.values(), key=lambda one: one.detectable or 0.0)
         one_seed = widest.seeds == 1
         scope = r"for this one seed \(" if one_seed else rf"\({widest.seeds} seeds, "
-        last = r" What other seeds would give takes at least two, better three\." if one_seed else ""
+        last = r" A claim about other seeds needs at least two seeds, better three\." if one_seed else ""
         said = re.fullmatch(
             rf"Minimum detectable effect: ({AMOUNT}) in {self.first_label} {scope}{widest.n} prompts, "
             rf"power 80 %\)\.{last}",

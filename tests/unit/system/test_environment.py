@@ -59,7 +59,7 @@ def test_drop_overrides_names_the_variable_and_the_replacement(name: str, value:
     listener = Listener()
     environment.report_dropped(listener)
     [message] = listener.messages
-    assert message.startswith(f"{name} is set, and neft dropped it")
+    assert message.startswith(f"{name} was dropped from the environment")
     assert instead in message
     environment.report_dropped(listener)
     assert len(listener.messages) == 1  # once
