@@ -310,7 +310,7 @@ def test_why_a_row_cannot_be_learned_from(row_format: str, values: dict[str, Any
         (
             "alpaca",
             {"instruction": "q", "input": {"a": 1}, "output": "a"},
-            "rows.jsonl, line 17: input must be text\n  got      dict: {'a': 1}\n  hint     a text: \"...\"",
+            "rows.jsonl, line 17: input must be text\n  got      dict: {'a': 1}\n  hint     a string: \"...\"",
         ),
         (
             "prompt_completion",
