@@ -435,18 +435,17 @@ def _pool_seed_parts(pairs: Sequence[_Pair]) -> list[_SeedPart]:
     }
     freedoms = {index: seeds - 1 for index, _, seeds, _ in known}
     others = {index: [other for other in variances if other != index] for index in variances}
-    uneven = {
-        index
-        for index, rest in others.items()
-        if rest
-        and _is_larger(
-            variances[index], freedoms[index], _pooled_mean(variances, freedoms, rest), _pooled_freedom(freedoms, rest)
-        )
-    }
+    uneven = set()
+    for index, rest in others.items():
+        if rest:
+            mean, freedom = _pooled_mean(variances, freedoms, rest), _pooled_freedom(freedoms, rest)
+            if _is_larger(variances[index], freedoms[index], mean, freedom):
+                uneven.add(index)
+    residuals = {index: parts.residual or 0.0 for index, parts, *_ in known}
     result = [_SeedPart(parts) for parts in own]
     for index, parts, seeds, n in known:
         pool = [index] if index in uneven else list(variances)
-        residual = _pooled_mean({other: own[other].residual or 0.0 for other in pool}, freedoms, pool)  # type: ignore[union-attr]
+        residual = _pooled_mean(residuals, freedoms, pool)
         seed = max(0.0, _pooled_mean(variances, freedoms, pool) - residual / n)
         shared = VarianceComponents(seed, parts.prompt, residual, _pooled_freedom(freedoms, pool) / (seeds - 1))
         of_others = math.sqrt(_pooled_mean(variances, freedoms, others[index])) if others[index] else None

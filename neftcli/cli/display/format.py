@@ -72,11 +72,11 @@ class Line:
 
 def count(number: float) -> str:
     """Format a count: 420, 38 k, 134.5 M, 6.74 B."""
-    if number < 10_000:
+    if number < 9_999.5:
         return f"{number:.0f}"
-    if number < 1_000_000:
+    if number < 999_500:
         return f"{number / 1e3:.0f} k"
-    return f"{number / 1e6:.1f} M" if number < 1e9 else f"{number / 1e9:.2f} B"
+    return f"{number / 1e6:.1f} M" if number < 999.95e6 else f"{number / 1e9:.2f} B"
 
 
 def choose(number: float, one: str, several: str) -> str:

@@ -266,7 +266,17 @@ def test_plain_lines_of_a_sweep_end_with_next_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "shown"), [(0, "0"), (420, "420"), (38_000, "38 k"), (134_515_008, "134.5 M"), (6_738_415_616, "6.74 B")]
+    ("number", "shown"),
+    [
+        (0, "0"),
+        (420, "420"),
+        (38_000, "38 k"),
+        (999_499, "999 k"),
+        (999_999, "1.0 M"),
+        (134_515_008, "134.5 M"),
+        (999_999_999, "1.00 B"),
+        (6_738_415_616, "6.74 B"),
+    ],
 )
 def test_count(number: int, shown: str) -> None:
     assert format.count(number) == shown
