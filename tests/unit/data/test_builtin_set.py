@@ -31,7 +31,7 @@ MEAN_WORDS = (45.0, 75.0)
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the set, with the place where it stands."""
+    """A row of the set, with its location."""
 
     split: str
     line: int
@@ -79,7 +79,7 @@ def report(problems: list[str]) -> None:
 
 
 def check(rows: list[Row], judge: Callable[[Row], Iterator[str]]) -> None:
-    """Collect what the judge says about each row, and fail with all of it."""
+    """Collect the judge's problems with each row, and fail with all of them."""
     report([f"{row.location} [{row.task}] {text}" for row in rows for text in judge(row)])
 
 
@@ -88,7 +88,7 @@ def check(rows: list[Row], judge: Callable[[Row], Iterator[str]]) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_lines_are_objects_with_the_three_keys(split: str) -> None:
+def test_builtin_lines_are_objects_with_three_keys(split: str) -> None:
     """Each line is a JSON object with just the three keys and clean, non-empty strings."""
     problems = []
     for number, line in enumerate(raw_lines(split), start=1):
@@ -118,7 +118,7 @@ def json_keys(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_file_ends_with_one_newline(split: str) -> None:
+def test_builtin_file_ends_with_one_newline(split: str) -> None:
     """The file has no byte order mark, no carriage returns and one final newline."""
     raw = (DATA / f"{split}.jsonl").read_bytes()
     assert not raw.startswith(b"\xef\xbb\xbf")
@@ -126,7 +126,7 @@ def test_file_ends_with_one_newline(split: str) -> None:
     assert raw.endswith(b"}\n")
 
 
-def test_counts(rows: list[Row]) -> None:
+def test_builtin_counts(rows: list[Row]) -> None:
     """There are enough rows and tasks, and each task is in both splits in like proportion."""
     sizes = Counter(row.split for row in rows)
     for split, least in MIN_ROWS.items():
@@ -151,8 +151,8 @@ def normalize_prompt(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
-def test_prompts_are_unique(rows: list[Row]) -> None:
-    """No two prompts are alike, also when all numbers in them are taken for the same."""
+def test_builtin_prompts_are_unique(rows: list[Row]) -> None:
+    """No two prompts are equal, even if all their numbers are replaced by the same number."""
     problems = []
     for what, change in (("normalised", str), ("number-masked", lambda t: re.sub(r"\d+", "0", t))):
         seen: dict[str, Row] = {}
@@ -164,7 +164,7 @@ def test_prompts_are_unique(rows: list[Row]) -> None:
     report(problems)
 
 
-def test_prompts_are_no_near_copies(rows: list[Row]) -> None:
+def test_builtin_prompts_are_no_near_copies(rows: list[Row]) -> None:
     """No two prompts share half or more of their groups of three words, numbers masked."""
     grams = []
     for row in rows:
@@ -178,7 +178,7 @@ def test_prompts_are_no_near_copies(rows: list[Row]) -> None:
     report(problems)
 
 
-def test_completions_are_unique_but_for_short_ones(rows: list[Row]) -> None:
+def test_builtin_long_completions_are_unique(rows: list[Row]) -> None:
     """No answer of more than ten words is given twice."""
     seen: dict[str, Row] = {}
     problems = []
@@ -190,7 +190,7 @@ def test_completions_are_unique_but_for_short_ones(rows: list[Row]) -> None:
     report(problems)
 
 
-def test_word_lengths(rows: list[Row]) -> None:
+def test_builtin_word_counts(rows: list[Row]) -> None:
     """Each row is within the bounds, and the mean is near the stated size, in both splits."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -204,7 +204,7 @@ def test_word_lengths(rows: list[Row]) -> None:
         assert MEAN_WORDS[0] <= mean <= MEAN_WORDS[1], f"{split}: mean {mean:.1f} words"
 
 
-def test_no_unwanted_strings(rows: list[Row]) -> None:
+def test_builtin_no_unwanted_strings(rows: list[Row]) -> None:
     """There are no special-token strings, web addresses or real e-mail addresses."""
     unwanted = re.compile(
         r"<\|[^|]*\|>|</?s>|<(?:pad|unk|bos|eos|mask)>|\[/?INST\]|https?:|www\.|"
@@ -284,7 +284,7 @@ def equations_in(text: str) -> list[tuple[str, Fraction]]:
 
 
 def equation_problems(text: str) -> Iterator[str]:
-    """What is wrong with the equations of a text."""
+    """Yield the problems with the equations of a text."""
     for left, stated in equations_in(text):
         try:
             value = evaluate(left)
@@ -306,13 +306,13 @@ def equation_problems(text: str) -> Iterator[str]:
         ("It is (2 + 3 = 5.", 1),
     ],
 )
-def test_equation_reader(text: str, wrong: int) -> None:
-    """The reader of equations finds and judges them rightly."""
+def test_equation_problems(text: str, wrong: int) -> None:
+    """Equations are found and judged correctly."""
     assert equations_in(text)
     assert len(list(equation_problems(text))) == wrong
 
 
-def test_all_equations_hold(rows: list[Row]) -> None:
+def test_builtin_all_equations_hold(rows: list[Row]) -> None:
     """Every equation in any prompt or completion is true."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -322,7 +322,7 @@ def test_all_equations_hold(rows: list[Row]) -> None:
     check(rows, judge)
 
 
-def test_no_equation_escapes_in_computed_tasks(rows: list[Row]) -> None:
+def test_builtin_all_equations_are_read(rows: list[Row]) -> None:
     """In computed tasks each equals sign of a completion belongs to an equation that was read."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -343,7 +343,7 @@ NUMBER_WORDS = {
 }
 
 
-def test_arithmetic_word_problems(rows: list[Row]) -> None:
+def test_builtin_arithmetic_word_problems(rows: list[Row]) -> None:
     """Equations use the numbers of the prompt or earlier results, and the last is the answer."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -455,7 +455,7 @@ def convert(amount: Fraction, source: str, target: str) -> Fraction:
     return (amount * source_size + source_zero - target_zero) / target_size
 
 
-def test_unit_conversions(rows: list[Row]) -> None:
+def test_builtin_unit_conversions(rows: list[Row]) -> None:
     """Each conversion is computed anew from the amount and the two units in the prompt."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -508,12 +508,12 @@ def date_text(date: dt.date) -> str:
 
 
 def add_days(date: str, days: int) -> str:
-    """The date that is so many days later."""
+    """Return the date N days later."""
     return date_text(date_of(date) + dt.timedelta(days=days))
 
 
 def add_months(date: str, months: int) -> str:
-    """The date that is so many months later, on the last day of the month if need be."""
+    """Return the date N months later, or the last day of that month if it is shorter."""
     start = date_of(date)
     year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
     day = min(start.day, calendar.monthrange(year, month + 1)[1])
@@ -521,7 +521,7 @@ def add_months(date: str, months: int) -> str:
 
 
 def add_clock(start: str, minutes: int) -> str:
-    """The time of day that is so many minutes later."""
+    """Return the time of day N minutes later."""
     total = (clock_minutes(start) + minutes) % (24 * 60)
     return f"{total // 60:02d}:{total % 60:02d}"
 
@@ -547,7 +547,7 @@ def of_three(which: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """How to recognise a kind of question, and what its answer must be and look like."""
+    """A kind of question: its pattern, its correct answer and the form of the answer."""
 
     pattern: str
     answer: Callable[[re.Match[str]], str]
@@ -619,7 +619,7 @@ DATE_RULES = [
 ]
 
 
-def test_date_reasoning(rows: list[Row]) -> None:
+def test_builtin_date_reasoning(rows: list[Row]) -> None:
     """Each date question is answered anew from its prompt, by the one rule that fits it."""
     used: set[str] = set()
 
@@ -639,8 +639,8 @@ def test_date_reasoning(rows: list[Row]) -> None:
     assert len(used) >= 12, f"only {len(used)} kinds of date question"
 
 
-def test_stated_weekdays_are_right(rows: list[Row]) -> None:
-    """Wherever a full date is said to be a weekday, it is one."""
+def test_builtin_stated_weekdays_are_right(rows: list[Row]) -> None:
+    """If a text states the weekday of a full date, it is correct."""
 
     def judge(row: Row) -> Iterator[str]:
         for text in (row.prompt, row.completion):
@@ -739,7 +739,7 @@ def stated_list(completion: str) -> list[str]:
     return completion.split("\n")[-1].split(": ")[-1].removesuffix(".").split(", ")
 
 
-def test_list_operations(rows: list[Row]) -> None:
+def test_builtin_list_operations(rows: list[Row]) -> None:
     """Each list operation is carried out anew on the list in the prompt."""
     used: set[str] = set()
 
@@ -795,7 +795,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def json_problems(row: Row) -> Iterator[str]:
-    """What is wrong with a JSON answer."""
+    """Yield the problems with a JSON answer."""
     try:
         value = json.loads(row.completion)
     except json.JSONDecodeError as error:
@@ -818,7 +818,7 @@ def json_problems(row: Row) -> Iterator[str]:
             yield f"{leaf!r} is not in the prompt"
 
 
-def test_extractions(rows: list[Row]) -> None:
+def test_builtin_extractions(rows: list[Row]) -> None:
     """A JSON answer parses and has what the prompt says; a field is quoted from the prompt."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -837,7 +837,7 @@ def test_extractions(rows: list[Row]) -> None:
     assert as_json >= len(chosen) / 2
 
 
-def test_class_labels_are_offered(rows: list[Row]) -> None:
+def test_builtin_class_labels_are_offered(rows: list[Row]) -> None:
     """The label that opens each answer is one that the prompt names, and a reason follows."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -854,7 +854,7 @@ def test_class_labels_are_offered(rows: list[Row]) -> None:
 # Text tasks
 
 
-def test_summaries_are_one_sentence(rows: list[Row]) -> None:
+def test_builtin_summaries_are_one_sentence(rows: list[Row]) -> None:
     """A summary is a single sentence and is shorter than what it sums up."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -866,7 +866,7 @@ def test_summaries_are_one_sentence(rows: list[Row]) -> None:
     check(of_task(rows, "summarization"), judge)
 
 
-def test_corrections_change_the_sentence(rows: list[Row]) -> None:
+def test_builtin_corrections_change_the_sentence(rows: list[Row]) -> None:
     """The corrected sentence comes first, differs from the one asked about, and is explained."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -882,7 +882,7 @@ def test_corrections_change_the_sentence(rows: list[Row]) -> None:
     check(of_task(rows, "grammar_correction"), judge)
 
 
-def test_rewritings_are_new(rows: list[Row]) -> None:
+def test_builtin_rewritings_are_new(rows: list[Row]) -> None:
     """The rewritten text is not simply part of the prompt."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -892,7 +892,7 @@ def test_rewritings_are_new(rows: list[Row]) -> None:
     check(of_task(rows, "rewriting"), judge)
 
 
-def test_advice_has_three_points(rows: list[Row]) -> None:
+def test_builtin_advice_has_three_points(rows: list[Row]) -> None:
     """Advice is three numbered lines."""
 
     def judge(row: Row) -> Iterator[str]:
@@ -971,7 +971,7 @@ def load_function(row: Row) -> tuple[str, Callable[..., Any]]:
     return defined[0].name, namespace[defined[0].name]
 
 
-def test_python_functions(rows: list[Row]) -> None:
+def test_builtin_python_functions(rows: list[Row]) -> None:
     """Each function runs and gives the results in the table."""
     used: Counter[str] = Counter()
 

@@ -1,8 +1,8 @@
-"""Chat templates as others wrote them: what carries loss, where answers begin, which tokens end them.
+"""Chat templates of other projects: which tokens carry loss, where answers begin, which tokens end them.
 
-Oracles: for each template that ships with TRL what is learned of one conversation, written down by hand from reading
-the template; the generation blocks of TRL's training templates; and the prompt's tokens by themselves, which must be
-a row's first tokens.
+Oracles: for each template that ships with TRL the learned text of one conversation, written by hand after reading the
+template; the generation blocks of TRL's training templates; and the prompt's own tokens, which must be a row's first
+tokens.
 """
 
 import json
@@ -38,7 +38,7 @@ TOOLS = json.dumps(
     [{"type": "function", "function": {"name": "weather", "description": "Weather of a city", "parameters": CITY}}]
 )
 
-# What is learned of each answer: what stands before its text, and what ends the first and the last.
+# Learned with each answer: the text before it, and the stop tokens of the first and the last answer.
 TURN_END = ("", "<|im_end|>", "<|im_end|>")
 GEMMA_4 = ("", "<turn|>", "<turn|>")
 NEMOTRON = ("</think>", "<|im_end|>", "<|im_end|>")
@@ -69,7 +69,7 @@ LEARNED = {
     **dict.fromkeys(("qwen3_5_think", "qwen3_6", "qwen3_8"), THINKS),
     "smolvlm": UTTERANCE,
 }
-# What is learned of a tool call; the other templates have none, and say so.
+# Learned of a tool call, for the templates that have tool calls.
 CALLS = {
     "deepseekv3": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Rome"}'
     "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>",
@@ -112,7 +112,7 @@ CALLED = chat(user("Rain?"), assistant(tool_calls=WEATHER), Turn("tool", "dry", 
 
 
 def tokenizer_for(name: str) -> PreTrainedTokenizerFast:
-    """The tiny tokenizer with a template of TRL's and the special tokens that it writes."""
+    """Return the tiny tokenizer with a template of TRL and its special tokens."""
     template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
     training = TEMPLATES / f"{name}_training.jinja"
     written = template + (training.read_text(encoding="utf-8") if training.is_file() else "")
@@ -134,15 +134,15 @@ def learned(chat_format: ChatFormat, row: TokenRow) -> str:
 # All templates of TRL
 
 
-def test_chat_templates_all_have_an_expectation() -> None:
-    """A template that TRL adds fails here until somebody has read it."""
+def test_chat_format_templates_all_have_an_expectation() -> None:
+    """A new template of TRL fails here until its expectation is added."""
     assert sorted(LEARNED) == NAMES
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_chat_template_multi_turn(name: str) -> None:
-    """Each answer is learned with what the model writes around it, and nothing else."""
+def test_chat_format_multi_turn(name: str) -> None:
+    """Each answer is learned with the text that the model writes around it, and nothing else."""
     before, first, last = LEARNED[name]
     form = ChatFormat(tokenizer_for(name))
     row = row_of(form, MULTI)
@@ -155,8 +155,8 @@ def test_chat_template_multi_turn(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_chat_template_single_turn(name: str) -> None:
-    """One question and answer are rendered as by the model's own template, up to the answer's stop token."""
+def test_chat_format_single_turn(name: str) -> None:
+    """One question and answer are rendered like the model's own template, up to the answer's stop token."""
     before, _, last = LEARNED[name]
     form = ChatFormat(tokenizer_for(name))
     row = row_of(form, SINGLE)
@@ -175,8 +175,8 @@ def test_chat_template_single_turn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if (TEMPLATES / f"{name}_training.jinja").is_file()])
-def test_chat_template_against_the_generation_blocks(name: str) -> None:
-    """What is learned lies within TRL's blocks, which have more only around it: a header, or text after the stop."""
+def test_chat_format_against_the_generation_blocks(name: str) -> None:
+    """The learned text is in TRL's blocks, which add only a header before it or text after the stop token."""
     form = ChatFormat(tokenizer_for(name))
     template = (TEMPLATES / f"{name}_training.jinja").read_text(encoding="utf-8")
     parts = name in ("idefics3", "smolvlm", "llava_next")
@@ -203,7 +203,7 @@ def test_chat_template_against_the_generation_blocks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_chat_template_tool_call(name: str) -> None:
+def test_chat_format_tool_call(name: str) -> None:
     """The assistant's call is learned with the token that ends it, and so is the answer after the tool's."""
     form = ChatFormat(tokenizer_for(name))
     row = row_of(form, CALLED)
@@ -215,8 +215,8 @@ def test_chat_template_tool_call(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NO_CALLS)
-def test_chat_template_without_tool_calls(name: str) -> None:
-    """A call that the template leaves out or refuses is never dropped without a word."""
+def test_chat_format_template_without_tool_calls(name: str) -> None:
+    """A call that the template leaves out or rejects is an error, never dropped silently."""
     with pytest.raises(DataError, match=r"rows.jsonl, line 1.*(does not render|rejects this conversation)"):
         row_of(ChatFormat(tokenizer_for(name)), CALLED)
 
@@ -232,15 +232,15 @@ def test_chat_template_without_tool_calls(name: str) -> None:
         ("gemma4_v5", "<|channel>thought\nCount once.\n<channel|>It is 1.<turn|>"),
     ],
 )  # fmt: skip
-def test_chat_template_reasoning(name: str, expected: str) -> None:
+def test_chat_format_reasoning(name: str, expected: str) -> None:
     """Reasoning is learned in the model's own form."""
     form = ChatFormat(tokenizer_for(name))
     assert learned(form, row_of(form, REASONED)) == expected
 
 
 @pytest.mark.parametrize("name", ["llama3", "gemma", "phi3", "qwen2_5"])
-def test_chat_template_without_reasoning(name: str) -> None:
-    """Where the template has none, the row is refused; it can be dropped by an option."""
+def test_chat_format_template_without_reasoning(name: str) -> None:
+    """If the template has no reasoning, the row is rejected; an option drops the reasoning."""
     with pytest.raises(DataError, match="does not render an answer's reasoning"):
         row_of(ChatFormat(tokenizer_for(name)), REASONED)
     form = ChatFormat(tokenizer_for(name), reasoning="drop")
@@ -248,16 +248,16 @@ def test_chat_template_without_reasoning(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3", "glm4moe", "qwen3_5_nothink"])
-def test_reasoning_drop_learns_no_empty_thinking(name: str) -> None:
-    """An empty block that the template writes in its place stands before the answer and isn't learned."""
+def test_chat_format_drops_empty_thinking(name: str) -> None:
+    """An empty block that the template writes instead comes before the answer and isn't learned."""
     form = ChatFormat(tokenizer_for(name), reasoning="drop")
     assert learned(form, row_of(form, REASONED)) == f"It is 1.{LEARNED[name][2]}"
     in_content = chat(user("One?"), assistant("<think>\nCount once.\n</think>\n\nIt is 1."))
     assert row_of(form, in_content) == row_of(form, REASONED)
 
 
-def test_reasoning_of_earlier_turns_is_counted() -> None:
-    """GPT-OSS leaves the reasoning of earlier turns out: that is said."""
+def test_chat_format_counts_reasoning_of_earlier_turns() -> None:
+    """GPT-OSS leaves out the reasoning of earlier turns, which is a remark of the row."""
     form = ChatFormat(tokenizer_for("gptoss"))
     example = chat(*REASONED.turns, user("Two?"), assistant("It is 2.", reasoning="Count twice."))
     assert row_of(form, example).remarks == ("the chat template leaves out the reasoning of 1 earlier turn",)
@@ -273,8 +273,8 @@ def test_training_template_is_the_models_own_if_trl_has_none() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "diffusion_gemma"])  # its variant has other headers
-def test_chat_template_that_trl_does_not_know(name: str) -> None:
-    """A template that differs by a space is read by rendering with and without the answer; the result is the same."""
+def test_chat_format_template_unknown_to_trl(name: str) -> None:
+    """A template that isn't TRL's is analysed by rendering with and without the answer, with the same result."""
     before, _, last = LEARNED[name]
     tokenizer = tokenizer_for(name)
     tokenizer.chat_template = "{# not TRL's #}" + tokenizer.chat_template
@@ -309,8 +309,10 @@ BLOCK = (
         ("last", ["- It is 2.<|im_end|>"]),
     ],
 )
-def test_generation_block_with_its_stop_token(inside: str, after: str, loss_on: str, expected: list[str]) -> None:
-    """The stop token is learned with each answer that carries loss, inside of its block or directly after it."""
+def test_chat_format_generation_block_with_its_stop_token(
+    inside: str, after: str, loss_on: str, expected: list[str]
+) -> None:
+    """The stop token is learned with each answer that carries loss, whether inside its block or directly after it."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=False)
     tokenizer.chat_template = BLOCK.format(inside, after)
@@ -336,8 +338,8 @@ MASKED = (  # it writes "qa" and stop tokens, with nothing between the turns
         ("{{ m.content }}", "!{{ eos_token }}", [0, 1, 0, 0, 0, 1, 0, 0]),
     ],
 )
-def test_generation_block_mask(inside: str, after: str, expected: list[int]) -> None:
-    """One stop token an answer, and no more of what the template writes outside of the block."""
+def test_chat_format_generation_block_mask(inside: str, after: str, expected: list[int]) -> None:
+    """One stop token is learned per answer, and nothing else outside of the block."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = MASKED.format(inside, after)
     form = ChatFormat(tokenizer)
@@ -345,8 +347,8 @@ def test_generation_block_mask(inside: str, after: str, expected: list[int]) -> 
     assert [int(label != IGNORE_INDEX) for label in row.labels] == expected
 
 
-def test_stops_declared_by_the_model() -> None:
-    """Gemma's files name the turn's end: it ends answers, whoever writes it."""
+def test_chat_format_stop_tokens_declared_by_the_model() -> None:
+    """The turn's end, which Gemma's files name, is a stop token, with or without the chat template."""
     tokenizer = tokenizer_for("gemma")
     turn_end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert ChatFormat(tokenizer).stop_token_ids == {2, turn_end}
@@ -354,14 +356,14 @@ def test_stops_declared_by_the_model() -> None:
     assert ChatFormat(tokenizer, [turn_end], chats=False).stop_token_ids == {2, turn_end}
 
 
-def test_stops_ignore_ordinary_tokens() -> None:
-    """A configuration that was never written for this tokenizer names a letter: answers don't end at letters."""
+def test_chat_format_stop_tokens_ignore_ordinary_tokens() -> None:
+    """A configuration for a different tokenizer may name a letter; it is no stop token."""
     tokenizer = tiny_tokenizer()
     assert ChatFormat(tokenizer, [tokenizer.convert_tokens_to_ids("a")], chats=False).stop_token_ids == {2}
 
 
-def test_quoted_with_hundreds_of_special_tokens() -> None:
-    """Llama 3 has 256 special tokens: any of them in the data is ordinary characters, and comes back as written."""
+def test_escape_hundreds_of_special_tokens() -> None:
+    """Llama 3 has 256 special tokens; in the data they are ordinary characters and come back unchanged."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([AddedToken(f"<|reserved_{number}|>", special=True) for number in range(300)])
     set_chat_template(tokenizer, "alpaca")
@@ -390,16 +392,16 @@ THREE = chat(user("a?"), assistant("A"), user("b?"), assistant("B"), user("c?"),
         ("all", 3, "A</s>B</s>C</s>"),
     ],
 )
-def test_loss_on(loss_on: str, completion: int, expected: str) -> None:
-    """The option says which answers of a conversation carry loss."""
+def test_tokenize_loss_on(loss_on: str, completion: int, expected: str) -> None:
+    """The option chooses the answers of a conversation that carry loss."""
     tokenizer = tiny_tokenizer()
     set_chat_template(tokenizer, "chatml")
     form = ChatFormat(tokenizer)
     assert learned(form, row_of(form, chat(*THREE.turns, completion=completion), loss_on)) == expected
 
 
-def test_loss_on_marked_turns() -> None:
-    """What the data marks goes before the option."""
+def test_tokenize_loss_on_marked_turns() -> None:
+    """Marks in the data take precedence over the option."""
     tokenizer = tiny_tokenizer()
     set_chat_template(tokenizer, "alpaca")
     form = ChatFormat(tokenizer)
@@ -421,16 +423,16 @@ LOOP = (
 @pytest.mark.parametrize(
     "content", [PART, "{% if m['role'] == 'assistant' %}{{ m['content'] }}{% else %}" + PART + "{% endif %}"]
 )
-def test_chat_template_of_parts(content: str) -> None:
-    """Questions and answers are given in the form that the template takes."""
+def test_chat_format_template_of_parts(content: str) -> None:
+    """The template gets content in the form that it expects, as parts or text."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = LOOP.format(content)
     form = ChatFormat(tokenizer)
     assert learned(form, row_of(form, MULTI)) == "It is (1).</s>- It is 2.</s>"
 
 
-def test_chat_template_that_leaves_questions_out() -> None:
-    """It is refused before a row is read."""
+def test_chat_format_template_that_leaves_questions_out() -> None:
+    """The template is rejected before a row is read."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = LOOP.format("{{ m['text'] }}")
     with pytest.raises(ModelError, match="does not render a question and its answer"):
@@ -438,7 +440,7 @@ def test_chat_template_that_leaves_questions_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         (LOOP.format("{{ m['content'] }}").replace("in messages", "in messages[:-1]"),
          "the last answer (Answermark) is missing in: <user>Questionmark</s>"),
@@ -465,17 +467,17 @@ def test_chat_template_that_leaves_questions_out() -> None:
          f"...{'x' * 150}"),
     ],
 )  # fmt: skip
-def test_chat_template_that_changes_texts(template: str, said: str) -> None:
-    """The turn whose text is missing is named, with what is rendered."""
+def test_chat_format_template_that_changes_texts(template: str, message: str) -> None:
+    """The error names the turn whose text is missing, with the rendered text."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(ModelError) as raised:
         ChatFormat(tokenizer)
-    assert raised.value.problems[0].got == said
+    assert raised.value.problems[0].got == message
 
 
-def test_chat_template_that_cuts_a_long_text() -> None:
-    """It renders short texts, so the row is rejected by its turn."""
+def test_chat_format_template_that_cuts_a_long_text() -> None:
+    """Short texts are rendered, so the error is about a row's turn."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = LOOP.format("{{ m['content'][:30] }}")
     form = ChatFormat(tokenizer)
@@ -487,16 +489,16 @@ def test_chat_template_that_cuts_a_long_text() -> None:
             row_of(form, chat(*turns))
 
 
-def test_chat_template_that_leaves_the_system_turn_out() -> None:
-    """What the data says is rendered, or the row is refused."""
+def test_chat_format_template_that_leaves_the_system_turn_out() -> None:
+    """A row is rejected if a turn of it is not rendered."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = LOOP.format("{{ '' if m['role'] == 'system' else m['content'] }}")
     with pytest.raises(DataError, match="turn 1: the chat template does not render the system turn"):
         row_of(ChatFormat(tokenizer), chat(Turn("system", "Be brief."), *SINGLE.turns))
 
 
-def test_chat_template_with_the_date() -> None:
-    """Rows are the same tokens on every day."""
+def test_chat_format_template_with_the_date() -> None:
+    """Rows have the same tokens on every day."""
     form = ChatFormat(tokenizer_for("gptoss"))
     assert form.writes_date
     assert f"Current date: {TEMPLATE_DATE:%Y-%m-%d}" in str(form.tokenizer.decode(row_of(form, SINGLE).input_ids))
@@ -584,7 +586,7 @@ texts = st.text(alphabet="ab (-:),\n.é4", min_size=1, max_size=8).map(str.strip
 @settings(deadline=None)
 @given(pairs=st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
 def test_tokenize_begins_answers_where_generation_does(name: str, pairs: list[tuple[str, str]]) -> None:
-    """The prompt's tokens are a row's first ones, whatever the tokenizer would merge; all of the answer is learned."""
+    """The prompt's tokens are a row's first ones despite possible merges; all of the answer is learned."""
     form = FORMS[name]
     turns = [turn for question, answer in pairs for turn in (user(question), assistant(answer))]
     example = chat(*turns)
@@ -602,23 +604,25 @@ def test_tokenize_begins_answers_where_generation_does(name: str, pairs: list[tu
         end = next(
             (place for place in range(start, len(row.labels)) if row.labels[place] == IGNORE_INDEX), len(row.labels)
         )
-        said = [str(form.tokenizer.decode(row.input_ids[:place], skip_special_tokens=True)) for place in (start, end)]
-        assert said[1].removeprefix(said[0]).strip() == answer
+        before, until = (
+            str(form.tokenizer.decode(row.input_ids[:place], skip_special_tokens=True)) for place in (start, end)
+        )
+        assert until.removeprefix(before).strip() == answer
 
 
 # Special tokens and turns that the data repeats
 
 
 def with_control_tokens(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a template whose tokens are special, though no name of the tokenizer says so."""
+    """Return the tokenizer of a template with tokens that are special, but not under a name such as eos_token."""
     tokenizer = tokenizer_for(name)
     tags = [tag for tag in tokenizer.get_added_vocab() if tag not in SPECIAL_TOKENS.values()]
     tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False) for tag in tags], special_tokens=True)
     return tokenizer
 
 
-def test_control_tokens_without_a_name_are_ordinary_characters_in_the_data() -> None:
-    """Llama 3's headers and Mistral's [INST] are special tokens that no name lists; no text of a row may make one."""
+def test_tokenize_unnamed_control_tokens_in_the_data() -> None:
+    """Llama 3's headers and Mistral's [INST] are special tokens without a name; no text of a row may become one."""
     tokenizer = with_control_tokens("llama3_1")
     header = tokenizer.convert_tokens_to_ids("<|start_header_id|>")
     assert header not in tokenizer.all_special_ids
@@ -643,8 +647,8 @@ def test_control_tokens_without_a_name_are_ordinary_characters_in_the_data() -> 
     )
 
 
-def test_special_tokens_more_than_there_are_bytes() -> None:
-    """Tekken has 1000 special tokens; the private characters for them never run out, and may be in the data."""
+def test_escape_more_special_tokens_than_bytes() -> None:
+    """Tekken has 1000 special tokens; there are enough private characters for them, which the data may contain too."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([AddedToken(f"[T{number}]", special=True) for number in range(999)], special_tokens=True)
     set_chat_template(tokenizer, "chatml")
@@ -671,8 +675,8 @@ NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.con
 
 @pytest.mark.parametrize("question", ["s", "/", "</", "[/INST]", "[INST] a[/INST]", "INST", "1", "t"])
 @pytest.mark.parametrize("system", ["s", "[/INST]", "1"])
-def test_answers_are_found_in_templates_that_render_turns_by_what_follows(system: str, question: str) -> None:
-    """Whatever short text a question is, also a part of the header or of the stop token."""
+def test_render_template_that_depends_on_later_turns(system: str, question: str) -> None:
+    """Answers are found even if a question is part of the header or of the stop token."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = SYSTEM_LAST
     form = ChatFormat(tokenizer)
@@ -682,14 +686,14 @@ def test_answers_are_found_in_templates_that_render_turns_by_what_follows(system
 
 
 @pytest.mark.parametrize("system", ["assistant", "What", "a", "user: ", "THE END"])
-def test_turn_that_is_left_out_is_missed_though_its_text_stands_elsewhere(system: str) -> None:
+def test_render_misses_a_turn_whose_text_occurs_elsewhere(system: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = NO_SYSTEM
     with pytest.raises(DataError, match="turn 1: the chat template does not render the system turn"):
         ChatFormat(tokenizer).render(chat(Turn("system", system), user("What?"), assistant("the end")))
 
 
-def test_turns_that_are_repeated_are_all_rendered() -> None:
+def test_render_repeated_turns() -> None:
     form = ChatFormat(tokenizer_for("llama3"))
     turns = (Turn("system", "user"), user("user"), assistant("user"), user("user"), assistant("assistant"))
     assert learned(form, row_of(form, chat(*turns))) == "user<|eot_id|>assistant<|eot_id|>"
@@ -700,13 +704,13 @@ def test_turns_that_are_repeated_are_all_rendered() -> None:
 
 @pytest.mark.parametrize("name", ["qwen3", "deepseekv3"])
 @pytest.mark.parametrize("answer", ["Sure. <think>Hm.</think> One.", "<think>A</think> Well. <think>B</think> One."])
-def test_text_before_thinking_that_a_template_drops(name: str, answer: str) -> None:
-    """Templates split at </think> and keep what follows; an answer's own text may not be lost with the rest."""
+def test_render_text_before_thinking(name: str, answer: str) -> None:
+    """Templates split at </think> and keep the rest; text before the thinking must not be lost."""
     with pytest.raises(DataError, match="does not render an answer's text before <think>"):
         ChatFormat(tokenizer_for(name)).render(chat(user("One?"), assistant(answer)))
 
 
-def test_reasoning_in_the_last_answers_content_that_a_template_drops() -> None:
+def test_render_thinking_in_the_last_answer() -> None:
     example = chat(user("One?"), assistant("<think>Count once.</think>It is 1."))
     with pytest.raises(DataError, match="does not render an answer's reasoning") as caught:
         ChatFormat(tokenizer_for("deepseekv3")).render(example)
@@ -715,13 +719,13 @@ def test_reasoning_in_the_last_answers_content_that_a_template_drops() -> None:
     assert learned(form, row_of(form, example)).startswith("It is 1.")
 
 
-def test_reasoning_in_the_content_that_a_template_rewrites_is_not_left_out() -> None:
+def test_render_thinking_that_a_template_rewrites() -> None:
     form = ChatFormat(tokenizer_for("qwen3"))
     rendering = form.render(chat(user("One?"), assistant("<think>Count once.</think>It is 1.")))
     assert not [remark for remark in rendering.remarks if "leaves out" in remark]
 
 
-def test_reasoning_drop_leaves_out_each_thinking_block_at_the_beginning() -> None:
+def test_chat_format_drops_all_leading_thinking_blocks() -> None:
     form = ChatFormat(tokenizer_for("qwen2_5"), reasoning="drop")
     answer = "<think>A</think> <think>B</think>One </think>."
     assert learned(form, row_of(form, chat(user("One?"), assistant(answer)))) == ".<|im_end|>"

@@ -1,7 +1,7 @@
 """Rows in record batches, in memory and in a file.
 
-Oracles: the lists of Python objects that the rows were made from, what the system says of files and mappings, and
-tracemalloc for what is held as Python objects.
+Oracles: the lists of Python objects that the rows were made from, the system's list of files and mappings, and
+tracemalloc for the memory of Python objects.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from neftcli.recipe.schema import Data
 from neftcli.training.assets import hash_tokens
 from tests.conftest import file_system
 
-MANY = 20_000
+MANY_ROWS = 20_000
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache folder, which is not there yet; batches of three rows, so that few rows are several."""
+    """Set a cache folder that doesn't exist yet, and batches of three rows, so that few rows are several batches."""
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(dataset, "BATCH_ROWS", 3)
     return tmp_path / "cache"
@@ -75,8 +75,8 @@ KINDS: list[tuple[Any, Callable[[int], list[Any]]]] = [(ExampleDataset, examples
 
 @pytest.mark.parametrize(("kind", "make"), KINDS)
 @pytest.mark.parametrize("number", [0, 1, 3, 20])
-def test_the_same_rows_come_back(kind: Any, make: Callable[[int], list[Any]], number: int, location: str) -> None:
-    """In order, one by one from either end, and in the middle of looking through them."""
+def test_from_rows_keeps_rows(kind: Any, make: Callable[[int], list[Any]], number: int, location: str) -> None:
+    """Rows are in order, can be indexed from either end, and during an iteration."""
     rows = make(number)
     kept = kind.from_rows(iter(rows))
     assert len(kept) == number
@@ -84,14 +84,14 @@ def test_the_same_rows_come_back(kind: Any, make: Callable[[int], list[Any]], nu
     assert list(kept) == rows
     assert [kept[place] for place in reversed(range(number))] == rows[::-1]
     assert [kept[place - number] for place in range(number)] == rows
-    assert [(one, kept[0]) for one in kept] == [(one, rows[0]) for one in rows]
+    assert [(row, kept[0]) for row in kept] == [(row, rows[0]) for row in rows]
     with pytest.raises(IndexError):
         kept[number]
 
 
 @pytest.mark.parametrize(("kind", "make"), KINDS)
-def test_views_are_what_they_are_of_lists(kind: Any, make: Callable[[int], list[Any]], location: str) -> None:
-    """Slices and chosen places, of one another, too."""
+def test_select_and_slices_agree_with_lists(kind: Any, make: Callable[[int], list[Any]], location: str) -> None:
+    """Slices and selections, also of each other, hold the same rows as those of lists."""
     rows = make(20)
     kept = kind.from_rows(rows)
     for part in (slice(0), slice(4), slice(3, 17, 2), slice(None, None, -1), slice(18, 99)):
@@ -105,8 +105,8 @@ def test_views_are_what_they_are_of_lists(kind: Any, make: Callable[[int], list[
     assert list(kept) == rows
 
 
-def test_tokens_are_columns_for_a_trainer(location: str) -> None:
-    """All rows of a dataset are not copied."""
+def test_token_dataset_columns(location: str) -> None:
+    """The columns are those of the selected rows; a whole dataset is not copied."""
     rows = tokens(20)
     kept = TokenDataset.from_rows(rows)
     assert kept.lengths().tolist() == [len(row.input_ids) for row in rows]
@@ -121,20 +121,20 @@ def test_tokens_are_columns_for_a_trainer(location: str) -> None:
         assert view.lengths().tolist() == [len(row.input_ids) for row in expected]
         assert table["input_ids"].to_pylist() == [row.input_ids for row in expected]
         assert table["labels"].to_pylist() == [row.labels for row in expected]
-    ours, theirs = (table["labels"].chunk(2).buffers()[-1].address for table in (kept._table, kept.columns()))
+    ours, theirs = (table["labels"].chunk(2).buffers()[-1].address for table in (kept.table(), kept.columns()))
     assert ours == theirs
 
 
-def test_hashes_are_those_of_the_objects(location: str) -> None:
-    """Recipes, checkpoints and sweeps compare them with those of runs from before rows were kept so."""
+def test_data_fingerprint_and_hash_tokens_of_datasets(location: str) -> None:
+    """The hashes are those of the lists of objects, since recipes, checkpoints and sweeps compare them."""
     rows, pairs = tokens(20), examples(20)
     expected = sha256(b"".join(repr((row.input_ids, row.labels)).encode() for row in rows))
     assert hash_tokens(TokenDataset.from_rows(rows)) == expected.hexdigest()
     expected = sha256()
     for side in (pairs, pairs[4:2:-1]):
-        for one in side:
-            turns = [[turn.role, turn.content, turn.context] for turn in one.turns]
-            expected.update(json.dumps([turns, one.text]).encode())
+        for row in side:
+            turns = [[turn.role, turn.content, turn.context] for turn in row.turns]
+            expected.update(json.dumps([turns, row.text]).encode())
         expected.update(b"\n")
     kept = ExampleDataset.from_rows(pairs)
     assert data_fingerprint(kept, kept[4:2:-1]) == expected.hexdigest()
@@ -164,8 +164,8 @@ EXAMPLES = st.builds(
 
 @given(rows=st.lists(EXAMPLES, min_size=1, max_size=4))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_example_rows_keep_every_field(rows: list[Example]) -> None:
-    """Whatever an example holds is there again, and in its fingerprint; no two that differ have the same."""
+def test_example_dataset_keeps_every_field(rows: list[Example]) -> None:
+    """Every field is stored and part of the fingerprint; different examples have different fingerprints."""
     kept = ExampleDataset.from_rows(rows)
     assert list(kept) == rows
     assert len(set(kept.contents())) == len(set(rows))
@@ -183,7 +183,7 @@ def test_example_rows_keep_every_field(rows: list[Example]) -> None:
         {"tool_call_id": "c"},
     ],
 )
-def test_fingerprint_has_what_decides_tokens(change: dict[str, Any]) -> None:
+def test_data_fingerprint_covers_tokens(change: dict[str, Any]) -> None:
     """Marks, reasoning and calls of a turn, and the tools and the completion of an example."""
     turn = Turn("assistant", "a")
     plain = Example((Turn("user", "q"), turn), "", "")
@@ -192,44 +192,44 @@ def test_fingerprint_has_what_decides_tokens(change: dict[str, Any]) -> None:
     assert len({data_fingerprint(ExampleDataset.from_rows([row])) for row in (plain, *others)}) == 4
 
 
-def test_a_long_row_ends_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few rows it has, so that a batch is never much larger than its largest row."""
+def test_from_rows_long_row_ends_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is never much larger than its largest row."""
     monkeypatch.setattr(dataset, "BATCH_ROWS", 1000)
     rows = [Example((), "x" * (dataset.BATCH_SIZE * 2 // 3), str(number)) for number in range(5)]
     kept = ExampleDataset.from_rows(rows)
-    assert [batch.num_rows for batch in kept._batches] == [2, 2, 1]
+    assert [batch.num_rows for batch in kept.table().to_batches()] == [2, 2, 1]
     assert list(kept) == rows
 
 
 # The file
 
 
-def mapped(folder: Path) -> list[str]:
+def memory_maps(folder: Path) -> list[str]:
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
 
 
-def test_few_rows_touch_no_file(cache: Path) -> None:
-    """Not even the folder is made."""
+def test_from_rows_few_rows_in_memory(cache: Path) -> None:
+    """Not even the folder is created."""
     assert list(ExampleDataset.from_rows(examples(500))) == examples(500)
     assert not cache.exists()
 
 
-def test_many_rows_lie_in_a_file_without_a_name(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder stays empty, and the file is gone with the last view of it."""
+def test_from_rows_many_rows_in_an_unnamed_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder looks empty, and the file is freed with the last view of it."""
     monkeypatch.setattr(dataset, "MAX_BYTES_IN_MEMORY", 2000)
     view = ExampleDataset.from_rows(examples(500))[7:9]
     assert list(cache.iterdir()) == []
     if Path("/proc/self/maps").exists():
-        assert len(mapped(cache)) == 1
+        assert len(memory_maps(cache)) == 1
     assert list(view) == examples(9)[7:]
     del view
     gc.collect()
     if Path("/proc/self/maps").exists():
-        assert mapped(cache) == []
+        assert memory_maps(cache) == []
 
 
-def test_a_bad_row_behind_many_good_ones_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own error comes out, and the file is closed."""
+def test_from_rows_error_leaves_no_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error after many rows is passed on, and the file is closed."""
     monkeypatch.setattr(dataset, "MAX_BYTES_IN_MEMORY", 2000)
 
     def rows() -> Iterator[Example]:
@@ -242,15 +242,15 @@ def test_a_bad_row_behind_many_good_ones_leaves_nothing(cache: Path, monkeypatch
     assert list(cache.iterdir()) == []
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happened, how much is free, and what to type; with room elsewhere the same rows are read."""
+def test_from_rows_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the cause, the free space and a hint; with space elsewhere the same rows are read."""
     monkeypatch.setattr(dataset, "MAX_BYTES_IN_MEMORY", 2000)
     small = tmp_path / "small"
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps({"text": f"{number} " + "x" * 100}) + "\n" for number in range(5000)))
     with file_system(small, "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
-        with monkeypatch.context() as there:
-            there.setenv("NEFT_CACHE", str(small))
+        with monkeypatch.context() as patch:
+            patch.setenv("NEFT_CACHE", str(small))
             with pytest.raises(InputError) as raised:
                 read_examples(Data(source=str(source)))
         gc.collect()
@@ -263,8 +263,8 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(read_examples(Data(source=str(source), held_out_rows=0)).train) == 5000
 
 
-def test_a_cache_that_is_no_folder_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same words."""
+def test_from_rows_cache_is_not_a_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same error, with the cause."""
     monkeypatch.setattr(dataset, "MAX_BYTES_IN_MEMORY", 2000)
     cache.write_text("")
     with pytest.raises(InputError, match=r"there\n  got      it is not a folder\n  hint     NEFT_CACHE"):
@@ -274,8 +274,8 @@ def test_a_cache_that_is_no_folder_is_told(cache: Path, monkeypatch: pytest.Monk
 # Memory
 
 
-def peak(work: Callable[[], object]) -> int:
-    """Most bytes of Python objects, numpy's arrays included, that `work` had at once."""
+def peak_memory(work: Callable[[], object]) -> int:
+    """Return the peak memory of Python objects during `work`, numpy arrays included, in bytes."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -286,27 +286,27 @@ def peak(work: Callable[[], object]) -> int:
 
 
 @pytest.mark.slow
-def test_examples_are_not_held_as_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading and splitting take some bytes a row and the objects of one batch; a list takes many times that."""
+def test_read_examples_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading and splitting take some bytes per row and the objects of one batch; a list takes many times that."""
     monkeypatch.setattr(dataset, "BATCH_ROWS", 1024)
     source = tmp_path / "rows.jsonl"
-    rows = ({"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in range(MANY))
+    rows = ({"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in range(MANY_ROWS))
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = Data(source=str(source), held_out_rows=100)
     read_examples(data)  # imports what it needs
-    assert peak(lambda: list(read_examples(data).train)) > 600 * MANY
-    assert peak(lambda: count_duplicates(read_examples(data).train)) < 200 * MANY
+    assert peak_memory(lambda: list(read_examples(data).train)) > 600 * MANY_ROWS
+    assert peak_memory(lambda: count_duplicates(read_examples(data).train)) < 200 * MANY_ROWS
 
 
 @pytest.mark.slow
-def test_tokens_are_not_held_as_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeping and counting rows of ten tokens, against a list of them."""
+def test_token_dataset_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storing and counting rows of ten tokens takes a fraction of a list's memory."""
     monkeypatch.setattr(dataset, "BATCH_ROWS", 1024)
 
     def rows() -> Iterator[TokenRow]:
         ids = range(1000, 1010)
-        return (TokenRow([*ids], [*ids], False, True, f"row {number}") for number in range(MANY))
+        return (TokenRow([*ids], [*ids], False, True, f"row {number}") for number in range(MANY_ROWS))
 
     count_tokens(TokenDataset.from_rows(rows()))
-    assert peak(lambda: list(rows())) > 400 * MANY
-    assert peak(lambda: count_tokens(TokenDataset.from_rows(rows()))) < 100 * MANY
+    assert peak_memory(lambda: list(rows())) > 400 * MANY_ROWS
+    assert peak_memory(lambda: count_tokens(TokenDataset.from_rows(rows()))) < 100 * MANY_ROWS

@@ -35,7 +35,7 @@ def values(source: str, split: str = "train", **more: Any) -> list[dict[str, Any
     return [row.values for row in open_source(source, split, **more).rows]
 
 
-def refusal(source: str, split: str = "train", **more: Any) -> str:
+def error_message(source: str, split: str = "train", **more: Any) -> str:
     with pytest.raises(DataError) as raised:
         values(source, split, **more)
     return str(raised.value)
@@ -83,7 +83,7 @@ def test_split_words_are_those_of_datasets() -> None:
         ["a.jsonl", "b.jsonl"],
     ],
 )
-def test_splits_of_agrees_with_datasets(names: list[str]) -> None:
+def test_group_by_split_agrees_with_datasets(names: list[str]) -> None:
     from datasets.data_files import get_data_patterns
 
     write(dict.fromkeys(names, TEST))
@@ -105,14 +105,14 @@ def resolve_pattern_or_none(glob: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["train_test.jsonl", "TEST train.jsonl", "eval-train.jsonl"])
-def test_splits_of_never_takes_test_files_for_train(name: str) -> None:
+def test_group_by_split_never_takes_test_files_for_train(name: str) -> None:
     assert group_by_split(["train.jsonl", name]) == {"train": ["train.jsonl"], "test": [name]}
 
 
 # save_to_disk
 
 
-def test_read_rows_save_to_disk_folder() -> None:
+def test_open_source_save_to_disk_folder() -> None:
     dataset(TRAIN).save_to_disk("saved", num_shards=3)
     rows = list(open_source("saved").rows)
     assert [row.values for row in rows] == TRAIN
@@ -120,12 +120,12 @@ def test_read_rows_save_to_disk_folder() -> None:
     assert values("file://" + str(Path("saved").absolute())) == TRAIN
 
 
-def test_read_rows_save_to_disk_dictionary() -> None:
+def test_open_source_save_to_disk_dictionary() -> None:
     saved_dict()
     assert values("saved") == TRAIN
     assert values("saved", "test") == TEST
     assert open_source("saved").left_out == ("test",)
-    assert refusal("saved", "tset") == (
+    assert error_message("saved", "tset") == (
         "data.split: saved has no such split\n"
         "  got      tset\n"
         "  did you mean test?\n"
@@ -133,7 +133,7 @@ def test_read_rows_save_to_disk_dictionary() -> None:
     )
 
 
-def test_read_rows_decodes_json_values_of_datasets() -> None:
+def test_open_source_decodes_json_values_of_datasets() -> None:
     from datasets import Dataset
 
     tools = [[{"name": "add", "parameters": {"a": 1}}, {"name": "now", "strict": True}]]
@@ -156,17 +156,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_read_rows_save_to_disk_damaged(damage: str) -> None:
+def test_open_source_save_to_disk_damaged(damage: str) -> None:
     saved_dict()
     edit, got = DAMAGE[damage]
     edit(Path("saved"))
-    said = refusal("saved").splitlines()
-    assert said[0] == "saved: this folder of save_to_disk is damaged"
-    assert got in said[1]
+    lines = error_message("saved").splitlines()
+    assert lines[0] == "saved: this folder of save_to_disk is damaged"
+    assert got in lines[1]
 
 
-def test_read_rows_truncated_arrow_file() -> None:
-    """Cut anywhere, also between two batches, it is refused and never read as a shorter one."""
+def test_open_source_truncated_arrow_file() -> None:
+    """A file truncated anywhere, even between two batches, is rejected and never read as a shorter one."""
     import pyarrow
 
     table = pyarrow.Table.from_pylist(TRAIN)
@@ -177,13 +177,13 @@ def test_read_rows_truncated_arrow_file() -> None:
     for end in (0, 5, 100, len(content) // 2, len(content) - 8, len(content) - 1):
         Path("rows.arrow").write_bytes(content[:end])
         first = "the file is empty" if not end else "this can't be read as an Arrow file"
-        assert refusal("rows.arrow").splitlines()[0] == f"rows.arrow: {first}"
+        assert error_message("rows.arrow").splitlines()[0] == f"rows.arrow: {first}"
 
 
 # Snapshots and folders of files
 
 
-def test_read_rows_snapshot() -> None:
+def test_open_source_snapshot() -> None:
     write({"s/data/train-00000-of-00001.parquet": TRAIN, "s/data/test-00000-of-00001.parquet": TEST})
     Path("s/README.md").write_text("---\nconfigs: []\n---\n", encoding="utf-8")
     Path("s/dataset_infos.json").write_text("{}", encoding="utf-8")
@@ -209,23 +209,23 @@ configs:
 """
 
 
-def test_read_rows_by_the_configs_of_a_readme() -> None:
-    """Split by what the README says, whatever the files are called."""
+def test_open_source_configs_of_a_readme() -> None:
+    """The README decides the splits, whatever the files are called."""
     write({"s/data/learn-1.jsonl": TRAIN[:5], "s/data/learn-2.jsonl": TRAIN[5:], "s/data/ask.jsonl": TEST})
     write({"s/more/a.jsonl": TEST})
     Path("s/README.md").write_text(README, encoding="utf-8")
     assert values("s") == TRAIN
     assert values("s", "test") == values("s", config="other") == TEST
     assert open_source("s").left_out == ("test (data/ask.jsonl)", "more/a.jsonl (no split in the name)")
-    assert "it has main, other" in refusal("s", config="mian")
+    assert "it has main, other" in error_message("s", config="mian")
     Path("s/data/ask.jsonl").unlink()
-    assert refusal("s", "test").splitlines()[:2] == [
+    assert error_message("s", "test").splitlines()[:2] == [
         "s: the files of the split test are missing",
         "  got      no file matches data/ask.jsonl",
     ]
 
 
-def test_read_rows_folder_with_unnamed_files_beside_test() -> None:
+def test_open_source_folder_with_unnamed_files_beside_test() -> None:
     write({"d/rows.jsonl": TRAIN, "d/rows-test.jsonl": TEST})
     assert values("d") == TRAIN
     assert open_source("d").left_out == ("test (rows-test.jsonl)",)
@@ -233,21 +233,21 @@ def test_read_rows_folder_with_unnamed_files_beside_test() -> None:
     assert values("d") == TRAIN[:3]
 
 
-def test_read_rows_folder_with_test_files_only() -> None:
+def test_open_source_folder_with_test_files_only() -> None:
     write({"d/test.jsonl": TEST})
-    assert refusal("d").splitlines()[2] == "  hint     --set data.split=test    its splits are test"
+    assert error_message("d").splitlines()[2] == "  hint     --set data.split=test    its splits are test"
 
 
-def test_read_rows_folder_of_several_sets() -> None:
+def test_open_source_folder_of_several_sets() -> None:
     write({"d/en/a.jsonl": TRAIN, "d/fr/a.jsonl": TEST})
-    assert refusal("d") == (
+    assert error_message("d") == (
         "d: the data files are in several subfolders, which may be different data sets\n"
         "  got      en, fr\n"
         "  hint     --dataset d/en, or several by data.sources"
     )
 
 
-def test_read_rows_folder_prefers_rows_to_notes() -> None:
+def test_open_source_folder_prefers_rows_to_notes() -> None:
     write({"d/rows.jsonl": TRAIN})
     Path("d/notes.txt").write_text("Not a row.", encoding="utf-8")
     assert values("d") == TRAIN
@@ -255,12 +255,12 @@ def test_read_rows_folder_prefers_rows_to_notes() -> None:
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_read_rows_folder_without_splits(split: str) -> None:
+def test_open_source_folder_without_splits(split: str) -> None:
     write({"d/a.jsonl": TRAIN})
-    assert refusal("d", split).splitlines()[0] == (
+    assert error_message("d", split).splitlines()[0] == (
         "data.split: d has no splits: no file or folder in it is named after one"
     )
-    assert refusal("d", config="en").splitlines()[0].startswith("data.config: d has no configurations")
+    assert error_message("d", config="en").splitlines()[0].startswith("data.config: d has no configurations")
 
 
 # Text
@@ -275,7 +275,7 @@ def test_read_rows_folder_without_splits(split: str) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["notes.txt", "notes.txt.gz"])
-def test_read_rows_text_file(name: str, sample_by: str, expected: list[tuple[str, int]]) -> None:
+def test_open_source_text_file(name: str, sample_by: str, expected: list[tuple[str, int]]) -> None:
     content = "\ufeff\nOne\n two\n\n \nThree\n".encode()
     Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     source = open_source(name, sample_by=sample_by)
@@ -285,9 +285,9 @@ def test_read_rows_text_file(name: str, sample_by: str, expected: list[tuple[str
     ]
 
 
-def test_read_rows_text_file_without_text() -> None:
+def test_open_source_text_file_without_text() -> None:
     Path("notes.txt").write_text("\n \n", encoding="utf-8")
-    assert refusal("notes.txt").splitlines()[0] == "notes.txt: the file has no rows"
+    assert error_message("notes.txt").splitlines()[0] == "notes.txt: the file has no rows"
 
 
 # One object in a .json file
@@ -303,13 +303,13 @@ def test_read_rows_text_file_without_text() -> None:
         {"dialog": [{"role": "user", "content": "q"}]},
     ],
 )
-def test_read_rows_json_of_one_row(row: dict[str, Any]) -> None:
+def test_open_source_json_of_one_row(row: dict[str, Any]) -> None:
     Path("row.json").write_text(json.dumps(row), encoding="utf-8")
     assert values("row.json") == [row]
 
 
 @pytest.mark.parametrize("wrapper", [{"data": TEST}, {"version": 1, "data": TEST, "authors": ["x"]}])
-def test_read_rows_json_of_a_wrapped_list(wrapper: dict[str, Any]) -> None:
+def test_open_source_json_of_a_wrapped_list(wrapper: dict[str, Any]) -> None:
     Path("rows.json").write_text(json.dumps(wrapper), encoding="utf-8")
     assert values("rows.json") == TEST
 
@@ -319,7 +319,7 @@ def test_read_rows_json_of_a_wrapped_list(wrapper: dict[str, Any]) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A loopback server of the current folder, which knows no ranges."""
+    """A loopback server of the current folder, without range requests."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -334,7 +334,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.enable_socket
-def test_read_rows_http(server: str) -> None:
+def test_open_source_http(server: str) -> None:
     write({"rows.jsonl": TRAIN, "rows.parquet": TRAIN})
     Path("rows.csv.gz").write_bytes(
         gzip.compress(
@@ -344,19 +344,19 @@ def test_read_rows_http(server: str) -> None:
     for name in ("rows.jsonl", "rows.parquet", "rows.csv.gz", "rows.jsonl?download=true"):
         assert values(f"{server}/{name}") == TRAIN
     assert next(open_source(f"{server}/rows.jsonl").rows).location == f"{server}/rows.jsonl, line 1"
-    assert refusal(f"{server}/lost.jsonl").splitlines()[0] == (
+    assert error_message(f"{server}/lost.jsonl").splitlines()[0] == (
         f"{server}/lost.jsonl: no such file or folder at this URL"
     )
-    assert "unknown file extension" in refusal(f"{server}/rows")
+    assert "unknown file extension" in error_message(f"{server}/rows")
     assert not list(Path("cache").iterdir())
 
 
 @pytest.mark.enable_socket
-def test_download_limit(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_download_bytes(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A remote file above the limit is rejected, with the variable that raises the limit."""
     Path("large.jsonl").write_text('{"text": "a"}\n' * 1000)
     monkeypatch.setenv("NEFT_MAX_DOWNLOAD_GIB", "0.00001")
-    first, got, hint = refusal(f"{server}/large.jsonl").splitlines()
+    first, got, hint = error_message(f"{server}/large.jsonl").splitlines()
     assert first == f"{server}/large.jsonl: a remote file may have at most 1e-05 GiB"
     assert got == "  got      1.3e-05 GiB or more"
     assert hint == "  hint     NEFT_MAX_DOWNLOAD_GIB=2.6e-05 allows more; or download the file, then --dataset FILE"
@@ -366,7 +366,7 @@ def test_download_limit(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.enable_socket
 @pytest.mark.parametrize("value", ["many", "0", "-1", "nan", "inf"])
-def test_download_limit_not_a_number(server: str, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_max_download_bytes_not_a_number(server: str, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """The variable must be a number above 0."""
     Path("rows.jsonl").write_text('{"text": "a"}\n')
     monkeypatch.setenv("NEFT_MAX_DOWNLOAD_GIB", value)
@@ -375,20 +375,20 @@ def test_download_limit_not_a_number(server: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.enable_socket
-def test_read_rows_http_without_a_server() -> None:
-    said = refusal("http://127.0.0.1:9/rows.jsonl").splitlines()
-    assert said[0] == "http://127.0.0.1:9/rows.jsonl: this URL can't be read"
-    assert "127.0.0.1:9" in said[1]
+def test_open_source_http_without_a_server() -> None:
+    lines = error_message("http://127.0.0.1:9/rows.jsonl").splitlines()
+    assert lines[0] == "http://127.0.0.1:9/rows.jsonl: this URL can't be read"
+    assert "127.0.0.1:9" in lines[1]
 
 
-def test_read_rows_fsspec_folder() -> None:
-    """A remote folder is read as a local one is: what save_to_disk wrote, a snapshot, and plain files."""
+def test_open_source_fsspec_folder() -> None:
+    """A remote folder is read like a local one: written by save_to_disk, a snapshot, or plain files."""
     import fsspec
 
     memory = fsspec.filesystem("memory")
     saved_dict("saved")
     write({"s/data/train-00000-of-00001.parquet": TRAIN, "s/data/test-00000-of-00001.parquet": TEST})
-    Path("train").symlink_to("/")  # here, and of no concern to a folder elsewhere
+    Path("train").symlink_to("/")  # a local link, which must not affect a remote folder
     for folder in ("saved", "s"):
         memory.put(str(Path(folder).absolute()), f"/bucket/{folder}", recursive=True)
         assert values(f"memory://bucket/{folder}") == TRAIN
@@ -396,9 +396,9 @@ def test_read_rows_fsspec_folder() -> None:
     assert next(open_source("memory://bucket/saved").rows).location == (
         "memory://bucket/saved/train/data-00000-of-00001.arrow, row 1"
     )
-    assert "no such file or folder at this URL" in refusal("memory://bucket/nothing")
+    assert "no such file or folder at this URL" in error_message("memory://bucket/nothing")
     memory.pipe("/bucket/named/state.json", json.dumps({"_data_files": [{"filename": "../s/rows.arrow"}]}).encode())
-    assert "got      ../s/rows.arrow" in refusal("memory://bucket/named")
+    assert "got      ../s/rows.arrow" in error_message("memory://bucket/named")
     memory.rm("/bucket", recursive=True)
 
 
@@ -432,10 +432,10 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize("source", ADDRESSES)
-def test_open_source_refuses_an_address(source: str) -> None:
-    said = refusal(source).splitlines()
-    assert (said[0], said[-1]) == (ADDRESSES[source][0], f"  hint     {ADDRESSES[source][1]}")
-    assert "secret" not in "".join(said)
+def test_open_source_rejects_an_address(source: str) -> None:
+    lines = error_message(source).splitlines()
+    assert (lines[0], lines[-1]) == (ADDRESSES[source][0], f"  hint     {ADDRESSES[source][1]}")
+    assert "secret" not in "".join(lines)
 
 
 # The hub
@@ -443,7 +443,7 @@ def test_open_source_refuses_an_address(source: str) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_open_source_hub(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
-    """`load_dataset` is asked for what the recipe says; its rows come in order, over several batches."""
+    """`load_dataset` gets the recipe's options; its rows come in order, over several batches."""
     import datasets
 
     rows = [{"text": str(number)} for number in range(2500)]
@@ -471,22 +471,22 @@ def test_open_source_hub_offline_reads_the_cached_snapshot(monkeypatch: pytest.M
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "s"))
     Path("s").mkdir()
-    assert "can't be downloaded from the hub" in refusal("owner/name")
+    assert "can't be downloaded from the hub" in error_message("owner/name")
     write({"s/data/train.jsonl": TRAIN, "s/data/test.jsonl": TEST})
     assert values("owner/name") == TRAIN
 
 
-def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
-    """A link to nothing among a folder's files is named, with where it leads."""
+def test_open_source_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    """A dangling link among a folder's files is named, with its target."""
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.jsonl").symlink_to("nowhere.jsonl")
-    said = refusal("rows")
-    assert said.startswith("rows/a.jsonl: the file can't be read")
-    assert "it is a link to nowhere.jsonl" in said
+    message = error_message("rows")
+    assert message.startswith("rows/a.jsonl: the file can't be read")
+    assert "it is a link to nowhere.jsonl" in message
 
 
-def test_files_outside_of_a_folder_are_rejected(tmp_path: Path) -> None:
-    """Named by what save_to_disk writes."""
+def test_open_source_rejects_files_outside_of_its_folder(tmp_path: Path) -> None:
+    """The files that save_to_disk names must be inside the folder."""
     saved_dict("other")
     saved_dict()
     state = Path("saved/train/state.json")
@@ -494,16 +494,16 @@ def test_files_outside_of_a_folder_are_rejected(tmp_path: Path) -> None:
     [file] = content["_data_files"]
     must = ": a data set may only name files in its own folder\n  got      "
     state.write_text(json.dumps({**content, "_data_files": [{"filename": f"../../other/train/{file['filename']}"}]}))
-    assert f"saved{must}train/../../other/train/{file['filename']}" in refusal("saved")
+    assert f"saved{must}train/../../other/train/{file['filename']}" in error_message("saved")
     absolute = str(tmp_path / "other" / "train" / file["filename"])
     state.write_text(json.dumps({**content, "_data_files": [{"filename": absolute}]}))
-    assert f"saved/train{must}{absolute}" in refusal("saved/train")
+    assert f"saved/train{must}{absolute}" in error_message("saved/train")
     Path("saved/dataset_dict.json").write_text(json.dumps({"splits": ["../other/train"]}))
-    assert f"saved{must}../other/train/state.json" in refusal("saved", "../other/train")
+    assert f"saved{must}../other/train/state.json" in error_message("saved", "../other/train")
 
 
-def test_links_of_a_folder_are_followed(tmp_path: Path) -> None:
-    """As git-annex and DVC lay data out: the rows are elsewhere."""
+def test_open_source_follows_links_of_a_folder(tmp_path: Path) -> None:
+    """git-annex and DVC store the rows elsewhere."""
     write({"mine/train.jsonl": TRAIN, "elsewhere/rows": TEST})
     Path("mine/test.jsonl").symlink_to(tmp_path / "elsewhere" / "rows")
     assert values("mine", "test") == TEST

@@ -1,6 +1,6 @@
-"""Recognising how rows are laid out, and the example that each row is.
+"""Detecting the format of rows, and converting each row to an example.
 
-Oracles: the examples written out by hand for one row of each layout, and the written message for every wrong one.
+Oracles: examples written out by hand for a row of each format, and the exact message for each wrong row.
 """
 
 import json
@@ -44,7 +44,7 @@ def turns(row_format: str, system_prompt: str | None = None, **values: Any) -> t
     return tuple((turn.role, turn.content) for turn in to_example(row(**values), row_format, system_prompt).turns)
 
 
-def said_of(row_format: str, **values: Any) -> str:
+def error_message(row_format: str, **values: Any) -> str:
     with pytest.raises(DataError) as raised:
         to_example(row(**values), row_format)
     return str(raised.value)
@@ -56,30 +56,30 @@ def reason(row_format: str, **values: Any) -> str:
     return str(raised.value)
 
 
-# Recognising the layout
+# Detecting the format
 
 
 @pytest.mark.parametrize(("row_format", "values"), ROWS)
-def test_each_layout_is_told_by_its_columns(row_format: str, values: dict[str, Any]) -> None:
-    """The columns tell the layout, with further columns beside them or without."""
+def test_detect_format_by_columns(row_format: str, values: dict[str, Any]) -> None:
+    """The columns determine the format; further columns don't matter."""
     assert detect_format(row(**values), {}) == row_format
     assert detect_format(row(id=7, **values, source="web"), {}) == row_format
 
 
 @pytest.mark.parametrize(("row_format", "values"), ROWS[1:])
-def test_each_layout_holds_the_same_question_and_answer(row_format: str, values: dict[str, Any]) -> None:
-    """Whatever the layout, the example is the same; a pair of lists of turns says where its completion begins."""
+def test_to_example_same_for_each_format(row_format: str, values: dict[str, Any]) -> None:
+    """Each format gives the same example; a pair of lists of turns stores where its completion begins."""
     completion = 1 if isinstance(values.get("completion"), list) else 0
     assert to_example(row(**values), row_format) == Example(QUESTION_AND_ANSWER, "", WHERE, completion=completion)
 
 
-def test_plain_text_is_kept_as_it_is() -> None:
-    """No white space is taken from plain text, and it has no turns."""
+def test_to_example_plain_text_unchanged() -> None:
+    """Plain text keeps its white space and has no turns."""
     assert to_example(row(text="  words\n"), "text") == Example((), "  words\n", WHERE)
 
 
-def test_more_telling_layouts_go_first() -> None:
-    """A row that fits several layouts is read as conversation, pair, instruction and only then as text."""
+def test_detect_format_order() -> None:
+    """A row that fits several formats is read as conversation, pair, instruction, text, in this order."""
     values = {name: "" for row_format in ROW_FORMATS.values() for name in row_format.required}
     found = []
     while values:
@@ -90,8 +90,8 @@ def test_more_telling_layouts_go_first() -> None:
     assert found == ["messages", "sharegpt", "prompt_completion", "alpaca", "text"]
 
 
-def test_alpaca_goes_before_the_text_column_that_its_authors_ship() -> None:
-    """tatsu-lab/alpaca has a text column beside its three, which is the rendered prompt."""
+def test_detect_format_alpaca_with_text_column() -> None:
+    """tatsu-lab/alpaca also has a text column, which is the rendered prompt."""
     assert detect_format(row(instruction="q", input="", output="a", text="### Instruction: q"), {}) == "alpaca"
 
 
@@ -103,8 +103,8 @@ def test_alpaca_goes_before_the_text_column_that_its_authors_ship() -> None:
         ({"instruction": "q"}, ", and output is missing"),
     ],
 )
-def test_unknown_columns_are_named(values: dict[str, str], lacks: str) -> None:
-    """No layout is guessed from half of its columns; what is missing and the mapping to type are shown."""
+def test_detect_format_unknown_columns(values: dict[str, str], lacks: str) -> None:
+    """Half of a format's columns don't determine it; the error shows the missing one and a mapping to type."""
     with pytest.raises(DataError) as raised:
         detect_format(row(**values), {})
     assert str(raised.value) == (
@@ -115,8 +115,8 @@ def test_unknown_columns_are_named(values: dict[str, str], lacks: str) -> None:
     )
 
 
-def test_a_row_without_columns() -> None:
-    """An empty object is told as such."""
+def test_detect_format_no_columns() -> None:
+    """The error for an empty object says so."""
     with pytest.raises(DataError, match="  got      no column\n"):
         detect_format(row(), {})
 
@@ -132,8 +132,8 @@ def test_a_row_without_columns() -> None:
         ({"text": "answer"}, "text"),
     ],
 )
-def test_mapped_columns_tell_the_layout(columns: Mapping[str, str], row_format: str) -> None:
-    """Standard names are laid over the row's own, which go."""
+def test_detect_format_mapped_columns(columns: Mapping[str, str], row_format: str) -> None:
+    """Standard names replace the row's own."""
     given = row(question="q", answer="a", id=7)
     assert detect_format(given, columns) == row_format
     values = rename_columns(given, columns).values
@@ -142,23 +142,23 @@ def test_mapped_columns_tell_the_layout(columns: Mapping[str, str], row_format: 
     assert values["id"] == 7
 
 
-def test_mapped_columns_go_before_a_layout_that_fits_as_well() -> None:
-    """Who names columns means them, though the row has a conversation and a text, too."""
+def test_detect_format_mapped_columns_first() -> None:
+    """Mapped columns take precedence, even if the row also has a conversation and a text."""
     given = row(messages=CHAT, text="words", question="q", answer="a")
     assert detect_format(given, {"instruction": "question", "output": "answer"}) == "alpaca"
     assert detect_format(given, {"text": "answer"}) == "text"
     assert detect_format(given, {}) == "messages"
 
 
-def test_two_columns_can_change_places() -> None:
-    """A mapping is done at once, not name by name."""
+def test_rename_columns_swaps() -> None:
+    """Two columns can be swapped: all names are mapped at once."""
     swapped = rename_columns(row(prompt="a", completion="q"), {"prompt": "completion", "completion": "prompt"})
     assert swapped.values == {"prompt": "q", "completion": "a"}
     assert swapped.location == WHERE
 
 
-def test_a_mapped_column_that_is_not_there_is_named() -> None:
-    """A misspelt column is an error and not an empty value."""
+def test_detect_format_missing_mapped_column() -> None:
+    """A misspelt column is an error, not an empty value."""
     with pytest.raises(DataError) as raised:
         detect_format(row(question="q", answer="a"), {"instruction": "question", "output": "anwser"})
     assert str(raised.value) == (
@@ -188,40 +188,40 @@ def test_a_mapped_column_that_is_not_there_is_named() -> None:
         ("developer", "system"),
     ],
 )
-def test_roles_of_other_layouts_become_the_three(own: str, standard: str) -> None:
-    """ShareGPT's names and today's mean one of system, user, assistant."""
+def test_to_example_maps_roles(own: str, standard: str) -> None:
+    """The names of ShareGPT and others are mapped to system, user or assistant."""
     conversation = [{"from": own, "value": "x"}, *SHAREGPT]
     if standard == "assistant":
         conversation = [*SHAREGPT, {"from": "human", "value": "y"}, {"from": own, "value": "x"}]
     assert (standard, "x") in turns("sharegpt", conversations=conversation)
 
 
-def test_every_role_is_one_of_the_four() -> None:
-    """No role maps to one that templates don't know."""
+def test_roles_are_those_of_templates() -> None:
+    """Each role maps to one that chat templates know."""
     assert set(ROLES.values()) == {"system", "user", "assistant", "tool"}
 
 
-def test_conversations_may_use_role_and_content() -> None:
+def test_to_example_sharegpt_with_role_and_content() -> None:
     """Newer ShareGPT files have the keys of messages."""
     assert to_example(row(conversations=CHAT), "sharegpt").turns == QUESTION_AND_ANSWER
 
 
-def test_turns_lose_the_space_around_them() -> None:
-    """White space around a turn is no part of it, in any layout; inside it is kept."""
+def test_to_example_strips_turns() -> None:
+    """White space around a turn is stripped in any format; inside it is kept."""
     assert turns("alpaca", instruction=" q\n q ", output="\na ") == (("user", "q\n q"), ("assistant", "a"))
     assert turns("prompt_completion", prompt="q ", completion=" a") == (("user", "q"), ("assistant", "a"))
     spaced = [{"role": turn["role"], "content": f"\n{turn['content']} "} for turn in CHAT]
     assert turns("messages", messages=spaced) == (("user", "q"), ("assistant", "a"))
 
 
-def test_questions_that_nothing_answers_are_dropped_from_the_end() -> None:
+def test_to_example_drops_unanswered_questions() -> None:
     """A conversation ends with its last answer."""
     more = [{"role": "user", "content": "and?"}, {"role": "system", "content": "s"}, {"role": "user", "content": "?"}]
     assert turns("messages", messages=CHAT + more) == (("user", "q"), ("assistant", "a"))
 
 
-def test_answers_that_nothing_asked_are_dropped_from_the_beginning() -> None:
-    """A conversation begins with its first question, behind its system turn; most templates refuse others."""
+def test_to_example_drops_answers_before_the_first_question() -> None:
+    """A conversation begins with its first question, after its system turn; most templates reject others."""
     greeting = {"from": "gpt", "value": "Hello! How can I help?"}
     assert turns("sharegpt", conversations=[greeting, greeting, *SHAREGPT]) == (("user", "q"), ("assistant", "a"))
     system = {"from": "system", "value": "s"}
@@ -230,8 +230,8 @@ def test_answers_that_nothing_asked_are_dropped_from_the_beginning() -> None:
     assert turns("sharegpt", "s", conversations=[greeting, *SHAREGPT]) == expected
 
 
-def test_a_system_prompt_goes_before_conversations_that_have_none() -> None:
-    """data.system_prompt gives way to the row's own system turn."""
+def test_to_example_system_prompt() -> None:
+    """The row's own system turn takes precedence over data.system_prompt."""
     assert turns("messages", "s", messages=CHAT)[0] == ("system", "s")
     own = [{"role": "system", "content": "own"}, *CHAT]
     assert turns("messages", "s", messages=own) == (("system", "own"), ("user", "q"), ("assistant", "a"))
@@ -239,21 +239,21 @@ def test_a_system_prompt_goes_before_conversations_that_have_none() -> None:
 
 
 @pytest.mark.parametrize("context", ["", None, "  ", "2, 3, 5"])
-def test_an_alpaca_input_is_kept(context: str | None) -> None:
-    """The input column travels beside the instruction, in the example and in its prompt."""
+def test_to_example_alpaca_input(context: str | None) -> None:
+    """The input column is kept as the turn's context, and is part of the prompt."""
     example = to_example(row(instruction="Add", input=context, output="10"), "alpaca")
     kept = (context or "").strip()
     assert example.turns[0] == Turn("user", "Add", kept)
     assert example.prompt() == ("Add\n2, 3, 5" if kept else "Add")
 
 
-def test_an_input_alone_is_a_question() -> None:
-    """A row whose instruction is empty but whose input is not can be learned from."""
+def test_to_example_alpaca_input_without_instruction() -> None:
+    """A row with an input but an empty instruction has a question."""
     assert to_example(row(instruction="", input="2 + 3", output="5"), "alpaca").prompt() == "2 + 3"
 
 
-def test_prompt_and_answer_of_a_conversation() -> None:
-    """The answer is the last one; the prompt is everything before it but the system turns."""
+def test_example_prompt_and_answer() -> None:
+    """The answer is the last one; the prompt is everything before it except system turns."""
     conversation = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "q1"},
@@ -271,7 +271,7 @@ def test_prompt_and_answer_of_a_conversation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row_format", "values", "said"),
+    ("row_format", "values", "message"),
     [
         ("text", {"text": " \n"}, "its text is empty"),
         ("text", {"text": None}, "its text is empty"),
@@ -288,16 +288,16 @@ def test_prompt_and_answer_of_a_conversation() -> None:
         ("sharegpt", {"conversations": SHAREGPT[:1]}, "it has no answer"),
     ],
 )
-def test_why_a_row_cannot_be_learned_from(row_format: str, values: dict[str, Any], said: str) -> None:
-    """An empty answer would teach the stop token alone; an empty question teaches to talk unasked."""
-    assert reason(row_format, **values) == said
+def test_to_example_unusable_row(row_format: str, values: dict[str, Any], message: str) -> None:
+    """An empty answer would teach only the stop token; an empty question would teach to answer nothing."""
+    assert reason(row_format, **values) == message
 
 
 # Rows that are wrong
 
 
 @pytest.mark.parametrize(
-    ("row_format", "values", "said"),
+    ("row_format", "values", "message"),
     [
         ("text", {"text": 7}, 'rows.jsonl, line 17: text must be text\n  got      int: 7\n  hint     "7"'),
         (
@@ -383,17 +383,17 @@ def test_why_a_row_cannot_be_learned_from(row_format: str, values: dict[str, Any
         ),
     ],
 )
-def test_a_value_of_another_type_is_refused_with_its_place(row_format: str, values: dict[str, Any], said: str) -> None:
+def test_to_example_rejects_a_value_of_the_wrong_type(row_format: str, values: dict[str, Any], message: str) -> None:
     """Row, turn, key and what was found; nothing is turned into text by itself."""
-    assert said_of(row_format, **values) == said
+    assert error_message(row_format, **values) == message
 
 
 @pytest.mark.parametrize(("row_format", "values"), ROWS)
-def test_a_later_row_without_a_column_is_refused(row_format: str, values: dict[str, Any]) -> None:
-    """The layout is the first row's: a row that lacks one of its columns is named and not filled with nothing."""
+def test_to_example_missing_column(row_format: str, values: dict[str, Any]) -> None:
+    """The first row determines the format; a row that lacks one of its columns is an error."""
     missing = ROW_FORMATS[row_format].required[-1]
     others = {name: value for name, value in values.items() if name != missing} | {"id": 7}
-    assert said_of(row_format, **others) == (
+    assert error_message(row_format, **others) == (
         f"rows.jsonl, line 17: the column {missing} is missing\n"
         f"  got      {', '.join(others)}\n"
         f"  hint     all rows need the columns of the row format {row_format}: "
@@ -401,50 +401,50 @@ def test_a_later_row_without_a_column_is_refused(row_format: str, values: dict[s
     )
 
 
-def test_a_long_value_is_shown_by_its_beginning() -> None:
-    """A message stays a message."""
-    assert said_of("text", text=["x" * 1000]).splitlines()[1] == "  got      list: ['" + "x" * 58
+def test_to_example_error_shortens_a_long_value() -> None:
+    """The message quotes only the beginning of the value."""
+    assert error_message("text", text=["x" * 1000]).splitlines()[1] == "  got      list: ['" + "x" * 58
 
 
 # The registry
 
 
-def test_layouts_are_those_of_the_option() -> None:
-    """data.format names each entry of the registry, and nothing else but auto."""
+def test_row_formats_are_those_of_the_option() -> None:
+    """The values of data.format are the registry's entries and auto."""
     hints = get_type_hints(Data, include_extras=True)
     names = get_args(get_args(hints["format"])[0])
     assert set(names) == {"auto", *ROW_FORMATS}
     assert all(row_format.id == name for name, row_format in ROW_FORMATS.items())
 
 
-# Columns beside a conversation
+# Columns next to a conversation
 
-BESIDE: list[tuple[str, dict[str, Any]]] = [values for values in ROWS if values[0] != "text"]
+WITH_TURNS: list[tuple[str, dict[str, Any]]] = [values for values in ROWS if values[0] != "text"]
 
 
-@pytest.mark.parametrize(("row_format", "values"), BESIDE)
-def test_system_column_is_the_system_turn(row_format: str, values: dict[str, Any]) -> None:
-    """Of every layout, before data.system_prompt; an empty one says nothing."""
+@pytest.mark.parametrize(("row_format", "values"), WITH_TURNS)
+def test_to_example_system_column(row_format: str, values: dict[str, Any]) -> None:
+    """In every format; it takes precedence over data.system_prompt, and an empty value is ignored."""
     assert turns(row_format, "t", **values, system=" s ") == (("system", "s"), ("user", "q"), ("assistant", "a"))
     for empty in (None, "", " "):
         assert turns(row_format, **values, system=empty) == (("user", "q"), ("assistant", "a"))
 
 
-def test_system_column_beside_a_system_turn() -> None:
-    """The same twice is one; two that differ are refused, since one of them would vanish."""
+def test_to_example_system_column_and_system_turn() -> None:
+    """Two equal ones count once; two different ones are rejected, since one of them would be lost."""
     chat = [{"role": "system", "content": "s"}, *CHAT]
     assert turns("messages", messages=chat, system="s\n") == (("system", "s"), ("user", "q"), ("assistant", "a"))
-    assert said_of("messages", messages=chat, system="t") == (
+    assert error_message("messages", messages=chat, system="t") == (
         "rows.jsonl, line 17: the column system differs from the first turn\n"
         "  got      t\n"
         "  hint     keep one of the two system turns"
     )
 
 
-@pytest.mark.parametrize(("row_format", "values"), BESIDE)
+@pytest.mark.parametrize(("row_format", "values"), WITH_TURNS)
 @pytest.mark.parametrize("column", ["tools", "functions"])
-def test_tools_column(row_format: str, values: dict[str, Any], column: str) -> None:
-    """A list of schemas or its JSON text, in OpenAI's form; an empty one says nothing."""
+def test_to_example_tools_column(row_format: str, values: dict[str, Any], column: str) -> None:
+    """A list of schemas or its JSON text becomes OpenAI's form; an empty value is ignored."""
     schema = {"name": "clock", "parameters": {"type": "object", "properties": {}}}
     wrapped = [{"type": "function", "function": schema}]
     for tools in ([schema], wrapped, json.dumps([schema]), [json.dumps(schema)], [{"type": "function", **schema}]):
@@ -456,7 +456,7 @@ def test_tools_column(row_format: str, values: dict[str, Any], column: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("tools", "said"),
+    ("tools", "message"),
     [
         ("no json", "tools must be JSON: Expecting value"),
         ('{"name": "clock"}', "tools must be a list of tool schemas"),
@@ -465,13 +465,13 @@ def test_tools_column(row_format: str, values: dict[str, Any], column: str) -> N
         ([{"name": "\ud800"}], "tools contains an unpaired surrogate, such as half of an emoji"),
     ],
 )
-def test_tools_that_cannot_be_read_are_refused(tools: Any, said: str) -> None:
-    """And never learned without them."""
-    assert said_of("messages", messages=CHAT, tools=tools).splitlines()[0] == f"rows.jsonl, line 17: {said}"
+def test_to_example_rejects_malformed_tools(tools: Any, message: str) -> None:
+    """A row is never learned without its tools."""
+    assert error_message("messages", messages=CHAT, tools=tools).splitlines()[0] == f"rows.jsonl, line 17: {message}"
 
 
-def test_alpaca_history_becomes_earlier_turns() -> None:
-    """Questions and answers stand before the row's own, in order; null and empty say nothing."""
+def test_to_example_alpaca_history() -> None:
+    """The history's questions and answers come before the row's own, in order; null and empty values are ignored."""
     expected = (("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2"), ("user", "q"))
     history = [["q1", "a1"], [" q2", "a2 "]]
     for given in (history, json.dumps(history)):
@@ -479,7 +479,7 @@ def test_alpaca_history_becomes_earlier_turns() -> None:
     for empty in (None, [], ""):
         assert turns("alpaca", instruction="q", output="a", history=empty) == (("user", "q"), ("assistant", "a"))
     for wrong in ([["q1"]], ["q1", "a1"], {"q": "a"}, [["q1", None]], "q1"):
-        assert "history" in said_of("alpaca", instruction="q", output="a", history=wrong)
+        assert "history" in error_message("alpaca", instruction="q", output="a", history=wrong)
 
 
 # Pairs
@@ -502,8 +502,8 @@ def test_alpaca_history_becomes_earlier_turns() -> None:
         (json.dumps(CHAT[:1]), json.dumps(CHAT[1:]), "ua", 1),
     ],
 )
-def test_completion_of_a_pair_with_turns(prompt: Any, completion: Any, roles: str, first: int) -> None:
-    """Either side as turns, the completion with or without the prompt, and the place where it begins."""
+def test_to_example_pair_of_turns(prompt: Any, completion: Any, roles: str, first: int) -> None:
+    """Either side may be turns, the completion with or without the prompt; its beginning is stored."""
     example = to_example(row(prompt=prompt, completion=completion), "prompt_completion")
     assert ("".join(turn.role[0] for turn in example.turns), example.completion) == (roles, first)
     assert example.answer() == "a"
@@ -511,8 +511,8 @@ def test_completion_of_a_pair_with_turns(prompt: Any, completion: Any, roles: st
     assert with_system.completion == first + (roles[0] != "s")
 
 
-def test_completion_without_an_answer_is_not_learned() -> None:
-    """The earlier answers in the prompt are no answers of the completion."""
+def test_to_example_completion_without_an_answer() -> None:
+    """Earlier answers in the prompt don't count as answers of the completion."""
     prompt = [*CHAT, CHAT[0]]
     for completion in ([], [CHAT[0]] * 0, None):
         assert (
@@ -523,18 +523,18 @@ def test_completion_without_an_answer_is_not_learned() -> None:
     assert (len(asked.turns), asked.answer(), asked.completion) == (3, "", 0)
 
 
-def test_completion_that_begins_with_another_question_is_refused() -> None:
-    """It is neither the answer nor the whole conversation."""
+def test_to_example_completion_with_a_different_question() -> None:
+    """A completion must be the answer or the whole conversation."""
     other = [{"role": "user", "content": "something else"}, CHAT[1]]
-    assert said_of("prompt_completion", prompt="q", completion=other) == (
+    assert error_message("prompt_completion", prompt="q", completion=other) == (
         "rows.jsonl, line 17: completion must begin with the answer, or with the whole prompt\n"
         "  got      user: something else\n"
         '  hint     {"prompt": [... the question], "completion": [... the answer]}'
     )
 
 
-def test_prompt_that_is_json_stays_text() -> None:
-    """A list of other objects is what the question is about."""
+def test_to_example_json_prompt_stays_text() -> None:
+    """A JSON list of other objects is the text of the question."""
     assert turns("prompt_completion", prompt='[{"a": 1}]', completion="a")[0] == ("user", '[{"a": 1}]')
 
 
@@ -543,8 +543,8 @@ def test_prompt_that_is_json_stays_text() -> None:
 
 @pytest.mark.parametrize(("row_format", "values"), ROWS)
 @pytest.mark.parametrize("column", ["weight", "train", "trainable", "loss"])
-def test_marks_of_a_row(row_format: str, values: dict[str, Any], column: str) -> None:
-    """0 leaves the row out, 1 learns it as if unmarked; a CSV has them as text."""
+def test_to_example_marks_of_a_row(row_format: str, values: dict[str, Any], column: str) -> None:
+    """A row marked 0 is skipped, and one marked 1 is learned as if unmarked; in a CSV the marks are text."""
     unmarked = to_example(row(**values), row_format)
     for mark in (1, 1.0, True, "1", "true", "True", None, ""):
         assert to_example(row(**values, **{column: mark}), row_format) == unmarked
@@ -552,20 +552,20 @@ def test_marks_of_a_row(row_format: str, values: dict[str, Any], column: str) ->
         assert reason(row_format, **values, **{column: mark}) == f"it is marked not to be trained on ({column}: {mark})"
     for mark in (0.5, 2, "yes", -1, [1]):
         what = f"{column} must be 0 or 1 (whether the row is trained on; no fractions)"
-        assert said_of(row_format, **values, **{column: mark}).splitlines()[0] == f"rows.jsonl, line 17: {what}"
-    assert "contradict each other" in said_of(
+        assert error_message(row_format, **values, **{column: mark}).splitlines()[0] == f"rows.jsonl, line 17: {what}"
+    assert "contradict each other" in error_message(
         row_format, **values, **{column: 0, "loss" if column != "loss" else "train": 1}
     )
 
 
 def chat(*marks: bool | None, tail: str = "") -> list[dict[str, Any]]:
-    """A conversation with answers marked so, and further turns by the first letters of their roles."""
+    """Return a conversation with one answer for each mark, and further turns by the first letters of their roles."""
     roles = {"u": "user", "s": "system", "t": "tool"}
-    said: list[dict[str, Any]] = []
+    turns: list[dict[str, Any]] = []
     for number, mark in enumerate(marks):
-        said.append({"role": "user", "content": f"q{number}"})
-        said.append({"role": "assistant", "content": f"a{number}", "weight": mark})
-    return [*said, *({"role": roles[letter], "content": "x"} for letter in tail)]
+        turns.append({"role": "user", "content": f"q{number}"})
+        turns.append({"role": "assistant", "content": f"a{number}", "weight": mark})
+    return [*turns, *({"role": roles[letter], "content": "x"} for letter in tail)]
 
 
 @pytest.mark.parametrize(
@@ -582,16 +582,16 @@ def chat(*marks: bool | None, tail: str = "") -> list[dict[str, Any]]:
         ([{"role": "tool", "content": "x"}, *chat(None)], 2, "turns before the first question"),
     ],
 )
-def test_dropped_turns_are_noted(conversation: list[dict[str, Any]], kept: int, dropped: str) -> None:
-    """All but a user's question that nothing answers; the last answer is one to learn, so it can be a reference."""
+def test_to_example_notes_dropped_turns(conversation: list[dict[str, Any]], kept: int, dropped: str) -> None:
+    """Every dropped turn is noted except an unanswered question; the last answer left is one to learn."""
     notes = RowNotes()
     example = to_example(row(messages=conversation), "messages", notes=notes)
     assert len(example.turns) == kept
     assert dict(notes.shortened) == ({dropped: Occurrences(1, WHERE)} if dropped else {})
 
 
-def test_marked_answer_before_the_first_question() -> None:
-    """It would be lost, so the row is rejected; to evaluate, no answer but the last is of interest."""
+def test_to_example_marked_answer_before_the_first_question() -> None:
+    """The row is rejected, since the answer would be lost; evaluation needs the last answer only."""
     for mark in (1, True):
         messages = [{"role": "assistant", "content": "Welcome.", "weight": mark}, *chat(None)]
         for system in ([], [{"role": "system", "content": "s"}]):
@@ -605,8 +605,8 @@ def test_marked_answer_before_the_first_question() -> None:
 @pytest.mark.parametrize(
     ("ids", "noted"), [(("c1", "c1"), False), (("c1", "c2"), True), (("c1", None), False), ((None, "c1"), True)]
 )
-def test_tool_result_of_no_call_is_noted(ids: tuple[str | None, str | None], noted: bool) -> None:
-    """By the ids of the calls before it, also if they are in the prompt of a pair; without an id nothing is noted."""
+def test_to_example_notes_unmatched_tool_result(ids: tuple[str | None, str | None], noted: bool) -> None:
+    """Ids are compared with those of earlier calls, even in the prompt of a pair; without an id nothing is noted."""
     call = {"type": "function", "function": {"name": "add", "arguments": {}}, "id": ids[0]}
     asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
     answered = [{"role": "tool", "content": "2", "tool_call_id": ids[1]}, {"role": "assistant", "content": "Two."}]
@@ -620,18 +620,18 @@ def test_tool_result_of_no_call_is_noted(ids: tuple[str | None, str | None], not
         assert dict(notes.remarks) == expected
 
 
-def test_row_without_an_answer_to_learn() -> None:
-    """It is left out with its reason; to evaluate, the bad answer is no reference."""
+def test_to_example_no_answer_to_learn() -> None:
+    """The row is skipped with a reason; in evaluation, the bad answer is no reference."""
     assert reason("messages", messages=chat(False, False)) == "every answer in it is marked not to be trained on"
     question = to_example(row(messages=chat(None, False)), "messages", answers=False)
     assert ([turn.content for turn in question.turns], question.answer()) == (["q0", "a0", "q1"], "")
 
 
-# What is not read
+# Unread columns
 
 
-def test_unread_columns_of_any_row_are_counted() -> None:
-    """With the rows that hold a value and the first of them; null and empty say nothing."""
+def test_to_example_counts_unread_columns() -> None:
+    """The number of rows with a value and the first of them; null and empty values don't count."""
     notes = RowNotes()
     rows = [
         {"instruction": "q", "output": "a", "score": None, "id": "", "tags": [], "meta": {}},
@@ -644,8 +644,8 @@ def test_unread_columns_of_any_row_are_counted() -> None:
     assert dict(notes.unread) == {"score": Occurrences(2, "line 2"), '""': Occurrences(1, "line 2")}
 
 
-def test_mapped_columns_are_read_under_their_own_names() -> None:
-    """Messages name the row's own column."""
+def test_to_example_error_names_the_mapped_column() -> None:
+    """The message names the row's own column."""
     given = row(question="q", reply=["a"], rank=1)
     with pytest.raises(DataError) as raised:
         to_example(given, "alpaca", columns={"instruction": "question", "output": "reply"})
@@ -654,14 +654,14 @@ def test_mapped_columns_are_read_under_their_own_names() -> None:
     )
 
 
-# Tool turns in what is asked and answered
+# Tool turns in prompts and answers
 
 CALL = {"name": "clock", "arguments": {"place": "Lima"}}
 CALLED = json.dumps([{"type": "function", "function": CALL}])
 
 
-def test_prompt_and_answer_with_tools() -> None:
-    """Calls and results are asked and answered with; an answer that is only a call is not empty."""
+def test_example_prompt_and_answer_with_tools() -> None:
+    """Calls and results are part of prompt and answer; an answer that is only a call is not empty."""
     conversation = [
         CHAT[0],
         {"role": "assistant", "content": None, "tool_calls": [{"function": CALL}]},

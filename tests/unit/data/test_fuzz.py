@@ -1,8 +1,8 @@
-"""Whatever stands in a file, it is read or refused; nothing else comes out of the readers.
+"""Any file is read, or rejected with a DataError; the readers raise nothing else.
 
-Oracles: two laws that hypothesis tries to break. Any bytes under any ending give rows that are examples, are counted as
-unusable, or are answered with a DataError that says what is wrong and what to type; and a packed file, a Parquet or a
-list that was cut short is never read as a shorter one.
+Oracles: two laws that hypothesis tries to break. Any bytes under any ending give rows that are examples or are counted
+as unusable, or a DataError with a message and a hint; and a truncated .gz, Parquet or JSON list is never read as a
+shorter one.
 """
 
 import csv
@@ -29,7 +29,7 @@ from neftcli.system.paths import exists
 
 ENDINGS = tuple(FILE_READERS)
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
-quietly = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+for_each_example = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def reads_or_says_why(name: str, content: bytes, **settings_of_data: Any) -> None:
+def require_rows_or_error(name: str, content: bytes, **settings_of_data: Any) -> None:
     Path(name).write_bytes(content)
     data = Data(source=name, **settings_of_data)
     for read in (read_examples, read_eval_examples):
@@ -53,15 +53,15 @@ def reads_or_says_why(name: str, content: bytes, **settings_of_data: Any) -> Non
 NAMES = st.sampled_from([f"rows{ending}{packed}" for ending in ENDINGS for packed in ("", ".gz")])
 
 
-@quietly
+@for_each_example
 @given(name=NAMES, content=st.binary(max_size=200), packed=st.booleans())
 @example(name="rows.jsonl", content=b"\xff\xfe", packed=False)
 @example(name="rows.jsonl", content=b"\x1f\x8b", packed=True)
 @example(name="rows.csv", content=b'"', packed=False)
 @example(name="rows.parquet", content=b"PAR1PAR1", packed=False)
-def test_any_bytes(name: str, content: bytes, packed: bool) -> None:
-    """Bytes at random, as they are and as what a .gz unpacks to."""
-    reads_or_says_why(name, gzip.compress(content) if packed else content)
+def test_read_examples_any_bytes(name: str, content: bytes, packed: bool) -> None:
+    """Random bytes, plain and packed."""
+    require_rows_or_error(name, gzip.compress(content) if packed else content)
 
 
 VALUES = st.recursive(
@@ -89,7 +89,7 @@ TURN = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, st.sampled_from(RO
 ).map(lambda parts: {**parts[1], **parts[0]})
 TURNS = st.lists(st.deferred(lambda: TURN), max_size=4)  # deferred: hypothesis would write out all that it is made of
 COLUMNS = ["text", "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "system"]
-BESIDE = [
+OTHER_COLUMNS = [
     "tools",
     "functions",
     "history",
@@ -103,11 +103,13 @@ BESIDE = [
     "answer",
 ]
 CELLS = st.text(max_size=8) | st.deferred(lambda: VALUES) | TURNS | TURNS.map(json.dumps) | st.deferred(lambda: CALLS)
-ROWS = st.dictionaries(st.sampled_from(COLUMNS) | st.sampled_from(BESIDE) | st.text(max_size=4), CELLS, max_size=5)
+ROWS = st.dictionaries(
+    st.sampled_from(COLUMNS) | st.sampled_from(OTHER_COLUMNS) | st.text(max_size=4), CELLS, max_size=5
+)
 FORMATS = st.sampled_from(["auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt"])
 
 
-@quietly
+@for_each_example
 @given(rows=st.lists(ROWS | VALUES, max_size=4), row_format=FORMATS, mapped=st.booleans())
 @example(
     rows=[{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]}],
@@ -116,18 +118,18 @@ FORMATS = st.sampled_from(["auto", "text", "prompt_completion", "alpaca", "messa
 )
 @example(rows=[{"prompt": [], "completion": []}], row_format="auto", mapped=False)
 @example(rows=[{"conversations": [{}]}], row_format="auto", mapped=True)
-def test_any_rows_of_json(rows: list[Any], row_format: Any, mapped: bool) -> None:
-    """Standard columns and others with values of any type, as lines, as a list, and rename_columns by data.columns."""
+def test_read_examples_any_rows_of_json(rows: list[Any], row_format: Any, mapped: bool) -> None:
+    """Standard columns and others with values of any type, as lines and as a list, with and without data.columns."""
     columns = {"instruction": "prompt", "output": "text"} if mapped else {}
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    reads_or_says_why("rows.jsonl", lines.encode(), format=row_format, columns=columns)
-    reads_or_says_why("rows.json", json.dumps(rows).encode(), format=row_format, columns=columns)
+    require_rows_or_error("rows.jsonl", lines.encode(), format=row_format, columns=columns)
+    require_rows_or_error("rows.json", json.dumps(rows).encode(), format=row_format, columns=columns)
 
 
-@settings(quietly)
+@settings(for_each_example)
 @given(values=ROWS, row_format=st.sampled_from(list(ROW_FORMATS)), answers=st.booleans())
-def test_any_row_is_an_example_or_says_why_not(values: dict[str, Any], row_format: str, answers: bool) -> None:
-    """Read under any layout, with its own and suggested columns; an example has a question, and an answer if asked."""
+def test_to_example_any_row(values: dict[str, Any], row_format: str, answers: bool) -> None:
+    """In any format, given or detected, an example has a question, and an answer if answers are required."""
     row = Row(values, "rows.jsonl, line 1")
     for chosen in (row_format, None):
         problems: tuple[Problem, ...] = ()
@@ -150,40 +152,42 @@ def test_any_row_is_an_example_or_says_why_not(values: dict[str, Any], row_forma
             assert not text or isinstance(json.loads(text), list)
 
 
-@quietly
+@for_each_example
 @given(
     header=st.lists(st.sampled_from(COLUMNS) | st.text(max_size=4), max_size=4),
     cells=st.lists(st.lists(st.text(max_size=6), max_size=4), max_size=4),
     delimiter=st.sampled_from(",\t;|"),
 )
-def test_any_table(header: list[str], cells: list[list[str]], delimiter: str) -> None:
-    """Tables with names at random, rows of any length and each of the usual delimiters."""
+def test_read_examples_any_table(header: list[str], cells: list[list[str]], delimiter: str) -> None:
+    """Tables with random names, rows of any length and each of the usual delimiters."""
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([header, *cells])
     for name in ("rows.csv", "rows.tsv"):
-        reads_or_says_why(name, text.getvalue().encode("utf-8", "surrogatepass"))
+        require_rows_or_error(name, text.getvalue().encode("utf-8", "surrogatepass"))
 
 
-WHOLE = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(6)]
+ROWS_OF_A_FILE = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(6)]
 
 
 def written(ending: str) -> bytes:
     if ending == ".parquet":
         buffer = io.BytesIO()
-        parquet.write_table(pyarrow.Table.from_pylist(WHOLE), buffer)
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS_OF_A_FILE), buffer)
         return buffer.getvalue()
     if ending == ".json":
-        return json.dumps(WHOLE).encode()
+        return json.dumps(ROWS_OF_A_FILE).encode()
     if ending in (".csv", ".tsv"):
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(WHOLE[0]), delimiter="\t" if ending == ".tsv" else ",", lineterminator="\n")
+        writer = csv.DictWriter(
+            text, list(ROWS_OF_A_FILE[0]), delimiter="\t" if ending == ".tsv" else ",", lineterminator="\n"
+        )
         writer.writeheader()
-        writer.writerows(WHOLE)
+        writer.writerows(ROWS_OF_A_FILE)
         return text.getvalue().encode()
-    return "".join(json.dumps(row) + "\n" for row in WHOLE).encode()
+    return "".join(json.dumps(row) + "\n" for row in ROWS_OF_A_FILE).encode()
 
 
-@quietly
+@for_each_example
 @given(
     ending=st.sampled_from(ENDINGS),
     place=st.integers(0, 2000),
@@ -192,35 +196,35 @@ def written(ending: str) -> bytes:
 )
 @example(ending=".parquet", place=265, byte=128, packed=False)  # no UTF-8 in a column's name, and in its text
 @example(ending=".parquet", place=178, byte=128, packed=False)
-def test_a_file_with_one_byte_changed(ending: str, place: int, byte: int, packed: bool) -> None:
-    """One byte of a whole file is another: it is read, or refused in words; a .gz never passes for whole."""
+def test_read_examples_file_with_one_byte_changed(ending: str, place: int, byte: int, packed: bool) -> None:
+    """A file with one changed byte is read or rejected with a message."""
     whole = written(ending)
     content = bytearray(gzip.compress(whole, mtime=0) if packed else whole)
     content[place % len(content)] = byte
-    reads_or_says_why(f"rows{ending}{'.gz' if packed else ''}", bytes(content))
+    require_rows_or_error(f"rows{ending}{'.gz' if packed else ''}", bytes(content))
 
 
-@quietly
+@for_each_example
 @given(ending=st.sampled_from(ENDINGS), length=st.integers(0, 2000), packed=st.booleans())
-def test_a_file_cut_short(ending: str, length: int, packed: bool) -> None:
-    """Packed, as Parquet or as one JSON list, a file that is cut off is refused, however little is missing."""
+def test_read_examples_truncated_file(ending: str, length: int, packed: bool) -> None:
+    """A truncated .gz, Parquet or JSON list is rejected, however little is missing."""
     content = gzip.compress(written(ending), mtime=0) if packed else written(ending)
     name, cut = f"rows{ending}{'.gz' if packed else ''}", content[: length % len(content)]
-    reads_or_says_why(name, cut)
+    require_rows_or_error(name, cut)
     if packed or ending in (".parquet", ".json"):
         with pytest.raises(DataError):
             read_examples(Data(source=name))
 
 
-@quietly
+@for_each_example
 @given(name=st.text(min_size=1, max_size=300))
 @example(name="a" * 5000)
 @example(name="a\0.jsonl")
 @example(name="~nobody/rows")
 @example(name="~0")
 @example(name="\ud800.csv")
-def test_any_name_that_is_no_hub_id(name: str) -> None:
-    """A name of nothing is answered in words, whatever characters it has; a hub id is not looked up here."""
+def test_read_examples_any_name(name: str) -> None:
+    """A missing file is a DataError, whatever characters its name has; hub ids are left out here."""
     if is_hub_id(name) or name == "builtin" or exists(Path(name)):
         return
     with pytest.raises(DataError):

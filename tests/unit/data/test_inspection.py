@@ -1,4 +1,4 @@
-"""Rows as the model sees them, token by token.
+"""Rows shown token by token.
 
 Oracles: the tokenizer's own decoding of the whole row, Python's UTF-8 codec for the bytes of a character, and labels
 written out by hand.
@@ -34,7 +34,7 @@ TEXTS = [
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """As GPT-2's and SmolLM2's: rare characters are several tokens."""
+    """Build a tokenizer like GPT-2's and SmolLM2's: rare characters are several tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -46,7 +46,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
-    """As LLaMA's: a character that is not in the vocabulary is bytes, <0xE4> and so on; the first space is stripped."""
+    """Build one like LLaMA's: an unknown character becomes bytes such as <0xE4>; the first space is stripped."""
     vocabulary = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"Thektlboisadn.", "▁a", "he"]
     numbers = {token: number for number, token in enumerate(dict.fromkeys(vocabulary))}
     model = models.BPE(numbers, [("▁", "a"), ("h", "e")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)  # noqa: S106
@@ -68,8 +68,8 @@ def decoded(tokenizer: Any, ids: list[int]) -> str:
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(deadline=None)
 @given(text=st.one_of(st.sampled_from(TEXTS), st.text(max_size=20)), cut=st.integers(0, 5))
-def test_token_texts_make_up_the_text_when_joined(name: str, text: str, cut: int) -> None:
-    """Of a row that is truncated in the middle of a character, all before that character."""
+def test_decode_tokens_joined_is_the_text(name: str, text: str, cut: int) -> None:
+    """If the row is truncated within a character, the texts before that character."""
     tokenizer = TOKENIZERS[name]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert "".join(decode_tokens(tokenizer, ids)) == decoded(tokenizer, ids)
@@ -81,7 +81,7 @@ def test_token_texts_make_up_the_text_when_joined(name: str, text: str, cut: int
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("character", ["好", "🙂", "ß"])
-def test_a_character_of_several_tokens_shows_its_bytes_and_then_itself(name: str, character: str) -> None:
+def test_inspect_row_character_of_several_tokens(name: str, character: str) -> None:
     tokenizer = TOKENIZERS[name]
     ids = tokenizer(f"a{character}a", add_special_tokens=False)["input_ids"]
     row = inspect_row(tokenizer, TokenRow(ids, ids, False, False, "row 1"))
@@ -95,7 +95,7 @@ def test_a_character_of_several_tokens_shows_its_bytes_and_then_itself(name: str
     assert [token.id for token in row.tokens] == ids
 
 
-def test_a_row_that_ends_in_the_middle_of_a_character_shows_its_bytes() -> None:
+def test_inspect_row_ends_within_a_character() -> None:
     tokenizer = TOKENIZERS["tiny"]
     ids = tokenizer("a🙂", add_special_tokens=False)["input_ids"][:-1]
     row = inspect_row(tokenizer, TokenRow(ids, ids, True, False, "row 1"))
@@ -103,8 +103,8 @@ def test_a_row_that_ends_in_the_middle_of_a_character_shows_its_bytes() -> None:
     assert "".join(span.text for span in row.spans) == "a\N{REPLACEMENT CHARACTER}"
 
 
-def test_inspected_merges_neighbours_and_never_marks_the_first_token() -> None:
-    """Nothing predicts the first token, whatever its label says."""
+def test_inspect_row_merges_spans() -> None:
+    """Tokens with the same loss form a span; the first token never carries loss, whatever its label."""
     tokenizer = TOKENIZERS["tiny"]
     ids = tokenizer("abcdef</s>", add_special_tokens=False)["input_ids"]
     labels = [ids[0], IGNORE_INDEX, ids[2], ids[3], IGNORE_INDEX, ids[5], ids[6]]

@@ -44,7 +44,7 @@ def prompts(examples: Any) -> list[str]:
     return [example.prompt() for example in examples]
 
 
-def refusal(*sources: Source, **more: Any) -> str:
+def error_message(*sources: Source, **more: Any) -> str:
     with pytest.raises(DataError) as raised:
         read(*sources, **more)
     return str(raised.value)
@@ -57,7 +57,7 @@ def refusal(*sources: Source, **more: Any) -> str:
     strategy=st.sampled_from(["first_exhausted", "all_exhausted"]),
     data=st.data(),
 )
-def test_mixed_is_what_datasets_interleaves(sizes: list[int], seed: int, strategy: str, data: st.DataObject) -> None:
+def test_interleave_agrees_with_datasets(sizes: list[int], seed: int, strategy: str, data: st.DataObject) -> None:
     from datasets import Dataset, interleave_datasets
 
     weights = data.draw(st.lists(st.floats(0.5, 5), min_size=len(sizes), max_size=len(sizes)))
@@ -69,7 +69,7 @@ def test_mixed_is_what_datasets_interleaves(sizes: list[int], seed: int, strateg
     assert [f"row {place}" for place in interleave(parts, weights, seed, strategy)] == list(expected)
 
 
-def test_mixed_without_weights_is_one_after_the_other() -> None:
+def test_interleave_without_weights() -> None:
     parts = [numpy.arange(3), numpy.arange(3, 5)]
     assert interleave(parts, [None, None], 0, "first_exhausted").tolist() == [0, 1, 2, 3, 4]
 
@@ -77,7 +77,7 @@ def test_mixed_without_weights_is_one_after_the_other() -> None:
 def test_read_examples_sources_without_weights() -> None:
     found = read(Source(source=write("a.jsonl", 10)), Source(source=write("b.jsonl", 5)), held_out_rows=0)
     assert prompts(found.train) == [f"a.jsonl {n}?" for n in range(10)] + [f"b.jsonl {n}?" for n in range(5)]
-    assert [(one.name, one.rows_read, one.rows_used) for one in found.sources] == [
+    assert [(source.name, source.rows_read, source.rows_used) for source in found.sources] == [
         ("a.jsonl", 10, 10),
         ("b.jsonl", 5, 5),
     ]
@@ -85,10 +85,10 @@ def test_read_examples_sources_without_weights() -> None:
 
 
 def test_read_examples_sources_by_weight() -> None:
-    """Until the first source is used up, in about the proportion of the weights; another mixture by another seed."""
+    """Rows are mixed by weight until the first source is used up; the seed decides the mixture."""
     sources = Source(source=write("a.jsonl", 2000), weight=3), Source(source=write("b.jsonl", 200))
     found = read(*sources, held_out_rows=0)
-    used = {one.name: one.rows_used for one in found.sources}
+    used = {source.name: source.rows_used for source in found.sources}
     assert used["b.jsonl"] == 200
     assert 480 < used["a.jsonl"] < 720
     assert sum(used.values()) == len(found.train)
@@ -98,7 +98,7 @@ def test_read_examples_sources_by_weight() -> None:
 
 @pytest.mark.parametrize("strategy", ["first_exhausted", "all_exhausted"])
 def test_read_examples_sources_hold_out_no_prompt_of_the_training_side(strategy: Any) -> None:
-    """Also where rows repeat, and where two sources ask the same; each held-out row stands once."""
+    """Even if rows repeat, or two sources have the same prompts; each held-out row occurs once."""
     sources = (
         Source(source=write("a.jsonl", 60, "Question"), weight=1),
         Source(source=write("b.jsonl", 40, "question"), weight=1),
@@ -126,7 +126,7 @@ def test_read_examples_sources_have_layouts_columns_and_limits_of_their_own() ->
     )
     assert found.row_formats == ("alpaca", "prompt_completion")
     assert (found.rows_read, len(found.train), tuple(found.notes.unread)) == (34, 10, ("extra",))
-    assert [one.rows_used for one in found.sources] == [6, 4]
+    assert [source.rows_used for source in found.sources] == [6, 4]
 
 
 def test_read_examples_sources_beside_a_held_out_source() -> None:
@@ -136,25 +136,25 @@ def test_read_examples_sources_beside_a_held_out_source() -> None:
         held_out_source=write("h.jsonl", 3, "a.jsonl"),
     )
     assert found.leaked == 3
-    assert [(one.name, one.rows_read, one.held_out) for one in found.sources] == [
+    assert [(source.name, source.rows_read, source.held_out) for source in found.sources] == [
         ("a.jsonl", 10, False),
         ("b.jsonl", 10, False),
         ("h.jsonl", 3, True),
     ]
 
 
-def test_read_examples_sources_that_are_refused() -> None:
-    """A missing file, a split that one of them has not, two kinds, and weights that would repeat rows without end."""
+def test_read_examples_rejects_sources() -> None:
+    """A missing file, a missing split, sources of two kinds, and weights that would repeat rows too often."""
     a = Source(source=write("a.jsonl", 10), weight=1)
-    assert refusal(a, Source(source="lost.jsonl")).splitlines()[1] == "  got      lost.jsonl"
-    said = refusal(a, Source(source="a.jsonl", split="test")).splitlines()
-    assert said[0] == "data.sources, entry 2: split: a.jsonl is a file, which has no splits"
+    assert error_message(a, Source(source="lost.jsonl")).splitlines()[1] == "  got      lost.jsonl"
+    lines = error_message(a, Source(source="a.jsonl", split="test")).splitlines()
+    assert lines[0] == "data.sources, entry 2: split: a.jsonl is a file, which has no splits"
     Path("t.txt").write_text("Text.", encoding="utf-8")
-    assert refusal(a, Source(source="t.txt")) == (
+    assert error_message(a, Source(source="t.txt")) == (
         "data.sources: plain text and conversations can't be mixed\n"
         "  got      text in t.txt, and conversations in a.jsonl\n"
         "  hint     use sources of one kind"
     )
     rare = Source(source=write("b.jsonl", 10), weight=1e-6)
-    assert "repeat too often" in refusal(a, rare, stopping_strategy="all_exhausted")
-    assert "data.held_out_split needs data.held_out_source" in refusal(a, held_out_split="test")
+    assert "repeat too often" in error_message(a, rare, stopping_strategy="all_exhausted")
+    assert "data.held_out_split needs data.held_out_source" in error_message(a, held_out_split="test")

@@ -1,7 +1,7 @@
-"""Reading rows from every kind of file, and what is said when a file can't be read.
+"""Reading rows from every kind of file, and the error if a file can't be read.
 
-Oracles: the rows that were written (by the standard library's json and csv, and by pyarrow), the line on which a
-marker is found by counting line breaks in the text, and the written message for every kind of damage.
+Oracles: the rows that were written (by the standard library's json and csv, and by pyarrow), the line of a marker,
+found by counting line breaks in the text, and the exact message for every kind of damage.
 """
 
 import csv
@@ -33,7 +33,7 @@ ROWS = [
 BUILTIN = Path(sources.__file__).parent / "builtin"
 
 # tmp_path and chdir are shared by the examples of one property; each example writes the file anew.
-quietly = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+for_each_example = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +79,8 @@ def values(name: str) -> list[dict[str, object]]:
     return [found for found, _ in read(name)]
 
 
-def message(name: str, content: bytes | None = None, split: str = "train") -> str:
-    """What is said about a file with this content, or about a source of this name."""
+def error_message(name: str, content: bytes | None = None, split: str = "train") -> str:
+    """Return the error for a file with this content, or for a source of this name."""
     if content is not None:
         Path(name).write_bytes(content)
     with pytest.raises(DataError) as raised:
@@ -105,26 +105,26 @@ KINDS: list[tuple[str, Callable[[list[dict[str, str]]], bytes], list[str]]] = [
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
 @pytest.mark.parametrize(("name", "write", "places"), KINDS, ids=[kind[0] for kind in KINDS])
-def test_every_kind_of_file_gives_back_the_rows_written_with_their_places(
+def test_read_rows_every_kind_of_file(
     name: str, write: Callable[[list[dict[str, str]]], bytes], places: list[str], packed: bool
 ) -> None:
-    """What was written is read, in order, plain and packed."""
+    """The rows that were written are read in order, plain and packed, with their locations."""
     name = f"{name}.gz" if packed else name
     Path(name).write_bytes(gzip.compress(write(ROWS)) if packed else write(ROWS))
     assert read(name) == list(zip(ROWS, [f"{name}, {place}" for place in places], strict=True))
 
 
 @pytest.mark.parametrize("write", [as_json, as_wrapped_json, as_json_lines, as_csv, as_tsv])
-def test_a_byte_order_mark_is_no_part_of_the_text(write: Callable[[list[dict[str, str]]], bytes]) -> None:
-    """A UTF-8 file that Windows wrote reads like one without the mark."""
+def test_read_rows_byte_order_mark(write: Callable[[list[dict[str, str]]], bytes]) -> None:
+    """A UTF-8 file with the mark that Windows writes is read like one without it."""
     name = {as_csv: "rows.csv", as_tsv: "rows.tsv", as_json_lines: "rows.jsonl"}.get(write, "rows.json")
     Path(name).write_bytes(b"\xef\xbb\xbf" + write(ROWS))
     assert values(name) == ROWS
 
 
 @pytest.mark.parametrize("write", [as_json, as_json_lines, as_csv, as_tsv])
-def test_windows_line_ends_are_line_ends(write: Callable[[list[dict[str, str]]], bytes]) -> None:
-    """CRLF ends a line once, for the values as for the count."""
+def test_read_rows_windows_line_ends(write: Callable[[list[dict[str, str]]], bytes]) -> None:
+    """CRLF counts as one line end, in the values and in line numbers."""
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
     name = {as_csv: "rows.csv", as_tsv: "rows.tsv", as_json_lines: "rows.jsonl"}.get(write, "rows.json")
     Path(name).write_bytes(write(rows))
@@ -134,15 +134,15 @@ def test_windows_line_ends_are_line_ends(write: Callable[[list[dict[str, str]]],
     assert values(name) == rows
 
 
-def test_parquet_rows_keep_lists_of_turns() -> None:
+def test_read_rows_parquet_lists_of_turns() -> None:
     """Nested columns come back as the lists and dicts they were."""
     rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), "chat.parquet")
     assert values("chat.parquet") == rows
 
 
-def test_parquet_rows_are_counted_on_over_batches() -> None:
-    """A file longer than one batch numbers its rows from 1 to the end."""
+def test_read_rows_parquet_row_numbers_over_batches() -> None:
+    """In a file longer than one batch, rows are numbered from 1 to the end."""
     rows = [{"text": str(number)} for number in range(2500)]
     Path("rows.parquet").write_bytes(as_parquet(rows))
     found = read("rows.parquet")
@@ -153,10 +153,10 @@ def test_parquet_rows_are_counted_on_over_batches() -> None:
 cells = st.text(alphabet='ab,"\n\té ', max_size=8)
 
 
-@quietly
+@for_each_example
 @given(texts=st.lists(cells, min_size=1, max_size=8), blanks=st.lists(st.integers(0, 2), min_size=9, max_size=9))
-def test_a_csv_row_stands_on_the_line_where_it_begins(texts: list[str], blanks: list[int]) -> None:
-    """Quoted line breaks before it and blank lines around it are counted as an editor counts them."""
+def test_read_rows_csv_line_numbers(texts: list[str], blanks: list[int]) -> None:
+    """Quoted line breaks and blank lines before a row are counted as an editor counts them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     text.write("\n" * blanks[0])
@@ -173,9 +173,9 @@ def test_a_csv_row_stands_on_the_line_where_it_begins(texts: list[str], blanks: 
     assert read("rows.csv") == expected
 
 
-@quietly
+@for_each_example
 @given(blanks=st.lists(st.sampled_from(["", "\n", "  \n", "\r\n\n"]), min_size=1, max_size=8))
-def test_a_jsonl_row_stands_on_its_line_whatever_blank_lines_there_are(blanks: list[str]) -> None:
+def test_read_rows_jsonl_line_numbers(blanks: list[str]) -> None:
     """Blank lines hold no row and are counted."""
     written = "".join(f'{blank}{{"text": "<{number}>"}}\n' for number, blank in enumerate(blanks))
     Path("rows.jsonl").write_bytes(written.encode())
@@ -183,8 +183,8 @@ def test_a_jsonl_row_stands_on_its_line_whatever_blank_lines_there_are(blanks: l
     assert [location for _, location in read("rows.jsonl")] == [f"rows.jsonl, line {line}" for line in lines]
 
 
-def test_a_folder_is_its_data_files_by_name() -> None:
-    """Files of every known kind, sorted; what is no data file is passed over, and so are folders inside."""
+def test_read_rows_folder() -> None:
+    """Files of every known kind are read, sorted by name; other files and subfolders are skipped."""
     folder = Path("data")
     (folder / "deeper.json").mkdir(parents=True)
     (folder / "b.jsonl").write_text('{"text": "b"}\n', encoding="utf-8")
@@ -199,8 +199,8 @@ def test_a_folder_is_its_data_files_by_name() -> None:
     assert read("data") == read("data/") == read("./data") == expected
 
 
-def test_a_folder_in_the_home_folder_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`~/rows` has one slash, as a hub id has, and is none."""
+def test_read_rows_folder_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~/rows` has one slash like a hub id, but is a path."""
     monkeypatch.setenv("HOME", str(tmp_path))
     Path("rows").mkdir()
     Path("rows/a.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
@@ -208,7 +208,7 @@ def test_a_folder_in_the_home_folder_is_a_folder(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_the_builtin_set_is_the_shipped_file(split: str) -> None:
+def test_read_rows_builtin(split: str) -> None:
     """Each line of the shipped file is a row, with its line."""
     lines = (BUILTIN / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     expected = [(json.loads(line), f"built-in {split}, line {number}") for number, line in enumerate(lines, 1)]
@@ -234,13 +234,13 @@ def test_the_builtin_set_is_the_shipped_file(split: str) -> None:
         ("here/rows", False),
     ],
 )
-def test_what_is_a_path_is_no_hub_id(source: str, hub: bool) -> None:
-    """A hub id is owner/name; a known ending, a leading dot, slash or tilde, and what exists here make a path."""
+def test_is_hub_id(source: str, hub: bool) -> None:
+    """A hub id is owner/name; a known ending, a leading dot, slash or tilde, and an existing path mean a path."""
     Path("here/rows").mkdir(parents=True)
     assert is_hub_id(source) == hub
 
 
-# What is said
+# Errors
 
 
 GOOD = b'{"text": "a"}\n'
@@ -468,16 +468,16 @@ TEXT_FILES = {
 
 
 @pytest.mark.parametrize("case", TEXT_FILES)
-def test_what_is_said_about_a_file_that_cannot_be_read(case: str) -> None:
-    """File, line and what was found: the message is exact."""
-    name, content, said = TEXT_FILES[case]
-    assert message(name, content) == said
+def test_read_rows_error(case: str) -> None:
+    """The message has the file, the line and the problem."""
+    name, content, message = TEXT_FILES[case]
+    assert error_message(name, content) == message
 
 
-def test_several_malformed_lines_are_told_at_once() -> None:
-    """Every wrong line of a file is named in one go, also those that hold no object."""
-    said = message("rows.jsonl", b"{1}\n" + GOOD + b"[]\n" + GOOD + b"null\n")
-    assert said == (
+def test_read_rows_reports_malformed_lines_together() -> None:
+    """All wrong lines of a file are reported together, including those that hold no object."""
+    message = error_message("rows.jsonl", b"{1}\n" + GOOD + b"[]\n" + GOOD + b"null\n")
+    assert message == (
         "rows.jsonl, line 1: not JSON: Expecting property name enclosed in double quotes (column 2)\n"
         "  got      {1}\n"
         '  hint     one row per line: {"prompt": "...", "completion": "..."}\n'
@@ -490,16 +490,16 @@ def test_several_malformed_lines_are_told_at_once() -> None:
     )
 
 
-def test_at_most_five_malformed_lines_are_told() -> None:
-    """Of seven wrong lines the first five are named."""
-    said = message("rows.jsonl", BAD_LINES)
-    assert [line.split(":")[0] for line in said.splitlines() if not line.startswith(" ")] == [
+def test_read_rows_reports_at_most_five_malformed_lines() -> None:
+    """Of seven wrong lines the first five are reported."""
+    message = error_message("rows.jsonl", BAD_LINES)
+    assert [line.split(":")[0] for line in message.splitlines() if not line.startswith(" ")] == [
         f"rows.jsonl, line {number}" for number in (2, 4, 6, 8, 10)
     ]
 
 
-def test_no_row_is_given_out_behind_a_malformed_line() -> None:
-    """A reader that stops at the error has seen only rows that stand before it."""
+def test_read_rows_stops_at_a_malformed_line() -> None:
+    """Only rows before the malformed line are read."""
     Path("rows.jsonl").write_bytes(GOOD + b"{\n" + GOOD)
     rows = read_rows("rows.jsonl")
     assert next(rows).location == "rows.jsonl, line 1"
@@ -514,9 +514,9 @@ def packed(content: bytes) -> bytes:
     return gzip.compress(content, mtime=0)
 
 
-def test_a_gz_that_is_no_gz() -> None:
+def test_read_rows_gz_that_is_not_gzip() -> None:
     """A plain file that was named .gz."""
-    assert message("rows.jsonl.gz", GOOD) == (
+    assert error_message("rows.jsonl.gz", GOOD) == (
         "rows.jsonl.gz: this .gz can't be unpacked\n"
         "  got      Not a gzipped file (b'{\"') (after line 0)\n"
         "  hint     rename it to rows.jsonl"
@@ -524,43 +524,43 @@ def test_a_gz_that_is_no_gz() -> None:
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
-def test_a_truncated_gz_is_refused_and_no_shorter_file(ending: str) -> None:
-    """What is cut off is missed, whatever is inside."""
+def test_read_rows_truncated_gz(ending: str) -> None:
+    """A truncated .gz is rejected, whatever it contains, and not read as a shorter file."""
     writers = {".jsonl": as_json_lines, ".json": as_json, ".csv": as_csv, ".parquet": as_parquet}
     content = packed(writers[ending](ROWS * 50))
-    said = message(f"rows{ending}.gz", content[:-9])
+    message = error_message(f"rows{ending}.gz", content[:-9])
     first = "this can't be read as a Parquet file" if ending == ".parquet" else "this .gz can't be unpacked"
-    assert said.splitlines()[0] == f"rows{ending}.gz: {first}"
-    assert said.splitlines()[1].startswith("  got      Compressed file ended before the end-of-stream marker")
+    assert message.splitlines()[0] == f"rows{ending}.gz: {first}"
+    assert message.splitlines()[1].startswith("  got      Compressed file ended before the end-of-stream marker")
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
-def test_a_gz_with_a_flipped_byte_is_refused(ending: str) -> None:
+def test_read_rows_gz_with_a_flipped_byte(ending: str) -> None:
     """The checksum of the packed bytes is compared."""
     content = bytearray(packed((as_parquet if ending == ".parquet" else as_json_lines)(ROWS)))
     content[-6] ^= 1  # in the CRC
-    said = message(f"rows{ending}.gz", bytes(content))
-    assert "got      CRC check failed" in said
+    message = error_message(f"rows{ending}.gz", bytes(content))
+    assert "got      CRC check failed" in message
 
 
-def test_remedies_for_a_packed_file_name_the_packed_file() -> None:
+def test_read_rows_hint_names_the_packed_file() -> None:
     """A .gz keeps its ending when it is renamed."""
-    assert message("rows.jsonl.gz", packed('{"text": "é"}'.encode("latin-1"))).splitlines()[-1] == (
+    assert error_message("rows.jsonl.gz", packed('{"text": "é"}'.encode("latin-1"))).splitlines()[-1] == (
         "  hint     save the file as UTF-8"
     )
-    assert message("rows.json.gz", packed(GOOD * 2)).splitlines()[-1] == "  hint     rename it to rows.jsonl.gz"
-    assert message("rows.jsonl.gz", packed(b"[\n]")).splitlines()[-1] == "  hint     rename it to rows.json.gz"
+    assert error_message("rows.json.gz", packed(GOOD * 2)).splitlines()[-1] == "  hint     rename it to rows.jsonl.gz"
+    assert error_message("rows.jsonl.gz", packed(b"[\n]")).splitlines()[-1] == "  hint     rename it to rows.json.gz"
 
 
 # Parquet
 
 
-def test_broken_parquet() -> None:
-    """A file that is no Parquet, one that was cut short, and one damaged in the middle."""
+def test_read_rows_damaged_parquet() -> None:
+    """A file that isn't Parquet, a truncated one, and one damaged in the middle."""
     whole = as_parquet(ROWS)
     damaged = whole[:10] + b"\xff" * 30 + whole[40:]
     for content in (b"PAR1", whole[:-30], damaged):
-        first, second, third = message("rows.parquet", content).splitlines()
+        first, second, third = error_message("rows.parquet", content).splitlines()
         assert first == "rows.parquet: this can't be read as a Parquet file"
         assert second.startswith("  got      ")
         assert third == "  hint     download or write the file again"
@@ -569,11 +569,11 @@ def test_broken_parquet() -> None:
 # Names
 
 
-def test_a_missing_file_names_the_nearest() -> None:
-    """A misspelt name is answered with the file that is there."""
+def test_read_rows_missing_file_suggestion() -> None:
+    """For a misspelt name the error suggests the existing file."""
     Path("data").mkdir()
     Path("data/train.jsonl").write_bytes(GOOD)
-    assert message("data/trian.jsonl") == (
+    assert error_message("data/trian.jsonl") == (
         "data: no such file or folder\n"
         "  got      data/trian.jsonl\n"
         "  did you mean data/train.jsonl?\n"
@@ -582,43 +582,43 @@ def test_a_missing_file_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "./rows", "no/such/folder"])
-def test_a_missing_file_without_a_near_one(name: str) -> None:
-    """Nothing is guessed where nothing is near; a path is never looked up on the hub."""
-    assert message(name) == (
+def test_read_rows_missing_file(name: str) -> None:
+    """Nothing is suggested if no name is similar; a path is never looked up on the hub."""
+    assert error_message(name) == (
         f"data: no such file or folder\n  got      {Path(name)}\n"
         "  hint     use a file, a folder, a hub id (owner/name), or builtin"
     )
 
 
-def test_an_unknown_ending() -> None:
-    """The ending tells the format; the known ones are named."""
-    said = "unknown file extension"
+def test_read_rows_unknown_ending() -> None:
+    """The ending determines the reader; the hint lists the known ones."""
+    message = "unknown file extension"
     known = "one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt"
-    assert message("rows.zip", GOOD) == f"rows.zip: {said}\n  got      rows.zip\n  hint     {known}"
-    assert message("rows.zip.gz", GOOD) == f"rows.zip.gz: {said}\n  got      rows.zip.gz\n  hint     {known}"
-    assert message("rows.md", GOOD) == f"rows.md: {said}\n  got      rows.md\n  hint     rename it to rows.txt"
+    assert error_message("rows.zip", GOOD) == f"rows.zip: {message}\n  got      rows.zip\n  hint     {known}"
+    assert error_message("rows.zip.gz", GOOD) == f"rows.zip.gz: {message}\n  got      rows.zip.gz\n  hint     {known}"
+    assert error_message("rows.md", GOOD) == f"rows.md: {message}\n  got      rows.md\n  hint     rename it to rows.txt"
 
 
-def test_a_folder_without_data_files() -> None:
-    """An empty folder, and one that holds other files, of which the first are named."""
+def test_read_rows_folder_without_data_files() -> None:
+    """An empty folder, and one with other files, the first of which are listed."""
     Path("data").mkdir()
-    said = "data: this folder has no data files\n  got      {}\n  hint     one of {}"
+    message = "data: this folder has no data files\n  got      {}\n  hint     one of {}"
     endings = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt"
-    assert message("data") == said.format("nothing", endings)
+    assert error_message("data") == message.format("nothing", endings)
     for name in "gfedcba":
         Path("data", f"{name}.pdf").touch()
-    assert message("data") == said.format("a.pdf, b.pdf, c.pdf, d.pdf, e.pdf", endings)
+    assert error_message("data") == message.format("a.pdf, b.pdf, c.pdf, d.pdf, e.pdf", endings)
 
 
-def test_an_unknown_split_of_the_builtin_set() -> None:
+def test_read_rows_unknown_split_of_builtin() -> None:
     """The built-in set has two splits."""
-    assert message("builtin", split="test") == (
+    assert error_message("builtin", split="test") == (
         "data.split: the built-in data has no such split\n  got      test\n  hint     train or held_out"
     )
 
 
-def test_a_hub_set_that_cannot_be_reached(tmp_path: Path) -> None:
-    """Offline and not in the cache: what to do, in a process of its own since datasets reads its settings once."""
+def test_read_rows_unreachable_hub(tmp_path: Path) -> None:
+    """Offline and not in the cache; in a separate process, since datasets reads its settings only once."""
     program = """
 from neftcli.data.sources import read_rows
 from neftcli.errors import DataError

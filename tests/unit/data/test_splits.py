@@ -1,4 +1,4 @@
-"""Keeping rows for evaluation.
+"""Held-out splits.
 
 Oracles: laws that hypothesis tries to break (no prompt on both sides, the same split for the same seed whatever the
 order of the rows), and pairs of prompts that a person would or would not call the same.
@@ -27,7 +27,7 @@ def examples(prompts: list[str]) -> list[Example]:
 
 
 def key(one: Example) -> str:
-    """The prompt in lower case without punctuation and space at its ends: what the spellings below have in common."""
+    """Return the prompt in lower case without punctuation and space at its ends: equal for the spellings below."""
     return one.prompt().casefold().strip(" .!?")
 
 
@@ -61,42 +61,40 @@ prompts = st.builds(
 many_prompts = st.lists(prompts, min_size=1, max_size=60)
 seeds = st.integers(0, 5)
 wanted = st.integers(0, 20)
-swiftly = settings(deadline=None)
+without_deadline = settings(deadline=None)
 
 
-@swiftly
+@without_deadline
 @given(many_prompts, wanted, seeds)
-def test_no_prompt_stands_on_both_sides(texts: list[str], rows: int, seed: int) -> None:
-    """Whatever duplicates there are, in whatever spelling, a prompt is trained on or held out."""
+def test_split_held_out_no_prompt_on_both_sides(texts: list[str], rows: int, seed: int) -> None:
+    """With duplicates in any spelling, a prompt is either trained on or held out."""
     train, held_out = split_held_out(examples(texts), rows, seed)
     assert not keys(train) & keys(held_out)
 
 
-@swiftly
+@without_deadline
 @given(many_prompts, wanted, seeds)
-def test_every_row_goes_to_one_side_in_its_order(texts: list[str], rows: int, seed: int) -> None:
-    """No row is lost or doubled, and each side keeps the order given."""
+def test_split_held_out_keeps_every_row_in_order(texts: list[str], rows: int, seed: int) -> None:
+    """No row is lost or doubled, and each split keeps the order."""
     train, held_out = split_held_out(examples(texts), rows, seed)
     places = [[int(one.location) for one in side] for side in (train, held_out)]
     assert all(side == sorted(side) for side in places)
     assert sorted(places[0] + places[1]) == list(range(len(texts)))
 
 
-@swiftly
+@without_deadline
 @given(many_prompts, wanted, seeds)
-def test_never_more_rows_than_asked_for_and_than_a_fifth(texts: list[str], rows: int, seed: int) -> None:
-    """Training keeps four fifths at least."""
+def test_split_held_out_at_most_a_fifth(texts: list[str], rows: int, seed: int) -> None:
+    """Training keeps at least four fifths."""
     held_out = split_held_out(examples(texts), rows, seed)[1]
     assert len(held_out) <= rows
     assert 5 * len(held_out) <= len(texts)
 
 
-@swiftly
+@without_deadline
 @given(many_prompts, wanted, seeds, st.randoms(use_true_random=False))
-def test_the_split_does_not_depend_on_the_order_of_the_rows(
-    texts: list[str], rows: int, seed: int, random: Random
-) -> None:
-    """The same rows in another order are held out again."""
+def test_split_held_out_independent_of_row_order(texts: list[str], rows: int, seed: int, random: Random) -> None:
+    """The same rows are held out if they come in a different order."""
     given_rows = examples(texts)
     shuffled = list(given_rows)
     random.shuffle(shuffled)
@@ -104,23 +102,23 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows(
     assert {one.location for one in held_out} == {one.location for one in again}
 
 
-def test_the_same_seed_is_the_same_split_and_another_seed_another() -> None:
-    """The seed chooses, and nothing else does."""
+def test_split_held_out_depends_on_the_seed_only() -> None:
+    """The same seed gives the same split, and each of 20 seeds a different one."""
     rows = numbered(200)
     splits = [tuple(one.location for one in split_held_out(rows, 20, seed)[1]) for seed in range(20)]
     assert splits == [tuple(one.location for one in split_held_out(rows, 20, seed)[1]) for seed in range(20)]
     assert len(set(splits)) == 20
 
 
-def test_every_row_is_held_out_about_equally_often() -> None:
-    """Over many seeds the choice is even: 20 of 100 rows, 400 times, is 80 each; the spread of a fair choice is 8."""
+def test_split_held_out_is_uniform() -> None:
+    """20 of 100 rows, for 400 seeds: 80 times each, with a standard deviation of 8."""
     counts = Counter(one.location for seed in range(400) for one in split_held_out(numbered(100), 20, seed)[1])
     assert len(counts) == 100
     assert 40 <= min(counts.values()) <= max(counts.values()) <= 120  # five standard deviations
 
 
-def test_rows_kept_when_others_are_added() -> None:
-    """A row added to the data does not reshuffle the split: of the old held-out rows nearly all stay."""
+def test_split_held_out_stable_when_rows_are_added() -> None:
+    """A row added to the data leaves nearly all held-out rows in place."""
     before = {one.location for one in split_held_out(numbered(200), 20, 0)[1]}
     after = {one.location for one in split_held_out(numbered(201), 20, 0)[1]}
     assert len(before & after) >= 19
@@ -130,13 +128,13 @@ def test_rows_kept_when_others_are_added() -> None:
     ("count", "rows", "held_out"),
     [(1, 10, 0), (4, 10, 0), (5, 10, 1), (9, 10, 1), (10, 10, 2), (50, 10, 10), (100, 10, 10), (100, 0, 0)],
 )
-def test_sizes_of_distinct_prompts(count: int, rows: int, held_out: int) -> None:
-    """Distinct prompts give just what was asked for, or a fifth, rounded down."""
+def test_split_held_out_sizes(count: int, rows: int, held_out: int) -> None:
+    """Of distinct prompts the number asked for is held out, or a fifth, rounded down."""
     assert [len(side) for side in split_held_out(numbered(count), rows, 0)] == [count - held_out, held_out]
 
 
-def test_a_group_that_is_too_large_gives_way_to_smaller_ones() -> None:
-    """Eighty rows of one prompt can't be held out; the twenty others can."""
+def test_split_held_out_skips_a_group_that_is_too_large() -> None:
+    """Eighty rows with the same prompt can't be held out; the twenty others can."""
     rows = examples(["always the same"] * 80 + [f"other {number}" for number in range(20)])
     for seed in range(5):
         train, held_out = split_held_out(rows, 10, seed)
@@ -157,8 +155,8 @@ def test_a_group_that_is_too_large_gives_way_to_smaller_ones() -> None:
         ("don't", "don’t"),
     ],
 )
-def test_prompts_that_are_the_same(one: str, other: str) -> None:
-    """Case, punctuation, white space and the way a character is encoded make no other prompt."""
+def test_normalize_prompt_equal(one: str, other: str) -> None:
+    """Case, punctuation, white space and the encoding of a character don't matter."""
     assert normalize_prompt(one) == normalize_prompt(other)
 
 
@@ -175,53 +173,53 @@ def test_prompts_that_are_the_same(one: str, other: str) -> None:
         ("日本", "日木"),
     ],
 )
-def test_prompts_that_are_not_the_same(one: str, other: str) -> None:
-    """Another letter, digit, accent or vowel sign makes another prompt."""
+def test_normalize_prompt_different(one: str, other: str) -> None:
+    """A different letter, digit, accent or vowel sign makes a different prompt."""
     assert normalize_prompt(one) != normalize_prompt(other)
 
 
 @given(st.text(max_size=40))
-def test_a_normalised_prompt_has_single_spaces_inside_only(text: str) -> None:
-    """What is left is words and one space between two of them."""
+def test_normalize_prompt_single_spaces(text: str) -> None:
+    """The result is words with single spaces between them."""
     found = normalize_prompt(text)
     assert found == " ".join(found.split())
 
 
-@swiftly
+@without_deadline
 @given(many_prompts, many_prompts)
-def test_training_rows_lose_the_prompts_that_are_held_out(texts: list[str], held_out: list[str]) -> None:
-    """Just those rows go whose prompt is evaluated on, in any spelling; the others keep their order."""
+def test_exclude_prompts(texts: list[str], held_out: list[str]) -> None:
+    """Only rows whose prompt is held out, in any spelling, are dropped; the others keep their order."""
     kept = exclude_prompts(examples(texts), examples(held_out))
     gone = keys(examples(held_out))
     assert kept == [one for one in examples(texts) if key(one) not in gone]
 
 
 @given(st.integers(0, 40), st.integers(1, 50), seeds)
-def test_chosen_rows_are_as_many_as_asked_for_and_in_order(count: int, rows: int, seed: int) -> None:
-    """No row twice, none invented, all of them where fewer are there."""
+def test_sample_rows_number_and_order(count: int, rows: int, seed: int) -> None:
+    """No row is chosen twice; if there are fewer rows, all are chosen."""
     places = [int(one.location) for one in sample_rows(numbered(count), rows, seed)]
     assert len(places) == min(rows, count)
     assert places == sorted(set(places))
     assert set(places) <= set(range(count))
 
 
-def test_another_seed_chooses_other_rows() -> None:
-    """The seed chooses; equal prompts are chosen among as others are."""
+def test_sample_rows_depends_on_the_seed() -> None:
+    """Different seeds choose different rows, even if all prompts are equal."""
     for rows in (numbered(50), examples(["always the same"] * 50)):
         chosen = [tuple(one.location for one in sample_rows(rows, 10, seed)) for seed in range(10)]
         assert chosen[0] == tuple(one.location for one in sample_rows(rows, 10, 0))
         assert len(set(chosen)) == 10
 
 
-def test_duplicates_repeat_prompt_and_answer() -> None:
-    """A repeated prompt with another answer is no duplicate; another spelling of the prompt is one."""
+def test_count_duplicates() -> None:
+    """A repeated prompt with a different answer is no duplicate; a different spelling of the prompt is one."""
     rows = [example("q", "a"), example("Q?", "a"), example("q", "b"), example("p", "a"), example("q", "a")]
     assert count_duplicates(rows) == 2
     assert count_duplicates([]) == 0
 
 
-def test_plain_text_is_its_own_prompt() -> None:
-    """The same text twice is one group and a duplicate."""
+def test_split_held_out_plain_text() -> None:
+    """A text is its own prompt: the same text twice is one group and a duplicate."""
     rows = [Example((), f"text {number // 2}", str(number)) for number in range(20)]
     train, held_out = split_held_out(rows, 4, 0)
     assert len(held_out) == 4
@@ -229,11 +227,11 @@ def test_plain_text_is_its_own_prompt() -> None:
     assert count_duplicates(rows) == 10
 
 
-# The same choice as by dictionaries of prompts
+# Comparison with dictionaries of prompts
 
 
 def by_groups(rows: list[Example], number: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """The rule in so many words: groups in the order of their hash, whole, as long as they fit."""
+    """Split by the rule written out: whole groups in the order of their hash, as long as they fit."""
     limit = min(number, int(len(rows) * 0.2))
     groups: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
@@ -252,36 +250,36 @@ def hashed(key: str) -> bytes:
     return blake2b(key.encode(), digest_size=16).digest()
 
 
-@swiftly
+@without_deadline
 @given(many_prompts, wanted, seeds)
-def test_the_split_is_that_by_groups(texts: list[str], rows: int, seed: int) -> None:
-    """To the row and its place."""
+def test_split_held_out_is_the_split_by_groups(texts: list[str], rows: int, seed: int) -> None:
+    """The same rows in the same order."""
     assert split_held_out(examples(texts), rows, seed) == by_groups(examples(texts), rows, seed)
 
 
-@swiftly
+@without_deadline
 @given(many_prompts, wanted, seeds)
-def test_the_choice_is_that_by_hashes(texts: list[str], rows: int, seed: int) -> None:
-    """Of each row's place and prompt."""
+def test_sample_rows_is_the_choice_by_hashes(texts: list[str], rows: int, seed: int) -> None:
+    """The rows with the smallest hashes of index and prompt, in order."""
     given_rows = examples(texts)
     order = sorted(range(len(texts)), key=lambda place: hashed(f"{seed}/{place}/{given_rows[place].prompt()}"))
     assert sample_rows(given_rows, rows, seed) == [given_rows[place] for place in sorted(order[:rows])]
 
 
-@swiftly
+@without_deadline
 @given(many_prompts, st.lists(st.sampled_from("ab"), min_size=60, max_size=60))
-def test_duplicates_and_distinct_rows_are_those_of_sets(texts: list[str], answers: list[str]) -> None:
-    """The last of equal rows stands in the place of the first, as in a dictionary."""
+def test_count_duplicates_and_select_distinct_agree_with_sets(texts: list[str], answers: list[str]) -> None:
+    """The last of equal rows takes the position of the first, as in a dictionary."""
     rows = [example(text, answer, str(place)) for place, (text, answer) in enumerate(zip(texts, answers, strict=False))]
     assert count_duplicates(rows) == len(rows) - len({(normalize_prompt(row.prompt()), row.answer()) for row in rows})
     last = list({(row.turns, row.text): row for row in rows}.values())
     assert [rows[place] for place in splits.select_distinct(rows)] == last
 
 
-@swiftly
+@without_deadline
 @given(many_prompts, many_prompts)
-def test_rows_that_ask_what_was_seen_anywhere_in_a_conversation(texts: list[str], seen: list[str]) -> None:
-    """Also where it is not the last question."""
+def test_select_unseen_anywhere_in_a_conversation(texts: list[str], seen: list[str]) -> None:
+    """Even if it is not the last question."""
     rows = [
         Example((Turn("user", first), Turn("assistant", "a"), Turn("user", second), Turn("assistant", "b")), "", "")
         for first, second in zip(texts, reversed(texts), strict=True)
@@ -293,7 +291,15 @@ def test_rows_that_ask_what_was_seen_anywhere_in_a_conversation(texts: list[str]
 
 
 @given(st.text())
-def test_letters_are_looked_up_as_they_are_judged_one_by_one(text: str) -> None:
-    """The table of letters is filled as they come."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    assert normalize_prompt(text) == " ".join("".join(splits._normalize_letter(letter) for letter in folded).split())
+def test_normalize_prompt_letter_by_letter(text: str) -> None:
+    """Letters, marks and digits stay, signs of arithmetic and money become words, others a space."""
+    normalized = ""
+    for letter in unicodedata.normalize("NFKC", text).casefold():
+        category = unicodedata.category(letter)
+        if letter.isalnum() or category in ("Mn", "Mc", "Me"):
+            normalized += letter
+        elif category in ("Sm", "Sc") or letter in "*/%^":
+            normalized += f" {letter} "
+        else:
+            normalized += " "
+    assert normalize_prompt(text) == " ".join(normalized.split())

@@ -1,6 +1,6 @@
 """The cache of tokenised rows.
 
-Oracles: the rows that were tokenised, the number of times that they were, and the files of the folder.
+Oracles: the tokenised rows, the number of calls that tokenised them, and the files of the folder.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def counting() -> tuple[list[int], Callable[[], tuple[TokenDataset, Sequence[int
     return calls, tokenise
 
 
-def test_cached_gives_back_what_was_tokenised() -> None:
+def test_load_or_create_returns_what_was_tokenised() -> None:
     calls, tokenise = counting()
     for _ in range(3):
         rows, places = load_or_create("key", tokenise)
@@ -58,13 +58,13 @@ def test_cached_gives_back_what_was_tokenised() -> None:
     assert len(calls) == 2
 
 
-def test_cached_keeps_no_rows_as_well() -> None:
+def test_load_or_create_no_rows() -> None:
     for _ in range(2):
         rows, places = load_or_create("key", lambda: (TokenDataset.from_rows([]), []))
         assert (list(rows), list(places)) == ([], [])
 
 
-def test_token_key_changes_with_all_that_tokens_depend_on() -> None:
+def test_hash_key_covers_all_inputs() -> None:
     keys = {
         hash_key(examples(), "tokenizer", "template"),
         hash_key(examples("b"), "tokenizer", "template"),
@@ -77,8 +77,8 @@ def test_token_key_changes_with_all_that_tokens_depend_on() -> None:
     assert hash_key(examples(), "tokenizer", "template") in keys
 
 
-def test_cached_on_another_disk(folder: Path, tmp_path: Path) -> None:
-    """The user's own `tokens` may be a link; an entry or a lock that is one is refused."""
+def test_load_or_create_folder_is_a_link(folder: Path, tmp_path: Path) -> None:
+    """The folder `tokens` may be a link; an entry or a lock that is one is rejected."""
     calls, tokenise = counting()
     (tmp_path / "scratch").mkdir()
     folder.symlink_to("scratch")
@@ -94,7 +94,7 @@ def test_cached_on_another_disk(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped"])
-def test_cached_rebuilds_a_damaged_entry(folder: Path, damage: str) -> None:
+def test_load_or_create_damaged_entry(folder: Path, damage: str) -> None:
     calls, tokenise = counting()
     load_or_create("key", tokenise)
     content = (folder / "key.arrow").read_bytes()
@@ -110,8 +110,8 @@ def test_cached_rebuilds_a_damaged_entry(folder: Path, damage: str) -> None:
     assert (folder / "key.arrow").read_bytes() == content
 
 
-def test_cached_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry that was not used longest goes, also one that is larger than all may be."""
+def test_load_or_create_evicts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used entry is removed, and also an entry larger than the limit."""
     import os
 
     _, tokenise = counting()
@@ -131,7 +131,7 @@ def test_cached_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not (folder / "d.arrow").exists()
 
 
-def test_cached_without_a_folder_tokenises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_or_create_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "file"))
     calls, tokenise = counting()
@@ -148,14 +148,14 @@ def _tokenise_slowly(log: str) -> tuple[TokenDataset, Sequence[int]]:
     return TokenDataset.from_rows(ROWS), range(9)
 
 
-def _want(log: str) -> None:
+def _load(log: str) -> None:
     assert list(load_or_create("key", lambda: _tokenise_slowly(log))[0]) == ROWS
 
 
 @pytest.mark.slow
-def test_cached_is_made_by_one_of_several_processes(tmp_path: Path) -> None:
+def test_load_or_create_once_for_several_processes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_want, args=(str(tmp_path / "log"),)) for _ in range(3)]
+    processes = [context.Process(target=_load, args=(str(tmp_path / "log"),)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

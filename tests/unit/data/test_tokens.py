@@ -1,4 +1,4 @@
-"""Examples as the model sees them: which tokens there are, and which of them carry loss.
+"""Tokenised examples: which tokens there are, and which of them carry loss.
 
 Oracles: prompt and answer tokenised by hand, piece by piece. The tiny tokenizer has one token for each byte, so the
 tokens of a text are those of its pieces end to end, and each piece was written down with whether it carries loss. The
@@ -175,7 +175,7 @@ def by_hand(tokenizer: PreTrainedTokenizerFast, pieces: Pieces) -> tuple[list[in
     return ids, labels
 
 
-def one(
+def tokenize_one(
     tokenizer: PreTrainedTokenizerFast, example: Example, max_length: int = 10_000, completion_only: bool = True
 ) -> TokenRow:
     chat = ChatFormat(tokenizer, chats=bool(example.turns))
@@ -194,20 +194,22 @@ def learned(tokenizer: PreTrainedTokenizerFast, row: TokenRow) -> str:
 @pytest.mark.parametrize(
     "example", [SINGLE, MULTI, conversation(("user", "Add", "2, 3"), ("assistant", "5"))], ids=["one", "many", "input"]
 )
-def test_the_answers_and_their_stop_tokens_carry_loss_and_nothing_else(setup: Setup, example: Example) -> None:
+def test_tokenize_loss_on_answers_and_stop_tokens_only(setup: Setup, example: Example) -> None:
     """Tokens and labels are those of the pieces written by hand."""
     tokenizer, pieces = setup
     ids, labels = by_hand(tokenizer, pieces(example))
-    assert one(tokenizer, example) == TokenRow(
+    assert tokenize_one(tokenizer, example) == TokenRow(
         ids, labels, truncated=False, ends_with_stop_token=True, location="rows.jsonl, line 1"
     )
 
 
-def test_each_answer_and_each_stop_token_once() -> None:
-    """Said once more in plain text, against an error in the pieces: what is learned is the answers."""
-    assert learned(SETUPS["alpaca"][0], one(SETUPS["alpaca"][0], MULTI)) == "1</s>2\n\n2</s>"
-    assert learned(SETUPS["chatml"][0], one(SETUPS["chatml"][0], MULTI)) == "1</s>2\n\n2</s>"
-    assert learned(SETUPS["own chatml"][0], one(SETUPS["own chatml"][0], MULTI)) == "1<|im_end|>2\n\n2<|im_end|>"
+def test_tokenize_learns_each_answer_once() -> None:
+    """The same in plain text, in case the pieces are wrong."""
+    assert learned(SETUPS["alpaca"][0], tokenize_one(SETUPS["alpaca"][0], MULTI)) == "1</s>2\n\n2</s>"
+    assert learned(SETUPS["chatml"][0], tokenize_one(SETUPS["chatml"][0], MULTI)) == "1</s>2\n\n2</s>"
+    assert (
+        learned(SETUPS["own chatml"][0], tokenize_one(SETUPS["own chatml"][0], MULTI)) == "1<|im_end|>2\n\n2<|im_end|>"
+    )
 
 
 words = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="<"), max_size=12).map(str.strip)
@@ -218,16 +220,16 @@ pairs = st.lists(st.tuples(words, answers), min_size=1, max_size=3)
 @settings(deadline=None)
 @given(system=st.none() | answers, pairs=pairs, context=words)
 @setups
-def test_whatever_is_said_the_labels_are_the_answers(
+def test_tokenize_labels_are_the_answers_of_any_conversation(
     setup: Setup, system: str | None, pairs: list[tuple[str, str]], context: str
 ) -> None:
-    """For any conversation in any script: tokens as by hand, and the labels decode to the answers."""
+    """For any conversation in any script the tokens are those by hand, and the labels decode to the answers."""
     tokenizer, pieces = setup
     turns = [Turn("system", system)] if system else []
     for question, answer in pairs:
         turns += [Turn("user", question, context), Turn("assistant", answer)]
     example = Example(tuple(turns), "", "")
-    row = one(tokenizer, example)
+    row = tokenize_one(tokenizer, example)
     assert (row.input_ids, row.labels) == by_hand(tokenizer, pieces(example))
     stop = "<|im_end|>" if pieces is own_pieces else EOS
     assert learned(tokenizer, row) == "".join(answer + stop for _, answer in pairs)
@@ -235,60 +237,60 @@ def test_whatever_is_said_the_labels_are_the_answers(
 
 @setups
 @pytest.mark.parametrize("example", [SINGLE, MULTI], ids=["one", "many"])
-def test_without_completion_only_every_token_carries_loss(setup: Setup, example: Example) -> None:
-    """All of the conversation up to its last stop token, which ends it."""
+def test_tokenize_loss_on_all_tokens(setup: Setup, example: Example) -> None:
+    """Every token up to the last stop token carries loss but the first."""
     tokenizer, pieces = setup
     ids = by_hand(tokenizer, pieces(example))[0]
     last = max(position for position, token in enumerate(ids) if token in ChatFormat(tokenizer).stop_token_ids) + 1
-    row = one(tokenizer, example, completion_only=False)
+    row = tokenize_one(tokenizer, example, completion_only=False)
     assert row.input_ids == ids[:last]
     assert row.labels == [IGNORE_INDEX, *ids[1:last]]
     assert row.ends_with_stop_token
 
 
-def test_a_template_without_a_stop_token_gets_one_at_the_end() -> None:
+def test_tokenize_template_without_a_stop_token() -> None:
     """A model must learn to end, whatever its template: the last answer is followed by the end-of-text token."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = WITHOUT_STOP
     example = conversation(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
     pieces: Pieces = [("Q: q\nA: ", False), ("a", True), ("\nQ: r\nA: ", False), (f"b{EOS}", True)]
     ids, labels = by_hand(tokenizer, pieces)
-    assert one(tokenizer, example) == TokenRow(
+    assert tokenize_one(tokenizer, example) == TokenRow(
         ids, labels, truncated=False, ends_with_stop_token=True, location="rows.jsonl, line 1"
     )
-    all_of_it = one(tokenizer, example, completion_only=False)
+    all_of_it = tokenize_one(tokenizer, example, completion_only=False)
     assert all_of_it.input_ids == ids
     assert all_of_it.labels == [IGNORE_INDEX, *ids[1:]]
     assert all_of_it.ends_with_stop_token
 
 
 def test_tokenize_template_that_drops_earlier_answers() -> None:
-    """A template that leaves an answer out is refused, whatever carries loss."""
+    """A template that leaves an answer out is rejected, whichever tokens carry loss."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = FORGETFUL
     example = conversation(("user", "one?"), ("assistant", "It is A."), ("user", "two?"), ("assistant", "It is B."))
     for completion_only in (True, False):
         with pytest.raises(DataError) as raised:
-            one(tokenizer, example, completion_only=completion_only)
+            tokenize_one(tokenizer, example, completion_only=completion_only)
         assert str(raised.value) == (
             "rows.jsonl, line 1, turn 2: the chat template does not render the answer\n"
             "  got      It is A.\n"
             "  hint     --chat-template chatml"
         )
-    assert learned(tokenizer, one(tokenizer, SINGLE)) == "That.</s>"
+    assert learned(tokenizer, tokenize_one(tokenizer, SINGLE)) == "That.</s>"
 
 
 def test_tokenize_template_that_opens_answers_with_other_words() -> None:
-    """The answer begins after what prompt and training share, and the row says that the prompt has more."""
+    """The answer begins after the prefix that prompt and training share; the row has a remark about the difference."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = THINKING
-    row = one(tokenizer, SINGLE)
+    row = tokenize_one(tokenizer, SINGLE)
     assert learned(tokenizer, row) == "That.</s>"
     assert row.remarks == (PROMPT_DIFFERS,)
 
 
-def test_a_template_that_refuses_a_conversation() -> None:
-    """What the template says is passed on, with the roles it was given."""
+def test_tokenize_template_that_rejects_a_conversation() -> None:
+    """The message quotes the template and lists the roles."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{% for message in messages %}{% if message.role == 'system' %}"
@@ -296,7 +298,7 @@ def test_a_template_that_refuses_a_conversation() -> None:
         "{% endif %}{{ message.content }}{% endfor %}"
     )
     with pytest.raises(DataError) as raised:
-        one(tokenizer, MULTI)
+        tokenize_one(tokenizer, MULTI)
     assert str(raised.value) == (
         f"{MULTI.location}: the chat template rejects this conversation: System role not supported\n"
         "  got      system, user, assistant, user, assistant\n"
@@ -305,13 +307,13 @@ def test_a_template_that_refuses_a_conversation() -> None:
 
 
 def test_tokenize_splits_where_generation_begins() -> None:
-    """A merge across the border is not made: the prompt's tokens are those of the prompt alone."""
+    """No merge crosses the boundary: the prompt's tokens are those of the prompt alone."""
     vocabulary = {**tiny_tokenizer().get_vocab(), ":T": 247}
     model = Tokenizer(models.BPE(vocab=vocabulary, merges=[(":", "T")], unk_token="<unk>"))  # noqa: S106 - no password
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.decoder = decoders.ByteLevel()
     tokenizer = with_template("alpaca", PreTrainedTokenizerFast(tokenizer_object=model, **SPECIAL_TOKENS))
-    row = one(tokenizer, SINGLE)
+    row = tokenize_one(tokenizer, SINGLE)
     prompt = tokenize_prompt(ChatFormat(tokenizer), SINGLE)
     assert 247 in tokenizer(tokenizer.decode(row.input_ids))["input_ids"]
     assert row.input_ids[: len(prompt)] == prompt
@@ -319,18 +321,18 @@ def test_tokenize_splits_where_generation_begins() -> None:
     assert row.remarks == ()
 
 
-def test_the_stop_token_is_learned_where_it_is_the_pad_token_too() -> None:
-    """Labels go by place, not by token: pad == eos hides no stop token."""
+def test_tokenize_learns_a_stop_token_that_is_the_pad_token() -> None:
+    """Labels depend on the position, not on the token: a stop token is learned even if pad == eos."""
     tokenizer = with_template("alpaca")
     tokenizer.pad_token = tokenizer.eos_token
-    row = one(tokenizer, SINGLE)
+    row = tokenize_one(tokenizer, SINGLE)
     assert row.labels[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
     assert row.ends_with_stop_token
-    assert one(tokenizer, plain("words"), completion_only=False).labels[-1] == tokenizer.eos_token_id
+    assert tokenize_one(tokenizer, plain("words"), completion_only=False).labels[-1] == tokenizer.eos_token_id
 
 
-def test_stop_tokens_are_the_end_of_text_and_those_of_chat_templates() -> None:
-    """Tokens that end a turn are stop tokens if the tokenizer has them, and only then."""
+def test_chat_format_stop_token_ids() -> None:
+    """The end-of-text token, and those that end a turn in a chat template, if the tokenizer has them."""
     assert ChatFormat(with_template("chatml")).stop_token_ids == {2}
     tokenizer = own_chatml()
     assert ChatFormat(tokenizer).stop_token_ids == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
@@ -339,8 +341,8 @@ def test_stop_tokens_are_the_end_of_text_and_those_of_chat_templates() -> None:
     assert ChatFormat(tokenizer, [3, 50], chats=False).stop_token_ids == {2, 3}
 
 
-def test_rows_keep_their_order_and_do_not_depend_on_their_neighbours() -> None:
-    """More rows than are tokenised at once come out as each does alone."""
+def test_tokenize_rows_are_independent_and_in_order() -> None:
+    """Rows of several batches are tokenised as each would be alone."""
     tokenizer = SETUPS["chatml"][0]
     examples = [
         conversation(("user", "q" * (number % 7)), ("assistant", str(number)), location=str(number))
@@ -349,11 +351,11 @@ def test_rows_keep_their_order_and_do_not_depend_on_their_neighbours() -> None:
     rows = list(tokenize(ChatFormat(tokenizer), examples, 10_000))
     assert [row.location for row in rows] == [example.location for example in examples]
     for number in (0, 511, 512, 1029):
-        assert rows[number] == one(tokenizer, examples[number])
+        assert rows[number] == tokenize_one(tokenizer, examples[number])
 
 
-def test_no_examples_are_no_rows() -> None:
-    """A side without rows is not an error here."""
+def test_tokenize_no_examples() -> None:
+    """A split without rows is not an error here."""
     assert list(tokenize(ChatFormat(tiny_tokenizer()), [], 100)) == []
 
 
@@ -361,11 +363,11 @@ def test_no_examples_are_no_rows() -> None:
 
 
 @pytest.mark.parametrize("text", ["words", f"{BOS}words", f"words{EOS}", f"{BOS}words{EOS}"])
-def test_plain_text_carries_loss_throughout_and_has_one_bos_and_one_eos(text: str) -> None:
-    """The tokenizer's BOS and our EOS stand once, also where the text was written with them."""
+def test_tokenize_plain_text_has_one_bos_and_one_eos(text: str) -> None:
+    """The row has one BOS and one EOS, even if the text was written with them."""
     tokenizer = writes_bos()
     words = ids_of(tokenizer, "words")
-    row = one(tokenizer, plain(text), completion_only=False)
+    row = tokenize_one(tokenizer, plain(text), completion_only=False)
     assert row == TokenRow(
         [1, *words, 2],
         [IGNORE_INDEX, *words, 2],
@@ -377,60 +379,60 @@ def test_plain_text_carries_loss_throughout_and_has_one_bos_and_one_eos(text: st
 
 
 @pytest.mark.parametrize("text", ["words", f"{EOS}words", f"words{EOS}", f"{EOS}words{EOS}"])
-def test_plain_text_for_a_tokenizer_whose_bos_is_its_eos(text: str) -> None:
-    """OPT begins and ends a text with the same token, once each."""
+def test_tokenize_plain_text_if_bos_is_eos(text: str) -> None:
+    """OPT begins and ends a text with the same token."""
     tokenizer = writes_bos(EOS)
     words = ids_of(tokenizer, "words")
-    row = one(tokenizer, plain(text), completion_only=False)
+    row = tokenize_one(tokenizer, plain(text), completion_only=False)
     assert (row.input_ids, row.labels) == ([2, *words, 2], [IGNORE_INDEX, *words, 2])
 
 
-def test_plain_text_keeps_a_bos_that_the_tokenizer_does_not_write() -> None:
-    """A text that was written with a BOS has it, if nobody else writes one."""
+def test_tokenize_plain_text_keeps_its_own_bos() -> None:
+    """A text that was written with a BOS keeps it if the tokenizer writes none."""
     tokenizer = tiny_tokenizer()
     words = ids_of(tokenizer, "words")
-    assert one(tokenizer, plain("words"), completion_only=False).input_ids == [*words, 2]
-    row = one(tokenizer, plain(f"{BOS}words"), completion_only=False)
+    assert tokenize_one(tokenizer, plain("words"), completion_only=False).input_ids == [*words, 2]
+    row = tokenize_one(tokenizer, plain(f"{BOS}words"), completion_only=False)
     assert row.input_ids == [1, *words, 2]
     assert row.labels == [IGNORE_INDEX, *words, 2]
     assert row.loss_tokens() == len(words) + 1
 
 
 @pytest.mark.parametrize("name", ["alpaca", "chatml"])
-def test_a_conversation_begins_with_one_bos_if_the_tokenizer_writes_one(name: str) -> None:
-    """The template writes it in the tokenizer's place."""
-    row = one(with_template(name, writes_bos()), MULTI)
+def test_tokenize_conversation_has_one_bos(name: str) -> None:
+    """The template writes it instead of the tokenizer."""
+    row = tokenize_one(with_template(name, writes_bos()), MULTI)
     assert row.input_ids[0] == 1
     assert row.input_ids.count(1) == 1
-    assert 1 not in one(with_template(name), MULTI).input_ids
+    assert 1 not in tokenize_one(with_template(name), MULTI).input_ids
 
 
-def test_what_a_tokenizer_begins_with() -> None:
-    """Its BOS where it writes one, else nothing."""
+def test_chat_format_prefix() -> None:
+    """The prefix is the BOS if the tokenizer writes one, else empty."""
     tokenizers = tiny_tokenizer(), writes_bos(), writes_bos(EOS)
     assert [ChatFormat(tokenizer, chats=False).prefix for tokenizer in tokenizers] == [[], [1], [2]]
 
 
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=30))
-def test_any_plain_text_comes_back(text: str) -> None:
-    """All of a text is learned, and its end."""
+def test_tokenize_any_plain_text_comes_back(text: str) -> None:
+    """All of a text is learned, with its end."""
     tokenizer = writes_bos()
-    row = one(tokenizer, plain(text), completion_only=False)
+    row = tokenize_one(tokenizer, plain(text), completion_only=False)
     assert tokenizer.decode(row.input_ids) == f"{BOS}{text}{EOS}"
     assert row.labels == [IGNORE_INDEX, *row.input_ids[1:]]
 
 
-# Cutting
+# Truncation
 
 
 @setups
-def test_rows_are_cut_from_their_end(setup: Setup) -> None:
-    """At every length: the first tokens and their labels, flagged as cut, and stopping only with a stop token."""
+def test_tokenize_truncates_at_the_end(setup: Setup) -> None:
+    """At every length the row has the first tokens and their labels, and the correct flags."""
     tokenizer, pieces = setup
     ids, labels = by_hand(tokenizer, pieces(MULTI))
     for length in range(8, len(ids) + 3):
-        row = one(tokenizer, MULTI, max_length=length)
+        row = tokenize_one(tokenizer, MULTI, max_length=length)
         assert (row.input_ids, row.labels) == (ids[:length], labels[:length])
         assert row.truncated == (length < len(ids))
         last = [label for label in labels[:length] if label != IGNORE_INDEX][-1:]
@@ -438,34 +440,34 @@ def test_rows_are_cut_from_their_end(setup: Setup) -> None:
         assert row.loss_tokens() == sum(label != IGNORE_INDEX for label in labels[:length])
 
 
-def test_a_cut_answer_does_not_stop() -> None:
-    """One token short, the stop token is what is missing; one token shorter still, it is the answer's last."""
+def test_tokenize_truncated_answer_does_not_stop() -> None:
+    """One token short, only the stop token is missing."""
     tokenizer = SETUPS["alpaca"][0]
-    whole = one(tokenizer, SINGLE)
+    whole = tokenize_one(tokenizer, SINGLE)
     length = len(whole.input_ids)
     assert (whole.truncated, whole.ends_with_stop_token) == (False, True)
-    assert one(tokenizer, SINGLE, max_length=length) == whole
-    shorter = one(tokenizer, SINGLE, max_length=length - 1)
+    assert tokenize_one(tokenizer, SINGLE, max_length=length) == whole
+    shorter = tokenize_one(tokenizer, SINGLE, max_length=length - 1)
     assert (shorter.truncated, shorter.ends_with_stop_token, learned(tokenizer, shorter)) == (True, False, "That.")
 
 
-def test_an_answer_that_is_wholly_cut_leaves_no_loss() -> None:
+def test_tokenize_no_loss_if_the_whole_answer_is_truncated() -> None:
     """The question alone fills the row."""
     tokenizer = SETUPS["alpaca"][0]
     prompt = len(ids_of(tokenizer, PROMPT_WITHOUT_INPUT.format(instruction="What?")))
-    row = one(tokenizer, SINGLE, max_length=prompt)
+    row = tokenize_one(tokenizer, SINGLE, max_length=prompt)
     assert (row.loss_tokens(), row.truncated, row.ends_with_stop_token) == (0, True, False)
-    assert one(tokenizer, SINGLE, max_length=prompt + 1).loss_tokens() == 1
+    assert tokenize_one(tokenizer, SINGLE, max_length=prompt + 1).loss_tokens() == 1
 
 
-def test_a_cut_text_does_not_stop() -> None:
-    """Plain text, likewise."""
-    row = one(tiny_tokenizer(), plain("words"), max_length=5, completion_only=False)
+def test_tokenize_truncated_text_does_not_stop() -> None:
+    """Neither does plain text."""
+    row = tokenize_one(tiny_tokenizer(), plain("words"), max_length=5, completion_only=False)
     assert (row.loss_tokens(), row.truncated, row.ends_with_stop_token) == (4, True, False)
 
 
-def test_the_first_token_never_counts() -> None:
-    """Nothing predicts it."""
+def test_token_row_loss_tokens_without_the_first() -> None:
+    """Nothing predicts the first token."""
     assert TokenRow([5, 6, 7], [5, 6, 7], False, False, "").loss_tokens() == 2
     assert TokenRow([5], [5], False, False, "").loss_tokens() == 0
 
@@ -474,20 +476,20 @@ def test_the_first_token_never_counts() -> None:
 
 
 @pytest.mark.parametrize("context", ["", "2, 3, 5"])
-def test_the_papers_prompt_is_exact(context: str) -> None:
-    """Stanford Alpaca's two prompts, word for word, and the answer directly behind."""
+def test_render_prompt_of_stanford_alpaca(context: str) -> None:
+    """Stanford Alpaca's two prompts, word for word, and the answer directly after."""
     example = conversation(("user", "Add the numbers.", context), ("assistant", "10"))
     prompt = (PROMPT_WITH_INPUT if context else PROMPT_WITHOUT_INPUT).format(
         instruction="Add the numbers.", input=context
     )
     tokenizer = SETUPS["alpaca"][0]
     assert render_prompt(ChatFormat(tokenizer), example) == prompt
-    assert tokenizer.decode(one(tokenizer, example).input_ids) == f"{prompt}10</s>"
+    assert tokenizer.decode(tokenize_one(tokenizer, example).input_ids) == f"{prompt}10</s>"
 
 
 @setups
 @pytest.mark.parametrize("example", [SINGLE, MULTI], ids=["one", "many"])
-def test_generation_starts_where_the_last_answer_began_in_training(setup: Setup, example: Example) -> None:
+def test_tokenize_prompt_ends_where_the_last_answer_begins(setup: Setup, example: Example) -> None:
     """The prompt's tokens are a row's first tokens, up to its last answer."""
     tokenizer, pieces = setup
     expected = "".join(text for text, _ in pieces(example))
@@ -496,13 +498,13 @@ def test_generation_starts_where_the_last_answer_began_in_training(setup: Setup,
     assert prompt == expected[: expected.rindex(example.answer())]
     ids = tokenize_prompt(chat, example)
     assert ids == ids_of(tokenizer, prompt)
-    row = one(tokenizer, example)
+    row = tokenize_one(tokenizer, example)
     assert row.input_ids[: len(ids)] == ids
     assert row.labels[len(ids)] != IGNORE_INDEX == row.labels[len(ids) - 1]
 
 
-def test_a_plain_text_is_continued_from_its_first_words() -> None:
-    """Half of a short text, 32 words of a long one, behind one BOS."""
+def test_render_prompt_of_plain_text() -> None:
+    """Half of a short text, 32 words of a long one, after one BOS."""
     tokenizer = ChatFormat(writes_bos(), chats=False)
     assert render_prompt(tokenizer, plain("one two three four five")) == f"{BOS}one two three"
     assert render_prompt(tokenizer, plain(f"{BOS}one two three four")) == f"{BOS}one two"
@@ -524,13 +526,13 @@ def test_a_plain_text_is_continued_from_its_first_words() -> None:
         (plain("words"), ""),
     ],
 )
-def test_special_tokens_inside_text_are_found(example: Example, found: str) -> None:
-    """A token written as text in a question, an input, an answer or a text is named."""
+def test_find_special_token(example: Example, found: str) -> None:
+    """A special token written in a question, an input, an answer or a text is found."""
     assert ChatFormat(tiny_tokenizer(), chats=False).special_tokens.find_special_token(example) == found
 
 
-def test_a_special_token_of_the_chat_template_inside_text_is_found() -> None:
-    """A turn that is forged in the data would otherwise look real."""
+def test_find_special_token_of_the_chat_template() -> None:
+    """A turn forged in the data would otherwise look real."""
     forged = conversation(("user", "hi<|im_end|>"), ("assistant", "a"))
     assert ChatFormat(own_chatml()).special_tokens.find_special_token(forged) == "<|im_end|>"
     assert ChatFormat(with_template("alpaca")).special_tokens.find_special_token(forged) == ""
@@ -538,13 +540,13 @@ def test_a_special_token_of_the_chat_template_inside_text_is_found() -> None:
 
 @setups
 def test_tokenize_special_tokens_in_the_data_are_ordinary_characters(setup: Setup) -> None:
-    """Nobody ends a turn by writing about it: in a chat only the template's stop token is one."""
+    """A special token written in the data ends no turn: only the template's stop token does."""
     tokenizer, pieces = setup
     example = conversation(("user", f"what is {EOS}?"), ("assistant", f"a{EOS}b"))
-    row, chat = one(tokenizer, example), ChatFormat(tokenizer)
+    row, chat = tokenize_one(tokenizer, example), ChatFormat(tokenizer)
     special = [token for token in row.input_ids if token in tokenizer.all_special_ids]
     plainly = conversation(("user", "what is it?"), ("assistant", "ab"))
-    assert special == [t for t in one(tokenizer, plainly).input_ids if t in tokenizer.all_special_ids]
+    assert special == [t for t in tokenize_one(tokenizer, plainly).input_ids if t in tokenizer.all_special_ids]
     assert tokenizer.decode(row.input_ids) == "".join(text for text, _ in pieces(example))
     assert learned(tokenizer, row) == "".join(text for text, loss in pieces(example) if loss)
     prompt = tokenize_prompt(chat, example)
@@ -557,22 +559,22 @@ def test_tokenize_answer_that_ends_with_the_stop_token(setup: Setup) -> None:
     tokenizer, _ = setup
     stop = ChatFormat(tokenizer).stop_tokens[-1]
     written = conversation(("user", "q"), ("assistant", f"a{stop}"))
-    assert one(tokenizer, written) == one(tokenizer, conversation(("user", "q"), ("assistant", "a")))
+    assert tokenize_one(tokenizer, written) == tokenize_one(tokenizer, conversation(("user", "q"), ("assistant", "a")))
 
 
 def test_tokenize_plain_text_with_special_tokens() -> None:
     """A text may have been rendered by a chat template already: its special tokens are tokens."""
-    assert one(tiny_tokenizer(), plain(f"a{EOS}b")).input_ids.count(2) == 2
+    assert tokenize_one(tiny_tokenizer(), plain(f"a{EOS}b")).input_ids.count(2) == 2
 
 
-def test_a_row_can_be_written_as_json() -> None:
+def test_token_row_can_be_written_as_json() -> None:
     """Ids and labels are Python's own numbers, as `neft data inspect --json` needs them."""
-    row = one(SETUPS["alpaca"][0], SINGLE)
+    row = tokenize_one(SETUPS["alpaca"][0], SINGLE)
     assert json.loads(json.dumps([row.input_ids, row.labels])) == [row.input_ids, row.labels]
 
 
-def test_the_pieces_are_not_trivial() -> None:
-    """The oracle itself: each example has tokens of both kinds in each template."""
+def test_pieces_have_tokens_of_both_kinds() -> None:
+    """Check the oracle: each example has tokens with and without loss in each template."""
     for tokenizer, pieces in SETUPS.values():
         for example in (SINGLE, MULTI):
             labels = by_hand(tokenizer, pieces(example))[1]

@@ -1,6 +1,6 @@
 """Turns in every spelling that data has.
 
-Oracles: the turn written out by hand beside each item, and the first line of what is said of each wrong one.
+Oracles: the turn written out by hand beside each item, and the first line of each error message.
 """
 
 import json
@@ -22,7 +22,7 @@ def turn(notes: RowNotes | None = None, **item: Any) -> Turn:
     return read_turns([item], WHERE, "", KEYS, notes or RowNotes())[0]
 
 
-def said(**item: Any) -> str:
+def error_message(**item: Any) -> str:
     with pytest.raises(DataError) as raised:
         turn(**item)
     return str(raised.value).splitlines()[0].removeprefix(f"{WHERE}: turn 1")
@@ -36,8 +36,8 @@ def calls(**item: Any) -> Any:
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_marks_of_an_assistant_turn(mark: str) -> None:
-    """0 and 1 in every way that files write them; null says nothing."""
+def test_read_mark_of_an_assistant_turn(mark: str) -> None:
+    """0 and 1 in each spelling that files use; null counts as missing."""
     for value, learn in (
         (0, False),
         (False, False),
@@ -50,29 +50,32 @@ def test_marks_of_an_assistant_turn(mark: str) -> None:
         assert turn(role="assistant", content="a", **{mark: value}).learn is learn
     assert turn(role="assistant", content="a", **{mark: None}).learn is None
     for value in (0.5, 2, -1, "half", "no", "", [], [1], {}, {"a": 1}):
-        assert said(role="assistant", content="a", **{mark: value}) == (
+        assert error_message(role="assistant", content="a", **{mark: value}) == (
             f": {mark} must be 0 or 1 (whether the turn is trained on; no fractions)"
         )
 
 
-def test_marks_that_contradict_each_other() -> None:
-    """The same in two words is one mark."""
+def test_read_mark_contradiction() -> None:
+    """Two marks that agree are accepted."""
     assert turn(role="assistant", content="a", weight=0, train=False, loss=None).learn is False
-    assert said(role="assistant", content="a", weight=0, train=True) == ": these marks contradict each other"
+    assert error_message(role="assistant", content="a", weight=0, train=True) == ": these marks contradict each other"
 
 
 @pytest.mark.parametrize("role", ["user", "system", "tool"])
-def test_marks_of_other_turns(role: str) -> None:
-    """Nothing but an answer can be learned; that a question is not learned goes without saying."""
+def test_read_mark_of_other_turns(role: str) -> None:
+    """Only an answer can be marked as learned; any turn can be marked as not learned."""
     assert turn(role=role, content="q", weight=0).learn is False
-    assert said(role=role, content="q", train=True) == " is marked to be trained on, but only assistant turns can be"
+    assert (
+        error_message(role=role, content="q", train=True)
+        == " is marked to be trained on, but only assistant turns can be"
+    )
 
 
 # Content
 
 
-def test_content_in_parts_is_joined() -> None:
-    """As chat templates join it; parts of other kinds are named."""
+def test_read_turns_joins_parts() -> None:
+    """Parts of text are joined as chat templates join them; a thinking part becomes the reasoning."""
     parts = [
         {"type": "text", "text": " a"},
         "b",
@@ -102,17 +105,17 @@ def test_content_in_parts_is_joined() -> None:
         (7, "is not text"),
     ],
 )
-def test_parts_that_are_no_text_are_refused(part: Any, expected: str) -> None:
-    """By what they are, with the turn and the part."""
-    assert said(role="user", content=[{"type": "text", "text": "q"}, part]) == f": content, part 2 {expected}"
+def test_read_turns_rejects_parts_other_than_text(part: Any, expected: str) -> None:
+    """The message names the kind of the part, with the turn and the part's number."""
+    assert error_message(role="user", content=[{"type": "text", "text": "q"}, part]) == f": content, part 2 {expected}"
 
 
-def test_content_of_null() -> None:
-    """Nothing but a call can stand for it."""
+def test_read_turns_null_content() -> None:
+    """Content may only be missing if the turn has a tool call."""
     for role in ("user", "assistant", "tool"):
-        assert said(role=role, content=None) == ": content must be text"
-    assert said(role="assistant", content=None, tool_calls=[]) == ": content must be text"
-    assert said(role="assistant", tool_calls=None) == " must have role and content"
+        assert error_message(role=role, content=None) == ": content must be text"
+    assert error_message(role="assistant", content=None, tool_calls=[]) == ": content must be text"
+    assert error_message(role="assistant", tool_calls=None) == " must have role and content"
     assert turn(role="assistant", content=None, tool_calls=[CALL]).content == ""
     assert turn(role="assistant", tool_calls=[CALL]).content == ""
 
@@ -121,7 +124,7 @@ QUESTION = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
 
 
-def refused(messages: list[dict[str, Any]]) -> tuple[str, str]:
+def rejection(messages: list[dict[str, Any]]) -> tuple[str, str]:
     with pytest.raises(DataError) as raised:
         read_turns(messages, WHERE, "", KEYS, RowNotes())
     [problem] = raised.value.problems
@@ -129,7 +132,7 @@ def refused(messages: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("refusing", "said"),
+    ("answer", "message"),
     [
         (
             {"role": "assistant", "content": None, "refusal": "No."},
@@ -145,31 +148,31 @@ def refused(messages: list[dict[str, Any]]) -> tuple[str, str]:
         ),
     ],
 )
-def test_refusal_of_openai(refusing: dict[str, Any], said: str) -> None:
+def test_read_turns_refusal_of_openai(answer: dict[str, Any], message: str) -> None:
     """A refusal without content is rejected; null, as OpenAI writes it with a content, counts as missing."""
     hint = "move the refusal into the content to train on it, or remove the row"
-    assert refused([QUESTION, refusing]) == (said, hint)
+    assert rejection([QUESTION, answer]) == (message, hint)
     notes = RowNotes()
     assert turn(notes, **ANSWER, refusal=None).content == "a"
     assert not notes.unread
 
 
 @pytest.mark.parametrize(("result", "kind"), [({"x": 2}, "an object"), ([{"x": 2}], "an array"), ([1, 2], "an array")])
-def test_tool_result_as_object(result: Any, kind: str) -> None:
-    """As JSON text it is read."""
-    message, hint = refused([QUESTION, {"role": "tool", "content": result}, ANSWER])
+def test_read_turns_tool_result_as_object(result: Any, kind: str) -> None:
+    """An object is rejected with the hint to write it as JSON text, which is read."""
+    message, hint = rejection([QUESTION, {"role": "tool", "content": result}, ANSWER])
     assert message == f"turn 2: content must be text, and this tool result is {kind}"
     assert hint == f"write the {kind.partition(' ')[2]} as JSON text"
     assert json.loads(turn(role="tool", content=json.dumps(result)).content) == result
 
 
-def test_tool_result_in_parts() -> None:
-    """Parts of text are no result in JSON, with a type or without."""
+def test_read_turns_tool_result_in_parts() -> None:
+    """A list of text parts is joined, not taken for a result in JSON; the key `type` is optional."""
     assert turn(role="tool", content=[{"type": "text", "text": "1"}, {"text": "2"}, "3"]).content == "123"
 
 
-def test_either_spelling_of_role_and_content() -> None:
-    """The one with a value, as a table has that holds rows of both."""
+def test_read_turns_either_spelling_of_role_and_content() -> None:
+    """The key with a value counts; a table of mixed rows has all four keys."""
     assert turn(**{"from": "gpt", "value": "a", "role": None, "content": None}) == Turn("assistant", "a")
     assert turn(role="user", value="q") == Turn("user", "q")
 
@@ -178,20 +181,20 @@ def test_either_spelling_of_role_and_content() -> None:
 
 
 @pytest.mark.parametrize("key", REASONING)
-def test_reasoning_of_an_assistant_turn(key: str) -> None:
-    """Without the white space around it; of other turns it is noted as not read."""
+def test_read_turns_reasoning(key: str) -> None:
+    """White space around it is stripped; of other turns it is noted as not read."""
     assert turn(role="assistant", content="a", **{key: "\nhm "}) == Turn("assistant", "a", reasoning="hm")
     assert turn(role="assistant", content="a", **{key: None}) == Turn("assistant", "a")
-    assert said(role="assistant", content="a", **{key: ["hm"]}) == f": {key} must be text"
+    assert error_message(role="assistant", content="a", **{key: ["hm"]}) == f": {key} must be text"
     notes = RowNotes()
     assert turn(notes, role="user", content="q", **{key: "hm"}) == Turn("user", "q")
     assert list(notes.unread) == [f"turn key {key}"]
 
 
-def test_reasoning_in_two_keys() -> None:
-    """Equal is one; two that differ are refused. What stands in the content is content."""
+def test_read_turns_reasoning_in_two_keys() -> None:
+    """Two equal texts count once; two that differ are rejected. Thinking inside the content stays there."""
     assert turn(role="assistant", content="a", reasoning="hm", reasoning_content="hm").reasoning == "hm"
-    assert said(role="assistant", content="a", reasoning="hm", thinking="oh") == (
+    assert error_message(role="assistant", content="a", reasoning="hm", thinking="oh") == (
         ": reasoning and thinking have different reasoning"
     )
     assert turn(role="assistant", content="<think>hm</think>a") == Turn("assistant", "<think>hm</think>a")
@@ -220,24 +223,24 @@ def test_reasoning_in_two_keys() -> None:
         CALL,
     ],
 )
-def test_tool_calls_are_read_in_one_form(given: Any) -> None:
-    """Arguments as an object, whether the file has them so or as JSON text."""
+def test_read_tool_calls_normalises(given: Any) -> None:
+    """Arguments become an object, even if the file has them as JSON text."""
     assert calls(role="assistant", content="", tool_calls=given) == [CALL]
 
 
-def test_tool_calls_of_files_before_tools() -> None:
-    """function_call of OpenAI's older files, and the turns of ShareGPT's."""
+def test_read_tool_calls_older_files() -> None:
+    """The key function_call of OpenAI's older files, and the turns of ShareGPT."""
     function = {"name": "weather", "arguments": '{"place": "Bergen"}'}
     assert calls(role="assistant", content=None, function_call=function) == [CALL]
     for role in ("function_call", "tool_call"):
         assert calls(**{"from": role, "value": json.dumps(CALL["function"])}) == [CALL]
         assert calls(**{"from": role, "value": json.dumps([function, function])}) == [CALL, CALL]
-    assert said(role="assistant", content="", function_call=function, tool_calls=[CALL]) == (
+    assert error_message(role="assistant", content="", function_call=function, tool_calls=[CALL]) == (
         " has both tool_calls and function_call"
     )
 
 
-def test_tool_calls_keep_ids_and_texts() -> None:
+def test_read_tool_calls_keeps_ids_and_letters() -> None:
     """Ids link calls and results; letters are not escaped, since templates write them as they are."""
     given = [CALL | {"id": "c1"}, {"id": "c2", "function": {"name": "é", "arguments": {"a": None}}}]
     read = turn(role="assistant", content="I look.", tool_calls=given)
@@ -271,23 +274,23 @@ def test_tool_calls_keep_ids_and_texts() -> None:
         ([{"name": "f", "arguments": {"a": "\ud800"}}], " contains an unpaired surrogate, such as half of an emoji"),
     ],
 )
-def test_tool_calls_that_cannot_be_read_are_refused(given: Any, expected: str) -> None:
-    """With the call and its key: a call that vanished would be learned as silence."""
-    message = said(role="assistant", content="x", tool_calls=given)
+def test_read_tool_calls_rejects_malformed_calls(given: Any, expected: str) -> None:
+    """The message names the call and its key; a dropped call would teach the model to stay silent."""
+    message = error_message(role="assistant", content="x", tool_calls=given)
     assert message.startswith(f": tool_calls{expected if expected.startswith(' ') else f', {expected}'}")
 
 
-def test_tool_calls_of_others_are_refused() -> None:
-    """Only the assistant calls."""
+def test_read_tool_calls_rejects_other_roles() -> None:
+    """Only an assistant turn may have tool calls."""
     assert (
-        said(role="user", content="q", tool_calls=[CALL])
+        error_message(role="user", content="q", tool_calls=[CALL])
         == " has tool_calls, but only an assistant turn can call a tool"
     )
 
 
 @pytest.mark.parametrize("role", [role for role, standard in ROLES.items() if standard == "tool"])
-def test_tool_turns(role: str) -> None:
-    """What a tool answered, with its name and the id of the call."""
+def test_read_turns_tool_turn(role: str) -> None:
+    """A tool's result is read with its name and the id of the call."""
     expected = Turn("tool", "9", name="weather", tool_call_id="c1")
     assert turn(role=role, content="9", name="weather", tool_call_id="c1") == expected
     assert turn(**{"from": role, "value": "9"}) == Turn("tool", "9")
@@ -297,8 +300,8 @@ def test_tool_turns(role: str) -> None:
 # Keys that are not read
 
 
-def test_unread_keys_are_noted() -> None:
-    """Once a row, however many of its turns hold them; null and empty say nothing."""
+def test_read_turns_notes_unread_keys() -> None:
+    """Each key counts once a row; null and empty values don't count."""
     notes = RowNotes()
     items = [
         {"role": "user", "content": "q", "emotion": "sad", "tool_call_id": "c"},
@@ -318,8 +321,8 @@ def test_unread_keys_are_noted() -> None:
 
 
 @pytest.mark.parametrize("key", ["mask", "train_on", "Loss_Mask"])
-def test_unread_marks_are_noted(key: str) -> None:
-    """With the keys that are read."""
+def test_read_turns_notes_unread_marks(key: str) -> None:
+    """The remark names the keys that are read."""
     notes = RowNotes()
     assert turn(notes, role="assistant", content="a", **{key: False}).learn is None
     remark = f"neft does not read the turn key {key}; weight or train (0 or 1) marks turns to train on"
@@ -327,14 +330,14 @@ def test_unread_marks_are_noted(key: str) -> None:
     assert not notes.unread
 
 
-def test_names_are_kept() -> None:
-    """Of any turn; they must be text."""
+def test_read_turns_keeps_names() -> None:
+    """Any turn may have a name, which must be text."""
     assert turn(role="user", content="q", name="ann").name == "ann"
-    assert said(role="user", content="q", name=7) == ": name must be text"
+    assert error_message(role="user", content="q", name=7) == ": name must be text"
 
 
-def test_text_too_long_in_any_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row is left out for it."""
+def test_read_turns_text_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row is skipped."""
     monkeypatch.setattr("neftcli.data.turns.MAX_TEXT_LENGTH", 5)
     for item in ({"content": "x" * 6}, {"content": "x", "reasoning": "y" * 6}, {"content": [{"text": "z" * 6}]}):
         with pytest.raises(UnusableRow, match="longer than 5 characters"):

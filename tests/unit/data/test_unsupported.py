@@ -31,8 +31,8 @@ def read(values: dict[str, Any], columns: dict[str, str] | None = None, *, answe
     return to_example(row, row_format, answers=answers, columns=columns)
 
 
-def refused(values: dict[str, Any], columns: dict[str, str] | None = None, location: str = WHERE) -> tuple[str, str]:
-    """What is said first, and what to type."""
+def rejection(values: dict[str, Any], columns: dict[str, str] | None = None, location: str = WHERE) -> tuple[str, str]:
+    """Return message and hint of the error."""
     row = Row(values, location)
     with pytest.raises(DataError) as raised:
         to_example(row, detect_format(row, columns or {}), columns=columns)
@@ -40,13 +40,13 @@ def refused(values: dict[str, Any], columns: dict[str, str] | None = None, locat
     return problem.message.removeprefix(f"{location}: "), problem.hint
 
 
-def typed_columns(hint: str) -> dict[str, str]:
-    """The mapping of a `--set data.columns=...` as the command line reads it."""
+def parse_columns(hint: str) -> dict[str, str]:
+    """Return the mapping of a `--set data.columns=...` as the command line parses it."""
     flag = next(word for word in shlex.split(hint) if word.startswith("data.columns="))
     return dict(load_recipe("quickstart", [parse_assignment(flag)]).data.columns)
 
 
-def last(example: Example) -> tuple[str, ...]:
+def turn_texts(example: Example) -> tuple[str, ...]:
     return tuple(turn.content for turn in example.turns)
 
 
@@ -78,36 +78,36 @@ PAIRS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("values", "expected"), PAIRS)
-def test_preference_pairs_are_refused(values: dict[str, Any], expected: tuple[str, ...]) -> None:
-    """By what they are; the mapping in the message trains on the chosen answer, with the whole question before it."""
-    what, hint = refused(values)
+def test_reject_unsupported_row_preference_pair(values: dict[str, Any], expected: tuple[str, ...]) -> None:
+    """The mapping in the hint trains on the chosen answer, with the whole question before it."""
+    what, hint = rejection(values)
     assert what.startswith("this is preference data (")
-    assert last(read(values, typed_columns(hint))) == expected
+    assert turn_texts(read(values, parse_columns(hint))) == expected
 
 
-def test_preference_pair_with_chosen_as_completion() -> None:
+def test_to_example_chosen_as_completion() -> None:
     """The mapping {completion: chosen} works whether the chosen answer repeats the prompt or not, as text or turns."""
     for prompt in ("q", ASKED):
         for chosen in ("good", GOOD, GOOD[0], [*ASKED, *GOOD]):
             values = {"prompt": prompt, "chosen": chosen, "rejected": "bad"}
-            assert last(read(values, {"completion": "chosen"})) == ("q", "good")
+            assert turn_texts(read(values, {"completion": "chosen"})) == ("q", "good")
 
 
-def test_preference_pair_in_any_row() -> None:
-    """Also where the first row has a plain layout, and where another column is mapped."""
+def test_reject_unsupported_row_later_preference_pair() -> None:
+    """Even if the first row has a plain format, or another column is mapped."""
     values = {"conversations": [*EARLIER[:2]], "chosen": "good", "rejected": "bad"}
     with pytest.raises(DataError, match="preference data"):
         to_example(Row(values, WHERE), "sharegpt")
     values = {"dialog": EARLIER, "chosen": "good", "rejected": "bad"}
-    what, hint = refused(values, {"conversations": "dialog"})
+    what, hint = rejection(values, {"conversations": "dialog"})
     assert what.startswith("this is preference data")
-    assert last(read(values, typed_columns(hint))) == ("q1", "a1", "q", "good")
+    assert turn_texts(read(values, parse_columns(hint))) == ("q1", "a1", "q", "good")
 
 
-def test_preference_columns_without_a_value() -> None:
-    """Null and empty are as good as missing."""
+def test_reject_unsupported_row_ignores_empty_columns() -> None:
+    """Null and empty values count as missing."""
     values = {"messages": [*ASKED, *GOOD], "chosen": None, "rejected": [], "label": None, "images": [], "image": ""}
-    assert last(read(values)) == ("q", "good")
+    assert turn_texts(read(values)) == ("q", "good")
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_preference_columns_without_a_value() -> None:
         ({"messages": [*ASKED, *GOOD], "feedback": "thumbs_up"}, "whose feedback is thumbs_up or"),
     ],
 )
-def test_reject_judged_answers(values: dict[str, Any], hint: str) -> None:
+def test_reject_unsupported_row_judged_answer(values: dict[str, Any], hint: str) -> None:
     """The hint names the values of good answers."""
-    message, actual = refused(values)
+    message, actual = rejection(values)
     assert message.startswith("this is preference data (")
     assert actual.startswith(f"keep the rows {hint}")
     assert actual.endswith("and remove the column; rename it if it means something else")
@@ -146,10 +146,10 @@ def test_reject_judged_answers(values: dict[str, Any], hint: str) -> None:
         *((column, True) for column in ("undesirable", "rejected", "disliked")),
     ],
 )
-def test_reject_answers_judged_bad(column: str, judgement: Any) -> None:
+def test_reject_unsupported_row_answer_judged_bad(column: str, judgement: Any) -> None:
     """The hint does not name the value of this row."""
     values = {"prompt": "q", "completion": "bad answer", column: judgement}
-    message, hint = refused(values)
+    message, hint = rejection(values)
     assert message.startswith(f"this is preference data ({column} marks answers as good or bad)")
     good = hint.removeprefix(f"keep the rows whose {column} is ").partition(" and remove")[0].split(" or ")
     assert str(judgement).lower() not in good
@@ -172,52 +172,58 @@ def test_reject_answers_judged_bad(column: str, judgement: Any) -> None:
         ({"prompt": "q", "completion": ["good", "bad"]}, "first answer"),
     ],
 )
-def test_reject_ranked_lists(values: dict[str, Any], best: str) -> None:
+def test_reject_unsupported_row_ranked_list(values: dict[str, Any], best: str) -> None:
     """The hint names the best answer."""
-    message, hint = refused(values)
+    message, hint = rejection(values)
     assert message.startswith("this is preference data (")
     assert hint.startswith("replace ")
     assert hint.endswith(f" by one text, such as the {best}")
 
 
-def test_reject_preference_pair_of_openai() -> None:
+def test_reject_unsupported_row_preference_pair_of_openai() -> None:
     """The question is nested, so no mapping reads it."""
     values = {"input": {"messages": ASKED}, "preferred_output": GOOD, "non_preferred_output": BAD}
-    message, hint = refused(values)
+    message, hint = rejection(values)
     assert message.startswith("this is preference data (")
     assert hint == 'write {"messages": [... input.messages, ... preferred_output]}    trains on preferred_output'
 
 
-def test_numbered_answers_are_refused() -> None:
-    """A column beside them says which is better."""
+def test_reject_unsupported_row_numbered_answers() -> None:
+    """A further column names the better one."""
     for values in (
         {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0},
         {"question": "q", "answer_a": "a", "answer_b": "b", "preference": "a"},
         {"prompt": "q", "conversation_a": ASKED, "conversation_b": ASKED, "winner": "model_a"},
     ):
-        assert refused(values)[0].startswith("this is preference data (")
-    assert last(read({"prompt": "q", "completion": "a", "answer_1": "x", "answer_2": "y", "score": 1})) == ("q", "a")
+        assert rejection(values)[0].startswith("this is preference data (")
+    assert turn_texts(read({"prompt": "q", "completion": "a", "answer_1": "x", "answer_2": "y", "score": 1})) == (
+        "q",
+        "a",
+    )
 
 
-def test_labels_of_other_data_are_columns_like_others() -> None:
-    """Classes of texts and of questions are no judgement of an answer."""
+def test_reject_unsupported_row_accepts_labels_of_other_data() -> None:
+    """A class of a text or of a question does not judge an answer."""
     assert read({"text": "a film", "label": 1}).text == "a film"
     assert read({"text": "a film", "label": True}).text == "a film"
-    assert last(read({"prompt": "q", "completion": "a", "label": "sports"})) == ("q", "a")
-    assert last(read({"instruction": "q", "output": "a", "label": 3})) == ("q", "a")
-    assert last(read({"instruction": "q", "output": "a", "label": 1})) == ("q", "a")
-    assert last(read({"question": "q", "choices": ["a", "b"], "answer": "a", "correct": 0}, QA)) == ("q", "a")
-    assert last(read({"instruction": "q", "output": "Positive", "label": "positive"})) == ("q", "Positive")
-    assert last(read({"messages": [*ASKED, *GOOD], "label": "good"})) == ("q", "good")
-    assert last(read({"prompt": "q", "completion": "a", "desirable": 0.7, "feedback": "It is short."})) == ("q", "a")
+    assert turn_texts(read({"prompt": "q", "completion": "a", "label": "sports"})) == ("q", "a")
+    assert turn_texts(read({"instruction": "q", "output": "a", "label": 3})) == ("q", "a")
+    assert turn_texts(read({"instruction": "q", "output": "a", "label": 1})) == ("q", "a")
+    assert turn_texts(read({"question": "q", "choices": ["a", "b"], "answer": "a", "correct": 0}, QA)) == ("q", "a")
+    assert turn_texts(read({"instruction": "q", "output": "Positive", "label": "positive"})) == ("q", "Positive")
+    assert turn_texts(read({"messages": [*ASKED, *GOOD], "label": "good"})) == ("q", "good")
+    assert turn_texts(read({"prompt": "q", "completion": "a", "desirable": 0.7, "feedback": "It is short."})) == (
+        "q",
+        "a",
+    )
     assert read({"text": "a film", "label": "negative"}).text == "a film"
 
 
-def test_columns_of_two_sides_that_are_no_answers() -> None:
-    """Words for good and bad beside other words, and counts."""
+def test_reject_unsupported_row_accepts_pairs_other_than_answers() -> None:
+    """Column names with good and bad for prompts of images, and for counts."""
     images = {"positive_prompt": "sharp", "negative_prompt": "blurred"}
-    assert last(read({"prompt": "q", "completion": "a", **images})) == ("q", "a")
-    assert last(read({"prompt": "q", "completion": "a", "positive": 3, "negative": 1})) == ("q", "a")
+    assert turn_texts(read({"prompt": "q", "completion": "a", **images})) == ("q", "a")
+    assert turn_texts(read({"prompt": "q", "completion": "a", "positive": 3, "negative": 1})) == ("q", "a")
 
 
 # Images and sound
@@ -225,24 +231,24 @@ def test_columns_of_two_sides_that_are_no_answers() -> None:
 
 @pytest.mark.parametrize("column", ["image", "images", "Image", "audio", "audios", "video", "videos"])
 @pytest.mark.parametrize("value", ["a.png", ["a.png"], {"bytes": b"x", "path": None}, [{"path": "a"}]])
-def test_images_and_sound_are_refused(column: str, value: Any) -> None:
-    """In any layout, by what they are."""
+def test_reject_unsupported_row_media_column(column: str, value: Any) -> None:
+    """In any row format; the message names the kind of the data."""
     kind = next((word for word in ("audio", "video") if word in column), "image")
     for values in ({"messages": [*ASKED, *GOOD]}, {"prompt": "q", "completion": "a"}, {"text": "x"}):
         assert (
-            refused({**values, column: value})[0] == f"the column {column} holds {kind} data, and neft trains on text"
+            rejection({**values, column: value})[0] == f"the column {column} holds {kind} data, and neft trains on text"
         )
 
 
-def test_bytes_under_any_name_are_refused() -> None:
-    """As hub sets hold pictures and sound."""
-    what, _ = refused({"prompt": "q", "completion": "a", "scan": {"bytes": b"x", "path": "x.png"}})
+def test_reject_unsupported_row_bytes() -> None:
+    """A column of bytes, as data sets on the hub store images and audio."""
+    what, _ = rejection({"prompt": "q", "completion": "a", "scan": {"bytes": b"x", "path": "x.png"}})
     assert what == "the column scan holds a file, and neft trains on text"
 
 
-def test_reject_media_column_hint() -> None:
-    """The column can be removed, or the rows."""
-    hint = refused({"prompt": "q", "completion": "a", "images": ["a.png"]})[1]
+def test_reject_unsupported_row_media_column_hint() -> None:
+    """The hint is to remove the column or the rows."""
+    hint = rejection({"prompt": "q", "completion": "a", "images": ["a.png"]})[1]
     assert hint == "remove the column images if the text is useful without it, else remove the rows that have it"
 
 
@@ -268,13 +274,13 @@ def test_reject_media_column_hint() -> None:
         "<|audio|> Who sings?",
     ],
 )
-def test_placeholders_are_refused(question: str) -> None:
-    """The question is about what the model does not see."""
+def test_reject_unsupported_turns_placeholder(question: str) -> None:
+    """The question is about an image or audio that the model does not see."""
     for values in (
         {"instruction": question, "output": "a"},
         {"conversations": [{"from": "human", "value": question}, EARLIER[1]]},
     ):
-        message, hint = refused(values)
+        message, hint = rejection(values)
         assert message.endswith("and neft trains on text")
         assert hint.startswith("remove the rows with <")
 
@@ -293,13 +299,13 @@ def test_placeholders_are_refused(question: str) -> None:
         "a <|im_end|> b",
     ],
 )
-def test_words_about_images_are_no_placeholders(question: str) -> None:
-    """Who asks about the tag is answered."""
-    assert last(read({"instruction": question, "output": "a"})) == (question, "a")
-    assert last(read({"instruction": "q", "output": question})) == ("q", question)
+def test_reject_unsupported_turns_accepts_words_about_images(question: str) -> None:
+    """A question about the tag itself is text."""
+    assert turn_texts(read({"instruction": question, "output": "a"})) == (question, "a")
+    assert turn_texts(read({"instruction": "q", "output": question})) == ("q", question)
 
 
-# Columns that fit no layout
+# Columns that fit no row format
 
 
 @pytest.mark.parametrize(
@@ -322,16 +328,16 @@ def test_words_about_images_are_no_placeholders(question: str) -> None:
         ({"conversation": EARLIER[:2]}, ("q1", "a1")),
     ],
 )
-def test_obvious_columns_are_suggested(values: dict[str, Any], expected: tuple[str, ...]) -> None:
+def test_suggest_columns_of_question_and_answer(values: dict[str, Any], expected: tuple[str, ...]) -> None:
     """The mapping in the message reads the row."""
-    what, hint = refused(values)
+    what, hint = rejection(values)
     assert what == "the columns match no known row format"
-    assert last(read(values, typed_columns(hint))) == expected
+    assert turn_texts(read(values, parse_columns(hint))) == expected
 
 
-def test_text_column_is_suggested() -> None:
-    """A text alone under another name."""
-    assert typed_columns(refused({"content": "words", "id": 1})[1]) == {"text": "content"}
+def test_suggest_text_column() -> None:
+    """A text column under another name."""
+    assert parse_columns(rejection({"content": "words", "id": 1})[1]) == {"text": "content"}
 
 
 @pytest.mark.parametrize(
@@ -378,18 +384,18 @@ def test_text_column_is_suggested() -> None:
         (ASKED[0], 'one conversation per row, not one turn: {"messages": [{"role": ..., "content": ...}, ...]}'),
     ],
 )
-def test_hint_for_nested_rows(values: dict[str, Any], expected: str) -> None:
-    """What no mapping can read is described by the form that it should have."""
-    assert refused(values)[1] == expected
+def test_suggest_turns_of_nested_rows(values: dict[str, Any], expected: str) -> None:
+    """If no mapping can read the row, the hint shows the form that it should have."""
+    assert rejection(values)[1] == expected
 
 
-def test_hint_for_nested_answers() -> None:
-    """The text to take, then the mapping to type."""
+def test_suggest_columns_of_nested_answers() -> None:
+    """The hint names the text to take, then the mapping to type."""
     values = {"question": "q", "answers": {"text": ["good"], "answer_start": [3]}}
-    _, hint = refused(values)
+    _, hint = rejection(values)
     assert hint.startswith("replace answers by the text in answers.text[0]; then --set data.columns=")
-    assert last(read({"question": "q", "answers": "good"}, typed_columns(hint))) == ("q", "good")
-    assert refused(values, {"instruction": "question", "output": "answers"}) == (
+    assert turn_texts(read({"question": "q", "answers": "good"}, parse_columns(hint))) == ("q", "good")
+    assert rejection(values, {"instruction": "question", "output": "answers"}) == (
         "output (the column answers) must be text, and nested lists and objects can't be mapped",
         "replace answers by the text in answers.text[0]",
     )
@@ -397,13 +403,13 @@ def test_hint_for_nested_answers() -> None:
 
 @settings(deadline=None)
 @given(name=st.text(min_size=1, max_size=8).filter(lambda name: name.lower() not in (*STANDARD_COLUMNS, *MEDIA)))
-def test_any_column_name_survives_the_command_line(name: str) -> None:
-    """Quoted for the shell and for YAML."""
+def test_format_mapping_survives_the_command_line(name: str) -> None:
+    """Any column name is quoted for the shell and for YAML."""
     values = {name: [*ASKED, *GOOD]}
-    assert typed_columns(refused(values)[1]) == {"messages": name}
+    assert parse_columns(rejection(values)[1]) == {"messages": name}
 
 
-def test_every_kind_of_unsupported_rows_is_documented() -> None:
+def test_unsupported_rows_are_documented() -> None:
     """A line of the table in docs/data.md for each entry of the registry."""
     docs = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
     for kind in UNSUPPORTED_ROWS:

@@ -1,6 +1,6 @@
-"""Small files that unpack to much: a message in little memory.
+"""Limits of the readers: a file that unpacks to a large one is rejected with little memory.
 
-Oracle: the largest memory that Python held meanwhile (tracemalloc), far below what the file holds.
+Oracle: the peak memory of Python objects (tracemalloc), far below the unpacked size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("name", "piece", "said"),
+    ("name", "piece", "message"),
     [
         ("line.jsonl.gz", b"a" * MIB, "line.jsonl.gz, line 1: a line has at most 1,048,576 bytes"),
         ("line.csv.gz", b"a" * MIB, "line.csv.gz, line 1: a line has at most 1,048,576 bytes"),
@@ -39,10 +39,10 @@ MIB = 2**20
         ),
     ],
 )
-def test_read_rows_of_a_bomb(
-    name: str, piece: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_read_file_of_a_bomb(
+    name: str, piece: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With smaller limits than the real ones, and 24 MiB in each file."""
+    """Each file unpacks to 24 MiB; the limits are smaller than the real ones."""
     for module in (data_file, readers):
         monkeypatch.setattr(module, "MAX_LINE_BYTES", MIB)
         monkeypatch.setattr(module, "MAX_JSON_GZ_BYTES", 2 * MIB)
@@ -59,12 +59,12 @@ def test_read_rows_of_a_bomb(
     finally:
         tracemalloc.stop()
         readers.csv.field_size_limit(before)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert (tmp_path / name).stat().st_size < MIB
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.json.gz"])
-def test_read_rows_of_json_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_file_of_json_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A minified .json is one line, which may be longer than a line of other files."""
     monkeypatch.setattr(data_file, "MAX_LINE_BYTES", MIB)
     rows = [{"text": "a" * 700_000}, {"text": "b" * 700_000}]
@@ -73,8 +73,8 @@ def test_read_rows_of_json_in_one_line(name: str, tmp_path: Path, monkeypatch: p
     assert [row.values for row in read_rows(str(tmp_path / name))] == rows
 
 
-def test_read_rows_of_a_million_columns(tmp_path: Path) -> None:
-    """In the time of its bytes, not of its columns' pairs."""
+def test_read_file_of_300_000_columns(tmp_path: Path) -> None:
+    """The time is linear in the number of columns."""
     names = [f"c{number}" for number in range(300_000)]
     file = tmp_path / "wide.csv"
     file.write_text(",".join(names) + "\n" + ",".join(["1"] * len(names)) + "\n")
